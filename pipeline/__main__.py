@@ -1,0 +1,226 @@
+"""`python -m pipeline STAGE SUBJECT`: one stage of one subject; what every `doit` action runs, and a person pastes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import __version__
+from pipeline.errors import PipelineError, UsageError, storage_errors
+from pipeline.plan import Stage
+from pipeline.records import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.project import Project
+    from pipeline.records import Artifact
+
+_HELP = {
+    Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
+    Stage.DATA: "images, and the FP32 reference's logits         SUBJECT: resnet18",
+    Stage.EXPORT: "an ONNX file in fp32, fp16 or bf16              SUBJECT: resnet18/fp16",
+    Stage.QUANTIZE: "an int8 ONNX file, calibrated                   SUBJECT: resnet18/int8",
+    Stage.BUILD: "an engine or another artifact                   SUBJECT: resnet18/rtx-sm80+/fp16-b1-ws1GiB",
+    Stage.VALIDATE: "an artifact against the FP32 reference          SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp16",
+    Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
+    Stage.MANIFEST: "artifacts/manifest.json and a table of it       SUBJECT: resnet18",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage.
+
+    Returns:
+        the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="  %(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    try:
+        with storage_errors(f"{options.stage} {options.subject or ''}".strip()):
+            return _run(options)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: {options.stage} {options.subject or ''}; what was there before is untouched", file=sys.stderr
+        )
+        return 1
+    except PipelineError as exc:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except Exception as exc:  # noqa: BLE001 - the boundary: a bug is reported as one, with its traceback on request
+        if options.debug:
+            traceback.print_exc()
+        print(
+            f"error: unexpected {type(exc).__name__}: {exc}\n  fix:      run it again with --debug for the traceback",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    stages = "\n".join(f"  {stage.value:<10} {text}" for stage, text in _HELP.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Runs one stage of the pipeline; `doit` runs what is stale of all of them.",
+        epilog=f"stages, in their order:\n{stages}\n  plan       lists every step as a command\n"
+        "  schema     prints the manifest's JSON Schema\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [*(stage.value for stage in Stage), "plan", "schema"]
+    parser.add_argument("stage", choices=names, metavar="STAGE", help="what to do; see below")
+    parser.add_argument("subject", nargs="?", metavar="SUBJECT", help="to what; `plan` lists them")
+    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.stage == "schema":
+        from pipeline.schema import manifest_schema
+
+        print(manifest_schema(), end="")
+        return 0
+    from pipeline.project import Project
+
+    project = Project.load(options.config)
+    if options.stage == "plan":
+        print("\n".join(step.command for step in project.plan.steps))
+        return 0
+    stage = Stage(options.stage)
+    if options.subject is None:
+        raise UsageError(f"{stage.value} needs a SUBJECT", expected=_HELP[stage].rpartition(": ")[2])
+    return _STAGES[stage](project, options.subject)
+
+
+def _source(project: Project, subject: str) -> int:
+    from pipeline.source import make_source
+
+    project.plan.check_model(subject)
+    record = make_source(project)
+    _say(f"{record.origin_detail}: {record.parameters / 1e6:.1f} M parameters, {record.classes} classes")
+    return 0
+
+
+def _data(project: Project, subject: str) -> int:
+    from pipeline.data import make_data
+    from pipeline.model import restore_model
+
+    project.plan.check_model(subject)
+    record = make_data(project, restore_model(project))
+    top1 = "no labels" if record.reference_top1 is None else f"reference top-1 {record.reference_top1:.1%}"
+    _say(f"{record.calibration_samples} to calibrate, {record.validation_samples} to validate; {top1}")
+    for file in record.unreadable:
+        _say(f"unreadable, left out: {file}")
+    return 0
+
+
+def _export(project: Project, subject: str) -> int:
+    from pipeline.export import make_onnx
+    from pipeline.model import restore_model
+
+    record = make_onnx(project, restore_model(project), project.plan.graph(subject))
+    _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
+    lost = [sum(counts) for counts in zip(*((c.underflow, c.subnormal, c.overflow) for c in record.casts), strict=True)]
+    if any(lost):
+        _say(f"cast: {lost[0]:,} values underflow to zero, {lost[1]:,} become subnormal, {lost[2]:,} overflow")
+    return 0
+
+
+def _quantize(project: Project, subject: str) -> int:
+    from pipeline.quantize import make_int8
+
+    record = make_int8(project, project.plan.graph(subject))
+    _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}")
+    return 0
+
+
+def _build(project: Project, subject: str) -> int:
+    from pipeline.build import build_variant
+
+    artifact = build_variant(project, project.plan.variant(subject))
+    return _said(artifact.outcome, artifact.reason, _built(artifact))
+
+
+def _built(artifact: Artifact) -> str:
+    if artifact.file is None:
+        return ""
+    shared = f", the same engine as {artifact.same_as}" if artifact.same_as else ""
+    memory = f", {_megabytes(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
+    return f"{_megabytes(artifact.file.bytes)}{memory}, built in {artifact.build_seconds:.1f} s{shared}"
+
+
+def _validate(project: Project, subject: str) -> int:
+    from pipeline.validate import validate_variant
+
+    report = validate_variant(project, project.plan.variant(subject))
+    if report.accuracy is None:
+        return _said(report.outcome, report.reason, "")
+    words = "passes its gate" if report.passed else f"REJECTED: {report.reason}"
+    _say(f"{words} (agreement {report.accuracy.top1_agreement:.2%}, relative L2 {report.accuracy.relative_l2:.1e})")
+    return 0
+
+
+def _benchmark(project: Project, subject: str) -> int:
+    from pipeline.benchmark import benchmark_target
+
+    reports = benchmark_target(project, project.plan.target(subject))
+    failed = [report for report in reports if report.outcome is Outcome.FAILED]
+    for report in failed:
+        _say(f"FAILED: {report.variant_id}: {report.reason}")
+    reasons = sorted({report.reason for report in reports if report.outcome is Outcome.SKIPPED})
+    for reason in reasons:
+        _say(f"skipped: {reason}")
+    return 1 if failed else 0
+
+
+def _manifest(project: Project, subject: str) -> int:
+    from pipeline.manifest import make_manifest
+    from pipeline.table import print_manifest
+
+    project.plan.check_model(subject)
+    print_manifest(make_manifest(project), sys.stdout)
+    return 0
+
+
+_STAGES: dict[Stage, Callable[[Project, str], int]] = {
+    Stage.SOURCE: _source,
+    Stage.DATA: _data,
+    Stage.EXPORT: _export,
+    Stage.QUANTIZE: _quantize,
+    Stage.BUILD: _build,
+    Stage.VALIDATE: _validate,
+    Stage.BENCHMARK: _benchmark,
+    Stage.MANIFEST: _manifest,
+}
+
+
+def _said(outcome: Outcome, reason: str, done: str) -> int:
+    """Print how a stage ended, and return its exit status."""
+    if outcome is Outcome.DONE:
+        _say(done)
+    elif outcome is Outcome.SKIPPED:
+        _say(f"skipped: {reason}")
+    else:
+        print(f"error: {reason}", file=sys.stderr)
+    return 1 if outcome is Outcome.FAILED else 0
+
+
+def _say(text: str) -> None:
+    if text:
+        print(f"  {text}", flush=True)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

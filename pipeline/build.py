@@ -1,0 +1,97 @@
+"""Variant → artifact, whichever backend runs it, and what happens when that fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.atomic import describe_file, write_record
+from pipeline.environment import missing_driver, now, tools
+from pipeline.errors import BuildError, UnsupportedError
+from pipeline.plan import Stage, Step
+from pipeline.records import Artifact, Backend, Outcome, TensorSpec, Variant
+from pipeline.staleness import key_of
+
+if TYPE_CHECKING:
+    from pipeline.project import Project
+    from pipeline.records import Key
+
+
+def build_variant(project: Project, variant: Variant) -> Artifact:
+    """Build a variant and record how that went: done, skipped with a reason, or failed with one.
+
+    Raises:
+        RecordError: what the variant is built from is missing.
+        StorageError: the results cannot be written.
+    """
+    key = key_of(project, Step(Stage.BUILD, variant.id))
+    try:
+        artifact = _build(project, variant, key)
+    except UnsupportedError as exc:
+        artifact = _unbuilt(project, variant, key, Outcome.SKIPPED, exc.what)
+    except BuildError as exc:
+        artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
+    write_record(project.paths.artifact(variant), artifact)
+    return artifact
+
+
+def _build(project: Project, variant: Variant, key: Key) -> Artifact:
+    if variant.backend is Backend.TENSORRT:
+        from pipeline.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
+
+        return make_engine(project, variant, key)
+    if variant.backend in {Backend.DYNAMO, Backend.TORCH_COMPILE}:
+        raise UnsupportedError(missing_driver() or "this version of the pipeline builds no Torch-TensorRT modules yet")
+    if variant.backend is Backend.EAGER:
+        return _eager(project, variant, key)
+    return _onnx(project, variant, key)
+
+
+def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
+    """An ONNX file is an artifact as it is."""
+    if variant.graph is None:
+        raise BuildError(f"{variant.id} names no graph")
+    graph = project.onnx(variant.graph)
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=graph.toolchain,
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=graph.file,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+    )
+
+
+def _eager(project: Project, variant: Variant, key: Key) -> Artifact:
+    """The weights are the artifact; the factory in the manifest makes the module."""
+    source = project.source()
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=tools("torch"),
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=source.weights,
+        inputs=(
+            TensorSpec(
+                name="image", shape=("batch", *source.preprocessing.input_shape), dtype="float32", layout="NCHW"
+            ),
+        ),
+        outputs=(TensorSpec(name="logits", shape=("batch", source.classes), dtype="float32", layout="NC"),),
+    )
+
+
+def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, reason: str) -> Artifact:
+    """Return the record of a build that gave nothing, and remove what an earlier one gave."""
+    project.paths.engine(variant).unlink(missing_ok=True)
+    log = project.paths.build_log(variant)
+    kept = outcome is Outcome.FAILED and log.is_file()
+    return Artifact(
+        key=key,
+        built_at=now(),
+        variant=variant,
+        outcome=outcome,
+        reason=reason,
+        log=describe_file(log, project.paths.root) if kept else None,
+    )

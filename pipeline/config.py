@@ -1,0 +1,291 @@
+"""`pipeline.yaml` → `Config`: the only reader of the configuration, and every check that needs nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PositiveFloat,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from pipeline.errors import ConfigError, storage_errors
+from pipeline.records import Precision, Preprocessing, Profile, Record
+from pipeline.yaml_source import Location, YamlSource, parse_yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+Whole = Annotated[int, Field(strict=True, ge=1)]
+"""A whole number of at least 1; `true` and `"8"` are not numbers."""
+
+KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+"""What TensorRT-RTX of any version can build for without a GPU (its `ComputeCapability` enumerations)."""
+
+_SIZE_EXAMPLES = "a size such as 256MiB or 1GiB, or a share of the GPU's memory such as 25%"
+
+
+def _profile(value: object) -> object:
+    """A bare number is a fixed batch."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "opt": value, "max": value}
+    return value
+
+
+def _workspace(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"expected {_SIZE_EXAMPLES}, got {value!r}")  # noqa: TRY004 - pydantic collects ValueErrors
+    return {"text": str(value).strip()}
+
+
+class WorkspaceSize(Record):
+    """A workspace as written: bytes, or a percentage of the GPU's total memory."""
+
+    text: str
+
+    @model_validator(mode="after")
+    def _is_a_size(self) -> WorkspaceSize:
+        if self.percent is not None:
+            if not 0 < self.percent <= 100:  # noqa: PLR2004 - per cent
+                raise ValueError(f"expected a share above 0 % and up to 100 %, got {self.text!r}")
+            return self
+        try:
+            size = TypeAdapter(ByteSize).validate_python(self.text)
+        except ValidationError:
+            raise ValueError(f"expected {_SIZE_EXAMPLES}, got {self.text!r}") from None
+        if size <= 0:
+            raise ValueError(f"expected a size above 0, got {self.text!r}")
+        return self
+
+    @property
+    def percent(self) -> float | None:
+        """The share of the GPU's memory, in per cent, if that is what was written."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", self.text)
+        return float(match[1]) if match else None
+
+    @property
+    def label(self) -> str:
+        """The text as a file name may hold it: `1GiB`, `25pct`."""
+        return re.sub(r"\s+", "", self.text).replace("%", "pct")
+
+    def bytes(self, gpu_memory_bytes: int | None) -> int | None:
+        """Return the size in bytes; None for a percentage where no GPU's memory is known."""
+        if self.percent is None:
+            return int(TypeAdapter(ByteSize).validate_python(self.text))
+        return None if gpu_memory_bytes is None else int(gpu_memory_bytes * self.percent / 100)
+
+
+class ModelConfig(Record):
+    """Which model, and whose weights."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "resnet18"
+    factory: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = (
+        "torchvision.models:resnet18"
+    )
+    weights: str = "auto"
+    """auto | IMAGENET1K_V1 | sample | factory | a path ending in .pth, .pt or .safetensors."""
+    download_timeout_seconds: PositiveFloat = 10.0
+    """How long a download may be silent before it counts as failed."""
+
+
+class DataConfig(Record):
+    """Which images, and how many."""
+
+    images: str = "auto"
+    """auto | digits | photographs | the path of a folder with one folder of images a class."""
+    calibration: Whole = 128
+    validation: Whole = 500
+
+
+class TensorRTConfig(Record):
+    """What to build engines for."""
+
+    compute_capabilities: Literal["80+"] | tuple[Literal[75, 80, 86, 89, 120, 121], ...] = "80+"
+    """The GPU generations that one engine runs on; `80+` is Ampere and everything later."""
+
+
+class Gate(Record):
+    """The bounds that a variant must keep to be deployable."""
+
+    cosine: Annotated[float, Field(ge=-1, le=1)]
+    relative_l2: Annotated[float, Field(ge=0)]
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    top1_drop: Annotated[float, Field(ge=-1, le=1)]
+
+
+class Gates(Record):
+    """One gate a precision, against the strict FP32 reference. The numbers come from the design."""
+
+    fp32: Gate = Gate(cosine=0.99999, relative_l2=1e-5, top1_agreement=0.999, top1_drop=0.001)
+    fp16: Gate = Gate(cosine=0.9999, relative_l2=5e-3, top1_agreement=0.995, top1_drop=0.002)
+    bf16: Gate = Gate(cosine=0.999, relative_l2=3e-2, top1_agreement=0.99, top1_drop=0.005)
+    int8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
+    require_proof: bool = False
+    """Reject what agrees often enough, but on too few samples to prove it (Wilson 95 %)."""
+
+    def of(self, precision: Precision) -> Gate:
+        """Return the gate of a precision."""
+        gates = {
+            Precision.FP32: self.fp32,
+            Precision.FP16: self.fp16,
+            Precision.BF16: self.bf16,
+            Precision.INT8: self.int8,
+        }
+        return gates[precision]
+
+
+class ValidationConfig(Record):
+    """How variants are judged."""
+
+    reference_evaluator_samples: Whole = 8
+    """How many samples the slow reference evaluator sees (bf16, which no CPU runtime runs)."""
+
+
+class BenchmarkConfig(Record):
+    """What is timed."""
+
+    batches: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1, 8)
+    warmup_runs: Whole = 3
+    rounds: Whole = 5
+    """Every round times every variant once: A B C A B C."""
+    runs_per_round: Whole = 4
+
+
+class Config(Record):
+    """All of `pipeline.yaml`."""
+
+    artifacts: Annotated[str, StringConstraints(min_length=1)] = "artifacts"
+    model: ModelConfig = ModelConfig()
+    preprocessing: Literal["auto"] | Preprocessing = "auto"
+    data: DataConfig = DataConfig()
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = tuple(Precision)
+    profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
+    workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(_workspace)], ...], Field(min_length=1)]
+    tensorrt: TensorRTConfig = TensorRTConfig()
+    gates: Gates = Gates()
+    validation: ValidationConfig = ValidationConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+
+
+def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        file: the YAML file.
+        gpu_memory_bytes: the GPU's total memory, which percentages are of; None where there is no GPU.
+
+    Raises:
+        ConfigError: lists every problem with its `file:line:column`.
+    """
+    with storage_errors(f"reading {file}"):
+        data = file.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(file, [f"{file}:1:1: not UTF-8 text: {exc.reason} at byte {exc.start}"]) from exc
+    source = parse_yaml(file, text)
+    if source.problems:
+        raise ConfigError(file, source.problems)
+    try:
+        config = Config.model_validate(source.data)
+    except ValidationError as exc:
+        raise ConfigError(file, _problems(source, exc)) from None
+    problems = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, gpu_memory_bytes)]
+    if problems:
+        raise ConfigError(file, problems)
+    return config
+
+
+def _cross_checks(config: Config, gpu_memory_bytes: int | None) -> list[tuple[Location, str]]:
+    """What no single value can know: (location, problem) pairs."""
+    problems: list[tuple[Location, str]] = []
+    for index, batch in enumerate(config.benchmark.batches):
+        if not any(profile.min <= batch <= profile.max for profile in config.profiles):
+            labels = ", ".join(profile.label for profile in config.profiles)
+            problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
+    for index, workspace in enumerate(config.workspaces):
+        if workspace.bytes(gpu_memory_bytes) is None:
+            refusal = (
+                f"{workspace.text!r} is a share of a GPU's memory, and engines that are built ahead of time belong to "
+                "no single GPU; expected bytes, such as 1GiB"
+            )
+            problems.append((("workspaces", index), refusal))
+    lists = {
+        "precisions": [precision.value for precision in config.precisions],
+        "profiles": [profile.label for profile in config.profiles],
+        "workspaces": [str(workspace.bytes(gpu_memory_bytes) or workspace.text) for workspace in config.workspaces],
+    }
+    for name, entries in lists.items():
+        repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
+        problems += [((name, index), f"listed twice: {entry}") for index, entry in repeats]
+    return problems
+
+
+def _problems(source: YamlSource, error: ValidationError) -> list[str]:
+    """Say each of pydantic's errors once, with its position, in the order of the file."""
+    seen: dict[str, None] = {}
+    for detail in error.errors(include_url=False):
+        location = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
+        name = ".".join(str(part) for part in location) or "the file"
+        seen[f"{source.position(location)}: {_explain(detail, location, name)}"] = None
+    return sorted(seen, key=_order)
+
+
+_UNION_TAGS = frozenset(
+    {"literal['80+']", "tuple[literal[75,80,86,89,120,121],...]", "literal['auto']", "Preprocessing"}
+)
+"""What pydantic puts into a location to name a branch of a union; the file has no such key."""
+
+
+def _order(problem: str) -> tuple[int, int]:
+    line, column = problem.split(": ", 1)[0].rsplit(":", 2)[1:]
+    return int(line), int(column)
+
+
+def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
+    got = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {name!r}; {hint}"
+    if detail["type"] == "missing":
+        return f"missing key {name!r}"
+    if detail["type"] == "value_error":
+        return f"{name}: {detail['ctx']['error']}"
+    if detail["type"] == "enum":
+        close = difflib.get_close_matches(str(got), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{name}: expected {detail['ctx']['expected']}, got {got!r}{hint}"
+    if location[:1] == ("tensorrt",):
+        known_sms = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
+        return f"{name}: expected '80+' or a list of compute capabilities out of {known_sms}, got {got!r}"
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{name}: {message}, got {got!r}"
+
+
+def _known_keys(location: Location) -> list[str]:
+    """Return the keys that the mapping at `location` may have."""
+    model: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [
+            annotation,
+            *get_args(annotation),
+            *(inner for arg in get_args(annotation) for inner in get_args(arg)),
+        ]
+        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,150 @@
+"""Images → calibration and validation batches, and the FP32 reference's logits (`<model>/data/`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline import images
+from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.environment import now, tools
+from pipeline.errors import DataError
+from pipeline.model import in_layout, strict_fp32
+from pipeline.plan import Stage, Step
+from pipeline.preprocessing import to_input
+from pipeline.records import DataRecord, ImagesOrigin, Preprocessing, SourceRecord, WeightsOrigin
+from pipeline.staleness import key_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    from pipeline.config import DataConfig
+    from pipeline.images import Images
+    from pipeline.project import Project
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+
+
+class _Split(NamedTuple):
+    origin: ImagesOrigin
+    detail: str
+    calibration: Images
+    validation: Images
+
+
+def make_data(project: Project, model: nn.Module) -> DataRecord:
+    """Store the images and what the strict FP32 reference says of them.
+
+    Args:
+        project: the source stage must have run.
+        model: the restored model.
+
+    Raises:
+        DataError: the images cannot be had.
+        StorageError: the results cannot be written.
+    """
+    source = project.source()
+    paths = project.paths
+    split = _split(project.config.data, source)
+    validation = split.validation
+    log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
+    reference = reference_logits(model, validation.pixels, source.preprocessing)
+    _save(paths.calibration, split.calibration.pixels)
+    _save(paths.validation, validation.pixels)
+    _save(paths.reference, reference)
+    if validation.labels is not None:
+        _save(paths.labels, validation.labels)
+    top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
+    record = DataRecord(
+        key=key_of(project, Step(Stage.DATA, project.plan.model)),
+        built_at=now(),
+        toolchain=tools("torch", "numpy", "pillow", "scikit-learn"),
+        origin=split.origin,
+        origin_detail=split.detail,
+        preprocessing=source.preprocessing,
+        calibration=describe_file(paths.calibration, paths.root),
+        calibration_samples=len(split.calibration),
+        validation=describe_file(paths.validation, paths.root),
+        validation_samples=len(validation),
+        labels=describe_file(paths.labels, paths.root) if validation.labels is not None else None,
+        reference=describe_file(paths.reference, paths.root),
+        reference_top1=top1,
+        unreadable=(*split.calibration.unreadable, *validation.unreadable),
+    )
+    write_record(paths.data, record)
+    return record
+
+
+def reference_logits(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[np.float32]:
+    """Run the model strictly in FP32 on the CPU.
+
+    Returns:
+        float32 (samples, classes).
+
+    Raises:
+        DataError: the reference itself gives NaN or infinity.
+    """
+    channels_last = in_layout(model, torch.channels_last)  # a third faster on a CPU, and still FP32
+    with strict_fp32():
+        batches = [
+            channels_last(torch.from_numpy(to_input(pixels[start : start + _BATCH], spec))).numpy()
+            for start in range(0, len(pixels), _BATCH)
+        ]
+    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise DataError("the FP32 reference gives NaN or infinity: these weights cannot be validated against")
+    return logits
+
+
+def _split(config: DataConfig, source: SourceRecord) -> _Split:
+    """Take the images that the configuration names; `auto` gives the sample its digits and others photographs."""
+    spec = source.preprocessing
+    wanted = config.images
+    if wanted == "auto":
+        wanted = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
+    if wanted == "digits":
+        if source.classes != images.DIGIT_CLASSES:
+            raise DataError(
+                "digits have ten classes, and the model has others",
+                expected=f"{images.DIGIT_CLASSES} classes",
+                got=str(source.classes),
+                fix="set `data.images` in pipeline.yaml to `photographs` or to a folder of the model's classes",
+            )
+        if config.calibration > images.DIGITS_TO_FIT:
+            raise DataError(
+                f"too few digits to calibrate on: {config.calibration}",
+                expected=f"`data.calibration` up to {images.DIGITS_TO_FIT}",
+            )
+        return _Split(
+            ImagesOrigin.DIGITS,
+            "scikit-learn's digits, held out from fitting",
+            images.digits(spec, 0, config.calibration),
+            images.digits(spec, images.DIGITS_TO_FIT, config.validation),
+        )
+    if wanted == "photographs":
+        return _Split(
+            ImagesOrigin.PHOTOGRAPHS,
+            "crops of scikit-learn's two photographs, without labels",
+            images.photographs(spec, 0, config.calibration),
+            images.photographs(spec, config.calibration, config.validation),
+        )
+    folder = images.open_folder(Path(wanted), source.classes, source.class_names)
+    calibration = min(config.calibration, max(1, len(folder.files) // 2))
+    return _Split(
+        ImagesOrigin.FOLDER,
+        f"{wanted}, {len(folder.files)} images",
+        folder.read(spec, 0, calibration),
+        folder.read(spec, calibration, config.validation),
+    )
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)

@@ -1,0 +1,111 @@
+"""The exception tree: everything this package raises on purpose.
+
+Third-party errors are translated into these at one boundary each (`raise … from exc`), so that the command line can
+turn every expected failure into one message a person can act on.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+class PipelineError(Exception):
+    """Something failed, and `str()` of it says what, where, what was expected, what was got and what to do.
+
+    Attributes:
+        exit_code: the process's exit status: 2 for usage and configuration, 1 for work that failed.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", fix: str = "") -> None:
+        """Compose the message from its parts; empty parts are left out."""
+        self.what = what
+        self.got = got
+        details = (("where", where), ("expected", expected), ("got", got), ("fix", fix))
+        super().__init__("\n".join([what, *(f"  {label + ':':<10}{text}" for label, text in details if text)]))
+
+
+class UsageError(PipelineError):
+    """The command line asked for something that does not exist."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration file is wrong; all of its problems at once."""
+
+    def __init__(self, file: Path, problems: Sequence[str]) -> None:
+        """List the problems, each of which begins with its `file:line:column`."""
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{file} has {count}", *(f"  {problem}" for problem in problems)]))
+
+
+class RecordError(PipelineError):
+    """A record on disk is missing, damaged or of another schema version."""
+
+
+class SourceError(PipelineError):
+    """The model's factory or its weights cannot be had."""
+
+
+class DataError(PipelineError):
+    """The images cannot be read."""
+
+
+class ExportError(PipelineError):
+    """The model cannot be exported to ONNX."""
+
+
+class QuantizeError(PipelineError):
+    """The graph cannot be quantised."""
+
+
+class BuildError(PipelineError):
+    """An engine cannot be built."""
+
+
+class RunError(PipelineError):
+    """An artifact cannot be loaded or run."""
+
+
+class UnsupportedError(PipelineError):
+    """This host, flavour or graph cannot do it, whatever is tried: the variant is skipped, not failed."""
+
+
+class StorageError(PipelineError):
+    """A file cannot be written or read: permissions, a full disk, a missing folder."""
+
+
+@contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Translate `OSError` raised inside into a `StorageError` that says what was being done.
+
+    Args:
+        doing: what fails, as a phrase: "writing artifacts/x.json".
+
+    Raises:
+        StorageError: for any `OSError`.
+    """
+    fixes = {
+        errno.ENOSPC: "free some disk space, then run the command again; nothing half-written was left",
+        errno.EDQUOT: "free some of your quota, then run the command again; nothing half-written was left",
+        errno.EACCES: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
+        errno.EPERM: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
+        errno.EROFS: "set `artifacts:` in pipeline.yaml to a writable folder",
+    }
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(
+            f"{doing} failed: {exc.strerror or exc}",
+            where=str(exc.filename or ""),
+            fix=fixes.get(exc.errno or 0, ""),
+        ) from exc

@@ -1,0 +1,146 @@
+"""Model → ONNX in FP32, FP16 and BF16: batch-norms folded in FP32, then cast, then exported (`<model>/onnx/`)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import onnx
+import torch
+from torch import nn
+
+from pipeline import onnx_graph
+from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.environment import now, tools
+from pipeline.errors import ExportError
+from pipeline.model import fold_batch_norms
+from pipeline.plan import Stage, Step
+from pipeline.records import Graph, OnnxRecord, TensorCast
+from pipeline.staleness import key_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.project import Project
+    from pipeline.records import Preprocessing
+
+INPUT, OUTPUT = "image", "logits"
+
+DTYPES = {Graph.FP32: torch.float32, Graph.FP16: torch.float16, Graph.BF16: torch.bfloat16}
+
+OPSETS = {Graph.FP32: 18, Graph.FP16: 18, Graph.BF16: 22}
+"""18 is what torch's exporter is written for; operators take bfloat16 from 22 on."""
+
+_EXTERNAL_DATA_BYTES = 2**31 - 2**20
+"""A protobuf message ends at 2 GiB; larger weights go into a file beside it."""
+
+
+class _Typed(nn.Module):
+    """Takes and gives float32 whatever it computes in, so that every precision is called the same way."""
+
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body = body
+        self.dtype = dtype
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.body(image.to(self.dtype))
+        return logits.float()
+
+
+def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
+    """Export the model in one precision, with a dynamic batch axis.
+
+    Args:
+        project: the source stage must have run.
+        model: the restored model, in FP32.
+        graph: which precision.
+
+    Raises:
+        ExportError: torch cannot trace the model, the result is not valid ONNX, or it is larger than one file.
+        StorageError: the results cannot be written.
+    """
+    folded = fold_batch_norms(model)
+    casts = count_casts(folded.model, DTYPES[graph])
+    typed = _Typed(copy.deepcopy(folded.model).to(DTYPES[graph]), DTYPES[graph]).eval()
+    path = project.paths.onnx(graph)
+    with replacing(path) as temporary:
+        _export(typed, project.source().preprocessing, OPSETS[graph], temporary)
+        exported = onnx.load(temporary)
+    record = OnnxRecord(
+        key=key_of(project, Step(Stage.EXPORT, f"{project.plan.model}/{graph.value}")),
+        built_at=now(),
+        toolchain=tools("torch", "onnx", "onnxscript"),
+        graph=graph,
+        file=describe_file(path, project.paths.root),
+        canonical_sha256=onnx_graph.canonical_digest(exported),
+        opset=onnx_graph.opset_of(exported),
+        inputs=onnx_graph.tensor_specs(list(exported.graph.input)),
+        outputs=onnx_graph.tensor_specs(list(exported.graph.output)),
+        folded_batch_norms=folded.batch_norms,
+        casts=casts,
+    )
+    write_record(project.paths.onnx_record(graph), record)
+    return record
+
+
+def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:
+    """Count, tensor by tensor, the values that a cast to `dtype` loses or makes subnormal; empty for FP32."""
+    if dtype is torch.float32:
+        return ()
+    smallest_normal = torch.finfo(dtype).smallest_normal
+    counts = []
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        narrow = tensor.to(dtype).float()
+        non_zero = tensor != 0
+        counts.append(
+            TensorCast(
+                name=name,
+                elements=tensor.numel(),
+                underflow=int((non_zero & (narrow == 0)).sum()),
+                subnormal=int(((narrow != 0) & (narrow.abs() < smallest_normal)).sum()),
+                overflow=int((tensor.isfinite() & narrow.isinf()).sum()),
+            )
+        )
+    return tuple(counts)
+
+
+def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> None:
+    weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if weights_bytes > _EXTERNAL_DATA_BYTES:
+        raise ExportError(
+            "the model is too large for one ONNX file", expected="weights up to 2 GiB", got=f"{weights_bytes:,} bytes"
+        )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript; nothing a user can act on
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(2, *spec.input_shape),),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={INPUT: {0: batch}},
+                verbose=False,
+            )
+    except Exception as exc:
+        reason = next((line for line in str(exc.__cause__ or exc).splitlines() if line.strip()), type(exc).__name__)
+        raise ExportError(
+            "torch cannot export the model to ONNX",
+            expected="a model that torch.export traces: no control flow that depends on the values of tensors",
+            got=reason[:300],
+        ) from exc
+    if program is None:
+        raise ExportError("torch's exporter returned nothing")
+    program.save(str(path), external_data=False)
+    try:
+        onnx_graph.check(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError("the exported graph is not valid ONNX", got=str(exc).splitlines()[0]) from exc

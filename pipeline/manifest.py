@@ -1,0 +1,177 @@
+"""Records → `artifacts/manifest.json`: what was built, and what of it may be deployed."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from pipeline.atomic import write_record
+from pipeline.environment import git_state, now, tools
+from pipeline.errors import RecordError, StorageError
+from pipeline.plan import Stage, Step
+from pipeline.records import (
+    AccuracyReport,
+    Artifact,
+    Backend,
+    BenchmarkReport,
+    Manifest,
+    ManifestEntry,
+    ManifestModel,
+    Outcome,
+    StageRecord,
+    Status,
+    Variant,
+)
+from pipeline.staleness import holds, key_of, manifest_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.project import Project
+
+
+R = TypeVar("R", bound=StageRecord)
+
+
+class Verdict(NamedTuple):
+    """An artifact's status and the reason for it."""
+
+    status: Status
+    reason: str
+
+
+def make_manifest(project: Project) -> Manifest:
+    """Write the manifest from the records that are current; nothing is said of what an older configuration built.
+
+    Raises:
+        StorageError: the manifest cannot be written.
+    """
+    found = [_find(project, variant) for variant in project.plan.variants]
+    entries = tuple(sorted((_entry(project, item, found) for item in found), key=lambda entry: entry.id))
+    manifest = Manifest(
+        key=manifest_key(project),
+        toolchain=tools(),
+        built_at=now(),
+        git=git_state(Path.cwd()),
+        host=f"{platform.system()} {platform.machine()}",
+        model=_model(project),
+        artifacts=entries,
+    )
+    write_record(project.paths.manifest, manifest)
+    return manifest
+
+
+class Found(NamedTuple):
+    """A variant's records: None for one that is missing, or made from something else than what there is now."""
+
+    variant: Variant
+    artifact: Artifact | None
+    accuracy: AccuracyReport | None
+    benchmark: BenchmarkReport | None
+
+
+def decide(found: Found, needs: str) -> Verdict:
+    """Return what may be said of a variant.
+
+    Deployable is what was built, ran in full through the runtime that it is for, and kept its precision's gate.
+
+    Args:
+        found: the records.
+        needs: what hardware the variant runs on.
+    """
+    variant, artifact, accuracy, benchmark = found
+    if artifact is None:
+        return Verdict(Status.FAILED, "not built: what it is made from is missing, or the build was not run or died")
+    if artifact.outcome is not Outcome.DONE:
+        status = Status.FAILED if artifact.outcome is Outcome.FAILED else Status.SKIPPED
+        return Verdict(status, artifact.reason)
+    if accuracy is None:
+        return Verdict(Status.FAILED, "not validated: the validation was not run or died")
+    if accuracy.outcome is Outcome.FAILED:
+        return Verdict(Status.FAILED, f"validation failed: {accuracy.reason}")
+    if accuracy.outcome is Outcome.SKIPPED:
+        return Verdict(Status.BUILT, f"built, not yet validated: needs {needs} ({accuracy.reason})")
+    if not accuracy.passed:
+        return Verdict(Status.REJECTED, accuracy.reason)
+    if variant.backend is Backend.ONNX_REFERENCE:
+        return Verdict(Status.BUILT, f"numerically sound ({accuracy.evaluator}); no CPU runtime runs bfloat16")
+    if benchmark is not None and benchmark.outcome is Outcome.FAILED:
+        return Verdict(Status.FAILED, f"benchmark failed: {benchmark.reason}")
+    return Verdict(Status.DEPLOYABLE, "")
+
+
+def _find(project: Project, variant: Variant) -> Found:
+    def current(stage: Stage, subject: str, read: Callable[[Variant], R]) -> R | None:
+        try:
+            record = read(variant)
+            return record if holds(project, record, key_of(project, Step(stage, subject))) else None
+        except (RecordError, StorageError):
+            return None
+
+    return Found(
+        variant,
+        current(Stage.BUILD, variant.id, project.artifact),
+        current(Stage.VALIDATE, variant.id, project.accuracy),
+        current(Stage.BENCHMARK, f"{variant.model}/{variant.target}", project.benchmark),
+    )
+
+
+def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestEntry:
+    variant, artifact, accuracy, benchmark = found
+    verdict = decide(found, project.plan.needs(variant))
+    return ManifestEntry(
+        id=variant.id,
+        model=variant.model,
+        target=variant.target,
+        kind=variant.backend,
+        precision=variant.precision,
+        graph=variant.graph,
+        profile=variant.profile,
+        workspace_bytes=variant.workspace.bytes if variant.workspace else None,
+        status=verdict.status,
+        reason=verdict.reason,
+        file=artifact.file if artifact else None,
+        equals=_equals(found, everything),
+        inputs=artifact.inputs if artifact else (),
+        outputs=artifact.outputs if artifact else (),
+        memory=artifact.memory if artifact else None,
+        settings=artifact.settings if artifact else (),
+        evaluator=accuracy.evaluator if accuracy else "",
+        accuracy=accuracy.accuracy if accuracy else None,
+        checks=accuracy.checks if accuracy else (),
+        proven=accuracy.proven if accuracy else False,
+        timings=benchmark.timings if benchmark else (),
+        toolchain=artifact.toolchain if artifact else (),
+        rerun=Step(Stage.BUILD, variant.id).command,
+    )
+
+
+def _equals(found: Found, everything: list[Found]) -> tuple[str, ...]:
+    """Return the other variants whose engine is this one's file."""
+    if found.artifact is None or found.artifact.file is None or found.artifact.layers_sha256 is None:
+        return ()
+    return tuple(
+        other.variant.id
+        for other in everything
+        if other.artifact and other.variant != found.variant and other.artifact.file == found.artifact.file
+    )
+
+
+def _model(project: Project) -> ManifestModel | None:
+    try:
+        source, data = project.source(), project.data()
+    except RecordError:
+        return None  # nothing is built without them, and every entry says so
+    return ManifestModel(
+        name=source.model,
+        factory=source.factory,
+        weights_origin=source.origin,
+        weights_detail=source.origin_detail,
+        weights_sha256=source.weights.sha256,
+        class_names=source.class_names,
+        preprocessing=source.preprocessing,
+        images=data.origin_detail,
+        labelled=data.labels is not None,
+        reference_top1=data.reference_top1,
+    )

@@ -1,0 +1,290 @@
+"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+import socket
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from pipeline.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torchvision.models import WeightsEnum
+
+    from pipeline.project import Project
+
+    Factory = Callable[[], nn.Module]
+
+SEED = 0
+"""Every factory is called with this seed, so that random weights are the same ones every time."""
+
+
+def import_factory(spec: str) -> Factory:
+    """Return the callable that `package.module:function` names.
+
+    Raises:
+        SourceError: it cannot be imported or is not callable.
+    """
+    module_name, name = spec.split(":")
+    fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except Exception as exc:
+        raise SourceError(f"the model's factory {spec!r} cannot be imported", got=_one_line(exc), fix=fix) from exc
+    if not callable(factory):
+        raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
+    return factory  # type: ignore[no-any-return]  # checked as far as it can be
+
+
+def make_model(spec: str) -> nn.Module:
+    """Call a factory, seeded, without arguments.
+
+    Returns:
+        the module in evaluation mode, in float32, on the CPU.
+
+    Raises:
+        SourceError: the factory fails or returns something else than a module.
+    """
+    factory = import_factory(spec)
+    torch.manual_seed(SEED)
+    try:
+        model = factory()
+    except Exception as exc:
+        raise SourceError(f"the model's factory {spec!r} failed", got=_one_line(exc)) from exc
+    if not isinstance(model, nn.Module):
+        raise SourceError(
+            f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
+        )
+    return model.eval().float().cpu()
+
+
+def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return how many logits the model gives for an image.
+
+    Raises:
+        SourceError: the model does not take one image batch or does not return (batch, classes).
+    """
+    expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
+    try:
+        with torch.inference_mode():
+            output = model(torch.zeros(2, *input_shape))
+    except Exception as exc:
+        raise SourceError("the model does not take a batch of images", expected=expected, got=_one_line(exc)) from exc
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
+        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise SourceError("the model does not return logits", expected=expected, got=got)
+    return int(output.shape[1])
+
+
+class Head(NamedTuple):
+    """The final linear layer, by its name in the model."""
+
+    name: str
+    layer: nn.Linear
+
+
+def find_head(model: nn.Module) -> Head:
+    """Return the last linear layer.
+
+    Raises:
+        SourceError: there is none.
+    """
+    layers = [Head(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise SourceError(
+            "the sample model needs a network that ends in torch.nn.Linear",
+            got=f"{type(model).__name__}, which has none",
+            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+        )
+    return layers[-1]
+
+
+def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
+    """Put a fresh linear layer with `classes` outputs where the head was, and return it."""
+    parent_name, _, attribute = name.rpartition(".")
+    old = model.get_submodule(name)
+    if not isinstance(old, nn.Linear):
+        raise SourceError(f"the model's layer {name!r} is no torch.nn.Linear", got=type(old).__name__)
+    head = nn.Linear(old.in_features, classes)
+    setattr(model.get_submodule(parent_name), attribute, head)
+    return head
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Load weights whose names and shapes must all match.
+
+    Raises:
+        SourceError: lists the missing, the extra and the misshapen.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    misshapen = [
+        f"{name}: expected {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    kinds = (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+    problems = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds if names]
+    if problems:
+        raise SourceError("the weights do not fit the model", where=origin, got="; ".join(problems))
+    model.load_state_dict(dict(state))
+
+
+def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a .pth, .pt or .safetensors file, without running code from it.
+
+    A state dict under the key `state_dict` or `model`, and names that begin with `module.`, are understood.
+
+    Raises:
+        SourceError: missing, truncated, or not a checkpoint.
+    """
+    expected = "a state dict saved by torch.save or safetensors"
+    if not file.is_file():
+        raise SourceError("the weights file does not exist", where=str(file), expected=expected)
+    try:
+        if file.suffix == ".safetensors":
+            loaded: object = load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as exc:
+        raise SourceError(
+            "the weights file is damaged, or not a checkpoint that is safe to load",
+            where=str(file),
+            expected=expected,
+            got=_one_line(exc),
+        ) from exc
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise SourceError(
+            "the weights file holds no state dict", where=str(file), expected=expected, got=type(loaded).__name__
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def imagenet_weights(spec: str) -> WeightsEnum | None:
+    """Return torchvision's IMAGENET1K_V1 weights of a factory, None where it has none."""
+    from torchvision.models import get_model_weights  # noqa: PLC0415 - a second that few stages need
+
+    try:
+        weights = get_model_weights(import_factory(spec))
+    except ValueError:  # not one of torchvision's factories
+        return None
+    return next((entry for entry in weights if entry.name == "IMAGENET1K_V1"), None)
+
+
+def cached_file(weights: WeightsEnum) -> Path:
+    """Return where torch's hub keeps these weights, whether or not they are there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+
+
+def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
+    """Return the weights' file from torch's cache, downloading it first where it is not there.
+
+    Args:
+        weights: torchvision's entry.
+        silence_seconds: how long the server may say nothing.
+
+    Raises:
+        SourceError: it cannot be downloaded.
+    """
+    file = cached_file(weights)
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    digest = file.stem.rpartition("-")[2]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(silence_seconds)
+    try:
+        torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest, progress=False)
+    except (OSError, URLError, RuntimeError) as exc:
+        raise SourceError(
+            f"{weights} cannot be downloaded",
+            got=_one_line(exc),
+            fix=f"put the file at {file}, or set `model.weights` in pipeline.yaml to a file, `sample` or `auto`",
+        ) from exc
+    finally:
+        socket.setdefaulttimeout(before)
+    return file
+
+
+def restore_model(project: Project) -> nn.Module:
+    """Return the model with the weights of the source stage, in evaluation mode.
+
+    Raises:
+        RecordError: the source stage has not run.
+        SourceError: the factory has changed since.
+    """
+    source = project.source()
+    model = make_model(source.factory)
+    if source.replaced_head:
+        replace_head(model, source.replaced_head, source.classes)
+    load_state(model, load_file(project.file(source.weights)), source.weights.path)
+    return model.eval()
+
+
+@contextmanager
+def strict_fp32() -> Iterator[None]:
+    """No gradients and no shortcuts: matrix products and convolutions in full FP32, no TF32."""
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Put a model's weights into a memory layout, in place, and return it."""
+    return model.to(memory_format=layout)  # type: ignore[no-any-return,call-overload]  # torch's stubs lack the keyword
+
+
+class Folded(NamedTuple):
+    """A model with its batch-norms folded into the layers before them, and how many were."""
+
+    model: nn.Module
+    batch_norms: int
+
+
+def fold_batch_norms(model: nn.Module) -> Folded:
+    """Fold batch-norms in FP32, before any cast; a model that torch.fx cannot trace is returned as it is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            folded = fuse(model.eval())
+    except Exception as exc:  # noqa: BLE001 - fx raises whatever the model's own code raises on a proxy
+        logging.getLogger(__name__).info("batch-norms are not folded: %s", _one_line(exc))
+        return Folded(model, 0)
+    return Folded(folded.eval(), _batch_norms(model) - _batch_norms(folded))
+
+
+def _batch_norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
+
+
+def _one_line(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc).strip() else ''}"[:300]
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004

@@ -1,0 +1,100 @@
+"""Where everything lies: `Variant` → path, never the reverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.records import Graph, Variant
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The layout of an artifacts folder for one model."""
+
+    root: Path
+    model: str
+
+    @property
+    def folder(self) -> Path:
+        """Everything of this model."""
+        return self.root / self.model
+
+    @property
+    def manifest(self) -> Path:
+        """What may be deployed."""
+        return self.root / "manifest.json"
+
+    @property
+    def source(self) -> Path:
+        """The record of the model's source."""
+        return self.folder / "source" / "source.json"
+
+    @property
+    def weights(self) -> Path:
+        """The weights that every other stage takes."""
+        return self.folder / "source" / "weights.safetensors"
+
+    @property
+    def data(self) -> Path:
+        """The record of the images and of the reference's logits."""
+        return self.folder / "data" / "data.json"
+
+    @property
+    def calibration(self) -> Path:
+        """uint8 NHWC pixels that quantisation is calibrated on."""
+        return self.folder / "data" / "calibration.npy"
+
+    @property
+    def validation(self) -> Path:
+        """uint8 NHWC pixels that variants are judged on."""
+        return self.folder / "data" / "validation.npy"
+
+    @property
+    def labels(self) -> Path:
+        """int64 class indices of the validation samples."""
+        return self.folder / "data" / "labels.npy"
+
+    @property
+    def reference(self) -> Path:
+        """float32 logits of the FP32 reference on the validation samples."""
+        return self.folder / "data" / "reference.npy"
+
+    def onnx(self, graph: Graph) -> Path:
+        """An ONNX file."""
+        return self.folder / "onnx" / f"{graph.value}.onnx"
+
+    def onnx_record(self, graph: Graph) -> Path:
+        """The record of an ONNX file."""
+        return self.folder / "onnx" / f"{graph.value}.json"
+
+    def variant(self, variant: Variant) -> Path:
+        """A variant's own folder."""
+        return self.folder / variant.target / variant.name
+
+    def artifact(self, variant: Variant) -> Path:
+        """The record of what a build made."""
+        return self.variant(variant) / "artifact.json"
+
+    def engine(self, variant: Variant) -> Path:
+        """A serialized TensorRT engine."""
+        return self.variant(variant) / "model.engine"
+
+    def build_log(self, variant: Variant) -> Path:
+        """What the builder said."""
+        return self.variant(variant) / "build.log"
+
+    def accuracy(self, variant: Variant) -> Path:
+        """The record of a variant's validation."""
+        return self.variant(variant) / "accuracy.json"
+
+    def benchmark(self, variant: Variant) -> Path:
+        """The record of a variant's latencies."""
+        return self.variant(variant) / "benchmark.json"
+
+    def samples(self, variant: Variant) -> Path:
+        """Every latency measured."""
+        return self.variant(variant) / "benchmark.npz"

@@ -1,0 +1,244 @@
+"""`Config` → what there is to do: the variants of the matrix and the steps that make them. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from pipeline.errors import UsageError
+from pipeline.records import Backend, Graph, Precision, Variant, Workspace
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+_T = TypeVar("_T")
+
+CPU_TARGET = "cpu-x86_64"
+GPU_TARGET = "gpu"
+"""Torch-TensorRT modules belong to the GPU of the host that builds them."""
+
+PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
+"""What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
+"CPU-Only AOT and TensorRT-RTX Engines")."""
+
+
+class Stage(str, Enum):
+    """The stages in their order; each is a task group of `doit` and a command of `python -m pipeline`."""
+
+    SOURCE = "source"
+    DATA = "data"
+    EXPORT = "export"
+    QUANTIZE = "quantize"
+    BUILD = "build"
+    VALIDATE = "validate"
+    BENCHMARK = "benchmark"
+    MANIFEST = "manifest"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage applied to one subject: a model, a graph, a variant or a target."""
+
+    stage: Stage
+    subject: str
+
+    @property
+    def command(self) -> str:
+        """What a person pastes to run it."""
+        return f"python -m pipeline {self.stage.value} {self.subject}"
+
+
+class Dependencies(NamedTuple):
+    """What comes before a step: what it needs, and what it only comes after, whether or not that succeeded."""
+
+    needs: tuple[Step, ...] = ()
+    follows: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a configuration asks for."""
+
+    config: Config
+
+    @property
+    def model(self) -> str:
+        """The model's name, which every subject begins with."""
+        return self.config.model.name
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The ONNX files that the variants need; the FP32 one is what the others are quantised from."""
+        wanted = {variant.graph for variant in self.variants if variant.graph} | {Graph.FP32}
+        return tuple(graph for graph in Graph if graph in wanted)
+
+    @cached_property
+    def compute_capabilities(self) -> tuple[int, ...]:
+        """The GPU generations that an engine built here runs on."""
+        wanted = self.config.tensorrt.compute_capabilities
+        return PORTABLE_COMPUTE_CAPABILITIES if wanted == "80+" else tuple(sorted(set(wanted)))
+
+    @property
+    def engine_target(self) -> str:
+        """`rtx-sm80+` for the portable default, `rtx-sm75-89` for a list."""
+        if self.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
+            return "rtx-sm80+"
+        return "rtx-sm" + "-".join(map(str, self.compute_capabilities))
+
+    def needs(self, variant: Variant) -> str:
+        """Return what hardware a variant runs on, as a phrase."""
+        if variant.target == CPU_TARGET:
+            return "an x86-64 processor"
+        if variant.target == GPU_TARGET:
+            return "an NVIDIA GPU"
+        if self.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
+            return "an SM80+ GPU"
+        return "a GPU of SM " + ", ".join(map(str, self.compute_capabilities))
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The matrix, in the order in which it is built and shown."""
+        return (*self._cpu_variants(), *self._gpu_variants())
+
+    def _cpu_variants(self) -> list[Variant]:
+        """Eager FP32 is the baseline; ONNX Runtime runs every graph that a CPU can."""
+        variants = [Variant(model=self.model, target=CPU_TARGET, backend=Backend.EAGER, precision=Precision.FP32)]
+        for graph in Graph:
+            if graph.precision not in self.config.precisions:
+                continue
+            backend = Backend.ONNX_REFERENCE if graph is Graph.BF16 else Backend.ONNXRUNTIME
+            variants.append(
+                Variant(model=self.model, target=CPU_TARGET, backend=backend, precision=graph.precision, graph=graph)
+            )
+        return variants
+
+    def _gpu_variants(self) -> list[Variant]:
+        """Engines, then Torch-TensorRT modules in both modes: precision × profile × workspace, smallest first."""
+        sized = [(workspace.bytes(None) or 0, workspace.label) for workspace in self.config.workspaces]
+        workspaces = [Workspace(bytes=size, label=label) for size, label in sorted(sized)]
+        return [
+            Variant(
+                model=self.model,
+                target=self.engine_target if backend is Backend.TENSORRT else GPU_TARGET,
+                backend=backend,
+                precision=precision,
+                graph=Graph(precision.value) if backend is Backend.TENSORRT else None,
+                profile=profile,
+                workspace=workspace,
+            )
+            for backend in (Backend.TENSORRT, Backend.DYNAMO, Backend.TORCH_COMPILE)
+            for precision in self.config.precisions
+            if precision is not Precision.INT8 or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
+            for profile in self.config.profiles
+            for workspace in workspaces
+        ]
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """What the variants run on; one interleaved benchmark each."""
+        return tuple(dict.fromkeys(variant.target for variant in self.variants))
+
+    def family(self, variant: Variant) -> tuple[Variant, ...]:
+        """Return the variants that differ from `variant` in a smaller workspace only, smallest first."""
+        return tuple(
+            other
+            for other in self.variants
+            if other.workspace
+            and variant.workspace
+            and other.workspace.bytes < variant.workspace.bytes
+            and other.model_copy(update={"workspace": variant.workspace}) == variant
+        )
+
+    def variant(self, variant_id: str) -> Variant:
+        """Return the variant of this id.
+
+        Raises:
+            UsageError: there is none; the message names the closest.
+        """
+        return self._find(variant_id, {variant.id: variant for variant in self.variants}, "variant")
+
+    def graph(self, subject: str) -> Graph:
+        """Return the graph that `resnet18/fp16` names.
+
+        Raises:
+            UsageError: the plan has no such graph.
+        """
+        return self._find(subject, {f"{self.model}/{graph.value}": graph for graph in self.graphs}, "graph")
+
+    def target(self, subject: str) -> str:
+        """Return the target that `resnet18/cpu-x86_64` names.
+
+        Raises:
+            UsageError: the plan has no such target.
+        """
+        return self._find(subject, {f"{self.model}/{target}": target for target in self.targets}, "target")
+
+    def check_model(self, subject: str) -> None:
+        """Check that `subject` is this plan's model.
+
+        Raises:
+            UsageError: it is not.
+        """
+        self._find(subject, {self.model: self.model}, "model")
+
+    @staticmethod
+    def _find(name: str, known: dict[str, _T], kind: str) -> _T:
+        if name in known:
+            return known[name]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise UsageError(
+            f"no {kind} {name!r} in this configuration",
+            expected=("one of " if close else "") + (", ".join(close) or ", ".join(list(known)[:5])),
+            fix="`python -m pipeline plan` lists every step",
+        )
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step, in an order in which they can run."""
+        graphs = [self._graph_step(graph) for graph in self.graphs]
+        return (
+            Step(Stage.SOURCE, self.model),
+            Step(Stage.DATA, self.model),
+            *sorted(graphs, key=lambda step: step.stage is Stage.QUANTIZE),
+            *(Step(Stage.BUILD, variant.id) for variant in self.variants),
+            *(Step(Stage.VALIDATE, variant.id) for variant in self.variants),
+            *(Step(Stage.BENCHMARK, f"{self.model}/{target}") for target in self.targets),
+            Step(Stage.MANIFEST, self.model),
+        )
+
+    def dependencies(self, step: Step) -> Dependencies:
+        """Return the steps that come before one."""
+        if step.stage is Stage.SOURCE:
+            return Dependencies()
+        if step.stage in {Stage.DATA, Stage.EXPORT}:
+            return Dependencies(self._of(Stage.SOURCE))
+        if step.stage is Stage.QUANTIZE:
+            return Dependencies((*self._of(Stage.DATA), self._graph_step(Graph.FP32)))
+        if step.stage is Stage.BUILD:
+            return self._before_build(self.variant(step.subject))
+        if step.stage is Stage.VALIDATE:
+            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)))
+        if step.stage is Stage.BENCHMARK:
+            return self._before_benchmark(step)
+        return Dependencies(follows=tuple(other for other in self.steps if other != step))
+
+    def _before_build(self, variant: Variant) -> Dependencies:
+        """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""
+        needs = (self._graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
+        return Dependencies(needs, tuple(Step(Stage.BUILD, smaller.id) for smaller in self.family(variant)))
+
+    def _before_benchmark(self, step: Step) -> Dependencies:
+        """The images; and everything that would disturb the clock: all builds, validations and earlier benchmarks."""
+        earlier = self._of(Stage.BENCHMARK)
+        earlier = earlier[: earlier.index(step)]
+        return Dependencies(self._of(Stage.DATA), (*self._of(Stage.BUILD), *self._of(Stage.VALIDATE), *earlier))
+
+    def _graph_step(self, graph: Graph) -> Step:
+        stage = Stage.QUANTIZE if graph.precision is Precision.INT8 else Stage.EXPORT
+        return Step(stage, f"{self.model}/{graph.value}")
+
+    def _of(self, stage: Stage) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.stage is stage)

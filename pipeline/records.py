@@ -1,0 +1,523 @@
+"""Records: the frozen, validated types that cross modules and that JSON files hold.
+
+A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import Enum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, model_validator
+
+SCHEMA_VERSION = 1
+"""The version of every record on disk; part of every staleness key."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """Frozen, closed, and comparable; NaN and infinity are refused because JSON has neither."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """Return the record as JSON in canonical form: sorted keys, two spaces, a newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+class Precision(str, Enum):
+    """The type that convolutions and matrix products compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Graph(str, Enum):
+    """An ONNX file of the model. Precision lives in the graph, never in builder flags."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    """QDQ as TensorRT wants it: symmetric int8 activations, biases left in floating point."""
+    INT8_CPU = "int8-cpu"
+    """QDQ as x86 accelerates it: asymmetric uint8 activations."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the graph computes in."""
+        return Precision.INT8 if self is Graph.INT8_CPU else Precision(self.value)
+
+
+class Backend(str, Enum):
+    """What runs an artifact."""
+
+    EAGER = "eager"
+    ONNXRUNTIME = "onnxruntime"
+    ONNX_REFERENCE = "onnx-reference"
+    TENSORRT = "tensorrt"
+    DYNAMO = "dynamo"
+    TORCH_COMPILE = "torch_compile"
+
+
+class Outcome(str, Enum):
+    """How a stage ended for a variant."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Status(str, Enum):
+    """What the manifest says of an artifact."""
+
+    DEPLOYABLE = "deployable"
+    BUILT = "built"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Profile(Record):
+    """The batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
+
+    min: PositiveInt
+    opt: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """`b8` for a fixed batch, `b1-8-32` for a range."""
+        return f"b{self.min}" if self.min == self.max else f"b{self.min}-{self.opt}-{self.max}"
+
+
+class Workspace(Record):
+    """The most scratch memory that the builder may plan with."""
+
+    bytes: PositiveInt
+    label: str
+
+    @property
+    def name(self) -> str:
+        """`ws1GiB`."""
+        return f"ws{self.label}"
+
+
+class Variant(Record):
+    """One cell of the matrix."""
+
+    model: str
+    target: str
+    backend: Backend
+    precision: Precision
+    graph: Graph | None = None
+    profile: Profile | None = None
+    workspace: Workspace | None = None
+
+    @property
+    def name(self) -> str:
+        """`fp16-b1-8-32-ws1GiB` for an engine; other backends put their name in front."""
+        backend = [] if self.backend is Backend.TENSORRT else [self.backend.value]
+        kind = self.graph.value if self.graph else self.precision.value
+        profile = [self.profile.label] if self.profile else []
+        workspace = [self.workspace.name] if self.workspace else []
+        return "-".join([*backend, kind, *profile, *workspace])
+
+    @property
+    def id(self) -> str:
+        """`model/target/name`: what commands, folders and the manifest call it."""
+        return f"{self.model}/{self.target}/{self.name}"
+
+
+class Interpolation(str, Enum):
+    """How an image is resized (Pillow's filters of these names)."""
+
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+class Preprocessing(Record):
+    """From an image file to the network's input: resize the short side, centre crop, scale to [0, 1], normalise.
+
+    The input is float32 in NCHW order; one mean makes it greyscale, three RGB.
+    """
+
+    resize: PositiveInt
+    crop: PositiveInt
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preprocessing:
+        if self.crop > self.resize:
+            raise ValueError(f"expected crop ≤ resize, got crop {self.crop}, resize {self.resize}")
+        if len(self.mean) not in {1, 3} or len(self.mean) != len(self.std):
+            raise ValueError(
+                "expected one mean and one std (greyscale) or three of each (RGB), "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"expected every std above 0, got {list(self.std)}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """1 for greyscale, 3 for RGB."""
+        return len(self.mean)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample."""
+        return (self.channels, self.crop, self.crop)
+
+
+class FileRecord(Record):
+    """A file under artifacts/, by its path there, its size and its digest."""
+
+    path: str
+    bytes: Count
+    sha256: Sha256
+
+
+class TensorSpec(Record):
+    """An input or output: a string in the shape is a dynamic axis."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    layout: str
+
+
+class Tool(Record):
+    """A package that took part, with its full version."""
+
+    name: str
+    version: str
+
+
+class KeyField(Record):
+    """One thing that a result depends on, flattened to text."""
+
+    name: str
+    value: str
+
+
+class Key(Record):
+    """The staleness key: a result is current while its key is."""
+
+    fields: tuple[KeyField, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fields as canonical JSON."""
+        text = json.dumps([[field.name, field.value] for field in self.fields], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class StageRecord(Record):
+    """What every stage writes beside its results."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    key: Key
+    built_at: AwareDatetime
+    toolchain: tuple[Tool, ...] = ()
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The files that this record vouches for."""
+        return ()
+
+
+class WeightsOrigin(str, Enum):
+    """Where the weights came from."""
+
+    IMAGENET1K_V1 = "IMAGENET1K_V1"
+    CHECKPOINT = "checkpoint"
+    FACTORY = "factory"
+    SAMPLE = "sample"
+
+
+class SourceRecord(StageRecord):
+    """The model as the rest of the pipeline takes it: `<model>/source/source.json`."""
+
+    model: str
+    factory: str
+    origin: WeightsOrigin
+    origin_detail: str
+    weights: FileRecord
+    parameters: Count
+    classes: PositiveInt
+    class_names: tuple[str, ...] | None
+    replaced_head: str | None
+    """The name of the final linear layer, where the sample model has one of its own."""
+    preprocessing: Preprocessing
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The weights."""
+        return (self.weights,)
+
+
+class ImagesOrigin(str, Enum):
+    """Where the images came from."""
+
+    DIGITS = "digits"
+    PHOTOGRAPHS = "photographs"
+    FOLDER = "folder"
+
+
+class DataRecord(StageRecord):
+    """Calibration and validation batches, and what the FP32 reference says of them: `<model>/data/data.json`.
+
+    Pixels are uint8 NHWC after resize and crop, before normalisation; logits are float32 (samples, classes).
+    """
+
+    origin: ImagesOrigin
+    origin_detail: str
+    preprocessing: Preprocessing
+    calibration: FileRecord
+    calibration_samples: PositiveInt
+    validation: FileRecord
+    validation_samples: PositiveInt
+    labels: FileRecord | None
+    reference: FileRecord
+    reference_top1: Share | None
+    unreadable: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Pixels, labels where there are any, and the reference's logits."""
+        labels = (self.labels,) if self.labels else ()
+        return (self.calibration, self.validation, *labels, self.reference)
+
+
+class TensorCast(Record):
+    """What casting one tensor to a narrower type does to its values."""
+
+    name: str
+    elements: Count
+    underflow: Count
+    """Non-zero values that become zero."""
+    subnormal: Count
+    """Values that stay non-zero below the type's smallest normal number."""
+    overflow: Count
+    """Finite values that become infinite."""
+
+
+class OnnxRecord(StageRecord):
+    """An ONNX file: `<model>/onnx/<graph>.json`."""
+
+    graph: Graph
+    file: FileRecord
+    canonical_sha256: Sha256
+    """Digest of what the graph computes: see `onnx_graph.canonical_digest`."""
+    opset: PositiveInt
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    folded_batch_norms: Count
+    casts: tuple[TensorCast, ...]
+    calibration_sha256: Sha256 | None = None
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The ONNX file."""
+        return (self.file,)
+
+
+class Setting(Record):
+    """A build setting: applied, or asked for where the flavour cannot."""
+
+    name: str
+    value: str
+    applied: bool
+    note: str = ""
+
+
+class EngineMemory(Record):
+    """What the builder says an engine needs."""
+
+    activation_bytes: Count
+    weights_bytes: Count
+
+
+class Artifact(StageRecord):
+    """What a build made of a variant: `<model>/<target>/<variant>/artifact.json`."""
+
+    variant: Variant
+    outcome: Outcome
+    reason: str = ""
+    file: FileRecord | None = None
+    log: FileRecord | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    memory: EngineMemory | None = None
+    layers_sha256: Sha256 | None = None
+    """Digest of the engine's layers; equal for engines that do the same work."""
+    same_as: str | None = None
+    """The variant whose file this one shares, because both engines are the same."""
+    build_seconds: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The artifact's file and the builder's log, where there are such."""
+        return tuple(file for file in (self.file, self.log) if file)
+
+
+class GateCheck(Record):
+    """One bound of a gate against the value that was measured."""
+
+    metric: str
+    bound: str
+    value: str
+    passed: bool
+
+
+class Accuracy(Record):
+    """How close an artifact's logits are to the FP32 reference's."""
+
+    samples: PositiveInt
+    finite: bool
+    cosine: float
+    """Mean over the samples of the cosine between the two rows of logits."""
+    cosine_min: float
+    relative_l2: float
+    """‖logits - reference‖ / ‖reference‖, over all samples (Frobenius norm)."""
+    max_abs: float
+    top1_agreement: Share
+    top1_agreement_low: Share
+    """Lower end of the Wilson score interval at 95 %."""
+    top1_agreement_high: Share
+    top1: Share | None
+    """Share of samples whose label is predicted, where there are labels."""
+    top1_drop: float | None
+    """The reference's top-1 less this one's."""
+    worst_sample: Count
+
+
+class AccuracyReport(StageRecord):
+    """A variant judged by its precision's gate: `accuracy.json` beside the artifact."""
+
+    variant_id: str
+    outcome: Outcome
+    reason: str = ""
+    evaluator: str = ""
+    accuracy: Accuracy | None = None
+    checks: tuple[GateCheck, ...] = ()
+    proven: bool = False
+    """The Wilson lower bound clears the agreement gate too."""
+
+    @property
+    def passed(self) -> bool:
+        """Every check of the gate passed."""
+        return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)
+
+
+class BatchTiming(Record):
+    """Latencies of whole batches, host to host."""
+
+    batch: PositiveInt
+    runs: PositiveInt
+    p50_ms: Milliseconds
+    p90_ms: Milliseconds
+    p99_ms: Milliseconds
+    throughput_per_s: Annotated[float, Field(ge=0)]
+    """Images a second: batch / p50."""
+    speedup: float | None
+    """p50 of eager FP32 at this batch, measured in the same rounds, over this p50."""
+
+
+class BenchmarkReport(StageRecord):
+    """A variant's latencies: `benchmark.json` beside the artifact."""
+
+    variant_id: str
+    outcome: Outcome
+    reason: str = ""
+    device: str = ""
+    threads: Count = 0
+    timings: tuple[BatchTiming, ...] = ()
+    samples: FileRecord | None = None
+    """Every latency measured: npz, one array `batch_<n>` a batch size, in milliseconds."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The raw samples."""
+        return (self.samples,) if self.samples else ()
+
+
+class GitState(Record):
+    """The commit that built the manifest."""
+
+    commit: str
+    dirty: bool
+
+
+class ManifestModel(Record):
+    """What deployments need to know of a model, whichever artifact they take."""
+
+    name: str
+    factory: str
+    weights_origin: WeightsOrigin
+    weights_detail: str
+    weights_sha256: Sha256
+    class_names: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    images: str
+    labelled: bool
+    reference_top1: Share | None
+
+
+class ManifestEntry(Record):
+    """One artifact of the manifest."""
+
+    id: str
+    model: str
+    target: str
+    kind: Backend
+    precision: Precision
+    graph: Graph | None
+    profile: Profile | None
+    workspace_bytes: int | None
+    status: Status
+    reason: str
+    file: FileRecord | None
+    equals: tuple[str, ...]
+    """Variants whose engine is the same, and which share this file."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    memory: EngineMemory | None
+    settings: tuple[Setting, ...]
+    evaluator: str
+    accuracy: Accuracy | None
+    checks: tuple[GateCheck, ...]
+    proven: bool
+    timings: tuple[BatchTiming, ...]
+    toolchain: tuple[Tool, ...]
+    rerun: str
+    """The command that builds it again."""
+
+
+class Manifest(StageRecord):
+    """`artifacts/manifest.json`: what was built, and what of it may be deployed. Sorted, so that diffs are readable."""
+
+    git: GitState | None
+    """The commit that was checked out when the manifest was last written; what is up to date is not written again."""
+    host: str
+    model: ManifestModel | None
+    artifacts: tuple[ManifestEntry, ...]

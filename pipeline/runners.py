@@ -1,0 +1,113 @@
+"""Artifact → a context manager that turns a batch into logits; knows of torch only once an eager model is opened."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.environment import missing_driver, threads
+from pipeline.errors import RunError, UnsupportedError
+from pipeline.records import Artifact, Backend, Graph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from pipeline.project import Project
+
+    Batch = npt.NDArray[np.float32]
+    Runner = Callable[[Batch], Batch]
+
+
+@contextmanager
+def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
+    """Open an artifact for running.
+
+    Args:
+        project: where the artifact's file lies.
+        artifact: what a build made.
+
+    Yields:
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+
+    Raises:
+        UnsupportedError: this host cannot run it.
+        RunError: the artifact cannot be loaded.
+    """
+    openers = {
+        Backend.EAGER: _open_eager,
+        Backend.ONNXRUNTIME: _open_onnxruntime,
+        Backend.ONNX_REFERENCE: _open_reference,
+    }
+    backend = artifact.variant.backend
+    if backend not in openers:
+        if reason := missing_driver():
+            raise UnsupportedError(reason)
+        raise UnsupportedError(f"this version of the pipeline does not run {backend.value} artifacts on a GPU yet")
+    yield openers[backend](project, artifact)
+
+
+def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3  # errors; warnings here are about providers that this host lacks
+    if artifact.variant.graph is Graph.INT8:
+        # It stands in for TensorRT here, and fusions for x86 would change its numbers.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    file = _file(project, artifact)
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError(f"ONNX Runtime cannot load {file}", got=str(exc).splitlines()[0][:300]) from exc
+    name = session.get_inputs()[0].name
+
+    def run(batch: Batch) -> Batch:
+        logits: Batch = session.run(None, {name: batch})[0]
+        return logits
+
+    return run
+
+
+def _open_reference(project: Project, artifact: Artifact) -> Runner:
+    import onnx  # noqa: PLC0415 - only where it runs something
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - the same
+
+    file = _file(project, artifact)
+    try:
+        model = onnx.load(file)
+        evaluator = ReferenceEvaluator(model)
+    except Exception as exc:  # protobuf's DecodeError, OSError, and what onnx raises for operators it lacks
+        raise RunError(f"onnx.reference cannot load {file}", got=str(exc).splitlines()[0][:300]) from exc
+    name = model.graph.input[0].name
+
+    def run(batch: Batch) -> Batch:
+        return np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32)
+
+    return run
+
+
+def _open_eager(project: Project, _: Artifact) -> Runner:
+    import torch  # noqa: PLC0415 - deployments have none
+
+    from pipeline.model import restore_model, strict_fp32  # noqa: PLC0415 - the same
+
+    torch.set_num_threads(threads())
+    model = restore_model(project)
+
+    def run(batch: Batch) -> Batch:
+        with strict_fp32():
+            logits: Batch = model(torch.from_numpy(batch)).numpy()
+            return logits
+
+    return run
+
+
+def _file(project: Project, artifact: Artifact) -> str:
+    if artifact.file is None:
+        raise RunError(f"{artifact.variant.id} has no file: {artifact.reason}")
+    return str(project.file(artifact.file))

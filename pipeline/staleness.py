@@ -1,0 +1,292 @@
+"""The staleness key: what each result depends on, and whether the result on disk still is what it should be.
+
+A result is current while its record's key is the one computed now, its files have their digests, and it did not fail.
+Not in any key: the time, the host's name, the driver's version, comments and key order of the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from pipeline.atomic import sha256_of
+from pipeline.environment import missing_driver, processor, threads, version
+from pipeline.errors import RecordError, StorageError
+from pipeline.plan import CPU_TARGET, Stage, Step
+from pipeline.records import (
+    SCHEMA_VERSION,
+    AccuracyReport,
+    Artifact,
+    Backend,
+    BenchmarkReport,
+    Graph,
+    Key,
+    KeyField,
+    Outcome,
+    StageRecord,
+    Variant,
+)
+
+if TYPE_CHECKING:
+    from pipeline.project import Project
+
+
+def key_of(project: Project, step: Step) -> Key:
+    """Return the key of a step's result, from the configuration and the records that the step builds on.
+
+    Raises:
+        RecordError: one of those records is missing.
+    """
+    makers = {
+        Stage.SOURCE: lambda: source_key(project),
+        Stage.DATA: lambda: data_key(project),
+        Stage.EXPORT: lambda: export_key(project, project.plan.graph(step.subject)),
+        Stage.QUANTIZE: lambda: quantize_key(project, project.plan.graph(step.subject)),
+        Stage.BUILD: lambda: build_key(project, project.plan.variant(step.subject)),
+        Stage.VALIDATE: lambda: accuracy_key(project, project.plan.variant(step.subject)),
+        Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
+        Stage.MANIFEST: lambda: manifest_key(project),
+    }
+    return makers[step.stage]()
+
+
+def is_current(project: Project, step: Step) -> bool:
+    """Return whether a step has nothing to do: its results are there, whole, and made from what there is now."""
+    try:
+        if step.stage is Stage.VALIDATE and _unbuilt(project, step):
+            return True
+        key = key_of(project, step)
+        return all(holds(project, record, key) and not _failed(record) for record in _records(project, step))
+    except (RecordError, StorageError):
+        return False
+
+
+def _records(project: Project, step: Step) -> list[StageRecord]:
+    plan = project.plan
+    if step.stage is Stage.SOURCE:
+        return [project.source()]
+    if step.stage is Stage.DATA:
+        return [project.data()]
+    if step.stage in {Stage.EXPORT, Stage.QUANTIZE}:
+        return [project.onnx(plan.graph(step.subject))]
+    if step.stage is Stage.BUILD:
+        return [project.artifact(plan.variant(step.subject))]
+    if step.stage is Stage.VALIDATE:
+        return [project.accuracy(plan.variant(step.subject))]
+    if step.stage is Stage.MANIFEST:
+        return [project.manifest()]
+    return [project.benchmark(variant) for variant in _benchmarked(project, plan.target(step.subject))]
+
+
+def holds(project: Project, record: StageRecord, key: Key) -> bool:
+    """Return whether a record was made with this key, and its files still have their digests.
+
+    Raises:
+        StorageError: one of the files cannot be read.
+    """
+    return record.key == key and all(sha256_of(project.file(file)) == file.sha256 for file in record.files)
+
+
+def _unbuilt(project: Project, step: Step) -> bool:
+    """Nothing was built on purpose, so that there is nothing to validate."""
+    return project.artifact(project.plan.variant(step.subject)).outcome is Outcome.SKIPPED
+
+
+def _failed(record: StageRecord) -> bool:
+    """Failures are never cached."""
+    return isinstance(record, (Artifact, AccuracyReport, BenchmarkReport)) and record.outcome is Outcome.FAILED
+
+
+def source_key(project: Project) -> Key:
+    """Return what the weights depend on."""
+    model = project.config.model
+    return _key(
+        factory=model.factory,
+        factory_code=_code_of(model.factory),
+        weights=model.weights,
+        checkpoint=_file_digest(model.weights),
+        preprocessing=project.config.preprocessing,
+        torch=version("torch"),
+        torchvision=version("torchvision"),
+        scikit_learn=version("scikit-learn"),
+    )
+
+
+def data_key(project: Project) -> Key:
+    """Return what the images and the reference's logits depend on."""
+    source = project.source()
+    data = project.config.data
+    return _key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        images=data.images,
+        folder=_folder_digest(data.images),
+        calibration=data.calibration,
+        validation=data.validation,
+        pillow=version("pillow"),
+        torch=version("torch"),
+    )
+
+
+def export_key(project: Project, graph: Graph) -> Key:
+    """Return what an exported graph depends on."""
+    source = project.source()
+    return _key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        graph=graph,
+        torch=version("torch"),
+        onnx=version("onnx"),
+        onnxscript=version("onnxscript"),
+    )
+
+
+def quantize_key(project: Project, graph: Graph) -> Key:
+    """Return what a quantised graph depends on."""
+    return _key(
+        graph=graph,
+        fp32=project.onnx(Graph.FP32).canonical_sha256,
+        calibration=project.data().calibration.sha256,
+        preprocessing=project.data().preprocessing,
+        onnx=version("onnx"),
+        onnxruntime=version("onnxruntime-gpu"),
+    )
+
+
+def build_key(project: Project, variant: Variant) -> Key:
+    """Return what an artifact depends on."""
+    if variant.backend is Backend.EAGER:
+        source = project.source()
+        return _key(variant=variant.id, model=source.key.digest, weights=source.weights.sha256, torch=version("torch"))
+    if variant.graph is None:  # Torch-TensorRT
+        source = project.source()
+        return _key(
+            variant=variant.id,
+            model=source.key.digest,
+            weights=source.weights.sha256,
+            workspace=variant.workspace,
+            profile=variant.profile,
+            torch=version("torch"),
+            torch_tensorrt=version("torch-tensorrt-rtx"),
+            driver=missing_driver() or "present",
+        )
+    graph = project.onnx(variant.graph)
+    if variant.backend is not Backend.TENSORRT:
+        return _key(variant=variant.id, onnx=graph.canonical_sha256, file=graph.file.sha256)
+    return _key(
+        variant=variant.id,
+        onnx=graph.canonical_sha256,
+        workspace=variant.workspace,
+        profile=variant.profile,
+        compute_capabilities=project.plan.compute_capabilities,
+        flavour="tensorrt_rtx",
+        flavour_version=version("tensorrt-rtx"),
+    )
+
+
+def accuracy_key(project: Project, variant: Variant) -> Key:
+    """Return what a variant's accuracy depends on."""
+    artifact = project.artifact(variant)
+    data = project.data()
+    return _key(
+        artifact=_identity(artifact),
+        reference=data.reference.sha256,
+        validation=data.validation.sha256,
+        labels=data.labels.sha256 if data.labels else None,
+        preprocessing=data.preprocessing,
+        gate=project.config.gates.of(variant.precision),
+        require_proof=project.config.gates.require_proof,
+        samples=project.config.validation if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnxruntime=version("onnxruntime-gpu") if variant.backend is Backend.ONNXRUNTIME else None,
+        driver=_driver(variant),
+    )
+
+
+def benchmark_key(project: Project, target: str) -> Key:
+    """Return what the latencies of a target's variants depend on; they are measured together."""
+    variants = _benchmarked(project, target)
+    return _key(
+        artifacts=[_identity_on_disk(project, variant) for variant in variants],
+        settings=project.config.benchmark,
+        preprocessing=project.source().preprocessing,
+        processor=processor() if target == CPU_TARGET else None,
+        threads=threads() if target == CPU_TARGET else None,
+        torch=version("torch"),
+        onnxruntime=version("onnxruntime-gpu"),
+        driver=None if target == CPU_TARGET else missing_driver() or "present",
+    )
+
+
+def manifest_key(project: Project) -> Key:
+    """Return what the manifest depends on: every record of the plan, byte for byte."""
+    paths = project.paths
+    records = [paths.source, paths.data]
+    for variant in project.plan.variants:
+        records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
+    return _key(
+        records=[[str(path.relative_to(paths.root)), sha256_of(path) if path.is_file() else None] for path in records]
+    )
+
+
+def _benchmarked(project: Project, target: str) -> tuple[Variant, ...]:
+    return tuple(variant for variant in project.plan.variants if variant.target == target)
+
+
+def _identity(artifact: Artifact) -> list[str]:
+    """Return what tells one build from another: its digest, or that there is nothing."""
+    return [artifact.variant.id, artifact.file.sha256 if artifact.file else artifact.outcome.value]
+
+
+def _identity_on_disk(project: Project, variant: Variant) -> list[str]:
+    try:
+        return _identity(project.artifact(variant))
+    except RecordError:
+        return [variant.id, "missing"]
+
+
+def _driver(variant: Variant) -> str | None:
+    """Return whether a driver is there, for variants that need one to run."""
+    return None if variant.target == CPU_TARGET else missing_driver() or "present"
+
+
+def _key(**fields: object) -> Key:
+    named = {"schema": SCHEMA_VERSION, **fields}
+    return Key(fields=tuple(KeyField(name=name, value=_text(named[name])) for name in sorted(named)))
+
+
+def _text(value: object) -> str:
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def _code_of(factory: str) -> str:
+    """Return the digest of a factory's own file, or the version of the package that it comes from."""
+    module = factory.split(":", maxsplit=1)[0]
+    candidates = (Path(*module.split(".")).with_suffix(".py"), Path(*module.split("."), "__init__.py"))
+    for file in candidates:
+        if file.is_file():
+            return sha256_of(file)
+    return version(module.split(".")[0])
+
+
+def _file_digest(weights: str) -> str | None:
+    file = Path(weights)
+    return sha256_of(file) if file.suffix and file.is_file() else None
+
+
+def _folder_digest(images: str) -> list[list[str | int]] | None:
+    """Return the names, sizes and times of a folder's files: reading 50,000 images would take minutes."""
+    folder = Path(images)
+    if not folder.is_dir():
+        return None
+    return [
+        [file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]

@@ -1,0 +1,214 @@
+"""Steps of the plan → doit tasks, and the `doit run` that runs them.
+
+doit stops at a failed dependency. Here some tasks come after others whether or not those succeeded: the benchmark and
+the manifest tell of what did succeed, too. That is the one thing this `Run` adds; it also turns what can go wrong
+before a task runs into one message.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doit import get_var
+from doit.action import CmdAction
+from doit.cmd_run import Run as DoitRun
+from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_outfile, opt_verbosity
+from doit.control import TaskControl
+from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask, UnmetDependency
+from doit.reporter import ConsoleReporter
+from doit.runner import MThreadRunner, Runner
+from doit.task import Stream
+
+from pipeline.errors import PipelineError, storage_errors
+from pipeline.project import Project
+from pipeline.staleness import is_current
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from doit.exceptions import BaseFail
+    from doit.task import Task
+
+    from pipeline.plan import Stage, Step
+
+    TaskDict = dict[str, Any]
+    """What doit takes for a task."""
+
+CONFIG_VARIABLE = "config"
+"""`doit config=other.yaml` builds another configuration."""
+
+_MAY_FAIL = "dependencies that may fail"
+_STATE = Path("artifacts")
+"""Where doit keeps its database: see `tool.doit.dep_file` in pyproject.toml."""
+
+
+class Tasks:
+    """The plan's steps as doit tasks. Only names and commands: nothing here imports torch or tensorrt."""
+
+    def __init__(self, config: Path, project: Project) -> None:
+        self._config = config
+        self._project = project
+
+    @classmethod
+    def load(cls) -> Tasks:
+        """Read the configuration that the command line names; wrong ones end the process with their message."""
+        config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
+        try:
+            return cls(config, Project.load(config))
+        except PipelineError as exc:
+            sys.stderr.write(f"error: {exc}\n")
+            raise SystemExit(exc.exit_code) from None
+
+    def of(self, stage: Stage) -> Iterator[TaskDict]:
+        """Yield one doit task a step of `stage`, named by the step's subject."""
+        plan = self._project.plan
+        for step in plan.steps:
+            if step.stage is stage:
+                needs, follows = plan.dependencies(step)
+                names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
+                yield {
+                    "name": step.subject,
+                    "actions": [CmdAction(self._command(step), shell=False)],
+                    "task_dep": list(names.values()),
+                    "uptodate": [_Current(self._project, step)],
+                    "meta": {_MAY_FAIL: [names[other] for other in follows]},
+                }
+
+    def _command(self, step: Step) -> list[str]:
+        default = [] if self._config == Path("pipeline.yaml") else ["--config", str(self._config)]
+        return [sys.executable, "-m", "pipeline", step.stage.value, step.subject, *default]
+
+
+class _Current:
+    """doit asks this whether a task is up to date."""
+
+    def __init__(self, project: Project, step: Step) -> None:
+        self._project = project
+        self._step = step
+
+    def __call__(self, task: Task, values: object) -> bool:
+        del task, values  # the records on disk know
+        return is_current(self._project, self._step)
+
+
+class Reporter(ConsoleReporter):
+    """Says what runs and what it says; nothing of what is up to date; at the end what failed and how to rerun it."""
+
+    def __init__(self, outstream: Any, *, parallel: bool) -> None:  # noqa: ANN401 - doit hands over a file of its own
+        super().__init__(outstream, {})
+        self._parallel = parallel
+        self._ran = 0
+
+    def execute_task(self, task: Task) -> None:
+        """Announce a task; in parallel its output follows when it is done, in one piece."""
+        if task.actions and not self._parallel:
+            self.write(f"{task.name}\n")
+            self.outstream.flush()
+
+    def add_success(self, task: Task) -> None:
+        """Count it."""
+        if task.actions:
+            self._ran += 1
+            self._show(task)
+
+    def skip_uptodate(self, task: Task) -> None:
+        """Say nothing."""
+
+    def add_failure(self, task: Task, fail: BaseFail) -> None:
+        """Keep it for the end; a group fails because a member did, which says nothing new."""
+        if not task.actions:
+            return
+        if not isinstance(fail, UnmetDependency):
+            self._show(task)
+        self.failures.append({"task": task, "exception": fail})
+
+    def complete_run(self) -> None:
+        """List the failures with the commands that repeat them."""
+        failed = [item["task"] for item in self.failures if not isinstance(item["exception"], UnmetDependency)]
+        unmet = [item for item in self.failures if isinstance(item["exception"], UnmetDependency)]
+        if failed:
+            self.write(f"\n{len(failed)} failed; run again, each by itself, with:\n")
+            for task in failed:
+                self.write(f"  doit {task.name}\n")
+        if unmet:
+            self.write(f"{len(unmet)} not run, because what they build on failed\n")
+        if self.runtime_errors:
+            self.write("\n".join(["", *self.runtime_errors, ""]))
+
+    def _show(self, task: Task) -> None:
+        if self._parallel:
+            output = "".join(text for action in task.actions for text in (action.out, action.err) if text)
+            self.write(f"{task.name}\n{output}")
+            self.outstream.flush()
+
+
+class _Tolerant:
+    """A runner's mixin: lets a task that only follows others run although some of them failed."""
+
+    def select_task(self, node: Any, tasks_dict: Any) -> bool:  # noqa: ANN401 - doit is untyped
+        may_fail = (node.task.meta or {}).get(_MAY_FAIL, ())
+        node.bad_deps = [bad for bad in node.bad_deps if bad.task.name not in may_fail]
+        return bool(super().select_task(node, tasks_dict))  # type: ignore[misc]  # doit's runner comes after this class
+
+
+class _SequentialRunner(_Tolerant, Runner):
+    pass
+
+
+class _ParallelRunner(_Tolerant, MThreadRunner):
+    pass
+
+
+class Run(DoitRun):
+    """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
+
+    cmd_options = (opt_always, opt_continue, opt_verbosity, opt_outfile, opt_num_process)
+
+    def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
+        """Run the selected tasks."""
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - 0.1 s that `doit list` saves
+
+        try:
+            with storage_errors("preparing artifacts/"):
+                _STATE.mkdir(exist_ok=True)
+                lock = FileLock(_STATE / ".doit.lock", timeout=0)
+                with lock:
+                    return int(super().execute(params, args))
+        except Timeout:
+            message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
+            status = 1
+        except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
+            if isinstance(exc, InvalidCommand):
+                exc.cmd_used, exc.bin_name = None, "doit"
+            message, status = f"error: {exc}\n", 2
+        except PipelineError as exc:
+            message, status = f"error: {exc}\n", exc.exit_code
+        except sqlite3.Error as exc:
+            message = f"error: doit's database in artifacts/ cannot be used: {exc}\n"
+            message += "  fix:      make artifacts/ writable; a damaged database may be deleted (artifacts/.doit*)\n"
+            status = 1
+        except KeyboardInterrupt:
+            message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
+        sys.stderr.write(message)
+        return status
+
+    def _execute(  # noqa: PLR0913 - doit passes options by these names
+        self,
+        outfile: Any,  # noqa: ANN401 - a stream or a file's name
+        verbosity: int | None = None,
+        always: bool = False,  # noqa: FBT001,FBT002 - the same
+        continue_: bool = True,  # noqa: FBT001,FBT002 - the same
+        num_process: int = 0,
+        force_verbosity: bool = False,  # noqa: FBT001,FBT002 - the same
+    ) -> int:
+        self.control = TaskControl(self.task_list)
+        self.control.process(self.sel_tasks)
+        parallel = num_process > 1
+        stream = Stream(0 if parallel else verbosity, force_verbosity)
+        reporter = Reporter(sys.stdout if isinstance(outfile, str) else outfile, parallel=parallel)
+        arguments = (self.dep_manager, reporter, continue_, always, stream)
+        runner = _ParallelRunner(*arguments, num_process) if parallel else _SequentialRunner(*arguments)
+        return min(int(runner.run_all(self.control.task_dispatcher())), 1)

@@ -1,0 +1,104 @@
+"""YAML text → plain data, and where in the text each part of it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Location = tuple[str | int, ...]
+"""The keys and indices that lead to a value: ("profiles", 1, "max")."""
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """A parsed YAML file.
+
+    Attributes:
+        data: mappings, lists and scalars; None where the file did not parse.
+        problems: what is wrong with the YAML itself, each beginning with its position.
+    """
+
+    file: Path
+    data: object
+    problems: tuple[str, ...]
+    _marks: dict[Location, yaml.Mark] = field(repr=False)
+
+    def position(self, location: Location) -> str:
+        """Return `file:line:column` of the value at `location`, or of the nearest parent that the file spells out."""
+        while location and location not in self._marks:
+            location = location[:-1]
+        mark = self._marks.get(location)
+        return _position(self.file, mark) if mark else f"{self.file}:1:1"
+
+
+def parse_yaml(file: Path, text: str) -> YamlSource:
+    """Parse `text`, collecting every duplicate key and every anchor rather than stopping at the first."""
+    reader = _Reader(file)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = reader.read(node, ()) if node else {}
+    except yaml.MarkedYAMLError as exc:
+        reader.complain(exc.problem_mark, f"not valid YAML: {exc.problem or exc.context}")
+        data = None
+    except (yaml.YAMLError, RecursionError, ValueError) as exc:
+        reader.complain(None, f"not valid YAML: {exc}")
+        data = None
+    return YamlSource(file, data, tuple(reader.problems), reader.marks)
+
+
+class _Reader:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.marks: dict[Location, yaml.Mark] = {}
+        self.problems: list[str] = []
+        self._seen: set[int] = set()
+        self._scalars = yaml.SafeLoader("")
+
+    def complain(self, mark: yaml.Mark | None, problem: str) -> None:
+        self.problems.append(f"{_position(self.file, mark)}: {problem}")
+
+    def read(self, node: yaml.Node, location: Location) -> object:
+        self.marks.setdefault(location, node.start_mark)
+        if id(node) in self._seen:  # an alias composes to the very node of its anchor
+            self.complain(node.start_mark, "anchors and aliases are not supported; write the value twice")
+            return None
+        self._seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, location)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*location, index)) for index, item in enumerate(node.value)]
+        # A value such as `2026-13-45` looks like a date but is none: ValueError, reported with its position.
+        try:
+            return self._scalars.construct_object(node)
+        except (ValueError, OverflowError) as exc:
+            self.complain(node.start_mark, f"cannot read {node.value!r}: {exc}")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, object]:
+        mapping: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.complain(key_node.start_mark, "a key must be a plain word")
+                continue
+            key = str(key_node.value)
+            if key in mapping:
+                self.complain(key_node.start_mark, f"duplicate key {key!r}; the first one is ignored by most readers")
+                continue
+            self.marks[(*location, key)] = key_node.start_mark
+            mapping[key] = self._value(value_node, (*location, key))
+        return mapping
+
+    def _value(self, node: yaml.Node, location: Location) -> object:
+        """Read a mapping's value; scalars are positioned at themselves, not at their key."""
+        if isinstance(node, yaml.ScalarNode):
+            self.marks[location] = node.start_mark
+        return self.read(node, location)
+
+
+def _position(file: Path, mark: yaml.Mark | None) -> str:
+    return f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else f"{file}:1:1"
