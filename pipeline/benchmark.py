@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ def _measure(project: Project, artifacts: list[Artifact]) -> list[_Measured]:
         return []
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(project, artifact)) for artifact in artifacts]
-        for batch in settings.batches:
+        for batch in project.config.timed_batches:
             log.info("timing %d variants at batch %d", len(workers), batch)
             for index in range(-1, settings.rounds):  # the first round warms up
                 for worker, item in zip(workers, measured, strict=True):
@@ -125,7 +125,8 @@ def _one_round(worker: Connection, item: _Measured, batch: int, settings: Benchm
     """Have one variant timed, and keep what comes back; a process that dies costs its own variant only."""
     runs = settings.warmup_runs if warm_up else settings.runs_per_round
     try:
-        worker.send((batch, runs))
+        with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+            worker.send((batch, runs))
         if not worker.poll(_ANSWER_SECONDS if item.latencies or not warm_up else _START_SECONDS + _ANSWER_SECONDS):
             item.error = f"no answer in {_ANSWER_SECONDS:.0f} s"
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import ConfigError, storage_errors
+from pipeline.errors import ConfigError, UsageError
 from pipeline.records import Precision, Preprocessing, Profile, Record
 from pipeline.yaml_source import Location, YamlSource, parse_yaml
 
@@ -33,6 +33,10 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT-RTX of any version can build for without a GPU (its `ComputeCapability` enumerations)."""
 
+PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
+"""What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
+"CPU-Only AOT and TensorRT-RTX Engines")."""
+
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB, or a share of the GPU's memory such as 25%"
 
 
@@ -41,6 +45,23 @@ def _profile(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
     return value
+
+
+def _auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+def _compute_capabilities(value: object) -> object:
+    """`80+` is the portable default; a list is sorted, and every entry must be known."""
+    if value in ("80+", PORTABLE_COMPUTE_CAPABILITIES):
+        return PORTABLE_COMPUTE_CAPABILITIES
+    known = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"expected 80+ or a list out of {known}, got {value!r}")
+    unknown = [item for item in value if isinstance(item, bool) or item not in KNOWN_COMPUTE_CAPABILITIES]
+    if unknown:
+        raise ValueError(f"unknown compute capability {unknown[0]!r}; expected 80+ or a list out of {known}")
+    return tuple(sorted(set(value)))
 
 
 def _workspace(value: object) -> object:
@@ -111,7 +132,9 @@ class DataConfig(Record):
 class TensorRTConfig(Record):
     """What to build engines for."""
 
-    compute_capabilities: Literal["80+"] | tuple[Literal[75, 80, 86, 89, 120, 121], ...] = "80+"
+    compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(_compute_capabilities)] = (
+        PORTABLE_COMPUTE_CAPABILITIES
+    )
     """The GPU generations that one engine runs on; `80+` is Ampere and everything later."""
 
 
@@ -155,7 +178,8 @@ class ValidationConfig(Record):
 class BenchmarkConfig(Record):
     """What is timed."""
 
-    batches: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1, 8)
+    batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
+    """Left out, the batch that each profile is tuned for."""
     warmup_runs: Whole = 3
     rounds: Whole = 5
     """Every round times every variant once: A B C A B C."""
@@ -167,7 +191,8 @@ class Config(Record):
 
     artifacts: Annotated[str, StringConstraints(min_length=1)] = "artifacts"
     model: ModelConfig = ModelConfig()
-    preprocessing: Literal["auto"] | Preprocessing = "auto"
+    preprocessing: Annotated[Preprocessing | None, BeforeValidator(_auto)] = None
+    """None, written `auto`, takes the weights' own."""
     data: DataConfig = DataConfig()
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = tuple(Precision)
     profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
@@ -176,6 +201,11 @@ class Config(Record):
     gates: Gates = Gates()
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+
+    @property
+    def timed_batches(self) -> tuple[int, ...]:
+        """The batch sizes that are timed."""
+        return self.benchmark.batches or tuple(sorted({profile.opt for profile in self.profiles}))
 
 
 def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
@@ -188,29 +218,34 @@ def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
     Raises:
         ConfigError: lists every problem with its `file:line:column`.
     """
-    with storage_errors(f"reading {file}"):
+    try:
         data = file.read_bytes()
+    except OSError as exc:
+        raise UsageError(
+            f"the configuration {file} cannot be read: {exc.strerror}",
+            fix="run from the project's folder, or name a file: `--config FILE`, with doit `config=FILE`",
+        ) from exc
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise ConfigError(file, [f"{file}:1:1: not UTF-8 text: {exc.reason} at byte {exc.start}"]) from exc
     source = parse_yaml(file, text)
-    if source.problems:
+    if source.data is None:
         raise ConfigError(file, source.problems)
     try:
         config = Config.model_validate(source.data)
     except ValidationError as exc:
-        raise ConfigError(file, _problems(source, exc)) from None
-    problems = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, gpu_memory_bytes)]
-    if problems:
-        raise ConfigError(file, problems)
+        raise ConfigError(file, sorted({*source.problems, *_problems(source, exc)}, key=_order)) from None
+    crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, gpu_memory_bytes)]
+    if source.problems or crossed:
+        raise ConfigError(file, sorted({*source.problems, *crossed}, key=_order))
     return config
 
 
 def _cross_checks(config: Config, gpu_memory_bytes: int | None) -> list[tuple[Location, str]]:
     """What no single value can know: (location, problem) pairs."""
     problems: list[tuple[Location, str]] = []
-    for index, batch in enumerate(config.benchmark.batches):
+    for index, batch in enumerate(config.timed_batches):
         if not any(profile.min <= batch <= profile.max for profile in config.profiles):
             labels = ", ".join(profile.label for profile in config.profiles)
             problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
@@ -233,24 +268,26 @@ def _cross_checks(config: Config, gpu_memory_bytes: int | None) -> list[tuple[Lo
 
 
 def _problems(source: YamlSource, error: ValidationError) -> list[str]:
-    """Say each of pydantic's errors once, with its position, in the order of the file."""
-    seen: dict[str, None] = {}
+    """Say each of pydantic's errors with its position."""
+    problems = []
     for detail in error.errors(include_url=False):
-        location = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
-        name = ".".join(str(part) for part in location) or "the file"
-        seen[f"{source.position(location)}: {_explain(detail, location, name)}"] = None
-    return sorted(seen, key=_order)
-
-
-_UNION_TAGS = frozenset(
-    {"literal['80+']", "tuple[literal[75,80,86,89,120,121],...]", "literal['auto']", "Preprocessing"}
-)
-"""What pydantic puts into a location to name a branch of a union; the file has no such key."""
+        location = detail["loc"]
+        if detail["type"] == "too_short" and detail["input"]:
+            continue  # its items are wrong, and said to be
+        place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
+        problems.append(f"{place}: {_explain(detail, location, _name(location))}")
+    return problems
 
 
 def _order(problem: str) -> tuple[int, int]:
     line, column = problem.split(": ", 1)[0].rsplit(":", 2)[1:]
     return int(line), int(column)
+
+
+def _name(location: Location) -> str:
+    """`profiles[1].max`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".") or "the file"
 
 
 def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
@@ -268,9 +305,6 @@ def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
         close = difflib.get_close_matches(str(got), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{name}: expected {detail['ctx']['expected']}, got {got!r}{hint}"
-    if location[:1] == ("tensorrt",):
-        known_sms = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
-        return f"{name}: expected '80+' or a list of compute capabilities out of {known_sms}, got {got!r}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{name}: {message}, got {got!r}"
 

@@ -8,6 +8,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES
 from pipeline.errors import UsageError
 from pipeline.records import Backend, Graph, Precision, Variant, Workspace
 
@@ -19,10 +20,6 @@ _T = TypeVar("_T")
 CPU_TARGET = "cpu-x86_64"
 GPU_TARGET = "gpu"
 """Torch-TensorRT modules belong to the GPU of the host that builds them."""
-
-PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
-"""What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
-"CPU-Only AOT and TensorRT-RTX Engines")."""
 
 
 class Stage(str, Enum):
@@ -75,11 +72,10 @@ class Plan:
         wanted = {variant.graph for variant in self.variants if variant.graph} | {Graph.FP32}
         return tuple(graph for graph in Graph if graph in wanted)
 
-    @cached_property
+    @property
     def compute_capabilities(self) -> tuple[int, ...]:
         """The GPU generations that an engine built here runs on."""
-        wanted = self.config.tensorrt.compute_capabilities
-        return PORTABLE_COMPUTE_CAPABILITIES if wanted == "80+" else tuple(sorted(set(wanted)))
+        return self.config.tensorrt.compute_capabilities
 
     @property
     def engine_target(self) -> str:

@@ -112,7 +112,7 @@ def _weights(config: Config) -> _Weights:
 
 
 def _preprocessing(config: Config, default: Preprocessing) -> Preprocessing:
-    return default if config.preprocessing == "auto" else config.preprocessing
+    return config.preprocessing or default
 
 
 def _imagenet(config: Config) -> _Weights:

@@ -212,8 +212,9 @@ def benchmark_key(project: Project, target: str) -> Key:
     """Return what the latencies of a target's variants depend on; they are measured together."""
     variants = _benchmarked(project, target)
     return _key(
-        artifacts=[_identity_on_disk(project, variant) for variant in variants],
+        artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),
         settings=project.config.benchmark,
+        batches=project.config.timed_batches,
         preprocessing=project.source().preprocessing,
         processor=processor() if target == CPU_TARGET else None,
         threads=threads() if target == CPU_TARGET else None,
@@ -229,9 +230,8 @@ def manifest_key(project: Project) -> Key:
     records = [paths.source, paths.data]
     for variant in project.plan.variants:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
-    return _key(
-        records=[[str(path.relative_to(paths.root)), sha256_of(path) if path.is_file() else None] for path in records]
-    )
+    digests = {str(path.relative_to(paths.root)): sha256_of(path) if path.is_file() else None for path in records}
+    return _key(records=digests)
 
 
 def _benchmarked(project: Project, target: str) -> tuple[Variant, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from doit import get_var
 from doit.action import CmdAction
 from doit.cmd_run import Run as DoitRun
 from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_outfile, opt_verbosity
+from doit.cmdparse import CmdParseError
 from doit.control import TaskControl
+from doit.dependency import DatabaseException
 from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask, UnmetDependency
 from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
@@ -167,17 +170,26 @@ class Run(DoitRun):
 
     cmd_options = (opt_always, opt_continue, opt_verbosity, opt_outfile, opt_num_process)
 
+    def parse_execute(self, in_args: list[str]) -> int:
+        """Read the options, then run."""
+        try:
+            return int(super().parse_execute(in_args))
+        except CmdParseError as exc:
+            sys.stderr.write(f"error: {str(exc).split(' (parsing')[0].removeprefix('Error parsing Command: ')}\n")
+            return 2
+
     def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
         """Run the selected tasks."""
         from filelock import FileLock, Timeout  # noqa: PLC0415 - 0.1 s that `doit list` saves
 
+        lock = FileLock(_STATE / ".doit.lock")
         try:
             with storage_errors("preparing artifacts/"):
                 _STATE.mkdir(exist_ok=True)
-                lock = FileLock(_STATE / ".doit.lock", timeout=0)
-                with lock:
-                    return int(super().execute(params, args))
-        except Timeout:
+                with suppress(Timeout):  # which is an OSError
+                    lock.acquire(timeout=0)
+            if lock.is_locked:
+                return int(super().execute(params, args))
             message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
             status = 1
         except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
@@ -186,12 +198,14 @@ class Run(DoitRun):
             message, status = f"error: {exc}\n", 2
         except PipelineError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
-        except sqlite3.Error as exc:
-            message = f"error: doit's database in artifacts/ cannot be used: {exc}\n"
+        except (sqlite3.Error, DatabaseException) as exc:
+            message = f"error: doit's database in artifacts/ cannot be used: {str(exc).splitlines()[0]}\n"
             message += "  fix:      make artifacts/ writable; a damaged database may be deleted (artifacts/.doit*)\n"
             status = 1
         except KeyboardInterrupt:
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
+        finally:
+            lock.release()
         sys.stderr.write(message)
         return status
 

@@ -221,6 +221,11 @@ def _failure(log: BuildLog, request: EngineRequest) -> BuildError:
             f"the workspace is too small: {request.workspace_bytes:,} bytes, and the engine needs {needed:,}",
             fix=f"give `workspaces` in pipeline.yaml at least {-(-needed // 2**20)}MiB",
         )
+    if log.search("within workspace limit"):
+        return BuildError(
+            f"the workspace is too small: {request.workspace_bytes:,} bytes, in which no kernel runs some operation",
+            fix="give `workspaces` in pipeline.yaml more",
+        )
     errors = log.errors()
     return BuildError("the builder gave no engine", got=errors[0][:500] if errors else "no error in its log")
 

@@ -27,13 +27,17 @@ class YamlSource:
     data: object
     problems: tuple[str, ...]
     _marks: dict[Location, yaml.Mark] = field(repr=False)
+    _keys: dict[Location, yaml.Mark] = field(repr=False)
 
     def position(self, location: Location) -> str:
         """Return `file:line:column` of the value at `location`, or of the nearest parent that the file spells out."""
         while location and location not in self._marks:
             location = location[:-1]
-        mark = self._marks.get(location)
-        return _position(self.file, mark) if mark else f"{self.file}:1:1"
+        return _position(self.file, self._marks.get(location))
+
+    def key_position(self, location: Location) -> str:
+        """Return `file:line:column` of the key that ends `location`."""
+        return _position(self.file, self._keys.get(location))
 
 
 def parse_yaml(file: Path, text: str) -> YamlSource:
@@ -48,13 +52,14 @@ def parse_yaml(file: Path, text: str) -> YamlSource:
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         reader.complain(None, f"not valid YAML: {exc}")
         data = None
-    return YamlSource(file, data, tuple(reader.problems), reader.marks)
+    return YamlSource(file, data, tuple(reader.problems), reader.marks, reader.keys)
 
 
 class _Reader:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.marks: dict[Location, yaml.Mark] = {}
+        self.keys: dict[Location, yaml.Mark] = {}
         self.problems: list[str] = []
         self._seen: set[int] = set()
         self._scalars = yaml.SafeLoader("")
@@ -63,7 +68,7 @@ class _Reader:
         self.problems.append(f"{_position(self.file, mark)}: {problem}")
 
     def read(self, node: yaml.Node, location: Location) -> object:
-        self.marks.setdefault(location, node.start_mark)
+        self.marks[location] = node.start_mark
         if id(node) in self._seen:  # an alias composes to the very node of its anchor
             self.complain(node.start_mark, "anchors and aliases are not supported; write the value twice")
             return None
@@ -87,17 +92,11 @@ class _Reader:
                 continue
             key = str(key_node.value)
             if key in mapping:
-                self.complain(key_node.start_mark, f"duplicate key {key!r}; the first one is ignored by most readers")
+                self.complain(key_node.start_mark, f"duplicate key {key!r}; remove one of them")
                 continue
-            self.marks[(*location, key)] = key_node.start_mark
-            mapping[key] = self._value(value_node, (*location, key))
+            self.keys[(*location, key)] = key_node.start_mark
+            mapping[key] = self.read(value_node, (*location, key))
         return mapping
-
-    def _value(self, node: yaml.Node, location: Location) -> object:
-        """Read a mapping's value; scalars are positioned at themselves, not at their key."""
-        if isinstance(node, yaml.ScalarNode):
-            self.marks[location] = node.start_mark
-        return self.read(node, location)
 
 
 def _position(file: Path, mark: yaml.Mark | None) -> str:

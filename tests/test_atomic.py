@@ -1,0 +1,271 @@
+"""Files are written whole or not at all, and read back with a message that helps."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.atomic import describe_file, read_record, replacing, sha256_of, write_bytes, write_record
+from pipeline.errors import RecordError, StorageError
+from pipeline.records import FileRecord, Key, StageRecord, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def _no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def test_block_that_ends_well_becomes_the_file(tmp_path: Path) -> None:
+    """What was written to the temporary path is what the file holds, and nothing else is left."""
+    path = tmp_path / "new" / "folder" / "x.bin"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_at_the_path_before_the_block_ends(tmp_path: Path) -> None:
+    """A reader never sees a file that is still being written."""
+    path = tmp_path / "x.bin"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+
+
+def test_temporary_path_has_the_folder_and_the_suffix_of_the_file(tmp_path: Path) -> None:
+    """Libraries that look at suffixes see the right one, and a rename stays within one file system."""
+    with replacing(tmp_path / "x.onnx") as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".onnx")
+
+
+def test_file_can_be_read_by_everyone(tmp_path: Path) -> None:
+    """What the pipeline builds is as readable as a file made by `open`, not private as temporary files are."""
+    write_bytes(tmp_path / "x", b"new")
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_block_that_fails_leaves_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
+    """After an exception, an interrupt included, the old file is whole and no temporary file is left."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise failure
+
+    with pytest.raises(failure):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("operation", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    """Wherever the disk fills up, the message says what to do, and the old file is whole."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(operation, _no_space)
+        with pytest.raises(StorageError) as caught:
+            write_bytes(path, b"new")
+    message = str(caught.value)
+    assert message.startswith(f"writing {path} failed: No space left on device\n")
+    assert "fix:      free some disk space, then run the command again" in message
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_read_only_folder_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that this user may not write to is named, with both ways out."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "tmp"))
+
+    monkeypatch.setattr("tempfile.mkstemp", denied)
+    with pytest.raises(StorageError) as caught:
+        write_bytes(tmp_path / "x", b"new")
+    assert str(caught.value).startswith(f"writing {tmp_path / 'x'} failed: Permission denied\n")
+    assert "make the folder writable for this user, or set `artifacts:`" in str(caught.value)
+
+
+def test_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    """A file where a folder should be is a storage error that names it."""
+    (tmp_path / "m").write_text("I am no folder")
+    with pytest.raises(StorageError) as caught:
+        write_bytes(tmp_path / "m" / "x", b"new")
+    assert f"where:    {tmp_path / 'm'}" in str(caught.value)
+
+
+def test_folder_in_a_files_place_stays(tmp_path: Path) -> None:
+    """A folder where a file should be is a storage error, and keeps what is in it."""
+    (tmp_path / "x" / "precious").mkdir(parents=True)
+    with pytest.raises(StorageError, match="failed: Is a directory"):
+        write_bytes(tmp_path / "x", b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "precious"]
+
+
+@given(st.binary(max_size=100))
+@settings(deadline=None)
+def test_any_bytes_are_written_as_they_are(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """No byte is changed, and no length is too short."""
+    path = tmp_path_factory.getbasetemp() / "any-bytes"
+    write_bytes(path, data)
+    assert path.read_bytes() == data
+
+
+# Records.
+
+
+def _stage_record() -> StageRecord:
+    return StageRecord(key=Key(fields=()), built_at=datetime(2026, 1, 1, tzinfo=timezone.utc))
+
+
+def test_record_is_read_back(tmp_path: Path) -> None:
+    """What is written as a record is read as the same record."""
+    write_record(tmp_path / "r.json", _stage_record())
+    assert read_record(tmp_path / "r.json", StageRecord) == _stage_record()
+
+
+def test_record_on_disk_is_its_canonical_json(tmp_path: Path) -> None:
+    """The file is UTF-8 text that ends in a newline."""
+    write_record(tmp_path / "r.json", Tool(name="ü", version="1"))
+    assert (tmp_path / "r.json").read_bytes() == '{\n  "name": "ü",\n  "version": "1"\n}\n'.encode()
+
+
+def test_missing_record_is_told_the_fix(tmp_path: Path) -> None:
+    """A record that is not there is named, with the command that makes it."""
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path / "r.json", Tool, fix="run `make r`")
+    assert str(caught.value) == f"{tmp_path / 'r.json'} is missing\n  fix:      run `make r`"
+
+
+def test_record_that_is_a_folder_is_told_the_fix(tmp_path: Path) -> None:
+    """What cannot be read for another reason is told with the system's reason."""
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path, Tool, fix="run `make r`")
+    assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory\n  fix:      run `make r`"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"name": "x"'])
+def test_damaged_record_is_told_the_fix(tmp_path: Path, content: bytes) -> None:
+    """Whatever a file holds instead of a record, the message names it, the kind of record and the fix."""
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError) as caught:
+        read_record(path, Tool, fix="run `make r`")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path} is not a valid Tool: ")
+    assert lines[-1] == "  fix:      run `make r`"
+
+
+def test_damaged_record_has_no_empty_place(tmp_path: Path) -> None:
+    """Where the whole file is wrong, no place within it is named."""
+    (tmp_path / "r.json").write_text("{")
+    with pytest.raises(RecordError, match="is not a valid Tool: Invalid JSON"):
+        read_record(tmp_path / "r.json", Tool)
+
+
+def test_record_with_a_wrong_field_names_the_field(tmp_path: Path) -> None:
+    """The place within the record is part of the message."""
+    (tmp_path / "r.json").write_text('{"path": "x", "bytes": -1, "sha256": "' + "0" * 64 + '"}')
+    with pytest.raises(RecordError, match="is not a valid FileRecord: bytes: Input should be greater than"):
+        read_record(tmp_path / "r.json", FileRecord)
+
+
+def test_record_of_a_newer_schema_names_the_version(tmp_path: Path) -> None:
+    """A record that a later version of this program wrote is refused because of its schema version."""
+    path = tmp_path / "r.json"
+    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(RecordError, match=r"is not a valid StageRecord: schema_version: .*\b1\b") as caught:
+        read_record(path, StageRecord, fix="run `make r`")
+    assert str(caught.value).endswith("fix:      run `make r`")
+
+
+def test_record_of_a_newer_schema_with_new_fields_names_the_version(tmp_path: Path) -> None:
+    """The version is told rather than a field that only the later version has."""
+    path = tmp_path / "r.json"
+    text = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
+    path.write_text(text.replace("{", '{"aaa": 1, "built_by": "me",', 1))
+    with pytest.raises(RecordError, match="schema_version"):
+        read_record(path, StageRecord)
+
+
+@given(st.binary(max_size=60))
+@settings(deadline=None)
+def test_any_bytes_are_no_tool(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Random bytes are a record error, never another one."""
+    path = tmp_path_factory.getbasetemp() / "any-record.json"
+    path.write_bytes(data)
+    with pytest.raises(RecordError):
+        read_record(path, Tool)
+
+
+# Digests.
+
+
+def test_digest_is_sha256(tmp_path: Path) -> None:
+    """The digest is that of the file's bytes, also beyond one block of reading."""
+    data = bytes(range(256)) * 8192  # 2 MiB
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def _appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def _replaced(path: Path) -> None:
+    write_bytes(path, b"new")
+
+
+def _rewritten_with_the_old_time(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(b"new")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [_appended, _replaced, _rewritten_with_the_old_time])
+def test_changed_file_has_another_digest(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """A file that changes within one process is read again, same size or not."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    before = sha256_of(path)
+    change(path)
+    assert sha256_of(path) != before
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of gigabytes are hashed once a process."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    before = sha256_of(path)
+    monkeypatch.setattr("pathlib.Path.open", _no_space)
+    assert sha256_of(path) == before
+
+
+def test_digest_of_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(StorageError, match="failed: No such file or directory"):
+        sha256_of(tmp_path / "absent")
+
+
+def test_described_file_has_its_path_below_the_root(tmp_path: Path) -> None:
+    """A file's record holds for any place that the artifacts are moved to."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"old")
+    expected = FileRecord(path="a/x", bytes=3, sha256=hashlib.sha256(b"old").hexdigest())
+    assert describe_file(tmp_path / "a" / "x", tmp_path) == expected

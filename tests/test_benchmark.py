@@ -1,0 +1,105 @@
+"""How artifacts are timed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.benchmark import benchmark_target, summarize
+from pipeline.project import Project
+from pipeline.records import BenchmarkReport, Graph, Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU = "cpu-x86_64"
+
+
+def by_name(reports: tuple[BenchmarkReport, ...]) -> dict[str, BenchmarkReport]:
+    """Return reports by their variant's own name."""
+    return {report.variant_id.rpartition("/")[2]: report for report in reports}
+
+
+def test_percentiles_throughput_and_speedup_by_hand() -> None:
+    """A summary holds the percentiles of the samples, images a second, and the ratio of the medians."""
+    timing = summarize(np.array([1.0, 2.0, 3.0, 4.0, 10.0]), 6, np.array([6.0, 7.0, 5.0]))
+    assert (timing.batch, timing.runs, timing.p50_ms) == (6, 5, 3.0)
+    assert timing.p90_ms == pytest.approx(7.6)
+    assert timing.p99_ms == pytest.approx(9.76)
+    assert timing.throughput_per_s == 2000.0
+    assert timing.speedup == 2.0
+
+
+def test_without_a_baseline_there_is_no_speedup() -> None:
+    """A summary without eager FP32 beside it claims no speed-up."""
+    assert summarize(np.array([1.0]), 1, None).speedup is None
+
+
+def test_every_cpu_variant_is_timed_at_every_batch(built: Project) -> None:
+    """Each variant that a CPU runs has rounds x runs samples at each configured batch."""
+    settings = built.config.benchmark
+    for variant in built.plan.variants:
+        report = built.benchmark(variant)
+        if report.outcome is Outcome.DONE:
+            assert [timing.batch for timing in report.timings] == list(built.config.timed_batches)
+            assert {timing.runs for timing in report.timings} == {settings.rounds * settings.runs_per_round}
+    done = [report.outcome for report in map(built.benchmark, built.plan.variants)].count(Outcome.DONE)
+    assert done == 5
+
+
+def test_the_raw_samples_are_the_summary(built: Project) -> None:
+    """The percentiles that a report states are those of the samples that it keeps."""
+    report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnxruntime-fp32"))
+    assert report.samples is not None
+    with np.load(built.file(report.samples)) as samples:
+        for timing in report.timings:
+            assert timing.p50_ms == pytest.approx(float(np.median(samples[f"batch_{timing.batch}"])), abs=1e-4)
+
+
+def test_the_baseline_is_as_fast_as_itself(built: Project) -> None:
+    """Eager FP32's speed-up over eager FP32 is 1."""
+    report = built.benchmark(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
+    assert [timing.speedup for timing in report.timings] == [1.0, 1.0]
+
+
+def test_a_reference_evaluator_is_not_timed(built: Project) -> None:
+    """bf16 has no latency on a CPU, and the report says why."""
+    report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnx-reference-bf16"))
+    assert report.outcome is Outcome.SKIPPED
+    assert "bfloat16" in report.reason
+
+
+def test_engines_are_not_timed_without_a_gpu(built: Project) -> None:
+    """An engine has no latency where no driver is, and the report says why."""
+    report = built.benchmark(built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB"))
+    assert (report.outcome, report.reason) == (Outcome.SKIPPED, "no NVIDIA driver found")
+
+
+def test_one_broken_variant_costs_nobody_else(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variant that cannot be opened fails alone; one that was never built is skipped; the others are timed."""
+    project = Project.load(copied / "pipeline.yaml")
+    project.paths.onnx(Graph.FP16).write_bytes(b"not a model")
+    project.paths.artifact(project.plan.variant(f"tiny/{CPU}/onnxruntime-int8")).unlink()
+    assert main(["benchmark", f"tiny/{CPU}", "--config", str(copied / "pipeline.yaml")]) == 1
+    assert f"FAILED: tiny/{CPU}/onnxruntime-fp16: ONNX Runtime cannot load" in capsys.readouterr().out
+    reports = {variant.name: project.benchmark(variant) for variant in project.plan.variants if variant.target == CPU}
+    assert reports["onnxruntime-fp16"].outcome is Outcome.FAILED
+    assert reports["onnxruntime-int8"].reason.startswith("not built")
+    assert reports["onnxruntime-fp32"].outcome is Outcome.DONE
+
+
+def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variant whose process is gone fails with that reason, and the baseline's death leaves others without ratios."""
+    (copied / "dying.py").write_text("import os\n\ndef make():\n    os._exit(3)\n")
+    monkeypatch.syspath_prepend(str(copied))
+    monkeypatch.setenv("PYTHONPATH", str(copied))
+    project = Project.load(copied / "pipeline.yaml")
+    source = project.paths.source
+    source.write_text(source.read_text().replace("tests.tiny_model:make", "dying:make"))
+    reports = by_name(benchmark_target(project, CPU))
+    assert (reports["eager-fp32"].outcome, reports["eager-fp32"].reason) == (Outcome.FAILED, "its process died")
+    assert reports["onnxruntime-fp32"].outcome is Outcome.DONE
+    assert {timing.speedup for timing in reports["onnxruntime-fp32"].timings} == {None}

@@ -1,0 +1,710 @@
+"""pipeline.yaml: what is accepted, and what a person is told about what is not."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Config, Gates, WorkspaceSize, load_config
+from pipeline.errors import ConfigError, UsageError
+from pipeline.records import Interpolation, Precision, Preprocessing, Profile
+
+from .conftest import REPOSITORY, TINY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
+"""The keys that must be there; what is appended begins in line 3."""
+
+KEYS = "artifacts, model, preprocessing, data, precisions, profiles, workspaces, tensorrt, gates, validation, benchmark"
+PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
+
+
+@pytest.fixture
+def problems(write_config: Callable[[str], Path]) -> Callable[[str], list[str]]:
+    """A function that returns the problems of a configuration, each without the file's name in front."""
+
+    def of(text: str) -> list[str]:
+        file = write_config(text)
+        with pytest.raises(ConfigError) as caught:
+            load_config(file)
+        assert caught.value.problems
+        assert all(problem.startswith(f"{file}:") for problem in caught.value.problems)
+        return [problem.removeprefix(f"{file}:") for problem in caught.value.problems]
+
+    return of
+
+
+@pytest.fixture
+def load(write_config: Callable[[str], Path]) -> Callable[[str], Config]:
+    """A function that loads a configuration from its text."""
+
+    def of(text: str) -> Config:
+        return load_config(write_config(text))
+
+    return of
+
+
+# What is accepted.
+
+
+def test_repositorys_own_configuration_spells_out_the_defaults() -> None:
+    """What pipeline.yaml shows as defaults are the defaults."""
+    needed = {
+        "profiles": [1, {"min": 1, "opt": 8, "max": 32}],
+        "workspaces": ["256MiB", "1GiB"],
+        "benchmark": {"batches": [1, 8]},
+    }
+    assert load_config(REPOSITORY / "pipeline.yaml") == Config.model_validate(needed)
+
+
+def test_profiles_and_workspaces_suffice(load: Callable[[str], Config]) -> None:
+    """Everything but the profiles and the workspaces has a default."""
+    config = load(MATRIX)
+    assert config.model.name == "resnet18"
+    assert config.precisions == tuple(Precision)
+    assert config.gates == Gates()
+
+
+def test_bare_number_is_a_fixed_batch(load: Callable[[str], Config]) -> None:
+    """`8` means from 8 to 8."""
+    assert load(MATRIX).profiles == (Profile(min=1, opt=1, max=1), Profile(min=1, opt=8, max=32))
+
+
+def test_preprocessing_auto_is_none(load: Callable[[str], Config]) -> None:
+    """`auto` leaves the preprocessing to the weights."""
+    assert load(MATRIX + "preprocessing: auto\n").preprocessing is None
+
+
+def test_preprocessing_is_read(load: Callable[[str], Config]) -> None:
+    """A preprocessing that is written out is taken as written."""
+    assert load(TINY).preprocessing == Preprocessing(
+        resize=32, crop=32, interpolation=Interpolation.BILINEAR, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("80+", (80, 86, 89, 120)), ("[89, 75]", (75, 89)), ("[120, 89, 86, 80]", (80, 86, 89, 120))],
+)
+def test_compute_capabilities_are_sorted(load: Callable[[str], Config], text: str, expected: tuple[int, ...]) -> None:
+    """A list is sorted, and `80+` stands for the portable one."""
+    config = load(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
+    assert config.tensorrt.compute_capabilities == expected
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_every_precision_has_its_own_gate(load: Callable[[str], Config], precision: Precision) -> None:
+    """The gate that the file gives a precision is the gate of that precision alone."""
+    gate = "{cosine: 0.5, relative_l2: 0.5, top1_agreement: 0.5, top1_drop: 0.5}"
+    gates = load(MATRIX + f"gates: {{{precision.value}: {gate}}}\n").gates
+    assert [name for name in Precision if gates.of(name).cosine == 0.5] == [precision]
+
+
+def test_batches_left_out_are_those_that_the_profiles_are_tuned_for(load: Callable[[str], Config]) -> None:
+    """What is timed follows from the profiles, each size once, smallest first."""
+    config = load("profiles: [{min: 1, opt: 8, max: 32}, 2, {min: 4, opt: 8, max: 8}]\nworkspaces: [1GiB]\n")
+    assert config.timed_batches == (2, 8)
+
+
+def test_batches_that_are_given_are_timed_in_their_order(load: Callable[[str], Config]) -> None:
+    """What is timed is what the file says, where it says so."""
+    assert load(MATRIX + "benchmark: {batches: [8, 1, 32]}\n").timed_batches == (8, 1, 32)
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("1073741824", 2**30), ("256MiB", 2**28), ("1 GiB", 2**30), ("1.5GiB", 3 * 2**29), ("1GB", 10**9)],
+)
+def test_size_is_read_as_bytes(text: str, size: int) -> None:
+    """Bytes, binary units and decimal units."""
+    assert WorkspaceSize(text=text).bytes(None) == size
+
+
+@given(st.integers(1, 2**20), st.sampled_from([("", 1), ("KiB", 2**10), ("MiB", 2**20), ("GB", 10**9)]))
+@settings(deadline=None)
+def test_size_is_its_number_times_its_unit(number: int, unit: tuple[str, int]) -> None:
+    """No size loses a byte."""
+    assert WorkspaceSize(text=f"{number}{unit[0]}").bytes(None) == number * unit[1]
+
+
+@given(st.integers(1, 100), st.integers(100, 2**40))
+@settings(deadline=None)
+def test_share_is_of_the_gpus_memory(percent: int, memory: int) -> None:
+    """A share is never more than the memory it is of, and within a byte of it exactly."""
+    size = WorkspaceSize(text=f"{percent}%").bytes(memory)
+    assert size is not None
+    assert abs(size - memory * percent / 100) < 1
+    assert size <= memory
+
+
+def test_share_has_no_size_without_a_gpu() -> None:
+    """Where no GPU's memory is known, a share is no number of bytes."""
+    assert WorkspaceSize(text="25%").bytes(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [("1GiB", "1GiB"), ("1 GiB", "1GiB"), ("25%", "25pct"), ("12.5 %", "12.5pct")]
+)
+def test_label_fits_a_file_name(text: str, label: str) -> None:
+    """A label has neither spaces nor per-cent signs."""
+    assert WorkspaceSize(text=text).label == label
+
+
+@given(st.text(max_size=12) | st.from_regex(r"\A[0-9]{1,4}(\.[0-9])? ?([KMG]i?B|%)?.?.?\Z"))
+@settings(deadline=None)
+@example("1GiB/../../x")
+@example("1,5GiB")
+@example("9" * 400 + "GiB")
+def test_any_text_is_a_positive_size_with_a_safe_label_or_refused(text: str) -> None:
+    """Whatever is accepted as a size is above zero, and can be a part of a file's name."""
+    try:
+        size = WorkspaceSize(text=text)
+    except ValueError:
+        return
+    number = size.bytes(100 * 2**30)
+    assert number is not None
+    assert re.fullmatch(r"[\w.]+", size.label), size
+
+
+@pytest.mark.parametrize("text", ["1,5GiB", "1GiB or so", "1/2GiB", "1-2GiB", "1GiB/../../x"])
+def test_size_followed_by_something_else_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A size is read whole: `1,5GiB` is not one byte."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: ['{text}']\n")
+    assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {text!r}")
+
+
+@pytest.mark.parametrize("text", ["-1", "-1GiB", "2 bananas", "nan", "''", "GiB", "-25%", "1e3GiB"])
+def test_what_is_no_size_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """The message shows what a size looks like, and what was written."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [1GiB, {text}]\n")
+    assert problem.startswith("2:20: workspaces[1]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {text.strip(chr(39))!r}")
+
+
+@pytest.mark.parametrize(("text", "got"), [("true", "True"), ("0.5", "0.5"), ("null", "None"), ("[1]", "[1]")])
+def test_workspace_of_another_type_is_refused(problems: Callable[[str], list[str]], text: str, got: str) -> None:
+    """A workspace is a number of bytes or a text."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n")
+    assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {got}")
+
+
+@pytest.mark.parametrize("text", ["0", "0MiB", "0.1B"])
+def test_workspace_of_nothing_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A workspace has at least one byte."""
+    assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
+        f"2:14: workspaces[0]: expected a size above 0, got '{text}'"
+    ]
+
+
+@pytest.mark.parametrize("text", ["0%", "150%", "100.1 %", "0.0%"])
+def test_share_out_of_range_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A share is more than nothing and not more than everything."""
+    assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
+        f"2:14: workspaces[0]: expected a share above 0 % and up to 100 %, got {text!r}"
+    ]
+
+
+def test_share_is_refused_where_no_gpu_is_known(problems: Callable[[str], list[str]]) -> None:
+    """An engine that is built ahead of time belongs to no GPU whose share a workspace could be."""
+    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 25%]\n") == [
+        (
+            "2:20: '25%' is a share of a GPU's memory, and engines that are built ahead of time belong to no single "
+            "GPU; expected bytes, such as 1GiB"
+        )
+    ]
+
+
+def test_share_is_accepted_where_the_gpus_memory_is_given(write_config: Callable[[str], Path]) -> None:
+    """With a GPU's memory at hand, a share is a size."""
+    config = load_config(write_config("profiles: [1, 8]\nworkspaces: [25%]\n"), gpu_memory_bytes=2**34)
+    assert config.workspaces[0].bytes(2**34) == 2**32
+
+
+def test_workspace_listed_twice_in_other_units_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """1024MiB is 1GiB."""
+    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == ["2:20: listed twice: 1073741824"]
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("precisoins: [fp32]\n", "3:1: unknown key 'precisoins'; did you mean 'precisions'?"),
+        ("model: {nmae: x}\n", "3:9: unknown key 'model.nmae'; did you mean 'name'?"),
+        ("gates: {fp23: {}}\n", "3:9: unknown key 'gates.fp23'; did you mean 'fp32'?"),
+    ],
+)
+def test_misspelt_key_is_told_the_closest(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """A misspelt key is reported where it stands, with the key that was probably meant."""
+    assert problems(MATRIX + text) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("zzz: 1\n", f"3:1: unknown key 'zzz'; known keys: {KEYS}"),
+        ("data: {zzz: 1}\n", "3:8: unknown key 'data.zzz'; known keys: images, calibration, validation"),
+        ("1: 2\n", f"3:1: unknown key '1'; known keys: {KEYS}"),
+        ("null: 2\n", f"3:1: unknown key 'null'; known keys: {KEYS}"),
+    ],
+)
+def test_key_like_no_other_is_told_all(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """An unknown key that resembles none is answered with the keys there are."""
+    assert problems(MATRIX + text) == [problem]
+
+
+def test_empty_key_is_named_as_such(problems: Callable[[str], list[str]]) -> None:
+    """An empty key is not called "the file"."""
+    assert problems(MATRIX + "'': 1\n") == [f"3:1: unknown key ''; known keys: {KEYS}"]
+
+
+def test_unknown_key_within_a_list_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+    """A profile's keys are known too, and the missing one is reported beside the misspelt one."""
+    assert problems("profiles:\n  - {minn: 1, opt: 8, max: 8}\nworkspaces: [1GiB]\n") == [
+        "2:5: missing key 'profiles[0].min'",
+        "2:6: unknown key 'profiles[0].minn'; did you mean 'min'?",
+    ]
+
+
+def test_unknown_key_of_the_preprocessing_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+    """An optional mapping's keys are known too."""
+    text = "preprocessing: {resize: 32, crop: 32, interpolation: bilinear, mean: [0.5], std: [0.5], crup: 1}\n"
+    assert problems(MATRIX + text) == ["3:89: unknown key 'preprocessing.crup'; did you mean 'crop'?"]
+
+
+def test_duplicate_keys_are_refused(problems: Callable[[str], list[str]]) -> None:
+    """A key that is given twice is refused at its second place."""
+    assert problems(MATRIX + "profiles: [1]\n") == ["3:1: duplicate key 'profiles'; remove one of them"]
+
+
+def test_missing_keys_are_reported_in_the_order_of_the_documentation(problems: Callable[[str], list[str]]) -> None:
+    """An empty file lacks exactly the keys without a default, and says so in the same order each time."""
+    assert problems("") == ["1:1: missing key 'profiles'", "1:1: missing key 'workspaces'"]
+
+
+@pytest.mark.parametrize("key", ["? [a]\n: 1\n", "? {a: b}\n: 1\n"])
+def test_key_that_is_no_word_is_refused(problems: Callable[[str], list[str]], key: str) -> None:
+    """A list or a mapping cannot be a key."""
+    assert problems(MATRIX + key) == ["3:3: a key must be a plain word"]
+
+
+# Types.
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("data: {calibration: true}\n", "3:21: data.calibration: input should be a valid integer, got True"),
+        ("data: {calibration: '8'}\n", "3:21: data.calibration: input should be a valid integer, got '8'"),
+        ("data: {calibration: 8.0}\n", "3:21: data.calibration: input should be a valid integer, got 8.0"),
+        ("data: {calibration: 0}\n", "3:21: data.calibration: input should be greater than or equal to 1, got 0"),
+        ("data: {images: 3}\n", "3:16: data.images: input should be a valid string, got 3"),
+        ("model: {name: 7}\n", "3:15: model.name: input should be a valid string, got 7"),
+        (
+            "benchmark: {batches: [1, true]}\n",
+            "3:26: benchmark.batches[1]: input should be a valid integer, got True",
+        ),
+        (
+            "model: {download_timeout_seconds: 0}\n",
+            "3:35: model.download_timeout_seconds: input should be greater than 0, got 0",
+        ),
+        ("gates: {require_proof: 3}\n", "3:24: gates.require_proof: input should be a valid boolean"),
+    ],
+)
+def test_wrong_type_is_refused_at_the_value(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """A value of a wrong type is reported where it stands, with what was written."""
+    (found,) = problems(MATRIX + text)
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("model: {download_timeout_seconds: true}\n", "3:35: model.download_timeout_seconds: "),
+        ("model: {download_timeout_seconds: '10'}\n", "3:35: model.download_timeout_seconds: "),
+        ("gates: {require_proof: 'yes'}\n", "3:24: gates.require_proof: "),
+        ("gates: {require_proof: 1}\n", "3:24: gates.require_proof: "),
+        (
+            "gates: {fp32: {cosine: true, relative_l2: 1, top1_agreement: 1, top1_drop: 1}}\n",
+            "3:24: gates.fp32.cosine: ",
+        ),
+        ("tensorrt: {compute_capabilities: [80.0]}\n", "3:"),
+        (PREPROCESSING.format("true", "1", "bilinear", "[0.5]", "[0.5]"), "3:25: preprocessing.resize: "),
+        (PREPROCESSING.format("'32'", "32", "bilinear", "[0.5]", "[0.5]"), "3:25: preprocessing.resize: "),
+        (PREPROCESSING.format("32", "32", "bilinear", "[true]", "[0.5]"), "3:"),
+    ],
+)
+def test_value_that_only_converts_is_refused(problems: Callable[[str], list[str]], text: str, position: str) -> None:
+    """`true` and `"10"` are no numbers, and `"yes"` and `1` are no truth values."""
+    (found,) = problems(MATRIX + text)
+    assert found.startswith(position)
+
+
+@pytest.mark.parametrize("profile", ["{min: true, opt: 8, max: 8}", "{min: '1', opt: 8, max: 8}"])
+def test_profile_of_what_only_converts_is_refused(problems: Callable[[str], list[str]], profile: str) -> None:
+    """A profile's bounds are whole numbers, and neither `true` nor `"1"` is one."""
+    (found,) = problems(f"profiles: [{profile}, 1, 8]\nworkspaces: [1GiB]\n")
+    assert found.startswith("1:18: profiles[0].min: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model: [a]\n", "3:8: model: expected a mapping, got ['a']"),
+        ("model:\n", "3:7: model: expected a mapping, got None"),
+        ("gates: {fp32: 1}\n", "3:15: gates.fp32: expected a mapping, got 1"),
+        ("precisions: fp32\n", "3:13: precisions: expected a list, got 'fp32'"),
+        ("precisions: {fp32: 1}\n", "3:13: precisions: expected a list, got {'fp32': 1}"),
+        ("benchmark: {batches: 8}\n", "3:22: benchmark.batches: expected a list, got 8"),
+    ],
+)
+def test_wrong_structure_is_told_in_yamls_words(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """Messages speak of mappings and lists, not of this program's classes, dictionaries and tuples."""
+    assert problems(MATRIX + text) == [problem]
+
+
+@pytest.mark.parametrize("name", ["precisions", "profiles", "workspaces"])
+def test_empty_list_is_refused_in_yamls_words(problems: Callable[[str], list[str]], name: str) -> None:
+    """A list of the matrix has at least one entry; no message speaks of tuples or of validation."""
+    lists = {"precisions": "[fp32]", "profiles": "[8, 1]", "workspaces": "[1GiB]", name: "[]"}
+    (problem,) = problems("".join(f"{key}: {value}\n" for key, value in lists.items()))
+    line = list(lists).index(name) + 1
+    assert problem.startswith(f"{line}:{len(name) + 3}: {name}: ")
+    assert problem.endswith("got []")
+    assert "tuple" not in problem
+
+
+@pytest.mark.parametrize("text", ["[1]", "just text", "1", "- a\n- b\n"])
+def test_file_that_is_no_mapping_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A list or a scalar at the top is one problem, told in YAML's words."""
+    (problem,) = problems(text)
+    assert problem.startswith("1:1: the file: expected a mapping, got ")
+
+
+@pytest.mark.parametrize("text", ["---\n", "~", "null\n"])
+def test_file_of_nothing_but_null_is_refused_with_a_problem(problems: Callable[[str], list[str]], text: str) -> None:
+    """A file that says nothing is told what is missing: never "0 problems"."""
+    assert all(problem.startswith("1:1: ") for problem in problems(text))
+
+
+@pytest.mark.parametrize("text", ["true", "1.5", "'1'", "[1]"])
+def test_profile_of_another_type_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+    """A profile is a number or a mapping, and the message does not name this program's classes."""
+    (problem,) = problems(f"profiles: [8, {text}, 1]\nworkspaces: [1GiB]\n")
+    assert problem.startswith("1:15: profiles[1]: ")
+    assert "instance of" not in problem
+
+
+# Values.
+
+
+def test_misspelt_precision_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+    """An unknown precision is answered with all of them and the closest."""
+    assert problems(MATRIX + "precisions: [fp16, fp23]\n") == [
+        "3:20: precisions[1]: expected 'fp32', 'fp16', 'bf16' or 'int8', got 'fp23'; did you mean 'fp32'?"
+    ]
+
+
+def test_precision_like_no_other_is_told_all(problems: Callable[[str], list[str]]) -> None:
+    """A precision that resembles none is answered with all of them."""
+    assert problems(MATRIX + "precisions: [zz]\n") == [
+        "3:14: precisions[0]: expected 'fp32', 'fp16', 'bf16' or 'int8', got 'zz'"
+    ]
+
+
+@pytest.mark.parametrize(("bounds"), [(4, 2, 8), (1, 9, 8), (9, 9, 8)])
+def test_profile_out_of_order_is_refused(problems: Callable[[str], list[str]], bounds: tuple[int, int, int]) -> None:
+    """A profile's tuned batch lies between its smallest and its largest."""
+    low, opt, high = bounds
+    text = f"profiles: [1, 8, {{min: {low}, opt: {opt}, max: {high}}}]\nworkspaces: [1GiB]\n"
+    assert problems(text) == [f"1:18: profiles[2]: expected min ≤ opt ≤ max, got min {low}, opt {opt}, max {high}"]
+
+
+def test_profile_that_lacks_a_bound_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """A missing bound is reported at its profile."""
+    assert problems("profiles: [1, 8, {min: 1, opt: 8}]\nworkspaces: [1GiB]\n") == [
+        "1:18: missing key 'profiles[2].max'"
+    ]
+
+
+def test_profile_of_no_images_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+    """A bare 0 is one mistake, which is not reported once for each of min, opt and max."""
+    (problem,) = problems("profiles: [1, 8, 0]\nworkspaces: [1GiB]\n")
+    assert problem.startswith("1:18: profiles[2]")
+
+
+def test_batch_outside_every_profile_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """A batch that no engine takes is reported where it stands, with the profiles there are."""
+    assert problems(MATRIX + "benchmark: {batches: [1, 64]}\n") == ["3:26: batch 64 lies in no profile (b1, b1-8-32)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("profiles: [1, 8, 8]\nworkspaces: [1GiB]\n", "1:18: listed twice: b8"),
+        ("profiles: [1, 8, {min: 8, opt: 8, max: 8}]\nworkspaces: [1GiB]\n", "1:18: listed twice: b8"),
+        (MATRIX + "precisions: [int8, fp16, int8]\n", "3:26: listed twice: int8"),
+        (MATRIX + "benchmark: {batches: [1, 8, 1]}\n", "3:29: listed twice: 1"),
+    ],
+)
+def test_entry_listed_twice_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """A list that says what to do names each thing once."""
+    assert problems(text) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("90", "expected 80+ or a list out of 75, 80, 86, 89, 120, 121, got 90"),
+        ("[]", "expected 80+ or a list out of 75, 80, 86, 89, 120, 121, got []"),
+        ("[75, 90]", "unknown compute capability 90; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
+        ("['75']", "unknown compute capability '75'; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[true]", "unknown compute capability True; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[[75]]", "unknown compute capability [75]; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
+    ],
+)
+def test_unknown_compute_capability_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """An SM that no engine can be built for is told the ones there are."""
+    (found,) = problems(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
+    assert re.fullmatch(r"3:\d+: tensorrt\.compute_capabilities(\[\d\])?: " + re.escape(problem), found)
+
+
+@pytest.mark.parametrize("factory", ["torchvision", "torchvision.models", "a:", ":b", "a b:c", "a:b.c", "1a:b"])
+def test_bad_factory_is_told_the_form(problems: Callable[[str], list[str]], factory: str) -> None:
+    """A factory that is not `package.module:function` is told that form, not a regular expression."""
+    (problem,) = problems(MATRIX + f"model: {{factory: '{factory}'}}\n")
+    assert problem.startswith("3:18: model.factory: ")
+    assert "package.module:function" in problem
+    assert problem.endswith(f"got {factory!r}")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "a b"])
+def test_model_name_that_is_no_folders_is_refused(problems: Callable[[str], list[str]], name: str) -> None:
+    """A model's name is a folder's, and can lead out of the artifacts by no trick."""
+    (problem,) = problems(MATRIX + f"model: {{name: '{name}'}}\n")
+    assert problem.startswith("3:15: model.name: ")
+    assert problem.endswith(f"got {name!r}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            PREPROCESSING.format(32, 64, "bilinear", "[0.5]", "[0.5]"),
+            "3:16: preprocessing: expected crop ≤ resize, got crop 64, resize 32",
+        ),
+        (
+            PREPROCESSING.format(32, 32, "bilinaer", "[0.5]", "[0.5]"),
+            (
+                "3:54: preprocessing.interpolation: expected 'nearest', 'bilinear' or 'bicubic', got 'bilinaer'; "
+                "did you mean 'bilinear'?"
+            ),
+        ),
+        (
+            PREPROCESSING.format(32, 32, "bilinear", "[0.5, 0.5]", "[0.5, 0.5]"),
+            "3:16: preprocessing: expected one mean and one std (greyscale) or three of each (RGB), got 2 and 2",
+        ),
+        (
+            PREPROCESSING.format(32, 32, "bilinear", "[0.5]", "[0]"),
+            "3:16: preprocessing: expected every std above 0, got [0.0]",
+        ),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+    """A preprocessing that contradicts itself is refused with both sides of the contradiction."""
+    assert problems(MATRIX + text) == [problem]
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+def test_number_that_is_none_is_refused(problems: Callable[[str], list[str]], number: str) -> None:
+    """A gate of NaN, which nothing passes, and one of infinity, which everything passes, are refused."""
+    text = f"gates: {{fp32: {{cosine: 0.9, relative_l2: {number}, top1_agreement: 0.9, top1_drop: 0}}}}\n"
+    got = number.strip(".")
+    assert problems(MATRIX + text) == [f"3:42: gates.fp32.relative_l2: input should be a finite number, got {got}"]
+
+
+# YAML.
+
+
+def test_impossible_date_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+    """A value that cannot be read is reported as that, not a second time as a missing string."""
+    assert problems(MATRIX + "model: {name: 2026-13-45}\n") == [
+        "3:15: cannot read '2026-13-45': month must be in 1..12"
+    ]
+
+
+def test_date_is_no_name(problems: Callable[[str], list[str]]) -> None:
+    """A name that YAML reads as a date is reported as no string."""
+    (problem,) = problems(MATRIX + "model: {name: 2026-01-01}\n")
+    assert problem.startswith("3:15: model.name: input should be a valid string, got ")
+
+
+def test_alias_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+    """An alias is reported as that, not a second time as a missing value."""
+    (problem,) = problems(MATRIX + "data: &numbers {calibration: 8}\nvalidation: *numbers\n")
+    assert problem.endswith(": anchors and aliases are not supported; write the value twice")
+
+
+def test_text_that_is_no_yaml_is_refused(problems: Callable[[str], list[str]]) -> None:
+    """A bracket that is never closed is one problem, at the place where the parser stopped."""
+    (problem,) = problems("profiles: [1\nworkspaces: [1GiB]\n")
+    assert re.match(r"2:\d+: not valid YAML: ", problem)
+
+
+def test_several_problems_are_sorted_by_position(problems: Callable[[str], list[str]]) -> None:
+    """All problems are told at once, the YAML's own among them, in the order of the file."""
+    text = "zzz: 1\nprecisions: [fp23]\ndata: {calibration: 0, calibration: 1}\nmodel: {name: -}\nworkspaces: [0]\n"
+    assert [problem.split(": ")[0] for problem in problems(text)] == [
+        "1:1",
+        "1:1",
+        "2:14",
+        "3:21",
+        "3:24",
+        "4:15",
+        "5:14",
+    ]
+
+
+def test_problems_of_one_position_come_in_a_fixed_order(problems: Callable[[str], list[str]]) -> None:
+    """What is missing of one mapping is listed in the order of its keys, each time the same."""
+    assert problems(MATRIX + "gates: {fp32: {}}\n") == [
+        f"3:15: missing key 'gates.fp32.{key}'" for key in ("cosine", "relative_l2", "top1_agreement", "top1_drop")
+    ]
+
+
+def test_cross_checks_come_with_the_yamls_own_problems(problems: Callable[[str], list[str]]) -> None:
+    """A duplicate key does not hide a batch that lies in no profile."""
+    assert problems("profiles: [1]\nworkspaces: [1GiB]\nbenchmark: {batches: [8]}\nworkspaces: [2GiB]\n") == [
+        "3:23: batch 8 lies in no profile (b1)",
+        "4:1: duplicate key 'workspaces'; remove one of them",
+    ]
+
+
+# Files.
+
+
+def test_missing_file_is_told_what_to_do(tmp_path: Path) -> None:
+    """A configuration that is not there is a usage error with its name and a fix."""
+    file = tmp_path / "absent.yaml"
+    with pytest.raises(UsageError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"the configuration {file} cannot be read: No such file or directory\n")
+    assert "`--config FILE`" in str(caught.value)
+
+
+def test_folder_is_no_configuration(tmp_path: Path) -> None:
+    """A folder in the configuration's place is a usage error."""
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are reported with their place."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_bytes(b"\xff\xfe" + MATRIX.encode("utf-16-le"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert caught.value.problems == (f"{file}:1:1: not UTF-8 text: invalid start byte at byte 0",)
+
+
+def test_folder_name_with_a_colon_is_no_obstacle(tmp_path: Path) -> None:
+    """Positions are told apart from a path that contains colons itself."""
+    folder = tmp_path / "my: project"
+    folder.mkdir()
+    (folder / "pipeline.yaml").write_text(MATRIX + "zzz: 1\n")
+    with pytest.raises(ConfigError, match=r"pipeline\.yaml:3:1: unknown key 'zzz'"):
+        load_config(folder / "pipeline.yaml")
+
+
+# Anything.
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 200)
+    | st.floats()
+    | st.sampled_from(["auto", "80+", "fp32", "int8", "1GiB", "25%", "bilinear", "a:b", "2026-13-45"])
+    | st.text(max_size=6)
+    | st.dates()
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["min", "opt", "max", "name", "fp32", "cosine", "batches"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+_SOUND: dict[str, Any] = yaml.safe_load(MATRIX)
+_PATHS: list[tuple[str, ...]] = [
+    *((key,) for key in KEYS.split(", ")),
+    ("model", "name"),
+    ("model", "factory"),
+    ("data", "calibration"),
+    ("tensorrt", "compute_capabilities"),
+    ("gates", "fp32"),
+    ("gates", "require_proof"),
+    ("benchmark", "batches"),
+    ("preprocessing", "mean"),
+]
+
+
+def _unpositioned(file: Path) -> list[str]:
+    """Load `file`, and return those of its problems that do not begin with file:line:column; all where it has none."""
+    try:
+        load_config(file)
+    except ConfigError as exc:
+        start = re.escape(str(file)) + r":[1-9]\d*:[1-9]\d*: \S"
+        return [problem for problem in exc.problems if not re.match(start, problem)] if exc.problems else [str(exc)]
+    return []
+
+
+@given(where=st.sampled_from(_PATHS), value=_VALUES)
+@settings(deadline=None)
+def test_any_value_anywhere_is_accepted_or_refused_with_a_position(
+    tmp_path_factory: pytest.TempPathFactory, where: tuple[str, ...], value: object
+) -> None:
+    """Whatever stands at a key, the answer is a configuration or positioned problems, never another error."""
+    document = dict(_SOUND)
+    document[where[0]] = value if len(where) == 1 else {where[1]: value}
+    file = tmp_path_factory.getbasetemp() / "any-value.yaml"
+    file.write_text(yaml.safe_dump(document))
+    assert _unpositioned(file) == []
+
+
+@given(st.text(max_size=100))
+@settings(deadline=None)
+def test_any_text_is_accepted_or_refused_with_a_position(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Whatever a file says, the answer is a configuration or positioned problems, never another error."""
+    file = tmp_path_factory.getbasetemp() / "any-text.yaml"
+    file.write_text(MATRIX + text, encoding="utf-8")
+    assert _unpositioned(file) == []
+
+
+@given(data=st.binary(max_size=60))
+@settings(deadline=None)
+def test_any_bytes_are_accepted_or_refused_with_a_position(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    """Whatever bytes a file holds, it is refused with problems that have a position."""
+    file = tmp_path_factory.getbasetemp() / "any-bytes.yaml"
+    file.write_bytes(data)
+    assert _unpositioned(file) == []

@@ -1,0 +1,158 @@
+"""What the manifest says."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pipeline.manifest import Found, decide, make_manifest
+from pipeline.project import Project
+from pipeline.records import ManifestEntry, Outcome, Status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FP16 = "tiny/cpu-x86_64/onnxruntime-fp16"
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+NEEDS = "an SM80+ GPU"
+
+
+def found(project: Project, variant_id: str) -> Found:
+    """Return all the records of a variant."""
+    variant = project.plan.variant(variant_id)
+    return Found(variant, project.artifact(variant), project.accuracy(variant), project.benchmark(variant))
+
+
+def entry(project: Project, variant_id: str) -> ManifestEntry:
+    """Return a variant's entry in the written manifest."""
+    return next(entry for entry in project.manifest().artifacts if entry.id == variant_id)
+
+
+def test_built_validated_and_timed_is_deployable(built: Project) -> None:
+    """A variant that went through every stage on its own runtime may be deployed."""
+    assert decide(found(built, FP16), NEEDS) == (Status.DEPLOYABLE, "")
+
+
+def test_an_engine_that_no_gpu_has_run_is_built(built: Project) -> None:
+    """An engine built here is not deployable, and the reason names the hardware that it needs."""
+    verdict = decide(found(built, ENGINE), NEEDS)
+    assert verdict.status is Status.BUILT
+    assert verdict.reason == "built, not yet validated: needs an SM80+ GPU (no NVIDIA driver found)"
+
+
+def test_what_only_a_reference_evaluator_ran_is_built(built: Project) -> None:
+    """bf16 that passed on a subset is not deployable on a CPU."""
+    verdict = decide(found(built, "tiny/cpu-x86_64/onnx-reference-bf16"), NEEDS)
+    assert verdict.status is Status.BUILT
+    assert "8 of 100 samples" in verdict.reason
+
+
+def test_a_skipped_build_is_skipped(built: Project) -> None:
+    """A variant that this host cannot build says why."""
+    variant = built.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB")
+    verdict = decide(Found(variant, built.artifact(variant), None, None), NEEDS)
+    assert verdict == (Status.SKIPPED, "no NVIDIA driver found")
+
+
+def test_a_failed_build_is_failed(built: Project) -> None:
+    """A failed build keeps its reason."""
+    item = found(built, ENGINE)
+    assert item.artifact
+    broken = item.artifact.model_copy(update={"outcome": Outcome.FAILED, "reason": "the workspace is too small"})
+    assert decide(item._replace(artifact=broken), NEEDS) == (Status.FAILED, "the workspace is too small")
+
+
+def test_a_missed_gate_is_a_rejection(built: Project) -> None:
+    """A variant outside its gate is rejected, with the gate's words."""
+    item = found(built, FP16)
+    assert item.accuracy
+    missed = item.accuracy.checks[0].model_copy(update={"passed": False})
+    judged = item.accuracy.model_copy(update={"checks": (missed,), "reason": "cosine 0.5, gate ≥ 0.9999"})
+    assert decide(item._replace(accuracy=judged), NEEDS) == (Status.REJECTED, "cosine 0.5, gate ≥ 0.9999")
+
+
+def test_a_missing_record_is_a_failure(built: Project) -> None:
+    """Nothing is deployable on the word of a record that is not there."""
+    unbuilt = decide(found(built, FP16)._replace(artifact=None), NEEDS)
+    unjudged = decide(found(built, FP16)._replace(accuracy=None), NEEDS)
+    assert (unbuilt.status, unjudged.status) == (Status.FAILED, Status.FAILED)
+    assert unbuilt.reason.startswith("not built")
+    assert unjudged.reason.startswith("not validated")
+
+
+def test_a_stage_that_failed_is_a_failure(built: Project) -> None:
+    """A validation or a benchmark that failed keeps a variant from being deployed."""
+    item = found(built, FP16)
+    assert item.accuracy
+    assert item.benchmark
+    died = {"outcome": Outcome.FAILED, "reason": "died"}
+    unjudged = decide(item._replace(accuracy=item.accuracy.model_copy(update=died)), NEEDS)
+    untimed = decide(item._replace(benchmark=item.benchmark.model_copy(update=died)), NEEDS)
+    assert unjudged == (Status.FAILED, "validation failed: died")
+    assert untimed == (Status.FAILED, "benchmark failed: died")
+
+
+def test_engines_that_are_the_same_share_a_file(built: Project) -> None:
+    """The larger workspace's entry has the smaller one's file, and both name each other."""
+    small, large = entry(built, ENGINE), entry(built, "tiny/rtx-sm80+/fp16-b1-ws32MiB")
+    assert small.file == large.file
+    assert small.equals == (large.id,)
+    assert large.equals == (small.id,)
+    assert small.file is not None
+    assert small.file.path == f"{ENGINE}/model.engine"
+
+
+def test_an_entry_has_what_a_deployment_asks(built: Project) -> None:
+    """An engine's entry has digest, inputs with their dynamic axis, memory, workspace and toolchain."""
+    item = entry(built, "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
+    assert item.inputs[0].shape == ("batch", 3, 32, 32)
+    assert (item.inputs[0].dtype, item.inputs[0].layout) == ("float32", "NCHW")
+    assert item.outputs[0].shape == ("batch", 10)
+    assert item.memory is not None
+    assert item.memory.activation_bytes > 0
+    assert item.workspace_bytes == 16 * 2**20
+    assert "tensorrt-rtx" in [tool.name for tool in item.toolchain]
+    assert item.rerun == "python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
+
+
+def test_the_model_is_described_once(built: Project) -> None:
+    """The manifest says where the weights come from, how images are prepared and what the classes are called."""
+    model = built.manifest().model
+    assert model is not None
+    assert model.weights_origin.value == "sample"
+    assert model.class_names == tuple("0123456789")
+    assert model.preprocessing.input_shape == (3, 32, 32)
+    assert model.labelled
+
+
+def test_the_manifest_is_sorted_json(built: Project) -> None:
+    """The file is canonical: sorted keys, entries by id, a newline at the end."""
+    text = built.paths.manifest.read_text()
+    data = json.loads(text)
+    assert text == json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    ids = [item["id"] for item in data["artifacts"]]
+    assert ids == sorted(ids)
+
+
+def test_a_changed_file_is_not_deployable(copied: Path) -> None:
+    """A flipped byte in an ONNX file takes away what its records said."""
+    project = Project.load(copied / "pipeline.yaml")
+    item = entry(project, FP16)
+    assert item.file
+    file = project.file(item.file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    make_manifest(project)
+    assert entry(project, FP16).status is Status.FAILED
+
+
+def test_with_nothing_built_everything_has_failed(copied: Path) -> None:
+    """A manifest of an empty folder lists every variant as not built, and no model."""
+    text = (copied / "pipeline.yaml").read_text()
+    (copied / "pipeline.yaml").write_text("artifacts: empty\n" + text)
+    project = Project.load(copied / "pipeline.yaml")
+    manifest = make_manifest(project)
+    assert manifest.model is None
+    assert {item.status for item in manifest.artifacts} == {Status.FAILED}
+    assert len(manifest.artifacts) == len(project.plan.variants)

@@ -1,0 +1,228 @@
+"""The manifest as a table in the terminal."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timezone
+
+import pytest
+
+from pipeline.records import (
+    Accuracy,
+    Backend,
+    BatchTiming,
+    FileRecord,
+    Interpolation,
+    Key,
+    Manifest,
+    ManifestEntry,
+    ManifestModel,
+    Precision,
+    Preprocessing,
+    Status,
+    WeightsOrigin,
+)
+from pipeline.table import print_manifest
+
+ACCURACY = Accuracy(
+    samples=100,
+    finite=True,
+    cosine=0.9999,
+    cosine_min=0.99,
+    relative_l2=0.00123,
+    max_abs=0.1,
+    top1_agreement=0.985,
+    top1_agreement_low=0.95,
+    top1_agreement_high=0.99,
+    top1=0.75,
+    top1_drop=0.01,
+    worst_sample=3,
+)
+MODEL = ManifestModel(
+    name="m",
+    factory="a:b",
+    weights_origin=WeightsOrigin.SAMPLE,
+    weights_detail="a sample",
+    weights_sha256="0" * 64,
+    class_names=None,
+    preprocessing=Preprocessing(resize=8, crop=8, interpolation=Interpolation.NEAREST, mean=(0.5,), std=(0.5,)),
+    images="digits",
+    labelled=True,
+    reference_top1=0.76,
+)
+SKIPPED = ManifestEntry(
+    id="m/gpu/dynamo-fp32",
+    model="m",
+    target="gpu",
+    kind=Backend.DYNAMO,
+    precision=Precision.FP32,
+    graph=None,
+    profile=None,
+    workspace_bytes=None,
+    status=Status.SKIPPED,
+    reason="no NVIDIA driver found",
+    file=None,
+    equals=(),
+    inputs=(),
+    outputs=(),
+    memory=None,
+    settings=(),
+    evaluator="",
+    accuracy=None,
+    checks=(),
+    proven=False,
+    timings=(),
+    toolchain=(),
+    rerun="python -m pipeline build m/gpu/dynamo-fp32",
+)
+
+
+def _timing(batch: int, p50_ms: float, speedup: float | None) -> BatchTiming:
+    return BatchTiming(
+        batch=batch, runs=5, p50_ms=p50_ms, p90_ms=p50_ms, p99_ms=p50_ms, throughput_per_s=1, speedup=speedup
+    )
+
+
+def _engine(**changes: object) -> ManifestEntry:
+    values: dict[str, object] = {
+        "id": "m/rtx-sm80+/fp16-b1-ws1GiB",
+        "status": Status.DEPLOYABLE,
+        "reason": "",
+        "file": FileRecord(path="m/rtx-sm80+/fp16-b1-ws1GiB/model.engine", bytes=23_456_789, sha256="0" * 64),
+        "accuracy": ACCURACY,
+        "timings": (_timing(1, 1.234, 2.5),),
+    }
+    return SKIPPED.model_copy(update=values | changes)
+
+
+def _printed(*entries: ManifestEntry, model: ManifestModel | None = MODEL, stream: io.StringIO | None = None) -> str:
+    manifest = Manifest(
+        key=Key(fields=()),
+        built_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        git=None,
+        host="h",
+        model=model,
+        artifacts=entries,
+    )
+    stream = stream or io.StringIO()
+    print_manifest(manifest, stream)
+    return stream.getvalue()
+
+
+def _row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(name)]
+    return line.split()
+
+
+def _cells(text: str, name: str) -> str:
+    return " ".join(_row(text, name))
+
+
+def test_row_shows_size_accuracy_latency_speedup_and_status() -> None:
+    """A finished artifact's row has a cell for each, in units that are written out."""
+    expected = "rtx-sm80+/fp16-b1-ws1GiB 23.5 MB 75.0% 1.2e-03 1.23 ms 2.50× deployable"
+    assert _cells(_printed(_engine()), "rtx") == expected
+
+
+def test_header_names_the_columns_and_every_batch() -> None:
+    """Each batch that anything was timed at has its columns, smallest first."""
+    text = _printed(_engine(timings=(_timing(8, 4, 2),)), _engine(timings=(_timing(1, 1, 2),)))
+    expected = "variant size top-1 rel. L2 b1 p50 speed-up b8 p50 speed-up status"
+    assert _cells(text, "variant") == expected
+
+
+def test_batch_that_was_not_timed_is_empty() -> None:
+    """An artifact that takes no such batch has empty cells there."""
+    text = _printed(_engine(timings=(_timing(8, 4, 2),)), _engine(id="m/cpu/eager", timings=(_timing(1, 1, 3),)))
+    assert _cells(text, "cpu/eager") == "cpu/eager 23.5 MB 75.0% 1.2e-03 1.00 ms 3.00× deployable"
+
+
+def test_latency_without_a_baseline_has_no_speedup() -> None:
+    """Where no eager FP32 was timed there is nothing to be faster than."""
+    text = _printed(_engine(timings=(_timing(1, 1.234, None),)))
+    assert "×" not in text
+    assert "1.23 ms" in text
+
+
+def test_unlabelled_images_are_judged_by_agreement() -> None:
+    """Without labels the column is the agreement with the reference, and is called that."""
+    entry = _engine(accuracy=ACCURACY.model_copy(update={"top1": None, "top1_drop": None}))
+    text = _printed(entry, model=MODEL.model_copy(update={"labelled": False}))
+    assert _row(text, "variant")[2] == "agreement"
+    assert "98.5%" in text
+
+
+def test_top1_of_zero_is_shown() -> None:
+    """A top-1 of nothing is a result, not a missing one."""
+    assert " 0.0%" in _printed(_engine(accuracy=ACCURACY.model_copy(update={"top1": 0.0})))
+
+
+def test_shared_file_is_marked() -> None:
+    """An artifact that shares another's file has its size marked with an equals sign."""
+    sharing = _engine(id="m/rtx-sm80+/fp16-b1-ws2GiB", equals=("m/rtx-sm80+/fp16-b1-ws1GiB",))
+    text = _printed(_engine(equals=("m/rtx-sm80+/fp16-b1-ws2GiB",)), sharing)
+    assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[1] == "23.5"
+    assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[1] == "=23.5"
+
+
+def test_reason_is_printed_once_and_referred_to() -> None:
+    """Reasons stand below the table, each once, under the number that the rows give."""
+    other = SKIPPED.model_copy(update={"id": "m/gpu/x", "reason": "another reason"})
+    text = _printed(SKIPPED, SKIPPED.model_copy(update={"id": "m/gpu/torch_compile-fp32"}), other)
+    assert _row(text, "gpu/dynamo-fp32") == ["gpu/dynamo-fp32", "skipped", "[1]"]
+    assert _row(text, "gpu/torch_compile-fp32") == ["gpu/torch_compile-fp32", "skipped", "[1]"]
+    assert _row(text, "gpu/x") == ["gpu/x", "skipped", "[2]"]
+    assert text.splitlines()[-2:] == ["[1] no NVIDIA driver found", "[2] another reason"]
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_every_status_is_shown(status: Status) -> None:
+    """Whatever became of an artifact, its row says so."""
+    assert _row(_printed(_engine(status=status)), "rtx")[-1] == status.value
+
+
+def test_model_stands_above_the_table() -> None:
+    """The weights' and the images' origin stand above the table."""
+    assert _printed(SKIPPED).splitlines()[:2] == ["", "m: a sample; images: digits"]
+
+
+def test_manifest_without_a_model_begins_with_the_table() -> None:
+    """Where the model could not be had, the table is all there is."""
+    assert _printed(SKIPPED, model=None).splitlines()[0].split()[0] == "variant"
+
+
+def test_brackets_are_printed_as_they_are() -> None:
+    """A path or a reason with brackets in it is text, not markup."""
+    model = MODEL.model_copy(update={"weights_detail": "the file [bold]v2[/]/x.pth", "images": "a [/b] c"})
+    text = _printed(SKIPPED.model_copy(update={"reason": "see [red]this[/red] [/x]"}), model=model)
+    assert "the file [bold]v2[/]/x.pth; images: a [/b] c" in text
+    assert "see [red]this[/red] [/x]" in text
+
+
+def test_log_file_has_no_colours() -> None:
+    """What is no terminal gets no escape sequences, and lines wide enough for the table."""
+    text = _printed(_engine(), SKIPPED)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) > 80
+
+
+def test_terminal_is_asked_for_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal no line is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("TERM", "dumb")
+    text = _printed(_engine(), SKIPPED, stream=_Terminal())
+    assert max(map(len, text.splitlines())) <= 90
+
+
+class _Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_empty_manifest_is_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without artifacts there is a header alone, as wide as in any log, whatever the environment's width is."""
+    monkeypatch.setenv("COLUMNS", "20")
+    assert " ".join(_printed().splitlines()[-1].split()) == "variant size top-1 rel. L2 status"

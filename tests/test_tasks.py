@@ -1,0 +1,218 @@
+"""doit runs the pipeline: what it runs, what it says, how it ends. Real `doit` processes in a checkout of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from filelock import FileLock
+
+from pipeline.project import Project
+from pipeline.records import ManifestEntry, Status
+from tests.conftest import REPOSITORY, TINY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what doit needs, the tiny model's configuration, and nothing built."""
+    folder = tmp_path / "a checkout with späces"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "artifacts").mkdir()
+    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/tiny_model.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "pipeline.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def finished(checkout: Path, built_folder: Path) -> Path:
+    """Such a folder with everything built."""
+    shutil.copytree(built_folder / "artifacts", checkout / "artifacts", dirs_exist_ok=True)
+    return checkout
+
+
+def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run doit in a folder."""
+    command = [sys.executable, "-m", "doit", *arguments]
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")  # noqa: S603
+
+
+def ran(output: str) -> set[str]:
+    """Return the tasks that doit announced."""
+    return {line for line in output.splitlines() if line.partition(":")[0] in STAGES}
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of a folder's files, sorted."""
+    return sorted(file.name for file in folder.iterdir())
+
+
+ONNX_FILES = sorted(f"{graph}.{suffix}" for graph in ("fp32", "int8", "int8-cpu") for suffix in ("onnx", "json"))
+STAGES = {"source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest"}
+
+
+def test_list_reads_like_a_table_of_contents(checkout: Path) -> None:
+    """`doit list` shows the stages in their order, each with a sentence."""
+    lines = doit(checkout, "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines][:8] == [
+        "source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest",
+    ]  # fmt: skip
+    assert all(line.endswith(".") for line in lines)
+
+
+def test_nothing_to_do_does_nothing(finished: Path) -> None:
+    """Doit on a finished project runs nothing, says nothing and leaves the manifest as it is."""
+    manifest = finished / "artifacts" / "manifest.json"
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    before = manifest.read_bytes()
+    done = doit(finished)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert manifest.read_bytes() == before
+
+
+def test_a_deleted_engine_is_built_again(finished: Path) -> None:
+    """Only the deleted engine, the variant that shares it and what judges them are run again."""
+    project = Project.load(finished / "pipeline.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    done = doit(finished, "-n", "1")
+    assert done.returncode == 0
+    assert {f"build:{ENGINE}", "manifest:tiny"} <= ran(done.stdout)
+    # A plan may come out with other bytes: then what was said of the old one is said anew of this one.
+    again = {f"build:{TWIN}", f"validate:{ENGINE}", f"validate:{TWIN}", "benchmark:tiny/rtx-sm80+"}
+    assert ran(done.stdout) <= {f"build:{ENGINE}", "manifest:tiny"} | again
+    assert doit(finished).stdout == ""
+
+
+def test_one_variant_can_be_asked_for(finished: Path) -> None:
+    """`doit build:VARIANT` builds that variant, and nothing that it does not need."""
+    project = Project.load(finished / "pipeline.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    assert ran(doit(finished, f"build:{ENGINE}").stdout) == {f"build:{ENGINE}"}
+
+
+def test_a_failure_stops_nobody_else(finished: Path) -> None:
+    """A variant that fails leaves the others deployable, and the run ends with status 1 and how to repeat it."""
+    config = finished / "pipeline.yaml"
+    text = TINY.replace("[16MiB, 32MiB]", "[1KiB, 16MiB, 32MiB]").replace("max: 4", "max: 64")
+    config.write_text(text.replace("[fp32, fp16, bf16, int8]", "[fp32]"))
+    done = doit(finished)
+    assert done.returncode == 1
+    failed = "build:tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB"
+    assert f"  doit {failed}\n" in done.stdout
+    assert "the workspace is too small: 1,024 bytes" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(config).manifest().artifacts}
+    assert entries[failed.removeprefix("build:")].status is Status.FAILED
+    assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
+    assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
+
+
+def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> None:
+    """A whole run of two processes at a time ends like one of a single one."""
+    file = checkout / "pipeline.yaml"
+    text = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, int8]").replace("[1, {min: 1, opt: 2, max: 4}]", "[1]")
+    file.write_text(text.replace("batches: [1, 2]", "batches: [1]"))
+    done = doit(checkout, "-n", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def outcome(entry: ManifestEntry) -> tuple[object, ...]:
+        agreement = entry.accuracy.top1_agreement if entry.accuracy else None
+        return entry.id, entry.status, entry.reason, entry.equals, agreement, entry.inputs, entry.outputs
+
+    parallel = Project.load(file).manifest()
+    ids = {entry.id for entry in parallel.artifacts}
+    alone = [outcome(entry) for entry in built.manifest().artifacts if entry.id in ids]
+    assert [outcome(entry) for entry in parallel.artifacts] == alone
+    assert names(checkout / "artifacts" / "tiny" / "onnx") == ONNX_FILES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["buidl"], 'Invalid parameter: "buidl"'),
+        (["--bogus"], "option --bogus not recognized"),
+        (["config=none.yaml"], "the configuration none.yaml cannot be read"),
+    ],
+)
+def test_wrong_usage_is_one_message(checkout: Path, arguments: list[str], says: str) -> None:
+    """An unknown task, option or file ends with status 2 and no traceback."""
+    done = doit(checkout, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_configuration_is_one_message(checkout: Path) -> None:
+    """A mistake in pipeline.yaml ends every command of doit with status 2 and its position."""
+    (checkout / "pipeline.yaml").write_text(TINY.replace("precisions", "precision"))
+    for command in ([], ["list"]):
+        done = doit(checkout, *command)
+        assert done.returncode == 2
+        assert "pipeline.yaml:7:1: unknown key 'precision'; did you mean 'precisions'?" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_another_configuration_can_be_named(finished: Path) -> None:
+    """`doit config=FILE` runs another file, and its commands name it."""
+    (finished / "pipeline.yaml").rename(finished / "other.yaml")
+    project = Project.load(finished / "other.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    done = doit(finished, "config=other.yaml", f"build:{ENGINE}")
+    assert (done.returncode, ran(done.stdout)) == (0, {f"build:{ENGINE}"})
+
+
+def test_a_second_doit_refuses(checkout: Path) -> None:
+    """While one doit runs in a folder, another says so and ends."""
+    with FileLock(checkout / "artifacts" / ".doit.lock"):
+        done = doit(checkout)
+    assert done.returncode == 1
+    assert "another doit is running in this folder" in done.stderr
+
+
+def test_a_damaged_database_is_one_message(finished: Path) -> None:
+    """Doit's own database, damaged, says what to delete; without it nothing that is valid is built again."""
+    database = finished / "artifacts" / ".doit.sqlite3"
+    database.write_bytes(b"garbage" * 1000)
+    done = doit(finished)
+    assert done.returncode == 1
+    assert "database in artifacts/ cannot be used" in done.stderr
+    database.unlink()
+    assert ran(doit(finished).stdout) <= {"manifest:tiny"}
+
+
+def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:
+    """A file where artifacts/ should be ends with status 1 and no traceback."""
+    (checkout / "artifacts").rmdir()
+    (checkout / "artifacts").write_text("")
+    done = doit(checkout)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_cleanly(checkout: Path) -> None:
+    """Ctrl-C ends doit and its stages with one message and leaves nothing half-written."""
+    command = [sys.executable, "-m", "doit"]
+    process = subprocess.Popen(  # noqa: S603 - fixed arguments
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(4)  # doit has begun, and the source stage has not ended
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; run `doit` again" in said
+    assert "Traceback" not in said
+    left = [file.name for file in (checkout / "artifacts" / "tiny").rglob("*") if file.is_file()]
+    assert [name for name in left if name.startswith(".")] == []
