@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="  %(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         with storage_errors(f"{options.stage} {options.subject or ''}".strip()):
@@ -215,7 +215,7 @@ def _said(outcome: Outcome, reason: str, done: str) -> int:
 
 def _say(text: str) -> None:
     if text:
-        print(f"  {text}", flush=True)
+        print(text, flush=True)
 
 
 def _megabytes(size: int) -> str:

@@ -78,8 +78,8 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
         raise RecordError(f"{path} cannot be read: {exc.strerror}", fix=fix) from exc
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecordError(f"{path} is not a valid {kind.__name__}: {place}: {first['msg']}", fix=fix) from exc
+        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise RecordError(f"{path} is not a valid {kind.__name__}: {place}{first['msg']}", fix=fix) from exc
 
 
 def sha256_of(path: Path) -> str:
@@ -108,5 +108,6 @@ def describe_file(path: Path, root: Path) -> FileRecord:
     Raises:
         StorageError: it cannot be read.
     """
-    digest = sha256_of(path)
-    return FileRecord(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest)
+    with storage_errors(f"reading {path}"):
+        size = path.stat().st_size
+    return FileRecord(path=path.relative_to(root).as_posix(), bytes=size, sha256=sha256_of(path))

@@ -7,11 +7,11 @@ import re
 from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
     Field,
-    PositiveFloat,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -19,16 +19,14 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import Precision, Preprocessing, Profile, Record
+from pipeline.records import Precision, Preprocessing, Profile, Record, Whole
 from pipeline.yaml_source import Location, YamlSource, parse_yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
-
-Whole = Annotated[int, Field(strict=True, ge=1)]
-"""A whole number of at least 1; `true` and `"8"` are not numbers."""
 
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT-RTX of any version can build for without a GPU (its `ComputeCapability` enumerations)."""
@@ -37,13 +35,23 @@ PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
 """What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
 "CPU-Only AOT and TensorRT-RTX Engines")."""
 
-_SIZE_EXAMPLES = "a size such as 256MiB or 1GiB, or a share of the GPU's memory such as 25%"
+Number = Annotated[float, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?|\d+(\.\d+)?\s*%", re.ASCII)
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+_SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
 
 
 def _profile(value: object) -> object:
     """A bare number is a fixed batch."""
     if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"expected a batch of at least 1, got {value}")
         return {"min": value, "opt": value, "max": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a batch size or {{min, opt, max}}, got {value!r}")  # noqa: TRY004 - as above
     return value
 
 
@@ -58,7 +66,7 @@ def _compute_capabilities(value: object) -> object:
     known = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
     if not isinstance(value, list) or not value:
         raise ValueError(f"expected 80+ or a list out of {known}, got {value!r}")
-    unknown = [item for item in value if isinstance(item, bool) or item not in KNOWN_COMPUTE_CAPABILITIES]
+    unknown = [item for item in value if type(item) is not int or item not in KNOWN_COMPUTE_CAPABILITIES]
     if unknown:
         raise ValueError(f"unknown compute capability {unknown[0]!r}; expected 80+ or a list out of {known}")
     return tuple(sorted(set(value)))
@@ -77,6 +85,8 @@ class WorkspaceSize(Record):
 
     @model_validator(mode="after")
     def _is_a_size(self) -> WorkspaceSize:
+        if not _SIZE.fullmatch(self.text):
+            raise ValueError(f"expected {_SIZE_EXAMPLES}, got {self.text!r}")
         if self.percent is not None:
             if not 0 < self.percent <= 100:  # noqa: PLR2004 - per cent
                 raise ValueError(f"expected a share above 0 % and up to 100 %, got {self.text!r}")
@@ -107,16 +117,20 @@ class WorkspaceSize(Record):
         return None if gpu_memory_bytes is None else int(gpu_memory_bytes * self.percent / 100)
 
 
+def _factory(value: str) -> str:
+    if not _FACTORY.fullmatch(value):
+        raise ValueError(f"expected package.module:function, got {value!r}")
+    return value
+
+
 class ModelConfig(Record):
     """Which model, and whose weights."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "resnet18"
-    factory: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = (
-        "torchvision.models:resnet18"
-    )
+    factory: Annotated[str, AfterValidator(_factory)] = "torchvision.models:resnet18"
     weights: str = "auto"
     """auto | IMAGENET1K_V1 | sample | factory | a path ending in .pth, .pt or .safetensors."""
-    download_timeout_seconds: PositiveFloat = 10.0
+    download_timeout_seconds: Annotated[Number, Field(gt=0)] = 10.0
     """How long a download may be silent before it counts as failed."""
 
 
@@ -141,10 +155,10 @@ class TensorRTConfig(Record):
 class Gate(Record):
     """The bounds that a variant must keep to be deployable."""
 
-    cosine: Annotated[float, Field(ge=-1, le=1)]
-    relative_l2: Annotated[float, Field(ge=0)]
-    top1_agreement: Annotated[float, Field(ge=0, le=1)]
-    top1_drop: Annotated[float, Field(ge=-1, le=1)]
+    cosine: Annotated[Number, Field(ge=-1, le=1)]
+    relative_l2: Annotated[Number, Field(ge=0)]
+    top1_agreement: Annotated[Number, Field(ge=0, le=1)]
+    top1_drop: Annotated[Number, Field(ge=-1, le=1)]
 
 
 class Gates(Record):
@@ -154,7 +168,7 @@ class Gates(Record):
     fp16: Gate = Gate(cosine=0.9999, relative_l2=5e-3, top1_agreement=0.995, top1_drop=0.002)
     bf16: Gate = Gate(cosine=0.999, relative_l2=3e-2, top1_agreement=0.99, top1_drop=0.005)
     int8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
-    require_proof: bool = False
+    require_proof: Flag = False
     """Reject what agrees often enough, but on too few samples to prove it (Wilson 95 %)."""
 
     def of(self, precision: Precision) -> Gate:
@@ -230,15 +244,15 @@ def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
     except UnicodeDecodeError as exc:
         raise ConfigError(file, [f"{file}:1:1: not UTF-8 text: {exc.reason} at byte {exc.start}"]) from exc
     source = parse_yaml(file, text)
-    if source.data is None:
+    if source.data is None and source.problems:
         raise ConfigError(file, source.problems)
     try:
         config = Config.model_validate(source.data)
     except ValidationError as exc:
-        raise ConfigError(file, sorted({*source.problems, *_problems(source, exc)}, key=_order)) from None
+        raise ConfigError(file, _sorted(file, (*source.problems, *_problems(source, exc)))) from None
     crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, gpu_memory_bytes)]
     if source.problems or crossed:
-        raise ConfigError(file, sorted({*source.problems, *crossed}, key=_order))
+        raise ConfigError(file, _sorted(file, (*source.problems, *crossed)))
     return config
 
 
@@ -256,14 +270,15 @@ def _cross_checks(config: Config, gpu_memory_bytes: int | None) -> list[tuple[Lo
                 "no single GPU; expected bytes, such as 1GiB"
             )
             problems.append((("workspaces", index), refusal))
-    lists = {
-        "precisions": [precision.value for precision in config.precisions],
-        "profiles": [profile.label for profile in config.profiles],
-        "workspaces": [str(workspace.bytes(gpu_memory_bytes) or workspace.text) for workspace in config.workspaces],
+    lists: dict[Location, list[str]] = {
+        ("precisions",): [precision.value for precision in config.precisions],
+        ("profiles",): [profile.label for profile in config.profiles],
+        ("workspaces",): [str(item.bytes(gpu_memory_bytes) or item.text) for item in config.workspaces],
+        ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
     }
-    for name, entries in lists.items():
+    for place, entries in lists.items():
         repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
-        problems += [((name, index), f"listed twice: {entry}") for index, entry in repeats]
+        problems += [((*place, index), f"listed twice: {entry}") for index, entry in repeats]
     return problems
 
 
@@ -274,20 +289,35 @@ def _problems(source: YamlSource, error: ValidationError) -> list[str]:
         location = detail["loc"]
         if detail["type"] == "too_short" and detail["input"]:
             continue  # its items are wrong, and said to be
+        if location in source.unreadable:
+            continue  # said to be
         place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
         problems.append(f"{place}: {_explain(detail, location, _name(location))}")
     return problems
 
 
-def _order(problem: str) -> tuple[int, int]:
-    line, column = problem.split(": ", 1)[0].rsplit(":", 2)[1:]
-    return int(line), int(column)
+def _sorted(file: Path, problems: Iterable[str]) -> list[str]:
+    """Each problem once, in the order of the file; those of one position in the order in which they were found."""
+
+    def order(problem: str) -> tuple[int, int]:
+        line, column, _ = problem.removeprefix(f"{file}:").split(":", 2)
+        return int(line), int(column)
+
+    return sorted(dict.fromkeys(problems), key=order)
 
 
 def _name(location: Location) -> str:
     """`profiles[1].max`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).removeprefix(".") or "the file"
+    return "".join(parts).removeprefix(".") if location else "the file"
+
+
+_EXPECTED = {
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "at least one entry",
+}
+"""What pydantic says in Python's words, in YAML's."""
 
 
 def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
@@ -305,6 +335,8 @@ def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
         close = difflib.get_close_matches(str(got), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{name}: expected {detail['ctx']['expected']}, got {got!r}{hint}"
+    if detail["type"] in _EXPECTED:
+        return f"{name}: expected {_EXPECTED[detail['type']]}, got {got!r}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{name}: {message}, got {got!r}"
 

@@ -67,7 +67,7 @@ def git_state(folder: Path) -> GitState | None:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return GitState(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "--untracked-files=no")))
+    return GitState(commit=commit, dirty=_git(folder, "status", "--porcelain", "--untracked-files=no") != "")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

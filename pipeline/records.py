@@ -16,6 +16,8 @@ SCHEMA_VERSION = 1
 """The version of every record on disk; part of every staleness key."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Whole = Annotated[int, Field(strict=True, ge=1)]
+"""A whole number of at least 1; `true` and `"8"` are not numbers."""
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -89,9 +91,9 @@ class Status(str, Enum):
 class Profile(Record):
     """The batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
 
-    min: PositiveInt
-    opt: PositiveInt
-    max: PositiveInt
+    min: Whole
+    opt: Whole
+    max: Whole
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
@@ -157,11 +159,11 @@ class Preprocessing(Record):
     The input is float32 in NCHW order; one mean makes it greyscale, three RGB.
     """
 
-    resize: PositiveInt
-    crop: PositiveInt
+    resize: Whole
+    crop: Whole
     interpolation: Interpolation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, Field(strict=True)], ...]
+    std: tuple[Annotated[float, Field(strict=True)], ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocessing:

@@ -47,7 +47,8 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         status = Text(entry.status.value + mark, style=_COLOURS[entry.status])
         table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, batches), status)
     if manifest.model:
-        console.print(f"\n{manifest.model.name}: {manifest.model.weights_detail}; images: {manifest.model.images}")
+        model = manifest.model
+        console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
     console.print(table)
     for reason, number in notes.items():
         console.print(Text(f"[{number}] {reason}", style="dim"))

@@ -11,12 +11,12 @@ import sqlite3
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from doit import get_var
 from doit.action import CmdAction
 from doit.cmd_run import Run as DoitRun
-from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_outfile, opt_verbosity
+from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_verbosity
 from doit.cmdparse import CmdParseError
 from doit.control import TaskControl
 from doit.dependency import DatabaseException
@@ -26,6 +26,7 @@ from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
 from pipeline.errors import PipelineError, storage_errors
+from pipeline.plan import Stage
 from pipeline.project import Project
 from pipeline.staleness import is_current
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from doit.exceptions import BaseFail
     from doit.task import Task
 
-    from pipeline.plan import Stage, Step
+    from pipeline.plan import Step
 
     TaskDict = dict[str, Any]
     """What doit takes for a task."""
@@ -68,13 +69,14 @@ class Tasks:
     def of(self, stage: Stage) -> Iterator[TaskDict]:
         """Yield one doit task a step of `stage`, named by the step's subject."""
         plan = self._project.plan
+        action = CmdAction if stage is Stage.MANIFEST else _Command  # a table has its own shape
         for step in plan.steps:
             if step.stage is stage:
                 needs, follows = plan.dependencies(step)
                 names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
                 yield {
                     "name": step.subject,
-                    "actions": [CmdAction(self._command(step), shell=False)],
+                    "actions": [action(self._command(step), shell=False)],
                     "task_dep": list(names.values()),
                     "uptodate": [_Current(self._project, step)],
                     "meta": {_MAY_FAIL: [names[other] for other in follows]},
@@ -97,36 +99,42 @@ class _Current:
         return is_current(self._project, self._step)
 
 
-class Reporter(ConsoleReporter):
-    """Says what runs and what it says; nothing of what is up to date; at the end what failed and how to rerun it."""
+class _Command(CmdAction):
+    """A step's command, whose every line is shown as it comes, with the step's name before it."""
 
-    def __init__(self, outstream: Any, *, parallel: bool) -> None:  # noqa: ANN401 - doit hands over a file of its own
-        super().__init__(outstream, {})
-        self._parallel = parallel
-        self._ran = 0
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        return super().execute(*(stream and _Prefixed(stream, f"{self.task.name}: ") for stream in (out, err)))
+
+
+class _Prefixed:
+    """A stream for whole lines."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream = stream
+        self._prefix = prefix
+
+    def write(self, line: str) -> None:
+        self._stream.write(self._prefix + line)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class Reporter(ConsoleReporter):
+    """Leaves the talking to the steps; at the end says what failed and how to rerun it."""
 
     def execute_task(self, task: Task) -> None:
-        """Announce a task; in parallel its output follows when it is done, in one piece."""
-        if task.actions and not self._parallel:
-            self.write(f"{task.name}\n")
-            self.outstream.flush()
-
-    def add_success(self, task: Task) -> None:
-        """Count it."""
-        if task.actions:
-            self._ran += 1
-            self._show(task)
+        """Say nothing."""
 
     def skip_uptodate(self, task: Task) -> None:
         """Say nothing."""
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """Keep it for the end; a group fails because a member did, which says nothing new."""
-        if not task.actions:
-            return
-        if not isinstance(fail, UnmetDependency):
-            self._show(task)
-        self.failures.append({"task": task, "exception": fail})
+        if task.actions:
+            self.failures.append({"task": task, "exception": fail})
+            if not isinstance(fail, UnmetDependency) and not any(action.err for action in task.actions):
+                self.write(f"{task.name}: error: {fail.get_msg()}")  # it died without a word
 
     def complete_run(self) -> None:
         """List the failures with the commands that repeat them."""
@@ -140,12 +148,6 @@ class Reporter(ConsoleReporter):
             self.write(f"{len(unmet)} not run, because what they build on failed\n")
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
-
-    def _show(self, task: Task) -> None:
-        if self._parallel:
-            output = "".join(text for action in task.actions for text in (action.out, action.err) if text)
-            self.write(f"{task.name}\n{output}")
-            self.outstream.flush()
 
 
 class _Tolerant:
@@ -168,7 +170,7 @@ class _ParallelRunner(_Tolerant, MThreadRunner):
 class Run(DoitRun):
     """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
 
-    cmd_options = (opt_always, opt_continue, opt_verbosity, opt_outfile, opt_num_process)
+    cmd_options = (opt_always, opt_continue, opt_verbosity, opt_num_process)
 
     def parse_execute(self, in_args: list[str]) -> int:
         """Read the options, then run."""
@@ -209,20 +211,17 @@ class Run(DoitRun):
         sys.stderr.write(message)
         return status
 
-    def _execute(  # noqa: PLR0913 - doit passes options by these names
+    def _execute(
         self,
-        outfile: Any,  # noqa: ANN401 - a stream or a file's name
         verbosity: int | None = None,
-        always: bool = False,  # noqa: FBT001,FBT002 - the same
+        always: bool = False,  # noqa: FBT001,FBT002 - doit passes options by these names
         continue_: bool = True,  # noqa: FBT001,FBT002 - the same
         num_process: int = 0,
         force_verbosity: bool = False,  # noqa: FBT001,FBT002 - the same
     ) -> int:
         self.control = TaskControl(self.task_list)
         self.control.process(self.sel_tasks)
-        parallel = num_process > 1
-        stream = Stream(0 if parallel else verbosity, force_verbosity)
-        reporter = Reporter(sys.stdout if isinstance(outfile, str) else outfile, parallel=parallel)
-        arguments = (self.dep_manager, reporter, continue_, always, stream)
-        runner = _ParallelRunner(*arguments, num_process) if parallel else _SequentialRunner(*arguments)
+        reporter = Reporter(sys.stdout, {})
+        arguments = (self.dep_manager, reporter, continue_, always, Stream(verbosity, force_verbosity))
+        runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
         return min(int(runner.run_all(self.control.task_dispatcher())), 1)

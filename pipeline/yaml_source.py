@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,13 @@ class YamlSource:
     Attributes:
         data: mappings, lists and scalars; None where the file did not parse.
         problems: what is wrong with the YAML itself, each beginning with its position.
+        unreadable: where `data` holds None because of one of the problems.
     """
 
     file: Path
     data: object
     problems: tuple[str, ...]
+    unreadable: frozenset[Location]
     _marks: dict[Location, yaml.Mark] = field(repr=False)
     _keys: dict[Location, yaml.Mark] = field(repr=False)
 
@@ -44,15 +47,40 @@ def parse_yaml(file: Path, text: str) -> YamlSource:
     """Parse `text`, collecting every duplicate key and every anchor rather than stopping at the first."""
     reader = _Reader(file)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         data = reader.read(node, ()) if node else {}
     except yaml.MarkedYAMLError as exc:
         reader.complain(exc.problem_mark, f"not valid YAML: {exc.problem or exc.context}")
         data = None
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position)
+        column = exc.position - (text.rfind("\n", 0, exc.position) + 1)
+        problem = f"not valid YAML: character U+{ord(text[exc.position]):04X} is not allowed"
+        reader.problems.append(f"{file}:{line + 1}:{column + 1}: {problem}")
+        data = None
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         reader.complain(None, f"not valid YAML: {exc}")
         data = None
-    return YamlSource(file, data, tuple(reader.problems), reader.marks, reader.keys)
+    return YamlSource(file, data, tuple(reader.problems), frozenset(reader.unreadable), reader.marks, reader.keys)
+
+
+_ALIAS = "an alias"
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves aliases unresolved, so that each is known where it stands."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if not self.check_event(yaml.AliasEvent):
+            return super().compose_node(parent, index)
+        event = self.get_event()  # type: ignore[no-untyped-call]
+        return yaml.ScalarNode(_ALIAS, event.anchor, event.start_mark, event.end_mark)
+
+
+# YAML 1.2 reads 1e-5 as the number that it is; PyYAML knows 1.1, for which it is a word.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class _Reader:
@@ -61,7 +89,7 @@ class _Reader:
         self.marks: dict[Location, yaml.Mark] = {}
         self.keys: dict[Location, yaml.Mark] = {}
         self.problems: list[str] = []
-        self._seen: set[int] = set()
+        self.unreadable: set[Location] = set()
         self._scalars = yaml.SafeLoader("")
 
     def complain(self, mark: yaml.Mark | None, problem: str) -> None:
@@ -69,25 +97,29 @@ class _Reader:
 
     def read(self, node: yaml.Node, location: Location) -> object:
         self.marks[location] = node.start_mark
-        if id(node) in self._seen:  # an alias composes to the very node of its anchor
+        if node.tag == _ALIAS:
+            self.unreadable.add(location)
             self.complain(node.start_mark, "anchors and aliases are not supported; write the value twice")
             return None
-        self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*location, index)) for index, item in enumerate(node.value)]
-        # A value such as `2026-13-45` looks like a date but is none: ValueError, reported with its position.
+        # A value such as `2026-13-45` looks like a date but is none; what a tag does not fit raises anything.
         try:
             return self._scalars.construct_object(node)
         except (ValueError, OverflowError) as exc:
-            self.complain(node.start_mark, f"cannot read {node.value!r}: {exc}")
-            return None
+            problem = f"cannot read {node.value!r}: {exc}"
+        except (LookupError, AttributeError):
+            problem = f"cannot read {node.value!r} as {node.tag.rsplit(':', 1)[-1]}"
+        self.unreadable.add(location)
+        self.complain(node.start_mark, problem)
+        return None
 
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, object]:
         mapping: dict[str, object] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _ALIAS:
                 self.complain(key_node.start_mark, "a key must be a plain word")
                 continue
             key = str(key_node.value)

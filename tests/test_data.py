@@ -121,9 +121,7 @@ def test_one_image_is_too_few(make: Callable[[str, str], tuple[Project, DataReco
         make(THREE, f"{{images: '{tmp_path / 'pictures'}'}}")
 
 
-def test_unreadable_images_are_recorded(
-    make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path
-) -> None:
+def test_unreadable_images_are_recorded(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
     """Images that could not be read are named in the record."""
     fill(tmp_path / "pictures", 3, 80)
     broken = tmp_path / "pictures" / "1" / "007.png"

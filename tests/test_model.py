@@ -54,7 +54,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def resnet18(hub: Path) -> WeightsEnum:
-    """torchvision's entry for ResNet18, with nothing downloaded."""
+    """Torchvision's entry for ResNet18, with nothing downloaded."""
     assert not hub.exists()
     weights = imagenet_weights("torchvision.models:resnet18")
     assert weights is not None
@@ -178,12 +178,6 @@ def test_model_without_logits(model: nn.Module, got: str) -> None:
     """A model that does not give (batch, classes) is refused with what it gives."""
     with pytest.raises(SourceError, match=rf"(?s)does not return logits.*one output \(batch, classes\).*got: +{got}"):
         count_classes(model, SHAPE)
-
-
-def test_model_for_one_batch_size_only() -> None:
-    """A model that runs with one batch size only is refused: profiles ask for several."""
-    with pytest.raises(SourceError):
-        count_classes(factories.BatchOfTwo().eval(), SHAPE)
 
 
 def test_head_is_the_last_linear_layer() -> None:
