@@ -27,7 +27,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
     try:
         artifact = _build(project, variant, key)
     except UnsupportedError as exc:
-        artifact = _unbuilt(project, variant, key, Outcome.SKIPPED, exc.what)
+        artifact = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
     except BuildError as exc:
         artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.artifact(variant), artifact)

@@ -61,6 +61,8 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     _save(paths.reference, reference)
     if validation.labels is not None:
         _save(paths.labels, validation.labels)
+    else:
+        paths.labels.unlink(missing_ok=True)
     top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
     record = DataRecord(
         key=key_of(project, Step(Stage.DATA, project.plan.model)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import describe_file, read_record, write_bytes
+from pipeline.atomic import describe_file, read_record, sha256_of, write_bytes
 from pipeline.environment import now, tools
 from pipeline.errors import BuildError, RecordError, UnsupportedError
 from pipeline.records import Artifact, Outcome, Precision, Variant
@@ -13,7 +13,7 @@ from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, int8_con
 
 if TYPE_CHECKING:
     from pipeline.project import Project
-    from pipeline.records import Key
+    from pipeline.records import FileRecord, Key
     from pipeline.trt_adapter import BuiltEngine
 
 
@@ -87,7 +87,12 @@ def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Art
         except RecordError:
             continue
         same_graph = any(field.name == "onnx" and graph in field.value for field in other.key.fields)
-        whole = other.file is not None and other.same_as is None and project.file(other.file).is_file()
+        whole = other.file is not None and other.same_as is None and _is_whole(project, other.file)
         if other.outcome is Outcome.DONE and whole and same_graph and other.layers_sha256 == engine.layers_sha256:
             return other
     return None
+
+
+def _is_whole(project: Project, file: FileRecord) -> bool:
+    path = project.file(file)
+    return path.is_file() and sha256_of(path) == file.sha256

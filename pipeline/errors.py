@@ -84,6 +84,12 @@ class StorageError(PipelineError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 
 
+def one_line(exc: BaseException) -> str:
+    """Return an exception's type and the first line of what it says, for a message's `got`."""
+    lines = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {lines[0]}"[:300] if lines else type(exc).__name__
+
+
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
     """Translate `OSError` raised inside into a `StorageError` that says what was being done.

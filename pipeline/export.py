@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx
@@ -14,7 +16,7 @@ from torch import nn
 from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, one_line
 from pipeline.model import fold_batch_norms
 from pipeline.plan import Stage, Step
 from pipeline.records import Graph, OnnxRecord, TensorCast
@@ -115,10 +117,11 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> No
         raise ExportError(
             "the model is too large for one ONNX file", expected="weights up to 2 GiB", got=f"{weights_bytes:,} bytes"
         )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript; nothing a user can act on
             program = torch.onnx.export(
                 model,
@@ -143,4 +146,11 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> No
     try:
         onnx_graph.check(path)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError("the exported graph is not valid ONNX", got=str(exc).splitlines()[0]) from exc
+        raise ExportError("the exported graph is not valid ONNX", got=one_line(exc)) from exc
+    graph = onnx.load(path).graph
+    if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
+        raise ExportError(
+            "the model runs with one batch size only",
+            expected="a model whose first axis, in and out, is the batch, of any size",
+            got=f"{graph.input[0].type.tensor_type.shape.dim[0].dim_value} images a batch, fixed",
+        )

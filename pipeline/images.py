@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.preprocessing import to_pixels
@@ -135,7 +135,7 @@ def _pixels(file: Path, spec: Preprocessing) -> npt.NDArray[np.uint8] | None:
     try:
         with Image.open(file) as image:
             return to_pixels(image, spec)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise almost anything, SyntaxError included
         return None
 
 
@@ -150,7 +150,7 @@ def open_folder(folder: Path, classes: int, class_names: Sequence[str] | None) -
     expected = "a folder with one folder of images a class"
     if not folder.is_dir():
         raise DataError("the image folder does not exist", where=str(folder), expected=expected)
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     if class_names is not None and set(names) <= set(class_names):
         numbers = {name: class_names.index(name) for name in names}
     elif len(names) == classes or not names:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 import socket
 import warnings
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +44,7 @@ def import_factory(spec: str) -> Factory:
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except Exception as exc:
-        raise SourceError(f"the model's factory {spec!r} cannot be imported", got=_one_line(exc), fix=fix) from exc
+        raise SourceError(f"the model's factory {spec!r} cannot be imported", got=one_line(exc), fix=fix) from exc
     if not callable(factory):
         raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
     return factory  # type: ignore[no-any-return]  # checked as far as it can be
@@ -65,7 +64,7 @@ def make_model(spec: str) -> nn.Module:
     try:
         model = factory()
     except Exception as exc:
-        raise SourceError(f"the model's factory {spec!r} failed", got=_one_line(exc)) from exc
+        raise SourceError(f"the model's factory {spec!r} failed", got=one_line(exc)) from exc
     if not isinstance(model, nn.Module):
         raise SourceError(
             f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
@@ -84,7 +83,7 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
         with torch.inference_mode():
             output = model(torch.zeros(2, *input_shape))
     except Exception as exc:
-        raise SourceError("the model does not take a batch of images", expected=expected, got=_one_line(exc)) from exc
+        raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
         got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise SourceError("the model does not return logits", expected=expected, got=got)
@@ -117,9 +116,13 @@ def find_head(model: nn.Module) -> Head:
 def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
     """Put a fresh linear layer with `classes` outputs where the head was, and return it."""
     parent_name, _, attribute = name.rpartition(".")
-    old = model.get_submodule(name)
+    old = dict(model.named_modules()).get(name)
     if not isinstance(old, nn.Linear):
-        raise SourceError(f"the model's layer {name!r} is no torch.nn.Linear", got=type(old).__name__)
+        raise SourceError(
+            f"the model's layer {name!r} is no torch.nn.Linear any more",
+            got=type(old).__name__ if old else "no such layer",
+            fix="the factory has changed: run `doit` to make the source again",
+        )
     head = nn.Linear(old.in_features, classes)
     setattr(model.get_submodule(parent_name), attribute, head)
     return head
@@ -162,17 +165,19 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
             loaded: object = load_file(file)
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as exc:
+    except Exception as exc:  # bytes that are no checkpoint make torch's reader raise almost anything
         raise SourceError(
             "the weights file is damaged, or not a checkpoint that is safe to load",
             where=str(file),
             expected=expected,
-            got=_one_line(exc),
+            got=one_line(exc),
         ) from exc
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
         raise SourceError(
             "the weights file holds no state dict", where=str(file), expected=expected, got=type(loaded).__name__
         )
@@ -208,16 +213,16 @@ def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
     file = cached_file(weights)
     if file.is_file():
         return file
-    file.parent.mkdir(parents=True, exist_ok=True)
     digest = file.stem.rpartition("-")[2]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(silence_seconds)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest, progress=False)
-    except (OSError, URLError, RuntimeError) as exc:
+    except (OSError, HTTPException, RuntimeError) as exc:
         raise SourceError(
             f"{weights} cannot be downloaded",
-            got=_one_line(exc),
+            got=one_line(exc),
             fix=f"put the file at {file}, or set `model.weights` in pipeline.yaml to a file, `sample` or `auto`",
         ) from exc
     finally:
@@ -236,7 +241,7 @@ def restore_model(project: Project) -> nn.Module:
     model = make_model(source.factory)
     if source.replaced_head:
         replace_head(model, source.replaced_head, source.classes)
-    load_state(model, load_file(project.file(source.weights)), source.weights.path)
+    load_state(model, read_checkpoint(project.file(source.weights)), source.weights.path)
     return model.eval()
 
 
@@ -267,23 +272,26 @@ class Folded(NamedTuple):
 
 
 def fold_batch_norms(model: nn.Module) -> Folded:
-    """Fold batch-norms in FP32, before any cast; a model that torch.fx cannot trace is returned as it is."""
+    """Fold batch-norms in FP32, before any cast.
+
+    A model that torch.fx cannot trace, or that calls a layer more than once, is returned as it is: torch folds what
+    follows a layer's one call into all of them.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            called = [node.target for node in symbolic_trace(model).graph.nodes if node.op == "call_module"]
+            if len(called) != len(set(called)):
+                return Folded(model, 0)
             folded = fuse(model.eval())
     except Exception as exc:  # noqa: BLE001 - fx raises whatever the model's own code raises on a proxy
-        logging.getLogger(__name__).info("batch-norms are not folded: %s", _one_line(exc))
+        logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
     return Folded(folded.eval(), _batch_norms(model) - _batch_norms(folded))
 
 
 def _batch_norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
-
-
-def _one_line(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc).strip() else ''}"[:300]
 
 
 def _shorten(names: list[str]) -> str:

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from pipeline.records import TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import onnx.onnx_ml_pb2 as pb
@@ -47,27 +48,43 @@ def canonical_digest(model: onnx.ModelProto) -> str:
     """Return the SHA-256 of what the graph computes.
 
     Counted: nodes with their attributes, initialisers with their values (external data must have been loaded), inputs,
-    outputs and operator sets. Not counted: names of nodes, producer, documentation, metadata, how values are encoded.
+    outputs, functions and operator sets. Not counted: names of nodes, producer, documentation, metadata, how values are
+    encoded.
     """
     digest = hashlib.sha256()
-
-    def add(*parts: object) -> None:
-        digest.update(repr(parts).encode())
-
-    add("opset", sorted((entry.domain, entry.version) for entry in model.opset_import))
-    for value in (*model.graph.input, *model.graph.output):
-        add(value.name, value.type.SerializeToString(deterministic=True))
-    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
-        add(tensor.name, tensor.data_type, tuple(tensor.dims))
-        digest.update(numpy_helper.to_array(tensor).tobytes())
-    for node in model.graph.node:
-        attributes = sorted(_attribute(attribute) for attribute in node.attribute)
-        add(node.domain, node.op_type, tuple(node.input), tuple(node.output), attributes)
+    opsets = sorted((entry.domain, entry.version) for entry in model.opset_import)
+    functions = [
+        (function.domain, function.name, tuple(function.input), tuple(function.output), _nodes(function.node))
+        for function in model.functions
+    ]
+    digest.update(repr((opsets, functions, _graph(model.graph))).encode())
     return digest.hexdigest()
 
 
-def _attribute(attribute: pb.AttributeProto) -> tuple[str, bytes]:
+def _graph(graph: onnx.GraphProto) -> tuple[object, ...]:
+    values = [(value.name, value.type.SerializeToString(deterministic=True)) for value in (*graph.input, *graph.output)]
+    tensors = sorted((tensor.name, _tensor(tensor)) for tensor in graph.initializer)
+    return len(graph.input), values, tensors, _nodes(graph.node)
+
+
+def _nodes(nodes: Iterable[pb.NodeProto]) -> list[tuple[object, ...]]:
+    return [
+        (node.domain, node.op_type, tuple(node.input), tuple(node.output), sorted(map(_attribute, node.attribute)))
+        for node in nodes
+    ]
+
+
+def _attribute(attribute: pb.AttributeProto) -> tuple[str, str]:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return attribute.name, repr(_tensor(attribute.t))
+    if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
+        return attribute.name, repr([_graph(graph) for graph in (attribute.g, *attribute.graphs)])
     bare = onnx.AttributeProto()
     bare.CopyFrom(attribute)
     bare.ClearField("doc_string")
-    return attribute.name, bare.SerializeToString(deterministic=True)
+    return attribute.name, repr(bare.SerializeToString(deterministic=True))
+
+
+def _tensor(tensor: pb.TensorProto) -> tuple[int, tuple[int, ...], str]:
+    values = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+    return tensor.data_type, tuple(tensor.dims), values

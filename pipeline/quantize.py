@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
-from pipeline.errors import QuantizeError
+from pipeline.errors import PipelineError, QuantizeError, one_line
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import Graph, OnnxRecord
@@ -59,11 +59,10 @@ def make_int8(project: Project, graph: Graph) -> OnnxRecord:
     source = project.onnx(Graph.FP32)
     data = project.data()
     path = project.paths.onnx(graph)
-    fp32 = onnx.load(project.file(source.file))  # not its path: the quantiser would write a file beside it
     reader = _Calibration(project.pixels(data.calibration), data.preprocessing, source.inputs[0].name)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises what the export has already done
     try:
-        with replacing(path) as temporary, contextlib.redirect_stdout(io.StringIO()):
+        fp32 = onnx.load(project.file(source.file))  # not its path: the quantiser would write a file beside it
+        with _quiet(), replacing(path) as temporary:
             quantize_static(
                 fp32,
                 str(temporary),
@@ -75,8 +74,10 @@ def make_int8(project: Project, graph: Graph) -> OnnxRecord:
             )
             onnx_graph.check(temporary)
             quantized = onnx.load(temporary)
-    except (ValueError, RuntimeError, onnx.checker.ValidationError) as exc:
-        raise QuantizeError("the graph cannot be quantised", got=str(exc).splitlines()[0][:300]) from exc
+    except PipelineError:
+        raise
+    except Exception as exc:  # onnx, protobuf and onnxruntime raise types of their own, without a common public base
+        raise QuantizeError("the graph cannot be quantised", got=one_line(exc)) from exc
     record = OnnxRecord(
         key=key_of(project, Step(Stage.QUANTIZE, f"{project.plan.model}/{graph.value}")),
         built_at=now(),
@@ -93,6 +94,19 @@ def make_int8(project: Project, graph: Graph) -> OnnxRecord:
     )
     write_record(project.paths.onnx_record(graph), record)
     return record
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the quantiser, which advises on the root logger what the export has already done."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(before)
 
 
 def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.environment import missing_driver, threads
-from pipeline.errors import RunError, UnsupportedError
+from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.records import Artifact, Backend, Graph
 
 if TYPE_CHECKING:
@@ -47,7 +47,15 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
         if reason := missing_driver():
             raise UnsupportedError(reason)
         raise UnsupportedError(f"this version of the pipeline does not run {backend.value} artifacts on a GPU yet")
-    yield openers[backend](project, artifact)
+    run = openers[backend](project, artifact)
+
+    def guarded(batch: Batch) -> Batch:
+        try:
+            return run(batch)
+        except Exception as exc:  # each runtime raises types of its own, without a common public base
+            raise RunError(f"{artifact.variant.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
+
+    yield guarded
 
 
 def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
@@ -63,7 +71,7 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # onnxruntime's exceptions have no common public base
-        raise RunError(f"ONNX Runtime cannot load {file}", got=str(exc).splitlines()[0][:300]) from exc
+        raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     name = session.get_inputs()[0].name
 
     def run(batch: Batch) -> Batch:
@@ -81,9 +89,9 @@ def _open_reference(project: Project, artifact: Artifact) -> Runner:
     try:
         model = onnx.load(file)
         evaluator = ReferenceEvaluator(model)
+        name = model.graph.input[0].name
     except Exception as exc:  # protobuf's DecodeError, OSError, and what onnx raises for operators it lacks
-        raise RunError(f"onnx.reference cannot load {file}", got=str(exc).splitlines()[0][:300]) from exc
-    name = model.graph.input[0].name
+        raise RunError(f"onnx.reference cannot load {file}", got=one_line(exc)) from exc
 
     def run(batch: Batch) -> Batch:
         return np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -21,7 +22,6 @@ from pipeline.records import Interpolation, Preprocessing, SourceRecord, Weights
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from pipeline.config import Config
@@ -67,7 +67,7 @@ def make_source(project: Project) -> SourceRecord:
     config = project.config
     weights = _weights(config)
     classes = models.count_classes(weights.model, weights.preprocessing.input_shape)
-    state = {name: tensor.contiguous() for name, tensor in weights.model.state_dict().items()}
+    state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
     write_bytes(project.paths.weights, save(state))
     record = SourceRecord(
         # After the work: weights that were downloaded just now are part of what the next run finds.
@@ -105,7 +105,8 @@ def _weights(config: Config) -> _Weights:
     try:
         return _imagenet(config)
     except SourceError as exc:
-        log.warning("WARNING: %s: %s", exc.what, exc.got)
+        for line in str(exc).splitlines():
+            log.warning("WARNING: %s", line)
         log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
         log.warning("WARNING: good for trying the pipeline, not for deployment; `model.weights` names others.")
         return _sample(config)
@@ -156,14 +157,14 @@ def _sample(config: Config) -> _Weights:
     preprocessing = _preprocessing(config, SAMPLE)
     model = models.in_layout(models.make_model(config.model.factory), torch.channels_last)
     head = models.find_head(model)
+    models.count_classes(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
-    if digits.labels is None:
-        raise SourceError("scikit-learn's digits came without labels")
+    labels = np.array(digits.labels)
     with torch.no_grad():  # not inference_mode: what is computed here becomes parameters
         _set_norm_statistics(model, digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing)
         features = _features(models.fold_batch_norms(model).model, head.name, digits.pixels, preprocessing)
-        weight, bias = _ridge(features, torch.from_numpy(digits.labels), SAMPLE_RIDGE)
+        weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
     model = models.in_layout(model, torch.contiguous_format)
     fitted = models.replace_head(model, head.name, images.DIGIT_CLASSES)
     fitted.weight = nn.Parameter(weight)
@@ -192,12 +193,22 @@ def _set_norm_statistics(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: 
 def _features(model: nn.Module, head: str, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:
     """Return what goes into the head: (samples, features), float64."""
     caught: list[torch.Tensor] = []
-    hook = model.get_submodule(head).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    hook = (
+        dict(model.named_modules())
+        .get(head, nn.Identity())
+        .register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    )
     try:
         for start in range(0, len(pixels), _BATCH):
             model(_tensor(pixels[start : start + _BATCH], spec))
     finally:
         hook.remove()
+    if not caught:
+        raise SourceError(
+            f"the sample model's head {head!r} takes no part when the model runs",
+            expected="a network whose last torch.nn.Linear gives the logits",
+            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+        )
     return torch.cat(caught).double()
 
 

@@ -7,8 +7,6 @@ from torch import nn
 
 NOT_CALLABLE = 3
 
-NO_DRIVER = "no NVIDIA driver found"
-
 
 def configuration(factory: str = "tests.tiny_model:make", *, weights: str = "factory", more: str = "") -> str:
     """Return a small configuration of 32x32 images; `more` holds further top-level keys."""

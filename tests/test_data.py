@@ -85,7 +85,7 @@ def test_digits_need_ten_classes(make: Callable[[str, str], tuple[Project, DataR
 
 def test_too_many_digits_to_calibrate_on(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
     """Calibration takes no more digits than there are beside the held-out ones."""
-    with pytest.raises(DataError, match="`data.calibration` up to 800"):
+    with pytest.raises(DataError, match=r"`data\.calibration` up to 800"):
         make("tests.tiny_model:make", "{images: digits, calibration: 801}")
 
 

@@ -88,7 +88,7 @@ def test_all_held_out_digits_can_be_had() -> None:
 
 def test_too_many_digits() -> None:
     """Asking for more digits than there are says how many there are to have."""
-    with pytest.raises(DataError, match="`data.validation` in pipeline.yaml to 997 or less"):
+    with pytest.raises(DataError, match=r"`data\.validation` in pipeline\.yaml to 997 or less"):
         digits(SMALL, DIGITS_TO_FIT, 998)
 
 

@@ -1,0 +1,162 @@
+"""Engines on disk: which file an artifact has, and when two variants share one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.atomic import sha256_of, write_record
+from pipeline.engine import make_engine
+from pipeline.errors import BuildError, UnsupportedError
+from pipeline.plan import Stage, Step
+from pipeline.project import Project
+from pipeline.records import Artifact, Graph, Outcome, Variant
+from pipeline.staleness import key_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL, LARGE = "tiny/rtx-sm80+/fp16-b1-ws16MiB", "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+
+
+@pytest.fixture
+def project(copied: Path) -> Project:
+    """A finished project to build in again."""
+    return Project.load(copied / "pipeline.yaml")
+
+
+def build(project: Project, variant_id: str) -> Artifact:
+    """Build a variant's engine, without a record."""
+    variant = project.plan.variant(variant_id)
+    return make_engine(project, variant, key_of(project, Step(Stage.BUILD, variant_id)))
+
+
+def of(project: Project, variant_id: str) -> tuple[Variant, Artifact]:
+    """Return a variant and its record."""
+    variant = project.plan.variant(variant_id)
+    return variant, project.artifact(variant)
+
+
+def test_engine_lies_in_its_variants_folder(project: Project) -> None:
+    """The engine with the smallest workspace has a file of its own, with the recorded digest."""
+    artifact = build(project, SMALL)
+
+    path = project.paths.engine(artifact.variant)
+    assert artifact.file is not None
+    assert (project.file(artifact.file), artifact.file.sha256) == (path, sha256_of(path))
+    assert artifact.same_as is None
+
+
+def test_log_lies_beside_the_engine(project: Project) -> None:
+    """What the builder said is kept, and the record vouches for it."""
+    artifact = build(project, SMALL)
+
+    assert artifact.log is not None
+    assert "Total Weights Memory" in project.file(artifact.log).read_text()
+
+
+def test_record_is_complete(project: Project) -> None:
+    """An artifact says how to call the engine, what it needs and how it was built."""
+    artifact = build(project, SMALL)
+
+    assert artifact.outcome is Outcome.DONE
+    assert [spec.shape[1:] for spec in (*artifact.inputs, *artifact.outputs)] == [(3, 32, 32), (10,)]
+    assert artifact.memory is not None
+    assert {setting.name for setting in artifact.settings} >= {"workspace_bytes", "profile", "compute_capabilities"}
+    assert any(tool.name == "tensorrt-rtx" and tool.version != "absent" for tool in artifact.toolchain)
+
+
+def test_larger_workspace_shares_the_engine(built: Project) -> None:
+    """A larger workspace that gives the same engine shares the smaller one's file and has none of its own."""
+    _, small = of(built, SMALL)
+    variant, large = of(built, LARGE)
+
+    assert (large.file, large.same_as) == (small.file, SMALL)
+    assert not built.paths.engine(variant).exists()
+
+
+def test_sharing_removes_the_earlier_file(project: Project) -> None:
+    """An engine of an earlier build does not stay beside an artifact that shares another's."""
+    variant, _ = of(project, LARGE)
+    project.paths.engine(variant).write_bytes(b"earlier")
+
+    assert build(project, LARGE).same_as == SMALL
+    assert not project.paths.engine(variant).exists()
+
+
+def test_missing_twin_is_not_shared(project: Project) -> None:
+    """Where the other engine's file is gone, the engine is stored."""
+    variant, small = of(project, SMALL)
+    project.paths.engine(variant).unlink()
+
+    artifact = build(project, LARGE)
+
+    assert artifact.same_as is None
+    assert artifact.file != small.file
+
+
+def test_changed_twin_is_not_shared(project: Project) -> None:
+    """Where the other engine's file is no longer the one that was built, the engine is stored."""
+    variant, _ = of(project, SMALL)
+    path = project.paths.engine(variant)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    assert build(project, LARGE).same_as is None
+
+
+def test_twin_without_a_record_is_not_shared(project: Project) -> None:
+    """Where the other build has no record, the engine is stored."""
+    variant, _ = of(project, SMALL)
+    project.paths.artifact(variant).unlink()
+
+    assert build(project, LARGE).same_as is None
+
+
+def test_twin_of_another_graph_is_not_shared(project: Project) -> None:
+    """Where the other engine was built from another graph, with other weights, the engine is stored."""
+    record = project.onnx(Graph.FP16)
+    other = record.model_copy(update={"canonical_sha256": "0" * 64})
+    write_record(project.paths.onnx_record(Graph.FP16), other)
+
+    assert build(project, LARGE).same_as is None
+
+
+def test_other_engine_is_not_shared(project: Project) -> None:
+    """Where the other engine does other work, the engine is stored."""
+    variant, small = of(project, SMALL)
+    write_record(project.paths.artifact(variant), small.model_copy(update={"layers_sha256": "0" * 64}))
+
+    assert build(project, LARGE).same_as is None
+
+
+def test_failed_twin_is_not_shared(project: Project) -> None:
+    """A build that failed has nothing to share."""
+    variant, small = of(project, SMALL)
+    write_record(project.paths.artifact(variant), small.model_copy(update={"outcome": Outcome.FAILED}))
+
+    assert build(project, LARGE).same_as is None
+
+
+def test_failed_build_keeps_its_log(project: Project) -> None:
+    """What the builder said is written before the error is raised."""
+    project.paths.onnx(Graph.FP16).write_bytes(b"no graph")
+    variant, _ = of(project, SMALL)
+    project.paths.build_log(variant).unlink()
+
+    with pytest.raises(BuildError, match="cannot read the ONNX graph"):
+        build(project, SMALL)
+
+    assert "ERROR" in project.paths.build_log(variant).read_text()
+
+
+def test_int8_is_unsupported(project: Project) -> None:
+    """An int8 engine is refused before anything is built, with the flavour's reason."""
+    with pytest.raises(UnsupportedError, match="cannot build int8 convolutions"):
+        build(project, "tiny/rtx-sm80+/int8-b1-ws16MiB")
+
+
+def test_variant_that_is_no_engine(project: Project) -> None:
+    """A variant without a profile is no engine."""
+    with pytest.raises(BuildError, match="tiny/cpu-x86_64/onnxruntime-fp32 is no engine"):
+        build(project, "tiny/cpu-x86_64/onnxruntime-fp32")
