@@ -17,7 +17,7 @@ from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import ExportError, one_line
-from pipeline.model import fold_batch_norms
+from pipeline.model import count_batch_norms, fold_batch_norms
 from pipeline.plan import Stage, Step
 from pipeline.records import Graph, OnnxRecord, TensorCast
 from pipeline.staleness import key_of
@@ -131,6 +131,8 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> No
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes={INPUT: {0: batch}},
+                # The exporter's own folding leaves float32 weights in a bf16 graph; what is left to fold stays.
+                optimize=count_batch_norms(model) == 0,
                 verbose=False,
             )
     except Exception as exc:

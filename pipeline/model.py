@@ -274,23 +274,26 @@ class Folded(NamedTuple):
 def fold_batch_norms(model: nn.Module) -> Folded:
     """Fold batch-norms in FP32, before any cast.
 
-    A model that torch.fx cannot trace, or that calls a layer more than once, is returned as it is: torch folds what
-    follows a layer's one call into all of them.
+    A model that torch.fx cannot trace, or that calls a layer with weights more than once, is returned as it is: torch
+    folds what follows a layer's one call into all of them.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            called = [node.target for node in symbolic_trace(model).graph.nodes if node.op == "call_module"]
-            if len(called) != len(set(called)):
+            traced = symbolic_trace(model)
+            calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+            weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
+            if len(weighted) != len(set(weighted)):
                 return Folded(model, 0)
             folded = fuse(model.eval())
     except Exception as exc:  # noqa: BLE001 - fx raises whatever the model's own code raises on a proxy
         logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
-    return Folded(folded.eval(), _batch_norms(model) - _batch_norms(folded))
+    return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
 
 
-def _batch_norms(model: nn.Module) -> int:
+def count_batch_norms(model: nn.Module) -> int:
+    """Return how many batch-norms a model has."""
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
 
 

@@ -253,3 +253,16 @@ def test_half_precision_numbers_are_the_models(built: Project) -> None:
     wide = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in load(built, Graph.FP32).graph.initializer}
 
     np.testing.assert_array_equal(narrow["body.3.weight"], wide["body.3.weight"].astype(np.float16))
+
+
+@pytest.mark.parametrize("graph", EXPORTED)
+def test_what_cannot_be_folded_is_exported_with_its_batch_norms(
+    write_config: Callable[[str], Path], graph: Graph
+) -> None:
+    """A model whose convolution is shared keeps its batch-norms, and still is a valid graph in every precision."""
+    project = sourced(write_config, "tests.factories:SharedConvolution")
+
+    record = make_onnx(project, restore_model(project), graph)
+
+    operators = [node.op_type for node in onnx.load(project.file(record.file)).graph.node]
+    assert (record.folded_batch_norms, operators.count("BatchNormalization")) == (0, 2)
