@@ -140,7 +140,7 @@ class DataConfig(Record):
     images: str = "auto"
     """auto | digits | photographs | the path of a folder with one folder of images a class."""
     calibration: Whole = 128
-    validation: Whole = 500
+    validation: Whole = 300
 
 
 class TensorRTConfig(Record):
@@ -194,8 +194,8 @@ class BenchmarkConfig(Record):
 
     batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
     """Left out, the batch that each profile is tuned for."""
-    warmup_runs: Whole = 3
-    rounds: Whole = 5
+    warmup_runs: Whole = 2
+    rounds: Whole = 4
     """Every round times every variant once: A B C A B C."""
     runs_per_round: Whole = 4
 
