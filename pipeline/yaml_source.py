@@ -126,8 +126,9 @@ class _Reader:
             if key in mapping:
                 self.complain(key_node.start_mark, f"duplicate key {key!r}; remove one of them")
                 continue
-            self.keys[(*location, key)] = key_node.start_mark
-            mapping[key] = self.read(value_node, (*location, key))
+            place = (*location, key)
+            self.keys[place] = key_node.start_mark
+            mapping[key] = self.read(value_node, place)
         return mapping
 
 
