@@ -105,7 +105,7 @@ def storage_errors(doing: str) -> Iterator[None]:
         errno.EDQUOT: "free some of your quota, then run the command again; nothing half-written was left",
         errno.EACCES: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
         errno.EPERM: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
-        errno.EROFS: "set `artifacts:` in pipeline.yaml to a writable folder",
+        errno.EROFS: "remount it writable, or work in a copy of the checkout elsewhere",
     }
     try:
         yield

@@ -57,7 +57,7 @@ def test_config_error_lists_every_problem() -> None:
         (errno.EDQUOT, "free some of your quota"),
         (errno.EACCES, "make the folder writable"),
         (errno.EPERM, "make the folder writable"),
-        (errno.EROFS, "set `artifacts:` in pipeline.yaml to a writable folder"),
+        (errno.EROFS, "remount it writable, or work in a copy of the checkout elsewhere"),
     ],
 )
 def test_storage_errors_say_what_to_do(number: int, fix: str) -> None:
