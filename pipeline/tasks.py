@@ -136,8 +136,14 @@ class _Prefixed:
 class Reporter(ConsoleReporter):
     """Leaves the talking to the steps; at the end says what failed and how to rerun it."""
 
+    def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
+        """Begin with nothing done."""
+        del tasks, selected_tasks
+        self._idle = True
+
     def execute_task(self, task: Task) -> None:
-        """Say nothing."""
+        """Note that there was something to do; the task will say what."""
+        self._idle = self._idle and not task.actions
 
     def skip_uptodate(self, task: Task) -> None:
         """Say nothing."""
@@ -161,6 +167,8 @@ class Reporter(ConsoleReporter):
             self.write(f"{len(unmet)} not run, because what they build on failed\n")
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
+        elif self._idle and not self.failures:
+            self.write("everything is up to date\n")
 
 
 class _Tolerant:

@@ -74,12 +74,12 @@ def test_list_reads_like_a_table_of_contents(checkout: Path) -> None:
 
 
 def test_nothing_to_do_does_nothing(finished: Path) -> None:
-    """Doit on a finished project runs nothing, says nothing and leaves the manifest as it is."""
+    """Doit on a finished project runs nothing, says so and leaves the manifest as it is."""
     manifest = finished / "artifacts" / "manifest.json"
     assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
     before = manifest.read_bytes()
     done = doit(finished)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "everything is up to date\n", "")
     assert manifest.read_bytes() == before
 
 
@@ -93,7 +93,7 @@ def test_a_deleted_engine_is_built_again(finished: Path) -> None:
     # A plan may come out with other bytes: then what was said of the old one is said anew of this one.
     again = {f"build:{TWIN}", f"validate:{ENGINE}", f"validate:{TWIN}", "benchmark:tiny/rtx-sm80+"}
     assert ran(done.stdout) <= {f"build:{ENGINE}", "manifest:tiny"} | again
-    assert doit(finished).stdout == ""
+    assert doit(finished).stdout == "everything is up to date\n"
 
 
 def test_one_variant_can_be_asked_for(finished: Path) -> None:
