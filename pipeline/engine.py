@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import describe_file, read_record, sha256_of, write_bytes
+from pipeline.atomic import describe_file, write_bytes
 from pipeline.environment import now, tools
-from pipeline.errors import BuildError, RecordError, UnsupportedError
+from pipeline.errors import BuildError, UnsupportedError
+from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Outcome, Precision, Variant
+from pipeline.staleness import current
 from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, int8_convolutions, load_flavour
 
 if TYPE_CHECKING:
     from pipeline.project import Project
-    from pipeline.records import FileRecord, Key
+    from pipeline.records import Key
     from pipeline.trt_adapter import BuiltEngine
 
 
@@ -80,19 +83,9 @@ def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Art
 
     The plan builds smaller workspaces first, so the answer does not depend on what runs in parallel.
     """
-    graph = project.onnx(variant.graph).canonical_sha256 if variant.graph else ""
     for smaller in project.plan.family(variant):
-        try:
-            other = read_record(project.paths.artifact(smaller), Artifact)
-        except RecordError:
-            continue
-        same_graph = any(field.name == "onnx" and graph in field.value for field in other.key.fields)
-        whole = other.file is not None and other.same_as is None and _is_whole(project, other.file)
-        if other.outcome is Outcome.DONE and whole and same_graph and other.layers_sha256 == engine.layers_sha256:
+        other = current(project, Step(Stage.BUILD, smaller.id), partial(project.artifact, smaller))
+        built = other is not None and other.outcome is Outcome.DONE and other.same_as is None
+        if other and built and other.layers_sha256 == engine.layers_sha256:
             return other
     return None
-
-
-def _is_whole(project: Project, file: FileRecord) -> bool:
-    path = project.file(file)
-    return path.is_file() and sha256_of(path) == file.sha256

@@ -69,8 +69,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     typed = _Typed(copy.deepcopy(folded.model).to(DTYPES[graph]), DTYPES[graph]).eval()
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
-        _export(typed, project.source().preprocessing, OPSETS[graph], temporary)
-        exported = onnx.load(temporary)
+        exported = _export(typed, project.source().preprocessing, OPSETS[graph], temporary)
     record = OnnxRecord(
         key=key_of(project, Step(Stage.EXPORT, f"{project.plan.model}/{graph.value}")),
         built_at=now(),
@@ -111,7 +110,7 @@ def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:
     return tuple(counts)
 
 
-def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> None:
+def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> onnx.ModelProto:
     weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if weights_bytes > _EXTERNAL_DATA_BYTES:
         raise ExportError(
@@ -149,10 +148,12 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> No
         onnx_graph.check(path)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ExportError("the exported graph is not valid ONNX", got=one_line(exc)) from exc
-    graph = onnx.load(path).graph
+    exported = onnx.load(path)
+    graph = exported.graph
     if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
         raise ExportError(
             "the model runs with one batch size only",
             expected="a model whose first axis, in and out, is the batch, of any size",
             got=f"{graph.input[0].type.tensor_type.shape.dim[0].dim_value} images a batch, fixed",
         )
+    return exported

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.atomic import write_record
 from pipeline.environment import git_state, now, tools
-from pipeline.errors import RecordError, StorageError
+from pipeline.errors import RecordError
 from pipeline.plan import Stage, Step
 from pipeline.records import (
     AccuracyReport,
@@ -19,19 +19,13 @@ from pipeline.records import (
     ManifestEntry,
     ManifestModel,
     Outcome,
-    StageRecord,
     Status,
     Variant,
 )
-from pipeline.staleness import holds, key_of, manifest_key
+from pipeline.staleness import current, manifest_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.project import Project
-
-
-R = TypeVar("R", bound=StageRecord)
 
 
 class Verdict(NamedTuple):
@@ -102,18 +96,12 @@ def decide(found: Found, needs: str) -> Verdict:
 
 
 def _find(project: Project, variant: Variant) -> Found:
-    def current(stage: Stage, subject: str, read: Callable[[Variant], R]) -> R | None:
-        try:
-            record = read(variant)
-            return record if holds(project, record, key_of(project, Step(stage, subject))) else None
-        except (RecordError, StorageError):
-            return None
-
+    benchmark = Step(Stage.BENCHMARK, f"{variant.model}/{variant.target}")
     return Found(
         variant,
-        current(Stage.BUILD, variant.id, project.artifact),
-        current(Stage.VALIDATE, variant.id, project.accuracy),
-        current(Stage.BENCHMARK, f"{variant.model}/{variant.target}", project.benchmark),
+        current(project, Step(Stage.BUILD, variant.id), lambda: project.artifact(variant)),
+        current(project, Step(Stage.VALIDATE, variant.id), lambda: project.accuracy(variant)),
+        current(project, benchmark, lambda: project.benchmark(variant)),
     )
 
 

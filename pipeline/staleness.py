@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
@@ -31,7 +31,11 @@ from pipeline.records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.project import Project
+
+R = TypeVar("R", bound=StageRecord)
 
 
 def key_of(project: Project, step: Step) -> Key:
@@ -88,6 +92,15 @@ def holds(project: Project, record: StageRecord, key: Key) -> bool:
         StorageError: one of the files cannot be read.
     """
     return record.key == key and all(sha256_of(project.file(file)) == file.sha256 for file in record.files)
+
+
+def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
+    """Return a step's record as `read` gives it; None for one that is missing, damaged or made from something else."""
+    try:
+        record = read()
+        return record if holds(project, record, key_of(project, step)) else None
+    except (RecordError, StorageError):
+        return None
 
 
 def _unbuilt(project: Project, step: Step) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from pipeline.config import Gate
     from pipeline.project import Project
+    from pipeline.records import Key
 
     Logits = npt.NDArray[np.float32]
 
 _BATCH = 32
+_TOOLS = ("onnxruntime-gpu", "onnx", "torch")
 _Z95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
 
@@ -40,37 +42,22 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
     """
     key = key_of(project, Step(Stage.VALIDATE, variant.id))
     try:
-        report = _validate(project, variant)
+        report = _validate(project, variant, key)
     except UnsupportedError as exc:
-        report = _Judged(Outcome.SKIPPED, exc.what)
+        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what)
     except RunError as exc:
-        report = _Judged(Outcome.FAILED, str(exc))
-    record = AccuracyReport(
-        key=key,
-        built_at=now(),
-        toolchain=tools("onnxruntime-gpu", "onnx", "torch"),
-        variant_id=variant.id,
-        outcome=report.outcome,
-        reason=report.reason,
-        evaluator=report.evaluator,
-        accuracy=report.accuracy,
-        checks=report.checks,
-        proven=report.proven,
+        report = _unjudged(variant, key, Outcome.FAILED, str(exc))
+    write_record(project.paths.accuracy(variant), report)
+    return report
+
+
+def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str) -> AccuracyReport:
+    return AccuracyReport(
+        key=key, built_at=now(), toolchain=tools(*_TOOLS), variant_id=variant.id, outcome=outcome, reason=reason
     )
-    write_record(project.paths.accuracy(variant), record)
-    return record
 
 
-class _Judged(NamedTuple):
-    outcome: Outcome
-    reason: str = ""
-    evaluator: str = ""
-    accuracy: Accuracy | None = None
-    checks: tuple[GateCheck, ...] = ()
-    proven: bool = False
-
-
-def _validate(project: Project, variant: Variant) -> _Judged:
+def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     artifact = project.artifact(variant)
     if artifact.outcome is not Outcome.DONE:
         raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
@@ -92,13 +79,17 @@ def _validate(project: Project, variant: Variant) -> _Judged:
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
         reason += f"; worst sample: {accuracy.worst_sample}"
-    return _Judged(
-        Outcome.DONE,
-        reason,
-        _evaluator(variant.backend, samples, data.validation_samples),
-        accuracy,
-        checks,
-        accuracy.top1_agreement_low >= gate.top1_agreement,
+    return AccuracyReport(
+        key=key,
+        built_at=now(),
+        toolchain=tools(*_TOOLS),
+        variant_id=variant.id,
+        outcome=Outcome.DONE,
+        reason=reason,
+        evaluator=_evaluator(variant.backend, samples, data.validation_samples),
+        accuracy=accuracy,
+        checks=checks,
+        proven=accuracy.top1_agreement_low >= gate.top1_agreement,
     )
 
 
