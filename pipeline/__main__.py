@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
-from pipeline.errors import PipelineError, UsageError, storage_errors
-from pipeline.plan import Stage
+from pipeline.errors import PipelineError, SourceError, UsageError, storage_errors
+from pipeline.plan import Stage, Step
 from pipeline.records import Outcome
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
     Stage.DATA: "images, and the FP32 reference's logits         SUBJECT: resnet18",
     Stage.EXPORT: "an ONNX file in fp32, fp16 or bf16              SUBJECT: resnet18/fp16",
-    Stage.QUANTIZE: "an int8 ONNX file, calibrated                   SUBJECT: resnet18/int8",
+    Stage.QUANTIZE: "an int8 or fp8 ONNX file, calibrated            SUBJECT: resnet18/int8",
     Stage.BUILD: "an engine or another artifact                   SUBJECT: resnet18/rtx-sm80+/fp16-b1-ws1GiB",
     Stage.VALIDATE: "an artifact against the FP32 reference          SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp16",
     Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         print(manifest_schema(), end="")
         return 0
     from pipeline.project import Project
+    from pipeline.staleness import taken_as_given
 
     project = Project.load(options.config)
     if options.stage == "plan":
@@ -97,6 +98,12 @@ def _run(options: argparse.Namespace) -> int:
     stage = Stage(options.stage)
     if options.subject is None:
         raise UsageError(f"{stage.value} needs a SUBJECT", expected=_HELP[stage].rpartition(": ")[2])
+    if taken_as_given(Step(stage, options.subject)):
+        raise SourceError(
+            f"{stage.value} needs torch, which is not installed here; what lies in artifacts/ is missing or stale",
+            expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
+            fix=f"run `{Step(stage, options.subject).command}` there, and copy {project.paths.folder} from it",
+        )
     return _STAGES[stage](project, options.subject)
 
 
@@ -135,9 +142,9 @@ def _export(project: Project, subject: str) -> int:
 
 
 def _quantize(project: Project, subject: str) -> int:
-    from pipeline.quantize import make_int8
+    from pipeline.quantize import make_quantized
 
-    record = make_int8(project, project.plan.graph(subject))
+    record = make_quantized(project, project.plan.graph(subject))
     _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}")
     return 0
 

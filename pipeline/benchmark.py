@@ -6,30 +6,46 @@ import logging
 import multiprocessing
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.atomic import describe_file, replacing, write_record
-from pipeline.environment import missing_driver, now, processor, threads, tools
-from pipeline.errors import PipelineError, RecordError, RunError
+from pipeline.atomic import describe_file, replacing, write_bytes, write_record
+from pipeline.environment import driver_version, missing_driver, now, processor, threads, tools
+from pipeline.errors import PipelineError, RecordError, RunError, UnsupportedError
+from pipeline.gpu_lock import exclusive, others
+from pipeline.isolation import describe_exit
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
-from pipeline.records import Artifact, Backend, BatchTiming, BenchmarkReport, FileRecord, Outcome, Precision, Variant
-from pipeline.runners import open_runner
+from pipeline.records import (
+    Artifact,
+    Backend,
+    BatchTiming,
+    BenchmarkReport,
+    Clock,
+    ColdStart,
+    FileRecord,
+    Outcome,
+    Precision,
+    Variant,
+)
+from pipeline.runners import open_runner, open_serialized
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
     import numpy.typing as npt
 
     from pipeline.config import BenchmarkConfig
+    from pipeline.engine_runner import Session
     from pipeline.project import Project
-    from pipeline.records import Key
+    from pipeline.records import Gpu, Key
 
+    Images = npt.NDArray[np.float32]
     Latencies = npt.NDArray[np.float64]
 
 log = logging.getLogger(__name__)
@@ -63,24 +79,87 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     artifacts = [artifact for variant in variants if (artifact := _artifact(project, variant))]
     reasons = {variant.id: _NOT_BUILT for variant in variants}
     reasons.update({artifact.variant.id: _untimed(artifact) for artifact in artifacts})
-    measured = _measure(project, [artifact for artifact in artifacts if not reasons[artifact.variant.id]])
+    gpu = project.plan.gpu(target)
+    with exclusive(gpu):
+        ready = [artifact for artifact in artifacts if not reasons[artifact.variant.id]]
+        shared = _shared(ready)
+        measured = _measure(project, gpu, [artifact for artifact in ready if artifact.variant.id not in shared])
     baseline = next((item for item in measured if _is_baseline(item.variant)), None)
     reports = []
     for variant in variants:
-        found = next((item for item in measured if item.variant == variant), None)
-        report = _report(project, key, variant, found, baseline, reasons[variant.id])
+        timed = shared.get(variant.id, variant.id)
+        found = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
+        report = _report(project, key, found or _Measured(variant, skipped=reasons[variant.id]), baseline)
         write_record(project.paths.benchmark(variant), report)
         reports.append(report)
     return tuple(reports)
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """What a variant's process is asked to time."""
+
+    batch: int
+    runs: int
+    """How many at least."""
+    milliseconds: float
+    """How long at least."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What it answers, a clock."""
+
+    clock: Clock
+    milliseconds: tuple[float, ...]
+    enqueue_us: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What it says once its artifact is open."""
+
+    cold_start: ColdStart | None = None
+    runtime_cache: FileRecord | None = None
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """What it says instead of either."""
+
+    what: str
+    skipped: bool = False
+
+
 @dataclass
 class _Measured:
-    """One variant's latencies in milliseconds, by batch size, or what went wrong."""
+    """One variant's samples, by clock and batch size, or what went wrong."""
 
     variant: Variant
-    latencies: dict[int, list[float]] = field(default_factory=dict)
+    samples: dict[tuple[Clock, int], list[_Samples]] = field(default_factory=dict)
+    ready: _Ready = _Ready()
     error: str = ""
+    skipped: str = ""
+    disturbed_by: tuple[str, ...] = ()
+
+    def latencies(self, clock: Clock, batch: int) -> Latencies:
+        """Return all of one clock and batch size, in milliseconds."""
+        found = self.samples.get((clock, batch), ())
+        return np.array([value for samples in found for value in samples.milliseconds], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A variant's process, and the connection to it."""
+
+    process: BaseProcess
+    connection: Connection
+
+
+def _shared(artifacts: list[Artifact]) -> dict[str, str]:
+    """Return, by the variants that share the engine of another, that other, which is timed for both."""
+    ids = {artifact.variant.id for artifact in artifacts}
+    return {artifact.variant.id: artifact.same_as for artifact in artifacts if artifact.same_as in ids}
 
 
 def _artifact(project: Project, variant: Variant) -> Artifact | None:
@@ -96,8 +175,8 @@ def _untimed(artifact: Artifact) -> str:
         return f"not built: {artifact.reason.splitlines()[0]}"
     if artifact.variant.backend is Backend.ONNX_REFERENCE:
         return "ONNX Runtime's CPU provider runs no bfloat16 convolutions, and a reference evaluator is not timed"
-    if artifact.variant.target != CPU_TARGET:
-        return missing_driver() or "this version of the pipeline times no artifacts on a GPU yet"
+    if artifact.variant.target != CPU_TARGET and (reason := missing_driver()):
+        return reason
     return ""
 
 
@@ -105,43 +184,95 @@ def _is_baseline(variant: Variant) -> bool:
     return variant.backend is Backend.EAGER and variant.precision is Precision.FP32
 
 
-def _measure(project: Project, artifacts: list[Artifact]) -> list[_Measured]:
+def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> list[_Measured]:
     settings = project.config.benchmark
     measured = [_Measured(artifact.variant) for artifact in artifacts]
-    if not artifacts:
-        return []
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(project, artifact)) for artifact in artifacts]
+        workers = []
+        for artifact, item in zip(artifacts, measured, strict=True):
+            workers.append(stack.enter_context(_worker(project, artifact)))
+            if gpu:  # one at a time, so that each one's cold start is its own
+                _await(workers[-1], item, _START_SECONDS, _take_ready)
+        for worker, item in zip(workers, measured, strict=True):
+            if not gpu:
+                _await(worker, item, _START_SECONDS, _take_ready)
+        ours = frozenset(worker.process.pid or 0 for worker in workers)
+        strangers = _Strangers(gpu, ours)
         for batch in project.config.timed_batches:
-            log.info("timing %d variants at batch %d", len(workers), batch)
+            timed = [pair for pair in zip(workers, measured, strict=True) if _takes(pair[1].variant, batch)]
+            if timed:
+                log.info("timing %d variants at batch %d", len(timed), batch)
             for index in range(-1, settings.rounds):  # the first round warms up
-                for worker, item in zip(workers, measured, strict=True):
-                    if not item.error:
-                        _one_round(worker, item, batch, settings, warm_up=index < 0)
+                for worker, item in timed:
+                    _one_round(worker, item, batch, settings, warm_up=index < 0)
+                strangers.look()
+    for item in measured:
+        item.disturbed_by = strangers.seen
     return measured
 
 
-def _one_round(worker: Connection, item: _Measured, batch: int, settings: BenchmarkConfig, *, warm_up: bool) -> None:
+class _Strangers:
+    """Other processes that were seen to compute on the GPU."""
+
+    def __init__(self, gpu: Gpu | None, ours: frozenset[int]) -> None:
+        self._gpu = gpu
+        self._ours = ours
+        self.seen: tuple[str, ...] = ()
+        self.look()
+
+    def look(self) -> None:
+        """Look now."""
+        if self._gpu:
+            self.seen = tuple(dict.fromkeys((*self.seen, *others(self._gpu, self._ours))))
+
+
+def _takes(variant: Variant, batch: int) -> bool:
+    """Return whether a variant runs batches of this size; on the CPU, all do."""
+    return variant.profile is None or variant.profile.min <= batch <= variant.profile.max
+
+
+def _one_round(worker: _Worker, item: _Measured, batch: int, settings: BenchmarkConfig, *, warm_up: bool) -> None:
     """Have one variant timed, and keep what comes back; a process that dies costs its own variant only."""
-    runs = settings.warmup_runs if warm_up else settings.runs_per_round
-    try:
-        with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
-            worker.send((batch, runs))
-        if not worker.poll(_ANSWER_SECONDS if item.latencies or not warm_up else _START_SECONDS + _ANSWER_SECONDS):
-            item.error = f"no answer in {_ANSWER_SECONDS:.0f} s"
-            return
-        answer = worker.recv()
-    except (EOFError, OSError):
-        item.error = "its process died"
+    if item.error or item.skipped:
         return
-    if isinstance(answer, str):
-        item.error = answer
-    elif not warm_up:
-        item.latencies.setdefault(batch, []).extend(answer)
+    on_gpu = item.variant.target != CPU_TARGET
+    runs = settings.warmup_runs if warm_up else settings.runs_per_round
+    with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+        worker.connection.send(_Ask(batch, runs, settings.gpu_round_ms if on_gpu and not warm_up else 0.0))
+
+    def take(answer: object) -> None:
+        for samples in answer if isinstance(answer, tuple) and not warm_up else ():
+            item.samples.setdefault((samples.clock, batch), []).append(samples)
+
+    _await(worker, item, _ANSWER_SECONDS, lambda _, answer: take(answer))
+
+
+def _take_ready(item: _Measured, answer: object) -> None:
+    if isinstance(answer, _Ready):
+        item.ready = answer
+
+
+def _await(worker: _Worker, item: _Measured, seconds: float, take: Callable[[_Measured, object], None]) -> None:
+    """Wait for what a variant's process says, and keep it or what went wrong."""
+    try:
+        if not worker.connection.poll(seconds):
+            item.error = f"no answer in {seconds:.0f} s"
+            return
+        answer = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join(1)
+        item.error = describe_exit(worker.process.exitcode)
+        return
+    if not isinstance(answer, _Trouble):
+        take(item, answer)
+    elif answer.skipped:
+        item.skipped = answer.what
+    else:
+        item.error = answer.what
 
 
 @contextmanager
-def _worker(project: Project, artifact: Artifact) -> Iterator[Connection]:
+def _worker(project: Project, artifact: Artifact) -> Iterator[_Worker]:
     """Start a process that has the artifact open and times it when asked; end it afterwards."""
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a library's threads
     ours, theirs = context.Pipe()
@@ -149,7 +280,7 @@ def _worker(project: Project, artifact: Artifact) -> Iterator[Connection]:
     process.start()
     theirs.close()
     try:
-        yield ours
+        yield _Worker(process, ours)
     finally:
         ours.close()
         process.join(5)
@@ -159,83 +290,199 @@ def _worker(project: Project, artifact: Artifact) -> Iterator[Connection]:
 
 
 def _serve(connection: Connection, project: Project, artifact: Artifact) -> None:
-    """Answer (batch, runs) with the latencies in milliseconds, or with what went wrong, until the other end closes."""
+    """Say that the artifact is open, then answer every `_Ask` with `_Samples`, until the other end closes."""
     try:
-        with open_runner(project, artifact) as run:
-            data = project.data()
-            pixels = project.pixels(data.validation)
-            while True:
-                batch, runs = connection.recv()
-                image = to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
-                time.sleep(_SETTLE_SECONDS)
-                run(image)
-                latencies = []
-                for _ in range(runs):
-                    began = time.perf_counter()
-                    run(image)
-                    latencies.append((time.perf_counter() - began) * 1e3)
-                connection.send(latencies)
+        serve = _serve_engine if artifact.variant.backend is Backend.TENSORRT else _serve_runner
+        serve(connection, project, artifact)
     except (EOFError, KeyboardInterrupt):
         return
+    except UnsupportedError as exc:
+        connection.send(_Trouble(exc.what, skipped=True))
     except PipelineError as exc:
-        connection.send(str(exc))
+        connection.send(_Trouble(str(exc)))
     except Exception as exc:  # noqa: BLE001 - whatever a library raises is this variant's failure
-        connection.send(str(RunError(f"running failed: {type(exc).__name__}: {exc}")))
+        connection.send(_Trouble(str(RunError(f"running failed: {type(exc).__name__}: {exc}"))))
 
 
-def summarize(latencies: Latencies, batch: int, baseline: Latencies | None) -> BatchTiming:
+def _serve_runner(connection: Connection, project: Project, artifact: Artifact) -> None:
+    """Time calls by the host's clock."""
+    with open_runner(project, artifact) as run:
+        connection.send(_Ready())
+        while True:
+            ask = connection.recv()
+            images = _images(project, ask.batch)
+            time.sleep(_SETTLE_SECONDS)
+            run(images)
+            connection.send((_timed(Clock.HOST, ask, lambda: run(images)),))  # noqa: B023 - called at once
+
+
+def _serve_engine(connection: Connection, project: Project, artifact: Artifact) -> None:
+    """Time an engine by every clock, after its cold start has been timed and its kernels have been kept."""
+    ready, cache = _cold_start(project, artifact)
+    specialization = project.config.tensorrt.kernel_specialization
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(cache=cache, specialization=specialization) as run,
+    ):
+        connection.send(ready)
+        while True:
+            ask = connection.recv()
+            images = _images(project, ask.batch)
+            run.upload(images)
+            clocks = ((Clock.GPU, run.enqueue_kernels), (Clock.GPU_GRAPH, run.enqueue))
+            on_gpu = [_timed_on_gpu(clock, ask, run, enqueue) for clock, enqueue in clocks]
+            connection.send((*on_gpu, _timed(Clock.HOST, ask, lambda: run(images))))  # noqa: B023 - called at once
+
+
+def _cold_start(project: Project, artifact: Artifact) -> tuple[_Ready, bytes | None]:
+    """Time open → first result; where kernels are compiled then, keep them beside the engine, and time it with them."""
+    from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+    from pipeline.runners import gpu_of  # noqa: PLC0415 - the same
+
+    cuda.use(gpu_of(project, artifact))
+    cuda.free_bytes()  # CUDA's own start is not the engine's
+    batches = [batch for batch in project.config.timed_batches if _takes(artifact.variant, batch)]
+    first = batches or [artifact.variant.profile.opt if artifact.variant.profile else 1]
+    seconds, cache = _open_and_run(project, artifact, first, None)
+    if cache is None:
+        return _Ready(ColdStart(seconds=seconds, cached_seconds=None)), None
+    path = project.paths.runtime_cache(artifact.variant)
+    write_bytes(path, cache)
+    cached_seconds, _ = _open_and_run(project, artifact, first[:1], cache)
+    cold = ColdStart(seconds=seconds, cached_seconds=cached_seconds)
+    return _Ready(cold, describe_file(path, project.paths.root)), cache
+
+
+def _open_and_run(
+    project: Project, artifact: Artifact, batches: list[int], cache: bytes | None
+) -> tuple[float, bytes | None]:
+    """Return the seconds from opening to the first batch's result, and the kernels after all batches have run."""
+    images = [_images(project, batch) for batch in batches]
+    specialization = project.config.tensorrt.kernel_specialization
+    began = time.perf_counter()
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(cache=cache, specialization=specialization) as run,
+    ):
+        run(images[0])
+        seconds = time.perf_counter() - began
+        for batch in images[1:]:
+            run(batch)
+        return round(seconds, 4), run.runtime_cache()
+
+
+def _images(project: Project, batch: int) -> Images:
+    """Return validation images as the network takes them, over and over where there are too few."""
+    data = project.data()
+    pixels = project.pixels(data.validation)
+    return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
+
+
+def _timed(clock: Clock, ask: _Ask, call: Callable[[], object]) -> _Samples:
+    """Time calls by the host's clock."""
+    latencies: list[float] = []
+    began = time.perf_counter()
+    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
+        start = time.perf_counter()
+        call()
+        latencies.append((time.perf_counter() - start) * 1e3)
+    return _Samples(clock, tuple(latencies))
+
+
+def _timed_on_gpu(clock: Clock, ask: _Ask, session: Session, enqueue: Callable[[], None]) -> _Samples:
+    """Time the work between two events on the stream, one batch at a time; and the host's time to enqueue it."""
+    from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    enqueue()
+    session.stream.synchronize()
+    start, end = cuda.Event(), cuda.Event()
+    latencies: list[float] = []
+    enqueues: list[float] = []
+    began = time.perf_counter()
+    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
+        start.record(session.stream)
+        before = time.perf_counter()
+        enqueue()
+        after = time.perf_counter()
+        end.record(session.stream)
+        end.synchronize()
+        latencies.append(end.milliseconds_since(start))
+        enqueues.append((after - before) * 1e6)
+    start.close()
+    end.close()
+    return _Samples(clock, tuple(latencies), tuple(enqueues))
+
+
+def summarize(
+    latencies: Latencies,
+    batch: int,
+    baseline: Latencies | None,
+    clock: Clock = Clock.HOST,
+    enqueue_us: float | None = None,
+) -> BatchTiming:
     """Return the percentiles of latencies of whole batches, and the speed-up over the baseline's median.
 
     Args:
         latencies: milliseconds, at least one.
         batch: images a batch.
         baseline: eager FP32's milliseconds at this batch, measured in the same rounds.
+        clock: what they are the time of.
+        enqueue_us: the median time that the host takes to enqueue one, in microseconds.
     """
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
     return BatchTiming(
         batch=batch,
+        clock=clock,
         runs=len(latencies),
         p50_ms=round(p50, 4),
         p90_ms=round(p90, 4),
         p99_ms=round(p99, 4),
         throughput_per_s=round(batch / p50 * 1e3, 2),
         speedup=None if baseline is None else round(float(np.median(baseline)) / p50, 3),
+        enqueue_us=enqueue_us,
     )
 
 
-def _report(  # noqa: PLR0913 - one record's parts
-    project: Project,
-    key: Key,
-    variant: Variant,
-    found: _Measured | None,
-    baseline: _Measured | None,
-    untimed: str,
-) -> BenchmarkReport:
-    if found is None or found.error:
-        outcome = Outcome.SKIPPED if found is None else Outcome.FAILED
-        reason = untimed or (found.error if found else "")
+def _report(project: Project, key: Key, found: _Measured, baseline: _Measured | None) -> BenchmarkReport:
+    variant = found.variant
+    if found.error or found.skipped:
+        outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
+        reason = found.error or found.skipped
         return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, outcome=outcome, reason=reason)
-    base = baseline.latencies if baseline and not baseline.error else {}
-    timings = tuple(
-        summarize(np.array(values), batch, np.array(base[batch]) if batch in base else None)
-        for batch, values in found.latencies.items()
-    )
+    gpu = project.plan.gpu(variant.target)
     return BenchmarkReport(
         key=key,
         built_at=now(),
-        toolchain=tools("torch", "onnxruntime-gpu"),
+        toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        device=processor(),
+        device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
         threads=threads(),
-        timings=timings,
+        timings=tuple(_timing(found, clock, batch, baseline) for clock, batch in found.samples),
         samples=_store(project, variant, found),
+        cold_start=found.ready.cold_start,
+        runtime_cache=found.ready.runtime_cache,
+        disturbed_by=found.disturbed_by,
+    )
+
+
+def _timing(found: _Measured, clock: Clock, batch: int, baseline: _Measured | None) -> BatchTiming:
+    base = baseline.latencies(clock, batch) if baseline else np.empty(0)
+    enqueues = [value for samples in found.samples[clock, batch] for value in samples.enqueue_us]
+    return summarize(
+        found.latencies(clock, batch),
+        batch,
+        base if len(base) else None,
+        clock,
+        round(float(np.median(enqueues)), 2) if enqueues else None,
     )
 
 
 def _store(project: Project, variant: Variant, found: _Measured) -> FileRecord:
     path = project.paths.samples(variant)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {f"batch_{batch}": np.array(values) for batch, values in found.latencies.items()}
+        arrays: dict[str, Any] = {
+            f"{clock.value}_batch_{batch}": found.latencies(clock, batch) for clock, batch in found.samples
+        }
         np.savez_compressed(file, **arrays)
     return describe_file(path, project.paths.root)

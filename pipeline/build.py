@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.atomic import describe_file, write_record
 from pipeline.environment import missing_driver, now, tools
-from pipeline.errors import BuildError, UnsupportedError
+from pipeline.errors import BuildError, CrashedError, UnsupportedError
 from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, Outcome, TensorSpec, Variant
 from pipeline.staleness import key_of
@@ -28,7 +28,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
         artifact = _build(project, variant, key)
     except UnsupportedError as exc:
         artifact = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
-    except BuildError as exc:
+    except (BuildError, CrashedError) as exc:
         artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.artifact(variant), artifact)
     return artifact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import (
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import Precision, Preprocessing, Profile, Record, Whole
+from pipeline.records import EngineFlavour, Gpu, Host, Precision, Preprocessing, Profile, Record, Whole
 from pipeline.yaml_source import Location, YamlSource, parse_yaml
 
 if TYPE_CHECKING:
@@ -59,16 +60,24 @@ def _auto(value: object) -> object:
     return None if value == "auto" else value
 
 
+def _device(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
+        raise ValueError(f"expected a GPU's number, its UUID, or all, got {value!r}")
+    return str(value)
+
+
 def _compute_capabilities(value: object) -> object:
-    """`80+` is the portable default; a list is sorted, and every entry must be known."""
+    """`80+` is the portable default; a list is sorted, and every entry must be known; `current` is none."""
+    if value in ("current", ()):
+        return ()
     if value in ("80+", PORTABLE_COMPUTE_CAPABILITIES):
         return PORTABLE_COMPUTE_CAPABILITIES
     known = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
     if not isinstance(value, list) or not value:
-        raise ValueError(f"expected 80+ or a list out of {known}, got {value!r}")
+        raise ValueError(f"expected 80+, current or a list out of {known}, got {value!r}")
     unknown = [item for item in value if type(item) is not int or item not in KNOWN_COMPUTE_CAPABILITIES]
     if unknown:
-        raise ValueError(f"unknown compute capability {unknown[0]!r}; expected 80+ or a list out of {known}")
+        raise ValueError(f"unknown compute capability {unknown[0]!r}; expected 80+, current or a list out of {known}")
     return tuple(sorted(set(value)))
 
 
@@ -114,7 +123,7 @@ class WorkspaceSize(Record):
         """Return the size in bytes; None for a percentage where no GPU's memory is known."""
         if self.percent is None:
             return int(TypeAdapter(ByteSize).validate_python(self.text))
-        return None if gpu_memory_bytes is None else int(gpu_memory_bytes * self.percent / 100)
+        return None if gpu_memory_bytes is None else max(int(gpu_memory_bytes * self.percent / 100), 1)
 
 
 def _factory(value: str) -> str:
@@ -143,13 +152,67 @@ class DataConfig(Record):
     validation: Whole = 300
 
 
-class TensorRTConfig(Record):
-    """What to build engines for."""
+class TacticSource(str, Enum):
+    """Where a builder may take kernels from; which of them a flavour knows is its own affair."""
 
+    CUBLAS = "cublas"
+    CUBLAS_LT = "cublas_lt"
+    CUDNN = "cudnn"
+    EDGE_MASK_CONVOLUTIONS = "edge_mask_convolutions"
+    JIT_CONVOLUTIONS = "jit_convolutions"
+
+
+class HardwareCompatibility(str, Enum):
+    """Which other GPUs an engine that was tuned on one shall run on."""
+
+    NONE = "none"
+    AMPERE_PLUS = "ampere_plus"
+    SAME_COMPUTE_CAPABILITY = "same_compute_capability"
+
+
+class KernelSpecialization(str, Enum):
+    """When TensorRT-RTX compiles kernels for the shapes that an engine of several batch sizes really sees."""
+
+    EAGER = "eager"
+    """Before the first batch of a size runs."""
+    LAZY = "lazy"
+    """In the background, while slower kernels serve."""
+    NONE = "none"
+
+
+class TensorRTConfig(Record):
+    """How engines are built. What a flavour cannot apply is recorded as such beside the engine."""
+
+    flavour: Annotated[EngineFlavour | None, BeforeValidator(_auto)] = None
+    """None, written `auto`, takes `tensorrt` where it is installed, else `tensorrt_rtx`."""
     compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(_compute_capabilities)] = (
         PORTABLE_COMPUTE_CAPABILITIES
     )
-    """The GPU generations that one engine runs on; `80+` is Ampere and everything later."""
+    """The GPU generations that one TensorRT-RTX engine runs on; `80+` is Ampere and everything later; empty, written
+    `current`, is this host's GPU. TensorRT's engines belong to the GPU that built them, always."""
+    optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    """How long the builder looks for faster kernels; None leaves the flavour's default."""
+    tactic_sources: Annotated[tuple[TacticSource, ...], Field(min_length=1)] | None = None
+    """None leaves the flavour's default."""
+    hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
+    version_compatible: Flag = False
+    refit: Flag = False
+    strip_plan: Flag = False
+    timing_cache: Flag = True
+    kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER
+    build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+
+    @property
+    def build_settings(self) -> TensorRTConfig:
+        """What changes an engine; the rest is as if it had been left out."""
+        return self.model_copy(
+            update={
+                "flavour": None,
+                "timing_cache": True,
+                "kernel_specialization": KernelSpecialization.EAGER,
+                "build_timeout_seconds": 3600.0,
+            }
+        )
 
 
 class Gate(Record):
@@ -165,9 +228,11 @@ class Gates(Record):
     """One gate a precision, against the strict FP32 reference. The numbers come from the design."""
 
     fp32: Gate = Gate(cosine=0.99999, relative_l2=1e-5, top1_agreement=0.999, top1_drop=0.001)
+    tf32: Gate = Gate(cosine=0.99999, relative_l2=2e-3, top1_agreement=0.999, top1_drop=0.001)
     fp16: Gate = Gate(cosine=0.9999, relative_l2=5e-3, top1_agreement=0.995, top1_drop=0.002)
     bf16: Gate = Gate(cosine=0.999, relative_l2=3e-2, top1_agreement=0.99, top1_drop=0.005)
     int8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
+    fp8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
     require_proof: Flag = False
     """Reject what agrees often enough, but on too few samples to prove it (Wilson 95 %)."""
 
@@ -175,9 +240,11 @@ class Gates(Record):
         """Return the gate of a precision."""
         gates = {
             Precision.FP32: self.fp32,
+            Precision.TF32: self.tf32,
             Precision.FP16: self.fp16,
             Precision.BF16: self.bf16,
             Precision.INT8: self.int8,
+            Precision.FP8: self.fp8,
         }
         return gates[precision]
 
@@ -186,7 +253,9 @@ class ValidationConfig(Record):
     """How variants are judged."""
 
     reference_evaluator_samples: Whole = 8
-    """How many samples the slow reference evaluator sees (bf16, which no CPU runtime runs)."""
+    """How many samples the slow reference evaluator sees (bf16 and fp8, which no CPU runtime runs)."""
+    timeout_seconds: Annotated[Number, Field(gt=0)] = 1800.0
+    """How long one engine may take."""
 
 
 class BenchmarkConfig(Record):
@@ -198,6 +267,8 @@ class BenchmarkConfig(Record):
     rounds: Whole = 4
     """Every round times every variant once: A B C A B C."""
     runs_per_round: Whole = 4
+    gpu_round_ms: Annotated[Number, Field(gt=0)] = 50.0
+    """On a GPU, where a run is short, a round goes on for as long."""
 
 
 class Config(Record):
@@ -208,7 +279,14 @@ class Config(Record):
     preprocessing: Annotated[Preprocessing | None, BeforeValidator(_auto)] = None
     """None, written `auto`, takes the weights' own."""
     data: DataConfig = DataConfig()
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = tuple(Precision)
+    device: Annotated[str, BeforeValidator(_device)] = "0"
+    """Which GPU engines are built for and run on: CUDA's number, a UUID, or `all` different types."""
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = (
+        Precision.FP32,
+        Precision.FP16,
+        Precision.BF16,
+        Precision.INT8,
+    )
     profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(_workspace)], ...], Field(min_length=1)]
     tensorrt: TensorRTConfig = TensorRTConfig()
@@ -221,13 +299,20 @@ class Config(Record):
         """The batch sizes that are timed."""
         return self.benchmark.batches or tuple(sorted({profile.opt for profile in self.profiles}))
 
+    def gpus(self, host: Host) -> tuple[Gpu, ...]:
+        """Return those of the host's GPUs that `device` names: one, none, or the first of every type."""
+        if self.device == "all":
+            types = {gpu.slug: gpu for gpu in reversed(host.gpus)}
+            return tuple(sorted(types.values(), key=lambda gpu: gpu.index))
+        return tuple(gpu for gpu in host.gpus if self.device in {str(gpu.index), gpu.uuid})
 
-def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
+
+def load_config(file: Path, host: Host | None = None) -> Config:
     """Read and check a configuration.
 
     Args:
         file: the YAML file.
-        gpu_memory_bytes: the GPU's total memory, which percentages are of; None where there is no GPU.
+        host: whose GPUs `device` and percentages of memory mean; None is one without.
 
     Raises:
         ConfigError: lists every problem with its `file:line:column`.
@@ -250,30 +335,35 @@ def load_config(file: Path, gpu_memory_bytes: int | None = None) -> Config:
         config = Config.model_validate(source.data)
     except ValidationError as exc:
         raise ConfigError(file, _sorted(file, (*source.problems, *_problems(source, exc)))) from None
-    crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, gpu_memory_bytes)]
+    crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, host or Host())]
     if source.problems or crossed:
         raise ConfigError(file, _sorted(file, (*source.problems, *crossed)))
     return config
 
 
-def _cross_checks(config: Config, gpu_memory_bytes: int | None) -> list[tuple[Location, str]]:
+def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     """What no single value can know: (location, problem) pairs."""
     problems: list[tuple[Location, str]] = []
+    gpus = config.gpus(host)
+    if host.gpus and not gpus:
+        there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in host.gpus)
+        problems.append((("device",), f"no GPU {config.device!r} here; expected one of {there}, or all"))
+    if not config.tensorrt.compute_capabilities and not host.gpus:
+        refusal = "`current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
+        problems.append((("tensorrt", "compute_capabilities"), refusal))
+    memory = gpus[0].memory_bytes if gpus else None
     for index, batch in enumerate(config.timed_batches):
         if not any(profile.min <= batch <= profile.max for profile in config.profiles):
             labels = ", ".join(profile.label for profile in config.profiles)
             problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
     for index, workspace in enumerate(config.workspaces):
-        if workspace.bytes(gpu_memory_bytes) is None:
-            refusal = (
-                f"{workspace.text!r} is a share of a GPU's memory, and engines that are built ahead of time belong to "
-                "no single GPU; expected bytes, such as 1GiB"
-            )
+        if workspace.bytes(memory) is None and not host.gpus:
+            refusal = f"{workspace.text!r} is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
             problems.append((("workspaces", index), refusal))
     lists: dict[Location, list[str]] = {
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
-        ("workspaces",): [str(item.bytes(gpu_memory_bytes) or item.text) for item in config.workspaces],
+        ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
     }
     for place, entries in lists.items():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import describe_file, write_bytes
-from pipeline.environment import now, tools
+from pipeline import cuda
+from pipeline.atomic import describe_file, sha256_of, write_bytes
+from pipeline.environment import missing_driver, now, tools
 from pipeline.errors import BuildError, UnsupportedError
+from pipeline.gpu_lock import exclusive
+from pipeline.isolation import run_isolated
 from pipeline.plan import Stage, Step
-from pipeline.records import Artifact, Outcome, Precision, Variant
+from pipeline.progress import BuildProgress
+from pipeline.records import Artifact, EngineFlavour, Outcome, Tool, Variant
 from pipeline.staleness import current
-from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, int8_convolutions, load_flavour
+from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, load_flavour
 
 if TYPE_CHECKING:
     from pipeline.project import Project
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
 
 def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     """Build a variant's engine; where a smaller workspace has given the same one, share its file.
+
+    The builder works in a process of its own, so that nothing it does ends this one. One that times its tactics has
+    the GPU to itself.
 
     Args:
         project: the variant's graph must be there.
@@ -33,26 +43,21 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
 
     Raises:
         BuildError: the builder gave no engine. Its log is beside where the engine would be.
-        UnsupportedError: the flavour cannot do this, whatever is tried.
+        CrashedError: the builder died, or took too long; likewise.
+        UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
         StorageError: the results cannot be written.
     """
-    if variant.graph is None or variant.profile is None or variant.workspace is None:
-        raise BuildError(f"{variant.id} is no engine")
-    flavour = load_flavour()
-    if variant.precision is Precision.INT8 and (reason := int8_convolutions(flavour)):
-        raise UnsupportedError(reason)
-    request = EngineRequest(
-        onnx=project.file(project.onnx(variant.graph).file),
-        profile=variant.profile,
-        workspace_bytes=variant.workspace.bytes,
-        compute_capabilities=project.plan.compute_capabilities,
-    )
-    log = BuildLog()
+    plan = project.plan
+    request = _request(project, variant)
+    times_tactics = plan.flavour is EngineFlavour.TENSORRT
+    if times_tactics and request.gpu is None:
+        raise UnsupportedError(missing_driver() or "CUDA shows no GPU")
     began = time.perf_counter()
-    try:
-        engine = build_engine(flavour, request, log)
-    finally:
-        write_bytes(project.paths.build_log(variant), log.text().encode())
+    with exclusive(request.gpu if times_tactics else None):
+        timings = project.paths.timing_cache(plan.flavour, plan.flavour_version, request.gpu)
+        engine = _build_apart(project, variant, request, timings)
+        if engine.timing_cache:
+            write_bytes(timings, engine.timing_cache)
     seconds = time.perf_counter() - began
     path = project.paths.engine(variant)
     twin = _same_engine(project, variant, engine)
@@ -63,7 +68,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     return Artifact(
         key=key,
         built_at=now(),
-        toolchain=tools("tensorrt-rtx"),
+        toolchain=(*tools(), Tool(name=plan.flavour.value, version=engine.built_for.version)),
         variant=variant,
         outcome=Outcome.DONE,
         file=twin.file if twin else describe_file(path, project.paths.root),
@@ -72,10 +77,58 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         outputs=engine.outputs,
         settings=engine.settings,
         memory=engine.memory,
+        built_for=engine.built_for,
+        timing_cache_sha256=sha256_of(timings) if engine.timing_cache else None,
         layers_sha256=engine.layers_sha256,
         same_as=twin.variant.id if twin else None,
         build_seconds=round(seconds, 3),
     )
+
+
+def _request(project: Project, variant: Variant) -> EngineRequest:
+    if variant.graph is None or variant.profile is None or variant.workspace is None:
+        raise BuildError(f"{variant.id} is no engine")
+    target = project.plan.engine_target(variant)
+    graph = project.onnx(variant.graph)
+    return EngineRequest(
+        onnx=project.file(graph.file),
+        onnx_opset17=project.file(graph.opset17) if graph.opset17 else None,
+        precision=variant.precision,
+        profile=variant.profile,
+        workspace_bytes=variant.workspace.bytes,
+        compute_capabilities=target.compute_capabilities,
+        gpu=target.gpu,
+        settings=project.config.tensorrt,
+    )
+
+
+def _build_apart(project: Project, variant: Variant, request: EngineRequest, timings: Path) -> BuiltEngine:
+    """Build in a process of its own; its log is kept however that ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "build.log"
+        log.touch()
+        try:
+            return run_isolated(
+                _build,
+                project.plan.flavour,
+                request,
+                timings,
+                timeout_seconds=project.config.tensorrt.build_timeout_seconds,
+                log=log,
+                rerun=Step(Stage.BUILD, variant.id).command,
+            )
+        finally:
+            write_bytes(project.paths.build_log(variant), log.read_bytes())
+
+
+def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:
+    """Build; standard error is the log, and what native code prints there belongs into it, too."""
+    flavour = load_flavour(name)
+    if request.gpu is not None and not request.compute_capabilities:
+        cuda.use(request.gpu)
+    stored = timings.read_bytes() if flavour.tunes and timings.is_file() else b""
+    with BuildProgress() as progress:
+        return build_engine(flavour, request, BuildLog(sys.stderr), progress, stored)
 
 
 def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Artifact | None:

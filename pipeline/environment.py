@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
+import uuid
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.records import GitState, Tool
+from pipeline.records import EngineFlavour, GitState, Gpu, Host, Tool
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_DISTRIBUTIONS = {
+    EngineFlavour.TENSORRT: (
+        "tensorrt-cu13-bindings",
+        "tensorrt-cu12-bindings",
+        "tensorrt-bindings",
+        "tensorrt",
+    ),
+    EngineFlavour.TENSORRT_RTX: ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
+}
+"""Which installed distribution tells a module's version; those with the bindings know it best."""
 
 
 def now() -> datetime:
@@ -37,6 +54,73 @@ def tools(*packages: str) -> tuple[Tool, ...]:
 def threads() -> int:
     """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def installed(module: str) -> bool:
+    """Return whether a top-level module can be found; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def read_host() -> Host:
+    """Return this host's GPUs and TensorRTs; neither is touched, so this is quick."""
+    return Host(gpus=gpus(), flavours=flavours())
+
+
+@cache
+def flavours() -> tuple[Tool, ...]:
+    """Return the installed TensorRTs with their full versions: `tensorrt` before `tensorrt_rtx`."""
+    return tuple(
+        Tool(name=flavour.value, version=_flavour_version(flavour))
+        for flavour in EngineFlavour
+        if installed(flavour.value)
+    )
+
+
+def _flavour_version(flavour: EngineFlavour) -> str:
+    versions = (version(distribution) for distribution in _DISTRIBUTIONS[flavour])
+    return next((found for found in versions if found != "absent"), "unknown")
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs that CUDA shows this process (`CUDA_VISIBLE_DEVICES` counts), in its order."""
+    if missing_driver():
+        return ()
+    from cuda.bindings import driver  # noqa: PLC0415 - 0.2 s that hosts without a driver save
+
+    _, count = driver.cuDeviceGetCount()
+    return tuple(_gpu(driver, index) for index in range(count))
+
+
+def _gpu(driver: ModuleType, index: int) -> Gpu:
+    attributes = driver.CUdevice_attribute
+    _, device = driver.cuDeviceGet(index)
+    _, name = driver.cuDeviceGetName(128, device)
+    _, unique = driver.cuDeviceGetUuid(device)
+    _, memory = driver.cuDeviceTotalMem(device)
+    _, major = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+    _, minor = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+    return Gpu(
+        index=index,
+        uuid=f"GPU-{uuid.UUID(bytes=bytes(unique.bytes))}",
+        name=name.split(b"\0", 1)[0].decode(),
+        compute_capability=10 * major + minor,
+        memory_bytes=memory,
+    )
+
+
+@cache
+def driver_version() -> str:
+    """Return the NVIDIA driver's version such as 580.159.04, "absent" where there is none."""
+    if missing_driver():
+        return "absent"
+    import pynvml  # noqa: PLC0415 - hosts without a driver do without
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as exc:
+        return f"unknown ({exc})"
 
 
 @cache

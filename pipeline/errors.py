@@ -31,6 +31,17 @@ class PipelineError(Exception):
         details = (("where", where), ("expected", expected), ("got", got), ("fix", fix))
         super().__init__("\n".join([what, *(f"  {label + ':':<10}{text}" for label, text in details if text)]))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes as what it says."""
+        return _restore, (type(self), str(self), self.what, self.got)
+
+
+def _restore(kind: type[PipelineError], text: str, what: str, got: str) -> PipelineError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    error.what, error.got = what, got
+    return error
+
 
 class UsageError(PipelineError):
     """The command line asked for something that does not exist."""
@@ -74,6 +85,10 @@ class BuildError(PipelineError):
 
 class RunError(PipelineError):
     """An artifact cannot be loaded or run."""
+
+
+class CrashedError(PipelineError):
+    """A process that did risky work died, hung, or raised what nobody expected."""
 
 
 class UnsupportedError(PipelineError):

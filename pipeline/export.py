@@ -32,11 +32,25 @@ INPUT, OUTPUT = "image", "logits"
 
 DTYPES = {Graph.FP32: torch.float32, Graph.FP16: torch.float16, Graph.BF16: torch.bfloat16}
 
-OPSETS = {Graph.FP32: 18, Graph.FP16: 18, Graph.BF16: 22}
-"""18 is what torch's exporter is written for; operators take bfloat16 from 22 on."""
+OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
+"""17 is the last that TensorRT 8.6's parser reads (onnx-tensorrt 8.6-GA, docs/operators.md), and all later runtimes
+read it too; operators take bfloat16 from 22 on."""
+
+_EXPORTER_OPSET = 18
+"""The oldest that torch's exporter writes; what is older is converted from it."""
 
 _EXTERNAL_DATA_BYTES = 2**31 - 2**20
 """A protobuf message ends at 2 GiB; larger weights go into a file beside it."""
+
+
+_NOT_CONVERTIBLE = (
+    onnx.version_converter.ConvertError,
+    RuntimeError,  # the converter's own assertions
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
+
+log = logging.getLogger(__name__)
 
 
 class _Typed(nn.Module):
@@ -92,22 +106,12 @@ def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:
     if dtype is torch.float32:
         return ()
     smallest_normal = torch.finfo(dtype).smallest_normal
-    counts = []
-    for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        narrow = tensor.to(dtype).float()
-        non_zero = tensor != 0
-        counts.append(
-            TensorCast(
-                name=name,
-                elements=tensor.numel(),
-                underflow=int((non_zero & (narrow == 0)).sum()),
-                subnormal=int(((narrow != 0) & (narrow.abs() < smallest_normal)).sum()),
-                overflow=int((tensor.isfinite() & narrow.isinf()).sum()),
-            )
-        )
-    return tuple(counts)
+    return tuple(
+        # numpy knows no bfloat16, and float64 holds every value of every type
+        onnx_graph.count_cast(name, tensor.double().numpy(), tensor.to(dtype).double().numpy(), smallest_normal)
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    )
 
 
 def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> onnx.ModelProto:
@@ -126,7 +130,7 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
                 model,
                 (torch.zeros(2, *spec.input_shape),),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=max(opset, _EXPORTER_OPSET),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes={INPUT: {0: batch}},
@@ -156,4 +160,17 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
             expected="a model whose first axis, in and out, is the batch, of any size",
             got=f"{graph.input[0].type.tensor_type.shape.dim[0].dim_value} images a batch, fixed",
         )
-    return exported
+    lowered = _lowered(exported, opset)
+    onnx.save(lowered, path)
+    return lowered
+
+
+def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the model in `opset`; as it is where that cannot be, since only TensorRT 8.6 needs the older one."""
+    if onnx_graph.opset_of(model) <= opset:
+        return model
+    try:
+        return onnx_graph.to_opset(model, opset)
+    except _NOT_CONVERTIBLE as exc:
+        log.info("stays at opset %d, which TensorRT 8.6 cannot read: %s", onnx_graph.opset_of(model), one_line(exc))
+        return model

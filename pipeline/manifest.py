@@ -15,6 +15,7 @@ from pipeline.records import (
     Artifact,
     Backend,
     BenchmarkReport,
+    Clock,
     Manifest,
     ManifestEntry,
     ManifestModel,
@@ -120,6 +121,15 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         status=verdict.status,
         reason=verdict.reason,
         file=artifact.file if artifact else None,
+        built_for=artifact.built_for if artifact else None,
+        executed=accuracy.executed if accuracy else None,
+        layers=accuracy.layers if accuracy else (),
+        device_memory_bytes=accuracy.device_memory_bytes if accuracy else None,
+        cold_start=benchmark.cold_start if benchmark else None,
+        runtime_cache=benchmark.runtime_cache if benchmark else None,
+        smallest_workspace=smallest_workspace(
+            [other for other in everything if alike(other.variant, variant)], project.plan.needs(variant)
+        ),
         equals=_equals(found, everything),
         inputs=artifact.inputs if artifact else (),
         outputs=artifact.outputs if artifact else (),
@@ -133,6 +143,52 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         toolchain=artifact.toolchain if artifact else (),
         rerun=Step(Stage.BUILD, variant.id).command,
     )
+
+
+_WITHIN = 1.01
+"""Latencies within 1 % of the best are as good as the best."""
+
+
+def alike(one: Variant, other: Variant) -> bool:
+    """Return whether two variants differ in the workspace only."""
+    return one.model_copy(update={"workspace": None}) == other.model_copy(update={"workspace": None})
+
+
+def smallest_workspace(family: list[Found], needs: str) -> str | None:
+    """Return which of the variants that differ in the workspace only has the smallest that costs no speed.
+
+    Equal engines share a file, and so the best latency that any of them showed: what differs between them is noise.
+
+    Args:
+        family: those variants with their records.
+        needs: what hardware they run on.
+
+    Returns:
+        the id of a deployable variant whose latency is within 1 % of the best; None where none was timed.
+    """
+    best: dict[str, float] = {}
+    timed: list[tuple[int, str, str]] = []
+    for found in family:
+        latency = _latency(found)
+        ready = decide(found, needs).status is Status.DEPLOYABLE
+        if ready and latency is not None and found.artifact and found.artifact.file and found.variant.workspace:
+            digest = found.artifact.file.sha256
+            best[digest] = min(latency, best.get(digest, latency))
+            timed.append((found.variant.workspace.bytes, found.variant.id, digest))
+    fast = [(size, name) for size, name, digest in timed if best[digest] <= min(best.values()) * _WITHIN]
+    return min(fast)[1] if fast else None
+
+
+def _latency(found: Found) -> float | None:
+    """Return the median at the batch that the profile is tuned for (or else the largest), by the GPU's clock if any."""
+    if found.benchmark is None or not found.benchmark.timings:
+        return None
+    order = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST)
+    tuned = found.variant.profile.opt if found.variant.profile else 0
+    chosen = min(
+        found.benchmark.timings, key=lambda timing: (timing.batch != tuned, -timing.batch, order.index(timing.clock))
+    )
+    return chosen.p50_ms
 
 
 def _equals(found: Found, everything: list[Found]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""ONNX files as the pipeline sees them: inputs, outputs, and a digest of what they compute."""
+"""ONNX files as the pipeline sees them: inputs, outputs, operator sets, casts, and a digest of what they compute."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 
-from pipeline.records import TensorSpec
+from pipeline.records import TensorCast, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    import numpy.typing as npt
     import onnx.onnx_ml_pb2 as pb
 
 
@@ -31,6 +32,55 @@ def check(file: Path) -> None:
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the default operator set."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+
+
+def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the model in another version of the default operator set, with the oldest IR version that holds it.
+
+    The model itself stays as it is. What the exporter notes beside nodes (stack traces) is lost.
+
+    Raises:
+        onnx.version_converter.ConvertError: an operator has no counterpart there.
+        RuntimeError: the same, noticed elsewhere in the converter.
+        onnx.checker.ValidationError: the converter's result is not valid; it passes over what it does not know.
+        onnx.shape_inference.InferenceError: the same.
+    """
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for node in plain.graph.node:
+        _drop_default_noop(node)
+    converted = version_converter.convert_version(plain, opset)
+    converted.ir_version = onnx.helper.find_min_ir_version_for(converted.opset_import)
+    onnx.checker.check_model(converted, full_check=True)
+    return converted
+
+
+def _drop_default_noop(node: onnx.NodeProto) -> None:
+    """Leave out `noop_with_empty_axes=0`, the default: the converter keeps it where opset 17 has no such attribute."""
+    kept = [item for item in node.attribute if (item.name, item.i) != ("noop_with_empty_axes", 0)]
+    if len(kept) < len(node.attribute):
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def count_cast(
+    name: str, wide: npt.NDArray[np.floating], narrow: npt.NDArray[np.floating], smallest_normal: float
+) -> TensorCast:
+    """Count the values of one tensor that a cast loses or makes subnormal.
+
+    Args:
+        name: the tensor's.
+        wide: its values before.
+        narrow: its values afterwards, of the same shape, in a type that numpy compares with `wide`.
+        smallest_normal: of the type that it was cast to; 2⁻¹⁴ for float16.
+    """
+    return TensorCast(
+        name=name,
+        elements=wide.size,
+        underflow=int(((wide != 0) & (narrow == 0)).sum()),
+        subnormal=int(((narrow != 0) & (np.abs(narrow) < smallest_normal)).sum()),
+        overflow=int((np.isfinite(wide) & np.isinf(narrow)).sum()),
+    )
 
 
 def tensor_specs(values: list[pb.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.records import Graph, Variant
+    from pipeline.records import EngineFlavour, Gpu, Graph, Variant
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Paths:
         """An ONNX file."""
         return self.folder / "onnx" / f"{graph.value}.onnx"
 
+    def onnx_opset17(self, graph: Graph) -> Path:
+        """The form of an ONNX file that TensorRT 8.6 reads."""
+        return self.folder / "onnx" / f"{graph.value}.opset17.onnx"
+
     def onnx_record(self, graph: Graph) -> Path:
         """The record of an ONNX file."""
         return self.folder / "onnx" / f"{graph.value}.json"
@@ -82,6 +86,14 @@ class Paths:
     def engine(self, variant: Variant) -> Path:
         """A serialized TensorRT engine."""
         return self.variant(variant) / "model.engine"
+
+    def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
+        """What one version of a flavour has timed on one type of GPU, for every model."""
+        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"
+
+    def runtime_cache(self, variant: Variant) -> Path:
+        """Kernels that TensorRT-RTX compiled for this GPU."""
+        return self.variant(variant) / "runtime.cache"
 
     def build_log(self, variant: Variant) -> Path:
         """What the builder said."""

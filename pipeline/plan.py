@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES
 from pipeline.errors import UsageError
-from pipeline.records import Backend, Graph, Precision, Variant, Workspace
+from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Precision, Variant, Workspace
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -20,6 +20,8 @@ _T = TypeVar("_T")
 CPU_TARGET = "cpu-x86_64"
 GPU_TARGET = "gpu"
 """Torch-TensorRT modules belong to the GPU of the host that builds them."""
+
+_QUANTIZED = {Precision.INT8, Precision.FP8}
 
 
 class Stage(str, Enum):
@@ -56,10 +58,22 @@ class Dependencies(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EngineTarget:
+    """What one set of engines is built for."""
+
+    name: str
+    gpu: Gpu | None
+    """The GPU that they are built on, or else are tried on; None on a host without."""
+    compute_capabilities: tuple[int, ...]
+    """What they run on, where they are built ahead of time; empty for the GPU alone."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a configuration asks for."""
+    """Everything that a configuration asks for, on a host."""
 
     config: Config
+    host: Host = field(default_factory=Host)
 
     @property
     def model(self) -> str:
@@ -73,16 +87,46 @@ class Plan:
         return tuple(graph for graph in Graph if graph in wanted)
 
     @property
-    def compute_capabilities(self) -> tuple[int, ...]:
-        """The GPU generations that an engine built here runs on."""
-        return self.config.tensorrt.compute_capabilities
+    def flavour(self) -> EngineFlavour:
+        """The TensorRT that builds engines: what the configuration names, else the first one installed."""
+        found = next((EngineFlavour(tool.name) for tool in self.host.flavours), EngineFlavour.TENSORRT_RTX)
+        return self.config.tensorrt.flavour or found
 
     @property
-    def engine_target(self) -> str:
-        """`rtx-sm80+` for the portable default, `rtx-sm75-89` for a list."""
-        if self.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
-            return "rtx-sm80+"
-        return "rtx-sm" + "-".join(map(str, self.compute_capabilities))
+    def flavour_version(self) -> str:
+        """Its full version, "absent" where it is not installed."""
+        versions = {tool.name: tool.version for tool in self.host.flavours}
+        return versions.get(self.flavour.value, "absent")
+
+    @cached_property
+    def engine_targets(self) -> tuple[EngineTarget, ...]:
+        """What engines are built for.
+
+        `rtx-sm80+` is TensorRT-RTX's portable default and `rtx-sm75-89` a list; `sm90-h100-80gb-hbm3-trt10.15` is a
+        GPU type, by a flavour that tunes on the GPU.
+        """
+        gpus = self.config.gpus(self.host)
+        capabilities = self.config.tensorrt.compute_capabilities
+        if self.flavour is EngineFlavour.TENSORRT_RTX and capabilities:
+            portable = capabilities == PORTABLE_COMPUTE_CAPABILITIES
+            name = "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, capabilities))
+            return (EngineTarget(name, gpus[0] if gpus else None, capabilities),)
+        brand = "rtx" if self.flavour is EngineFlavour.TENSORRT_RTX else "trt"
+        library = brand + ".".join(self.flavour_version.split(".")[:2])
+        if not gpus:
+            return (EngineTarget(library, None, ()),)
+        return tuple(EngineTarget(f"{gpu.slug}-{library}", gpu, ()) for gpu in gpus)
+
+    def engine_target(self, variant: Variant) -> EngineTarget:
+        """Return what an engine is built for."""
+        return next(target for target in self.engine_targets if target.name == variant.target)
+
+    def gpu(self, target: str) -> Gpu | None:
+        """Return the GPU that a target's variants are run on here; None for the CPU's, and where there is none."""
+        if target == CPU_TARGET:
+            return None
+        found = {item.name: item.gpu for item in self.engine_targets}
+        return found.get(target) or next(iter(self.config.gpus(self.host)), None)
 
     def needs(self, variant: Variant) -> str:
         """Return what hardware a variant runs on, as a phrase."""
@@ -90,9 +134,12 @@ class Plan:
             return "an x86-64 processor"
         if variant.target == GPU_TARGET:
             return "an NVIDIA GPU"
-        if self.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
+        target = self.engine_target(variant)
+        if not target.compute_capabilities:
+            return f"an {target.gpu.name}" if target.gpu else "an NVIDIA GPU"
+        if target.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
             return "an SM80+ GPU"
-        return "a GPU of SM " + ", ".join(map(str, self.compute_capabilities))
+        return "a GPU of SM " + ", ".join(map(str, target.compute_capabilities))
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
@@ -105,7 +152,7 @@ class Plan:
         for graph in Graph:
             if graph.precision not in self.config.precisions:
                 continue
-            backend = Backend.ONNX_REFERENCE if graph is Graph.BF16 else Backend.ONNXRUNTIME
+            backend = Backend.ONNX_REFERENCE if graph in {Graph.BF16, Graph.FP8} else Backend.ONNXRUNTIME
             variants.append(
                 Variant(model=self.model, target=CPU_TARGET, backend=backend, precision=graph.precision, graph=graph)
             )
@@ -113,24 +160,31 @@ class Plan:
 
     def _gpu_variants(self) -> list[Variant]:
         """Engines, then Torch-TensorRT modules in both modes: precision × profile × workspace, smallest first."""
-        sized = [(workspace.bytes(None) or 0, workspace.label) for workspace in self.config.workspaces]
-        workspaces = [Workspace(bytes=size, label=label) for size, label in sorted(sized)]
+        targets = [(Backend.TENSORRT, target.name) for target in self.engine_targets]
+        targets += [(backend, GPU_TARGET) for backend in (Backend.DYNAMO, Backend.TORCH_COMPILE)]
         return [
             Variant(
                 model=self.model,
-                target=self.engine_target if backend is Backend.TENSORRT else GPU_TARGET,
+                target=target,
                 backend=backend,
                 precision=precision,
-                graph=Graph(precision.value) if backend is Backend.TENSORRT else None,
+                graph=_graph_of(precision) if backend is Backend.TENSORRT else None,
                 profile=profile,
                 workspace=workspace,
             )
-            for backend in (Backend.TENSORRT, Backend.DYNAMO, Backend.TORCH_COMPILE)
+            for backend, target in targets
             for precision in self.config.precisions
-            if precision is not Precision.INT8 or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
+            if precision not in _QUANTIZED or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
             for profile in self.config.profiles
-            for workspace in workspaces
+            for workspace in self._workspaces(target)
         ]
+
+    def _workspaces(self, target: str) -> list[Workspace]:
+        """Return the sizes on a target, smallest first; percentages are of its GPU's memory."""
+        gpu = self.gpu(target)
+        memory = gpu.memory_bytes if gpu else None
+        sized = [(workspace.bytes(memory) or 0, workspace.label) for workspace in self.config.workspaces]
+        return [Workspace(bytes=size, label=label) for size, label in sorted(sized)]
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
@@ -194,7 +248,7 @@ class Plan:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every step, in an order in which they can run."""
-        graphs = [self._graph_step(graph) for graph in self.graphs]
+        graphs = [self.graph_step(graph) for graph in self.graphs]
         return (
             Step(Stage.SOURCE, self.model),
             Step(Stage.DATA, self.model),
@@ -212,18 +266,20 @@ class Plan:
         if step.stage in {Stage.DATA, Stage.EXPORT}:
             return Dependencies(self._of(Stage.SOURCE))
         if step.stage is Stage.QUANTIZE:
-            return Dependencies((*self._of(Stage.DATA), self._graph_step(Graph.FP32)))
+            return Dependencies((*self._of(Stage.DATA), self.graph_step(Graph.FP32)))
         if step.stage is Stage.BUILD:
             return self._before_build(self.variant(step.subject))
         if step.stage is Stage.VALIDATE:
-            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)))
+            smaller = self.family(self.variant(step.subject))  # where the engine is the same, so is its accuracy
+            follows = tuple(Step(Stage.VALIDATE, variant.id) for variant in smaller)
+            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
         if step.stage is Stage.BENCHMARK:
             return self._before_benchmark(step)
         return Dependencies(follows=tuple(other for other in self.steps if other != step))
 
     def _before_build(self, variant: Variant) -> Dependencies:
         """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""
-        needs = (self._graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
+        needs = (self.graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
         return Dependencies(needs, tuple(Step(Stage.BUILD, smaller.id) for smaller in self.family(variant)))
 
     def _before_benchmark(self, step: Step) -> Dependencies:
@@ -232,9 +288,15 @@ class Plan:
         earlier = earlier[: earlier.index(step)]
         return Dependencies(self._of(Stage.DATA), (*self._of(Stage.BUILD), *self._of(Stage.VALIDATE), *earlier))
 
-    def _graph_step(self, graph: Graph) -> Step:
-        stage = Stage.QUANTIZE if graph.precision is Precision.INT8 else Stage.EXPORT
+    def graph_step(self, graph: Graph) -> Step:
+        """Return the step that makes an ONNX file."""
+        stage = Stage.QUANTIZE if graph.precision in _QUANTIZED else Stage.EXPORT
         return Step(stage, f"{self.model}/{graph.value}")
 
     def _of(self, stage: Stage) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.stage is stage)
+
+
+def _graph_of(precision: Precision) -> Graph:
+    """TF32 is FP32's graph, multiplied otherwise."""
+    return Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)

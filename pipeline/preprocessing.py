@@ -5,20 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
-
-from pipeline.records import Interpolation
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from PIL import Image
 
     from pipeline.records import Preprocessing
-
-_FILTERS = {
-    Interpolation.NEAREST: Image.Resampling.NEAREST,
-    Interpolation.BILINEAR: Image.Resampling.BILINEAR,
-    Interpolation.BICUBIC: Image.Resampling.BICUBIC,
-}
 
 
 def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -30,11 +22,13 @@ def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 pixels (crop, crop, channels).
     """
+    from PIL.Image import Resampling  # noqa: PLC0415 - hosts that only run batches have no Pillow
+
     image = image.convert("L" if spec.channels == 1 else "RGB")
     width, height = image.size
     short = min(width, height)
     size = (int(spec.resize * width / short), int(spec.resize * height / short))
-    image = image.resize(size, _FILTERS[spec.interpolation])
+    image = image.resize(size, Resampling[spec.interpolation.name])
     left = round((size[0] - spec.crop) / 2)
     top = round((size[1] - spec.crop) / 2)
     image = image.crop((left, top, left + spec.crop, top + spec.crop))

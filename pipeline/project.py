@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.atomic import read_record
 from pipeline.config import Config, load_config
+from pipeline.environment import read_host
 from pipeline.paths import Paths
 from pipeline.plan import Plan, Stage, Step
 from pipeline.records import (
@@ -17,7 +18,6 @@ from pipeline.records import (
     Graph,
     Manifest,
     OnnxRecord,
-    Precision,
     Record,
     SourceRecord,
     Variant,
@@ -51,8 +51,9 @@ class Project:
         Raises:
             ConfigError: the configuration is wrong.
         """
-        config = load_config(file)
-        return cls(Plan(config), Paths(file.parent / config.artifacts, config.model.name))
+        host = read_host()
+        config = load_config(file, host)
+        return cls(Plan(config, host), Paths(file.parent / config.artifacts, config.model.name))
 
     @property
     def config(self) -> Config:
@@ -73,8 +74,8 @@ class Project:
 
     def onnx(self, graph: Graph) -> OnnxRecord:
         """Return the record of an ONNX file."""
-        stage = Stage.QUANTIZE if graph.precision is Precision.INT8 else Stage.EXPORT
-        return self._read(self.paths.onnx_record(graph), OnnxRecord, stage, f"{self.plan.model}/{graph.value}")
+        step = self.plan.graph_step(graph)
+        return self._read(self.paths.onnx_record(graph), OnnxRecord, step.stage, step.subject)
 
     def artifact(self, variant: Variant) -> Artifact:
         """Return the record of a build."""

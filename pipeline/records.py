@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from enum import Enum
 from typing import Annotated
 
@@ -37,9 +38,14 @@ class Precision(str, Enum):
     """The type that convolutions and matrix products compute in."""
 
     FP32 = "fp32"
+    """Strict: IEEE single precision, nothing rounded on the way into a multiplication."""
+    TF32 = "tf32"
+    """FP32 tensors whose mantissas are cut to 10 bits for multiplications on tensor cores."""
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
+    """E4M3."""
 
 
 class Graph(str, Enum):
@@ -52,6 +58,8 @@ class Graph(str, Enum):
     """QDQ as TensorRT wants it: symmetric int8 activations, biases left in floating point."""
     INT8_CPU = "int8-cpu"
     """QDQ as x86 accelerates it: asymmetric uint8 activations."""
+    FP8 = "fp8"
+    """QDQ in E4M3, calibrated as INT8 is; everything else in FP16."""
 
     @property
     def precision(self) -> Precision:
@@ -134,7 +142,8 @@ class Variant(Record):
     def name(self) -> str:
         """`fp16-b1-8-32-ws1GiB` for an engine; other backends put their name in front."""
         backend = [] if self.backend is Backend.TENSORRT else [self.backend.value]
-        kind = self.graph.value if self.graph else self.precision.value
+        graph = self.graph if self.graph and self.graph.precision is self.precision else None
+        kind = graph.value if graph else self.precision.value  # tf32 has the graph of fp32
         profile = [self.profile.label] if self.profile else []
         workspace = [self.workspace.name] if self.workspace else []
         return "-".join([*backend, kind, *profile, *workspace])
@@ -211,6 +220,55 @@ class Tool(Record):
 
     name: str
     version: str
+
+
+class Gpu(Record):
+    """A GPU of this host."""
+
+    index: Count
+    """CUDA's ordinal."""
+    uuid: str
+    name: str
+    compute_capability: PositiveInt
+    """Major and minor in one number: 90 is SM 9.0."""
+    memory_bytes: PositiveInt
+
+    @property
+    def slug(self) -> str:
+        """What a folder calls its type: `sm90-h100-80gb-hbm3`."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.name.lower().removeprefix("nvidia ")).strip("-")
+        return f"sm{self.compute_capability}-{words}"
+
+
+class Host(Record):
+    """What a plan depends on besides the configuration."""
+
+    gpus: tuple[Gpu, ...] = ()
+    """In CUDA's order."""
+    flavours: tuple[Tool, ...] = ()
+    """The TensorRTs that are installed, by module and full version, the preferred one first."""
+
+
+class EngineFlavour(str, Enum):
+    """Which TensorRT, by the name of its module."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt_rtx"
+
+
+class BuiltFor(Record):
+    """What a serialized engine runs on: the flavour that made it, in this version, on these GPUs."""
+
+    flavour: EngineFlavour
+    version: str
+    gpu: str | None
+    """The name of the GPU that it was tuned on; None for one built ahead of time."""
+    compute_capabilities: tuple[int, ...]
+    """Of that GPU; or the list that it was built for ahead of time."""
+    version_compatible: bool = False
+    """Later versions of the flavour run it, too."""
+    hardware_compatibility: str = "none"
+    """Which other GPUs run it: `none`, `same_compute_capability` or `ampere_plus`."""
 
 
 class KeyField(Record):
@@ -335,11 +393,14 @@ class OnnxRecord(StageRecord):
     folded_batch_norms: Count
     casts: tuple[TensorCast, ...]
     calibration_sha256: Sha256 | None = None
+    opset17: FileRecord | None = None
+    """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17: FP32 instead of FP16 around what is
+    quantised, and weights in FP32 behind Q/DQ pairs. None where `file` itself is of opset 17."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The ONNX file."""
-        return (self.file,)
+        """The ONNX files."""
+        return (self.file, self.opset17) if self.opset17 else (self.file,)
 
 
 class Setting(Record):
@@ -352,10 +413,12 @@ class Setting(Record):
 
 
 class EngineMemory(Record):
-    """What the builder says an engine needs."""
+    """What an engine says it needs."""
 
     activation_bytes: Count
-    weights_bytes: Count
+    """Of each execution context: activations and scratch (`device_memory_size`)."""
+    weights_bytes: Count | None
+    """None where the builder does not say."""
 
 
 class Artifact(StageRecord):
@@ -370,6 +433,10 @@ class Artifact(StageRecord):
     outputs: tuple[TensorSpec, ...] = ()
     settings: tuple[Setting, ...] = ()
     memory: EngineMemory | None = None
+    built_for: BuiltFor | None = None
+    """What an engine runs on."""
+    timing_cache_sha256: Sha256 | None = None
+    """Digest of the timing cache after the build, for flavours that time tactics."""
     layers_sha256: Sha256 | None = None
     """Digest of the engine's layers; equal for engines that do the same work."""
     same_as: str | None = None
@@ -413,6 +480,16 @@ class Accuracy(Record):
     worst_sample: Count
 
 
+class LayerShare(Record):
+    """How many of an engine's convolutions and matrix products multiply in a type."""
+
+    precision: Precision | None
+    """None for one that the inspector does not tell, or that is none of ours."""
+    layers: PositiveInt
+    examples: tuple[str, ...]
+    """Names of a few of them."""
+
+
 class AccuracyReport(StageRecord):
     """A variant judged by its precision's gate: `accuracy.json` beside the artifact."""
 
@@ -424,6 +501,14 @@ class AccuracyReport(StageRecord):
     checks: tuple[GateCheck, ...] = ()
     proven: bool = False
     """The Wilson lower bound clears the agreement gate too."""
+    executed: Precision | None = None
+    """What the artifact computed in, as far as it can be told: an fp32 engine that multiplied in TF32 says tf32, and is
+    held to tf32's gate."""
+    layers: tuple[LayerShare, ...] = ()
+    """The types of an engine's convolutions and matrix products, from its inspector."""
+    device: str = ""
+    device_memory_bytes: Count | None = None
+    """What opening the engine and one context with its buffers took from the GPU's free memory."""
 
     @property
     def passed(self) -> bool:
@@ -431,10 +516,22 @@ class AccuracyReport(StageRecord):
         return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)
 
 
+class Clock(str, Enum):
+    """What a latency is the time of."""
+
+    HOST = "host"
+    """A call: input and output in the host's memory, by the host's clock."""
+    GPU = "gpu"
+    """The work on the GPU, between two events on its stream; input and output stay there."""
+    GPU_GRAPH = "gpu-graph"
+    """The same, replayed as a CUDA graph."""
+
+
 class BatchTiming(Record):
-    """Latencies of whole batches, host to host."""
+    """Latencies of whole batches."""
 
     batch: PositiveInt
+    clock: Clock = Clock.HOST
     runs: PositiveInt
     p50_ms: Milliseconds
     p90_ms: Milliseconds
@@ -443,6 +540,16 @@ class BatchTiming(Record):
     """Images a second: batch / p50."""
     speedup: float | None
     """p50 of eager FP32 at this batch, measured in the same rounds, over this p50."""
+    enqueue_us: Annotated[float, Field(ge=0)] | None = None
+    """Median time that the host spends to put one batch on the GPU's stream."""
+
+
+class ColdStart(Record):
+    """From opening an engine to its first result, in a process that has CUDA and the library loaded."""
+
+    seconds: Annotated[float, Field(ge=0)]
+    cached_seconds: Annotated[float, Field(ge=0)] | None
+    """The same with the runtime cache that lies beside the engine, where the flavour has one."""
 
 
 class BenchmarkReport(StageRecord):
@@ -455,12 +562,17 @@ class BenchmarkReport(StageRecord):
     threads: Count = 0
     timings: tuple[BatchTiming, ...] = ()
     samples: FileRecord | None = None
-    """Every latency measured: npz, one array `batch_<n>` a batch size, in milliseconds."""
+    """Every latency measured: npz, one array `<clock>_batch_<n>` a clock and batch size, in milliseconds."""
+    cold_start: ColdStart | None = None
+    runtime_cache: FileRecord | None = None
+    """The kernels that TensorRT-RTX compiled for this GPU, for the next process to load."""
+    disturbed_by: tuple[str, ...] = ()
+    """Other processes that computed on the GPU meanwhile."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The raw samples."""
-        return (self.samples,) if self.samples else ()
+        """The raw samples, and the runtime cache."""
+        return tuple(file for file in (self.samples, self.runtime_cache) if file)
 
 
 class GitState(Record):
@@ -499,6 +611,16 @@ class ManifestEntry(Record):
     status: Status
     reason: str
     file: FileRecord | None
+    built_for: BuiltFor | None
+    executed: Precision | None
+    """What it computed in, where that can be told and was seen."""
+    layers: tuple[LayerShare, ...]
+    device_memory_bytes: int | None
+    cold_start: ColdStart | None
+    runtime_cache: FileRecord | None
+    smallest_workspace: str | None
+    """Of the variants that differ in the workspace only, the one with the smallest that is within 1 % of the best
+    latency."""
     equals: tuple[str, ...]
     """Variants whose engine is the same, and which share this file."""
     inputs: tuple[TensorSpec, ...]

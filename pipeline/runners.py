@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.environment import missing_driver, threads
+from pipeline.atomic import sha256_of
+from pipeline.environment import installed, missing_driver, threads
 from pipeline.errors import RunError, UnsupportedError, one_line
+from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, Graph
 
 if TYPE_CHECKING:
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from pipeline.engine_runner import Engine
     from pipeline.project import Project
+    from pipeline.records import Gpu
 
     Batch = npt.NDArray[np.float32]
     Runner = Callable[[Batch], Batch]
@@ -44,9 +49,10 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
     }
     backend = artifact.variant.backend
     if backend not in openers:
-        if reason := missing_driver():
-            raise UnsupportedError(reason)
+        gpu_of(project, artifact)
         raise UnsupportedError(f"this version of the pipeline does not run {backend.value} artifacts on a GPU yet")
+    if not installed(_MODULES[backend]):
+        raise UnsupportedError(f"{_MODULES[backend]} is not installed here")
     run = openers[backend](project, artifact)
 
     def guarded(batch: Batch) -> Batch:
@@ -56,6 +62,61 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
             raise RunError(f"{artifact.variant.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
 
     yield guarded
+
+
+_MODULES = {Backend.EAGER: "torch", Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+
+
+def gpu_of(project: Project, artifact: Artifact) -> Gpu:
+    """Return the GPU that an artifact runs on here.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    gpu = project.plan.gpu(artifact.variant.target)
+    if gpu is None:
+        raise UnsupportedError(missing_driver() or "CUDA shows no GPU")
+    return gpu
+
+
+@contextmanager
+def open_serialized(project: Project, artifact: Artifact) -> Iterator[Engine]:
+    """Load a serialized engine into the GPU's memory, once its digest is what its record says.
+
+    Raises:
+        UnsupportedError: this host has no GPU, or not the engine's TensorRT.
+        RunError: the engine is damaged, or for another GPU or version.
+    """
+    gpu = gpu_of(project, artifact)
+    from pipeline.engine_runner import open_engine  # noqa: PLC0415 - only where there is a GPU
+    from pipeline.trt_adapter import load_flavour  # noqa: PLC0415 - the same
+
+    if artifact.built_for is None:
+        raise RunError(f"{artifact.variant.id} does not say what its engine runs on")
+    path = Path(_file(project, artifact))
+    _verify(path, artifact)
+    flavour = load_flavour(artifact.built_for.flavour)
+    with open_engine(flavour, path.read_bytes(), artifact.built_for, gpu, _weights(project, artifact)) as engine:
+        yield engine
+
+
+def _verify(path: Path, artifact: Artifact) -> None:
+    """A damaged engine can crash the process that loads it."""
+    got = sha256_of(path)
+    if artifact.file and got != artifact.file.sha256:
+        raise RunError(
+            f"{path} is damaged, or is not what was built",
+            expected=f"SHA-256 {artifact.file.sha256}",
+            got=f"SHA-256 {got}",
+            fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`",
+        )
+
+
+def _weights(project: Project, artifact: Artifact) -> Path | None:
+    """Return the ONNX file of an engine that was built without its weights."""
+    stripped = any(setting.name == "strip_plan" and setting.applied for setting in artifact.settings)
+    graph = artifact.variant.graph
+    return project.file(project.onnx(graph).file) if stripped and graph else None
 
 
 def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:

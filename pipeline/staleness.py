@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from pipeline.atomic import sha256_of
-from pipeline.environment import missing_driver, processor, threads, version
+from pipeline.environment import driver_version, installed, missing_driver, processor, threads, version
 from pipeline.errors import RecordError, StorageError
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import (
@@ -62,6 +62,8 @@ def is_current(project: Project, step: Step) -> bool:
     try:
         if step.stage is Stage.VALIDATE and _unbuilt(project, step):
             return True
+        if taken_as_given(step):
+            return all(_vouched_for(project, step, record) for record in _records(project, step))
         key = key_of(project, step)
         return all(holds(project, record, key) and not _failed(record) for record in _records(project, step))
     except (RecordError, StorageError):
@@ -85,13 +87,38 @@ def _records(project: Project, step: Step) -> list[StageRecord]:
     return [project.benchmark(variant) for variant in _benchmarked(project, plan.target(step.subject))]
 
 
+_MADE_WITH_TORCH = {Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE}
+
+_OF_THE_MAKER = frozenset(
+    {"torch", "torchvision", "scikit_learn", "pillow", "onnx", "onnxscript", "onnxruntime"}
+    | {"factory_code", "checkpoint", "folder"}
+)
+"""Fields of keys that tell of the host that made a result, rather than of what the configuration asks for."""
+
+
+def taken_as_given(step: Step) -> bool:
+    """Return whether a step's results, made elsewhere, are used as they are: a build host needs no torch."""
+    return step.stage in _MADE_WITH_TORCH and not installed("torch")
+
+
+def _vouched_for(project: Project, step: Step, record: StageRecord) -> bool:
+    """Return whether a result made elsewhere is what this configuration asks for, and has its digests."""
+    wanted = tuple(field for field in key_of(project, step).fields if field.name not in _OF_THE_MAKER)
+    given = tuple(field for field in record.key.fields if field.name not in _OF_THE_MAKER)
+    return wanted == given and _whole(project, record)
+
+
 def holds(project: Project, record: StageRecord, key: Key) -> bool:
     """Return whether a record was made with this key, and its files still have their digests.
 
     Raises:
         StorageError: one of the files cannot be read.
     """
-    return record.key == key and all(sha256_of(project.file(file)) == file.sha256 for file in record.files)
+    return record.key == key and _whole(project, record)
+
+
+def _whole(project: Project, record: StageRecord) -> bool:
+    return all(sha256_of(project.file(file)) == file.sha256 for file in record.files)
 
 
 def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
@@ -191,14 +218,19 @@ def build_key(project: Project, variant: Variant) -> Key:
     graph = project.onnx(variant.graph)
     if variant.backend is not Backend.TENSORRT:
         return _key(variant=variant.id, onnx=graph.canonical_sha256, file=graph.file.sha256)
+    target = project.plan.engine_target(variant)
     return _key(
         variant=variant.id,
         onnx=graph.canonical_sha256,
         workspace=variant.workspace,
         profile=variant.profile,
-        compute_capabilities=project.plan.compute_capabilities,
-        flavour="tensorrt_rtx",
-        flavour_version=version("tensorrt-rtx"),
+        compute_capabilities=target.compute_capabilities,
+        gpu=[target.gpu.name, target.gpu.compute_capability]
+        if target.gpu and not target.compute_capabilities
+        else None,
+        flavour=project.plan.flavour,
+        flavour_version=project.plan.flavour_version,
+        settings=project.config.tensorrt.build_settings,
     )
 
 
@@ -218,12 +250,14 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
         onnxruntime=version("onnxruntime-gpu") if variant.backend is Backend.ONNXRUNTIME else None,
         driver=_driver(variant),
+        gpu=_gpu(project, variant.target),
     )
 
 
 def benchmark_key(project: Project, target: str) -> Key:
     """Return what the latencies of a target's variants depend on; they are measured together."""
     variants = _benchmarked(project, target)
+    gpu = project.plan.gpu(target)
     return _key(
         artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),
         settings=project.config.benchmark,
@@ -233,7 +267,9 @@ def benchmark_key(project: Project, target: str) -> Key:
         threads=threads() if target == CPU_TARGET else None,
         torch=version("torch"),
         onnxruntime=version("onnxruntime-gpu"),
-        driver=None if target == CPU_TARGET else missing_driver() or "present",
+        driver=None if target == CPU_TARGET else missing_driver() or driver_version(),
+        gpu=None if target == CPU_TARGET else gpu.uuid if gpu else None,
+        kernels=project.config.tensorrt.kernel_specialization,
     )
 
 
@@ -261,6 +297,12 @@ def _identity_on_disk(project: Project, variant: Variant) -> list[str]:
         return _identity(project.artifact(variant))
     except RecordError:
         return [variant.id, "missing"]
+
+
+def _gpu(project: Project, target: str) -> list[str | int] | None:
+    """Return the type of the GPU that a target's variants are run on here."""
+    gpu = project.plan.gpu(target)
+    return [gpu.name, gpu.compute_capability] if gpu else None
 
 
 def _driver(variant: Variant) -> str | None:

@@ -29,7 +29,7 @@ from doit.task import Stream
 from pipeline.errors import PipelineError, storage_errors
 from pipeline.plan import Stage
 from pipeline.project import Project
-from pipeline.staleness import is_current
+from pipeline.staleness import is_current, taken_as_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ CONFIG_VARIABLE = "config"
 """`doit config=other.yaml` builds another configuration."""
 
 _MAY_FAIL = "dependencies that may fail"
+_GIVEN = "made elsewhere"
 _STATE = Path("artifacts")
 """Where doit keeps its database: see `tool.doit.dep_file` in pyproject.toml."""
 
@@ -80,7 +81,7 @@ class Tasks:
                     "actions": [action(self._command(step), shell=False, env=_environment(stage))],
                     "task_dep": list(names.values()),
                     "uptodate": [_Current(self._project, step)],
-                    "meta": {_MAY_FAIL: [names[other] for other in follows]},
+                    "meta": {_MAY_FAIL: [names[other] for other in follows], _GIVEN: taken_as_given(step)},
                 }
 
     def _command(self, step: Step) -> list[str]:
@@ -146,7 +147,9 @@ class Reporter(ConsoleReporter):
         self._idle = self._idle and not task.actions
 
     def skip_uptodate(self, task: Task) -> None:
-        """Say nothing."""
+        """Say nothing, but of what this host could not have made."""
+        if (task.meta or {}).get(_GIVEN):
+            self.write(f"{task.name}: taken as given: torch is not installed here, and the digests hold\n")
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """Keep it for the end; a group fails because a member did, which says nothing new."""

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.atomic import write_record
-from pipeline.environment import now, tools, version
-from pipeline.errors import RunError, UnsupportedError
+from pipeline.environment import driver_version, now, tools, version
+from pipeline.errors import CrashedError, RunError, UnsupportedError
+from pipeline.gpu_lock import exclusive
+from pipeline.isolation import run_isolated
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
-from pipeline.records import Accuracy, AccuracyReport, Backend, GateCheck, Outcome, Variant
-from pipeline.runners import open_runner
-from pipeline.staleness import key_of
+from pipeline.records import (
+    Accuracy,
+    AccuracyReport,
+    Artifact,
+    Backend,
+    GateCheck,
+    LayerShare,
+    Outcome,
+    Precision,
+    Variant,
+)
+from pipeline.runners import gpu_of, open_runner, open_serialized
+from pipeline.staleness import current, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +43,11 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
+_LARGEST_BATCH = 64
+"""A larger one shows nothing more, and takes memory."""
+_TYPED_LAYERS = 0.95
+_QUANTIZED_LAYERS = 0.8
+"""The quantiser leaves the first convolution in floating point, and a network may be short."""
 _Z95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
 
@@ -42,13 +61,25 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
     """
     key = key_of(project, Step(Stage.VALIDATE, variant.id))
     try:
-        report = _validate(project, variant, key)
+        report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
     except UnsupportedError as exc:
         report = _unjudged(variant, key, Outcome.SKIPPED, exc.what)
-    except RunError as exc:
+    except (RunError, CrashedError) as exc:
         report = _unjudged(variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.accuracy(variant), report)
     return report
+
+
+def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyReport | None:
+    """Return the report of the variant whose engine this one shares: the same file gives the same logits."""
+    shared = project.artifact(variant).same_as
+    other = next((item for item in project.plan.variants if item.id == shared), None)
+    if other is None:
+        return None
+    report = current(project, Step(Stage.VALIDATE, other.id), lambda: project.accuracy(other))
+    if report is None or report.outcome is not Outcome.DONE:
+        return None
+    return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
 
 
 def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str) -> AccuracyReport:
@@ -64,18 +95,15 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     data = project.data()
     reference = np.load(project.file(data.reference))
     labels = np.load(project.file(data.labels)) if data.labels else None
-    samples = data.validation_samples
-    if variant.backend is Backend.ONNX_REFERENCE:
-        samples = min(samples, project.config.validation.reference_evaluator_samples)
-    if variant.backend is Backend.EAGER:
-        logits = reference  # the data stage has run this very model
-    else:
-        pixels = project.pixels(data.validation)[:samples]
-        with open_runner(project, artifact) as run:
-            logits = run_batches(run, lambda start, stop: to_input(pixels[start:stop], data.preprocessing), samples)
-    accuracy = measure(logits, reference[:samples], None if labels is None else labels[:samples])
-    gate = project.config.gates.of(variant.precision)
-    checks = judge(accuracy, gate, require_proof=project.config.gates.require_proof)
+    seen = _run(project, artifact, reference)
+    samples = len(seen.logits)
+    accuracy = measure(seen.logits, reference[:samples], None if labels is None else labels[:samples])
+    gates = project.config.gates
+    executed = executed_precision(variant.precision, seen.layers, accuracy.relative_l2, gates.fp32.relative_l2)
+    as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
+    gate = gates.of(Precision.TF32 if as_tf32 else variant.precision)
+    checks = judge(accuracy, gate, require_proof=gates.require_proof)
+    checks += judge_layers(Precision.TF32 if as_tf32 else variant.precision, seen.layers)
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
         reason += f"; worst sample: {accuracy.worst_sample}"
@@ -86,14 +114,75 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         variant_id=variant.id,
         outcome=Outcome.DONE,
         reason=reason,
-        evaluator=_evaluator(variant.backend, samples, data.validation_samples),
+        evaluator=_evaluator(artifact, samples, data.validation_samples),
         accuracy=accuracy,
         checks=checks,
         proven=accuracy.top1_agreement_low >= gate.top1_agreement,
+        executed=executed,
+        layers=seen.layers,
+        device=seen.device,
+        device_memory_bytes=seen.device_memory_bytes,
     )
 
 
-def _evaluator(backend: Backend, samples: int, total: int) -> str:
+class _Seen(NamedTuple):
+    """What a run over the validation samples, or the first of them, gave."""
+
+    logits: Logits
+    layers: tuple[LayerShare, ...] = ()
+    device: str = ""
+    device_memory_bytes: int | None = None
+
+
+def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
+    backend, data = artifact.variant.backend, project.data()
+    if backend is Backend.EAGER:
+        return _Seen(reference)  # the data stage has run this very model
+    if backend is Backend.TENSORRT:
+        gpu = gpu_of(project, artifact)
+        with exclusive(gpu), tempfile.TemporaryDirectory() as folder:
+            return run_isolated(
+                _run_engine,
+                project,
+                artifact,
+                timeout_seconds=project.config.validation.timeout_seconds,
+                log=Path(folder) / "validate.log",
+                rerun=Step(Stage.VALIDATE, artifact.variant.id).command,
+            )
+    samples = data.validation_samples
+    if backend is Backend.ONNX_REFERENCE:
+        samples = min(samples, project.config.validation.reference_evaluator_samples)
+    with open_runner(project, artifact) as run:
+        return _Seen(run_batches(run, _loader(project), samples))
+
+
+def _run_engine(project: Project, artifact: Artifact) -> _Seen:
+    """Run an engine on its GPU, in a process that may die of it."""
+    from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu = gpu_of(project, artifact)
+    cuda.use(gpu)
+    before = cuda.free_bytes()
+    with open_serialized(project, artifact) as engine:
+        specialization = project.config.tensorrt.kernel_specialization
+        with engine.session(specialization=specialization) as session:
+            used = before - cuda.free_bytes()
+            size = max(engine.batches.min, min(engine.batches.max, _LARGEST_BATCH))
+            samples = project.data().validation_samples
+            logits = run_batches(session, _loader(project), samples, batch=size, smallest=engine.batches.min)
+        return _Seen(logits, engine.shares(), f"{gpu.name}, driver {driver_version()}", max(used, 0))
+
+
+def _loader(project: Project) -> Callable[[int, int], Logits]:
+    data = project.data()
+    pixels = project.pixels(data.validation)
+    return lambda start, stop: to_input(pixels[start:stop], data.preprocessing)
+
+
+def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
+    backend = artifact.variant.backend
+    if artifact.built_for is not None:
+        return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
     if backend is Backend.EAGER:
         return "the FP32 reference itself"
     if backend is Backend.ONNX_REFERENCE:
@@ -101,14 +190,72 @@ def _evaluator(backend: Backend, samples: int, total: int) -> str:
     return f"ONNX Runtime {version('onnxruntime-gpu')}, CPU"
 
 
-def run_batches(run: Callable[[Logits], Logits], load: Callable[[int, int], Logits], samples: int) -> Logits:
+def run_batches(
+    run: Callable[[Logits], Logits],
+    load: Callable[[int, int], Logits],
+    samples: int,
+    *,
+    batch: int = _BATCH,
+    smallest: int = 1,
+) -> Logits:
     """Run all samples in batches.
+
+    Args:
+        run: float32 (batch, channels, height, width) → float32 (batch, classes).
+        load: (start, stop) → those samples.
+        samples: how many there are.
+        batch: how many at once.
+        smallest: how many at least; the last batch is filled up by repeating its samples, and cut again.
 
     Returns:
         float32 (samples, classes).
     """
-    starts = range(0, samples, _BATCH)
-    return np.concatenate([run(load(start, min(start + _BATCH, samples))) for start in starts])
+    results = []
+    for start in range(0, samples, batch):
+        images = load(start, min(start + batch, samples))
+        filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
+        results.append(run(filled)[: len(images)])
+    return np.concatenate(results)
+
+
+def executed_precision(
+    asked: Precision, layers: tuple[LayerShare, ...], relative_l2: float, strict_l2: float
+) -> Precision | None:
+    """Return what an engine computed in: the type of most of its convolutions and matrix products.
+
+    TF32 hides among FP32: tensors of both are FP32, and a library that does not name its kernels does not tell. Then
+    the numbers do: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
+
+    Args:
+        asked: what was asked for.
+        layers: what the engine's inspector tells; nothing where it has no convolutions.
+        relative_l2: the distance to the strict FP32 reference.
+        strict_l2: the largest that strict FP32 keeps.
+    """
+    if not layers:
+        return None
+    found = layers[0].precision
+    if asked is Precision.FP32 and any(share.precision is Precision.TF32 for share in layers):
+        return Precision.TF32
+    return Precision.TF32 if found is Precision.FP32 and relative_l2 > strict_l2 else found
+
+
+def judge_layers(claimed: Precision, layers: tuple[LayerShare, ...]) -> tuple[GateCheck, ...]:
+    """Hold the share of convolutions and matrix products that multiply in the claimed type against its bound."""
+    total = sum(share.layers for share in layers)
+    if total == 0:
+        return ()
+    alike = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
+    share = sum(item.layers for item in layers if item.precision in alike) / total
+    bound = _QUANTIZED_LAYERS if claimed in {Precision.INT8, Precision.FP8} else _TYPED_LAYERS
+    return (
+        GateCheck(
+            metric="executed precision",
+            bound=f"≥ {bound:.0%} {claimed.value}",
+            value=f"{share:.1%}",
+            passed=share >= bound,
+        ),
+    )
 
 
 def measure(logits: Logits, reference: Logits, labels: npt.NDArray[np.int64] | None) -> Accuracy:

@@ -130,26 +130,23 @@ def test_failed_build_keeps_its_log(project: Project) -> None:
     assert "Failed to parse" in project.file(record.log).read_text()
 
 
-def test_skipped_build_removes_the_earlier_engine(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _uninstalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes that builders run in, TensorRT-RTX cannot be imported."""
+    (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('libtensorrt_rtx.so: not found')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("_uninstalled")
+def test_skipped_build_removes_the_earlier_engine(project: Project) -> None:
     """The engine of an earlier build does not stay where a later one was skipped."""
-
-    def unsupported() -> None:
-        raise UnsupportedError("not installed")
-
-    monkeypatch.setattr("pipeline.engine.load_flavour", unsupported)
-
     assert build(project, ENGINE).outcome is Outcome.SKIPPED
     assert not project.paths.engine(project.plan.variant(ENGINE)).exists()
 
 
-def test_skipped_build_says_what_to_do(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_uninstalled")
+def test_skipped_build_says_what_to_do(project: Project) -> None:
     """Where something can be done about a skipped build, its reason says what."""
-
-    def unsupported() -> None:
-        raise UnsupportedError("TensorRT-RTX is not installed", fix="install the dependency group `rtx`")
-
-    monkeypatch.setattr("pipeline.engine.load_flavour", unsupported)
-
     assert "install the dependency group `rtx`" in build(project, ENGINE).reason
 
 

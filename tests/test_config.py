@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Config, Gates, WorkspaceSize, load_config
+from pipeline.config import (
+    Config,
+    Gates,
+    HardwareCompatibility,
+    KernelSpecialization,
+    TacticSource,
+    WorkspaceSize,
+    load_config,
+)
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import Interpolation, Precision, Preprocessing, Profile
+from pipeline.records import EngineFlavour, Interpolation, Precision, Preprocessing, Profile
 
 from .conftest import REPOSITORY, TINY
+from .hosts import H100, L4, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pipeline.records import Host
+
 MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 """The keys that must be there; what is appended begins in line 3."""
 
-KEYS = "artifacts, model, preprocessing, data, precisions, profiles, workspaces, tensorrt, gates, validation, benchmark"
+KEYS = (
+    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, tensorrt, gates, validation, "
+    "benchmark"
+)
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 
 
+class Problems(Protocol):
+    """Returns the problems of a configuration, each without the file's name in front."""
+
+    def __call__(self, text: str, host: Host | None = None) -> list[str]:
+        """Load it."""
+
+
 @pytest.fixture
-def problems(write_config: Callable[[str], Path]) -> Callable[[str], list[str]]:
+def problems(write_config: Callable[[str], Path]) -> Problems:
     """A function that returns the problems of a configuration, each without the file's name in front."""
 
-    def of(text: str) -> list[str]:
+    def of(text: str, host: Host | None = None) -> list[str]:
         file = write_config(text)
         with pytest.raises(ConfigError) as caught:
-            load_config(file)
+            load_config(file, host)
         assert caught.value.problems
         assert all(problem.startswith(f"{file}:") for problem in caught.value.problems)
         return [problem.removeprefix(f"{file}:") for problem in caught.value.problems]
@@ -69,7 +90,7 @@ def test_profiles_and_workspaces_suffice(load: Callable[[str], Config]) -> None:
     """Everything but the profiles and the workspaces has a default."""
     config = load(MATRIX)
     assert config.model.name == "resnet18"
-    assert config.precisions == tuple(Precision)
+    assert config.precisions == (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
     assert config.gates == Gates()
 
 
@@ -178,7 +199,7 @@ def test_any_text_is_a_positive_size_with_a_safe_label_or_refused(text: str) -> 
 
 
 @pytest.mark.parametrize("text", ["1,5GiB", "1GiB or so", "1/2GiB", "1-2GiB", "1GiB/../../x"])
-def test_size_followed_by_something_else_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_size_followed_by_something_else_is_refused(problems: Problems, text: str) -> None:
     """A size is read whole: `1,5GiB` is not one byte."""
     (problem,) = problems(f"profiles: [1, 8]\nworkspaces: ['{text}']\n")
     assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
@@ -186,7 +207,7 @@ def test_size_followed_by_something_else_is_refused(problems: Callable[[str], li
 
 
 @pytest.mark.parametrize("text", ["-1", "-1GiB", "2 bananas", "nan", "''", "GiB", "-25%", "1e3GiB"])
-def test_what_is_no_size_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_what_is_no_size_is_refused(problems: Problems, text: str) -> None:
     """The message shows what a size looks like, and what was written."""
     (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [1GiB, {text}]\n")
     assert problem.startswith("2:20: workspaces[1]: expected a size such as 256MiB or 1GiB")
@@ -194,7 +215,7 @@ def test_what_is_no_size_is_refused(problems: Callable[[str], list[str]], text: 
 
 
 @pytest.mark.parametrize(("text", "got"), [("true", "True"), ("0.5", "0.5"), ("null", "None"), ("[1]", "[1]")])
-def test_workspace_of_another_type_is_refused(problems: Callable[[str], list[str]], text: str, got: str) -> None:
+def test_workspace_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
     """A workspace is a number of bytes or a text."""
     (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n")
     assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
@@ -202,7 +223,7 @@ def test_workspace_of_another_type_is_refused(problems: Callable[[str], list[str
 
 
 @pytest.mark.parametrize("text", ["0", "0MiB", "0.1B"])
-def test_workspace_of_nothing_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_workspace_of_nothing_is_refused(problems: Problems, text: str) -> None:
     """A workspace has at least one byte."""
     assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
         f"2:14: workspaces[0]: expected a size above 0, got '{text}'"
@@ -210,30 +231,44 @@ def test_workspace_of_nothing_is_refused(problems: Callable[[str], list[str]], t
 
 
 @pytest.mark.parametrize("text", ["0%", "150%", "100.1 %", "0.0%"])
-def test_share_out_of_range_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_share_out_of_range_is_refused(problems: Problems, text: str) -> None:
     """A share is more than nothing and not more than everything."""
     assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
         f"2:14: workspaces[0]: expected a share above 0 % and up to 100 %, got {text!r}"
     ]
 
 
-def test_share_is_refused_where_no_gpu_is_known(problems: Callable[[str], list[str]]) -> None:
-    """An engine that is built ahead of time belongs to no GPU whose share a workspace could be."""
+def test_share_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
+    """A host without a GPU has no memory that a workspace could be a share of."""
     assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 25%]\n") == [
-        (
-            "2:20: '25%' is a share of a GPU's memory, and engines that are built ahead of time belong to no single "
-            "GPU; expected bytes, such as 1GiB"
-        )
+        "2:20: '25%' is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
     ]
 
 
-def test_share_is_accepted_where_the_gpus_memory_is_given(write_config: Callable[[str], Path]) -> None:
-    """With a GPU's memory at hand, a share is a size."""
-    config = load_config(write_config("profiles: [1, 8]\nworkspaces: [25%]\n"), gpu_memory_bytes=2**34)
-    assert config.workspaces[0].bytes(2**34) == 2**32
+def test_share_is_accepted_where_there_is_a_gpu(write_config: Callable[[str], Path]) -> None:
+    """With a GPU in the host, a share is a size."""
+    config = load_config(write_config("profiles: [1, 8]\nworkspaces: [25%]\n"), host(H100))
+    assert config.workspaces[0].bytes(H100.memory_bytes) == 20 * 2**30
 
 
-def test_workspace_listed_twice_in_other_units_is_refused(problems: Callable[[str], list[str]]) -> None:
+def test_shares_are_of_the_gpu_that_the_device_names(problems: Problems) -> None:
+    """A share that comes out as another entry's size on the chosen GPU is listed twice."""
+    text = "device: 1\nprofiles: [1, 8]\nworkspaces: [50%, 12GiB]\n"
+    assert problems(text, host(H100, L4)) == [f"3:19: listed twice: {12 * 2**30}"]
+
+
+def test_two_shares_that_come_out_equal_are_refused(problems: Problems) -> None:
+    """50% and 50.0 % are one size."""
+    text = "profiles: [1, 8]\nworkspaces: [50%, 50.0 %]\n"
+    assert problems(text, host(H100)) == [f"2:19: listed twice: {40 * 2**30}"]
+
+
+def test_share_that_is_less_than_a_byte_is_a_byte() -> None:
+    """However small a share is, the workspace is a size."""
+    assert WorkspaceSize(text="0.000000001%").bytes(2**30) == 1
+
+
+def test_workspace_listed_twice_in_other_units_is_refused(problems: Problems) -> None:
     """1024MiB is 1GiB."""
     assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == ["2:20: listed twice: 1073741824"]
 
@@ -249,7 +284,7 @@ def test_workspace_listed_twice_in_other_units_is_refused(problems: Callable[[st
         ("gates: {fp23: {}}\n", "3:9: unknown key 'gates.fp23'; did you mean 'fp32'?"),
     ],
 )
-def test_misspelt_key_is_told_the_closest(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_misspelt_key_is_told_the_closest(problems: Problems, text: str, problem: str) -> None:
     """A misspelt key is reported where it stands, with the key that was probably meant."""
     assert problems(MATRIX + text) == [problem]
 
@@ -263,17 +298,17 @@ def test_misspelt_key_is_told_the_closest(problems: Callable[[str], list[str]], 
         ("null: 2\n", f"3:1: unknown key 'null'; known keys: {KEYS}"),
     ],
 )
-def test_key_like_no_other_is_told_all(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_key_like_no_other_is_told_all(problems: Problems, text: str, problem: str) -> None:
     """An unknown key that resembles none is answered with the keys there are."""
     assert problems(MATRIX + text) == [problem]
 
 
-def test_empty_key_is_named_as_such(problems: Callable[[str], list[str]]) -> None:
+def test_empty_key_is_named_as_such(problems: Problems) -> None:
     """An empty key is not called "the file"."""
     assert problems(MATRIX + "'': 1\n") == [f"3:1: unknown key ''; known keys: {KEYS}"]
 
 
-def test_unknown_key_within_a_list_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+def test_unknown_key_within_a_list_is_told_the_closest(problems: Problems) -> None:
     """A profile's keys are known too, and the missing one is reported beside the misspelt one."""
     assert problems("profiles:\n  - {minn: 1, opt: 8, max: 8}\nworkspaces: [1GiB]\n") == [
         "2:5: missing key 'profiles[0].min'",
@@ -281,24 +316,24 @@ def test_unknown_key_within_a_list_is_told_the_closest(problems: Callable[[str],
     ]
 
 
-def test_unknown_key_of_the_preprocessing_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+def test_unknown_key_of_the_preprocessing_is_told_the_closest(problems: Problems) -> None:
     """An optional mapping's keys are known too."""
     text = "preprocessing: {resize: 32, crop: 32, interpolation: bilinear, mean: [0.5], std: [0.5], crup: 1}\n"
     assert problems(MATRIX + text) == ["3:89: unknown key 'preprocessing.crup'; did you mean 'crop'?"]
 
 
-def test_duplicate_keys_are_refused(problems: Callable[[str], list[str]]) -> None:
+def test_duplicate_keys_are_refused(problems: Problems) -> None:
     """A key that is given twice is refused at its second place."""
     assert problems(MATRIX + "profiles: [1]\n") == ["3:1: duplicate key 'profiles'; remove one of them"]
 
 
-def test_missing_keys_are_reported_in_the_order_of_the_documentation(problems: Callable[[str], list[str]]) -> None:
+def test_missing_keys_are_reported_in_the_order_of_the_documentation(problems: Problems) -> None:
     """An empty file lacks exactly the keys without a default, and says so in the same order each time."""
     assert problems("") == ["1:1: missing key 'profiles'", "1:1: missing key 'workspaces'"]
 
 
 @pytest.mark.parametrize("key", ["? [a]\n: 1\n", "? {a: b}\n: 1\n"])
-def test_key_that_is_no_word_is_refused(problems: Callable[[str], list[str]], key: str) -> None:
+def test_key_that_is_no_word_is_refused(problems: Problems, key: str) -> None:
     """A list or a mapping cannot be a key."""
     assert problems(MATRIX + key) == ["3:3: a key must be a plain word"]
 
@@ -326,7 +361,7 @@ def test_key_that_is_no_word_is_refused(problems: Callable[[str], list[str]], ke
         ("gates: {require_proof: 3}\n", "3:24: gates.require_proof: input should be a valid boolean"),
     ],
 )
-def test_wrong_type_is_refused_at_the_value(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_wrong_type_is_refused_at_the_value(problems: Problems, text: str, problem: str) -> None:
     """A value of a wrong type is reported where it stands, with what was written."""
     (found,) = problems(MATRIX + text)
     assert found.startswith(problem)
@@ -349,14 +384,14 @@ def test_wrong_type_is_refused_at_the_value(problems: Callable[[str], list[str]]
         (PREPROCESSING.format("32", "32", "bilinear", "[true]", "[0.5]"), "3:"),
     ],
 )
-def test_value_that_only_converts_is_refused(problems: Callable[[str], list[str]], text: str, position: str) -> None:
+def test_value_that_only_converts_is_refused(problems: Problems, text: str, position: str) -> None:
     """`true` and `"10"` are no numbers, and `"yes"` and `1` are no truth values."""
     (found,) = problems(MATRIX + text)
     assert found.startswith(position)
 
 
 @pytest.mark.parametrize("profile", ["{min: true, opt: 8, max: 8}", "{min: '1', opt: 8, max: 8}"])
-def test_profile_of_what_only_converts_is_refused(problems: Callable[[str], list[str]], profile: str) -> None:
+def test_profile_of_what_only_converts_is_refused(problems: Problems, profile: str) -> None:
     """A profile's bounds are whole numbers, and neither `true` nor `"1"` is one."""
     (found,) = problems(f"profiles: [{profile}, 1, 8]\nworkspaces: [1GiB]\n")
     assert found.startswith("1:18: profiles[0].min: ")
@@ -373,13 +408,13 @@ def test_profile_of_what_only_converts_is_refused(problems: Callable[[str], list
         ("benchmark: {batches: 8}\n", "3:22: benchmark.batches: expected a list, got 8"),
     ],
 )
-def test_wrong_structure_is_told_in_yamls_words(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_wrong_structure_is_told_in_yamls_words(problems: Problems, text: str, problem: str) -> None:
     """Messages speak of mappings and lists, not of this program's classes, dictionaries and tuples."""
     assert problems(MATRIX + text) == [problem]
 
 
 @pytest.mark.parametrize("name", ["precisions", "profiles", "workspaces"])
-def test_empty_list_is_refused_in_yamls_words(problems: Callable[[str], list[str]], name: str) -> None:
+def test_empty_list_is_refused_in_yamls_words(problems: Problems, name: str) -> None:
     """A list of the matrix has at least one entry; no message speaks of tuples or of validation."""
     lists = {"precisions": "[fp32]", "profiles": "[8, 1]", "workspaces": "[1GiB]", name: "[]"}
     (problem,) = problems("".join(f"{key}: {value}\n" for key, value in lists.items()))
@@ -390,20 +425,20 @@ def test_empty_list_is_refused_in_yamls_words(problems: Callable[[str], list[str
 
 
 @pytest.mark.parametrize("text", ["[1]", "just text", "1", "- a\n- b\n"])
-def test_file_that_is_no_mapping_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_file_that_is_no_mapping_is_refused(problems: Problems, text: str) -> None:
     """A list or a scalar at the top is one problem, told in YAML's words."""
     (problem,) = problems(text)
     assert problem.startswith("1:1: the file: expected a mapping, got ")
 
 
 @pytest.mark.parametrize("text", ["---\n", "~", "null\n"])
-def test_file_of_nothing_but_null_is_refused_with_a_problem(problems: Callable[[str], list[str]], text: str) -> None:
+def test_file_of_nothing_but_null_is_refused_with_a_problem(problems: Problems, text: str) -> None:
     """A file that says nothing is told what is missing: never "0 problems"."""
     assert all(re.match(r"\d+:\d+: the file: ", problem) for problem in problems(text))
 
 
 @pytest.mark.parametrize("text", ["true", "1.5", "'1'", "[1]"])
-def test_profile_of_another_type_is_refused(problems: Callable[[str], list[str]], text: str) -> None:
+def test_profile_of_another_type_is_refused(problems: Problems, text: str) -> None:
     """A profile is a number or a mapping, and the message does not name this program's classes."""
     (problem,) = problems(f"profiles: [8, {text}, 1]\nworkspaces: [1GiB]\n")
     assert problem.startswith("1:15: profiles[1]: ")
@@ -413,42 +448,45 @@ def test_profile_of_another_type_is_refused(problems: Callable[[str], list[str]]
 # Values.
 
 
-def test_misspelt_precision_is_told_the_closest(problems: Callable[[str], list[str]]) -> None:
+def test_misspelt_precision_is_told_the_closest(problems: Problems) -> None:
     """An unknown precision is answered with all of them and the closest."""
     assert problems(MATRIX + "precisions: [fp16, fp23]\n") == [
-        "3:20: precisions[1]: expected 'fp32', 'fp16', 'bf16' or 'int8', got 'fp23'; did you mean 'fp32'?"
+        (
+            "3:20: precisions[1]: expected 'fp32', 'tf32', 'fp16', 'bf16', 'int8' or 'fp8', got 'fp23'; "
+            "did you mean 'fp32'?"
+        )
     ]
 
 
-def test_precision_like_no_other_is_told_all(problems: Callable[[str], list[str]]) -> None:
+def test_precision_like_no_other_is_told_all(problems: Problems) -> None:
     """A precision that resembles none is answered with all of them."""
     assert problems(MATRIX + "precisions: [zz]\n") == [
-        "3:14: precisions[0]: expected 'fp32', 'fp16', 'bf16' or 'int8', got 'zz'"
+        "3:14: precisions[0]: expected 'fp32', 'tf32', 'fp16', 'bf16', 'int8' or 'fp8', got 'zz'"
     ]
 
 
 @pytest.mark.parametrize(("bounds"), [(4, 2, 8), (1, 9, 8), (9, 9, 8)])
-def test_profile_out_of_order_is_refused(problems: Callable[[str], list[str]], bounds: tuple[int, int, int]) -> None:
+def test_profile_out_of_order_is_refused(problems: Problems, bounds: tuple[int, int, int]) -> None:
     """A profile's tuned batch lies between its smallest and its largest."""
     low, opt, high = bounds
     text = f"profiles: [1, 8, {{min: {low}, opt: {opt}, max: {high}}}]\nworkspaces: [1GiB]\n"
     assert problems(text) == [f"1:18: profiles[2]: expected min ≤ opt ≤ max, got min {low}, opt {opt}, max {high}"]
 
 
-def test_profile_that_lacks_a_bound_is_refused(problems: Callable[[str], list[str]]) -> None:
+def test_profile_that_lacks_a_bound_is_refused(problems: Problems) -> None:
     """A missing bound is reported at its profile."""
     assert problems("profiles: [1, 8, {min: 1, opt: 8}]\nworkspaces: [1GiB]\n") == [
         "1:18: missing key 'profiles[2].max'"
     ]
 
 
-def test_profile_of_no_images_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+def test_profile_of_no_images_is_one_problem(problems: Problems) -> None:
     """A bare 0 is one mistake, which is not reported once for each of min, opt and max."""
     (problem,) = problems("profiles: [1, 8, 0]\nworkspaces: [1GiB]\n")
     assert problem.startswith("1:18: profiles[2]")
 
 
-def test_batch_outside_every_profile_is_refused(problems: Callable[[str], list[str]]) -> None:
+def test_batch_outside_every_profile_is_refused(problems: Problems) -> None:
     """A batch that no engine takes is reported where it stands, with the profiles there are."""
     assert problems(MATRIX + "benchmark: {batches: [1, 64]}\n") == ["3:26: batch 64 lies in no profile (b1, b1-8-32)"]
 
@@ -462,7 +500,7 @@ def test_batch_outside_every_profile_is_refused(problems: Callable[[str], list[s
         (MATRIX + "benchmark: {batches: [1, 8, 1]}\n", "3:29: listed twice: 1"),
     ],
 )
-def test_entry_listed_twice_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_entry_listed_twice_is_refused(problems: Problems, text: str, problem: str) -> None:
     """A list that says what to do names each thing once."""
     assert problems(text) == [problem]
 
@@ -470,22 +508,22 @@ def test_entry_listed_twice_is_refused(problems: Callable[[str], list[str]], tex
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("90", "expected 80+ or a list out of 75, 80, 86, 89, 120, 121, got 90"),
-        ("[]", "expected 80+ or a list out of 75, 80, 86, 89, 120, 121, got []"),
-        ("[75, 90]", "unknown compute capability 90; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
-        ("['75']", "unknown compute capability '75'; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
-        ("[true]", "unknown compute capability True; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
-        ("[[75]]", "unknown compute capability [75]; expected 80+ or a list out of 75, 80, 86, 89, 120, 121"),
+        ("90", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got 90"),
+        ("[]", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got []"),
+        ("[75, 90]", "unknown compute capability 90; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("['75']", "unknown compute capability '75'; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[true]", "unknown compute capability True; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[[75]]", "unknown compute capability [75]; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
     ],
 )
-def test_unknown_compute_capability_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_unknown_compute_capability_is_refused(problems: Problems, text: str, problem: str) -> None:
     """An SM that no engine can be built for is told the ones there are."""
     (found,) = problems(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
     assert re.fullmatch(r"3:\d+: tensorrt\.compute_capabilities(\[\d\])?: " + re.escape(problem), found)
 
 
 @pytest.mark.parametrize("factory", ["torchvision", "torchvision.models", "a:", ":b", "a b:c", "a:b.c", "1a:b"])
-def test_bad_factory_is_told_the_form(problems: Callable[[str], list[str]], factory: str) -> None:
+def test_bad_factory_is_told_the_form(problems: Problems, factory: str) -> None:
     """A factory that is not `package.module:function` is told that form, not a regular expression."""
     (problem,) = problems(MATRIX + f"model: {{factory: '{factory}'}}\n")
     assert problem.startswith("3:18: model.factory: ")
@@ -494,7 +532,7 @@ def test_bad_factory_is_told_the_form(problems: Callable[[str], list[str]], fact
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "a b"])
-def test_model_name_that_is_no_folders_is_refused(problems: Callable[[str], list[str]], name: str) -> None:
+def test_model_name_that_is_no_folders_is_refused(problems: Problems, name: str) -> None:
     """A model's name is a folder's, and can lead out of the artifacts by no trick."""
     (problem,) = problems(MATRIX + f"model: {{name: '{name}'}}\n")
     assert problem.startswith("3:15: model.name: ")
@@ -525,48 +563,220 @@ def test_model_name_that_is_no_folders_is_refused(problems: Callable[[str], list
         ),
     ],
 )
-def test_preprocessing_that_cannot_be_is_refused(problems: Callable[[str], list[str]], text: str, problem: str) -> None:
+def test_preprocessing_that_cannot_be_is_refused(problems: Problems, text: str, problem: str) -> None:
     """A preprocessing that contradicts itself is refused with both sides of the contradiction."""
     assert problems(MATRIX + text) == [problem]
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf"])
-def test_number_that_is_none_is_refused(problems: Callable[[str], list[str]], number: str) -> None:
+def test_number_that_is_none_is_refused(problems: Problems, number: str) -> None:
     """A gate of NaN, which nothing passes, and one of infinity, which everything passes, are refused."""
     text = f"gates: {{fp32: {{cosine: 0.9, relative_l2: {number}, top1_agreement: 0.9, top1_drop: 0}}}}\n"
     got = number.strip(".")
     assert problems(MATRIX + text) == [f"3:42: gates.fp32.relative_l2: input should be a finite number, got {got}"]
 
 
+# The device.
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("0", ["NVIDIA H100 80GB HBM3"]), ("'1'", ["NVIDIA L4"]), (L4.uuid, ["NVIDIA L4"]), ("all", [H100.name, L4.name])],
+)
+def test_device_names_gpus_by_number_uuid_or_all(
+    write_config: Callable[[str], Path], text: str, names: list[str]
+) -> None:
+    """A GPU's number and its UUID name that GPU, and `all` every type."""
+    there = host(H100, L4)
+    assert [gpu.name for gpu in load_config(write_config(MATRIX + f"device: {text}\n"), there).gpus(there)] == names
+
+
+def test_device_left_out_is_the_first_gpu(load: Callable[[str], Config]) -> None:
+    """Engines are for CUDA's first GPU unless the file says otherwise."""
+    assert load(MATRIX).gpus(host(H100, L4)) == (H100,)
+
+
+def test_all_devices_are_the_first_of_every_type(load: Callable[[str], Config]) -> None:
+    """Of two GPUs of one type the one with the smaller number is taken, and types keep CUDA's order."""
+    second = L4.model_copy(update={"index": 2, "uuid": "GPU-2"})
+    third = H100.model_copy(update={"index": 3, "uuid": "GPU-3"})
+    assert load(MATRIX + "device: all\n").gpus(host(H100, L4, second, third)) == (H100, L4)
+
+
+def test_gpus_of_one_name_are_one_type(load: Callable[[str], Config]) -> None:
+    """Two GPUs whose folders would have one name are one type, even where their memories differ."""
+    larger = L4.model_copy(update={"index": 2, "uuid": "GPU-2", "memory_bytes": 2 * L4.memory_bytes})
+    assert load(MATRIX + "device: all\n").gpus(host(L4, larger)) == (L4,)
+
+
+@pytest.mark.parametrize("device", ["0", "all", L4.uuid])
+def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], device: str) -> None:
+    """Whatever the file names, a host without GPUs has none, which is no mistake in the file."""
+    assert load(MATRIX + f"device: {device}\n").gpus(host()) == ()
+
+
+@pytest.mark.parametrize("device", ["2", "GPU-none", "H100"])
+def test_device_that_the_host_lacks_is_told_those_that_it_has(problems: Problems, device: str) -> None:
+    """A GPU that is not there is answered with number, name and UUID of each that is."""
+    assert problems(MATRIX + f"device: {device}\n", host(H100, L4)) == [
+        (
+            f"3:9: no GPU {device!r} here; expected one of 0 (NVIDIA H100 80GB HBM3, {H100.uuid}), "
+            f"1 (NVIDIA L4, {L4.uuid}), or all"
+        )
+    ]
+
+
+def test_device_that_the_host_lacks_is_one_problem(problems: Problems) -> None:
+    """A share of the memory of a GPU that is not there is no mistake of its own."""
+    (problem,) = problems("device: 7\nprofiles: [1, 8]\nworkspaces: [25%]\n", host(H100))
+    assert problem.startswith("1:9: no GPU '7' here")
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [("-1", "-1"), ("true", "True"), ("1.5", "1.5"), ("[0]", "[0]"), ("~", "None")]
+)
+def test_device_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
+    """A device is a number or a text."""
+    assert problems(MATRIX + f"device: {text}\n") == [
+        f"3:9: device: expected a GPU's number, its UUID, or all, got {got}"
+    ]
+
+
+# How engines are built.
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("flavour: auto", "flavour", None),
+        ("flavour: tensorrt", "flavour", EngineFlavour.TENSORRT),
+        ("flavour: tensorrt_rtx", "flavour", EngineFlavour.TENSORRT_RTX),
+        ("optimization_level: 0", "optimization_level", 0),
+        ("optimization_level: 5", "optimization_level", 5),
+        ("tactic_sources: [cublas, cudnn]", "tactic_sources", (TacticSource.CUBLAS, TacticSource.CUDNN)),
+        ("hardware_compatibility: ampere_plus", "hardware_compatibility", HardwareCompatibility.AMPERE_PLUS),
+        (
+            "hardware_compatibility: same_compute_capability",
+            "hardware_compatibility",
+            HardwareCompatibility.SAME_COMPUTE_CAPABILITY,
+        ),
+        ("version_compatible: true", "version_compatible", True),
+        ("refit: true", "refit", True),
+        ("strip_plan: true", "strip_plan", True),
+        ("timing_cache: false", "timing_cache", False),
+        ("kernel_specialization: lazy", "kernel_specialization", KernelSpecialization.LAZY),
+        ("build_timeout_seconds: 0.5", "build_timeout_seconds", 0.5),
+    ],
+)
+def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: str, value: object) -> None:
+    """Each of a builder's settings is taken as written."""
+    assert getattr(load(MATRIX + f"tensorrt: {{{text}}}\n").tensorrt, field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "flavour: tensort",
+            "3:21: tensorrt.flavour: expected 'tensorrt' or 'tensorrt_rtx', got 'tensort'; did you mean 'tensorrt'?",
+        ),
+        (
+            "optimization_level: 6",
+            "3:32: tensorrt.optimization_level: input should be less than or equal to 5, got 6",
+        ),
+        (
+            "optimization_level: -1",
+            "3:32: tensorrt.optimization_level: input should be greater than or equal to 0, got -1",
+        ),
+        (
+            "optimization_level: true",
+            "3:32: tensorrt.optimization_level: input should be a valid integer, got True",
+        ),
+        ("tactic_sources: []", "3:28: tensorrt.tactic_sources: expected at least one entry, got []"),
+        ("tactic_sources: cublas", "3:28: tensorrt.tactic_sources: expected a list, got 'cublas'"),
+        (
+            "tactic_sources: [cublas, cudn]",
+            (
+                "3:37: tensorrt.tactic_sources[1]: expected 'cublas', 'cublas_lt', 'cudnn', 'edge_mask_convolutions' "
+                "or 'jit_convolutions', got 'cudn'; did you mean 'cudnn'?"
+            ),
+        ),
+        (
+            "hardware_compatibility: ampere",
+            (
+                "3:36: tensorrt.hardware_compatibility: expected 'none', 'ampere_plus' or 'same_compute_capability', "
+                "got 'ampere'; did you mean 'ampere_plus'?"
+            ),
+        ),
+        (
+            "version_compatible: 'yes'",
+            "3:32: tensorrt.version_compatible: input should be a valid boolean, got 'yes'",
+        ),
+        ("build_timeout_seconds: 0", "3:35: tensorrt.build_timeout_seconds: input should be greater than 0, got 0"),
+        ("refitt: true", "3:12: unknown key 'tensorrt.refitt'; did you mean 'refit'?"),
+    ],
+)
+def test_build_setting_that_cannot_be_is_refused(problems: Problems, text: str, problem: str) -> None:
+    """Each of a builder's settings that is wrong is reported where it stands, with what is right."""
+    assert problems(MATRIX + f"tensorrt: {{{text}}}\n") == [problem]
+
+
+def test_current_is_the_hosts_own_gpu(write_config: Callable[[str], Path]) -> None:
+    """`current` builds for no list of generations, where there is a GPU to build for."""
+    file = write_config(MATRIX + "tensorrt: {compute_capabilities: current}\n")
+    assert load_config(file, host(H100)).tensorrt.compute_capabilities == ()
+
+
+def test_current_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
+    """Without a GPU there is no generation that `current` could be."""
+    assert problems(MATRIX + "tensorrt: {compute_capabilities: current}\n") == [
+        "3:34: `current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
+    ]
+
+
+def test_build_settings_are_those_that_change_an_engine(load: Callable[[str], Config]) -> None:
+    """What only says how long, how often or by whom an engine is built is left out of its settings."""
+    text = "flavour: tensorrt, timing_cache: false, kernel_specialization: none, build_timeout_seconds: 9"
+    written = load(MATRIX + f"tensorrt: {{{text}, refit: true}}\n").tensorrt.build_settings
+    assert written == load(MATRIX + "tensorrt: {refit: true}\n").tensorrt.build_settings
+    assert written != load(MATRIX).tensorrt.build_settings
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp8"])
+def test_precision_of_tensor_cores_is_accepted(load: Callable[[str], Config], precision: str) -> None:
+    """TF32 and FP8 are asked for by their names."""
+    assert load(MATRIX + f"precisions: [fp32, {precision}]\n").precisions == (Precision.FP32, Precision(precision))
+
+
 # YAML.
 
 
-def test_impossible_date_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+def test_impossible_date_is_one_problem(problems: Problems) -> None:
     """A value that cannot be read is reported as that, not a second time as a missing string."""
     assert problems(MATRIX + "model: {name: 2026-13-45}\n") == [
         "3:15: cannot read '2026-13-45': month must be in 1..12"
     ]
 
 
-def test_date_is_no_name(problems: Callable[[str], list[str]]) -> None:
+def test_date_is_no_name(problems: Problems) -> None:
     """A name that YAML reads as a date is reported as no string."""
     (problem,) = problems(MATRIX + "model: {name: 2026-01-01}\n")
     assert problem.startswith("3:15: model.name: input should be a valid string, got ")
 
 
-def test_alias_is_one_problem(problems: Callable[[str], list[str]]) -> None:
+def test_alias_is_one_problem(problems: Problems) -> None:
     """An alias is reported as that, not a second time as a missing value."""
     (problem,) = problems(MATRIX + "data: &numbers {calibration: 8}\nvalidation: *numbers\n")
     assert problem.endswith(": anchors and aliases are not supported; write the value twice")
 
 
-def test_text_that_is_no_yaml_is_refused(problems: Callable[[str], list[str]]) -> None:
+def test_text_that_is_no_yaml_is_refused(problems: Problems) -> None:
     """A bracket that is never closed is one problem, at the place where the parser stopped."""
     (problem,) = problems("profiles: [1\nworkspaces: [1GiB]\n")
     assert re.match(r"2:\d+: not valid YAML: ", problem)
 
 
-def test_several_problems_are_sorted_by_position(problems: Callable[[str], list[str]]) -> None:
+def test_several_problems_are_sorted_by_position(problems: Problems) -> None:
     """All problems are told at once, the YAML's own among them, in the order of the file."""
     text = "zzz: 1\nprecisions: [fp23]\ndata: {calibration: 0, calibration: 1}\nmodel: {name: -}\nworkspaces: [0]\n"
     assert [problem.split(": ")[0] for problem in problems(text)] == [
@@ -580,14 +790,14 @@ def test_several_problems_are_sorted_by_position(problems: Callable[[str], list[
     ]
 
 
-def test_problems_of_one_position_come_in_a_fixed_order(problems: Callable[[str], list[str]]) -> None:
+def test_problems_of_one_position_come_in_a_fixed_order(problems: Problems) -> None:
     """What is missing of one mapping is listed in the order of its keys, each time the same."""
     assert problems(MATRIX + "gates: {fp32: {}}\n") == [
         f"3:15: missing key 'gates.fp32.{key}'" for key in ("cosine", "relative_l2", "top1_agreement", "top1_drop")
     ]
 
 
-def test_cross_checks_come_with_the_yamls_own_problems(problems: Callable[[str], list[str]]) -> None:
+def test_cross_checks_come_with_the_yamls_own_problems(problems: Problems) -> None:
     """A duplicate key does not hide a batch that lies in no profile."""
     assert problems("profiles: [1]\nworkspaces: [1GiB]\nbenchmark: {batches: [8]}\nworkspaces: [2GiB]\n") == [
         "3:23: batch 8 lies in no profile (b1)",
@@ -639,7 +849,7 @@ _SCALARS = (
     | st.booleans()
     | st.integers(-2, 200)
     | st.floats()
-    | st.sampled_from(["auto", "80+", "fp32", "int8", "1GiB", "25%", "bilinear", "a:b", "2026-13-45"])
+    | st.sampled_from(["auto", "80+", "current", "all", "fp32", "int8", "1GiB", "25%", "bilinear", "a:b", "2026-13-45"])
     | st.text(max_size=6)
     | st.dates()
 )
@@ -660,6 +870,9 @@ _PATHS: list[tuple[str, ...]] = [
     ("model", "factory"),
     ("data", "calibration"),
     ("tensorrt", "compute_capabilities"),
+    ("tensorrt", "flavour"),
+    ("tensorrt", "tactic_sources"),
+    ("tensorrt", "build_timeout_seconds"),
     ("gates", "fp32"),
     ("gates", "require_proof"),
     ("benchmark", "batches"),

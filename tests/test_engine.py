@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.atomic import sha256_of, write_record
 from pipeline.engine import make_engine
-from pipeline.errors import BuildError, UnsupportedError
-from pipeline.plan import Stage, Step
+from pipeline.environment import missing_driver
+from pipeline.errors import BuildError, CrashedError, UnsupportedError
+from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, Graph, Outcome, Variant
+from pipeline.records import Artifact, EngineFlavour, Graph, Outcome, Variant
 from pipeline.staleness import key_of
+
+from .hosts import TRT10, host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +68,7 @@ def test_record_is_complete(project: Project) -> None:
     assert [spec.shape[1:] for spec in (*artifact.inputs, *artifact.outputs)] == [(3, 32, 32), (10,)]
     assert artifact.memory is not None
     assert {setting.name for setting in artifact.settings} >= {"workspace_bytes", "profile", "compute_capabilities"}
-    assert any(tool.name == "tensorrt-rtx" and tool.version != "absent" for tool in artifact.toolchain)
+    assert any(tool.name == "tensorrt_rtx" and tool.version != "absent" for tool in artifact.toolchain)
 
 
 def test_larger_workspace_shares_the_engine(built: Project) -> None:
@@ -150,10 +154,57 @@ def test_failed_build_keeps_its_log(project: Project) -> None:
     assert "ERROR" in project.paths.build_log(variant).read_text()
 
 
-def test_int8_is_unsupported(project: Project) -> None:
-    """An int8 engine is refused before anything is built, with the flavour's reason."""
-    with pytest.raises(UnsupportedError, match="cannot build int8 convolutions"):
+def test_int8_is_unsupported(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    """An int8 engine is refused with the flavour's reason, and what native code says of it stays off the terminal."""
+    with pytest.raises(UnsupportedError, match="cannot build int8 convolutions for SM 80, 86, 89, 120"):
         build(project, "tiny/rtx-sm80+/int8-b1-ws16MiB")
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_engine_says_what_it_runs_on(project: Project) -> None:
+    """A portable engine's record names the flavour, its version and the GPU generations, and no GPU."""
+    built_for = build(project, SMALL).built_for
+
+    assert built_for is not None
+    assert (built_for.flavour, built_for.gpu) == (EngineFlavour.TENSORRT_RTX, None)
+    assert built_for.compute_capabilities == (80, 86, 89, 120)
+
+
+def test_builder_that_takes_too_long_is_stopped(project: Project) -> None:
+    """A build has its configured time and no more, and its log is kept."""
+    limit = project.config.tensorrt.model_copy(update={"build_timeout_seconds": 0.01})
+    config = project.config.model_copy(update={"tensorrt": limit})
+    hurried = Project(Plan(config, project.plan.host), project.paths)
+
+    with pytest.raises(CrashedError, match=r"(?s)no result in 0\.01 s.*python -m pipeline build " + re.escape(SMALL)):
+        build(hurried, SMALL)
+
+    assert project.paths.build_log(project.plan.variant(SMALL)).is_file()
+
+
+def test_builder_that_dies_costs_its_own_process_only(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder that crashes is an error that names the signal, with what it had said in its log."""
+    module = "import os, sys\nsys.stderr.write('about to die\\n')\nsys.stderr.flush()\nos.abort()\n"
+    (tmp_path / "tensorrt_rtx.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))  # the builder's process inherits it
+
+    with pytest.raises(CrashedError, match="SIGABRT"):
+        build(project, SMALL)
+
+    assert "about to die" in project.paths.build_log(project.plan.variant(SMALL)).read_text()
+
+
+def test_tensorrt_needs_a_gpu(project: Project) -> None:
+    """A flavour that tunes builds nothing where there is no GPU, and says so before it is imported."""
+    flavour = project.config.tensorrt.model_copy(update={"flavour": EngineFlavour.TENSORRT})
+    config = project.config.model_copy(update={"tensorrt": flavour})
+    other = Project(Plan(config, host(flavours=(TRT10,))), project.paths)
+
+    with pytest.raises(UnsupportedError, match=missing_driver() or "CUDA shows no GPU"):
+        build(other, "tiny/trt10.15/fp16-b1-ws16MiB")
 
 
 def test_variant_that_is_no_engine(project: Project) -> None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, PipelineError, StorageError, UsageError, storage_errors
+from pipeline.errors import (
+    BuildError,
+    ConfigError,
+    PipelineError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+    one_line,
+    storage_errors,
+)
 
 
 def test_message_lists_what_where_expected_got_and_fix_in_this_order() -> None:
@@ -26,6 +36,34 @@ def test_error_keeps_what_and_got_for_reports() -> None:
     """The parts that a report repeats can be read from the error."""
     error = PipelineError("it broke", got="b")
     assert (error.what, error.got) == ("it broke", "b")
+
+
+@pytest.mark.parametrize("kind", [BuildError, UnsupportedError, UsageError])
+def test_error_survives_a_journey_between_processes(kind: type[PipelineError]) -> None:
+    """Type, message, what and got are the same on the other side of a pipe."""
+    error = kind("it broke", where="here", expected="a", got="b", fix="do c")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (type(again), str(again), again.what, again.got) == (kind, str(error), "it broke", "b")
+
+
+def test_config_error_survives_a_journey_between_processes() -> None:
+    """An error whose constructor takes other arguments keeps its message, too."""
+    error = ConfigError(Path("c.yaml"), ["c.yaml:1:1: bad"])
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (type(again), str(again), again.exit_code) == (ConfigError, str(error), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\nfirst\nsecond"), "ValueError: first"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 999), "ValueError: " + "x" * 288),
+    ],
+)
+def test_one_line_is_type_and_first_line(error: Exception, line: str) -> None:
+    """Of another library's error a message repeats its type and one line of readable length."""
+    assert one_line(error) == line
 
 
 def test_failed_work_exits_with_1() -> None:

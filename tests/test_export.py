@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline import export
 from pipeline.errors import ExportError
 from pipeline.export import count_casts, make_onnx
 from pipeline.model import restore_model
+from pipeline.onnx_graph import canonical_digest, opset_of
 from pipeline.project import Project
 from pipeline.records import Graph, TensorCast
 from pipeline.source import make_source
@@ -37,6 +39,11 @@ class Values(nn.Module):
     def __init__(self, *values: float) -> None:
         super().__init__()
         self.register_buffer("values", torch.tensor(values))
+
+
+def padded() -> nn.Module:
+    """Return a network that pads, which opset 18 does in a form of its own."""
+    return nn.Sequential(nn.ZeroPad2d(1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
 
 
 def load(project: Project, graph: Graph) -> onnx.ModelProto:
@@ -91,10 +98,42 @@ def test_batch_norms_are_folded(built: Project, graph: Graph) -> None:
     assert built.onnx(graph).folded_batch_norms == 2
 
 
-@pytest.mark.parametrize(("graph", "opset"), [(Graph.FP32, 18), (Graph.FP16, 18), (Graph.BF16, 22)])
-def test_opset(built: Project, graph: Graph, opset: int) -> None:
-    """Operators take bfloat16 from opset 22 on; the others stay at the exporter's own."""
-    assert built.onnx(graph).opset == opset
+@pytest.mark.parametrize(
+    ("graph", "opset", "ir_version"), [(Graph.FP32, 17, 8), (Graph.FP16, 17, 8), (Graph.BF16, 22, 10)]
+)
+def test_opset(built: Project, graph: Graph, opset: int, ir_version: int) -> None:
+    """TensorRT 8.6 reads opset 17 in IR version 8 at most; operators take bfloat16 from opset 22 on."""
+    model = load(built, graph)
+
+    assert (built.onnx(graph).opset, opset_of(model), model.ir_version) == (opset, opset, ir_version)
+
+
+def test_what_has_no_older_form_stays(write_config: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    """A model with an operator that the converter cannot lower keeps the exporter's opset, and that is said."""
+    project = sourced(write_config, "tests.test_export:padded")
+
+    with caplog.at_level(logging.INFO, "pipeline.export"):
+        record = make_onnx(project, restore_model(project), Graph.FP32)
+
+    assert (record.opset, opset_of(load(project, Graph.FP32))) == (18, 18)
+    assert "stays at opset 18, which TensorRT 8.6 cannot read" in caplog.text
+
+
+def test_digest_is_of_what_is_written(built: Project) -> None:
+    """The record's digest is that of the converted graph in the file, not of what the exporter gave."""
+    assert built.onnx(Graph.FP32).canonical_sha256 == canonical_digest(load(built, Graph.FP32))
+
+
+def test_layers_keep_the_exporters_names(built: Project) -> None:
+    """Convolutions and matrix products are called alike in every precision, in their own order."""
+    names = {
+        graph: [node.name for node in load(built, graph).graph.node if node.op_type in {"Conv", "Gemm"}]
+        for graph in EXPORTED
+    }
+
+    assert (
+        names[Graph.FP32] == names[Graph.FP16] == names[Graph.BF16] == ["node_conv2d", "node_conv2d_1", "node_linear"]
+    )
 
 
 def test_exporting_twice_gives_the_same_graph(copied: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipeline.manifest import Found, decide, make_manifest
+import pytest
+
+from pipeline.manifest import Found, alike, decide, make_manifest, smallest_workspace
 from pipeline.project import Project
-from pipeline.records import ManifestEntry, Outcome, Status
+from pipeline.records import BatchTiming, Clock, FileRecord, ManifestEntry, Outcome, Status, Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +113,7 @@ def test_an_entry_has_what_a_deployment_asks(built: Project) -> None:
     assert item.memory is not None
     assert item.memory.activation_bytes > 0
     assert item.workspace_bytes == 16 * 2**20
-    assert "tensorrt-rtx" in [tool.name for tool in item.toolchain]
+    assert "tensorrt_rtx" in [tool.name for tool in item.toolchain]
     assert item.rerun == "python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
 
 
@@ -156,3 +158,107 @@ def test_with_nothing_built_everything_has_failed(copied: Path) -> None:
     assert manifest.model is None
     assert {item.status for item in manifest.artifacts} == {Status.FAILED}
     assert len(manifest.artifacts) == len(project.plan.variants)
+
+
+# Which workspace to take.
+
+
+def timing(p50_ms: float, batch: int = 1, clock: Clock = Clock.GPU_GRAPH) -> BatchTiming:
+    """Return the timing of a batch."""
+    return BatchTiming(
+        batch=batch, clock=clock, runs=9, p50_ms=p50_ms, p90_ms=9, p99_ms=9, throughput_per_s=1, speedup=None
+    )
+
+
+def timed(project: Project, gibibytes: int, *timings: BatchTiming, engine: str = "") -> Found:
+    """Return a deployable engine with such a workspace; engines of one letter are the same file."""
+    item = found(project, ENGINE)
+    report = found(project, FP16)
+    assert item.artifact
+    assert item.artifact.file
+    assert report.benchmark
+    file = FileRecord(path=f"{gibibytes}", bytes=1, sha256=(engine or f"{gibibytes}") * 64)
+    workspace = Workspace(bytes=gibibytes * 2**30, label=f"{gibibytes}GiB")
+    return Found(
+        item.variant.model_copy(update={"workspace": workspace}),
+        item.artifact.model_copy(update={"file": file}),
+        report.accuracy,
+        report.benchmark.model_copy(update={"timings": timings}),
+    )
+
+
+def smallest(*family: Found) -> str | None:
+    """Return the workspace that is to be taken."""
+    name = smallest_workspace(list(family), NEEDS)
+    return name and name.rpartition("-ws")[2]
+
+
+def test_smallest_workspace_is_the_smallest_that_costs_no_speed(built: Project) -> None:
+    """A workspace within 1 % of the best is as good as the best; one beyond is not."""
+    family = (timed(built, 1, timing(1.02)), timed(built, 2, timing(1.009)), timed(built, 4, timing(1.0)))
+    assert smallest(*family) == "2GiB"
+
+
+def test_best_workspace_may_be_the_largest(built: Project) -> None:
+    """Where memory buys speed, the smallest is not taken."""
+    assert smallest(timed(built, 1, timing(2.0)), timed(built, 2, timing(1.0))) == "2GiB"
+
+
+def test_equal_engines_have_one_speed(built: Project) -> None:
+    """What two variants of one file differ in is noise: the best that either showed is both's."""
+    family = (timed(built, 1, timing(1.5), engine="a"), timed(built, 2, timing(1.0), engine="a"))
+    assert smallest(*family) == "1GiB"
+
+
+def test_rejected_engine_is_not_taken(built: Project) -> None:
+    """However fast it is, what may not be deployed is no measure of what may."""
+    fast = timed(built, 1, timing(0.1))
+    assert fast.accuracy
+    missed = fast.accuracy.checks[0].model_copy(update={"passed": False})
+    rejected = fast._replace(accuracy=fast.accuracy.model_copy(update={"checks": (missed,)}))
+    assert smallest(rejected, timed(built, 2, timing(1.0))) == "2GiB"
+
+
+def test_without_timings_no_workspace_is_better(built: Project) -> None:
+    """Where nothing was timed there is nothing to choose by."""
+    untimed = timed(built, 2)
+    assert smallest(timed(built, 1)._replace(benchmark=None), untimed) is None
+    assert smallest() is None
+
+
+def test_workspaces_are_compared_at_the_batch_that_the_profile_is_tuned_for(built: Project) -> None:
+    """Latencies of other batches do not count where the tuned one was timed."""
+    small = timed(built, 1, timing(1.0, batch=1), timing(9.0, batch=4))
+    assert smallest(small, timed(built, 2, timing(2.0, batch=1), timing(1.0, batch=4))) == "1GiB"
+
+
+def test_workspaces_are_compared_by_the_gpus_own_clock(built: Project) -> None:
+    """The CUDA graph's time counts before that of a call from the host."""
+    small = timed(built, 1, timing(1.0, clock=Clock.HOST), timing(2.0))
+    assert smallest(small, timed(built, 2, timing(3.0, clock=Clock.HOST), timing(1.0))) == "2GiB"
+
+
+def test_without_the_tuned_batch_the_largest_is_compared(built: Project) -> None:
+    """Where other batches than the tuned one were timed, the largest shows most of the engine."""
+    small = timed(built, 1, timing(1.0, batch=2), timing(2.0, batch=4))
+    assert smallest(small, timed(built, 2, timing(2.0, batch=2), timing(1.0, batch=4))) == "2GiB"
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("tiny/rtx-sm80+/fp16-b1-ws32MiB", True),
+        (ENGINE, True),
+        ("tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB", False),
+        ("tiny/rtx-sm80+/fp32-b1-ws16MiB", False),
+        (FP16, False),
+    ],
+)
+def test_alike_variants_differ_in_the_workspace_only(built: Project, other: str, *, expected: bool) -> None:
+    """Precision, profile and target make another family."""
+    assert alike(built.plan.variant(ENGINE), built.plan.variant(other)) is expected
+
+
+def test_untimed_engines_name_no_smallest_workspace(built: Project) -> None:
+    """On a host without a GPU the manifest recommends none."""
+    assert entry(built, FP16).smallest_workspace is None

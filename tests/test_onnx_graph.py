@@ -1,4 +1,4 @@
-"""The digest of what an ONNX graph computes: what counts, and what does not."""
+"""ONNX files: the digest of what they compute, their operator sets, and what a cast loses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from pipeline.onnx_graph import canonical_digest, check, opset_of, tensor_specs
+from pipeline.onnx_graph import canonical_digest, check, count_cast, opset_of, tensor_specs, to_opset
+from pipeline.records import TensorCast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,3 +249,61 @@ def test_contradictory_shapes_do_not_pass(tmp_path: Path) -> None:
 
     with pytest.raises(onnx.shape_inference.InferenceError):
         check(tmp_path / "a.onnx")
+
+
+def reduction(noop: int) -> onnx.ModelProto:
+    """Return a mean over the last axis as opset 18 writes it, with its axes as an input."""
+    axes = numpy_helper.from_array(np.array([-1]), "axes")
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean", keepdims=0, noop_with_empty_axes=noop)
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [2, 3]), ("y", [2]))
+    ]
+    return helper.make_model(
+        helper.make_graph([node], "graph", values[:1], values[1:], [axes]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+
+
+def test_lowering_moves_axes_into_an_attribute() -> None:
+    """A reduction of opset 18 becomes that of 17, in the IR version of its time, and computes the same."""
+    lowered = to_opset(reduction(noop=0), 17)
+
+    assert (opset_of(lowered), lowered.ir_version) == (17, 8)
+    assert [(node.name, list(node.input)) for node in lowered.graph.node] == [("mean", ["x"])]
+    (mean,) = ReferenceEvaluator(lowered).run(None, {"x": WEIGHT})
+    np.testing.assert_array_equal(mean, np.array([1, 4], np.float32))
+
+
+def test_raising_keeps_the_results() -> None:
+    """A graph of opset 17 in 19 computes the same, in the IR version that knows float8."""
+    raised = to_opset(to_opset(reduction(noop=0), 17), 19)
+
+    assert (opset_of(raised), raised.ir_version) == (19, 9)
+    np.testing.assert_array_equal(ReferenceEvaluator(raised).run(None, {"x": WEIGHT})[0], np.array([1, 4], np.float32))
+
+
+def test_conversion_leaves_the_model() -> None:
+    """The model that is converted stays as it was."""
+    model = reduction(noop=0)
+    before = model.SerializeToString(deterministic=True)
+
+    to_opset(model, 17)
+
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_what_cannot_be_lowered() -> None:
+    """A reduction over no axes that does nothing has no counterpart in opset 17, and that is an error."""
+    with pytest.raises(onnx.checker.ValidationError, match="noop_with_empty_axes"):
+        to_opset(reduction(noop=1), 17)
+
+
+def test_cast_is_counted() -> None:
+    """Values that become zero, subnormal or infinite count; those that already were zero or infinite do not."""
+    wide = np.array([0, 1, 1e-9, -1e-5, 7e4, np.inf], np.float32)
+
+    with np.errstate(over="ignore"):
+        cast = count_cast("w", wide, wide.astype(np.float16), 2.0**-14)
+
+    assert cast == TensorCast(name="w", elements=6, underflow=1, subnormal=1, overflow=1)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.paths import Paths
-from pipeline.records import Backend, Graph, Precision, Variant
+from pipeline.records import Backend, EngineFlavour, Graph, Precision, Variant
+
+from .hosts import H100
 
 PATHS = Paths(Path("artifacts"), "m")
 VARIANT = Variant(model="m", target="rtx-sm80+", backend=Backend.TENSORRT, precision=Precision.FP16, graph=Graph.FP16)
@@ -21,6 +23,7 @@ FILES = {
     PATHS.labels: "m/data/labels.npy",
     PATHS.reference: "m/data/reference.npy",
     PATHS.onnx(Graph.INT8_CPU): "m/onnx/int8-cpu.onnx",
+    PATHS.onnx_opset17(Graph.INT8): "m/onnx/int8.opset17.onnx",
     PATHS.onnx_record(Graph.INT8_CPU): "m/onnx/int8-cpu.json",
     PATHS.variant(VARIANT): "m/rtx-sm80+/fp16",
     PATHS.artifact(VARIANT): "m/rtx-sm80+/fp16/artifact.json",
@@ -28,6 +31,9 @@ FILES = {
     PATHS.build_log(VARIANT): "m/rtx-sm80+/fp16/build.log",
     PATHS.accuracy(VARIANT): "m/rtx-sm80+/fp16/accuracy.json",
     PATHS.benchmark(VARIANT): "m/rtx-sm80+/fp16/benchmark.json",
+    PATHS.runtime_cache(VARIANT): "m/rtx-sm80+/fp16/runtime.cache",
+    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", H100): "timing-cache/tensorrt-8.6.0-sm90-h100-80gb-hbm3.bin",
+    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None): "timing-cache/tensorrt-8.6.0-none.bin",
     PATHS.samples(VARIANT): "m/rtx-sm80+/fp16/benchmark.npz",
 }
 
@@ -40,7 +46,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 17
+    assert len(FILES) == len(set(FILES.values())) == 21
 
 
 def test_variants_folder_is_its_id() -> None:

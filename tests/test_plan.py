@@ -9,12 +9,22 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.plan import CPU_TARGET, GPU_TARGET, Plan, Stage, Step
-from pipeline.records import Backend, Graph, Precision
+from pipeline.records import Backend, EngineFlavour, Graph, Precision, Tool, Variant, Workspace
+
+from .hosts import H100, L4, RTX, TRT10, TRT86, host
+
+
+def _config(**values: object) -> Config:
+    document = {"model": {"name": "m"}, "profiles": [1], "workspaces": ["1GiB"], "precisions": ["fp32"], **values}
+    return Config.model_validate(document)
 
 
 def _plan(**values: object) -> Plan:
-    document = {"model": {"name": "m"}, "profiles": [1], "workspaces": ["1GiB"], "precisions": ["fp32"], **values}
-    return Plan(Config.model_validate(document))
+    return Plan(_config(**values))
+
+
+def _engines(plan: Plan) -> list[Variant]:
+    return [variant for variant in plan.variants if variant.backend is Backend.TENSORRT]
 
 
 def _commands(plan: Plan, stage: Stage) -> list[str]:
@@ -90,8 +100,130 @@ def test_modules_have_no_int8() -> None:
 def test_engine_target_names_the_gpu_generations(capabilities: object, target: str, needs: str) -> None:
     """An engine's target, and what it says it needs, follow from the compute capabilities."""
     plan = _plan(tensorrt={"compute_capabilities": capabilities})
-    (engine,) = [variant for variant in plan.variants if variant.backend is Backend.TENSORRT]
-    assert (plan.engine_target, engine.target, plan.needs(engine)) == (target, target, needs)
+    (engine,) = _engines(plan)
+    assert ([found.name for found in plan.engine_targets], engine.target) == ([target], target)
+    assert plan.needs(engine) == needs
+
+
+@pytest.mark.parametrize(
+    ("flavours", "target"),
+    [
+        ((TRT86,), "sm90-h100-80gb-hbm3-trt8.6"),
+        ((TRT10, RTX), "sm90-h100-80gb-hbm3-trt10.15"),
+        ((RTX,), "rtx-sm80+"),
+    ],
+)
+def test_engine_target_follows_from_gpu_and_flavour(flavours: tuple[Tool, ...], target: str) -> None:
+    """What tunes on the GPU belongs to its type and the library's version; what does not, to generations."""
+    (found,) = Plan(_config(), host(H100, flavours=flavours)).engine_targets
+    assert (found.name, found.gpu) == (target, H100)
+
+
+def test_every_type_of_gpu_is_a_target_of_its_own() -> None:
+    """Engines for two types stand side by side, each tuned on its own GPU."""
+    plan = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,)))
+    assert [(found.name, found.gpu) for found in plan.engine_targets] == [
+        ("sm90-h100-80gb-hbm3-trt8.6", H100),
+        ("sm89-l4-trt8.6", L4),
+    ]
+    assert [engine.target for engine in _engines(plan)] == ["sm90-h100-80gb-hbm3-trt8.6", "sm89-l4-trt8.6"]
+
+
+def test_portable_engines_are_one_target_whatever_gpus_there_are() -> None:
+    """Engines that are built ahead of time are built once, and tried on the first GPU."""
+    (found,) = Plan(_config(device="all"), host(H100, L4)).engine_targets
+    assert (found.name, found.gpu, found.compute_capabilities) == ("rtx-sm80+", H100, (80, 86, 89, 120))
+
+
+def test_current_is_a_target_of_the_gpu() -> None:
+    """TensorRT-RTX's engines for this very GPU are not those that run on others."""
+    config = _config(tensorrt={"compute_capabilities": "current"})
+    (found,) = Plan(config, host(H100)).engine_targets
+    assert (found.name, found.compute_capabilities) == ("sm90-h100-80gb-hbm3-rtx1.4", ())
+
+
+def test_tensorrt_without_a_gpu_is_a_target_that_nothing_is_built_for() -> None:
+    """The variants are planned, so that the manifest can say why they were skipped."""
+    plan = Plan(_config(), host(flavours=(TRT86,)))
+    (found,) = plan.engine_targets
+    assert (found.name, found.gpu, found.compute_capabilities) == ("trt8.6", None, ())
+    assert [plan.needs(engine) for engine in _engines(plan)] == ["an NVIDIA GPU"]
+
+
+def test_configured_flavour_goes_before_the_one_installed() -> None:
+    """A flavour that the file names is taken, with the version that this host has of it."""
+    config = _config(tensorrt={"flavour": "tensorrt_rtx"})
+    plan = Plan(config, host(H100, flavours=(TRT10, RTX)))
+    assert (plan.flavour, plan.flavour_version) == (EngineFlavour.TENSORRT_RTX, "1.4.0.76")
+
+
+def test_flavour_that_is_not_installed_has_no_version() -> None:
+    """Of a flavour that this host lacks there is no version to know."""
+    plan = Plan(_config(tensorrt={"flavour": "tensorrt"}), host(flavours=(RTX,)))
+    assert plan.flavour_version == "absent"
+
+
+def test_host_without_a_flavour_plans_for_tensorrt_rtx() -> None:
+    """Where neither is installed, the default is what installs anywhere."""
+    assert Plan(_config()).flavour is EngineFlavour.TENSORRT_RTX
+
+
+def test_tuned_engine_needs_the_gpu_that_it_was_tuned_on() -> None:
+    """An engine of a flavour that tunes runs on the type of GPU that it names."""
+    plan = Plan(_config(), host(H100, flavours=(TRT86,)))
+    assert [plan.needs(engine) for engine in _engines(plan)] == ["an NVIDIA H100 80GB HBM3"]
+
+
+@pytest.mark.parametrize(
+    ("target", "index"),
+    [(CPU_TARGET, None), (GPU_TARGET, 0), ("sm90-h100-80gb-hbm3-trt8.6", 0), ("sm89-l4-trt8.6", 1)],
+)
+def test_each_target_runs_on_its_own_gpu(target: str, index: int | None) -> None:
+    """Engines run on the type that they were tuned for, modules on the first GPU, and the CPU's on none."""
+    gpu = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,))).gpu(target)
+    assert (gpu and gpu.index) == index
+
+
+def test_host_without_a_gpu_runs_no_target_on_one() -> None:
+    """Where there is no GPU, no target has one."""
+    plan = Plan(_config(), host())
+    assert {plan.gpu(target) for target in plan.targets} == {None}
+
+
+def test_tf32_is_the_fp32_graph_under_a_name_of_its_own() -> None:
+    """TF32 multiplies FP32's graph otherwise: it has no file of its own, and no variant on a processor."""
+    plan = _plan(precisions=["tf32"])
+    assert plan.graphs == (Graph.FP32,)
+    assert [(engine.name, engine.graph) for engine in _engines(plan)] == [("tf32-b1-ws1GiB", Graph.FP32)]
+    assert [variant.name for variant in plan.variants if variant.target == CPU_TARGET] == ["eager-fp32"]
+
+
+def test_tf32_and_fp32_differ_in_precision_alone() -> None:
+    """Both engines are built from one export."""
+    plan = _plan(precisions=["fp32", "tf32"])
+    assert _commands(plan, Stage.EXPORT) == ["m/fp32"]
+    assert [engine.precision for engine in _engines(plan)] == [Precision.FP32, Precision.TF32]
+
+
+def test_fp8_is_quantised_and_judged_by_the_reference_evaluator() -> None:
+    """FP8 is calibrated as INT8 is; no CPU runtime runs it, and no module is cast to it."""
+    plan = _plan(precisions=["fp8"])
+    assert _commands(plan, Stage.QUANTIZE) == ["m/fp8"]
+    assert [(variant.target, variant.backend) for variant in plan.variants if variant.precision is Precision.FP8] == [
+        (CPU_TARGET, Backend.ONNX_REFERENCE),
+        ("rtx-sm80+", Backend.TENSORRT),
+    ]
+
+
+def test_shares_are_of_each_targets_own_gpu() -> None:
+    """A quarter of each GPU's memory is another size on another type, under one label."""
+    plan = Plan(_config(device="all", workspaces=["25%", "8GiB"]), host(H100, L4, flavours=(TRT86,)))
+    assert [(engine.target[:4], engine.workspace) for engine in _engines(plan)] == [
+        ("sm90", Workspace(bytes=8 * 2**30, label="8GiB")),
+        ("sm90", Workspace(bytes=20 * 2**30, label="25pct")),
+        ("sm89", Workspace(bytes=6 * 2**30, label="25pct")),
+        ("sm89", Workspace(bytes=8 * 2**30, label="8GiB")),
+    ]
 
 
 def test_needs_of_the_other_targets_are_phrases() -> None:
@@ -113,8 +245,7 @@ def test_targets_are_listed_once_in_the_order_of_the_variants() -> None:
 def test_workspaces_are_built_smallest_first() -> None:
     """The order is that of bytes, not of the file or of the text."""
     plan = _plan(workspaces=["1GiB", "64MiB", "512MiB", "100000"])
-    engines = [variant for variant in plan.variants if variant.backend is Backend.TENSORRT]
-    assert [variant.workspace.label for variant in engines if variant.workspace] == [
+    assert [variant.workspace.label for variant in _engines(plan) if variant.workspace] == [
         "100000",
         "64MiB",
         "512MiB",

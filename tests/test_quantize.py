@@ -1,27 +1,32 @@
-"""The two int8 graphs: what TensorRT takes, and what x86 accelerates."""
+"""The quantised graphs: what TensorRT takes, in int8 and fp8, and what x86 accelerates."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PipelineError, QuantizeError
+from pipeline.onnx_graph import opset_of, to_opset
+from pipeline.preprocessing import to_input
 from pipeline.project import Project
-from pipeline.quantize import make_int8
-from pipeline.records import Graph
+from pipeline.quantize import make_quantized
+from pipeline.records import Graph, TensorCast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 BOTH = [Graph.INT8, Graph.INT8_CPU]
+TENSORRT = [Graph.INT8, Graph.FP8]
 
 
 @pytest.fixture(autouse=True)
@@ -52,45 +57,215 @@ def source_of(model: onnx.ModelProto, name: str) -> str:
     return next((node.op_type for node in model.graph.node if name in node.output), "")
 
 
-def test_tensorrt_form_is_symmetric(built: Project) -> None:
-    """Every zero point is an int8 zero, of weights and of activations."""
-    model = load(built, Graph.INT8)
+@pytest.fixture(scope="module")
+def quantized(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The finished tiny project with fp8 as well, to be read only."""
+    folder = tmp_path_factory.mktemp("fp8") / "project"
+    shutil.copytree(built_folder, folder)
+    config = folder / "pipeline.yaml"
+    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
+    project = Project.load(config)
+    make_quantized(project, Graph.FP8)
+    return project
+
+
+def opset17(project: Project) -> onnx.ModelProto:
+    """Return the int8 graph for TensorRT 8.6."""
+    file = project.onnx(Graph.INT8).opset17
+    assert file is not None
+    return onnx.load(project.file(file))
+
+
+def scales(model: onnx.ModelProto) -> list[np.ndarray[Any, np.dtype[Any]]]:
+    """Return the scales of a graph's Q/DQ nodes, in order."""
+    values = weights(model)
+    return [values[node.input[1]] for node in nodes(model, "QuantizeLinear", "DequantizeLinear")]
+
+
+def run(model: onnx.ModelProto, images: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a graph's logits as ONNX Runtime computes them without rewriting the graph."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"image": images})[0])
+
+
+def relative_error(project: Project, model: onnx.ModelProto) -> float:
+    """Return how far a graph's logits on the validation images are from the reference, relative L2."""
+    data = project.data()
+    logits = run(model, to_input(project.pixels(data.validation), data.preprocessing))
+    reference = np.load(project.file(data.reference))
+    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+
+
+@pytest.mark.parametrize(("graph", "kind"), [(Graph.INT8, TensorProto.INT8), (Graph.FP8, TensorProto.FLOAT8E4M3FN)])
+def test_tensorrt_form_is_symmetric(quantized: Project, graph: Graph, kind: int) -> None:
+    """Every zero point is a zero of the graph's type, of weights and of activations."""
+    model = load(quantized, graph)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    points = [tensors[node.input[2]] for node in nodes(model, "QuantizeLinear", "DequantizeLinear")]
+    assert [point.data_type for point in points] == [kind] * 6
+    assert not any(numpy_helper.to_array(point).astype(np.float32).any() for point in points)
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_is_fp16_around_what_is_quantized(quantized: Project, graph: Graph) -> None:
+    """Biases, the first convolution and scales are FP16, in the first opset whose Q/DQ takes that."""
+    model = load(quantized, graph)
     values = weights(model)
 
-    points = [values[node.input[2]] for node in nodes(model, "QuantizeLinear", "DequantizeLinear")]
-    assert len(points) == 6
-    assert all(point.dtype == np.int8 and not point.any() for point in points)
+    floating = [values[node.input[2]] for node in nodes(model, "Conv", "Gemm")]
+    floating += [values[nodes(model, "Conv")[0].input[1]], *scales(model)]
+    assert {value.dtype for value in floating} == {np.dtype(np.float16)}
+    assert (opset_of(model), model.ir_version, quantized.onnx(graph).opset) == (19, 9, 19)
 
 
-def test_tensorrt_form_keeps_biases(built: Project) -> None:
-    """Biases stay in floating point: TensorRT takes no quantised ones."""
-    model = load(built, Graph.INT8)
-    values = weights(model)
-
-    biases = [values[node.input[2]] for node in nodes(model, "Conv", "Gemm")]
-    assert [bias.dtype for bias in biases] == [np.dtype(np.float32)] * 3
-
-
-def test_tensorrt_form_keeps_the_first_convolution(built: Project) -> None:
-    """The first convolution sees the image itself, and its weights are float32."""
-    model = load(built, Graph.INT8)
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_keeps_the_first_convolution(quantized: Project, graph: Graph) -> None:
+    """The first convolution sees the image itself, which a cast alone stands before."""
+    model = load(quantized, graph)
     first = nodes(model, "Conv")[0]
 
-    assert (first.input[0], weights(model)[first.input[1]].dtype) == ("image", np.dtype(np.float32))
+    assert [source_of(model, name) for name in first.input] == ["Cast", "", ""]
 
 
-def test_tensorrt_form_quantizes_what_follows(built: Project) -> None:
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_quantizes_what_follows(quantized: Project, graph: Graph) -> None:
     """Every later convolution and matrix product takes quantised activations and quantised weights."""
-    model = load(built, Graph.INT8)
+    model = load(quantized, graph)
 
     later = nodes(model, "Conv", "Gemm")[1:]
     assert len(later) == 2
     assert {source_of(model, name) for node in later for name in node.input[:2]} == {"DequantizeLinear"}
 
 
-def test_tensorrt_form_leaves_outputs(built: Project) -> None:
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_leaves_outputs(quantized: Project, graph: Graph) -> None:
     """The logits come out of the last layer as they are, not quantised."""
-    assert source_of(load(built, Graph.INT8), "logits") == "Gemm"
+    model = load(quantized, graph)
+    (cast,) = (node for node in model.graph.node if "logits" in node.output)
+
+    assert (cast.op_type, source_of(model, cast.input[0])) == ("Cast", "Gemm")
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_layers_keep_their_names(quantized: Project, graph: Graph) -> None:
+    """Convolutions and matrix products are called as in the FP32 graph."""
+    assert [node.name for node in nodes(load(quantized, graph), "Conv", "Gemm")] == [
+        node.name for node in nodes(load(quantized, Graph.FP32), "Conv", "Gemm")
+    ]
+
+
+@pytest.mark.parametrize(("graph", "bound"), [(Graph.INT8, 0.03), (Graph.FP8, 0.06)])
+def test_tensorrt_form_is_close_to_the_reference(quantized: Project, graph: Graph, bound: float) -> None:
+    """The logits are the FP32 reference's but for what quantising the type loses."""
+    assert relative_error(quantized, load(quantized, graph)) < bound
+
+
+def test_fp8_weights_are_the_models(quantized: Project) -> None:
+    """An E4M3 weight is the FP32 one to half a unit of its three bits, or to half the smallest step near zero."""
+    values, exact = weights(load(quantized, Graph.FP8)), weights(load(quantized, Graph.FP32))
+    scale = values["body.3.weight_scale"].astype(np.float32).reshape(-1, 1, 1, 1)
+    kernel = values["body.3.weight_quantized"].astype(np.float32)
+
+    error = np.abs(kernel * scale - exact["body.3.weight"])
+
+    assert 440 < np.abs(kernel).max() <= 448
+    assert (error <= np.maximum(np.abs(exact["body.3.weight"]) / 16, scale * 2.0**-10) * 1.001).all()
+
+
+def test_fp8_has_one_form(quantized: Project) -> None:
+    """TensorRT 8.6 knows no float8, so there is no graph for it."""
+    assert quantized.onnx(Graph.FP8).opset17 is None
+    assert not quantized.paths.onnx_opset17(Graph.FP8).exists()
+
+
+def test_opset17_form_is_fp32(built: Project) -> None:
+    """What TensorRT 8.6 reads is of opset 17 and IR version 8, with every weight in FP32."""
+    model = opset17(built)
+    values = weights(model)
+
+    assert (opset_of(model), model.ir_version) == (17, 8)
+    assert {values[name].dtype for node in nodes(model, "Conv", "Gemm") for name in node.input if name in values} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_opset17_form_has_pairs_on_weights(built: Project) -> None:
+    """Every quantised weight goes through a Q/DQ pair of its own, along the axis of its scales."""
+    model = opset17(built)
+    made_by = {node.output[0]: node for node in model.graph.node}
+    values = weights(model)
+
+    for node in nodes(model, "Conv", "Gemm")[1:]:
+        dequantize = made_by[node.input[1]]
+        quantize = made_by[dequantize.input[0]]
+        assert (quantize.op_type, list(quantize.input[1:])) == ("QuantizeLinear", list(dequantize.input[1:]))
+        assert list(quantize.attribute) == list(dequantize.attribute)
+        assert values[quantize.input[0]].dtype == np.dtype(np.float32)
+
+
+def test_both_int8_forms_hold_the_same_weights(built: Project) -> None:
+    """Quantising the weights of the opset 17 form gives those of the other, and their scales are equal."""
+    old, new = weights(opset17(built)), weights(load(built, Graph.INT8))
+
+    for name in ("body.3.weight", "body.8.weight"):
+        scale = old[f"{name}_scale"].reshape(-1, *[1] * (old[name].ndim - 1))
+        np.testing.assert_array_equal(np.rint(old[name] / scale), new[f"{name}_quantized"])
+        np.testing.assert_array_equal(old[f"{name}_scale"], new[f"{name}_scale"])
+
+
+def test_opset17_form_is_close_to_the_reference(built: Project) -> None:
+    """The opset 17 form loses no more than the other."""
+    assert relative_error(built, opset17(built)) < 0.03
+
+
+def test_scales_survive_fp16(built: Project) -> None:
+    """Scales of the FP32 form are numbers that fp16 holds exactly."""
+    assert all((scale == scale.astype(np.float16)).all() for scale in scales(opset17(built)))
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_casts_to_fp16_are_counted(quantized: Project, graph: Graph) -> None:
+    """The record counts the weights that become FP16, and of the quantised ones only the scales."""
+    casts = {cast.name: cast.elements for cast in quantized.onnx(graph).casts}
+
+    assert casts.items() >= {"body.0.weight": 864, "body.0.bias": 32, "body.3.bias": 64, "body.8.bias": 10}.items()
+    assert casts["body.3.weight_scale"] == 64
+    assert not {"body.3.weight", "body.3.weight_quantized"} & casts.keys()
+
+
+def test_values_beyond_fp16_are_counted(copied: Path) -> None:
+    """A bias that fp16 cannot hold becomes infinite, as in the FP16 graph, and the record says so."""
+    project = Project.load(copied / "pipeline.yaml")
+    model = load(project, Graph.FP32)
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "body.8.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.array([1e5, 1e-9, 1e-5, *[0] * 7], np.float32), bias.name))
+    onnx.save(model, project.paths.onnx(Graph.FP32))
+
+    record = make_quantized(project, Graph.INT8)
+
+    assert TensorCast(name="body.8.bias", elements=10, underflow=1, subnormal=1, overflow=1) in record.casts
+    assert np.isinf(weights(load(project, Graph.INT8))["body.8.bias"][0])
+
+
+def test_fp32_graph_of_a_later_opset(copied: Path) -> None:
+    """Where the FP32 graph could not be lowered there is no opset 17 form, and the other is made all the same."""
+    project = Project.load(copied / "pipeline.yaml")
+    onnx.save(to_opset(load(project, Graph.FP32), 18), project.paths.onnx(Graph.FP32))
+
+    record = make_quantized(project, Graph.INT8)
+
+    assert (record.opset, record.opset17) == (19, None)
+
+
+def test_record_vouches_for_both_files(built: Project) -> None:
+    """The record of int8 has the file for TensorRT 8.6 beside the other."""
+    assert [file.path for file in built.onnx(Graph.INT8).files] == [
+        "tiny/onnx/int8.onnx",
+        "tiny/onnx/int8.opset17.onnx",
+    ]
 
 
 def test_cpu_form_has_uint8_activations(built: Project) -> None:
@@ -125,7 +300,7 @@ def test_weights_are_int8_per_channel(built: Project, graph: Graph) -> None:
 def test_quantized_weights_are_the_models(built: Project, graph: Graph) -> None:
     """A quantised weight is the FP32 one, to half a step."""
     quantized, exact = weights(load(built, graph)), weights(load(built, Graph.FP32))
-    scale = quantized["body.3.weight_scale"].reshape(-1, 1, 1, 1)
+    scale = quantized["body.3.weight_scale"].astype(np.float32).reshape(-1, 1, 1, 1)
 
     error = np.abs(quantized["body.3.weight_quantized"] * scale - exact["body.3.weight"])
 
@@ -151,12 +326,12 @@ def test_quantizing_twice_gives_the_same_graph(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml")
     before = project.onnx(Graph.INT8).canonical_sha256
 
-    assert make_int8(project, Graph.INT8).canonical_sha256 == before
+    assert make_quantized(project, Graph.INT8).canonical_sha256 == before
 
 
 def test_quantizing_says_nothing(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The quantiser's own advice does not reach the terminal."""
-    make_int8(Project.load(copied / "pipeline.yaml"), Graph.INT8)
+    make_quantized(Project.load(copied / "pipeline.yaml"), Graph.INT8)
 
     assert capfd.readouterr() == ("", "")
 
@@ -165,7 +340,7 @@ def test_quantizing_leaves_logging_as_it_is(copied: Path) -> None:
     """The level of the root logger, which is everybody's, is what it was."""
     logging.getLogger().setLevel(logging.WARNING)
 
-    make_int8(Project.load(copied / "pipeline.yaml"), Graph.INT8_CPU)
+    make_quantized(Project.load(copied / "pipeline.yaml"), Graph.INT8_CPU)
 
     assert logging.getLogger().level == logging.WARNING
 
@@ -216,7 +391,7 @@ def test_graph_that_cannot_be_calibrated(copied: Path, graph: Graph) -> None:
     before = project.paths.onnx(graph).read_bytes()
 
     with pytest.raises(QuantizeError, match="cannot be quantised"):
-        make_int8(project, graph)
+        make_quantized(project, graph)
 
     assert project.paths.onnx(graph).read_bytes() == before
 
@@ -232,7 +407,7 @@ def test_quantizer_that_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
     files = sorted(project.paths.onnx(Graph.INT8).parent.iterdir())
 
     with pytest.raises(QuantizeError, match=r"(?s)cannot be quantised.*got: +ValueError: Invalid model$"):
-        make_int8(project, Graph.INT8)
+        make_quantized(project, Graph.INT8)
 
     assert sorted(project.paths.onnx(Graph.INT8).parent.iterdir()) == files
 
@@ -243,4 +418,4 @@ def test_damaged_fp32_graph(copied: Path) -> None:
     project.paths.onnx(Graph.FP32).write_bytes(b"no graph")
 
     with pytest.raises(PipelineError):
-        make_int8(project, Graph.INT8)
+        make_quantized(project, Graph.INT8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
@@ -18,7 +19,10 @@ from pipeline.records import (
     Backend,
     BatchTiming,
     BenchmarkReport,
+    BuiltFor,
+    Clock,
     DataRecord,
+    EngineFlavour,
     EngineMemory,
     FileRecord,
     GateCheck,
@@ -42,6 +46,8 @@ from pipeline.records import (
     WeightsOrigin,
     Workspace,
 )
+
+from .hosts import H100
 
 R = TypeVar("R", bound=Record)
 
@@ -99,7 +105,18 @@ _ARTIFACTS = st.builds(
     settings=st.lists(
         st.builds(Setting, name=_TEXTS, value=_TEXTS, applied=st.booleans(), note=_TEXTS), max_size=2
     ).map(tuple),
-    memory=st.none() | st.builds(EngineMemory, activation_bytes=_COUNTS, weights_bytes=_COUNTS),
+    memory=st.none() | st.builds(EngineMemory, activation_bytes=_COUNTS, weights_bytes=st.none() | _COUNTS),
+    built_for=st.none()
+    | st.builds(
+        BuiltFor,
+        flavour=st.sampled_from(EngineFlavour),
+        version=_TEXTS,
+        gpu=st.none() | _TEXTS,
+        compute_capabilities=st.lists(st.integers(1, 200), max_size=3).map(tuple),
+        version_compatible=st.booleans(),
+        hardware_compatibility=_TEXTS,
+    ),
+    timing_cache_sha256=st.none() | st.just("0" * 64),
     layers_sha256=st.none(),
     same_as=st.none() | _TEXTS,
     build_seconds=_FINITE,
@@ -108,12 +125,14 @@ _ARTIFACTS = st.builds(
 _TIMINGS = st.builds(
     BatchTiming,
     batch=st.integers(1, 10**6),
+    clock=st.sampled_from(Clock),
     runs=st.integers(1, 10**6),
     p50_ms=_FINITE,
     p90_ms=_FINITE,
     p99_ms=_FINITE,
     throughput_per_s=_FINITE,
     speedup=st.none() | _FINITE,
+    enqueue_us=st.none() | _FINITE,
 )
 
 
@@ -244,10 +263,41 @@ def test_graph_is_named_rather_than_its_precision() -> None:
     assert variant.name == "onnxruntime-int8-cpu"
 
 
+def test_precision_is_named_where_the_graph_is_another_precisions() -> None:
+    """A TF32 engine is built from FP32's graph, and is not called FP32."""
+    variant = Variant(model="m", target="t", backend=Backend.TENSORRT, precision=Precision.TF32, graph=Graph.FP32)
+    assert variant.name == "tf32"
+
+
 @pytest.mark.parametrize("graph", list(Graph))
 def test_graphs_precision_begins_its_name(graph: Graph) -> None:
     """A graph's precision is what its name begins with."""
     assert graph.value.split("-")[0] == graph.precision.value
+
+
+# GPUs.
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("NVIDIA H100 80GB HBM3", "sm90-h100-80gb-hbm3"),
+        ("NVIDIA GeForce RTX 4090", "sm90-geforce-rtx-4090"),
+        ("Tesla T4", "sm90-tesla-t4"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "sm90-a100-sxm4-40gb-mig-1g-5gb"),
+        ("Graphics/Device (test)", "sm90-graphics-device-test"),
+    ],
+)
+def test_gpus_slug_is_its_type_as_a_folder_may_be_called(name: str, slug: str) -> None:
+    """A slug begins with the compute capability, and leaves the maker's name out."""
+    assert H100.model_copy(update={"name": name}).slug == slug
+
+
+@given(st.text(max_size=30))
+@settings(deadline=None)
+def test_any_gpus_slug_fits_a_folders_name(name: str) -> None:
+    """Whatever a GPU is called, its slug has small letters, digits and single hyphens only."""
+    assert re.fullmatch(r"sm90-([a-z0-9]+(-[a-z0-9]+)*)?", H100.model_copy(update={"name": name}).slug)
 
 
 # Preprocessing.
@@ -350,8 +400,9 @@ def test_data_record_vouches_for_labels_where_there_are_any(labels: FileRecord |
     assert [file.path for file in record.files] == ["c", "v", *(["labels"] if labels else []), "r"]
 
 
-def test_onnx_record_vouches_for_the_graph() -> None:
-    """The ONNX file is the record's only file."""
+@pytest.mark.parametrize("opset17", [None, _file("o17")])
+def test_onnx_record_vouches_for_its_graphs(opset17: FileRecord | None) -> None:
+    """The ONNX file, and the one for TensorRT 8.6 where there is such."""
     record = OnnxRecord(
         key=KEY,
         built_at=NOW,
@@ -363,8 +414,9 @@ def test_onnx_record_vouches_for_the_graph() -> None:
         outputs=(),
         folded_batch_norms=0,
         casts=(),
+        opset17=opset17,
     )
-    assert record.files == (_file("o"),)
+    assert [file.path for file in record.files] == ["o", *(["o17"] if opset17 else [])]
 
 
 @pytest.mark.parametrize(
@@ -383,11 +435,23 @@ def test_artifact_vouches_for_file_and_log(file: str | None, log: str | None, pa
     assert [found.path for found in artifact.files] == paths
 
 
-@pytest.mark.parametrize("samples", [None, _file("s")])
-def test_benchmark_report_vouches_for_its_samples(samples: FileRecord | None) -> None:
-    """The raw latencies where there are any."""
-    report = BenchmarkReport(key=KEY, built_at=NOW, variant_id="m/t/v", outcome=Outcome.DONE, samples=samples)
-    assert report.files == ((samples,) if samples else ())
+@pytest.mark.parametrize(
+    ("samples", "cache", "paths"),
+    [(None, None, []), ("s", None, ["s"]), ("s", "c", ["s", "c"]), (None, "c", ["c"])],
+)
+def test_benchmark_report_vouches_for_samples_and_kernels(
+    samples: str | None, cache: str | None, paths: list[str]
+) -> None:
+    """The raw latencies and the compiled kernels, where there are any."""
+    report = BenchmarkReport(
+        key=KEY,
+        built_at=NOW,
+        variant_id="m/t/v",
+        outcome=Outcome.DONE,
+        samples=_file(samples) if samples else None,
+        runtime_cache=_file(cache) if cache else None,
+    )
+    assert [file.path for file in report.files] == paths
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pipeline.environment import missing_driver
 from pipeline.errors import PipelineError, RunError, UnsupportedError
+from pipeline.plan import Plan
 from pipeline.preprocessing import to_input
 from pipeline.project import Project
-from pipeline.records import Artifact, Backend, Graph
-from pipeline.runners import open_runner
+from pipeline.records import Artifact, Backend, Graph, Setting
+from pipeline.runners import _weights, gpu_of, open_runner, open_serialized
+
+from .hosts import H100, host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,16 +161,123 @@ def test_gpu_artifact_without_a_driver(built: Project, monkeypatch: pytest.Monke
         pass
 
 
-def test_gpu_artifact_with_a_driver(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a driver, what does not run on a GPU yet says so."""
+def test_gpu_artifact_with_a_driver_and_no_gpu(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver alone runs nothing."""
     monkeypatch.setattr("pipeline.runners.missing_driver", lambda: None)
-    found = artifact(built, "tiny/rtx-sm80+/fp16-b1-ws16MiB")
 
     with (
-        pytest.raises(UnsupportedError, match="does not run tensorrt artifacts on a GPU yet"),
-        open_runner(built, found),
+        pytest.raises(UnsupportedError, match="CUDA shows no GPU"),
+        open_runner(built, artifact(built, "tiny/rtx-sm80+/fp16-b1-ws16MiB")),
     ):
         pass
+
+
+def test_gpu_artifact_that_nothing_runs_yet(built: Project) -> None:
+    """With a GPU, what does not run on it yet says so."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+
+    with (
+        pytest.raises(UnsupportedError, match="does not run dynamo artifacts on a GPU yet"),
+        open_runner(project, artifact(built, "tiny/gpu/dynamo-fp16-b1-ws16MiB")),
+    ):
+        pass
+
+
+def test_runtime_that_is_not_installed(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact whose runtime is not there is unsupported, and the runtime is named."""
+    monkeypatch.setattr("pipeline.runners.installed", lambda module: module != "onnxruntime")
+
+    with (
+        pytest.raises(UnsupportedError, match="onnxruntime is not installed here"),
+        open_runner(built, artifact(built, f"{CPU}/onnxruntime-fp32")),
+    ):
+        pass
+
+
+# Engines, as far as a host without a GPU can open one.
+
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+
+
+def test_engine_without_a_gpu_is_unsupported(built: Project) -> None:
+    """An engine is loaded nowhere but into a GPU's memory."""
+    project = Project(Plan(built.config, host()), built.paths)
+
+    with (
+        pytest.raises(UnsupportedError, match=missing_driver() or "CUDA shows no GPU"),
+        open_serialized(project, artifact(built, ENGINE)),
+    ):
+        pass
+
+
+def test_gpu_of_an_artifact_is_its_targets(built: Project) -> None:
+    """A portable engine runs on the GPU that the configuration names."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+
+    assert gpu_of(project, artifact(built, ENGINE)) == H100
+
+
+def test_engine_that_does_not_say_what_it_runs_on(built: Project) -> None:
+    """An engine of which nothing is known is not tried."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    unknown = artifact(built, ENGINE).model_copy(update={"built_for": None})
+
+    with pytest.raises(RunError, match="does not say what its engine runs on"), open_serialized(project, unknown):
+        pass
+
+
+def test_damaged_engine_is_not_loaded(copied: Path) -> None:
+    """An engine with a flipped bit is refused before any library sees it, with both digests and the command."""
+    found = Project.load(copied / "pipeline.yaml")
+    project = Project(Plan(found.config, host(H100)), found.paths)
+    engine = artifact(project, ENGINE)
+    assert engine.file is not None
+    path = project.file(engine.file)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(RunError) as caught, open_serialized(project, engine):
+        pass
+
+    assert str(caught.value).splitlines() == [
+        f"{path} is damaged, or is not what was built",
+        f"  expected: SHA-256 {engine.file.sha256}",
+        f"  got:      SHA-256 {hashlib.sha256(data).hexdigest()}",
+        f"  fix:      run `python -m pipeline build {ENGINE}`",
+    ]
+
+
+def test_engine_for_a_version_that_is_not_here_is_not_loaded(built: Project) -> None:
+    """A whole engine of another version is refused by what its record says, before the library sees it."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    engine = artifact(built, ENGINE)
+    assert engine.built_for is not None
+    older = engine.model_copy(update={"built_for": engine.built_for.model_copy(update={"version": "1.0.0.0"})})
+
+    with (
+        pytest.raises(RunError, match=r"(?s)for another TensorRT.*got: +tensorrt_rtx 1\.0\.0\.0"),
+        open_serialized(project, older),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ((), False),
+        ((Setting(name="strip_plan", value="on", applied=False),), False),
+        ((Setting(name="strip_plan", value="on", applied=True),), True),
+    ],
+)
+def test_stripped_engine_takes_its_weights_from_the_graph(
+    built: Project, settings: tuple[Setting, ...], *, weights: bool
+) -> None:
+    """An engine that was really built without its weights is given the ONNX file that has them."""
+    engine = artifact(built, ENGINE).model_copy(update={"settings": settings})
+
+    assert _weights(built, engine) == (built.paths.onnx(Graph.FP16) if weights else None)
 
 
 def test_graphs_run_without_torch(built: Project) -> None:

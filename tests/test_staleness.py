@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.atomic import read_record, write_record
-from pipeline.plan import Stage, Step
+from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, Outcome
-from pipeline.staleness import is_current, key_of
+from pipeline.records import Artifact, Graph, Outcome
+from pipeline.staleness import is_current, key_of, taken_as_given
+
+from .hosts import H100, L4, TRT10, TRT86, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pipeline.records import Gpu, Host
 
     Change = Callable[[str], str]
 
@@ -188,3 +192,157 @@ def test_the_driver_is_in_no_key_of_what_needs_none(built: Project) -> None:
     for variant_id in ("tiny/cpu-x86_64/onnxruntime-fp16", ENGINE):
         names = [field.name for field in key_of(built, Step(Stage.BUILD, variant_id)).fields]
         assert "driver" not in names
+
+
+# What a build host without torch is given.
+
+GIVEN = [Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE]
+
+
+@pytest.fixture
+def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This host has no torch, and other versions of everything that made what it is given."""
+    monkeypatch.setattr("pipeline.staleness.installed", lambda module: module != "torch")
+    monkeypatch.setattr("pipeline.staleness.version", lambda _: "another")
+
+
+def stale_of_the_given(folder: Path) -> set[str]:
+    """Return the steps of the stages that need torch which have something to do."""
+    return {name for name in stale(folder) if Stage(name.partition(":")[0]) in GIVEN}
+
+
+@pytest.mark.usefixtures("_without_torch")
+def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
+    """Where the configuration is the same and the digests hold, other versions of the tools change nothing."""
+    assert stale_of_the_given(copied) == set()
+
+
+def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch, results of another version of it are stale."""
+    monkeypatch.setattr("pipeline.staleness.version", lambda _: "another")
+    assert SOURCE in stale_of_the_given(copied)
+
+
+@pytest.mark.usefixtures("_without_torch")
+@pytest.mark.parametrize("damage", ["weights", "calibration", "reference", "fp16", "int8"])
+def test_given_result_that_is_damaged_is_not_taken(copied: Path, damage: str) -> None:
+    """A flipped bit in a file that was made elsewhere makes its step stale, and no step that does not own it."""
+    paths = Project.load(copied / "pipeline.yaml").paths
+    owners = {
+        "weights": (paths.weights, SOURCE),
+        "calibration": (paths.calibration, DATA),
+        "reference": (paths.reference, DATA),
+        "fp16": (paths.onnx(Graph.FP16), "export:tiny/fp16"),
+        "int8": (paths.onnx(Graph.INT8), "quantize:tiny/int8"),
+    }
+    file, owner = owners[damage]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert stale_of_the_given(copied) == {owner}
+
+
+@pytest.mark.usefixtures("_without_torch")
+@pytest.mark.parametrize(
+    ("old", "new", "owner"),
+    [
+        ("mean: [0.5,", "mean: [0.4,", SOURCE),
+        ("weights: sample", "weights: factory", SOURCE),
+        ("tests.tiny_model:make", "tests.factories:three_classes", SOURCE),
+        ("calibration: 32", "calibration: 48", DATA),
+        ("data: {", "data: {images: photographs, ", DATA),
+    ],
+)
+def test_given_result_of_another_configuration_is_not_taken(copied: Path, old: str, new: str, owner: str) -> None:
+    """What was made elsewhere for other settings than this configuration's is stale."""
+    rewrite(copied, lambda text: text.replace(old, new))
+    assert owner in stale_of_the_given(copied)
+
+
+@pytest.mark.usefixtures("_without_torch")
+def test_given_result_that_is_missing_is_not_taken(copied: Path) -> None:
+    """Nothing is taken for given that is not there."""
+    Project.load(copied / "pipeline.yaml").paths.onnx_record(Graph.FP16).unlink()
+    assert stale_of_the_given(copied) == {"export:tiny/fp16"}
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_only_what_needs_torch_is_taken_as_given(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """Builds, validations, benchmarks and the manifest are this host's own work."""
+    monkeypatch.setattr("pipeline.staleness.installed", lambda _: False)
+    assert taken_as_given(Step(stage, "tiny")) is (stage in GIVEN)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_nothing_is_taken_as_given_where_torch_is(stage: Stage) -> None:
+    """A host with torch makes everything itself."""
+    assert not taken_as_given(Step(stage, "tiny"))
+
+
+# What an engine depends on.
+
+
+def engine_fields(project: Project, there: Host, **settings: object) -> dict[str, str]:
+    """Return the fields of the key of the first FP16 engine on some host, by name."""
+    tensorrt = project.config.tensorrt.model_copy(update=settings)
+    plan = Plan(project.config.model_copy(update={"tensorrt": tensorrt}), there)
+    variant = next(item for item in plan.variants if item.graph is Graph.FP16 and item.profile)
+    key = key_of(Project(plan, project.paths), Step(Stage.BUILD, variant.id))
+    return {field.name: field.value for field in key.fields}
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    """Return the names of the fields that differ, but for the variant's own name."""
+    return {name for name in one if one[name] != other[name]} - {"variant"}
+
+
+@pytest.mark.parametrize(
+    ("there", "names"),
+    [
+        (host(L4, flavours=(TRT10,)), {"gpu"}),
+        (host(H100, flavours=(TRT86,)), {"flavour_version"}),
+        (host(H100.model_copy(update={"uuid": "GPU-2", "index": 0}), flavours=(TRT10,)), set()),
+    ],
+    ids=["another type", "another version", "another one of the type"],
+)
+def test_tuned_engine_depends_on_gpu_and_version(built: Project, there: Host, names: set[str]) -> None:
+    """Another type of GPU or another version builds anew; another GPU of the type does not."""
+    before = engine_fields(built, host(H100, flavours=(TRT10,)))
+    assert differences(before, engine_fields(built, there)) == names
+
+
+@pytest.mark.parametrize("gpus", [(), (H100,), (L4.model_copy(update={"index": 0}),)])
+def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]) -> None:
+    """What is built ahead of time is the same on every host."""
+    assert differences(engine_fields(built, host()), engine_fields(built, host(*gpus))) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimization_level", 5),
+        ("refit", True),
+        ("strip_plan", True),
+        ("version_compatible", True),
+    ],
+)
+def test_engine_depends_on_what_changes_it(built: Project, name: str, value: object) -> None:
+    """A setting of the builder builds anew."""
+    there = host(H100, flavours=(TRT10,))
+    assert differences(engine_fields(built, there), engine_fields(built, there, **{name: value})) == {"settings"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["timing_cache: false", "kernel_specialization: lazy", "build_timeout_seconds: 7", "flavour: tensorrt_rtx"],
+)
+def test_setting_that_changes_no_engine_builds_nothing(copied: Path, setting: str) -> None:
+    """What only says how an engine is built or run leaves builds and validations as they are."""
+    rewrite(copied, lambda text: text + f"tensorrt: {{{setting}}}\n")
+    assert {name for name in stale(copied) if not name.startswith("benchmark:")} == set()
+
+
+def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
+    """When kernels are compiled changes latencies."""
+    rewrite(copied, lambda text: text + "tensorrt: {kernel_specialization: lazy}\n")
+    assert "benchmark:tiny/rtx-sm80+" in stale(copied)

@@ -11,6 +11,7 @@ from pipeline.records import (
     Accuracy,
     Backend,
     BatchTiming,
+    Clock,
     FileRecord,
     Interpolation,
     Key,
@@ -22,7 +23,7 @@ from pipeline.records import (
     Status,
     WeightsOrigin,
 )
-from pipeline.table import print_manifest
+from pipeline.table import preferred, print_manifest
 
 ACCURACY = Accuracy(
     samples=100,
@@ -62,6 +63,13 @@ SKIPPED = ManifestEntry(
     status=Status.SKIPPED,
     reason="no NVIDIA driver found",
     file=None,
+    built_for=None,
+    executed=None,
+    layers=(),
+    device_memory_bytes=None,
+    cold_start=None,
+    runtime_cache=None,
+    smallest_workspace=None,
     equals=(),
     inputs=(),
     outputs=(),
@@ -163,6 +171,53 @@ def test_shared_file_is_marked() -> None:
     text = _printed(_engine(equals=("m/rtx-sm80+/fp16-b1-ws2GiB",)), sharing)
     assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[1] == "23.5"
     assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[1] == "=23.5"
+
+
+@pytest.mark.parametrize(
+    ("clocks", "shown"),
+    [
+        ((Clock.HOST, Clock.GPU, Clock.GPU_GRAPH), Clock.GPU_GRAPH),
+        ((Clock.HOST, Clock.GPU), Clock.GPU),
+        ((Clock.HOST,), Clock.HOST),
+    ],
+)
+def test_preferred_timing_is_the_gpus_own(clocks: tuple[Clock, ...], shown: Clock) -> None:
+    """Of the clocks that timed a batch the CUDA graph's is shown, then the GPU's, then the host's."""
+    timings = tuple(_timing(1, 1.0, None).model_copy(update={"clock": clock}) for clock in clocks)
+    found = preferred(_engine(timings=timings), 1)
+    assert found is not None
+    assert found.clock is shown
+
+
+def test_preferred_timing_of_a_batch_that_was_not_timed_is_none() -> None:
+    """There is nothing to show of a batch that nobody timed."""
+    assert preferred(_engine(), 2) is None
+
+
+def test_latency_below_a_millisecond_has_microseconds() -> None:
+    """0.2123 ms is not 0.21 ms, where a tenth of that is what engines differ in."""
+    assert "0.212 ms" in _printed(_engine(timings=(_timing(1, 0.2123, None),)))
+
+
+def test_other_executed_precision_is_told() -> None:
+    """An FP32 engine that multiplied in TF32 says so beside its status."""
+    entry = _engine(precision=Precision.FP32, executed=Precision.TF32)
+    assert _cells(_printed(entry), "rtx").endswith("deployable (tf32)")
+
+
+def test_executed_precision_that_was_asked_for_is_not_told() -> None:
+    """What computed as asked needs no remark."""
+    entry = _engine(precision=Precision.FP16, executed=Precision.FP16)
+    assert _cells(_printed(entry), "rtx").endswith("deployable")
+
+
+def test_smallest_workspace_is_starred_and_explained() -> None:
+    """The workspace to take is marked, and a line below says what the mark is."""
+    small, large = "m/rtx-sm80+/fp16-b1-ws1GiB", "m/rtx-sm80+/fp16-b1-ws2GiB"
+    text = _printed(_engine(smallest_workspace=small), _engine(id=large, smallest_workspace=small))
+    assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[-2:] == ["deployable", "*"]
+    assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[-1] == "deployable"
+    assert text.splitlines()[-1] == "* the smallest workspace within 1 % of the best latency"
 
 
 def test_reason_is_printed_once_and_referred_to() -> None:

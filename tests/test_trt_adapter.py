@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pipeline.config import HardwareCompatibility, TacticSource, TensorRTConfig
 from pipeline.errors import BuildError, UnsupportedError
-from pipeline.records import EngineMemory, Graph, Profile, TensorSpec
+from pipeline.records import BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, Profile, TensorSpec
 from pipeline.trt_adapter import (
     BuildLog,
     BuiltEngine,
     EngineRequest,
     Flavour,
-    _failure,
-    _layers_digest,
-    _logged,
     build_engine,
-    int8_convolutions,
     load_flavour,
 )
+from pipeline.trt_adapter.builder import _failure, _layers_digest, _measure, unsupported
+
+from .hosts import H100
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +41,7 @@ LARGE = Profile(min=256, opt=256, max=256)
 @pytest.fixture(scope="module")
 def flavour() -> Flavour:
     """The installed TensorRT-RTX."""
-    return load_flavour()
+    return load_flavour(EngineFlavour.TENSORRT_RTX)
 
 
 def request_of(
@@ -48,9 +50,23 @@ def request_of(
     profile: Profile = RANGE,
     workspace_bytes: int = 16 * MIB,
     compute_capabilities: tuple[int, ...] = (80, 86, 89, 120),
+    **settings: object,
 ) -> EngineRequest:
     """Return a request to build one of the tiny model's graphs."""
-    return EngineRequest(project.file(project.onnx(graph).file), profile, workspace_bytes, compute_capabilities)
+    return EngineRequest(
+        onnx=project.file(project.onnx(graph).file),
+        precision=graph.precision,
+        profile=profile,
+        workspace_bytes=workspace_bytes,
+        compute_capabilities=compute_capabilities,
+        gpu=None,
+        settings=TensorRTConfig.model_validate(settings),
+    )
+
+
+def request_for(file: Path, precision: Precision = Precision.FP32) -> EngineRequest:
+    """Return a request to build a file."""
+    return EngineRequest(file, precision, RANGE, MIB, (80,), None, TensorRTConfig())
 
 
 def build(flavour: Flavour, request: EngineRequest) -> BuiltEngine:
@@ -60,20 +76,36 @@ def build(flavour: Flavour, request: EngineRequest) -> BuiltEngine:
 
 def test_flavour_knows_its_version(flavour: Flavour) -> None:
     """The flavour names itself and its full version."""
-    assert flavour.name == "tensorrt_rtx"
+    assert flavour.name is EngineFlavour.TENSORRT_RTX
+    assert str(flavour) == f"tensorrt_rtx {flavour.version}"
     assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", flavour.version)
 
 
-def test_flavour_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TensorRT-RTX the message says what to install."""
+def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavour) -> None:
+    """Precisions are the graph's, and nothing is timed."""
+    assert (flavour.strongly_typed, flavour.tunes) == (True, False)
 
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}")
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        (EngineFlavour.TENSORRT_RTX, "the dependency group `rtx`"),
+        (EngineFlavour.TENSORRT, "the extra `tensorrt`"),
+    ],
+)
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'x'"), OSError("libnvinfer.so.8: not found")])
+def test_flavour_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, name: EngineFlavour, group: str, error: Exception
+) -> None:
+    """Without the module, or without its libraries, the message says why and what to install."""
+
+    def missing(_: str) -> None:
+        raise error
 
     monkeypatch.setattr(importlib, "import_module", missing)
 
-    with pytest.raises(UnsupportedError, match=r"(?s)not installed.*dependency group `rtx`"):
-        load_flavour()
+    with pytest.raises(UnsupportedError, match=rf"(?s){name.value} is not installed.*{re.escape(str(error))}.*{group}"):
+        load_flavour(name)
 
 
 @pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
@@ -90,6 +122,8 @@ def test_engine_says_what_memory_it_needs(built: Project, flavour: Flavour) -> N
     wide = build(flavour, request_of(built, Graph.FP32)).memory
     narrow = build(flavour, request_of(built, Graph.FP16)).memory
 
+    assert wide.weights_bytes is not None
+    assert narrow.weights_bytes is not None
     assert wide.weights_bytes >= 4 * (864 + 18432 + 10240)
     assert narrow.weights_bytes < 0.6 * wide.weights_bytes
 
@@ -112,6 +146,84 @@ def test_settings_are_recorded(built: Project, flavour: Flavour) -> None:
         "profiling_verbosity": "detailed",
         "compute_capabilities": "80, 86, 89, 120",
     }
+
+
+def test_engine_says_what_it_runs_on(built: Project, flavour: Flavour) -> None:
+    """An engine that was built ahead of time names its generations and no GPU."""
+    assert build(flavour, request_of(built, compute_capabilities=(80, 120))).built_for == BuiltFor(
+        flavour=EngineFlavour.TENSORRT_RTX, version=flavour.version, gpu=None, compute_capabilities=(80, 120)
+    )
+
+
+def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour) -> None:
+    """TensorRT-RTX multiplies FP32 in TF32 whatever is asked, and the engine's settings say so."""
+    (setting,) = [setting for setting in build(flavour, request_of(built)).settings if setting.name == "tf32"]
+
+    assert (setting.value, setting.applied) == ("off", False)
+    assert "multiplies FP32 in TF32" in setting.note
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimization_level", 3),
+        ("tactic_sources", (TacticSource.JIT_CONVOLUTIONS,)),
+        ("hardware_compatibility", HardwareCompatibility.AMPERE_PLUS),
+        ("version_compatible", True),
+        ("refit", True),
+        ("strip_plan", True),
+        ("timing_cache", True),
+    ],
+)
+def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
+    """What a flavour that builds ahead of time cannot apply is in the result, with the reason, and changes nothing."""
+    engine = build(flavour, request_of(built, Graph.FP16, **{name: value}))
+
+    (setting,) = [setting for setting in engine.settings if setting.name == name]
+    assert not setting.applied
+    assert setting.note.startswith(f"{flavour} ")
+    assert engine.layers_sha256 == build(flavour, request_of(built, Graph.FP16)).layers_sha256
+
+
+def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:
+    """Nothing is timed ahead of time, and nothing is kept."""
+    engine = build(flavour, request_of(built, timing_cache=False))
+
+    assert ("timing_cache", "off", True) in {(item.name, item.value, item.applied) for item in engine.settings}
+    assert engine.timing_cache == b""
+
+
+class _Seen:
+    """Keeps what a builder tells of its phases."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self.finished: list[str] = []
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """Keep it."""
+        del parent
+        self.phases[phase] = steps
+
+    def step(self, phase: str, done: int) -> None:
+        """Keep it."""
+        self.done[phase] = done
+
+    def finish(self, phase: str) -> None:
+        """Keep it."""
+        self.finished.append(phase)
+
+
+def test_progress_is_told_of_the_builders_phases(built: Project, flavour: Flavour) -> None:
+    """Every phase that begins ends, and no step is past its phase's number of steps."""
+    seen = _Seen()
+
+    build_engine(flavour, request_of(built), BuildLog(), seen)
+
+    assert seen.phases
+    assert set(seen.finished) == set(seen.phases)
+    assert all(done <= seen.phases[phase] for phase, done in seen.done.items())
 
 
 def test_build_says_nothing_on_the_terminal(
@@ -223,13 +335,13 @@ def test_unreadable_graph(tmp_path: Path, flavour: Flavour, content: bytes) -> N
     (tmp_path / "bad.onnx").write_bytes(content)
 
     with pytest.raises(BuildError, match=r"(?s)cannot read the ONNX graph.*got: +\S"):
-        build(flavour, EngineRequest(tmp_path / "bad.onnx", RANGE, MIB, (80,)))
+        build(flavour, request_for(tmp_path / "bad.onnx"))
 
 
 def test_missing_graph(tmp_path: Path, flavour: Flavour) -> None:
     """A file that is not there is named."""
     with pytest.raises(BuildError, match=r"gone\.onnx"):
-        build(flavour, EngineRequest(tmp_path / "gone.onnx", RANGE, MIB, (80,)))
+        build(flavour, request_for(tmp_path / "gone.onnx"))
 
 
 def test_graph_with_an_unknown_operator(tmp_path: Path, flavour: Flavour) -> None:
@@ -241,7 +353,7 @@ def test_graph_with_an_unknown_operator(tmp_path: Path, flavour: Flavour) -> Non
     onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "a.onnx")
 
     with pytest.raises(BuildError, match=r"(?s)cannot read the ONNX graph.*Mystery"):
-        build(flavour, EngineRequest(tmp_path / "a.onnx", RANGE, MIB, (80,)))
+        build(flavour, request_for(tmp_path / "a.onnx"))
 
 
 def test_empty_graph(tmp_path: Path, flavour: Flavour) -> None:
@@ -249,36 +361,92 @@ def test_empty_graph(tmp_path: Path, flavour: Flavour) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
 
     with pytest.raises(BuildError, match=r"(?s)the builder gave no engine.*at least one output"):
-        build(flavour, EngineRequest(tmp_path / "empty.onnx", RANGE, MIB, (80,)))
+        build(flavour, request_for(tmp_path / "empty.onnx"))
 
 
 def test_failure_without_an_error(tmp_path: Path) -> None:
     """A builder that fails in silence is said to have."""
-    error = _failure(BuildLog(), EngineRequest(tmp_path, RANGE, MIB, (80,)))
+    error = _failure(BuildLog(), request_for(tmp_path))
 
     assert "no error in its log" in str(error)
 
 
-def test_memory_that_is_not_reported() -> None:
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("Exceeded mem budget of 1049576. Need 3146728", "give `workspaces` in pipeline.yaml at least 3MiB"),
+        ("could not find any implementation within workspace limit", "in which no kernel runs"),
+        ("Cuda Runtime (out of memory)", "the GPU ran out of memory while building"),
+        ("OutOfMemory: no room", "the GPU ran out of memory while building"),
+        ("something else", "got: +something else"),
+    ],
+)
+def test_failure_says_what_the_log_says(tmp_path: Path, message: str, says: str) -> None:
+    """Each reason that a builder's log gives becomes one that a person can act on."""
+    log = BuildLog()
+    log.add("ERROR", message)
+
+    assert re.search(says, str(_failure(log, request_for(tmp_path))))
+
+
+def test_memory_that_is_not_reported(flavour: Flavour) -> None:
     """A builder that does not say what memory an engine needs is an error, not a zero."""
     with pytest.raises(BuildError, match=r"did not say what memory"):
-        _logged(BuildLog(), r"Total Weights Memory: (\d+) bytes")
+        _measure(flavour, b"plan", BuildLog())
 
 
-def test_int8_probe(flavour: Flavour, capfd: pytest.CaptureFixture[str]) -> None:
-    """Version 1.4 cannot build int8 convolutions: the probe says so, and nothing on the terminal."""
+def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
+    """A builder that does not say how large the weights are is not taken to have said nothing."""
+    log = BuildLog()
+    log.add("INFO", "Total Activation Memory: 1024 bytes")
+
+    memory, _ = _measure(flavour, b"plan", log)
+
+    assert memory == EngineMemory(activation_bytes=1024, weights_bytes=None)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_quantized_probe(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
+    """Version 1.4 cannot build quantised convolutions for SM 80: the probe says so."""
     assert flavour.version.startswith("1.4.")
 
-    assert int8_convolutions(flavour) == f"tensorrt_rtx {flavour.version} cannot build int8 convolutions"
-    assert capfd.readouterr() == ("", "")
+    reason = unsupported(flavour, request_for(tmp_path, precision))
+
+    assert reason == f"tensorrt_rtx {flavour.version} cannot build {precision.value} convolutions for SM 80"
 
 
-def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour) -> None:
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16])
+def test_what_is_not_quantized_is_not_probed(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
+    """Nothing is known against building in floating point."""
+    assert unsupported(flavour, request_for(tmp_path, precision)) is None
+
+
+@pytest.mark.parametrize(("precision", "needed"), [(Precision.TF32, 80), (Precision.BF16, 80), (Precision.FP8, 89)])
+def test_gpu_that_lacks_the_hardware(tmp_path: Path, flavour: Flavour, precision: Precision, needed: int) -> None:
+    """A type that the GPU cannot multiply in is refused with what it needs and what it is."""
+    old = H100.model_copy(update={"name": "Tesla T4", "compute_capability": 75})
+    request = replace(request_for(tmp_path, precision), compute_capabilities=(), gpu=old)
+
+    expected = f"{precision.value} needs SM {needed} or later, and the Tesla T4 is SM 75"
+    assert unsupported(flavour, request) == expected
+
+
+def test_engine_for_other_gpus_is_built_on_any(tmp_path: Path, flavour: Flavour) -> None:
+    """What is built ahead of time does not depend on the GPU of the host that builds it."""
+    old = H100.model_copy(update={"compute_capability": 75})
+    request = replace(request_for(tmp_path, Precision.BF16), gpu=old)
+
+    assert unsupported(flavour, request) is None
+
+
+def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the probe refuses cannot be built: the tiny model's int8 graph gives no engine."""
-    assert int8_convolutions(flavour) is not None
+    request = request_of(built, Graph.INT8, workspace_bytes=64 * MIB)
+    assert unsupported(flavour, request) is not None
+    monkeypatch.setattr("pipeline.trt_adapter.builder.unsupported", lambda *_: None)
 
     with pytest.raises(BuildError, match="the builder gave no engine"):
-        build(flavour, request_of(built, Graph.INT8, workspace_bytes=64 * MIB))
+        build(flavour, request)
 
 
 # The log
@@ -325,6 +493,16 @@ def test_log_finds_the_last_match() -> None:
 
     assert found
     assert found[1] == "2"
+
+
+def test_log_writes_every_line_at_once() -> None:
+    """A file that the log is given has each line before the next is said, so that a crash loses none."""
+    file = io.StringIO()
+    log = BuildLog(file)
+
+    log.add("INFO", "first")
+
+    assert file.getvalue() == log.text() == "INFO           first\n"
 
 
 def test_log_finds_nothing() -> None:

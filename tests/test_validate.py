@@ -16,8 +16,26 @@ from pipeline.atomic import describe_file, read_record, write_record
 from pipeline.config import Gate
 from pipeline.errors import RunError
 from pipeline.project import Project
-from pipeline.records import Accuracy, AccuracyReport, Artifact, Graph, OnnxRecord, Outcome
-from pipeline.validate import judge, measure, run_batches, validate_variant, wilson
+from pipeline.records import (
+    Accuracy,
+    AccuracyReport,
+    Artifact,
+    GateCheck,
+    Graph,
+    LayerShare,
+    OnnxRecord,
+    Outcome,
+    Precision,
+)
+from pipeline.validate import (
+    executed_precision,
+    judge,
+    judge_layers,
+    measure,
+    run_batches,
+    validate_variant,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,3 +197,104 @@ def test_an_artifact_that_does_not_load_is_a_failure(copied: Path, capsys: pytes
     assert "ONNX Runtime cannot load" in capsys.readouterr().err
     report = read_record(project.paths.accuracy(project.plan.variant(FP16)), AccuracyReport)
     assert report.outcome is Outcome.FAILED
+
+
+# What an engine computed in.
+
+
+def layers(*found: tuple[Precision | None, int]) -> tuple[LayerShare, ...]:
+    """Return shares of layers, the most frequent first."""
+    return tuple(LayerShare(precision=precision, layers=count, examples=()) for precision, count in found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "relative_l2", "executed"),
+    [
+        (Precision.FP32, layers((Precision.FP32, 20)), 1e-6, Precision.FP32),
+        (Precision.FP32, layers((Precision.FP32, 20)), 4e-4, Precision.TF32),
+        (Precision.FP32, layers((Precision.FP32, 19), (Precision.TF32, 1)), 1e-6, Precision.TF32),
+        (Precision.TF32, layers((Precision.TF32, 20)), 4e-4, Precision.TF32),
+        (Precision.TF32, layers((Precision.FP32, 20)), 4e-4, Precision.TF32),
+        (Precision.TF32, layers((Precision.FP32, 20)), 1e-6, Precision.FP32),
+        (Precision.FP16, layers((Precision.FP16, 20), (Precision.FP32, 1)), 1e-3, Precision.FP16),
+        (Precision.FP16, layers((Precision.FP32, 20)), 1e-6, Precision.FP32),
+        (Precision.INT8, layers((Precision.INT8, 19), (Precision.FP16, 1)), 0.05, Precision.INT8),
+        (Precision.FP16, layers((None, 20)), 1e-3, None),
+        (Precision.FP32, (), 1e-3, None),
+    ],
+)
+def test_executed_precision_is_that_of_most_layers(
+    asked: Precision, found: tuple[LayerShare, ...], relative_l2: float, executed: Precision | None
+) -> None:
+    """An engine computed in what most of its convolutions multiply in; numbers tell TF32 from strict FP32."""
+    assert executed_precision(asked, found, relative_l2, 1e-5) is executed
+
+
+@pytest.mark.parametrize(
+    ("claimed", "found", "value", "passed"),
+    [
+        (Precision.FP16, layers((Precision.FP16, 20)), "100.0%", True),
+        (Precision.FP16, layers((Precision.FP16, 19), (Precision.FP32, 1)), "95.0%", True),
+        (Precision.FP16, layers((Precision.FP16, 18), (Precision.FP32, 2)), "90.0%", False),
+        (Precision.FP16, layers((Precision.FP32, 20)), "0.0%", False),
+        (Precision.TF32, layers((Precision.FP32, 10), (Precision.TF32, 10)), "100.0%", True),
+        (Precision.FP32, layers((Precision.FP32, 10), (Precision.TF32, 10)), "50.0%", False),
+        (Precision.INT8, layers((Precision.INT8, 4), (Precision.FP16, 1)), "80.0%", True),
+        (Precision.INT8, layers((Precision.INT8, 3), (Precision.FP16, 1)), "75.0%", False),
+        (Precision.FP8, layers((Precision.FP8, 19), (Precision.FP16, 1)), "95.0%", True),
+        (Precision.BF16, layers((None, 20)), "0.0%", False),
+    ],
+)
+def test_layers_are_held_against_the_claimed_precision(
+    claimed: Precision, found: tuple[LayerShare, ...], value: str, *, passed: bool
+) -> None:
+    """An engine that claims a precision multiplies in it, but for a few layers; quantisers leave more."""
+    bound = "80%" if claimed in {Precision.INT8, Precision.FP8} else "95%"
+    assert judge_layers(claimed, found) == (
+        GateCheck(metric="executed precision", bound=f"≥ {bound} {claimed.value}", value=value, passed=passed),
+    )
+
+
+def test_artifact_that_tells_no_layers_is_not_held_against_them() -> None:
+    """ONNX Runtime tells nothing, and a network may have no convolution."""
+    assert judge_layers(Precision.FP16, ()) == ()
+
+
+# Batches of an engine.
+
+
+def sizes_of(samples: int, batch: int, smallest: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Run samples whose only number is their index; return the sizes of the batches, and the results."""
+    source = np.arange(samples, dtype=np.float32).reshape(samples, 1)
+    sizes: list[int] = []
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        sizes.append(len(images))
+        return images * 2
+
+    return sizes, run_batches(run, lambda start, stop: source[start:stop], samples, batch=batch, smallest=smallest)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "smallest", "sizes"),
+    [
+        (10, 4, 1, [4, 4, 2]),
+        (10, 4, 4, [4, 4, 4]),
+        (3, 8, 8, [8]),
+        (8, 8, 8, [8]),
+        (5, 4, 3, [4, 3]),
+        (1, 1, 1, [1]),
+    ],
+)
+def test_batches_are_as_large_as_the_engine_takes(samples: int, batch: int, smallest: int, sizes: list[int]) -> None:
+    """Only the last batch is smaller, and it is filled up to the smallest that the engine takes."""
+    assert sizes_of(samples, batch, smallest)[0] == sizes
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.data())
+def test_filled_batches_are_cut_again(samples: int, batch: int, data: st.DataObject) -> None:
+    """Whatever the sizes, every sample has its own result, in order, and no filling is left."""
+    smallest = data.draw(st.integers(1, batch))
+    sizes, results = sizes_of(samples, batch, smallest)
+    assert results.ravel().tolist() == [2.0 * index for index in range(samples)]
+    assert all(smallest <= size <= batch for size in sizes)

@@ -1,0 +1,24 @@
+"""The one place that knows TensorRT's flavours, from 8.6 to 11 and TensorRT-RTX.
+
+What a flavour can do is asked of it (`hasattr`), never looked up by version.
+"""
+
+from pipeline.trt_adapter.builder import BuiltEngine, EngineRequest, build_engine
+from pipeline.trt_adapter.flavour import BuildLog, Flavour, load_flavour
+from pipeline.trt_adapter.inspector import EngineLayer, read_layers, shares
+from pipeline.trt_adapter.runtime import ExecutionContext, LoadedEngine, load_engine
+
+__all__ = [
+    "BuildLog",
+    "BuiltEngine",
+    "EngineLayer",
+    "EngineRequest",
+    "ExecutionContext",
+    "Flavour",
+    "LoadedEngine",
+    "build_engine",
+    "load_engine",
+    "load_flavour",
+    "read_layers",
+    "shares",
+]

@@ -1,0 +1,83 @@
+"""An engine's layers, as its inspector tells them: which type each convolution and matrix product multiplies in."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.records import LayerShare, Precision
+
+_MULTIPLIES = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|fullyconnected|\bfc\b", re.IGNORECASE)
+"""Layer types of convolutions and matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and 10),
+`correlation` (TensorRT-RTX)."""
+
+_TYPES = (
+    (re.compile(r"\bint8\b", re.IGNORECASE), Precision.INT8),
+    (re.compile(r"fp8|e4m3", re.IGNORECASE), Precision.FP8),
+    (re.compile(r"bfloat16|bf16", re.IGNORECASE), Precision.BF16),
+    (re.compile(r"half|fp16|float16", re.IGNORECASE), Precision.FP16),
+    (re.compile(r"float|fp32", re.IGNORECASE), Precision.FP32),
+)
+"""What the inspector calls a tensor's type or format (`Half`, `Two wide channel vectorized row major FP16 format`)."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of an engine."""
+
+    name: str
+    kind: str
+    tactic: str
+    precision: Precision | None
+    """What it multiplies in; None where it does not multiply, or does not tell."""
+
+    @property
+    def multiplies(self) -> bool:
+        """It is a convolution or a matrix product."""
+        return _MULTIPLIES.search(self.kind) is not None
+
+
+def read_layers(text: str) -> tuple[EngineLayer, ...]:
+    """Return the layers in an inspector's JSON; empty where the engine was built without details."""
+    layers = json.loads(text).get("Layers", [])
+    return tuple(_layer(layer) for layer in layers if isinstance(layer, dict))
+
+
+def _layer(layer: dict[str, Any]) -> EngineLayer:
+    kind = str(layer.get("LayerType", ""))
+    if kind == "Reformat":
+        return EngineLayer(str(layer.get("Name", "")), kind, "", None)
+    kind = str(layer.get("ParameterType") or kind)
+    tactic = str(layer.get("TacticName", ""))
+    return EngineLayer(str(layer.get("Name", "")), kind, tactic, _precision(layer, tactic))
+
+
+def _precision(layer: dict[str, Any], tactic: str) -> Precision | None:
+    """Return the type of a layer's first input; FP32 that a tensor core multiplies says so in its tactic's name.
+
+    TensorRT does not tell an input's type where shapes are dynamic ("N/A due to dynamic shapes"): then the weights' is
+    taken.
+    """
+    inputs, weights = layer.get("Inputs") or [], layer.get("Weights")
+    first = inputs[0] if inputs and isinstance(inputs[0], dict) else {}
+    shown = [str(first.get(name, "")) for name in ("Format/Datatype", "Datatype", "Format")]
+    shown.append(str(weights.get("Type", "")) if isinstance(weights, dict) else "")
+    found = next((precision for text in shown for pattern, precision in _TYPES if pattern.search(text)), None)
+    return Precision.TF32 if found is Precision.FP32 and "tf32" in tactic.lower() else found
+
+
+def shares(layers: tuple[EngineLayer, ...]) -> tuple[LayerShare, ...]:
+    """Count the convolutions and matrix products by the type that they multiply in, the most frequent first."""
+    found: dict[Precision | None, list[str]] = {}
+    for layer in layers:
+        if layer.multiplies:
+            found.setdefault(layer.precision, []).append(layer.name)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return tuple(
+        LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))
+        for precision, names in ordered
+    )

@@ -1,0 +1,81 @@
+"""A project whose engines were built on this GPU, and what the tests open of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.environment import installed, missing_driver
+from pipeline.plan import Stage
+from pipeline.project import Project
+from pipeline.records import Backend, Outcome, Precision
+from tests.conftest import TINY
+
+if TYPE_CHECKING:
+    from pipeline.records import Artifact
+
+GIVEN = "PIPELINE_TEST_CONFIG"
+"""A host without torch names the configuration of a project here that has been through `doit` there."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder, and skip it where there is no GPU."""
+    reason = missing_driver()
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+_TINY_ON_A_GPU = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, fp16]").replace("[16MiB, 32MiB]", "[64MiB, 1%]")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has been through every stage on this host."""
+    if installed("torch"):
+        folder = tmp_path_factory.mktemp("gpu")
+        (folder / "pipeline.yaml").write_text(_TINY_ON_A_GPU)
+        return _built(folder / "pipeline.yaml")
+    if GIVEN not in os.environ:
+        pytest.skip(f"torch is not installed here, and {GIVEN} names no project")
+    return Project.load(Path(os.environ[GIVEN]))
+
+
+def _built(config: Path) -> Project:
+    """Run every step but those of the CPU and of modules."""
+    project = Project.load(config)
+    plan = project.plan
+    targets = tuple(f"{plan.model}/{target.name}" for target in plan.engine_targets)
+    for step in plan.steps:
+        engine = step.subject.startswith(targets)
+        if engine or step.stage not in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}:
+            assert main([step.stage.value, step.subject, "--config", str(config)]) == 0, step
+    return project
+
+
+def engine_of(project: Project, precision: Precision, *, fixed: bool) -> Artifact:
+    """Return the engine of a precision with one batch size, or with several."""
+    for variant in project.plan.variants:
+        if variant.backend is Backend.TENSORRT and variant.precision is precision and variant.profile:
+            artifact = project.artifact(variant)
+            if (variant.profile.min == variant.profile.max) is fixed and artifact.outcome is Outcome.DONE:
+                return artifact
+    pytest.fail(f"the project has no such {precision.value} engine")
+
+
+@pytest.fixture
+def fixed(project: Project) -> Artifact:
+    """An fp16 engine of batch 1."""
+    return engine_of(project, Precision.FP16, fixed=True)
+
+
+@pytest.fixture
+def ranged(project: Project) -> Artifact:
+    """An fp16 engine of several batch sizes."""
+    return engine_of(project, Precision.FP16, fixed=False)

@@ -1,0 +1,192 @@
+"""Who works on a GPU: one process at a time, and whether anybody else does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.gpu_lock import exclusive, others
+
+from .hosts import H100, L4
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOLDER = """
+import sys
+from pipeline.gpu_lock import exclusive
+from tests.hosts import H100
+with exclusive(H100):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks of these tests are not those of this host."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("pipeline.gpu_lock._PATIENCE_SECONDS", 0.05)
+
+
+@contextlib.contextmanager
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the H100 until it is sent a line, or ended."""
+    command = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+class Waiter(threading.Thread):
+    """Takes a GPU in this process, once it is free."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.holds = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Take it and give it back."""
+        with exclusive(H100):
+            self.holds.set()
+
+
+def release(process: subprocess.Popen[str]) -> None:
+    """Let a holder go."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_two_processes_exclude_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    """The second waits for the first, says so, and goes on when the first is done."""
+    caplog.set_level(logging.INFO, "pipeline")
+    with holder() as process:
+        waiter = Waiter()
+        assert not waiter.holds.wait(0.5)
+        release(process)
+        assert waiter.holds.wait(10)
+    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something else is timed"]
+
+
+def test_lock_ends_with_the_process_that_holds_it() -> None:
+    """A process that is killed keeps nobody waiting."""
+    with holder() as process:
+        waiter = Waiter()
+        assert not waiter.holds.wait(0.2)
+        process.kill()
+        assert waiter.holds.wait(10)
+
+
+def test_other_gpus_are_not_held() -> None:
+    """Work on one GPU does not wait for work on another."""
+    with holder(), exclusive(L4):
+        pass
+
+
+def test_no_gpu_holds_nothing(tmp_path: Path) -> None:
+    """Where nothing is timed on a GPU, nothing is locked and no file is made."""
+    with exclusive(None), exclusive(None):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_is_given_back_after_an_error() -> None:
+    """What goes wrong while a GPU is held does not hold it for ever."""
+    with pytest.raises(ZeroDivisionError), exclusive(H100):
+        raise ZeroDivisionError
+    with exclusive(H100):
+        pass
+
+
+def test_lock_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    """A lock's file that cannot be opened is an error that names it."""
+    path = tmp_path / f"pipeline-{H100.uuid}.lock"
+    path.mkdir()
+    with pytest.raises(StorageError, match=f"locking {path} failed"), exclusive(H100):
+        pass
+
+
+# Others. NVML is asked on a GPU host (tests/gpu); here, what is made of its answers.
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What NVML shall answer: processes, to be filled by a test."""
+    pynvml = pytest.importorskip("pynvml")
+    answer: list[SimpleNamespace] = []
+    monkeypatch.setattr("pipeline.gpu_lock.missing_driver", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: answer)
+    return answer
+
+
+def process(pid: int, mebibytes: int | None = 100) -> SimpleNamespace:
+    """Return a process as NVML tells of one."""
+    return SimpleNamespace(pid=pid, usedGpuMemory=None if mebibytes is None else mebibytes * 2**20)
+
+
+def test_host_without_a_driver_has_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no driver is, nobody computes on a GPU."""
+    monkeypatch.setattr("pipeline.gpu_lock.missing_driver", lambda: "no NVIDIA driver found")
+    assert others(H100, frozenset()) == ()
+
+
+def test_others_are_named_with_their_memory(nvml: list[SimpleNamespace]) -> None:
+    """Processes that are not ours are told, ours and this one are not."""
+    nvml += [process(11), process(12, 640), process(13, None), process(os.getpid())]
+    assert others(H100, frozenset({11})) == ("process 12 with 640 MiB", "process 13 with 0 MiB")
+
+
+def test_our_own_processes_are_no_others(nvml: list[SimpleNamespace]) -> None:
+    """Where all are ours, nobody disturbs."""
+    nvml += [process(11), process(12)]
+    assert others(H100, frozenset({11, 12})) == ()
+
+
+def test_idle_gpu_has_no_others(nvml: list[SimpleNamespace]) -> None:
+    """Where nobody computes, nobody disturbs."""
+    assert nvml == []
+    assert others(H100, frozenset({11})) == ()
+
+
+def test_processes_outside_the_container_are_counted(nvml: list[SimpleNamespace]) -> None:
+    """Where NVML's numbers are another namespace's, only how many there are besides ours can be told."""
+    nvml += [process(901), process(902), process(903)]
+    assert others(H100, frozenset({11})) == ("2 processes outside this container",)
+
+
+def test_as_many_processes_as_ours_are_ours(nvml: list[SimpleNamespace]) -> None:
+    """Where another namespace shows as many processes as we have, they are taken for ours."""
+    nvml += [process(901)]
+    assert others(H100, frozenset({11})) == ()
+
+
+def test_nvml_that_does_not_tell_is_said(nvml: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is not taken for a GPU of our own."""
+    pynvml = pytest.importorskip("pynvml")
+
+    def refuse(_: str) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+
+    assert nvml == []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", refuse)
+    (said,) = others(H100, frozenset())
+    assert said.startswith("unknown: NVML does not tell (")
