@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.project import Project
-    from pipeline.records import Artifact
+    from pipeline.records import Artifact, TensorCast
 
 _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
@@ -135,17 +135,22 @@ def _export(project: Project, subject: str) -> int:
 
     record = make_onnx(project, restore_model(project), project.plan.graph(subject))
     _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
-    lost = [sum(counts) for counts in zip(*((c.underflow, c.subnormal, c.overflow) for c in record.casts), strict=True)]
+    _say_casts(record.casts)
+    return 0
+
+
+def _say_casts(casts: Sequence[TensorCast]) -> None:
+    lost = [sum(counts) for counts in zip(*((c.underflow, c.subnormal, c.overflow) for c in casts), strict=True)]
     if any(lost):
         _say(f"cast: {lost[0]:,} values underflow to zero, {lost[1]:,} become subnormal, {lost[2]:,} overflow")
-    return 0
 
 
 def _quantize(project: Project, subject: str) -> int:
     from pipeline.quantize import make_quantized
 
     record = make_quantized(project, project.plan.graph(subject))
-    _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}")
+    _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}{', and one of opset 17' if record.opset17 else ''}")
+    _say_casts(record.casts)
     return 0
 
 

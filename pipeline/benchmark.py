@@ -174,7 +174,8 @@ def _untimed(artifact: Artifact) -> str:
     if artifact.outcome is not Outcome.DONE:
         return f"not built: {artifact.reason.splitlines()[0]}"
     if artifact.variant.backend is Backend.ONNX_REFERENCE:
-        return "ONNX Runtime's CPU provider runs no bfloat16 convolutions, and a reference evaluator is not timed"
+        kind = artifact.variant.precision.value
+        return f"ONNX Runtime's CPU provider runs no {kind} convolutions, and a reference evaluator is not timed"
     if artifact.variant.target != CPU_TARGET and (reason := missing_driver()):
         return reason
     return ""

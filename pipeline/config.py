@@ -21,13 +21,14 @@ from pydantic import (
 
 from pipeline.errors import ConfigError, UsageError
 from pipeline.records import EngineFlavour, Gpu, Host, Precision, Preprocessing, Profile, Record, Whole
-from pipeline.yaml_source import Location, YamlSource, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
+
+    from pipeline.yaml_source import Location, YamlSource
 
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT-RTX of any version can build for without a GPU (its `ComputeCapability` enumerations)."""
@@ -253,7 +254,7 @@ class ValidationConfig(Record):
     """How variants are judged."""
 
     reference_evaluator_samples: Whole = 8
-    """How many samples the slow reference evaluator sees (bf16 and fp8, which no CPU runtime runs)."""
+    """How many samples the slow reference evaluator sees (bf16, which no CPU runtime runs)."""
     timeout_seconds: Annotated[Number, Field(gt=0)] = 1800.0
     """How long one engine may take."""
 
@@ -317,6 +318,8 @@ def load_config(file: Path, host: Host | None = None) -> Config:
     Raises:
         ConfigError: lists every problem with its `file:line:column`.
     """
+    from pipeline.yaml_source import parse_yaml  # noqa: PLC0415 - what loads an engine reads no YAML
+
     try:
         data = file.read_bytes()
     except OSError as exc:

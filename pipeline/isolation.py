@@ -6,133 +6,189 @@ import ctypes
 import faulthandler
 import multiprocessing
 import os
+import re
 import signal
 import sys
+import time
 import traceback
-from typing import TYPE_CHECKING, TypeVar, cast
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import CrashedError, PipelineError, one_line
+from pipeline.errors import CrashedError, PipelineError, one_line, storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
+
 T = TypeVar("T")
 
-_GRACE_SECONDS = 2.0
-_LINE = 200
+_TERM_SECONDS = 2.0
+"""How long a process may take to end when asked to; then it is killed."""
+_EXIT_SECONDS = 10.0
+"""How long one that is ending by itself may take: the driver frees what it held on the GPU."""
+_LOOK_SECONDS = 1.0
+_TAIL_BYTES = 1 << 16
+_LINE_LENGTH = 200
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+_STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
+"""As faulthandler writes it; a traceback has a comma before the `in`."""
 
 
-def run_isolated(function: Callable[..., T], *arguments: object, timeout_seconds: float, log: Path, rerun: str) -> T:
-    """Run a function in a process of its own and return what it returned.
+def run_isolated(
+    function: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts], timeout_seconds: float, log: Path, rerun: str
+) -> T:
+    """Run a function in a process of its own, which ends before this returns.
 
     Args:
-        function: importable by its module's name; its arguments and its result can be pickled.
+        function: importable by its module's name; it, its arguments and its result can be pickled.
         arguments: what it is called with.
-        timeout_seconds: how long it may take.
+        timeout_seconds: how long it may take, the start of the process included.
         log: what the process and its native libraries write to standard error is appended here.
         rerun: the command that repeats it, for the message.
 
+    Returns:
+        what the function returned.
+
     Raises:
-        PipelineError: what the function raised, of the same type.
-        CrashedError: it died, took too long, or raised something else; the message ends with the log's last lines.
+        PipelineError: what the function raised, of the same type and with the same message.
+        StorageError: the log cannot be written.
+        CrashedError: the process died or took too long, and the message has the log's last lines; or the function
+            raised something else, and the log has its traceback.
     """
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, os.getpid(), str(log), function, arguments), daemon=True)
-    with ours:
-        process.start()
-        theirs.close()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, os.getpid(), log, rerun))
+    with ours, theirs:
         try:
-            answer = ours.recv() if ours.poll(timeout_seconds) else None
+            with _interrupts_held():
+                process.start()
+            theirs.close()  # so that the other end's closing is seen here
+            done, value = _ask(process, ours, (function, arguments), timeout_seconds)
+        except TimeoutError:
+            process.terminate()
+            process.join(_TERM_SECONDS)
+            what = f"no result in {timeout_seconds:g} s, which is all that it was given"
+            raise _crashed(what, log, rerun) from None
         except EOFError:
-            answer = _DIED
-        except BaseException:  # interrupted: native code does not look at signals
-            process.kill()
-            process.join()
-            raise
-        try:
-            return cast("T", _result(answer, process, timeout_seconds, log, rerun))
+            process.join(_EXIT_SECONDS)
+            raise _crashed(describe_exit(process.exitcode), log, rerun) from None
+        else:
+            process.join(_EXIT_SECONDS)
         finally:
             _end(process)
-            process.close()
-
-
-_DIED = "died"
-
-
-def _result(answer: object, process: BaseProcess, timeout_seconds: float, log: Path, rerun: str) -> object:
-    """Return what came back, or raise what it means."""
-    if isinstance(answer, tuple):
-        done, value = answer
-        if done:
-            return value
-        if isinstance(value, PipelineError):
-            raise value
-        what = f"it raised {value}"
-    elif answer is None:
-        process.kill()
-        what = f"no result in {timeout_seconds:g} s, which is all that it was given"
-    else:
-        process.join(_GRACE_SECONDS)
-        what = describe_exit(process.exitcode)
-    said = " | ".join(last_lines(log)) or "nothing"
-    raise CrashedError(what, got=f"last log lines: {said}", fix=f"run it by itself: `{rerun}`")
+    if done:
+        return value  # type: ignore[no-any-return]  # what the function returned
+    raise value
 
 
 def describe_exit(status: int | None) -> str:
-    """Return what a process died of: a signal's name, or its exit status."""
-    if status is None or status >= 0:
+    """Return what a process that gave no answer died of: a signal's name, or its exit status."""
+    if status is None:
+        return "its process hung up, but did not end"
+    if status >= 0:
         return f"its process ended without a result (exit status {status})"
-    name = signal.Signals(-status).name
-    hint = ", which the kernel sends when memory runs out" if name == "SIGKILL" else ""
-    return f"its process was killed by {name}{hint}"
+    names = {int(known): known.name for known in signal.Signals}
+    hint = ", as the kernel does when memory is short" if status == -signal.SIGKILL else ""
+    return f"its process was killed by {names.get(-status, f'signal {-status}')}{hint}"
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """Return the last lines of a log that are not empty, each cut to a readable length.
+    """Return the last lines of a log that say something, each cut to 200 characters; none if it cannot be read.
 
-    Of the stack that faulthandler leaves, the innermost frame is enough.
+    Of a stack that faulthandler wrote, the innermost frame counts, so that the words before it are not crowded out.
     """
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    said, fatal, stack = text.rpartition("Fatal Python error:")
-    lines = [line.strip()[:_LINE] for line in (said if fatal else stack).splitlines()]
-    if fatal:
-        frames = [line.strip() for line in stack.splitlines() if line.lstrip().startswith("File ")]
-        lines += [f"{fatal}{stack.splitlines()[0]}", *frames[:1]]
-    return [line for line in lines if line][-count:]
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    outer = [bool(_STACK_FRAME.match(a) and _STACK_FRAME.match(b)) for a, b in zip(["", *lines], lines, strict=False)]
+    telling = [line for line, skip in zip(lines, outer, strict=True) if not skip]
+    return [line[:_LINE_LENGTH] for line in telling if not line.startswith("Extension modules:")][-count:]
+
+
+def _crashed(what: str, log: Path, rerun: str) -> CrashedError:
+    said = "".join(f"\n{'':12}{line}" for line in last_lines(log)) or " nothing"
+    return CrashedError(what, got=f"last log lines:{said}", fix=_fix(rerun))
+
+
+def _fix(rerun: str) -> str:
+    return f"run it by itself: {rerun}"
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let interrupts wait, here and in a process that is started: neither is to be caught half-started.
+
+    Another thread may still take one; then the process finds that nothing is asked of it, and ends by itself.
+    """
+    resource_tracker.ensure_running()  # when multiprocessing starts it, it lets interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ask(process: BaseProcess, connection: Connection, request: object, seconds: float) -> tuple[bool, Any]:
+    """Return (True, result) or (False, error).
+
+    Raises:
+        EOFError: the process has ended without an answer.
+        TimeoutError: it has not answered in time.
+    """
+    deadline = time.monotonic() + seconds
+    with suppress(ConnectionError):  # its last words may still lie there
+        connection.send(request)
+    while (left := deadline - time.monotonic()) > 0:
+        if connection.poll(min(left, _LOOK_SECONDS)):
+            try:
+                return connection.recv()  # type: ignore[no-any-return]  # what `_serve` has sent
+            except OSError as exc:  # it died in the middle of its answer
+                raise EOFError from exc
+        # Processes that it has started may hold the connection open after its end, hence this look.
+        if not process.is_alive() and not connection.poll():
+            raise EOFError
+    raise TimeoutError
 
 
 def _end(process: BaseProcess) -> None:
-    """Let a process end by itself, or else end it."""
-    process.join(_GRACE_SECONDS)
-    if process.is_alive():
+    """Kill a process, unless it has ended: native code does not look at gentler signals."""
+    if process.pid is not None:
         process.kill()
-        process.join()
+        process.join(_EXIT_SECONDS)
+    with suppress(ValueError):  # one that is stuck in the driver cannot be had back
+        process.close()
 
 
-def _serve(
-    connection: Connection, parent: int, log: str, function: Callable[..., object], arguments: tuple[object, ...]
-) -> None:
-    """Run in the new process: send (True, result) or (False, what went wrong)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
+    """Be the new process: take (function, arguments), send (True, result) or (False, error)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed cannot end this one
     if os.getppid() != parent:  # it died before that took effect
         os._exit(1)
-    target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(target, 2)
-    os.close(target)
-    faulthandler.enable(2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     try:
+        with storage_errors(f"writing {log}"):
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        faulthandler.enable(all_threads=False)
+        faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # where did it hang?
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        function, arguments = connection.recv()
         connection.send((True, function(*arguments)))
     except PipelineError as exc:
         connection.send((False, exc))
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the parent must hear of it
+    except Exception as exc:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
         traceback.print_exc(file=sys.stderr)
-        connection.send((False, one_line(exc)))
-    sys.stdout.flush()
-    sys.stderr.flush()
+        connection.send((False, CrashedError(f"it raised {one_line(exc)}", fix=_fix(rerun))))

@@ -90,7 +90,9 @@ def decide(found: Found, needs: str) -> Verdict:
     if not accuracy.passed:
         return Verdict(Status.REJECTED, accuracy.reason)
     if variant.backend is Backend.ONNX_REFERENCE:
-        return Verdict(Status.BUILT, f"numerically sound ({accuracy.evaluator}); no CPU runtime runs bfloat16")
+        return Verdict(
+            Status.BUILT, f"numerically sound ({accuracy.evaluator}); no CPU runtime runs {variant.precision.value}"
+        )
     if benchmark is not None and benchmark.outcome is Outcome.FAILED:
         return Verdict(Status.FAILED, f"benchmark failed: {benchmark.reason}")
     return Verdict(Status.DEPLOYABLE, "")

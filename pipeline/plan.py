@@ -152,7 +152,7 @@ class Plan:
         for graph in Graph:
             if graph.precision not in self.config.precisions:
                 continue
-            backend = Backend.ONNX_REFERENCE if graph in {Graph.BF16, Graph.FP8} else Backend.ONNXRUNTIME
+            backend = Backend.ONNX_REFERENCE if graph is Graph.BF16 else Backend.ONNXRUNTIME
             variants.append(
                 Variant(model=self.model, target=CPU_TARGET, backend=backend, precision=graph.precision, graph=graph)
             )

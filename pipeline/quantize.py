@@ -179,10 +179,41 @@ def _forms(graph: Graph, fp32: onnx.ModelProto, reader: _Calibration, scratch: P
     placed = onnx.load(scratch)
     if graph is Graph.INT8_CPU:
         return _Forms(placed)
+    _leave_sums_to_convolutions(placed)
     model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, _KINDS[graph]))
     if graph is Graph.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
     return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, _KINDS[graph])))
+
+
+def _leave_sums_to_convolutions(model: onnx.ModelProto) -> None:
+    """Take the Q/DQ pair away between a convolution and the sum of a residual block; the other side keeps its own.
+
+    TensorRT then makes one int8 kernel of convolution, sum, activation and the next quantisation (its documentation,
+    "Quantize the residual input"): the skip connection travels as int8, too.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        sources = [_behind_pair(made_by, name) for name in node.input] if node.op_type == "Add" else []
+        for index, source in enumerate(sources):
+            if source and made_by[source].op_type == "Conv":
+                node.input[index] = source
+                break
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        for node in [item for item in model.graph.node if item.op_type == kind and item.output[0] not in read]:
+            model.graph.node.remove(node)
+        read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for tensor in [item for item in model.graph.initializer if item.name not in read]:
+        model.graph.initializer.remove(tensor)
+
+
+def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
+    """Return the tensor that a Q/DQ pair in front of `name` quantises; None where there is no pair."""
+    narrow = made_by.get(name)
+    wide = made_by.get(narrow.input[0]) if narrow is not None and narrow.op_type == "DequantizeLinear" else None
+    source = wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else None
+    return source if source in made_by else None
 
 
 def _requantized(placed: onnx.ModelProto, weights: dict[str, npt.NDArray[np.float32]], kind: _Kind) -> onnx.ModelProto:
@@ -300,13 +331,13 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     return {
         "activation_type": QuantType.QInt8,
         "calibrate_method": CalibrationMethod.MinMax if graph is Graph.FP8 else CalibrationMethod.Percentile,
-        "op_types_to_quantize": ["Conv", "Gemm", "MatMul"],
+        "op_types_to_quantize": ["Conv", "Gemm", "MatMul", "Add"],
         "nodes_to_exclude": convolutions[:1],
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
+            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul", "Add"],
             "CalibPercentile": PERCENTILE,
         },
     }

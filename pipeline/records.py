@@ -59,7 +59,7 @@ class Graph(str, Enum):
     INT8_CPU = "int8-cpu"
     """QDQ as x86 accelerates it: asymmetric uint8 activations."""
     FP8 = "fp8"
-    """QDQ in E4M3, calibrated as INT8 is; everything else in FP16."""
+    """QDQ in E4M3 at INT8's places; everything else in FP16."""
 
     @property
     def precision(self) -> Precision:
@@ -395,7 +395,8 @@ class OnnxRecord(StageRecord):
     calibration_sha256: Sha256 | None = None
     opset17: FileRecord | None = None
     """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17: FP32 instead of FP16 around what is
-    quantised, and weights in FP32 behind Q/DQ pairs. None where `file` itself is of opset 17."""
+    quantised, and weights in FP32 behind Q/DQ pairs. None where `file` itself is of opset 17, or the FP32 graph is
+    not."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -125,12 +125,17 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3  # errors; warnings here are about providers that this host lacks
-    if artifact.variant.graph is Graph.INT8:
-        # It stands in for TensorRT here, and fusions for x86 would change its numbers.
+    unwanted = []
+    if artifact.variant.graph in {Graph.INT8, Graph.FP8}:
+        # It stands in for TensorRT here: fusions for x86 would change its numbers, and one of the basic optimisations
+        # quantises biases that are in floating point on purpose, and garbles float8.
+        unwanted = ["WeightBiasQuantization"]
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     file = _file(project, artifact)
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+        )
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     name = session.get_inputs()[0].name

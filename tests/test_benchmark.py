@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.benchmark import benchmark_target, summarize
+from pipeline.benchmark import _Ask, _takes, _timed, benchmark_target, summarize
 from pipeline.project import Project
-from pipeline.records import BenchmarkReport, Graph, Outcome
+from pipeline.records import BenchmarkReport, Clock, Graph, Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,38 @@ def test_percentiles_throughput_and_speedup_by_hand() -> None:
 def test_without_a_baseline_there_is_no_speedup() -> None:
     """A summary without eager FP32 beside it claims no speed-up."""
     assert summarize(np.array([1.0]), 1, None).speedup is None
+
+
+def test_summary_says_what_it_is_the_time_of() -> None:
+    """A latency on the GPU has its clock, and the host's time to enqueue it."""
+    timing = summarize(np.array([0.2]), 1, None, Clock.GPU_GRAPH, 3.5)
+    assert (timing.clock, timing.enqueue_us) == (Clock.GPU_GRAPH, 3.5)
+
+
+def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
+    """A round has at least so many runs, and goes on for at least so long."""
+    often = _timed(Clock.HOST, _Ask(batch=1, runs=3, milliseconds=0.0), lambda: None)
+    long = _timed(Clock.HOST, _Ask(batch=1, runs=1, milliseconds=20.0), lambda: time.sleep(0.001))
+    assert len(often.milliseconds) == 3
+    assert sum(long.milliseconds) >= 15
+    assert len(long.milliseconds) > 1
+
+
+def test_cpu_latencies_are_by_the_hosts_clock(built: Project) -> None:
+    """A processor has no clock of its own, nothing to enqueue, no cold start and no kernels to keep."""
+    report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnxruntime-fp32"))
+    assert {(timing.clock, timing.enqueue_us) for timing in report.timings} == {(Clock.HOST, None)}
+    assert (report.cold_start, report.runtime_cache, report.disturbed_by) == (None, None, ())
+
+
+def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
+    """An engine is asked for batches of its profile only; what has none takes any."""
+    fixed = built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
+    dynamic = built.plan.variant("tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
+    eager = built.plan.variant(f"tiny/{CPU}/eager-fp32")
+    assert [batch for batch in (1, 2, 4, 5) if _takes(fixed, batch)] == [1]
+    assert [batch for batch in (1, 2, 4, 5) if _takes(dynamic, batch)] == [1, 2, 4]
+    assert [batch for batch in (1, 2, 4, 5) if _takes(eager, batch)] == [1, 2, 4, 5]
 
 
 def test_every_cpu_variant_is_timed_at_every_batch(built: Project) -> None:
@@ -69,7 +102,7 @@ def test_a_reference_evaluator_is_not_timed(built: Project) -> None:
     """bf16 has no latency on a CPU, and the report says why."""
     report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnx-reference-bf16"))
     assert report.outcome is Outcome.SKIPPED
-    assert "bfloat16" in report.reason
+    assert "runs no bf16 convolutions" in report.reason
 
 
 def test_engines_are_not_timed_without_a_gpu(built: Project) -> None:

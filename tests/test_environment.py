@@ -15,6 +15,8 @@ import pytest
 from pipeline import environment
 from pipeline.records import GitState, Tool
 
+from .hosts import H100
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -142,6 +144,72 @@ def test_driver_that_is_there_must_start(monkeypatch: pytest.MonkeyPatch, status
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     monkeypatch.setattr(driver, "cuInit", lambda _: (result,))
     assert environment.missing_driver() == reason
+
+
+@pytest.fixture
+def fresh_host() -> Iterator[None]:
+    """What is installed and plugged in is found anew, before the test and after it."""
+    caches = (environment.gpus, environment.flavours, environment.driver_version, environment.version)
+    for found in caches:
+        found.cache_clear()
+    yield
+    for found in caches:
+        found.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_host")
+def test_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no driver is, no GPU is, and the driver's version is said to be absent."""
+    monkeypatch.setattr(environment, "missing_driver", lambda: "no NVIDIA driver found")
+    assert environment.gpus() == ()
+    assert environment.driver_version() == "absent"
+
+
+@pytest.mark.usefixtures("fresh_host")
+def test_gpus_are_those_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of CUDA's devices in its order, with UUID, name, compute capability and memory as CUDA gives them."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    ok, attributes = driver.CUresult.CUDA_SUCCESS, driver.CUdevice_attribute
+    major = attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    unique = SimpleNamespace(bytes=bytes.fromhex("b7c579baea0ec2fd2dc22a782d5fbe8b"))
+    answers = {
+        "cuDeviceGetCount": lambda: (ok, 1),
+        "cuDeviceGet": lambda index: (ok, index),
+        "cuDeviceGetName": lambda length, _: (ok, b"NVIDIA H100 80GB HBM3".ljust(length, b"\0")),
+        "cuDeviceGetUuid": lambda _: (ok, unique),
+        "cuDeviceTotalMem": lambda _: (ok, 80 * 2**30),
+        "cuDeviceGetAttribute": lambda attribute, _: (ok, 9 if attribute == major else 0),
+    }
+    monkeypatch.setattr(environment, "missing_driver", lambda: None)
+    for name, answer in answers.items():
+        monkeypatch.setattr(driver, name, answer)
+    assert environment.gpus() == (H100,)
+
+
+@pytest.mark.usefixtures("fresh_host")
+def test_flavours_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tensorrt` comes before `tensorrt_rtx`, each with the version that its bindings know best."""
+    versions = {"tensorrt-cu12-bindings": "8.6.1", "tensorrt": "8.6", "tensorrt-rtx": "1.4.0.76"}
+    monkeypatch.setattr(environment, "installed", lambda _: True)
+    monkeypatch.setattr(environment, "version", lambda package: versions.get(package, "absent"))
+    assert environment.read_host().flavours == (
+        Tool(name="tensorrt", version="8.6.1"),
+        Tool(name="tensorrt_rtx", version="1.4.0.76"),
+    )
+
+
+@pytest.mark.usefixtures("fresh_host")
+def test_flavour_without_a_distribution_is_of_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that no package brought along is there, and nothing is guessed of its version."""
+    monkeypatch.setattr(environment, "installed", lambda module: module == "tensorrt")
+    monkeypatch.setattr(environment, "version", lambda _: "absent")
+    assert environment.flavours() == (Tool(name="tensorrt", version="unknown"),)
+
+
+def test_installed_finds_without_importing() -> None:
+    """A module is found by its name alone."""
+    assert environment.installed("json")
+    assert not environment.installed("no_such_module_anywhere")
 
 
 # Git.

@@ -275,13 +275,14 @@ _TENSORS = st.dictionaries(
     st.sampled_from(["Name", "Format/Datatype", "Datatype", "Format"]),
     st.sampled_from(["Float", "Half", "Int8", FP16_FORMAT, FP32_FORMAT]) | st.text(max_size=8) | st.none(),
 )
-_LAYERS = st.text(max_size=4) | st.dictionaries(
-    st.sampled_from(["Name", "LayerType", "ParameterType", "TacticName", "Inputs", "Weights"]),
-    st.sampled_from(["CaskConvolution", "gemm", "Reformat", TF32_TACTIC])
-    | st.text(max_size=8)
-    | st.none()
-    | st.lists(_TENSORS, max_size=2)
-    | st.dictionaries(st.just("Type"), st.sampled_from(["Float", "Half", "Int8"])),
+_TEXTS = st.sampled_from(["CaskConvolution", "gemm", "Reformat", TF32_TACTIC]) | st.text(max_size=8) | st.none()
+_LAYERS = st.text(max_size=4) | st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("Name", "LayerType", "ParameterType", "TacticName"), _TEXTS),
+        "Inputs": st.none() | st.lists(_TENSORS, max_size=2),
+        "Weights": st.none() | st.fixed_dictionaries({"Type": st.sampled_from(["Float", "Half", "Int8"])}),
+    },
 )
 
 

@@ -112,6 +112,28 @@ def test_a_step_without_what_it_needs_names_the_command(
     assert "python -m pipeline source other" in said
 
 
+def test_stage_that_needs_torch_says_so_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a build host without torch the message says what is missing, and what to run and copy from where."""
+    monkeypatch.setattr("pipeline.staleness.installed", lambda module: module != "torch")
+    assert main(["source", "resnet18"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        ("error: source needs torch, which is not installed here; what lies in artifacts/ is missing or stale"),
+        "  expected: the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
+        "  fix:      run `python -m pipeline source resnet18` there, and copy artifacts/resnet18 from it",
+    ]
+
+
+def test_stage_that_needs_no_torch_runs_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], copied: Path
+) -> None:
+    """A build host without torch writes its manifest."""
+    monkeypatch.setattr("pipeline.staleness.installed", lambda module: module != "torch")
+    assert main(["manifest", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert "deployable" in capsys.readouterr().out
+
+
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
     """An interrupted stage says so, without a traceback, and ends with status 1."""
     monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(KeyboardInterrupt()))  # noqa: SLF001 - its only handle

@@ -47,6 +47,7 @@ def test_what_only_a_reference_evaluator_ran_is_built(built: Project) -> None:
     verdict = decide(found(built, "tiny/cpu-x86_64/onnx-reference-bf16"), NEEDS)
     assert verdict.status is Status.BUILT
     assert "8 of 100 samples" in verdict.reason
+    assert verdict.reason.endswith("no CPU runtime runs bf16")
 
 
 def test_a_skipped_build_is_skipped(built: Project) -> None:

@@ -205,12 +205,12 @@ def test_tf32_and_fp32_differ_in_precision_alone() -> None:
     assert [engine.precision for engine in _engines(plan)] == [Precision.FP32, Precision.TF32]
 
 
-def test_fp8_is_quantised_and_judged_by_the_reference_evaluator() -> None:
-    """FP8 is calibrated as INT8 is; no CPU runtime runs it, and no module is cast to it."""
+def test_fp8_is_quantised_as_int8_is() -> None:
+    """FP8 is calibrated, ONNX Runtime simulates it on a processor, and no module is cast to it."""
     plan = _plan(precisions=["fp8"])
     assert _commands(plan, Stage.QUANTIZE) == ["m/fp8"]
     assert [(variant.target, variant.backend) for variant in plan.variants if variant.precision is Precision.FP8] == [
-        (CPU_TARGET, Backend.ONNX_REFERENCE),
+        (CPU_TARGET, Backend.ONNXRUNTIME),
         ("rtx-sm80+", Backend.TENSORRT),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_step_of_an_unknown_phase_is_shown() -> None:
 def test_line_follows_a_line_no_sooner_than_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many steps there are, a log gets a line every few seconds at most."""
     clock = iter([0.0, 4.0, 5.0, 5.0, 9.0, 11.0, 11.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     with BuildProgress(stream) as shown:
         for done in range(1, 5):

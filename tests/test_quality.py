@@ -68,10 +68,10 @@ def test_planning_imports_neither_torch_nor_tensorrt() -> None:
 
 
 def test_a_deployment_needs_no_torch() -> None:
-    """What loads an artifact imports no torch, no doit and no YAML reader by itself."""
+    """What loads and runs an engine imports nothing but the package's own dependencies."""
     code = (
-        "import pipeline.records, pipeline.preprocessing, sys;"
-        "print([m for m in ('torch', 'doit', 'yaml') if m in sys.modules])"
+        "import pipeline.records, pipeline.preprocessing, pipeline.engine_runner, pipeline.trt_adapter, sys;"
+        "print([m for m in ('torch', 'doit', 'yaml', 'rich', 'filelock', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "[]"

@@ -60,7 +60,12 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-ONNX_FILES = sorted(f"{graph}.{suffix}" for graph in ("fp32", "int8", "int8-cpu") for suffix in ("onnx", "json"))
+ONNX_FILES = sorted(
+    [
+        *(f"{graph}.{suffix}" for graph in ("fp32", "int8", "int8-cpu") for suffix in ("onnx", "json")),
+        "int8.opset17.onnx",
+    ]
+)
 STAGES = {"source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest"}
 
 
@@ -81,6 +86,44 @@ def test_nothing_to_do_does_nothing(finished: Path) -> None:
     done = doit(finished)
     assert (done.returncode, done.stdout, done.stderr) == (0, "everything is up to date\n", "")
     assert manifest.read_bytes() == before
+
+
+HIDES_TORCH = """
+import importlib.util
+
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
+"""
+
+
+def test_what_was_made_elsewhere_is_taken_as_given(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, doit says of each result that needed it that it was taken as it is, and runs nothing of it."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = doit(finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    given = [line for line in done.stdout.splitlines() if "taken as given" in line]
+    assert given[0] == "source:tiny: taken as given: torch is not installed here, and the digests hold"
+    assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize"}
+    assert done.stdout.splitlines()[-1] == "everything is up to date"
+
+
+def test_given_result_that_is_damaged_is_one_message(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, a result that cannot be taken as given says what to do, and stops what builds on it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    Project.load(finished / "pipeline.yaml").paths.weights.write_bytes(b"damaged")
+    done = doit(finished, "build:tiny/rtx-sm80+/fp16-b1-ws16MiB")
+    assert done.returncode == 1
+    assert "source needs torch, which is not installed here" in done.stderr + done.stdout
+    assert "not run, because what they build on failed" in done.stdout
 
 
 def test_a_deleted_engine_is_built_again(finished: Path) -> None:

@@ -50,7 +50,6 @@ def request_of(
     profile: Profile = RANGE,
     workspace_bytes: int = 16 * MIB,
     compute_capabilities: tuple[int, ...] = (80, 86, 89, 120),
-    **settings: object,
 ) -> EngineRequest:
     """Return a request to build one of the tiny model's graphs."""
     return EngineRequest(
@@ -60,8 +59,13 @@ def request_of(
         workspace_bytes=workspace_bytes,
         compute_capabilities=compute_capabilities,
         gpu=None,
-        settings=TensorRTConfig.model_validate(settings),
+        settings=TensorRTConfig(),
     )
+
+
+def with_setting(request: EngineRequest, name: str, value: object) -> EngineRequest:
+    """Return a request with a setting of the builder."""
+    return replace(request, settings=request.settings.model_copy(update={name: value}))
 
 
 def request_for(file: Path, precision: Precision = Precision.FP32) -> EngineRequest:
@@ -177,7 +181,7 @@ def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour)
 )
 def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
     """What a flavour that builds ahead of time cannot apply is in the result, with the reason, and changes nothing."""
-    engine = build(flavour, request_of(built, Graph.FP16, **{name: value}))
+    engine = build(flavour, with_setting(request_of(built, Graph.FP16), name, value))
 
     (setting,) = [setting for setting in engine.settings if setting.name == name]
     assert not setting.applied
@@ -187,7 +191,7 @@ def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Fla
 
 def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:
     """Nothing is timed ahead of time, and nothing is kept."""
-    engine = build(flavour, request_of(built, timing_cache=False))
+    engine = build(flavour, with_setting(request_of(built), "timing_cache", value=False))
 
     assert ("timing_cache", "off", True) in {(item.name, item.value, item.applied) for item in engine.settings}
     assert engine.timing_cache == b""

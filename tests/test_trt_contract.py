@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -108,29 +109,28 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that outlives the run, unless pytest's cache is off."""
-    kept = pytestconfig.cache
+    kept: pytest.Cache | None = getattr(pytestconfig, "cache", None)
     return kept.mkdir("trt-bindings") if kept else tmp_path_factory.mktemp("trt-bindings")
 
 
 @pytest.fixture(scope="session")
-def report_of(cache: Path, stubs: Path) -> Callable[[Bindings], Report | str]:
-    """A function that drives the adapter on a flavour, once; it returns the reason where it cannot."""
+def drive(cache: Path, stubs: Path) -> Callable[[Bindings], subprocess.CompletedProcess[str] | str]:
+    """A function that drives the adapter on a flavour, once a session; it returns the reason where it cannot."""
 
     @functools.cache
-    def driven(bindings: Bindings) -> Report | str:
+    def driven(bindings: Bindings) -> subprocess.CompletedProcess[str] | str:
         folder = unpacked(bindings, cache)
         if isinstance(folder, str):
             return folder
-        done = subprocess.run(  # noqa: S603 - fixed arguments
+        libraries = os.pathsep.join(filter(None, (str(stubs), os.environ.get("LD_LIBRARY_PATH"))))
+        return subprocess.run(  # noqa: S603 - fixed arguments
             [sys.executable, "-m", "tests.trt_stub", folder],
             check=False,
             cwd=REPOSITORY,
-            env={**os.environ, "LD_LIBRARY_PATH": str(stubs)},
+            env={**os.environ, "LD_LIBRARY_PATH": libraries},
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
-        return Report.model_validate_json(done.stdout)
 
     return driven
 
@@ -143,12 +143,13 @@ def bindings(request: pytest.FixtureRequest) -> Bindings:
 
 
 @pytest.fixture
-def report(bindings: Bindings, report_of: Callable[[Bindings], Report | str]) -> Report:
+def report(bindings: Bindings, drive: Callable[[Bindings], subprocess.CompletedProcess[str] | str]) -> Report:
     """What came of driving the adapter on a flavour's genuine bindings, in a process of their own."""
-    driven = report_of(bindings)
-    if isinstance(driven, str):
-        pytest.skip(driven)
-    return driven
+    done = drive(bindings)
+    if isinstance(done, str):
+        pytest.skip(done)
+    assert done.returncode == 0, done.stderr
+    return Report.model_validate_json(done.stdout)
 
 
 def unpacked(bindings: Bindings, cache: Path) -> Path | str:
@@ -191,12 +192,17 @@ def fetch(command: list[str], folder: Path) -> str:
     """Return why a command could not unpack a wheel into a folder; nothing where it did."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
-            [*command, f"--target={folder}"], check=False, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+            [*command, f"--target={folder}"],
+            check=False,
+            env={**os.environ, "UV_HTTP_RETRIES": "1"},
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return next((line for line in lines if line.startswith("ERROR")), lines[-1]) if done.returncode else ""
+    said = [line.strip() for line in done.stderr.splitlines() if re.match(r"error|\s+cause:", line, re.IGNORECASE)]
+    return (said[-1] if said else f"exit status {done.returncode}") if done.returncode else ""
 
 
 def applied(case: Case) -> dict[str, bool]:

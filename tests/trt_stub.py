@@ -43,7 +43,11 @@ _PLAIN: dict[str, Callable[[object], bool]] = {
     "str": lambda value: isinstance(value, str),
     "tuple": lambda value: isinstance(value, tuple),
 }
-_NEWER_NAMES = {"typing.SupportsInt": "int", "typing_extensions.Buffer": "buffer"}
+_NEWER_NAMES = {
+    "typing.SupportsInt": "int",
+    "typing_extensions.Buffer": "buffer",
+    "collections.abc.Buffer": "buffer",  # from Python 3.12
+}
 _DEFAULTS: dict[str, object] = {"None": None, "bool": True, "int": 0, "str": ""}
 """What a stand-in returns where nothing else was said, by the type in the signature."""
 

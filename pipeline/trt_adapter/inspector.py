@@ -43,7 +43,7 @@ class EngineLayer:
 
 def read_layers(text: str) -> tuple[EngineLayer, ...]:
     """Return the layers in an inspector's JSON; empty where the engine was built without details."""
-    layers = json.loads(text).get("Layers", [])
+    layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 writes control characters as they are
     return tuple(_layer(layer) for layer in layers if isinstance(layer, dict))
 
 
