@@ -257,6 +257,7 @@ def _await(worker: _Worker, item: _Measured, seconds: float, take: Callable[[_Me
     """Wait for what a variant's process says, and keep it or what went wrong."""
     try:
         if not worker.connection.poll(seconds):
+            worker.process.kill()  # it must not work on while the others are timed
             item.error = f"no answer in {seconds:.0f} s"
             return
         answer = worker.connection.recv()

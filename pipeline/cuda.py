@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from pipeline.errors import RunError, UnsupportedError
+from pipeline.errors import RunError, UnsupportedError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,8 @@ def _old_driver() -> UnsupportedError:
     _, needed = runtime.cudaRuntimeGetVersion()
     return UnsupportedError(
         "the NVIDIA driver is too old",
-        expected=f"one for CUDA {cuda_version(needed)} or later",
-        got=f"a driver for CUDA {cuda_version(driver)}",
+        expected=f"one for CUDA {needed // 1000}",
+        got=f"one for CUDA {cuda_version(driver)}" if driver else "no driver",
         fix="update the driver",
     )
 
@@ -330,7 +330,10 @@ def _wait_for(producer: int, stream: Stream) -> None:
 
 
 def _from_dlpack(array: Any, stream: Stream) -> DeviceArray:  # noqa: ANN401
-    capsule = array.__dlpack__(stream=stream.handle)
+    try:
+        capsule = array.__dlpack__(stream=stream.handle)
+    except Exception as exc:  # each library raises types of its own
+        raise RunError("the array cannot be taken", got=one_line(exc)) from exc
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     address = pointer_of(capsule, b"dltensor")
@@ -348,6 +351,8 @@ def _from_dlpack(array: Any, stream: Stream) -> DeviceArray:  # noqa: ANN401
 def _require_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
     """Check strides, given in elements; an axis of length 1 may have any."""
     if strides is None:
+        return
+    if 0 in shape:
         return
     dense = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
     if any(size > 1 and have != want for size, have, want in zip(shape, strides, dense, strict=True)):

@@ -86,10 +86,6 @@ class Engine:
         """The batch sizes that it takes."""
         return self._loaded.batches
 
-    def shares(self) -> tuple[LayerShare, ...]:
-        """Return how many of its convolutions and matrix products multiply in which type, by its inspector."""
-        return shares(self._loaded.layers())
-
     @contextmanager
     def session(
         self,
@@ -242,6 +238,10 @@ class Session:
             RunError: the engine could not.
         """
         self._context.enqueue(self.stream.handle)
+
+    def shares(self) -> tuple[LayerShare, ...]:
+        """Return how many of the engine's convolutions and matrix products multiply in which type, by its inspector."""
+        return shares(self._context.layers())
 
     def runtime_cache(self) -> bytes | None:
         """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""

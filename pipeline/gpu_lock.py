@@ -40,9 +40,10 @@ def exclusive(gpu: Gpu | None) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout  # noqa: PLC0415 - hosts without a GPU do without
 
-    path = Path(tempfile.gettempdir()) / f"pipeline-{gpu.uuid}.lock"
-    lock = FileLock(path, mode=0o666)
+    path = Path(tempfile.gettempdir()) / "pipeline-gpu-locks" / f"{gpu.uuid}.lock"
     with storage_errors(f"locking {path}"):
+        _make_common(path.parent)
+        lock = FileLock(path, mode=0o666)
         try:
             lock.acquire(timeout=_PATIENCE_SECONDS)
         except Timeout:
@@ -52,6 +53,13 @@ def exclusive(gpu: Gpu | None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _make_common(folder: Path) -> None:
+    """Make a folder in which every user may open every file; a sticky one, as /tmp is, keeps others' files closed."""
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
 
 
 def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
@@ -75,5 +83,5 @@ def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
     strange = set(memory) - ours - {os.getpid()}
     if strange and not strange < set(memory):  # none of ours is among them: NVML sees another PID namespace
         count = len(memory) - len(ours)
-        return (f"{count} processes outside this container",) if count > 0 else ()
+        return (f"processes outside this container: {count}",) if count > 0 else ()
     return tuple(f"process {pid} with {memory[pid]:.0f} MiB" for pid in sorted(strange))

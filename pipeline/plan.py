@@ -112,7 +112,8 @@ class Plan:
             name = "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, capabilities))
             return (EngineTarget(name, gpus[0] if gpus else None, capabilities),)
         brand = "rtx" if self.flavour is EngineFlavour.TENSORRT_RTX else "trt"
-        library = brand + ".".join(self.flavour_version.split(".")[:2])
+        version = "" if self.flavour_version == "absent" else ".".join(self.flavour_version.split(".")[:2])
+        library = brand + version
         if not gpus:
             return (EngineTarget(library, None, ()),)
         return tuple(EngineTarget(f"{gpu.slug}-{library}", gpu, ()) for gpu in gpus)

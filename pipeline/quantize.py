@@ -39,19 +39,17 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 
-PERCENTILE = 99.995
+PERCENTILE = 99.99
 """The share of activations inside the range that int8 is calibrated to for TensorRT.
 
-Of those tried it comes closest, on the calibration images of the sample model, to the ranges of least mean square
-error. On its 300 validation images, relative L2 and top-1 agreement of the graph with FP16, in brackets of its FP32
-form: 99.99 % 0.110, 0.987 (0.112, 0.990); 99.995 % 0.100, 0.987 (0.098, 0.993); 99.999 % 0.096, 0.983 (0.100, 0.987);
-the plain maximum 0.125, 0.973 (0.123, 0.967). FP16 is no worse by itself: it moves some activations into the next step
-of int8, which changes the figures by ±0.006 either way. Most of the error is the activations' (0.110 at 99.99 %,
-against the weights' 0.041).
+On the first 600 held-out digits of the sample model, relative L2 and top-1 agreement of the graph with FP32 around what
+is quantised: 99.99 % 0.071, 0.992; 99.995 % 0.066, 0.990; 99.999 % 0.065, 0.983. With the last layer quantised, too,
+agreement was 0.5 points lower. FP16 instead of FP32 is no worse by itself: it moves some activations into the next step
+of int8, either way.
 
 fp8 is calibrated to the plain maximum: E4M3 is as fine near zero whatever the range, so that clipping gains nothing.
-Relative L2 0.191, agreement 0.953; with 99.99 % 0.209, 99.995 % 0.198, 99.999 % 0.194; three bits of mantissa make it
-twice int8's (the weights alone 0.139).
+Relative L2 0.191 (an earlier sample model), with 99.99 % 0.209; three bits of mantissa make it twice int8's (the
+weights alone 0.139).
 
 All by ONNX Runtime 1.31.1 without its optimisation WeightBiasQuantization, which quantises biases that are kept in
 floating point on purpose, and garbles fp8 graphs (relative L2 1.45). onnx.reference 1.23.2 confirms fp8 (0.202 on 8
@@ -179,33 +177,45 @@ def _forms(graph: Graph, fp32: onnx.ModelProto, reader: _Calibration, scratch: P
     placed = onnx.load(scratch)
     if graph is Graph.INT8_CPU:
         return _Forms(placed)
-    _leave_sums_to_convolutions(placed)
+    _carry_skips_in_int8(placed)
     model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, _KINDS[graph]))
     if graph is Graph.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
     return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, _KINDS[graph])))
 
 
-def _leave_sums_to_convolutions(model: onnx.ModelProto) -> None:
-    """Take the Q/DQ pair away between a convolution and the sum of a residual block; the other side keeps its own.
+def _carry_skips_in_int8(model: onnx.ModelProto) -> None:
+    """Let the sum of a residual block read its skip connection through a Q/DQ pair, and its convolution directly.
 
     TensorRT then makes one int8 kernel of convolution, sum, activation and the next quantisation (its documentation,
-    "Quantize the residual input"): the skip connection travels as int8, too.
+    "Quantize the residual input").
     """
     made_by = {output: node for node in model.graph.node for output in node.output}
+    pairs = {_behind_pair(made_by, node.output[0]): node.output[0] for node in model.graph.node}
     for node in model.graph.node:
-        sources = [_behind_pair(made_by, name) for name in node.input] if node.op_type == "Add" else []
-        for index, source in enumerate(sources):
-            if source and made_by[source].op_type == "Conv":
-                node.input[index] = source
-                break
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+        if node.op_type != "Add":
+            continue
+        plain = [_behind_pair(made_by, name) or name for name in node.input]
+        convolved = [name for name in plain if name in made_by and made_by[name].op_type == "Conv"]
+        if convolved:
+            node.input[:] = [name if name == convolved[0] else pairs.get(name, name) for name in plain]
+    _drop_unread(model)
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove the pairs and initialisers that nothing reads any more."""
     for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = _read(model)
         for node in [item for item in model.graph.node if item.op_type == kind and item.output[0] not in read]:
             model.graph.node.remove(node)
-        read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    read = _read(model)
     for tensor in [item for item in model.graph.initializer if item.name not in read]:
         model.graph.initializer.remove(tensor)
+
+
+def _read(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    return {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
 
 
 def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
@@ -319,7 +329,8 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
 
     TensorRT takes symmetric values only, no quantised bias, and wants Q/DQ in front of convolutions and matrix products
     rather than behind every operator (its documentation, "Recommended QDQ layer placements"). The first convolution
-    sees the image itself and stays in floating point. x86 (VNNI) multiplies uint8 by int8, with everything quantised.
+    sees the image itself, the last product gives the logits: both stay in floating point, which costs no time, unless
+    there is nothing else. x86 (VNNI) multiplies uint8 by int8, with everything quantised.
     """
     if graph is Graph.INT8_CPU:
         return {
@@ -327,12 +338,18 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "calibrate_method": CalibrationMethod.MinMax,
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True},
         }
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    sums = [node for node in model.graph.node if node.op_type == "Add"]
+    known = [node.name for node in sums if {made_by.get(name) for name in node.input} != {"Conv"}]
+    products = [node.name for node in model.graph.node if node.op_type in {"Gemm", "MatMul"}]
+    outer = [*convolutions[:1], *products[-1:]]
     return {
         "activation_type": QuantType.QInt8,
         "calibrate_method": CalibrationMethod.MinMax if graph is Graph.FP8 else CalibrationMethod.Percentile,
         "op_types_to_quantize": ["Conv", "Gemm", "MatMul", "Add"],
-        "nodes_to_exclude": convolutions[:1],
+        # Where a sum's skip connection is a convolution's input, too, that is where its pair comes from.
+        "nodes_to_exclude": [*(outer if len(convolutions) + len(products) > len(outer) else ()), *known],
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,

@@ -170,7 +170,8 @@ def _run_engine(project: Project, artifact: Artifact) -> _Seen:
             size = max(engine.batches.min, min(engine.batches.max, _LARGEST_BATCH))
             samples = project.data().validation_samples
             logits = run_batches(session, _loader(project), samples, batch=size, smallest=engine.batches.min)
-        return _Seen(logits, engine.shares(), f"{gpu.name}, driver {driver_version()}", max(used, 0))
+            layers = session.shares()
+        return _Seen(logits, layers, f"{gpu.name}, driver {driver_version()}", max(used, 0))
 
 
 def _loader(project: Project) -> Callable[[int, int], Logits]:

@@ -215,6 +215,10 @@ class FakeContext:
         """Return what was compiled: as many kernels as batches."""
         return b"kernel" * self.enqueued
 
+    def layers(self) -> tuple[EngineLayer, ...]:
+        """Return one convolution, in FP16 once the shapes are known: until then the inspector leaves types open."""
+        return (EngineLayer("conv", "correlation", "", Precision.FP16 if self.images else None),)
+
 
 class FakeEngine:
     """What a loaded engine is to a session."""
@@ -238,7 +242,3 @@ class FakeEngine:
         self.caches.append(cache)
         self.contexts.append(FakeContext(self._cuda, self._classes))
         yield self.contexts[-1]
-
-    def layers(self) -> tuple[EngineLayer, ...]:
-        """Return one convolution in FP16."""
-        return (EngineLayer("conv", "correlation", "", Precision.FP16),)

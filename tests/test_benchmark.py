@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.benchmark import _Ask, _takes, _timed, benchmark_target, summarize
+from pipeline.benchmark import _Ask, _await, _Measured, _takes, _timed, _Worker, benchmark_target, summarize
 from pipeline.project import Project
 from pipeline.records import BenchmarkReport, Clock, Graph, Outcome
 
@@ -137,3 +139,17 @@ def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypat
     assert reports["eager-fp32"].reason == "its process ended without a result (exit status 3)"
     assert reports["onnxruntime-fp32"].outcome is Outcome.DONE
     assert {timing.speedup for timing in reports["onnxruntime-fp32"].timings} == {None}
+
+
+def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
+    """A variant whose process says nothing in time fails with that reason, and disturbs the others no longer."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=time.sleep, args=(600,), daemon=True)
+    process.start()
+    item = _Measured(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
+    _await(_Worker(process, ours), item, 0.01, lambda *_: pytest.fail("it did not answer"))
+    process.join(10)
+    assert (item.error, process.exitcode) == ("no answer in 0 s", -signal.SIGKILL)
+    ours.close()
+    theirs.close()

@@ -39,14 +39,19 @@ def test_call_that_failed_says_it_in_cudas_words() -> None:
     assert str(caught.value) == "a CUDA call failed\n  got:      cudaErrorInvalidValue: invalid argument"
 
 
-def test_driver_that_is_too_old_is_told_what_is_needed() -> None:
-    """Both versions are CUDA's, and what to do is update the driver."""
+@pytest.mark.parametrize(("driver", "got"), [(12080, "one for CUDA 12.8"), (0, "no driver")])
+def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch, driver: int, got: str) -> None:
+    """Any driver for CUDA's generation will do; the one that is there is told, and what to do is update it."""
+    success = runtime.cudaError_t.cudaSuccess
+    monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, driver))
+    monkeypatch.setattr(runtime, "cudaRuntimeGetVersion", lambda: (success, 13040))
     with pytest.raises(UnsupportedError) as caught:
         cuda.check((runtime.cudaError_t.cudaErrorInsufficientDriver,))
-    _, needed = runtime.cudaRuntimeGetVersion()
-    assert str(caught.value).splitlines()[:2] == [
+    assert str(caught.value).splitlines() == [
         "the NVIDIA driver is too old",
-        f"  expected: one for CUDA {needed // 1000}.{needed % 1000 // 10} or later",
+        "  expected: one for CUDA 13",
+        f"  got:      {got}",
+        "  fix:      update the driver",
     ]
 
 
@@ -111,6 +116,12 @@ def test_axis_of_length_1_may_have_any_stride() -> None:
     _require_contiguous((1, 3), (99, 1))  # does not raise
 
 
+@pytest.mark.parametrize("strides", [(3, 1, 1), (0, 0, 0), (-7, 5, 9)])
+def test_array_without_elements_may_have_any_strides(strides: tuple[int, ...]) -> None:
+    """Nothing of an empty array is ever read."""
+    _require_contiguous((2, 0, 3), strides)  # does not raise
+
+
 @pytest.mark.parametrize(
     ("shape", "strides", "dense"),
     [((2, 3), (1, 2), "(3, 1)"), ((2, 3), (6, 2), "(3, 1)"), ((4,), (0,), "(1,)"), ((4,), (-1,), "(1,)")],
@@ -156,6 +167,12 @@ def test_dlpack_that_is_not_contiguous_is_refused() -> None:
     """A transposed tensor is not read as if it were not."""
     with pytest.raises(RunError, match=r"(?s)not contiguous.*`\.contiguous\(\)`"):
         _from_dlpack(torch.zeros(2, 3).T, STREAM)
+
+
+def test_dlpack_that_its_owner_refuses_is_one_message() -> None:
+    """A tensor that torch does not hand over, as one that requires a gradient, is refused in torch's words."""
+    with pytest.raises(RunError, match=r"(?s)the array cannot be taken\n +got: +BufferError: .*gradient.*"):
+        _from_dlpack(torch.zeros(2, requires_grad=True), STREAM)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])

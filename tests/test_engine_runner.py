@@ -12,7 +12,7 @@ import pytest
 from pipeline.engine_runner import Engine, Session, check_fits
 from pipeline.errors import RunError
 from pipeline.records import BuiltFor, EngineFlavour, Gpu, Profile, TensorSpec
-from pipeline.trt_adapter import EngineLayer, Flavour
+from pipeline.trt_adapter import Flavour
 from tests.hosts import H100, L4
 
 TRT = Flavour(EngineFlavour.TENSORRT, "10.15.1.29", ModuleType("tensorrt"))
@@ -121,8 +121,7 @@ def loaded(batches: Profile = BATCHES) -> Any:
     """Return what is known of an engine that is not there: (2 to 8, 3, 4, 4) → (batch, 10)."""
     image = TensorSpec(name="image", shape=("batch", 3, 4, 4), dtype="float32", layout="NCHW")
     logits = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
-    layers = (EngineLayer("conv", "correlation", "", None),)
-    return SimpleNamespace(inputs=(image,), outputs=(logits,), batches=batches, layers=lambda: layers)
+    return SimpleNamespace(inputs=(image,), outputs=(logits,), batches=batches)
 
 
 def session(batches: Profile = BATCHES) -> Session:
@@ -189,7 +188,6 @@ def test_session_without_buffers_has_nothing_to_give_back() -> None:
 
 
 def test_engine_tells_what_it_takes() -> None:
-    """Input, output, batch sizes and layers are those of what was loaded."""
+    """Input, output and batch sizes are those of what was loaded."""
     engine = Engine(loaded(), H100)
     assert (engine.input.name, engine.output.name, engine.batches) == ("image", "logits", BATCHES)
-    assert [(share.precision, share.examples) for share in engine.shares()] == [(None, ("conv",))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -117,10 +118,39 @@ def test_lock_is_given_back_after_an_error() -> None:
 
 def test_lock_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     """A lock's file that cannot be opened is an error that names it."""
-    path = tmp_path / f"pipeline-{H100.uuid}.lock"
-    path.mkdir()
+    path = tmp_path / "pipeline-gpu-locks" / f"{H100.uuid}.lock"
+    path.mkdir(parents=True)
     with pytest.raises(StorageError, match=f"locking {path} failed"), exclusive(H100):
         pass
+
+
+def test_locks_folder_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    """A file where the locks' folder should be is an error that names the lock."""
+    (tmp_path / "pipeline-gpu-locks").write_bytes(b"")
+    with pytest.raises(StorageError, match=rf"locking {tmp_path}/pipeline-gpu-locks/{H100.uuid}\.lock failed"):
+        exclusive(H100).__enter__()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_lock_is_everybodys(tmp_path: Path, umask: int) -> None:
+    """Whatever this user's mask is, others may open the lock: neither its folder nor its file is this user's alone."""
+    before = os.umask(umask)
+    try:
+        with exclusive(H100):
+            folder = tmp_path / "pipeline-gpu-locks"
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / f"{H100.uuid}.lock")]
+    finally:
+        os.umask(before)
+    assert modes == [0o777, 0o666]
+
+
+def test_locks_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path) -> None:
+    """A folder that is there already, as another user's is, is not changed."""
+    folder = tmp_path / "pipeline-gpu-locks"
+    folder.mkdir(mode=0o755)
+    with exclusive(H100):
+        pass
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 # Others. NVML is asked on a GPU host (tests/gpu); here, what is made of its answers.
@@ -170,7 +200,7 @@ def test_idle_gpu_has_no_others(nvml: list[SimpleNamespace]) -> None:
 def test_processes_outside_the_container_are_counted(nvml: list[SimpleNamespace]) -> None:
     """Where NVML's numbers are another namespace's, only how many there are besides ours can be told."""
     nvml += [process(901), process(902), process(903)]
-    assert others(H100, frozenset({11})) == ("2 processes outside this container",)
+    assert others(H100, frozenset({11})) == ("processes outside this container: 2",)
 
 
 def test_as_many_processes_as_ours_are_ours(nvml: list[SimpleNamespace]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.plan import CPU_TARGET, GPU_TARGET, Plan, Stage, Step
-from pipeline.records import Backend, EngineFlavour, Graph, Precision, Tool, Variant, Workspace
+from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Precision, Tool, Variant, Workspace
 
 from .hosts import H100, L4, RTX, TRT10, TRT86, host
 
@@ -161,6 +161,22 @@ def test_flavour_that_is_not_installed_has_no_version() -> None:
     """Of a flavour that this host lacks there is no version to know."""
     plan = Plan(_config(tensorrt={"flavour": "tensorrt"}), host(flavours=(RTX,)))
     assert plan.flavour_version == "absent"
+
+
+@pytest.mark.parametrize(
+    ("config", "installed", "target"),
+    [
+        ({"flavour": "tensorrt"}, RTX, "trt"),
+        ({"flavour": "tensorrt_rtx", "compute_capabilities": "current"}, TRT10, "rtx"),
+    ],
+)
+@pytest.mark.parametrize(("gpus", "prefix"), [((), ""), ((H100,), "sm90-h100-80gb-hbm3-")], ids=["no GPU", "H100"])
+def test_target_of_a_flavour_that_is_not_installed_has_no_version(
+    config: dict[str, object], installed: Tool, target: str, gpus: tuple[Gpu, ...], prefix: str
+) -> None:
+    """Where the library's version is not known, its name alone stands in the target's."""
+    (found,) = Plan(_config(tensorrt=config), host(*gpus, flavours=(installed,))).engine_targets
+    assert found.name == prefix + target
 
 
 def test_host_without_a_flavour_plans_for_tensorrt_rtx() -> None:

@@ -209,6 +209,15 @@ def test_compiled_kernels_are_handed_on(engine: Engine, loaded: Any) -> None:
         assert loaded.caches == [None, b"kernel"]
 
 
+@pytest.mark.parametrize(("sizes", "expected"), [((), None), ((2,), Precision.FP16)], ids=["before", "after"])
+def test_layers_are_those_of_the_session(engine: Engine, sizes: tuple[int, ...], expected: Precision | None) -> None:
+    """A session tells what the layers multiply in; types that follow from the batch are known once one has run."""
+    with engine.session() as run:
+        for size in sizes:
+            run(images(size))
+        assert [(share.precision, share.examples) for share in run.shares()] == [(expected, ("conv",))]
+
+
 # Opening.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.records import Precision
-from tests.trt_stub import SETTINGS, Case, Report
+from tests.trt_stub import LAYER, SETTINGS, Case, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ CONTRACT = [
     "build a fixed batch",
     "build with timings",
     "build with another GPU's timings",
+    "build with tactic sources that are refused",
     "build of a bad graph",
     "build that fails",
     "load",
@@ -290,9 +292,30 @@ def test_context_runs(report: Report) -> None:
     """A context takes shapes and addresses, tells the output's shape, and runs on a stream."""
     case = report.cases["load"]
 
-    assert case.said == ("b1-2-4", str(Precision.FP16), "(2, 10)", "None")
+    assert case.said[:4] == ("b1-2-4", str(Precision.FP16), "(2, 10)", "None")
     assert "IExecutionContext.set_tensor_address('image', 4096)" in case.calls
     assert case.calls[-1] == "IExecutionContext.execute_async_v3(7)"
+
+
+def test_layers_are_inspected_with_the_shapes_of_the_context(report: Report) -> None:
+    """The inspector is given the context, once that knows its batch: types that follow from it are open until then."""
+    calls = [call.partition("(")[0] for call in report.cases["load"].calls]
+    shaped = calls[calls.index("IExecutionContext.set_input_shape") :]
+
+    assert [call for call in shaped if "Inspector" in call or "inspector" in call] == [
+        "ICudaEngine.create_engine_inspector",
+        "EngineInspector.execution_context.set",
+        "EngineInspector.get_engine_information",
+    ]
+
+
+def test_engine_is_inspected_without_a_context(report: Report) -> None:
+    """What an engine says of itself is the inspector's JSON, for no batch in particular."""
+    case = report.cases["load"]
+    before = case.calls[: case.calls.index("IExecutionContext.set_input_shape('image', (2, 3, 8, 8))")]
+
+    assert json.loads(case.said[4]) == {"Layers": [LAYER]}
+    assert not any("EngineInspector.execution_context" in call for call in before)
 
 
 def test_second_context_shares_the_profile(report: Report) -> None:
@@ -346,6 +369,15 @@ def test_tf32_is_off_for_strict_fp32_only(report: Report, precision: Precision) 
     case = report.cases[f"build {precision.value} plain"]
 
     assert flags(case)[0] == f"{'clear' if precision is Precision.FP32 else 'set'}_flag(BuilderFlag.TF32)"
+
+
+def test_refused_tactic_sources_are_recorded(report: Report) -> None:
+    """A choice of tactics that the library does not take is unsupported, and the build goes on without it."""
+    case = report.cases["build with tactic sources that are refused"]
+    (setting,) = (setting for setting in case.settings if setting.name == "tactic_sources")
+
+    assert case.error == ""
+    assert (setting.applied, setting.note) == (False, f"tensorrt {report.version} refuses this choice")
 
 
 # TensorRT 8.6

@@ -326,14 +326,15 @@ def _built(flavour: Flavour, request: EngineRequest, timings: bytes = b"") -> di
 def _loaded(flavour: Flavour, weights: Path | None = None) -> dict[str, Any]:
     """Use everything that a loaded engine and its context offer."""
     with load_engine(flavour, b"plan", weights) as engine:
-        layers = engine.layers()
+        inspected = engine.inspect()
         with engine.context(stream=7) as context:
             context.set_input_shape("image", (2, 3, 8, 8))
             context.set_address("image", 4096)
             shape = context.shape("logits")
+            layers = context.layers()
             context.enqueue(7)
             cache = context.runtime_cache()
-        said = (engine.batches.label, str(layers[0].precision), str(shape), str(cache))
+        said = (engine.batches.label, str(layers[0].precision), str(shape), str(cache), inspected)
         return {"inputs": engine.inputs, "outputs": engine.outputs, "said": said}
 
 
@@ -415,6 +416,10 @@ def drive(genuine: ModuleType) -> Report:
         "build with timings": attempt(partial(build, timings=b"timings")),
         "build with another GPU's timings": attempt(
             partial(build, timings=b"timings"), {"IBuilderConfig.set_timing_cache": lambda *_: next(taken)}
+        ),
+        "build with tactic sources that are refused": attempt(
+            partial(_built, request=_request(Precision.FP16, SETTINGS["every"])),
+            {"IBuilderConfig.set_tactic_sources": False},
         ),
         "build of a bad graph": attempt(build, bad_graph),
         "build that fails": attempt(build, {"Builder.build_serialized_network": None}),

@@ -264,8 +264,9 @@ class _Settings:
             names = [source.name for source in settings.tactic_sources]
             unknown = [name for name in names if not hasattr(trt.TacticSource, name)]
             reason = self._untuned() or (f"{self._flavour} has no {', '.join(unknown)}" if unknown else "")
-            if not reason:
-                self._config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in names))
+            mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in names if name not in unknown)
+            if not reason and not self._config.set_tactic_sources(mask):
+                reason = f"{self._flavour} refuses this choice"
             self._say("tactic_sources", ", ".join(names).lower(), reason)
         if settings.hardware_compatibility is not HardwareCompatibility.NONE:
             name = settings.hardware_compatibility.name

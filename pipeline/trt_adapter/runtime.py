@@ -53,21 +53,15 @@ class LoadedEngine:
         chosen = context.active_optimization_profile == 0  # the first context's is chosen for it
         if not chosen and not context.set_optimization_profile_async(0, stream):
             raise _failed("the engine's profile cannot be used", self._log, "a profile that contexts may share")
-        opened = ExecutionContext(context, config, kept, self._log)
+        opened = ExecutionContext(self.flavour, context, config, kept, self._log)
         try:
             yield opened
         finally:
             opened.release()
 
-    def layers(self) -> tuple[EngineLayer, ...]:
-        """Return what the engine's inspector says of its layers."""
-        return read_layers(self.inspect())
-
     def inspect(self) -> str:
-        """Return the inspector's JSON."""
-        trt = self.flavour.module
-        inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        """Return the inspector's JSON; of an engine of several batch sizes it leaves the tensors' types open."""
+        return _inspected(self.flavour.module, self._engine)
 
     def _runtime_config(self, cache: bytes | None, specialization: KernelSpecialization) -> tuple[Any, Any]:
         """Return the configuration and the runtime cache, which must outlive the context: the library holds neither."""
@@ -87,7 +81,8 @@ class LoadedEngine:
 class ExecutionContext:
     """What runs one batch at a time."""
 
-    def __init__(self, context: Any, config: Any, cache: Any, log: BuildLog) -> None:  # noqa: ANN401 - TensorRT is untyped
+    def __init__(self, flavour: Flavour, context: Any, config: Any, cache: Any, log: BuildLog) -> None:  # noqa: ANN401 - TensorRT is untyped
+        self._flavour = flavour
         self._context = context
         self._config = config
         self._cache = cache
@@ -123,6 +118,10 @@ class ExecutionContext:
         """
         if not self._context.execute_async_v3(stream):
             raise _failed("the engine could not be run", self._log)
+
+    def layers(self) -> tuple[EngineLayer, ...]:
+        """Return what the inspector says of the engine's layers, for the shapes that were set last."""
+        return read_layers(_inspected(self._flavour.module, self._context.engine, self._context))
 
     def runtime_cache(self) -> bytes | None:
         """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""
@@ -185,6 +184,13 @@ def _refit(trt: Any, engine: Any, logger: Any, log: BuildLog, weights: Path) -> 
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise _failed("the engine cannot be refitted", log, f"the weights that it was built with, in {weights}")
+
+
+def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _activation_bytes(engine: Any) -> int:  # noqa: ANN401 - TensorRT is untyped
