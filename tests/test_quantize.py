@@ -69,6 +69,96 @@ def quantized(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return project
 
 
+def residual_graph() -> onnx.ModelProto:
+    """Return a network with sums of every kind.
+
+    The first is of a convolution and what the block began with, the second of two convolutions, the third of neither.
+    """
+    random = np.random.default_rng(0)
+    shapes = {
+        "first": (8, 3, 3, 3),
+        "a": (8, 8, 3, 3),
+        "b": (8, 8, 3, 3),
+        "c": (8, 8, 3, 3),
+        "d": (8, 8, 1, 1),
+        "hidden": (16, 8),
+        "last": (10, 16),
+    }
+    values = {name: random.normal(0, np.prod(shape[1:]) ** -0.5, shape) for name, shape in shapes.items()}
+
+    def node(kind: str, name: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
+        given = [*inputs, *([f"{name}.weight"] if name in shapes else [])]
+        return helper.make_node(kind, given, [name], name=name, **attributes)
+
+    body = [
+        node("Conv", "first", "image", strides=[2, 2], pads=[1] * 4),
+        node("Relu", "begun", "first"),
+        node("Conv", "a", "begun", pads=[1] * 4),
+        node("Relu", "middle", "a"),
+        node("Conv", "b", "middle", pads=[1] * 4),
+        node("Add", "identity", "b", "begun"),
+        node("Relu", "again", "identity"),
+        node("Conv", "c", "again", pads=[1] * 4),
+        node("Conv", "d", "again"),
+        node("Add", "projection", "c", "d"),
+        node("Relu", "ended", "projection"),
+        node("Sigmoid", "gate", "ended"),
+        node("Add", "neither", "gate", "ended"),
+        node("GlobalAveragePool", "pooled", "neither"),
+        node("Flatten", "flat", "pooled"),
+        node("Gemm", "hidden", "flat", transB=1),
+        node("Relu", "positive", "hidden"),
+        node("Gemm", "last", "positive", transB=1),
+        helper.make_node("Identity", ["last"], ["logits"]),
+    ]
+    return helper.make_model(
+        helper.make_graph(
+            body,
+            "residual",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+            [numpy_helper.from_array(value.astype(np.float32), f"{name}.weight") for name, value in values.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def residual(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose FP32 graph is the residual one, quantised to int8 and fp8; to be read only."""
+    folder = tmp_path_factory.mktemp("residual") / "project"
+    shutil.copytree(built_folder, folder)
+    config = folder / "pipeline.yaml"
+    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
+    project = Project.load(config)
+    onnx.save(residual_graph(), project.paths.onnx(Graph.FP32))
+    for graph in TENSORRT:
+        make_quantized(project, graph)
+    return project
+
+
+@pytest.fixture(params=["int8", "fp8", "opset17"])
+def summed(residual: Project, request: pytest.FixtureRequest) -> onnx.ModelProto:
+    """Every form of the residual graph that TensorRT takes."""
+    return opset17(residual) if request.param == "opset17" else load(residual, Graph(request.param))
+
+
+def read_by(model: onnx.ModelProto, name: str) -> list[str]:
+    """Return what a node reads, with a `*` where that goes through a Q/DQ pair."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    (reader,) = (node for node in model.graph.node if node.name == name)
+    found = []
+    for given in reader.input:
+        if given in made_by and made_by[given].op_type == "DequantizeLinear":
+            quantize = made_by[made_by[given].input[0]]
+            assert quantize.op_type == "QuantizeLinear"
+            found.append(f"{quantize.input[0]}*")
+        else:
+            found.append(given)
+    return found
+
+
 def opset17(project: Project) -> onnx.ModelProto:
     """Return the int8 graph for TensorRT 8.6."""
     file = project.onnx(Graph.INT8).opset17
@@ -105,18 +195,19 @@ def test_tensorrt_form_is_symmetric(quantized: Project, graph: Graph, kind: int)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     points = [tensors[node.input[2]] for node in nodes(model, "QuantizeLinear", "DequantizeLinear")]
-    assert [point.data_type for point in points] == [kind] * 6
+    assert [point.data_type for point in points] == [kind] * 3
     assert not any(numpy_helper.to_array(point).astype(np.float32).any() for point in points)
 
 
 @pytest.mark.parametrize("graph", TENSORRT)
 def test_tensorrt_form_is_fp16_around_what_is_quantized(quantized: Project, graph: Graph) -> None:
-    """Biases, the first convolution and scales are FP16, in the first opset whose Q/DQ takes that."""
+    """Biases, the first convolution, the last product and scales are FP16, in the first opset whose Q/DQ takes that."""
     model = load(quantized, graph)
     values = weights(model)
 
     floating = [values[node.input[2]] for node in nodes(model, "Conv", "Gemm")]
-    floating += [values[nodes(model, "Conv")[0].input[1]], *scales(model)]
+    floating += [values[nodes(model, kind)[0].input[1]] for kind in ("Conv", "Gemm")]
+    floating += scales(model)
     assert {value.dtype for value in floating} == {np.dtype(np.float16)}
     assert (opset_of(model), model.ir_version, quantized.onnx(graph).opset) == (19, 9, 19)
 
@@ -131,13 +222,22 @@ def test_tensorrt_form_keeps_the_first_convolution(quantized: Project, graph: Gr
 
 
 @pytest.mark.parametrize("graph", TENSORRT)
-def test_tensorrt_form_quantizes_what_follows(quantized: Project, graph: Graph) -> None:
-    """Every later convolution and matrix product takes quantised activations and quantised weights."""
-    model = load(quantized, graph)
+def test_tensorrt_form_quantizes_what_follows(residual: Project, graph: Graph) -> None:
+    """Every convolution and matrix product in between takes quantised activations and quantised weights."""
+    model = load(residual, graph)
 
-    later = nodes(model, "Conv", "Gemm")[1:]
-    assert len(later) == 2
-    assert {source_of(model, name) for node in later for name in node.input[:2]} == {"DequantizeLinear"}
+    between = nodes(model, "Conv", "Gemm")[1:-1]
+    assert [node.name for node in between] == ["a", "b", "c", "d", "hidden"]
+    assert {source_of(model, name) for node in between for name in node.input[:2]} == {"DequantizeLinear"}
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -> None:
+    """What gives the logits multiplies what it is given, by its own weights."""
+    model = load(residual, graph)
+    last = nodes(model, "Gemm")[-1]
+
+    assert [source_of(model, name) for name in last.input] == ["Relu", ""]
 
 
 @pytest.mark.parametrize("graph", TENSORRT)
@@ -155,6 +255,46 @@ def test_layers_keep_their_names(quantized: Project, graph: Graph) -> None:
     assert [node.name for node in nodes(load(quantized, graph), "Conv", "Gemm")] == [
         node.name for node in nodes(load(quantized, Graph.FP32), "Conv", "Gemm")
     ]
+
+
+def test_sum_reads_its_convolution_directly(summed: onnx.ModelProto) -> None:
+    """Between a convolution and the sum of its block there is no pair; what the block began with comes through one."""
+    assert read_by(summed, "identity") == ["b", "begun*"]
+
+
+def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelProto) -> None:
+    """What a block begins with is quantised once, for its first convolution and for its sum."""
+    (pair,) = (node for node in nodes(summed, "QuantizeLinear") if node.input[0] == "begun")
+    (narrow,) = (node for node in nodes(summed, "DequantizeLinear") if node.input[0] == pair.output[0])
+
+    assert [node.name for node in summed.graph.node if narrow.output[0] in node.input] == ["a", "identity"]
+
+
+def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
+    """Where the skip connection is a convolution, too, that one comes through a pair."""
+    assert read_by(summed, "projection") == ["c", "d*"]
+
+
+def test_sum_of_neither_is_left_alone(summed: onnx.ModelProto) -> None:
+    """A sum without a convolution is none of a residual block, and stays in floating point."""
+    assert read_by(summed, "neither") == ["gate", "ended"]
+
+
+def test_nothing_unread_is_left(summed: onnx.ModelProto) -> None:
+    """Pairs that nothing reads any more are gone, and so are their scales and zero points."""
+    read = {name for node in summed.graph.node for name in node.input} | {"logits"}
+
+    assert {tensor.name for tensor in summed.graph.initializer} <= read
+    assert {output for node in summed.graph.node for output in node.output} <= read
+
+
+def test_residual_graph_computes_what_it_did(residual: Project, summed: onnx.ModelProto) -> None:
+    """The logits are those of FP32 but for what quantising loses."""
+    data = residual.data()
+    images = to_input(residual.pixels(data.validation), data.preprocessing)
+    exact = run(residual_graph(), images)
+
+    assert np.linalg.norm(run(summed, images) - exact) / np.linalg.norm(exact) < 0.06
 
 
 @pytest.mark.parametrize(("graph", "bound"), [(Graph.INT8, 0.03), (Graph.FP8, 0.06)])
@@ -192,13 +332,13 @@ def test_opset17_form_is_fp32(built: Project) -> None:
     }
 
 
-def test_opset17_form_has_pairs_on_weights(built: Project) -> None:
+def test_opset17_form_has_pairs_on_weights(residual: Project) -> None:
     """Every quantised weight goes through a Q/DQ pair of its own, along the axis of its scales."""
-    model = opset17(built)
+    model = opset17(residual)
     made_by = {node.output[0]: node for node in model.graph.node}
     values = weights(model)
 
-    for node in nodes(model, "Conv", "Gemm")[1:]:
+    for node in nodes(model, "Conv", "Gemm")[1:-1]:
         dequantize = made_by[node.input[1]]
         quantize = made_by[dequantize.input[0]]
         assert (quantize.op_type, list(quantize.input[1:])) == ("QuantizeLinear", list(dequantize.input[1:]))
@@ -206,11 +346,11 @@ def test_opset17_form_has_pairs_on_weights(built: Project) -> None:
         assert values[quantize.input[0]].dtype == np.dtype(np.float32)
 
 
-def test_both_int8_forms_hold_the_same_weights(built: Project) -> None:
+def test_both_int8_forms_hold_the_same_weights(residual: Project) -> None:
     """Quantising the weights of the opset 17 form gives those of the other, and their scales are equal."""
-    old, new = weights(opset17(built)), weights(load(built, Graph.INT8))
+    old, new = weights(opset17(residual)), weights(load(residual, Graph.INT8))
 
-    for name in ("body.3.weight", "body.8.weight"):
+    for name in ("a.weight", "d.weight", "hidden.weight"):
         scale = old[f"{name}_scale"].reshape(-1, *[1] * (old[name].ndim - 1))
         np.testing.assert_array_equal(np.rint(old[name] / scale), new[f"{name}_quantized"])
         np.testing.assert_array_equal(old[f"{name}_scale"], new[f"{name}_scale"])
