@@ -87,6 +87,8 @@ def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, rea
     project.paths.engine(variant).unlink(missing_ok=True)
     log = project.paths.build_log(variant)
     kept = outcome is Outcome.FAILED and log.is_file()
+    if not kept:
+        log.unlink(missing_ok=True)
     return Artifact(
         key=key,
         built_at=now(),

@@ -48,6 +48,10 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
         Backend.ONNX_REFERENCE: _open_reference,
     }
     backend = artifact.variant.backend
+    if backend is Backend.TENSORRT:
+        with open_serialized(project, artifact) as engine, engine.session() as session:
+            yield session
+        return
     if backend not in openers:
         gpu_of(project, artifact)
         raise UnsupportedError(f"this version of the pipeline does not run {backend.value} artifacts on a GPU yet")

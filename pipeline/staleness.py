@@ -219,6 +219,7 @@ def build_key(project: Project, variant: Variant) -> Key:
     if variant.backend is not Backend.TENSORRT:
         return _key(variant=variant.id, onnx=graph.canonical_sha256, file=graph.file.sha256)
     target = project.plan.engine_target(variant)
+    settings = project.config.tensorrt.build_settings
     return _key(
         variant=variant.id,
         onnx=graph.canonical_sha256,
@@ -230,7 +231,8 @@ def build_key(project: Project, variant: Variant) -> Key:
         else None,
         flavour=project.plan.flavour,
         flavour_version=project.plan.flavour_version,
-        settings=project.config.tensorrt.build_settings,
+        settings=settings,
+        weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
     )
 
 

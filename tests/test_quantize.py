@@ -124,6 +124,37 @@ def residual_graph() -> onnx.ModelProto:
     )
 
 
+def short_graph(*layers: str) -> onnx.ModelProto:
+    """Return a network of a convolution and, where that is asked for, a product."""
+    body = [
+        helper.make_node("Conv", ["image", "conv.weight"], ["conv"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["conv"], ["pooled"], name="pooled"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
+        helper.make_node("Gemm", ["flat", "product.weight"], ["product"], name="product"),
+    ]
+    values = {"conv.weight": np.linspace(-1, 1, 270), "product.weight": np.linspace(-1, 1, 100)}
+    shapes = {"conv.weight": (10, 3, 3, 3), "product.weight": (10, 10)}
+    last = "product" if "product" in layers else "flat"
+    return helper.make_model(
+        helper.make_graph(
+            [
+                *(node for node in body if node.name in {*layers, "pooled", "flat"}),
+                helper.make_node("Identity", [last], ["logits"]),
+            ],
+            "short",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+            [
+                numpy_helper.from_array(values[name].reshape(shape).astype(np.float32), name)
+                for name, shape in shapes.items()
+                if name.partition(".")[0] in layers
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
 @pytest.fixture(scope="module")
 def residual(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose FP32 graph is the residual one, quantised to int8 and fp8; to be read only."""
@@ -238,6 +269,19 @@ def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -
     last = nodes(model, "Gemm")[-1]
 
     assert [source_of(model, name) for name in last.input] == ["Relu", ""]
+
+
+@pytest.mark.parametrize("layers", [("conv",), ("conv", "product")], ids=len)
+def test_network_without_layers_in_between_is_quantized(copied: Path, layers: tuple[str, ...]) -> None:
+    """Where the first convolution and the last product are all that there is, they are quantised."""
+    project = Project.load(copied / "pipeline.yaml")
+    onnx.save(short_graph(*layers), project.paths.onnx(Graph.FP32))
+
+    make_quantized(project, Graph.INT8)
+
+    found = nodes(load(project, Graph.INT8), "Conv", "Gemm")
+    assert [node.name for node in found] == list(layers)
+    assert {source_of(load(project, Graph.INT8), name) for node in found for name in node.input} == {"DequantizeLinear"}
 
 
 @pytest.mark.parametrize("graph", TENSORRT)

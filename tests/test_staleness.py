@@ -329,7 +329,15 @@ def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]
 def test_engine_depends_on_what_changes_it(built: Project, name: str, value: object) -> None:
     """A setting of the builder builds anew."""
     there = host(H100, flavours=(TRT10,))
-    assert differences(engine_fields(built, there), engine_fields(built, there, **{name: value})) == {"settings"}
+    changed = differences(engine_fields(built, there), engine_fields(built, there, **{name: value}))
+    assert changed - {"weights_apart"} == {"settings"}
+
+
+@pytest.mark.parametrize("setting", ["refit", "strip_plan"])
+def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, setting: str) -> None:
+    """What takes a GPU to build was not applied on a host without: where there is one, the engine is built anew."""
+    without = engine_fields(built, host(), **{setting: True})
+    assert differences(without, engine_fields(built, host(H100), **{setting: True})) == {"weights_apart"}
 
 
 @pytest.mark.parametrize(
