@@ -193,10 +193,10 @@ def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> li
         for artifact, item in zip(artifacts, measured, strict=True):
             workers.append(stack.enter_context(_worker(project, artifact)))
             if gpu:  # one at a time, so that each one's cold start is its own
-                _await(workers[-1], item, _START_SECONDS, _take_ready)
-        for worker, item in zip(workers, measured, strict=True):
-            if not gpu:
-                _await(worker, item, _START_SECONDS, _take_ready)
+                _await_ready(workers[-1], item)
+        if not gpu:
+            for worker, item in zip(workers, measured, strict=True):
+                _await_ready(worker, item)
         ours = frozenset(worker.process.pid or 0 for worker in workers)
         strangers = _Strangers(gpu, ours)
         for batch in project.config.timed_batches:
@@ -229,7 +229,7 @@ class _Strangers:
 
 def _takes(variant: Variant, batch: int) -> bool:
     """Return whether a variant runs batches of this size; on the CPU, all do."""
-    return variant.profile is None or variant.profile.min <= batch <= variant.profile.max
+    return variant.profile is None or variant.profile.takes(batch)
 
 
 def _one_round(worker: _Worker, item: _Measured, batch: int, settings: BenchmarkConfig, *, warm_up: bool) -> None:
@@ -240,37 +240,36 @@ def _one_round(worker: _Worker, item: _Measured, batch: int, settings: Benchmark
     runs = settings.warmup_runs if warm_up else settings.runs_per_round
     with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
         worker.connection.send(_Ask(batch, runs, settings.gpu_round_ms if on_gpu and not warm_up else 0.0))
-
-    def take(answer: object) -> None:
-        for samples in answer if isinstance(answer, tuple) and not warm_up else ():
-            item.samples.setdefault((samples.clock, batch), []).append(samples)
-
-    _await(worker, item, _ANSWER_SECONDS, lambda _, answer: take(answer))
+    answer = _await(worker, item, _ANSWER_SECONDS)
+    for samples in answer if isinstance(answer, tuple) and not warm_up else ():
+        item.samples.setdefault((samples.clock, batch), []).append(samples)
 
 
-def _take_ready(item: _Measured, answer: object) -> None:
+def _await_ready(worker: _Worker, item: _Measured) -> None:
+    answer = _await(worker, item, _START_SECONDS)
     if isinstance(answer, _Ready):
         item.ready = answer
 
 
-def _await(worker: _Worker, item: _Measured, seconds: float, take: Callable[[_Measured, object], None]) -> None:
-    """Wait for what a variant's process says, and keep it or what went wrong."""
+def _await(worker: _Worker, item: _Measured, seconds: float) -> object:
+    """Return what a variant's process says; None where something went wrong, which is then kept."""
     try:
         if not worker.connection.poll(seconds):
             worker.process.kill()  # it must not work on while the others are timed
             item.error = f"no answer in {seconds:.0f} s"
-            return
+            return None
         answer = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join(1)
         item.error = describe_exit(worker.process.exitcode)
-        return
+        return None
     if not isinstance(answer, _Trouble):
-        take(item, answer)
-    elif answer.skipped:
+        return answer
+    if answer.skipped:
         item.skipped = answer.what
     else:
         item.error = answer.what
+    return None
 
 
 @contextmanager

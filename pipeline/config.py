@@ -206,14 +206,8 @@ class TensorRTConfig(Record):
     @property
     def build_settings(self) -> TensorRTConfig:
         """What changes an engine; the rest is as if it had been left out."""
-        return self.model_copy(
-            update={
-                "flavour": None,
-                "timing_cache": True,
-                "kernel_specialization": KernelSpecialization.EAGER,
-                "build_timeout_seconds": 3600.0,
-            }
-        )
+        others = ("flavour", "timing_cache", "kernel_specialization", "build_timeout_seconds")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
 
 
 class Gate(Record):
@@ -356,7 +350,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         problems.append((("tensorrt", "compute_capabilities"), refusal))
     memory = gpus[0].memory_bytes if gpus else None
     for index, batch in enumerate(config.timed_batches):
-        if not any(profile.min <= batch <= profile.max for profile in config.profiles):
+        if not any(profile.takes(batch) for profile in config.profiles):
             labels = ", ".join(profile.label for profile in config.profiles)
             problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
     for index, workspace in enumerate(config.workspaces):

@@ -69,6 +69,11 @@ def free_bytes() -> int:
     return int(free)
 
 
+def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the size of a contiguous array."""
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
 @dataclass(frozen=True)
 class DeviceArray:
     """A C-contiguous array in GPU memory; it owns nothing, `keeps` holds what does."""
@@ -81,7 +86,7 @@ class DeviceArray:
     @property
     def bytes(self) -> int:
         """Its size."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return bytes_of(self.shape, self.dtype)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
@@ -185,8 +190,7 @@ class PinnedMemory:
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return its beginning as an array, which is valid until `close`."""
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self._bytes[:size].view(dtype).reshape(shape)
+        return self._bytes[: bytes_of(shape, dtype)].view(dtype).reshape(shape)
 
     def close(self) -> None:
         """Give it back."""
@@ -350,9 +354,7 @@ def _from_dlpack(array: Any, stream: Stream) -> DeviceArray:  # noqa: ANN401
 
 def _require_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
     """Check strides, given in elements; an axis of length 1 may have any."""
-    if strides is None:
-        return
-    if 0 in shape:
+    if strides is None or 0 in shape:
         return
     dense = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
     if any(size > 1 and have != want for size, have, want in zip(shape, strides, dense, strict=True)):

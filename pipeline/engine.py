@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import cuda
 from pipeline.atomic import describe_file, sha256_of, write_bytes
-from pipeline.environment import missing_driver, now, tools
+from pipeline.environment import missing_gpu, now, tools
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
@@ -51,7 +51,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     request = _request(project, variant)
     times_tactics = plan.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
-        raise UnsupportedError(missing_driver() or "CUDA shows no GPU")
+        raise UnsupportedError(missing_gpu())
     began = time.perf_counter()
     with exclusive(request.gpu if times_tactics else None):
         timings = project.paths.timing_cache(plan.flavour, plan.flavour_version, request.gpu)

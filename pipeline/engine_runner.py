@@ -167,7 +167,7 @@ class Session:
         largest = self._loaded.batches.max
         for spec in (self._input, *self._outputs):
             shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            size = cuda.bytes_of(shape, np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
             self._pinned[spec.name] = cuda.PinnedMemory(size)
             self._context.set_address(spec.name, self._device[spec.name].pointer)
@@ -229,7 +229,7 @@ class Session:
         if self._graph is not None:
             self._graph.launch()
         else:
-            self._context.enqueue(self.stream.handle)
+            self.enqueue_kernels()
 
     def enqueue_kernels(self) -> None:
         """Do as `enqueue` does without a CUDA graph, whether or not the session has one.
@@ -300,9 +300,9 @@ class Session:
         if size not in self._graphs:
             if len(self._graphs) >= _GRAPHS:
                 self._graphs.pop(next(iter(self._graphs))).close()
-            self._context.enqueue(self.stream.handle)
+            self.enqueue_kernels()
             self.stream.synchronize()
-            self._graphs[size] = self.stream.capture(lambda: self._context.enqueue(self.stream.handle))
+            self._graphs[size] = self.stream.capture(self.enqueue_kernels)
         return self._graphs[size]
 
     def _sample(self) -> tuple[int, ...]:
@@ -310,8 +310,7 @@ class Session:
 
     def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Check what the engine would read out of bounds or wrongly."""
-        takes = self._loaded.batches
-        fits = len(shape) > 0 and shape[1:] == self._sample() and takes.min <= shape[0] <= takes.max
+        fits = len(shape) > 0 and shape[1:] == self._sample() and self._loaded.batches.takes(shape[0])
         if not fits or dtype != self._dtype:
             raise self._refusal(f"{dtype} {tuple(shape)}")
 

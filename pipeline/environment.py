@@ -81,6 +81,11 @@ def _flavour_version(flavour: EngineFlavour) -> str:
     return next((found for found in versions if found != "absent"), "unknown")
 
 
+def missing_gpu() -> str:
+    """Return why there is no GPU here, where there is none."""
+    return missing_driver() or "CUDA shows no GPU"
+
+
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """Return the GPUs that CUDA shows this process (`CUDA_VISIBLE_DEVICES` counts), in its order."""

@@ -11,11 +11,11 @@ from pipeline.environment import git_state, now, tools
 from pipeline.errors import RecordError
 from pipeline.plan import Stage, Step
 from pipeline.records import (
+    CLOCKS,
     AccuracyReport,
     Artifact,
     Backend,
     BenchmarkReport,
-    Clock,
     Manifest,
     ManifestEntry,
     ManifestModel,
@@ -130,7 +130,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         cold_start=benchmark.cold_start if benchmark else None,
         runtime_cache=benchmark.runtime_cache if benchmark else None,
         smallest_workspace=smallest_workspace(
-            [other for other in everything if alike(other.variant, variant)], project.plan.needs(variant)
+            [other for other in everything if other.variant.family == variant.family], project.plan.needs(variant)
         ),
         equals=_equals(found, everything),
         inputs=artifact.inputs if artifact else (),
@@ -149,11 +149,6 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
 
 _WITHIN = 1.01
 """Latencies within 1 % of the best are as good as the best."""
-
-
-def alike(one: Variant, other: Variant) -> bool:
-    """Return whether two variants differ in the workspace only."""
-    return one.model_copy(update={"workspace": None}) == other.model_copy(update={"workspace": None})
 
 
 def smallest_workspace(family: list[Found], needs: str) -> str | None:
@@ -185,10 +180,9 @@ def _latency(found: Found) -> float | None:
     """Return the median at the batch that the profile is tuned for (or else the largest), by the GPU's clock if any."""
     if found.benchmark is None or not found.benchmark.timings:
         return None
-    order = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST)
     tuned = found.variant.profile.opt if found.variant.profile else 0
     chosen = min(
-        found.benchmark.timings, key=lambda timing: (timing.batch != tuned, -timing.batch, order.index(timing.clock))
+        found.benchmark.timings, key=lambda timing: (timing.batch != tuned, -timing.batch, CLOCKS.index(timing.clock))
     )
     return chosen.p50_ms
 

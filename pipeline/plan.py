@@ -192,15 +192,20 @@ class Plan:
         """What the variants run on; one interleaved benchmark each."""
         return tuple(dict.fromkeys(variant.target for variant in self.variants))
 
+    @cached_property
+    def _families(self) -> dict[Variant, list[Variant]]:
+        """The variants by what they have in common but for the workspace."""
+        families: dict[Variant, list[Variant]] = {}
+        for variant in self.variants:
+            families.setdefault(variant.family, []).append(variant)
+        return families
+
     def family(self, variant: Variant) -> tuple[Variant, ...]:
         """Return the variants that differ from `variant` in a smaller workspace only, smallest first."""
         return tuple(
             other
-            for other in self.variants
-            if other.workspace
-            and variant.workspace
-            and other.workspace.bytes < variant.workspace.bytes
-            and other.model_copy(update={"workspace": variant.workspace}) == variant
+            for other in self._families.get(variant.family, ())
+            if other.workspace and variant.workspace and other.workspace.bytes < variant.workspace.bytes
         )
 
     def variant(self, variant_id: str) -> Variant:

@@ -109,6 +109,10 @@ class Profile(Record):
             raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
         return self
 
+    def takes(self, batch: int) -> bool:
+        """Return whether a batch of this size lies in the range."""
+        return self.min <= batch <= self.max
+
     @property
     def label(self) -> str:
         """`b8` for a fixed batch, `b1-8-32` for a range."""
@@ -147,6 +151,11 @@ class Variant(Record):
         profile = [self.profile.label] if self.profile else []
         workspace = [self.workspace.name] if self.workspace else []
         return "-".join([*backend, kind, *profile, *workspace])
+
+    @property
+    def family(self) -> Variant:
+        """What it has in common with the variants that differ from it in the workspace only."""
+        return self.model_copy(update={"workspace": None})
 
     @property
     def id(self) -> str:
@@ -526,6 +535,10 @@ class Clock(str, Enum):
     """The work on the GPU, between two events on its stream; input and output stay there."""
     GPU_GRAPH = "gpu-graph"
     """The same, replayed as a CUDA graph."""
+
+
+CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST)
+"""The one that tells most of an engine first."""
 
 
 class BatchTiming(Record):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.atomic import sha256_of
-from pipeline.environment import installed, missing_driver, threads
+from pipeline.environment import installed, missing_gpu, threads
 from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, Graph
@@ -79,7 +79,7 @@ def gpu_of(project: Project, artifact: Artifact) -> Gpu:
     """
     gpu = project.plan.gpu(artifact.variant.target)
     if gpu is None:
-        raise UnsupportedError(missing_driver() or "CUDA shows no GPU")
+        raise UnsupportedError(missing_gpu())
     return gpu
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.project import Project
+    from pipeline.records import Gpu
 
 R = TypeVar("R", bound=StageRecord)
 
@@ -226,9 +227,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         workspace=variant.workspace,
         profile=variant.profile,
         compute_capabilities=target.compute_capabilities,
-        gpu=[target.gpu.name, target.gpu.compute_capability]
-        if target.gpu and not target.compute_capabilities
-        else None,
+        gpu=None if target.compute_capabilities else _type_of(target.gpu),
         flavour=project.plan.flavour,
         flavour_version=project.plan.flavour_version,
         settings=settings,
@@ -252,7 +251,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
         onnxruntime=version("onnxruntime-gpu") if variant.backend is Backend.ONNXRUNTIME else None,
         driver=_driver(variant),
-        gpu=_gpu(project, variant.target),
+        gpu=_type_of(project.plan.gpu(variant.target)),
     )
 
 
@@ -270,7 +269,7 @@ def benchmark_key(project: Project, target: str) -> Key:
         torch=version("torch"),
         onnxruntime=version("onnxruntime-gpu"),
         driver=None if target == CPU_TARGET else missing_driver() or driver_version(),
-        gpu=None if target == CPU_TARGET else gpu.uuid if gpu else None,
+        gpu=gpu.uuid if gpu else None,
         kernels=project.config.tensorrt.kernel_specialization,
     )
 
@@ -301,9 +300,8 @@ def _identity_on_disk(project: Project, variant: Variant) -> list[str]:
         return [variant.id, "missing"]
 
 
-def _gpu(project: Project, target: str) -> list[str | int] | None:
-    """Return the type of the GPU that a target's variants are run on here."""
-    gpu = project.plan.gpu(target)
+def _type_of(gpu: Gpu | None) -> list[str | int] | None:
+    """Return what an engine that was tuned on a GPU belongs to."""
     return [gpu.name, gpu.compute_capability] if gpu else None
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.records import Clock, Status
+from pipeline.records import CLOCKS, Status
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -76,9 +76,8 @@ def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
 
 def preferred(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the timing that a table shows: on a GPU, the CUDA graph's."""
-    order = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST)
     found = [timing for timing in entry.timings if timing.batch == batch]
-    return min(found, key=lambda timing: order.index(timing.clock), default=None)
+    return min(found, key=lambda timing: CLOCKS.index(timing.clock), default=None)
 
 
 def _timings(entry: ManifestEntry, batches: list[int]) -> list[str]:

@@ -101,9 +101,10 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     gates = project.config.gates
     executed = executed_precision(variant.precision, seen.layers, accuracy.relative_l2, gates.fp32.relative_l2)
     as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
-    gate = gates.of(Precision.TF32 if as_tf32 else variant.precision)
+    claimed = Precision.TF32 if as_tf32 else variant.precision
+    gate = gates.of(claimed)
     checks = judge(accuracy, gate, require_proof=gates.require_proof)
-    checks += judge_layers(Precision.TF32 if as_tf32 else variant.precision, seen.layers)
+    checks += judge_layers(claimed, seen.layers)
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
         reason += f"; worst sample: {accuracy.worst_sample}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.manifest import Found, alike, decide, make_manifest, smallest_workspace
+from pipeline.manifest import Found, decide, make_manifest, smallest_workspace
 from pipeline.project import Project
 from pipeline.records import BatchTiming, Clock, FileRecord, ManifestEntry, Outcome, Status, Workspace
 
@@ -257,7 +257,7 @@ def test_without_the_tuned_batch_the_largest_is_compared(built: Project) -> None
 )
 def test_alike_variants_differ_in_the_workspace_only(built: Project, other: str, *, expected: bool) -> None:
     """Precision, profile and target make another family."""
-    assert alike(built.plan.variant(ENGINE), built.plan.variant(other)) is expected
+    assert (built.plan.variant(ENGINE).family == built.plan.variant(other).family) is expected
 
 
 def test_untimed_engines_name_no_smallest_workspace(built: Project) -> None:

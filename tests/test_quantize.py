@@ -57,14 +57,19 @@ def source_of(model: onnx.ModelProto, name: str) -> str:
     return next((node.op_type for node in model.graph.node if name in node.output), "")
 
 
+def with_fp8(built_folder: Path, folder: Path) -> Project:
+    """Return a copy of the finished tiny project that asks for fp8, too."""
+    shutil.copytree(built_folder, folder)
+    config = folder / "pipeline.yaml"
+    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
+    return Project.load(config)
+
+
 @pytest.fixture(scope="module")
 def quantized(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The finished tiny project with fp8 as well, to be read only."""
     folder = tmp_path_factory.mktemp("fp8") / "project"
-    shutil.copytree(built_folder, folder)
-    config = folder / "pipeline.yaml"
-    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
-    project = Project.load(config)
+    project = with_fp8(built_folder, folder)
     make_quantized(project, Graph.FP8)
     return project
 
@@ -159,10 +164,7 @@ def short_graph(*layers: str) -> onnx.ModelProto:
 def residual(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose FP32 graph is the residual one, quantised to int8 and fp8; to be read only."""
     folder = tmp_path_factory.mktemp("residual") / "project"
-    shutil.copytree(built_folder, folder)
-    config = folder / "pipeline.yaml"
-    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
-    project = Project.load(config)
+    project = with_fp8(built_folder, folder)
     onnx.save(residual_graph(), project.paths.onnx(Graph.FP32))
     for graph in TENSORRT:
         make_quantized(project, graph)

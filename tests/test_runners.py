@@ -152,7 +152,7 @@ def test_artifact_without_a_file(built: Project) -> None:
 @pytest.mark.parametrize("variant_id", ["tiny/rtx-sm80+/fp16-b1-ws16MiB", "tiny/gpu/dynamo-fp16-b1-ws16MiB"])
 def test_gpu_artifact_without_a_driver(built: Project, monkeypatch: pytest.MonkeyPatch, variant_id: str) -> None:
     """What needs a GPU is unsupported where there is no driver."""
-    monkeypatch.setattr("pipeline.runners.missing_driver", lambda: "no NVIDIA driver found")
+    monkeypatch.setattr("pipeline.environment.missing_driver", lambda: "no NVIDIA driver found")
 
     with (
         pytest.raises(UnsupportedError, match="no NVIDIA driver found"),
@@ -163,7 +163,7 @@ def test_gpu_artifact_without_a_driver(built: Project, monkeypatch: pytest.Monke
 
 def test_gpu_artifact_with_a_driver_and_no_gpu(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver alone runs nothing."""
-    monkeypatch.setattr("pipeline.runners.missing_driver", lambda: None)
+    monkeypatch.setattr("pipeline.environment.missing_driver", lambda: None)
 
     with (
         pytest.raises(UnsupportedError, match="CUDA shows no GPU"),
