@@ -150,7 +150,7 @@ class DataConfig(Record):
     images: str = "auto"
     """auto | digits | photographs | the path of a folder with one folder of images a class."""
     calibration: Whole = 128
-    validation: Whole = 300
+    validation: Whole = 500
 
 
 class TacticSource(str, Enum):

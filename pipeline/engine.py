@@ -52,13 +52,13 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     times_tactics = plan.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
         raise UnsupportedError(missing_gpu())
-    began = time.perf_counter()
     with exclusive(request.gpu if times_tactics else None):
+        began = time.perf_counter()
         timings = project.paths.timing_cache(plan.flavour, plan.flavour_version, request.gpu)
         engine = _build_apart(project, variant, request, timings)
         if engine.timing_cache:
             write_bytes(timings, engine.timing_cache)
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     path = project.paths.engine(variant)
     twin = _same_engine(project, variant, engine)
     if twin is None:

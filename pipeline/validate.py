@@ -47,7 +47,7 @@ _LARGEST_BATCH = 64
 """A larger one shows nothing more, and takes memory."""
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
-"""The quantiser leaves the first convolution in floating point, and a network may be short."""
+"""The quantiser leaves the last product in floating point, in fp8 the first convolution; a network may be short."""
 _Z95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
 

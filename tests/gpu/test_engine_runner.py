@@ -25,6 +25,7 @@ from pipeline.runners import gpu_of, open_serialized
 from pipeline.trt_adapter import load_engine, load_flavour
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -147,8 +148,46 @@ def test_what_the_engine_does_not_take_is_refused_before_it_runs(
         assert distance(run(batch), reference(project, 2)) < FP16
 
 
+def taken_by(cycle: Callable[[], None]) -> int:
+    """Return the bytes of the GPU's memory that 200 cycles take for good; the first 25 load what stays anyway."""
+    for count in range(225):
+        if count == 25:
+            free = cuda.free_bytes()
+        cycle()
+    return free - cuda.free_bytes()
+
+
+def library_alone(project: Project, artifact: Artifact, compiled: bytes | None) -> Callable[[], None]:
+    """Return a cycle of the library's own calls, without a line of ours: deserialise, open a context, drop both.
+
+    `compiled` is a runtime cache, where the flavour has one: without it every context would compile its kernels anew.
+    """
+    assert artifact.file is not None
+    assert artifact.built_for is not None
+    trt = load_flavour(artifact.built_for.flavour).module
+    plan = project.file(artifact.file).read_bytes()
+    logger = trt.Logger(trt.Logger.ERROR)
+
+    def cycle() -> None:
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        config, kept = None, None
+        if compiled is not None:
+            config = engine.create_runtime_config()
+            kept = config.create_runtime_cache()
+            kept.deserialize(compiled)
+            config.set_runtime_cache(kept)
+        context = engine.create_execution_context(*([] if config is None else [config]))
+        del context, kept, config, engine, runtime  # in this order: the library holds neither cache nor configuration
+
+    return cycle
+
+
 def test_memory_comes_back_after_200_cycles(project: Project, fixed: Artifact) -> None:
-    """Opening, running and closing 200 times leaves the GPU's free memory where it was."""
+    """Opening, running and closing takes nothing for good but what the library itself keeps of every context.
+
+    TensorRT-RTX 1.4 keeps some 40 KB, seen with its own calls alone; TensorRT 8.6 nothing.
+    """
     cache = None
 
     def cycle() -> None:
@@ -157,12 +196,8 @@ def test_memory_comes_back_after_200_cycles(project: Project, fixed: Artifact) -
             run(images(project, 1))
             cache = run.runtime_cache()
 
-    free = []
-    for count in range(226):
-        if count in {25, 125, 225}:  # the first cycles leave what the libraries keep for good
-            free.append(cuda.free_bytes())
-        cycle()
-    assert free[0] - free[-1] < 2**21, free
+    ours = taken_by(cycle)
+    assert ours <= taken_by(library_alone(project, fixed, cache)) + 2**21
 
 
 def test_threads_share_an_engine_each_with_its_own_session(project: Project, ranged: Artifact) -> None:
