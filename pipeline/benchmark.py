@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,11 @@ from pipeline.records import (
     Clock,
     ColdStart,
     FileRecord,
+    Layout,
     Outcome,
-    Precision,
     Variant,
 )
-from pipeline.runners import open_runner, open_serialized
+from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import BenchmarkConfig
     from pipeline.engine_runner import Session
+    from pipeline.module_runner import ModuleSession
     from pipeline.project import Project
     from pipeline.records import Gpu, Key
 
@@ -59,6 +60,8 @@ _SETTLE_SECONDS = 0.05
 untimed, to have its own data in the caches."""
 _ANSWER_SECONDS = 600.0
 """How long one round of one variant may take."""
+_PROCESSES = 8
+"""How many variants are timed against each other, besides the baseline; each process with torch takes gigabytes."""
 
 
 def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ...]:
@@ -83,16 +86,32 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     with exclusive(gpu):
         ready = [artifact for artifact in artifacts if not reasons[artifact.variant.id]]
         shared = _shared(ready)
-        measured = _measure(project, gpu, [artifact for artifact in ready if artifact.variant.id not in shared])
-    baseline = next((item for item in measured if _is_baseline(item.variant)), None)
+        groups = _groups(project, target, [artifact for artifact in ready if artifact.variant.id not in shared])
+        measured = [item for group in groups for item in _measure(project, gpu, group)]
     reports = []
     for variant in variants:
         timed = shared.get(variant.id, variant.id)
         found = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
-        report = _report(project, key, found or _Measured(variant, skipped=reasons[variant.id]), baseline)
+        report = _report(project, key, found or _Measured(variant, skipped=reasons[variant.id]))
         write_record(project.paths.benchmark(variant), report)
         reports.append(report)
     return tuple(reports)
+
+
+def _groups(project: Project, target: str, artifacts: list[Artifact]) -> list[list[Artifact]]:
+    """Return what is timed together: no more processes than a host has room for, each time beside the baseline.
+
+    The baseline of engines is eager FP32 on the same GPU, which belongs to another target.
+    """
+    variant = project.plan.baseline(target)
+    baseline = next((artifact for artifact in artifacts if artifact.variant == variant), None)
+    others = [artifact for artifact in artifacts if artifact is not baseline]
+    if baseline is None and variant is not None and others:
+        guest = _artifact(project, variant)
+        baseline = guest if guest and not _untimed(guest) else None
+    first = [baseline] if baseline else []
+    chunks = [others[start : start + _PROCESSES] for start in range(0, len(others), _PROCESSES)]
+    return [[*first, *chunk] for chunk in chunks] or ([first] if first else [])
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,9 @@ class _Samples:
     clock: Clock
     milliseconds: tuple[float, ...]
     enqueue_us: tuple[float, ...] = ()
+    layout: Layout = Layout.CONTIGUOUS
+    note: str = ""
+    """What could not be timed beside it, and why."""
 
 
 @dataclass(frozen=True)
@@ -131,20 +153,36 @@ class _Trouble:
     skipped: bool = False
 
 
+class _What(NamedTuple):
+    """What samples are of."""
+
+    clock: Clock
+    batch: int
+    layout: Layout = Layout.CONTIGUOUS
+
+    @property
+    def name(self) -> str:
+        """What their array is called on disk."""
+        layout = "" if self.layout is Layout.CONTIGUOUS else f"_{self.layout.value}"
+        return f"{self.clock.value}{layout}_batch_{self.batch}"
+
+
 @dataclass
 class _Measured:
-    """One variant's samples, by clock and batch size, or what went wrong."""
+    """One variant's samples, or what went wrong."""
 
     variant: Variant
-    samples: dict[tuple[Clock, int], list[_Samples]] = field(default_factory=dict)
+    samples: dict[_What, list[_Samples]] = field(default_factory=dict)
     ready: _Ready = _Ready()
     error: str = ""
     skipped: str = ""
     disturbed_by: tuple[str, ...] = ()
+    baseline: _Measured | None = None
+    """What was timed in the same rounds for comparison."""
 
-    def latencies(self, clock: Clock, batch: int) -> Latencies:
-        """Return all of one clock and batch size, in milliseconds."""
-        found = self.samples.get((clock, batch), ())
+    def latencies(self, what: _What) -> Latencies:
+        """Return all samples of one kind, in milliseconds."""
+        found = self.samples.get(what, ())
         return np.array([value for samples in found for value in samples.milliseconds], dtype=np.float64)
 
 
@@ -181,10 +219,6 @@ def _untimed(artifact: Artifact) -> str:
     return ""
 
 
-def _is_baseline(variant: Variant) -> bool:
-    return variant.backend is Backend.EAGER and variant.precision is Precision.FP32
-
-
 def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> list[_Measured]:
     settings = project.config.benchmark
     measured = [_Measured(artifact.variant) for artifact in artifacts]
@@ -193,10 +227,12 @@ def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> li
         for artifact, item in zip(artifacts, measured, strict=True):
             workers.append(stack.enter_context(_worker(project, artifact)))
             if gpu:  # one at a time, so that each one's cold start is its own
-                _await_ready(workers[-1], item)
+                compiles = artifact.variant.backend.is_module
+                seconds = project.config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS
+                _await_ready(workers[-1], item, seconds)
         if not gpu:
             for worker, item in zip(workers, measured, strict=True):
-                _await_ready(worker, item)
+                _await_ready(worker, item, _START_SECONDS)
         ours = frozenset(worker.process.pid or 0 for worker in workers)
         strangers = _Strangers(gpu, ours)
         for batch in project.config.timed_batches:
@@ -207,8 +243,11 @@ def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> li
                 for worker, item in timed:
                     _one_round(worker, item, batch, settings, warm_up=index < 0)
                 strangers.look()
+    wanted = project.plan.baseline(artifacts[0].variant.target)
+    baseline = next((item for item in measured if item.variant == wanted), None)
     for item in measured:
         item.disturbed_by = strangers.seen
+        item.baseline = baseline
     return measured
 
 
@@ -242,11 +281,11 @@ def _one_round(worker: _Worker, item: _Measured, batch: int, settings: Benchmark
         worker.connection.send(_Ask(batch, runs, settings.gpu_round_ms if on_gpu and not warm_up else 0.0))
     answer = _await(worker, item, _ANSWER_SECONDS)
     for samples in answer if isinstance(answer, tuple) and not warm_up else ():
-        item.samples.setdefault((samples.clock, batch), []).append(samples)
+        item.samples.setdefault(_What(samples.clock, batch, samples.layout), []).append(samples)
 
 
-def _await_ready(worker: _Worker, item: _Measured) -> None:
-    answer = _await(worker, item, _START_SECONDS)
+def _await_ready(worker: _Worker, item: _Measured, seconds: float) -> None:
+    answer = _await(worker, item, seconds)
     if isinstance(answer, _Ready):
         item.ready = answer
 
@@ -293,8 +332,10 @@ def _worker(project: Project, artifact: Artifact) -> Iterator[_Worker]:
 def _serve(connection: Connection, project: Project, artifact: Artifact) -> None:
     """Say that the artifact is open, then answer every `_Ask` with `_Samples`, until the other end closes."""
     try:
-        serve = _serve_engine if artifact.variant.backend is Backend.TENSORRT else _serve_runner
-        serve(connection, project, artifact)
+        variant = artifact.variant
+        on_gpu = variant.backend.is_module and variant.target != CPU_TARGET
+        serve = _serve_module if on_gpu else _serve_runner
+        (_serve_engine if variant.backend is Backend.TENSORRT else serve)(connection, project, artifact)
     except (EOFError, KeyboardInterrupt):
         return
     except UnsupportedError as exc:
@@ -335,10 +376,53 @@ def _serve_engine(connection: Connection, project: Project, artifact: Artifact) 
             connection.send((*on_gpu, _timed(Clock.HOST, ask, lambda: run(images))))  # noqa: B023 - called at once
 
 
+def _serve_module(connection: Connection, project: Project, artifact: Artifact) -> None:
+    """Time a torch module by every clock, with images in both layouts, after its cold start has been timed."""
+    from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+    from pipeline.module_runner import load_libraries  # noqa: PLC0415 - the same
+
+    cuda.use(gpu_of(project, artifact))
+    cuda.free_bytes()  # CUDA's own start is not the module's
+    load_libraries(artifact)
+    first = [_images(project, batch) for batch in _first_batches(project, artifact)]
+    began = time.perf_counter()
+    with open_module(project, artifact) as run:
+        for images in first:
+            run(images)
+        seconds = round(time.perf_counter() - began, 4)
+        connection.send(_Ready(ColdStart(seconds=seconds, cached_seconds=None)))
+        while True:
+            ask = connection.recv()
+            images = _images(project, ask.batch)
+            connection.send(tuple(item for layout in Layout for item in _timed_module(run, ask, images, layout)))
+
+
+def _timed_module(run: ModuleSession, ask: _Ask, images: Images, layout: Layout) -> list[_Samples]:
+    run.upload(images, layout)
+    found = [_timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels)]
+    if not run.graph_trouble:
+        try:
+            found.append(_timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue))
+        except RunError:
+            if not run.graph_trouble:
+                raise
+    note = f"no CUDA graph: {run.graph_trouble}" if run.graph_trouble else ""
+    found.append(_timed(Clock.HOST, ask, lambda: run(images, layout)))
+    return [replace(samples, layout=layout, note=note) for samples in found]
+
+
+def _first_batches(project: Project, artifact: Artifact) -> list[int]:
+    """Return the batch sizes that a module has run once it is ready: what it is compiled for, or else one."""
+    variant = artifact.variant
+    if variant.backend is Backend.TORCH_COMPILE and variant.profile:
+        return list(variant.profile.sizes)
+    batches = [batch for batch in project.config.timed_batches if _takes(variant, batch)]
+    return batches[:1] or [variant.profile.opt if variant.profile else 1]
+
+
 def _cold_start(project: Project, artifact: Artifact) -> tuple[_Ready, bytes | None]:
     """Time open → first result; where kernels are compiled then, keep them beside the engine, and time it with them."""
     from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
-    from pipeline.runners import gpu_of  # noqa: PLC0415 - the same
 
     cuda.use(gpu_of(project, artifact))
     cuda.free_bytes()  # CUDA's own start is not the engine's
@@ -390,7 +474,7 @@ def _timed(clock: Clock, ask: _Ask, call: Callable[[], object]) -> _Samples:
     return _Samples(clock, tuple(latencies))
 
 
-def _timed_on_gpu(clock: Clock, ask: _Ask, session: Session, enqueue: Callable[[], None]) -> _Samples:
+def _timed_on_gpu(clock: Clock, ask: _Ask, session: Session | ModuleSession, enqueue: Callable[[], None]) -> _Samples:
     """Time the work between two events on the stream, one batch at a time; and the host's time to enqueue it."""
     from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -444,7 +528,7 @@ def summarize(
     )
 
 
-def _report(project: Project, key: Key, found: _Measured, baseline: _Measured | None) -> BenchmarkReport:
+def _report(project: Project, key: Key, found: _Measured) -> BenchmarkReport:
     variant = found.variant
     if found.error or found.skipped:
         outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
@@ -457,9 +541,10 @@ def _report(project: Project, key: Key, found: _Measured, baseline: _Measured | 
         toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
         variant_id=variant.id,
         outcome=Outcome.DONE,
+        reason="; ".join(dict.fromkeys(item.note for kept in found.samples.values() for item in kept if item.note)),
         device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
         threads=threads(),
-        timings=tuple(_timing(found, clock, batch, baseline) for clock, batch in found.samples),
+        timings=tuple(_timing(found, what) for what in found.samples),
         samples=_store(project, variant, found),
         cold_start=found.ready.cold_start,
         runtime_cache=found.ready.runtime_cache,
@@ -467,23 +552,28 @@ def _report(project: Project, key: Key, found: _Measured, baseline: _Measured | 
     )
 
 
-def _timing(found: _Measured, clock: Clock, batch: int, baseline: _Measured | None) -> BatchTiming:
-    base = baseline.latencies(clock, batch) if baseline else np.empty(0)
-    enqueues = [value for samples in found.samples[clock, batch] for value in samples.enqueue_us]
-    return summarize(
-        found.latencies(clock, batch),
-        batch,
+def _timing(found: _Measured, what: _What) -> BatchTiming:
+    base = _baseline_latencies(found, what)
+    enqueues = [value for samples in found.samples[what] for value in samples.enqueue_us]
+    timing = summarize(
+        found.latencies(what),
+        what.batch,
         base if len(base) else None,
-        clock,
+        what.clock,
         round(float(np.median(enqueues)), 2) if enqueues else None,
     )
+    return timing.model_copy(update={"layout": what.layout})
+
+
+def _baseline_latencies(found: _Measured, what: _What) -> Latencies:
+    """Return eager FP32's by the same clock, contiguous; a CUDA graph is held against what users run, which is none."""
+    clock = Clock.GPU if what.clock is Clock.GPU_GRAPH else what.clock
+    return found.baseline.latencies(_What(clock, what.batch)) if found.baseline else np.empty(0)
 
 
 def _store(project: Project, variant: Variant, found: _Measured) -> FileRecord:
     path = project.paths.samples(variant)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {
-            f"{clock.value}_batch_{batch}": found.latencies(clock, batch) for clock, batch in found.samples
-        }
+        arrays: dict[str, Any] = {what.name: found.latencies(what) for what in found.samples}
         np.savez_compressed(file, **arrays)
     return describe_file(path, project.paths.root)

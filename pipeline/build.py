@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.atomic import describe_file, write_record
-from pipeline.environment import missing_driver, now, tools
+from pipeline.environment import installed, missing_gpu, now, tools
 from pipeline.errors import BuildError, CrashedError, UnsupportedError
-from pipeline.plan import Stage, Step
+from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact, Backend, Outcome, TensorSpec, Variant
 from pipeline.staleness import key_of
 
@@ -39,11 +39,22 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         from pipeline.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
 
         return make_engine(project, variant, key)
-    if variant.backend in {Backend.DYNAMO, Backend.TORCH_COMPILE}:
-        raise UnsupportedError(missing_driver() or "this version of the pipeline builds no Torch-TensorRT modules yet")
-    if variant.backend is Backend.EAGER:
-        return _eager(project, variant, key)
+    if variant.target != CPU_TARGET:
+        _require_gpu(project, variant)
+    if variant.backend.is_torch_tensorrt:
+        from pipeline.torchtrt import make_module  # noqa: PLC0415 - other variants need no torch
+
+        return make_module(project, variant, key)
+    if variant.backend.is_module:
+        return _weights(project, variant, key)
     return _onnx(project, variant, key)
+
+
+def _require_gpu(project: Project, variant: Variant) -> None:
+    if project.plan.gpu(variant.target) is None:
+        raise UnsupportedError(missing_gpu())
+    if variant.backend.is_module and not installed("torch"):
+        raise UnsupportedError("torch is not installed here")
 
 
 def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
@@ -57,14 +68,15 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
         toolchain=graph.toolchain,
         variant=variant,
         outcome=Outcome.DONE,
-        file=graph.opset17 or graph.file,  # FP32 around what is quantised: a processor has no FP16 to gain from
+        # FP32 around what is quantised: a processor has no FP16 to gain from.
+        file=graph.opset17 if graph.opset17 and variant.target == CPU_TARGET else graph.file,
         inputs=graph.inputs,
         outputs=graph.outputs,
     )
 
 
-def _eager(project: Project, variant: Variant, key: Key) -> Artifact:
-    """The weights are the artifact; the factory in the manifest makes the module."""
+def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
+    """The weights are the artifact; the factory in the manifest makes the module, and torch compiles it if it shall."""
     source = project.source()
     return Artifact(
         key=key,
@@ -84,7 +96,9 @@ def _eager(project: Project, variant: Variant, key: Key) -> Artifact:
 
 def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, reason: str) -> Artifact:
     """Return the record of a build that gave nothing, and remove what an earlier one gave."""
-    project.paths.engine(variant).unlink(missing_ok=True)
+    paths = project.paths
+    for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant)):
+        path.unlink(missing_ok=True)
     log = project.paths.build_log(variant)
     kept = outcome is Outcome.FAILED and log.is_file()
     if not kept:

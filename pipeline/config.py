@@ -210,6 +210,26 @@ class TensorRTConfig(Record):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
 
 
+class TorchTensorRTConfig(Record):
+    """How Torch-TensorRT compiles modules. What a version does not have is recorded as such beside the module."""
+
+    min_block_size: Whole = 5
+    """How many operators in a row are worth a TensorRT engine; fewer stay in PyTorch."""
+    optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    """How long the builder looks for faster kernels; None leaves the library's default."""
+    require_full_compilation: Flag = False
+    """Fail where an operator would stay in PyTorch."""
+    engine_cache: Flag = False
+    """Keep engines between builds, in a folder for each variant: the library's key ignores the workspace."""
+    build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+
+    @property
+    def build_settings(self) -> TorchTensorRTConfig:
+        """What changes a module; the rest is as if it had been left out."""
+        others = ("engine_cache", "build_timeout_seconds")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
+
+
 class Gate(Record):
     """The bounds that a variant must keep to be deployable."""
 
@@ -285,6 +305,7 @@ class Config(Record):
     profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(_workspace)], ...], Field(min_length=1)]
     tensorrt: TensorRTConfig = TensorRTConfig()
+    torch_tensorrt: TorchTensorRTConfig = TorchTensorRTConfig()
     gates: Gates = Gates()
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()

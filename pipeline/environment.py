@@ -63,7 +63,13 @@ def installed(module: str) -> bool:
 
 def read_host() -> Host:
     """Return this host's GPUs and TensorRTs; neither is touched, so this is quick."""
-    return Host(gpus=gpus(), flavours=flavours())
+    return Host(gpus=gpus(), flavours=flavours(), torch=version("torch"))
+
+
+def torch_tensorrt() -> Tool:
+    """Return the installed Torch-TensorRT: it has two names, of which one excludes the other."""
+    found = (Tool(name=name, version=version(name)) for name in ("torch-tensorrt", "torch-tensorrt-rtx"))
+    return next((tool for tool in found if tool.version != "absent"), Tool(name="torch-tensorrt", version="absent"))
 
 
 @cache

@@ -17,7 +17,7 @@ from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import ExportError, one_line
-from pipeline.model import count_batch_norms, fold_batch_norms
+from pipeline.model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.plan import Stage, Step
 from pipeline.records import Graph, OnnxRecord, TensorCast
 from pipeline.staleness import key_of
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pipeline.records import Preprocessing
 
 INPUT, OUTPUT = "image", "logits"
-
-DTYPES = {Graph.FP32: torch.float32, Graph.FP16: torch.float16, Graph.BF16: torch.bfloat16}
 
 OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
 """17 is the last that TensorRT 8.6's parser reads (onnx-tensorrt 8.6-GA, docs/operators.md), and all later runtimes
@@ -53,19 +51,6 @@ _NOT_CONVERTIBLE = (
 log = logging.getLogger(__name__)
 
 
-class _Typed(nn.Module):
-    """Takes and gives float32 whatever it computes in, so that every precision is called the same way."""
-
-    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.body = body
-        self.dtype = dtype
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.body(image.to(self.dtype))
-        return logits.float()
-
-
 def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     """Export the model in one precision, with a dynamic batch axis.
 
@@ -79,8 +64,9 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         StorageError: the results cannot be written.
     """
     folded = fold_batch_norms(model)
-    casts = count_casts(folded.model, DTYPES[graph])
-    typed = _Typed(copy.deepcopy(folded.model).to(DTYPES[graph]), DTYPES[graph]).eval()
+    dtype = DTYPES[graph.precision]
+    casts = count_casts(folded.model, dtype)
+    typed = Typed(copy.deepcopy(folded.model), dtype).eval()
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         exported = _export(typed, project.source().preprocessing, OPSETS[graph], temporary)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.atomic import write_record
 from pipeline.environment import git_state, now, tools
 from pipeline.errors import RecordError
+from pipeline.milestones import milestones_of
 from pipeline.plan import Stage, Step
 from pipeline.records import (
     CLOCKS,
@@ -16,6 +17,7 @@ from pipeline.records import (
     Artifact,
     Backend,
     BenchmarkReport,
+    Layout,
     Manifest,
     ManifestEntry,
     ManifestModel,
@@ -52,6 +54,7 @@ def make_manifest(project: Project) -> Manifest:
         host=f"{platform.system()} {platform.machine()}",
         model=_model(project),
         artifacts=entries,
+        milestones=milestones_of(entries, project.plan.gpu),
     )
     write_record(project.paths.manifest, manifest)
     return manifest
@@ -124,6 +127,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         reason=verdict.reason,
         file=artifact.file if artifact else None,
         built_for=artifact.built_for if artifact else None,
+        module=artifact.module if artifact else None,
         executed=accuracy.executed if accuracy else None,
         layers=accuracy.layers if accuracy else (),
         device_memory_bytes=accuracy.device_memory_bytes if accuracy else None,
@@ -182,7 +186,8 @@ def _latency(found: Found) -> float | None:
         return None
     tuned = found.variant.profile.opt if found.variant.profile else 0
     chosen = min(
-        found.benchmark.timings, key=lambda timing: (timing.batch != tuned, -timing.batch, CLOCKS.index(timing.clock))
+        (timing for timing in found.benchmark.timings if timing.layout is Layout.CONTIGUOUS),
+        key=lambda timing: (timing.batch != tuned, -timing.batch, CLOCKS.index(timing.clock)),
     )
     return chosen.p50_ms
 

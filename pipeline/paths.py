@@ -87,6 +87,22 @@ class Paths:
         """A serialized TensorRT engine."""
         return self.variant(variant) / "model.engine"
 
+    def module(self, variant: Variant) -> Path:
+        """A saved Torch-TensorRT module; torch wants this suffix of ExportedPrograms and of AOTInductor packages."""
+        return self.variant(variant) / "model.pt2"
+
+    def recipe(self, variant: Variant) -> Path:
+        """How to make a module that cannot be saved."""
+        return self.variant(variant) / "recipe.json"
+
+    def engine_cache(self, variant: Variant) -> Path:
+        """Engines that Torch-TensorRT keeps between builds of one variant; pickles, which no release holds."""
+        return self.variant(variant) / "engine-cache"
+
+    def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
+        """What one version of Torch-TensorRT has timed on one type of GPU."""
+        return self.root / "timing-cache" / f"torch_tensorrt-{version}-{gpu.slug}.bin"
+
     def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
         """What one version of a flavour has timed on one type of GPU, for every model."""
         return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"

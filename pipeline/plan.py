@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES
 from pipeline.errors import UsageError
-from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Precision, Variant, Workspace
+from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -19,9 +19,11 @@ _T = TypeVar("_T")
 
 CPU_TARGET = "cpu-x86_64"
 GPU_TARGET = "gpu"
-"""Torch-TensorRT modules belong to the GPU of the host that builds them."""
+"""What torch's modules run on, where there is no GPU to name."""
 
 _QUANTIZED = {Precision.INT8, Precision.FP8}
+_HALF = {Precision.FP16, Precision.BF16}
+"""What tensor cores take in channels_last without a copy."""
 
 
 class Stage(str, Enum):
@@ -66,6 +68,14 @@ class EngineTarget:
     """The GPU that they are built on, or else are tried on; None on a host without."""
     compute_capabilities: tuple[int, ...]
     """What they run on, where they are built ahead of time; empty for the GPU alone."""
+
+
+@dataclass(frozen=True)
+class ModuleTarget:
+    """What one set of torch's modules is built and run on."""
+
+    name: str
+    gpu: Gpu | None
 
 
 @dataclass(frozen=True)
@@ -118,23 +128,37 @@ class Plan:
             return (EngineTarget(library, None, ()),)
         return tuple(EngineTarget(f"{gpu.slug}-{library}", gpu, ()) for gpu in gpus)
 
+    @cached_property
+    def module_targets(self) -> tuple[ModuleTarget, ...]:
+        """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`."""
+        version = "" if self.host.torch == "absent" else ".".join(self.host.torch.split(".")[:2])
+        gpus = self.config.gpus(self.host)
+        return tuple(ModuleTarget(f"{gpu.slug}-torch{version}", gpu) for gpu in gpus) or (
+            ModuleTarget(GPU_TARGET, None),
+        )
+
     def engine_target(self, variant: Variant) -> EngineTarget:
         """Return what an engine is built for."""
         return next(target for target in self.engine_targets if target.name == variant.target)
 
     def gpu(self, target: str) -> Gpu | None:
         """Return the GPU that a target's variants are run on here; None for the CPU's, and where there is none."""
-        if target == CPU_TARGET:
-            return None
-        found = {item.name: item.gpu for item in self.engine_targets}
-        return found.get(target) or next(iter(self.config.gpus(self.host)), None)
+        targets: tuple[EngineTarget | ModuleTarget, ...] = (*self.engine_targets, *self.module_targets)
+        return next((item.gpu for item in targets if item.name == target), None)
+
+    def baseline(self, target: str) -> Variant | None:
+        """Return what a target's latencies are held against: eager FP32 on the same processor or GPU."""
+        gpu = self.gpu(target)
+        homes = [item.name for item in self.module_targets if item.gpu == gpu] if target != CPU_TARGET else [CPU_TARGET]
+        return next((item for item in self.variants if item.target in homes and _is_baseline(item)), None)
 
     def needs(self, variant: Variant) -> str:
         """Return what hardware a variant runs on, as a phrase."""
         if variant.target == CPU_TARGET:
             return "an x86-64 processor"
-        if variant.target == GPU_TARGET:
-            return "an NVIDIA GPU"
+        module = next((item for item in self.module_targets if item.name == variant.target), None)
+        if module is not None:
+            return f"an {module.gpu.name}" if module.gpu else "an NVIDIA GPU"
         target = self.engine_target(variant)
         if not target.compute_capabilities:
             return f"an {target.gpu.name}" if target.gpu else "an NVIDIA GPU"
@@ -160,9 +184,36 @@ class Plan:
         return variants
 
     def _gpu_variants(self) -> list[Variant]:
-        """Engines, then Torch-TensorRT modules in both modes: precision × profile × workspace, smallest first."""
-        targets = [(Backend.TENSORRT, target.name) for target in self.engine_targets]
-        targets += [(backend, GPU_TARGET) for backend in (Backend.DYNAMO, Backend.TORCH_COMPILE)]
+        """Engines, then torch's modules: precision × profile × workspace, smallest first."""
+        engines = [
+            variant for target in self.engine_targets for variant in self._compiled(Backend.TENSORRT, target.name)
+        ]
+        modules = [variant for target in self.module_targets for variant in self._modules(target.name)]
+        return [*engines, *modules]
+
+    def _modules(self, target: str) -> list[Variant]:
+        """What users compare with, eager FP32 whatever the precisions; then Torch-TensorRT's ways."""
+        cast = [precision for precision in self.config.precisions if precision not in _QUANTIZED]
+        eager = tuple(dict.fromkeys((Precision.FP32, *cast)))
+        found = [Variant(model=self.model, target=target, backend=Backend.EAGER, precision=item) for item in eager]
+        found += [item.model_copy(update={"layout": Layout.CHANNELS_LAST}) for item in found if item.precision in _HALF]
+        for backend, graphs in ((Backend.INDUCTOR, ()), (Backend.ONNXRUNTIME, (Graph.FP32, Graph.FP16))):
+            found += [
+                Variant(
+                    model=self.model,
+                    target=target,
+                    backend=backend,
+                    precision=item,
+                    graph=Graph(item.value) if graphs else None,
+                )
+                for item in cast
+                if not graphs or item.value in {graph.value for graph in graphs}
+            ]
+        for backend in (Backend.TORCH_COMPILE, Backend.DYNAMO, Backend.DYNAMO_AOTI):
+            found += self._compiled(backend, target)
+        return found
+
+    def _compiled(self, backend: Backend, target: str) -> list[Variant]:
         return [
             Variant(
                 model=self.model,
@@ -173,7 +224,6 @@ class Plan:
                 profile=profile,
                 workspace=workspace,
             )
-            for backend, target in targets
             for precision in self.config.precisions
             if precision not in _QUANTIZED or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
             for profile in self.config.profiles
@@ -306,3 +356,7 @@ class Plan:
 def _graph_of(precision: Precision) -> Graph:
     """TF32 is FP32's graph, multiplied otherwise."""
     return Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)
+
+
+def _is_baseline(variant: Variant) -> bool:
+    return variant.backend is Backend.EAGER and variant.precision is Precision.FP32

@@ -74,8 +74,31 @@ class Backend(str, Enum):
     ONNXRUNTIME = "onnxruntime"
     ONNX_REFERENCE = "onnx-reference"
     TENSORRT = "tensorrt"
+    INDUCTOR = "inductor"
+    """torch.compile's own, with max-autotune."""
     DYNAMO = "dynamo"
+    """Torch-TensorRT ahead of time, saved as an ExportedProgram."""
+    DYNAMO_AOTI = "dynamo_aoti"
+    """The same, saved as an AOTInductor package."""
     TORCH_COMPILE = "torch_compile"
+    """Torch-TensorRT just in time, from a recipe."""
+
+    @property
+    def is_torch_tensorrt(self) -> bool:
+        """Whether Torch-TensorRT makes it."""
+        return self in {Backend.DYNAMO, Backend.DYNAMO_AOTI, Backend.TORCH_COMPILE}
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it runs as a torch module."""
+        return self.is_torch_tensorrt or self in {Backend.EAGER, Backend.INDUCTOR}
+
+
+class Layout(str, Enum):
+    """How an image batch, or a convolution's weights, lie in memory."""
+
+    CONTIGUOUS = "contiguous"
+    CHANNELS_LAST = "channels_last"
 
 
 class Outcome(str, Enum):
@@ -114,6 +137,11 @@ class Profile(Record):
         return self.min <= batch <= self.max
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes that it names, each once, in order."""
+        return tuple(sorted({self.min, self.opt, self.max}))
+
+    @property
     def label(self) -> str:
         """`b8` for a fixed batch, `b1-8-32` for a range."""
         return f"b{self.min}" if self.min == self.max else f"b{self.min}-{self.opt}-{self.max}"
@@ -141,6 +169,8 @@ class Variant(Record):
     graph: Graph | None = None
     profile: Profile | None = None
     workspace: Workspace | None = None
+    layout: Layout = Layout.CONTIGUOUS
+    """Of the weights."""
 
     @property
     def name(self) -> str:
@@ -150,7 +180,8 @@ class Variant(Record):
         kind = graph.value if graph else self.precision.value  # tf32 has the graph of fp32
         profile = [self.profile.label] if self.profile else []
         workspace = [self.workspace.name] if self.workspace else []
-        return "-".join([*backend, kind, *profile, *workspace])
+        layout = [] if self.layout is Layout.CONTIGUOUS else [self.layout.value]
+        return "-".join([*backend, kind, *profile, *workspace, *layout])
 
     @property
     def family(self) -> Variant:
@@ -256,6 +287,8 @@ class Host(Record):
     """In CUDA's order."""
     flavours: tuple[Tool, ...] = ()
     """The TensorRTs that are installed, by module and full version, the preferred one first."""
+    torch: str = "absent"
+    """torch's version."""
 
 
 class EngineFlavour(str, Enum):
@@ -431,6 +464,45 @@ class EngineMemory(Record):
     """None where the builder does not say."""
 
 
+class LayerShare(Record):
+    """How many of an engine's convolutions and matrix products multiply in a type."""
+
+    precision: Precision | None
+    """None for one that the inspector does not tell, or that is none of ours."""
+    layers: PositiveInt
+    examples: tuple[str, ...]
+    """Names of a few of them."""
+
+
+class ModuleContents(Record):
+    """What Torch-TensorRT made of a module, and what it left."""
+
+    segments: Count
+    """TensorRT engines in it."""
+    torch_operators: tuple[str, ...]
+    """Operators that stayed in PyTorch, each once."""
+    layers: tuple[LayerShare, ...] = ()
+    """The types of its engines' convolutions and matrix products, from their inspector."""
+    libraries: tuple[Tool, ...]
+    """What made it, and what it takes to load it: torch and Torch-TensorRT in these versions."""
+
+
+class Recipe(Record):
+    """How to make a module that cannot be saved: `recipe.json`."""
+
+    variant: Variant
+    factory: str
+    replaced_head: str | None
+    classes: PositiveInt
+    weights: FileRecord
+    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(channels, height, width)."""
+    warm_up: tuple[PositiveInt, ...]
+    """The batch sizes that are compiled before the first one counts."""
+    settings: tuple[Setting, ...]
+    libraries: tuple[Tool, ...]
+
+
 class Artifact(StageRecord):
     """What a build made of a variant: `<model>/<target>/<variant>/artifact.json`."""
 
@@ -445,6 +517,8 @@ class Artifact(StageRecord):
     memory: EngineMemory | None = None
     built_for: BuiltFor | None = None
     """What an engine runs on."""
+    module: ModuleContents | None = None
+    """What is in a Torch-TensorRT module."""
     timing_cache_sha256: Sha256 | None = None
     """Digest of the timing cache after the build, for flavours that time tactics."""
     layers_sha256: Sha256 | None = None
@@ -488,16 +562,6 @@ class Accuracy(Record):
     top1_drop: float | None
     """The reference's top-1 less this one's."""
     worst_sample: Count
-
-
-class LayerShare(Record):
-    """How many of an engine's convolutions and matrix products multiply in a type."""
-
-    precision: Precision | None
-    """None for one that the inspector does not tell, or that is none of ours."""
-    layers: PositiveInt
-    examples: tuple[str, ...]
-    """Names of a few of them."""
 
 
 class AccuracyReport(StageRecord):
@@ -546,6 +610,8 @@ class BatchTiming(Record):
 
     batch: PositiveInt
     clock: Clock = Clock.HOST
+    layout: Layout = Layout.CONTIGUOUS
+    """Of the images."""
     runs: PositiveInt
     p50_ms: Milliseconds
     p90_ms: Milliseconds
@@ -626,6 +692,7 @@ class ManifestEntry(Record):
     reason: str
     file: FileRecord | None
     built_for: BuiltFor | None
+    module: ModuleContents | None
     executed: Precision | None
     """What it computed in, where that can be told and was seen."""
     layers: tuple[LayerShare, ...]
@@ -651,6 +718,25 @@ class ManifestEntry(Record):
     """The command that builds it again."""
 
 
+class Milestone(Record):
+    """One step on the way from eager FP32 to the best engine, at one batch size on one GPU."""
+
+    gpu: str
+    batch: PositiveInt
+    label: str
+    id: str | None
+    """The fastest artifact of its kind that may be deployed, or else one that tells why there is none; None where the
+    plan has no such artifact."""
+    status: Status
+    p50_ms: Milliseconds | None
+    """As users run it: without a CUDA graph."""
+    graph_ms: Milliseconds | None
+    """Replayed as a CUDA graph."""
+    speedup: float | None
+    """Eager FP32's `p50_ms` over the better of the two."""
+    relative_l2: float | None
+
+
 class Manifest(StageRecord):
     """`artifacts/manifest.json`: what was built, and what of it may be deployed. Sorted, so that diffs are readable."""
 
@@ -659,3 +745,5 @@ class Manifest(StageRecord):
     host: str
     model: ManifestModel | None
     artifacts: tuple[ManifestEntry, ...]
+    milestones: tuple[Milestone, ...]
+    """From eager FP32 to the best engine, where anything was timed on a GPU."""

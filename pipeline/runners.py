@@ -1,4 +1,4 @@
-"""Artifact → a context manager that turns a batch into logits; knows of torch only once an eager model is opened."""
+"""Artifact → a context manager that turns a batch into logits; knows of torch only once a module is opened."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.atomic import sha256_of
 from pipeline.environment import installed, missing_gpu, threads
 from pipeline.errors import RunError, UnsupportedError, one_line
-from pipeline.plan import Stage, Step
-from pipeline.records import Artifact, Backend, Graph
+from pipeline.plan import CPU_TARGET, Stage, Step
+from pipeline.records import Artifact, Backend, Graph, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipeline.engine_runner import Engine
+    from pipeline.module_runner import ModuleSession
     from pipeline.project import Project
     from pipeline.records import Gpu
 
@@ -42,22 +43,18 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
         UnsupportedError: this host cannot run it.
         RunError: the artifact cannot be loaded.
     """
-    openers = {
-        Backend.EAGER: _open_eager,
-        Backend.ONNXRUNTIME: _open_onnxruntime,
-        Backend.ONNX_REFERENCE: _open_reference,
-    }
     backend = artifact.variant.backend
     if backend is Backend.TENSORRT:
         with open_serialized(project, artifact) as engine, engine.session() as session:
             yield session
         return
-    if backend not in openers:
-        gpu_of(project, artifact)
-        raise UnsupportedError(f"this version of the pipeline does not run {backend.value} artifacts on a GPU yet")
+    if backend.is_module:
+        with open_module(project, artifact) as module:
+            yield module
+        return
     if not installed(_MODULES[backend]):
         raise UnsupportedError(f"{_MODULES[backend]} is not installed here")
-    run = openers[backend](project, artifact)
+    run = (_open_onnxruntime if backend is Backend.ONNXRUNTIME else _open_reference)(project, artifact)
 
     def guarded(batch: Batch) -> Batch:
         try:
@@ -68,7 +65,10 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
     yield guarded
 
 
-_MODULES = {Backend.EAGER: "torch", Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+_MODULES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+
+
+_CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def gpu_of(project: Project, artifact: Artifact) -> Gpu:
@@ -104,8 +104,31 @@ def open_serialized(project: Project, artifact: Artifact) -> Iterator[Engine]:
         yield engine
 
 
+@contextmanager
+def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]:
+    """Load a torch module where its target says, once its digest is what its record says.
+
+    Raises:
+        UnsupportedError: this host has no torch, no Torch-TensorRT, or not the GPU that the module is for.
+        RunError: the module is damaged, or made by other versions.
+    """
+    if not installed("torch"):
+        raise UnsupportedError("torch is not installed here")
+    gpu = None if artifact.variant.target == CPU_TARGET else gpu_of(project, artifact)
+    import torch  # noqa: PLC0415 - deployments of engines have none
+
+    from pipeline.module_runner import load_module, open_session  # noqa: PLC0415 - the same
+
+    _verify(Path(_file(project, artifact)), artifact)
+    torch.set_num_threads(threads())
+    input_shape = project.source().preprocessing.input_shape
+    module = load_module(project, artifact, gpu)
+    with open_session(module, artifact.variant, input_shape, gpu) as session:
+        yield session
+
+
 def _verify(path: Path, artifact: Artifact) -> None:
-    """A damaged engine can crash the process that loads it."""
+    """A damaged engine can crash the process that loads it, and a module's file holds code."""
     got = sha256_of(path)
     if artifact.file and got != artifact.file.sha256:
         raise RunError(
@@ -136,12 +159,19 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
         unwanted = ["WeightBiasQuantization"]
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     file = _file(project, artifact)
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if artifact.variant.target != CPU_TARGET:
+        gpu = gpu_of(project, artifact)
+        if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
+        tf32 = "1" if artifact.variant.precision is Precision.TF32 else "0"
+        providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": tf32}))
     try:
-        session = onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-        )
+        session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=unwanted)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
+    if artifact.variant.target != CPU_TARGET and _CUDA_PROVIDER not in session.get_providers():
+        raise UnsupportedError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
     name = session.get_inputs()[0].name
 
     def run(batch: Batch) -> Batch:
@@ -165,22 +195,6 @@ def _open_reference(project: Project, artifact: Artifact) -> Runner:
 
     def run(batch: Batch) -> Batch:
         return np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32)
-
-    return run
-
-
-def _open_eager(project: Project, _: Artifact) -> Runner:
-    import torch  # noqa: PLC0415 - deployments have none
-
-    from pipeline.model import restore_model, strict_fp32  # noqa: PLC0415 - the same
-
-    torch.set_num_threads(threads())
-    model = restore_model(project)
-
-    def run(batch: Batch) -> Batch:
-        with strict_fp32():
-            logits: Batch = model(torch.from_numpy(batch)).numpy()
-            return logits
 
     return run
 

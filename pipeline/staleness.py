@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from pipeline.atomic import sha256_of
-from pipeline.environment import driver_version, installed, missing_driver, processor, threads, version
+from pipeline.environment import (
+    driver_version,
+    installed,
+    missing_driver,
+    processor,
+    threads,
+    torch_tensorrt,
+    version,
+)
 from pipeline.errors import RecordError, StorageError
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import (
@@ -201,11 +209,10 @@ def quantize_key(project: Project, graph: Graph) -> Key:
 
 def build_key(project: Project, variant: Variant) -> Key:
     """Return what an artifact depends on."""
-    if variant.backend is Backend.EAGER:
+    on_gpu = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(variant)}
+    if variant.graph is None:
         source = project.source()
-        return _key(variant=variant.id, model=source.key.digest, weights=source.weights.sha256, torch=version("torch"))
-    if variant.graph is None:  # Torch-TensorRT
-        source = project.source()
+        compiled = variant.backend.is_torch_tensorrt
         return _key(
             variant=variant.id,
             model=source.key.digest,
@@ -213,12 +220,18 @@ def build_key(project: Project, variant: Variant) -> Key:
             workspace=variant.workspace,
             profile=variant.profile,
             torch=version("torch"),
-            torch_tensorrt=version("torch-tensorrt-rtx"),
-            driver=missing_driver() or "present",
+            torch_tensorrt=torch_tensorrt() if compiled else None,
+            settings=project.config.torch_tensorrt.build_settings if compiled else None,
+            **(on_gpu if variant.target != CPU_TARGET else {}),
         )
     graph = project.onnx(variant.graph)
     if variant.backend is not Backend.TENSORRT:
-        return _key(variant=variant.id, onnx=graph.canonical_sha256, file=graph.file.sha256)
+        return _key(
+            variant=variant.id,
+            onnx=graph.canonical_sha256,
+            file=graph.file.sha256,
+            **(on_gpu if variant.target != CPU_TARGET else {}),
+        )
     target = project.plan.engine_target(variant)
     settings = project.config.tensorrt.build_settings
     return _key(
@@ -257,7 +270,10 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
 
 def benchmark_key(project: Project, target: str) -> Key:
     """Return what the latencies of a target's variants depend on; they are measured together."""
-    variants = _benchmarked(project, target)
+    variants = [*_benchmarked(project, target)]
+    baseline = project.plan.baseline(target)
+    if baseline is not None and baseline not in variants:
+        variants.append(baseline)
     gpu = project.plan.gpu(target)
     return _key(
         artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),

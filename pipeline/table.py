@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.records import CLOCKS, Status
+from pipeline.records import CLOCKS, Layout, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
 
-    from pipeline.records import BatchTiming, Manifest, ManifestEntry
+    from pipeline.records import BatchTiming, Manifest, ManifestEntry, Milestone
 
 _COLOURS = {
     Status.DEPLOYABLE: "green",
@@ -40,16 +41,14 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         table.add_column("speed-up", justify="right")
     table.add_column("status")
     notes: dict[str, int] = {}
+    skipped = _skipped_targets(manifest.artifacts)
     for entry in manifest.artifacts:
-        mark = ""
-        if entry.reason:
-            mark = f" [{notes.setdefault(entry.reason, len(notes) + 1)}]"
-        if entry.executed and entry.executed is not entry.precision:
-            mark += f" ({entry.executed.value})"
-        if entry.smallest_workspace == entry.id:
-            mark += " *"
-        status = Text(entry.status.value + mark, style=_COLOURS[entry.status])
-        table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, batches), status)
+        if entry.target not in skipped:
+            status = Text(entry.status.value + _marks(entry, notes), style=_COLOURS[entry.status])
+            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, batches), status)
+    for target, entries in skipped.items():
+        status = Text(entries[0].status.value + _marks(entries[0], notes), style=_COLOURS[entries[0].status])
+        table.add_row(f"{target}/* ({len(entries)} variants)", *[""] * (3 + 2 * len(batches)), status)
     if manifest.model:
         model = manifest.model
         console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
@@ -58,6 +57,54 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
     for reason, number in notes.items():
         console.print(Text(f"[{number}] {reason}", style="dim"))
+    _print_milestones(console, manifest.milestones)
+
+
+def _marks(entry: ManifestEntry, notes: dict[str, int]) -> str:
+    """Return what stands behind a status: the number of its reason, which is noted, and what else is to be known."""
+    mark = f" [{notes.setdefault(entry.reason, len(notes) + 1)}]" if entry.reason else ""
+    if entry.executed and entry.executed is not entry.precision:
+        mark += f" ({entry.executed.value})"
+    return mark + (" *" if entry.smallest_workspace == entry.id else "")
+
+
+def _skipped_targets(entries: Sequence[ManifestEntry]) -> dict[str, list[ManifestEntry]]:
+    """Return the targets of which every artifact was skipped for one and the same reason: a row tells it all."""
+    by_target: dict[str, list[ManifestEntry]] = {}
+    for entry in entries:
+        by_target.setdefault(entry.target, []).append(entry)
+    return {
+        target: found
+        for target, found in by_target.items()
+        if len(found) > 1 and {(entry.status, entry.reason) for entry in found} == {(Status.SKIPPED, found[0].reason)}
+    }
+
+
+def _print_milestones(console: Console, milestones: tuple[Milestone, ...]) -> None:
+    """Print the way from eager FP32 to the best engine, a table for every GPU and batch size."""
+    for gpu, batch in dict.fromkeys((row.gpu, row.batch) for row in milestones):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("", "p50", "with a CUDA graph", "speed-up", "rel. L2"):
+            table.add_column(name, justify="right" if name else "left")
+        for name in ("status", "artifact"):
+            table.add_column(name)
+        for row in milestones:
+            if (row.gpu, row.batch) == (gpu, batch):
+                table.add_row(
+                    row.label,
+                    _milliseconds(row.p50_ms),
+                    _milliseconds(row.graph_ms),
+                    f"{row.speedup:.2f}×" if row.speedup else "",
+                    "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+                    Text(row.status.value, style=_COLOURS[row.status]),
+                    row.id.split("/", 1)[1] if row.id else "",
+                )
+        console.print(Text(f"\nfrom eager FP32 to the best engine: {gpu}, batch {batch}"))
+        console.print(table)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.{3 if value < 1 else 2}f} ms"
 
 
 def _size(entry: ManifestEntry) -> str:
@@ -77,14 +124,15 @@ def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
 def preferred(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the timing that a table shows: on a GPU, the CUDA graph's."""
     found = [timing for timing in entry.timings if timing.batch == batch]
-    return min(found, key=lambda timing: CLOCKS.index(timing.clock), default=None)
+    return min(
+        found, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
+    )
 
 
 def _timings(entry: ManifestEntry, batches: list[int]) -> list[str]:
     cells = []
     for batch in batches:
         timing = preferred(entry, batch)
-        digits = 3 if timing and timing.p50_ms < 1 else 2
-        cells.append(f"{timing.p50_ms:.{digits}f} ms" if timing else "")
+        cells.append(_milliseconds(timing.p50_ms if timing else None))
         cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")
     return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from pipeline.environment import driver_version, now, tools, version
 from pipeline.errors import CrashedError, RunError, UnsupportedError
 from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
-from pipeline.plan import Stage, Step
+from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import (
     Accuracy,
@@ -23,11 +24,12 @@ from pipeline.records import (
     Backend,
     GateCheck,
     LayerShare,
+    Layout,
     Outcome,
     Precision,
     Variant,
 )
-from pipeline.runners import gpu_of, open_runner, open_serialized
+from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.staleness import current, key_of
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     Logits = npt.NDArray[np.float32]
 
 _BATCH = 32
+_SAVED = {Backend.DYNAMO, Backend.DYNAMO_AOTI}
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
 _LARGEST_BATCH = 64
 """A larger one shows nothing more, and takes memory."""
@@ -105,6 +108,9 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     gate = gates.of(claimed)
     checks = judge(accuracy, gate, require_proof=gates.require_proof)
     checks += judge_layers(claimed, seen.layers)
+    if seen.channels_last is not None:
+        other = measure(seen.channels_last, reference[:samples], None)
+        checks += (_at_most("relative L2 of images in channels_last", other.relative_l2, gate.relative_l2),)
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
         reason += f"; worst sample: {accuracy.worst_sample}"
@@ -130,6 +136,8 @@ class _Seen(NamedTuple):
     """What a run over the validation samples, or the first of them, gave."""
 
     logits: Logits
+    channels_last: Logits | None = None
+    """The logits where the images lay in channels_last, which only torch's modules on a GPU take."""
     layers: tuple[LayerShare, ...] = ()
     device: str = ""
     device_memory_bytes: int | None = None
@@ -137,13 +145,14 @@ class _Seen(NamedTuple):
 
 def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
     backend, data = artifact.variant.backend, project.data()
-    if backend is Backend.EAGER:
+    on_gpu = artifact.variant.target != CPU_TARGET
+    if backend is Backend.EAGER and not on_gpu:
         return _Seen(reference)  # the data stage has run this very model
-    if backend is Backend.TENSORRT:
+    if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
         gpu = gpu_of(project, artifact)
         with exclusive(gpu), tempfile.TemporaryDirectory() as folder:
             return run_isolated(
-                _run_engine,
+                _run_engine if backend is Backend.TENSORRT else _run_module,
                 project,
                 artifact,
                 timeout_seconds=project.config.validation.timeout_seconds,
@@ -172,7 +181,34 @@ def _run_engine(project: Project, artifact: Artifact) -> _Seen:
             samples = project.data().validation_samples
             logits = run_batches(session, _loader(project), samples, batch=size, smallest=engine.batches.min)
             layers = session.shares()
-        return _Seen(logits, layers, f"{gpu.name}, driver {driver_version()}", max(used, 0))
+        device = f"{gpu.name}, driver {driver_version()}"
+        return _Seen(logits, layers=layers, device=device, device_memory_bytes=max(used, 0))
+
+
+def _run_module(project: Project, artifact: Artifact) -> _Seen:
+    """Run a torch module on its GPU with images in both layouts, in a process that may die of it."""
+    from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu, profile = gpu_of(project, artifact), artifact.variant.profile
+    cuda.use(gpu)
+    before = cuda.free_bytes()
+    with open_module(project, artifact) as session:
+        used = before - cuda.free_bytes()
+        size = max(profile.min, min(profile.max, _LARGEST_BATCH)) if profile else _BATCH
+        samples = project.data().validation_samples
+        # What is compiled for each size that it sees gets one size only.
+        smallest = profile.min if profile and artifact.variant.backend in _SAVED else size
+        logits, channels_last = (
+            run_batches(partial(session, layout=layout), _loader(project), samples, batch=size, smallest=smallest)
+            for layout in (Layout.CONTIGUOUS, Layout.CHANNELS_LAST)
+        )
+    return _Seen(
+        logits,
+        channels_last,
+        artifact.module.layers if artifact.module else (),
+        f"{gpu.name}, driver {driver_version()}",
+        max(used, 0),
+    )
 
 
 def _loader(project: Project) -> Callable[[int, int], Logits]:
@@ -185,11 +221,15 @@ def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
     backend = artifact.variant.backend
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
-    if backend is Backend.EAGER:
+    if backend is Backend.EAGER and artifact.variant.target == CPU_TARGET:
         return "the FP32 reference itself"
+    if artifact.module is not None:
+        return ", ".join(f"{tool.name} {tool.version}" for tool in artifact.module.libraries)
+    if backend.is_module:
+        return f"torch {version('torch')}"
     if backend is Backend.ONNX_REFERENCE:
         return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
-    return f"ONNX Runtime {version('onnxruntime-gpu')}, CPU"
+    return f"ONNX Runtime {version('onnxruntime-gpu')}, {'CPU' if artifact.variant.target == CPU_TARGET else 'CUDA'}"
 
 
 def run_batches(

@@ -66,6 +66,13 @@ def copied(built_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def wheels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that outlives the run, unless pytest's cache is off."""
+    kept: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    return kept.mkdir("wheels") if kept else tmp_path_factory.mktemp("wheels")
+
+
 @pytest.fixture
 def write_config(tmp_path: Path) -> Callable[[str], Path]:
     """A function that writes a configuration and returns its file."""

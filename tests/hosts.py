@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.records import Gpu, Host, Tool
+from typing import TYPE_CHECKING
+
+from pipeline.config import TorchTensorRTConfig
+from pipeline.records import Backend, Gpu, Host, Precision, Profile, Tool
+from pipeline.torchtrt_adapter import ModuleRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 H100 = Gpu(
     index=0,
@@ -23,6 +30,29 @@ TRT10 = Tool(name="tensorrt", version="10.15.1.29")
 RTX = Tool(name="tensorrt_rtx", version="1.4.0.76")
 
 
-def host(*gpus: Gpu, flavours: tuple[Tool, ...] = (RTX,)) -> Host:
+def host(*gpus: Gpu, flavours: tuple[Tool, ...] = (RTX,), torch: str = "2.11.0") -> Host:
     """Return a host with these GPUs and TensorRTs."""
-    return Host(gpus=gpus, flavours=flavours)
+    return Host(gpus=gpus, flavours=flavours, torch=torch)
+
+
+def module_request(
+    folder: Path,
+    *,
+    mode: Backend = Backend.DYNAMO,
+    precision: Precision = Precision.FP16,
+    profile: Profile | None = None,
+    settings: TorchTensorRTConfig | None = None,
+) -> ModuleRequest:
+    """Return a request for a module of 32x32 images on the H100, with a workspace of 16 MiB."""
+    chosen = settings or TorchTensorRTConfig()
+    return ModuleRequest(
+        mode=mode,
+        precision=precision,
+        profile=profile or Profile(min=1, opt=1, max=1),
+        input_shape=(3, 32, 32),
+        workspace_bytes=2**24,
+        gpu=H100,
+        settings=chosen,
+        timing_cache=folder / "timings.bin",
+        engine_cache=folder / "engines" if chosen.engine_cache else None,
+    )

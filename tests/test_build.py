@@ -8,11 +8,12 @@ import pytest
 
 from pipeline.build import _build, _onnx, build_variant
 from pipeline.environment import missing_driver
-from pipeline.errors import BuildError, RecordError, UnsupportedError
-from pipeline.plan import Stage, Step
+from pipeline.errors import BuildError, RecordError
+from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import Artifact, Graph, Outcome
 from pipeline.staleness import key_of
+from tests.hosts import H100, host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,13 +91,23 @@ def test_skipped(built: Project, variant_id: str, reason: str) -> None:
     assert reason in record.reason
 
 
-def test_torch_tensorrt_is_not_there_yet(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a driver the reason is the pipeline's own."""
-    monkeypatch.setattr("pipeline.build.missing_driver", lambda: None)
-    variant = project.plan.variant(DYNAMO)
+def test_a_gpu_without_torch_makes_no_module(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that builds engines needs no torch; its modules are skipped with that reason."""
+    on_gpu = Project(Plan(project.config, host(H100)), project.paths)
+    monkeypatch.setattr("pipeline.build.installed", lambda module: module != "torch")
 
-    with pytest.raises(UnsupportedError, match="builds no Torch-TensorRT modules yet"):
-        _build(project, variant, key_of(project, Step(Stage.BUILD, DYNAMO)))
+    record = build_variant(on_gpu, on_gpu.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/eager-fp16"))
+
+    assert (record.outcome, record.reason) == (Outcome.SKIPPED, "torch is not installed here")
+
+
+def test_a_baseline_on_a_gpu_is_its_weights(project: Project) -> None:
+    """What torch runs as it is needs no build: its file is the source's weights."""
+    on_gpu = Project(Plan(project.config, host(H100)), project.paths)
+
+    record = build_variant(on_gpu, on_gpu.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/inductor-fp16"))
+
+    assert (record.outcome, record.file) == (Outcome.DONE, project.source().weights)
 
 
 def test_failed(project: Project) -> None:

@@ -35,8 +35,8 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 """The keys that must be there; what is appended begins in line 3."""
 
 KEYS = (
-    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, tensorrt, gates, validation, "
-    "benchmark"
+    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, tensorrt, torch_tensorrt, gates, "
+    "validation, benchmark"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 

@@ -38,6 +38,19 @@ def test_steps_come_in_the_order_of_the_stages() -> None:
     assert stages == sorted(stages, key=list(Stage).index)
 
 
+MODULES = (
+    "eager-fp32",
+    "eager-fp16",
+    "eager-fp16-channels_last",
+    "inductor-fp16",
+    "onnxruntime-fp16",
+    "torch_compile-fp16-b1-ws1GiB",
+    "dynamo-fp16-b1-ws1GiB",
+    "dynamo_aoti-fp16-b1-ws1GiB",
+)
+"""What runs on a GPU beside engines, where fp16 is the only precision."""
+
+
 def test_plan_of_one_precision_is_spelt_out() -> None:
     """The smallest matrix has exactly these steps."""
     assert [step.command.removeprefix("python -m pipeline ") for step in _plan(precisions=["fp16"]).steps] == [
@@ -48,13 +61,11 @@ def test_plan_of_one_precision_is_spelt_out() -> None:
         "build m/cpu-x86_64/eager-fp32",
         "build m/cpu-x86_64/onnxruntime-fp16",
         "build m/rtx-sm80+/fp16-b1-ws1GiB",
-        "build m/gpu/dynamo-fp16-b1-ws1GiB",
-        "build m/gpu/torch_compile-fp16-b1-ws1GiB",
+        *(f"build m/gpu/{name}" for name in MODULES),
         "validate m/cpu-x86_64/eager-fp32",
         "validate m/cpu-x86_64/onnxruntime-fp16",
         "validate m/rtx-sm80+/fp16-b1-ws1GiB",
-        "validate m/gpu/dynamo-fp16-b1-ws1GiB",
-        "validate m/gpu/torch_compile-fp16-b1-ws1GiB",
+        *(f"validate m/gpu/{name}" for name in MODULES),
         "benchmark m/cpu-x86_64",
         "benchmark m/rtx-sm80+",
         "benchmark m/gpu",
@@ -83,9 +94,40 @@ def test_bf16_runs_on_the_reference_evaluator() -> None:
 
 
 def test_modules_have_no_int8() -> None:
-    """A Torch-TensorRT module is cast to its precision, and int8 is no cast."""
+    """A Torch-TensorRT module is cast to its precision, and int8 is no cast: only the baseline is left."""
     variants = [variant for variant in _plan(precisions=["int8"]).variants if variant.target == GPU_TARGET]
-    assert variants == []
+    assert [variant.name for variant in variants] == ["eager-fp32"]
+
+
+def test_modules_belong_to_a_type_of_gpu_and_a_version_of_torch() -> None:
+    """A second type of GPU, or another torch, adds a folder and overwrites none."""
+    plan = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,)))
+    assert [target.name for target in plan.module_targets] == ["sm90-h100-80gb-hbm3-torch2.11", "sm89-l4-torch2.11"]
+
+
+@pytest.mark.parametrize(
+    ("target", "baseline"),
+    [
+        (CPU_TARGET, f"m/{CPU_TARGET}/eager-fp32"),
+        ("sm89-l4-trt8.6", "m/sm89-l4-torch2.11/eager-fp32"),
+        ("sm89-l4-torch2.11", "m/sm89-l4-torch2.11/eager-fp32"),
+    ],
+)
+def test_the_baseline_runs_where_the_target_does(target: str, baseline: str) -> None:
+    """Engines and modules are held against eager FP32 on the same GPU, the CPU's variants against it on the CPU."""
+    found = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,))).baseline(target)
+    assert found is not None
+    assert found.id == baseline
+
+
+def test_a_module_says_which_gpu_it_needs() -> None:
+    """A module of a host without a GPU needs any; one of a GPU needs that type."""
+    (bare, *_), (tuned, *_) = (
+        [variant for variant in plan.variants if variant.backend is Backend.DYNAMO]
+        for plan in (_plan(), Plan(_config(), host(H100)))
+    )
+    assert _plan().needs(bare) == "an NVIDIA GPU"
+    assert Plan(_config(), host(H100)).needs(tuned) == "an NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize(
@@ -192,10 +234,16 @@ def test_tuned_engine_needs_the_gpu_that_it_was_tuned_on() -> None:
 
 @pytest.mark.parametrize(
     ("target", "index"),
-    [(CPU_TARGET, None), (GPU_TARGET, 0), ("sm90-h100-80gb-hbm3-trt8.6", 0), ("sm89-l4-trt8.6", 1)],
+    [
+        (CPU_TARGET, None),
+        ("sm90-h100-80gb-hbm3-trt8.6", 0),
+        ("sm89-l4-trt8.6", 1),
+        ("sm90-h100-80gb-hbm3-torch2.11", 0),
+        ("sm89-l4-torch2.11", 1),
+    ],
 )
 def test_each_target_runs_on_its_own_gpu(target: str, index: int | None) -> None:
-    """Engines run on the type that they were tuned for, modules on the first GPU, and the CPU's on none."""
+    """Engines and modules run on the type that they were made for, and the CPU's variants on none."""
     gpu = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,))).gpu(target)
     assert (gpu and gpu.index) == index
 

@@ -172,13 +172,39 @@ def test_gpu_artifact_with_a_driver_and_no_gpu(built: Project, monkeypatch: pyte
         pass
 
 
-def test_gpu_artifact_that_nothing_runs_yet(built: Project) -> None:
-    """With a GPU, what does not run on it yet says so."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+def test_module_without_torch(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is missing, its modules are unsupported, and engines are not concerned."""
+    monkeypatch.setattr("pipeline.runners.installed", lambda module: module != "torch")
 
     with (
-        pytest.raises(UnsupportedError, match="does not run dynamo artifacts on a GPU yet"),
-        open_runner(project, artifact(built, "tiny/gpu/dynamo-fp16-b1-ws16MiB")),
+        pytest.raises(UnsupportedError, match="torch is not installed here"),
+        open_runner(built, artifact(built, "tiny/cpu-x86_64/eager-fp32")),
+    ):
+        pass
+
+
+def test_onnxruntime_without_cuda(built: Project) -> None:
+    """On a GPU, an ONNX Runtime that has no CUDA provider is unsupported, and does not run on the CPU instead."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    variant = project.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/onnxruntime-fp16")
+    on_cpu = artifact(built, "tiny/cpu-x86_64/onnxruntime-fp16")
+
+    with (
+        pytest.raises(UnsupportedError, match="CUDAExecutionProvider"),
+        open_runner(project, on_cpu.model_copy(update={"variant": variant})),
+    ):
+        pass
+
+
+def test_damaged_weights(copied: Path) -> None:
+    """Weights of another digest are refused before torch reads them."""
+    project = Project.load(copied / "pipeline.yaml")
+    weights = project.file(project.source().weights)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    with (
+        pytest.raises(RunError, match="is damaged"),
+        open_runner(project, artifact(project, "tiny/cpu-x86_64/eager-fp32")),
     ):
         pass
 

@@ -354,3 +354,39 @@ def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
     """When kernels are compiled changes latencies."""
     rewrite(copied, lambda text: text + "tensorrt: {kernel_specialization: lazy}\n")
     assert "benchmark:tiny/rtx-sm80+" in stale(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"min_block_size": 1}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
+        ({"optimization_level": 3}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
+        ({"engine_cache": True}, []),
+        ({"build_timeout_seconds": 5.0}, []),
+    ],
+    ids=str,
+)
+def test_how_modules_are_compiled_makes_modules_stale(
+    built: Project, change: dict[str, object], stale: list[str]
+) -> None:
+    """A setting that changes a module is in its key, and in no key of what is not compiled by it."""
+    settings = built.config.torch_tensorrt.model_copy(update=change)
+    changed = Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100))
+    before, after = Project(Plan(built.config, host(H100)), built.paths), Project(changed, built.paths)
+    names = ("eager-fp16", "inductor-fp16", "dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB")
+    ids = {name: f"tiny/sm90-h100-80gb-hbm3-torch2.11/{name}" for name in names} | {"engine": ENGINE}
+    steps = {name: Step(Stage.BUILD, variant_id) for name, variant_id in ids.items()}
+    assert [name for name, step in steps.items() if key_of(before, step) != key_of(after, step)] == stale
+
+
+def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
+    """The key of a module, and of a baseline on a GPU, says which type it was made on; the CPU's baseline says none."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
+    for variant_id, has in (
+        (f"{target}/dynamo-fp16-b1-ws16MiB", True),
+        (f"{target}/eager-fp32", True),
+        ("tiny/cpu-x86_64/eager-fp32", False),
+    ):
+        names = {field.name for field in key_of(project, Step(Stage.BUILD, variant_id)).fields}
+        assert ("gpu" in names) is has

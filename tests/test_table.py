@@ -18,6 +18,7 @@ from pipeline.records import (
     Manifest,
     ManifestEntry,
     ManifestModel,
+    Milestone,
     Precision,
     Preprocessing,
     Status,
@@ -64,6 +65,7 @@ SKIPPED = ManifestEntry(
     reason="no NVIDIA driver found",
     file=None,
     built_for=None,
+    module=None,
     executed=None,
     layers=(),
     device_memory_bytes=None,
@@ -103,7 +105,12 @@ def _engine(**changes: object) -> ManifestEntry:
     return SKIPPED.model_copy(update=values | changes)
 
 
-def _printed(*entries: ManifestEntry, model: ManifestModel | None = MODEL, stream: io.StringIO | None = None) -> str:
+def _printed(
+    *entries: ManifestEntry,
+    model: ManifestModel | None = MODEL,
+    stream: io.StringIO | None = None,
+    milestones: tuple[Milestone, ...] = (),
+) -> str:
     manifest = Manifest(
         key=Key(fields=()),
         built_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
@@ -111,6 +118,7 @@ def _printed(*entries: ManifestEntry, model: ManifestModel | None = MODEL, strea
         host="h",
         model=model,
         artifacts=entries,
+        milestones=milestones,
     )
     stream = stream or io.StringIO()
     print_manifest(manifest, stream)
@@ -281,3 +289,57 @@ def test_empty_manifest_is_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without artifacts there is a header alone, as wide as in any log, whatever the environment's width is."""
     monkeypatch.setenv("COLUMNS", "20")
     assert " ".join(_printed().splitlines()[-1].split()) == "variant size top-1 rel. L2 status"
+
+
+def _milestone(**changes: object) -> Milestone:
+    row = Milestone(
+        gpu="NVIDIA H100",
+        batch=1,
+        label="dynamo FP16",
+        id="m/sm90-torch2.11/dynamo-fp16",
+        status=Status.DEPLOYABLE,
+        p50_ms=0.31,
+        graph_ms=0.19,
+        speedup=7.5,
+        relative_l2=3.9e-3,
+    )
+    return row.model_copy(update=changes)
+
+
+def test_milestones_are_a_table_for_each_gpu_and_batch() -> None:
+    """Each has a title, and a row has both latencies, the speed-up, the accuracy, the status and the artifact."""
+    text = _printed(milestones=(_milestone(), _milestone(batch=64)))
+    assert "from eager FP32 to the best engine: NVIDIA H100, batch 1\n" in text
+    assert "from eager FP32 to the best engine: NVIDIA H100, batch 64\n" in text
+    (row, _) = [line.split() for line in text.splitlines() if line.startswith("dynamo FP16")]
+    assert " ".join(row) == ("dynamo FP16 0.310 ms 0.190 ms 7.50× 3.9e-03 deployable sm90-torch2.11/dynamo-fp16")
+
+
+def test_a_milestone_that_nothing_reached_is_shown_as_such() -> None:
+    """A kind that the plan does not have, or that was not timed, leaves its cells empty."""
+    nothing = _milestone(id=None, status=Status.SKIPPED, p50_ms=None, graph_ms=None, speedup=None, relative_l2=None)
+    assert _cells(_printed(milestones=(nothing,)), "dynamo FP16") == "dynamo FP16 skipped"
+
+
+def test_without_milestones_there_is_no_such_table() -> None:
+    """Where nothing was timed on a GPU, nothing is said of the way there."""
+    assert "the best engine" not in _printed(_engine())
+
+
+def test_a_target_that_was_skipped_as_a_whole_is_one_row() -> None:
+    """Forty rows that all say the same are said once, with how many they are; other targets keep theirs."""
+    others = [SKIPPED.model_copy(update={"id": f"m/gpu/{index}"}) for index in range(3)]
+    text = _printed(*others, _engine(target="rtx-sm80+"))
+    assert _cells(text, "gpu/*") == "gpu/* (3 variants) skipped [1]"
+    assert "gpu/0" not in text
+    assert _row(text, "rtx")[-1] == "deployable"
+
+
+def test_a_target_with_several_reasons_keeps_its_rows() -> None:
+    """Where reasons differ, each artifact is shown."""
+    other = SKIPPED.model_copy(update={"id": "m/gpu/other", "reason": "torch is not installed here"})
+    text = _printed(SKIPPED, other)
+    assert (_cells(text, "gpu/dynamo"), _cells(text, "gpu/other")) == (
+        "gpu/dynamo-fp32 skipped [1]",
+        "gpu/other skipped [2]",
+    )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,35 +15,17 @@ import pytest
 
 from pipeline.records import Precision
 from tests.trt_stub import LAYER, SETTINGS, Case, Report
+from tests.wheels import Wheel, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 REPOSITORY = Path(__file__).parent.parent
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-DOWNLOAD_SECONDS = 120
 
 
-@dataclass(frozen=True)
-class Bindings:
-    """A flavour's bindings, as PyPI has them."""
-
-    package: str
-    version: str
-    last_python: tuple[int, int] = (3, 13)
-
-    @property
-    def major(self) -> int:
-        """What its libraries' names end with."""
-        return int(self.version.partition(".")[0])
-
-    def __str__(self) -> str:
-        return self.version
-
-
-TRT8 = Bindings("tensorrt_bindings", "8.6.1", last_python=(3, 11))
-TRT10 = Bindings("tensorrt-cu13-bindings", "10.15.1.29")
-TRT11 = Bindings("tensorrt-cu13-bindings", "11.4.0.106")
+TRT8 = Wheel("tensorrt_bindings", "8.6.1", last_python=(3, 11))
+TRT10 = Wheel("tensorrt-cu13-bindings", "10.15.1.29")
+TRT11 = Wheel("tensorrt-cu13-bindings", "11.4.0.106")
 ALL = (TRT8, TRT10, TRT11)
 
 only_8 = pytest.mark.parametrize("bindings", [TRT8], ids=str)
@@ -109,19 +86,12 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that outlives the run, unless pytest's cache is off."""
-    kept: pytest.Cache | None = getattr(pytestconfig, "cache", None)
-    return kept.mkdir("trt-bindings") if kept else tmp_path_factory.mktemp("trt-bindings")
-
-
-@pytest.fixture(scope="session")
-def drive(cache: Path, stubs: Path) -> Callable[[Bindings], subprocess.CompletedProcess[str] | str]:
+def drive(stubs: Path, wheels: Path) -> Callable[[Wheel], subprocess.CompletedProcess[str] | str]:
     """A function that drives the adapter on a flavour, once a session; it returns the reason where it cannot."""
 
     @functools.cache
-    def driven(bindings: Bindings) -> subprocess.CompletedProcess[str] | str:
-        folder = unpacked(bindings, cache)
+    def driven(bindings: Wheel) -> subprocess.CompletedProcess[str] | str:
+        folder = unpacked(bindings, wheels)
         if isinstance(folder, str):
             return folder
         libraries = os.pathsep.join(filter(None, (str(stubs), os.environ.get("LD_LIBRARY_PATH"))))
@@ -138,73 +108,20 @@ def drive(cache: Path, stubs: Path) -> Callable[[Bindings], subprocess.Completed
 
 
 @pytest.fixture(params=ALL, ids=str)
-def bindings(request: pytest.FixtureRequest) -> Bindings:
+def bindings(request: pytest.FixtureRequest) -> Wheel:
     """Every flavour, unless a test says which."""
-    chosen: Bindings = request.param
+    chosen: Wheel = request.param
     return chosen
 
 
 @pytest.fixture
-def report(bindings: Bindings, drive: Callable[[Bindings], subprocess.CompletedProcess[str] | str]) -> Report:
+def report(bindings: Wheel, drive: Callable[[Wheel], subprocess.CompletedProcess[str] | str]) -> Report:
     """What came of driving the adapter on a flavour's genuine bindings, in a process of their own."""
     done = drive(bindings)
     if isinstance(done, str):
         pytest.skip(done)
     assert done.returncode == 0, done.stderr
     return Report.model_validate_json(done.stdout)
-
-
-def unpacked(bindings: Bindings, cache: Path) -> Path | str:
-    """Return the folder of a flavour's bindings, fetched where it is not there yet; the reason where it cannot be."""
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        return "the bindings that are tested are those for Linux on x86-64"
-    if sys.version_info[:2] > bindings.last_python:
-        return f"{bindings.package} {bindings.version} has no wheel for Python {PYTHON}"
-    folder = cache / f"{bindings.version}-py{PYTHON}"
-    if folder.is_dir():
-        return folder
-    problems = []
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        for number, installer in enumerate(installers()):
-            target = Path(scratch) / str(number)
-            problem = fetch([*installer, f"{bindings.package}=={bindings.version}"], target)
-            if not problem:
-                target.rename(folder)
-                return folder
-            problems.append(problem)
-    why = "; ".join(problems) or "neither pip nor uv is there"
-    return f"{bindings.package} {bindings.version} for Python {PYTHON} cannot be fetched: {why}"
-
-
-def installers() -> Iterator[list[str]]:
-    """Yield the commands that can unpack a wheel for this Python, whichever Python they run on themselves."""
-    pip = ["--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=10", "--quiet"]
-    pip += ["--platform=manylinux_2_28_x86_64", "--platform=manylinux_2_17_x86_64"]
-    pip += [f"--python-version={PYTHON}", "--implementation=cp"]
-    if importlib.util.find_spec("pip"):
-        yield [sys.executable, "-m", "pip", "install", *pip]
-    if python := shutil.which("python3"):
-        yield [python, "-m", "pip", "install", *pip]
-    if uv := shutil.which("uv"):
-        platforms = ["--python-platform=x86_64-manylinux_2_28", f"--python-version={PYTHON}"]
-        yield [uv, "pip", "install", "--no-deps", "--only-binary=:all:", "--quiet", *platforms]
-
-
-def fetch(command: list[str], folder: Path) -> str:
-    """Return why a command could not unpack a wheel into a folder; nothing where it did."""
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments
-            [*command, f"--target={folder}"],
-            check=False,
-            env={**os.environ, "UV_HTTP_RETRIES": "1"},
-            capture_output=True,
-            text=True,
-            timeout=DOWNLOAD_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return str(exc)
-    said = [line.strip() for line in done.stderr.splitlines() if re.match(r"error|\s+cause:", line, re.IGNORECASE)]
-    return (said[-1] if said else f"exit status {done.returncode}") if done.returncode else ""
 
 
 def applied(case: Case) -> dict[str, bool]:
@@ -220,7 +137,7 @@ def flags(case: Case) -> list[str]:
 # What holds for every flavour
 
 
-def test_bindings_are_genuine(bindings: Bindings, report: Report) -> None:
+def test_bindings_are_genuine(bindings: Wheel, report: Report) -> None:
     """What is driven is the version that was asked for."""
     assert report.version == bindings.version
 
@@ -550,7 +467,7 @@ def test_contract_catches(report: Report, mistake: str, caught: str) -> None:
     ],
 )
 def test_contract_catches_what_a_flavour_lacks(
-    bindings: Bindings, report: Report, mistake: str, missing: str, having: list[Bindings]
+    bindings: Wheel, report: Report, mistake: str, missing: str, having: list[Wheel]
 ) -> None:
     """What only some flavours have is refused in the others, and in no other."""
     violation = report.cases[f"mistake: {mistake}"].violation

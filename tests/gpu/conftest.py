@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,32 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     if GIVEN not in os.environ:
         pytest.skip(f"torch is not installed here, and {GIVEN} names no project")
     return Project.load(Path(os.environ[GIVEN]))
+
+
+_MODULES = (
+    "eager-fp32",
+    "eager-fp16-channels_last",
+    "inductor-fp16",
+    "dynamo-fp16-b1-ws64MiB",
+    "dynamo-fp16-b1-2-4-ws64MiB",
+    "dynamo-fp32-b1-ws64MiB",
+    "dynamo_aoti-fp16-b1-ws64MiB",
+    "torch_compile-fp16-b1-ws64MiB",
+)
+
+
+@pytest.fixture(scope="session")
+def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same project, in which torch's modules have been built and validated."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "pipeline.yaml").write_text(_TINY_ON_A_GPU)
+    shutil.copytree(project.paths.root, folder / "artifacts")
+    found = Project.load(folder / "pipeline.yaml")
+    target = found.plan.module_targets[0].name
+    for name in _MODULES:
+        for stage in (Stage.BUILD, Stage.VALIDATE):
+            main([stage.value, f"{found.plan.model}/{target}/{name}", "--config", str(folder / "pipeline.yaml")])
+    return found
 
 
 def _built(config: Path) -> Project:

@@ -1,0 +1,85 @@
+"""Prints how long a saved module takes from loading to its first result, beside the library's own calls.
+
+python benchmarks/modules.py --config benchmarks/gpu.yaml    after `doit config=benchmarks/gpu.yaml`, on a GPU host
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.project import Project
+from pipeline.records import Backend, Outcome
+
+STARTS = 3
+BOUND = 1.5
+
+OURS = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from pipeline.project import Project
+from pipeline.runners import open_module
+from pipeline.module_runner import load_libraries
+project = Project.load(Path(sys.argv[1]))
+artifact = project.artifact(project.plan.variant(sys.argv[2]))
+load_libraries(artifact)
+import torch
+torch.zeros(1, device="cuda")
+batch = np.zeros((artifact.variant.profile.opt, *project.source().preprocessing.input_shape), np.float32)
+began = time.perf_counter()
+with open_module(project, artifact) as run:
+    run(batch)
+    print(time.perf_counter() - began)
+"""
+BARE = """
+import sys, time
+import torch, torch_tensorrt
+torch.zeros(1, device="cuda")
+batch = torch.zeros([int(size) for size in sys.argv[2].split(",")])
+began = time.perf_counter()
+with torch.inference_mode():
+    module = torch.export.load(sys.argv[1]).module()
+    module(batch.cuda()).cpu()
+print(time.perf_counter() - began)
+"""
+
+
+def seconds(script: str, *arguments: str) -> float:
+    """Return the shortest of several starts, each in a fresh process."""
+    found = []
+    for _ in range(STARTS):
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True
+        )
+        found.append(float(done.stdout.split()[-1]))
+    return min(found)
+
+
+def main() -> int:
+    """Print the table; the exit status says whether the bound held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("benchmarks/gpu.yaml"))
+    config = parser.parse_args().config
+    project = Project.load(config)
+    held = True
+    print(f"{'module':<70} ours s  bare s  ratio")
+    for variant in project.plan.variants:
+        if variant.backend is not Backend.DYNAMO or variant.profile is None:
+            continue
+        artifact = project.artifact(variant)
+        if artifact.outcome is not Outcome.DONE or artifact.file is None:
+            continue
+        shape = (variant.profile.opt, *project.source().preprocessing.input_shape)
+        ours = seconds(OURS, str(config), variant.id)
+        bare = seconds(BARE, str(project.file(artifact.file)), ",".join(map(str, shape)))
+        held = held and ours <= bare * BOUND
+        print(f"{variant.target + '/' + variant.name:<70} {ours:6.2f}  {bare:6.2f}  {ours / bare:5.2f}", flush=True)
+    print(f"every ratio within {BOUND}" if held else "A BOUND DID NOT HOLD")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

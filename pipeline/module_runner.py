@@ -1,0 +1,293 @@
+"""Torch module → a session that turns batches into logits, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline import torchtrt_adapter
+from pipeline.atomic import read_record, sha256_of
+from pipeline.errors import RunError, one_line
+from pipeline.model import (
+    DTYPES,
+    Typed,
+    assemble,
+    fastest,
+    in_layout,
+    ready_to_compile,
+    restore_model,
+    strict_fp32,
+)
+from pipeline.plan import Stage, Step
+from pipeline.records import Artifact, Backend, Layout, Precision, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+    from torch import nn
+
+    from pipeline import cuda
+    from pipeline.project import Project
+    from pipeline.records import Gpu, Variant
+
+    Batch = npt.NDArray[np.float32]
+
+FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
+
+_WARM_UP = 3
+"""How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
+
+
+def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Module:
+    """Return an artifact's module, where it runs. Its file's digest must have been checked.
+
+    Args:
+        project: where the artifact lies.
+        artifact: a module of any backend.
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        UnsupportedError: this host lacks Torch-TensorRT or its driver.
+        RunError: it was made by other versions, or cannot be read.
+    """
+    variant = artifact.variant
+    device = torchtrt_adapter.device_of(gpu)
+    if not variant.backend.is_torch_tensorrt:
+        typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
+        module = in_layout(typed, FORMATS[variant.layout]).to(device)
+        if variant.backend is Backend.EAGER:
+            return module
+        # Its own CUDA graphs are off: the session captures every module's in the same way.
+        return torch.compile(module, mode="max-autotune-no-cudagraphs", dynamic=False)  # type: ignore[return-value]
+    if artifact.module is None or artifact.file is None:
+        raise RunError(f"{variant.id} does not say what made it")
+    torchtrt_adapter.check_made_here(artifact.module.libraries)
+    path = project.file(artifact.file)
+    if variant.backend is not Backend.TORCH_COMPILE:
+        return torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path)
+    recipe = read_record(path, Recipe, fix=f"run `{Step(Stage.BUILD, variant.id).command}`")
+    model = model_of(project, recipe).to(device)
+    library = torchtrt_adapter.load_library()
+    arguments = torchtrt_adapter.arguments_of(recipe.settings)
+    return torchtrt_adapter.compile_in_time(library, model, arguments, lambda _: None)
+
+
+def load_libraries(artifact: Artifact) -> None:
+    """Import what an artifact takes, so that a cold start does not count the import.
+
+    Raises:
+        UnsupportedError: this host lacks it.
+    """
+    if artifact.variant.backend.is_torch_tensorrt:
+        torchtrt_adapter.load_library()
+
+
+def model_of(project: Project, recipe: Recipe) -> nn.Module:
+    """Return the model that a recipe starts from, ready to be compiled, on the CPU.
+
+    Raises:
+        RunError: the weights are not those that the recipe was made for.
+        SourceError: they do not fit the factory's model.
+    """
+    weights = project.file(recipe.weights)
+    if (got := sha256_of(weights)) != recipe.weights.sha256:
+        raise RunError(
+            f"{weights} holds other weights than the recipe was made for",
+            expected=f"SHA-256 {recipe.weights.sha256}",
+            got=f"SHA-256 {got}",
+            fix=f"run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+        )
+    model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
+    return ready_to_compile(model, recipe.variant.precision)
+
+
+@contextmanager
+def open_session(
+    module: nn.Module, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+) -> Iterator[ModuleSession]:
+    """Open a module for the thread that opens it: no gradients, and TF32 only where the variant is not strict.
+
+    Args:
+        module: where it runs; float32 (batch, channels, height, width) → float32 (batch, classes).
+        variant: what it is.
+        input_shape: (channels, height, width).
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        RunError: the GPU cannot be used.
+    """
+    strict = variant.precision is Precision.FP32
+    with ExitStack() as stack:
+        stack.enter_context(strict_fp32() if strict else fastest())
+        stream = None
+        if gpu is not None:
+            from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+
+            cuda.use(gpu)
+            stream = cuda.Stream()
+            stack.callback(stream.close)
+            ours = torch.cuda.ExternalStream(stream.handle, device=gpu.index)  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.cuda.stream(ours))
+        session = ModuleSession(module, variant, input_shape, gpu, stream)
+        stack.callback(session.close)
+        yield session
+
+
+class ModuleSession:
+    """Runs batches out of a buffer of its own, with a CUDA graph for every size and layout that was prepared."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        variant: Variant,
+        input_shape: tuple[int, int, int],
+        gpu: Gpu | None,
+        stream: cuda.Stream | None,
+    ) -> None:
+        self._module = module
+        self._variant = variant
+        self._shape = input_shape
+        self._device = torchtrt_adapter.device_of(gpu)
+        self._stream = stream
+        self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._now = (0, Layout.CONTIGUOUS)
+        self._logits = torch.empty(0)
+        self.graph_trouble = ""
+        """Why this module has no CUDA graph, where it has none."""
+
+    @property
+    def stream(self) -> cuda.Stream:
+        """The CUDA stream that all its work is on.
+
+        Raises:
+            RunError: it runs on the CPU.
+        """
+        if self._stream is None:
+            raise RunError(f"{self._variant.id} runs on the CPU, and has no CUDA stream")
+        return self._stream
+
+    def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Batch:
+        """Run one batch and wait for it.
+
+        Args:
+            batch: float32 (batch, channels, height, width), contiguous.
+            layout: how the images lie in the memory that the module reads.
+
+        Returns:
+            float32 (batch, classes), a new array.
+
+        Raises:
+            RunError: the batch is not what the module takes, or running failed.
+        """
+        self.upload(batch, layout)
+        self.enqueue_kernels()
+        return self.result()
+
+    def result(self) -> Batch:
+        """Wait for what was enqueued last.
+
+        Returns:
+            float32 (batch, classes), a new array.
+
+        Raises:
+            RunError: running failed.
+        """
+        with self._translated():
+            # A copy to the host's memory waits for the stream.
+            return np.array(self._logits.float().cpu().numpy(), dtype=np.float32)
+
+    def upload(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> None:
+        """Put a batch into the session's own buffer, and prepare for its size.
+
+        Raises:
+            RunError: the batch is not what the module takes.
+        """
+        self._check(batch)
+        self.prepare(len(batch), layout)
+        with self._translated():
+            self._inputs[self._now].copy_(torch.from_numpy(batch))
+
+    def prepare(self, size: int, layout: Layout = Layout.CONTIGUOUS) -> None:
+        """Make the next `enqueue` run this many images out of the session's own buffer.
+
+        Raises:
+            RunError: there is no room for them.
+        """
+        self._now = (size, layout)
+        if self._now not in self._inputs:
+            with self._translated():
+                image = torch.zeros(size, *self._shape, device=self._device)
+                self._inputs[self._now] = image.to(memory_format=FORMATS[layout])
+
+    def enqueue_kernels(self) -> None:
+        """Put the prepared batch on the stream, and do not wait for it.
+
+        Raises:
+            RunError: the module could not.
+        """
+        with self._translated():
+            self._logits = self._module(self._inputs[self._now])
+
+    def enqueue(self) -> None:
+        """Do as `enqueue_kernels` does by replaying a CUDA graph, which the first call for a size captures.
+
+        Raises:
+            RunError: the module could not, or cannot be captured; `graph_trouble` then says why.
+        """
+        found = self._graphs.get(self._now)
+        if found is None:
+            found = self._graphs.setdefault(self._now, self._capture())
+        graph, self._logits = found
+        with self._translated():
+            graph.replay()
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        for _ in range(_WARM_UP):
+            self.enqueue_kernels()
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
+                logits = self._module(self._inputs[self._now])
+        except Exception as exc:
+            self.graph_trouble = one_line(exc)
+            raise RunError(f"{self._variant.id} cannot be captured as a CUDA graph", got=self.graph_trouble) from exc
+        return graph, logits
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._graphs.clear()
+        self._inputs.clear()
+        self._logits = torch.empty(0)
+
+    def _check(self, batch: Batch) -> None:
+        shape = ", ".join(map(str, self._shape))
+        strides = "" if batch.flags.c_contiguous else f" with strides {batch.strides}"
+        profile = self._variant.profile
+        takes = f"{profile.min} to {profile.max}" if profile else "batch"
+        fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape and batch.flags.c_contiguous
+        if not fits or not (profile.takes(len(batch)) if profile else len(batch)):
+            raise RunError(
+                f"{self._variant.id} takes other batches",
+                expected=f"float32 ({takes}, {shape}), contiguous",
+                got=f"{batch.dtype} {batch.shape}{strides}",
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as exc:
+            raise RunError(
+                f"the GPU has no room for {self._variant.id}",
+                got=one_line(exc),
+                fix="free GPU memory, or use a profile with a smaller batch",
+            ) from exc
+        except Exception as exc:  # torch, the compiler and the model's own code raise types without a common base
+            got = torchtrt_adapter.reason_of(exc)
+            raise RunError(f"{self._variant.id} cannot run a batch of {self._now[0]}", got=got) from exc

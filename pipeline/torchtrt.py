@@ -1,0 +1,195 @@
+"""Model → Torch-TensorRT module, or the recipe of one that cannot be saved (`<model>/<target>/<variant>/`)."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from pipeline import cuda, torchtrt_adapter
+from pipeline.atomic import describe_file, replacing, write_bytes
+from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
+from pipeline.errors import BuildError, UnsupportedError
+from pipeline.gpu_lock import exclusive
+from pipeline.isolation import run_isolated
+from pipeline.model import ready_to_compile, restore_model
+from pipeline.plan import Stage, Step
+from pipeline.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, TensorSpec, Variant
+from pipeline.torchtrt_adapter import ModuleRequest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+
+    from pipeline.project import Project
+    from pipeline.records import Gpu, Key, Tool
+
+
+class _Made(NamedTuple):
+    """What the process that compiled has to tell."""
+
+    contents: ModuleContents
+    settings: tuple[Setting, ...]
+
+
+def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
+    """Compile a variant in a process of its own, which has the GPU to itself, and save what can be saved.
+
+    A module that is compiled just in time is compiled here, too: what stays in PyTorch is seen then, and what cannot be
+    compiled fails now.
+
+    Args:
+        project: the source stage must have run.
+        variant: a Torch-TensorRT module of the plan.
+        key: what the result depends on.
+
+    Returns:
+        the artifact, not yet written as a record.
+
+    Raises:
+        BuildError: it cannot be traced, compiled or saved, or nothing of it became an engine.
+        CrashedError: the process died or took too long.
+        UnsupportedError: this host cannot, whatever is tried.
+        StorageError: the results cannot be written.
+    """
+    gpu = project.plan.gpu(variant.target)
+    if gpu is None:
+        raise UnsupportedError(missing_gpu())
+    torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
+    path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
+    with exclusive(gpu), ExitStack() as files:
+        began = time.perf_counter()
+        temporary = files.enter_context(replacing(path))
+        made = _make_apart(project, variant, gpu, temporary)
+        seconds = time.perf_counter() - began
+        if variant.backend is Backend.TORCH_COMPILE:
+            temporary.write_text(recipe_of(project, variant, made.settings).to_json(), encoding="utf-8")
+    source = project.source()
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=(*tools(), *made.contents.libraries),
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=describe_file(path, project.paths.root),
+        log=describe_file(project.paths.build_log(variant), project.paths.root),
+        inputs=(
+            TensorSpec(
+                name="image", shape=("batch", *source.preprocessing.input_shape), dtype="float32", layout="NCHW"
+            ),
+        ),
+        outputs=(TensorSpec(name="logits", shape=("batch", source.classes), dtype="float32", layout="NC"),),
+        settings=made.settings,
+        module=made.contents,
+        build_seconds=round(seconds, 3),
+    )
+
+
+def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
+    """Return what to compile, and how."""
+    if variant.profile is None or variant.workspace is None:
+        raise BuildError(f"{variant.id} is no module with a profile and a workspace")
+    settings = project.config.torch_tensorrt
+    library = torch_tensorrt()
+    return ModuleRequest(
+        mode=variant.backend,
+        precision=variant.precision,
+        profile=variant.profile,
+        input_shape=project.source().preprocessing.input_shape,
+        workspace_bytes=variant.workspace.bytes,
+        gpu=gpu,
+        settings=settings,
+        timing_cache=project.paths.module_timing_cache(library.version, gpu),
+        engine_cache=project.paths.engine_cache(variant) if settings.engine_cache else None,
+    )
+
+
+def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+    """Compile in a process of its own; its log is kept however that ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "build.log"
+        log.touch()
+        try:
+            return run_isolated(
+                _make,
+                project,
+                variant,
+                gpu,
+                path,
+                timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
+                log=log,
+                rerun=Step(Stage.BUILD, variant.id).command,
+            )
+        finally:
+            write_bytes(project.paths.build_log(variant), log.read_bytes())
+
+
+def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+    library = torchtrt_adapter.load_library()
+    cuda.use(gpu)
+    request = request_of(project, variant, gpu)
+    for folder in (request.timing_cache.parent, request.engine_cache):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
+    if variant.backend is Backend.TORCH_COMPILE:
+        made = _compile_in_time(library, module, request)
+    else:
+        compiled = torchtrt_adapter.compile_ahead(library, module, request)
+        made = _Made(torchtrt_adapter.contents_of(compiled.module), compiled.settings)
+        torchtrt_adapter.save(library, compiled.module, request, path)
+    if made.contents.segments == 0:
+        raise BuildError(
+            "nothing of the model became a TensorRT engine",
+            expected=f"at least one run of {request.settings.min_block_size} operators that TensorRT has",
+            got=f"all of it stayed in PyTorch: {', '.join(made.contents.torch_operators) or 'no operators at all'}",
+            fix="lower `torch_tensorrt.min_block_size` in pipeline.yaml",
+        )
+    return made
+
+
+def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest) -> _Made:
+    """Have a module compiled for each batch size, and tell of the one with the most left to PyTorch."""
+    options = torchtrt_adapter.options_of(request, torchtrt_adapter.known_settings(library))
+    seen: list[ModuleContents] = []
+    compiled = torchtrt_adapter.compile_in_time(
+        library, module, options.arguments, lambda part: seen.append(torchtrt_adapter.contents_of(part))
+    )
+    with torch.inference_mode(), torchtrt_adapter.detailed_layers(library):
+        for size in request.profile.sizes:
+            _compile_for(compiled, size, request)
+    if not seen:
+        raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
+    return _Made(max(seen, key=lambda contents: len(contents.torch_operators)), options.settings)
+
+
+def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
+    """Have a module compiled for a batch size by running one."""
+    try:
+        module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
+    except Exception as exc:
+        raise BuildError(
+            f"Torch-TensorRT cannot compile the model for batches of {size}", got=torchtrt_adapter.reason_of(exc)
+        ) from exc
+
+
+def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:
+    """Return how a module is made again, wherever the weights, the factory and these versions are."""
+    source = project.source()
+    made_with: tuple[Tool, ...] = torchtrt_adapter.libraries()
+    return Recipe(
+        variant=variant,
+        factory=source.factory,
+        replaced_head=source.replaced_head,
+        classes=source.classes,
+        weights=source.weights,
+        input_shape=source.preprocessing.input_shape,
+        warm_up=variant.profile.sizes if variant.profile else (),
+        settings=settings,
+        libraries=made_with,
+    )

@@ -1,0 +1,335 @@
+"""The one place that knows Torch-TensorRT's versions: which settings each has, and how it compiles, saves and loads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import tempfile
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from pipeline.environment import missing_driver, torch_tensorrt, version
+from pipeline.errors import BuildError, RunError, UnsupportedError, one_line
+from pipeline.records import Backend, ModuleContents, Precision, Setting, Tool
+from pipeline.trt_adapter.inspector import read_layers, shares
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+    from torch import nn
+
+    from pipeline.config import TorchTensorRTConfig
+    from pipeline.records import Gpu, Profile
+
+_SEGMENT = "execute_engine"
+"""The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
+
+
+@dataclass(frozen=True)
+class ModuleRequest:
+    """What to compile, and how."""
+
+    mode: Backend
+    precision: Precision
+    profile: Profile
+    input_shape: tuple[int, int, int]
+    """(channels, height, width)."""
+    workspace_bytes: int
+    gpu: Gpu
+    settings: TorchTensorRTConfig
+    timing_cache: Path
+    engine_cache: Path | None
+    """The variant's own folder; None keeps no engines."""
+
+
+class Compiled(NamedTuple):
+    """A module that runs TensorRT engines, and how it was made."""
+
+    module: nn.Module
+    settings: tuple[Setting, ...]
+
+
+def device_of(gpu: Gpu | None) -> torch.device:
+    """Return what torch calls a GPU; None is the CPU."""
+    return torch.device("cpu") if gpu is None else torch.device("cuda", gpu.index)
+
+
+class Options(NamedTuple):
+    """The keyword arguments of one version, and what became of every setting."""
+
+    arguments: dict[str, object]
+    settings: tuple[Setting, ...]
+
+
+def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
+    """Return a request's settings as a version takes them. Pure.
+
+    Precision is the module's own: engines are strongly typed, by a setting until 2.12 and always from 2.13 on.
+
+    Args:
+        request: what to compile.
+        known: the names of that version's settings.
+    """
+    wanted: dict[str, object] = {
+        "workspace_size": request.workspace_bytes,
+        "min_block_size": request.settings.min_block_size,
+        "disable_tf32": request.precision is Precision.FP32,
+        "use_explicit_typing": True,
+        "pass_through_build_failures": True,
+        "timing_cache_path": str(request.timing_cache),
+    }
+    if request.settings.optimization_level is not None:
+        wanted["optimization_level"] = request.settings.optimization_level
+    if request.settings.require_full_compilation:
+        wanted["require_full_compilation"] = True
+    if request.engine_cache is not None:
+        wanted |= {
+            "cache_built_engines": True,
+            "reuse_cached_engines": True,
+            "engine_cache_dir": str(request.engine_cache),
+        }
+    refused = {name: "this version has no such setting" for name in wanted if name not in known}
+    if "use_explicit_typing" in refused:
+        refused["use_explicit_typing"] = "this version has no such setting: its engines are always strongly typed"
+    if request.mode is Backend.TORCH_COMPILE and "require_full_compilation" in wanted:
+        refused["require_full_compilation"] = "torch_compile leaves to PyTorch what it cannot convert"
+    private = {"timing_cache_path", "engine_cache_dir"}  # paths of this host
+    settings = tuple(
+        Setting(name=name, value=_shown(value), applied=name not in refused, note=refused.get(name, ""))
+        for name, value in wanted.items()
+        if name not in private
+    )
+    return Options({name: value for name, value in wanted.items() if name not in refused}, settings)
+
+
+_SWITCHES = {"on": True, "off": False}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
+    """Return the keyword arguments that a record's applied settings stand for: switches and whole numbers.
+
+    Raises:
+        RunError: one of them is neither.
+    """
+    applied = {setting.name: setting.value for setting in settings if setting.applied}
+    strange = {name: value for name, value in applied.items() if value not in _SWITCHES and not value.isdecimal()}
+    if strange:
+        raise RunError("the recipe's settings cannot be read", expected="on, off or a whole number", got=str(strange))
+    return {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
+
+
+def libraries() -> tuple[Tool, ...]:
+    """Return what a module belongs to: torch and Torch-TensorRT, in the versions installed here."""
+    return (Tool(name="torch", version=version("torch")), torch_tensorrt())
+
+
+def check_libraries(torch_version: str, library: Tool) -> None:
+    """Check that torch and Torch-TensorRT belong together: each release is for the torch of its own number.
+
+    Raises:
+        UnsupportedError: they do not, or one is missing.
+    """
+    if "absent" in {torch_version, library.version}:
+        missing = "torch" if torch_version == "absent" else "Torch-TensorRT"
+        raise UnsupportedError(f"{missing} is not installed here")
+    if torch_version.split(".")[:2] != library.version.split(".")[:2]:
+        raise UnsupportedError(
+            "torch and Torch-TensorRT do not belong together",
+            expected=f"{library.name} {'.'.join(torch_version.split('.')[:2])}",
+            got=f"{library.name} {library.version} beside torch {torch_version}",
+            fix=f"install {library.name} of torch's version",
+        )
+
+
+def check_made_here(made_with: tuple[Tool, ...]) -> None:
+    """Check that a saved module was made by the versions installed here: no other can be trusted to read it.
+
+    Raises:
+        RunError: names both.
+    """
+    if made_with != libraries():
+        raise RunError(
+            "the module was made by other versions",
+            expected=_joined(made_with),
+            got=_joined(libraries()),
+            fix="install those versions, or build the module again",
+        )
+
+
+def _joined(tools: tuple[Tool, ...]) -> str:
+    return ", ".join(f"{tool.name} {tool.version}" for tool in tools)
+
+
+def load_library() -> ModuleType:
+    """Import Torch-TensorRT.
+
+    Raises:
+        UnsupportedError: this host has no driver, without which the import fails, or not the right versions.
+    """
+    if reason := missing_driver():
+        raise UnsupportedError(reason)
+    check_libraries(version("torch"), torch_tensorrt())
+    try:
+        import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
+    except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
+        raise UnsupportedError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
+    return library  # type: ignore[no-any-return]  # untyped
+
+
+def known_settings(library: ModuleType) -> frozenset[str]:
+    """Return the names of the installed version's settings; what it does not know it would drop in silence."""
+    fields = {field.name for field in dataclasses.fields(library.dynamo.CompilationSettings)}
+    parameters = inspect.signature(library.dynamo.compile).parameters.values()
+    return frozenset(fields | {item.name for item in parameters if item.kind is not item.VAR_KEYWORD})
+
+
+def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest) -> Compiled:
+    """Trace a module and build its engines.
+
+    Args:
+        library: Torch-TensorRT.
+        module: on the GPU, in its precision, with contiguous weights; float32 in, float32 out.
+        request: what to compile.
+
+    Raises:
+        BuildError: torch cannot trace it, or TensorRT cannot build it.
+    """
+    options = options_of(request, known_settings(library))
+    # The largest batch: torch takes one of a single image for a size that is always 1.
+    example = torch.zeros(request.profile.max, *request.input_shape, device=device_of(request.gpu))
+    fixed = request.profile.min == request.profile.max
+    batch = None if fixed else torch.export.Dim("batch", min=request.profile.min, max=request.profile.max)
+    try:
+        program = torch.export.export(module, (example,), dynamic_shapes=None if batch is None else ({0: batch},))
+    except Exception as exc:
+        raise BuildError(
+            "torch cannot trace the model",
+            expected="a model that torch.export traces: no control flow that depends on the values of tensors",
+            got=one_line(exc),
+        ) from exc
+    device = library.Device(gpu_id=request.gpu.index)
+    try:
+        with detailed_layers(library):
+            compiled = library.dynamo.compile(
+                program, arg_inputs=[_input(library, request)], device=device, **options.arguments
+            )
+    except Exception as exc:
+        raise BuildError("Torch-TensorRT cannot compile the model", got=one_line(exc)) from exc
+    return Compiled(compiled, options.settings)
+
+
+def compile_in_time(
+    library: ModuleType, module: nn.Module, arguments: Mapping[str, object], seen: Callable[[nn.Module], None]
+) -> nn.Module:
+    """Return a module that is compiled when it first sees a batch of some size.
+
+    Args:
+        library: Torch-TensorRT.
+        module: as `compile_ahead` takes it.
+        arguments: what `options_of` returned.
+        seen: is given what was compiled, every time.
+    """
+    backend = library.dynamo.backend.torch_tensorrt_backend
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled = backend(graph, inputs, options=dict(arguments))
+        seen(compiled)
+        return compiled  # type: ignore[no-any-return]  # untyped
+
+    # Each batch size is compiled for itself, as the library's own torch_compile mode does it.
+    return torch.compile(module, backend=compile_graph, dynamic=False)  # type: ignore[return-value]  # a module again
+
+
+def reason_of(error: Exception) -> str:
+    """Return what went wrong in one line: torch wraps what a backend raises, and says only that it did."""
+    inner = getattr(error, "inner_exception", None)
+    return one_line(inner if isinstance(inner, Exception) else error)
+
+
+@contextlib.contextmanager
+def detailed_layers(library: ModuleType) -> Iterator[None]:
+    """Have engines built that tell the types of their layers; the library has a switch for it in its debugger only."""
+    debugger = getattr(library.dynamo, "Debugger", None)
+    if debugger is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        watch = debugger(log_level="error", save_engine_profile=True, engine_builder_monitor=False, logging_dir=folder)
+        with watch:
+            yield
+
+
+def _input(library: ModuleType, request: ModuleRequest) -> Any:  # noqa: ANN401 - untyped
+    low, best, high = ((size, *request.input_shape) for size in _sizes(request.profile))
+    if low == high:
+        return library.Input(shape=low, dtype=torch.float32)
+    return library.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=torch.float32)
+
+
+def _sizes(profile: Profile) -> tuple[int, int, int]:
+    return profile.min, profile.opt, profile.max
+
+
+def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path: Path) -> None:
+    """Write a compiled module: an ExportedProgram, or an AOTInductor package.
+
+    Raises:
+        BuildError: it cannot be saved, or this version does not know the format.
+    """
+    form = "aot_inductor" if request.mode is Backend.DYNAMO_AOTI else "exported_program"
+    try:
+        library.save(compiled, str(path), output_format=form, arg_inputs=[_input(library, request)])
+    except Exception as exc:
+        raise BuildError(f"Torch-TensorRT cannot save the module as {form}", got=one_line(exc)) from exc
+
+
+def load(library: ModuleType, mode: Backend, path: Path) -> nn.Module:
+    """Read a saved module. Its digest must have been checked: what it holds is code.
+
+    Raises:
+        RunError: it is not such a file.
+    """
+    del library  # imported, so that torch knows its operators
+    try:
+        if mode is Backend.DYNAMO_AOTI:
+            from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
+
+            return aoti_load_package(str(path))  # type: ignore[return-value]  # called as a module is
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own buffers
+            return torch.export.load(path).module()
+    except Exception as exc:
+        raise RunError(f"torch cannot load {path}", got=one_line(exc)) from exc
+
+
+def contents_of(compiled: nn.Module) -> ModuleContents:
+    """Return how many engines a compiled module has, what their layers compute in, and what stayed in PyTorch."""
+    engines: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
+    graphs = [part for part in compiled.modules() if isinstance(part, torch.fx.GraphModule)]
+    operators = {
+        str(node.target)
+        for graph in graphs
+        for node in graph.graph.nodes
+        if node.op == "call_function" and not _is_plumbing(node.target)
+    }
+    layers = tuple(layer for engine in engines for layer in read_layers(str(engine.get_layer_info())))
+    return ModuleContents(
+        segments=len(engines), torch_operators=tuple(sorted(operators)), layers=shares(layers), libraries=libraries()
+    )
+
+
+def _is_plumbing(target: object) -> bool:
+    """Unpacking a tuple, reading a size, and running an engine are no operators that stayed."""
+    return getattr(target, "__name__", "") == "getitem" or any(name in str(target) for name in (_SEGMENT, "sym_size"))

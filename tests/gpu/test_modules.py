@@ -1,0 +1,129 @@
+"""Torch's modules on a real GPU: compiled, saved, loaded again, proven."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pipeline.environment import installed
+from pipeline.errors import RunError
+from pipeline.paths import Paths
+from pipeline.preprocessing import to_input
+from pipeline.project import Project
+from pipeline.records import Artifact, Backend, Layout, Outcome, Precision
+from pipeline.runners import gpu_of, open_module
+from pipeline.validate import judge, measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
+
+FP16 = 5e-3
+"""The gate's bound of the relative L2 distance."""
+
+SAVED = ("dynamo-fp16-b1-ws64MiB", "dynamo-fp16-b1-2-4-ws64MiB", "dynamo_aoti-fp16-b1-ws64MiB")
+COMPILED = (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
+
+
+def artifact_of(project: Project, name: str) -> Artifact:
+    """Return what was built of the variant of this name."""
+    target = project.plan.module_targets[0].name
+    return project.artifact(project.plan.variant(f"{project.plan.model}/{target}/{name}"))
+
+
+def images(project: Project, count: int) -> npt.NDArray[np.float32]:
+    """Return the first validation images as the network takes them."""
+    data = project.data()
+    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
+
+
+def distance(project: Project, got: npt.NDArray[np.float32]) -> float:
+    """Return the relative L2 distance to the reference."""
+    want = np.load(project.file(project.data().reference))[: len(got)]
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("name", [*COMPILED, "eager-fp32", "eager-fp16-channels_last", "inductor-fp16"])
+def test_every_module_passes_its_gate(modules: Project, name: str) -> None:
+    """Loaded by a fresh process, it keeps its precision's gate with images in both layouts."""
+    artifact = artifact_of(modules, name)
+    assert artifact.outcome is Outcome.DONE, artifact.reason
+    report = modules.accuracy(artifact.variant)
+    assert report.outcome is Outcome.DONE, report.reason
+    assert report.passed, report.reason
+    assert "relative L2 of images in channels_last" in {check.metric for check in report.checks}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_module_is_tensorrt_and_proves_its_precision(modules: Project, name: str) -> None:
+    """All of the tiny network becomes engines, whose inspector tells what they multiply in."""
+    artifact = artifact_of(modules, name)
+    assert artifact.module is not None
+    assert (artifact.module.segments, artifact.module.torch_operators) == (1, ())
+    shown = {share.precision for share in artifact.module.layers}
+    assert shown <= ({Precision.FP16} if "fp16" in name else {Precision.FP32, Precision.TF32})
+    assert shown
+
+
+@pytest.mark.parametrize("name", [*COMPILED, "eager-fp16-channels_last"])
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_cuda_graph_gives_the_same(modules: Project, name: str, layout: Layout) -> None:
+    """Replayed as a graph, a batch gives what its kernels give; the next batch gives its own logits."""
+    artifact = artifact_of(modules, name)
+    size = 1 if artifact.variant.profile and artifact.variant.profile.max == 1 else 2
+    with open_module(modules, artifact) as run:
+        for batch in (images(modules, size), images(modules, 10)[-size:]):
+            plain = run(batch, layout)
+            run.upload(batch, layout)
+            run.enqueue()
+            assert np.array_equal(run.result(), plain)
+        assert run.graph_trouble == ""
+
+
+def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_path: Path) -> None:
+    """A .pt2 that was changed has another digest: nothing of it runs."""
+    artifact = artifact_of(modules, SAVED[0])
+    assert artifact.file is not None
+    target = tmp_path / "artifacts" / artifact.file.path
+    target.parent.mkdir(parents=True)
+    target.write_bytes(modules.file(artifact.file).read_bytes()[:-9] + b"x" * 9)
+    other = Project(modules.plan, Paths(tmp_path / "artifacts", modules.plan.model))
+    with pytest.raises(RunError, match="is damaged"), open_module(other, artifact):
+        pass
+
+
+def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> None:
+    """Compiled just in time from such weights, ResNet18 gives wrong numbers at batch 64, and the gate says so."""
+    import torch  # noqa: PLC0415 - hosts that build engines may have none
+    from torchvision.models import resnet18  # noqa: PLC0415 - the same
+
+    from pipeline import torchtrt_adapter  # noqa: PLC0415 - the same
+    from pipeline.model import in_layout, ready_to_compile  # noqa: PLC0415 - the same
+
+    gpu = gpu_of(modules, artifact_of(modules, "torch_compile-fp16-b1-ws64MiB"))
+    library, device = torchtrt_adapter.load_library(), torchtrt_adapter.device_of(gpu)
+    torch.manual_seed(0)
+    model = resnet18().eval()
+    batch = torch.rand(64, 3, 224, 224, device=device)
+    spoilt = in_layout(ready_to_compile(model, Precision.FP16), torch.channels_last).to(device)
+    arguments = {"use_explicit_typing": True, "pass_through_build_failures": True}
+    with torch.inference_mode():
+        got = torchtrt_adapter.compile_in_time(library, spoilt, arguments, lambda _: None)(batch).cpu().numpy()
+        want = model.to(device)(batch).cpu().numpy()
+    accuracy = measure(got, want, None)
+    if accuracy.relative_l2 < FP16:
+        pytest.skip(f"this version gives right numbers (relative L2 {accuracy.relative_l2:.1e})")
+    checks = judge(accuracy, modules.config.gates.fp16, require_proof=False)
+    assert "relative L2" in {check.metric for check in checks if not check.passed}
+
+
+def test_what_torch_runs_as_it_is_says_so(modules: Project) -> None:
+    """The baselines have no engines and no inspector, and their file is the source's weights."""
+    artifact = artifact_of(modules, "eager-fp32")
+    assert (artifact.variant.backend, artifact.module) == (Backend.EAGER, None)
+    assert artifact.file == modules.source().weights

@@ -1,0 +1,199 @@
+"""How torch's modules run, on the CPU; what needs a GPU is in tests/gpu."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import torchtrt, torchtrt_adapter
+from pipeline.atomic import write_record
+from pipeline.errors import RunError
+from pipeline.module_runner import load_module, model_of, open_session
+from pipeline.plan import Plan
+from pipeline.preprocessing import to_input
+from pipeline.project import Project
+from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Variant
+from tests.hosts import H100, host
+from tests.torchtrt_stub import Library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+FP16 = 5e-3
+"""The gate's bound of the relative L2 distance."""
+
+
+@pytest.fixture
+def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the finished tiny project, planned for an H100 that is the CPU, with Torch-TensorRT's stand-in."""
+    torch.compiler.reset()
+    library = Library()
+    monkeypatch.setattr(torchtrt_adapter, "load_library", lambda: library)
+    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("pipeline.torchtrt.cuda.use", lambda _: None)
+    found = Project.load(copied / "pipeline.yaml")
+    return Project(Plan(found.config, host(H100)), found.paths)
+
+
+def images(project: Project, count: int) -> npt.NDArray[np.float32]:
+    """Return the first validation images as the network takes them."""
+    data = project.data()
+    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
+
+
+def distance(project: Project, got: npt.NDArray[np.float32]) -> float:
+    """Return the relative L2 distance to the reference."""
+    want = np.load(project.file(project.data().reference))[: len(got)]
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def named(project: Project, name: str) -> Variant:
+    """Return the variant of this name."""
+    return next(item for item in project.plan.variants if item.name == name and "torch" in item.target)
+
+
+def artifact_of(project: Project, variant: Variant, path: Path, **more: Any) -> Artifact:
+    """Return the record of a file that a build made."""
+    record = FileRecord(path=path.relative_to(project.paths.root).as_posix(), bytes=1, sha256="0" * 64)
+    return Artifact(
+        key=Key(fields=()),
+        built_at=project.source().built_at,
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=record,
+        **more,
+    )
+
+
+def made(project: Project, name: str) -> Artifact:
+    """Build a Torch-TensorRT variant as `make_module` does, but in this process."""
+    variant = named(project, name)
+    in_time = variant.backend is Backend.TORCH_COMPILE
+    path = project.paths.recipe(variant) if in_time else project.paths.module(variant)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = torchtrt._make(project, variant, H100, path)
+    if in_time:
+        write_record(path, torchtrt.recipe_of(project, variant, result.settings))
+    return artifact_of(project, variant, path, module=result.contents)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("eager-fp32", 1e-5),
+        ("eager-fp16", FP16),
+        ("eager-fp16-channels_last", FP16),
+        ("dynamo-fp16-b1-2-4-ws16MiB", FP16),
+        ("torch_compile-fp16-b1-2-4-ws16MiB", FP16),
+        ("torch_compile-fp32-b1-2-4-ws16MiB", 1e-5),
+    ],
+)
+@pytest.mark.parametrize("layout", list(Layout))
+def test_every_module_gives_the_references_logits(project: Project, name: str, bound: float, layout: Layout) -> None:
+    """Loaded from its file or made from its recipe, it gives the reference's logits, however the images lie."""
+    variant = named(project, name)
+    path = project.file(project.source().weights)
+    artifact = made(project, name) if variant.backend.is_torch_tensorrt else artifact_of(project, variant, path)
+    module = load_module(project, artifact, H100)
+    with open_session(module, variant, (3, 32, 32), None) as run:
+        for size in (4, 1, 3):
+            assert distance(project, run(images(project, size), layout)) < bound
+
+
+def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> None:
+    """A recipe's weights never lie in channels_last, which gave wrong numbers without a warning."""
+    recipe = torchtrt.recipe_of(project, named(project, "torch_compile-fp16-b1-ws16MiB"), ())
+    model = model_of(project, recipe)
+    weights = [tensor for tensor in model.parameters() if tensor.ndim == 4]
+    assert weights
+    assert all(tensor.is_contiguous() for tensor in weights)
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
+
+
+def test_only_the_weights_of_a_baseline_lie_in_channels_last(project: Project) -> None:
+    """The baseline that users compare with has them, and says so in its name."""
+    path = project.file(project.source().weights)
+    module = load_module(project, artifact_of(project, named(project, "eager-fp16-channels_last"), path), H100)
+    weights = [tensor for tensor in module.parameters() if tensor.ndim == 4]
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights)
+
+
+def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
+    """Both digests are named, and nothing of the file is used."""
+    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
+    weights = project.file(project.source().weights)
+    shutil.copy(weights, weights.with_suffix(".old"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match="holds other weights than the recipe was made for") as caught:
+        load_module(project, artifact, H100)
+    assert project.source().weights.sha256 in str(caught.value)
+
+
+def test_a_module_of_other_versions_is_refused_before_it_is_read(project: Project) -> None:
+    """A .pt2 that another version wrote is not loaded."""
+    artifact = made(project, "dynamo-fp16-b1-ws16MiB")
+    assert artifact.module is not None
+    older = artifact.module.model_copy(update={"libraries": artifact.module.libraries[:1]})
+    with pytest.raises(RunError, match="made by other versions"):
+        load_module(project, artifact.model_copy(update={"module": older}), H100)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda batch: batch.astype(np.float64), "float64"),
+        (lambda batch: batch[:, :, :16], "(2, 3, 16, 32)"),
+        (lambda batch: np.concatenate([batch] * 3), "(6, 3, 32, 32)"),
+        (lambda batch: batch[:0], "(0, 3, 32, 32)"),
+        (lambda batch: batch.transpose(0, 1, 3, 2), "strides"),
+    ],
+)
+def test_what_a_module_does_not_take_is_refused(project: Project, change: Any, got: str) -> None:
+    """A wrong type, shape, batch or layout is refused with what was expected and got; the session goes on."""
+    artifact = made(project, "dynamo-fp16-b1-2-4-ws16MiB")
+    with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
+        with pytest.raises(RunError, match="takes other batches") as caught:
+            run(change(images(project, 2)))
+        assert got in str(caught.value)
+        assert "expected: float32 (1 to 4, 3, 32, 32), contiguous" in str(caught.value)
+        assert distance(project, run(images(project, 2))) < FP16
+
+
+def test_what_a_module_raises_is_a_clear_error(project: Project) -> None:
+    """The model's own error is translated, with the size of the batch."""
+    variant = named(project, "eager-fp32")
+    with (
+        open_session(torch.nn.Linear(3, 3), variant, (3, 32, 32), None) as run,
+        pytest.raises(RunError, match="cannot run a batch of 2"),
+    ):
+        run(images(project, 2))
+
+
+def test_a_session_on_the_cpu_has_no_stream(project: Project) -> None:
+    """What is timed on a GPU cannot be timed here, and says so."""
+    variant = named(project, "eager-fp32")
+    with (
+        open_session(torch.nn.Identity(), variant, (3, 32, 32), None) as run,
+        pytest.raises(RunError, match="no CUDA stream"),
+    ):
+        _ = run.stream
+
+
+@pytest.mark.parametrize(("name", "tf32"), [("eager-fp32", False), ("eager-fp16", True)])
+def test_only_strict_fp32_forbids_tf32(project: Project, name: str, *, tf32: bool) -> None:
+    """Within a session TF32 is off for strict FP32 alone, no gradients are kept, and afterwards all is as before."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision())
+    variant = named(project, name)
+    with open_session(torch.nn.Identity(), variant, (3, 32, 32), None):
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        assert (torch.get_float32_matmul_precision() == "high") is tf32
+        assert torch.is_inference_mode_enabled()
+    now = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision())
+    assert now == before
+    assert variant.precision in {Precision.FP32, Precision.FP16}
