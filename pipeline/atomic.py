@@ -55,6 +55,22 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+@contextmanager
+def keeping(path: Path) -> Iterator[Path]:
+    """Hand out an empty file to append to, a log; however the block ends, what it then holds becomes `path`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / path.name
+        log.touch()
+        try:
+            yield log
+        finally:
+            write_bytes(path, log.read_bytes())
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write a record as canonical JSON.
 

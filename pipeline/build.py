@@ -8,7 +8,7 @@ from pipeline.atomic import describe_file, write_record
 from pipeline.environment import installed, missing_gpu, now, tools
 from pipeline.errors import BuildError, CrashedError, UnsupportedError
 from pipeline.plan import CPU_TARGET, Stage, Step
-from pipeline.records import Artifact, Backend, Outcome, TensorSpec, Variant
+from pipeline.records import Artifact, Backend, Outcome, Variant
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
@@ -85,12 +85,8 @@ def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
         variant=variant,
         outcome=Outcome.DONE,
         file=source.weights,
-        inputs=(
-            TensorSpec(
-                name="image", shape=("batch", *source.preprocessing.input_shape), dtype="float32", layout="NCHW"
-            ),
-        ),
-        outputs=(TensorSpec(name="logits", shape=("batch", source.classes), dtype="float32", layout="NC"),),
+        inputs=(source.input,),
+        outputs=(source.output,),
     )
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cuda
-from pipeline.atomic import describe_file, sha256_of, write_bytes
+from pipeline.atomic import describe_file, keeping, sha256_of, write_bytes
 from pipeline.environment import missing_gpu, now, tools
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.gpu_lock import exclusive
@@ -22,6 +20,8 @@ from pipeline.staleness import current
 from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, load_flavour
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.project import Project
     from pipeline.records import Key
     from pipeline.trt_adapter import BuiltEngine
@@ -104,21 +104,16 @@ def _request(project: Project, variant: Variant) -> EngineRequest:
 
 def _build_apart(project: Project, variant: Variant, request: EngineRequest, timings: Path) -> BuiltEngine:
     """Build in a process of its own; its log is kept however that ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "build.log"
-        log.touch()
-        try:
-            return run_isolated(
-                _build,
-                project.plan.flavour,
-                request,
-                timings,
-                timeout_seconds=project.config.tensorrt.build_timeout_seconds,
-                log=log,
-                rerun=Step(Stage.BUILD, variant.id).command,
-            )
-        finally:
-            write_bytes(project.paths.build_log(variant), log.read_bytes())
+    with keeping(project.paths.build_log(variant)) as log:
+        return run_isolated(
+            _build,
+            project.plan.flavour,
+            request,
+            timings,
+            timeout_seconds=project.config.tensorrt.build_timeout_seconds,
+            log=log,
+            rerun=Step(Stage.BUILD, variant.id).command,
+        )
 
 
 def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:

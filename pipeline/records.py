@@ -371,6 +371,17 @@ class SourceRecord(StageRecord):
     preprocessing: Preprocessing
 
     @property
+    def input(self) -> TensorSpec:
+        """What the model takes."""
+        shape = ("batch", *self.preprocessing.input_shape)
+        return TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW")
+
+    @property
+    def output(self) -> TensorSpec:
+        """What the model gives."""
+        return TensorSpec(name="logits", shape=("batch", self.classes), dtype="float32", layout="NC")
+
+    @property
     def files(self) -> tuple[FileRecord, ...]:
         """The weights."""
         return (self.weights,)

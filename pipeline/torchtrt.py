@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from pipeline import cuda, torchtrt_adapter
-from pipeline.atomic import describe_file, replacing, write_bytes
+from pipeline.atomic import describe_file, keeping, replacing
 from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
 from pipeline.model import ready_to_compile, restore_model
 from pipeline.plan import Stage, Step
-from pipeline.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, TensorSpec, Variant
+from pipeline.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, Variant
 from pipeline.torchtrt_adapter import ModuleRequest
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
     from torch import nn
@@ -78,12 +77,8 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         outcome=Outcome.DONE,
         file=describe_file(path, project.paths.root),
         log=describe_file(project.paths.build_log(variant), project.paths.root),
-        inputs=(
-            TensorSpec(
-                name="image", shape=("batch", *source.preprocessing.input_shape), dtype="float32", layout="NCHW"
-            ),
-        ),
-        outputs=(TensorSpec(name="logits", shape=("batch", source.classes), dtype="float32", layout="NC"),),
+        inputs=(source.input,),
+        outputs=(source.output,),
         settings=made.settings,
         module=made.contents,
         build_seconds=round(seconds, 3),
@@ -111,22 +106,17 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
 
 def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
     """Compile in a process of its own; its log is kept however that ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "build.log"
-        log.touch()
-        try:
-            return run_isolated(
-                _make,
-                project,
-                variant,
-                gpu,
-                path,
-                timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
-                log=log,
-                rerun=Step(Stage.BUILD, variant.id).command,
-            )
-        finally:
-            write_bytes(project.paths.build_log(variant), log.read_bytes())
+    with keeping(project.paths.build_log(variant)) as log:
+        return run_isolated(
+            _make,
+            project,
+            variant,
+            gpu,
+            path,
+            timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
+            log=log,
+            rerun=Step(Stage.BUILD, variant.id).command,
+        )
 
 
 def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:

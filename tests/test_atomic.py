@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.atomic import describe_file, read_record, replacing, sha256_of, write_bytes, write_record
+from pipeline.atomic import describe_file, keeping, read_record, replacing, sha256_of, write_bytes, write_record
 from pipeline.errors import RecordError, StorageError
 from pipeline.records import FileRecord, Key, StageRecord, Tool
 
@@ -269,3 +269,25 @@ def test_described_file_has_its_path_below_the_root(tmp_path: Path) -> None:
     (tmp_path / "a" / "x").write_bytes(b"old")
     expected = FileRecord(path="a/x", bytes=3, sha256=hashlib.sha256(b"old").hexdigest())
     assert describe_file(tmp_path / "a" / "x", tmp_path) == expected
+
+
+def test_a_log_is_kept_when_the_work_is_done(tmp_path: Path) -> None:
+    """What was appended is there once the block has ended, and not before."""
+    with keeping(tmp_path / "deep" / "build.log") as log:
+        log.write_text("said\n")
+        assert not (tmp_path / "deep" / "build.log").exists()
+    assert (tmp_path / "deep" / "build.log").read_text() == "said\n"
+
+
+def test_a_log_is_kept_when_the_work_fails(tmp_path: Path) -> None:
+    """A failure's log is what is needed most, and replaces that of an earlier success."""
+    (tmp_path / "build.log").write_text("all well")
+
+    def work() -> None:
+        with keeping(tmp_path / "build.log") as log:
+            log.write_text("oh")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert (tmp_path / "build.log").read_text() == "oh"

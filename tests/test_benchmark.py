@@ -5,17 +5,37 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.benchmark import _Ask, _await, _Measured, _takes, _timed, _Worker, benchmark_target, summarize
+from pipeline.benchmark import (
+    _PROCESSES,
+    _Ask,
+    _await,
+    _baseline_latencies,
+    _first_batches,
+    _groups,
+    _Measured,
+    _Samples,
+    _takes,
+    _timed,
+    _timed_module,
+    _What,
+    _Worker,
+    benchmark_target,
+    summarize,
+)
+from pipeline.errors import RunError
+from pipeline.plan import Plan
 from pipeline.project import Project
-from pipeline.records import BenchmarkReport, Clock, Graph, Outcome
+from pipeline.records import Artifact, BenchmarkReport, Clock, Graph, Layout, Outcome, Variant
+from tests.hosts import H100, host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CPU = "cpu-x86_64"
@@ -153,3 +173,133 @@ def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
     assert (answer, item.error, process.exitcode) == (None, "no answer in 0 s", -signal.SIGKILL)
     ours.close()
     theirs.close()
+
+
+def on_an_h100(built: Project) -> Project:
+    """Return the finished tiny project, planned for a host with an H100."""
+    return Project(Plan(built.config, host(H100)), built.paths)
+
+
+TORCH = "sm90-h100-80gb-hbm3-torch2.11"
+
+
+def finished(project: Project, variant: Variant) -> Artifact:
+    """Return the record of a build that went well."""
+    source = project.source()
+    return Artifact(
+        key=source.key, built_at=source.built_at, variant=variant, outcome=Outcome.DONE, file=source.weights
+    )
+
+
+def test_each_group_has_the_baseline_first(built: Project) -> None:
+    """No more processes are open at once than a host has room for, and each group is held against eager FP32."""
+    project = on_an_h100(built)
+    artifacts = [finished(project, variant) for variant in project.plan.variants if variant.target == TORCH]
+    groups = _groups(project, TORCH, artifacts)
+    assert {group[0].variant.name for group in groups} == {"eager-fp32"}
+    assert max(len(group) for group in groups) == _PROCESSES + 1
+    timed = [artifact.variant.id for group in groups for artifact in group[1:]]
+    assert sorted(timed) == sorted(item.variant.id for item in artifacts if item.variant.name != "eager-fp32")
+
+
+def test_the_baseline_alone_is_a_group(built: Project) -> None:
+    """Where nothing else was built, eager FP32 is timed all the same."""
+    project = on_an_h100(built)
+    baseline = project.plan.baseline(TORCH)
+    assert baseline is not None
+    (group,) = _groups(project, TORCH, [finished(project, baseline)])
+    assert [artifact.variant for artifact in group] == [baseline]
+
+
+def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project) -> None:
+    """A host without torch has no eager FP32; its engines are timed alone."""
+    project = on_an_h100(built)
+    engines = [finished(project, item) for item in project.plan.variants if item.target == "rtx-sm80+"][:3]
+    assert _groups(project, "rtx-sm80+", engines) == [engines]
+
+
+def test_nothing_to_time_is_no_group(built: Project) -> None:
+    """Where all was skipped, no process is started."""
+    assert _groups(on_an_h100(built), TORCH, []) == []
+
+
+def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
+    """Speed-ups are over what users run: eager FP32 between two events, with contiguous images."""
+    variant = built.plan.variants[0]
+    baseline = _Measured(variant, {_What(Clock.GPU, 1): [_Samples(Clock.GPU, (2.0, 4.0))]})
+    found = _Measured(variant, baseline=baseline)
+    for clock, layout in ((Clock.GPU_GRAPH, Layout.CONTIGUOUS), (Clock.GPU, Layout.CHANNELS_LAST)):
+        assert list(_baseline_latencies(found, _What(clock, 1, layout))) == [2.0, 4.0]
+    assert len(_baseline_latencies(found, _What(Clock.HOST, 1))) == 0
+
+
+def test_samples_are_named_by_clock_layout_and_batch() -> None:
+    """Contiguous images are what everybody has, and are not mentioned."""
+    assert _What(Clock.GPU, 8).name == "gpu_batch_8"
+    assert _What(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
+
+
+class Module:
+    """A session that is never run: what is timed of it is replaced."""
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble, self.graph_trouble = trouble, ""
+
+    def upload(self, *_: object) -> None:
+        """Take a batch."""
+
+    def enqueue_kernels(self) -> None:
+        """Run."""
+
+    def enqueue(self) -> None:
+        """Replay, or find out that it cannot be captured."""
+        if self.trouble:
+            self.graph_trouble = self.trouble
+            raise RunError("cannot be captured", got=self.trouble)
+
+    def __call__(self, *_: object) -> None:
+        """Run from the host's memory."""
+
+
+@pytest.fixture
+def module_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a GPU's clock be one call."""
+
+    def once(clock: Clock, _ask: object, _run: object, enqueue: Callable[[], None]) -> _Samples:
+        enqueue()
+        return _Samples(clock, (1.0,), (2.0,))
+
+    monkeypatch.setattr("pipeline.benchmark._timed_on_gpu", once)
+
+
+@pytest.mark.usefixtures("module_clock")
+def test_a_module_is_timed_by_every_clock() -> None:
+    """Without a CUDA graph, with one, and from the host's memory; the layout of the images is kept."""
+    found = _timed_module(cast("Any", Module()), _Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CHANNELS_LAST)
+    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.HOST]
+    assert {(item.layout, item.note) for item in found} == {(Layout.CHANNELS_LAST, "")}
+
+
+@pytest.mark.usefixtures("module_clock")
+def test_a_module_without_a_cuda_graph_says_why() -> None:
+    """What cannot be captured is timed without, and the reason goes with the samples."""
+    module = cast("Any", Module("operation not permitted when stream is capturing"))
+    for _ in range(2):
+        found = _timed_module(module, _Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CONTIGUOUS)
+        assert [item.clock for item in found] == [Clock.GPU, Clock.HOST]
+        assert {item.note for item in found} == {"no CUDA graph: operation not permitted when stream is capturing"}
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [
+        ("torch_compile-fp16-b1-2-4-ws16MiB", [1, 2, 4]),
+        ("dynamo-fp16-b1-2-4-ws16MiB", [1]),
+        ("dynamo-fp16-b1-ws16MiB", [1]),
+        ("eager-fp16", [1]),
+    ],
+)
+def test_a_module_is_ready_when_it_is_compiled(built: Project, name: str, batches: list[int]) -> None:
+    """A cold start ends with the first result; just in time, when every size of the profile has been compiled."""
+    project = on_an_h100(built)
+    assert _first_batches(project, finished(project, project.plan.variant(f"tiny/{TORCH}/{name}"))) == batches

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import torchtrt, torchtrt_adapter
+from pipeline.build import build_variant
 from pipeline.environment import torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
-from pipeline.plan import Plan
+from pipeline.module_runner import load_module, open_session
+from pipeline.plan import Plan, Stage, Step
+from pipeline.preprocessing import to_input
 from pipeline.project import Project
-from pipeline.records import Backend, Key, Precision, Variant
+from pipeline.records import Backend, Key, Outcome, Precision, Variant
+from pipeline.staleness import is_current
+from pipeline.validate import validate_variant
 from tests.hosts import H100, host
 from tests.torchtrt_stub import Library
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from torch import nn
+
+    from pipeline.records import AccuracyReport, Gpu
 
 
 @pytest.fixture
@@ -137,3 +148,107 @@ def test_each_variant_keeps_its_engines_apart(project: Project) -> None:
     folders = [torchtrt.request_of(cached, item, H100).engine_cache for item in modules]
     assert len(set(folders)) == len(modules) > 1
     assert torchtrt.request_of(project, modules[0], H100).engine_cache is None
+
+
+@pytest.fixture
+def onsite(copied: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the tiny project on a host with an H100, whose builds run in this process."""
+    del library
+
+    def here(function: Callable[..., object], *arguments: object, log: Path, **_: object) -> object:
+        log.write_text("the compiler's words")
+        return function(*arguments)
+
+    monkeypatch.setattr("pipeline.torchtrt.run_isolated", here)
+    found = Project.load(copied / "pipeline.yaml")
+    return Project(Plan(found.config, host(H100)), found.paths)
+
+
+@pytest.mark.parametrize(("backend", "file"), [(Backend.DYNAMO, "model.pt2"), (Backend.TORCH_COMPILE, "recipe.json")])
+def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend, file: str) -> None:
+    """The artifact vouches for its file and its log, and the file alone gives the reference's logits."""
+    variant = variant_of(onsite, backend)
+    build_variant(onsite, variant)
+
+    artifact = onsite.artifact(variant)
+    assert artifact.outcome is Outcome.DONE, artifact.reason
+    assert artifact.file is not None
+    assert artifact.file.path.endswith(f"{variant.name}/{file}")
+    assert artifact.module is not None
+    assert artifact.module.segments == 1
+    assert {setting.name for setting in artifact.settings} >= {"workspace_size", "min_block_size"}
+    assert onsite.paths.build_log(variant).read_text() == "the compiler's words"
+    assert is_current(onsite, Step(Stage.BUILD, variant.id))
+    data = onsite.data()
+    images = to_input(onsite.pixels(data.validation)[:1], data.preprocessing)
+    module = load_module(onsite, artifact, H100)
+    with open_session(module, variant, (3, 32, 32), None) as run:
+        assert np.allclose(run(images), np.load(onsite.file(data.reference))[:1], rtol=0.02, atol=0.02)
+
+
+def test_a_build_that_fails_leaves_no_module(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier build left is removed, the log stays, and the reason is in the record."""
+    variant = variant_of(onsite, Backend.DYNAMO)
+    build_variant(onsite, variant)
+    use(Library(fails="no converter"), monkeypatch)
+
+    artifact = build_variant(onsite, variant)
+
+    assert (artifact.outcome, artifact.file) == (Outcome.FAILED, None)
+    assert "no converter" in artifact.reason
+    assert not onsite.paths.module(variant).exists()
+    assert onsite.paths.build_log(variant).exists()
+
+
+@pytest.fixture
+def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], AccuracyReport]:
+    """A function that builds a kind of module and validates it, all in this process and on the CPU."""
+
+    def here(function: Callable[..., object], *arguments: object, **_: object) -> object:
+        return function(*arguments)
+
+    def on_the_cpu(module: nn.Module, variant: Variant, shape: tuple[int, int, int], _: Gpu) -> object:
+        return open_session(module, variant, shape, None)
+
+    monkeypatch.setattr("pipeline.validate.run_isolated", here)
+    monkeypatch.setattr("pipeline.module_runner.open_session", on_the_cpu)
+    monkeypatch.setattr("pipeline.cuda.use", lambda _: None)
+    monkeypatch.setattr("pipeline.cuda.free_bytes", lambda: 2**30)
+
+    def build_and_judge(backend: Backend) -> AccuracyReport:
+        variant = variant_of(onsite, backend)
+        build_variant(onsite, variant)
+        return validate_variant(onsite, variant)
+
+    return build_and_judge
+
+
+@pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.TORCH_COMPILE])
+def test_a_module_is_judged_in_both_layouts(judged: Callable[[Backend], AccuracyReport], backend: Backend) -> None:
+    """Its report has the gate's checks, one for images in channels_last, and what its engines computed in."""
+    report = judged(backend)
+    assert report.outcome is Outcome.DONE, report.reason
+    assert report.passed, report.reason
+    assert {"relative L2 of images in channels_last", "executed precision"} <= {check.metric for check in report.checks}
+    assert report.executed is Precision.FP16
+    assert report.evaluator.startswith("torch 2.")
+
+
+def test_wrong_logits_in_channels_last_are_rejected(
+    judged: Callable[[Backend], AccuracyReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that is right with contiguous images only is rejected, and the check that failed says why."""
+    use(Library(wrong_in_channels_last=True), monkeypatch)
+    report = judged(Backend.TORCH_COMPILE)
+    failed = [check.metric for check in report.checks if not check.passed]
+    assert failed == ["relative L2 of images in channels_last"]
+    assert "channels_last" in report.reason
+
+
+def test_a_baseline_on_a_gpu_is_judged_by_what_it_computes(judged: Callable[[Backend], AccuracyReport]) -> None:
+    """On a GPU, eager FP16 is no reference: it is run, and held to its gate."""
+    report = judged(Backend.EAGER)
+    assert report.passed, report.reason
+    assert report.accuracy is not None
+    assert 0 < report.accuracy.relative_l2 < 5e-3
+    assert report.executed is None
