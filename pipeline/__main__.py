@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.project import Project
-    from pipeline.records import Artifact, TensorCast
+    from pipeline.records import Artifact, ModuleContents, TensorCast
 
 _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
@@ -166,7 +166,22 @@ def _built(artifact: Artifact) -> str:
         return ""
     shared = f", the same engine as {artifact.same_as}" if artifact.same_as else ""
     memory = f", {_megabytes(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
-    return f"{_megabytes(artifact.file.bytes)}{memory}, built in {artifact.build_seconds:.1f} s{shared}"
+    size = f"{_megabytes(artifact.file.bytes)}{memory}{_contents(artifact.module)}"
+    return f"{size}, built in {artifact.build_seconds:.1f} s{shared}"
+
+
+_SHOWN = 5
+"""How many operators a line names; the record has all."""
+
+
+def _contents(module: ModuleContents | None) -> str:
+    """Return what a module is made of; one that is partly PyTorch says so."""
+    if module is None:
+        return ""
+    stayed = module.torch_operators
+    more = ", …" if len(stayed) > _SHOWN else ""
+    left = f"; in PyTorch stayed {', '.join(stayed[:_SHOWN])}{more}" if stayed else ""
+    return f", {module.segments} TensorRT {'engine' if module.segments == 1 else 'engines'}{left}"
 
 
 def _validate(project: Project, subject: str) -> int:

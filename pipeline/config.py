@@ -210,9 +210,19 @@ class TensorRTConfig(Record):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
 
 
+class ModuleFormat(str, Enum):
+    """How a module that was compiled ahead of time is saved."""
+
+    EXPORTED_PROGRAM = "exported_program"
+    AOT_INDUCTOR = "aot_inductor"
+    """Takes a C++ compiler and, on two cores, three quarters of a minute."""
+
+
 class TorchTensorRTConfig(Record):
     """How Torch-TensorRT compiles modules. What a version does not have is recorded as such beside the module."""
 
+    formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = tuple(ModuleFormat)
+    """How `dynamo` modules are saved; each is an artifact of its own."""
     min_block_size: Whole = 5
     """How many operators in a row are worth a TensorRT engine; fewer stay in PyTorch."""
     optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
@@ -226,7 +236,7 @@ class TorchTensorRTConfig(Record):
     @property
     def build_settings(self) -> TorchTensorRTConfig:
         """What changes a module; the rest is as if it had been left out."""
-        others = ("engine_cache", "build_timeout_seconds")
+        others = ("formats", "engine_cache", "build_timeout_seconds")
         return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
 
 
@@ -382,6 +392,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
         ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],
+        ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
     }
     for place, entries in lists.items():

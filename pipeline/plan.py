@@ -8,7 +8,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES
+from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, ModuleFormat
 from pipeline.errors import UsageError
 from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
 
@@ -22,6 +22,7 @@ GPU_TARGET = "gpu"
 """What torch's modules run on, where there is no GPU to name."""
 
 _QUANTIZED = {Precision.INT8, Precision.FP8}
+_SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
 _HALF = {Precision.FP16, Precision.BF16}
 """What tensor cores take in channels_last without a copy."""
 
@@ -209,7 +210,7 @@ class Plan:
                 for item in cast
                 if not graphs or item.value in {graph.value for graph in graphs}
             ]
-        for backend in (Backend.TORCH_COMPILE, Backend.DYNAMO, Backend.DYNAMO_AOTI):
+        for backend in (Backend.TORCH_COMPILE, *(_SAVED_BY[form] for form in self.config.torch_tensorrt.formats)):
             found += self._compiled(backend, target)
         return found
 

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline import __main__ as command
 from pipeline import __version__
-from pipeline.__main__ import main
+from pipeline.__main__ import _contents, main
 from pipeline.errors import BuildError
 from pipeline.plan import Stage
+from pipeline.records import ModuleContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,24 @@ def test_help_explains_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert ended.value.code == 0
     assert [stage.value for stage in Stage if f"  {stage.value} " not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("segments", "operators", "words"),
+    [
+        (1, (), ", 1 TensorRT engine"),
+        (2, ("aten.a",), ", 2 TensorRT engines; in PyTorch stayed aten.a"),
+        (
+            3,
+            tuple("abcdefg"),
+            ", 3 TensorRT engines; in PyTorch stayed a, b, c, d, e, …",
+        ),
+    ],
+)
+def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple[str, ...], words: str) -> None:
+    """What a build prints of a module counts its engines, and names what they left."""
+    contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
+    assert _contents(contents) == words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,14 @@ def test_modules_have_no_int8() -> None:
     assert [variant.name for variant in variants] == ["eager-fp32"]
 
 
+def test_modules_are_saved_as_the_configuration_says() -> None:
+    """Each format is an artifact of its own, and what is not asked for is not planned."""
+    plan = _plan(precisions=["fp16"], torch_tensorrt={"formats": ["exported_program"]})
+    backends = {variant.backend for variant in plan.variants}
+    assert Backend.DYNAMO in backends
+    assert Backend.DYNAMO_AOTI not in backends
+
+
 def test_modules_belong_to_a_type_of_gpu_and_a_version_of_torch() -> None:
     """A second type of GPU, or another torch, adds a folder and overwrites none."""
     plan = Plan(_config(device="all"), host(H100, L4, flavours=(TRT86,)))
