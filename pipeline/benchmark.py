@@ -62,6 +62,8 @@ _ANSWER_SECONDS = 600.0
 """How long one round of one variant may take."""
 _PROCESSES = 8
 """How many variants are timed against each other, besides the baseline; each process with torch takes gigabytes."""
+_PROCESS_BYTES = 4 * 2**30
+"""What each may take of a GPU's memory: CUDA's context, libraries, weights, and the activations of a large batch."""
 
 
 def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ...]:
@@ -110,8 +112,14 @@ def _groups(project: Project, target: str, artifacts: list[Artifact]) -> list[li
         guest = _artifact(project, variant)
         baseline = guest if guest and not _untimed(guest) else None
     first = [baseline] if baseline else []
-    chunks = [others[start : start + _PROCESSES] for start in range(0, len(others), _PROCESSES)]
+    room = _room(project.plan.gpu(target))
+    chunks = [others[start : start + room] for start in range(0, len(others), room)]
     return [[*first, *chunk] for chunk in chunks] or ([first] if first else [])
+
+
+def _room(gpu: Gpu | None) -> int:
+    """Return how many variants may be open at once, besides the baseline."""
+    return _PROCESSES if gpu is None else max(1, min(_PROCESSES, gpu.memory_bytes // _PROCESS_BYTES))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, ModuleFormat
@@ -195,21 +195,15 @@ class Plan:
     def _modules(self, target: str) -> list[Variant]:
         """What users compare with, eager FP32 whatever the precisions; then Torch-TensorRT's ways."""
         cast = [precision for precision in self.config.precisions if precision not in _QUANTIZED]
-        eager = tuple(dict.fromkeys((Precision.FP32, *cast)))
-        found = [Variant(model=self.model, target=target, backend=Backend.EAGER, precision=item) for item in eager]
+        plain = partial(Variant, model=self.model, target=target)
+        found = [plain(backend=Backend.EAGER, precision=item) for item in dict.fromkeys((Precision.FP32, *cast))]
         found += [item.model_copy(update={"layout": Layout.CHANNELS_LAST}) for item in found if item.precision in _HALF]
-        for backend, graphs in ((Backend.INDUCTOR, ()), (Backend.ONNXRUNTIME, (Graph.FP32, Graph.FP16))):
-            found += [
-                Variant(
-                    model=self.model,
-                    target=target,
-                    backend=backend,
-                    precision=item,
-                    graph=Graph(item.value) if graphs else None,
-                )
-                for item in cast
-                if not graphs or item.value in {graph.value for graph in graphs}
-            ]
+        found += [plain(backend=Backend.INDUCTOR, precision=item) for item in cast]
+        found += [
+            plain(backend=Backend.ONNXRUNTIME, precision=graph.precision, graph=graph)
+            for graph in (Graph.FP32, Graph.FP16)
+            if graph.precision in cast
+        ]
         for backend in (Backend.TORCH_COMPILE, *(_SAVED_BY[form] for form in self.config.torch_tensorrt.formats)):
             found += self._compiled(backend, target)
         return found

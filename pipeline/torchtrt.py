@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.project import Project
-    from pipeline.records import Gpu, Key, Tool
+    from pipeline.records import Gpu, Key
 
 
 class _Made(NamedTuple):
@@ -61,9 +60,8 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         raise UnsupportedError(missing_gpu())
     torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
-    with exclusive(gpu), ExitStack() as files:
+    with exclusive(gpu), replacing(path) as temporary:
         began = time.perf_counter()
-        temporary = files.enter_context(replacing(path))
         made = _make_apart(project, variant, gpu, temporary)
         seconds = time.perf_counter() - began
         if variant.backend is Backend.TORCH_COMPILE:
@@ -171,7 +169,6 @@ def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
 def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:
     """Return how a module is made again, wherever the weights, the factory and these versions are."""
     source = project.source()
-    made_with: tuple[Tool, ...] = torchtrt_adapter.libraries()
     return Recipe(
         variant=variant,
         factory=source.factory,
@@ -181,5 +178,5 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
         input_shape=source.preprocessing.input_shape,
         warm_up=variant.profile.sizes if variant.profile else (),
         settings=settings,
-        libraries=made_with,
+        libraries=torchtrt_adapter.libraries(),
     )

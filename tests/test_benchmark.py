@@ -19,6 +19,7 @@ from pipeline.benchmark import (
     _first_batches,
     _groups,
     _Measured,
+    _room,
     _Samples,
     _takes,
     _timed,
@@ -32,11 +33,13 @@ from pipeline.errors import RunError
 from pipeline.plan import Plan
 from pipeline.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Clock, Graph, Layout, Outcome, Variant
-from tests.hosts import H100, host
+from tests.hosts import H100, L4, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pipeline.records import Gpu
 
 CPU = "cpu-x86_64"
 
@@ -200,6 +203,14 @@ def test_each_group_has_the_baseline_first(built: Project) -> None:
     assert max(len(group) for group in groups) == _PROCESSES + 1
     timed = [artifact.variant.id for group in groups for artifact in group[1:]]
     assert sorted(timed) == sorted(item.variant.id for item in artifacts if item.variant.name != "eager-fp32")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "room"), [(None, 8), (H100, 8), (L4, 6), (L4.model_copy(update={"memory_bytes": 2**30}), 1)]
+)
+def test_a_small_gpu_has_room_for_fewer(gpu: Gpu | None, room: int) -> None:
+    """Every variant's process may take 4 GiB of a GPU, and one at least is timed."""
+    assert _room(gpu) == room
 
 
 def test_the_baseline_alone_is_a_group(built: Project) -> None:
