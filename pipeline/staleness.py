@@ -195,10 +195,15 @@ def export_key(project: Project, graph: Graph) -> Key:
     )
 
 
+_QUANTIZER = 2
+"""Raised whenever `quantize` makes something else of the same graph and images: 2 has int8 in the first convolution."""
+
+
 def quantize_key(project: Project, graph: Graph) -> Key:
     """Return what a quantised graph depends on."""
     return _key(
         graph=graph,
+        quantizer=_QUANTIZER,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
         calibration=project.data().calibration.sha256,
         preprocessing=project.data().preprocessing,

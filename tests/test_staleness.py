@@ -390,3 +390,12 @@ def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
     ):
         names = {field.name for field in key_of(project, Step(Stage.BUILD, variant_id)).fields}
         assert ("gpu" in names) is has
+
+
+def test_a_graph_of_an_older_quantizer_is_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the quantiser itself changes, its graphs are stale, and nothing else is before they are made."""
+    project = Project.load(copied / "pipeline.yaml")
+    monkeypatch.setattr("pipeline.staleness._QUANTIZER", 99)
+    stale = [step for step in project.plan.steps if not is_current(project, step)]
+    assert {step.stage for step in stale} == {Stage.QUANTIZE}
+    assert {step.subject for step in stale} == {"tiny/int8", "tiny/int8-cpu"}
