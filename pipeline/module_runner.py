@@ -68,7 +68,7 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Mod
     torchtrt_adapter.check_made_here(artifact.module.libraries)
     path = project.file(artifact.file)
     if variant.backend is not Backend.TORCH_COMPILE:
-        return torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path)
+        return torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path, gpu)
     recipe = read_record(path, Recipe, fix=f"run `{Step(Stage.BUILD, variant.id).command}`")
     model = model_of(project, recipe).to(device)
     library = torchtrt_adapter.load_library()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pipeline.environment import missing_driver, torch_tensorrt, version
+from pipeline.environment import installed, missing_driver, torch_tensorrt, version
 from pipeline.errors import BuildError, RunError, UnsupportedError, one_line
 from pipeline.records import Backend, ModuleContents, Precision, Setting, Tool
 from pipeline.trt_adapter.inspector import read_layers, shares
@@ -181,11 +183,23 @@ def load_library() -> ModuleType:
     if reason := missing_driver():
         raise UnsupportedError(reason)
     check_libraries(version("torch"), torch_tensorrt())
+    _hide_missing_plugins()
     try:
         import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
     except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
         raise UnsupportedError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     return library  # type: ignore[no-any-return]  # untyped
+
+
+def _hide_missing_plugins() -> None:
+    """Let Torch-TensorRT see that TensorRT-RTX has no plugins in Python.
+
+    The wheel of 1.4.0.76 has a package `tensorrt_rtx.plugin` whose bindings it lacks; Torch-TensorRT 2.11 looks into it
+    when it is imported, and dies of that.
+    """
+    rtx = installed("tensorrt_rtx_bindings") and not installed("tensorrt")
+    if rtx and importlib.util.find_spec("tensorrt_rtx_bindings.plugin") is None:
+        sys.modules.setdefault("tensorrt.plugin", None)  # type: ignore[arg-type]  # how Python marks what is not there
 
 
 def known_settings(library: ModuleType) -> frozenset[str]:
@@ -295,18 +309,28 @@ def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path:
         raise BuildError(f"Torch-TensorRT cannot save the module as {form}", got=one_line(exc)) from exc
 
 
-def load(library: ModuleType, mode: Backend, path: Path) -> nn.Module:
+def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
     """Read a saved module. Its digest must have been checked: what it holds is code.
+
+    Args:
+        library: Torch-TensorRT, imported, so that torch knows its operators.
+        mode: how it was saved.
+        path: the file.
+        gpu: where it shall run.
 
     Raises:
         RunError: it is not such a file.
     """
-    del library  # imported, so that torch knows its operators
+    del library
     try:
         if mode is Backend.DYNAMO_AOTI:
             from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
 
-            return aoti_load_package(str(path))  # type: ignore[return-value]  # called as a module is
+            # Each session has its own module; locks between threads would be in the way of CUDA graphs.
+            index = -1 if gpu is None else gpu.index
+            return aoti_load_package(  # type: ignore[return-value]  # called as a module is
+                str(path), run_single_threaded=True, device_index=index
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own buffers
             return torch.export.load(path).module()

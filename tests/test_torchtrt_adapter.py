@@ -197,7 +197,7 @@ def test_a_saved_module_computes_what_the_model_does(tmp_path: Path, profile: Pr
     library, model, request = Library(), network(), module_request(tmp_path, profile=profile)
     compiled = compile_ahead(library, model, request)
     save(library, compiled.module, request, tmp_path / "model.pt2")
-    loaded = load(library, Backend.DYNAMO, tmp_path / "model.pt2")
+    loaded = load(library, Backend.DYNAMO, tmp_path / "model.pt2", None)
     for size in profile.sizes:
         images = torch.rand(size, 3, 32, 32)
         assert torch.allclose(loaded(images), model(images), atol=1e-6)
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_module_is_a_clear_error(tmp_path: Path) -> None:
     """Bytes that torch does not know are refused with their file's name."""
     (tmp_path / "model.pt2").write_bytes(b"no module")
     with pytest.raises(RunError, match=r"torch cannot load .*model\.pt2"):
-        load(Library(), Backend.DYNAMO, tmp_path / "model.pt2")
+        load(Library(), Backend.DYNAMO, tmp_path / "model.pt2", None)
 
 
 def test_contents_count_engines_and_what_stayed(tmp_path: Path) -> None:
