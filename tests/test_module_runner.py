@@ -9,48 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import torchtrt, torchtrt_adapter
+from pipeline import torchtrt
 from pipeline.atomic import write_record
 from pipeline.errors import RunError
 from pipeline.module_runner import load_module, model_of, open_session
 from pipeline.plan import Plan
-from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Variant
 from tests.hosts import H100, host
-from tests.torchtrt_stub import Library
+from tests.logits import FP16, distance, images, reference
+from tests.torchtrt_stub import Library, use
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy.typing as npt
-
-FP16 = 5e-3
-"""The gate's bound of the relative L2 distance."""
 
 
 @pytest.fixture
 def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the finished tiny project, planned for an H100 that is the CPU, with Torch-TensorRT's stand-in."""
-    torch.compiler.reset()
-    library = Library()
-    monkeypatch.setattr(torchtrt_adapter, "load_library", lambda: library)
-    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
-    monkeypatch.setattr("pipeline.torchtrt.cuda.use", lambda _: None)
+    use(Library(), monkeypatch)
     found = Project.load(copied / "pipeline.yaml")
     return Project(Plan(found.config, host(H100)), found.paths)
-
-
-def images(project: Project, count: int) -> npt.NDArray[np.float32]:
-    """Return the first validation images as the network takes them."""
-    data = project.data()
-    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
-
-
-def distance(project: Project, got: npt.NDArray[np.float32]) -> float:
-    """Return the relative L2 distance to the reference."""
-    want = np.load(project.file(project.data().reference))[: len(got)]
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 def named(project: Project, name: str) -> Variant:
@@ -103,7 +82,7 @@ def test_every_module_gives_the_references_logits(project: Project, name: str, b
     module = load_module(project, artifact, H100)
     with open_session(module, variant, (3, 32, 32), None) as run:
         for size in (4, 1, 3):
-            assert distance(project, run(images(project, size), layout)) < bound
+            assert distance(run(images(project, size), layout), reference(project, size)) < bound
 
 
 def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> None:
@@ -162,7 +141,7 @@ def test_what_a_module_does_not_take_is_refused(project: Project, change: Any, g
             run(change(images(project, 2)))
         assert got in str(caught.value)
         assert "expected: float32 (1 to 4, 3, 32, 32), contiguous" in str(caught.value)
-        assert distance(project, run(images(project, 2))) < FP16
+        assert distance(run(images(project, 2)), reference(project, 2)) < FP16
 
 
 def test_what_a_module_raises_is_a_clear_error(project: Project) -> None:

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PipelineError, QuantizeError
 from pipeline.onnx_graph import opset_of, to_opset
-from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.quantize import make_quantized
 from pipeline.records import Graph, TensorCast
+from tests.logits import distance, images, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,10 +247,7 @@ def run(model: onnx.ModelProto, images: np.ndarray[Any, np.dtype[Any]]) -> np.nd
 
 def relative_error(project: Project, model: onnx.ModelProto) -> float:
     """Return how far a graph's logits on the validation images are from the reference, relative L2."""
-    data = project.data()
-    logits = run(model, to_input(project.pixels(data.validation), data.preprocessing))
-    reference = np.load(project.file(data.reference))
-    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+    return distance(run(model, images(project)), reference(project))
 
 
 @pytest.mark.parametrize(("graph", "kind"), [(Graph.INT8, TensorProto.INT8), (Graph.FP8, TensorProto.FLOAT8E4M3FN)])
@@ -398,11 +395,10 @@ def test_nothing_unread_is_left(summed: onnx.ModelProto) -> None:
 
 def test_residual_graph_computes_what_it_did(residual: Project, summed: onnx.ModelProto) -> None:
     """The logits are those of FP32 but for what quantising loses."""
-    data = residual.data()
-    images = to_input(residual.pixels(data.validation), data.preprocessing)
-    exact = run(residual_graph(), images)
+    given = images(residual)
+    exact = run(residual_graph(), given)
 
-    assert np.linalg.norm(run(summed, images) - exact) / np.linalg.norm(exact) < 0.06
+    assert distance(run(summed, given), exact) < 0.06
 
 
 @pytest.mark.parametrize(("graph", "bound"), [(Graph.INT8, 0.03), (Graph.FP8, 0.06)])

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline import torchtrt, torchtrt_adapter
 from pipeline.build import build_variant
@@ -14,13 +13,13 @@ from pipeline.environment import torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.module_runner import load_module, open_session
 from pipeline.plan import Plan, Stage, Step
-from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.records import Backend, Key, Outcome, Precision, Variant
 from pipeline.staleness import is_current
 from pipeline.validate import validate_variant
 from tests.hosts import H100, host
-from tests.torchtrt_stub import Library
+from tests.logits import images, reference
+from tests.torchtrt_stub import Library, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,14 +47,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     found = Library()
     use(found, monkeypatch)
     return found
-
-
-def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a stand-in compile on the CPU."""
-    torch.compiler.reset()
-    monkeypatch.setattr(torchtrt_adapter, "load_library", lambda: library)
-    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
-    monkeypatch.setattr("pipeline.torchtrt.cuda.use", lambda _: None)
 
 
 @pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.DYNAMO_AOTI])
@@ -179,11 +170,9 @@ def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend,
     assert {setting.name for setting in artifact.settings} >= {"workspace_size", "min_block_size"}
     assert onsite.paths.build_log(variant).read_text() == "the compiler's words"
     assert is_current(onsite, Step(Stage.BUILD, variant.id))
-    data = onsite.data()
-    images = to_input(onsite.pixels(data.validation)[:1], data.preprocessing)
     module = load_module(onsite, artifact, H100)
     with open_session(module, variant, (3, 32, 32), None) as run:
-        assert np.allclose(run(images), np.load(onsite.file(data.reference))[:1], rtol=0.02, atol=0.02)
+        assert np.allclose(run(images(onsite, 1)), reference(onsite, 1), rtol=0.02, atol=0.02)
 
 
 def test_a_build_that_fails_leaves_no_module(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from pipeline import torchtrt_adapter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 LAYERS = {
     "Layers": [
@@ -131,3 +135,11 @@ class Library(ModuleType):
         (given,) = arg_inputs
         program = torch.export.export(compiled, (given.example(),), dynamic_shapes=given.dynamic_shapes)
         torch.export.save(program, path)
+
+
+def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a stand-in compile on the CPU."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torchtrt_adapter, "load_library", lambda: library)
+    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("pipeline.torchtrt.cuda.use", lambda _: None)

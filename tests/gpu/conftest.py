@@ -91,7 +91,7 @@ def engine_of(project: Project, precision: Precision, *, fixed: bool) -> Artifac
     for variant in project.plan.variants:
         if variant.backend is Backend.TENSORRT and variant.precision is precision and variant.profile:
             artifact = project.artifact(variant)
-            if (variant.profile.min == variant.profile.max) is fixed and artifact.outcome is Outcome.DONE:
+            if variant.profile.is_fixed is fixed and artifact.outcome is Outcome.DONE:
                 return artifact
     pytest.fail(f"the project has no such {precision.value} engine")
 

@@ -18,11 +18,11 @@ from pipeline.errors import CrashedError, RunError
 from pipeline.gpu_lock import others
 from pipeline.isolation import run_isolated
 from pipeline.paths import Paths
-from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.records import Artifact, Outcome, Status
 from pipeline.runners import gpu_of, open_serialized
 from pipeline.trt_adapter import load_engine, load_flavour
+from tests.logits import FP16, distance, images, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,26 +31,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipeline.records import Gpu
-
-FP16 = 5e-3
-"""The gate's bound of the relative L2 distance."""
-
-
-def images(project: Project, count: int) -> npt.NDArray[np.float32]:
-    """Return the first validation images as the network takes them."""
-    data = project.data()
-    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
-
-
-def reference(project: Project, count: int) -> npt.NDArray[np.float32]:
-    """Return what the FP32 reference says of them."""
-    logits: npt.NDArray[np.float32] = np.load(project.file(project.data().reference))[:count]
-    return logits
-
-
-def distance(got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> float:
-    """Return the relative L2 distance."""
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 def downloaded(array: cuda.DeviceArray) -> npt.NDArray[np.float32]:

@@ -10,21 +10,17 @@ import pytest
 from pipeline.environment import installed
 from pipeline.errors import RunError
 from pipeline.paths import Paths
-from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.records import Artifact, Backend, Layout, Outcome, Precision
 from pipeline.runners import gpu_of, open_module
 from pipeline.validate import judge, measure
+from tests.logits import FP16, images
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
 
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
-
-FP16 = 5e-3
-"""The gate's bound of the relative L2 distance."""
 
 SAVED = ("dynamo-fp16-b1-ws64MiB", "dynamo-fp16-b1-2-4-ws64MiB", "dynamo_aoti-fp16-b1-ws64MiB")
 COMPILED = (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
@@ -34,18 +30,6 @@ def artifact_of(project: Project, name: str) -> Artifact:
     """Return what was built of the variant of this name."""
     target = project.plan.module_targets[0].name
     return project.artifact(project.plan.variant(f"{project.plan.model}/{target}/{name}"))
-
-
-def images(project: Project, count: int) -> npt.NDArray[np.float32]:
-    """Return the first validation images as the network takes them."""
-    data = project.data()
-    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
-
-
-def distance(project: Project, got: npt.NDArray[np.float32]) -> float:
-    """Return the relative L2 distance to the reference."""
-    want = np.load(project.file(project.data().reference))[: len(got)]
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 @pytest.mark.parametrize("name", [*COMPILED, "eager-fp32", "eager-fp16-channels_last", "inductor-fp16"])
