@@ -341,9 +341,12 @@ def _serve(connection: Connection, project: Project, artifact: Artifact) -> None
     """Say that the artifact is open, then answer every `_Ask` with `_Samples`, until the other end closes."""
     try:
         variant = artifact.variant
-        on_gpu = variant.backend.is_module and variant.target != CPU_TARGET
-        serve = _serve_module if on_gpu else _serve_runner
-        (_serve_engine if variant.backend is Backend.TENSORRT else serve)(connection, project, artifact)
+        if variant.backend is Backend.TENSORRT:
+            _serve_engine(connection, project, artifact)
+        elif variant.backend.is_module and variant.target != CPU_TARGET:
+            _serve_module(connection, project, artifact)
+        else:
+            _serve_runner(connection, project, artifact)
     except (EOFError, KeyboardInterrupt):
         return
     except UnsupportedError as exc:
@@ -424,8 +427,13 @@ def _first_batches(project: Project, artifact: Artifact) -> list[int]:
     variant = artifact.variant
     if variant.backend is Backend.TORCH_COMPILE and variant.profile:
         return list(variant.profile.sizes)
+    return _timed_batches(project, variant)[:1]
+
+
+def _timed_batches(project: Project, variant: Variant) -> list[int]:
+    """Return the batch sizes that are timed of a variant, or else the one that it is tuned for."""
     batches = [batch for batch in project.config.timed_batches if _takes(variant, batch)]
-    return batches[:1] or [variant.profile.opt if variant.profile else 1]
+    return batches or [variant.profile.opt if variant.profile else 1]
 
 
 def _cold_start(project: Project, artifact: Artifact) -> tuple[_Ready, bytes | None]:
@@ -434,14 +442,13 @@ def _cold_start(project: Project, artifact: Artifact) -> tuple[_Ready, bytes | N
 
     cuda.use(gpu_of(project, artifact))
     cuda.free_bytes()  # CUDA's own start is not the engine's
-    batches = [batch for batch in project.config.timed_batches if _takes(artifact.variant, batch)]
-    first = batches or [artifact.variant.profile.opt if artifact.variant.profile else 1]
-    seconds, cache = _open_and_run(project, artifact, first, None)
+    batches = _timed_batches(project, artifact.variant)
+    seconds, cache = _open_and_run(project, artifact, batches, None)
     if cache is None:
         return _Ready(ColdStart(seconds=seconds, cached_seconds=None)), None
     path = project.paths.runtime_cache(artifact.variant)
     write_bytes(path, cache)
-    cached_seconds, _ = _open_and_run(project, artifact, first[:1], cache)
+    cached_seconds, _ = _open_and_run(project, artifact, batches[:1], cache)
     cold = ColdStart(seconds=seconds, cached_seconds=cached_seconds)
     return _Ready(cold, describe_file(path, project.paths.root)), cache
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +36,8 @@ KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
 """What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
 "CPU-Only AOT and TensorRT-RTX Engines")."""
+
+R = TypeVar("R", bound=Record)
 
 Number = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -181,6 +183,11 @@ class KernelSpecialization(str, Enum):
     NONE = "none"
 
 
+def _without(settings: R, *names: str) -> R:
+    """Return settings as if some of them had been left out."""
+    return settings.model_copy(update={name: type(settings).model_fields[name].default for name in names})
+
+
 class TensorRTConfig(Record):
     """How engines are built. What a flavour cannot apply is recorded as such beside the engine."""
 
@@ -206,8 +213,7 @@ class TensorRTConfig(Record):
     @property
     def build_settings(self) -> TensorRTConfig:
         """What changes an engine; the rest is as if it had been left out."""
-        others = ("flavour", "timing_cache", "kernel_specialization", "build_timeout_seconds")
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
+        return _without(self, "flavour", "timing_cache", "kernel_specialization", "build_timeout_seconds")
 
 
 class ModuleFormat(str, Enum):
@@ -236,8 +242,7 @@ class TorchTensorRTConfig(Record):
     @property
     def build_settings(self) -> TorchTensorRTConfig:
         """What changes a module; the rest is as if it had been left out."""
-        others = ("formats", "engine_cache", "build_timeout_seconds")
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in others})
+        return _without(self, "formats", "engine_cache", "build_timeout_seconds")
 
 
 class Gate(Record):

@@ -316,7 +316,7 @@ class Session:
 
     def _refusal(self, got: str) -> RunError:
         takes = self._loaded.batches
-        batches = str(takes.min) if takes.min == takes.max else f"{takes.min} to {takes.max}"
+        batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"
         sample = ", ".join(map(str, self._sample()))
         return RunError(
             "the engine takes other batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.records import Backend, Clock, Layout, Milestone, Precision, Status
+from pipeline.records import AHEAD_OF_TIME, Backend, Clock, Layout, Milestone, Precision, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,13 +19,12 @@ class _Kind(NamedTuple):
     """None is any."""
 
 
-_SAVED = frozenset({Backend.DYNAMO, Backend.DYNAMO_AOTI})
 _KINDS = (
     _Kind("eager FP32", frozenset({Backend.EAGER}), Precision.FP32),
     _Kind("torch_compile FP32", frozenset({Backend.TORCH_COMPILE}), Precision.FP32),
     _Kind("torch_compile FP16", frozenset({Backend.TORCH_COMPILE}), Precision.FP16),
-    _Kind("dynamo FP32", _SAVED, Precision.FP32),
-    _Kind("dynamo FP16", _SAVED, Precision.FP16),
+    _Kind("dynamo FP32", AHEAD_OF_TIME, Precision.FP32),
+    _Kind("dynamo FP16", AHEAD_OF_TIME, Precision.FP16),
     _Kind("the best engine", frozenset({Backend.TENSORRT}), None),
 )
 

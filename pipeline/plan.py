@@ -61,22 +61,14 @@ class Dependencies(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EngineTarget:
-    """What one set of engines is built for."""
+class GpuTarget:
+    """What one set of engines, or of torch's modules, is built for."""
 
     name: str
     gpu: Gpu | None
     """The GPU that they are built on, or else are tried on; None on a host without."""
-    compute_capabilities: tuple[int, ...]
+    compute_capabilities: tuple[int, ...] = ()
     """What they run on, where they are built ahead of time; empty for the GPU alone."""
-
-
-@dataclass(frozen=True)
-class ModuleTarget:
-    """What one set of torch's modules is built and run on."""
-
-    name: str
-    gpu: Gpu | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ class Plan:
         return versions.get(self.flavour.value, "absent")
 
     @cached_property
-    def engine_targets(self) -> tuple[EngineTarget, ...]:
+    def engine_targets(self) -> tuple[GpuTarget, ...]:
         """What engines are built for.
 
         `rtx-sm80+` is TensorRT-RTX's portable default and `rtx-sm75-89` a list; `sm90-h100-80gb-hbm3-trt10.15` is a
@@ -121,31 +113,33 @@ class Plan:
         if self.flavour is EngineFlavour.TENSORRT_RTX and capabilities:
             portable = capabilities == PORTABLE_COMPUTE_CAPABILITIES
             name = "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, capabilities))
-            return (EngineTarget(name, gpus[0] if gpus else None, capabilities),)
+            return (GpuTarget(name, gpus[0] if gpus else None, capabilities),)
         brand = "rtx" if self.flavour is EngineFlavour.TENSORRT_RTX else "trt"
-        version = "" if self.flavour_version == "absent" else ".".join(self.flavour_version.split(".")[:2])
-        library = brand + version
+        library = brand + _release(self.flavour_version)
         if not gpus:
-            return (EngineTarget(library, None, ()),)
-        return tuple(EngineTarget(f"{gpu.slug}-{library}", gpu, ()) for gpu in gpus)
+            return (GpuTarget(library, None),)
+        return tuple(GpuTarget(f"{gpu.slug}-{library}", gpu) for gpu in gpus)
 
     @cached_property
-    def module_targets(self) -> tuple[ModuleTarget, ...]:
+    def module_targets(self) -> tuple[GpuTarget, ...]:
         """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`."""
-        version = "" if self.host.torch == "absent" else ".".join(self.host.torch.split(".")[:2])
-        gpus = self.config.gpus(self.host)
-        return tuple(ModuleTarget(f"{gpu.slug}-torch{version}", gpu) for gpu in gpus) or (
-            ModuleTarget(GPU_TARGET, None),
-        )
+        library = f"torch{_release(self.host.torch)}"
+        found = tuple(GpuTarget(f"{gpu.slug}-{library}", gpu) for gpu in self.config.gpus(self.host))
+        return found or (GpuTarget(GPU_TARGET, None),)
 
-    def engine_target(self, variant: Variant) -> EngineTarget:
+    @cached_property
+    def _gpu_targets(self) -> dict[str, GpuTarget]:
+        """What engines and modules are built for, by name."""
+        return {target.name: target for target in (*self.engine_targets, *self.module_targets)}
+
+    def engine_target(self, variant: Variant) -> GpuTarget:
         """Return what an engine is built for."""
-        return next(target for target in self.engine_targets if target.name == variant.target)
+        return self._gpu_targets[variant.target]
 
     def gpu(self, target: str) -> Gpu | None:
         """Return the GPU that a target's variants are run on here; None for the CPU's, and where there is none."""
-        targets: tuple[EngineTarget | ModuleTarget, ...] = (*self.engine_targets, *self.module_targets)
-        return next((item.gpu for item in targets if item.name == target), None)
+        found = self._gpu_targets.get(target)
+        return found.gpu if found else None
 
     def baseline(self, target: str) -> Variant | None:
         """Return what a target's latencies are held against: eager FP32 on the same processor or GPU."""
@@ -157,10 +151,7 @@ class Plan:
         """Return what hardware a variant runs on, as a phrase."""
         if variant.target == CPU_TARGET:
             return "an x86-64 processor"
-        module = next((item for item in self.module_targets if item.name == variant.target), None)
-        if module is not None:
-            return f"an {module.gpu.name}" if module.gpu else "an NVIDIA GPU"
-        target = self.engine_target(variant)
+        target = self._gpu_targets[variant.target]
         if not target.compute_capabilities:
             return f"an {target.gpu.name}" if target.gpu else "an NVIDIA GPU"
         if target.compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES:
@@ -351,6 +342,11 @@ class Plan:
 def _graph_of(precision: Precision) -> Graph:
     """TF32 is FP32's graph, multiplied otherwise."""
     return Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)
+
+
+def _release(version: str) -> str:
+    """Return the first two parts of a version; nothing of one that is absent."""
+    return "" if version == "absent" else ".".join(version.split(".")[:2])
 
 
 def _is_baseline(variant: Variant) -> bool:

@@ -86,12 +86,16 @@ class Backend(str, Enum):
     @property
     def is_torch_tensorrt(self) -> bool:
         """Whether Torch-TensorRT makes it."""
-        return self in {Backend.DYNAMO, Backend.DYNAMO_AOTI, Backend.TORCH_COMPILE}
+        return self in {*AHEAD_OF_TIME, Backend.TORCH_COMPILE}
 
     @property
     def is_module(self) -> bool:
         """Whether it runs as a torch module."""
         return self.is_torch_tensorrt or self in {Backend.EAGER, Backend.INDUCTOR}
+
+
+AHEAD_OF_TIME = frozenset({Backend.DYNAMO, Backend.DYNAMO_AOTI})
+"""What Torch-TensorRT compiles once and saves."""
 
 
 class Layout(str, Enum):
@@ -137,6 +141,11 @@ class Profile(Record):
         return self.min <= batch <= self.max
 
     @property
+    def is_fixed(self) -> bool:
+        """It is one batch size, not a range."""
+        return self.min == self.max
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The batch sizes that it names, each once, in order."""
         return tuple(sorted({self.min, self.opt, self.max}))
@@ -144,7 +153,7 @@ class Profile(Record):
     @property
     def label(self) -> str:
         """`b8` for a fixed batch, `b1-8-32` for a range."""
-        return f"b{self.min}" if self.min == self.max else f"b{self.min}-{self.opt}-{self.max}"
+        return f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
 
 
 class Workspace(Record):

@@ -214,7 +214,9 @@ def quantize_key(project: Project, graph: Graph) -> Key:
 
 def build_key(project: Project, variant: Variant) -> Key:
     """Return what an artifact depends on."""
-    on_gpu = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(variant)}
+    where: dict[str, object] = {}
+    if variant.target != CPU_TARGET:
+        where = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(variant)}
     if variant.graph is None:
         source = project.source()
         compiled = variant.backend.is_torch_tensorrt
@@ -227,7 +229,7 @@ def build_key(project: Project, variant: Variant) -> Key:
             torch=version("torch"),
             torch_tensorrt=torch_tensorrt() if compiled else None,
             settings=project.config.torch_tensorrt.build_settings if compiled else None,
-            **(on_gpu if variant.target != CPU_TARGET else {}),
+            **where,
         )
     graph = project.onnx(variant.graph)
     if variant.backend is not Backend.TENSORRT:
@@ -235,7 +237,7 @@ def build_key(project: Project, variant: Variant) -> Key:
             variant=variant.id,
             onnx=graph.canonical_sha256,
             file=graph.file.sha256,
-            **(on_gpu if variant.target != CPU_TARGET else {}),
+            **where,
         )
     target = project.plan.engine_target(variant)
     settings = project.config.tensorrt.build_settings

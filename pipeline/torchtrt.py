@@ -88,7 +88,6 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     if variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no module with a profile and a workspace")
     settings = project.config.torch_tensorrt
-    library = torch_tensorrt()
     return ModuleRequest(
         mode=variant.backend,
         precision=variant.precision,
@@ -97,7 +96,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
         workspace_bytes=variant.workspace.bytes,
         gpu=gpu,
         settings=settings,
-        timing_cache=project.paths.module_timing_cache(library.version, gpu),
+        timing_cache=project.paths.module_timing_cache(torch_tensorrt().version, gpu),
         engine_cache=project.paths.engine_cache(variant) if settings.engine_cache else None,
     )
 

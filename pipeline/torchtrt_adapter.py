@@ -223,10 +223,11 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     options = options_of(request, known_settings(library))
     # The largest batch: torch takes one of a single image for a size that is always 1.
     example = torch.zeros(request.profile.max, *request.input_shape, device=device_of(request.gpu))
-    fixed = request.profile.min == request.profile.max
-    batch = None if fixed else torch.export.Dim("batch", min=request.profile.min, max=request.profile.max)
+    shapes = None
+    if not request.profile.is_fixed:
+        shapes = ({0: torch.export.Dim("batch", min=request.profile.min, max=request.profile.max)},)
     try:
-        program = torch.export.export(module, (example,), dynamic_shapes=None if batch is None else ({0: batch},))
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as exc:
         raise BuildError(
             "torch cannot trace the model",
@@ -286,14 +287,11 @@ def detailed_layers(library: ModuleType) -> Iterator[None]:
 
 
 def _input(library: ModuleType, request: ModuleRequest) -> Any:  # noqa: ANN401 - untyped
-    low, best, high = ((size, *request.input_shape) for size in _sizes(request.profile))
-    if low == high:
+    profile = request.profile
+    low, best, high = ((size, *request.input_shape) for size in (profile.min, profile.opt, profile.max))
+    if profile.is_fixed:
         return library.Input(shape=low, dtype=torch.float32)
     return library.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=torch.float32)
-
-
-def _sizes(profile: Profile) -> tuple[int, int, int]:
-    return profile.min, profile.opt, profile.max
 
 
 def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path: Path) -> None:

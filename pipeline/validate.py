@@ -18,6 +18,7 @@ from pipeline.isolation import run_isolated
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import (
+    AHEAD_OF_TIME,
     Accuracy,
     AccuracyReport,
     Artifact,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     Logits = npt.NDArray[np.float32]
 
 _BATCH = 32
-_SAVED = {Backend.DYNAMO, Backend.DYNAMO_AOTI}
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
 _LARGEST_BATCH = 64
 """A larger one shows nothing more, and takes memory."""
@@ -197,7 +197,7 @@ def _run_module(project: Project, artifact: Artifact) -> _Seen:
         size = max(profile.min, min(profile.max, _LARGEST_BATCH)) if profile else _BATCH
         samples = project.data().validation_samples
         # What is compiled for each size that it sees gets one size only.
-        smallest = profile.min if profile and artifact.variant.backend in _SAVED else size
+        smallest = profile.min if profile and artifact.variant.backend in AHEAD_OF_TIME else size
         logits, channels_last = (
             run_batches(partial(session, layout=layout), _loader(project), samples, batch=size, smallest=smallest)
             for layout in (Layout.CONTIGUOUS, Layout.CHANNELS_LAST)

@@ -227,7 +227,7 @@ class _Settings:
         for index in range(self._network.num_inputs):
             tensor = self._network.get_input(index)
             sample = tuple(tensor.shape)[1:]
-            if wanted.min == wanted.max:
+            if wanted.is_fixed:
                 tensor.shape = (wanted.opt, *sample)  # a static shape is twice as fast as a profile of one size
             profile.set_shape(tensor.name, *((batch, *sample) for batch in (wanted.min, wanted.opt, wanted.max)))
         self._config.add_optimization_profile(profile)
