@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pipeline.config import BenchmarkConfig
+    from pipeline.config import BenchmarkConfig, Config
     from pipeline.engine_runner import Session
     from pipeline.module_runner import ModuleSession
     from pipeline.project import Project
@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 
 _NOT_BUILT = "not built: what it is made from is missing, or the build was not run or died"
 
-_START_SECONDS = 120.0
-"""How long a variant's process may take to load its artifact."""
+_START_SECONDS = 300.0
+"""How long a variant's process may take to start, and then to load its artifact; nine import torch at once."""
 _SETTLE_SECONDS = 0.05
 """How long a variant waits before its turn, for the threads of the one before it to stop spinning; then it runs once
 untimed, to have its own data in the caches."""
@@ -146,10 +146,16 @@ class _Samples:
 
 
 @dataclass(frozen=True)
+class _Started:
+    """What it says once its libraries are imported; it opens its artifact when it is told to."""
+
+
+@dataclass(frozen=True)
 class _Ready:
     """What it says once its artifact is open."""
 
     cold_start: ColdStart | None = None
+    device_memory_bytes: int | None = None
     runtime_cache: FileRecord | None = None
 
 
@@ -231,16 +237,11 @@ def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> li
     settings = project.config.benchmark
     measured = [_Measured(artifact.variant) for artifact in artifacts]
     with ExitStack() as stack:
-        workers = []
-        for artifact, item in zip(artifacts, measured, strict=True):
-            workers.append(stack.enter_context(_worker(project, artifact)))
-            if gpu:  # one at a time, so that each one's cold start is its own
-                compiles = artifact.variant.backend.is_module
-                seconds = project.config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS
-                _await_ready(workers[-1], item, seconds)
-        if not gpu:
-            for worker, item in zip(workers, measured, strict=True):
-                _await_ready(worker, item, _START_SECONDS)
+        workers = [stack.enter_context(_worker(project, artifact)) for artifact in artifacts]
+        for worker, item in zip(workers, measured, strict=True):
+            _await(worker, item, _START_SECONDS)
+        for worker, item in zip(workers, measured, strict=True):
+            _open(worker, item, project.config)  # one at a time, so that each one's cold start and memory are its own
         ours = frozenset(worker.process.pid or 0 for worker in workers)
         strangers = _Strangers(gpu, ours)
         for batch in project.config.timed_batches:
@@ -292,8 +293,14 @@ def _one_round(worker: _Worker, item: _Measured, batch: int, settings: Benchmark
         item.samples.setdefault(_What(samples.clock, batch, samples.layout), []).append(samples)
 
 
-def _await_ready(worker: _Worker, item: _Measured, seconds: float) -> None:
-    answer = _await(worker, item, seconds)
+def _open(worker: _Worker, item: _Measured, config: Config) -> None:
+    """Have an artifact opened, and keep what that took."""
+    if item.error or item.skipped:
+        return
+    compiles = item.variant.backend.is_module and item.variant.target != CPU_TARGET
+    with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+        worker.connection.send(_Started())
+    answer = _await(worker, item, config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS)
     if isinstance(answer, _Ready):
         item.ready = answer
 
@@ -338,7 +345,7 @@ def _worker(project: Project, artifact: Artifact) -> Iterator[_Worker]:
 
 
 def _serve(connection: Connection, project: Project, artifact: Artifact) -> None:
-    """Say that the artifact is open, then answer every `_Ask` with `_Samples`, until the other end closes."""
+    """Open an artifact when told to, then answer every `_Ask` with `_Samples`, until the other end closes."""
     try:
         variant = artifact.variant
         if variant.backend is Backend.TENSORRT:
@@ -359,6 +366,7 @@ def _serve(connection: Connection, project: Project, artifact: Artifact) -> None
 
 def _serve_runner(connection: Connection, project: Project, artifact: Artifact) -> None:
     """Time calls by the host's clock."""
+    _start(connection, None)
     with open_runner(project, artifact) as run:
         connection.send(_Ready())
         while True:
@@ -371,6 +379,7 @@ def _serve_runner(connection: Connection, project: Project, artifact: Artifact) 
 
 def _serve_engine(connection: Connection, project: Project, artifact: Artifact) -> None:
     """Time an engine by every clock, after its cold start has been timed and its kernels have been kept."""
+    _start(connection, gpu_of(project, artifact))
     ready, cache = _cold_start(project, artifact)
     specialization = project.config.tensorrt.kernel_specialization
     with (
@@ -392,20 +401,24 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact) 
     from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
     from pipeline.module_runner import load_libraries  # noqa: PLC0415 - the same
 
-    cuda.use(gpu_of(project, artifact))
-    cuda.free_bytes()  # CUDA's own start is not the module's
+    layouts = artifact.variant.backend.layouts
     load_libraries(artifact)
+    _start(connection, gpu_of(project, artifact))
+    before = cuda.free_bytes()
     first = [_images(project, batch) for batch in _first_batches(project, artifact)]
     began = time.perf_counter()
     with open_module(project, artifact) as run:
         for images in first:
             run(images)
         seconds = round(time.perf_counter() - began, 4)
-        connection.send(_Ready(ColdStart(seconds=seconds, cached_seconds=None)))
+        for batch in _timed_batches(project, artifact.variant):
+            run(_images(project, batch))
+        used = max(0, before - cuda.free_bytes())
+        connection.send(_Ready(ColdStart(seconds=seconds, cached_seconds=None), used))
         while True:
             ask = connection.recv()
             images = _images(project, ask.batch)
-            connection.send(tuple(item for layout in Layout for item in _timed_module(run, ask, images, layout)))
+            connection.send(tuple(item for layout in layouts for item in _timed_module(run, ask, images, layout)))
 
 
 def _timed_module(run: ModuleSession, ask: _Ask, images: Images, layout: Layout) -> list[_Samples]:
@@ -436,29 +449,47 @@ def _timed_batches(project: Project, variant: Variant) -> list[int]:
     return batches or [variant.profile.opt if variant.profile else 1]
 
 
+def _start(connection: Connection, gpu: Gpu | None) -> None:
+    """Have CUDA start, which is not the artifact's doing, say so, and wait until it is this process's turn."""
+    if gpu:
+        from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
+
+        cuda.use(gpu)
+        cuda.free_bytes()
+    connection.send(_Started())
+    connection.recv()
+
+
 def _cold_start(project: Project, artifact: Artifact) -> tuple[_Ready, bytes | None]:
     """Time open → first result; where kernels are compiled then, keep them beside the engine, and time it with them."""
+    batches = _timed_batches(project, artifact.variant)
+    first = _open_and_run(project, artifact, batches, None)
+    if first.cache is None:
+        return _Ready(ColdStart(seconds=first.seconds, cached_seconds=None), first.used_bytes), None
+    path = project.paths.runtime_cache(artifact.variant)
+    write_bytes(path, first.cache)
+    second = _open_and_run(project, artifact, batches[:1], first.cache)
+    cold = ColdStart(seconds=first.seconds, cached_seconds=second.seconds)
+    return _Ready(cold, first.used_bytes, describe_file(path, project.paths.root)), first.cache
+
+
+class _Opened(NamedTuple):
+    """What opening an engine took and gave."""
+
+    seconds: float
+    """Until the first batch's result."""
+    used_bytes: int
+    """Of the GPU's memory, after all batches have run."""
+    cache: bytes | None
+    """The kernels of all batches."""
+
+
+def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cache: bytes | None) -> _Opened:
     from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    cuda.use(gpu_of(project, artifact))
-    cuda.free_bytes()  # CUDA's own start is not the engine's
-    batches = _timed_batches(project, artifact.variant)
-    seconds, cache = _open_and_run(project, artifact, batches, None)
-    if cache is None:
-        return _Ready(ColdStart(seconds=seconds, cached_seconds=None)), None
-    path = project.paths.runtime_cache(artifact.variant)
-    write_bytes(path, cache)
-    cached_seconds, _ = _open_and_run(project, artifact, batches[:1], cache)
-    cold = ColdStart(seconds=seconds, cached_seconds=cached_seconds)
-    return _Ready(cold, describe_file(path, project.paths.root)), cache
-
-
-def _open_and_run(
-    project: Project, artifact: Artifact, batches: list[int], cache: bytes | None
-) -> tuple[float, bytes | None]:
-    """Return the seconds from opening to the first batch's result, and the kernels after all batches have run."""
     images = [_images(project, batch) for batch in batches]
     specialization = project.config.tensorrt.kernel_specialization
+    before = cuda.free_bytes()
     began = time.perf_counter()
     with (
         open_serialized(project, artifact) as engine,
@@ -468,7 +499,7 @@ def _open_and_run(
         seconds = time.perf_counter() - began
         for batch in images[1:]:
             run(batch)
-        return round(seconds, 4), run.runtime_cache()
+        return _Opened(round(seconds, 4), max(0, before - cuda.free_bytes()), run.runtime_cache())
 
 
 def _images(project: Project, batch: int) -> Images:
@@ -562,6 +593,7 @@ def _report(project: Project, key: Key, found: _Measured) -> BenchmarkReport:
         timings=tuple(_timing(found, what) for what in found.samples),
         samples=_store(project, variant, found),
         cold_start=found.ready.cold_start,
+        device_memory_bytes=found.ready.device_memory_bytes,
         runtime_cache=found.ready.runtime_cache,
         disturbed_by=found.disturbed_by,
     )

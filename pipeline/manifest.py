@@ -130,7 +130,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         module=artifact.module if artifact else None,
         executed=accuracy.executed if accuracy else None,
         layers=accuracy.layers if accuracy else (),
-        device_memory_bytes=accuracy.device_memory_bytes if accuracy else None,
+        device_memory_bytes=benchmark.device_memory_bytes if benchmark else None,
         cold_start=benchmark.cold_start if benchmark else None,
         runtime_cache=benchmark.runtime_cache if benchmark else None,
         smallest_workspace=smallest_workspace(

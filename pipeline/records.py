@@ -93,6 +93,12 @@ class Backend(str, Enum):
         """Whether it runs as a torch module."""
         return self.is_torch_tensorrt or self in {Backend.EAGER, Backend.INDUCTOR}
 
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """How the images may lie that it is run with; inductor chooses by itself, and tunes for minutes for each."""
+        only_contiguous = self is Backend.INDUCTOR or not self.is_module
+        return (Layout.CONTIGUOUS,) if only_contiguous else tuple(Layout)
+
 
 AHEAD_OF_TIME = frozenset({Backend.DYNAMO, Backend.DYNAMO_AOTI})
 """What Torch-TensorRT compiles once and saves."""
@@ -601,8 +607,6 @@ class AccuracyReport(StageRecord):
     layers: tuple[LayerShare, ...] = ()
     """The types of an engine's convolutions and matrix products, from its inspector."""
     device: str = ""
-    device_memory_bytes: Count | None = None
-    """What opening the engine and one context with its buffers took from the GPU's free memory."""
 
     @property
     def passed(self) -> bool:
@@ -664,6 +668,9 @@ class BenchmarkReport(StageRecord):
     samples: FileRecord | None = None
     """Every latency measured: npz, one array `<clock>_batch_<n>` a clock and batch size, in milliseconds."""
     cold_start: ColdStart | None = None
+    device_memory_bytes: Count | None = None
+    """What it had taken from the GPU's free memory after its first run of every timed batch size, CUDA's own context
+    not counted."""
     runtime_cache: FileRecord | None = None
     """The kernels that TensorRT-RTX compiled for this GPU, for the next process to load."""
     disturbed_by: tuple[str, ...] = ()

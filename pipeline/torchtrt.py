@@ -11,7 +11,7 @@ from pipeline import cuda, torchtrt_adapter
 from pipeline.atomic import describe_file, keeping, replacing
 from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
-from pipeline.gpu_lock import exclusive
+from pipeline.gpu_lock import exclusive, shared
 from pipeline.isolation import run_isolated
 from pipeline.model import ready_to_compile, restore_model
 from pipeline.plan import Stage, Step
@@ -36,7 +36,7 @@ class _Made(NamedTuple):
 
 
 def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
-    """Compile a variant in a process of its own, which has the GPU to itself, and save what can be saved.
+    """Compile a variant in a process of its own, and save what can be saved.
 
     A module that is compiled just in time is compiled here, too: what stays in PyTorch is seen then, and what cannot be
     compiled fails now.
@@ -60,7 +60,9 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         raise UnsupportedError(missing_gpu())
     torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
-    with exclusive(gpu), replacing(path) as temporary:
+    # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
+    work = exclusive if torchtrt_adapter.times_tactics() else shared
+    with work(gpu), replacing(path) as temporary:
         began = time.perf_counter()
         made = _make_apart(project, variant, gpu, temporary)
         seconds = time.perf_counter() - began
@@ -88,6 +90,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     if variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no module with a profile and a workspace")
     settings = project.config.torch_tensorrt
+    timings = project.paths.module_timing_cache(torch_tensorrt().version, gpu)
     return ModuleRequest(
         mode=variant.backend,
         precision=variant.precision,
@@ -96,7 +99,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
         workspace_bytes=variant.workspace.bytes,
         gpu=gpu,
         settings=settings,
-        timing_cache=project.paths.module_timing_cache(torch_tensorrt().version, gpu),
+        timing_cache=timings if torchtrt_adapter.times_tactics() else None,
         engine_cache=project.paths.engine_cache(variant) if settings.engine_cache else None,
     )
 
@@ -120,9 +123,8 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
     library = torchtrt_adapter.load_library()
     cuda.use(gpu)
     request = request_of(project, variant, gpu)
-    for folder in (request.timing_cache.parent, request.engine_cache):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+    if request.engine_cache is not None:
+        request.engine_cache.mkdir(parents=True, exist_ok=True)
     module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
     if variant.backend is Backend.TORCH_COMPILE:
         made = _compile_in_time(library, module, request)

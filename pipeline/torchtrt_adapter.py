@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import inspect
+import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -45,7 +47,8 @@ class ModuleRequest:
     workspace_bytes: int
     gpu: Gpu
     settings: TorchTensorRTConfig
-    timing_cache: Path
+    timing_cache: Path | None
+    """None where its TensorRT times no tactics."""
     engine_cache: Path | None
     """The variant's own folder; None keeps no engines."""
 
@@ -84,7 +87,8 @@ def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
         "disable_tf32": request.precision is Precision.FP32,
         "use_explicit_typing": True,
         "pass_through_build_failures": True,
-        "timing_cache_path": str(request.timing_cache),
+        # The default is one file of the host, which builds that run side by side would read half-written.
+        "timing_cache_path": str(request.timing_cache or os.devnull),
     }
     if request.settings.optimization_level is not None:
         wanted["optimization_level"] = request.settings.optimization_level
@@ -137,6 +141,11 @@ def libraries() -> tuple[Tool, ...]:
     return (Tool(name="torch", version=version("torch")), torch_tensorrt())
 
 
+def times_tactics() -> bool:
+    """Return whether the installed Torch-TensorRT times kernels while it builds: TensorRT-RTX compiles them later."""
+    return torch_tensorrt().name == "torch-tensorrt"
+
+
 def check_libraries(torch_version: str, library: Tool) -> None:
     """Check that torch and Torch-TensorRT belong together: each release is for the torch of its own number.
 
@@ -184,10 +193,14 @@ def load_library() -> ModuleType:
         raise UnsupportedError(reason)
     check_libraries(version("torch"), torch_tensorrt())
     _hide_missing_plugins()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it warns of every optional package that it does not find
     try:
         import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
     except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
         raise UnsupportedError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
+    finally:
+        logging.disable(before)
     return library  # type: ignore[no-any-return]  # untyped
 
 
@@ -259,7 +272,9 @@ def compile_in_time(
     backend = library.dynamo.backend.torch_tensorrt_backend
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        compiled = backend(graph, inputs, options=dict(arguments))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library about its own calls
+            compiled = backend(graph, inputs, options=dict(arguments))
         seen(compiled)
         return compiled  # type: ignore[no-any-return]  # untyped
 
@@ -324,8 +339,12 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
         if mode is Backend.DYNAMO_AOTI:
             from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
 
+            index = -1
+            if gpu is not None:
+                # The package's loader is native code, and crashes where torch has not started CUDA.
+                torch.cuda.init()  # type: ignore[no-untyped-call]
+                index = gpu.index
             # Each session has its own module; locks between threads would be in the way of CUDA graphs.
-            index = -1 if gpu is None else gpu.index
             return aoti_load_package(  # type: ignore[return-value]  # called as a module is
                 str(path), run_single_threaded=True, device_index=index
             )

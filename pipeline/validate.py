@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, now, tools, version
 from pipeline.errors import CrashedError, RunError, UnsupportedError
-from pipeline.gpu_lock import exclusive
+from pipeline.gpu_lock import exclusive, shared
 from pipeline.isolation import run_isolated
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
@@ -75,8 +75,8 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
 
 def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyReport | None:
     """Return the report of the variant whose engine this one shares: the same file gives the same logits."""
-    shared = project.artifact(variant).same_as
-    other = next((item for item in project.plan.variants if item.id == shared), None)
+    same = project.artifact(variant).same_as
+    other = next((item for item in project.plan.variants if item.id == same), None)
     if other is None:
         return None
     report = current(project, Step(Stage.VALIDATE, other.id), lambda: project.accuracy(other))
@@ -128,7 +128,6 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         executed=executed,
         layers=seen.layers,
         device=seen.device,
-        device_memory_bytes=seen.device_memory_bytes,
     )
 
 
@@ -140,7 +139,6 @@ class _Seen(NamedTuple):
     """The logits where the images lay in channels_last, which only torch's modules on a GPU take."""
     layers: tuple[LayerShare, ...] = ()
     device: str = ""
-    device_memory_bytes: int | None = None
 
 
 def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
@@ -150,7 +148,8 @@ def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
         return _Seen(reference)  # the data stage has run this very model
     if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
         gpu = gpu_of(project, artifact)
-        with exclusive(gpu), tempfile.TemporaryDirectory() as folder:
+        hold = exclusive if backend is Backend.INDUCTOR else shared  # it times kernels when it first runs
+        with hold(gpu), tempfile.TemporaryDirectory() as folder:
             return run_isolated(
                 _run_engine if backend is Backend.TENSORRT else _run_module,
                 project,
@@ -172,17 +171,14 @@ def _run_engine(project: Project, artifact: Artifact) -> _Seen:
 
     gpu = gpu_of(project, artifact)
     cuda.use(gpu)
-    before = cuda.free_bytes()
     with open_serialized(project, artifact) as engine:
         specialization = project.config.tensorrt.kernel_specialization
         with engine.session(specialization=specialization) as session:
-            used = before - cuda.free_bytes()
             size = max(engine.batches.min, min(engine.batches.max, _LARGEST_BATCH))
             samples = project.data().validation_samples
             logits = run_batches(session, _loader(project), samples, batch=size, smallest=engine.batches.min)
             layers = session.shares()
-        device = f"{gpu.name}, driver {driver_version()}"
-        return _Seen(logits, layers=layers, device=device, device_memory_bytes=max(used, 0))
+        return _Seen(logits, layers=layers, device=f"{gpu.name}, driver {driver_version()}")
 
 
 def _run_module(project: Project, artifact: Artifact) -> _Seen:
@@ -191,23 +187,24 @@ def _run_module(project: Project, artifact: Artifact) -> _Seen:
 
     gpu, profile = gpu_of(project, artifact), artifact.variant.profile
     cuda.use(gpu)
-    before = cuda.free_bytes()
     with open_module(project, artifact) as session:
-        used = before - cuda.free_bytes()
-        size = max(profile.min, min(profile.max, _LARGEST_BATCH)) if profile else _BATCH
+        # What tunes itself for every size runs one that is timed, too.
+        timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
+        size = max(profile.min, min(profile.max, _LARGEST_BATCH)) if profile else max(timed, default=_BATCH)
         samples = project.data().validation_samples
         # What is compiled for each size that it sees gets one size only.
         smallest = profile.min if profile and artifact.variant.backend in AHEAD_OF_TIME else size
-        logits, channels_last = (
-            run_batches(partial(session, layout=layout), _loader(project), samples, batch=size, smallest=smallest)
-            for layout in (Layout.CONTIGUOUS, Layout.CHANNELS_LAST)
-        )
+        logits = {
+            layout: run_batches(
+                partial(session, layout=layout), _loader(project), samples, batch=size, smallest=smallest
+            )
+            for layout in artifact.variant.backend.layouts
+        }
     return _Seen(
-        logits,
-        channels_last,
+        logits[Layout.CONTIGUOUS],
+        logits.get(Layout.CHANNELS_LAST),
         artifact.module.layers if artifact.module else (),
         f"{gpu.name}, driver {driver_version()}",
-        max(used, 0),
     )
 
 

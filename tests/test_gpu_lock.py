@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.gpu_lock import exclusive, others
+from pipeline.gpu_lock import exclusive, others, shared
 
 from .hosts import H100, L4
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from pipeline.records import Gpu
 
 HOLDER = """
 import sys
-from pipeline.gpu_lock import exclusive
+from pipeline.gpu_lock import exclusive, shared
 from tests.hosts import H100
-with exclusive(H100):
+with {how}(H100):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -43,9 +46,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def holder() -> Iterator[subprocess.Popen[str]]:
+def holder(how: str = "exclusive") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the H100 until it is sent a line, or ended."""
-    command = [sys.executable, "-c", HOLDER]
+    command = [sys.executable, "-c", HOLDER.format(how=how)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None
@@ -58,14 +61,15 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 class Waiter(threading.Thread):
     """Takes a GPU in this process, once it is free."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: Callable[[Gpu], AbstractContextManager[None]] = exclusive) -> None:
         super().__init__(daemon=True)
+        self._how = how
         self.holds = threading.Event()
         self.start()
 
     def run(self) -> None:
         """Take it and give it back."""
-        with exclusive(H100):
+        with self._how(H100):
             self.holds.set()
 
 
@@ -84,7 +88,33 @@ def test_two_processes_exclude_each_other(caplog: pytest.LogCaptureFixture) -> N
         assert not waiter.holds.wait(0.5)
         release(process)
         assert waiter.holds.wait(10)
-    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something else is timed"]
+    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something else works"]
+
+
+def test_work_that_is_not_timed_goes_on_side_by_side() -> None:
+    """Validations do not wait for each other."""
+    with holder("shared"), shared(H100):
+        pass
+
+
+def test_work_waits_for_what_is_timed(caplog: pytest.LogCaptureFixture) -> None:
+    """While something is timed, nothing else works on the GPU."""
+    caplog.set_level(logging.INFO, "pipeline")
+    with holder() as process:
+        waiter = Waiter(shared)
+        assert not waiter.holds.wait(0.5)
+        release(process)
+        assert waiter.holds.wait(10)
+    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something is timed"]
+
+
+def test_what_is_timed_waits_for_work() -> None:
+    """Nothing is timed while others work on the GPU."""
+    with holder("shared") as process:
+        waiter = Waiter()
+        assert not waiter.holds.wait(0.5)
+        release(process)
+        assert waiter.holds.wait(10)
 
 
 def test_lock_ends_with_the_process_that_holds_it() -> None:

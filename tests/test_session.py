@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import benchmark, cuda, validate
-from pipeline.benchmark import _Ask, _cold_start, _Ready, _serve, _timed_on_gpu, _Trouble
+from pipeline.benchmark import _Ask, _cold_start, _Ready, _serve, _Started, _timed_on_gpu, _Trouble
 from pipeline.engine_runner import Engine, open_engine
 from pipeline.errors import RunError
 from pipeline.plan import Plan
@@ -289,16 +289,19 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
 
 
 def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> None:
-    """A worker says that it is ready, then answers with the GPU's time, the graph's and the host's."""
+    """A worker says that it is ready, and what that took; then it answers by all three clocks."""
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
     project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths)
     ours, theirs = multiprocessing.Pipe()
+    ours.send(_Started())  # its turn
     ours.send(_Ask(batch=2, runs=3, milliseconds=0.0))
     ours.send("no question")  # ends the worker
     _serve(theirs, project, artifact)
-    ready, answer, trouble = ours.recv(), ours.recv(), ours.recv()
+    started, ready, answer, trouble = ours.recv(), ours.recv(), ours.recv(), ours.recv()
+    assert isinstance(started, _Started)
     assert isinstance(ready, _Ready)
+    assert ready.device_memory_bytes == 4 * (4 * 3 * 32 * 32 + 4 * 10)
     assert [(samples.clock, len(samples.milliseconds)) for samples in answer] == [
         (Clock.GPU, 3),
         (Clock.GPU_GRAPH, 3),
@@ -309,10 +312,9 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
 
 
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:
-    """A validation gives logits of every sample, what the layers multiply in, and the memory that was taken."""
+    """A validation gives logits of every sample, and what the layers multiply in."""
     project, artifact = served
     seen = validate._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
     assert seen.logits.shape == (project.data().validation_samples, 10)
     assert [(share.precision, share.layers) for share in seen.layers] == [(Precision.FP16, 1)]
     assert seen.device.startswith("NVIDIA H100 80GB HBM3, driver ")
-    assert seen.device_memory_bytes == 4 * (4 * 3 * 32 * 32 + 4 * 10)

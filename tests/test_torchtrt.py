@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import torchtrt, torchtrt_adapter
 from pipeline.build import build_variant
+from pipeline.config import ModuleFormat
 from pipeline.environment import torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.module_runner import load_module, open_session
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def project(built: Project) -> Project:
     """The finished tiny project, planned for a host with an H100."""
-    return Project(Plan(built.config, host(H100)), built.paths)
+    both = built.config.torch_tensorrt.model_copy(update={"formats": tuple(ModuleFormat)})
+    return Project(Plan(built.config.model_copy(update={"torch_tensorrt": both}), host(H100)), built.paths)
 
 
 def variant_of(project: Project, backend: Backend, precision: Precision = Precision.FP16) -> Variant:
