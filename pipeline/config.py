@@ -227,7 +227,7 @@ class ModuleFormat(str, Enum):
 class TorchTensorRTConfig(Record):
     """How Torch-TensorRT compiles modules. What a version does not have is recorded as such beside the module."""
 
-    formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = tuple(ModuleFormat)
+    formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = (ModuleFormat.EXPORTED_PROGRAM,)
     """How `dynamo` modules are saved; each is an artifact of its own."""
     min_block_size: Whole = 5
     """How many operators in a row are worth a TensorRT engine; fewer stay in PyTorch."""
@@ -288,8 +288,19 @@ class ValidationConfig(Record):
     """How long one engine may take."""
 
 
+class Baseline(str, Enum):
+    """What else is built and timed on a GPU, for comparison; eager always is."""
+
+    INDUCTOR = "inductor"
+    """torch.compile with max-autotune, in the fastest of the precisions: it tunes for minutes for each batch size."""
+    ONNXRUNTIME = "onnxruntime"
+    """ONNX Runtime's CUDA provider."""
+
+
 class BenchmarkConfig(Record):
     """What is timed."""
+
+    baselines: tuple[Baseline, ...] = tuple(Baseline)
 
     batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
     """Left out, the batch that each profile is tuned for."""
@@ -299,6 +310,11 @@ class BenchmarkConfig(Record):
     runs_per_round: Whole = 4
     gpu_round_ms: Annotated[Number, Field(gt=0)] = 50.0
     """On a GPU, where a run is short, a round goes on for as long."""
+
+    @property
+    def timing_settings(self) -> BenchmarkConfig:
+        """What changes how latencies are measured; the rest is as if it had been left out."""
+        return _without(self, "baselines")
 
 
 class Config(Record):

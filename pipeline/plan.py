@@ -8,7 +8,7 @@ from enum import Enum
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, ModuleFormat
+from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, Baseline, ModuleFormat
 from pipeline.errors import UsageError
 from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
 
@@ -24,6 +24,7 @@ GPU_TARGET = "gpu"
 _QUANTIZED = {Precision.INT8, Precision.FP8}
 _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
 _HALF = {Precision.FP16, Precision.BF16}
+_FASTEST_FIRST = (Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
 """What tensor cores take in channels_last without a copy."""
 
 
@@ -189,11 +190,13 @@ class Plan:
         plain = partial(Variant, model=self.model, target=target)
         found = [plain(backend=Backend.EAGER, precision=item) for item in dict.fromkeys((Precision.FP32, *cast))]
         found += [item.model_copy(update={"layout": Layout.CHANNELS_LAST}) for item in found if item.precision in _HALF]
-        found += [plain(backend=Backend.INDUCTOR, precision=item) for item in cast]
+        baselines = self.config.benchmark.baselines
+        if Baseline.INDUCTOR in baselines and cast:
+            found.append(plain(backend=Backend.INDUCTOR, precision=min(cast, key=_FASTEST_FIRST.index)))
         found += [
             plain(backend=Backend.ONNXRUNTIME, precision=graph.precision, graph=graph)
             for graph in (Graph.FP32, Graph.FP16)
-            if graph.precision in cast
+            if graph.precision in cast and Baseline.ONNXRUNTIME in baselines
         ]
         for backend in (Backend.TORCH_COMPILE, *(_SAVED_BY[form] for form in self.config.torch_tensorrt.formats)):
             found += self._compiled(backend, target)

@@ -284,7 +284,7 @@ def benchmark_key(project: Project, target: str) -> Key:
     gpu = project.plan.gpu(target)
     return _key(
         artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),
-        settings=project.config.benchmark,
+        settings=project.config.benchmark.timing_settings,
         batches=project.config.timed_batches,
         preprocessing=project.source().preprocessing,
         processor=processor() if target == CPU_TARGET else None,

@@ -46,7 +46,6 @@ MODULES = (
     "onnxruntime-fp16",
     "torch_compile-fp16-b1-ws1GiB",
     "dynamo-fp16-b1-ws1GiB",
-    "dynamo_aoti-fp16-b1-ws1GiB",
 )
 """What runs on a GPU beside engines, where fp16 is the only precision."""
 
@@ -99,12 +98,35 @@ def test_modules_have_no_int8() -> None:
     assert [variant.name for variant in variants] == ["eager-fp32"]
 
 
+@pytest.mark.parametrize(
+    ("precisions", "name"),
+    [
+        (["fp32", "bf16", "fp16"], "inductor-fp16"),
+        (["fp32", "bf16"], "inductor-bf16"),
+        (["tf32", "fp32"], "inductor-tf32"),
+    ],
+)
+def test_inductor_is_tuned_in_the_fastest_precision_only(precisions: list[str], name: str) -> None:
+    """It takes minutes for each batch size, and one of it is enough to compare with."""
+    names = [variant.name for variant in _plan(precisions=precisions).variants if variant.backend is Backend.INDUCTOR]
+    assert names == [name]
+
+
+def test_baselines_are_built_as_the_configuration_says() -> None:
+    """Eager is always there; what is not asked for is not planned."""
+    for wanted in ([], ["inductor"], ["onnxruntime"]):
+        plan = _plan(precisions=["fp16"], benchmark={"baselines": wanted})
+        found = {variant.backend.value for variant in plan.variants if variant.target == GPU_TARGET}
+        assert found - {"dynamo", "torch_compile"} == {"eager", *wanted}
+
+
 def test_modules_are_saved_as_the_configuration_says() -> None:
     """Each format is an artifact of its own, and what is not asked for is not planned."""
-    plan = _plan(precisions=["fp16"], torch_tensorrt={"formats": ["exported_program"]})
-    backends = {variant.backend for variant in plan.variants}
-    assert Backend.DYNAMO in backends
-    assert Backend.DYNAMO_AOTI not in backends
+    for formats in (["exported_program"], ["aot_inductor"], ["exported_program", "aot_inductor"]):
+        plan = _plan(precisions=["fp16"], torch_tensorrt={"formats": formats})
+        backends = {variant.backend for variant in plan.variants}
+        assert (Backend.DYNAMO in backends) == ("exported_program" in formats)
+        assert (Backend.DYNAMO_AOTI in backends) == ("aot_inductor" in formats)
 
 
 def test_modules_belong_to_a_type_of_gpu_and_a_version_of_torch() -> None:

