@@ -139,6 +139,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         equals=_equals(found, everything),
         inputs=artifact.inputs if artifact else (),
         outputs=artifact.outputs if artifact else (),
+        build_seconds=artifact.build_seconds if artifact else None,
         memory=artifact.memory if artifact else None,
         settings=artifact.settings if artifact else (),
         evaluator=accuracy.evaluator if accuracy else "",
@@ -146,6 +147,8 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         checks=accuracy.checks if accuracy else (),
         proven=accuracy.proven if accuracy else False,
         timings=benchmark.timings if benchmark else (),
+        rows=accuracy.rows if accuracy else (),
+        noise=benchmark.noise if benchmark else (),
         toolchain=artifact.toolchain if artifact else (),
         rerun=Step(Stage.BUILD, variant.id).command,
     )

@@ -568,6 +568,25 @@ class GateCheck(Record):
     passed: bool
 
 
+class ClassDrop(Record):
+    """A class, and how much less of it is recognised than by the reference."""
+
+    name: str
+    """As the model calls it, or its number."""
+    samples: PositiveInt
+    drop: float
+    """The reference's share of right answers less this one's."""
+
+
+class RowCheck(Record):
+    """How far a row's logits depend on the rows beside it, at one batch size."""
+
+    batch: PositiveInt
+    relative_l2: Annotated[float, Field(ge=0)]
+    """The largest ‖a - b‖ / ‖a‖ of a row's logits a, and b of the same row among others: in another place of the batch,
+    and beside copies of one."""
+
+
 class Accuracy(Record):
     """How close an artifact's logits are to the FP32 reference's."""
 
@@ -587,6 +606,11 @@ class Accuracy(Record):
     """Share of samples whose label is predicted, where there are labels."""
     top1_drop: float | None
     """The reference's top-1 less this one's."""
+    top5: Share | None = None
+    """Share of samples whose label is among the five largest logits, where there are labels and more classes."""
+    top5_drop: float | None = None
+    worst_class: ClassDrop | None = None
+    """The class whose share of right answers drops most, of those with enough samples."""
     worst_sample: Count
 
 
@@ -606,6 +630,8 @@ class AccuracyReport(StageRecord):
     held to tf32's gate."""
     layers: tuple[LayerShare, ...] = ()
     """The types of an engine's convolutions and matrix products, from its inspector."""
+    rows: tuple[RowCheck, ...] = ()
+    """At the smallest, the best, the largest and an odd batch size that the artifact takes."""
     device: str = ""
 
     @property
@@ -623,9 +649,13 @@ class Clock(str, Enum):
     """The work on the GPU, between two events on its stream; input and output stay there."""
     GPU_GRAPH = "gpu-graph"
     """The same, replayed as a CUDA graph."""
+    COPIES = "copies"
+    """The graph with the copies from and to pinned memory of the host around it, all on one stream."""
+    STREAMS = "streams"
+    """Several batches at once, each on its own stream: the time a batch. Throughput, not latency."""
 
 
-CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST)
+CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.COPIES, Clock.HOST, Clock.STREAMS)
 """The one that tells most of an engine first."""
 
 
@@ -640,6 +670,9 @@ class BatchTiming(Record):
     p50_ms: Milliseconds
     p90_ms: Milliseconds
     p99_ms: Milliseconds
+    p50_low_ms: Milliseconds | None = None
+    p50_high_ms: Milliseconds | None = None
+    """The ends of the median's 95 % bootstrap interval, over all rounds of all restarts."""
     throughput_per_s: Annotated[float, Field(ge=0)]
     """Images a second: batch / p50."""
     speedup: float | None
@@ -654,6 +687,25 @@ class ColdStart(Record):
     seconds: Annotated[float, Field(ge=0)]
     cached_seconds: Annotated[float, Field(ge=0)] | None
     """The same with the runtime cache that lies beside the engine, where the flavour has one."""
+
+
+class Range(Record):
+    """What a sensor showed over a run."""
+
+    low: float
+    median: float
+    high: float
+
+
+class Conditions(Record):
+    """What NVML told of a GPU while something was timed on it."""
+
+    sm_clock_mhz: Range
+    memory_clock_mhz: Range
+    temperature_c: Range
+    power_w: Range
+    throttled_by: tuple[str, ...]
+    """Why its clocks were held down, in NVML's words, each once; being idle is no reason."""
 
 
 class BenchmarkReport(StageRecord):
@@ -675,6 +727,11 @@ class BenchmarkReport(StageRecord):
     """The kernels that TensorRT-RTX compiled for this GPU, for the next process to load."""
     disturbed_by: tuple[str, ...] = ()
     """Other processes that computed on the GPU meanwhile."""
+    restarts: Count = 0
+    """How often it was opened and timed anew, each time in a fresh process."""
+    conditions: Conditions | None = None
+    noise: tuple[str, ...] = ()
+    """Why these latencies are not to be trusted to the last digit."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -733,6 +790,7 @@ class ManifestEntry(Record):
     """Variants whose engine is the same, and which share this file."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    build_seconds: float | None
     memory: EngineMemory | None
     settings: tuple[Setting, ...]
     evaluator: str
@@ -740,6 +798,8 @@ class ManifestEntry(Record):
     checks: tuple[GateCheck, ...]
     proven: bool
     timings: tuple[BatchTiming, ...]
+    rows: tuple[RowCheck, ...]
+    noise: tuple[str, ...]
     toolchain: tuple[Tool, ...]
     rerun: str
     """The command that builds it again."""

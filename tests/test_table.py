@@ -82,6 +82,9 @@ SKIPPED = ManifestEntry(
     checks=(),
     proven=False,
     timings=(),
+    rows=(),
+    noise=(),
+    build_seconds=None,
     toolchain=(),
     rerun="python -m pipeline build m/gpu/dynamo-fp32",
 )
