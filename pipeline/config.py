@@ -252,6 +252,8 @@ class Gate(Record):
     relative_l2: Annotated[Number, Field(ge=0)]
     top1_agreement: Annotated[Number, Field(ge=0, le=1)]
     top1_drop: Annotated[Number, Field(ge=-1, le=1)]
+    class_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    """Of the worst class; None records it without judging."""
 
 
 class Gates(Record):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
-from pipeline.records import TensorCast, TensorSpec
+from pipeline.records import LayerShare, Precision, TensorCast, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,6 +92,43 @@ def tensor_specs(values: list[pb.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
         specs.append(TensorSpec(name=value.name, shape=shape, dtype=dtype, layout="NCHW"[: len(shape)]))
     return tuple(specs)
+
+
+_MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_MULTIPLIED_IN = {
+    onnx.TensorProto.FLOAT: Precision.FP32,
+    onnx.TensorProto.FLOAT16: Precision.FP16,
+    onnx.TensorProto.BFLOAT16: Precision.BF16,
+    onnx.TensorProto.INT8: Precision.INT8,
+    onnx.TensorProto.UINT8: Precision.INT8,
+    onnx.TensorProto.FLOAT8E4M3FN: Precision.FP8,
+}
+_EXAMPLES = 3
+
+
+def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
+    """Return how many convolutions and matrix products multiply in which type, the most frequent first.
+
+    A product of two dequantised tensors multiplies in the type that they were stored in: that is what a runtime makes
+    of it.
+
+    Raises:
+        onnx.shape_inference.InferenceError: the graph's types contradict each other.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    stored = {node.output[0]: types.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
+    found: dict[Precision | None, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in _MULTIPLIES:
+            kinds = {_MULTIPLIED_IN.get(stored.get(name, types.get(name)) or 0) for name in node.input[:2]}
+            found.setdefault(kinds.pop() if len(kinds) == 1 else None, []).append(node.name)
+    shares = [
+        LayerShare(precision=kind, layers=len(names), examples=tuple(names[:_EXAMPLES]))
+        for kind, names in found.items()
+    ]
+    return tuple(sorted(shares, key=lambda share: -share.layers))
 
 
 def canonical_digest(model: onnx.ModelProto) -> str:

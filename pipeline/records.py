@@ -582,6 +582,8 @@ class RowCheck(Record):
     """How far a row's logits depend on the rows beside it, at one batch size."""
 
     batch: PositiveInt
+    reference_l2: Annotated[float, Field(ge=0)]
+    """The distance of the first samples' logits to the reference's, run in batches of this size."""
     relative_l2: Annotated[float, Field(ge=0)]
     """The largest ‖a - b‖ / ‖a‖ of a row's logits a, and b of the same row among others: in another place of the batch,
     and beside copies of one."""

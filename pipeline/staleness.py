@@ -34,6 +34,7 @@ from pipeline.records import (
     Key,
     KeyField,
     Outcome,
+    Precision,
     StageRecord,
     Variant,
 )
@@ -255,17 +256,25 @@ def build_key(project: Project, variant: Variant) -> Key:
     )
 
 
+_JUDGE = 2
+"""Raised whenever `validate` looks at something else: 2 looks at rows, at every batch size, and at extreme images."""
+
+
 def accuracy_key(project: Project, variant: Variant) -> Key:
     """Return what a variant's accuracy depends on."""
     artifact = project.artifact(variant)
     data = project.data()
     return _key(
+        judge=_JUDGE,
         artifact=_identity(artifact),
         reference=data.reference.sha256,
         validation=data.validation.sha256,
         labels=data.labels.sha256 if data.labels else None,
         preprocessing=data.preprocessing,
         gate=project.config.gates.of(variant.precision),
+        # An fp32 engine may turn out to multiply in TF32.
+        tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
+        batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
         require_proof=project.config.gates.require_proof,
         samples=project.config.validation if variant.backend is Backend.ONNX_REFERENCE else None,
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,22 @@ import numpy as np
 
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, now, tools, version
-from pipeline.errors import CrashedError, RunError, UnsupportedError
+from pipeline.errors import CrashedError, RunError, UnsupportedError, one_line
+from pipeline.gates import (
+    executed_precision,
+    judge,
+    judge_finite,
+    judge_layers,
+    judge_rows,
+    measure,
+    relative_l2,
+    row_dependence,
+)
 from pipeline.gpu_lock import exclusive, shared
 from pipeline.isolation import run_isolated
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import (
-    AHEAD_OF_TIME,
-    Accuracy,
     AccuracyReport,
     Artifact,
     Backend,
@@ -28,6 +35,8 @@ from pipeline.records import (
     Layout,
     Outcome,
     Precision,
+    Profile,
+    RowCheck,
     Variant,
 )
 from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
@@ -38,21 +47,22 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pipeline.config import Gate
     from pipeline.project import Project
-    from pipeline.records import Key
+    from pipeline.records import Key, Preprocessing
 
     Logits = npt.NDArray[np.float32]
+    Run = Callable[[Logits], Logits]
+    Load = Callable[[int, int], Logits]
+    """(start, stop) → those samples, as the network takes them."""
 
 _BATCH = 32
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
 _LARGEST_BATCH = 64
 """A larger one shows nothing more, and takes memory."""
-_TYPED_LAYERS = 0.95
-_QUANTIZED_LAYERS = 0.8
-"""The quantiser leaves the last product in floating point, in fp8 the first convolution; a network may be short."""
-_Z95 = 1.959963984540054
-"""The standard normal's 97.5 % quantile."""
+_ROWS = 64
+"""How many samples are run at every batch size."""
+_ANY_SIZES = (1, 3, _BATCH)
+"""What is tried of an artifact that takes any batch."""
 
 
 def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
@@ -98,9 +108,10 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     data = project.data()
     reference = np.load(project.file(data.reference))
     labels = np.load(project.file(data.labels)) if data.labels else None
-    seen = _run(project, artifact, reference)
+    seen = _run(project, artifact)
     samples = len(seen.logits)
-    accuracy = measure(seen.logits, reference[:samples], None if labels is None else labels[:samples])
+    names = project.source().class_names
+    accuracy = measure(seen.logits, reference[:samples], None if labels is None else labels[:samples], names)
     gates = project.config.gates
     executed = executed_precision(variant.precision, seen.layers, accuracy.relative_l2, gates.fp32.relative_l2)
     as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
@@ -108,9 +119,14 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     gate = gates.of(claimed)
     checks = judge(accuracy, gate, require_proof=gates.require_proof)
     checks += judge_layers(claimed, seen.layers)
+    checks += judge_layers(claimed, seen.graph_layers, "precision in the graph")
+    checks += judge_rows(seen.rows, gate)
+    checks += judge_finite("finite outputs of extreme images", seen.extremes)
     if seen.channels_last is not None:
-        other = measure(seen.channels_last, reference[:samples], None)
-        checks += (_at_most("relative L2 of images in channels_last", other.relative_l2, gate.relative_l2),)
+        distance = relative_l2(seen.channels_last, reference[:samples])
+        passed = distance <= gate.relative_l2
+        metric, bound = "relative L2 of images in channels_last", f"≤ {gate.relative_l2:g}"
+        checks += (GateCheck(metric=metric, bound=bound, value=f"{distance:.6g}", passed=passed),)
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
         reason += f"; worst sample: {accuracy.worst_sample}"
@@ -127,25 +143,63 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         proven=accuracy.top1_agreement_low >= gate.top1_agreement,
         executed=executed,
         layers=seen.layers,
+        rows=seen.rows,
         device=seen.device,
     )
 
 
 class _Seen(NamedTuple):
-    """What a run over the validation samples, or the first of them, gave."""
+    """What runs of an artifact gave."""
 
     logits: Logits
+    """Of all samples, or the first of them."""
+    rows: tuple[RowCheck, ...] = ()
+    extremes: Logits | None = None
+    """Of images that no validation set has: see `extreme_images`."""
     channels_last: Logits | None = None
     """The logits where the images lay in channels_last, which only torch's modules on a GPU take."""
     layers: tuple[LayerShare, ...] = ()
+    """What an engine's inspector tells."""
+    graph_layers: tuple[LayerShare, ...] = ()
+    """What an ONNX file says, where nothing tells what was made of it."""
     device: str = ""
 
 
-def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
-    backend, data = artifact.variant.backend, project.data()
-    on_gpu = artifact.variant.target != CPU_TARGET
-    if backend is Backend.EAGER and not on_gpu:
-        return _Seen(reference)  # the data stage has run this very model
+class _Sizes(NamedTuple):
+    """The batch sizes that an artifact is run with."""
+
+    most: int
+    """For all samples."""
+    smallest: int
+    """What it takes at least; fewer samples are filled up."""
+    checked: tuple[int, ...]
+    """For the rows."""
+
+
+def checked_sizes(profile: Profile) -> tuple[int, ...]:
+    """Return a profile's smallest, best and largest batch, and an odd one from the middle: kernels like even ones."""
+    middle = (profile.min + profile.max) // 2 | 1
+    odd = middle if profile.takes(middle) else middle - 2
+    return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
+
+
+def _sizes_of(project: Project, variant: Variant, profile: Profile | None) -> _Sizes:
+    if profile is None:
+        # What tunes itself for every size runs one that is timed, too, and no other.
+        timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
+        on_gpu = variant.target != CPU_TARGET
+        most = max(timed, default=_BATCH) if on_gpu else _BATCH
+        return _Sizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else _Sizes(most, 1, _ANY_SIZES)
+    most = max(profile.min, min(profile.max, _LARGEST_BATCH))
+    if variant.backend is Backend.TORCH_COMPILE:  # compiled for each size that it sees
+        return _Sizes(most, most, profile.sizes)
+    return _Sizes(most, profile.min, checked_sizes(profile))
+
+
+def _run(project: Project, artifact: Artifact) -> _Seen:
+    variant = artifact.variant
+    backend, data = variant.backend, project.data()
+    on_gpu = variant.target != CPU_TARGET
     if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
         gpu = gpu_of(project, artifact)
         hold = exclusive if backend is Backend.INDUCTOR else shared  # it times kernels when it first runs
@@ -156,13 +210,43 @@ def _run(project: Project, artifact: Artifact, reference: Logits) -> _Seen:
                 artifact,
                 timeout_seconds=project.config.validation.timeout_seconds,
                 log=Path(folder) / "validate.log",
-                rerun=Step(Stage.VALIDATE, artifact.variant.id).command,
+                rerun=Step(Stage.VALIDATE, variant.id).command,
             )
-    samples = data.validation_samples
-    if backend is Backend.ONNX_REFERENCE:
-        samples = min(samples, project.config.validation.reference_evaluator_samples)
     with open_runner(project, artifact) as run:
-        return _Seen(run_batches(run, _loader(project), samples))
+        layers = _graph_layers(project, artifact)
+        if backend is Backend.ONNX_REFERENCE:  # numerics only, and slowly: nothing that could be deployed
+            samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
+            return _Seen(run_batches(run, _loader(project), samples), graph_layers=layers)
+        return _look(run, project, _sizes_of(project, variant, None))._replace(graph_layers=layers)
+
+
+def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...]:
+    """Return what the convolutions and matrix products of an artifact's ONNX file multiply in; none without one."""
+    if artifact.variant.graph is None or artifact.file is None:
+        return ()
+    import onnx  # noqa: PLC0415 - hosts that run engines may have none
+
+    from pipeline.onnx_graph import layer_shares  # noqa: PLC0415 - the same
+
+    path = project.file(artifact.file)
+    try:
+        return layer_shares(onnx.load(path))
+    except Exception as exc:  # protobuf's DecodeError, OSError, and what shape inference raises
+        raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
+
+
+def _look(run: Run, project: Project, sizes: _Sizes) -> _Seen:
+    """Run all samples, then the first of them at every batch size, then extreme images."""
+    data = project.data()
+    load, samples = _loader(project), data.validation_samples
+    reference = np.load(project.file(data.reference))
+    edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
+    most, smallest, checked = sizes
+    return _Seen(
+        run_batches(run, load, samples, batch=most, smallest=smallest),
+        tuple(check_rows(run, load, reference, size) for size in checked),
+        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
+    )
 
 
 def _run_engine(project: Project, artifact: Artifact) -> _Seen:
@@ -171,55 +255,84 @@ def _run_engine(project: Project, artifact: Artifact) -> _Seen:
 
     gpu = gpu_of(project, artifact)
     cuda.use(gpu)
-    with open_serialized(project, artifact) as engine:
-        specialization = project.config.tensorrt.kernel_specialization
-        with engine.session(specialization=specialization) as session:
-            size = max(engine.batches.min, min(engine.batches.max, _LARGEST_BATCH))
-            samples = project.data().validation_samples
-            logits = run_batches(session, _loader(project), samples, batch=size, smallest=engine.batches.min)
-            layers = session.shares()
-        return _Seen(logits, layers=layers, device=f"{gpu.name}, driver {driver_version()}")
+    specialization = project.config.tensorrt.kernel_specialization
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(specialization=specialization) as session,
+    ):
+        seen = _look(session, project, _sizes_of(project, artifact.variant, engine.batches))
+        return seen._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
 
 
 def _run_module(project: Project, artifact: Artifact) -> _Seen:
     """Run a torch module on its GPU with images in both layouts, in a process that may die of it."""
     from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    gpu, profile = gpu_of(project, artifact), artifact.variant.profile
+    gpu = gpu_of(project, artifact)
     cuda.use(gpu)
+    sizes = _sizes_of(project, artifact.variant, artifact.variant.profile)
+    channels_last = None
     with open_module(project, artifact) as session:
-        # What tunes itself for every size runs one that is timed, too.
-        timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
-        size = max(profile.min, min(profile.max, _LARGEST_BATCH)) if profile else max(timed, default=_BATCH)
-        samples = project.data().validation_samples
-        # What is compiled for each size that it sees gets one size only.
-        smallest = profile.min if profile and artifact.variant.backend in AHEAD_OF_TIME else size
-        logits = {
-            layout: run_batches(
-                partial(session, layout=layout), _loader(project), samples, batch=size, smallest=smallest
-            )
-            for layout in artifact.variant.backend.layouts
-        }
-    return _Seen(
-        logits[Layout.CONTIGUOUS],
-        logits.get(Layout.CHANNELS_LAST),
-        artifact.module.layers if artifact.module else (),
-        f"{gpu.name}, driver {driver_version()}",
+        seen = _look(session, project, sizes)
+        if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
+            run = partial(session, layout=Layout.CHANNELS_LAST)
+            samples = project.data().validation_samples
+            channels_last = run_batches(run, _loader(project), samples, batch=sizes.most, smallest=sizes.smallest)
+    return seen._replace(
+        channels_last=channels_last,
+        layers=artifact.module.layers if artifact.module else (),
+        device=f"{gpu.name}, driver {driver_version()}",
     )
 
 
-def _loader(project: Project) -> Callable[[int, int], Logits]:
+def _loader(project: Project) -> Load:
     data = project.data()
     pixels = project.pixels(data.validation)
     return lambda start, stop: to_input(pixels[start:stop], data.preprocessing)
+
+
+def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return what no validation set has and a camera may send: all black, all white, and a checkerboard of both.
+
+    Returns:
+        uint8 (3, crop, crop, channels).
+    """
+    board = np.indices((spec.crop, spec.crop)).sum(axis=0) % 2 * 255
+    planes = np.stack([np.zeros_like(board), np.full_like(board, 255), board]).astype(np.uint8)
+    return np.repeat(planes[..., None], spec.channels, axis=-1)
+
+
+def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
+    """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
+
+    Args:
+        run: float32 (size, channels, height, width) → float32 (size, classes).
+        load: (start, stop) → those samples.
+        reference: (samples, classes).
+        size: of the batches.
+    """
+    count = min(len(reference), max(_ROWS, size))
+    logits = run_batches(run, load, count, batch=size, smallest=size)
+    images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
+    plain = run(images)
+    order = np.random.default_rng(size).permutation(size)
+    shuffled = np.empty_like(plain)
+    shuffled[order] = run(np.ascontiguousarray(images[order]))
+    copies = images.copy()
+    copies[1::2] = images[0]
+    beside = run(copies)
+    alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
+    return RowCheck(
+        batch=size,
+        reference_l2=relative_l2(logits, reference[:count]),
+        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]])),
+    )
 
 
 def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
     backend = artifact.variant.backend
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
-    if backend is Backend.EAGER and artifact.variant.target == CPU_TARGET:
-        return "the FP32 reference itself"
     if artifact.module is not None:
         return ", ".join(f"{tool.name} {tool.version}" for tool in artifact.module.libraries)
     if backend.is_module:
@@ -255,123 +368,3 @@ def run_batches(
         filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
         results.append(run(filled)[: len(images)])
     return np.concatenate(results)
-
-
-def executed_precision(
-    asked: Precision, layers: tuple[LayerShare, ...], relative_l2: float, strict_l2: float
-) -> Precision | None:
-    """Return what an engine computed in: the type of most of its convolutions and matrix products.
-
-    TF32 hides among FP32: tensors of both are FP32, and a library that does not name its kernels does not tell. Then
-    the numbers do: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
-
-    Args:
-        asked: what was asked for.
-        layers: what the engine's inspector tells; nothing where it has no convolutions.
-        relative_l2: the distance to the strict FP32 reference.
-        strict_l2: the largest that strict FP32 keeps.
-    """
-    if not layers:
-        return None
-    found = layers[0].precision
-    if asked is Precision.FP32 and any(share.precision is Precision.TF32 for share in layers):
-        return Precision.TF32
-    return Precision.TF32 if found is Precision.FP32 and relative_l2 > strict_l2 else found
-
-
-def judge_layers(claimed: Precision, layers: tuple[LayerShare, ...]) -> tuple[GateCheck, ...]:
-    """Hold the share of convolutions and matrix products that multiply in the claimed type against its bound."""
-    total = sum(share.layers for share in layers)
-    if total == 0:
-        return ()
-    alike = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
-    share = sum(item.layers for item in layers if item.precision in alike) / total
-    bound = _QUANTIZED_LAYERS if claimed in {Precision.INT8, Precision.FP8} else _TYPED_LAYERS
-    return (
-        GateCheck(
-            metric="executed precision",
-            bound=f"≥ {bound:.0%} {claimed.value}",
-            value=f"{share:.1%}",
-            passed=share >= bound,
-        ),
-    )
-
-
-def measure(logits: Logits, reference: Logits, labels: npt.NDArray[np.int64] | None) -> Accuracy:
-    """Compare logits with the reference's, in float64.
-
-    Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
-        labels: class indices (samples,), where there are any.
-
-    Raises:
-        RunError: the shapes differ.
-    """
-    if logits.shape != reference.shape:
-        raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
-    finite = bool(np.isfinite(logits).all())
-    # Where a logit is NaN or infinite the sample counts as wholly wrong; JSON has no number for it.
-    got = np.nan_to_num(logits.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    want = reference.astype(np.float64)
-    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
-    cosines = np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
-    errors = np.linalg.norm(got - want, axis=1)
-    agree = (got.argmax(axis=1) == want.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
-    agreement = float(agree.mean())
-    low, high = wilson(int(agree.sum()), len(agree))
-    top1 = None if labels is None else float((got.argmax(axis=1) == labels).mean())
-    reference_top1 = None if labels is None else float((want.argmax(axis=1) == labels).mean())
-    return Accuracy(
-        samples=len(got),
-        finite=finite,
-        cosine=float(cosines.mean()),
-        cosine_min=float(cosines.min()),
-        relative_l2=float(np.linalg.norm(got - want) / max(float(np.linalg.norm(want)), np.finfo(float).tiny)),
-        max_abs=float(np.abs(got - want).max()),
-        top1_agreement=agreement,
-        top1_agreement_low=low,
-        top1_agreement_high=high,
-        top1=top1,
-        top1_drop=None if top1 is None or reference_top1 is None else reference_top1 - top1,
-        worst_sample=int(errors.argmax()),
-    )
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the Wilson score interval at 95 % of a share (E. B. Wilson, JASA 22, 1927).
-
-    Args:
-        successes: from 0 to `trials`.
-        trials: at least 1.
-    """
-    share = successes / trials
-    spread = _Z95**2 / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z95 * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def judge(accuracy: Accuracy, gate: Gate, *, require_proof: bool) -> tuple[GateCheck, ...]:
-    """Hold every metric against its bound; the drop in labelled top-1 only where there are labels."""
-    checks = [
-        GateCheck(
-            metric="finite outputs", bound="all", value="all" if accuracy.finite else "not all", passed=accuracy.finite
-        ),
-        _at_least("cosine", accuracy.cosine, gate.cosine),
-        _at_most("relative L2", accuracy.relative_l2, gate.relative_l2),
-        _at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement),
-    ]
-    if accuracy.top1_drop is not None:
-        checks.append(_at_most("labelled top-1 drop", accuracy.top1_drop, gate.top1_drop))
-    if require_proof:
-        checks.append(_at_least("top-1 agreement, proven", accuracy.top1_agreement_low, gate.top1_agreement))
-    return tuple(checks)
-
-
-def _at_least(metric: str, value: float, bound: float) -> GateCheck:
-    return GateCheck(metric=metric, bound=f"≥ {bound:g}", value=f"{value:.6g}", passed=value >= bound)
-
-
-def _at_most(metric: str, value: float, bound: float) -> GateCheck:
-    return GateCheck(metric=metric, bound=f"≤ {bound:g}", value=f"{value:.6g}", passed=value <= bound)

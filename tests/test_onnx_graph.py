@@ -10,12 +10,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.onnx_graph import canonical_digest, check, count_cast, opset_of, tensor_specs, to_opset
-from pipeline.records import TensorCast
+from pipeline.onnx_graph import canonical_digest, check, count_cast, layer_shares, opset_of, tensor_specs, to_opset
+from pipeline.records import Graph, Precision, TensorCast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pipeline.project import Project
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -307,3 +309,35 @@ def test_cast_is_counted() -> None:
         cast = count_cast("w", wide, wide.astype(np.float16), 2.0**-14)
 
     assert cast == TensorCast(name="w", elements=6, underflow=1, subnormal=1, overflow=1)
+
+
+# What a graph multiplies in.
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [
+        (Graph.FP32, [(Precision.FP32, 3)]),
+        (Graph.FP16, [(Precision.FP16, 3)]),
+        (Graph.BF16, [(Precision.BF16, 3)]),
+        (Graph.INT8, [(Precision.INT8, 2), (Precision.FP16, 1)]),
+        (Graph.INT8_CPU, [(Precision.INT8, 3)]),
+    ],
+)
+def test_layers_multiply_in_the_type_of_their_operands(
+    built: Project, kind: Graph, shares: list[tuple[Precision, int]]
+) -> None:
+    """Each of the pipeline's own graphs says what it computes in; dequantised operands count as what they were."""
+    found = layer_shares(onnx.load(built.paths.onnx(kind)))
+    assert [(share.precision, share.layers) for share in found] == shares
+
+
+def test_a_product_of_two_types_is_of_none() -> None:
+    """Where only one operand is quantised, nothing is claimed."""
+    model = graph()
+    scale = numpy_helper.from_array(np.array(0.5, np.float32), "scale")
+    model.graph.initializer.append(scale)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.int8), "stored"))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["wide"]))
+    model.graph.node[1].input[1] = "wide"
+    assert [(share.precision, share.examples) for share in layer_shares(model)] == [(None, ("gemm",))]

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.environment import installed
 from pipeline.errors import RunError
+from pipeline.gates import judge, measure
 from pipeline.paths import Paths
 from pipeline.project import Project
 from pipeline.records import Artifact, Backend, Layout, Outcome, Precision
 from pipeline.runners import gpu_of, open_module
-from pipeline.validate import judge, measure
 from tests.logits import FP16, images
 
 if TYPE_CHECKING:

@@ -1,0 +1,259 @@
+"""Logits against the reference's → metrics, held against the gate of a precision. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import RunError
+from pipeline.records import Accuracy, ClassDrop, GateCheck, LayerShare, Precision, RowCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from pipeline.config import Gate
+
+    Logits = npt.NDArray[np.float32]
+    Labels = npt.NDArray[np.int64]
+
+_TYPED_LAYERS = 0.95
+_QUANTIZED_LAYERS = 0.8
+"""The quantiser leaves the last product in floating point, in fp8 the first convolution; a network may be short."""
+_Z95 = 1.959963984540054
+"""The standard normal's 97.5 % quantile."""
+_TOP = 5
+_CLASS_SAMPLES = 5
+"""A class with fewer samples says nothing of its own."""
+_PART = 1.1
+"""A part of the samples may lie this much farther from the reference than all of them may."""
+
+
+def executed_precision(
+    asked: Precision, layers: tuple[LayerShare, ...], relative_l2: float, strict_l2: float
+) -> Precision | None:
+    """Return what an engine computed in: the type of most of its convolutions and matrix products.
+
+    TF32 hides among FP32: tensors of both are FP32, and a library that does not name its kernels does not tell. Then
+    the numbers do: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
+
+    Args:
+        asked: what was asked for.
+        layers: what the engine's inspector tells; nothing where it has no convolutions.
+        relative_l2: the distance to the strict FP32 reference.
+        strict_l2: the largest that strict FP32 keeps.
+    """
+    if not layers:
+        return None
+    found = layers[0].precision
+    if asked is Precision.FP32 and any(share.precision is Precision.TF32 for share in layers):
+        return Precision.TF32
+    return Precision.TF32 if found is Precision.FP32 and relative_l2 > strict_l2 else found
+
+
+def judge_layers(
+    claimed: Precision, layers: tuple[LayerShare, ...], metric: str = "executed precision"
+) -> tuple[GateCheck, ...]:
+    """Hold the share of convolutions and matrix products that multiply in the claimed type against its bound.
+
+    Of a quantised network one may be left out, however short it is: the quantiser leaves the last.
+    """
+    total = sum(share.layers for share in layers)
+    if total == 0:
+        return ()
+    alike = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
+    found = sum(item.layers for item in layers if item.precision in alike)
+    quantized = claimed in {Precision.INT8, Precision.FP8}
+    bound = _QUANTIZED_LAYERS if quantized else _TYPED_LAYERS
+    left_out = int(quantized)  # whatever the network's length
+    return (
+        GateCheck(
+            metric=metric,
+            bound=f"≥ {bound:.0%} {claimed.value}",
+            value=f"{found / total:.1%}",
+            passed=found >= bound * total or (found > 0 and total - found <= left_out),
+        ),
+    )
+
+
+def measure(
+    logits: Logits, reference: Logits, labels: Labels | None, class_names: Sequence[str] | None = None
+) -> Accuracy:
+    """Compare logits with the reference's, in float64.
+
+    Args:
+        logits: (samples, classes).
+        reference: (samples, classes).
+        labels: class indices (samples,), where there are any.
+        class_names: what the classes are called; None calls them by their numbers.
+
+    Raises:
+        RunError: the shapes differ.
+    """
+    if logits.shape != reference.shape:
+        raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
+    finite = bool(np.isfinite(logits).all())
+    got = _finite(logits)
+    want = reference.astype(np.float64)
+    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
+    cosines = np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
+    errors = np.linalg.norm(got - want, axis=1)
+    agree = (got.argmax(axis=1) == want.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
+    agreement = float(agree.mean())
+    low, high = wilson(int(agree.sum()), len(agree))
+    top1, top1_drop = _top(1, got, want, labels)
+    top5, top5_drop = _top(_TOP, got, want, labels) if got.shape[1] > _TOP else (None, None)
+    return Accuracy(
+        samples=len(got),
+        finite=finite,
+        cosine=float(cosines.mean()),
+        cosine_min=float(cosines.min()),
+        relative_l2=relative_l2(logits, reference),
+        max_abs=float(np.abs(got - want).max()),
+        top1_agreement=agreement,
+        top1_agreement_low=low,
+        top1_agreement_high=high,
+        top1=top1,
+        top1_drop=top1_drop,
+        top5=top5,
+        top5_drop=top5_drop,
+        worst_class=None if labels is None else worst_class(got, want, labels, class_names),
+        worst_sample=int(errors.argmax()),
+    )
+
+
+def relative_l2(logits: Logits, reference: Logits) -> float:
+    """Return ‖logits - reference‖ / ‖reference‖ in float64 (Frobenius norm); what is not finite counts as 0."""
+    want = reference.astype(np.float64)
+    return float(np.linalg.norm(_finite(logits) - want) / max(float(np.linalg.norm(want)), np.finfo(float).tiny))
+
+
+def _finite(logits: Logits) -> npt.NDArray[np.float64]:
+    """Where a logit is NaN or infinite the sample counts as wholly wrong; JSON has no number for it."""
+    return np.nan_to_num(logits.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _top(
+    count: int, got: npt.NDArray[np.float64], want: npt.NDArray[np.float64], labels: Labels | None
+) -> tuple[float | None, float | None]:
+    """Return the share of samples whose label is among the `count` largest logits, and the reference's less that."""
+    if labels is None:
+        return None, None
+    share, reference = (float(_hits(count, logits, labels).mean()) for logits in (got, want))
+    return share, reference - share
+
+
+def _hits(count: int, logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.bool_]:
+    """Return for each sample whether its label's logit is among the `count` largest; of equals the first is."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    ahead = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    hits: npt.NDArray[np.bool_] = ahead.sum(axis=1) < count
+    return hits
+
+
+def worst_class(
+    got: npt.NDArray[np.float64],
+    want: npt.NDArray[np.float64],
+    labels: Labels,
+    class_names: Sequence[str] | None = None,
+) -> ClassDrop | None:
+    """Return the class whose share of right answers drops most below the reference's; None where all have few samples.
+
+    Args:
+        got: logits (samples, classes).
+        want: the reference's.
+        labels: class indices (samples,).
+        class_names: what the classes are called.
+    """
+    drops = []
+    right, before = _hits(1, got, labels), _hits(1, want, labels)
+    for number in np.unique(labels):
+        own = labels == number
+        if own.sum() >= _CLASS_SAMPLES:
+            drops.append((float(before[own].mean() - right[own].mean()), int(number), int(own.sum())))
+    if not drops:
+        return None
+    drop, number, samples = max(drops, key=lambda item: (item[0], -item[1]))
+    return ClassDrop(name=class_names[number] if class_names else str(number), samples=samples, drop=drop)
+
+
+def row_dependence(alone: Logits, among_others: Logits) -> float:
+    """Return how far the farthest row moved: the largest ‖a - b‖ / ‖a‖; a row that is not finite moved by all it is.
+
+    Args:
+        alone: logits (rows, classes).
+        among_others: the same rows', computed in other company.
+    """
+    want, got = _finite(alone), _finite(among_others)
+    distances = np.linalg.norm(got - want, axis=1)
+    return float((distances / np.maximum(np.linalg.norm(want, axis=1), np.finfo(float).tiny)).max())
+
+
+def judge_rows(rows: tuple[RowCheck, ...], gate: Gate) -> tuple[GateCheck, ...]:
+    """Hold the worst batch size against the gate: its distance to the reference, and what neighbours do to a row."""
+    if not rows:
+        return ()
+    far = max(rows, key=lambda row: row.reference_l2)
+    moved = max(rows, key=lambda row: row.relative_l2)
+    found = (
+        ("relative L2 at every batch size", far.reference_l2, far.batch, gate.relative_l2 * _PART),
+        ("row beside other rows, relative L2", moved.relative_l2, moved.batch, gate.relative_l2),
+    )
+    return tuple(
+        GateCheck(metric=metric, bound=f"≤ {bound:g}", value=f"{value:.6g} at batch {batch}", passed=value <= bound)
+        for metric, value, batch, bound in found
+    )
+
+
+def judge_finite(metric: str, logits: Logits | None) -> tuple[GateCheck, ...]:
+    """Hold logits against being finite, where there are any."""
+    if logits is None:
+        return ()
+    finite = bool(np.isfinite(logits).all())
+    return (GateCheck(metric=metric, bound="all", value="all" if finite else "not all", passed=finite),)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the Wilson score interval at 95 % of a share (E. B. Wilson, JASA 22, 1927).
+
+    Args:
+        successes: from 0 to `trials`.
+        trials: at least 1.
+    """
+    share = successes / trials
+    spread = _Z95**2 / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def judge(accuracy: Accuracy, gate: Gate, *, require_proof: bool) -> tuple[GateCheck, ...]:
+    """Hold every metric against its bound; the drop in labelled top-1 only where there are labels."""
+    checks = [
+        GateCheck(
+            metric="finite outputs", bound="all", value="all" if accuracy.finite else "not all", passed=accuracy.finite
+        ),
+        _at_least("cosine", accuracy.cosine, gate.cosine),
+        _at_most("relative L2", accuracy.relative_l2, gate.relative_l2),
+        _at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement),
+    ]
+    if accuracy.top1_drop is not None:
+        checks.append(_at_most("labelled top-1 drop", accuracy.top1_drop, gate.top1_drop))
+    if accuracy.worst_class is not None and gate.class_drop is not None:
+        checks.append(
+            _at_most(f"top-1 drop of class {accuracy.worst_class.name}", accuracy.worst_class.drop, gate.class_drop)
+        )
+    if require_proof:
+        checks.append(_at_least("top-1 agreement, proven", accuracy.top1_agreement_low, gate.top1_agreement))
+    return tuple(checks)
+
+
+def _at_least(metric: str, value: float, bound: float) -> GateCheck:
+    return GateCheck(metric=metric, bound=f"≥ {bound:g}", value=f"{value:.6g}", passed=value >= bound)
+
+
+def _at_most(metric: str, value: float, bound: float) -> GateCheck:
+    return GateCheck(metric=metric, bound=f"≤ {bound:g}", value=f"{value:.6g}", passed=value <= bound)
