@@ -306,12 +306,19 @@ class BenchmarkConfig(Record):
 
     batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
     """Left out, the batch that each profile is tuned for."""
+    restarts: Whole = 3
+    """How often every variant is opened and timed anew, each time in a fresh process."""
     warmup_runs: Whole = 2
-    rounds: Whole = 4
-    """Every round times every variant once: A B C A B C."""
+    """A median of at least so many runs; variants warm up until two such medians in a row agree within 2 %."""
+    warmup_seconds: Annotated[Number, Field(gt=0)] = 1.0
+    """No longer than this, at each batch size."""
+    rounds: Whole = 2
+    """Of each restart; every round times every variant once: A B C A B C."""
     runs_per_round: Whole = 4
     gpu_round_ms: Annotated[Number, Field(gt=0)] = 50.0
     """On a GPU, where a run is short, a round goes on for as long."""
+    streams: Whole = 4
+    """How many batches an engine runs at once where throughput counts; 1 leaves that out."""
 
     @property
     def timing_settings(self) -> BenchmarkConfig:

@@ -239,6 +239,27 @@ class Session:
         """
         self._context.enqueue(self.stream.handle)
 
+    def enqueue_with_copies(self) -> npt.NDArray[Any]:
+        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+
+        Returns:
+            where the logits land once the stream has come so far; the next call overwrites them.
+
+        Raises:
+            RunError: the engine could not.
+        """
+        staged = self._staged()
+        cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
+        self.enqueue()
+        logits = self._logits()
+        landed = self._pinned[self._outputs[0].name].array(logits.shape, logits.dtype)
+        cuda.copy_to_host(landed, logits, self.stream)
+        return landed
+
+    def _staged(self) -> npt.NDArray[Any]:
+        """Return the prepared batch's place in pinned host memory."""
+        return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
+
     def shares(self) -> tuple[LayerShare, ...]:
         """Return how many of the engine's convolutions and matrix products multiply in which type, by its inspector."""
         return shares(self._context.layers())
@@ -252,13 +273,8 @@ class Session:
         if not batch.flags.c_contiguous:
             raise self._refusal(f"{batch.dtype} {batch.shape} with strides {batch.strides}")
         self.prepare(len(batch))
-        staged = self._pinned[self._input.name].array(batch.shape, self._dtype)
-        np.copyto(staged, batch)
-        cuda.copy_to_gpu(self._own_input(batch.shape), staged, self.stream)
-        self.enqueue()
-        logits = self._logits()
-        landed = self._pinned[self._outputs[0].name].array(logits.shape, logits.dtype)
-        cuda.copy_to_host(landed, logits, self.stream)
+        np.copyto(self._staged(), batch)
+        landed = self.enqueue_with_copies()
         self.stream.synchronize()
         return landed.copy()
 

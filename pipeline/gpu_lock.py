@@ -1,15 +1,13 @@
-"""Who works on a GPU: one of us at a time, and whether anybody else does."""
+"""Who works on a GPU: what is timed alone, everything else side by side."""
 
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.environment import missing_driver
 from pipeline.errors import storage_errors
 
 if TYPE_CHECKING:
@@ -85,28 +83,3 @@ def _make_common(path: Path) -> None:
     if not path.exists():
         path.touch()
         path.chmod(0o666)
-
-
-def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
-    """Return the processes that compute on a GPU and are not `ours`, with the memory that they hold.
-
-    Args:
-        gpu: which.
-        ours: process ids that do not count; this process is always one.
-    """
-    if missing_driver():
-        return ()
-    import pynvml  # noqa: PLC0415 - hosts without a driver do without
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError as exc:
-        return (f"unknown: NVML does not tell ({exc})",)
-    memory = {process.pid: (process.usedGpuMemory or 0) / 2**20 for process in found}
-    strange = set(memory) - ours - {os.getpid()}
-    if strange and not strange < set(memory):  # none of ours is among them: NVML sees another PID namespace
-        count = len(memory) - len(ours)
-        return (f"processes outside this container: {count}",) if count > 0 else ()
-    return tuple(f"process {pid} with {memory[pid]:.0f} MiB" for pid in sorted(strange))

@@ -155,6 +155,8 @@ class ModuleSession:
         self._stream = stream
         self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
         self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._pinned: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._landed: dict[tuple[int, Layout], torch.Tensor] = {}
         self._now = (0, Layout.CONTIGUOUS)
         self._logits = torch.empty(0)
         self.graph_trouble = ""
@@ -246,6 +248,23 @@ class ModuleSession:
         with self._translated():
             graph.replay()
 
+    def enqueue_with_copies(self) -> None:
+        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+
+        Raises:
+            RunError: the module could not, or cannot be captured.
+        """
+        if self._now not in self._pinned:
+            with self._translated():
+                self._pinned[self._now] = self._inputs[self._now].cpu().pin_memory()
+        with self._translated():
+            self._inputs[self._now].copy_(self._pinned[self._now], non_blocking=True)
+        self.enqueue()
+        with self._translated():
+            if self._now not in self._landed:
+                self._landed[self._now] = torch.empty_like(self._logits, device="cpu").pin_memory()
+            self._landed[self._now].copy_(self._logits, non_blocking=True)
+
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         for _ in range(_WARM_UP):
             self.enqueue_kernels()
@@ -263,6 +282,8 @@ class ModuleSession:
         """Give its memory back."""
         self._graphs.clear()
         self._inputs.clear()
+        self._pinned.clear()
+        self._landed.clear()
         self._logits = torch.empty(0)
 
     def _check(self, batch: Batch) -> None:

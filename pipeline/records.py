@@ -682,6 +682,19 @@ class BatchTiming(Record):
     enqueue_us: Annotated[float, Field(ge=0)] | None = None
     """Median time that the host spends to put one batch on the GPU's stream."""
 
+    @property
+    def interval_ms(self) -> tuple[float, float]:
+        """The ends of the median's interval; the median itself twice where there is none."""
+        return (
+            self.p50_ms if self.p50_low_ms is None else self.p50_low_ms,
+            self.p50_ms if self.p50_high_ms is None else self.p50_high_ms,
+        )
+
+    def ties_with(self, other: BatchTiming) -> bool:
+        """Return whether two medians cannot be told apart, because their intervals overlap."""
+        (low, high), (other_low, other_high) = self.interval_ms, other.interval_ms
+        return max(low, other_low) <= min(high, other_high)
+
 
 class ColdStart(Record):
     """From opening an engine to its first result, in a process that has CUDA and the library loaded."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeline.records import CLOCKS, Layout, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import TextIO
 
     from pipeline.records import BatchTiming, Manifest, ManifestEntry, Milestone
@@ -41,11 +41,12 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         table.add_column("speed-up", justify="right")
     table.add_column("status")
     notes: dict[str, int] = {}
+    fastest = {batch: _tied_with_the_fastest(manifest.artifacts, batch) for batch in batches}
     skipped = _skipped_targets(manifest.artifacts)
     for entry in manifest.artifacts:
         if entry.target not in skipped:
             status = Text(entry.status.value + _marks(entry, notes), style=_COLOURS[entry.status])
-            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, batches), status)
+            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, fastest), status)
     for target, entries in skipped.items():
         status = Text(entries[0].status.value + _marks(entries[0], notes), style=_COLOURS[entries[0].status])
         table.add_row(f"{target}/* ({len(entries)} variants)", *[""] * (3 + 2 * len(batches)), status)
@@ -55,6 +56,11 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     console.print(table)
     if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
+    if any(len(found) > 1 for found in fastest.values()):
+        console.print(Text("≈ not told apart from the fastest: their 95 % intervals overlap", style="dim"))
+    for noise in dict.fromkeys(noise for entry in manifest.artifacts for noise in entry.noise):
+        count = sum(noise in entry.noise for entry in manifest.artifacts)
+        console.print(Text(f"a noisy run, {count} of {len(manifest.artifacts)} artifacts: {noise}", style="dim"))
     for reason, number in notes.items():
         console.print(Text(f"[{number}] {reason}", style="dim"))
     _print_milestones(console, manifest.milestones)
@@ -129,10 +135,18 @@ def preferred(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     )
 
 
-def _timings(entry: ManifestEntry, batches: list[int]) -> list[str]:
+def _tied_with_the_fastest(entries: Sequence[ManifestEntry], batch: int) -> frozenset[str]:
+    """Return the artifacts whose latency at a batch cannot be told from the lowest, that one included."""
+    found = {entry.id: timing for entry in entries if (timing := preferred(entry, batch))}
+    best = min(found.values(), key=lambda timing: timing.p50_ms, default=None)
+    return frozenset(name for name, timing in found.items() if best and timing.ties_with(best))
+
+
+def _timings(entry: ManifestEntry, fastest: Mapping[int, frozenset[str]]) -> list[str]:
     cells = []
-    for batch in batches:
+    for batch, tied_ids in fastest.items():
         timing = preferred(entry, batch)
-        cells.append(_milliseconds(timing.p50_ms if timing else None))
+        mark = "≈ " if entry.id in tied_ids and len(tied_ids) > 1 else ""
+        cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
         cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")
     return cells

@@ -13,22 +13,16 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.benchmark import (
     _PROCESSES,
-    _Ask,
-    _await,
-    _baseline_latencies,
-    _first_batches,
-    _groups,
-    _Measured,
-    _room,
-    _Samples,
-    _takes,
-    _timed,
-    _timed_module,
-    _What,
-    _Worker,
+    Measured,
+    Worker,
+    await_answer,
+    baseline_latencies,
     benchmark_target,
-    summarize,
+    group,
+    room_of,
 )
+from pipeline.benchmark.messages import Ask, Samples, What
+from pipeline.benchmark.worker import first_batches, takes, time_module, timed
 from pipeline.errors import RunError
 from pipeline.plan import Plan
 from pipeline.project import Project
@@ -49,31 +43,10 @@ def by_name(reports: tuple[BenchmarkReport, ...]) -> dict[str, BenchmarkReport]:
     return {report.variant_id.rpartition("/")[2]: report for report in reports}
 
 
-def test_percentiles_throughput_and_speedup_by_hand() -> None:
-    """A summary holds the percentiles of the samples, images a second, and the ratio of the medians."""
-    timing = summarize(np.array([1.0, 2.0, 3.0, 4.0, 10.0]), 6, np.array([6.0, 7.0, 5.0]))
-    assert (timing.batch, timing.runs, timing.p50_ms) == (6, 5, 3.0)
-    assert timing.p90_ms == pytest.approx(7.6)
-    assert timing.p99_ms == pytest.approx(9.76)
-    assert timing.throughput_per_s == 2000.0
-    assert timing.speedup == 2.0
-
-
-def test_without_a_baseline_there_is_no_speedup() -> None:
-    """A summary without eager FP32 beside it claims no speed-up."""
-    assert summarize(np.array([1.0]), 1, None).speedup is None
-
-
-def test_summary_says_what_it_is_the_time_of() -> None:
-    """A latency on the GPU has its clock, and the host's time to enqueue it."""
-    timing = summarize(np.array([0.2]), 1, None, Clock.GPU_GRAPH, 3.5)
-    assert (timing.clock, timing.enqueue_us) == (Clock.GPU_GRAPH, 3.5)
-
-
 def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
     """A round has at least so many runs, and goes on for at least so long."""
-    often = _timed(Clock.HOST, _Ask(batch=1, runs=3, milliseconds=0.0), lambda: None)
-    long = _timed(Clock.HOST, _Ask(batch=1, runs=1, milliseconds=20.0), lambda: time.sleep(0.001))
+    often = timed(Clock.HOST, Ask(batch=1, runs=3, milliseconds=0.0), lambda: None)
+    long = timed(Clock.HOST, Ask(batch=1, runs=1, milliseconds=20.0), lambda: time.sleep(0.001))
     assert len(often.milliseconds) == 3
     assert sum(long.milliseconds) >= 15
     assert len(long.milliseconds) > 1
@@ -91,9 +64,9 @@ def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
     fixed = built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
     dynamic = built.plan.variant("tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
     eager = built.plan.variant(f"tiny/{CPU}/eager-fp32")
-    assert [batch for batch in (1, 2, 4, 5) if _takes(fixed, batch)] == [1]
-    assert [batch for batch in (1, 2, 4, 5) if _takes(dynamic, batch)] == [1, 2, 4]
-    assert [batch for batch in (1, 2, 4, 5) if _takes(eager, batch)] == [1, 2, 4, 5]
+    assert [batch for batch in (1, 2, 4, 5) if takes(fixed, batch)] == [1]
+    assert [batch for batch in (1, 2, 4, 5) if takes(dynamic, batch)] == [1, 2, 4]
+    assert [batch for batch in (1, 2, 4, 5) if takes(eager, batch)] == [1, 2, 4, 5]
 
 
 def test_every_cpu_variant_is_timed_at_every_batch(built: Project) -> None:
@@ -103,7 +76,9 @@ def test_every_cpu_variant_is_timed_at_every_batch(built: Project) -> None:
         report = built.benchmark(variant)
         if report.outcome is Outcome.DONE:
             assert [timing.batch for timing in report.timings] == list(built.config.timed_batches)
-            assert {timing.runs for timing in report.timings} == {settings.rounds * settings.runs_per_round}
+            runs = settings.restarts * settings.rounds * settings.runs_per_round
+            assert {timing.runs for timing in report.timings} == {runs}
+            assert report.restarts == settings.restarts
     done = [report.outcome for report in map(built.benchmark, built.plan.variants)].count(Outcome.DONE)
     assert done == 5
 
@@ -170,8 +145,8 @@ def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
     ours, theirs = context.Pipe()
     process = context.Process(target=time.sleep, args=(600,), daemon=True)
     process.start()
-    item = _Measured(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
-    answer = _await(_Worker(process, ours), item, 0.01)
+    item = Measured(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
+    answer = await_answer(Worker(process, ours), item, 0.01)
     process.join(10)
     assert (answer, item.error, process.exitcode) == (None, "no answer in 0 s", -signal.SIGKILL)
     ours.close()
@@ -198,11 +173,11 @@ def test_each_group_has_the_baseline_first(built: Project) -> None:
     """No more processes are open at once than a host has room for, and each group is held against eager FP32."""
     project = on_an_h100(built)
     artifacts = [finished(project, variant) for variant in project.plan.variants if variant.target == TORCH]
-    groups = _groups(project, TORCH, artifacts)
-    assert {group[0].variant.name for group in groups} == {"eager-fp32"}
-    assert max(len(group) for group in groups) == _PROCESSES + 1
-    timed = [artifact.variant.id for group in groups for artifact in group[1:]]
-    assert sorted(timed) == sorted(item.variant.id for item in artifacts if item.variant.name != "eager-fp32")
+    groups = group(project, TORCH, artifacts)
+    assert {members[0].variant.name for members in groups} == {"eager-fp32"}
+    assert max(len(members) for members in groups) == _PROCESSES + 1
+    timed_ids = [artifact.variant.id for members in groups for artifact in members[1:]]
+    assert sorted(timed_ids) == sorted(item.variant.id for item in artifacts if item.variant.name != "eager-fp32")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +185,7 @@ def test_each_group_has_the_baseline_first(built: Project) -> None:
 )
 def test_a_small_gpu_has_room_for_fewer(gpu: Gpu | None, room: int) -> None:
     """Every variant's process may take 4 GiB of a GPU, and one at least is timed."""
-    assert _room(gpu) == room
+    assert room_of(gpu) == room
 
 
 def test_the_baseline_alone_is_a_group(built: Project) -> None:
@@ -218,36 +193,47 @@ def test_the_baseline_alone_is_a_group(built: Project) -> None:
     project = on_an_h100(built)
     baseline = project.plan.baseline(TORCH)
     assert baseline is not None
-    (group,) = _groups(project, TORCH, [finished(project, baseline)])
-    assert [artifact.variant for artifact in group] == [baseline]
+    (members,) = group(project, TORCH, [finished(project, baseline)])
+    assert [artifact.variant for artifact in members] == [baseline]
 
 
 def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project) -> None:
     """A host without torch has no eager FP32; its engines are timed alone."""
     project = on_an_h100(built)
     engines = [finished(project, item) for item in project.plan.variants if item.target == "rtx-sm80+"][:3]
-    assert _groups(project, "rtx-sm80+", engines) == [engines]
+    assert group(project, "rtx-sm80+", engines) == [engines]
 
 
 def test_nothing_to_time_is_no_group(built: Project) -> None:
     """Where all was skipped, no process is started."""
-    assert _groups(on_an_h100(built), TORCH, []) == []
+    assert group(on_an_h100(built), TORCH, []) == []
 
 
 def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
     """Speed-ups are over what users run: eager FP32 between two events, with contiguous images."""
     variant = built.plan.variants[0]
-    baseline = _Measured(variant, {_What(Clock.GPU, 1): [_Samples(Clock.GPU, (2.0, 4.0))]})
-    found = _Measured(variant, baseline=baseline)
+    baseline = Measured(variant)
+    baseline.keep(0, 1, Samples(Clock.GPU, (2.0, 4.0)))
+    found = Measured(variant, baseline=baseline)
     for clock, layout in ((Clock.GPU_GRAPH, Layout.CONTIGUOUS), (Clock.GPU, Layout.CHANNELS_LAST)):
-        assert list(_baseline_latencies(found, _What(clock, 1, layout))) == [2.0, 4.0]
-    assert len(_baseline_latencies(found, _What(Clock.HOST, 1))) == 0
+        assert [list(values) for values in baseline_latencies(found, What(clock, 1, layout))] == [[2.0, 4.0]]
+    assert baseline_latencies(found, What(Clock.HOST, 1)) == []
+
+
+def test_rounds_are_kept_apart_and_restarts_have_medians() -> None:
+    """A round's samples stay together; a restart's median is that of all its rounds."""
+    found = Measured(cast("Any", None))
+    for restart, values in ((0, (1.0, 1.0)), (0, (3.0,)), (1, (5.0,))):
+        found.keep(restart, 8, Samples(Clock.HOST, values))
+    what = What(Clock.HOST, 8)
+    assert [list(values) for values in found.latencies(what)] == [[1.0, 1.0], [3.0], [5.0]]
+    assert found.medians_of_restarts(what) == [1.0, 5.0]
 
 
 def test_samples_are_named_by_clock_layout_and_batch() -> None:
     """Contiguous images are what everybody has, and are not mentioned."""
-    assert _What(Clock.GPU, 8).name == "gpu_batch_8"
-    assert _What(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
+    assert What(Clock.GPU, 8).name == "gpu_batch_8"
+    assert What(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
 
 
 class Module:
@@ -268,6 +254,10 @@ class Module:
             self.graph_trouble = self.trouble
             raise RunError("cannot be captured", got=self.trouble)
 
+    def enqueue_with_copies(self) -> None:
+        """Replay with copies around it."""
+        self.enqueue()
+
     def __call__(self, *_: object) -> None:
         """Run from the host's memory."""
 
@@ -276,18 +266,18 @@ class Module:
 def module_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a GPU's clock be one call."""
 
-    def once(clock: Clock, _ask: object, _run: object, enqueue: Callable[[], None]) -> _Samples:
+    def once(clock: Clock, _ask: object, _run: object, enqueue: Callable[[], None]) -> Samples:
         enqueue()
-        return _Samples(clock, (1.0,), (2.0,))
+        return Samples(clock, (1.0,), (2.0,))
 
-    monkeypatch.setattr("pipeline.benchmark._timed_on_gpu", once)
+    monkeypatch.setattr("pipeline.benchmark.worker.timed_on_gpu", once)
 
 
 @pytest.mark.usefixtures("module_clock")
 def test_a_module_is_timed_by_every_clock() -> None:
     """Without a CUDA graph, with one, and from the host's memory; the layout of the images is kept."""
-    found = _timed_module(cast("Any", Module()), _Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CHANNELS_LAST)
-    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.HOST]
+    found = time_module(cast("Any", Module()), Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CHANNELS_LAST)
+    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST]
     assert {(item.layout, item.note) for item in found} == {(Layout.CHANNELS_LAST, "")}
 
 
@@ -296,7 +286,7 @@ def test_a_module_without_a_cuda_graph_says_why() -> None:
     """What cannot be captured is timed without, and the reason goes with the samples."""
     module = cast("Any", Module("operation not permitted when stream is capturing"))
     for _ in range(2):
-        found = _timed_module(module, _Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CONTIGUOUS)
+        found = time_module(module, Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CONTIGUOUS)
         assert [item.clock for item in found] == [Clock.GPU, Clock.HOST]
         assert {item.note for item in found} == {"no CUDA graph: operation not permitted when stream is capturing"}
 
@@ -313,4 +303,4 @@ def test_a_module_without_a_cuda_graph_says_why() -> None:
 def test_a_module_is_ready_when_it_is_compiled(built: Project, name: str, batches: list[int]) -> None:
     """A cold start ends with the first result; just in time, when every size of the profile has been compiled."""
     project = on_an_h100(built)
-    assert _first_batches(project, finished(project, project.plan.variant(f"tiny/{TORCH}/{name}"))) == batches
+    assert first_batches(project, finished(project, project.plan.variant(f"tiny/{TORCH}/{name}"))) == batches

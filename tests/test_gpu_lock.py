@@ -1,4 +1,4 @@
-"""Who works on a GPU: one process at a time, and whether anybody else does."""
+"""Who works on a GPU: what is timed alone, everything else side by side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.gpu_lock import exclusive, others, shared
+from pipeline.gpu_lock import exclusive, shared
 
 from .hosts import H100, L4
 
@@ -181,72 +180,3 @@ def test_locks_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path) -> None:
     with exclusive(H100):
         pass
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-
-
-# Others. NVML is asked on a GPU host (tests/gpu); here, what is made of its answers.
-
-
-@pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """What NVML shall answer: processes, to be filled by a test."""
-    pynvml = pytest.importorskip("pynvml")
-    answer: list[SimpleNamespace] = []
-    monkeypatch.setattr("pipeline.gpu_lock.missing_driver", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: answer)
-    return answer
-
-
-def process(pid: int, mebibytes: int | None = 100) -> SimpleNamespace:
-    """Return a process as NVML tells of one."""
-    return SimpleNamespace(pid=pid, usedGpuMemory=None if mebibytes is None else mebibytes * 2**20)
-
-
-def test_host_without_a_driver_has_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no driver is, nobody computes on a GPU."""
-    monkeypatch.setattr("pipeline.gpu_lock.missing_driver", lambda: "no NVIDIA driver found")
-    assert others(H100, frozenset()) == ()
-
-
-def test_others_are_named_with_their_memory(nvml: list[SimpleNamespace]) -> None:
-    """Processes that are not ours are told, ours and this one are not."""
-    nvml += [process(11), process(12, 640), process(13, None), process(os.getpid())]
-    assert others(H100, frozenset({11})) == ("process 12 with 640 MiB", "process 13 with 0 MiB")
-
-
-def test_our_own_processes_are_no_others(nvml: list[SimpleNamespace]) -> None:
-    """Where all are ours, nobody disturbs."""
-    nvml += [process(11), process(12)]
-    assert others(H100, frozenset({11, 12})) == ()
-
-
-def test_idle_gpu_has_no_others(nvml: list[SimpleNamespace]) -> None:
-    """Where nobody computes, nobody disturbs."""
-    assert nvml == []
-    assert others(H100, frozenset({11})) == ()
-
-
-def test_processes_outside_the_container_are_counted(nvml: list[SimpleNamespace]) -> None:
-    """Where NVML's numbers are another namespace's, only how many there are besides ours can be told."""
-    nvml += [process(901), process(902), process(903)]
-    assert others(H100, frozenset({11})) == ("processes outside this container: 2",)
-
-
-def test_as_many_processes_as_ours_are_ours(nvml: list[SimpleNamespace]) -> None:
-    """Where another namespace shows as many processes as we have, they are taken for ours."""
-    nvml += [process(901)]
-    assert others(H100, frozenset({11})) == ()
-
-
-def test_nvml_that_does_not_tell_is_said(nvml: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is not taken for a GPU of our own."""
-    pynvml = pytest.importorskip("pynvml")
-
-    def refuse(_: str) -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
-
-    assert nvml == []
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", refuse)
-    (said,) = others(H100, frozenset())
-    assert said.startswith("unknown: NVML does not tell (")

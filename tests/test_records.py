@@ -479,3 +479,26 @@ def test_json_on_disk_names_enumerations_by_their_values() -> None:
     """A reader in another language sees `fp16`, not a class of this one."""
     variant = Variant(model="m", target="t", backend=Backend.TORCH_COMPILE, precision=Precision.FP16)
     assert json.loads(variant.to_json())["backend"] == "torch_compile"
+
+
+def timing(p50: float, low: float | None = None, high: float | None = None) -> BatchTiming:
+    """Return a latency with its interval."""
+    return BatchTiming(
+        batch=1, runs=1, p50_ms=p50, p90_ms=p50, p99_ms=p50, p50_low_ms=low, p50_high_ms=high,
+        throughput_per_s=1.0, speedup=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (timing(1.0, 0.9, 1.1), timing(1.2, 1.1, 1.3), True),
+        (timing(1.0, 0.9, 1.1), timing(1.2, 1.15, 1.3), False),
+        (timing(1.0, 0.9, 1.1), timing(1.05), True),
+        (timing(1.0), timing(1.0), True),
+        (timing(1.0), timing(1.1), False),
+    ],
+)
+def test_overlapping_intervals_are_ties(one: BatchTiming, other: BatchTiming, *, alike: bool) -> None:
+    """What cannot be told apart is said to be equal, whichever comes first."""
+    assert one.ties_with(other) is other.ties_with(one) is alike

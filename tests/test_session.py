@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline import benchmark, cuda, validate
-from pipeline.benchmark import _Ask, _cold_start, _Ready, _serve, _Started, _timed_on_gpu, _Trouble
+from pipeline import cuda, validate
+from pipeline.benchmark import worker
+from pipeline.benchmark.messages import Ask, Ready, Started, Trouble, Warm
+from pipeline.benchmark.worker import cold_start, serve, timed_on_gpu
 from pipeline.engine_runner import Engine, open_engine
 from pipeline.errors import RunError
 from pipeline.plan import Plan
@@ -255,7 +257,7 @@ def test_gpu_is_timed_by_its_own_clock(engine: Engine) -> None:
     """Latencies are those between two events, each with the host's time to enqueue."""
     with engine.session() as run:
         run.upload(images(2))
-        samples = _timed_on_gpu(Clock.GPU, _Ask(batch=2, runs=5, milliseconds=0.0), run, run.enqueue_kernels)
+        samples = timed_on_gpu(Clock.GPU, Ask(batch=2, runs=5, milliseconds=0.0), run, run.enqueue_kernels)
     assert (samples.clock, samples.milliseconds) == (Clock.GPU, (0.25,) * 5)
     assert len(samples.enqueue_us) == 5
 
@@ -271,7 +273,7 @@ def served(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> t
     def open_fake(*_: object) -> Iterator[Engine]:
         yield Engine(fake, H100)
 
-    monkeypatch.setattr(benchmark, "open_serialized", open_fake)
+    monkeypatch.setattr(worker, "open_serialized", open_fake)
     monkeypatch.setattr(validate, "open_serialized", open_fake)
     return project, project.artifact(project.plan.variant(ENGINE))
 
@@ -281,7 +283,7 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
     project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths)
-    ready, cache = _cold_start(project, artifact)
+    ready, cache = cold_start(project, artifact)
     assert ready.cold_start is not None
     assert ready.cold_start.cached_seconds is not None
     assert ready.runtime_cache is not None
@@ -289,25 +291,29 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
 
 
 def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> None:
-    """A worker says that it is ready, and what that took; then it answers by all three clocks."""
+    """A worker says that it is ready, and what that took; it warms up, and then answers by every clock."""
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
     project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths)
     ours, theirs = multiprocessing.Pipe()
-    ours.send(_Started())  # its turn
-    ours.send(_Ask(batch=2, runs=3, milliseconds=0.0))
+    ours.send(Started())  # its turn
+    ours.send(Ask(batch=2, runs=3, milliseconds=0.0, warm_up_seconds=5.0))
+    ours.send(Ask(batch=2, runs=3, milliseconds=0.0))
     ours.send("no question")  # ends the worker
-    _serve(theirs, project, artifact)
-    started, ready, answer, trouble = ours.recv(), ours.recv(), ours.recv(), ours.recv()
-    assert isinstance(started, _Started)
-    assert isinstance(ready, _Ready)
+    serve(theirs, project, artifact, first=True)
+    started, ready, warm, answer, trouble = (ours.recv() for _ in range(5))
+    assert isinstance(warm, Warm)
+    assert isinstance(started, Started)
+    assert isinstance(ready, Ready)
     assert ready.device_memory_bytes == 4 * (4 * 3 * 32 * 32 + 4 * 10)
     assert [(samples.clock, len(samples.milliseconds)) for samples in answer] == [
         (Clock.GPU, 3),
         (Clock.GPU_GRAPH, 3),
+        (Clock.COPIES, 3),
         (Clock.HOST, 3),
+        (Clock.STREAMS, 3),
     ]
-    assert isinstance(trouble, _Trouble)
+    assert isinstance(trouble, Trouble)
     assert not trouble.skipped
 
 

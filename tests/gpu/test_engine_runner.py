@@ -15,8 +15,8 @@ import pytest
 from pipeline import cuda
 from pipeline.environment import installed
 from pipeline.errors import CrashedError, RunError
-from pipeline.gpu_lock import others
 from pipeline.isolation import run_isolated
+from pipeline.nvml import others
 from pipeline.paths import Paths
 from pipeline.project import Project
 from pipeline.records import Artifact, Outcome, Status

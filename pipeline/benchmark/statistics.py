@@ -1,0 +1,107 @@
+"""Samples → percentiles, intervals, ties, and reasons for doubt. Pure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.records import BatchTiming
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from pipeline.benchmark.messages import What
+    from pipeline.records import Conditions
+
+    Latencies = npt.NDArray[np.float64]
+
+_SETTLED = 0.02
+"""Two medians in a row that differ by less are taken for the pace that will stay."""
+_RESAMPLES = 2000
+_RESTARTS_DIFFER = 0.05
+"""Restarts whose medians differ by more say something of the machine, not of the variant."""
+_SLOWED = ("power cap", "slowdown", "power brake")
+
+
+def settled(medians: Sequence[float]) -> bool:
+    """Return whether the last two medians of a warm-up differ by at most 2 %."""
+    return any(abs(after - before) <= _SETTLED * before for before, after in [*pairwise(medians)][-1:])
+
+
+def interval_of_median(rounds: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the median (B. Efron, Annals of Statistics 7, 1979).
+
+    Rounds are resampled, not runs: runs of one round share the machine's mood, and would make it too narrow.
+
+    Args:
+        rounds: the median of each round of each restart, at least one.
+    """
+    values = np.asarray(rounds, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summarize(
+    rounds: Sequence[Latencies],
+    what: What,
+    baseline: Latencies | None,
+    enqueue_us: float | None = None,
+) -> BatchTiming:
+    """Return the percentiles of latencies of whole batches, and the speed-up over the baseline's median.
+
+    Args:
+        rounds: milliseconds, an array a round, at least one of each.
+        what: they are of.
+        baseline: eager FP32's milliseconds at this batch, measured in the same rounds.
+        enqueue_us: the median time that the host takes to enqueue one, in microseconds.
+    """
+    latencies = np.concatenate(rounds)
+    p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
+    low, high = interval_of_median([float(np.median(found)) for found in rounds])
+    return BatchTiming(
+        batch=what.batch,
+        clock=what.clock,
+        layout=what.layout,
+        runs=len(latencies),
+        p50_ms=round(p50, 4),
+        p90_ms=round(p90, 4),
+        p99_ms=round(p99, 4),
+        p50_low_ms=round(min(low, p50), 4),
+        p50_high_ms=round(max(high, p50), 4),
+        throughput_per_s=round(what.batch / p50 * 1e3, 2),
+        speedup=None if baseline is None else round(float(np.median(baseline)) / p50, 3),
+        enqueue_us=enqueue_us,
+    )
+
+
+def noise_of(
+    restarts: Sequence[Sequence[float]],
+    unsettled: Sequence[str],
+    strangers: Sequence[str],
+    conditions: Conditions | None,
+) -> tuple[str, ...]:
+    """Return why latencies are not to be trusted to the last digit; nothing where all was quiet.
+
+    Args:
+        restarts: for everything that was timed, the median of each restart, in milliseconds.
+        unsettled: what was still getting faster or slower when its time to warm up was over.
+        strangers: other processes on the GPU.
+        conditions: what NVML told.
+    """
+    found = [f"others computed on the GPU: {', '.join(strangers)}"] if strangers else []
+    apart = max((max(medians) / min(medians) - 1 for medians in restarts if min(medians) > 0), default=0.0)
+    if apart > _RESTARTS_DIFFER:
+        found.append(f"restarts differ by up to {apart:.0%}")
+    if unsettled:
+        found.append(f"not settled after warming up: {', '.join(unsettled)}")
+    slow = [
+        reason for reason in (conditions.throttled_by if conditions else ()) if any(word in reason for word in _SLOWED)
+    ]
+    if slow:
+        found.append(f"the GPU's clocks were held down: {', '.join(slow)}")
+    return tuple(found)
