@@ -17,7 +17,7 @@ from pipeline.plan import Stage, Step
 from pipeline.progress import BuildProgress
 from pipeline.records import Artifact, EngineFlavour, Outcome, Tool, Variant
 from pipeline.staleness import current
-from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, load_flavour
+from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, load_flavour, weight_warnings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +82,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         layers_sha256=engine.layers_sha256,
         same_as=twin.variant.id if twin else None,
         build_seconds=round(seconds, 3),
+        weight_warnings=weight_warnings(project.paths.build_log(variant).read_text(errors="replace")),
     )
 
 

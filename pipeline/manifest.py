@@ -139,6 +139,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         equals=_equals(found, everything),
         inputs=artifact.inputs if artifact else (),
         outputs=artifact.outputs if artifact else (),
+        weight_warnings=artifact.weight_warnings if artifact else (),
         build_seconds=artifact.build_seconds if artifact else None,
         memory=artifact.memory if artifact else None,
         settings=artifact.settings if artifact else (),

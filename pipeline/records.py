@@ -500,6 +500,15 @@ class LayerShare(Record):
     """Names of a few of them."""
 
 
+class WeightWarning(Record):
+    """What a builder said of weights that it converted."""
+
+    issue: str
+    """In its own words, such as `Detected subnormal FP16 values`."""
+    weights: PositiveInt
+    """How many tensors."""
+
+
 class ModuleContents(Record):
     """What Torch-TensorRT made of a module, and what it left."""
 
@@ -552,6 +561,7 @@ class Artifact(StageRecord):
     same_as: str | None = None
     """The variant whose file this one shares, because both engines are the same."""
     build_seconds: Annotated[float, Field(ge=0)] = 0.0
+    weight_warnings: tuple[WeightWarning, ...] = ()
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -806,6 +816,7 @@ class ManifestEntry(Record):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     build_seconds: float | None
+    weight_warnings: tuple[WeightWarning, ...]
     memory: EngineMemory | None
     settings: tuple[Setting, ...]
     evaluator: str

@@ -17,6 +17,7 @@ from pipeline.model import ready_to_compile, restore_model
 from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, Variant
 from pipeline.torchtrt_adapter import ModuleRequest
+from pipeline.trt_adapter import weight_warnings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +83,7 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         settings=made.settings,
         module=made.contents,
         build_seconds=round(seconds, 3),
+        weight_warnings=weight_warnings(project.paths.build_log(variant).read_text(errors="replace")),
     )
 
 

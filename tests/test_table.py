@@ -85,6 +85,7 @@ SKIPPED = ManifestEntry(
     rows=(),
     noise=(),
     build_seconds=None,
+    weight_warnings=(),
     toolchain=(),
     rerun="python -m pipeline build m/gpu/dynamo-fp32",
 )

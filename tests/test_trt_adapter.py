@@ -23,6 +23,7 @@ from pipeline.trt_adapter import (
     Flavour,
     build_engine,
     load_flavour,
+    weight_warnings,
 )
 from pipeline.trt_adapter.builder import _failure, _layers_digest, _measure, unsupported
 
@@ -512,3 +513,42 @@ def test_log_writes_every_line_at_once() -> None:
 def test_log_finds_nothing() -> None:
     """A search without a match gives nothing."""
     assert BuildLog().search("anything") is None
+
+
+# What a builder says of weights. The lines are those of TensorRT 8.4, as NVIDIA/TensorRT#2232 quotes them, and of 8.6.
+
+_LOG_8_4 = """\
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+[08/11/2022-09:48:36] [TRT] [W] If this is not the desired behavior, please modify the weights or retrain.
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_1.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+"""  # noqa: W291 - as it was printed
+_LOG_8_6 = """\
+WARNING        TensorRT encountered issues when converting weights between types and that could affect accuracy.
+WARNING        Check verbose logs for the list of affected weights.
+WARNING        - 20 weights are affected by this issue: Detected subnormal FP16 values.
+WARNING        - 1 weights are affected by this issue: Detected values less than smallest positive FP16 subnormal value.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (_LOG_8_4, [("Subnormal FP16 values detected", 2)]),
+        (
+            _LOG_8_6,
+            [
+                ("Detected subnormal FP16 values", 20),
+                ("Detected values less than smallest positive FP16 subnormal value", 1),
+            ],
+        ),
+        ("INFO           - nothing of weights\n", []),
+        ("", []),
+    ],
+)
+def test_warnings_about_weights_are_counted(log: str, said: list[tuple[str, int]]) -> None:
+    """Whether a builder names each weight, again and again, or counts them: issues with how many weights they touch."""
+    assert [(warning.issue, warning.weights) for warning in weight_warnings(log)] == said

@@ -4,7 +4,7 @@ What a flavour can do is asked of it (`hasattr`), never looked up by version.
 """
 
 from pipeline.trt_adapter.builder import BuiltEngine, EngineRequest, build_engine
-from pipeline.trt_adapter.flavour import BuildLog, Flavour, load_flavour
+from pipeline.trt_adapter.flavour import BuildLog, Flavour, load_flavour, weight_warnings
 from pipeline.trt_adapter.inspector import EngineLayer, read_layers, shares
 from pipeline.trt_adapter.runtime import ExecutionContext, LoadedEngine, load_engine
 
@@ -21,4 +21,5 @@ __all__ = [
     "load_flavour",
     "read_layers",
     "shares",
+    "weight_warnings",
 ]

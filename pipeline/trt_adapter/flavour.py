@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UnsupportedError, one_line
-from pipeline.records import EngineFlavour
+from pipeline.records import EngineFlavour, WeightWarning
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -83,6 +83,36 @@ class BuildLog:
         """Return the last match of `pattern` in any message."""
         matches = [match for _, message in self._lines if (match := re.search(pattern, message))]
         return matches[-1] if matches else None
+
+
+_COUNTED = re.compile(r"(\d+) weights? (?:are|is) affected by this issue: (.+)")
+_NAMED = re.compile(r"Weights \[name=(.+?)\] had the following issues")
+_ISSUE = re.compile(r"(?:\[W\]|^WARNING)\s+- (.+)$")
+
+
+def weight_warnings(log: str) -> tuple[WeightWarning, ...]:
+    """Return what a builder's log says of weights that FP16 does not hold.
+
+    TensorRT says so where it converts weights itself. Until 8.5 it names each weight, maybe for every tactic it tries;
+    from 8.6 on it says "20 weights are affected by this issue: Detected subnormal FP16 values." A graph that is in FP16
+    already gives no reason to: what its cast lost is counted by the export.
+    """
+    named: dict[str, set[str]] = {}
+    counted: dict[str, int] = {}
+    weight = ""
+    for line in log.splitlines():
+        if found := _COUNTED.search(line):
+            counted[_sentence(found.group(2))] = int(found.group(1))
+        elif found := _NAMED.search(line):
+            weight = found.group(1)
+        elif found := _ISSUE.search(line):
+            named.setdefault(_sentence(found.group(1)), set()).add(weight)
+    counts = {issue: len(weights) for issue, weights in named.items()} | counted
+    return tuple(WeightWarning(issue=issue, weights=count) for issue, count in counts.items())
+
+
+def _sentence(text: str) -> str:
+    return text.strip().rstrip(".")
 
 
 def make_logger(trt: ModuleType, log: BuildLog) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
