@@ -36,8 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-_TINY_ON_A_GPU = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]").replace("[16MiB, 32MiB]", "[64MiB]")
-_TINY_ON_A_GPU += "torch_tensorrt: {formats: [exported_program, aot_inductor]}\n"
+TINY_ON_A_GPU = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]").replace("[16MiB, 32MiB]", "[64MiB]")
+TINY_ON_A_GPU += "torch_tensorrt: {formats: [exported_program, aot_inductor]}\n"
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has been through every stage on this host."""
     if installed("torch"):
         folder = tmp_path_factory.mktemp("gpu")
-        (folder / "pipeline.yaml").write_text(_TINY_ON_A_GPU)
+        (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
         return _built(folder / "pipeline.yaml")
     if GIVEN not in os.environ:
         pytest.skip(f"torch is not installed here, and {GIVEN} names no project")
@@ -68,7 +68,7 @@ _MODULES = (
 def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The same project, in which torch's modules have been built and validated."""
     folder = tmp_path_factory.mktemp("modules")
-    (folder / "pipeline.yaml").write_text(_TINY_ON_A_GPU)
+    (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     shutil.copytree(project.paths.root, folder / "artifacts")
     found = Project.load(folder / "pipeline.yaml")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
