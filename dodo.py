@@ -60,6 +60,11 @@ def task_manifest() -> Iterator[dict[str, Any]]:
     yield from TASKS.of(Stage.MANIFEST)
 
 
+def task_report() -> Iterator[dict[str, Any]]:
+    """artifacts/report.html: the verdict with its evidence, and what changed since the released build."""
+    yield from TASKS.of(Stage.REPORT)
+
+
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
     return {"actions": [[sys.executable, "-m", "pytest", "--cov"]], "verbosity": 2}

@@ -29,6 +29,7 @@ _HELP = {
     Stage.VALIDATE: "an artifact against the FP32 reference          SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp16",
     Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
     Stage.MANIFEST: "artifacts/manifest.json and a table of it       SUBJECT: resnet18",
+    Stage.REPORT: "artifacts/report.html, and the release's bounds SUBJECT: resnet18",
 }
 
 
@@ -217,6 +218,24 @@ def _manifest(project: Project, subject: str) -> int:
     return 0
 
 
+def _report(project: Project, subject: str) -> int:
+    from pipeline.report import make_report
+    from pipeline.table import print_changes
+
+    project.plan.check_model(subject)
+    report = make_report(project)
+    if project.config.release:
+        print_changes(report.changes, sys.stdout)
+    _say(f"the report: {report.path}")
+    for breach in report.breaches:
+        print(
+            f"error: {breach.id}: {breach.metric} is {breach.turn.value} than released"
+            f"\n  expected: {breach.breach}\n  got:      {breach.after}, released {breach.before}",
+            file=sys.stderr,
+        )
+    return 1 if report.breaches else 0
+
+
 _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.SOURCE: _source,
     Stage.DATA: _data,
@@ -226,6 +245,7 @@ _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.VALIDATE: _validate,
     Stage.BENCHMARK: _benchmark,
     Stage.MANIFEST: _manifest,
+    Stage.REPORT: _report,
 }
 
 

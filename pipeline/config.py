@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, UsageError
 from pipeline.records import EngineFlavour, Gpu, Host, Precision, Preprocessing, Profile, Record, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -326,6 +326,30 @@ class BenchmarkConfig(Record):
         return _without(self, "baselines")
 
 
+def _share(unit: str, size: float) -> Callable[[object], object]:
+    """Return a validator of a share with its unit: `3%`, `0.1pt`; a bare number says nothing of its unit."""
+
+    def validate(value: object) -> object:
+        number = value.removesuffix(unit).strip() if isinstance(value, str) and value.endswith(unit) else ""
+        if not re.fullmatch(r"\d+(\.\d+)?", number):
+            raise ValueError(
+                f"expected a number with its unit, such as {3 if unit == '%' else 0.1}{unit}, got {value!r}"
+            )
+        return float(number) * size
+
+    return validate
+
+
+class ReleaseConfig(Record):
+    """What this build is held against."""
+
+    manifest: Annotated[str, StringConstraints(min_length=1)]
+    """The released build's manifest.json."""
+    max_latency_increase: Annotated[float, BeforeValidator(_share("%", 0.01))] = 0.03
+    """Beyond noise: where the intervals overlap, nothing has changed."""
+    max_top1_drop: Annotated[float, BeforeValidator(_share("pt", 0.01))] = 0.001
+
+
 class Config(Record):
     """All of `pipeline.yaml`."""
 
@@ -349,6 +373,8 @@ class Config(Record):
     gates: Gates = Gates()
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    release: ReleaseConfig | None = None
+    """What this build is held against; None where nothing was released yet."""
 
     @property
     def timed_batches(self) -> tuple[int, ...]:

@@ -147,6 +147,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         accuracy=accuracy.accuracy if accuracy else None,
         checks=accuracy.checks if accuracy else (),
         proven=accuracy.proven if accuracy else False,
+        device=benchmark.device if benchmark else "",
         timings=benchmark.timings if benchmark else (),
         rows=accuracy.rows if accuracy else (),
         noise=benchmark.noise if benchmark else (),

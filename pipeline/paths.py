@@ -24,6 +24,16 @@ class Paths:
         return self.root / self.model
 
     @property
+    def report(self) -> Path:
+        """What people look at."""
+        return self.root / "report.html"
+
+    @property
+    def report_record(self) -> Path:
+        """What the report was made from."""
+        return self.root / "report.json"
+
+    @property
     def manifest(self) -> Path:
         """What may be deployed."""
         return self.root / "manifest.json"

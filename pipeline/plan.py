@@ -39,6 +39,11 @@ class Stage(str, Enum):
     VALIDATE = "validate"
     BENCHMARK = "benchmark"
     MANIFEST = "manifest"
+    REPORT = "report"
+
+
+_LAST = {Stage.MANIFEST, Stage.REPORT}
+"""What tells of everything else."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +307,7 @@ class Plan:
             *(Step(Stage.VALIDATE, variant.id) for variant in self.variants),
             *(Step(Stage.BENCHMARK, f"{self.model}/{target}") for target in self.targets),
             Step(Stage.MANIFEST, self.model),
+            Step(Stage.REPORT, self.model),
         )
 
     def dependencies(self, step: Step) -> Dependencies:
@@ -320,7 +326,9 @@ class Plan:
             return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
         if step.stage is Stage.BENCHMARK:
             return self._before_benchmark(step)
-        return Dependencies(follows=tuple(other for other in self.steps if other != step))
+        if step.stage is Stage.REPORT:
+            return Dependencies(self._of(Stage.MANIFEST))
+        return Dependencies(follows=tuple(other for other in self.steps if other.stage not in _LAST))
 
     def _before_build(self, variant: Variant) -> Dependencies:
         """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""

@@ -19,6 +19,7 @@ from pipeline.records import (
     Manifest,
     OnnxRecord,
     Record,
+    ReportRecord,
     SourceRecord,
     Variant,
 )
@@ -93,6 +94,10 @@ class Project:
     def manifest(self) -> Manifest:
         """Return the manifest."""
         return self._read(self.paths.manifest, Manifest, Stage.MANIFEST, self.plan.model)
+
+    def report(self) -> ReportRecord:
+        """Return the record of the report."""
+        return self._read(self.paths.report_record, ReportRecord, Stage.REPORT, self.plan.model)
 
     def pixels(self, record: FileRecord) -> npt.NDArray[np.uint8]:
         """Return uint8 NHWC pixels, mapped from disk so that only what is touched is read."""

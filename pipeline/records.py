@@ -823,6 +823,8 @@ class ManifestEntry(Record):
     accuracy: Accuracy | None
     checks: tuple[GateCheck, ...]
     proven: bool
+    device: str
+    """What it was timed on."""
     timings: tuple[BatchTiming, ...]
     rows: tuple[RowCheck, ...]
     noise: tuple[str, ...]
@@ -860,3 +862,17 @@ class Manifest(StageRecord):
     artifacts: tuple[ManifestEntry, ...]
     milestones: tuple[Milestone, ...]
     """From eager FP32 to the best engine, where anything was timed on a GPU."""
+
+
+class ReportRecord(StageRecord):
+    """The report for people: `artifacts/report.json` beside `report.html`."""
+
+    outcome: Outcome
+    """FAILED where the build breaks a bound that the configuration sets against a released one."""
+    reason: str = ""
+    file: FileRecord
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The page."""
+        return (self.file,)

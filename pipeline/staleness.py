@@ -35,6 +35,7 @@ from pipeline.records import (
     KeyField,
     Outcome,
     Precision,
+    ReportRecord,
     StageRecord,
     Variant,
 )
@@ -63,6 +64,7 @@ def key_of(project: Project, step: Step) -> Key:
         Stage.VALIDATE: lambda: accuracy_key(project, project.plan.variant(step.subject)),
         Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
         Stage.MANIFEST: lambda: manifest_key(project),
+        Stage.REPORT: lambda: report_key(project),
     }
     return makers[step.stage]()
 
@@ -94,6 +96,8 @@ def _records(project: Project, step: Step) -> list[StageRecord]:
         return [project.accuracy(plan.variant(step.subject))]
     if step.stage is Stage.MANIFEST:
         return [project.manifest()]
+    if step.stage is Stage.REPORT:
+        return [project.report()]
     return [project.benchmark(variant) for variant in _benchmarked(project, plan.target(step.subject))]
 
 
@@ -147,7 +151,8 @@ def _unbuilt(project: Project, step: Step) -> bool:
 
 def _failed(record: StageRecord) -> bool:
     """Failures are never cached."""
-    return isinstance(record, (Artifact, AccuracyReport, BenchmarkReport)) and record.outcome is Outcome.FAILED
+    kinds = (Artifact, AccuracyReport, BenchmarkReport, ReportRecord)
+    return isinstance(record, kinds) and record.outcome is Outcome.FAILED
 
 
 def source_key(project: Project) -> Key:
@@ -314,6 +319,22 @@ def manifest_key(project: Project) -> Key:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
     digests = {str(path.relative_to(paths.root)): sha256_of(path) if path.is_file() else None for path in records}
     return _key(records=digests)
+
+
+_PAGE = 1
+"""Raised whenever the report shows something else of the same records."""
+
+
+def report_key(project: Project) -> Key:
+    """Return what the report depends on: the manifest, and the released one."""
+    release = project.config.release
+    released = Path(release.manifest) if release else None
+    return _key(
+        page=_PAGE,
+        manifest=sha256_of(project.paths.manifest),
+        release=release,
+        released=sha256_of(released) if released and released.is_file() else None,
+    )
 
 
 def _benchmarked(project: Project, target: str) -> tuple[Variant, ...]:

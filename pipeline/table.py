@@ -8,13 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.records import CLOCKS, Layout, Status
+from pipeline.comparison import Turn, worth_telling
+from pipeline.records import Status
+from pipeline.verdict import latency_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TextIO
 
-    from pipeline.records import BatchTiming, Manifest, ManifestEntry, Milestone
+    from pipeline.comparison import Change
+    from pipeline.records import Manifest, ManifestEntry, Milestone
 
 _COLOURS = {
     Status.DEPLOYABLE: "green",
@@ -109,6 +112,32 @@ def _print_milestones(console: Console, milestones: tuple[Milestone, ...]) -> No
         console.print(table)
 
 
+def print_changes(changes: Sequence[Change], stream: TextIO) -> None:
+    """Print what differs from the released build beyond noise."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    told = worth_telling(changes)
+    if not told:
+        console.print("against the released build: nothing changed beyond noise")
+        return
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title="against the released build", title_justify="left"
+    )
+    for name, justify in (
+        ("artifact", "left"),
+        ("what", "left"),
+        ("released", "right"),
+        ("now", "right"),
+        ("", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of rich's words
+    table.add_column("bound broken")
+    for change in told:
+        colour = {Turn.WORSE: "yellow", Turn.BETTER: "green"}.get(change.turn, "")
+        turn = Text(change.turn.value, style=colour)
+        table.add_row(change.id.split("/", 1)[1], change.metric, change.before, change.after, turn, change.breach)
+    console.print(table)
+
+
 def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.{3 if value < 1 else 2}f} ms"
 
@@ -127,17 +156,9 @@ def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
     return f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
 
 
-def preferred(entry: ManifestEntry, batch: int) -> BatchTiming | None:
-    """Return the timing that a table shows: on a GPU, the CUDA graph's."""
-    found = [timing for timing in entry.timings if timing.batch == batch]
-    return min(
-        found, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
-    )
-
-
 def _tied_with_the_fastest(entries: Sequence[ManifestEntry], batch: int) -> frozenset[str]:
     """Return the artifacts whose latency at a batch cannot be told from the lowest, that one included."""
-    found = {entry.id: timing for entry in entries if (timing := preferred(entry, batch))}
+    found = {entry.id: timing for entry in entries if (timing := latency_of(entry, batch))}
     best = min(found.values(), key=lambda timing: timing.p50_ms, default=None)
     return frozenset(name for name, timing in found.items() if best and timing.ties_with(best))
 
@@ -145,7 +166,7 @@ def _tied_with_the_fastest(entries: Sequence[ManifestEntry], batch: int) -> froz
 def _timings(entry: ManifestEntry, fastest: Mapping[int, frozenset[str]]) -> list[str]:
     cells = []
     for batch, tied_ids in fastest.items():
-        timing = preferred(entry, batch)
+        timing = latency_of(entry, batch)
         mark = "≈ " if entry.id in tied_ids and len(tied_ids) > 1 else ""
         cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
         cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")

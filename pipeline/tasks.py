@@ -71,7 +71,7 @@ class Tasks:
     def of(self, stage: Stage) -> Iterator[TaskDict]:
         """Yield one doit task a step of `stage`, named by the step's subject."""
         plan = self._project.plan
-        action = CmdAction if stage is Stage.MANIFEST else _Command  # a table has its own shape
+        action = CmdAction if stage in {Stage.MANIFEST, Stage.REPORT} else _Command  # a table has its own shape
         for step in plan.steps:
             if step.stage is stage:
                 needs, follows = plan.dependencies(step)

@@ -36,7 +36,7 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 
 KEYS = (
     "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, tensorrt, torch_tensorrt, gates, "
-    "validation, benchmark"
+    "validation, benchmark, release"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 
@@ -921,3 +921,37 @@ def test_any_bytes_are_accepted_or_refused_with_a_position(
     file = tmp_path_factory.getbasetemp() / "any-bytes.yaml"
     file.write_bytes(data)
     assert _unpositioned(file) == []
+
+
+# What a build is held against.
+
+
+def test_release_has_bounds_with_units(load: Callable[[str], Config]) -> None:
+    """A share is written in per cent, a top-1 in points."""
+    release = load(MATRIX + "release: {manifest: m.json, max_latency_increase: 5%, max_top1_drop: 0.25pt}\n").release
+    assert release is not None
+    assert (round(release.max_latency_increase, 9), round(release.max_top1_drop, 9)) == (0.05, 0.0025)
+
+
+def test_release_has_default_bounds(load: Callable[[str], Config]) -> None:
+    """The manifest alone suffices: 3 % and 0.1 points."""
+    release = load(MATRIX + "release: {manifest: m.json}\n").release
+    assert release is not None
+    assert (release.max_latency_increase, release.max_top1_drop) == (0.03, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("release: {manifest: m.json, max_latency_increase: 3}", "expected a number with its unit, such as 3%, got 3"),
+        ("release: {manifest: m.json, max_latency_increase: 3pt}", "such as 3%, got '3pt'"),
+        ("release: {manifest: m.json, max_latency_increase: -3%}", "such as 3%, got '-3%'"),
+        ("release: {manifest: m.json, max_top1_drop: 0.1%}", "such as 0.1pt, got '0.1%'"),
+        ("release: {manifest: m.json, max_top1_drop: 0.5}", "such as 0.1pt, got 0.5"),
+        ("release: {max_top1_drop: 1pt}", "release.manifest"),
+    ],
+)
+def test_bounds_without_their_unit_are_refused(load: Callable[[str], Config], text: str, said: str) -> None:
+    """3 may be per cent or a factor; nothing is guessed."""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load(MATRIX + text + "\n")

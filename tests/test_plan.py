@@ -69,6 +69,7 @@ def test_plan_of_one_precision_is_spelt_out() -> None:
         "benchmark m/rtx-sm80+",
         "benchmark m/gpu",
         "manifest m",
+        "report m",
     ]
 
 
@@ -403,7 +404,9 @@ def test_benchmark_follows_everything_that_would_disturb_the_clock() -> None:
 def test_manifest_follows_everything() -> None:
     """The manifest tells of failures too, so that it comes after all the other steps and needs none."""
     plan = _plan()
-    assert plan.dependencies(plan.steps[-1]).follows == plan.steps[:-1]
+    *others, manifest, report = plan.steps
+    assert plan.dependencies(manifest).follows == tuple(others)
+    assert plan.dependencies(report).needs == (manifest,)
 
 
 def test_variant_is_found_by_its_id() -> None:

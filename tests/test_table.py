@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timezone
 
 import pytest
 
@@ -14,8 +13,6 @@ from pipeline.records import (
     Clock,
     FileRecord,
     Interpolation,
-    Key,
-    Manifest,
     ManifestEntry,
     ManifestModel,
     Milestone,
@@ -24,7 +21,9 @@ from pipeline.records import (
     Status,
     WeightsOrigin,
 )
-from pipeline.table import preferred, print_manifest
+from pipeline.table import print_manifest
+from pipeline.verdict import latency_of
+from tests.manifests import entry, manifest
 
 ACCURACY = Accuracy(
     samples=100,
@@ -52,41 +51,16 @@ MODEL = ManifestModel(
     labelled=True,
     reference_top1=0.76,
 )
-SKIPPED = ManifestEntry(
+SKIPPED = entry(
+    "dynamo-fp32",
     id="m/gpu/dynamo-fp32",
-    model="m",
     target="gpu",
     kind=Backend.DYNAMO,
     precision=Precision.FP32,
-    graph=None,
-    profile=None,
-    workspace_bytes=None,
     status=Status.SKIPPED,
     reason="no NVIDIA driver found",
     file=None,
-    built_for=None,
-    module=None,
-    executed=None,
-    layers=(),
-    device_memory_bytes=None,
-    cold_start=None,
-    runtime_cache=None,
-    smallest_workspace=None,
-    equals=(),
-    inputs=(),
-    outputs=(),
-    memory=None,
-    settings=(),
-    evaluator="",
     accuracy=None,
-    checks=(),
-    proven=False,
-    timings=(),
-    rows=(),
-    noise=(),
-    build_seconds=None,
-    weight_warnings=(),
-    toolchain=(),
     rerun="python -m pipeline build m/gpu/dynamo-fp32",
 )
 
@@ -115,17 +89,9 @@ def _printed(
     stream: io.StringIO | None = None,
     milestones: tuple[Milestone, ...] = (),
 ) -> str:
-    manifest = Manifest(
-        key=Key(fields=()),
-        built_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
-        git=None,
-        host="h",
-        model=model,
-        artifacts=entries,
-        milestones=milestones,
-    )
+    shown = manifest(*entries, milestones=milestones).model_copy(update={"model": model})
     stream = stream or io.StringIO()
-    print_manifest(manifest, stream)
+    print_manifest(shown, stream)
     return stream.getvalue()
 
 
@@ -216,14 +182,14 @@ def test_shared_file_is_marked() -> None:
 def test_preferred_timing_is_the_gpus_own(clocks: tuple[Clock, ...], shown: Clock) -> None:
     """Of the clocks that timed a batch the CUDA graph's is shown, then the GPU's, then the host's."""
     timings = tuple(_timing(1, 1.0, None).model_copy(update={"clock": clock}) for clock in clocks)
-    found = preferred(_engine(timings=timings), 1)
+    found = latency_of(_engine(timings=timings), 1)
     assert found is not None
     assert found.clock is shown
 
 
 def test_preferred_timing_of_a_batch_that_was_not_timed_is_none() -> None:
     """There is nothing to show of a batch that nobody timed."""
-    assert preferred(_engine(), 2) is None
+    assert latency_of(_engine(), 2) is None
 
 
 def test_latency_below_a_millisecond_has_microseconds() -> None:

@@ -1,0 +1,98 @@
+"""What a GPU cannot go below: the arithmetic of a network at its peak rate, and its bytes at its bandwidth. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx
+
+if TYPE_CHECKING:
+    import onnx.onnx_ml_pb2 as pb
+
+
+class Peak(NamedTuple):
+    """A GPU's limits."""
+
+    fp16_flops: float
+    """Dense FP16 with tensor cores, FLOP/s."""
+    bandwidth: float
+    """Of its memory, bytes/s."""
+
+
+_PEAKS = {
+    "H200": Peak(989e12, 4.8e12),
+    "H100 PCIe": Peak(756e12, 2.0e12),
+    "H100 80GB HBM3": Peak(989e12, 3.35e12),
+    "A100-SXM4-80GB": Peak(312e12, 2.039e12),
+    "A100-SXM4-40GB": Peak(312e12, 1.555e12),
+    "A100": Peak(312e12, 1.555e12),
+    "A10G": Peak(70e12, 0.6e12),
+    "A10": Peak(125e12, 0.6e12),
+    "L40S": Peak(362e12, 0.864e12),
+    "L4": Peak(121e12, 0.3e12),
+    "T4": Peak(65e12, 0.32e12),
+    "V100": Peak(125e12, 0.9e12),
+}
+"""By a part of the GPU's name; the first that fits counts. From NVIDIA's datasheets of each, without sparsity."""
+
+
+class Work(NamedTuple):
+    """What one image takes."""
+
+    macs: int
+    """Multiplications with an addition each, in convolutions and matrix products."""
+    weight_values: int
+    boundary_values: int
+    """Of the input and the output."""
+
+
+class Floor(NamedTuple):
+    """The least time that a batch can take, in milliseconds."""
+
+    arithmetic_ms: float
+    bandwidth_ms: float
+
+
+def peak_of(gpu_name: str) -> Peak | None:
+    """Return a GPU's limits, None for one that is not in the table."""
+    return next(
+        (peak for part, peak in _PEAKS.items() if re.search(rf"(?<!\w){re.escape(part)}(?!\w)", gpu_name)), None
+    )
+
+
+def floor_of(work: Work, peak: Peak, batch: int) -> Floor:
+    """Return the floor of a batch in FP16: two FLOPs a MAC; weights once, each image and its logits once."""
+    moved = 2 * (work.weight_values + batch * work.boundary_values)
+    return Floor(2 * work.macs * batch / peak.fp16_flops * 1e3, moved / peak.bandwidth * 1e3)
+
+
+def work_of(model: onnx.ModelProto) -> Work:
+    """Count what one image takes from a graph's shapes.
+
+    Raises:
+        onnx.shape_inference.InferenceError: the graph's shapes contradict each other.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.output, *graph.value_info)}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    macs = sum(_macs(node, shapes, weights) for node in graph.node)
+    boundary = sum(math.prod(shapes[value.name]) for value in (graph.input[0], graph.output[0]))
+    return Work(macs, sum(math.prod(shape) for shape in weights.values()), boundary)
+
+
+def _shape(value: pb.ValueInfoProto) -> tuple[int, ...]:
+    """Return a shape with a batch of one."""
+    return tuple(int(dim.dim_value) or 1 for dim in value.type.tensor_type.shape.dim)
+
+
+def _macs(node: pb.NodeProto, shapes: dict[str, tuple[int, ...]], weights: dict[str, tuple[int, ...]]) -> int:
+    """A convolution multiplies every output by a kernel's weights of its group; a product, every output by a column."""
+    output = math.prod(shapes.get(node.output[0], ()))
+    if node.op_type == "Conv":
+        return output * math.prod(weights.get(node.input[1], ())[1:])
+    if node.op_type in {"Gemm", "MatMul"}:
+        shape = shapes.get(node.input[0], ())
+        return output * (shape[-1] if shape else 0)
+    return 0

@@ -1,0 +1,266 @@
+"""The report that people look at."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.atomic import read_record, write_record
+from pipeline.errors import RecordError
+from pipeline.plan import Plan, Stage, Step
+from pipeline.project import Project
+from pipeline.records import Backend, Clock, Manifest, Milestone, Outcome, Status
+from pipeline.report import make_report
+from pipeline.report.charts import batch_scaling, pareto, workspace_sweep
+from pipeline.report.floors import Peak, Work
+from pipeline.staleness import is_current
+from tests.hosts import H100, host
+from tests.manifests import RANGE, accuracy, entry, timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+def text_of(project: Project) -> str:
+    """Return the report without plotly's own code."""
+    html = project.paths.report.read_text(encoding="utf-8")
+    return re.sub(r"<script>/\*\*.*?</script>", "", html, count=1, flags=re.DOTALL)
+
+
+def on_an_h100(copied: Path) -> Project:
+    """Return the tiny project on a host with an H100, with a manifest of what might have been timed there."""
+    found = Project.load(copied / "pipeline.yaml")
+    project = Project(Plan(found.config, host(H100)), found.paths)
+    target = "sm90-h100-80gb-hbm3-torch2.11"
+    eager = entry(
+        "eager-fp32", timing(1, 2.0, clock=Clock.GPU), timing(2, 2.2, clock=Clock.GPU), kind=Backend.EAGER,
+        id=f"tiny/{target}/eager-fp32", target=target, device_memory_bytes=10**8, accuracy=accuracy(1e-6),
+    )  # fmt: skip
+    engines = [
+        entry(
+            f"fp16-{size}", timing(1, 0.2, clock=Clock.GPU_GRAPH), timing(2, 0.25, clock=Clock.GPU_GRAPH),
+            id=f"tiny/rtx-sm80+/fp16-b1-2-4-ws{size}MiB", target="rtx-sm80+", kind=Backend.TENSORRT,
+            profile=RANGE.model_copy(update={"opt": 2}), workspace_bytes=size * 2**20, device_memory_bytes=10**7,
+        )
+        for size in (16, 32)
+    ]  # fmt: skip
+    row = Milestone(
+        gpu=H100.name, batch=1, label="the best engine", id=engines[0].id, status=Status.DEPLOYABLE,
+        p50_ms=0.21, graph_ms=0.2, speedup=10.0, relative_l2=1e-3,
+    )  # fmt: skip
+    manifest = found.manifest().model_copy(update={"artifacts": (eager, *engines), "milestones": (row,)})
+    write_record(project.paths.manifest, manifest)
+    return project
+
+
+def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
+    """What to deploy comes first; every artifact that ran here has a row, and what cannot be deployed its reason."""
+    text = text_of(built)
+    assert text.index("lowest latency, batch 1") < text.index("Every artifact") < text.index("Not deployable, and why")
+    for item in built.manifest().artifacts:
+        assert item.id.split("/", 1)[1] in text
+    assert "No NVIDIA driver" in text or "no NVIDIA driver found" in text
+
+
+def test_the_report_needs_nothing_from_a_network(built: Project) -> None:
+    """No element of it loads anything."""
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text_of(built)) == []
+
+
+def test_what_was_not_there_is_not_drawn_but_said(built: Project) -> None:
+    """A CPU has no known limits, and nothing here was timed with two workspaces."""
+    text = text_of(built)
+    assert "Limits of arithmetic and bandwidth: this device&#39;s are not known to the report." in text
+    assert "Workspace: nothing was timed with two of them." in text
+
+
+def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
+    """Where a GPU was timed, the way to the best engine, its limits and its workspaces are shown."""
+    project = on_an_h100(copied)
+    make_report(project)
+    text = text_of(project)
+    assert "From eager FP32 to the best engine, batch 1" in text
+    assert "limit of arithmetic, FP16" in text
+    assert "workspace, MiB" in text
+    assert "smallest GPU memory" in text
+
+
+def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:
+    """A reason that is markup is shown, not run."""
+    project = Project.load(copied / "pipeline.yaml")
+    manifest = project.manifest()
+    nasty = manifest.artifacts[0].model_copy(update={"reason": "<script>alert(1)</script>", "status": Status.FAILED})
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": (nasty, *manifest.artifacts[1:])}))
+    make_report(project)
+    assert "<script>alert(1)" not in text_of(project)
+    assert "&lt;script&gt;alert(1)" in text_of(project)
+
+
+def test_the_report_is_current_until_something_changes(copied: Path) -> None:
+    """It is made again for another manifest, or where the page was edited, and for nothing else."""
+    project = Project.load(copied / "pipeline.yaml")
+    step = Step(Stage.REPORT, "tiny")
+    assert is_current(project, step)
+    project.paths.report.write_text("edited")
+    assert not is_current(project, step)
+    make_report(project)
+    assert is_current(project, step)
+    project.paths.manifest.write_text(project.paths.manifest.read_text() + "\n")
+    assert not is_current(project, step)
+
+
+# Against a released build.
+
+
+def released(copied: Path, change: Callable[[Manifest], Manifest]) -> Path:
+    """Write a released manifest that differs from this build's, and have the configuration name it."""
+    project = Project.load(copied / "pipeline.yaml")
+    path = copied / "released.json"
+    write_record(path, change(project.manifest()))
+    with (copied / "pipeline.yaml").open("a") as file:
+        file.write(f"release: {{manifest: '{path}', max_latency_increase: 3%, max_top1_drop: 0.1pt}}\n")
+    return path
+
+
+def faster(manifest: Manifest) -> Manifest:
+    """Return a manifest in which everything had been a hundred times as fast."""
+
+    def hasten(value: float | None) -> float | None:
+        return None if value is None else value / 100
+
+    entries = tuple(
+        item.model_copy(
+            update={
+                "timings": tuple(
+                    found.model_copy(
+                        update={name: hasten(getattr(found, name)) for name in ("p50_ms", "p50_low_ms", "p50_high_ms")}
+                    )
+                    for found in item.timings
+                )
+            }
+        )
+        for item in manifest.artifacts
+    )
+    return manifest.model_copy(update={"artifacts": entries})
+
+
+def test_the_same_build_keeps_its_release(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing changed beyond noise: exit status 0, and the report says so."""
+    released(copied, lambda manifest: manifest)
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert "nothing changed beyond noise" in capsys.readouterr().out
+    project = Project.load(copied / "pipeline.yaml")
+    assert "Nothing changed beyond noise." in text_of(project)
+
+
+def test_a_slower_build_breaks_its_release(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1 with the table and each bound that is broken; the failure is never taken for up to date."""
+    released(copied, faster)
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert "cpu-x86_64/onnxruntime-fp32" in printed.out
+    assert "≤ +3.0%" in printed.out
+    assert "error: tiny/cpu-x86_64/onnxruntime-fp32: p50 at batch 1, host is worse than released" in printed.err
+    project = Project.load(copied / "pipeline.yaml")
+    assert project.report().outcome is Outcome.FAILED
+    assert not is_current(project, Step(Stage.REPORT, "tiny"))
+
+
+def test_a_release_that_is_missing_is_one_message(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A released manifest that cannot be read is an error that names it and what to do."""
+    released(copied, lambda manifest: manifest).unlink()
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "released.json" in said
+    assert "set `release.manifest` in pipeline.yaml" in said
+
+
+def test_no_manifest_is_no_report(copied: Path) -> None:
+    """The report is of the manifest."""
+    project = Project.load(copied / "pipeline.yaml")
+    project.paths.manifest.unlink()
+    with pytest.raises(RecordError):
+        make_report(project)
+
+
+# Charts.
+
+
+def test_nothing_timed_is_nothing_drawn() -> None:
+    """A chart of nothing is left out."""
+    silent = entry("x")
+    assert (pareto([silent], 1), batch_scaling([silent], None, None), workspace_sweep([silent])) == (None, None, None)
+
+
+def test_latencies_are_drawn_with_their_intervals() -> None:
+    """A point lies at the median; its bars end where the interval does."""
+    chart = pareto([entry("x", timing(1, 2.0, 0.1))], 1)
+    assert chart is not None
+    (points,) = chart.figure.data
+    assert (points.x, points.y) == ((2.0,), (1e-3,))
+    assert points.error_x.array == pytest.approx((0.2,))
+    assert points.error_x.arrayminus == pytest.approx((0.2,))
+
+
+def test_what_is_exact_has_a_place_on_a_logarithmic_axis() -> None:
+    """A distance of zero is drawn at the edge."""
+    chart = pareto([entry("x", timing(1, 2.0), accuracy=accuracy(0.0))], 1)
+    assert chart is not None
+    assert chart.figure.data[0].y == (1e-7,)
+
+
+def test_limits_are_drawn_where_the_gpu_is_known() -> None:
+    """Two lines more, from the graph's arithmetic and from its bytes."""
+    timed = entry("x", timing(1, 1.0), timing(2, 1.0))
+    work, peak = Work(10**6, 10**6, 10**6), Peak(1e12, 1e12)
+    for known, lines in ((peak, 3), (None, 1)):
+        chart = batch_scaling([timed], work, known)
+        assert chart is not None
+        assert len(chart.figure.data) == lines
+    chart = batch_scaling([timed], work, peak)
+    assert chart is not None
+    assert chart.figure.data[1].y == pytest.approx((5e5, 5e5))  # 2 x 10^6 operations an image at 10^12 a second
+
+
+# In a browser.
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1300, 390])
+def test_a_browser_draws_every_chart_without_complaint(copied: Path, width: int) -> None:
+    """Headless Chromium: no console errors, and each figure has become a drawing with points in it."""
+    project = on_an_h100(copied)
+    make_report(project)
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=10000",
+        project.paths.report.resolve().as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - fixed
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    figures = done.stdout.count('class="plotly-graph-div')
+    assert figures == 4
+    assert done.stdout.count('class="main-svg"') >= figures
+    assert done.stdout.count('class="point"') >= 10
+
+
+def test_the_page_is_in_the_package() -> None:
+    """The template lies beside the code that renders it, so that it is installed with it."""
+    import pipeline.report  # noqa: PLC0415 - its file is what this is about
+
+    assert Path(str(pipeline.report.__file__)).with_name("report.html.jinja").is_file()
+
+
+def test_the_record_names_the_page(built: Project) -> None:
+    """The record beside the page has its digest."""
+    record = read_record(built.paths.report_record, type(built.report()))
+    assert record.file.path == "report.html"
+    assert record.outcome is Outcome.DONE
