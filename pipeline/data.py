@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,15 +12,18 @@ import torch
 
 from pipeline import images
 from pipeline.atomic import describe_file, replacing, write_record
-from pipeline.environment import now, tools
+from pipeline.environment import now, threads, tools
 from pipeline.errors import DataError
 from pipeline.model import in_layout, strict_fp32
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
+from pipeline.progress import Bars
 from pipeline.records import DataRecord, ImagesOrigin, Preprocessing, SourceRecord, WeightsOrigin
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     from torch import nn
 
@@ -33,6 +37,8 @@ _BATCH = 32
 
 
 class _Split(NamedTuple):
+    """Images whose pixels are mapped from the files that they were written to."""
+
     origin: ImagesOrigin
     detail: str
     calibration: Images
@@ -52,12 +58,11 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     """
     source = project.source()
     paths = project.paths
-    split = _split(project.config.data, source)
-    validation = split.validation
-    log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
-    reference = reference_logits(model, validation.pixels, source.preprocessing)
-    _save(paths.calibration, split.calibration.pixels)
-    _save(paths.validation, validation.pixels)
+    with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
+        split = _split(project.config.data, source, calibration, held_out, bars.told("reading images"))
+        validation = split.validation
+        log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
+        reference = reference_logits(model, validation.pixels, source.preprocessing, bars.told("FP32 reference"))
     _save(paths.reference, reference)
     if validation.labels is not None:
         _save(paths.labels, validation.labels)
@@ -84,8 +89,19 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     return record
 
 
-def reference_logits(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[np.float32]:
+def reference_logits(
+    model: nn.Module,
+    pixels: npt.NDArray[np.uint8],
+    spec: Preprocessing,
+    seen: Callable[[int, int], None] = lambda _done, _total: None,
+) -> npt.NDArray[np.float32]:
     """Run the model strictly in FP32 on the CPU.
+
+    Args:
+        model: in FP32.
+        pixels: uint8 (samples, height, width, channels), maybe mapped from disk.
+        spec: how they become the network's input.
+        seen: is told how many of how many are done.
 
     Returns:
         float32 (samples, classes).
@@ -94,19 +110,22 @@ def reference_logits(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: Prep
         DataError: the reference itself gives NaN or infinity.
     """
     channels_last = in_layout(model, torch.channels_last)  # a third faster on a CPU, and still FP32
+    batches = []
     with strict_fp32():
-        batches = [
-            channels_last(torch.from_numpy(to_input(pixels[start : start + _BATCH], spec))).numpy()
-            for start in range(0, len(pixels), _BATCH)
-        ]
+        for start in range(0, len(pixels), _BATCH):
+            batch = to_input(pixels[start : start + _BATCH], spec)
+            batches.append(channels_last(torch.from_numpy(batch)).numpy())
+            seen(min(start + _BATCH, len(pixels)), len(pixels))
     logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
     if not np.isfinite(logits).all():
         raise DataError("the FP32 reference gives NaN or infinity: these weights cannot be validated against")
     return logits
 
 
-def _split(config: DataConfig, source: SourceRecord) -> _Split:
-    """Take the images that the configuration names; `auto` gives the sample its digits and others photographs."""
+def _split(
+    config: DataConfig, source: SourceRecord, calibration: Path, validation: Path, seen: Callable[[int, int], None]
+) -> _Split:
+    """Write the images that the configuration names; `auto` gives the sample its digits and others photographs."""
     spec = source.preprocessing
     wanted = config.images
     if wanted == "auto":
@@ -127,24 +146,32 @@ def _split(config: DataConfig, source: SourceRecord) -> _Split:
         return _Split(
             ImagesOrigin.DIGITS,
             "scikit-learn's digits, held out from fitting",
-            images.digits(spec, 0, config.calibration),
-            images.digits(spec, images.DIGITS_TO_FIT, config.validation),
+            _stored(images.digits(spec, 0, config.calibration), calibration),
+            _stored(images.digits(spec, images.DIGITS_TO_FIT, config.validation), validation),
         )
     if wanted == "photographs":
         return _Split(
             ImagesOrigin.PHOTOGRAPHS,
             "crops of scikit-learn's two photographs, without labels",
-            images.photographs(spec, 0, config.calibration),
-            images.photographs(spec, config.calibration, config.validation),
+            _stored(images.photographs(spec, 0, config.calibration), calibration),
+            _stored(images.photographs(spec, config.calibration, config.validation), validation),
         )
     folder = images.open_folder(Path(wanted), source.classes, source.class_names)
-    calibration = min(config.calibration, max(1, len(folder.files) // 2))
+    first = min(config.calibration, max(1, len(folder.files) // 2))
+    workers = threads()
     return _Split(
         ImagesOrigin.FOLDER,
         f"{wanted}, {len(folder.files)} images",
-        folder.read(spec, 0, calibration),
-        folder.read(spec, calibration, config.validation),
+        folder.read(spec, range(first), calibration, workers=workers),
+        folder.read(spec, range(first, first + config.validation), validation, workers=workers, seen=seen),
     )
+
+
+def _stored(found: Images, file: Path) -> Images:
+    """Write images that are few enough for memory, and return them as they are on disk."""
+    with file.open("wb") as stream:
+        np.save(stream, found.pixels, allow_pickle=False)
+    return replace(found, pixels=np.load(file, mmap_mode="r"))
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:

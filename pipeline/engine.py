@@ -14,7 +14,7 @@ from pipeline.errors import BuildError, UnsupportedError
 from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
 from pipeline.plan import Stage, Step
-from pipeline.progress import BuildProgress
+from pipeline.progress import Bars
 from pipeline.records import Artifact, EngineFlavour, Outcome, Tool, Variant
 from pipeline.staleness import current
 from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, load_flavour, weight_warnings
@@ -123,7 +123,7 @@ def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltE
     if request.gpu is not None and not request.compute_capabilities:
         cuda.use(request.gpu)
     stored = timings.read_bytes() if flavour.tunes and timings.is_file() else b""
-    with BuildProgress() as progress:
+    with Bars() as progress:
         return build_engine(flavour, request, BuildLog(sys.stderr), progress, stored)
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pipeline.errors import DataError
+from pipeline.isolation import live_with
 from pipeline.preprocessing import to_pixels
+from pipeline.records import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
-
-    from pipeline.records import Preprocessing
+    from typing_extensions import Self
 
 DIGITS_TO_FIT = 800
 """How many of the 1,797 digits the sample model's head is fitted on; it never sees the rest."""
@@ -101,33 +108,135 @@ class ImageFolder:
     files: tuple[Path, ...]
     labels: tuple[int, ...]
 
-    def read(self, spec: Preprocessing, start: int, count: int) -> Images:
-        """Read up to `count` images from number `start` on, leaving out those that cannot be read.
+    def read(
+        self,
+        spec: Preprocessing,
+        span: range,
+        file: Path,
+        *,
+        workers: int = 1,
+        seen: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> Images:
+        """Read the images of these numbers, leaving out those that cannot be read.
+
+        They are decoded some at a time and go straight to disk, so that memory does not grow with their number.
+
+        Args:
+            spec: how they are made into pixels.
+            span: their numbers; a folder may have fewer.
+            file: where their pixels are written, as .npy.
+            workers: how many processes decode.
+            seen: is told how many of how many have been read.
+
+        Returns:
+            the images, their pixels mapped from `file`.
 
         Raises:
-            DataError: none is left, or more than 1 % cannot be read.
+            DataError: none is left, more than 1 % cannot be read, or a worker died.
         """
-        files = self.files[start : start + count]
+        files = self.files[span.start : span.stop]
         if not files:
             raise DataError(
                 f"the image folder has {len(self.files)} images: none is left for validation",
                 where=str(self.folder),
                 expected="at least two images, for calibration and for validation",
             )
-        found = [_pixels(file, spec) for file in files]
-        unreadable = tuple(str(file) for file, pixels in zip(files, found, strict=True) if pixels is None)
-        if len(unreadable) > UNREADABLE_LIMIT * len(files) or len(unreadable) == len(files):
-            shown = ", ".join(unreadable[:5]) + (" …" if len(unreadable) > 5 else "")  # noqa: PLR2004 - enough to act on
-            raise DataError(
-                f"{len(unreadable)} of {len(files)} images cannot be read",
-                where=str(self.folder),
-                expected=f"at most {UNREADABLE_LIMIT:.0%}",
-                got=shown,
-                fix="repair or remove them, or lower `data.calibration` and `data.validation`",
-            )
-        kept = [index for index, pixels in enumerate(found) if pixels is not None]
-        labels = np.array([self.labels[start + index] for index in kept], dtype=np.int64)
-        return Images(np.stack([pixels for pixels in found if pixels is not None]), labels, unreadable)
+        unreadable: list[str] = []
+        kept: list[int] = []
+        with _decoding(workers if len(files) > _FEW else 1) as decode, PixelFile(file, spec, len(files)) as pixels:
+            step = _AT_ONCE * workers
+            for start in range(0, len(files), step):
+                part = files[start : start + step]
+                for index, found in enumerate(decode(part, spec), start):
+                    if found is None:
+                        unreadable.append(str(files[index]))
+                    else:
+                        pixels.append(found)
+                        kept.append(index)
+                self._check(unreadable, len(files))
+                seen(start + len(part), len(files))
+        if not kept:
+            self._check(unreadable, 0)
+        labels = np.array([self.labels[span.start + index] for index in kept], dtype=np.int64)
+        return Images(np.load(file, mmap_mode="r"), labels, tuple(unreadable))
+
+    def _check(self, unreadable: list[str], total: int) -> None:
+        """Fail as soon as it is certain that too many cannot be read."""
+        if len(unreadable) <= UNREADABLE_LIMIT * total:
+            return
+        shown = ", ".join(unreadable[:5]) + (" …" if len(unreadable) > 5 else "")  # noqa: PLR2004 - enough to act on
+        raise DataError(
+            f"{len(unreadable)} of {total or len(unreadable)} images cannot be read",
+            where=str(self.folder),
+            expected=f"at most {UNREADABLE_LIMIT:.0%}",
+            got=shown,
+            fix="repair or remove them, or lower `data.calibration` and `data.validation`",
+        )
+
+
+class PixelFile:
+    """A .npy file of images that grows one by one. A context manager, at whose end the file says how many there are."""
+
+    def __init__(self, file: Path, spec: Preprocessing, expected: int) -> None:
+        """Begin with none of the `expected` images."""
+        self._path = file
+        self._shape = (spec.crop, spec.crop, spec.channels)
+        self._expected = expected
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        """Open the file."""
+        self._file = self._path.open("wb")
+        self._header = self._write_header(self._expected)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write how many there are; numpy leaves room in a header for the first axis to change."""
+        if self._count != self._expected:
+            self._file.seek(0)
+            if self._write_header(self._count) != self._header:
+                raise DataError(f"{self._path} has no room in its header for {self._count} images")
+        self._file.close()
+
+    def append(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Write an image: uint8 (crop, crop, channels)."""
+        self._file.write(np.ascontiguousarray(pixels, dtype=np.uint8).tobytes())
+        self._count += 1
+
+    def _write_header(self, count: int) -> int:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
+        return self._file.tell()
+
+
+_FEW = 64
+"""Fewer images are decoded faster than processes start."""
+_AT_ONCE = 64
+"""How many images of each worker are on their way at once; memory is bounded by it."""
+
+_Decode = Callable[["Sequence[Path]", Preprocessing], "Iterable[npt.NDArray[np.uint8] | None]"]
+
+
+@contextmanager
+def _decoding(workers: int) -> Iterator[_Decode]:
+    """Yield what decodes files, in their order: here, or in processes."""
+    if workers == 1:
+        yield lambda files, spec: (_pixels(file, spec) for file in files)
+        return
+    context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all torch's threads
+    with ProcessPoolExecutor(workers, context, initializer=live_with, initargs=(os.getpid(),)) as pool:
+
+        def decode(files: Sequence[Path], spec: Preprocessing) -> Iterator[npt.NDArray[np.uint8] | None]:
+            try:
+                yield from pool.map(partial(_pixels, spec=spec), files, chunksize=_AT_ONCE // 4)
+            except BrokenProcessPool as exc:
+                raise DataError(
+                    "a process that reads images died",
+                    got="no word of it, as when memory is short or a decoder crashes",
+                    fix="free memory, or look for a damaged image with fewer of them: `data.validation`",
+                ) from exc
+
+        yield decode
 
 
 def _pixels(file: Path, spec: Preprocessing) -> npt.NDArray[np.uint8] | None:

@@ -171,12 +171,21 @@ def _end(process: BaseProcess) -> None:
         process.close()
 
 
-def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
-    """Be the new process: take (function, arguments), send (True, result) or (False, error)."""
+def live_with(parent: int) -> None:
+    """Have this process end when its parent does, however that ends; and leave interrupts to the parent.
+
+    Args:
+        parent: its process id.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed cannot end this one
     if os.getppid() != parent:  # it died before that took effect
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+
+
+def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
+    """Be the new process: take (function, arguments), send (True, result) or (False, error)."""
+    live_with(parent)
     try:
         with storage_errors(f"writing {log}"):
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

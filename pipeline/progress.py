@@ -1,4 +1,4 @@
-"""A long build's progress: a bar a phase on a terminal, a line now and then elsewhere."""
+"""The progress of long work: a bar a phase on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from rich.progress import TaskID
     from typing_extensions import Self
 
 _QUIET_SECONDS = 5.0
-"""A build that takes no longer says nothing; a longer one says a line as often."""
+"""Work that takes no longer says nothing; longer work says a line as often."""
 
 
-class BuildProgress:
-    """Shows a builder's phases, which it is told of by the builder's threads. A context manager."""
+class Bars:
+    """Shows phases, which it may be told of by several threads. A context manager."""
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         """Begin with nothing shown; bars appear where `stream` is a terminal."""
@@ -67,3 +68,15 @@ class BuildProgress:
         with self._lock:
             if self._bars and phase in self._tasks:
                 self._bars.remove_task(self._tasks.pop(phase))
+
+    def told(self, phase: str) -> Callable[[int, int], None]:
+        """Return what a phase tells how many of how many are done."""
+
+        def seen(done: int, total: int) -> None:
+            if phase not in self._steps:
+                self.start(phase, None, total)
+            self.step(phase, done)
+            if done == total:
+                self.finish(phase)
+
+        return seen

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pipeline.errors import DataError
-from pipeline.images import DIGITS_TO_FIT, digits, open_folder, photographs
+from pipeline.images import DIGITS_TO_FIT, ImageFolder, _decoding, digits, open_folder, photographs
 from pipeline.records import Interpolation, Preprocessing
 
 if TYPE_CHECKING:
@@ -136,7 +139,7 @@ def test_classes_are_numbered_by_name(tmp_path: Path) -> None:
         save(tmp_path / name / "a.png", COLOURS[name])
     names = ("dog", "emu", "cat")
 
-    found = open_folder(tmp_path, 3, names).read(SMALL, 0, 2)
+    found = open_folder(tmp_path, 3, names).read(SMALL, range(2), tmp_path / "pixels.npy")
 
     assert found.labels is not None
     colours = [tuple(pixels[0, 0].tolist()) for pixels in found.pixels]
@@ -148,7 +151,7 @@ def test_classes_are_numbered_in_sorted_order(tmp_path: Path) -> None:
     for name in ("emu", "dog", "cat"):
         save(tmp_path / name / "a.png", COLOURS[name])
 
-    found = open_folder(tmp_path, 3, ("0", "1", "2")).read(SMALL, 0, 3)
+    found = open_folder(tmp_path, 3, ("0", "1", "2")).read(SMALL, range(3), tmp_path / "pixels.npy")
 
     assert found.labels is not None
     colours = [tuple(pixels[0, 0].tolist()) for pixels in found.pixels]
@@ -188,7 +191,7 @@ def test_few_unreadable_images_are_left_out(tmp_path: Path) -> None:
     save(tmp_path / "dog" / "a.png", COLOURS["dog"])
     (tmp_path / "cat" / "0007.png").write_bytes(b"no image")
 
-    found = open_folder(tmp_path, 2, None).read(SMALL, 0, 100)
+    found = open_folder(tmp_path, 2, None).read(SMALL, range(100), tmp_path / "pixels.npy")
 
     assert found.unreadable == (str(tmp_path / "cat" / "0007.png"),)
     assert found.labels is not None
@@ -203,7 +206,7 @@ def test_many_unreadable_images(tmp_path: Path) -> None:
         (tmp_path / "cat" / f"{index:04}.png").write_bytes(b"")
 
     with pytest.raises(DataError, match=r"(?s)6 of 99 images cannot be read.*at most 1%.*000\d\.png.* …"):
-        open_folder(tmp_path, 1, None).read(SMALL, 0, 99)
+        open_folder(tmp_path, 1, None).read(SMALL, range(99), tmp_path / "pixels.npy")
 
 
 def test_only_unreadable_images(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_only_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "cat" / "0000.png").write_bytes(b"")
 
     with pytest.raises(DataError, match="1 of 1 images cannot be read"):
-        open_folder(tmp_path, 1, None).read(SMALL, 0, 1)
+        open_folder(tmp_path, 1, None).read(SMALL, range(1), tmp_path / "pixels.npy")
 
 
 @pytest.mark.parametrize("kept", [20, 200, 40_000])
@@ -223,7 +226,7 @@ def test_truncated_image_is_unreadable(tmp_path: Path, kept: int) -> None:
     damage_second_chunk(file)
     file.write_bytes(file.read_bytes()[:kept])
 
-    assert open_folder(tmp_path, 1, None).read(SMALL, 0, 100).unreadable == (str(file),)
+    assert open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
 
 
 def test_damaged_image_is_unreadable(tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_damaged_image_is_unreadable(tmp_path: Path) -> None:
     file = tmp_path / "cat" / "0003.png"
     damage_second_chunk(file)
 
-    assert open_folder(tmp_path, 1, None).read(SMALL, 0, 100).unreadable == (str(file),)
+    assert open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
 
 
 def test_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +244,7 @@ def test_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "cat" / "0003.png", size=(50, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
 
-    found = open_folder(tmp_path, 1, None).read(SMALL, 0, 100)
+    found = open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy")
 
     assert found.unreadable == (str(tmp_path / "cat" / "0003.png"),)
 
@@ -251,11 +254,103 @@ def test_nothing_left_to_validate_on(tmp_path: Path) -> None:
     fill(tmp_path, 1)
 
     with pytest.raises(DataError, match=r"(?s)none is left for validation.*at least two images"):
-        open_folder(tmp_path, 1, None).read(SMALL, 1, 5)
+        open_folder(tmp_path, 1, None).read(SMALL, range(1, 6), tmp_path / "pixels.npy")
 
 
 def test_fewer_images_than_asked_for(tmp_path: Path) -> None:
     """A folder with fewer images than asked for gives those that it has."""
     fill(tmp_path, 3)
 
-    assert len(open_folder(tmp_path, 1, None).read(SMALL, 1, 500)) == 2
+    assert len(open_folder(tmp_path, 1, None).read(SMALL, range(1, 501), tmp_path / "pixels.npy")) == 2
+
+
+# Many images.
+
+
+def many(folder: Path, count: int, size: int = 12) -> ImageFolder:
+    """Write images that differ, and list them."""
+    (folder / "cat").mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (size, size), (index % 256, index // 256, 7)).save(folder / "cat" / f"{index:05}.png")
+    return open_folder(folder, 1, None)
+
+
+def test_workers_write_the_same_bytes_in_the_same_order(tmp_path: Path) -> None:
+    """However many processes decode, the file is the same, and so are the names of what cannot be read."""
+    folder = many(tmp_path / "images", 300)
+    (tmp_path / "images" / "cat" / "00123.png").write_bytes(b"no image")
+    alone = folder.read(SMALL, range(300), tmp_path / "alone.npy", workers=1)
+    together = folder.read(SMALL, range(300), tmp_path / "together.npy", workers=2)
+    assert (tmp_path / "alone.npy").read_bytes() == (tmp_path / "together.npy").read_bytes()
+    assert alone.unreadable == together.unreadable == (str(tmp_path / "images" / "cat" / "00123.png"),)
+    assert len(alone) == len(together) == 299
+
+
+def test_what_was_left_out_leaves_no_gap(tmp_path: Path) -> None:
+    """The file says how many images there are, and numpy reads it as it reads its own."""
+    folder = many(tmp_path / "images", 101)
+    (tmp_path / "images" / "cat" / "00000.png").write_bytes(b"")
+    found = folder.read(SMALL, range(101), tmp_path / "pixels.npy")
+    again = np.load(tmp_path / "pixels.npy")
+    assert again.shape == (100, *found.pixels.shape[1:])
+    assert np.array_equal(again, found.pixels)
+    assert (tmp_path / "pixels.npy").stat().st_size == again.nbytes + 128
+
+
+def test_progress_is_told_up_to_the_end(tmp_path: Path) -> None:
+    """Whoever wants to know hears how many of how many have been read."""
+    told: list[tuple[int, int]] = []
+    many(tmp_path / "images", 70).read(
+        SMALL, range(70), tmp_path / "pixels.npy", seen=lambda *counts: told.append(counts)
+    )
+    assert told == [(64, 70), (70, 70)]
+
+
+def test_too_many_unreadable_images_fail_early(tmp_path: Path) -> None:
+    """Once it is certain that more than one in a hundred cannot be read, the rest is not tried."""
+    folder = many(tmp_path / "images", 200)
+    for file in folder.files[:5]:
+        file.write_bytes(b"")
+    told: list[int] = []
+    with pytest.raises(DataError, match="5 of 200 images cannot be read"):
+        folder.read(SMALL, range(200), tmp_path / "pixels.npy", seen=lambda done, _: told.append(done))
+    assert told == []
+
+
+def test_a_worker_that_dies_is_one_message() -> None:
+    """A decoder that takes its process down fails the stage, and says so."""
+    with (
+        pytest.raises(DataError, match="a process that reads images died"),
+        _decoding(2) as decode,
+    ):
+        list(decode([Kills() for _ in range(8)], SMALL))  # type: ignore[misc]  # as good as a path
+
+
+class Kills(os.PathLike[str]):
+    """A path that ends the process that opens it."""
+
+    def __fspath__(self) -> str:
+        """End it."""
+        os._exit(9)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.images import open_folder
+from pipeline.records import Interpolation, Preprocessing
+spec = Preprocessing(resize=256, crop=256, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
+folder = open_folder(Path(sys.argv[1]), 1, None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+folder.read(spec, range(len(folder.files)), Path(sys.argv[2]))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """1,000 images of 197 kB go through a process that takes less than a fifth of their 197 MB for it."""
+    many(tmp_path / "images", 1000, size=8)
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "images"), str(tmp_path / "pixels.npy")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed arguments
+    assert (tmp_path / "pixels.npy").stat().st_size > 190e6
+    assert int(done.stdout) < 40e6

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline import progress
-from pipeline.progress import BuildProgress
+from pipeline.progress import Bars
 
 
 class Terminal(io.StringIO):
@@ -27,7 +27,7 @@ def _always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(stream: io.StringIO) -> str:
     """Tell of a build of two phases, one within the other, and return what was shown."""
-    with BuildProgress(stream) as shown:
+    with Bars(stream) as shown:
         shown.start("Building engine", None, 6)
         shown.start("Timing tactics", "Building engine", 57)
         shown.step("Timing tactics", 3)
@@ -52,7 +52,7 @@ def test_slow_build_says_a_line_now_and_then() -> None:
 def test_step_of_an_unknown_phase_is_shown() -> None:
     """A step that comes before its phase is no reason to end a build."""
     stream = io.StringIO()
-    with BuildProgress(stream) as shown:
+    with Bars(stream) as shown:
         shown.step("Mystery", 2)
         shown.finish("Mystery")
     assert stream.getvalue() == "Mystery: 2 of 2\n"
@@ -63,7 +63,7 @@ def test_line_follows_a_line_no_sooner_than_a_few_seconds(monkeypatch: pytest.Mo
     clock = iter([0.0, 4.0, 5.0, 5.0, 9.0, 11.0, 11.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with BuildProgress(stream) as shown:
+    with Bars(stream) as shown:
         for done in range(1, 5):
             shown.step("Timing", done)
     assert stream.getvalue() == "Timing: 2 of 2\nTiming: 4 of 4\n"
@@ -91,7 +91,7 @@ def test_terminal_shows_a_bar_a_phase() -> None:
 def test_bars_are_taken_away_after_an_error() -> None:
     """A build that fails leaves the terminal as it was."""
     stream = Terminal()
-    with pytest.raises(TypeError), BuildProgress(stream) as shown:
+    with pytest.raises(TypeError), Bars(stream) as shown:
         shown.start("Building engine", None, "six")  # type: ignore[arg-type]  # what goes wrong
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
 
@@ -100,7 +100,7 @@ def test_bars_are_taken_away_after_an_error() -> None:
 def test_phase_within_another_is_indented() -> None:
     """What belongs to a phase stands below it, further in."""
     stream = Terminal()
-    with BuildProgress(stream) as shown:
+    with Bars(stream) as shown:
         shown.start("Outer", None, 2)
         shown.start("Inner", "Outer", 2)
     assert "Outer" in stream.getvalue()
