@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
-from pipeline.errors import PipelineError, SourceError, UsageError, storage_errors
+from pipeline.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
 from pipeline.plan import Stage, Step
 from pipeline.records import Outcome
 
@@ -219,10 +219,17 @@ def _manifest(project: Project, subject: str) -> int:
 
 
 def _report(project: Project, subject: str) -> int:
+    from pipeline.environment import installed
     from pipeline.report import make_report
     from pipeline.table import print_changes
 
     project.plan.check_model(subject)
+    missing = [name for name in ("jinja2", "plotly") if not installed(name)]
+    if missing and project.config.release is None:  # a build host needs no page; a bound, though, must be held
+        _say(f"skipped: {' and '.join(missing)} not installed here")
+        return 0
+    if missing:
+        raise UnsupportedError(f"the report needs {' and '.join(missing)}", fix="install the dependency group `build`")
     report = make_report(project)
     if project.config.release:
         print_changes(report.changes, sys.stdout)

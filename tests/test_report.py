@@ -183,6 +183,19 @@ def test_a_release_that_is_missing_is_one_message(copied: Path, capsys: pytest.C
     assert "set `release.manifest` in pipeline.yaml" in said
 
 
+def test_a_host_without_the_page_s_libraries_does_without(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build host needs no page; where a released build is to be held against, its absence is an error."""
+    monkeypatch.setattr("pipeline.environment.installed", lambda name: name != "plotly")
+    command = ["report", "tiny", "--config", str(copied / "pipeline.yaml")]
+    assert main(command) == 0
+    assert "skipped: plotly not installed here" in capsys.readouterr().out
+    released(copied, lambda manifest: manifest)
+    assert main(command) == 1
+    assert "the report needs plotly" in capsys.readouterr().err
+
+
 def test_no_manifest_is_no_report(copied: Path) -> None:
     """The report is of the manifest."""
     project = Project.load(copied / "pipeline.yaml")

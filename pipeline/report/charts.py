@@ -77,7 +77,7 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
             batches |= found.keys()
             sizes = sorted(found)
             rates = [found[size].throughput_per_s for size in sizes]
-            figure.add_trace(_line(short(entry), sizes, rates))
+            figure.add_trace(_line(entry.id.rpartition("/")[2], sizes, rates))
     if len(batches) < 2:  # noqa: PLR2004 - one size scales with nothing
         return None
     if work and peak:
@@ -131,6 +131,12 @@ def workspace_sweep(entries: Sequence[ManifestEntry]) -> Chart | None:
             figure.add_trace(_line(name, [size / 2**20 for size in sizes], [found[size] for size in sizes]))
     if not figure.data:
         return None
-    figure.update_xaxes(title="workspace, MiB", type="log")
+    ticks = sorted({size for found in lines.values() for size in found})
+    figure.update_xaxes(
+        title="workspace, MiB",
+        type="log",
+        tickvals=[size / 2**20 for size in ticks],
+        ticktext=[f"{size / 2**20:g}" for size in ticks],
+    )
     figure.update_yaxes(title="median latency, ms", rangemode="tozero")
     return Chart("Workspace", figure)
