@@ -142,6 +142,11 @@ def processor() -> str:
     return f"{names[0] if names else platform.machine()}, {threads()} cores"
 
 
+def host_memory_bytes() -> int:
+    """Return how much memory this host has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @cache
 def missing_driver() -> str | None:
     """Return why no NVIDIA driver can be used here, None where one can."""

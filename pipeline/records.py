@@ -9,9 +9,12 @@ import hashlib
 import json
 import re
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SCHEMA_VERSION = 1
 """The version of every record on disk; part of every staleness key."""
@@ -671,6 +674,17 @@ CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.COPIES, Clock.HOST, Clock.STREAMS)
 """The one that tells most of an engine first."""
 
 
+def ranking_clock(clocks: Collection[Clock]) -> Clock:
+    """Return the clock that variants are compared by: a CUDA graph's, without one the GPU's, on a CPU the host's.
+
+    Every other one is paced by the host's launches and copies too.
+
+    Args:
+        clocks: those that a variant was timed by, at least one.
+    """
+    return min(clocks, key=CLOCKS.index)
+
+
 class BatchTiming(Record):
     """Latencies of whole batches."""
 
@@ -733,6 +747,19 @@ class Conditions(Record):
     """Why its clocks were held down, in NVML's words, each once; being idle is no reason."""
 
 
+class Doubt(Record):
+    """A reason not to trust latencies to the last digit."""
+
+    what: str
+    """A sentence that many variants may share."""
+    detail: str
+    """How much, or which, of this variant."""
+
+    def __str__(self) -> str:
+        """Return both as one sentence."""
+        return f"{self.what}: {self.detail}"
+
+
 class BenchmarkReport(StageRecord):
     """A variant's latencies: `benchmark.json` beside the artifact."""
 
@@ -755,7 +782,7 @@ class BenchmarkReport(StageRecord):
     restarts: Count = 0
     """How often it was opened and timed anew, each time in a fresh process."""
     conditions: Conditions | None = None
-    noise: tuple[str, ...] = ()
+    noise: tuple[Doubt, ...] = ()
     """Why these latencies are not to be trusted to the last digit."""
 
     @property
@@ -827,7 +854,7 @@ class ManifestEntry(Record):
     """What it was timed on."""
     timings: tuple[BatchTiming, ...]
     rows: tuple[RowCheck, ...]
-    noise: tuple[str, ...]
+    noise: tuple[Doubt, ...]
     toolchain: tuple[Tool, ...]
     rerun: str
     """The command that builds it again."""

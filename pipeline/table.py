@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -61,9 +62,10 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
     if any(len(found) > 1 for found in fastest.values()):
         console.print(Text("≈ not told apart from the fastest: their 95 % intervals overlap", style="dim"))
-    for noise in dict.fromkeys(noise for entry in manifest.artifacts for noise in entry.noise):
-        count = sum(noise in entry.noise for entry in manifest.artifacts)
-        console.print(Text(f"a noisy run, {count} of {len(manifest.artifacts)} artifacts: {noise}", style="dim"))
+    doubts = Counter(doubt.what for entry in manifest.artifacts for doubt in entry.noise)
+    if doubts:
+        told = ", ".join(f"{what} ({count} of {len(manifest.artifacts)} artifacts)" for what, count in doubts.items())
+        console.print(Text(f"a noisy run: {told}; the report says how much", style="dim"))
     for reason, number in notes.items():
         console.print(Text(f"[{number}] {reason}", style="dim"))
     _print_milestones(console, manifest.milestones)

@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.benchmark import (
-    _PROCESSES,
     Measured,
     Worker,
     await_answer,
@@ -169,23 +168,32 @@ def finished(project: Project, variant: Variant) -> Artifact:
     )
 
 
-def test_each_group_has_the_baseline_first(built: Project) -> None:
+def test_each_group_has_the_baseline_first(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more processes are open at once than a host has room for, and each group is held against eager FP32."""
+    monkeypatch.setattr("pipeline.benchmark.host_memory_bytes", lambda: 20 * 2**30)
     project = on_an_h100(built)
     artifacts = [finished(project, variant) for variant in project.plan.variants if variant.target == TORCH]
     groups = group(project, TORCH, artifacts)
     assert {members[0].variant.name for members in groups} == {"eager-fp32"}
-    assert max(len(members) for members in groups) == _PROCESSES + 1
+    assert max(len(members) for members in groups) == 5 + 1
     timed_ids = [artifact.variant.id for members in groups for artifact in members[1:]]
     assert sorted(timed_ids) == sorted(item.variant.id for item in artifacts if item.variant.name != "eager-fp32")
 
 
 @pytest.mark.parametrize(
-    ("gpu", "room"), [(None, 8), (H100, 8), (L4, 6), (L4.model_copy(update={"memory_bytes": 2**30}), 1)]
+    ("gpu", "host_bytes", "room"),
+    [
+        (None, 2**40, 12),
+        (None, 16 * 2**30, 4),
+        (H100, 2**40, 12),
+        (H100, 32 * 2**30, 8),
+        (L4, 2**40, 6),
+        (L4.model_copy(update={"memory_bytes": 2**30}), 2**40, 1),
+    ],
 )
-def test_a_small_gpu_has_room_for_fewer(gpu: Gpu | None, room: int) -> None:
-    """Every variant's process may take 4 GiB of a GPU, and one at least is timed."""
-    assert room_of(gpu) == room
+def test_a_small_host_has_room_for_fewer(gpu: Gpu | None, host_bytes: int, room: int) -> None:
+    """Every variant's process may take 4 GiB of the host and of the GPU, and one at least is timed."""
+    assert room_of(gpu, host_bytes) == room
 
 
 def test_the_baseline_alone_is_a_group(built: Project) -> None:

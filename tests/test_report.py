@@ -243,6 +243,23 @@ def test_limits_are_drawn_where_the_gpu_is_known() -> None:
     assert chart.figure.data[1].y == pytest.approx((5e5, 5e5))  # 2 x 10^6 operations an image at 10^12 a second
 
 
+def test_engines_of_one_batch_size_are_one_line() -> None:
+    """The best that may be deployed at each size; what is rejected does not count."""
+    chart = batch_scaling(
+        [
+            entry("b1", timing(1, 2.0)),
+            entry("slow", timing(1, 4.0)),
+            entry("b8", timing(8, 4.0)),
+            entry("wrong", timing(8, 1.0), status=Status.REJECTED),
+        ],
+        None,
+        None,
+    )
+    assert chart is not None
+    (line,) = chart.figure.data
+    assert (line.x, line.y) == ((1, 8), pytest.approx((500, 2000)))
+
+
 # In a browser.
 
 

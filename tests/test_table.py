@@ -11,6 +11,7 @@ from pipeline.records import (
     Backend,
     BatchTiming,
     Clock,
+    Doubt,
     FileRecord,
     Interpolation,
     ManifestEntry,
@@ -119,9 +120,9 @@ def test_ties_with_the_fastest_are_marked() -> None:
 
 def test_a_noisy_run_says_so_once() -> None:
     """Each reason for doubt is told once, with how many artifacts it touches."""
-    noisy = {"noise": ("restarts differ by up to 7%",)}
+    noisy = {"noise": (Doubt(what="restarts differ", detail="by up to 7%"),)}
     text = _printed(_engine(id="m/t/a", **noisy), _engine(id="m/t/b", **noisy), _engine(id="m/t/c"))
-    assert text.count("a noisy run, 2 of 3 artifacts: restarts differ by up to 7%") == 1
+    assert text.count("a noisy run: restarts differ (2 of 3 artifacts)") == 1
 
 
 def test_row_shows_size_accuracy_latency_speedup_and_status() -> None:

@@ -14,7 +14,7 @@ from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.benchmark.messages import Ask, Ready, Started, Trouble, Warm, What
 from pipeline.benchmark.statistics import noise_of, summarize
 from pipeline.benchmark.worker import serve, takes
-from pipeline.environment import driver_version, missing_driver, now, processor, threads, tools
+from pipeline.environment import driver_version, host_memory_bytes, missing_driver, now, processor, threads, tools
 from pipeline.errors import RecordError
 from pipeline.gpu_lock import exclusive
 from pipeline.isolation import describe_exit
@@ -30,6 +30,7 @@ from pipeline.records import (
     FileRecord,
     Outcome,
     Variant,
+    ranking_clock,
 )
 from pipeline.staleness import key_of
 
@@ -55,10 +56,10 @@ _START_SECONDS = 300.0
 """How long a variant's process may take to start, and then to load its artifact; nine import torch at once."""
 _ANSWER_SECONDS = 600.0
 """How long one round of one variant may take."""
-_PROCESSES = 8
-"""How many variants are timed against each other, besides the baseline; each process with torch takes gigabytes."""
+_PROCESSES = 12
+"""How many variants are timed against each other, besides the baseline."""
 _PROCESS_BYTES = 4 * 2**30
-"""What each may take of a GPU's memory: CUDA's context, libraries, weights, and the activations of a large batch."""
+"""What each may take of a host's memory and of a GPU's: libraries, CUDA's context, weights, a batch's activations."""
 
 
 def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ...]:
@@ -107,14 +108,15 @@ def group(project: Project, target: str, artifacts: list[Artifact]) -> list[list
         guest = _artifact(project, variant)
         baseline = guest if guest and not _untimed(guest) else None
     first = [baseline] if baseline else []
-    room = room_of(project.plan.gpu(target))
+    room = room_of(project.plan.gpu(target), host_memory_bytes())
     chunks = [others[start : start + room] for start in range(0, len(others), room)]
     return [[*first, *chunk] for chunk in chunks] or ([first] if first else [])
 
 
-def room_of(gpu: Gpu | None) -> int:
-    """Return how many variants may be open at once, besides the baseline."""
-    return _PROCESSES if gpu is None else max(1, min(_PROCESSES, gpu.memory_bytes // _PROCESS_BYTES))
+def room_of(gpu: Gpu | None, host_bytes: int) -> int:
+    """Return how many variants may be open at once, besides the baseline, in the memory of the host and of its GPU."""
+    memories = (host_bytes, gpu.memory_bytes) if gpu else (host_bytes,)
+    return max(1, min(_PROCESSES, *(memory // _PROCESS_BYTES for memory in memories)))
 
 
 class _Round(NamedTuple):
@@ -326,7 +328,8 @@ def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
         return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, outcome=outcome, reason=reason)
     gpu = project.plan.gpu(variant.target)
     notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
-    restarts = [found.medians_of_restarts(what) for what in found.rounds]
+    ranking = ranking_clock({what.clock for what in found.rounds})
+    restarts = [found.medians_of_restarts(what) for what in found.rounds if what.clock is ranking]
     return BenchmarkReport(
         key=key,
         built_at=now(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.records import BatchTiming
+from pipeline.records import BatchTiming, Doubt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,24 +84,25 @@ def noise_of(
     unsettled: Sequence[str],
     strangers: Sequence[str],
     conditions: Conditions | None,
-) -> tuple[str, ...]:
+) -> tuple[Doubt, ...]:
     """Return why latencies are not to be trusted to the last digit; nothing where all was quiet.
 
     Args:
-        restarts: for everything that was timed, the median of each restart, in milliseconds.
+        restarts: for every batch size, the median of each restart by the clock that variants are compared by, in
+            milliseconds.
         unsettled: what was still getting faster or slower when its time to warm up was over.
         strangers: other processes on the GPU.
         conditions: what NVML told.
     """
-    found = [f"others computed on the GPU: {', '.join(strangers)}"] if strangers else []
+    found = [Doubt(what="others computed on the GPU", detail=", ".join(strangers))] if strangers else []
     apart = max((max(medians) / min(medians) - 1 for medians in restarts if min(medians) > 0), default=0.0)
     if apart > _RESTARTS_DIFFER:
-        found.append(f"restarts differ by up to {apart:.0%}")
+        found.append(Doubt(what="restarts differ", detail=f"by up to {apart:.0%}"))
     if unsettled:
-        found.append(f"not settled after warming up: {', '.join(unsettled)}")
+        found.append(Doubt(what="not settled after warming up", detail=", ".join(unsettled)))
     slow = [
         reason for reason in (conditions.throttled_by if conditions else ()) if any(word in reason for word in _SLOWED)
     ]
     if slow:
-        found.append(f"the GPU's clocks were held down: {', '.join(slow)}")
+        found.append(Doubt(what="the GPU's clocks were held down", detail=", ".join(slow)))
     return tuple(found)

@@ -15,7 +15,7 @@ from pipeline.benchmark.statistics import settled
 from pipeline.errors import PipelineError, RunError, UnsupportedError
 from pipeline.plan import CPU_TARGET
 from pipeline.preprocessing import to_input
-from pipeline.records import Backend, Clock, ColdStart, Layout
+from pipeline.records import Backend, Clock, ColdStart, Layout, ranking_clock
 from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
 
 if TYPE_CHECKING:
@@ -88,12 +88,15 @@ def _answer(connection: Connection, project: Project, measure: Time) -> None:
 
 
 def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
-    """Run until two medians in a row agree by every clock, or the time is over."""
-    medians: dict[tuple[Clock, Layout], list[float]] = {}
+    """Run until two medians in a row agree by the clock that variants are compared by, or the time is over."""
+    medians: dict[Layout, list[float]] = {}
     end = time.perf_counter() + ask.warm_up_seconds
     while time.perf_counter() < end:
-        for samples in measure():
-            medians.setdefault((samples.clock, samples.layout), []).append(float(np.median(samples.milliseconds)))
+        measured = measure()
+        ranking = ranking_clock({samples.clock for samples in measured})
+        for samples in measured:
+            if samples.clock is ranking:
+                medians.setdefault(samples.layout, []).append(float(np.median(samples.milliseconds)))
         if all(settled(found) for found in medians.values()):
             return Warm(settled=True)
     return Warm(settled=False)

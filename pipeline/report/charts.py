@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import plotly.graph_objects as go
 
-from pipeline.records import Clock, Layout, Status
+from pipeline.records import Layout, Status, ranking_clock
 from pipeline.verdict import latency_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.records import BatchTiming, ManifestEntry
+    from pipeline.records import BatchTiming, Clock, ManifestEntry
     from pipeline.report.floors import Peak, Work
 
 _MARKS = {Status.DEPLOYABLE: "circle", Status.REJECTED: "x"}
@@ -66,20 +66,16 @@ def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.S
 
 
 def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Peak | None) -> Chart | None:
-    """Return images a second by batch, and the rates that the GPU's arithmetic and bandwidth allow."""
+    """Return the best images a second by batch, and the rates that the GPU's arithmetic and bandwidth allow."""
     from pipeline.report.floors import floor_of  # noqa: PLC0415 - beside what it is for
 
-    figure = go.Figure()
-    batches: set[int] = set()
-    for entry in entries:
-        found = {timing.batch: timing for timing in _contiguous(entry) if timing.clock is _clock_of(entry)}
-        if entry.status is Status.DEPLOYABLE and found:
-            batches |= found.keys()
-            sizes = sorted(found)
-            rates = [found[size].throughput_per_s for size in sizes]
-            figure.add_trace(_line(entry.id.rpartition("/")[2], sizes, rates))
+    lines = _best_rates(entries)
+    batches = {batch for rates in lines.values() for batch in rates}
     if len(batches) < 2:  # noqa: PLR2004 - one size scales with nothing
         return None
+    figure = go.Figure()
+    for name, found in lines.items():
+        figure.add_trace(_line(name, sorted(found), [found[size] for size in sorted(found)]))
     if work and peak:
         sizes = sorted(batches)
         floors = [floor_of(work, peak, size) for size in sizes]
@@ -94,14 +90,27 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
     return Chart("Throughput by batch size", figure)
 
 
+def _best_rates(entries: Sequence[ManifestEntry]) -> dict[str, dict[int, float]]:
+    """Return, by what runs it and in which precision, the most images a second that may be deployed, by batch size.
+
+    Engines of one batch size are points of one line: who scales a batch picks another engine.
+    """
+    lines: dict[str, dict[int, float]] = {}
+    for entry in entries:
+        for timing in _contiguous(entry) if entry.status is Status.DEPLOYABLE else ():
+            if timing.clock is _clock_of(entry):
+                line = lines.setdefault(f"{entry.kind.value} {entry.precision.value}", {})
+                line[timing.batch] = max(timing.throughput_per_s, line.get(timing.batch, 0.0))
+    return lines
+
+
 def _contiguous(entry: ManifestEntry) -> list[BatchTiming]:
     return [timing for timing in entry.timings if timing.layout is Layout.CONTIGUOUS]
 
 
 def _clock_of(entry: ManifestEntry) -> Clock:
     """A line is of one clock: the graph's where there is one."""
-    clocks = {timing.clock for timing in entry.timings}
-    return next((clock for clock in (Clock.GPU_GRAPH, Clock.GPU) if clock in clocks), Clock.HOST)
+    return ranking_clock({timing.clock for timing in entry.timings})
 
 
 def _line(name: str, x: Sequence[float], y: Sequence[float], dash: str = "solid") -> go.Scatter:
