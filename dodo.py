@@ -15,7 +15,7 @@ from pipeline.tasks import Tasks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DOIT_CONFIG = {"default_tasks": [stage.value for stage in Stage]}
+DOIT_CONFIG = {"default_tasks": [stage.value for stage in Stage if stage.by_default]}
 
 TASKS = Tasks.load()
 
@@ -63,6 +63,11 @@ def task_manifest() -> Iterator[dict[str, Any]]:
 def task_report() -> Iterator[dict[str, Any]]:
     """artifacts/report.html: the verdict with its evidence, and what changed since the released build."""
     yield from TASKS.of(Stage.REPORT)
+
+
+def task_profile() -> Iterator[dict[str, Any]]:
+    """On demand: which layers and kernels take an artifact's time, by the library's profiler and Nsight Systems."""
+    yield from TASKS.of(Stage.PROFILE)
 
 
 def task_check() -> dict[str, Any]:

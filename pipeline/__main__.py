@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
+from pipeline.nvtx import nvtx_range
 from pipeline.plan import Stage, Step
 from pipeline.records import Outcome
 
@@ -30,6 +31,7 @@ _HELP = {
     Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
     Stage.MANIFEST: "artifacts/manifest.json and a table of it       SUBJECT: resnet18",
     Stage.REPORT: "artifacts/report.html, and the release's bounds SUBJECT: resnet18",
+    Stage.PROFILE: "what takes an artifact's time; on demand        SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp32",
 }
 
 
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="Runs one stage of the pipeline; `doit` runs what is stale of all of them.",
-        epilog=f"stages, in their order:\n{stages}\n  plan       lists every step as a command\n"
+        epilog=f"stages, in their order:\n{stages}\n  plan       lists what `doit` runs, as commands\n"
         "  schema     prints the manifest's JSON Schema\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -105,7 +107,8 @@ def _run(options: argparse.Namespace) -> int:
             expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
             fix=f"run `{Step(stage, options.subject).command}` there, and copy {project.paths.folder} from it",
         )
-    return _STAGES[stage](project, options.subject)
+    with nvtx_range(f"{stage.value} {options.subject}"):
+        return _STAGES[stage](project, options.subject)
 
 
 def _source(project: Project, subject: str) -> int:
@@ -243,6 +246,17 @@ def _report(project: Project, subject: str) -> int:
     return 1 if report.breaches else 0
 
 
+def _profile(project: Project, subject: str) -> int:
+    from pipeline.profiling import profile_variant
+    from pipeline.table import print_profile
+
+    profile = profile_variant(project, project.plan.variant(subject))
+    if profile.outcome is Outcome.DONE:
+        print_profile(profile, sys.stdout)
+        return 0
+    return _said(profile.outcome, profile.reason, "")
+
+
 _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.SOURCE: _source,
     Stage.DATA: _data,
@@ -253,6 +267,7 @@ _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.BENCHMARK: _benchmark,
     Stage.MANIFEST: _manifest,
     Stage.REPORT: _report,
+    Stage.PROFILE: _profile,
 }
 
 

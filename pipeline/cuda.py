@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from cuda.bindings import runtime
 from pipeline.errors import RunError, UnsupportedError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -67,6 +68,18 @@ def free_bytes() -> int:
     """Return the current GPU's free memory."""
     free, _ = check(runtime.cudaMemGetInfo())
     return int(free)
+
+
+@contextmanager
+def looked_at() -> Iterator[None]:
+    """Have a profiler that was told to wait for CUDA's marks look at what is done inside.
+
+    Raises:
+        RunError: CUDA cannot be used.
+    """
+    check(runtime.cudaProfilerStart())
+    yield
+    check(runtime.cudaProfilerStop())
 
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

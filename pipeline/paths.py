@@ -133,6 +133,18 @@ class Paths:
         """The record of a variant's latencies."""
         return self.variant(variant) / "benchmark.json"
 
+    def layers(self, variant: Variant) -> Path:
+        """The record of what takes a variant's time."""
+        return self.variant(variant) / "layers.json"
+
+    def trace(self, variant: Variant) -> Path:
+        """What Nsight Systems recorded."""
+        return self.variant(variant) / "profile.nsys-rep"
+
+    def profile_log(self, variant: Variant) -> Path:
+        """What was said while a variant was profiled."""
+        return self.variant(variant) / "profile.log"
+
     def samples(self, variant: Variant) -> Path:
         """Every latency measured."""
         return self.variant(variant) / "benchmark.npz"

@@ -40,6 +40,12 @@ class Stage(str, Enum):
     BENCHMARK = "benchmark"
     MANIFEST = "manifest"
     REPORT = "report"
+    PROFILE = "profile"
+
+    @property
+    def by_default(self) -> bool:
+        """Whether `doit` alone runs it; what decides nothing is run by its name."""
+        return self is not Stage.PROFILE
 
 
 _LAST = {Stage.MANIFEST, Stage.REPORT}
@@ -297,7 +303,7 @@ class Plan:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Every step, in an order in which they can run."""
+        """Every step that `doit` runs, in an order in which they can run."""
         graphs = [self.graph_step(graph) for graph in self.graphs]
         return (
             Step(Stage.SOURCE, self.model),
@@ -309,6 +315,11 @@ class Plan:
             Step(Stage.MANIFEST, self.model),
             Step(Stage.REPORT, self.model),
         )
+
+    @cached_property
+    def on_demand(self) -> tuple[Step, ...]:
+        """Steps that are run by their name only: nothing is decided by what they tell."""
+        return tuple(Step(Stage.PROFILE, variant.id) for variant in self.variants)
 
     def dependencies(self, step: Step) -> Dependencies:
         """Return the steps that come before one."""
@@ -326,6 +337,8 @@ class Plan:
             return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
         if step.stage is Stage.BENCHMARK:
             return self._before_benchmark(step)
+        if step.stage is Stage.PROFILE:
+            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)))
         if step.stage is Stage.REPORT:
             return Dependencies(self._of(Stage.MANIFEST))
         return Dependencies(follows=tuple(other for other in self.steps if other.stage not in _LAST))

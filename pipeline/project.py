@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.atomic import read_record
@@ -16,6 +17,7 @@ from pipeline.records import (
     BenchmarkReport,
     DataRecord,
     Graph,
+    LayerProfile,
     Manifest,
     OnnxRecord,
     Record,
@@ -25,8 +27,6 @@ from pipeline.records import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import numpy.typing as npt
 
@@ -44,6 +44,8 @@ class Project:
 
     plan: Plan
     paths: Paths
+    config_file: Path = Path("pipeline.yaml")
+    """What the configuration was read from."""
 
     @classmethod
     def load(cls, file: Path) -> Project:
@@ -54,7 +56,7 @@ class Project:
         """
         host = read_host()
         config = load_config(file, host)
-        return cls(Plan(config, host), Paths(file.parent / config.artifacts, config.model.name))
+        return cls(Plan(config, host), Paths(file.parent / config.artifacts, config.model.name), file)
 
     @property
     def config(self) -> Config:
@@ -90,6 +92,10 @@ class Project:
         """Return the record of a benchmark."""
         subject = f"{self.plan.model}/{variant.target}"
         return self._read(self.paths.benchmark(variant), BenchmarkReport, Stage.BENCHMARK, subject)
+
+    def layers(self, variant: Variant) -> LayerProfile:
+        """Return the record of what takes a variant's time."""
+        return self._read(self.paths.layers(variant), LayerProfile, Stage.PROFILE, variant.id)
 
     def manifest(self) -> Manifest:
         """Return the manifest."""

@@ -25,6 +25,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=0)]
+Microseconds = Annotated[float, Field(ge=0)]
 
 
 class Record(BaseModel):
@@ -703,7 +704,7 @@ class BatchTiming(Record):
     """Images a second: batch / p50."""
     speedup: float | None
     """p50 of eager FP32 at this batch, measured in the same rounds, over this p50."""
-    enqueue_us: Annotated[float, Field(ge=0)] | None = None
+    enqueue_us: Microseconds | None = None
     """Median time that the host spends to put one batch on the GPU's stream."""
 
     @property
@@ -789,6 +790,67 @@ class BenchmarkReport(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The raw samples, and the runtime cache."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)
+
+
+class LayerTime(Record):
+    """A layer of an engine, or a node of an ONNX graph, and the time that it takes."""
+
+    name: str
+    kind: str
+    """Its type, in the library's words."""
+    precision: Precision | None = None
+    """What it multiplies in, or gives; None where it is not told."""
+    tactic: str = ""
+    """The kernel that the builder chose."""
+    shape: str = ""
+    """Of its first output, such as `1x64x112x112`."""
+    weights: Count = 0
+    """How many values; 0 also where they are not told."""
+    median_us: Microseconds
+    """For one batch."""
+    share: Share
+    """Of the time of all layers."""
+
+
+class HotFunction(Record):
+    """A kernel of a GPU, or an operator of torch on a CPU, and the time spent in it."""
+
+    name: str
+    calls: PositiveInt
+    total_us: Microseconds
+    """In all calls."""
+    share: Share
+    """Of the time in all functions."""
+
+
+class LayerProfile(StageRecord):
+    """What takes a variant's time: `layers.json` beside the artifact."""
+
+    variant_id: str
+    outcome: Outcome
+    reason: str = ""
+    """Why there is no profile, or what is missing from it."""
+    device: str = ""
+    batch: Count = 0
+    runs: Count = 0
+    """How many batches the times are of."""
+    layers: tuple[LayerTime, ...] = ()
+    """The hottest first."""
+    copy_share: Share = 0.0
+    """Of the layers' time, in those that only reformat, convert or copy."""
+    functions: tuple[HotFunction, ...] = ()
+    """The hottest first."""
+    profilers: tuple[Tool, ...] = ()
+    """What measured layers and functions."""
+    command: str = ""
+    """What recorded the trace."""
+    trace: FileRecord | None = None
+    """For Nsight Systems to open."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The trace."""
+        return (self.trace,) if self.trace else ()
 
 
 class GitState(Record):

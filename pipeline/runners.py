@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+    from onnxruntime import InferenceSession
 
     from pipeline.engine_runner import Engine
     from pipeline.module_runner import ModuleSession
@@ -146,12 +147,47 @@ def _weights(project: Project, artifact: Artifact) -> Path | None:
     return project.file(project.onnx(graph).file) if stripped and graph else None
 
 
+def run_profiled(project: Project, artifact: Artifact, images: Batch, runs: int, folder: Path) -> str:
+    """Run an ONNX file over and over with ONNX Runtime, which times every node.
+
+    Returns:
+        the profile that it writes, JSON.
+
+    Raises:
+        UnsupportedError: this host cannot run it.
+        RunError: it cannot be loaded or run.
+    """
+    session = _onnxruntime_session(project, artifact, profile=str(folder / "profile"))
+    name = session.get_inputs()[0].name
+    try:
+        for _ in range(runs):
+            session.run(None, {name: images})
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError(f"{artifact.variant.id} cannot run a batch {images.shape}", got=one_line(exc)) from exc
+    return Path(session.end_profiling()).read_text()
+
+
 def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
+    session = _onnxruntime_session(project, artifact)
+    name = session.get_inputs()[0].name
+
+    def run(batch: Batch) -> Batch:
+        logits: Batch = session.run(None, {name: batch})[0]
+        return logits
+
+    return run
+
+
+def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
+    """Load an ONNX file; with a profile's path, every node is timed."""
     import onnxruntime  # noqa: PLC0415 - only where it runs something
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3  # errors; warnings here are about providers that this host lacks
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     unwanted = []
     if artifact.variant.graph in {Graph.INT8, Graph.FP8}:
         # It stands in for TensorRT here: fusions for x86 would change its numbers, and one of the basic optimisations
@@ -172,13 +208,7 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     if artifact.variant.target != CPU_TARGET and _CUDA_PROVIDER not in session.get_providers():
         raise UnsupportedError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
-    name = session.get_inputs()[0].name
-
-    def run(batch: Batch) -> Batch:
-        logits: Batch = session.run(None, {name: batch})[0]
-        return logits
-
-    return run
+    return session
 
 
 def _open_reference(project: Project, artifact: Artifact) -> Runner:

@@ -7,6 +7,7 @@ Not in any key: the time, the host's name, the driver's version, comments and ke
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +34,7 @@ from pipeline.records import (
     Graph,
     Key,
     KeyField,
+    LayerProfile,
     Outcome,
     Precision,
     ReportRecord,
@@ -65,6 +67,7 @@ def key_of(project: Project, step: Step) -> Key:
         Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
         Stage.MANIFEST: lambda: manifest_key(project),
         Stage.REPORT: lambda: report_key(project),
+        Stage.PROFILE: lambda: profile_key(project, project.plan.variant(step.subject)),
     }
     return makers[step.stage]()
 
@@ -72,7 +75,7 @@ def key_of(project: Project, step: Step) -> Key:
 def is_current(project: Project, step: Step) -> bool:
     """Return whether a step has nothing to do: its results are there, whole, and made from what there is now."""
     try:
-        if step.stage is Stage.VALIDATE and _unbuilt(project, step):
+        if step.stage in {Stage.VALIDATE, Stage.PROFILE} and _unbuilt(project, step):
             return True
         if taken_as_given(step):
             return all(_vouched_for(project, step, record) for record in _records(project, step))
@@ -94,6 +97,8 @@ def _records(project: Project, step: Step) -> list[StageRecord]:
         return [project.artifact(plan.variant(step.subject))]
     if step.stage is Stage.VALIDATE:
         return [project.accuracy(plan.variant(step.subject))]
+    if step.stage is Stage.PROFILE:
+        return [project.layers(plan.variant(step.subject))]
     if step.stage is Stage.MANIFEST:
         return [project.manifest()]
     if step.stage is Stage.REPORT:
@@ -145,13 +150,13 @@ def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
 
 
 def _unbuilt(project: Project, step: Step) -> bool:
-    """Nothing was built on purpose, so that there is nothing to validate."""
+    """Nothing was built on purpose, so that there is nothing to validate or to profile."""
     return project.artifact(project.plan.variant(step.subject)).outcome is Outcome.SKIPPED
 
 
 def _failed(record: StageRecord) -> bool:
     """Failures are never cached."""
-    kinds = (Artifact, AccuracyReport, BenchmarkReport, ReportRecord)
+    kinds = (Artifact, AccuracyReport, BenchmarkReport, LayerProfile, ReportRecord)
     return isinstance(record, kinds) and record.outcome is Outcome.FAILED
 
 
@@ -321,7 +326,30 @@ def manifest_key(project: Project) -> Key:
     return _key(records=digests)
 
 
-_PAGE = 1
+_PROFILER = 1
+"""Raised whenever `profile` looks at something else."""
+
+
+def profile_key(project: Project, variant: Variant) -> Key:
+    """Return what a variant's profile depends on."""
+    on_cpu = variant.target == CPU_TARGET
+    gpu = project.plan.gpu(variant.target)
+    return _key(
+        profiler=_PROFILER,
+        artifact=_identity(project.artifact(variant)),
+        batches=project.config.timed_batches,
+        preprocessing=project.source().preprocessing,
+        processor=processor() if on_cpu else None,
+        threads=threads() if on_cpu else None,
+        torch=version("torch"),
+        onnxruntime=version("onnxruntime-gpu"),
+        nsight=None if on_cpu else shutil.which("nsys") is not None,
+        driver=None if on_cpu else missing_driver() or driver_version(),
+        gpu=gpu.uuid if gpu else None,
+    )
+
+
+_PAGE = 2
 """Raised whenever the report shows something else of the same records."""
 
 
@@ -332,9 +360,16 @@ def report_key(project: Project) -> Key:
     return _key(
         page=_PAGE,
         manifest=sha256_of(project.paths.manifest),
+        profiles=_profiles(project),
         release=release,
         released=sha256_of(released) if released and released.is_file() else None,
     )
+
+
+def _profiles(project: Project) -> list[list[str]]:
+    """Return the digests of the profiles that are there, which nobody has to make."""
+    paths = {variant.id: project.paths.layers(variant) for variant in project.plan.variants}
+    return [[name, sha256_of(path)] for name, path in paths.items() if path.is_file()]
 
 
 def _benchmarked(project: Project, target: str) -> tuple[Variant, ...]:

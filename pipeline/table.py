@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from pipeline.comparison import Change
-    from pipeline.records import Manifest, ManifestEntry, Milestone
+    from pipeline.records import LayerProfile, Manifest, ManifestEntry, Milestone
 
 _COLOURS = {
     Status.DEPLOYABLE: "green",
@@ -89,6 +89,53 @@ def _skipped_targets(entries: Sequence[ManifestEntry]) -> dict[str, list[Manifes
         for target, found in by_target.items()
         if len(found) > 1 and {(entry.status, entry.reason) for entry in found} == {(Status.SKIPPED, found[0].reason)}
     }
+
+
+_HOTTEST = 10
+_COLUMN = 40
+"""Characters of a name that are shown; the record has all."""
+
+
+def print_profile(profile: LayerProfile, stream: TextIO) -> None:
+    """Print what takes an artifact's time, the hottest layers and functions first."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    console.print(Text(f"{profile.variant_id}, batch {profile.batch}, {profile.runs} runs on {profile.device}"))
+    if profile.layers:
+        rows = [
+            (
+                f"{layer.share:.1%}",
+                f"{layer.median_us:,.1f}",
+                layer.name,
+                layer.kind,
+                layer.precision.value if layer.precision else "",
+                layer.shape,
+                layer.tactic,
+            )
+            for layer in profile.layers[:_HOTTEST]
+        ]
+        console.print(_hottest(("share", "us"), ("layer", "type", "computes in", "output", "tactic"), rows))
+        copies = f"{profile.copy_share:.1%} of their time is spent on copies and conversions"
+        console.print(Text(f"{len(profile.layers)} layers; {copies}", style="dim"))
+    if profile.functions:
+        calls = [(f"{item.share:.1%}", f"{item.total_us:,.1f}", str(item.calls)) for item in profile.functions]
+        found = [(*told, item.name) for told, item in zip(calls, profile.functions, strict=True)]
+        console.print(_hottest(("share", "us in all", "calls"), ("function",), found[:_HOTTEST]))
+    told = ", ".join(f"{tool.name} {tool.version}" for tool in profile.profilers)
+    console.print(Text("; ".join(part for part in (f"by {told}" if told else "", profile.reason) if part), style="dim"))
+
+
+def _hottest(numbers: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table without the columns in which no row tells anything."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    width = _COLUMN if len(names) > 1 else 2 * _COLUMN
+    told = [index for index, _ in enumerate(names) if any(row[len(numbers) + index] for row in rows)]
+    for heading in (names[index] for index in told):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=width)
+    for row in rows:
+        table.add_row(*map(Text, [*row[: len(numbers)], *(row[len(numbers) + index] for index in told)]))
+    return table
 
 
 def _print_milestones(console: Console, milestones: tuple[Milestone, ...]) -> None:

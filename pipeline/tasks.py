@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     TaskDict = dict[str, Any]
     """What doit takes for a task."""
 
+_TABLES = {Stage.MANIFEST, Stage.REPORT, Stage.PROFILE}
+"""What a step of these prints has its own shape."""
+
 CONFIG_VARIABLE = "config"
 """`doit config=other.yaml` builds another configuration."""
 
@@ -71,8 +74,8 @@ class Tasks:
     def of(self, stage: Stage) -> Iterator[TaskDict]:
         """Yield one doit task a step of `stage`, named by the step's subject."""
         plan = self._project.plan
-        action = CmdAction if stage in {Stage.MANIFEST, Stage.REPORT} else _Command  # a table has its own shape
-        for step in plan.steps:
+        action = CmdAction if stage in _TABLES else _Command
+        for step in (*plan.steps, *plan.on_demand):
             if step.stage is stage:
                 needs, follows = plan.dependencies(step)
                 names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}

@@ -37,6 +37,8 @@ class FakeRuntime:
         """Handles of streams, events and graphs."""
         self.waits: list[int] = []
         """Streams that were waited for."""
+        self.looked_at: list[bool] = []
+        """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
         self._recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
@@ -127,6 +129,14 @@ class FakeRuntime:
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
         return self._end(stream)
 
+    def cudaProfilerStart(self) -> tuple[Any]:
+        self.looked_at.append(True)
+        return (OK,)
+
+    def cudaProfilerStop(self) -> tuple[Any]:
+        self.looked_at.append(False)
+        return (OK,)
+
     def cudaEventCreate(self) -> tuple[Any, int]:
         return OK, self._new()
 
@@ -214,6 +224,12 @@ class FakeContext:
     def runtime_cache(self) -> bytes:
         """Return what was compiled: as many kernels as batches."""
         return b"kernel" * self.enqueued
+
+    def time_layers(self, stream: int, runs: int) -> dict[str, float]:
+        """Return a convolution that the inspector knows, and a copy that it does not."""
+        for _ in range(runs):
+            self.enqueue(stream)
+        return {"conv": 0.3, "copy": 0.1}
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return one convolution, in FP16 once the shapes are known: until then the inspector leaves types open."""

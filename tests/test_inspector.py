@@ -164,6 +164,21 @@ def test_layers_of_tensorrt_rtx_are_read() -> None:
     assert (layers[1].name, layers[1].tactic) == ("node_conv2d_myl0_1", "__myelin_CASK_STUB")
 
 
+def test_a_layer_tells_its_output_and_its_weights() -> None:
+    """The first output's dimensions, and how many values the weights have, where they are told."""
+    assert read_layers(RTX_FP16)[1].shape == "1x64x112x112"
+    (told,) = read(cask("conv", "Half") | {"Weights": {"Type": "Half", "Count": 9408}})
+    assert (told.weights, told.shape) == (9408, "")
+
+
+@pytest.mark.parametrize("kind", ["Reformat", "Shuffle", "copy", "Transpose", "ReorderInput", "Cast"])
+def test_copies_are_known(kind: str) -> None:
+    """What computes nothing is counted apart; a convolution is none of it, nor a kernel that casts and convolves."""
+    assert EngineLayer("x", kind, "", None).only_copies
+    assert not EngineLayer("x", "CaskConvolution", "", None).only_copies
+    assert not EngineLayer("x", "CastConvolution", "", None).only_copies
+
+
 def test_convolutions_of_tensorrt_rtx_are_counted() -> None:
     """`correlation` is TensorRT-RTX's convolution; pooling and generated kernels do not count."""
     assert shares(read_layers(RTX_FP16)) == (

@@ -220,6 +220,17 @@ def test_layers_are_those_of_the_session(engine: Engine, sizes: tuple[int, ...],
         assert [(share.precision, share.examples) for share in run.shares()] == [(expected, ("conv",))]
 
 
+def test_layers_are_told_with_their_times(engine: Engine) -> None:
+    """The inspector's layer is joined with its time; what it does not know has a time only."""
+    with engine.session(cuda_graph=False) as run:
+        run.upload(images(2))
+        found = run.time_layers(3)
+    assert [(layer.name, layer.kind, taken) for layer, taken in found] == [
+        ("conv", "correlation", 0.3),
+        ("copy", "", 0.1),
+    ]
+
+
 # Opening.
 
 

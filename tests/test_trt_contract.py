@@ -47,6 +47,7 @@ CONTRACT = [
     "load with weights of another",
     "load what is damaged",
     "a second context",
+    "profile",
     "log",
 ]
 
@@ -212,6 +213,11 @@ def test_context_runs(report: Report) -> None:
     assert case.said[:4] == ("b1-2-4", str(Precision.FP16), "(2, 10)", "None")
     assert "IExecutionContext.set_tensor_address('image', 4096)" in case.calls
     assert case.calls[-1] == "IExecutionContext.execute_async_v3(7)"
+
+
+def test_a_context_times_its_layers(report: Report) -> None:
+    """What the library reports to a profiler is the time of a batch, also where layers share a name."""
+    assert report.cases["profile"].said == ("conv 0.50", "copy 0.25")
 
 
 def test_layers_are_inspected_with_the_shapes_of_the_context(report: Report) -> None:

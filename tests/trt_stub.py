@@ -338,6 +338,24 @@ def _loaded(flavour: Flavour, weights: Path | None = None) -> dict[str, Any]:
         return {"inputs": engine.inputs, "outputs": engine.outputs, "said": said}
 
 
+def _profiled(flavour: Flavour) -> dict[str, Any]:
+    """Have a context time its layers."""
+    with load_engine(flavour, b"plan") as engine, engine.context(stream=7) as context:
+        return {"said": tuple(f"{name} {taken:.2f}" for name, taken in context.time_layers(7, 2).items())}
+
+
+def _telling(trt: ModuleType) -> dict[str, Any]:
+    """Return answers of a context that reports to its profiler, through the genuine class's virtual method."""
+    told: list[Any] = []
+
+    def run(_: int) -> bool:
+        for name, taken in (("conv", 0.5), ("copy", 0.125), ("copy", 0.125)):
+            trt.IProfiler.report_layer_time(told[-1], name, taken)
+        return True
+
+    return {"IExecutionContext.profiler.set": told.append, "IExecutionContext.execute_async_v3": run}
+
+
 def _logged(flavour: Flavour) -> dict[str, Any]:
     """Log as the library's C++ does: through the genuine class's virtual method."""
     trt, log = flavour.module, BuildLog()
@@ -428,6 +446,7 @@ def drive(genuine: ModuleType) -> Report:
         "load with weights of another": attempt(refit, {"OnnxParserRefitter.refit_from_file": False}),
         "load what is damaged": attempt(_loaded, {"Runtime.deserialize_cuda_engine": None}),
         "a second context": attempt(_loaded, {"IExecutionContext.active_optimization_profile": -1}),
+        "profile": attempt(_profiled, _telling(genuine)),
         "log": attempt(_logged),
     }
     mistakes = {f"mistake: {name}": attempt(partial(_mistaken, mistake)) for name, mistake in _MISTAKES.items()}

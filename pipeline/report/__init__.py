@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ from pipeline.environment import now, processor, tools
 from pipeline.errors import RecordError
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Graph, Manifest, Outcome, ReportRecord, Status
-from pipeline.staleness import key_of
+from pipeline.staleness import current, key_of
 from pipeline.verdict import choices_of, latency_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.comparison import Change
     from pipeline.project import Project
-    from pipeline.records import BenchmarkReport, Conditions, ManifestEntry, Milestone, OnnxRecord
+    from pipeline.records import BenchmarkReport, Conditions, LayerProfile, ManifestEntry, Milestone, OnnxRecord
     from pipeline.report.charts import Chart
     from pipeline.report.floors import Work
     from pipeline.verdict import Choice
@@ -68,6 +69,8 @@ class Subnormals(NamedTuple):
 
 
 _WORST = 5
+_HOTTEST = 10
+"""How many layers, and how many kernels, are shown of a profile; its record has all."""
 
 
 def make_report(project: Project) -> Report:
@@ -116,6 +119,8 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         manifest=manifest,
         devices=_devices(project, manifest),
         subnormals=_subnormals(project, manifest),
+        profiles=_profiles(project),
+        hottest=_HOTTEST,
         changes=[change for change in changes if change.turn.value != "same"],
         compared=project.config.release is not None,
         release=project.config.release,
@@ -197,6 +202,16 @@ def _benchmark(project: Project, entry: ManifestEntry) -> BenchmarkReport | None
         return project.benchmark(project.plan.variant(entry.id))
     except RecordError:
         return None  # never timed, which the manifest has said
+
+
+def _profiles(project: Project) -> list[LayerProfile]:
+    """Return the profiles that were made of what lies there now."""
+    found = (
+        current(project, Step(Stage.PROFILE, variant.id), partial(project.layers, variant))
+        for variant in project.plan.variants
+        if project.paths.layers(variant).is_file()
+    )
+    return [profile for profile in found if profile and profile.outcome is Outcome.DONE]
 
 
 def _subnormals(project: Project, manifest: Manifest) -> list[Subnormals]:

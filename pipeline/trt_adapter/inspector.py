@@ -13,6 +13,10 @@ _MULTIPLIES = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|fullyconn
 """Layer types of convolutions and matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and 10),
 `correlation` (TensorRT-RTX)."""
 
+_COPIES = re.compile(r"reformat|copy|shuffle|transpose|reorder|^move$|^cast$", re.IGNORECASE)
+"""Layer types that compute nothing: `Reformat`, `Shuffle` (8.6 and 10), ONNX's `Transpose` and `Cast`, and ONNX
+Runtime's `ReorderInput`."""
+
 _TYPES = (
     (re.compile(r"\bint8\b", re.IGNORECASE), Precision.INT8),
     (re.compile(r"fp8|e4m3", re.IGNORECASE), Precision.FP8),
@@ -34,11 +38,20 @@ class EngineLayer:
     tactic: str
     precision: Precision | None
     """What it multiplies in; None where it does not multiply, or does not tell."""
+    shape: str = ""
+    """Of its first output, such as `1x64x112x112`; nothing where it is not told."""
+    weights: int = 0
+    """How many values; 0 also where they are not told."""
 
     @property
     def multiplies(self) -> bool:
         """It is a convolution or a matrix product."""
         return _MULTIPLIES.search(self.kind) is not None
+
+    @property
+    def only_copies(self) -> bool:
+        """It changes a tensor's layout, type or place, and computes nothing."""
+        return _COPIES.search(self.kind) is not None
 
 
 def read_layers(text: str) -> tuple[EngineLayer, ...]:
@@ -50,10 +63,21 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
 def _layer(layer: dict[str, Any]) -> EngineLayer:
     kind = str(layer.get("LayerType", ""))
     if kind == "Reformat":
-        return EngineLayer(str(layer.get("Name", "")), kind, "", None)
+        return EngineLayer(str(layer.get("Name", "")), kind, "", None, _shape(layer))
     kind = str(layer.get("ParameterType") or kind)
     tactic = str(layer.get("TacticName", ""))
-    return EngineLayer(str(layer.get("Name", "")), kind, tactic, _precision(layer, tactic))
+    name, shape, weights = str(layer.get("Name", "")), _shape(layer), layer.get("Weights")
+    count = weights.get("Count") if isinstance(weights, dict) else None
+    return EngineLayer(
+        name, kind, tactic, _precision(layer, tactic), shape, count if isinstance(count, int) and count > 0 else 0
+    )
+
+
+def _shape(layer: dict[str, Any]) -> str:
+    outputs = layer.get("Outputs") or []
+    first = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
+    sizes = first.get("Dimensions")
+    return "x".join(map(str, sizes)) if isinstance(sizes, list) else ""
 
 
 def _precision(layer: dict[str, Any], tactic: str) -> Precision | None:

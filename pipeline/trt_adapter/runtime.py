@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import KernelSpecialization
@@ -87,6 +88,7 @@ class ExecutionContext:
         self._config = config
         self._cache = cache
         self._log = log
+        self._profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Say which shape the next batch has.
@@ -123,6 +125,22 @@ class ExecutionContext:
         """Return what the inspector says of the engine's layers, for the shapes that were set last."""
         return read_layers(_inspected(self._flavour.module, self._context.engine, self._context))
 
+    def time_layers(self, stream: int, runs: int) -> dict[str, float]:
+        """Run batches, and return the median time of each layer by its name, in milliseconds.
+
+        The context goes on timing its layers afterwards, which makes it slow.
+
+        Raises:
+            RunError: the engine could not be run.
+        """
+        times: dict[str, list[float]] = {}
+        self._profiler = _make_profiler(self._flavour.module, times)
+        self._context.profiler = self._profiler
+        for _ in range(runs):
+            self.enqueue(stream)  # waits for the batch, and reports, as `enqueue_emits_profile` is by default
+        # A name that several layers have counts as often as it is reported in a batch.
+        return {name: median(found) * len(found) / runs for name, found in times.items()}
+
     def runtime_cache(self) -> bytes | None:
         """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""
         if self._cache is None:
@@ -133,6 +151,7 @@ class ExecutionContext:
     def release(self) -> None:
         """Give back its memory: the context's first, then what it uses."""
         self._context = None
+        self._profiler = None
         self._config = None
         self._cache = None
 
@@ -184,6 +203,19 @@ def _refit(trt: Any, engine: Any, logger: Any, log: BuildLog, weights: Path) -> 
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise _failed("the engine cannot be refitted", log, f"the weights that it was built with, in {weights}")
+
+
+def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN401 - TensorRT is untyped
+    """Return what a context reports every layer's time to."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # untyped
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)  # which pybind asks for
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped
