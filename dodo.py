@@ -70,6 +70,11 @@ def task_profile() -> Iterator[dict[str, Any]]:
     yield from TASKS.of(Stage.PROFILE)
 
 
+def task_sensitivity() -> Iterator[dict[str, Any]]:
+    """On demand: which layers mind int8 or fp8 most, and which to leave in FP16 for the gate to be kept."""
+    yield from TASKS.of(Stage.SENSITIVITY)
+
+
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
     return {"actions": [[sys.executable, "-m", "pytest", "--cov"]], "verbosity": 2}

@@ -31,6 +31,7 @@ _HELP = {
     Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
     Stage.MANIFEST: "artifacts/manifest.json and a table of it       SUBJECT: resnet18",
     Stage.REPORT: "artifacts/report.html, and the release's bounds SUBJECT: resnet18",
+    Stage.SENSITIVITY: "which layers mind int8 or fp8; on demand     SUBJECT: resnet18/int8",
     Stage.PROFILE: "what takes an artifact's time; on demand        SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp32",
 }
 
@@ -257,6 +258,14 @@ def _profile(project: Project, subject: str) -> int:
     return _said(profile.outcome, profile.reason, "")
 
 
+def _sensitivity(project: Project, subject: str) -> int:
+    from pipeline.sensitivity import measure_sensitivity
+    from pipeline.table import print_sensitivity
+
+    print_sensitivity(measure_sensitivity(project, project.plan.quantized(subject)), sys.stdout)
+    return 0
+
+
 _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.SOURCE: _source,
     Stage.DATA: _data,
@@ -268,6 +277,7 @@ _STAGES: dict[Stage, Callable[[Project, str], int]] = {
     Stage.MANIFEST: _manifest,
     Stage.REPORT: _report,
     Stage.PROFILE: _profile,
+    Stage.SENSITIVITY: _sensitivity,
 }
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import EngineFlavour, Gpu, Host, Precision, Preprocessing, Profile, Record, Whole
+from pipeline.records import EngineFlavour, Gpu, Graph, Host, Precision, Preprocessing, Profile, Record, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -153,6 +153,19 @@ class DataConfig(Record):
     """auto | digits | photographs | the path of a folder with one folder of images a class."""
     calibration: Whole = 128
     validation: Whole = 500
+
+
+class Unquantized(Record):
+    """Layers that stay in FP16 in variants of their own, `int8-mixed` and `fp8-mixed`: see `doit sensitivity`."""
+
+    int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
+
+    def of(self, graph: Graph) -> tuple[str, ...]:
+        """Return the layers that are left unquantised in a graph."""
+        if not graph.is_mixed:
+            return ()
+        return self.fp8 if graph.precision is Precision.FP8 else self.int8
 
 
 class TacticSource(str, Enum):
@@ -368,6 +381,7 @@ class Config(Record):
     )
     profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(_workspace)], ...], Field(min_length=1)]
+    leave_unquantized: Unquantized = Unquantized()
     tensorrt: TensorRTConfig = TensorRTConfig()
     torch_tensorrt: TorchTensorRTConfig = TorchTensorRTConfig()
     gates: Gates = Gates()
@@ -444,10 +458,17 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         if workspace.bytes(memory) is None and not host.gpus:
             refusal = f"{workspace.text!r} is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
             problems.append((("workspaces", index), refusal))
+    left = config.leave_unquantized
+    for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
+        if names and precision not in config.precisions:
+            refusal = f"layers of {precision.value} are named, and `precisions` does not have it"
+            problems.append((("leave_unquantized", precision.value), refusal))
     lists: dict[Location, list[str]] = {
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
         ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],
+        ("leave_unquantized", "int8"): list(config.leave_unquantized.int8),
+        ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
     }

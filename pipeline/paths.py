@@ -85,6 +85,10 @@ class Paths:
         """The record of an ONNX file."""
         return self.folder / "onnx" / f"{graph.value}.json"
 
+    def sensitivity(self, graph: Graph) -> Path:
+        """The record of how much each layer minds being quantised."""
+        return self.folder / "onnx" / f"{graph.value}.sensitivity.json"
+
     def variant(self, variant: Variant) -> Path:
         """A variant's own folder."""
         return self.folder / variant.target / variant.name

@@ -22,6 +22,8 @@ GPU_TARGET = "gpu"
 """What torch's modules run on, where there is no GPU to name."""
 
 _QUANTIZED = {Precision.INT8, Precision.FP8}
+_QDQ = {Graph.INT8, Graph.FP8}
+"""Whole, and as TensorRT takes them."""
 _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
 _HALF = {Precision.FP16, Precision.BF16}
 _FASTEST_FIRST = (Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
@@ -41,11 +43,12 @@ class Stage(str, Enum):
     MANIFEST = "manifest"
     REPORT = "report"
     PROFILE = "profile"
+    SENSITIVITY = "sensitivity"
 
     @property
     def by_default(self) -> bool:
         """Whether `doit` alone runs it; what decides nothing is run by its name."""
-        return self is not Stage.PROFILE
+        return self not in {Stage.PROFILE, Stage.SENSITIVITY}
 
 
 _LAST = {Stage.MANIFEST, Stage.REPORT}
@@ -179,7 +182,7 @@ class Plan:
         """Eager FP32 is the baseline; ONNX Runtime runs every graph that a CPU can."""
         variants = [Variant(model=self.model, target=CPU_TARGET, backend=Backend.EAGER, precision=Precision.FP32)]
         for graph in Graph:
-            if graph.precision not in self.config.precisions:
+            if graph.precision not in self.config.precisions or (graph.is_mixed and not self._left(graph)):
                 continue
             backend = Backend.ONNX_REFERENCE if graph is Graph.BF16 else Backend.ONNXRUNTIME
             variants.append(
@@ -220,15 +223,26 @@ class Plan:
                 target=target,
                 backend=backend,
                 precision=precision,
-                graph=_graph_of(precision) if backend is Backend.TENSORRT else None,
+                graph=graph,
                 profile=profile,
                 workspace=workspace,
             )
             for precision in self.config.precisions
             if precision not in _QUANTIZED or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
+            for graph in (self._graphs_of(precision) if backend is Backend.TENSORRT else (None,))
             for profile in self.config.profiles
             for workspace in self._workspaces(target)
         ]
+
+    def _graphs_of(self, precision: Precision) -> tuple[Graph, ...]:
+        """Return the graphs that engines of a precision are built from; TF32's is FP32's, multiplied otherwise."""
+        if precision is Precision.TF32:
+            return (Graph.FP32,)
+        mixed = [graph for graph in (Graph.INT8_MIXED, Graph.FP8_MIXED) if graph.precision is precision]
+        return (Graph(precision.value), *(graph for graph in mixed if self._left(graph)))
+
+    def _left(self, graph: Graph) -> tuple[str, ...]:
+        return self.config.leave_unquantized.of(graph)
 
     def _workspaces(self, target: str) -> list[Workspace]:
         """Return the sizes on a target, smallest first; percentages are of its GPU's memory."""
@@ -273,6 +287,15 @@ class Plan:
             UsageError: the plan has no such graph.
         """
         return self._find(subject, {f"{self.model}/{graph.value}": graph for graph in self.graphs}, "graph")
+
+    def quantized(self, subject: str) -> Graph:
+        """Return the int8 or fp8 graph that `resnet18/int8` names, whole and as TensorRT takes it.
+
+        Raises:
+            UsageError: the plan has no such graph.
+        """
+        known = {f"{self.model}/{graph.value}": graph for graph in self.graphs if graph in _QDQ}
+        return self._find(subject, known, "quantised graph")
 
     def target(self, subject: str) -> str:
         """Return the target that `resnet18/cpu-x86_64` names.
@@ -319,7 +342,11 @@ class Plan:
     @cached_property
     def on_demand(self) -> tuple[Step, ...]:
         """Steps that are run by their name only: nothing is decided by what they tell."""
-        return tuple(Step(Stage.PROFILE, variant.id) for variant in self.variants)
+        quantized = [graph for graph in self.graphs if graph in _QDQ]
+        return (
+            *(Step(Stage.PROFILE, variant.id) for variant in self.variants),
+            *(Step(Stage.SENSITIVITY, f"{self.model}/{graph.value}") for graph in quantized),
+        )
 
     def dependencies(self, step: Step) -> Dependencies:
         """Return the steps that come before one."""
@@ -337,6 +364,8 @@ class Plan:
             return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
         if step.stage is Stage.BENCHMARK:
             return self._before_benchmark(step)
+        if step.stage is Stage.SENSITIVITY:
+            return Dependencies((*self._of(Stage.DATA), self.graph_step(Graph.FP32)))
         if step.stage is Stage.PROFILE:
             return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)))
         if step.stage is Stage.REPORT:
@@ -361,11 +390,6 @@ class Plan:
 
     def _of(self, stage: Stage) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.stage is stage)
-
-
-def _graph_of(precision: Precision) -> Graph:
-    """TF32 is FP32's graph, multiplied otherwise."""
-    return Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)
 
 
 def _release(version: str) -> str:

@@ -22,6 +22,7 @@ from pipeline.records import (
     OnnxRecord,
     Record,
     ReportRecord,
+    Sensitivity,
     SourceRecord,
     Variant,
 )
@@ -92,6 +93,11 @@ class Project:
         """Return the record of a benchmark."""
         subject = f"{self.plan.model}/{variant.target}"
         return self._read(self.paths.benchmark(variant), BenchmarkReport, Stage.BENCHMARK, subject)
+
+    def sensitivity(self, graph: Graph) -> Sensitivity:
+        """Return the record of how much each layer minds being quantised."""
+        subject = f"{self.plan.model}/{graph.value}"
+        return self._read(self.paths.sensitivity(graph), Sensitivity, Stage.SENSITIVITY, subject)
 
     def layers(self, variant: Variant) -> LayerProfile:
         """Return the record of what takes a variant's time."""

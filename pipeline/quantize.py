@@ -7,8 +7,11 @@ rounded to fp16 first and weights quantised with the rounded ones, so that fp16 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,17 +28,18 @@ from pipeline.environment import now, tools
 from pipeline.errors import PipelineError, QuantizeError, one_line
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
-from pipeline.records import Graph, OnnxRecord
+from pipeline.records import Graph, OnnxRecord, Precision
 from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Collection, Iterator
 
     import numpy.typing as npt
 
     from pipeline.project import Project
     from pipeline.records import Preprocessing, TensorCast
+
+    Weights = dict[str, npt.NDArray[np.float32]]
 
 _BATCH = 16
 
@@ -82,9 +86,11 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    Graph.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
-    Graph.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
+    Precision.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
+    Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
 }
+_LAYERS = {"Conv", "Gemm", "MatMul"}
+"""Operators that multiply by weights."""
 
 
 class _Forms(NamedTuple):
@@ -117,6 +123,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         StorageError: the results cannot be written.
     """
     source, calibration = project.onnx(Graph.FP32), project.data().calibration
+    left = project.config.leave_unquantized.of(graph)
     path, path17 = project.paths.onnx(graph), project.paths.onnx_opset17(graph)
     forms = _write_forms(project, graph, path, path17)
     record = OnnxRecord(
@@ -132,6 +139,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         folded_batch_norms=source.folded_batch_norms,
         casts=forms.casts,
         calibration_sha256=calibration.sha256,
+        left_unquantized=left,
         opset17=describe_file(path17, project.paths.root) if forms.opset17 else None,
     )
     write_record(project.paths.onnx_record(graph), record)
@@ -140,22 +148,29 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
 
 def _write_forms(project: Project, graph: Graph, path: Path, path17: Path) -> _Forms:
     """Quantise, and write either every file or none."""
-    source, data = project.onnx(Graph.FP32), project.data()
-    reader = _Calibration(project.pixels(data.calibration), data.preprocessing, source.inputs[0].name)
-    try:
-        fp32 = onnx.load(project.file(source.file))  # not its path: the quantiser would write a file beside it
+    with _translated():
+        fp32 = _fp32(project)
         with contextlib.ExitStack() as files:
             temporary = files.enter_context(replacing(path))
-            with _quiet():
-                forms = _forms(graph, fp32, reader, temporary)
+            forms = _forms(project, graph, fp32, temporary)
             _save(forms.model, temporary)
             if forms.opset17:
                 _save(forms.opset17, files.enter_context(replacing(path17)))
+    return forms
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
     except PipelineError:
         raise
     except Exception as exc:  # onnx, protobuf and onnxruntime raise types of their own, without a common public base
         raise QuantizeError("the graph cannot be quantised", got=one_line(exc)) from exc
-    return forms
+
+
+def _fp32(project: Project) -> onnx.ModelProto:
+    return onnx.load(project.file(project.onnx(Graph.FP32).file))  # its path would have the quantiser write beside it
 
 
 def _save(model: onnx.ModelProto, file: Path) -> None:
@@ -163,26 +178,135 @@ def _save(model: onnx.ModelProto, file: Path) -> None:
     onnx_graph.check(file)
 
 
-def _forms(graph: Graph, fp32: onnx.ModelProto, reader: _Calibration, scratch: Path) -> _Forms:
+def _weights(model: onnx.ModelProto) -> Weights:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> _Forms:
     """Return what to write of a graph; `scratch` is a file that the quantiser may write to."""
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp32.graph.initializer}
-    quantize_static(
-        fp32,
-        str(scratch),
-        reader,
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        **_settings(graph, fp32),
-    )
-    placed = onnx.load(scratch)
-    if graph is Graph.INT8_CPU:
+    left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), _KINDS[graph.precision]
+    placed = _placed(project, graph, fp32, scratch)
+    if left:
+        _check_layers(left, quantized_layers(placed), graph)
+        placed = leave(placed, weights, left)
+    if graph.for_x86:
         return _Forms(placed)
-    _carry_skips_in_int8(placed)
-    model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, _KINDS[graph]))
-    if graph is Graph.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
+    model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, kind))
+    if graph.precision is Precision.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
-    return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, _KINDS[graph])))
+    return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, kind)))
+
+
+def _placed(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
+    """Return the graph with calibrated Q/DQ pairs, everything quantised, FP32 around."""
+    data = project.data()
+    reader = _Calibration(project.pixels(data.calibration), data.preprocessing, fp32.graph.input[0].name)
+    with _quiet():
+        quantize_static(
+            fp32,
+            str(scratch),
+            reader,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            **_settings(graph, fp32),
+        )
+    placed = onnx.load(scratch)
+    if not graph.for_x86:
+        _carry_skips_in_int8(placed)
+    return placed
+
+
+class Calibrated(NamedTuple):
+    """A quantised graph as TensorRT takes it, but for FP32 instead of FP16, and the weights that it was made of."""
+
+    model: onnx.ModelProto
+    weights: Weights
+
+    def leaving(self, names: Collection[str]) -> onnx.ModelProto:
+        """Return the graph with these layers in floating point."""
+        return leave(self.model, self.weights, names)
+
+    def quantizing(self, name: str) -> onnx.ModelProto:
+        """Return the graph with everything but one layer in floating point."""
+        others = [node.name for node in self.model.graph.node if node.name != name]
+        return leave(self.model, self.weights, others)
+
+
+def calibrate(project: Project, graph: Graph) -> Calibrated:
+    """Calibrate once, for any choice of layers.
+
+    Raises:
+        QuantizeError: the graph cannot be quantised.
+    """
+    with _translated(), tempfile.TemporaryDirectory() as folder:
+        fp32 = _fp32(project)
+        weights = _weights(fp32)  # before the quantiser moves them out of it
+        placed = onnx_graph.to_opset(_placed(project, graph, fp32, Path(folder) / "placed.onnx"), OPSET)
+        return Calibrated(_requantized(placed, weights, _KINDS[graph.precision]), weights)
+
+
+def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
+    """Return the layers of a graph whose weights are quantised, in its order."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    found = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
+    return tuple(node for node, makers in zip(layers, found, strict=True) if any(map(_is_dequantized, makers)))
+
+
+def _is_dequantized(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "DequantizeLinear")
+
+
+def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> onnx.ModelProto:
+    """Return a quantised graph in which some nodes read what was there before it was quantised.
+
+    Args:
+        model: with Q/DQ pairs; it stays as it is.
+        weights: the FP32 graph's initialisers, by name.
+        names: of nodes; those of Q/DQ nodes mean nothing.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    nodes = {output: node for node in found.graph.node for output in node.output}
+    tensors = {tensor.name for tensor in found.graph.initializer}
+    for node in found.graph.node:
+        if node.name in names and node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            node.input[:] = [_before(nodes, tensors, weights, name) for name in node.input]
+    restored = _read(found) & weights.keys() - tensors - nodes.keys()
+    found.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
+    _drop_unread(found)
+    return found
+
+
+def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weights, name: str) -> str:
+    """Return what a tensor was quantised from; itself where it was not."""
+    narrow = nodes.get(name)
+    if narrow is None or not _is_dequantized(narrow):
+        return name
+    if narrow.input[0] in tensors:
+        plain = narrow.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+        # For x86 a bias is quantised, too, and dequantised under its own name, which nothing else may have then.
+        return plain if plain in weights and plain not in nodes else name
+    wide = nodes.get(narrow.input[0])
+    return wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else name
+
+
+def _check_layers(left: Collection[str], layers: tuple[onnx.NodeProto, ...], graph: Graph) -> None:
+    known = [node.name for node in layers]
+    for name in left:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            raise QuantizeError(
+                f"leave_unquantized.{graph.precision.value} names {name!r}, which is no quantised layer of the graph",
+                expected=f"one of {', '.join(close or known[:3])}{'' if close else ', …'}",
+                fix=f"`doit sensitivity:MODEL/{graph.precision.value}` lists them all",
+            )
+    if len(left) == len(known):
+        raise QuantizeError(
+            f"leave_unquantized.{graph.precision.value} names every layer: nothing would be {graph.precision.value}",
+            fix="name fewer, or take fp16",
+        )
 
 
 def _carry_skips_in_int8(model: onnx.ModelProto) -> None:
@@ -227,7 +351,7 @@ def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
     return source if source in made_by else None
 
 
-def _requantized(placed: onnx.ModelProto, weights: dict[str, npt.NDArray[np.float32]], kind: _Kind) -> onnx.ModelProto:
+def _requantized(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.ModelProto:
     """Return an int8 QDQ graph quantised to `kind`, with scales that fp16 holds exactly.
 
     Args:
@@ -336,7 +460,7 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     the last sum, which pooling reads, ends in int8 as every other does. fp8's three bits of mantissa are too few for
     the image itself. x86 (VNNI) multiplies uint8 by int8, with everything quantised.
     """
-    if graph is Graph.INT8_CPU:
+    if graph.for_x86:
         return {
             "activation_type": QuantType.QUInt8,
             "calibrate_method": CalibrationMethod.MinMax,
@@ -349,13 +473,15 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     layers = [node for node in model.graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}]
     outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
     kinds = ["Conv", "Gemm", "MatMul", "Add"]
-    if graph is Graph.FP8:
+    if graph.precision is Precision.FP8:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]
     else:
         kinds += ["GlobalAveragePool", "ReduceMean"]
     return {
         "activation_type": QuantType.QInt8,
-        "calibrate_method": CalibrationMethod.MinMax if graph is Graph.FP8 else CalibrationMethod.Percentile,
+        "calibrate_method": (
+            CalibrationMethod.MinMax if graph.precision is Precision.FP8 else CalibrationMethod.Percentile
+        ),
         "op_types_to_quantize": kinds,
         # Where a sum's skip connection is a convolution's input, too, that is where its pair comes from.
         "nodes_to_exclude": [*(outer if len(layers) > len(outer) else ()), *known, *means],

@@ -64,11 +64,27 @@ class Graph(str, Enum):
     """QDQ as x86 accelerates it: asymmetric uint8 activations."""
     FP8 = "fp8"
     """QDQ in E4M3 at INT8's places; everything else in FP16."""
+    INT8_MIXED = "int8-mixed"
+    """INT8 but for the layers that the configuration leaves unquantised."""
+    INT8_MIXED_CPU = "int8-mixed-cpu"
+    """INT8_CPU but for those."""
+    FP8_MIXED = "fp8-mixed"
+    """FP8 but for those."""
 
     @property
     def precision(self) -> Precision:
         """The precision that the graph computes in."""
-        return Precision.INT8 if self is Graph.INT8_CPU else Precision(self.value)
+        return Precision(self.value.split("-", maxsplit=1)[0])
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether layers of it are left unquantised on request."""
+        return self in {Graph.INT8_MIXED, Graph.INT8_MIXED_CPU, Graph.FP8_MIXED}
+
+    @property
+    def for_x86(self) -> bool:
+        """Whether its activations are as x86 accelerates them, rather than as TensorRT takes them."""
+        return self in {Graph.INT8_CPU, Graph.INT8_MIXED_CPU}
 
 
 class Backend(str, Enum):
@@ -465,6 +481,8 @@ class OnnxRecord(StageRecord):
     folded_batch_norms: Count
     casts: tuple[TensorCast, ...]
     calibration_sha256: Sha256 | None = None
+    left_unquantized: tuple[str, ...] = ()
+    """Layers that the configuration leaves in floating point."""
     opset17: FileRecord | None = None
     """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17: FP32 instead of FP16 around what is
     quantised, and weights in FP32 behind Q/DQ pairs. None where `file` itself is of opset 17, or the FP32 graph is
@@ -628,6 +646,39 @@ class Accuracy(Record):
     worst_class: ClassDrop | None = None
     """The class whose share of right answers drops most, of those with enough samples."""
     worst_sample: Count
+
+
+class LayerSensitivity(Record):
+    """What quantising one layer, and no other, does to the logits."""
+
+    name: str
+    """What `leave_unquantized` in pipeline.yaml calls it."""
+    kind: str
+    """Its ONNX operator."""
+    weights: Count
+    """How many values."""
+    relative_l2: Annotated[float, Field(ge=0)]
+    cosine: Annotated[float, Field(ge=-1, le=1)]
+    top1_agreement: Share
+
+
+class Sensitivity(StageRecord):
+    """How much each layer minds being quantised: `<model>/onnx/<graph>.sensitivity.json`."""
+
+    graph: Graph
+    samples: PositiveInt
+    """Calibration images; those of validation stay unseen."""
+    calibration_sha256: Sha256
+    layers: tuple[LayerSensitivity, ...]
+    """The most sensitive first."""
+    plain: Accuracy
+    """With every layer quantised."""
+    proposal: tuple[str, ...]
+    """The layers to leave unquantised for the gate to be kept: the fewest of the most sensitive."""
+    proposed: Accuracy
+    """With those left."""
+    kept: bool
+    """Whether the gate is kept then."""
 
 
 class AccuracyReport(StageRecord):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, SessionOptions
 
     from pipeline.engine_runner import Engine
     from pipeline.module_runner import ModuleSession
@@ -178,22 +178,66 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
     return run
 
 
-def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
-    """Load an ONNX file; with a profile's path, every node is timed."""
+def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
+    """Run a graph whose Q/DQ pairs are placed for TensorRT as ONNX Runtime does in its stead.
+
+    Args:
+        model: the serialized graph.
+        images: float32 (samples, channels, height, width).
+        batch: how many at once.
+
+    Returns:
+        float32 (samples, classes).
+
+    Raises:
+        RunError: it cannot be loaded or run.
+    """
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    options, unwanted = _session_options(stands_in=True)
+    try:
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+        )
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: images[at : at + batch]})[0] for at in range(0, len(images), batch)]
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
+    logits: Batch = np.concatenate(parts).astype(np.float32)
+    return logits
+
+
+def _for_tensorrt(graph: Graph) -> bool:
+    return graph.precision in {Precision.INT8, Precision.FP8} and not graph.for_x86
+
+
+def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
+    """Return options, and the optimisations to leave out.
+
+    Args:
+        stands_in: for TensorRT: fusions for x86 would change its numbers, and one of the basic optimisations quantises
+            biases that are in floating point on purpose, and garbles float8.
+    """
     import onnxruntime  # noqa: PLC0415 - only where it runs something
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3  # errors; warnings here are about providers that this host lacks
+    if not stands_in:
+        return options, []
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options, ["WeightBiasQuantization"]
+
+
+def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
+    """Load an ONNX file; with a profile's path, every node is timed."""
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    graph = artifact.variant.graph
+    options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    unwanted = []
-    if artifact.variant.graph in {Graph.INT8, Graph.FP8}:
-        # It stands in for TensorRT here: fusions for x86 would change its numbers, and one of the basic optimisations
-        # quantises biases that are in floating point on purpose, and garbles float8.
-        unwanted = ["WeightBiasQuantization"]
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     file = _file(project, artifact)
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if artifact.variant.target != CPU_TARGET:

@@ -67,6 +67,7 @@ def key_of(project: Project, step: Step) -> Key:
         Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
         Stage.MANIFEST: lambda: manifest_key(project),
         Stage.REPORT: lambda: report_key(project),
+        Stage.SENSITIVITY: lambda: sensitivity_key(project, project.plan.quantized(step.subject)),
         Stage.PROFILE: lambda: profile_key(project, project.plan.variant(step.subject)),
     }
     return makers[step.stage]()
@@ -97,6 +98,8 @@ def _records(project: Project, step: Step) -> list[StageRecord]:
         return [project.artifact(plan.variant(step.subject))]
     if step.stage is Stage.VALIDATE:
         return [project.accuracy(plan.variant(step.subject))]
+    if step.stage is Stage.SENSITIVITY:
+        return [project.sensitivity(plan.quantized(step.subject))]
     if step.stage is Stage.PROFILE:
         return [project.layers(plan.variant(step.subject))]
     if step.stage is Stage.MANIFEST:
@@ -212,7 +215,9 @@ _QUANTIZER = 2
 
 def quantize_key(project: Project, graph: Graph) -> Key:
     """Return what a quantised graph depends on."""
+    left = {"leave": project.config.leave_unquantized.of(graph)} if graph.is_mixed else {}
     return _key(
+        **left,
         graph=graph,
         quantizer=_QUANTIZER,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -220,6 +225,19 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         preprocessing=project.data().preprocessing,
         onnx=version("onnx"),
         onnxruntime=version("onnxruntime-gpu"),
+    )
+
+
+_SENSITIVITY = 1
+"""Raised whenever `sensitivity` measures something else."""
+
+
+def sensitivity_key(project: Project, graph: Graph) -> Key:
+    """Return what a table of sensitivities depends on."""
+    return _key(
+        sensitivity=_SENSITIVITY,
+        quantized=quantize_key(project, graph).digest,
+        gate=project.config.gates.of(graph.precision),
     )
 
 

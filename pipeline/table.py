@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from pipeline.comparison import Change
-    from pipeline.records import LayerProfile, Manifest, ManifestEntry, Milestone
+    from pipeline.records import Accuracy, LayerProfile, Manifest, ManifestEntry, Milestone, Sensitivity
 
 _COLOURS = {
     Status.DEPLOYABLE: "green",
@@ -122,6 +122,41 @@ def print_profile(profile: LayerProfile, stream: TextIO) -> None:
         console.print(_hottest(("share", "us in all", "calls"), ("function",), found[:_HOTTEST]))
     told = ", ".join(f"{tool.name} {tool.version}" for tool in profile.profilers)
     console.print(Text("; ".join(part for part in (f"by {told}" if told else "", profile.reason) if part), style="dim"))
+
+
+def print_sensitivity(found: Sensitivity, stream: TextIO) -> None:
+    """Print how much each layer minds being quantised, and what to write into pipeline.yaml."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    kind = found.graph.value
+    console.print(Text(f"each layer alone in {kind}, {found.samples} calibration images"))
+    rows = [
+        (
+            f"{layer.relative_l2:.1e}",
+            f"{layer.cosine:.6f}",
+            f"{layer.top1_agreement:.1%}",
+            f"{layer.weights:,}",
+            layer.name,
+            layer.kind,
+        )
+        for layer in found.layers
+    ]
+    console.print(_hottest(("rel. L2", "cosine", "agreement", "weights"), ("layer", "operator"), rows))
+    console.print(Text(f"all of them in {kind}: {_told(found.plain)}"))
+    if not found.proposal:
+        console.print(Text("which keeps the gate on these images: nothing has to stay in floating point"))
+        return
+    verdict = "which keeps the gate on these images" if found.kept else "which still MISSES the gate: take fp16"
+    console.print(Text(f"all but {len(found.proposal)}: {_told(found.proposed)}, {verdict}"))
+    if found.kept:
+        names = ", ".join(found.proposal)
+        stream.write(f"in pipeline.yaml, for variants {kind}-mixed beside {kind}:\n")
+        stream.write(f"leave_unquantized: {{{kind}: [{names}]}}\n")
+
+
+def _told(accuracy: Accuracy) -> str:
+    return (
+        f"relative L2 {accuracy.relative_l2:.1e}, cosine {accuracy.cosine:.6f}, agreement {accuracy.top1_agreement:.1%}"
+    )
 
 
 def _hottest(numbers: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

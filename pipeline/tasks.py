@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     TaskDict = dict[str, Any]
     """What doit takes for a task."""
 
-_TABLES = {Stage.MANIFEST, Stage.REPORT, Stage.PROFILE}
+_TABLES = {Stage.MANIFEST, Stage.REPORT, Stage.PROFILE, Stage.SENSITIVITY}
 """What a step of these prints has its own shape."""
 
 CONFIG_VARIABLE = "config"

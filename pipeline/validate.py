@@ -118,8 +118,9 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     claimed = Precision.TF32 if as_tf32 else variant.precision
     gate = gates.of(claimed)
     checks = judge(accuracy, gate, require_proof=gates.require_proof)
-    checks += judge_layers(claimed, seen.layers)
-    checks += judge_layers(claimed, seen.graph_layers, "precision in the graph")
+    left_out = len(project.onnx(variant.graph).left_unquantized) if variant.graph else 0
+    checks += judge_layers(claimed, seen.layers, left_out=left_out)
+    checks += judge_layers(claimed, seen.graph_layers, "precision in the graph", left_out)
     checks += judge_rows(seen.rows, gate)
     checks += judge_finite("finite outputs of extreme images", seen.extremes)
     if seen.channels_last is not None:

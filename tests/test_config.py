@@ -35,8 +35,8 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 """The keys that must be there; what is appended begins in line 3."""
 
 KEYS = (
-    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, tensorrt, torch_tensorrt, gates, "
-    "validation, benchmark, release"
+    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, leave_unquantized, tensorrt, "
+    "torch_tensorrt, gates, validation, benchmark, release"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 
@@ -794,6 +794,15 @@ def test_problems_of_one_position_come_in_a_fixed_order(problems: Problems) -> N
     """What is missing of one mapping is listed in the order of its keys, each time the same."""
     assert problems(MATRIX + "gates: {fp32: {}}\n") == [
         f"3:15: missing key 'gates.fp32.{key}'" for key in ("cosine", "relative_l2", "top1_agreement", "top1_drop")
+    ]
+
+
+def test_layers_are_left_of_a_precision_that_is_built(problems: Problems) -> None:
+    """Names for int8 where nothing is int8 would change nothing; a name that is there twice is a mistake."""
+    text = MATRIX + "precisions: [fp32, fp8]\nleave_unquantized: {int8: [conv], fp8: [a, a]}\n"
+    assert problems(text) == [
+        "4:27: layers of int8 are named, and `precisions` does not have it",
+        "4:44: listed twice: a",
     ]
 
 

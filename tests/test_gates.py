@@ -172,6 +172,18 @@ def test_layers_are_held_against_the_claimed_precision(
     )
 
 
+@pytest.mark.parametrize(
+    ("quantized", "left_out", "passed"), [(16, 4, True), (13, 4, True), (12, 4, False), (0, 20, False)]
+)
+def test_layers_that_are_left_on_request_are_not_held_against_an_engine(
+    quantized: int, left_out: int, *, passed: bool
+) -> None:
+    """The bound is of the others; an engine with nothing quantised is not int8, whatever was left."""
+    found = layers(*([(Precision.INT8, quantized)] if quantized else []), (Precision.FP16, 20 - quantized))
+    (check,) = judge_layers(Precision.INT8, found, left_out=left_out)
+    assert (check.bound, check.passed) == (f"≥ 80% int8 of all but {left_out}", passed)
+
+
 def test_artifact_that_tells_no_layers_is_not_held_against_them() -> None:
     """ONNX Runtime tells nothing, and a network may have no convolution."""
     assert judge_layers(Precision.FP16, ()) == ()

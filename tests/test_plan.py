@@ -38,6 +38,16 @@ def test_steps_come_in_the_order_of_the_stages() -> None:
     assert stages == sorted(stages, key=list(Stage).index)
 
 
+def test_layers_that_are_left_make_variants_of_their_own() -> None:
+    """Beside plain int8 there is a mixed graph for TensorRT and one for processors, and nothing where none is named."""
+    left = _plan(precisions=["int8", "fp8"], leave_unquantized={"int8": ["conv"]})
+    assert left.graphs == (Graph.FP32, Graph.INT8, Graph.INT8_CPU, Graph.FP8, Graph.INT8_MIXED, Graph.INT8_MIXED_CPU)
+    engines = [variant.name for variant in left.variants if variant.backend is Backend.TENSORRT]
+    assert engines == ["int8-b1-ws1GiB", "int8-mixed-b1-ws1GiB", "fp8-b1-ws1GiB"]
+    assert {step.subject for step in left.on_demand if step.stage is Stage.SENSITIVITY} == {"m/int8", "m/fp8"}
+    assert not any(graph.is_mixed for graph in _plan(precisions=["int8"]).graphs)
+
+
 MODULES = (
     "eager-fp32",
     "eager-fp16",
