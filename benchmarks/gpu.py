@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from pipeline.gpu_lock import exclusive
+from pipeline.locks import exclusive
 from pipeline.project import Project
 from pipeline.records import Artifact, Backend, Clock, Outcome, Status
 from pipeline.runners import open_serialized

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from pipeline.records import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from pipeline.project import Project
     from pipeline.records import Artifact, ModuleContents, TensorCast
@@ -108,8 +110,17 @@ def _run(options: argparse.Namespace) -> int:
             expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
             fix=f"run `{Step(stage, options.subject).command}` there, and copy {project.paths.folder} from it",
         )
-    with nvtx_range(f"{stage.value} {options.subject}"):
+    with _place_for(stage), nvtx_range(f"{stage.value} {options.subject}"):
         return _STAGES[stage](project, options.subject)
+
+
+def _place_for(stage: Stage) -> AbstractContextManager[None]:
+    """Wait until a stage may run here: nothing else of ours works while something is timed."""
+    if stage in {Stage.MANIFEST, Stage.REPORT}:
+        return nullcontext()
+    from pipeline.locks import working
+
+    return working(alone=stage in {Stage.BENCHMARK, Stage.PROFILE})
 
 
 def _source(project: Project, subject: str) -> int:

@@ -11,8 +11,8 @@ from pipeline import cuda
 from pipeline.atomic import describe_file, keeping, sha256_of, write_bytes
 from pipeline.environment import missing_gpu, now, tools
 from pipeline.errors import BuildError, UnsupportedError
-from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
+from pipeline.locks import exclusive
 from pipeline.plan import Stage, Step
 from pipeline.progress import Bars
 from pipeline.records import Artifact, EngineFlavour, Outcome, Tool, Variant

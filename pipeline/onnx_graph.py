@@ -110,7 +110,7 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
     """Return how many convolutions and matrix products multiply in which type, the most frequent first.
 
     A product of two dequantised tensors multiplies in the type that they were stored in: that is what a runtime makes
-    of it.
+    of it. With one of them in floating point, it multiplies in floating point.
 
     Raises:
         onnx.shape_inference.InferenceError: the graph's types contradict each other.
@@ -122,7 +122,9 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
     found: dict[Precision | None, list[str]] = {}
     for node in graph.node:
         if node.op_type in _MULTIPLIES:
-            kinds = {_MULTIPLIED_IN.get(stored.get(name, types.get(name)) or 0) for name in node.input[:2]}
+            read = node.input[:2]
+            narrow = stored if all(name in stored for name in read) else types
+            kinds = {_MULTIPLIED_IN.get(narrow.get(name) or 0) for name in read}
             found.setdefault(kinds.pop() if len(kinds) == 1 else None, []).append(node.name)
     shares = [
         LayerShare(precision=kind, layers=len(names), examples=tuple(names[:_EXAMPLES]))

@@ -278,7 +278,11 @@ class Plan:
         Raises:
             UsageError: there is none; the message names the closest.
         """
-        return self._find(variant_id, {variant.id: variant for variant in self.variants}, "variant")
+        return self._find(variant_id, self._by_id, "variant")
+
+    @cached_property
+    def _by_id(self) -> dict[str, Variant]:
+        return {variant.id: variant for variant in self.variants}
 
     def graph(self, subject: str) -> Graph:
         """Return the graph that `resnet18/fp16` names.
@@ -389,7 +393,11 @@ class Plan:
         return Step(stage, f"{self.model}/{graph.value}")
 
     def _of(self, stage: Stage) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.stage is stage)
+        return self._by_stage.get(stage, ())
+
+    @cached_property
+    def _by_stage(self) -> dict[Stage, tuple[Step, ...]]:
+        return {stage: tuple(step for step in self.steps if step.stage is stage) for stage in Stage}
 
 
 def _release(version: str) -> str:

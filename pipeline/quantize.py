@@ -185,20 +185,24 @@ def _weights(model: onnx.ModelProto) -> Weights:
 def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> _Forms:
     """Return what to write of a graph; `scratch` is a file that the quantiser may write to."""
     left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), _KINDS[graph.precision]
+    if graph.for_x86:
+        # Its pairs stand for activations, too: what reads from before them would miss those.
+        _check_layers(left, tuple(node for node in fp32.graph.node if node.op_type in _LAYERS), graph)
+        return _Forms(_placed(project, graph, fp32, scratch, left))
     placed = _placed(project, graph, fp32, scratch)
     if left:
         _check_layers(left, quantized_layers(placed), graph)
         placed = leave(placed, weights, left)
-    if graph.for_x86:
-        return _Forms(placed)
     model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, kind))
     if graph.precision is Precision.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
     return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, kind)))
 
 
-def _placed(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
-    """Return the graph with calibrated Q/DQ pairs, everything quantised, FP32 around."""
+def _placed(
+    project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path, left: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Return the graph with calibrated Q/DQ pairs, FP32 around, everything quantised but what is left for x86."""
     data = project.data()
     reader = _Calibration(project.pixels(data.calibration), data.preprocessing, fp32.graph.input[0].name)
     with _quiet():
@@ -209,6 +213,7 @@ def _placed(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            **({"nodes_to_exclude": list(left)} if left else {}),
             **_settings(graph, fp32),
         )
     placed = onnx.load(scratch)
@@ -273,7 +278,7 @@ def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> o
     for node in found.graph.node:
         if node.name in names and node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
             node.input[:] = [_before(nodes, tensors, weights, name) for name in node.input]
-    restored = _read(found) & weights.keys() - tensors - nodes.keys()
+    restored = _read(found) & weights.keys() - tensors
     found.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
     _drop_unread(found)
     return found
@@ -286,8 +291,7 @@ def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weight
         return name
     if narrow.input[0] in tensors:
         plain = narrow.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
-        # For x86 a bias is quantised, too, and dequantised under its own name, which nothing else may have then.
-        return plain if plain in weights and plain not in nodes else name
+        return plain if plain in weights else name
     wide = nodes.get(narrow.input[0])
     return wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else name
 

@@ -11,8 +11,8 @@ from pipeline import cuda, torchtrt_adapter
 from pipeline.atomic import describe_file, keeping, replacing
 from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
-from pipeline.gpu_lock import exclusive, shared
 from pipeline.isolation import run_isolated
+from pipeline.locks import exclusive, shared
 from pipeline.model import ready_to_compile, restore_model
 from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, Variant

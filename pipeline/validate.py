@@ -22,8 +22,8 @@ from pipeline.gates import (
     relative_l2,
     row_dependence,
 )
-from pipeline.gpu_lock import exclusive, shared
 from pipeline.isolation import run_isolated
+from pipeline.locks import exclusive, shared
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import (

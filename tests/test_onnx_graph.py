@@ -332,12 +332,12 @@ def test_layers_multiply_in_the_type_of_their_operands(
     assert [(share.precision, share.layers) for share in found] == shares
 
 
-def test_a_product_of_two_types_is_of_none() -> None:
-    """Where only one operand is quantised, nothing is claimed."""
+def test_one_quantised_operand_makes_no_quantised_product() -> None:
+    """Its other operand is in floating point, and so is what multiplies them."""
     model = graph()
     scale = numpy_helper.from_array(np.array(0.5, np.float32), "scale")
     model.graph.initializer.append(scale)
     model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.int8), "stored"))
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["wide"]))
     model.graph.node[1].input[1] = "wide"
-    assert [(share.precision, share.examples) for share in layer_shares(model)] == [(None, ("gemm",))]
+    assert [(share.precision, share.examples) for share in layer_shares(model)] == [(Precision.FP32, ("gemm",))]

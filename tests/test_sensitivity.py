@@ -118,13 +118,15 @@ def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
     for step in stale:
         assert main([step.stage.value, step.subject, "--config", config]) == 0
     kept = {}
-    for name in ("onnxruntime-int8", "onnxruntime-int8-mixed", "onnxruntime-int8-mixed-cpu"):
+    for name in ("onnxruntime-int8", "onnxruntime-int8-cpu", "onnxruntime-int8-mixed", "onnxruntime-int8-mixed-cpu"):
         for stage in (Stage.BUILD, Stage.VALIDATE):
             assert main([stage.value, f"tiny/cpu-x86_64/{name}", "--config", config]) == 0
         kept[name] = project.accuracy(project.plan.variant(f"tiny/cpu-x86_64/{name}"))
     assert not kept["onnxruntime-int8"].passed
     assert "relative L2" in kept["onnxruntime-int8"].reason
     assert kept["onnxruntime-int8-mixed"].passed, kept["onnxruntime-int8-mixed"].reason
+    distance = {name: report.accuracy.relative_l2 for name, report in kept.items() if report.accuracy}
+    assert distance["onnxruntime-int8-mixed-cpu"] < distance["onnxruntime-int8-cpu"]
     bounds = {check.metric: check.bound for check in kept["onnxruntime-int8-mixed"].checks}
     assert bounds["precision in the graph"] == f"≥ 80% int8 of all but {len(measured[1].proposal)}"
 

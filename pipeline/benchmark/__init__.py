@@ -16,8 +16,8 @@ from pipeline.benchmark.statistics import noise_of, summarize
 from pipeline.benchmark.worker import serve, takes
 from pipeline.environment import driver_version, host_memory_bytes, missing_driver, now, processor, threads, tools
 from pipeline.errors import RecordError
-from pipeline.gpu_lock import exclusive
 from pipeline.isolation import describe_exit
+from pipeline.locks import exclusive
 from pipeline.nvml import watching
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import (

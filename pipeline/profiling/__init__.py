@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, installed, now, processor, tools, version
 from pipeline.errors import CrashedError, RunError, UnsupportedError
-from pipeline.gpu_lock import exclusive
 from pipeline.isolation import run_isolated
+from pipeline.locks import exclusive
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.profiling.profilers import (
     Timed,

@@ -1,4 +1,4 @@
-"""Who works on a GPU: what is timed alone, everything else side by side."""
+"""Who works on a host and on a GPU: what is timed alone, everything else side by side."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 2.0
+
+
+@contextmanager
+def working(*, alone: bool) -> Iterator[None]:
+    """Work on this host: beside other steps, or alone to be timed, as their threads would be in what is measured.
+
+    Taken before a GPU's lock, always, so that two processes do not wait for each other.
+
+    Raises:
+        StorageError: the lock's file cannot be written.
+    """
+    with _locked("host", "this host", alone=alone):
+        yield
 
 
 @contextmanager
@@ -56,9 +69,15 @@ def _held(gpu: Gpu | None, *, alone: bool) -> Iterator[None]:
     if gpu is None:
         yield
         return
-    from filelock import ReadWriteLock, Timeout  # noqa: PLC0415 - hosts without a GPU do without
+    with _locked(gpu.uuid, f"the {gpu.name}", alone=alone):
+        yield
 
-    path = Path(tempfile.gettempdir()) / "pipeline-gpu-locks" / f"{gpu.uuid}.lock"
+
+@contextmanager
+def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
+    from filelock import ReadWriteLock, Timeout  # noqa: PLC0415 - 0.1 s that listing and planning save
+
+    path = Path(tempfile.gettempdir()) / "pipeline-locks" / f"{name}.lock"
     with storage_errors(f"locking {path}"):
         _make_common(path)
         lock = ReadWriteLock(path, is_singleton=False)
@@ -66,7 +85,7 @@ def _held(gpu: Gpu | None, *, alone: bool) -> Iterator[None]:
         try:
             acquire(timeout=_PATIENCE_SECONDS)
         except Timeout:
-            log.info("waiting for the %s, on which something %s", gpu.name, "else works" if alone else "is timed")
+            log.info("waiting for %s, on which something %s", what, "else works" if alone else "is timed")
             acquire()
     try:
         yield

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.gpu_lock import exclusive, shared
+from pipeline.locks import exclusive, shared, working
 
 from .hosts import H100, L4
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HOLDER = """
 import sys
-from pipeline.gpu_lock import exclusive, shared
+from pipeline.locks import exclusive, shared
 from tests.hosts import H100
 with {how}(H100):
     print("held", flush=True)
@@ -41,7 +41,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks of these tests are not those of this host."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("pipeline.gpu_lock._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.locks._PATIENCE_SECONDS", 0.05)
 
 
 @contextlib.contextmanager
@@ -125,6 +125,20 @@ def test_lock_ends_with_the_process_that_holds_it() -> None:
         assert waiter.holds.wait(10)
 
 
+def test_a_host_that_is_timed_on_is_held_whole() -> None:
+    """Threads of other steps would be in what is measured; steps that are not timed go on side by side."""
+    taken = threading.Event()
+
+    def time_something() -> None:
+        with working(alone=True):
+            taken.set()
+
+    with working(alone=False), working(alone=False):
+        threading.Thread(target=time_something, daemon=True).start()
+        assert not taken.wait(0.5)
+    assert taken.wait(10)
+
+
 def test_other_gpus_are_not_held() -> None:
     """Work on one GPU does not wait for work on another."""
     with holder(), exclusive(L4):
@@ -147,7 +161,7 @@ def test_lock_is_given_back_after_an_error() -> None:
 
 def test_lock_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     """A lock's file that cannot be opened is an error that names it."""
-    path = tmp_path / "pipeline-gpu-locks" / f"{H100.uuid}.lock"
+    path = tmp_path / "pipeline-locks" / f"{H100.uuid}.lock"
     path.mkdir(parents=True)
     with pytest.raises(StorageError, match=f"locking {path} failed"), exclusive(H100):
         pass
@@ -155,8 +169,8 @@ def test_lock_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 def test_locks_folder_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
     """A file where the locks' folder should be is an error that names the lock."""
-    (tmp_path / "pipeline-gpu-locks").write_bytes(b"")
-    with pytest.raises(StorageError, match=rf"locking {tmp_path}/pipeline-gpu-locks/{H100.uuid}\.lock failed"):
+    (tmp_path / "pipeline-locks").write_bytes(b"")
+    with pytest.raises(StorageError, match=rf"locking {tmp_path}/pipeline-locks/{H100.uuid}\.lock failed"):
         exclusive(H100).__enter__()
 
 
@@ -166,7 +180,7 @@ def test_lock_is_everybodys(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         with exclusive(H100):
-            folder = tmp_path / "pipeline-gpu-locks"
+            folder = tmp_path / "pipeline-locks"
             modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / f"{H100.uuid}.lock")]
     finally:
         os.umask(before)
@@ -175,7 +189,7 @@ def test_lock_is_everybodys(tmp_path: Path, umask: int) -> None:
 
 def test_locks_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path) -> None:
     """A folder that is there already, as another user's is, is not changed."""
-    folder = tmp_path / "pipeline-gpu-locks"
+    folder = tmp_path / "pipeline-locks"
     folder.mkdir(mode=0o755)
     with exclusive(H100):
         pass
