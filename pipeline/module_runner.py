@@ -25,7 +25,7 @@ from pipeline.plan import Stage, Step
 from pipeline.records import Artifact, Backend, Layout, Precision, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
     from torch import nn
@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     Batch = npt.NDArray[np.float32]
 
 FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
+
+_MAX_AUTOTUNE: dict[str, str | int | bool | Callable[..., object]] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "autotune_num_choices_displayed": 0,
+}
+"""What torch calls max-autotune-no-cudagraphs, without the tables that it prints of every kernel it tries.
+
+Its own CUDA graphs are off: the session captures every module's in the same way.
+"""
 
 _WARM_UP = 3
 """How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
@@ -61,8 +71,7 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Mod
         module = in_layout(typed, FORMATS[variant.layout]).to(device)
         if variant.backend is Backend.EAGER:
             return module
-        # Its own CUDA graphs are off: the session captures every module's in the same way.
-        return torch.compile(module, mode="max-autotune-no-cudagraphs", dynamic=False)  # type: ignore[return-value]
+        return torch.compile(module, options=_MAX_AUTOTUNE, dynamic=False)  # type: ignore[return-value]
     if artifact.module is None or artifact.file is None:
         raise RunError(f"{variant.id} does not say what made it")
     torchtrt_adapter.check_made_here(artifact.module.libraries)

@@ -194,7 +194,7 @@ def load_library() -> ModuleType:
     check_libraries(version("torch"), torch_tensorrt())
     _hide_missing_plugins()
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns of every optional package that it does not find
+    logging.disable(logging.ERROR)  # it tells of every optional package that it does not find, of some as an error
     try:
         import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
     except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
@@ -341,8 +341,9 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
 
             index = -1
             if gpu is not None:
-                # The package's loader is native code, and crashes where torch has not started CUDA.
-                torch.cuda.init()  # type: ignore[no-untyped-call]
+                # The package's loader is native code. In a process that has not used CUDA it dies of SIGSEGV
+                # (pytorch/TensorRT#3879 is alike), also after `torch.cuda.init()`; after the GPU was used it does not.
+                torch.zeros(1, device=device_of(gpu)).cpu()
                 index = gpu.index
             # Each session has its own module; locks between threads would be in the way of CUDA graphs.
             return aoti_load_package(  # type: ignore[return-value]  # called as a module is
