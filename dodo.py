@@ -75,6 +75,11 @@ def task_sensitivity() -> Iterator[dict[str, Any]]:
     yield from TASKS.of(Stage.SENSITIVITY)
 
 
+def task_prune() -> dict[str, Any]:
+    """On demand: lists files of variants that pipeline.yaml no longer has; `doit prune --delete` deletes them."""
+    return TASKS.prune()
+
+
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
     return {"actions": [[sys.executable, "-m", "pytest", "--cov"]], "verbosity": 2}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
+import signal
 import sys
 import traceback
 from contextlib import nullcontext
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
+from pipeline.isolation import PARENT_VARIABLE, end_with
 from pipeline.nvtx import nvtx_range
 from pipeline.plan import Stage, Step
 from pipeline.records import Outcome
@@ -33,7 +37,7 @@ _HELP = {
     Stage.BENCHMARK: "all of a target's artifacts, in turn            SUBJECT: resnet18/cpu-x86_64",
     Stage.MANIFEST: "artifacts/manifest.json and a table of it       SUBJECT: resnet18",
     Stage.REPORT: "artifacts/report.html, and the release's bounds SUBJECT: resnet18",
-    Stage.SENSITIVITY: "which layers mind int8 or fp8; on demand     SUBJECT: resnet18/int8",
+    Stage.SENSITIVITY: "which layers mind int8 or fp8; on demand        SUBJECT: resnet18/int8",
     Stage.PROFILE: "what takes an artifact's time; on demand        SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp32",
 }
 
@@ -45,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration.
     """
     options = _parser().parse_intermixed_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ≤ is told of it in ASCII
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
@@ -71,24 +78,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    stages = "\n".join(f"  {stage.value:<10} {text}" for stage, text in _HELP.items())
+    stages = "\n".join(f"  {stage.value:<11} {text}" for stage, text in _HELP.items())
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="Runs one stage of the pipeline; `doit` runs what is stale of all of them.",
-        epilog=f"stages, in their order:\n{stages}\n  plan       lists what `doit` runs, as commands\n"
-        "  schema     prints the manifest's JSON Schema\n",
+        epilog=f"stages, in their order:\n{stages}\n  plan        lists what `doit` runs, as commands\n"
+        "  why         why a variant is stale, step by step             SUBJECT: resnet18/rtx-sm80+/fp16-b1-ws1GiB\n"
+        "  prune       lists files of variants that pipeline.yaml no longer has; --delete deletes them\n"
+        "  schema      prints the manifest's JSON Schema\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [*(stage.value for stage in Stage), "plan", "schema"]
+    names = [*(stage.value for stage in Stage), "plan", "why", "prune", "schema"]
     parser.add_argument("stage", choices=names, metavar="STAGE", help="what to do; see below")
     parser.add_argument("subject", nargs="?", metavar="SUBJECT", help="to what; `plan` lists them")
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    parser.add_argument("--delete", action="store_true", help="with prune: delete what it lists")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.delete and options.stage != "prune":
+        raise UsageError(f"--delete belongs to prune, and {options.stage} deletes nothing")
     if options.stage == "schema":
         from pipeline.schema import manifest_schema
 
@@ -101,6 +113,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.stage == "plan":
         print("\n".join(step.command for step in project.plan.steps))
         return 0
+    if options.stage == "prune":
+        return _prune(project, options.subject, delete=options.delete)
+    if options.stage == "why":
+        return _why(project, options.subject)
     stage = Stage(options.stage)
     if options.subject is None:
         raise UsageError(f"{stage.value} needs a SUBJECT", expected=_HELP[stage].rpartition(": ")[2])
@@ -112,6 +128,37 @@ def _run(options: argparse.Namespace) -> int:
         )
     with _place_for(stage), nvtx_range(f"{stage.value} {options.subject}"):
         return _STAGES[stage](project, options.subject)
+
+
+def _why(project: Project, subject: str | None) -> int:
+    from pipeline.why import explain
+
+    if subject is None:
+        raise UsageError("why needs a SUBJECT", expected="a variant, such as resnet18/rtx-sm80+/fp16-b1-ws1GiB")
+    print(explain(project, project.plan.variant(subject)))
+    return 0
+
+
+def _prune(project: Project, subject: str | None, *, delete: bool) -> int:
+    from pipeline import prune
+
+    if subject is not None:
+        raise UsageError(f"prune takes no SUBJECT, got {subject}", fix="take the variant out of pipeline.yaml")
+    found = prune.find_leftovers(project)
+    for path in found.files:
+        print(f"{'deleted' if delete else 'would delete'}: {path}")
+    for path in found.in_use:
+        print(f"kept: {path}, which a planned variant shares")
+    for variant in found.elsewhere:
+        print(f"kept: {variant.id}, of a target that this host does not have")
+    if delete:
+        prune.delete(project, found)
+    size, count = _megabytes(found.bytes), len(found.variants)
+    if not count:
+        print("nothing to prune: every variant here is in the configuration")
+    elif not delete:
+        print(f"{count} variants, {size}; nothing was deleted: `doit prune --delete` does")
+    return 0
 
 
 def _place_for(stage: Stage) -> AbstractContextManager[None]:
@@ -312,5 +359,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _end_well() -> None:
+    """Let a request to end, and the end of the doit that started this, do what Ctrl-C does: clean up, then stop."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if parent := os.environ.get(PARENT_VARIABLE):
+        end_with(int(parent))
+
+
 if __name__ == "__main__":
+    _end_well()
     sys.exit(main())

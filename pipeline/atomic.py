@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
+import json
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.errors import RecordError, storage_errors
-from pipeline.records import FileRecord, Record
+from pipeline.errors import MissingRecordError, NewerRecordError, RecordError, storage_errors
+from pipeline.records import SCHEMA_VERSION, FileRecord, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 R = TypeVar("R", bound=Record)
 
+_TEMPORARY = ".writing-"
+"""What names of files begin with that are not whole yet."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Hand out a temporary path in the folder of `path`; when the block ends well it becomes `path`.
 
-    An exception, an interrupt included, removes the temporary file and leaves what was at `path`.
+    An exception, an interrupt included, removes the temporary file and leaves what was at `path`. What a process that
+    was killed could not remove, the next one that writes `path` does.
 
     Raises:
         StorageError: the folder or the file cannot be written.
     """
     with storage_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent)
         temporary = Path(name)
         try:
+            _try_to_lock(handle)
             yield temporary
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
@@ -43,6 +51,27 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files of `path` that nobody writes any more: their writers hold a lock that ends with them."""
+    for left in path.parent.glob(f"{_TEMPORARY}{glob.escape(path.name)}.*"):
+        with suppress(OSError):  # another process has removed it, or it is somebody else's
+            handle = os.open(left, os.O_RDWR)
+            try:
+                if _try_to_lock(handle):
+                    left.unlink()
+            finally:
+                os.close(handle)
+
+
+def _try_to_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or the file system has no locks
+        return False
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -76,7 +105,9 @@ def write_record(path: Path, record: Record) -> None:
 
     Raises:
         StorageError: it cannot be written.
+        NewerRecordError: what is there was written by a newer version of this package.
     """
+    _refuse_newer(path)
     write_bytes(path, record.to_json().encode())
 
 
@@ -84,18 +115,37 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
     """Read a record back.
 
     Raises:
-        RecordError: it is missing, not such a record, or of another schema version.
+        MissingRecordError: there is none.
+        RecordError: it is not such a record, or of an older schema version.
+        NewerRecordError: it is of a newer schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError as exc:
-        raise RecordError(f"{path} is missing", fix=fix) from exc
+        raise MissingRecordError(f"{path} is missing", fix=fix) from exc
     except OSError as exc:
         raise RecordError(f"{path} cannot be read: {exc.strerror}", fix=fix) from exc
     except ValidationError as exc:
+        _refuse_newer(path)
         first = exc.errors(include_url=False)[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         raise RecordError(f"{path} is not a valid {kind.__name__}: {place}{first['msg']}", fix=fix) from exc
+
+
+def _refuse_newer(path: Path) -> None:
+    """Stop before a record is misread or lost that a newer version of this package has written."""
+    try:
+        written = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # nothing there, or nothing that anybody could read
+    version = written.get("schema_version") if isinstance(written, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise NewerRecordError(
+            f"{path} was written by a newer version of this project",
+            expected=f"schema_version {SCHEMA_VERSION} or older",
+            got=f"schema_version {version}",
+            fix="update this checkout, or delete the file to have it made again",
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from pipeline.atomic import describe_file, write_record
 from pipeline.environment import installed, missing_gpu, now, tools
 from pipeline.errors import BuildError, CrashedError, UnsupportedError
+from pipeline.keys import key_of
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact, Backend, Outcome, Variant
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from pipeline.project import Project

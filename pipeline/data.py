@@ -14,12 +14,12 @@ from pipeline import images
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, threads, tools
 from pipeline.errors import DataError
+from pipeline.keys import key_of
 from pipeline.model import in_layout, strict_fp32
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.progress import Bars
 from pipeline.records import DataRecord, ImagesOrigin, Preprocessing, SourceRecord, WeightsOrigin
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

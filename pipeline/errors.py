@@ -63,6 +63,14 @@ class RecordError(PipelineError):
     """A record on disk is missing, damaged or of another schema version."""
 
 
+class MissingRecordError(RecordError):
+    """There is no such record: its step has not run."""
+
+
+class NewerRecordError(PipelineError):
+    """A record was written by a newer version of this package; this one neither reads nor replaces it."""
+
+
 class SourceError(PipelineError):
     """The model's factory or its weights cannot be had."""
 

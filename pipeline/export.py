@@ -17,10 +17,10 @@ from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import ExportError, one_line
+from pipeline.keys import key_of
 from pipeline.model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.plan import Stage, Step
 from pipeline.records import Graph, OnnxRecord, TensorCast
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from pathlib import Path

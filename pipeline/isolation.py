@@ -38,6 +38,8 @@ _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+PARENT_VARIABLE = "PIPELINE_PARENT"
+"""The environment variable in which a process tells those that it starts whom to end with."""
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
 """As faulthandler writes it; a traceback has a comma before the `in`."""
 
@@ -177,10 +179,20 @@ def live_with(parent: int) -> None:
     Args:
         parent: its process id.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed cannot end this one
+    end_with(parent, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+
+
+def end_with(parent: int, how: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process sent a signal when its parent ends: a parent that is killed can end nothing itself.
+
+    Args:
+        parent: its process id.
+        how: what is sent.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
     if os.getppid() != parent:  # it died before that took effect
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
 
 
 def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.atomic import write_record
 from pipeline.environment import git_state, now, tools
 from pipeline.errors import RecordError
+from pipeline.keys import manifest_key
 from pipeline.milestones import milestones_of
 from pipeline.plan import Stage, Step
 from pipeline.records import (
@@ -25,7 +26,7 @@ from pipeline.records import (
     Status,
     Variant,
 )
-from pipeline.staleness import current, manifest_key
+from pipeline.staleness import current
 
 if TYPE_CHECKING:
     from pipeline.project import Project

@@ -39,6 +39,11 @@ class Paths:
         return self.root / "manifest.json"
 
     @property
+    def digests(self) -> Path:
+        """Digests of files that have not changed since they were hashed; may be deleted."""
+        return self.root / ".digests.sqlite3"
+
+    @property
     def source(self) -> Path:
         """The record of the model's source."""
         return self.folder / "source" / "source.json"
@@ -152,3 +157,24 @@ class Paths:
     def samples(self, variant: Variant) -> Path:
         """Every latency measured."""
         return self.variant(variant) / "benchmark.npz"
+
+    def of_variant(self, variant: Variant) -> tuple[Path, ...]:
+        """Everything that the stages write for a variant alone."""
+        return tuple(
+            where(variant)
+            for where in (
+                self.engine,
+                self.module,
+                self.recipe,
+                self.engine_cache,
+                self.runtime_cache,
+                self.build_log,
+                self.accuracy,
+                self.benchmark,
+                self.samples,
+                self.layers,
+                self.trace,
+                self.profile_log,
+                self.artifact,
+            )
+        )

@@ -256,6 +256,17 @@ class Plan:
         """What the variants run on; one interleaved benchmark each."""
         return tuple(dict.fromkeys(variant.target for variant in self.variants))
 
+    def variants_on(self, target: str) -> tuple[Variant, ...]:
+        """Return the variants of a target, in order."""
+        return self._by_target.get(target, ())
+
+    @cached_property
+    def _by_target(self) -> dict[str, tuple[Variant, ...]]:
+        found: dict[str, list[Variant]] = {}
+        for variant in self.variants:
+            found.setdefault(variant.target, []).append(variant)
+        return {target: tuple(variants) for target, variants in found.items()}
+
     @cached_property
     def _families(self) -> dict[Variant, list[Variant]]:
         """The variants by what they have in common but for the workspace."""

@@ -26,10 +26,10 @@ from pipeline import onnx_graph
 from pipeline.atomic import describe_file, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import PipelineError, QuantizeError, one_line
+from pipeline.keys import key_of
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import Graph, OnnxRecord, Precision
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -10,13 +10,13 @@ import numpy as np
 from pipeline.atomic import write_record
 from pipeline.environment import now, tools
 from pipeline.gates import judge, measure
+from pipeline.keys import key_of
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.progress import Bars
 from pipeline.quantize import calibrate, quantized_layers
 from pipeline.records import Graph, LayerSensitivity, Sensitivity
 from pipeline.runners import run_stand_in
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,10 @@ from pipeline import model as models
 from pipeline.atomic import describe_file, write_bytes, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import SourceError
+from pipeline.keys import key_of
 from pipeline.plan import Stage, Step
 from pipeline.preprocessing import to_input
 from pipeline.records import Interpolation, Preprocessing, SourceRecord, WeightsOrigin
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,8 +7,9 @@ before a task runs into one message.
 
 from __future__ import annotations
 
+import io
 import os
-import sqlite3
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -20,16 +21,16 @@ from doit.cmd_run import Run as DoitRun
 from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_verbosity
 from doit.cmdparse import CmdParseError
 from doit.control import TaskControl
-from doit.dependency import DatabaseException
 from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask, UnmetDependency
 from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
 from pipeline.errors import PipelineError, storage_errors
+from pipeline.isolation import PARENT_VARIABLE
 from pipeline.plan import Stage
 from pipeline.project import Project
-from pipeline.staleness import is_current, taken_as_given
+from pipeline.staleness import NOT_MADE, status_of, taken_as_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +51,9 @@ CONFIG_VARIABLE = "config"
 
 _MAY_FAIL = "dependencies that may fail"
 _GIVEN = "made elsewhere"
+_WHY = "why it is not up to date"
 _STATE = Path("artifacts")
-"""Where doit keeps its database: see `tool.doit.dep_file` in pyproject.toml."""
+"""Where the lock lies that one doit at a time holds."""
 
 
 class Tasks:
@@ -81,15 +83,27 @@ class Tasks:
                 names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
                 yield {
                     "name": step.subject,
-                    "actions": [action(self._command(step), shell=False, env=_environment(stage))],
+                    "actions": [
+                        action(self._command(step.stage.value, step.subject), shell=False, env=_environment(stage))
+                    ],
                     "task_dep": list(names.values()),
                     "uptodate": [_Current(self._project, step)],
                     "meta": {_MAY_FAIL: [names[other] for other in follows], _GIVEN: taken_as_given(step)},
                 }
 
-    def _command(self, step: Step) -> list[str]:
+    def prune(self) -> TaskDict:
+        """Return the task that lists, or deletes, what is left of variants that were taken out of the configuration."""
+        return {
+            "actions": [CmdAction(self._prune_command, shell=False)],
+            "params": [{"name": "delete", "long": "delete", "type": bool, "default": False, "help": "not only list"}],
+        }
+
+    def _prune_command(self, delete: bool) -> list[str]:  # noqa: FBT001 - doit passes it by name
+        return self._command("prune", *(["--delete"] if delete else []))
+
+    def _command(self, *arguments: str) -> list[str]:
         default = [] if self._config == Path("pipeline.yaml") else ["--config", str(self._config)]
-        return [sys.executable, "-m", "pipeline", step.stage.value, step.subject, *default]
+        return [sys.executable, "-m", "pipeline", *arguments, *default]
 
 
 def _environment(stage: Stage) -> dict[str, str]:
@@ -98,10 +112,11 @@ def _environment(stage: Stage) -> dict[str, str]:
     A benchmark measures what users see. In other steps glibc keeps freed memory, because giving back every large tensor
     costs a tenth of their time.
     """
+    common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if stage is Stage.BENCHMARK:
-        return dict(os.environ)
+        return common
     keep = str(2**32)
-    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **os.environ}
+    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
 
 
 class _Current:
@@ -112,8 +127,11 @@ class _Current:
         self._step = step
 
     def __call__(self, task: Task, values: object) -> bool:
-        del task, values  # the records on disk know
-        return is_current(self._project, self._step)
+        del values  # the records on disk know
+        status = status_of(self._project, self._step)
+        if task.meta is not None and status.reasons != (NOT_MADE,):
+            task.meta[_WHY] = status.reasons
+        return status.is_current
 
 
 class _Command(CmdAction):
@@ -146,8 +164,10 @@ class Reporter(ConsoleReporter):
         self._idle = True
 
     def execute_task(self, task: Task) -> None:
-        """Note that there was something to do; the task will say what."""
+        """Say why something is made again; the task will say what it makes."""
         self._idle = self._idle and not task.actions
+        if reasons := (task.meta or {}).get(_WHY):
+            self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
 
     def skip_uptodate(self, task: Task) -> None:
         """Say nothing, but of what this host could not have made."""
@@ -194,6 +214,14 @@ class _ParallelRunner(_Tolerant, MThreadRunner):
     pass
 
 
+def _end_steps() -> None:
+    """Ask the steps that are running to end: a signal to doit alone has not reached them."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGTERM)
+
+
 class Run(DoitRun):
     """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
 
@@ -212,6 +240,10 @@ class Run(DoitRun):
         from filelock import FileLock, Timeout  # noqa: PLC0415 - 0.1 s that `doit list` saves
 
         lock = FileLock(_STATE / ".doit.lock")
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with storage_errors("preparing artifacts/"):
                 _STATE.mkdir(exist_ok=True)
@@ -227,11 +259,8 @@ class Run(DoitRun):
             message, status = f"error: {exc}\n", 2
         except PipelineError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
-        except (sqlite3.Error, DatabaseException) as exc:
-            message = f"error: doit's database in artifacts/ cannot be used: {str(exc).splitlines()[0]}\n"
-            message += "  fix:      make artifacts/ writable; a damaged database may be deleted (artifacts/.doit*)\n"
-            status = 1
         except KeyboardInterrupt:
+            _end_steps()
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
         finally:
             lock.release()

@@ -23,6 +23,7 @@ from pipeline.gates import (
     row_dependence,
 )
 from pipeline.isolation import run_isolated
+from pipeline.keys import key_of
 from pipeline.locks import exclusive, shared
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
@@ -40,7 +41,7 @@ from pipeline.records import (
     Variant,
 )
 from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
-from pipeline.staleness import current, key_of
+from pipeline.staleness import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable

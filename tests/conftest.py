@@ -66,6 +66,25 @@ def copied(built_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what doit needs, the tiny model's configuration, and nothing built."""
+    folder = tmp_path / "a checkout with späces"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "artifacts").mkdir()
+    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/tiny_model.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "pipeline.yaml").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def finished(checkout: Path, built_folder: Path) -> Path:
+    """Such a folder with everything built."""
+    shutil.copytree(built_folder / "artifacts", checkout / "artifacts", dirs_exist_ok=True)
+    return checkout
+
+
 @pytest.fixture(scope="session")
 def wheels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that outlives the run, unless pytest's cache is off."""

@@ -9,10 +9,10 @@ import pytest
 from pipeline.build import _build, _onnx, build_variant
 from pipeline.environment import missing_driver
 from pipeline.errors import BuildError, RecordError
+from pipeline.keys import key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import Artifact, Graph, Outcome
-from pipeline.staleness import key_of
 from tests.hosts import H100, host
 
 if TYPE_CHECKING:

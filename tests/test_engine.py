@@ -11,10 +11,10 @@ from pipeline.atomic import sha256_of, write_record
 from pipeline.engine import make_engine
 from pipeline.environment import missing_driver
 from pipeline.errors import BuildError, CrashedError, UnsupportedError
+from pipeline.keys import key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import Artifact, EngineFlavour, Graph, Outcome, Variant
-from pipeline.staleness import key_of
 
 from .hosts import TRT10, host
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.atomic import read_record, write_record
+from pipeline.environment import version
+from pipeline.keys import key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, Graph, Outcome
-from pipeline.staleness import is_current, key_of, taken_as_given
+from pipeline.records import Artifact, Graph, Key, Outcome
+from pipeline.staleness import is_current, status_of, taken_as_given
 
 from .hosts import H100, L4, TRT10, TRT86, host
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.records import Gpu, Host
+    from pipeline.records import Gpu, Host, StageRecord
 
     Change = Callable[[str], str]
 
@@ -141,6 +143,134 @@ def test_a_damaged_engine_is_noticed(copied: Path, damage: str) -> None:
     assert {name for name in stale(copied) if name.startswith("build:")} == {f"build:{ENGINE}", f"build:{TWIN}"}
 
 
+def records(project: Project, step: Step) -> list[tuple[Path, StageRecord]]:
+    """Return where a step's records lie, and what they say."""
+    paths, plan = project.paths, project.plan
+    if step.stage is Stage.SOURCE:
+        return [(paths.source, project.source())]
+    if step.stage is Stage.DATA:
+        return [(paths.data, project.data())]
+    if step.stage in {Stage.EXPORT, Stage.QUANTIZE}:
+        graph = plan.graph(step.subject)
+        return [(paths.onnx_record(graph), project.onnx(graph))]
+    if step.stage is Stage.BENCHMARK:
+        return [
+            (paths.benchmark(item), project.benchmark(item)) for item in plan.variants_on(plan.target(step.subject))
+        ]
+    variant = plan.variant(step.subject)
+    if step.stage is Stage.BUILD:
+        return [(paths.artifact(variant), project.artifact(variant))]
+    return [(paths.accuracy(variant), project.accuracy(variant))] if paths.accuracy(variant).exists() else []
+
+
+def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path) -> None:
+    """Made from another value of any one field, a result is stale; so is, of others, only what names its key."""
+    project = Project.load(copied / "pipeline.yaml")
+    steps = [step for step in project.plan.steps if step.stage not in {Stage.MANIFEST, Stage.REPORT}]
+    kinds = {}
+    for step in steps:
+        for path, record in records(project, step)[:1]:
+            if status_of(project, step).since:  # but for what was skipped
+                kinds[step.stage, tuple(field.name for field in record.key.fields)] = step, path, record
+    assert {stage for stage, _ in kinds} == {step.stage for step in steps}
+    for step, path, record in kinds.values():
+        for number, field in enumerate(record.key.fields):
+            other = field.model_copy(update={"value": '"another"'})
+            fields = (*record.key.fields[:number], other, *record.key.fields[number + 1 :])
+            write_record(path, record.model_copy(update={"key": Key(fields=fields)}))
+            reasons = status_of(project, step).reasons
+            assert len(reasons) == 1
+            assert reasons[0].startswith(f"{field.name} changed")
+        names = {
+            item for item in steps if step.stage is not Stage.BENCHMARK and key_in(project, item, record.key.digest)
+        }
+        assert {item for item in steps if not is_current(project, item)} == {step} | names
+        write_record(path, record)
+    assert stale(copied) == set()
+
+
+def key_in(project: Project, step: Step, digest: str) -> bool:
+    """Return whether the key on disk of a step's result has another result's key in it."""
+    return any(digest in field.value for _, record in records(project, step) for field in record.key.fields)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "steps"),
+    [
+        ("resize: 32", "resize: 40", "preprocessing.resize changed: 32 → 40", {SOURCE}),
+        ("crop: 32", "crop: 31", "preprocessing.crop changed: 32 → 31", {SOURCE}),
+        ("bilinear", "nearest", 'preprocessing.interpolation changed: "bilinear" → "nearest"', {SOURCE}),
+        ("std: [0.25,", "std: [0.5,", "preprocessing.std changed: [0.25, 0.25, 0.25] → [0.5, 0.25, 0.25]", {SOURCE}),
+        ("weights: sample", "weights: factory", 'weights changed: "sample" → "factory"', {SOURCE}),
+        ("validation: 100", "validation: 90", "validation changed: 100 → 90", {DATA}),
+    ],
+)
+def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, reason: str, steps: set[str]) -> None:
+    """Its own step, for a reason that has the setting's name and both values; later steps once that was made again."""
+    rewrite(copied, lambda text: text.replace(old, new))
+    assert stale(copied) == steps
+    project = Project.load(copied / "pipeline.yaml")
+    found = [status_of(project, step).reasons for step in project.plan.steps]
+    assert next(reasons for reasons in found if reasons) == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("package", "stages"),
+    [
+        ("torch", {"source", "data", "export", "build", "benchmark"}),
+        ("torchvision", {"source"}),
+        ("scikit-learn", {"source"}),
+        ("pillow", {"data"}),
+        ("onnx", {"export", "quantize", "validate"}),
+        ("onnxscript", {"export"}),
+        ("onnxruntime-gpu", {"quantize", "validate", "benchmark"}),
+    ],
+)
+def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, package: str, stages: set[str]
+) -> None:
+    """No stage is run again for a library that it does not use."""
+    real = version
+    monkeypatch.setattr("pipeline.keys.version", lambda name: "9.9" if name == package else real(name))
+    found = stale(copied)
+    assert {name.partition(":")[0] for name in found} == stages
+    if package.startswith("onnx"):
+        runner = "onnxruntime-" if package == "onnxruntime-gpu" else "onnx-reference-"
+        assert all(runner in name for name in found if name.startswith("validate:"))
+    if package == "torch":
+        assert not any("rtx" in name or "onnxruntime" in name for name in found if name.startswith("build:"))
+
+
+def test_another_processor_is_measured_again_and_nothing_else(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is another number of threads."""
+    monkeypatch.setattr("pipeline.keys.processor", lambda: "another")
+    assert stale(copied) == {"benchmark:tiny/cpu-x86_64"}
+
+
+def test_another_driver_is_measured_again_and_nothing_else(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of builds and validations say whether there is a driver; only benchmarks and profiles say which."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
+    steps = {
+        "build": Step(Stage.BUILD, f"{target}/eager-fp32"),
+        "benchmark": Step(Stage.BENCHMARK, target),
+        "engines": Step(Stage.BENCHMARK, "tiny/rtx-sm80+"),
+    }
+    monkeypatch.setattr("pipeline.keys.missing_driver", lambda: "")
+    found = []
+    for driver in ("580", "590"):
+        monkeypatch.setattr("pipeline.keys.driver_version", lambda driver=driver: driver)
+        found.append({name: key_of(project, step) for name, step in steps.items()})
+    assert [name for name in steps if found[0][name] != found[1][name]] == ["benchmark", "engines"]
+
+
+def test_the_only_copy_of_a_file_may_move_with_its_folder(copied: Path, tmp_path: Path) -> None:
+    """A checkout that was moved is current."""
+    moved = tmp_path / "elsewhere with späces"
+    copied.rename(moved)
+    assert stale(moved) == set()
+
+
 def test_an_edited_record_is_noticed(copied: Path) -> None:
     """A record that is not a valid record any more makes its step stale."""
     project = Project.load(copied / "pipeline.yaml")
@@ -203,7 +333,7 @@ GIVEN = [Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE]
 def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """This host has no torch, and other versions of everything that made what it is given."""
     monkeypatch.setattr("pipeline.staleness.installed", lambda module: module != "torch")
-    monkeypatch.setattr("pipeline.staleness.version", lambda _: "another")
+    monkeypatch.setattr("pipeline.keys.version", lambda _: "another")
 
 
 def stale_of_the_given(folder: Path) -> set[str]:
@@ -219,7 +349,7 @@ def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
 
 def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch, results of another version of it are stale."""
-    monkeypatch.setattr("pipeline.staleness.version", lambda _: "another")
+    monkeypatch.setattr("pipeline.keys.version", lambda _: "another")
     assert SOURCE in stale_of_the_given(copied)
 
 
@@ -395,7 +525,7 @@ def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
 def test_a_graph_of_an_older_quantizer_is_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the quantiser itself changes, its graphs are stale, and nothing else is before they are made."""
     project = Project.load(copied / "pipeline.yaml")
-    monkeypatch.setattr("pipeline.staleness._QUANTIZER", 99)
+    monkeypatch.setattr("pipeline.keys._QUANTIZER", 99)
     stale = [step for step in project.plan.steps if not is_current(project, step)]
     assert {step.stage for step in stale} == {Stage.QUANTIZE}
     assert {step.subject for step in stale} == {"tiny/int8", "tiny/int8-cpu"}

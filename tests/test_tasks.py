@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,32 +14,13 @@ from filelock import FileLock
 
 from pipeline.project import Project
 from pipeline.records import ManifestEntry, Status
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import TINY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with what doit needs, the tiny model's configuration, and nothing built."""
-    folder = tmp_path / "a checkout with späces"
-    (folder / "tests").mkdir(parents=True)
-    (folder / "artifacts").mkdir()
-    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/tiny_model.py"):
-        shutil.copy(REPOSITORY / name, folder / name)
-    (folder / "pipeline.yaml").write_text(TINY)
-    return folder
-
-
-@pytest.fixture
-def finished(checkout: Path, built_folder: Path) -> Path:
-    """Such a folder with everything built."""
-    shutil.copytree(built_folder / "artifacts", checkout / "artifacts", dirs_exist_ok=True)
-    return checkout
 
 
 def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -227,15 +207,62 @@ def test_a_second_doit_refuses(checkout: Path) -> None:
     assert "another doit is running in this folder" in done.stderr
 
 
-def test_a_damaged_database_is_one_message(finished: Path) -> None:
-    """Doit's own database, damaged, says what to delete; without it nothing that is valid is built again."""
-    database = finished / "artifacts" / ".doit.sqlite3"
-    database.write_bytes(b"garbage" * 1000)
+def test_doit_keeps_no_database(finished: Path) -> None:
+    """What is stale is in the records on disk: nothing of doit's own can be damaged or lost."""
+    (finished / "artifacts" / ".doit.sqlite3").write_bytes(b"garbage" * 1000)
+    assert ran(doit(finished).stdout) <= {"manifest:tiny"}
+    assert [path.name for path in (finished / "artifacts").glob(".doit*.db*")] == []
+
+
+def test_a_damaged_cache_of_digests_rebuilds_nothing(finished: Path) -> None:
+    """It only saves time."""
+    doit(finished, "manifest")
+    (finished / "artifacts" / ".digests.sqlite3").write_bytes(b"garbage" * 1000)
+    done = doit(finished)
+    assert (done.returncode, ran(done.stdout)) == (0, set())
+
+
+def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
+    """The reason is there before the work; what has never been made needs none."""
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("validation: 100", "validation: 90"))
+    done = doit(finished, "data")
+    assert "data:tiny: stale: validation changed: 100 → 90\n" in done.stdout
+    engine = finished / "artifacts" / ENGINE / "model.engine"
+    engine.unlink()
+    assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is missing\n" in doit(finished, f"build:{ENGINE}").stdout
+    assert "stale" not in doit(finished, "list").stdout
+
+
+def test_a_first_run_has_no_reasons(checkout: Path) -> None:
+    """Nothing is stale where nothing has been."""
+    assert "stale" not in doit(checkout, "source").stdout
+
+
+def test_prune_lists_and_deletes(finished: Path) -> None:
+    """`doit prune` only lists; `doit prune --delete` deletes, and the manifest no longer has what was dropped."""
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]"))
+    engine = finished / "artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/model.engine"
+    listed = doit(finished, "prune")
+    assert (listed.returncode, engine.exists()) == (0, True)
+    assert "rtx-sm80+/bf16-b1-ws16MiB/model.engine\n" in listed.stdout
+    assert doit(finished, "prune", "--delete").returncode == 0
+    assert not engine.parent.exists()
+    assert doit(finished, "manifest").returncode == 0
+    assert "bf16" not in (finished / "artifacts/manifest.json").read_text()
+
+
+def test_a_newer_record_stops_doit_by_its_name(finished: Path) -> None:
+    """Nothing is run that would misread it, or write over it."""
+    record = finished / "artifacts" / ENGINE / "artifact.json"
+    newer = record.read_text().replace('"schema_version": 1', '"schema_version": 2')
+    record.write_text(newer)
     done = doit(finished)
     assert done.returncode == 1
-    assert "database in artifacts/ cannot be used" in done.stderr
-    database.unlink()
-    assert ran(doit(finished).stdout) <= {"manifest:tiny"}
+    assert f"{ENGINE}/artifact.json was written by a newer version" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert record.read_text() == newer
 
 
 def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.benchmark.worker import serve, takes
 from pipeline.environment import driver_version, host_memory_bytes, missing_driver, now, processor, threads, tools
 from pipeline.errors import RecordError
 from pipeline.isolation import describe_exit
+from pipeline.keys import key_of
 from pipeline.locks import exclusive
 from pipeline.nvml import watching
 from pipeline.plan import CPU_TARGET, Stage, Step
@@ -32,7 +33,6 @@ from pipeline.records import (
     Variant,
     ranking_clock,
 )
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

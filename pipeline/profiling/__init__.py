@@ -10,6 +10,7 @@ from pipeline.atomic import write_record
 from pipeline.environment import driver_version, installed, now, processor, tools, version
 from pipeline.errors import CrashedError, RunError, UnsupportedError
 from pipeline.isolation import run_isolated
+from pipeline.keys import key_of
 from pipeline.locks import exclusive
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.profiling.profilers import (
@@ -24,7 +25,6 @@ from pipeline.profiling.profilers import (
 from pipeline.profiling.workload import RUNS, batch_of, images_of, repeated
 from pipeline.records import Backend, LayerProfile, Outcome, Tool
 from pipeline.runners import gpu_of, open_serialized, run_profiled
-from pipeline.staleness import key_of
 
 if TYPE_CHECKING:
     from pipeline.project import Project

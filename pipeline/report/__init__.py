@@ -10,9 +10,10 @@ from pipeline.atomic import describe_file, read_record, write_bytes, write_recor
 from pipeline.comparison import breaches_of, compare
 from pipeline.environment import now, processor, tools
 from pipeline.errors import RecordError
+from pipeline.keys import key_of
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Graph, Manifest, Outcome, ReportRecord, Status
-from pipeline.staleness import current, key_of
+from pipeline.staleness import current
 from pipeline.verdict import choices_of, latency_of
 
 if TYPE_CHECKING:

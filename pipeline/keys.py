@@ -1,0 +1,345 @@
+"""The staleness key: what each result depends on.
+
+Not in any key: the time, the host's name, where the checkout lies, when files were touched, comments and key order of
+the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from pipeline.atomic import sha256_of
+from pipeline.digests import digests_in
+from pipeline.environment import (
+    driver_version,
+    missing_driver,
+    processor,
+    threads,
+    torch_tensorrt,
+    version,
+)
+from pipeline.errors import RecordError
+from pipeline.plan import CPU_TARGET, Stage, Step
+from pipeline.records import SCHEMA_VERSION, Artifact, Backend, Graph, Key, KeyField, Precision, Variant
+
+if TYPE_CHECKING:
+    from pipeline.project import Project
+    from pipeline.records import Gpu
+
+
+def key_of(project: Project, step: Step) -> Key:
+    """Return the key of a step's result, from the configuration and the records that the step builds on.
+
+    Raises:
+        RecordError: one of those records is missing.
+    """
+    makers = {
+        Stage.SOURCE: lambda: source_key(project),
+        Stage.DATA: lambda: data_key(project),
+        Stage.EXPORT: lambda: export_key(project, project.plan.graph(step.subject)),
+        Stage.QUANTIZE: lambda: quantize_key(project, project.plan.graph(step.subject)),
+        Stage.BUILD: lambda: build_key(project, project.plan.variant(step.subject)),
+        Stage.VALIDATE: lambda: accuracy_key(project, project.plan.variant(step.subject)),
+        Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
+        Stage.MANIFEST: lambda: manifest_key(project),
+        Stage.REPORT: lambda: report_key(project),
+        Stage.SENSITIVITY: lambda: sensitivity_key(project, project.plan.quantized(step.subject)),
+        Stage.PROFILE: lambda: profile_key(project, project.plan.variant(step.subject)),
+    }
+    return makers[step.stage]()
+
+
+def source_key(project: Project) -> Key:
+    """Return what the weights depend on."""
+    model = project.config.model
+    return _key(
+        factory=model.factory,
+        factory_code=_code_of(model.factory),
+        weights=model.weights,
+        checkpoint=_file_digest(model.weights),
+        preprocessing=project.config.preprocessing,
+        torch=version("torch"),
+        torchvision=version("torchvision"),
+        scikit_learn=version("scikit-learn"),
+    )
+
+
+def data_key(project: Project) -> Key:
+    """Return what the images and the reference's logits depend on."""
+    source = project.source()
+    data = project.config.data
+    return _key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        images=data.images,
+        folder=_folder_digest(project, data.images),
+        calibration=data.calibration,
+        validation=data.validation,
+        pillow=version("pillow"),
+        torch=version("torch"),
+    )
+
+
+_EXPORTER = 1
+"""Raised whenever `export` makes something else of the same weights."""
+
+
+def export_key(project: Project, graph: Graph) -> Key:
+    """Return what an exported graph depends on."""
+    source = project.source()
+    return _key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        exporter=_EXPORTER,
+        graph=graph,
+        torch=version("torch"),
+        onnx=version("onnx"),
+        onnxscript=version("onnxscript"),
+    )
+
+
+_QUANTIZER = 3
+"""Raised whenever `quantize` makes something else of the same graph and images.
+
+2 has int8 in the first convolution; 3 keeps the ReLU before a layer that is left in FP32 for x86.
+"""
+
+
+def quantize_key(project: Project, graph: Graph) -> Key:
+    """Return what a quantised graph depends on."""
+    left = {"leave": project.config.leave_unquantized.of(graph)} if graph.is_mixed else {}
+    return _key(
+        **left,
+        graph=graph,
+        quantizer=_QUANTIZER,
+        fp32=project.onnx(Graph.FP32).canonical_sha256,
+        calibration=project.data().calibration.sha256,
+        preprocessing=project.data().preprocessing,
+        onnx=version("onnx"),
+        onnxruntime=version("onnxruntime-gpu"),
+    )
+
+
+_SENSITIVITY = 1
+"""Raised whenever `sensitivity` measures something else."""
+
+
+def sensitivity_key(project: Project, graph: Graph) -> Key:
+    """Return what a table of sensitivities depends on."""
+    return _key(
+        sensitivity=_SENSITIVITY,
+        quantized=quantize_key(project, graph).digest,
+        gate=project.config.gates.of(graph.precision),
+    )
+
+
+def build_key(project: Project, variant: Variant) -> Key:
+    """Return what an artifact depends on."""
+    where: dict[str, object] = {}
+    if variant.target != CPU_TARGET:
+        where = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(variant)}
+    if variant.graph is None:
+        source = project.source()
+        compiled = variant.backend.is_torch_tensorrt
+        return _key(
+            variant=variant.id,
+            model=source.key.digest,
+            weights=source.weights.sha256,
+            workspace=variant.workspace,
+            profile=variant.profile,
+            torch=version("torch"),
+            torch_tensorrt=torch_tensorrt() if compiled else None,
+            settings=project.config.torch_tensorrt.build_settings if compiled else None,
+            **where,
+        )
+    graph = project.onnx(variant.graph)
+    if variant.backend is not Backend.TENSORRT:
+        return _key(
+            variant=variant.id,
+            onnx=graph.canonical_sha256,
+            file=graph.file.sha256,
+            **where,
+        )
+    target = project.plan.engine_target(variant)
+    settings = project.config.tensorrt.build_settings
+    return _key(
+        variant=variant.id,
+        onnx=graph.canonical_sha256,
+        workspace=variant.workspace,
+        profile=variant.profile,
+        compute_capabilities=target.compute_capabilities,
+        gpu=None if target.compute_capabilities else _type_of(target.gpu),
+        flavour=project.plan.flavour,
+        flavour_version=project.plan.flavour_version,
+        settings=settings,
+        weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
+    )
+
+
+_JUDGE = 3
+"""Raised whenever `validate` looks at something else.
+
+2 looks at rows, at every batch size, and at extreme images; 3 counts products of one quantised operand as floating
+point.
+"""
+
+
+def accuracy_key(project: Project, variant: Variant) -> Key:
+    """Return what a variant's accuracy depends on."""
+    artifact = project.artifact(variant)
+    data = project.data()
+    return _key(
+        judge=_JUDGE,
+        artifact=_identity(artifact),
+        reference=data.reference.sha256,
+        validation=data.validation.sha256,
+        labels=data.labels.sha256 if data.labels else None,
+        preprocessing=data.preprocessing,
+        gate=project.config.gates.of(variant.precision),
+        # An fp32 engine may turn out to multiply in TF32.
+        tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
+        batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
+        require_proof=project.config.gates.require_proof,
+        samples=project.config.validation if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnxruntime=version("onnxruntime-gpu") if variant.backend is Backend.ONNXRUNTIME else None,
+        driver=_driver(variant),
+        gpu=_type_of(project.plan.gpu(variant.target)),
+    )
+
+
+def benchmark_key(project: Project, target: str) -> Key:
+    """Return what the latencies of a target's variants depend on; they are measured together."""
+    variants = [*project.plan.variants_on(target)]
+    baseline = project.plan.baseline(target)
+    if baseline is not None and baseline not in variants:
+        variants.append(baseline)
+    gpu = project.plan.gpu(target)
+    return _key(
+        artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),
+        settings=project.config.benchmark.timing_settings,
+        batches=project.config.timed_batches,
+        preprocessing=project.source().preprocessing,
+        processor=processor() if target == CPU_TARGET else None,
+        threads=threads() if target == CPU_TARGET else None,
+        torch=version("torch"),
+        onnxruntime=version("onnxruntime-gpu"),
+        driver=None if target == CPU_TARGET else missing_driver() or driver_version(),
+        gpu=gpu.uuid if gpu else None,
+        kernels=project.config.tensorrt.kernel_specialization,
+    )
+
+
+def manifest_key(project: Project) -> Key:
+    """Return what the manifest depends on: every record of the plan, byte for byte."""
+    paths = project.paths
+    records = [paths.source, paths.data]
+    for variant in project.plan.variants:
+        records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
+    digests = {str(path.relative_to(paths.root)): sha256_of(path) if path.is_file() else None for path in records}
+    return _key(records=digests)
+
+
+_PROFILER = 1
+"""Raised whenever `profile` looks at something else."""
+
+
+def profile_key(project: Project, variant: Variant) -> Key:
+    """Return what a variant's profile depends on."""
+    on_cpu = variant.target == CPU_TARGET
+    gpu = project.plan.gpu(variant.target)
+    return _key(
+        profiler=_PROFILER,
+        artifact=_identity(project.artifact(variant)),
+        batches=project.config.timed_batches,
+        preprocessing=project.source().preprocessing,
+        processor=processor() if on_cpu else None,
+        threads=threads() if on_cpu else None,
+        torch=version("torch"),
+        onnxruntime=version("onnxruntime-gpu"),
+        nsight=None if on_cpu else shutil.which("nsys") is not None,
+        driver=None if on_cpu else missing_driver() or driver_version(),
+        gpu=gpu.uuid if gpu else None,
+    )
+
+
+_PAGE = 2
+"""Raised whenever the report shows something else of the same records."""
+
+
+def report_key(project: Project) -> Key:
+    """Return what the report depends on: the manifest, and the released one."""
+    release = project.config.release
+    released = Path(release.manifest) if release else None
+    return _key(
+        page=_PAGE,
+        manifest=sha256_of(project.paths.manifest),
+        profiles=_profiles(project),
+        release=release,
+        released=sha256_of(released) if released and released.is_file() else None,
+    )
+
+
+def _profiles(project: Project) -> list[list[str]]:
+    """Return the digests of the profiles that are there, which nobody has to make."""
+    paths = {variant.id: project.paths.layers(variant) for variant in project.plan.variants}
+    return [[name, sha256_of(path)] for name, path in paths.items() if path.is_file()]
+
+
+def _identity(artifact: Artifact) -> list[str]:
+    """Return what tells one build from another: its digest, or that there is nothing."""
+    return [artifact.variant.id, artifact.file.sha256 if artifact.file else artifact.outcome.value]
+
+
+def _identity_on_disk(project: Project, variant: Variant) -> list[str]:
+    try:
+        return _identity(project.artifact(variant))
+    except RecordError:
+        return [variant.id, "missing"]
+
+
+def _type_of(gpu: Gpu | None) -> list[str | int] | None:
+    """Return what an engine that was tuned on a GPU belongs to."""
+    return [gpu.name, gpu.compute_capability] if gpu else None
+
+
+def _driver(variant: Variant) -> str | None:
+    """Return whether a driver is there, for variants that need one to run."""
+    return None if variant.target == CPU_TARGET else missing_driver() or "present"
+
+
+def _key(**fields: object) -> Key:
+    named = {"schema": SCHEMA_VERSION, **fields}
+    return Key(fields=tuple(KeyField(name=name, value=_text(named[name])) for name in sorted(named)))
+
+
+def _text(value: object) -> str:
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def _code_of(factory: str) -> str:
+    """Return the digest of a factory's own file, or the version of the package that it comes from."""
+    module = factory.split(":", maxsplit=1)[0]
+    candidates = (Path(*module.split(".")).with_suffix(".py"), Path(*module.split("."), "__init__.py"))
+    for file in candidates:
+        if file.is_file():
+            return sha256_of(file)
+    return version(module.split(".")[0])
+
+
+def _file_digest(weights: str) -> str | None:
+    file = Path(weights)
+    return sha256_of(file) if file.suffix and file.is_file() else None
+
+
+def _folder_digest(project: Project, images: str) -> str | None:
+    folder = Path(images)
+    return digests_in(project.paths.digests).sha256_of_folder(folder) if folder.is_dir() else None
