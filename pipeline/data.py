@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import images
-from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.atomic import describe_file, replacing, write_bytes, write_record
 from pipeline.environment import now, threads, tools
 from pipeline.errors import DataError
 from pipeline.keys import key_of
@@ -169,11 +170,16 @@ def _split(
 
 def _stored(found: Images, file: Path) -> Images:
     """Write images that are few enough for memory, and return them as they are on disk."""
-    with file.open("wb") as stream:
-        np.save(stream, found.pixels, allow_pickle=False)
+    file.write_bytes(_npy(found.pixels))
     return replace(found, pixels=np.load(file, mmap_mode="r"))
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    write_bytes(path, _npy(array))
+
+
+def _npy(array: npt.NDArray[np.generic]) -> bytes:
+    """Return an array as a file holds it: numpy's own writing to a full disk does not say that it is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

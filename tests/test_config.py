@@ -20,6 +20,7 @@ from pipeline.config import (
     load_config,
 )
 from pipeline.errors import ConfigError, UsageError
+from pipeline.plan import Plan
 from pipeline.records import EngineFlavour, Interpolation, Precision, Preprocessing, Profile
 
 from .conftest import REPOSITORY, TINY
@@ -930,6 +931,78 @@ def test_any_bytes_are_accepted_or_refused_with_a_position(
     file = tmp_path_factory.getbasetemp() / "any-bytes.yaml"
     file.write_bytes(data)
     assert _unpositioned(file) == []
+
+
+_SIZES = st.sampled_from(["16MiB", "32 MiB", "256MiB", "1GiB"])
+_FRACTION = st.sampled_from([0.5, 0.9, 0.99])
+_GATE = st.fixed_dictionaries(
+    {"cosine": _FRACTION, "relative_l2": _FRACTION, "top1_agreement": _FRACTION, "top1_drop": _FRACTION}
+)
+_BATCHES = st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True)
+_PROFILE = st.integers(1, 64) | _BATCHES.map(sorted).filter(lambda sizes: len(sizes) == 3).map(
+    lambda sizes: dict(zip(("min", "opt", "max"), sizes, strict=True))
+)
+_SOUND_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from([{"name": "resnet18"}, {"name": "resnet18", "weights": "sample"}]),
+    "data": st.fixed_dictionaries({"calibration": st.integers(1, 500), "validation": st.integers(10, 500)}),
+    "precisions": st.lists(st.sampled_from(["fp32", "fp16", "bf16", "int8", "fp8"]), min_size=1, unique=True),
+    "profiles": st.lists(_PROFILE, min_size=1, max_size=3, unique_by=str),
+    "workspaces": st.lists(_SIZES, min_size=1, max_size=3, unique=True),
+    "gates": st.dictionaries(st.sampled_from(["fp32", "fp16", "int8"]), _GATE, max_size=2),
+    "benchmark": st.fixed_dictionaries({"restarts": st.integers(1, 5), "rounds": st.integers(1, 4)}),
+    "tensorrt": st.fixed_dictionaries({"refit": st.booleans(), "timing_cache": st.booleans()}),
+    "torch_tensorrt": st.fixed_dictionaries({"min_block_size": st.integers(1, 9)}),
+    "validation": st.fixed_dictionaries({"timeout_seconds": st.integers(1, 5000)}),
+    "leave_unquantized": st.fixed_dictionaries({"int8": st.lists(st.sampled_from(["conv1", "fc"]), unique=True)}),
+    "artifacts": st.sampled_from(["artifacts", "build/out"]),
+}
+
+
+@st.composite
+def _documents(draw: st.DrawFn) -> dict[str, Any]:
+    """A configuration with some of its keys, all of them sound, or with something broken somewhere."""
+    keys = draw(st.lists(st.sampled_from(sorted(_SOUND_VALUES)), unique=True))
+    needed = {"model", "profiles", "workspaces"}
+    document = {key: draw(_SOUND_VALUES[key]) for key in sorted(needed | set(keys))}
+    if draw(st.booleans()):
+        where = draw(st.sampled_from(sorted(document)))
+        inner = document[where]
+        if isinstance(inner, dict) and inner and draw(st.booleans()):
+            document[where] = {**inner, draw(st.sampled_from(sorted(inner)) | st.text(max_size=5)): draw(_VALUES)}
+        else:
+            document[draw(st.just(where) | st.text(max_size=5))] = draw(_VALUES)
+    return document
+
+
+_seen = {"accepted": 0, "refused": 0}
+
+
+@given(document=_documents())
+@settings(deadline=None, max_examples=2000)
+def test_every_document_plans_or_is_refused_with_a_position(
+    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
+) -> None:
+    """What is accepted has a plan in which every step's needs are planned, and means the same however it is spelt."""
+    file = tmp_path_factory.getbasetemp() / "document.yaml"
+    file.write_text(yaml.safe_dump(document))
+    assert _unpositioned(file) == []
+    try:
+        config = load_config(file)
+    except ConfigError:
+        _seen["refused"] += 1
+        return
+    _seen["accepted"] += 1
+    plan = Plan(config, host(H100))
+    assert all(set(plan.dependencies(step).needs) <= set(plan.steps) for step in plan.steps)
+    file.write_text(yaml.safe_dump(document, default_flow_style=True, sort_keys=False))
+    assert load_config(file) == config
+
+
+def test_documents_were_of_both_kinds() -> None:
+    """Of the documents above, many were accepted and many were refused: neither half is tested in vain."""
+    if sum(_seen.values()) == 0:
+        pytest.skip("the test above was not run")
+    assert min(_seen.values()) > 0.1 * sum(_seen.values())
 
 
 # What a build is held against.

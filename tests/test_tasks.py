@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -289,3 +291,28 @@ def test_ctrl_c_ends_cleanly(checkout: Path) -> None:
     assert "Traceback" not in said
     left = [file.name for file in (checkout / "artifacts" / "tiny").rglob("*") if file.is_file()]
     assert [name for name in left if name.startswith(".")] == []
+
+
+def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
+    """Other processes in another folder give the same weights, images and graphs, byte for byte, by the same keys."""
+    done = doit(checkout, "source", "data", "export", "quantize", "build:tiny/cpu-x86_64/onnxruntime-fp16")
+    assert done.returncode == 0, done.stderr
+    project = Project.load(checkout / "pipeline.yaml")
+    made = [
+        (item.source(), item.data(), *(item.onnx(graph) for graph in item.plan.graphs)) for item in (project, built)
+    ]
+    for mine, theirs in zip(*made, strict=True):
+        assert mine.files == theirs.files
+        assert mine.key == theirs.key
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
+    assert project.artifact(variant).key == built.artifact(variant).key
+
+
+def test_only_one_field_of_the_manifest_is_a_time(built: Project) -> None:
+    """It is sorted and canonical, so that a diff of two manifests shows what changed."""
+    before = built.manifest()
+    text = before.to_json()
+    stamp = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+    assert [line.split(":")[0].strip() for line in text.splitlines() if stamp.search(line)] == ['"built_at"']
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert [entry.id for entry in before.artifacts] == sorted(entry.id for entry in before.artifacts)

@@ -1,0 +1,148 @@
+"""Prints what finding out costs that there is nothing to do, beside its bounds, and what two processes at once bring.
+
+python benchmarks/staleness.py            with the tiny model of the tests, 200 variants, and 10,000 in the plan
+python benchmarks/staleness.py --builds   also `doit -n 2` against `-n 1`, building engines of ResNet18: minutes
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TypeVar
+
+from speed import REPOSITORY, seconds, show
+
+sys.path.insert(0, str(REPOSITORY))
+
+from pipeline.atomic import describe_file, write_record
+from pipeline.digests import Digests
+from pipeline.keys import key_of
+from pipeline.plan import Stage, Step
+from pipeline.project import Project
+from pipeline.records import StageRecord
+from tests.conftest import TINY
+
+R = TypeVar("R", bound=StageRecord)
+
+SIZES = "[16MiB, 32MiB]"
+MANY = 200
+ENGINE_BYTES = 50 * 10**6
+BUDGETS = {"no-op doit, 200 variants": 2.0, "doit list": 0.8, "planning 10,000 variants": 3.0}
+"""Seconds on 2 cores."""
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plan_many(folder / "plan.yaml")
+        hash_once(folder)
+        do_nothing(folder / "pipeline.yaml")
+        if "--builds" in sys.argv:
+            build_side_by_side(folder)
+
+
+def plan_many(config: Path) -> None:
+    """Time the plan of 10,000 variants, with what every step depends on."""
+    config.write_text(TINY.replace(SIZES, f"[{', '.join(f'{size}MiB' for size in range(16, 780))}]"))
+    began = time.perf_counter()
+    plan = Project.load(config).plan
+    steps = [plan.dependencies(step) for step in plan.steps]
+    name = "planning 10,000 variants"
+    show(name, time.perf_counter() - began, BUDGETS[name], "s", at_most=True)
+    print(f"{'':<24} {len(plan.variants):,} variants, {len(steps):,} steps")
+
+
+def hash_once(folder: Path) -> None:
+    """Time asking for the digest of an engine the first time, and in another process's place."""
+    engine = folder / "model.engine"
+    engine.write_bytes(bytes(ENGINE_BYTES))
+    time.sleep(2.1)  # a file that is younger than the clock's grain is hashed every time
+    times = []
+    for _ in range(2):
+        digests = Digests(folder / "digests.sqlite3")
+        began = time.perf_counter()
+        digests.sha256_of(engine)
+        times.append(time.perf_counter() - began)
+    print(f"{'digest of 50 MB':<24} {1e3 * times[0]:8.2f} ms, {1e3 * times[1]:.2f} ms once known")
+
+
+def do_nothing(config: Path) -> None:
+    """Time `doit` where 200 variants are up to date."""
+    config.write_text(TINY)
+    doit("-n", "2", f"config={config}")
+    few = Project.load(config)
+    config.write_text(TINY.replace(SIZES, f"[{', '.join(f'{size}MiB' for size in range(16, 33))}]"))
+    many = Project.load(config)
+    for step in many.plan.steps:
+        multiply(few, many, step)
+    doit(f"config={config}")
+    show("no-op doit, 200 variants", seconds("doit", f"config={config}", repeats=5), 2.0, "s", at_most=True)
+    print(f"{'':<24} {len(many.plan.variants)} variants, {len(many.plan.steps)} steps")
+    show("doit list", seconds("doit", "list", f"config={config}", repeats=5), BUDGETS["doit list"], "s", at_most=True)
+
+
+def multiply(few: Project, many: Project, step: Step) -> None:
+    """Give a variant of a new workspace what the smallest workspace's has, as if it had been built."""
+    if step.stage not in {Stage.BUILD, Stage.VALIDATE}:
+        return
+    variant = many.plan.variant(step.subject)
+    like = next(item for item in few.plan.variants if item.family == variant.family)
+    if variant in few.plan.variants:
+        return
+    if step.stage is Stage.BUILD:
+        record = few.artifact(like)
+        files = {}
+        for field, file in (("file", record.file), ("log", record.log)):
+            if file:
+                there = many.paths.variant(variant) / Path(file.path).name
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(few.file(file), there)
+                files[field] = describe_file(there, many.paths.root)
+        keep(many.paths.artifact(variant), record, many, step, variant=variant, same_as=None, **files)
+    elif few.paths.accuracy(like).exists():
+        keep(many.paths.accuracy(variant), few.accuracy(like), many, step, variant_id=variant.id)
+
+
+def keep(path: Path, record: R, project: Project, step: Step, **update: object) -> None:
+    """Write a record with the key that is right for it."""
+    write_record(path, record.model_copy(update={"key": key_of(project, step), **update}))
+
+
+def build_side_by_side(folder: Path) -> None:
+    """Time the same builds one by one and two at once."""
+    times = []
+    for number in (1, 2):
+        config = folder / f"{number}" / "pipeline.yaml"
+        config.parent.mkdir()
+        config.write_text(
+            "model: {name: resnet18, weights: sample}\n"
+            "precisions: [fp32, fp16, bf16]\nprofiles: [1, 4]\nworkspaces: [256MiB]\nbenchmark: {baselines: []}\n"
+        )
+        steps = [
+            step for step in Project.load(config).plan.steps if "/rtx-" in step.subject and step.stage is Stage.BUILD
+        ]
+        doit(f"config={config}", "-n", "2", "data", "export")
+        began = time.perf_counter()
+        doit(f"config={config}", "-n", f"{number}", *(f"build:{step.subject}" for step in steps))
+        times.append(time.perf_counter() - began)
+    print(f"{'':<24} {times[0]:.1f} s one by one, {times[1]:.1f} s two at once, {len(steps)} engines")
+    show("doit -n 2", times[0] / times[1], 1.6, "×", at_most=False)
+
+
+def doit(*arguments: str) -> None:
+    """Run doit from the repository.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "doit", *arguments]
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603
+
+
+if __name__ == "__main__":
+    main()

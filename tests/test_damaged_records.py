@@ -1,0 +1,102 @@
+"""Whatever a record or a manifest on disk holds, it is read as what it says, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.atomic import read_record
+from pipeline.errors import NewerRecordError, RecordError
+from pipeline.project import Project
+from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, DataRecord, Manifest, OnnxRecord, SourceRecord
+from pipeline.staleness import status_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.records import StageRecord
+
+KINDS: dict[str, type[StageRecord]] = {
+    "manifest.json": Manifest,
+    "tiny/source/source.json": SourceRecord,
+    "tiny/data/data.json": DataRecord,
+    "tiny/onnx/int8.json": OnnxRecord,
+    "tiny/rtx-sm80+/fp16-b1-ws16MiB/artifact.json": Artifact,
+    "tiny/cpu-x86_64/onnxruntime-fp16/accuracy.json": AccuracyReport,
+    "tiny/cpu-x86_64/onnxruntime-fp16/benchmark.json": BenchmarkReport,
+}
+_ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+_VALUES = st.recursive(
+    _ANYTHING, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner)
+)
+
+slow = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@st.composite
+def changed_somewhere(draw: st.DrawFn, value: Any) -> Any:
+    """Return a value of JSON in which something, at any depth, is another thing, gone, or new."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 3)):
+        key = draw(st.sampled_from(sorted(value)))
+        how = draw(st.sampled_from(["inside", "inside", "gone", "new"]))
+        if how == "gone":
+            return {name: inner for name, inner in value.items() if name != key}
+        if how == "new":
+            return {**value, draw(st.text(max_size=6)): draw(_VALUES)}
+        return {**value, key: draw(changed_somewhere(value[key]))}
+    if isinstance(value, list) and value and draw(st.integers(0, 3)):
+        index = draw(st.integers(0, len(value) - 1))
+        return [*value[:index], draw(changed_somewhere(value[index])), *value[index + 1 :]]
+    return draw(_VALUES)
+
+
+def read_or_refused(path: Path, kind: type[StageRecord]) -> bool:
+    """Return whether a record says the same when it is written again, or else is refused in a message with its name."""
+    try:
+        record = read_record(path, kind)
+    except (RecordError, NewerRecordError) as exc:
+        return str(path) in str(exc)
+    return kind.model_validate_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data())
+@slow
+def test_a_changed_record_is_read_as_it_says_or_refused_by_name(
+    built: Project, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    """One change anywhere: what is accepted says the same when it is written again, what is not names the file."""
+    sound = json.loads((built.paths.root / name).read_bytes())
+    changed = data.draw(changed_somewhere(sound))
+    path = tmp_path_factory.getbasetemp() / "changed.json"
+    path.write_text(json.dumps(changed))
+    assert read_or_refused(path, KINDS[name])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(cut=st.integers(0, 10**6), flip=st.integers(0, 7))
+@slow
+def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(
+    built: Project, tmp_path_factory: pytest.TempPathFactory, name: str, cut: int, flip: int
+) -> None:
+    """As disks and copies damage files."""
+    data = bytearray((built.paths.root / name).read_bytes())
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    path.write_bytes(data[: cut % (len(data) - 2)])  # the last newline may be missing
+    with pytest.raises(RecordError, match=r"damaged\.json"):
+        read_record(path, KINDS[name])
+    data[cut % len(data)] ^= 1 << flip
+    path.write_bytes(data)
+    assert read_or_refused(path, KINDS[name])
+
+
+def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
+    """The step that makes such a record says what is wrong with it."""
+    project = Project.load(copied / "pipeline.yaml")
+    (project.paths.root / "tiny/data/data.json").write_text('{"key": 1}')
+    step = next(step for step in project.plan.steps if step.stage.value == "data")
+    assert "data.json is not a valid DataRecord" in status_of(project, step).reasons[0]
