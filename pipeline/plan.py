@@ -374,8 +374,8 @@ class Plan:
         if step.stage is Stage.BUILD:
             return self._before_build(self.variant(step.subject))
         if step.stage is Stage.VALIDATE:
-            smaller = self.family(self.variant(step.subject))  # where the engine is the same, so is its accuracy
-            follows = tuple(Step(Stage.VALIDATE, variant.id) for variant in smaller)
+            # Where the engine is the same, so is its accuracy.
+            follows = self._smaller(Stage.VALIDATE, self.variant(step.subject))
             return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
         if step.stage is Stage.BENCHMARK:
             return self._before_benchmark(step)
@@ -390,7 +390,26 @@ class Plan:
     def _before_build(self, variant: Variant) -> Dependencies:
         """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""
         needs = (self.graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
-        return Dependencies(needs, tuple(Step(Stage.BUILD, smaller.id) for smaller in self.family(variant)))
+        return Dependencies(needs, self._smaller(Stage.BUILD, variant))
+
+    def _smaller(self, stage: Stage, variant: Variant) -> tuple[Step, ...]:
+        """Return the step of the next smaller workspace, which comes after that of the one before."""
+        smaller = self._next_smaller.get(variant.id)
+        return (Step(stage, smaller),) if smaller else ()
+
+    @cached_property
+    def _next_smaller(self) -> dict[str, str]:
+        """The next smaller workspace's variant, by variant, for those that have one."""
+        found: dict[str, str] = {}
+        for family in self._families.values():
+            smaller = last = None
+            for size, variant_id in sorted((item.workspace.bytes, item.id) for item in family if item.workspace):
+                if last and last[0] < size:
+                    smaller = last[1]
+                if smaller:
+                    found[variant_id] = smaller
+                last = size, variant_id
+        return found
 
     def _before_benchmark(self, step: Step) -> Dependencies:
         """The images; and everything that would disturb the clock: all builds, validations and earlier benchmarks."""
