@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
+from pipeline.commands import COMMANDS, run_command
 from pipeline.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
 from pipeline.isolation import PARENT_VARIABLE, end_with
 from pipeline.nvtx import nvtx_range
@@ -48,27 +49,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration.
     """
-    options = _parser().parse_intermixed_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ≤ is told of it in ASCII
+    if given and given[0] in COMMANDS:
+        return _guarded(given[0], lambda: run_command(given[0], given[1:]), debug=False)
+    options = _parser().parse_intermixed_args(given)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
+    return _guarded(f"{options.stage} {options.subject or ''}".strip(), lambda: _run(options), debug=options.debug)
+
+
+def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
+    """Do something, and turn what goes wrong into one message and an exit status."""
     try:
-        with storage_errors(f"{options.stage} {options.subject or ''}".strip()):
-            return _run(options)
+        with storage_errors(doing):
+            return work()
     except KeyboardInterrupt:
-        print(
-            f"interrupted: {options.stage} {options.subject or ''}; what was there before is untouched", file=sys.stderr
-        )
+        print(f"interrupted: {doing}; what was there before is untouched", file=sys.stderr)
         return 1
     except PipelineError as exc:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
     except Exception as exc:  # noqa: BLE001 - the boundary: a bug is reported as one, with its traceback on request
-        if options.debug:
+        if debug:
             traceback.print_exc()
         print(
             f"error: unexpected {type(exc).__name__}: {exc}\n  fix:      run it again with --debug for the traceback",
@@ -85,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"stages, in their order:\n{stages}\n  plan        lists what `doit` runs, as commands\n"
         "  why         why a variant is stale, step by step             SUBJECT: resnet18/rtx-sm80+/fp16-b1-ws1GiB\n"
         "  prune       lists files of variants that pipeline.yaml no longer has; --delete deletes them\n"
-        "  schema      prints the manifest's JSON Schema\n",
+        + "".join(f"  {name:<11} {text}\n" for name, text in COMMANDS.items())
+        + "  schema      prints the manifest's JSON Schema\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [*(stage.value for stage in Stage), "plan", "why", "prune", "schema"]

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.records import BuiltFor, Gpu, LayerShare, Profile, TensorSpec
     from pipeline.trt_adapter import ExecutionContext, Flavour, LoadedEngine
 
-_AMPERE = 80
 _GRAPHS = 8
 """How many batch sizes a session keeps a CUDA graph for."""
 
@@ -39,12 +38,10 @@ def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
         RunError: it is for another; the message names both.
     """
     fix = "build it here (`doit`), or take the artifact of this host's target"
-    have = (built_for.flavour, built_for.version)
-    if have[0] is not flavour.name or (have[1] != flavour.version and not built_for.version_compatible):
-        raise RunError(
-            "the engine is for another TensorRT", expected=str(flavour), got=f"{have[0].value} {have[1]}", fix=fix
-        )
-    if not _runs_on(built_for, gpu):
+    if not built_for.runs_with(flavour.name, flavour.version):
+        got = f"{built_for.flavour.value} {built_for.version}"
+        raise RunError("the engine is for another TensorRT", expected=str(flavour), got=got, fix=fix)
+    if not built_for.runs_on(gpu):
         numbers = ", ".join(map(str, built_for.compute_capabilities))
         raise RunError(
             "the engine is for another GPU",
@@ -52,16 +49,6 @@ def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
             got=f"{built_for.gpu or 'GPUs'} (SM {numbers})",
             fix=fix,
         )
-
-
-def _runs_on(built_for: BuiltFor, gpu: Gpu) -> bool:
-    if built_for.gpu is None:  # built ahead of time; the library itself says what of a list it takes
-        return gpu.compute_capability >= min(built_for.compute_capabilities)
-    if built_for.hardware_compatibility == "ampere_plus":
-        return gpu.compute_capability >= _AMPERE
-    if built_for.hardware_compatibility == "same_compute_capability":
-        return gpu.compute_capability in built_for.compute_capabilities
-    return gpu.name == built_for.gpu
 
 
 class Engine:

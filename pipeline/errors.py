@@ -103,6 +103,10 @@ class UnsupportedError(PipelineError):
     """This host, flavour or graph cannot do it, whatever is tried: the variant is skipped, not failed."""
 
 
+class ResolveError(PipelineError):
+    """No artifact of a manifest suits a host and what its caller wishes."""
+
+
 class StorageError(PipelineError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 

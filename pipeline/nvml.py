@@ -152,6 +152,18 @@ def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
     return tuple(f"process {pid} with {memory[pid]:.0f} MiB" for pid in sorted(strange))
 
 
+def free_memory_bytes(gpu: Gpu) -> int | None:
+    """Return how much memory of a GPU nobody holds; None where NVML does not tell."""
+    if missing_driver():
+        return None
+    import pynvml  # noqa: PLC0415 - hosts without a driver do without
+
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(pynvml, gpu)).free)
+    except pynvml.NVMLError:
+        return None
+
+
 def _handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
     pynvml.nvmlInit()
     return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)

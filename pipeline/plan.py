@@ -138,8 +138,8 @@ class Plan:
     @cached_property
     def module_targets(self) -> tuple[GpuTarget, ...]:
         """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`."""
-        library = f"torch{_release(self.host.torch)}"
-        found = tuple(GpuTarget(f"{gpu.slug}-{library}", gpu) for gpu in self.config.gpus(self.host))
+        gpus = self.config.gpus(self.host)
+        found = tuple(GpuTarget(module_target(gpu, self.host.torch), gpu) for gpu in gpus)
         return found or (GpuTarget(GPU_TARGET, None),)
 
     @cached_property
@@ -428,6 +428,11 @@ class Plan:
     @cached_property
     def _by_stage(self) -> dict[Stage, tuple[Step, ...]]:
         return {stage: tuple(step for step in self.steps if step.stage is stage) for stage in Stage}
+
+
+def module_target(gpu: Gpu, torch: str) -> str:
+    """Return what torch's modules on a GPU are grouped under: `sm90-h100-80gb-hbm3-torch2.11`."""
+    return f"{gpu.slug}-torch{_release(torch)}"
 
 
 def _release(version: str) -> str:

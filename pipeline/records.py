@@ -326,11 +326,40 @@ class Host(Record):
     """torch's version."""
 
 
+class DeploymentHost(Record):
+    """What a machine has that runs artifacts: `python -m pipeline host` prints it, `resolve --host` reads it."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    machine: str
+    """As the kernel calls it: `x86_64`."""
+    processor: str
+    """Its name, and how many cores may be used."""
+    host: Host
+    free_memory_bytes: tuple[Count | None, ...]
+    """Of each of its GPUs; None where that is not known."""
+    driver: str
+    """The NVIDIA driver's version, "absent" where there is none."""
+    torch_tensorrt: Tool
+    onnxruntime: Tool
+
+    @model_validator(mode="after")
+    def _tells_of_every_gpu(self) -> DeploymentHost:
+        if len(self.free_memory_bytes) != len(self.host.gpus):
+            raise ValueError(
+                f"expected the free memory of {len(self.host.gpus)} GPUs, got {len(self.free_memory_bytes)}"
+            )
+        return self
+
+
 class EngineFlavour(str, Enum):
     """Which TensorRT, by the name of its module."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt_rtx"
+
+
+_AMPERE = 80
+"""The compute capability that `ampere_plus` begins with."""
 
 
 class BuiltFor(Record):
@@ -346,6 +375,20 @@ class BuiltFor(Record):
     """Later versions of the flavour run it, too."""
     hardware_compatibility: str = "none"
     """Which other GPUs run it: `none`, `same_compute_capability` or `ampere_plus`."""
+
+    def runs_on(self, gpu: Gpu) -> bool:
+        """Return whether a GPU is one of those."""
+        if self.gpu is None:  # built ahead of time; the library itself says what of a list it takes
+            return gpu.compute_capability >= min(self.compute_capabilities)
+        if self.hardware_compatibility == "ampere_plus":
+            return gpu.compute_capability >= _AMPERE
+        if self.hardware_compatibility == "same_compute_capability":
+            return gpu.compute_capability in self.compute_capabilities
+        return gpu.name == self.gpu
+
+    def runs_with(self, flavour: EngineFlavour, version: str) -> bool:
+        """Return whether a TensorRT is one of those: the same version, or another where it was built for that."""
+        return self.flavour is flavour and (self.version == version or self.version_compatible)
 
 
 class KeyField(Record):

@@ -1,0 +1,158 @@
+"""`python -m pipeline host` and `resolve`: what deployments type, with arguments of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.atomic import read_record
+from pipeline.config import WorkspaceSize
+from pipeline.deployment import resolve, this_host
+from pipeline.records import DeploymentHost, Precision
+from pipeline.resolution import Wish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.resolution import Resolution
+
+T = TypeVar("T")
+
+COMMANDS = {
+    "host": "prints as JSON what this machine has that runs artifacts",
+    "resolve": "says which artifact to take on this machine, or another; `resolve --help` has the wishes",
+}
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run one of `COMMANDS`; wrong usage ends the process with status 2.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        PipelineError: it cannot be done.
+    """
+    if name == "host":
+        _parser(name).parse_args(arguments)
+        print(this_host().to_json(), end="")
+        return 0
+    options = _resolve_parser().parse_args(arguments)
+    wish = Wish(
+        batch=options.batch,
+        max_latency_ms=options.max_latency_ms,
+        throughput=options.throughput,
+        min_top1=options.min_top1,
+        precision=options.precision,
+        max_memory_bytes=options.max_memory,
+    )
+    fix = "`python -m pipeline host` prints one there"
+    host = read_record(options.host, DeploymentHost, fix=fix) if options.host else None
+    found = resolve(options.artifacts, wish, host)
+    print(_as_json(found, options.artifacts) if options.json else _as_text(found, options.artifacts, wish))
+    return 0
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
+
+
+def _resolve_parser() -> argparse.ArgumentParser:
+    parser = _parser("resolve")
+    add = parser.add_argument
+    where = Path("artifacts")
+    add("artifacts", nargs="?", type=Path, default=where, help="the folder with manifest.json; default: artifacts")
+    add("--host", type=Path, metavar="FILE", help="for the machine on which `pipeline host` printed this")
+    add(
+        "--batch",
+        type=_argument(_count, "a whole number above 0"),
+        metavar="N",
+        help="the batch size that it must take; default: 1",
+    )
+    add(
+        "--max-latency-ms",
+        type=_argument(_milliseconds, "milliseconds above 0"),
+        metavar="MS",
+        help="the median of a batch, measured on such a GPU",
+    )
+    add("--throughput", action="store_true", help="prefer images a second, at any batch size unless --batch names one")
+    add(
+        "--min-top1",
+        type=_argument(_share, "a share such as 0.75 or 75%"),
+        metavar="SHARE",
+        help="of labelled images recognised: 0.75 or 75%%",
+    )
+    names = ", ".join(precision.value for precision in Precision)
+    add("--precision", type=_argument(Precision, f"one of {names}"), metavar="NAME", help=f"of the artifact: {names}")
+    add(
+        "--max-memory",
+        type=_argument(_size, "a size such as 512MiB or 2GiB"),
+        metavar="SIZE",
+        help="of the GPU: 512MiB, 2GiB",
+    )
+    add("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _argument(convert: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """Return a conversion that says what it expected."""
+
+    def converted(text: str) -> T:
+        try:
+            return convert(text)
+        except (ValueError, ArithmeticError):  # pydantic's are ValueErrors, too
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+    return converted
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _size(text: str) -> int:
+    size = WorkspaceSize(text=text).bytes(None)
+    if size is None:
+        raise ValueError
+    return size
+
+
+def _as_text(found: Resolution, artifacts: Path, wish: Wish) -> str:
+    entry, gpu = found.entry, found.place.gpu
+    where = gpu.name if gpu else "the processor"
+    timed = "not timed there" if found.latency_ms is None else f"{found.latency_ms:.4g} ms at batch {wish.timed_batch}"
+    file = f"{artifacts / entry.file.path}" if entry.file else "none"
+    lines = [entry.id, f"  file  {file}", f"  why   {found.place.tier.phrase}; {where}; {timed}"]
+    return "\n".join([*lines, *(f"  not   {item.id}: {item.reason}" for item in found.rejected)])
+
+
+def _as_json(found: Resolution, artifacts: Path) -> str:
+    file, gpu = found.entry.file, found.place.gpu
+    said = {
+        "id": found.entry.id,
+        "file": str(artifacts / file.path) if file else None,
+        "sha256": file.sha256 if file else None,
+        "tier": found.place.tier.name.lower(),
+        "gpu": gpu.uuid if gpu else None,
+        "latency_ms": found.latency_ms,
+        "rejected": [{"id": item.id, "reason": item.reason} for item in found.rejected],
+    }
+    return json.dumps(said, indent=2, sort_keys=True)
