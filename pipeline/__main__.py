@@ -370,6 +370,8 @@ def _megabytes(size: int) -> str:
 def _end_well() -> None:
     """Let a request to end, and the end of the doit that started this, do what Ctrl-C does: clean up, then stop."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.argv[1:2] and sys.argv[1] in {*COMMANDS, "plan", "why", "schema"}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what only prints may be cut short: `… | head`
     if parent := os.environ.get(PARENT_VARIABLE):
         end_with(int(parent))
 

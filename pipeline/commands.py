@@ -138,7 +138,12 @@ def _size(text: str) -> int:
 def _as_text(found: Resolution, artifacts: Path, wish: Wish) -> str:
     entry, gpu = found.entry, found.place.gpu
     where = gpu.name if gpu else "the processor"
-    timed = "not timed there" if found.latency_ms is None else f"{found.latency_ms:.4g} ms at batch {wish.timed_batch}"
+    speed, unit = (
+        (found.throughput_per_s, "images/s")
+        if wish.throughput
+        else (found.latency_ms, f"ms at batch {wish.timed_batch}")
+    )
+    timed = "not timed there" if speed is None else f"{speed:.4g} {unit}"
     file = f"{artifacts / entry.file.path}" if entry.file else "none"
     lines = [entry.id, f"  file  {file}", f"  why   {found.place.tier.phrase}; {where}; {timed}"]
     return "\n".join([*lines, *(f"  not   {item.id}: {item.reason}" for item in found.rejected)])
@@ -153,6 +158,7 @@ def _as_json(found: Resolution, artifacts: Path) -> str:
         "tier": found.place.tier.name.lower(),
         "gpu": gpu.uuid if gpu else None,
         "latency_ms": found.latency_ms,
+        "throughput_per_s": found.throughput_per_s,
         "rejected": [{"id": item.id, "reason": item.reason} for item in found.rejected],
     }
     return json.dumps(said, indent=2, sort_keys=True)

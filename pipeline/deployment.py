@@ -1,19 +1,40 @@
-"""What a machine that runs artifacts does with an artifacts folder: see what it is, and resolve what to take."""
+"""What a machine that runs artifacts does with an artifacts folder: resolve what to take, verify it, run it.
+
+    with pipeline.load("artifacts/") as model:
+        logits = model(batch)
+        names = model.predict([image])
+
+Takes numpy, and the runtime of what is resolved: no torch where that is an engine or an ONNX file, and no doit ever.
+"""
 
 from __future__ import annotations
 
 import platform
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.atomic import read_record
 from pipeline.environment import driver_version, processor, read_host, torch_tensorrt, version
+from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.nvml import free_memory_bytes
-from pipeline.records import DeploymentHost, Manifest, Tool
-from pipeline.resolution import Resolution, Wish, resolve_entry
+from pipeline.preprocessing import to_input, to_pixels
+from pipeline.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Tool, Variant
+from pipeline.resolution import Resolution, Tier, Wish, resolve_entry
+from pipeline.runners import onnx_session, verify
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+    from PIL import Image
+
+    from pipeline.records import Gpu, ManifestEntry, Preprocessing, Profile
+
+    Batch = npt.NDArray[np.float32]
 
 ANY = Wish()
 """No wishes: the fastest at batch 1."""
@@ -59,3 +80,168 @@ def resolve(artifacts: str | os.PathLike[str], wish: Wish = ANY, host: Deploymen
         RecordError: there is no manifest, or it is damaged.
     """
     return resolve_entry(read_manifest(artifacts), host or this_host(), wish)
+
+
+class Model:
+    """An artifact that runs, for the thread that opened it."""
+
+    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Callable[[Batch], Batch]) -> None:
+        self.resolution = resolution
+        """What was taken, and why not the others."""
+        self._facts = facts
+        self._run = run
+
+    @property
+    def entry(self) -> ManifestEntry:
+        """What the manifest says of it: accuracy, latencies, what it computed in."""
+        return self.resolution.entry
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an image to the input."""
+        return self._facts.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the logits stand for; None where that is not known."""
+        return self._facts.class_names
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the logits of images that are preprocessed already.
+
+        Args:
+            batch: float32 (batch, channels, height, width).
+
+        Returns:
+            float32 (batch, classes).
+
+        Raises:
+            RunError: the artifact does not take such a batch.
+        """
+        return self._run(batch)
+
+    def predict(self, images: Sequence[Image.Image]) -> tuple[str, ...]:
+        """Return the most likely class of each image: its name, or its number where names are not known.
+
+        The images are resized, cropped and normalised as the manifest says, and run in batches that the artifact takes;
+        where those are larger, the last image fills them up.
+
+        Args:
+            images: of any size and mode.
+
+        Raises:
+            RunError: the artifact cannot run them.
+        """
+        if not images:
+            return ()
+        spec, profile = self.preprocessing, self.entry.profile
+        batch = to_input(np.stack([to_pixels(image, spec) for image in images]), spec)
+        step = profile.max if profile else len(batch)
+        chunks = [batch[start : start + step] for start in range(0, len(batch), step)]
+        logits = np.concatenate([self(_filled(chunk, profile))[: len(chunk)] for chunk in chunks])
+        names = self.class_names
+        return tuple(names[index] if names else str(index) for index in logits.argmax(axis=1).tolist())
+
+
+def _filled(batch: Batch, profile: Profile | None) -> Batch:
+    """Return a batch that is not smaller than an artifact takes."""
+    missing = max(0, profile.min - len(batch)) if profile else 0
+    return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
+
+
+@contextmanager
+def load(artifacts: str | os.PathLike[str], wish: Wish = ANY) -> Iterator[Model]:
+    """Resolve an artifact for this machine, check its digest, and open it.
+
+    Args:
+        artifacts: the folder with manifest.json.
+        wish: what is wanted of the artifact.
+
+    Yields:
+        what turns batches into logits, and images into names of classes.
+
+    Raises:
+        ResolveError: nothing suits; the message says why not, artifact by artifact.
+        RecordError: there is no manifest, or it is damaged.
+        RunError: a file is damaged, or cannot be run.
+        UnsupportedError: what it takes does not start here.
+    """
+    root = Path(artifacts)
+    manifest = read_manifest(root)
+    if manifest.model is None:
+        raise RunError(f"{root / 'manifest.json'} says nothing of the model", fix="take a finished build")
+    found = resolve_entry(manifest, this_host(), wish)
+    with ExitStack() as stack:
+        if found.place.tier is Tier.ONNX:
+            run = _open_onnx(root, found)
+        elif found.place.tier is Tier.TORCH_TENSORRT:
+            run = _open_module(root, found, manifest.model.preprocessing, stack)
+        else:
+            run = _open_engine(root, found, stack)
+        yield Model(found, manifest.model, run)
+
+
+def _checked(root: Path, file: FileRecord | None) -> Path:
+    """Return where a file lies, once it is what the manifest says."""
+    if file is None:
+        raise RunError("the manifest names no file")
+    path = root / file.path
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise RunError(f"the manifest names a file outside its folder: {file.path}", fix="do not use this manifest")
+    verify(path, file, fix="pull or build the artifacts again")
+    return path
+
+
+def _gpu(found: Resolution) -> Gpu:
+    if found.place.gpu is None:
+        raise UnsupportedError(f"{found.entry.id} needs a GPU")
+    return found.place.gpu
+
+
+def _open_engine(root: Path, found: Resolution, stack: ExitStack) -> Callable[[Batch], Batch]:
+    from pipeline.engine_runner import open_engine  # noqa: PLC0415 - only where there is a GPU
+    from pipeline.trt_adapter import load_flavour  # noqa: PLC0415 - the same
+
+    entry = found.entry
+    if entry.built_for is None:
+        raise RunError(f"{entry.id} does not say what its engine runs on")
+    if any(setting.name == "strip_plan" and setting.applied for setting in entry.settings):
+        raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
+    plan = _checked(root, entry.file).read_bytes()
+    cache = _checked(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None
+    flavour = load_flavour(entry.built_for.flavour)
+    engine = stack.enter_context(open_engine(flavour, plan, entry.built_for, _gpu(found)))
+    session = stack.enter_context(engine.session(cache=cache))
+
+    def run(batch: Batch) -> Batch:
+        return np.asarray(session(batch))
+
+    return run
+
+
+def _open_module(root: Path, found: Resolution, spec: Preprocessing, stack: ExitStack) -> Callable[[Batch], Batch]:
+    from pipeline.module_runner import load_compiled, open_session  # noqa: PLC0415 - which needs torch
+
+    entry, gpu = found.entry, _gpu(found)
+    if entry.module is None:
+        raise RunError(f"{entry.id} does not say what made it")
+    variant = Variant(
+        model=entry.model, target=entry.target, backend=entry.kind, precision=entry.precision, profile=entry.profile
+    )
+    module = load_compiled(root, variant, entry.module, _checked(root, entry.file), gpu)
+    return stack.enter_context(open_session(module, variant, spec.input_shape, gpu))
+
+
+def _open_onnx(root: Path, found: Resolution) -> Callable[[Batch], Batch]:
+    entry = found.entry
+    tf32 = entry.precision is Precision.TF32
+    session = onnx_session(_checked(root, entry.file), entry.graph, found.place.gpu, tf32=tf32)
+    name = session.get_inputs()[0].name
+
+    def run(batch: Batch) -> Batch:
+        try:
+            return np.asarray(session.run(None, {name: batch})[0], dtype=np.float32)
+        except Exception as exc:  # onnxruntime's exceptions have no common public base
+            raise RunError(f"{entry.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
+
+    return run

@@ -147,6 +147,7 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
             got=f"{graph.input[0].type.tensor_type.shape.dim[0].dim_value} images a batch, fixed",
         )
     lowered = _lowered(exported, opset)
+    onnx_graph.forget_origin(lowered)
     onnx.save(lowered, path)
     return lowered
 

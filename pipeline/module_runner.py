@@ -26,13 +26,14 @@ from pipeline.records import Artifact, Backend, Layout, Precision, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
     from torch import nn
 
     from pipeline import cuda
     from pipeline.project import Project
-    from pipeline.records import Gpu, Variant
+    from pipeline.records import Gpu, ModuleContents, Variant
 
     Batch = npt.NDArray[np.float32]
 
@@ -65,21 +66,36 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Mod
         RunError: it was made by other versions, or cannot be read.
     """
     variant = artifact.variant
-    device = torchtrt_adapter.device_of(gpu)
     if not variant.backend.is_torch_tensorrt:
         typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
-        module = in_layout(typed, FORMATS[variant.layout]).to(device)
+        module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
         if variant.backend is Backend.EAGER:
             return module
         return torch.compile(module, options=_MAX_AUTOTUNE, dynamic=False)  # type: ignore[return-value]
     if artifact.module is None or artifact.file is None:
         raise RunError(f"{variant.id} does not say what made it")
-    torchtrt_adapter.check_made_here(artifact.module.libraries)
-    path = project.file(artifact.file)
+    return load_compiled(project.paths.root, variant, artifact.module, project.file(artifact.file), gpu)
+
+
+def load_compiled(root: Path, variant: Variant, contents: ModuleContents, path: Path, gpu: Gpu | None) -> nn.Module:
+    """Return what Torch-TensorRT made, where it runs. The file's digest must have been checked.
+
+    Args:
+        root: the artifacts folder, in which a recipe finds its weights.
+        variant: what it is.
+        contents: what made it, and has to be here.
+        path: a saved module, or a recipe, which is compiled anew.
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        UnsupportedError: this host lacks Torch-TensorRT or its driver.
+        RunError: it was made by other versions, or cannot be read.
+    """
+    torchtrt_adapter.check_made_here(contents.libraries)
     if variant.backend is not Backend.TORCH_COMPILE:
         return torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path, gpu)
     recipe = read_record(path, Recipe, fix=f"run `{Step(Stage.BUILD, variant.id).command}`")
-    model = model_of(project, recipe).to(device)
+    model = model_of(root, recipe).to(torchtrt_adapter.device_of(gpu))
     library = torchtrt_adapter.load_library()
     arguments = torchtrt_adapter.arguments_of(recipe.settings)
     return torchtrt_adapter.compile_in_time(library, model, arguments, lambda _: None)
@@ -95,14 +111,14 @@ def load_libraries(artifact: Artifact) -> None:
         torchtrt_adapter.load_library()
 
 
-def model_of(project: Project, recipe: Recipe) -> nn.Module:
-    """Return the model that a recipe starts from, ready to be compiled, on the CPU.
+def model_of(root: Path, recipe: Recipe) -> nn.Module:
+    """Return the model that a recipe of an artifacts folder starts from, ready to be compiled, on the CPU.
 
     Raises:
         RunError: the weights are not those that the recipe was made for.
         SourceError: they do not fit the factory's model.
     """
-    weights = project.file(recipe.weights)
+    weights = root / recipe.weights.path
     if (got := sha256_of(weights)) != recipe.weights.sha256:
         raise RunError(
             f"{weights} holds other weights than the recipe was made for",

@@ -133,6 +133,14 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
     return tuple(sorted(shares, key=lambda share: -share.layers))
 
 
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of its own run: stack traces with this machine's paths, and counters."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
 def canonical_digest(model: onnx.ModelProto) -> str:
     """Return the SHA-256 of what the graph computes.
 

@@ -87,6 +87,8 @@ class Resolution(NamedTuple):
     place: Place
     latency_ms: float | None
     """The median at the wished batch size, where it was measured on such a GPU or processor."""
+    throughput_per_s: float | None
+    """Images a second, at the wished batch size or the best one."""
     rejected: tuple[Rejection, ...]
     """All others, in the manifest's order."""
 
@@ -128,7 +130,7 @@ def resolve_entry(manifest: Manifest, host: DeploymentHost, wish: Wish) -> Resol
     best, *others = sorted(candidates, key=lambda item: (item.rank(wish), item.entry.id))
     reasons.update({item.entry.id: _why_not(item, best, wish) for item in others})
     rejected = (Rejection(entry.id, reasons[entry.id]) for entry in manifest.artifacts if entry.id in reasons)
-    return Resolution(best.entry, best.place, best.latency_ms, tuple(rejected))
+    return Resolution(best.entry, best.place, best.latency_ms, best.throughput_per_s, tuple(rejected))
 
 
 def _why_not(item: _Candidate, best: _Candidate, wish: Wish) -> str:

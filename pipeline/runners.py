@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.engine_runner import Engine
     from pipeline.module_runner import ModuleSession
     from pipeline.project import Project
-    from pipeline.records import Gpu
+    from pipeline.records import FileRecord, Gpu
 
     Batch = npt.NDArray[np.float32]
     Runner = Callable[[Batch], Batch]
@@ -129,14 +129,23 @@ def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]
 
 
 def _verify(path: Path, artifact: Artifact) -> None:
-    """A damaged engine can crash the process that loads it, and a module's file holds code."""
-    got = sha256_of(path)
-    if artifact.file and got != artifact.file.sha256:
+    if artifact.file:
+        verify(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
+
+
+def verify(path: Path, file: FileRecord, fix: str) -> None:
+    """Check a file before it is loaded: a damaged engine can crash the process that does, and a module holds code.
+
+    Raises:
+        RunError: it is not what was built; `fix` is the remedy that the message names.
+        StorageError: it cannot be read.
+    """
+    if (got := sha256_of(path)) != file.sha256:
         raise RunError(
             f"{path} is damaged, or is not what was built",
-            expected=f"SHA-256 {artifact.file.sha256}",
+            expected=f"SHA-256 {file.sha256}",
             got=f"SHA-256 {got}",
-            fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`",
+            fix=fix,
         )
 
 
@@ -230,27 +239,45 @@ def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
 
 
 def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
-    """Load an ONNX file; with a profile's path, every node is timed."""
+    """Load an artifact's ONNX file; with a profile's path, every node is timed."""
+    variant = artifact.variant
+    gpu = None if variant.target == CPU_TARGET else gpu_of(project, artifact)
+    file = Path(_file(project, artifact))
+    return onnx_session(file, variant.graph, gpu, tf32=variant.precision is Precision.TF32, profile=profile)
+
+
+def onnx_session(
+    file: Path, graph: Graph | None, gpu: Gpu | None, *, tf32: bool = False, profile: str = ""
+) -> InferenceSession:
+    """Load an ONNX file into ONNX Runtime.
+
+    Args:
+        file: the graph.
+        graph: which of the pipeline's it is; one that is placed for TensorRT is run as it stands.
+        gpu: where it runs; None is the processor.
+        tf32: whether a GPU may multiply in TF32.
+        profile: what the names of profiles begin with, where every node is to be timed.
+
+    Raises:
+        UnsupportedError: this onnxruntime has no CUDA, or its libraries are missing.
+        RunError: it is no such file.
+    """
     import onnxruntime  # noqa: PLC0415 - only where it runs something
 
-    graph = artifact.variant.graph
     options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    file = _file(project, artifact)
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if artifact.variant.target != CPU_TARGET:
-        gpu = gpu_of(project, artifact)
+    if gpu is not None:
         if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
-        tf32 = "1" if artifact.variant.precision is Precision.TF32 else "0"
-        providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": tf32}))
+        providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": "1" if tf32 else "0"}))
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=unwanted)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=unwanted)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
-    if artifact.variant.target != CPU_TARGET and _CUDA_PROVIDER not in session.get_providers():
+    if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
         raise UnsupportedError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
     return session
 

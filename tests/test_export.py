@@ -305,3 +305,12 @@ def test_what_cannot_be_folded_is_exported_with_its_batch_norms(
 
     operators = [node.op_type for node in onnx.load(project.file(record.file)).graph.node]
     assert (record.folded_batch_norms, operators.count("BatchNormalization")) == (0, 2)
+
+
+@pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
+def test_a_graph_says_nothing_of_the_machine_that_made_it(built: Project, graph: Graph) -> None:
+    """No path of it is in the file, nor a stack: it is shipped, and it is the same wherever it is made."""
+    data = built.paths.onnx(graph).read_bytes()
+    assert b".py" not in data
+    assert b"site-packages" not in data
+    assert not any(node.metadata_props for node in onnx.load(built.paths.onnx(graph)).graph.node)

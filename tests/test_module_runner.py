@@ -88,7 +88,7 @@ def test_every_module_gives_the_references_logits(project: Project, name: str, b
 def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> None:
     """A recipe's weights never lie in channels_last, which gave wrong numbers without a warning."""
     recipe = torchtrt.recipe_of(project, named(project, "torch_compile-fp16-b1-ws16MiB"), ())
-    model = model_of(project, recipe)
+    model = model_of(project.paths.root, recipe)
     weights = [tensor for tensor in model.parameters() if tensor.ndim == 4]
     assert weights
     assert all(tensor.is_contiguous() for tensor in weights)
