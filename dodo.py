@@ -75,6 +75,16 @@ def task_sensitivity() -> Iterator[dict[str, Any]]:
     yield from TASKS.of(Stage.SENSITIVITY)
 
 
+def task_release() -> dict[str, Any]:
+    """On demand: a folder and an archive of what may be deployed, with its evidence; `--key` signs it."""
+    return TASKS.release()
+
+
+def task_verify() -> dict[str, Any]:
+    """On demand: the newest release against everything that it says of itself; `--key` demands a signature."""
+    return TASKS.verify()
+
+
 def task_prune() -> dict[str, Any]:
     """On demand: lists files of variants that pipeline.yaml no longer has; `doit prune --delete` deletes them."""
     return TASKS.prune()

@@ -1,4 +1,4 @@
-"""`python -m pipeline host` and `resolve`: what deployments type, with arguments of their own."""
+"""`python -m pipeline host`, `resolve`, `release` and `verify`: commands with arguments of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.atomic import read_record
 from pipeline.config import WorkspaceSize
 from pipeline.deployment import resolve, this_host
+from pipeline.project import Project
 from pipeline.records import DeploymentHost, Precision
+from pipeline.release import make_release, verify_release
+from pipeline.release.signature import Signer, Verifier
 from pipeline.resolution import Wish
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ T = TypeVar("T")
 COMMANDS = {
     "host": "prints as JSON what this machine has that runs artifacts",
     "resolve": "says which artifact to take on this machine, or another; `resolve --help` has the wishes",
+    "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
+    "verify": "checks a release against everything that it says of itself, and against a signature that --key demands",
 }
 
 
@@ -36,10 +41,16 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     Raises:
         PipelineError: it cannot be done.
     """
-    if name == "host":
-        _parser(name).parse_args(arguments)
-        print(this_host().to_json(), end="")
-        return 0
+    return {"host": _host, "resolve": _resolve, "release": _release, "verify": _verify}[name](arguments)
+
+
+def _host(arguments: Sequence[str]) -> int:
+    _parser("host").parse_args(arguments)
+    print(this_host().to_json(), end="")
+    return 0
+
+
+def _resolve(arguments: Sequence[str]) -> int:
     options = _resolve_parser().parse_args(arguments)
     wish = Wish(
         batch=options.batch,
@@ -53,6 +64,41 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     host = read_record(options.host, DeploymentHost, fix=fix) if options.host else None
     found = resolve(options.artifacts, wish, host)
     print(_as_json(found, options.artifacts) if options.json else _as_text(found, options.artifacts, wish))
+    return 0
+
+
+def _release(arguments: Sequence[str]) -> int:
+    parser = _parser("release")
+    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--key", type=Path, metavar="PEM", help="sign with this private key on an elliptic curve")
+    who.add_argument("--keyless", action="store_true", help="sign as the identity that CI's OIDC vouches for")
+    parser.add_argument("--allow-dirty", action="store_true", help="although files differ from the commit")
+    options = parser.parse_args(arguments)
+    signer = Signer(options.key) if options.key or options.keyless else None
+    made = make_release(Project.load(options.config), signer, allow_dirty=options.allow_dirty)
+    size = made.archive.stat().st_size / 1e6
+    print(f"{len(made.manifest.artifacts)} artifacts, {'signed' if made.signed else 'not signed'}: {made.folder}")
+    print(f"{size:.1f} MB: {made.archive}")
+    return 0
+
+
+def _verify(arguments: Sequence[str]) -> int:
+    parser = _parser("verify")
+    parser.add_argument("release", type=Path, help="the folder, or the .tar.zst")
+    parser.add_argument(
+        "--key", type=Path, metavar="PEM", help="demand the signature of this public key's private half"
+    )
+    parser.add_argument("--identity", help="demand a signature of this identity")
+    parser.add_argument("--issuer", help="which this OIDC issuer has vouched for")
+    options = parser.parse_args(arguments)
+    if bool(options.identity) != bool(options.issuer) or (options.key and options.identity):
+        parser.error("expected --key, or --identity with --issuer")
+    wanted = options.key or options.identity
+    verifier = Verifier(options.key, options.identity or "", options.issuer or "") if wanted else None
+    manifest = verify_release(options.release, verifier)
+    whose = "the signature holds" if verifier else "no signature was demanded, so nobody vouches for it"
+    print(f"{len(manifest.artifacts)} artifacts are what the release says; {whose}")
     return 0
 
 

@@ -107,6 +107,10 @@ class ResolveError(PipelineError):
     """No artifact of a manifest suits a host and what its caller wishes."""
 
 
+class ReleaseError(PipelineError):
+    """A release cannot be made, or is not what it says it is."""
+
+
 class StorageError(PipelineError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 

@@ -39,6 +39,11 @@ class Paths:
         return self.root / "manifest.json"
 
     @property
+    def releases(self) -> Path:
+        """What deployments take: a folder and an archive each."""
+        return self.root / "release"
+
+    @property
     def digests(self) -> Path:
         """Digests of files that have not changed since they were hashed; may be deleted."""
         return self.root / ".digests.sqlite3"

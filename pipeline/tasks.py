@@ -98,6 +98,40 @@ class Tasks:
             "params": [{"name": "delete", "long": "delete", "type": bool, "default": False, "help": "not only list"}],
         }
 
+    def release(self) -> TaskDict:
+        """Return the task that makes a release of what may be deployed."""
+        flags = [("keyless", "sign as CI's identity"), ("allow-dirty", "although files differ from the commit")]
+        return {
+            "actions": [CmdAction(self._release_command, shell=False)],
+            "task_dep": [Stage.REPORT.value],
+            "params": [
+                {"name": "key", "long": "key", "type": str, "default": "", "help": "a private key to sign with, PEM"},
+                *(
+                    {"name": name.replace("-", "_"), "long": name, "type": bool, "default": False, "help": text}
+                    for name, text in flags
+                ),
+            ],
+        }
+
+    def _release_command(self, key: str, keyless: bool, allow_dirty: bool) -> list[str]:  # noqa: FBT001 - the same
+        options = [*(["--key", key] if key else []), *(["--keyless"] if keyless else [])]
+        return self._command("release", *options, *(["--allow-dirty"] if allow_dirty else []))
+
+    def verify(self) -> TaskDict:
+        """Return the task that checks a release."""
+        return {
+            "actions": [CmdAction(self._verify_command, shell=False)],
+            "params": [
+                {"name": "key", "long": "key", "type": str, "default": "", "help": "whose signature is demanded, PEM"},
+                {"name": "path", "long": "path", "type": str, "default": "", "help": "default: the newest one here"},
+            ],
+        }
+
+    def _verify_command(self, key: str, path: str) -> list[str]:
+        folders = sorted(self._project.paths.releases.glob("*/"), key=lambda folder: folder.stat().st_mtime)
+        release = path or str(folders[-1] if folders else self._project.paths.releases)
+        return [sys.executable, "-m", "pipeline", "verify", release, *(["--key", key] if key else [])]
+
     def _prune_command(self, delete: bool) -> list[str]:  # noqa: FBT001 - doit passes it by name
         return self._command("prune", *(["--delete"] if delete else []))
 

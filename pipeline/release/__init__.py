@@ -1,0 +1,187 @@
+"""A finished build → one folder and one archive that deployments take: only what may be deployed, with its evidence.
+
+`<artifacts>/release/<model>-<commit>/` holds the manifest of what is in it, the files at their places, the report, a
+CycloneDX bill of materials, in-toto provenance (SLSA v1), the licences of what made it, SHA256SUMS, and, with a key, an
+OpenSSF model signature over all of that.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.atomic import read_record, sha256_of, write_bytes, write_record
+from pipeline.environment import git_state
+from pipeline.errors import ReleaseError, storage_errors
+from pipeline.plan import Stage, Step
+from pipeline.records import Backend, Manifest, Recipe, Status
+from pipeline.release.archive import pack, unpacked
+from pipeline.release.evidence import bill_of_materials, check_evidence, notices, provenance
+from pipeline.release.signature import SIGNATURE, Signer, Verifier
+from pipeline.staleness import status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.project import Project
+    from pipeline.records import FileRecord, GitState, ManifestEntry
+
+MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
+BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
+_NOT_DEPLOYED = {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
+"""What a build has to compare with, and a release has not."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was made."""
+
+    folder: Path
+    archive: Path
+    manifest: Manifest
+    signed: bool
+
+
+def make_release(project: Project, signer: Signer | None = None, *, allow_dirty: bool = False) -> Release:
+    """Write the release folder and its archive.
+
+    Args:
+        project: everything must be up to date.
+        signer: who vouches for it; None leaves it unsigned.
+        allow_dirty: release although files differ from the commit, or no commit is known; the provenance says so.
+
+    Raises:
+        ReleaseError: something is stale, nothing may be deployed, or the tree is dirty.
+        StorageError: the release cannot be written.
+    """
+    for stage in (Stage.MANIFEST, Stage.REPORT):
+        if reasons := status_of(project, Step(stage, project.plan.model)).reasons:
+            raise ReleaseError(f"the {stage.value} is not up to date: {reasons[0]}", fix="run `doit` first")
+    git = _commit(allow_dirty=allow_dirty)
+    built = project.manifest()
+    manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
+    if not manifest.artifacts:
+        expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
+        raise ReleaseError("nothing may be deployed", expected=expected, fix="see the table that `doit` prints")
+    name = f"{project.plan.model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
+    folder = project.paths.releases / name
+    with storage_errors(f"writing {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        try:
+            scratch.chmod(0o755)
+            _fill(project, manifest, git, scratch)
+            if signer:
+                signer.sign(scratch)
+            archive = folder.parent / f"{name}.tar.zst"
+            pack(scratch, archive, manifest.built_at)
+            if folder.exists():
+                shutil.rmtree(folder)
+            scratch.replace(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Release(folder, archive, manifest, signer is not None)
+
+
+def _commit(*, allow_dirty: bool) -> GitState | None:
+    git = git_state(Path.cwd())
+    if not allow_dirty and (git is None or git.dirty):
+        what = "this is no git checkout" if git is None else "tracked files differ from the commit"
+        raise ReleaseError(
+            f"{what}: nobody could build this release again",
+            fix="commit first, or release all the same with --allow-dirty",
+        )
+    return git
+
+
+def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
+    for entry in manifest.artifacts:
+        if entry.status is Status.DEPLOYABLE and entry.file and entry.kind not in _NOT_DEPLOYED:
+            yield entry
+
+
+def _fill(project: Project, manifest: Manifest, git: GitState | None, folder: Path) -> None:
+    files = _files(project, manifest)
+    for file in files:
+        there = folder / file.path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.file(file), there)
+        if sha256_of(there) != file.sha256:
+            raise ReleaseError(f"{file.path} is not what was built", fix="run `doit`")
+    shutil.copyfile(project.paths.report, folder / REPORT)
+    write_record(folder / MANIFEST, manifest)
+    write_bytes(folder / NOTICES, notices(manifest).encode())
+    write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
+    config = project.config_file.read_bytes()
+    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), git, config).encode())
+    lines = [f"{digest}  {name}\n" for name, digest in sums_of(folder).items()]
+    write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def _files(project: Project, manifest: Manifest) -> tuple[FileRecord, ...]:
+    """Return the files of a manifest's artifacts, each once, recipes' weights included."""
+    found: dict[str, FileRecord] = {}
+    for entry in manifest.artifacts:
+        files = [file for file in (entry.file, entry.runtime_cache) if file]
+        if entry.kind is Backend.TORCH_COMPILE and entry.file:
+            files.append(read_record(project.file(entry.file), Recipe).weights)
+        found.update({file.path: file for file in files})
+    return tuple(found[path] for path in sorted(found))
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a release by name, but for those that tell of all others."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
+
+
+def verify_release(path: Path, verifier: Verifier | None = None) -> Manifest:
+    """Check a release folder, or an archive, against everything that it says of itself.
+
+    Args:
+        path: the folder, or the .tar.zst.
+        verifier: whose signature is demanded; None demands none, and then nobody vouches for it.
+
+    Returns:
+        its manifest.
+
+    Raises:
+        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
+        RecordError: the manifest is damaged.
+    """
+    with unpacked(path) as folder:
+        if verifier:
+            verifier.verify(folder)
+        sums = sums_of(folder)
+        _check_sums(folder, sums)
+        manifest = read_record(folder / MANIFEST, Manifest, fix="take the release from where it was made again")
+        for entry in manifest.artifacts:
+            for file in (entry.file, entry.runtime_cache):
+                if file and sums.get(file.path) != file.sha256:
+                    raise ReleaseError(
+                        f"{entry.id}: {file.path} is not what the manifest says",
+                        expected=f"SHA-256 {file.sha256}",
+                        got=sums.get(file.path, "no such file in the release"),
+                    )
+        check_evidence((folder / BILL).read_text(), (folder / PROVENANCE).read_text(), sums, {PROVENANCE, SUMS})
+        return manifest
+
+
+def _check_sums(folder: Path, sums: dict[str, str]) -> None:
+    """Check that SHA256SUMS lists exactly the files that are there, with their digests."""
+    if not (folder / SUMS).is_file():
+        raise ReleaseError(f"{SUMS} is missing", fix="take the release from where it was made again")
+    listed = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    for name in sorted(listed.keys() | sums.keys()):
+        if listed.get(name) != sums.get(name):
+            raise ReleaseError(
+                f"{name} is not what {SUMS} says",
+                expected=listed.get(name, "no such file"),
+                got=sums.get(name, "no such file"),
+            )
