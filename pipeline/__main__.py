@@ -74,6 +74,15 @@ def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
+    except ModuleNotFoundError as exc:
+        if debug:
+            traceback.print_exc()
+        print(
+            f"error: {doing} needs the package {exc.name}, which is not installed here\n"
+            "  fix:      install the building stack (`uv sync`), or, to verify releases, the extra `verify`",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as exc:  # noqa: BLE001 - the boundary: a bug is reported as one, with its traceback on request
         if debug:
             traceback.print_exc()

@@ -213,3 +213,15 @@ def test_the_module_runs_as_a_command() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: source needs a SUBJECT")
     assert done.stdout == ""
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where only the extra `runtime` is installed, and a release is to be verified."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "release.tar.zst").write_bytes(b"")
+    assert main(["verify", str(tmp_path / "release.tar.zst")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: verify needs the package zstandard, which is not installed here\n")
+    assert "the extra `verify`" in said
