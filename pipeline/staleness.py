@@ -20,6 +20,7 @@ from pipeline.records import (
     Artifact,
     BenchmarkReport,
     Key,
+    KeyField,
     LayerProfile,
     Outcome,
     ReportRecord,
@@ -95,7 +96,7 @@ def _reasons(project: Project, step: Step, record: StageRecord, key: Key) -> Ite
     given = taken_as_given(step)
     before, now = (_asked_for(key) if given else key for key in (record.key, key))
     if before != now:
-        yield from changes(before, now)
+        yield from changes(before, now) or ("its key changed",)
     yield from _damage(project, record)
     if _failed(record):
         yield "it failed the last time"
@@ -113,13 +114,21 @@ def _damage(project: Project, record: StageRecord) -> Iterator[str]:
 
 def changes(before: Key, now: Key) -> tuple[str, ...]:
     """Return what differs between two keys, a line each: "preprocessing.mean changed: [0.5, 0.5, 0.5] → [0.4, …]"."""
-    old, new = ({field.name: json.loads(field.value) for field in key.fields} for key in (before, now))
+    old, new = ({field.name: _value_of(field) for field in key.fields} for key in (before, now))
     found = []
     for name in sorted(old.keys() | new.keys()):
         lines = list(_differences(name, old.get(name), new.get(name)))
         more = len(lines) - _SHOWN_CHANGES
         found += [*lines[:_SHOWN_CHANGES], *([f"{more} more of {name}"] if more > 0 else [])]
     return tuple(found)
+
+
+def _value_of(field: KeyField) -> object:
+    """Return what a field says; its text where that is no JSON, as in a record that somebody has edited."""
+    try:
+        return json.loads(field.value)
+    except ValueError:
+        return field.value
 
 
 def _differences(name: str, before: object, now: object) -> Iterator[str]:

@@ -11,8 +11,8 @@ from pipeline.environment import version
 from pipeline.keys import key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, Graph, Key, Outcome
-from pipeline.staleness import is_current, status_of, taken_as_given
+from pipeline.records import Artifact, Graph, Key, KeyField, Outcome
+from pipeline.staleness import changes, is_current, status_of, taken_as_given
 
 from .hosts import H100, L4, TRT10, TRT86, host
 
@@ -187,6 +187,53 @@ def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path
         assert {item for item in steps if not is_current(project, item)} == {step} | names
         write_record(path, record)
     assert stale(copied) == set()
+
+
+def keyed(**values: str) -> Key:
+    """Return a key of these fields, as JSON."""
+    return Key(fields=tuple(KeyField(name=name, value=value) for name, value in sorted(values.items())))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reasons"),
+    [
+        (keyed(a="1"), keyed(a="2"), ("a changed: 1 → 2",)),
+        (keyed(a="1"), keyed(b="1"), ("a changed: 1 → null", "b changed: null → 1")),
+        (keyed(a='{"b":{"c":1}}'), keyed(a='{"b":{"c":2,"d":3}}'), ("a.b.c changed: 1 → 2", "a.b.d changed: null → 3")),
+        (keyed(a='[["x",1],["y",2]]'), keyed(a='[["x",1],["y",3]]'), ("a.y changed: [2] → [3]",)),
+        (keyed(a=f'"{"0" * 64}"'), keyed(a=f'"{"1" * 64}"'), ("a changed",)),
+        (keyed(a="no JSON"), keyed(a="1"), ('a changed: "no JSON" → 1',)),
+        (
+            keyed(a='{"a":1,"b":1,"c":1,"d":1,"e":1}'),
+            keyed(a="{}"),
+            (*(f"a.{x} changed: 1 → null" for x in "abc"), "2 more of a"),
+        ),
+    ],
+)
+def test_differences_of_keys_are_named(before: Key, now: Key, reasons: tuple[str, ...]) -> None:
+    """Down to the setting, with values that are short enough to read."""
+    assert changes(before, now) == reasons
+
+
+@pytest.mark.parametrize("value", ["1.0", '[["x",1],["x",2]]', "garbage"])
+def test_a_key_that_differs_makes_stale_whatever_is_told_of_it(copied: Path, value: str) -> None:
+    """Also where the difference is in how a value is written, or in what has no name."""
+    project = Project.load(copied / "pipeline.yaml")
+    record = project.data()
+    fields = tuple(
+        field.model_copy(update={"value": value}) if field.name == "calibration" else field
+        for field in record.key.fields
+    )
+    write_record(project.paths.data, record.model_copy(update={"key": Key(fields=fields)}))
+    assert status_of(project, Step(Stage.DATA, "tiny")).reasons
+
+
+def test_a_difference_that_cannot_be_named_is_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken for current because nothing could be said."""
+    monkeypatch.setattr("pipeline.staleness.changes", lambda *_: ())
+    rewrite(copied, lambda text: text.replace("calibration: 32", "calibration: 48"))
+    project = Project.load(copied / "pipeline.yaml")
+    assert status_of(project, Step(Stage.DATA, "tiny")).reasons == ("its key changed",)
 
 
 def key_in(project: Project, step: Step, digest: str) -> bool:
