@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -248,12 +249,33 @@ class _ParallelRunner(_Tolerant, MThreadRunner):
     pass
 
 
+_PATIENCE_SECONDS = 10.0
+"""How long steps may take to end when asked to; then they are killed."""
+
+
 def _end_steps() -> None:
-    """Ask the steps that are running to end: a signal to doit alone has not reached them."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGTERM)
+    """End the steps that are running, and see that they have: a signal to doit alone has not reached them."""
+    steps = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    _send(steps, signal.SIGTERM)
+    while any(map(_runs, steps)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _send([pid for pid in steps if _runs(pid)], signal.SIGKILL)
+
+
+def _send(processes: list[int], how: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, how)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process still does something; one that nobody has waited for yet does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in {"Z", "X"}
 
 
 class Run(DoitRun):
@@ -294,7 +316,8 @@ class Run(DoitRun):
         except PipelineError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
         except KeyboardInterrupt:
-            _end_steps()
+            with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
+                _end_steps()
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
         finally:
             lock.release()
