@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.deployment import Model, load, resolve, this_host
     from pipeline.errors import PipelineError
+    from pipeline.release.signature import Verifier
     from pipeline.resolution import Resolution, Wish
+    from pipeline.store import pull, push
 
-__all__ = ["Model", "PipelineError", "Resolution", "Wish", "load", "resolve", "this_host"]
+__all__ = [
+    "Model",
+    "PipelineError",
+    "Resolution",
+    "Verifier",
+    "Wish",
+    "load",
+    "pull",
+    "push",
+    "resolve",
+    "this_host",
+]
 
 __version__ = "0.1.0"
 
@@ -21,8 +34,11 @@ _HOMES = {
     "Model": "deployment",
     "PipelineError": "errors",
     "Resolution": "resolution",
+    "Verifier": "release.signature",
     "Wish": "resolution",
     "load": "deployment",
+    "pull": "store",
+    "push": "store",
     "resolve": "deployment",
     "this_host": "deployment",
 }

@@ -24,6 +24,7 @@ from pipeline.records import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from types import FrameType
 
     from pipeline.project import Project
     from pipeline.records import Artifact, ModuleContents, TensorCast
@@ -378,13 +379,29 @@ def _megabytes(size: int) -> str:
 
 def _end_well() -> None:
     """Let a request to end, and the end of the doit that started this, do what Ctrl-C does: clean up, then stop."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end_once)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background has it ignored
+        signal.signal(signal.SIGINT, _end_once)
     if sys.argv[1:2] and sys.argv[1] in {*COMMANDS, "plan", "why", "schema"}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what only prints may be cut short: `… | head`
     if parent := os.environ.get(PARENT_VARIABLE):
         end_with(int(parent))
 
 
+def _end_once(_number: int, _frame: FrameType | None) -> None:
+    """Do what Ctrl-C does."""
+    _end_whatever_is_asked()
+    raise KeyboardInterrupt
+
+
+def _end_whatever_is_asked() -> None:
+    """Go on with ending when asked again, by a terminal and by doit say: an exit that is cut short complains."""
+    for request in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(request, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
     _end_well()
-    sys.exit(main())
+    status = main()
+    _end_whatever_is_asked()
+    sys.exit(status)

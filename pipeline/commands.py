@@ -1,10 +1,11 @@
-"""`python -m pipeline host`, `resolve`, `release` and `verify`: commands with arguments of their own."""
+"""`python -m pipeline host`, `resolve`, `release`, `pull` and their like: commands with arguments of their own."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,13 +14,14 @@ from pipeline.config import WorkspaceSize
 from pipeline.deployment import resolve, this_host
 from pipeline.project import Project
 from pipeline.records import DeploymentHost, Precision
-from pipeline.release import make_release, verify_release
+from pipeline.release import latest_release, make_release, verify_release
 from pipeline.release.signature import Signer, Verifier
 from pipeline.resolution import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pipeline.records import FileRecord
     from pipeline.resolution import Resolution
 
 T = TypeVar("T")
@@ -29,6 +31,10 @@ COMMANDS = {
     "resolve": "says which artifact to take on this machine, or another; `resolve --help` has the wishes",
     "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
     "verify": "checks a release against everything that it says of itself, and against a signature that --key demands",
+    "push": "puts a release into a store: a folder, s3://bucket/path, gs://bucket/path",
+    "pull": "installs a release from a store, or from https://, once all of it is verified",
+    "tag": "lists the tags of a store, or lets one stand for another release",
+    "gc": "says what no tag of a store reaches, and deletes it with --delete",
 }
 
 
@@ -41,7 +47,16 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     Raises:
         PipelineError: it cannot be done.
     """
-    return {"host": _host, "resolve": _resolve, "release": _release, "verify": _verify}[name](arguments)
+    return {
+        "host": _host,
+        "resolve": _resolve,
+        "release": _release,
+        "verify": _verify,
+        "push": _push,
+        "pull": _pull,
+        "tag": _tag,
+        "gc": _gc,
+    }[name](arguments)
 
 
 def _host(arguments: Sequence[str]) -> int:
@@ -51,15 +66,16 @@ def _host(arguments: Sequence[str]) -> int:
 
 
 def _resolve(arguments: Sequence[str]) -> int:
-    options = _resolve_parser().parse_args(arguments)
-    wish = Wish(
-        batch=options.batch,
-        max_latency_ms=options.max_latency_ms,
-        throughput=options.throughput,
-        min_top1=options.min_top1,
-        precision=options.precision,
-        max_memory_bytes=options.max_memory,
+    parser = _parser("resolve")
+    where = Path("artifacts")
+    parser.add_argument("artifacts", nargs="?", type=Path, default=where, help="the folder; default: artifacts")
+    parser.add_argument(
+        "--host", type=Path, metavar="FILE", help="for the machine on which `pipeline host` printed this"
     )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    _add_wishes(parser)
+    options = parser.parse_args(arguments)
+    wish = _wish(options)
     fix = "`python -m pipeline host` prints one there"
     host = read_record(options.host, DeploymentHost, fix=fix) if options.host else None
     found = resolve(options.artifacts, wish, host)
@@ -86,32 +102,120 @@ def _release(arguments: Sequence[str]) -> int:
 def _verify(arguments: Sequence[str]) -> int:
     parser = _parser("verify")
     parser.add_argument("release", type=Path, help="the folder, or the .tar.zst")
-    parser.add_argument(
-        "--key", type=Path, metavar="PEM", help="demand the signature of this public key's private half"
-    )
+    parser.add_argument("--partial", action="store_true", help="artifacts may be missing, as after `pull --for-host`")
+    _add_signature(parser)
+    options = parser.parse_args(arguments)
+    verifier = _verifier(parser, options)
+    manifest = verify_release(options.release, verifier, partial=options.partial)
+    print(f"{len(manifest.artifacts)} artifacts are what the release says; {_whose(verifier)}")
+    return 0
+
+
+def _push(arguments: Sequence[str]) -> int:
+    from pipeline.store import LATEST, push
+
+    parser = _parser("push")
+    parser.add_argument("url", help="of the store")
+    parser.add_argument("release", nargs="?", type=Path, help="a folder or .tar.zst; default: the one made last")
+    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    parser.add_argument("--tag", action="append", metavar="NAME", help=f"to move; default: {LATEST}; repeatable")
+    parser.add_argument("--again", action="store_true", help="send also what is there: it is damaged")
+    options = parser.parse_args(arguments)
+    release = options.release or latest_release(Project.load(options.config).paths)
+    done = push(options.url, release, options.tag or [LATEST], again=options.again)
+    sent = sum(file.bytes for file in done.sent)
+    print(f"{_amount(done.release.files)} of {done.release.name}; {len(done.sent)} were sent ({sent / 1e6:.1f} MB)")
+    print(f"{', '.join(options.tag or [LATEST])} → {done.digest}")
+    return 0
+
+
+def _pull(arguments: Sequence[str]) -> int:
+    from pipeline.store import LATEST, pull
+
+    parser = _parser("pull")
+    parser.add_argument("url", help="of the store")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("artifacts"), help="default: artifacts")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tag", metavar="NAME", default=LATEST, help="default: %(default)s")
+    which.add_argument("--release", metavar="SHA256", help="this one, whatever tags stand for")
+    parser.add_argument("--for-host", action="store_true", help="only what `resolve` picks here, by the wishes below")
+    _add_signature(parser)
+    _add_wishes(parser)
+    options = parser.parse_args(arguments)
+    verifier = _verifier(parser, options)
+    wish = _wish(options)
+    if wish != Wish() and not options.for_host:
+        parser.error("expected --for-host beside a wish")
+    name = options.release or options.tag
+    done = pull(options.url, options.folder, name, verifier, wish if options.for_host else None)
+    fetched = sum(file.bytes for file in done.fetched)
+    print(f"{done.release.name} ({done.digest[:12]}…): {len(done.fetched)} files were fetched ({fetched / 1e6:.1f} MB)")
+    what = done.entry.id if done.entry else _amount(done.release.files)
+    print(f"{what} in {options.folder}; {_whose(verifier)}")
+    return 0
+
+
+def _tag(arguments: Sequence[str]) -> int:
+    from pipeline.store import StoredTag, move_tag, read_tags
+
+    parser = _parser("tag")
+    parser.add_argument("url", help="of the store")
+    parser.add_argument("name", nargs="?", help="the tag to move, or to make")
+    parser.add_argument("to", nargs="?", help="another tag, or a release's SHA-256")
+    options = parser.parse_args(arguments)
+    if options.name and not options.to:
+        parser.error("expected what the tag is to stand for: another tag, or a release's SHA-256")
+    moved = [StoredTag(options.name, move_tag(options.url, options.name, options.to))] if options.name else None
+    for tag in moved or read_tags(options.url):
+        print(f"{tag.name} → {tag.release}")
+    return 0
+
+
+def _gc(arguments: Sequence[str]) -> int:
+    from pipeline.store import collect_garbage
+
+    parser = _parser("gc")
+    parser.add_argument("url", help="of the store")
+    parser.add_argument("--delete", action="store_true", help="delete it; without this it is only listed")
+    grace = _argument(_hours, "hours, 0 or more")
+    parser.add_argument("--grace-hours", type=grace, default=24.0, metavar="H", help="leave what is newer; default: 24")
+    options = parser.parse_args(arguments)
+    found = collect_garbage(options.url, timedelta(hours=options.grace_hours), delete=options.delete)
+    for path in found.paths:
+        print(f"{'deleted' if options.delete else 'would delete'} {path}")
+    young = f"; {found.young} more are newer than {options.grace_hours:g} h" if found.young else ""
+    print(f"{len(found.paths)} objects are reached by no tag{young}")
+    return 0
+
+
+def _amount(files: tuple[FileRecord, ...]) -> str:
+    return f"{len(files)} files, {sum(file.bytes for file in files) / 1e6:.1f} MB"
+
+
+def _add_signature(parser: argparse.ArgumentParser) -> None:
+    key = "demand the signature of this public key's private half"
+    parser.add_argument("--key", type=Path, metavar="PEM", help=key)
     parser.add_argument("--identity", help="demand a signature of this identity")
     parser.add_argument("--issuer", help="which this OIDC issuer has vouched for")
-    options = parser.parse_args(arguments)
+
+
+def _verifier(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Verifier | None:
     if bool(options.identity) != bool(options.issuer) or (options.key and options.identity):
         parser.error("expected --key, or --identity with --issuer")
     wanted = options.key or options.identity
-    verifier = Verifier(options.key, options.identity or "", options.issuer or "") if wanted else None
-    manifest = verify_release(options.release, verifier)
-    whose = "the signature holds" if verifier else "no signature was demanded, so nobody vouches for it"
-    print(f"{len(manifest.artifacts)} artifacts are what the release says; {whose}")
-    return 0
+    return Verifier(options.key, options.identity or "", options.issuer or "") if wanted else None
+
+
+def _whose(verifier: Verifier | None) -> str:
+    return "the signature holds" if verifier else "no signature was demanded, so nobody vouches for it"
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
 
 
-def _resolve_parser() -> argparse.ArgumentParser:
-    parser = _parser("resolve")
-    add = parser.add_argument
-    where = Path("artifacts")
-    add("artifacts", nargs="?", type=Path, default=where, help="the folder with manifest.json; default: artifacts")
-    add("--host", type=Path, metavar="FILE", help="for the machine on which `pipeline host` printed this")
+def _add_wishes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("wishes").add_argument
     add(
         "--batch",
         type=_argument(_count, "a whole number above 0"),
@@ -139,8 +243,17 @@ def _resolve_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="of the GPU: 512MiB, 2GiB",
     )
-    add("--json", action="store_true", help="for programs")
-    return parser
+
+
+def _wish(options: argparse.Namespace) -> Wish:
+    return Wish(
+        batch=options.batch,
+        max_latency_ms=options.max_latency_ms,
+        throughput=options.throughput,
+        min_top1=options.min_top1,
+        precision=options.precision,
+        max_memory_bytes=options.max_memory,
+    )
 
 
 def _argument(convert: Callable[[str], T], expected: str) -> Callable[[str], T]:
@@ -163,6 +276,12 @@ def _count(text: str) -> int:
 
 def _milliseconds(text: str) -> float:
     if not 0 < (value := float(text)) < math.inf:
+        raise ValueError
+    return value
+
+
+def _hours(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
         raise ValueError
     return value
 

@@ -111,6 +111,10 @@ class ReleaseError(PipelineError):
     """A release cannot be made, or is not what it says it is."""
 
 
+class StoreError(PipelineError):
+    """A store of releases cannot be reached, or what it holds is not what it should be."""
+
+
 class StorageError(PipelineError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 

@@ -1047,6 +1047,39 @@ class Manifest(StageRecord):
     """From eager FP32 to the best engine, where anything was timed on a GPU."""
 
 
+class StoredRelease(Record):
+    """`releases/<its SHA-256>.json` of a store: the files of a release, each of which is an object by its digest."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    name: str
+    """As its folder was called: `<model>-<commit>`."""
+    files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=100_000)]
+    """Sorted by their paths below the release's folder."""
+
+    @model_validator(mode="after")
+    def _stays_in_its_folder(self) -> StoredRelease:
+        paths = [file.path for file in self.files]
+        for path in paths:
+            parts = path.split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in path or "\0" in path:
+                raise ValueError(f"expected paths that stay in the release's folder, got {path!r}")
+        if len(set(paths)) < len(paths):
+            raise ValueError("expected each path once")
+        return self
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+class StoreTag(Record):
+    """`tags/<name>.json` of a store: which release a name stands for."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    release: Sha256
+
+
 class ReportRecord(StageRecord):
     """The report for people: `artifacts/report.json` beside `report.html`."""
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from pipeline.__main__ import main
 from pipeline.project import Project
+from pipeline.records import GitState
+from pipeline.release import Release, make_release
+from pipeline.release.signature import Signer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).parent.parent
+COMMIT = GitState(commit="c" * 40, dirty=False)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell that starts the tests in the background has SIGINT ignored, which everything they start would inherit."""
@@ -35,10 +41,33 @@ benchmark: {batches: [1, 2], restarts: 2, warmup_runs: 1, warmup_seconds: 0.1, r
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The host's locks lie in the temporary folder: tests that run side by side do not wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
 @pytest.fixture(scope="session")
-def built_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose tiny project has been through every stage; nobody writes to it."""
-    folder = tmp_path_factory.mktemp("built")
+def built_folder(tmp_path_factory: pytest.TempPathFactory, _temporary_files_of_their_own: None) -> Path:
+    """A folder whose tiny project has been through every stage, by one of pytest's processes for all of them.
+
+    Nobody writes to it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+    done = folder / "done"
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            _build_everything(folder)
+            done.touch()
+    return folder
+
+
+def _build_everything(folder: Path) -> None:
+    folder.mkdir()
     (folder / "pipeline.yaml").write_text(TINY)
     config = str(folder / "pipeline.yaml")
     before = Path.cwd()
@@ -49,7 +78,6 @@ def built_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert main([step.stage.value, step.subject, "--config", config]) == 0, step
     finally:
         os.chdir(before)
-    return folder
 
 
 @pytest.fixture
@@ -79,10 +107,36 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def interrupted(checkout: Path) -> Path:
+    """A checkout whose model takes a minute to make; its file `begun` says since when."""
+    slow = "    Path('begun').touch()\n    time.sleep(60)\n    return"
+    file = checkout / "tests/tiny_model.py"
+    text = file.read_text().replace("    return", slow)
+    imports = "import time\nfrom pathlib import Path\n\nfrom torch import nn"
+    file.write_text(text.replace("from torch import nn", imports))
+    return checkout
+
+
+@pytest.fixture
 def finished(checkout: Path, built_folder: Path) -> Path:
     """Such a folder with everything built."""
     shutil.copytree(built_folder / "artifacts", checkout / "artifacts", dirs_exist_ok=True)
     return checkout
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A private key, and the public one that belongs to it."""
+    from .keys import pem  # noqa: PLC0415 - which GPU hosts do not have the packages for
+
+    return pem(tmp_path_factory.mktemp("keys"), "ours")
+
+
+@pytest.fixture
+def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
+    """A signed release of the finished tiny project, as if it were built from a commit."""
+    monkeypatch.setattr("pipeline.release.git_state", lambda _: COMMIT)
+    return make_release(Project.load(copied / "pipeline.yaml"), Signer(keys[0]))
 
 
 @pytest.fixture(scope="session")

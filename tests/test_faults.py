@@ -27,7 +27,7 @@ from pipeline.staleness import NOT_MADE, is_current, status_of
 from tests.conftest import TINY
 
 from .test_staleness import records
-from .test_tasks import doit, ran
+from .test_tasks import begin, doit, ran
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,19 +147,16 @@ def test_killed_at_any_instant_a_run_goes_on_where_it_was(checkout: Path, built:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_asked_to_end_a_run_ends_with_its_steps(checkout: Path, name: str) -> None:
+def test_asked_to_end_a_run_ends_with_its_steps(interrupted: Path, name: str) -> None:
     """A signal to doit alone ends its steps, too, in one message, and leaves nothing half-written."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "doit"], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(4)
+    process = begin(interrupted)
     process.send_signal(signal.Signals[name])
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "run `doit` again to go on from here" in said
     assert "Traceback" not in said
-    assert steps_in(checkout) == []
-    assert temporaries(checkout) == []
+    assert steps_in(interrupted) == []
+    assert temporaries(interrupted) == []
 
 
 def test_a_killed_doit_takes_its_steps_with_it(checkout: Path) -> None:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
@@ -27,47 +25,23 @@ from pipeline.release import Release, make_release, verify_release
 from pipeline.release.archive import unpack
 from pipeline.release.signature import Signer, Verifier
 
+from .conftest import COMMIT
+from .keys import pem
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-CLEAN = GitState(commit="c" * 40, dirty=False)
 
 
 @pytest.fixture(autouse=True)
 def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tree is that of a commit."""
-    monkeypatch.setattr("pipeline.release.git_state", lambda _: CLEAN)
-
-
-def pem(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a private and a public key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A private key, and the public one that belongs to it."""
-    return pem(tmp_path_factory.mktemp("keys"), "ours")
+    monkeypatch.setattr("pipeline.release.git_state", lambda _: COMMIT)
 
 
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project, to do anything with."""
     return Project.load(copied / "pipeline.yaml")
-
-
-@pytest.fixture
-def released(project: Project, keys: tuple[Path, Path]) -> Release:
-    """A signed release of it."""
-    return make_release(project, Signer(keys[0]))
 
 
 def listing(folder: Path) -> set[str]:
@@ -252,7 +226,7 @@ def test_without_an_identity_nothing_is_signed_by_one(project: Project) -> None:
 
 def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the provenance says so."""
-    monkeypatch.setattr("pipeline.release.git_state", lambda _: CLEAN.model_copy(update={"dirty": True}))
+    monkeypatch.setattr("pipeline.release.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
     with pytest.raises(ReleaseError, match=r"(?s)tracked files differ from the commit.*--allow-dirty"):
         make_release(project)
     made = make_release(project, allow_dirty=True)

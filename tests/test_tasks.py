@@ -31,6 +31,22 @@ def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")  # noqa: S603
 
 
+def begin(folder: Path) -> subprocess.Popen[str]:
+    """Start doit, in a session of its own, and return when its first stage is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "doit"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
 def ran(output: str) -> set[str]:
     """Return the tasks that said something; the manifest's table stands for its own."""
     said = {line.split(": ")[0] for line in output.splitlines() if line.partition(":")[0] in STAGES}
@@ -277,19 +293,15 @@ def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_cleanly(checkout: Path) -> None:
+def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
     """Ctrl-C ends doit and its stages with one message and leaves nothing half-written."""
-    command = [sys.executable, "-m", "doit"]
-    process = subprocess.Popen(  # noqa: S603 - fixed arguments
-        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    time.sleep(4)  # doit has begun, and the source stage has not ended
+    process = begin(interrupted)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "interrupted; run `doit` again" in said
     assert "Traceback" not in said
-    left = [file.name for file in (checkout / "artifacts" / "tiny").rglob("*") if file.is_file()]
+    left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
     assert [name for name in left if name.startswith(".")] == []
 
 

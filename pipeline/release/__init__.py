@@ -26,11 +26,14 @@ from pipeline.staleness import status_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.paths import Paths
     from pipeline.project import Project
     from pipeline.records import FileRecord, GitState, ManifestEntry
 
 MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
 BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
+EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
+"""What every release has beside its artifacts' files."""
 _NOT_DEPLOYED = {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
 """What a build has to compare with, and a release has not."""
 
@@ -86,6 +89,18 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     return Release(folder, archive, manifest, signer is not None)
 
 
+def latest_release(paths: Paths) -> Path:
+    """Return the folder of the release that was made last.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    made = [path.parent for path in paths.releases.glob(f"*/{SUMS}")]
+    if not made:
+        raise ReleaseError(f"{paths.releases} holds no release", fix="run `doit release` first")
+    return max(made, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
+
+
 def _commit(*, allow_dirty: bool) -> GitState | None:
     git = git_state(Path.cwd())
     if not allow_dirty and (git is None or git.dirty):
@@ -125,11 +140,24 @@ def _files(project: Project, manifest: Manifest) -> tuple[FileRecord, ...]:
     """Return the files of a manifest's artifacts, each once, recipes' weights included."""
     found: dict[str, FileRecord] = {}
     for entry in manifest.artifacts:
-        files = [file for file in (entry.file, entry.runtime_cache) if file]
-        if entry.kind is Backend.TORCH_COMPILE and entry.file:
-            files.append(read_record(project.file(entry.file), Recipe).weights)
-        found.update({file.path: file for file in files})
+        found.update({file.path: file for file in entry_files(entry, project.paths.root)})
     return tuple(found[path] for path in sorted(found))
+
+
+def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
+    """Return the files that an artifact consists of.
+
+    Args:
+        entry: as the manifest has it.
+        root: the folder that holds the artifact's own file, which may name others.
+
+    Raises:
+        RecordError: that file is damaged.
+    """
+    files = [file for file in (entry.file, entry.runtime_cache) if file]
+    if entry.kind is Backend.TORCH_COMPILE and entry.file:
+        files.append(read_record(root / entry.file.path, Recipe).weights)
+    return tuple(files)
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -138,12 +166,13 @@ def sums_of(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
 
 
-def verify_release(path: Path, verifier: Verifier | None = None) -> Manifest:
+def verify_release(path: Path, verifier: Verifier | None = None, *, partial: bool = False) -> Manifest:
     """Check a release folder, or an archive, against everything that it says of itself.
 
     Args:
         path: the folder, or the .tar.zst.
         verifier: whose signature is demanded; None demands none, and then nobody vouches for it.
+        partial: files of artifacts may be missing, as they are after a pull for one host.
 
     Returns:
         its manifest.
@@ -153,35 +182,52 @@ def verify_release(path: Path, verifier: Verifier | None = None) -> Manifest:
         RecordError: the manifest is damaged.
     """
     with unpacked(path) as folder:
-        if verifier:
-            verifier.verify(folder)
-        sums = sums_of(folder)
-        _check_sums(folder, sums)
-        manifest = read_record(folder / MANIFEST, Manifest, fix="take the release from where it was made again")
-        for entry in manifest.artifacts:
-            for file in (entry.file, entry.runtime_cache):
-                if file and sums.get(file.path) != file.sha256:
-                    raise ReleaseError(
-                        f"{entry.id}: {file.path} is not what the manifest says",
-                        expected=f"SHA-256 {file.sha256}",
-                        got=sums.get(file.path, "no such file in the release"),
-                    )
-        check_evidence((folder / BILL).read_text(), (folder / PROVENANCE).read_text(), sums, {PROVENANCE, SUMS})
-        return manifest
+        return check_release(folder, verifier, partial=partial)
 
 
-def _check_sums(folder: Path, sums: dict[str, str]) -> None:
-    """Check that SHA256SUMS lists exactly the files that are there, with their digests."""
-    if not (folder / SUMS).is_file():
-        raise ReleaseError(f"{SUMS} is missing", fix="take the release from where it was made again")
-    listed = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        listed[name] = digest
-    for name in sorted(listed.keys() | sums.keys()):
-        if listed.get(name) != sums.get(name):
+def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> Manifest:
+    """Check a release's folder, as `verify_release` does.
+
+    Raises:
+        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
+        RecordError: the manifest is damaged.
+    """
+    listed, found = _listed(folder), sums_of(folder)
+    absent = {name: digest for name, digest in listed.items() if name not in found} if partial else {}
+    if verifier:
+        verifier.verify(folder, absent)
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name) and (name not in absent or name in EVIDENCE):
             raise ReleaseError(
                 f"{name} is not what {SUMS} says",
                 expected=listed.get(name, "no such file"),
-                got=sums.get(name, "no such file"),
+                got=found.get(name, "no such file"),
             )
+    manifest = read_record(folder / MANIFEST, Manifest, fix="take the release from where it was made again")
+    for entry in manifest.artifacts:
+        for file in (entry.file, entry.runtime_cache):
+            if file and listed.get(file.path) != file.sha256:
+                raise ReleaseError(
+                    f"{entry.id}: {file.path} is not what the manifest says",
+                    expected=f"SHA-256 {file.sha256}",
+                    got=listed.get(file.path, "no such file in the release"),
+                )
+    check_evidence((folder / BILL).read_text(), (folder / PROVENANCE).read_text(), listed, {PROVENANCE, SUMS})
+    return manifest
+
+
+def release_paths(folder: Path) -> set[str]:
+    """Return the paths below a release's folder that its files have, whether or not they are there.
+
+    Raises:
+        ReleaseError: there is no SHA256SUMS.
+    """
+    return _listed(folder).keys() | {SUMS, SIGNATURE}
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Return the digests that SHA256SUMS lists, by name."""
+    if not (folder / SUMS).is_file():
+        raise ReleaseError(f"{SUMS} is missing", fix="take the release from where it was made again")
+    lines = (line.partition("  ") for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, _, name in lines}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ReleaseError, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SIGNATURE = "model.sig"
@@ -52,18 +54,33 @@ class Verifier:
     identity: str = ""
     issuer: str = ""
 
-    def verify(self, folder: Path) -> None:
+    def verify(self, folder: Path, absent: Mapping[str, str]) -> None:
         """Check that every file of a release is as it was signed, and that there is no other.
+
+        Args:
+            folder: the release's.
+            absent: the SHA-256 that files should have which are not there; they are held to what was signed, too.
 
         Raises:
             ReleaseError: the signature is missing, is not theirs, or does not fit the files.
         """
-        from model_signing import hashing, verifying  # noqa: PLC0415 - a second, and not installed in deployments
+        from model_signing import hashing, manifest, verifying  # noqa: PLC0415 - a second, and not installed in deployments
 
         if not (folder / SIGNATURE).is_file():
             raise ReleaseError(f"the release has no signature ({SIGNATURE}), and one is demanded")
         folder = folder.resolve()
-        ignoring = hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
+
+        class WithAbsent(hashing.Config):
+            def hash(self, *args: Any, **kwargs: Any) -> manifest.Manifest:  # noqa: ANN401 - as it is in the base
+                found = super().hash(*args, **kwargs)
+                known = [(item.identifier, item.digest) for item in found.resource_descriptors()]
+                digest = type(known[0][1])
+                known += [(name, digest("sha256", bytes.fromhex(sha256))) for name, sha256 in absent.items()]
+                items = [manifest.FileManifestItem(path=PurePosixPath(name), digest=of) for name, of in known]
+                kind = manifest.SerializationType.from_args(found.serialization_type)
+                return manifest.Manifest(found.model_name, items, kind)
+
+        ignoring = WithAbsent().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
         try:
             config: Any = verifying.Config()  # type: ignore[no-untyped-call]
             if self.key:
