@@ -85,6 +85,11 @@ def task_verify() -> dict[str, Any]:
     return TASKS.verify()
 
 
+def task_triton() -> dict[str, Any]:
+    """On demand: a model repository for Triton Inference Server, of what it can run."""
+    return TASKS.triton()
+
+
 def task_prune() -> dict[str, Any]:
     """On demand: lists files of variants that pipeline.yaml no longer has; `doit prune --delete` deletes them."""
     return TASKS.prune()
@@ -92,4 +97,4 @@ def task_prune() -> dict[str, Any]:
 
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
-    return {"actions": [[sys.executable, "-m", "pytest", "--cov"]], "verbosity": 2}
+    return {"actions": [[sys.executable, "-m", "pytest", "--cov", "-n", "auto"]], "verbosity": 2}

@@ -31,6 +31,7 @@ COMMANDS = {
     "resolve": "says which artifact to take on this machine, or another; `resolve --help` has the wishes",
     "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
     "verify": "checks a release against everything that it says of itself, and against a signature that --key demands",
+    "triton": "writes a model repository for Triton Inference Server: what of a build or a release it can run",
     "push": "puts a release into a store: a folder, s3://bucket/path, gs://bucket/path",
     "pull": "installs a release from a store, or from https://, once all of it is verified",
     "tag": "lists the tags of a store, or lets one stand for another release",
@@ -52,6 +53,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         "resolve": _resolve,
         "release": _release,
         "verify": _verify,
+        "triton": _triton,
         "push": _push,
         "pull": _pull,
         "tag": _tag,
@@ -108,6 +110,23 @@ def _verify(arguments: Sequence[str]) -> int:
     verifier = _verifier(parser, options)
     manifest = verify_release(options.release, verifier, partial=options.partial)
     print(f"{len(manifest.artifacts)} artifacts are what the release says; {_whose(verifier)}")
+    return 0
+
+
+def _triton(arguments: Sequence[str]) -> int:
+    from pipeline.triton import make_repository
+
+    parser = _parser("triton")
+    where = Path("artifacts")
+    parser.add_argument("artifacts", nargs="?", type=Path, default=where, help="the folder; default: artifacts")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: `triton` in that folder")
+    options = parser.parse_args(arguments)
+    made = make_repository(options.artifacts, options.output or options.artifacts / "triton")
+    for model in made.models:
+        print(f"{model.name}  {', '.join(entry.id for entry in model.entries)}")
+    for left in made.left_out:
+        print(f"not {left.id}: {left.reason}")
+    print(f"{len(made.models)} models: {made.folder}")
     return 0
 
 

@@ -181,8 +181,16 @@ def load(artifacts: str | os.PathLike[str], wish: Wish = ANY) -> Iterator[Model]
         yield Model(found, manifest.model, run)
 
 
-def _checked(root: Path, file: FileRecord | None) -> Path:
-    """Return where a file lies, once it is what the manifest says."""
+def checked_file(root: Path, file: FileRecord | None) -> Path:
+    """Return where a file of a manifest lies, once it is what the manifest says.
+
+    Args:
+        root: the folder with manifest.json.
+        file: as the manifest has it.
+
+    Raises:
+        RunError: there is none, it leads out of the folder, or it is damaged.
+    """
     if file is None:
         raise RunError("the manifest names no file")
     path = root / file.path
@@ -207,8 +215,8 @@ def _open_engine(root: Path, found: Resolution, stack: ExitStack) -> Callable[[B
         raise RunError(f"{entry.id} does not say what its engine runs on")
     if any(setting.name == "strip_plan" and setting.applied for setting in entry.settings):
         raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
-    plan = _checked(root, entry.file).read_bytes()
-    cache = _checked(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None
+    plan = checked_file(root, entry.file).read_bytes()
+    cache = checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None
     flavour = load_flavour(entry.built_for.flavour)
     engine = stack.enter_context(open_engine(flavour, plan, entry.built_for, _gpu(found)))
     session = stack.enter_context(engine.session(cache=cache))
@@ -228,14 +236,14 @@ def _open_module(root: Path, found: Resolution, spec: Preprocessing, stack: Exit
     variant = Variant(
         model=entry.model, target=entry.target, backend=entry.kind, precision=entry.precision, profile=entry.profile
     )
-    module = load_compiled(root, variant, entry.module, _checked(root, entry.file), gpu)
+    module = load_compiled(root, variant, entry.module, checked_file(root, entry.file), gpu)
     return stack.enter_context(open_session(module, variant, spec.input_shape, gpu))
 
 
 def _open_onnx(root: Path, found: Resolution) -> Callable[[Batch], Batch]:
     entry = found.entry
     tf32 = entry.precision is Precision.TF32
-    session = onnx_session(_checked(root, entry.file), entry.graph, found.place.gpu, tf32=tf32)
+    session = onnx_session(checked_file(root, entry.file), entry.graph, found.place.gpu, tf32=tf32)
     name = session.get_inputs()[0].name
 
     def run(batch: Batch) -> Batch:

@@ -111,6 +111,10 @@ class ReleaseError(PipelineError):
     """A release cannot be made, or is not what it says it is."""
 
 
+class TritonError(PipelineError):
+    """A model repository for Triton Inference Server cannot be made."""
+
+
 class StoreError(PipelineError):
     """A store of releases cannot be reached, or what it holds is not what it should be."""
 

@@ -18,6 +18,7 @@ from pipeline.records import (
     Artifact,
     Backend,
     BenchmarkReport,
+    GpuType,
     Layout,
     Manifest,
     ManifestEntry,
@@ -115,6 +116,7 @@ def _find(project: Project, variant: Variant) -> Found:
 def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestEntry:
     variant, artifact, accuracy, benchmark = found
     verdict = decide(found, project.plan.needs(variant))
+    gpu = project.plan.gpu(variant.target)
     return ManifestEntry(
         id=variant.id,
         model=variant.model,
@@ -148,6 +150,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         accuracy=accuracy.accuracy if accuracy else None,
         checks=accuracy.checks if accuracy else (),
         proven=accuracy.proven if accuracy else False,
+        gpu=GpuType(name=gpu.name, compute_capability=gpu.compute_capability) if gpu else None,
         device=benchmark.device if benchmark else "",
         timings=benchmark.timings if benchmark else (),
         rows=accuracy.rows if accuracy else (),

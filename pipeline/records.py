@@ -969,6 +969,14 @@ class ManifestModel(Record):
     reference_top1: Share | None
 
 
+class GpuType(Record):
+    """A type of GPU, of which there may be many."""
+
+    name: str
+    compute_capability: PositiveInt
+    """90 is SM 9.0."""
+
+
 class ManifestEntry(Record):
     """One artifact of the manifest."""
 
@@ -1006,8 +1014,10 @@ class ManifestEntry(Record):
     accuracy: Accuracy | None
     checks: tuple[GateCheck, ...]
     proven: bool
+    gpu: GpuType | None
+    """What it was made, validated and timed on; None for a processor, and where no GPU was there."""
     device: str
-    """What it was timed on."""
+    """What it was timed on, with the driver or how many cores."""
     timings: tuple[BatchTiming, ...]
     rows: tuple[RowCheck, ...]
     noise: tuple[Doubt, ...]

@@ -263,7 +263,8 @@ def _too_large(entry: ManifestEntry, place: Place, host: DeploymentHost, wish: W
 
 def _times(entry: ManifestEntry, place: Place, host: DeploymentHost) -> dict[int, float]:
     """Return the medians in milliseconds by batch size, by the clock that ranks; none of another GPU or processor."""
-    here = entry.device.startswith(f"{place.gpu.name}, ") if place.gpu else entry.device == host.processor
+    timed = entry.gpu.name if entry.gpu else entry.device
+    here = timed == (place.gpu.name if place.gpu else host.processor)
     if not here or not entry.timings:
         return {}
     clock = ranking_clock({timing.clock for timing in entry.timings})

@@ -128,6 +128,11 @@ class Tasks:
             ],
         }
 
+    def triton(self) -> TaskDict:
+        """Return the task that writes a model repository for Triton."""
+        command = [sys.executable, "-m", "pipeline", "triton", str(self._project.paths.root)]
+        return {"actions": [CmdAction(command, shell=False)], "task_dep": [Stage.MANIFEST.value]}
+
     def _verify_command(self, key: str, path: str) -> list[str]:
         folders = sorted(self._project.paths.releases.glob("*/"), key=lambda folder: folder.stat().st_mtime)
         release = path or str(folders[-1] if folders else self._project.paths.releases)

@@ -93,6 +93,7 @@ def entry(name: str, *timings: BatchTiming, **changes: object) -> ManifestEntry:
         accuracy=accuracy(),
         checks=(),
         proven=False,
+        gpu=None,
         device="a GPU, driver 580",
         timings=timings,
         rows=(),

@@ -21,6 +21,7 @@ from pipeline.records import (
     EngineFlavour,
     EngineMemory,
     Gpu,
+    GpuType,
     ManifestEntry,
     ModuleContents,
     Precision,
@@ -64,7 +65,7 @@ def engine(name: str, *milliseconds: float, gpu: Gpu | None = H100, **changes: A
         compute_capabilities=(gpu.compute_capability,) if gpu else (80, 86, 89, 120),
     )
     times = [timing(batch, p50, clock=Clock.GPU_GRAPH) for batch, p50 in enumerate(milliseconds, 1)]
-    update = {"kind": Backend.TENSORRT, "built_for": tuned, "device": f"{H100.name}, driver 580.159"}
+    update = {"kind": Backend.TENSORRT, "built_for": tuned, "gpu": GpuType(name=H100.name, compute_capability=90)}
     return entry(name, *times).model_copy(update=update | changes)
 
 
