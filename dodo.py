@@ -95,6 +95,11 @@ def task_prune() -> dict[str, Any]:
     return TASKS.prune()
 
 
+def task_docs() -> dict[str, Any]:
+    """For developers: docs/api.md, docs/manifest.md and its schema, from the docstrings."""
+    return {"actions": [[sys.executable, "docs/generate.py"]], "verbosity": 2}
+
+
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
     return {"actions": [[sys.executable, "-m", "pytest", "--cov", "-n", "auto"]], "verbosity": 2}

@@ -80,7 +80,7 @@ def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
             traceback.print_exc()
         print(
             f"error: {doing} needs the package {exc.name}, which is not installed here\n"
-            "  fix:      install the building stack (`uv sync`), or, to verify releases, the extra `verify`",
+            "  fix:      install the building stack (`uv sync`), or, to take releases, the extras `verify` and `store`",
             file=sys.stderr,
         )
         return 1

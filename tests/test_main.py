@@ -224,4 +224,4 @@ def test_a_package_that_is_missing_is_named(
     assert main(["verify", str(tmp_path / "release.tar.zst")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: verify needs the package zstandard, which is not installed here\n")
-    assert "the extra `verify`" in said
+    assert "the extras `verify` and `store`" in said
