@@ -218,6 +218,7 @@ class TensorRTConfig(Record):
     hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
     version_compatible: Flag = False
     refit: Flag = False
+    """Engines whose weights can be replaced; where nothing else is new, TensorRT's are not built again."""
     strip_plan: Flag = False
     timing_cache: Flag = True
     kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER

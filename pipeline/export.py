@@ -77,6 +77,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         graph=graph,
         file=describe_file(path, project.paths.root),
         canonical_sha256=onnx_graph.canonical_digest(exported),
+        structure_sha256=onnx_graph.structure_digest(exported),
         opset=onnx_graph.opset_of(exported),
         inputs=onnx_graph.tensor_specs(list(exported.graph.input)),
         outputs=onnx_graph.tensor_specs(list(exported.graph.output)),

@@ -12,7 +12,7 @@ from onnx import numpy_helper, version_converter
 from pipeline.records import LayerShare, Precision, TensorCast, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -148,19 +148,29 @@ def canonical_digest(model: onnx.ModelProto) -> str:
     outputs, functions and operator sets. Not counted: names of nodes, producer, documentation, metadata, how values are
     encoded.
     """
-    digest = hashlib.sha256()
+    return _digest(model, _graph(model.graph, _tensor))
+
+
+def structure_digest(model: onnx.ModelProto) -> str:
+    """Return the SHA-256 of the same, but for the initialisers' values: equal for graphs that differ in weights alone.
+
+    Their names, types and shapes count.
+    """
+    return _digest(model, _graph(model.graph, _shape))
+
+
+def _digest(model: onnx.ModelProto, graph: tuple[object, ...]) -> str:
     opsets = sorted((entry.domain, entry.version) for entry in model.opset_import)
     functions = [
         (function.domain, function.name, tuple(function.input), tuple(function.output), _nodes(function.node))
         for function in model.functions
     ]
-    digest.update(repr((opsets, functions, _graph(model.graph))).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(repr((opsets, functions, graph)).encode()).hexdigest()
 
 
-def _graph(graph: onnx.GraphProto) -> tuple[object, ...]:
+def _graph(graph: onnx.GraphProto, tensor: Callable[[pb.TensorProto], tuple[object, ...]]) -> tuple[object, ...]:
     values = [(value.name, value.type.SerializeToString(deterministic=True)) for value in (*graph.input, *graph.output)]
-    tensors = sorted((tensor.name, _tensor(tensor)) for tensor in graph.initializer)
+    tensors = sorted((item.name, tensor(item)) for item in graph.initializer)
     return len(graph.input), values, tensors, _nodes(graph.node)
 
 
@@ -175,13 +185,16 @@ def _attribute(attribute: pb.AttributeProto) -> tuple[str, str]:
     if attribute.type == onnx.AttributeProto.TENSOR:
         return attribute.name, repr(_tensor(attribute.t))
     if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
-        return attribute.name, repr([_graph(graph) for graph in (attribute.g, *attribute.graphs)])
+        return attribute.name, repr([_graph(graph, _tensor) for graph in (attribute.g, *attribute.graphs)])
     bare = onnx.AttributeProto()
     bare.CopyFrom(attribute)
     bare.ClearField("doc_string")
     return attribute.name, repr(bare.SerializeToString(deterministic=True))
 
 
-def _tensor(tensor: pb.TensorProto) -> tuple[int, tuple[int, ...], str]:
-    values = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
-    return tensor.data_type, tuple(tensor.dims), values
+def _tensor(tensor: pb.TensorProto) -> tuple[object, ...]:
+    return *_shape(tensor), hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+
+
+def _shape(tensor: pb.TensorProto) -> tuple[object, ...]:
+    return tensor.data_type, tuple(tensor.dims)

@@ -133,6 +133,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         graph=graph,
         file=describe_file(path, project.paths.root),
         canonical_sha256=onnx_graph.canonical_digest(forms.model),
+        structure_sha256=onnx_graph.structure_digest(forms.model),
         opset=onnx_graph.opset_of(forms.model),
         inputs=onnx_graph.tensor_specs(list(forms.model.graph.input)),
         outputs=onnx_graph.tensor_specs(list(forms.model.graph.output)),

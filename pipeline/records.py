@@ -518,6 +518,8 @@ class OnnxRecord(StageRecord):
     file: FileRecord
     canonical_sha256: Sha256
     """Digest of what the graph computes: see `onnx_graph.canonical_digest`."""
+    structure_sha256: Sha256
+    """Digest of the same but for the weights' values: see `onnx_graph.structure_digest`."""
     opset: PositiveInt
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -621,6 +623,8 @@ class Artifact(StageRecord):
     """What is in a Torch-TensorRT module."""
     timing_cache_sha256: Sha256 | None = None
     """Digest of the timing cache after the build, for flavours that time tactics."""
+    structure_sha256: Sha256 | None = None
+    """Of the graph that an engine was built from: with other weights for the same structure it can be refitted."""
     layers_sha256: Sha256 | None = None
     """Digest of the engine's layers; equal for engines that do the same work."""
     same_as: str | None = None

@@ -8,15 +8,29 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.atomic import sha256_of, write_record
-from pipeline.engine import make_engine
-from pipeline.environment import missing_driver
-from pipeline.errors import BuildError, CrashedError, UnsupportedError
+from pipeline.engine import can_be_refitted, make_engine
+from pipeline.environment import missing_driver, now
+from pipeline.errors import BuildError, CrashedError, RunError, UnsupportedError
 from pipeline.keys import key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, EngineFlavour, Graph, Outcome, Variant
+from pipeline.records import (
+    Artifact,
+    Backend,
+    BuiltFor,
+    EngineFlavour,
+    EngineMemory,
+    Graph,
+    Key,
+    KeyField,
+    Outcome,
+    Precision,
+    Setting,
+    Variant,
+)
+from pipeline.trt_adapter import BuiltEngine, EngineRequest
 
-from .hosts import TRT10, host
+from .hosts import H100, TRT10, host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,3 +225,173 @@ def test_variant_that_is_no_engine(project: Project) -> None:
     """A variant without a profile is no engine."""
     with pytest.raises(BuildError, match="tiny/cpu-x86_64/onnxruntime-fp32 is no engine"):
         build(project, "tiny/cpu-x86_64/onnxruntime-fp32")
+
+
+# Other weights for the same graph.
+
+TUNED = "tiny/sm90-h100-80gb-hbm3-trt10.15/fp16-b1-ws16MiB"
+SAME = "0" * 64
+
+
+@pytest.fixture
+def tuned(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project of a host with an H100 and TensorRT 10, with engines that can be refitted; none is built yet."""
+    settings = project.config.tensorrt.model_copy(update={"flavour": EngineFlavour.TENSORRT, "refit": True})
+    config = project.config.model_copy(update={"tensorrt": settings})
+    monkeypatch.setattr("pipeline.engine._build", _built)
+    monkeypatch.setattr("pipeline.engine._refit", _refitted)
+    return Project(Plan(config, host(H100, flavours=(TRT10,))), project.paths)
+
+
+def _built(_: EngineFlavour, request: EngineRequest, __: Path) -> BuiltEngine:
+    """Stand in for TensorRT's builder, which takes a GPU; this runs in a process of its own."""
+    assert request.gpu is not None
+    return BuiltEngine(
+        plan=b"built",
+        memory=EngineMemory(activation_bytes=1, weights_bytes=2),
+        layers_sha256=SAME,
+        inputs=(),
+        outputs=(),
+        settings=(Setting(name="refit", value="on", applied=True),),
+        built_for=BuiltFor(
+            flavour=EngineFlavour.TENSORRT, version=TRT10.version, gpu=H100.name, compute_capabilities=(90,)
+        ),
+        timing_cache=b"",
+        seconds=1.0,
+    )
+
+
+def _refitted(_: EngineFlavour, request: EngineRequest, path: Path) -> bytes:
+    """Stand in for TensorRT's refitter."""
+    return path.read_bytes() + b" and refitted from " + request.onnx.name.encode()
+
+
+def _refused(_: EngineFlavour, __: EngineRequest, ___: Path) -> bytes:
+    raise RunError("the engine cannot be refitted")
+
+
+def retrained(project: Project, **changes: str) -> None:
+    """Give a graph other weights, or another structure."""
+    record = project.onnx(Graph.FP16)
+    other = record.model_copy(update={"canonical_sha256": "1" * 64, **changes})
+    write_record(project.paths.onnx_record(Graph.FP16), other)
+
+
+def built_once(project: Project) -> Artifact:
+    """Build an engine with its record."""
+    artifact = build(project, TUNED)
+    write_record(project.paths.artifact(artifact.variant), artifact)
+    return artifact
+
+
+def test_other_weights_are_put_into_the_engine(tuned: Project) -> None:
+    """Nothing is tuned again; the record says what the engine was made of."""
+    first = built_once(tuned)
+    assert first.file is not None
+    retrained(tuned)
+    artifact = build(tuned, TUNED)
+    assert artifact.file is not None
+    assert tuned.file(artifact.file).read_bytes() == b"built and refitted from fp16.onnx"
+    assert [setting.value for setting in artifact.settings if setting.name == "refitted"] == [
+        f"from {first.file.sha256[:12]}"
+    ]
+    assert artifact.key == key_of(tuned, Step(Stage.BUILD, TUNED))
+    assert (artifact.layers_sha256, artifact.memory) == (first.layers_sha256, first.memory)
+
+
+def test_refitted_engines_are_refitted_again(tuned: Project) -> None:
+    """Of both times the last is told."""
+    built_once(tuned)
+    retrained(tuned)
+    second = built_once(tuned)
+    retrained(tuned, canonical_sha256="2" * 64)
+    third = build(tuned, TUNED)
+    assert second.file is not None
+    assert [setting.value for setting in third.settings if setting.name == "refitted"] == [
+        f"from {second.file.sha256[:12]}"
+    ]
+
+
+def test_an_engine_that_refuses_is_built_again(
+    tuned: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says why."""
+    built_once(tuned)
+    retrained(tuned)
+    monkeypatch.setattr("pipeline.engine._refit", _refused)
+    caplog.set_level("INFO", "pipeline")
+    artifact = build(tuned, TUNED)
+    assert artifact.file is not None
+    assert tuned.file(artifact.file).read_bytes() == b"built"
+    assert "is built again, because the engine cannot be refitted" in caplog.text
+
+
+def test_a_damaged_engine_is_built_again(tuned: Project) -> None:
+    """Nothing is put into what is not what was built."""
+    first = built_once(tuned)
+    assert first.file is not None
+    tuned.file(first.file).write_bytes(b"damaged")
+    retrained(tuned)
+    artifact = build(tuned, TUNED)
+    assert artifact.file is not None
+    assert tuned.file(artifact.file).read_bytes() == b"built"
+
+
+def test_another_structure_is_built_again(tuned: Project) -> None:
+    """Weights are not enough there."""
+    built_once(tuned)
+    retrained(tuned, structure_sha256="3" * 64)
+    artifact = build(tuned, TUNED)
+    assert "refitted" not in {setting.name for setting in artifact.settings}
+
+
+def former(**changes: object) -> Artifact:
+    """Return an engine that can be refitted, but for these changes."""
+    key = Key(fields=(KeyField(name="onnx", value="old"), KeyField(name="workspace", value="16MiB")))
+    plain = Artifact(
+        key=key,
+        built_at=now(),
+        variant=Variant(
+            model="m", target="t", backend=Backend.TENSORRT, precision=Precision.FP16, graph=Graph.FP16, profile=None
+        ),
+        outcome=Outcome.DONE,
+        structure_sha256=SAME,
+        settings=(Setting(name="refit", value="on", applied=True),),
+        built_for=BuiltFor(flavour=EngineFlavour.TENSORRT, version="10", gpu=H100.name, compute_capabilities=(90,)),
+    )
+    return plain.model_copy(update=changes)
+
+
+NEW = Key(fields=(KeyField(name="onnx", value="new"), KeyField(name="workspace", value="16MiB")))
+LARGER = Key(fields=(KeyField(name="onnx", value="new"), KeyField(name="workspace", value="32MiB")))
+
+
+@pytest.mark.parametrize(
+    ("artifact", "key", "can"),
+    [
+        (former(), NEW, True),
+        (former(), LARGER, False),
+        (former(key=NEW), NEW, False),
+        (former(structure_sha256="1" * 64), NEW, False),
+        (former(structure_sha256=None), NEW, False),
+        (former(outcome=Outcome.FAILED), NEW, False),
+        (former(same_as="another"), NEW, False),
+        (former(settings=()), NEW, False),
+        (former(settings=(Setting(name="refit", value="on", applied=False, note="no GPU"),)), NEW, False),
+        (former(settings=(*former().settings, Setting(name="strip_plan", value="on", applied=True))), NEW, False),
+        (former(built_for=None), NEW, False),
+        (
+            former(
+                built_for=BuiltFor(
+                    flavour=EngineFlavour.TENSORRT_RTX, version="1.4", gpu=H100.name, compute_capabilities=(90,)
+                )
+            ),
+            NEW,
+            False,
+        ),
+        (former(variant=former().variant.model_copy(update={"graph": Graph.INT8})), NEW, False),
+    ],
+)
+def test_only_other_weights_for_a_refittable_engine_are_refitted(artifact: Artifact, key: Key, *, can: bool) -> None:
+    """Everything else is built."""
+    assert can_be_refitted(artifact, key, SAME) is can

@@ -10,7 +10,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.onnx_graph import canonical_digest, check, count_cast, layer_shares, opset_of, tensor_specs, to_opset
+from pipeline.onnx_graph import (
+    canonical_digest,
+    check,
+    count_cast,
+    layer_shares,
+    opset_of,
+    structure_digest,
+    tensor_specs,
+    to_opset,
+)
 from pipeline.records import Graph, Precision, TensorCast
 
 if TYPE_CHECKING:
@@ -156,6 +165,30 @@ def test_digest_ignores_the_order_of_weights() -> None:
 def test_digest_notices(other: onnx.ModelProto) -> None:
     """A change of an attribute, a weight, a shape, a type, the operator set or a name of an output counts."""
     assert canonical_digest(other) != canonical_digest(graph())
+
+
+def test_structure_ignores_what_weights_hold() -> None:
+    """Other values of the same weights are the same structure; the digest of what is computed is another."""
+    other = graph(weight=WEIGHT + np.float32(1e-7))
+    assert structure_digest(other) == structure_digest(graph())
+    assert structure_digest(other) != canonical_digest(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        graph(alpha=2.0),
+        graph(weight=WEIGHT.reshape(3, 2)),
+        graph(weight=WEIGHT.view(np.int32)),
+        graph(opset=19),
+        graph(output="z"),
+        graph(initializers=("w",)),
+    ],
+    ids=["attribute", "shape", "type", "opset", "output", "initialisers"],
+)
+def test_structure_notices(other: onnx.ModelProto) -> None:
+    """Everything else counts as it does for the digest."""
+    assert structure_digest(other) != structure_digest(graph())
 
 
 def test_digest_notices_an_operator() -> None:

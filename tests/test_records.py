@@ -409,6 +409,7 @@ def test_onnx_record_vouches_for_its_graphs(opset17: FileRecord | None) -> None:
         graph=Graph.FP32,
         file=_file("o"),
         canonical_sha256="0" * 64,
+        structure_sha256="0" * 64,
         opset=18,
         inputs=(),
         outputs=(),

@@ -47,6 +47,12 @@ CONTRACT = [
     "load with weights of another",
     "load what is damaged",
     "a second context",
+    "refit",
+    "refit what is damaged",
+    "refit that fails",
+    "refit that lacks weights",
+    "refit of other names",
+    "refit without a graph",
     "profile",
     "log",
 ]
@@ -366,6 +372,26 @@ def test_8_tells_of_no_progress(report: Report) -> None:
 def test_8_refits_nothing_from_onnx(report: Report, name: str) -> None:
     """8.6 has no refitter that reads ONNX, and says so."""
     assert report.cases[name].error == "RunError: TensorRT 8.6.1 cannot refit an engine from an ONNX file"
+
+
+@only_8
+def test_8_puts_weights_into_engines_by_their_names(report: Report) -> None:
+    """Its parser has called them as the graph does; what does not fit is told."""
+    cases = report.cases
+    assert "Refitter.set_named_weights('weight', Weights)" in cases["refit"].calls
+    assert cases["refit"].said == ("host memory",)
+    assert cases["refit of other names"].error == "RunError: the engine cannot be refitted"
+    assert cases["refit that lacks weights"].error == "RunError: the engine cannot be refitted"
+    assert cases["refit without a graph"].error == "RunError: the weights of none.onnx cannot be read"
+
+
+def test_an_engine_takes_other_weights(report: Report) -> None:
+    """Each flavour gives the engine back, or says why not."""
+    cases = report.cases
+    assert "Refitter.refit_cuda_engine()" in cases["refit"].calls
+    assert cases["refit"].said == ("host memory",)
+    assert cases["refit that fails"].error == "RunError: the engine cannot be refitted"
+    assert cases["refit what is damaged"].error == "RunError: the engine cannot be loaded"
 
 
 # TensorRT 10 and 11

@@ -14,16 +14,21 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
 from pipeline.config import HardwareCompatibility, TacticSource, TensorRTConfig
 from pipeline.errors import PipelineError
 from pipeline.records import EngineFlavour, Precision, Profile, Record, Setting, TensorSpec
-from pipeline.trt_adapter import BuildLog, EngineRequest, Flavour, build_engine, load_engine
+from pipeline.trt_adapter import BuildLog, EngineRequest, Flavour, build_engine, load_engine, refit_engine
 from pipeline.trt_adapter.flavour import make_logger
 from tests.hosts import H100
 
@@ -338,6 +343,20 @@ def _loaded(flavour: Flavour, weights: Path | None = None) -> dict[str, Any]:
         return {"inputs": engine.inputs, "outputs": engine.outputs, "said": said}
 
 
+def _refitted(flavour: Flavour, weights: Path) -> dict[str, Any]:
+    """Put other weights into an engine."""
+    return {"said": (refit_engine(flavour, b"plan", weights, BuildLog()).decode(),)}
+
+
+def _weights(folder: Path, *names: str) -> Path:
+    """Write a graph with weights of these names."""
+    tensors = [numpy_helper.from_array(np.ones(2, dtype=np.float16), name) for name in names]
+    graph = helper.make_graph([], "graph", [], [], tensors)
+    file = folder / "weights.onnx"
+    onnx.save(helper.make_model(graph), file)
+    return file
+
+
 def _profiled(flavour: Flavour) -> dict[str, Any]:
     """Have a context time its layers."""
     with load_engine(flavour, b"plan") as engine, engine.context(stream=7) as context:
@@ -413,8 +432,8 @@ def _attempt(
     return Case(calls=tuple(library.calls), **gave)
 
 
-def drive(genuine: ModuleType) -> Report:
-    """Use a flavour in every way that the adapter offers."""
+def drive(genuine: ModuleType, folder: Path) -> Report:
+    """Use a flavour in every way that the adapter offers; files lie in the folder."""
     attempt = partial(_attempt, genuine)
     matrix = {
         f"build {precision.value} {name}": attempt(partial(_built, request=_request(precision, settings)))
@@ -429,6 +448,8 @@ def drive(genuine: ModuleType) -> Report:
         "ParserError.desc": "no such operator",
     }
     taken = iter((False, True))
+    named = {"Refitter.get_all_weights": ["weight"], "Refitter.get_missing_weights": []}
+    fresh = partial(_refitted, weights=_weights(folder, "weight"))
     others = {
         "build a fixed batch": attempt(partial(_built, request=_request(Precision.FP16, SETTINGS["plain"], FIXED))),
         "build with timings": attempt(partial(build, timings=b"timings")),
@@ -446,6 +467,12 @@ def drive(genuine: ModuleType) -> Report:
         "load with weights of another": attempt(refit, {"OnnxParserRefitter.refit_from_file": False}),
         "load what is damaged": attempt(_loaded, {"Runtime.deserialize_cuda_engine": None}),
         "a second context": attempt(_loaded, {"IExecutionContext.active_optimization_profile": -1}),
+        "refit": attempt(fresh, named),
+        "refit what is damaged": attempt(fresh, {"Runtime.deserialize_cuda_engine": None}),
+        "refit that fails": attempt(fresh, {**named, "Refitter.refit_cuda_engine": False}),
+        "refit that lacks weights": attempt(fresh, {**named, "Refitter.get_missing_weights": ["other"]}),
+        "refit of other names": attempt(fresh, {**named, "Refitter.get_all_weights": ["weight", "other"]}),
+        "refit without a graph": attempt(partial(_refitted, weights=Path("none.onnx")), named),
         "profile": attempt(_profiled, _telling(genuine)),
         "log": attempt(_logged),
     }
@@ -456,4 +483,6 @@ def drive(genuine: ModuleType) -> Report:
 if __name__ == "__main__":
     sys.modules["tensorrt_libs"] = None  # type: ignore[assignment]  # the stub libraries, not those that may be installed
     sys.path.insert(0, sys.argv[1])
-    sys.stdout.write(drive(importlib.import_module("tensorrt_bindings")).model_dump_json())
+    with tempfile.TemporaryDirectory() as scratch:
+        report = drive(importlib.import_module("tensorrt_bindings"), Path(scratch))
+    sys.stdout.write(report.model_dump_json())

@@ -92,7 +92,7 @@ def build_engine(
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(flavour))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(_graph(flavour, request))):
+    if not parser.parse_from_file(str(graph_file(flavour, request))):
         problems = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise BuildError("TensorRT cannot read the ONNX graph", got="; ".join(problems)[:500])
     config = builder.create_builder_config()
@@ -120,7 +120,8 @@ def build_engine(
     )
 
 
-def _graph(flavour: Flavour, request: EngineRequest) -> Path:
+def graph_file(flavour: Flavour, request: EngineRequest) -> Path:
+    """Return the ONNX file that a flavour takes of those that there are."""
     return request.onnx_opset17 if request.onnx_opset17 and not flavour.strongly_typed else request.onnx
 
 

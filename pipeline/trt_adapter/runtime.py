@@ -8,10 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import KernelSpecialization
-from pipeline.errors import RunError
 from pipeline.records import Profile, TensorSpec
 from pipeline.trt_adapter.flavour import BuildLog, Flavour, make_logger
 from pipeline.trt_adapter.inspector import EngineLayer, read_layers
+from pipeline.trt_adapter.refitter import put_weights, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +50,10 @@ class LoadedEngine:
         config, kept = self._runtime_config(cache, specialization)
         context = self._engine.create_execution_context(*([] if config is None else [config]))
         if context is None:
-            raise _failed("the GPU has no room for an execution context", self._log, f"{self.activation_bytes:,} bytes")
+            raise refused("the GPU has no room for an execution context", self._log, f"{self.activation_bytes:,} bytes")
         chosen = context.active_optimization_profile == 0  # the first context's is chosen for it
         if not chosen and not context.set_optimization_profile_async(0, stream):
-            raise _failed("the engine's profile cannot be used", self._log, "a profile that contexts may share")
+            raise refused("the engine's profile cannot be used", self._log, "a profile that contexts may share")
         opened = ExecutionContext(self.flavour, context, config, kept, self._log)
         try:
             yield opened
@@ -74,7 +74,7 @@ class LoadedEngine:
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.name)
         kept = config.create_runtime_cache()
         if cache and not kept.deserialize(cache):
-            raise _failed("the runtime cache cannot be used", self._log, "one that this flavour wrote on such a GPU")
+            raise refused("the runtime cache cannot be used", self._log, "one that this flavour wrote on such a GPU")
         config.set_runtime_cache(kept)
         return config, kept
 
@@ -97,7 +97,7 @@ class ExecutionContext:
             RunError: the engine does not take it.
         """
         if not self._context.set_input_shape(name, shape):
-            raise _failed(f"the engine does not take {name} of shape {shape}", self._log)
+            raise refused(f"the engine does not take {name} of shape {shape}", self._log)
 
     def set_address(self, name: str, pointer: int) -> None:
         """Say where in the GPU's memory a tensor lies.
@@ -106,7 +106,7 @@ class ExecutionContext:
             RunError: the engine does not take it.
         """
         if not self._context.set_tensor_address(name, pointer):
-            raise _failed(f"the engine does not take an address for {name}", self._log)
+            raise refused(f"the engine does not take an address for {name}", self._log)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, now that the inputs' are known."""
@@ -119,7 +119,7 @@ class ExecutionContext:
             RunError: the engine could not.
         """
         if not self._context.execute_async_v3(stream):
-            raise _failed("the engine could not be run", self._log)
+            raise refused("the engine could not be run", self._log)
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return what the inspector says of the engine's layers, for the shapes that were set last."""
@@ -174,9 +174,9 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise _failed("the engine cannot be loaded", log, f"an engine for {flavour} and this GPU")
+        raise refused("the engine cannot be loaded", log, f"an engine for {flavour} and this GPU")
     if weights is not None:
-        _refit(trt, engine, logger, log, weights)
+        put_weights(trt, engine, logger, log, weights)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     low, best, high = (int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
@@ -193,16 +193,6 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
         yield loaded
     finally:
         loaded._engine = None  # noqa: SLF001 - the engine goes before the runtime that made it
-
-
-def _refit(trt: Any, engine: Any, logger: Any, log: BuildLog, weights: Path) -> None:  # noqa: ANN401 - TensorRT is untyped
-    """Put the weights of an ONNX file into an engine that was built without."""
-    if not hasattr(trt, "OnnxParserRefitter"):  # 8.6, which cannot build one either
-        raise RunError(f"TensorRT {trt.__version__} cannot refit an engine from an ONNX file")
-    refitter = trt.Refitter(engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
-        raise _failed("the engine cannot be refitted", log, f"the weights that it was built with, in {weights}")
 
 
 def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN401 - TensorRT is untyped
@@ -240,9 +230,3 @@ def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any) -> TensorSpec:  #
     axes = tuple("batch" if size == -1 else int(size) for size in shape)
     kind = str(dtype).rpartition(".")[2]
     return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])
-
-
-def _failed(what: str, log: BuildLog, expected: str = "") -> RunError:
-    """Return the error with what the library said last."""
-    said = log.errors()
-    return RunError(what, expected=expected, got=said[-1][:500] if said else "")

@@ -1,0 +1,76 @@
+"""How long an engine takes to be built again with its timings, and to be refitted, by the TensorRT installed here.
+
+    python benchmarks/refit.py --config benchmarks/gpu.yaml    after `doit config=… export`, on a GPU host
+
+The engine is refitted with the weights that it has: how long that takes does not depend on what they are. Each is
+done in turn, in this process, which has the library loaded; the medians and the ratio are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline import cuda
+from pipeline.config import TensorRTConfig
+from pipeline.locks import exclusive
+from pipeline.project import Project
+from pipeline.records import Graph, Profile
+from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, graph_file, load_flavour, refit_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+ROUNDS = 3
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Return how many seconds something takes, and what it gives."""
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"))
+    project = Project.load(parser.parse_args().config)
+    gpu = project.plan.host.gpus[0]
+    cuda.use(gpu)
+    flavour = load_flavour(project.plan.flavour)
+    for graph in (Graph.FP32, Graph.FP16):
+        record = project.onnx(graph)
+        request = EngineRequest(
+            onnx=project.file(record.file),
+            onnx_opset17=project.file(record.opset17) if record.opset17 else None,
+            precision=graph.precision,
+            profile=Profile(min=1, opt=1, max=1),
+            workspace_bytes=2**30,
+            compute_capabilities=(),
+            gpu=gpu,
+            settings=TensorRTConfig(refit=True),
+        )
+        weights = graph_file(flavour, request)
+        with exclusive(gpu):
+            cold, first = timed(partial(build_engine, flavour, request, BuildLog()))
+            again, refits = [], []
+            for _ in range(ROUNDS):
+                known = first.timing_cache
+                seconds, engine = timed(partial(build_engine, flavour, request, BuildLog(), timings=known))
+                again.append(seconds)
+                refits.append(timed(partial(refit_engine, flavour, engine.plan, weights, BuildLog()))[0])
+        rebuild, refit = statistics.median(again), statistics.median(refits)
+        print(
+            f"{flavour} {graph.value}: first build {cold:.2f} s, rebuild with its timings {rebuild:.2f} s, "
+            f"refit {refit:.2f} s: {refit / rebuild:.2f} of a rebuild"
+        )
+
+
+if __name__ == "__main__":
+    main()
