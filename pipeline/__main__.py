@@ -145,7 +145,23 @@ def _run(options: argparse.Namespace) -> int:
             fix=f"run `{Step(stage, options.subject).command}` there, and copy {project.paths.folder} from it",
         )
     with _place_for(stage), nvtx_range(f"{stage.value} {options.subject}"):
-        return _STAGES[stage](project, options.subject)
+        return _made(project, Step(stage, options.subject))
+
+
+def _made(project: Project, step: Step) -> int:
+    """Take what another machine has made, or make it and leave it for others; without a cache, make it."""
+    if project.config.cache is None:
+        return _STAGES[step.stage](project, step.subject)
+    from pipeline.cache import SharedCache
+
+    cache = SharedCache(project.config.cache)
+    if found := cache.fetch(project, step):
+        _say(f"taken from {found}")
+        return 0
+    status = _STAGES[step.stage](project, step.subject)
+    if status == 0:
+        cache.offer(project, step)
+    return status
 
 
 def _why(project: Project, subject: str | None) -> int:

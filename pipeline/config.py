@@ -390,6 +390,8 @@ class Config(Record):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     release: ReleaseConfig | None = None
     """What this build is held against; None where nothing was released yet."""
+    cache: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Where machines share what they build: a folder, s3:// or gs://; None shares nothing."""
 
     @property
     def timed_batches(self) -> tuple[int, ...]:

@@ -1061,6 +1061,17 @@ class Manifest(StageRecord):
     """From eager FP32 to the best engine, where anything was timed on a GPU."""
 
 
+def _check_paths(files: Collection[FileRecord]) -> None:
+    """Refuse paths that lead out of the folder that they are relative to, and one that is there twice."""
+    paths = [file.path for file in files]
+    for path in paths:
+        parts = path.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or "\\" in path or "\0" in path:
+            raise ValueError(f"expected paths that stay in their folder, got {path!r}")
+    if len(set(paths)) < len(paths):
+        raise ValueError("expected each path once")
+
+
 class StoredRelease(Record):
     """`releases/<its SHA-256>.json` of a store: the files of a release, each of which is an object by its digest."""
 
@@ -1072,19 +1083,28 @@ class StoredRelease(Record):
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> StoredRelease:
-        paths = [file.path for file in self.files]
-        for path in paths:
-            parts = path.split("/")
-            if not all(parts) or {".", ".."} & set(parts) or "\\" in path or "\0" in path:
-                raise ValueError(f"expected paths that stay in the release's folder, got {path!r}")
-        if len(set(paths)) < len(paths):
-            raise ValueError("expected each path once")
+        _check_paths(self.files)
         return self
 
     @property
     def total_bytes(self) -> int:
         """Of all files together."""
         return sum(file.bytes for file in self.files)
+
+
+class CachedStep(Record):
+    """`cache/results/<stage>/<key>.json` of a store: what a step made; each file of it is an object by its digest."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    record: FileRecord
+    """The step's own, by its path below artifacts/."""
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=1000)]
+    """What that record vouches for."""
+
+    @model_validator(mode="after")
+    def _stays_in_its_folder(self) -> CachedStep:
+        _check_paths((self.record, *self.files))
+        return self
 
 
 class StoreTag(Record):

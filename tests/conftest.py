@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -137,6 +138,37 @@ def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPa
     """A signed release of the finished tiny project, as if it were built from a commit."""
     monkeypatch.setattr("pipeline.release.git_state", lambda _: COMMIT)
     return make_release(Project.load(copied / "pipeline.yaml"), Signer(keys[0]))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A server on loopback that speaks S3, and its address."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - which GPU hosts do not have
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket there; keys and address come from the environment, as boto has them."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import boto3  # noqa: PLC0415 - the same
+
+    client: Any = boto3.client("s3")
+    name = "bucket-" + hashlib.sha256(str(id(monkeypatch)).encode()).hexdigest()[:12]
+    client.create_bucket(Bucket=name)
+    return f"s3://{name}/models"
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 
 KEYS = (
     "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, leave_unquantized, tensorrt, "
-    "torch_tensorrt, gates, validation, benchmark, release"
+    "torch_tensorrt, gates, validation, benchmark, release, cache"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 

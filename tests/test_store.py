@@ -16,9 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from s3fs.core import S3File
 
 import pipeline
@@ -34,40 +32,13 @@ from pipeline.store.objects import ObjectStore, without_secrets
 from .keys import pem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pipeline.records import FileRecord
     from pipeline.release import Release
 
 NOW = timedelta(0)
 WISH = Wish(precision=Precision.FP16)
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """A server on loopback that speaks S3, and its address."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket there; keys and address come from the environment, as boto has them."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client: Any = boto3.client("s3")
-    name = "bucket-" + hashlib.sha256(str(id(monkeypatch)).encode()).hexdigest()[:12]
-    client.create_bucket(Bucket=name)
-    return f"s3://{name}/models"
 
 
 @pytest.fixture
