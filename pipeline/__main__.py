@@ -411,9 +411,12 @@ def _end_once(_number: int, _frame: FrameType | None) -> None:
 
 
 def _end_whatever_is_asked() -> None:
-    """Go on with ending when asked again, by a terminal and by doit say: an exit that is cut short complains."""
+    """Go on with ending when asked again, by a terminal and by doit say: an exit that is cut short complains.
+
+    So would Python of a signal that has come already and is to be ignored by now, which is why this has a handler.
+    """
     for request in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(request, signal.SIG_IGN)
+        signal.signal(request, lambda _number, _frame: None)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+from pipeline.environment import missing_driver
 from pipeline.project import Project
 from pipeline.records import ManifestEntry, Status
 from tests.conftest import TINY
@@ -159,6 +160,19 @@ def test_a_failure_stops_nobody_else(finished: Path) -> None:
     assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
     assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
     assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
+
+
+@pytest.mark.skipif(not missing_driver(), reason="there is a GPU here")
+@pytest.mark.parametrize(("stage", "name"), [("build", "tiny/gpu/dynamo-fp16-b1-ws16MiB"), ("validate", ENGINE)])
+def test_what_lacks_its_gpu_is_recorded_as_its_command_does(finished: Path, stage: str, name: str) -> None:
+    """Doit writes by itself, without a process, what the pasted command writes; and says the same."""
+    record = finished / "artifacts" / name / {"build": "artifact.json", "validate": "accuracy.json"}[stage]
+    before = json.loads(record.read_text())
+    record.unlink()
+    done = doit(finished, f"{stage}:{name}")
+    assert done.returncode == 0, done.stderr
+    assert f"{stage}:{name}: skipped: {before['reason']}\n" in done.stdout
+    assert {**json.loads(record.read_text()), "built_at": ""} == {**before, "built_at": ""}
 
 
 def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> None:
