@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of renameat2(2)."""
 _TEMPORARY = ".writing-"
 """What names of files begin with that are not whole yet."""
 
@@ -72,6 +77,38 @@ def _try_to_lock(handle: int) -> bool:
     except OSError:  # held, or the file system has no locks
         return False
     return True
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, if there is one, in one step where the file system can.
+
+    Elsewhere, as on some network file systems, there is a moment in which neither is there; the old one comes back
+    when the new one cannot take its place.
+
+    Raises:
+        OSError: it cannot be done; the old one is there as before.
+    """
+    if not old.exists():
+        new.rename(old)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        if number not in {errno.EINVAL, errno.ENOSYS}:
+            raise OSError(number, os.strerror(number), str(old))
+        _swap_by_names(new, old)
+    shutil.rmtree(new)
+
+
+def _swap_by_names(new: Path, old: Path) -> None:
+    aside = new.with_name(f"{new.name}.old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    aside.rename(new)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

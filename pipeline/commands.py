@@ -144,7 +144,8 @@ def _push(arguments: Sequence[str]) -> int:
     done = push(options.url, release, options.tag or [LATEST], again=options.again)
     sent = sum(file.bytes for file in done.sent)
     print(f"{_amount(done.release.files)} of {done.release.name}; {len(done.sent)} were sent ({sent / 1e6:.1f} MB)")
-    print(f"{', '.join(options.tag or [LATEST])} → {done.digest}")
+    for tag in options.tag or [LATEST]:
+        print(f"{tag} {done.digest}")
     return 0
 
 
@@ -186,7 +187,7 @@ def _tag(arguments: Sequence[str]) -> int:
         parser.error("expected what the tag is to stand for: another tag, or a release's SHA-256")
     moved = [StoredTag(options.name, move_tag(options.url, options.name, options.to))] if options.name else None
     for tag in moved or read_tags(options.url):
-        print(f"{tag.name} → {tag.release}")
+        print(f"{tag.name} {tag.release}")
     return 0
 
 

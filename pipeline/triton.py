@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.atomic import sha256_of
+from pipeline.atomic import replace_folder, sha256_of
 from pipeline.deployment import checked_file, read_manifest
 from pipeline.errors import TritonError, storage_errors
 from pipeline.plan import CPU_TARGET
@@ -165,9 +165,7 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
             for model in models:
                 _write_model(scratch / model.name, model, manifest.model, artifacts)
                 check_model(scratch / model.name, model, manifest.model)
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.replace(folder)
+            replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return Repository(folder, models, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -12,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.atomic import describe_file, keeping, read_record, replacing, sha256_of, write_bytes, write_record
+from pipeline.atomic import (
+    describe_file,
+    keeping,
+    read_record,
+    replace_folder,
+    replacing,
+    sha256_of,
+    write_bytes,
+    write_record,
+)
 from pipeline.errors import NewerRecordError, RecordError, StorageError
 from pipeline.records import FileRecord, Key, StageRecord, Tool
 
@@ -319,3 +329,46 @@ def test_a_log_is_kept_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         work()
     assert (tmp_path / "build.log").read_text() == "oh"
+
+
+# Folders.
+
+
+def folder(path: Path, text: str) -> Path:
+    """Make a folder with one file."""
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+class CannotSwap:
+    """A file system that swaps nothing."""
+
+    def renameat2(self, *_: object) -> int:
+        """Fail as it does."""
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool) -> None:
+    """Of the old one nothing is left; where there was none, it is simply there."""
+    if not swaps:
+        monkeypatch.setattr("pipeline.atomic.ctypes.CDLL", lambda *_, **__: CannotSwap())
+    for text in ("first", "second"):
+        replace_folder(folder(tmp_path / "new", text), tmp_path / "old")
+        assert (tmp_path / "old/file").read_text() == text
+        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool
+) -> None:
+    """Whichever way it is tried."""
+    if not swaps:
+        monkeypatch.setattr("pipeline.atomic.ctypes.CDLL", lambda *_, **__: CannotSwap())
+    old = folder(tmp_path / "old", "old")
+    with pytest.raises(OSError, match="No such file"):
+        replace_folder(tmp_path / "not there", old)
+    assert (old / "file").read_text() == "old"

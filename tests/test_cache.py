@@ -180,7 +180,7 @@ def of_the_graph(cache: Path, _: Project) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path, Project], object], str]] = {
-    "other bytes": (flipped, "is not what the release lists"),
+    "other bytes": (flipped, "is not what was listed"),
     "no bytes": (gone, "there is no such object"),
     "no JSON": (lambda cache, _: listing(cache).write_text("{"), "Invalid JSON"),
     "another step's": (of_the_graph, "names files that are not the step's"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import read_record, sha256_of, write_bytes, write_record
+from pipeline.atomic import read_record, replace_folder, sha256_of, write_bytes, write_record
 from pipeline.environment import git_state
 from pipeline.errors import ReleaseError, storage_errors
 from pipeline.plan import Stage, Step
@@ -81,9 +81,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
                 signer.sign(scratch)
             archive = folder.parent / f"{name}.tar.zst"
             pack(scratch, archive, manifest.built_at)
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.replace(folder)
+            replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return Release(folder, archive, manifest, signer is not None)

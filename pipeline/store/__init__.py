@@ -183,7 +183,8 @@ class _Files:
         self.fetched += missing
 
     def _fetch(self, file: FileRecord, told: Callable[[int], None]) -> None:
-        self._store.fetch(_blob(file.sha256), file, self._place.path / file.path, told)
+        fix = "run this again; where it stays so, push the release again with --again"
+        self._store.fetch(_blob(file.sha256), file, self._place.path / file.path, told, fix)
 
     def of_entry(self, entry: ManifestEntry) -> set[str]:
         """Return the paths of an artifact's files, of which some are named by others."""

@@ -144,7 +144,7 @@ class ObjectStore:
             self._fs.put_file(str(file), self._at(path))
         told(file.stat().st_size)
 
-    def fetch(self, path: str, file: FileRecord, into: Path, told: Callable[[int], None]) -> None:
+    def fetch(self, path: str, file: FileRecord, into: Path, told: Callable[[int], None], fix: str = "") -> None:
         """Read an object into a file, which appears once it is whole and what it should be.
 
         What an earlier try has left of it is gone on with.
@@ -154,6 +154,7 @@ class ObjectStore:
             file: what it should be.
             into: the file to write.
             told: how many bytes more are there.
+            fix: what to do where it is not what it should be.
 
         Raises:
             StoreError: there is none, it is not what it should be, or the store cannot be reached.
@@ -166,11 +167,11 @@ class ObjectStore:
             if got != file.sha256:
                 part.unlink()
                 raise StoreError(
-                    f"{file.path} is not what the release lists; nothing of it was kept",
+                    f"{file.path} is not what was listed; nothing of it was kept",
                     where=f"{path} of {self.shown}",
                     expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
                     got=f"{size:,} bytes, SHA-256 {got}",
-                    fix="run this again; where it stays so, push the release again with --again",
+                    fix=fix,
                 )
             with part.open("rb") as whole:
                 os.fsync(whole.fileno())

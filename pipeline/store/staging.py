@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
+import glob
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import sha256_of
+from pipeline.atomic import replace_folder, sha256_of
 from pipeline.errors import ReleaseError, StoreError, storage_errors
 from pipeline.release import SUMS, release_paths
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.records import FileRecord
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of renameat2(2)."""
 
 
 class Staged:
@@ -51,11 +47,7 @@ class Staged:
 
     def install(self) -> None:
         """Take the folder's place; what was there before is removed after that."""
-        if not self._folder.exists():
-            self.path.rename(self._folder)
-            return
-        _exchange(self.path, self._folder)
-        shutil.rmtree(self.path)
+        replace_folder(self.path, self._folder)
 
 
 @contextmanager
@@ -83,7 +75,7 @@ def staged(folder: Path, digest: str) -> Iterator[Staged]:
             except ReleaseError:
                 shutil.rmtree(place)
                 raise
-        for left in folder.parent.glob(f".pulling-{folder.name}-*"):
+        for left in folder.parent.glob(f".pulling-{glob.escape(folder.name)}-*"):
             with suppress(StoreError), _alone(left, folder):
                 shutil.rmtree(left)
 
@@ -106,10 +98,10 @@ def _check_replaceable(folder: Path) -> None:
     fix = "name a new folder, or one that was pulled into before"
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is no folder", fix=fix)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    foreign = there - release_paths(folder) if (folder / SUMS).is_file() else there
-    if foreign:
-        raise StoreError(f"{folder} holds what no pull has put there", got=min(foreign), fix=fix)
+    ours = release_paths(folder) if (folder / SUMS).is_file() else set()
+    for path in folder.rglob("*"):
+        if not path.is_dir() and (name := path.relative_to(folder).as_posix()) not in ours:
+            raise StoreError(f"{folder} holds what no pull has put there", got=name, fix=fix)
 
 
 def _is(path: Path, file: FileRecord) -> bool:
@@ -117,21 +109,3 @@ def _is(path: Path, file: FileRecord) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     return path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: in one step where the file system can, or else with a moment in which there is none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in {errno.EINVAL, errno.ENOSYS}:
-        raise OSError(number, os.strerror(number), str(old))
-    aside = new.with_name(f"{new.name}.old")
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except BaseException:
-        aside.rename(old)
-        raise
-    aside.rename(new)
