@@ -70,6 +70,8 @@ class ObjectStore:
             raise StoreError(f"{self.shown} cannot be reached", got=one_line(exc)) from exc
         self._root = root.rstrip("/")
         self._local = kind in {"file", "local"}
+        self._seeks = kind not in _READABLE
+        """Some web servers know no ranges of bytes."""
 
     def demand_writable(self) -> None:
         """Check that objects can be written.
@@ -103,7 +105,7 @@ class ObjectStore:
         Raises:
             StoreError: there is none, it is larger, or the store cannot be reached.
         """
-        with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", block_size=_CHUNK) as file:
+        with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", **self._how) as file:
             data: bytes = file.read(limit + 1)
         if len(data) > limit:
             raise StoreError(f"{path} of {self.shown} is too large", expected=f"at most {limit:,} bytes")
@@ -147,7 +149,7 @@ class ObjectStore:
     def fetch(self, path: str, file: FileRecord, into: Path, told: Callable[[int], None], fix: str = "") -> None:
         """Read an object into a file, which appears once it is whole and what it should be.
 
-        What an earlier try has left of it is gone on with.
+        What an earlier try has left of it is gone on with; on the web, where not every server can, it is fetched again.
 
         Args:
             path: below the URL.
@@ -180,6 +182,8 @@ class ObjectStore:
     def _append(self, path: str, file: FileRecord, part: Path, told: Callable[[int], None]) -> tuple[str, int]:
         """Append to a file what it lacks of an object, and return the digest and the size of the whole."""
         digest = hashlib.sha256()
+        if not self._seeks:
+            part.unlink(missing_ok=True)
         with part.open("a+b") as local:
             local.seek(0)
             while chunk := local.read(_CHUNK):
@@ -197,8 +201,10 @@ class ObjectStore:
 
     @property
     def _how(self) -> dict[str, object]:
-        """How fsspec opens what is read once, from its beginning to its end."""
-        return {} if self._local else {"block_size": _CHUNK, "cache_type": "none"}
+        """How fsspec opens what is read once, from its beginning to its end; block size 0 is one stream."""
+        if self._local:
+            return {}
+        return {"block_size": _CHUNK, "cache_type": "none"} if self._seeks else {"block_size": 0}
 
     def objects(self, folder: str) -> list[StoredObject]:
         """Return what lies in a folder of the store, and below it, sorted.
