@@ -43,7 +43,7 @@ def main() -> None:
     project = Project.load(parser.parse_args().config)
     gpu = project.plan.host.gpus[0]
     cuda.use(gpu)
-    flavour = load_flavour(project.plan.flavour)
+    flavour = load_flavour(project.plan.engine_targets[0].flavour)
     for graph in (Graph.FP32, Graph.FP16):
         record = project.onnx(graph)
         request = EngineRequest(

@@ -55,12 +55,12 @@ def generated() -> dict[Path, str]:
     package = loader.load("pipeline")
     loader.resolve_aliases()
     public = [package[name].final_target for name in pipeline.__all__]
-    schema = json.loads(manifest_schema())
-    records = [package[f"records.{name}"] for name in ["Manifest", *sorted(schema["$defs"])]]
+    schema = manifest_schema()
+    records = [package[f"records.{name}"] for name in ["Manifest", *sorted(json.loads(schema)["$defs"])]]
     return {
         _FOLDER / "api.md": _API + "\n\n".join(map(_page, public)) + "\n",
         _FOLDER / "manifest.md": _MANIFEST + "\n\n".join(map(_table, records)) + "\n",
-        _FOLDER / "manifest.schema.json": manifest_schema(),
+        _FOLDER / "manifest.schema.json": schema,
     }
 
 

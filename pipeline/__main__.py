@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=names, metavar="STAGE", help="what to do; see below")
     parser.add_argument("subject", nargs="?", metavar="SUBJECT", help="to what; `plan` lists them")
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    parser.add_argument("--artifacts", type=Path, metavar="FOLDER", help="default: what the configuration says")
     parser.add_argument("--delete", action="store_true", help="with prune: delete what it lists")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=__version__)
@@ -127,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     from pipeline.project import Project
     from pipeline.staleness import taken_as_given
 
-    project = Project.load(options.config)
+    project = Project.load(options.config, options.artifacts)
     if options.stage == "plan":
         print("\n".join(step.command for step in project.plan.steps))
         return 0
@@ -144,13 +145,15 @@ def _run(options: argparse.Namespace) -> int:
             expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
             fix=f"run `{Step(stage, options.subject).command}` there, and copy {project.paths.folder} from it",
         )
+    if project.plan.workers(Step(stage, options.subject)) and not project.on_worker:
+        return _on_farm(project, Step(stage, options.subject))
     with _place_for(stage), nvtx_range(f"{stage.value} {options.subject}"):
         return _made(project, Step(stage, options.subject))
 
 
 def _made(project: Project, step: Step) -> int:
     """Take what another machine has made, or make it and leave it for others; without a cache, make it."""
-    if project.config.cache is None:
+    if project.config.cache is None or project.on_worker:  # the farm's driver has looked there
         return _STAGES[step.stage](project, step.subject)
     from pipeline.cache import SharedCache
 
@@ -162,6 +165,14 @@ def _made(project: Project, step: Step) -> int:
     if status == 0:
         cache.offer(project, step)
     return status
+
+
+def _on_farm(project: Project, step: Step) -> int:
+    from pipeline.farm import Farm
+
+    return Farm(project).run(
+        step, lambda said: print(said.line, file=sys.stderr if said.error else sys.stdout, flush=True)
+    )
 
 
 def _why(project: Project, subject: str | None) -> int:

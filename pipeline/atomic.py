@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.errors import MissingRecordError, NewerRecordError, RecordError, s
 from pipeline.records import SCHEMA_VERSION, FileRecord, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 R = TypeVar("R", bound=Record)
 
@@ -30,6 +31,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of renameat2(2)."""
 _TEMPORARY = ".writing-"
 """What names of files begin with that are not whole yet."""
+_LEFT_SECONDS = 24 * 3600.0
+"""A temporary folder as old as this is nobody's any more."""
 
 
 @contextmanager
@@ -77,6 +80,44 @@ def _try_to_lock(handle: int) -> bool:
     except OSError:  # held, or the file system has no locks
         return False
     return True
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Hand out an empty folder beside `folder`; when the block ends well it takes the place of `folder`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storage_errors(f"writing {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+        try:
+            scratch.chmod(0o755)
+            yield scratch
+            replace_folder(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(root: Path) -> Iterator[Path]:
+    """Hand out an empty folder in `root` that goes with the block; what a killed process left goes a day later.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storage_errors(f"writing {root}"):
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f"{_TEMPORARY}*"):
+            with suppress(FileNotFoundError):
+                if left.is_dir() and time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -203,6 +244,24 @@ def _sha256(path: Path, *_identity: int) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def install_files(staged: Path, root: Path, files: Iterable[FileRecord]) -> None:
+    """Move files from one folder to another on the same disk, each in one step, the records last.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    with storage_errors(f"writing {root}"):
+        for file in sorted(files, key=lambda file: file.path.endswith(".json")):
+            there = root / file.path
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (staged / file.path).replace(there)
+
+
+def describe_bytes(path: str, data: bytes) -> FileRecord:
+    """Return the record of a file with these bytes."""
+    return FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def describe_file(path: Path, root: Path) -> FileRecord:

@@ -10,20 +10,18 @@ lies in artifacts/ is the maker's, with its toolchain and time. Whoever can writ
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
-from pipeline.atomic import describe_file, read_record
-from pipeline.errors import RecordError, StorageError, StoreError, storage_errors
+from pipeline.atomic import describe_file, install_files, read_record, scratch_folder
+from pipeline.errors import RecordError, StorageError, StoreError
 from pipeline.keys import key_of
 from pipeline.plan import Stage
 from pipeline.records import Artifact, Backend, CachedStep, OnnxRecord, Outcome
 from pipeline.staleness import is_current
-from pipeline.store.objects import ObjectStore
+from pipeline.store.objects import ObjectStore, blob_path
 
 if TYPE_CHECKING:
     from pipeline.plan import Step
@@ -75,29 +73,26 @@ class SharedCache:
             return ""
         key = key_of(project, step)
         root = project.paths.root
-        with storage_errors(f"writing {root}"):
-            root.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
         try:
-            return self._take(_listing(step, key.digest), key, place, root, scratch)
+            with scratch_folder(root) as scratch:
+                return self._take(_listing(step, key.digest), key, place, root, scratch)
         except (StoreError, RecordError, ValidationError) as exc:
             log.info("made here, because the cache cannot be used: %s", str(exc).replace("\n", "; "))
             return ""
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _take(self, listing: str, key: Key, place: _Place, root: Path, scratch: Path) -> str:
         """Fetch what a listing names, check it, and put it in its place."""
-        if self._store.size(listing) is None:
+        text = self._store.read(listing, _MAX_LISTING_BYTES)
+        if text is None:
             return ""
-        found = CachedStep.model_validate_json(self._store.read(listing, _MAX_LISTING_BYTES))
+        found = CachedStep.model_validate_json(text)
         self._check(found, place.path.relative_to(root).as_posix(), listing)
         for file in (found.record, *found.files):
             self._store.fetch(_blob(file), file, scratch / file.path, lambda _: None)
         record = read_record(scratch / found.record.path, place.kind)
         if record.key != key or {*record.files} != {*found.files}:
             raise StoreError(f"{listing} of {self._store.shown} is of something else")
-        _install(scratch, root, (*found.files, found.record))
+        install_files(scratch, root, (*found.files, found.record))
         return f"{self._store.shown}, made at {record.built_at:%Y-%m-%d %H:%M} UTC"
 
     def _check(self, found: CachedStep, record: str, listing: str) -> None:
@@ -142,18 +137,9 @@ def _place(project: Project, step: Step) -> _Place | None:
     return _Place(project.paths.artifact(variant), Artifact) if compiled else None
 
 
-def _install(scratch: Path, root: Path, files: tuple[FileRecord, ...]) -> None:
-    """Move files to their places, the record last."""
-    with storage_errors(f"writing {root}"):
-        for file in files:
-            there = root / file.path
-            there.parent.mkdir(parents=True, exist_ok=True)
-            (scratch / file.path).replace(there)
-
-
 def _listing(step: Step, digest: str) -> str:
     return f"cache/results/{step.stage.value}/{digest}.json"
 
 
 def _blob(file: FileRecord) -> str:
-    return f"cache/blobs/{file.sha256[:2]}/{file.sha256}"
+    return f"cache/{blob_path(file.sha256)}"

@@ -35,6 +35,7 @@ COMMANDS = {
     "push": "puts a release into a store: a folder, s3://bucket/path, gs://bucket/path",
     "pull": "installs a release from a store, or from https://, once all of it is verified",
     "tag": "lists the tags of a store, or lets one stand for another release",
+    "farm": "looks at the machines of the farm: what they are, and that every target has one",
     "gc": "says what no tag of a store reaches, and deletes it with --delete",
 }
 
@@ -57,6 +58,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         "push": _push,
         "pull": _pull,
         "tag": _tag,
+        "farm": _farm,
         "gc": _gc,
     }[name](arguments)
 
@@ -142,8 +144,8 @@ def _push(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     release = options.release or latest_release(Project.load(options.config).paths)
     done = push(options.url, release, options.tag or [LATEST], again=options.again)
-    sent = sum(file.bytes for file in done.sent)
-    print(f"{_amount(done.release.files)} of {done.release.name}; {len(done.sent)} were sent ({sent / 1e6:.1f} MB)")
+    sent = _megabytes(done.sent)
+    print(f"{_amount(done.release.files)} of {done.release.name}; {len(done.sent)} were sent ({sent})")
     for tag in options.tag or [LATEST]:
         print(f"{tag} {done.digest}")
     return 0
@@ -168,8 +170,8 @@ def _pull(arguments: Sequence[str]) -> int:
         parser.error("expected --for-host beside a wish")
     name = options.release or options.tag
     done = pull(options.url, options.folder, name, verifier, wish if options.for_host else None)
-    fetched = sum(file.bytes for file in done.fetched)
-    print(f"{done.release.name} ({done.digest[:12]}…): {len(done.fetched)} files were fetched ({fetched / 1e6:.1f} MB)")
+    fetched = _megabytes(done.fetched)
+    print(f"{done.release.name} ({done.digest[:12]}…): {len(done.fetched)} files were fetched ({fetched})")
     what = done.entry.id if done.entry else _amount(done.release.files)
     print(f"{what} in {options.folder}; {_whose(verifier)}")
     return 0
@@ -191,6 +193,22 @@ def _tag(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _farm(arguments: Sequence[str]) -> int:
+    from pipeline.farm import look_at_farm
+
+    parser = _parser("farm")
+    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    record = look_at_farm(options.config)
+    for item in record.hosts:
+        host = item.host.host
+        gpu = host.gpus[0].name if host.gpus else "no GPU that a driver shows"
+        versions = ", ".join(f"{tool.name} {tool.version}" for tool in host.flavours)
+        print(f"{item.needs}: {versions or 'no TensorRT'}, torch {host.torch}, {gpu}, driver {item.host.driver}")
+    print(f"{len(record.nodes)} machines can run what the configuration builds")
+    return 0
+
+
 def _gc(arguments: Sequence[str]) -> int:
     from pipeline.store import collect_garbage
 
@@ -209,7 +227,11 @@ def _gc(arguments: Sequence[str]) -> int:
 
 
 def _amount(files: tuple[FileRecord, ...]) -> str:
-    return f"{len(files)} files, {sum(file.bytes for file in files) / 1e6:.1f} MB"
+    return f"{len(files)} files, {_megabytes(files)}"
+
+
+def _megabytes(files: tuple[FileRecord, ...]) -> str:
+    return f"{sum(file.bytes for file in files) / 1e6:.1f} MB"
 
 
 def _add_signature(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, UsageError
 from pipeline.records import EngineFlavour, Gpu, Graph, Host, Precision, Preprocessing, Profile, Record, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -364,6 +364,50 @@ class ReleaseConfig(Record):
     max_top1_drop: Annotated[float, BeforeValidator(_share("pt", 0.01))] = 0.001
 
 
+class Executor(str, Enum):
+    """Where the steps of GPUs run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+    """On workers of a Ray cluster that have what a target needs."""
+
+
+class FarmTarget(Record):
+    """What is built on the farm, and what a worker must have for it."""
+
+    flavour: EngineFlavour
+    accelerator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """The type of GPU as Ray calls it: H100, A10G, L4. None takes workers without one, which build ahead of time."""
+    compute_capabilities: Annotated[tuple[int, ...] | None, BeforeValidator(_compute_capabilities)] = None
+    """Instead of those of `tensorrt:`; left out, those."""
+    resources: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
+    """Custom resources that nodes declare: what tells two kinds of H100, or of installations, apart."""
+
+    @property
+    def needs(self) -> str:
+        """What a worker must have, as a phrase: `H100 with tensorrt`; workers of one phrase are all alike."""
+        return f"{self.accelerator or 'a processor'} with {' and '.join((self.flavour.value, *sorted(self.resources)))}"
+
+    @property
+    def builds_on_its_gpu(self) -> bool:
+        """Whether an engine belongs to the GPU that has built it, whatever `compute_capabilities` says."""
+        return self.flavour is EngineFlavour.TENSORRT
+
+
+class FarmConfig(Record):
+    """Which cluster, and for what it builds."""
+
+    address: Annotated[str, StringConstraints(min_length=1)] = "auto"
+    """The head's `host:port`; `auto` is the cluster that this machine is a node of."""
+    targets: Annotated[tuple[FarmTarget, ...], Field(min_length=1)]
+    retries: Annotated[int, Field(strict=True, ge=0)] = 2
+    """How often a step is run again, elsewhere, whose worker was lost."""
+    step_timeout_seconds: Annotated[Number, Field(gt=0)] = 7200.0
+    """How long a step may take on a worker; waiting for one does not count."""
+    connect_timeout_seconds: Annotated[Number, Field(gt=0)] = 120.0
+    """How long the cluster may take to be reached, and each of its machines to say what it is."""
+
+
 class Config(Record):
     """All of `pipeline.yaml`."""
 
@@ -392,6 +436,21 @@ class Config(Record):
     """What this build is held against; None where nothing was released yet."""
     cache: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Where machines share what they build: a folder, s3:// or gs://; None shares nothing."""
+    executor: Executor = Executor.LOCAL
+    """Where the steps of GPUs run; everything else runs here."""
+    farm: FarmConfig | None = None
+
+    @property
+    def farm_targets(self) -> tuple[FarmTarget, ...]:
+        """What is built elsewhere; none where everything is built here."""
+        return self.farm.targets if self.farm else ()
+
+    def compute_capabilities_of(self, target: FarmTarget) -> tuple[int, ...]:
+        """Return what a farm's target builds engines for ahead of time; empty for its GPU alone."""
+        if target.builds_on_its_gpu:
+            return ()
+        own = target.compute_capabilities
+        return self.tensorrt.compute_capabilities if own is None else own
 
     @property
     def timed_batches(self) -> tuple[int, ...]:
@@ -444,23 +503,16 @@ def load_config(file: Path, host: Host | None = None) -> Config:
 
 def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     """What no single value can know: (location, problem) pairs."""
-    problems: list[tuple[Location, str]] = []
-    gpus = config.gpus(host)
-    if host.gpus and not gpus:
-        there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in host.gpus)
-        problems.append((("device",), f"no GPU {config.device!r} here; expected one of {there}, or all"))
-    if not config.tensorrt.compute_capabilities and not host.gpus:
-        refusal = "`current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
-        problems.append((("tensorrt", "compute_capabilities"), refusal))
+    on_farm = config.executor is Executor.RAY
+    gpus = () if on_farm else config.gpus(host)
+    problems = [*(_farm_checks(config) if on_farm else _device_checks(config, host, gpus))]
+    if config.farm and not on_farm:
+        problems.append((("farm",), "is of `executor: ray`, and the executor is local; add that, or take this out"))
     memory = gpus[0].memory_bytes if gpus else None
     for index, batch in enumerate(config.timed_batches):
         if not any(profile.takes(batch) for profile in config.profiles):
             labels = ", ".join(profile.label for profile in config.profiles)
             problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
-    for index, workspace in enumerate(config.workspaces):
-        if workspace.bytes(memory) is None and not host.gpus:
-            refusal = f"{workspace.text!r} is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
-            problems.append((("workspaces", index), refusal))
     left = config.leave_unquantized
     for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
         if names and precision not in config.precisions:
@@ -474,11 +526,66 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
+        ("farm", "targets"): [target.model_dump_json() for target in config.farm_targets],
     }
     for place, entries in lists.items():
         repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
         problems += [((*place, index), f"listed twice: {entry}") for index, entry in repeats]
     return problems
+
+
+def _device_checks(config: Config, host: Host, gpus: tuple[Gpu, ...]) -> Iterator[tuple[Location, str]]:
+    """Yield what this host's GPUs refuse."""
+    if host.gpus and not gpus:
+        there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in host.gpus)
+        yield ("device",), f"no GPU {config.device!r} here; expected one of {there}, or all"
+    if not config.tensorrt.compute_capabilities and not host.gpus:
+        refusal = "`current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
+        yield ("tensorrt", "compute_capabilities"), refusal
+    for index, workspace in enumerate(config.workspaces):
+        if workspace.percent is not None and not host.gpus:
+            refusal = f"{workspace.text!r} is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
+            yield ("workspaces", index), refusal
+
+
+def _farm_checks(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield what cannot be, or says nothing, where workers build."""
+    if config.farm is None:
+        yield ("executor",), "ray takes a key `farm`: {targets: [{accelerator: H100, flavour: tensorrt}]}"
+    if config.device != "0":
+        yield ("device",), "is a GPU of this machine, and `farm.targets` says what is built for; leave it out"
+    if config.tensorrt.flavour:
+        yield ("tensorrt", "flavour"), "every one of `farm.targets` names its own; leave it out"
+    if config.torch_tensorrt.engine_cache:
+        yield ("torch_tensorrt", "engine_cache"), "is kept on one machine, and workers keep none; leave it out"
+    names: dict[str, int] = {}
+    for index, target in enumerate(config.farm_targets):
+        yield from _target_checks(config, target, ("farm", "targets", index))
+        if ahead := config.compute_capabilities_of(target):
+            name = portable_target(ahead)
+            if (first := names.setdefault(name, index)) != index:
+                same = f"makes the same engines as farm.targets[{first}], {name}"
+                yield ("farm", "targets", index), f"{same}; give it other `compute_capabilities`, or `current`"
+
+
+def _target_checks(config: Config, target: FarmTarget, place: Location) -> Iterator[tuple[Location, str]]:
+    """Yield what one of the farm's targets cannot be."""
+    if target.builds_on_its_gpu and target.compute_capabilities is not None:
+        yield (*place, "compute_capabilities"), "TensorRT builds for the GPU that it runs on; leave it out"
+    if target.accelerator is not None:
+        return
+    if not config.compute_capabilities_of(target):
+        kind = "TensorRT" if target.builds_on_its_gpu else "`compute_capabilities: current`"
+        yield place, f"{kind} builds on the GPU that it is for; expected `accelerator`, such as H100"
+    for workspace in config.workspaces:
+        if workspace.percent is not None:
+            yield place, f"workspace {workspace.text!r} is a share of a GPU's memory; expected `accelerator`, or bytes"
+
+
+def portable_target(compute_capabilities: tuple[int, ...]) -> str:
+    """Return what engines are grouped under that TensorRT-RTX builds ahead of time: `rtx-sm80+`, `rtx-sm75-89`."""
+    portable = compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES
+    return "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, compute_capabilities))
 
 
 def _problems(source: YamlSource, error: ValidationError) -> list[str]:

@@ -21,7 +21,7 @@ from pipeline.environment import driver_version, processor, read_host, torch_ten
 from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.nvml import free_memory_bytes
 from pipeline.preprocessing import to_input, to_pixels
-from pipeline.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Tool, Variant
+from pipeline.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Tool, Variant, is_applied
 from pipeline.resolution import Resolution, Tier, Wish, resolve_entry
 from pipeline.runners import onnx_session, verify
 
@@ -213,7 +213,7 @@ def _open_engine(root: Path, found: Resolution, stack: ExitStack) -> Callable[[B
     entry = found.entry
     if entry.built_for is None:
         raise RunError(f"{entry.id} does not say what its engine runs on")
-    if any(setting.name == "strip_plan" and setting.applied for setting in entry.settings):
+    if is_applied("strip_plan", entry.settings):
         raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
     plan = checked_file(root, entry.file).read_bytes()
     cache = checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cuda
 from pipeline.atomic import describe_file, keeping, sha256_of, write_bytes
@@ -16,7 +16,7 @@ from pipeline.isolation import run_isolated
 from pipeline.locks import exclusive
 from pipeline.plan import Stage, Step
 from pipeline.progress import Bars
-from pipeline.records import Artifact, EngineFlavour, Outcome, Precision, Setting, Tool, Variant
+from pipeline.records import Artifact, EngineFlavour, Outcome, Precision, Setting, Tool, Variant, is_applied
 from pipeline.staleness import current
 from pipeline.trt_adapter import (
     BuildLog,
@@ -30,12 +30,14 @@ from pipeline.trt_adapter import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.project import Project
     from pipeline.records import Key
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _REFITTED = "refitted"
 """What the record's settings call an engine whose weights were replaced."""
@@ -63,17 +65,17 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
         StorageError: the results cannot be written.
     """
-    plan = project.plan
+    target = project.plan.engine_target(variant)
     request = _request(project, variant)
-    times_tactics = plan.flavour is EngineFlavour.TENSORRT
+    times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
         raise UnsupportedError(missing_gpu())
     with exclusive(request.gpu if times_tactics else None):
         began = time.perf_counter()
-        timings = project.paths.timing_cache(plan.flavour, plan.flavour_version, request.gpu)
+        timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu)
         former = _former(project, variant, key)
         engine = _refit_apart(project, former, request) if former else None
-        engine = engine or _build_apart(project, variant, request, timings)
+        engine = engine or _apart(_build, project, variant, request, timings)
         if engine.timing_cache:
             write_bytes(timings, engine.timing_cache)
         seconds = time.perf_counter() - began
@@ -86,7 +88,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     return Artifact(
         key=key,
         built_at=now(),
-        toolchain=(*tools(), Tool(name=plan.flavour.value, version=engine.built_for.version)),
+        toolchain=(*tools(), Tool(name=target.flavour.value, version=engine.built_for.version)),
         variant=variant,
         outcome=Outcome.DONE,
         file=twin.file if twin else describe_file(path, project.paths.root),
@@ -133,7 +135,6 @@ def can_be_refitted(former: Artifact, key: Key, structure: str) -> bool:
         key: what the engine to build depends on.
         structure: of the graph to build from.
     """
-    on = {setting.name for setting in former.settings if setting.applied}
     changed = {field.name for field in {*former.key.fields} ^ {*key.fields}}
     graph = former.variant.graph
     return (
@@ -141,8 +142,8 @@ def can_be_refitted(former: Artifact, key: Key, structure: str) -> bool:
         and former.same_as is None
         and former.built_for is not None
         and former.built_for.flavour is EngineFlavour.TENSORRT
-        and "refit" in on
-        and "strip_plan" not in on
+        and is_applied("refit", former.settings)
+        and not is_applied("strip_plan", former.settings)
         and changed == {"onnx"}
         and former.structure_sha256 == structure
         and graph is not None
@@ -171,16 +172,7 @@ def _refit_apart(project: Project, former: Artifact, request: EngineRequest) -> 
     if former.file is None or former.memory is None or former.built_for is None or former.layers_sha256 is None:
         return None
     try:
-        with keeping(project.paths.build_log(former.variant)) as log:
-            plan = run_isolated(
-                _refit,
-                project.plan.flavour,
-                request,
-                project.file(former.file),
-                timeout_seconds=project.config.tensorrt.build_timeout_seconds,
-                log=log,
-                rerun=Step(Stage.BUILD, former.variant.id).command,
-            )
+        plan = _apart(_refit, project, former.variant, request, project.file(former.file))
     except (RunError, CrashedError) as exc:
         logger.info("%s is built again, because %s", former.variant.id, str(exc).replace("\n", "; "))
         return None
@@ -208,14 +200,20 @@ def _refit(name: EngineFlavour, request: EngineRequest, path: Path) -> bytes:
     return refit_engine(flavour, path.read_bytes(), graph_file(flavour, request), BuildLog(sys.stderr))
 
 
-def _build_apart(project: Project, variant: Variant, request: EngineRequest, timings: Path) -> BuiltEngine:
-    """Build in a process of its own; its log is kept however that ends."""
+def _apart(
+    work: Callable[[EngineFlavour, EngineRequest, Path], T],
+    project: Project,
+    variant: Variant,
+    request: EngineRequest,
+    file: Path,
+) -> T:
+    """Build or refit in a process of its own; its log is kept however that ends."""
     with keeping(project.paths.build_log(variant)) as log:
         return run_isolated(
-            _build,
-            project.plan.flavour,
+            work,
+            project.plan.engine_target(variant).flavour,
             request,
-            timings,
+            file,
             timeout_seconds=project.config.tensorrt.build_timeout_seconds,
             log=log,
             rerun=Step(Stage.BUILD, variant.id).command,

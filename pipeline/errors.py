@@ -119,6 +119,18 @@ class StoreError(PipelineError):
     """A store of releases cannot be reached, or what it holds is not what it should be."""
 
 
+class FarmError(PipelineError):
+    """The farm cannot be reached, has no worker that a step can run on, or one did not do what it should."""
+
+
+class UnknownFarmError(FarmError):
+    """Nobody has looked at the farm yet, or not at what the configuration names of it now."""
+
+
+class LostWorkerError(FarmError):
+    """A worker, or its machine, went away while it ran a step; another may run it."""
+
+
 class StorageError(PipelineError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 

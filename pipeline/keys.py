@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
 
@@ -29,7 +29,7 @@ from pipeline.records import SCHEMA_VERSION, Artifact, Backend, Graph, Key, KeyF
 
 if TYPE_CHECKING:
     from pipeline.project import Project
-    from pipeline.records import Gpu
+    from pipeline.records import Gpu, Tool
 
 
 def key_of(project: Project, step: Step) -> Key:
@@ -144,7 +144,8 @@ def build_key(project: Project, variant: Variant) -> Key:
     """Return what an artifact depends on."""
     where: dict[str, object] = {}
     if variant.target != CPU_TARGET:
-        where = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(variant)}
+        where = {"gpu": _type_of(project.plan.gpu(variant.target)), "driver": _driver(project, variant)}
+    has = _installed_for(project, variant.target)
     if variant.graph is None:
         source = project.source()
         compiled = variant.backend.is_torch_tensorrt
@@ -154,8 +155,8 @@ def build_key(project: Project, variant: Variant) -> Key:
             weights=source.weights.sha256,
             workspace=variant.workspace,
             profile=variant.profile,
-            torch=version("torch"),
-            torch_tensorrt=torch_tensorrt() if compiled else None,
+            torch=has.torch,
+            torch_tensorrt=has.torch_tensorrt if compiled else None,
             settings=project.config.torch_tensorrt.build_settings if compiled else None,
             **where,
         )
@@ -176,8 +177,8 @@ def build_key(project: Project, variant: Variant) -> Key:
         profile=variant.profile,
         compute_capabilities=target.compute_capabilities,
         gpu=None if target.compute_capabilities else _type_of(target.gpu),
-        flavour=project.plan.flavour,
-        flavour_version=project.plan.flavour_version,
+        flavour=target.flavour,
+        flavour_version=target.flavour_version,
         settings=settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
     )
@@ -195,6 +196,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
     """Return what a variant's accuracy depends on."""
     artifact = project.artifact(variant)
     data = project.data()
+    has = _installed_for(project, variant.target)
     return _key(
         judge=_JUDGE,
         artifact=_identity(artifact),
@@ -209,8 +211,8 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         require_proof=project.config.gates.require_proof,
         samples=project.config.validation if variant.backend is Backend.ONNX_REFERENCE else None,
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
-        onnxruntime=version("onnxruntime-gpu") if variant.backend is Backend.ONNXRUNTIME else None,
-        driver=_driver(variant),
+        onnxruntime=has.onnxruntime if variant.backend is Backend.ONNXRUNTIME else None,
+        driver=_driver(project, variant),
         gpu=_type_of(project.plan.gpu(variant.target)),
     )
 
@@ -222,6 +224,7 @@ def benchmark_key(project: Project, target: str) -> Key:
     if baseline is not None and baseline not in variants:
         variants.append(baseline)
     gpu = project.plan.gpu(target)
+    has = _installed_for(project, target)
     return _key(
         artifacts=sorted(_identity_on_disk(project, variant) for variant in variants),
         settings=project.config.benchmark.timing_settings,
@@ -229,8 +232,8 @@ def benchmark_key(project: Project, target: str) -> Key:
         preprocessing=project.source().preprocessing,
         processor=processor() if target == CPU_TARGET else None,
         threads=threads() if target == CPU_TARGET else None,
-        torch=version("torch"),
-        onnxruntime=version("onnxruntime-gpu"),
+        torch=has.torch,
+        onnxruntime=has.onnxruntime,
         driver=None if target == CPU_TARGET else missing_driver() or driver_version(),
         gpu=gpu.uuid if gpu else None,
         kernels=project.config.tensorrt.kernel_specialization,
@@ -255,6 +258,7 @@ def profile_key(project: Project, variant: Variant) -> Key:
     """Return what a variant's profile depends on."""
     on_cpu = variant.target == CPU_TARGET
     gpu = project.plan.gpu(variant.target)
+    has = _installed_for(project, variant.target)
     return _key(
         profiler=_PROFILER,
         artifact=_identity(project.artifact(variant)),
@@ -262,8 +266,8 @@ def profile_key(project: Project, variant: Variant) -> Key:
         preprocessing=project.source().preprocessing,
         processor=processor() if on_cpu else None,
         threads=threads() if on_cpu else None,
-        torch=version("torch"),
-        onnxruntime=version("onnxruntime-gpu"),
+        torch=has.torch,
+        onnxruntime=has.onnxruntime,
         nsight=None if on_cpu else shutil.which("nsys") is not None,
         driver=None if on_cpu else missing_driver() or driver_version(),
         gpu=gpu.uuid if gpu else None,
@@ -310,9 +314,29 @@ def _type_of(gpu: Gpu | None) -> list[str | int] | None:
     return [gpu.name, gpu.compute_capability] if gpu else None
 
 
-def _driver(variant: Variant) -> str | None:
+def _driver(project: Project, variant: Variant) -> str | None:
     """Return whether a driver is there, for variants that need one to run."""
-    return None if variant.target == CPU_TARGET else missing_driver() or "present"
+    if variant.target == CPU_TARGET:
+        return None
+    if workers := project.plan.workers_of(variant.target):
+        return workers.host.driver if workers.host.driver == "absent" else "present"
+    return missing_driver() or "present"
+
+
+class _Installed(NamedTuple):
+    """The versions of what runs a target's variants."""
+
+    torch: str
+    onnxruntime: str
+    torch_tensorrt: Tool
+
+
+def _installed_for(project: Project, target: str) -> _Installed:
+    """Return what runs a target's variants, on this machine or on the workers that do."""
+    if workers := project.plan.workers_of(target):
+        host = workers.host
+        return _Installed(host.host.torch, host.onnxruntime.version, host.torch_tensorrt)
+    return _Installed(version("torch"), version("onnxruntime-gpu"), torch_tensorrt())
 
 
 def _key(**fields: object) -> Key:

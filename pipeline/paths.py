@@ -39,6 +39,11 @@ class Paths:
         return self.root / "manifest.json"
 
     @property
+    def farm(self) -> Path:
+        """What is known of the farm's workers."""
+        return self.root / "farm.json"
+
+    @property
     def releases(self) -> Path:
         """What deployments take: a folder and an archive each."""
         return self.root / "release"

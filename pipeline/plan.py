@@ -8,12 +8,15 @@ from enum import Enum
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, Baseline, ModuleFormat
+from pipeline.config import PORTABLE_COMPUTE_CAPABILITIES, Baseline, Executor, ModuleFormat, portable_target
 from pipeline.errors import UsageError
 from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from collections.abc import Iterator
+
+    from pipeline.config import Config, FarmTarget
+    from pipeline.records import FarmHost
 
 _T = TypeVar("_T")
 
@@ -82,8 +85,29 @@ class GpuTarget:
     name: str
     gpu: Gpu | None
     """The GPU that they are built on, or else are tried on; None on a host without."""
+    flavour: EngineFlavour
+    """The TensorRT that builds its engines."""
+    flavour_version: str
+    """Its full version, "absent" where it is not installed."""
     compute_capabilities: tuple[int, ...] = ()
     """What they run on, where they are built ahead of time; empty for the GPU alone."""
+    workers: FarmHost | None = None
+    """Who builds them, where this machine does not."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Machines of one kind: what they have, and what they are to build."""
+
+    gpus: tuple[Gpu, ...]
+    torch: str
+    flavour: EngineFlavour
+    flavour_version: str
+    compute_capabilities: tuple[int, ...]
+    workers: FarmHost | None = None
+
+    def target(self, name: str, gpu: Gpu | None, compute_capabilities: tuple[int, ...] = ()) -> GpuTarget:
+        return GpuTarget(name, gpu, self.flavour, self.flavour_version, compute_capabilities, self.workers)
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,9 @@ class Plan:
 
     config: Config
     host: Host = field(default_factory=Host)
+    """This machine."""
+    farm: tuple[FarmHost, ...] = ()
+    """The workers of every one of the configuration's `farm.targets`, where those build."""
 
     @property
     def model(self) -> str:
@@ -104,17 +131,29 @@ class Plan:
         wanted = {variant.graph for variant in self.variants if variant.graph} | {Graph.FP32}
         return tuple(graph for graph in Graph if graph in wanted)
 
-    @property
-    def flavour(self) -> EngineFlavour:
-        """The TensorRT that builds engines: what the configuration names, else the first one installed."""
+    @cached_property
+    def _places(self) -> tuple[_Place, ...]:
+        """Where engines are built and GPUs run them: here, or on the farm's workers."""
+        tensorrt = self.config.tensorrt
+        if self.config.executor is Executor.RAY:
+            return tuple(self._place_on_farm(target) for target in self.config.farm_targets)
         found = next((EngineFlavour(tool.name) for tool in self.host.flavours), EngineFlavour.TENSORRT_RTX)
-        return self.config.tensorrt.flavour or found
+        flavour = tensorrt.flavour or found
+        ahead = tensorrt.compute_capabilities if flavour is EngineFlavour.TENSORRT_RTX else ()
+        gpus = self.config.gpus(self.host)
+        return (_Place(gpus, self.host.torch, flavour, _version(self.host, flavour), ahead),)
 
-    @property
-    def flavour_version(self) -> str:
-        """Its full version, "absent" where it is not installed."""
-        versions = {tool.name: tool.version for tool in self.host.flavours}
-        return versions.get(self.flavour.value, "absent")
+    def _place_on_farm(self, target: FarmTarget) -> _Place:
+        workers = next(item for item in self.farm if item.needs == target.needs)
+        host = workers.host.host
+        return _Place(
+            gpus=host.gpus[:1] if target.accelerator else (),
+            torch=host.torch,
+            flavour=target.flavour,
+            flavour_version=_version(host, target.flavour),
+            compute_capabilities=self.config.compute_capabilities_of(target),
+            workers=workers,
+        )
 
     @cached_property
     def engine_targets(self) -> tuple[GpuTarget, ...]:
@@ -123,24 +162,19 @@ class Plan:
         `rtx-sm80+` is TensorRT-RTX's portable default and `rtx-sm75-89` a list; `sm90-h100-80gb-hbm3-trt10.15` is a
         GPU type, by a flavour that tunes on the GPU.
         """
-        gpus = self.config.gpus(self.host)
-        capabilities = self.config.tensorrt.compute_capabilities
-        if self.flavour is EngineFlavour.TENSORRT_RTX and capabilities:
-            portable = capabilities == PORTABLE_COMPUTE_CAPABILITIES
-            name = "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, capabilities))
-            return (GpuTarget(name, gpus[0] if gpus else None, capabilities),)
-        brand = "rtx" if self.flavour is EngineFlavour.TENSORRT_RTX else "trt"
-        library = brand + _release(self.flavour_version)
-        if not gpus:
-            return (GpuTarget(library, None),)
-        return tuple(GpuTarget(f"{gpu.slug}-{library}", gpu) for gpu in gpus)
+        return tuple(target for place in self._places for target in _engine_targets(place))
 
     @cached_property
     def module_targets(self) -> tuple[GpuTarget, ...]:
-        """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`."""
-        gpus = self.config.gpus(self.host)
-        found = tuple(GpuTarget(module_target(gpu, self.host.torch), gpu) for gpu in gpus)
-        return found or (GpuTarget(GPU_TARGET, None),)
+        """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`; of workers, those that have torch."""
+        found: dict[str, GpuTarget] = {}
+        for place in self._places:
+            for gpu in place.gpus if place.workers is None or place.torch != "absent" else ():
+                target = place.target(module_target(gpu, place.torch), gpu)
+                found.setdefault(target.name, target)
+        if not found and self.config.executor is Executor.LOCAL:
+            return (self._places[0].target(GPU_TARGET, None),)
+        return tuple(found.values())
 
     @cached_property
     def _gpu_targets(self) -> dict[str, GpuTarget]:
@@ -156,10 +190,26 @@ class Plan:
         found = self._gpu_targets.get(target)
         return found.gpu if found else None
 
+    def workers(self, step: Step) -> FarmHost | None:
+        """Return who runs a step; None for this machine, which runs what every target shares."""
+        if step.stage in {Stage.BUILD, Stage.VALIDATE, Stage.PROFILE}:
+            target = self.variant(step.subject).target
+        elif step.stage is Stage.BENCHMARK:
+            target = self.target(step.subject)
+        else:
+            return None
+        return self.workers_of(target)
+
+    def workers_of(self, target: str) -> FarmHost | None:
+        """Return who runs the variants of a target; None for this machine."""
+        found = self._gpu_targets.get(target)
+        return found.workers if found else None
+
     def baseline(self, target: str) -> Variant | None:
         """Return what a target's latencies are held against: eager FP32 on the same processor or GPU."""
-        gpu = self.gpu(target)
-        homes = [item.name for item in self.module_targets if item.gpu == gpu] if target != CPU_TARGET else [CPU_TARGET]
+        at = self._gpu_targets.get(target)
+        there = [item for item in self.module_targets if at and (item.gpu, item.workers) == (at.gpu, at.workers)]
+        homes = [item.name for item in there] if at else [CPU_TARGET]
         return next((item for item in self.variants if item.target in homes and _is_baseline(item)), None)
 
     def needs(self, variant: Variant) -> str:
@@ -412,10 +462,16 @@ class Plan:
         return found
 
     def _before_benchmark(self, step: Step) -> Dependencies:
-        """The images; and everything that would disturb the clock: all builds, validations and earlier benchmarks."""
+        """The images; and everything that would disturb the clock: all builds, validations and earlier benchmarks.
+
+        On a farm's workers that is what runs there; this machine also sends and takes what those do.
+        """
+        workers = self.workers(step)
         earlier = self._of(Stage.BENCHMARK)
-        earlier = earlier[: earlier.index(step)]
-        return Dependencies(self._of(Stage.DATA), (*self._of(Stage.BUILD), *self._of(Stage.VALIDATE), *earlier))
+        others = (*self._of(Stage.BUILD), *self._of(Stage.VALIDATE), *earlier[: earlier.index(step)])
+        if workers:
+            others = tuple(other for other in others if self.workers(other) == workers)
+        return Dependencies(self._of(Stage.DATA), others)
 
     def graph_step(self, graph: Graph) -> Step:
         """Return the step that makes an ONNX file."""
@@ -428,6 +484,22 @@ class Plan:
     @cached_property
     def _by_stage(self) -> dict[Stage, tuple[Step, ...]]:
         return {stage: tuple(step for step in self.steps if step.stage is stage) for stage in Stage}
+
+
+def _engine_targets(place: _Place) -> Iterator[GpuTarget]:
+    if place.compute_capabilities:
+        gpu = place.gpus[0] if place.gpus else None
+        yield place.target(portable_target(place.compute_capabilities), gpu, place.compute_capabilities)
+        return
+    library = ("rtx" if place.flavour is EngineFlavour.TENSORRT_RTX else "trt") + _release(place.flavour_version)
+    if not place.gpus:
+        yield place.target(library, None)
+    for gpu in place.gpus:
+        yield place.target(f"{gpu.slug}-{library}", gpu)
+
+
+def _version(host: Host, flavour: EngineFlavour) -> str:
+    return {tool.name: tool.version for tool in host.flavours}.get(flavour.value, "absent")
 
 
 def module_target(gpu: Gpu, torch: str) -> str:

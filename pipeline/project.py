@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.atomic import read_record
-from pipeline.config import Config, load_config
-from pipeline.environment import read_host
+from pipeline.config import Config, Executor, load_config
+from pipeline.environment import driver_version, read_host
+from pipeline.errors import FarmError, MissingRecordError, UnknownFarmError
 from pipeline.paths import Paths
 from pipeline.plan import Plan, Stage, Step
 from pipeline.records import (
@@ -16,7 +17,10 @@ from pipeline.records import (
     Artifact,
     BenchmarkReport,
     DataRecord,
+    FarmHost,
+    FarmRecord,
     Graph,
+    Host,
     LayerProfile,
     Manifest,
     OnnxRecord,
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pipeline.records import FileRecord
+    from pipeline.records import FileRecord, Tool
 
 R = TypeVar("R", bound=Record)
 
@@ -47,17 +51,30 @@ class Project:
     paths: Paths
     config_file: Path = Path("pipeline.yaml")
     """What the configuration was read from."""
+    on_worker: bool = False
+    """Whether this machine works for a farm: then it takes from no cache, and leaves nothing there."""
 
     @classmethod
-    def load(cls, file: Path) -> Project:
-        """Read the configuration; `artifacts:` is relative to the file's folder.
+    def load(cls, file: Path, artifacts: Path | None = None) -> Project:
+        """Read the configuration, and of the farm what is known of it.
+
+        Args:
+            file: the configuration.
+            artifacts: the folder; left out, what the configuration says, relative to its file's folder.
 
         Raises:
             ConfigError: the configuration is wrong.
+            UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
+            FarmError: this is a worker of the farm, and not what it was when that was looked at.
         """
         host = read_host()
         config = load_config(file, host)
-        return cls(Plan(config, host), Paths(file.parent / config.artifacts, config.model.name), file)
+        paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
+        if config.executor is Executor.LOCAL:
+            return cls(Plan(config, host), paths, file)
+        farm = read_farm(config, paths)
+        hosts = tuple(_adopted(item, host) if item.needs == farm.here else item for item in farm.hosts)
+        return cls(Plan(config, host, hosts), paths, file, on_worker=farm.here is not None)
 
     @property
     def config(self) -> Config:
@@ -119,3 +136,58 @@ class Project:
 
     def _read(self, path: Path, kind: type[R], stage: Stage, subject: str) -> R:
         return read_record(path, kind, fix=f"run `{Step(stage, subject).command}`")
+
+
+def read_farm(config: Config, paths: Paths) -> FarmRecord:
+    """Return what is known of the farm.
+
+    Raises:
+        UnknownFarmError: nobody has looked at it yet, or the configuration names others of it now.
+        RecordError: the record is damaged.
+    """
+    fix = "run `python -m pipeline farm`; `doit` does by itself"
+    try:
+        record = read_record(paths.farm, FarmRecord, fix=fix)
+    except MissingRecordError as exc:
+        raise UnknownFarmError("nobody has looked at the farm yet", fix=fix) from exc
+    known = {item.needs for item in record.hosts}
+    if unknown := [target.needs for target in config.farm_targets if target.needs not in known]:
+        raise UnknownFarmError(f"nobody has looked yet at the farm's workers with {unknown[0]}", fix=fix)
+    return record
+
+
+def _adopted(planned: FarmHost, here: Host) -> FarmHost:
+    """Return the workers' description with this worker's own GPU and driver in it.
+
+    Raises:
+        FarmError: it is of another kind.
+    """
+    host = planned.host.host
+    for what, expected, got in (
+        ("TensorRT", _shown(host.flavours), _shown(here.flavours)),
+        ("torch", host.torch, here.torch),
+        ("GPU", host.gpus[0].name if host.gpus else "none", here.gpus[0].name if here.gpus else "none"),
+    ):
+        if expected != got:
+            raise FarmError(
+                f"this worker's {what} is not what was planned with",
+                expected=f"{expected}, as workers with {planned.needs} have had",
+                got=got,
+                fix="look at the farm again: `python -m pipeline farm`",
+            )
+    own = tuple(
+        gpu.model_copy(update={"index": mine.index, "uuid": mine.uuid})
+        for gpu, mine in zip(host.gpus[:1], here.gpus, strict=False)
+    )
+    adopted = planned.host.model_copy(
+        update={
+            "host": host.model_copy(update={"gpus": own}),
+            "free_memory_bytes": planned.host.free_memory_bytes[:1],
+            "driver": driver_version(),
+        }
+    )
+    return planned.model_copy(update={"host": adopted})
+
+
+def _shown(flavours: tuple[Tool, ...]) -> str:
+    return ", ".join(f"{tool.name} {tool.version}" for tool in flavours) or "none"

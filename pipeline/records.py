@@ -104,6 +104,11 @@ class Backend(str, Enum):
     """Torch-TensorRT just in time, from a recipe."""
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is there to compare with, and never deployed."""
+        return self in {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
+
+    @property
     def is_torch_tensorrt(self) -> bool:
         """Whether Torch-TensorRT makes it."""
         return self in {*AHEAD_OF_TIME, Backend.TORCH_COMPILE}
@@ -351,6 +356,32 @@ class DeploymentHost(Record):
         return self
 
 
+class FarmHost(Record):
+    """What the workers of one or more of the farm's targets are: those that a target's needs name are all alike."""
+
+    needs: str
+    """What a target asks of its workers: `H100 with tensorrt`."""
+    host: DeploymentHost
+
+
+class FarmNode(Record):
+    """A machine of the farm, as it was when it was looked at."""
+
+    id: str
+    """Which the cluster gives each time that a machine joins it."""
+    host: DeploymentHost
+
+
+class FarmRecord(Record):
+    """The farm, as `python -m pipeline farm` has found it: `farm.json`. Plans are made from it."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    hosts: tuple[FarmHost, ...]
+    nodes: tuple[FarmNode, ...] = ()
+    here: str | None = None
+    """On a worker: the needs of which it is a host."""
+
+
 class EngineFlavour(str, Enum):
     """Which TensorRT, by the name of its module."""
 
@@ -546,6 +577,11 @@ class Setting(Record):
     value: str
     applied: bool
     note: str = ""
+
+
+def is_applied(name: str, settings: Collection[Setting]) -> bool:
+    """Return whether a setting was asked for, and the flavour has applied it."""
+    return any(setting.name == name and setting.applied for setting in settings)
 
 
 class EngineMemory(Record):

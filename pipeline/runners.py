@@ -12,7 +12,7 @@ from pipeline.atomic import sha256_of
 from pipeline.environment import installed, missing_gpu, threads
 from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.plan import CPU_TARGET, Stage, Step
-from pipeline.records import Artifact, Backend, Graph, Precision
+from pipeline.records import Artifact, Backend, Graph, Precision, is_applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,7 +151,7 @@ def verify(path: Path, file: FileRecord, fix: str) -> None:
 
 def _weights(project: Project, artifact: Artifact) -> Path | None:
     """Return the ONNX file of an engine that was built without its weights."""
-    stripped = any(setting.name == "strip_plan" and setting.applied for setting in artifact.settings)
+    stripped = is_applied("strip_plan", artifact.settings)
     graph = artifact.variant.graph
     return project.file(project.onnx(graph).file) if stripped and graph else None
 

@@ -72,7 +72,7 @@ def status_of(project: Project, step: Step) -> Status:
     try:
         if step.stage in {Stage.VALIDATE, Stage.PROFILE} and _unbuilt(project, step):
             return Status()
-        found = [_read(reader) for reader in _readers(project, step)]
+        found = [_read(reader) for reader in readers(project, step)]
         records = [record for record in found if isinstance(record, StageRecord)]
         if missing := [reason for reason in found if isinstance(reason, str)]:
             return Status(tuple(missing) if records else (NOT_MADE,))
@@ -93,8 +93,7 @@ def _read(reader: Callable[[], StageRecord]) -> StageRecord | str:
 
 def _reasons(project: Project, step: Step, record: StageRecord, key: Key) -> Iterator[str]:
     """Yield why a record does not hold."""
-    given = taken_as_given(step)
-    before, now = (_asked_for(key) if given else key for key in (record.key, key))
+    before, now = (asked_for(project, step, key) for key in (record.key, key))
     if before != now:
         yield from changes(before, now) or ("its key changed",)
     yield from _damage(project, record)
@@ -151,8 +150,8 @@ def _by_name(value: object) -> dict[str, Any] | None:
     return None
 
 
-def _readers(project: Project, step: Step) -> list[Callable[[], StageRecord]]:
-    """Return what reads a step's records."""
+def readers(project: Project, step: Step) -> list[Callable[[], StageRecord]]:
+    """Return what reads a step's records, one of each."""
     plan = project.plan
     one: dict[Stage, Callable[[], StageRecord]] = {
         Stage.SOURCE: project.source,
@@ -185,9 +184,18 @@ def taken_as_given(step: Step) -> bool:
     return step.stage in _MADE_WITH_TORCH and not installed("torch")
 
 
-def _asked_for(key: Key) -> Key:
-    """Return what of a key the configuration asks for."""
-    return Key(fields=tuple(field for field in key.fields if field.name not in _OF_THE_MAKER))
+_OF_THE_WORKER = frozenset({"driver", "gpu", "nsight"})
+"""Fields of the keys of what is measured that tell of the one of many workers that has."""
+
+
+def asked_for(project: Project, step: Step, key: Key) -> Key:
+    """Return what of a step's key must hold for its result to be used here: all of it, of what is made here."""
+    given: frozenset[str] = frozenset()
+    if taken_as_given(step):
+        given = _OF_THE_MAKER
+    elif step.stage in {Stage.BENCHMARK, Stage.PROFILE} and project.plan.workers(step):
+        given = _OF_THE_WORKER
+    return Key(fields=tuple(field for field in key.fields if field.name not in given)) if given else key
 
 
 def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:

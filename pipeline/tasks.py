@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,19 +28,21 @@ from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
-from pipeline.errors import PipelineError, storage_errors
-from pipeline.isolation import PARENT_VARIABLE
+from pipeline.errors import PipelineError, ReleaseError, UnknownFarmError, storage_errors
+from pipeline.isolation import step_environment
 from pipeline.plan import CPU_TARGET, Stage
 from pipeline.project import Project
 from pipeline.records import Backend
 from pipeline.staleness import NOT_MADE, status_of, taken_as_given
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from doit.exceptions import BaseFail
     from doit.task import Task
 
+    from pipeline.farm import Farm
+    from pipeline.farm.parcels import Said
     from pipeline.plan import Step
 
     TaskDict = dict[str, Any]
@@ -64,13 +67,14 @@ class Tasks:
     def __init__(self, config: Path, project: Project) -> None:
         self._config = config
         self._project = project
+        self._farm = _Farm(project)
 
     @classmethod
     def load(cls) -> Tasks:
         """Read the configuration that the command line names; wrong ones end the process with their message."""
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
         try:
-            return cls(config, Project.load(config))
+            return cls(config, _planned(config))
         except PipelineError as exc:
             sys.stderr.write(f"error: {exc}\n")
             raise SystemExit(exc.exit_code) from None
@@ -84,14 +88,20 @@ class Tasks:
                 needs, follows = plan.dependencies(step)
                 names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
                 command = self._command(step.stage.value, step.subject)
-                does = action(command, shell=False, env=_environment(stage))
+                here = action(command, shell=False, env=step_environment(timed=stage is Stage.BENCHMARK))
                 yield {
                     "name": step.subject,
-                    "actions": [_Skip(self._project, step) if self._is_skipped(step) else does],
+                    "actions": [self._elsewhere(step) or here],
                     "task_dep": list(names.values()),
                     "uptodate": [_Current(self._project, step)],
                     "meta": {_MAY_FAIL: [names[other] for other in follows], _GIVEN: taken_as_given(step)},
                 }
+
+    def _elsewhere(self, step: Step) -> BaseAction | None:
+        """Return what is done instead of a step's command: it runs on the farm, or is known to be skipped."""
+        if self._project.plan.workers(step):
+            return _OnFarm(self._farm, step)
+        return _Skip(self._project, step) if self._is_skipped(step) else None
 
     def _is_skipped(self, step: Step) -> bool:
         """Return whether it is known already that a step lacks its GPU; some engines are built without one."""
@@ -144,9 +154,16 @@ class Tasks:
         return {"actions": [CmdAction(command, shell=False)], "task_dep": [Stage.MANIFEST.value]}
 
     def _verify_command(self, key: str, path: str) -> list[str]:
-        folders = sorted(self._project.paths.releases.glob("*/"), key=lambda folder: folder.stat().st_mtime)
-        release = path or str(folders[-1] if folders else self._project.paths.releases)
+        release = path or str(self._newest_release())
         return [sys.executable, "-m", "pipeline", "verify", release, *(["--key", key] if key else [])]
+
+    def _newest_release(self) -> Path:
+        from pipeline.release import latest_release  # noqa: PLC0415 - listing needs none of it
+
+        try:
+            return latest_release(self._project.paths)
+        except ReleaseError:
+            return self._project.paths.releases  # of which `verify` says what it lacks
 
     def _prune_command(self, delete: bool) -> list[str]:  # noqa: FBT001 - doit passes it by name
         return self._command("prune", *(["--delete"] if delete else []))
@@ -154,19 +171,6 @@ class Tasks:
     def _command(self, *arguments: str) -> list[str]:
         default = [] if self._config == Path("pipeline.yaml") else ["--config", str(self._config)]
         return [sys.executable, "-m", "pipeline", *arguments, *default]
-
-
-def _environment(stage: Stage) -> dict[str, str]:
-    """Return a step's environment variables.
-
-    A benchmark measures what users see. In other steps glibc keeps freed memory, because giving back every large tensor
-    costs a tenth of their time.
-    """
-    common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-    if stage is Stage.BENCHMARK:
-        return common
-    keep = str(2**32)
-    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
 
 
 class _Current:
@@ -184,15 +188,24 @@ class _Current:
         return status.is_current
 
 
-class _Skip(BaseAction):
-    """Records that a step is skipped, for which a process would take a second: a plan may have hundreds of them."""
+class _WithoutProcess(BaseAction):
+    """A step for which doit starts no process of its own."""
 
-    def __init__(self, project: Project, step: Step) -> None:
+    def __init__(self, step: Step) -> None:
         self.task: Task | None = None  # which doit sets
         self.err = self.out = ""
         self.result: str | None = None
         self.values: dict[str, object] = {}
-        self._project, self._step = project, step
+        self._step = step
+        self._name = f"{step.stage.value}:{step.subject}"
+
+
+class _Skip(_WithoutProcess):
+    """Records that a step is skipped, for which a process would take a second: a plan may have hundreds of them."""
+
+    def __init__(self, project: Project, step: Step) -> None:
+        super().__init__(step)
+        self._project = project
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
         from pipeline.build import build_variant  # noqa: PLC0415 - listing needs none of it
@@ -205,8 +218,50 @@ class _Skip(BaseAction):
         except PipelineError as exc:
             return TaskFailed(str(exc), report=True)
         if out:
-            out.write(f"{self._step.stage.value}:{self._step.subject}: {made.outcome.value}: {made.reason}\n")
+            out.write(f"{self._name}: {made.outcome.value}: {made.reason}\n")
         return None
+
+
+class _Farm:
+    """The farm, which is joined by the first step that runs there."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._lock = threading.Lock()
+        self._open: Farm | None = None
+
+    def run(self, step: Step, say: Callable[[Said], None]) -> int:
+        from pipeline.farm import Farm  # noqa: PLC0415 - listing needs none of it
+
+        with self._lock:
+            self._open = self._open or Farm(self._project)
+        return self._open.run(step, say)
+
+    def stop(self) -> None:
+        if self._open:
+            self._open.stop()
+
+
+class _OnFarm(_WithoutProcess):
+    """Runs a step on the farm; what it says is shown as its command would say it."""
+
+    def __init__(self, farm: _Farm, step: Step) -> None:
+        super().__init__(step)
+        self.farm = farm
+
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        def write(line: str, *, error: bool) -> None:
+            if stream := err if error else out:
+                stream.write(f"{self._name}: {line}\n")
+                stream.flush()
+            self.err += line if error else ""
+
+        try:
+            status = self.farm.run(self._step, lambda said: write(said.line, error=said.error))
+        except PipelineError as exc:
+            write(f"error: {exc}", error=True)
+            return TaskFailed(str(exc), report=True)
+        return TaskFailed(f"exit status {status}", report=True) if status else None
 
 
 class _Command(CmdAction):
@@ -289,6 +344,24 @@ class _ParallelRunner(_Tolerant, MThreadRunner):
     pass
 
 
+_ON_FARM = 256
+"""How many steps may be under way where a farm runs most of them; the cluster queues what finds no worker."""
+
+
+class _FarmRunner(_ParallelRunner):
+    """Has many steps under way at once; those of this machine are no more than without a farm."""
+
+    def __init__(self, *arguments: Any, here: int) -> None:  # noqa: ANN401 - doit's own
+        super().__init__(*arguments, _ON_FARM)
+        self._here = threading.BoundedSemaphore(here)
+
+    def execute_task(self, task: Task) -> BaseFail | None:
+        if any(isinstance(action, _OnFarm) for action in task.actions):
+            return super().execute_task(task)
+        with self._here:
+            return super().execute_task(task)
+
+
 _PATIENCE_SECONDS = 10.0
 """How long steps may take to end when asked to; then they are killed."""
 
@@ -358,6 +431,8 @@ class Run(DoitRun):
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
                 _end_steps()
+                for farm in self._farms():
+                    farm.stop()
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
         finally:
             lock.release()
@@ -376,5 +451,25 @@ class Run(DoitRun):
         self.control.process(self.sel_tasks)
         reporter = Reporter(sys.stdout, {})
         arguments = (self.dep_manager, reporter, continue_, always, Stream(verbosity, force_verbosity))
-        runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
+        if self._farms():
+            runner = _FarmRunner(*arguments, here=max(num_process, 1))
+        else:
+            runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
         return min(int(runner.run_all(self.control.task_dispatcher())), 1)
+
+    def _farms(self) -> set[_Farm]:
+        """Return the farm, where one of the tasks runs there."""
+        actions = [action for task in self.task_list for action in task.actions]
+        return {action.farm for action in actions if isinstance(action, _OnFarm)}
+
+
+def _planned(config: Path) -> Project:
+    """Read the configuration; where nobody has looked at its farm yet, do."""
+    try:
+        return Project.load(config)
+    except UnknownFarmError:
+        from pipeline.farm import look_at_farm  # noqa: PLC0415 - only once
+
+        sys.stderr.write("looking at the farm, on which this builds; the next time it is known\n")
+        look_at_farm(config)
+        return Project.load(config)

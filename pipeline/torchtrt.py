@@ -60,6 +60,7 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
     if gpu is None:
         raise UnsupportedError(missing_gpu())
     torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
+    torchtrt_adapter.check_format(variant.backend, torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
     # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
     work = exclusive if torchtrt_adapter.times_tactics() else shared

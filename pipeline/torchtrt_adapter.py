@@ -164,6 +164,26 @@ def check_libraries(torch_version: str, library: Tool) -> None:
         )
 
 
+_PACKAGES_CRASH = {("torch-tensorrt-rtx", "2.11")}
+"""Whose AOTInductor packages end the process that loads them by SIGSEGV, unless it has made them.
+
+Seen on an H100 with torch 2.11, also after CUDA was used there; pytorch/TensorRT#3879 is alike.
+"""
+
+
+def check_format(mode: Backend, library: Tool) -> None:
+    """Check that what a version saves can be loaded again.
+
+    Raises:
+        UnsupportedError: it cannot.
+    """
+    if mode is Backend.DYNAMO_AOTI and (library.name, ".".join(library.version.split(".")[:2])) in _PACKAGES_CRASH:
+        raise UnsupportedError(
+            f"an AOTInductor package of {library.name} {library.version} crashes every process that loads it",
+            fix="take `exported_program`, or another version",
+        )
+
+
 def check_made_here(made_with: tuple[Tool, ...]) -> None:
     """Check that a saved module was made by the versions installed here: no other can be trusted to read it.
 
@@ -339,12 +359,7 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
         if mode is Backend.DYNAMO_AOTI:
             from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
 
-            index = -1
-            if gpu is not None:
-                # The package's loader is native code. In a process that has not used CUDA it dies of SIGSEGV
-                # (pytorch/TensorRT#3879 is alike), also after `torch.cuda.init()`; after the GPU was used it does not.
-                torch.zeros(1, device=device_of(gpu)).cpu()
-                index = gpu.index
+            index = -1 if gpu is None else gpu.index
             # Each session has its own module; locks between threads would be in the way of CUDA graphs.
             return aoti_load_package(  # type: ignore[return-value]  # called as a module is
                 str(path), run_single_threaded=True, device_index=index

@@ -12,31 +12,28 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.atomic import replace_folder, sha256_of
+from pipeline.atomic import replacing_folder, sha256_of
 from pipeline.deployment import checked_file, read_manifest
-from pipeline.errors import TritonError, storage_errors
+from pipeline.errors import TritonError
 from pipeline.plan import CPU_TARGET
 from pipeline.preprocessing import to_input
-from pipeline.records import Backend, EngineFlavour, Precision, Status, ranking_clock
+from pipeline.records import Backend, EngineFlavour, Precision, Status, is_applied, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
     from pipeline.records import Manifest, ManifestEntry, ManifestModel, TensorSpec
 
 CONFIG, VERSION, LABELS, SAMPLE = "config.pbtxt", "1", "labels.txt", "image"
-_NEVER_SERVED = {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
-"""What a build has to compare with."""
 _TYPES = {"float32": "TYPE_FP32"}
 """What inputs and outputs of this pipeline's graphs are, as Triton calls it."""
 
@@ -121,7 +118,7 @@ def plan_models(manifest: Manifest) -> tuple[tuple[TritonModel, ...], tuple[Left
     left: dict[str, str] = {}
     groups: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
-        if entry.status is not Status.DEPLOYABLE or entry.kind in _NEVER_SERVED:
+        if entry.status is not Status.DEPLOYABLE or entry.kind.is_baseline:
             continue
         if reason := _why_not(entry):
             left[entry.id] = reason
@@ -157,17 +154,10 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
             "Triton can serve nothing of this manifest", got=reasons, fix="build TensorRT engines or ONNX"
         )
     _check_replaceable(folder)
-    with storage_errors(f"writing {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        try:
-            scratch.chmod(0o755)
-            for model in models:
-                _write_model(scratch / model.name, model, manifest.model, artifacts)
-                check_model(scratch / model.name, model, manifest.model)
-            replace_folder(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with replacing_folder(folder) as scratch:
+        for model in models:
+            _write_model(scratch / model.name, model, manifest.model, artifacts)
+            check_model(scratch / model.name, model, manifest.model)
     return Repository(folder, models, left_out)
 
 
@@ -221,7 +211,7 @@ def _why_not(entry: ManifestEntry) -> str:
             return "Triton runs engines of TensorRT, and none of TensorRT-RTX"
         if entry.built_for.gpu is None:
             return "it does not say which GPU it was built for"
-        if any(setting.name == "strip_plan" and setting.applied for setting in entry.settings):
+        if is_applied("strip_plan", entry.settings):
             return "it was built without its weights"
     if entry.kind is Backend.ONNXRUNTIME and entry.graph:
         if entry.graph.precision in {Precision.INT8, Precision.FP8} and not entry.graph.for_x86:
@@ -317,11 +307,15 @@ def _labels(facts: ManifestModel) -> str:
 
 def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]:
     """Return what warms a model up: noise, preprocessed as images are; float32 (batch, channels, height, width)."""
-    profile = model.entries[0].profile
-    count = 1 if model.max_batch or profile is None else profile.opt
     spec = facts.preprocessing
-    pixels = np.random.default_rng(0).integers(0, 256, (count, spec.crop, spec.crop, spec.channels), dtype=np.uint8)
-    return to_input(pixels, spec)
+    shape = (_sample_count(model), spec.crop, spec.crop, spec.channels)
+    return to_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), spec)
+
+
+def _sample_count(model: TritonModel) -> int:
+    """Return how many images that is: one where Triton makes the batches."""
+    profile = model.entries[0].profile
+    return 1 if model.max_batch or profile is None else profile.opt
 
 
 def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - protobuf's classes have no types
@@ -344,8 +338,8 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
     if model.max_batch > 1:
         preferred = model.preferred_batch
         config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=[preferred] if preferred else []))
-    sample = _sample(model, facts)
-    dims = sample.shape[1:] if model.max_batch else sample.shape
+    shape = facts.preprocessing.input_shape
+    dims = shape if model.max_batch else (_sample_count(model), *shape)
     warmup = config.model_warmup.add(name="one request", batch_size=1)
     given = warmup.inputs[config.input[0].name]
     given.data_type, given.input_data_file = config.input[0].data_type, SAMPLE

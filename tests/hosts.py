@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config import TorchTensorRTConfig
-from pipeline.records import Backend, Gpu, Host, Precision, Profile, Tool
+from pipeline.records import Backend, DeploymentHost, FarmHost, Gpu, Host, Precision, Profile, Tool
 from pipeline.torchtrt_adapter import ModuleRequest
 
 if TYPE_CHECKING:
@@ -33,6 +33,24 @@ RTX = Tool(name="tensorrt_rtx", version="1.4.0.76")
 def host(*gpus: Gpu, flavours: tuple[Tool, ...] = (RTX,), torch: str = "2.11.0") -> Host:
     """Return a host with these GPUs and TensorRTs."""
     return Host(gpus=gpus, flavours=flavours, torch=torch)
+
+
+def machine(there: Host, driver: str = "absent") -> DeploymentHost:
+    """Return what a machine with this says of itself."""
+    return DeploymentHost(
+        machine="x86_64",
+        processor="an x86-64 processor, 16 cores",
+        host=there,
+        free_memory_bytes=tuple(gpu.memory_bytes for gpu in there.gpus),
+        driver="580.159.04" if there.gpus else driver,
+        torch_tensorrt=Tool(name="torch-tensorrt", version="absent" if there.torch == "absent" else "2.11.0"),
+        onnxruntime=Tool(name="onnxruntime-gpu", version="1.31.1"),
+    )
+
+
+def workers(needs: str, there: Host) -> FarmHost:
+    """Return the farm's workers of a kind."""
+    return FarmHost(needs=needs, host=machine(there))
 
 
 def module_request(

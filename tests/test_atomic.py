@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from pipeline.atomic import (
     read_record,
     replace_folder,
     replacing,
+    scratch_folder,
     sha256_of,
     write_bytes,
     write_record,
@@ -372,3 +374,28 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     with pytest.raises(OSError, match="No such file"):
         replace_folder(tmp_path / "not there", old)
     assert (old / "file").read_text() == "old"
+
+
+def test_scratch_goes_with_the_block(tmp_path: Path) -> None:
+    """However the block ends."""
+
+    def interrupted() -> None:
+        with scratch_folder(tmp_path / "root") as scratch:
+            (scratch / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_scratch_that_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
+    """Not before: somebody may still write there; and nothing else goes."""
+    for name, hours in ((".writing-old", 25), (".writing-new", 23), ("models", 25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        then = time.time() - hours * 3600
+        os.utime(tmp_path / name, (then, then))
+    with scratch_folder(tmp_path):
+        assert not (tmp_path / ".writing-old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-new", "models"]

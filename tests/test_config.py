@@ -37,7 +37,7 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 
 KEYS = (
     "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, leave_unquantized, tensorrt, "
-    "torch_tensorrt, gates, validation, benchmark, release, cache"
+    "torch_tensorrt, gates, validation, benchmark, release, cache, executor, farm"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 
@@ -1037,3 +1037,73 @@ def test_bounds_without_their_unit_are_refused(load: Callable[[str], Config], te
     """3 may be per cent or a factor; nothing is guessed."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load(MATRIX + text + "\n")
+
+
+FARM = "executor: ray\nfarm: {{targets: [{}]}}\n"
+ON_H100 = "{accelerator: H100, flavour: tensorrt}"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("executor: ray\n", "3:11: ray takes a key `farm`: {targets: [{accelerator: H100, flavour: tensorrt}]}"),
+        (
+            f"farm: {{targets: [{ON_H100}]}}\n",
+            "3:7: is of `executor: ray`, and the executor is local; add that, or take this out",
+        ),
+        (FARM.format(""), "4:17: farm.targets: expected at least one entry, got []"),
+        (FARM.format("{accelerator: H100}"), "4:18: missing key 'farm.targets[0].flavour'"),
+        (
+            FARM.format("{flavour: tensorrt}"),
+            "4:18: TensorRT builds on the GPU that it is for; expected `accelerator`, such as H100",
+        ),
+        (
+            FARM.format("{flavour: tensorrt_rtx, compute_capabilities: current}"),
+            "4:18: `compute_capabilities: current` builds on the GPU that it is for; expected `accelerator`",
+        ),
+        (
+            FARM.format("{accelerator: H100, flavour: tensorrt, compute_capabilities: [80]}"),
+            "4:79: TensorRT builds for the GPU that it runs on; leave it out",
+        ),
+        (
+            FARM.format("{flavour: tensorrt_rtx}, {accelerator: L4, flavour: tensorrt_rtx}"),
+            "4:43: makes the same engines as farm.targets[0], rtx-sm80+; give it other",
+        ),
+        (FARM.format(f"{ON_H100}, {ON_H100}"), "4:58: listed twice: "),
+        (
+            FARM.format(ON_H100) + "device: 1\n",
+            "5:9: is a GPU of this machine, and `farm.targets` says what is built for; leave it out",
+        ),
+        (
+            FARM.format(ON_H100) + "tensorrt: {flavour: tensorrt}\n",
+            "5:21: every one of `farm.targets` names its own; leave it out",
+        ),
+        (
+            FARM.format(ON_H100) + "torch_tensorrt: {engine_cache: true}\n",
+            "5:32: is kept on one machine, and workers keep none; leave it out",
+        ),
+        (
+            FARM.format(ON_H100)[:-2] + ", retries: -1}\n",
+            "4:68: farm.retries: input should be greater than or equal to 0, got -1",
+        ),
+        ("executor: slurm\n", "3:11: executor: expected 'local' or 'ray', got 'slurm'"),
+    ],
+)
+def test_farm_that_cannot_be_is_refused_where_it_stands(problems: Problems, text: str, problem: str) -> None:
+    """With what to do instead."""
+    (found,) = problems(MATRIX + text)
+    assert found.startswith(problem)
+
+
+def test_share_of_memory_takes_a_gpu(problems: Problems, load: Callable[[str], Config]) -> None:
+    """Of each of the farm's targets its own; a target without one has none to share."""
+    text = "profiles: [1]\nworkspaces: [25%]\nexecutor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
+    assert problems(text) == ["4:18: workspace '25%' is a share of a GPU's memory; expected `accelerator`, or bytes"]
+    assert load(text.replace("{flavour: tensorrt_rtx}", ON_H100)).farm_targets[0].needs == "H100 with tensorrt"
+
+
+def test_farm_has_defaults(load: Callable[[str], Config]) -> None:
+    """Whoever runs `doit` on a machine of the cluster names the targets alone."""
+    farm = load(MATRIX + FARM.format(ON_H100)).farm
+    assert farm is not None
+    assert (farm.address, farm.retries, farm.step_timeout_seconds) == ("auto", 2, 7200.0)

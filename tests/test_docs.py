@@ -6,8 +6,10 @@ import runpy
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 import pipeline
+from pipeline.config import load_config
 
 from .conftest import REPOSITORY
 
@@ -41,3 +43,19 @@ def test_every_record_of_the_manifest_is_documented(generated: dict[Path, str]) 
     assert {"| `built_at: AwareDatetime` |", "| `gpu: GpuType \\| None` |", "| `gpu-graph` |"} <= {
         line[: line.index("` |") + 3] for line in text.splitlines() if "` |" in line
     }
+
+
+def test_the_cluster_is_one_for_ray() -> None:
+    """What docs/farm.md has `ray up` start is what Ray's own schema takes."""
+    from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415 - it takes a second
+
+    validate_config(prepare_config(yaml.safe_load((REPOSITORY / "docs/cluster.yaml").read_text())))
+
+
+def test_the_farm_of_the_docs_is_a_configuration(tmp_path: Path) -> None:
+    """With the matrix of this repository's own."""
+    text = (REPOSITORY / "docs/farm.md").read_text().split("```yaml\n")[1].split("```")[0]
+    own = (REPOSITORY / "pipeline.yaml").read_text().replace("executor: local", "# executor: local")
+    (tmp_path / "pipeline.yaml").write_text(own + text)
+    config = load_config(tmp_path / "pipeline.yaml")
+    assert [target.accelerator for target in config.farm_targets] == ["H100", "L4", "RTX-PRO-6000"]

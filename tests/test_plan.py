@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.plan import CPU_TARGET, GPU_TARGET, Plan, Stage, Step
 from pipeline.records import Backend, EngineFlavour, Gpu, Graph, Precision, Tool, Variant, Workspace
 
-from .hosts import H100, L4, RTX, TRT10, TRT86, host
+from .hosts import H100, L4, RTX, TRT10, TRT86, host, workers
 
 
 def _config(**values: object) -> Config:
@@ -237,13 +237,14 @@ def test_configured_flavour_goes_before_the_one_installed() -> None:
     """A flavour that the file names is taken, with the version that this host has of it."""
     config = _config(tensorrt={"flavour": "tensorrt_rtx"})
     plan = Plan(config, host(H100, flavours=(TRT10, RTX)))
-    assert (plan.flavour, plan.flavour_version) == (EngineFlavour.TENSORRT_RTX, "1.4.0.76")
+    (found,) = plan.engine_targets
+    assert (found.flavour, found.flavour_version) == (EngineFlavour.TENSORRT_RTX, "1.4.0.76")
 
 
 def test_flavour_that_is_not_installed_has_no_version() -> None:
     """Of a flavour that this host lacks there is no version to know."""
-    plan = Plan(_config(tensorrt={"flavour": "tensorrt"}), host(flavours=(RTX,)))
-    assert plan.flavour_version == "absent"
+    (found,) = Plan(_config(tensorrt={"flavour": "tensorrt"}), host(flavours=(RTX,))).engine_targets
+    assert found.flavour_version == "absent"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,8 @@ def test_target_of_a_flavour_that_is_not_installed_has_no_version(
 
 def test_host_without_a_flavour_plans_for_tensorrt_rtx() -> None:
     """Where neither is installed, the default is what installs anywhere."""
-    assert Plan(_config()).flavour is EngineFlavour.TENSORRT_RTX
+    (found,) = Plan(_config()).engine_targets
+    assert found.flavour is EngineFlavour.TENSORRT_RTX
 
 
 def test_tuned_engine_needs_the_gpu_that_it_was_tuned_on() -> None:
@@ -507,3 +509,79 @@ def test_no_two_variants_share_an_id(plan: Plan) -> None:
     """Whatever the matrix is, ids, which folders are named after, are unique, in any case of letters."""
     names = [variant.id.lower() for variant in plan.variants]
     assert len(set(names)) == len(names)
+
+
+def _farm(*targets: dict[str, object], **values: object) -> Config:
+    return _config(executor="ray", farm={"targets": targets}, **values)
+
+
+TUNED: dict[str, object] = {"accelerator": "H100", "flavour": "tensorrt"}
+AHEAD: dict[str, object] = {"flavour": "tensorrt_rtx"}
+OF_H100 = workers("H100 with tensorrt", host(H100, flavours=(TRT10,)))
+OF_L4 = workers("L4 with tensorrt_rtx", host(L4, torch="absent"))
+OF_PROCESSORS = workers("a processor with tensorrt_rtx", host(torch="absent"))
+
+
+def test_farm_has_the_targets_of_all_its_machines() -> None:
+    """Each in the flavour that it names; modules where the machines have torch."""
+    config = _farm(TUNED, {"accelerator": "L4", "flavour": "tensorrt_rtx", "compute_capabilities": "current"}, AHEAD)
+    plan = Plan(config, host(), (OF_H100, OF_L4, OF_PROCESSORS))
+    engines = [(found.name, found.flavour_version, found.gpu) for found in plan.engine_targets]
+    assert engines == [
+        ("sm90-h100-80gb-hbm3-trt10.15", "10.15.1.29", H100),
+        ("sm89-l4-rtx1.4", "1.4.0.76", L4),
+        ("rtx-sm80+", "1.4.0.76", None),
+    ]
+    assert [found.name for found in plan.module_targets] == ["sm90-h100-80gb-hbm3-torch2.11"]
+
+
+def test_farm_runs_what_belongs_to_its_targets() -> None:
+    """What they share, and what runs on this processor, is made here."""
+    plan = Plan(_farm(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
+    where = {
+        (step.stage, step.subject.split("/")[1] if "/" in step.subject else ""): plan.workers(step)
+        for step in plan.steps
+    }
+    tuned = {stage for (stage, _), found in where.items() if found == OF_H100}
+    assert tuned == {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}
+    assert where[Stage.BUILD, "rtx-sm80+"] == OF_PROCESSORS
+    assert {found for (_, target), found in where.items() if target in {"", CPU_TARGET, "fp32"}} == {None}
+    assert {plan.workers(step) for step in plan.on_demand} == {None, OF_H100, OF_PROCESSORS}
+
+
+def test_farms_machines_time_without_waiting_for_each_other() -> None:
+    """What is timed comes after what its own machines build and validate; here it comes after everything."""
+    plan = Plan(_farm(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
+    after = {target: plan.dependencies(Step(Stage.BENCHMARK, f"m/{target}")).follows for target in plan.targets}
+    assert {plan.workers(step) for step in after["rtx-sm80+"]} == {OF_PROCESSORS}
+    assert {plan.workers(step) for step in after["sm90-h100-80gb-hbm3-trt10.15"]} == {OF_H100}
+    assert {plan.workers(step) for step in after[CPU_TARGET]} == {None, OF_H100, OF_PROCESSORS}
+
+
+def test_farms_baseline_is_of_the_same_machines() -> None:
+    """Eager FP32 on the GPU that an engine runs on; machines without torch have none."""
+    plan = Plan(_farm(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
+    baseline = plan.baseline("sm90-h100-80gb-hbm3-trt10.15")
+    assert baseline is not None
+    assert baseline.id == "m/sm90-h100-80gb-hbm3-torch2.11/eager-fp32"
+    assert plan.baseline("rtx-sm80+") is None
+
+
+def test_share_of_memory_is_of_each_targets_own_gpu() -> None:
+    """A quarter of an H100 is more than a quarter of an L4."""
+    config = _farm(
+        TUNED,
+        {"accelerator": "L4", "flavour": "tensorrt_rtx", "compute_capabilities": "current"},
+        workspaces=["25%"],
+    )
+    plan = Plan(config, host(), (OF_H100, OF_L4))
+    sizes = {variant.target: variant.workspace for variant in _engines(plan)}
+    assert sizes["sm90-h100-80gb-hbm3-trt10.15"] == Workspace(bytes=20 * 2**30, label="25pct")
+    assert sizes["sm89-l4-rtx1.4"] == Workspace(bytes=6 * 2**30, label="25pct")
+
+
+def test_machines_without_torch_build_no_modules() -> None:
+    """Nor is anything skipped for them."""
+    plan = Plan(_farm(AHEAD), host(), (OF_PROCESSORS,))
+    assert plan.module_targets == ()
+    assert plan.targets == (CPU_TARGET, "rtx-sm80+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,3 +280,24 @@ def test_in_time_a_failure_is_no_silent_eager() -> None:
     compiled = compile_in_time(Library(fails="no engine"), network(), {}, lambda _: None)
     with torch.inference_mode(), pytest.raises(Exception, match="no engine"):
         compiled(torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "version", "refused"),
+    [
+        (Backend.DYNAMO_AOTI, "torch-tensorrt-rtx", "2.11.0", True),
+        (Backend.DYNAMO_AOTI, "torch-tensorrt-rtx", "2.12.0", False),
+        (Backend.DYNAMO_AOTI, "torch-tensorrt", "2.11.0", False),
+        (Backend.DYNAMO, "torch-tensorrt-rtx", "2.11.0", False),
+    ],
+)
+def test_format_that_a_version_cannot_load_is_not_made(
+    mode: Backend,
+    name: str,
+    version: str,
+    refused: bool,  # noqa: FBT001 - pytest passes it by name
+) -> None:
+    """A package that crashes every process is no artifact; other versions are tried."""
+    said = pytest.raises(UnsupportedError, match="crashes every process that loads it") if refused else nullcontext()
+    with said:
+        torchtrt_adapter.check_format(mode, Tool(name=name, version=version))

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.config import HardwareCompatibility, TacticSource, TensorRTConfig
-from pipeline.errors import BuildError, UnsupportedError
+from pipeline.errors import BuildError, RunError, UnsupportedError
 from pipeline.records import BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, Profile, TensorSpec
 from pipeline.trt_adapter import (
     BuildLog,
@@ -26,6 +26,7 @@ from pipeline.trt_adapter import (
     weight_warnings,
 )
 from pipeline.trt_adapter.builder import _failure, _layers_digest, _measure, unsupported
+from pipeline.trt_adapter.refitter import put_weights
 
 from .hosts import H100
 
@@ -552,3 +553,22 @@ WARNING        - 1 weights are affected by this issue: Detected values less than
 def test_warnings_about_weights_are_counted(log: str, said: list[tuple[str, int]]) -> None:
     """Whether a builder names each weight, again and again, or counts them: issues with how many weights they touch."""
     assert [(warning.issue, warning.weights) for warning in weight_warnings(log)] == said
+
+
+class WithoutRefitter:
+    """A TensorRT whose bindings gave no refitter for an engine, as they do for one that was not built for that."""
+
+    OnnxParserRefitter = None
+
+    @staticmethod
+    def Refitter(engine: object, logger: object) -> None:  # noqa: N802 - TensorRT's name
+        """Fail as pybind11 does."""
+        del engine, logger
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_engine_that_was_not_built_for_other_weights_says_so(tmp_path: Path) -> None:
+    """Seen with TensorRT-RTX 1.4 on an H100; the caller builds it again."""
+    with pytest.raises(RunError, match="the engine cannot be refitted") as caught:
+        put_weights(WithoutRefitter, None, None, BuildLog(), tmp_path / "fp16.onnx")
+    assert "`refit: true`" in str(caught.value)

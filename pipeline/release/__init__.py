@@ -8,14 +8,13 @@ OpenSSF model signature over all of that.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import read_record, replace_folder, sha256_of, write_bytes, write_record
+from pipeline.atomic import read_record, replacing_folder, sha256_of, write_bytes, write_record
 from pipeline.environment import git_state
-from pipeline.errors import ReleaseError, storage_errors
+from pipeline.errors import ReleaseError
 from pipeline.plan import Stage, Step
 from pipeline.records import Backend, Manifest, Recipe, Status
 from pipeline.release.archive import pack, unpacked
@@ -34,8 +33,6 @@ MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
 BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
 EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
 """What every release has beside its artifacts' files."""
-_NOT_DEPLOYED = {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
-"""What a build has to compare with, and a release has not."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +68,12 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         raise ReleaseError("nothing may be deployed", expected=expected, fix="see the table that `doit` prints")
     name = f"{project.plan.model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
     folder = project.paths.releases / name
-    with storage_errors(f"writing {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        try:
-            scratch.chmod(0o755)
-            _fill(project, manifest, git, scratch)
-            if signer:
-                signer.sign(scratch)
-            archive = folder.parent / f"{name}.tar.zst"
-            pack(scratch, archive, manifest.built_at)
-            replace_folder(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    archive = folder.parent / f"{name}.tar.zst"
+    with replacing_folder(folder) as scratch:
+        _fill(project, manifest, git, scratch)
+        if signer:
+            signer.sign(scratch)
+        pack(scratch, archive, manifest.built_at)
     return Release(folder, archive, manifest, signer is not None)
 
 
@@ -112,7 +102,7 @@ def _commit(*, allow_dirty: bool) -> GitState | None:
 
 def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
     for entry in manifest.artifacts:
-        if entry.status is Status.DEPLOYABLE and entry.file and entry.kind not in _NOT_DEPLOYED:
+        if entry.status is Status.DEPLOYABLE and entry.file and not entry.kind.is_baseline:
             yield entry
 
 

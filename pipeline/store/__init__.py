@@ -27,7 +27,7 @@ from pipeline.progress import Bars
 from pipeline.records import StoredRelease, StoreTag
 from pipeline.release import EVIDENCE, check_release, entry_files, verify_release
 from pipeline.release.archive import MAX_BYTES, unpacked
-from pipeline.store.objects import ObjectStore
+from pipeline.store.objects import ObjectStore, blob_path
 from pipeline.store.staging import staged
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
         files = tuple(describe_file(path, folder) for path in paths)
         listing = StoredRelease(name=release.name.removesuffix(".tar.zst"), files=files)
         different = list({file.sha256: file for file in files}.values())
-        there = _at_once(lambda file: not again and store.size(_blob(file.sha256)) == file.bytes, different)
+        there = _at_once(lambda file: not again and store.size(blob_path(file.sha256)) == file.bytes, different)
         missing = tuple(file for file, is_there in zip(different, there, strict=True) if not is_there)
         with _Progress("pushing", missing) as told:
-            _at_once(lambda file: store.upload(_blob(file.sha256), folder / file.path, told), missing)
+            _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, told), missing)
     text = listing.to_json().encode()
     digest = hashlib.sha256(text).hexdigest()
     store.write(_listing(digest), text)
@@ -184,7 +184,7 @@ class _Files:
 
     def _fetch(self, file: FileRecord, told: Callable[[int], None]) -> None:
         fix = "run this again; where it stays so, push the release again with --again"
-        self._store.fetch(_blob(file.sha256), file, self._place.path / file.path, told, fix)
+        self._store.fetch(blob_path(file.sha256), file, self._place.path / file.path, told, fix)
 
     def of_entry(self, entry: ManifestEntry) -> set[str]:
         """Return the paths of an artifact's files, of which some are named by others."""
@@ -254,7 +254,7 @@ def _reached(store: ObjectStore) -> set[str]:
     for item in store.objects("tags"):
         digest = _digest_of(store, PurePosixPath(item.path).stem)
         files = _read_listing(store, digest).files
-        paths |= {_listing(digest), *(_blob(file.sha256) for file in files)}
+        paths |= {_listing(digest), *(blob_path(file.sha256) for file in files)}
     return paths
 
 
@@ -264,10 +264,11 @@ def _digest_of(store: ObjectStore, name: str) -> str:
         return name
     _check_tag(name)
     path = _tag(name)
-    if store.size(path) is None:
+    text = store.read(path, _MAX_TAG_BYTES)
+    if text is None:
         raise StoreError(f"{store.shown} has no tag {name}", fix="`python -m pipeline tag URL` lists them")
     try:
-        return StoreTag.model_validate_json(store.read(path, _MAX_TAG_BYTES)).release
+        return StoreTag.model_validate_json(text).release
     except ValidationError as exc:
         raise StoreError(f"{path} of {store.shown} is damaged", fix="move the tag again") from exc
 
@@ -275,11 +276,11 @@ def _digest_of(store: ObjectStore, name: str) -> str:
 def _read_listing(store: ObjectStore, digest: str) -> StoredRelease:
     """Return what a release consists of, once that is what its digest says."""
     path = _listing(digest)
-    if store.size(path) is None:
+    text = store.read(path, _MAX_LISTING_BYTES)
+    if text is None:
         raise StoreError(
             f"{store.shown} has no release {digest}", fix="`python -m pipeline tag URL` lists what there is"
         )
-    text = store.read(path, _MAX_LISTING_BYTES)
     got = hashlib.sha256(text).hexdigest()
     if got != digest:
         raise StoreError(f"{path} of {store.shown} is damaged", expected=f"SHA-256 {digest}", got=f"SHA-256 {got}")
@@ -299,10 +300,6 @@ def _check_tag(name: str) -> None:
         raise StoreError(
             f"{name!r} is no name for a tag", expected="letters, digits, `.`, `_` and `-`, 128 at most, and no digest"
         )
-
-
-def _blob(digest: str) -> str:
-    return f"blobs/{digest[:2]}/{digest}"
 
 
 def _listing(digest: str) -> str:

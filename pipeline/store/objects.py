@@ -37,6 +37,11 @@ class StoredObject(NamedTuple):
     """None where the store does not say."""
 
 
+def blob_path(sha256: str) -> str:
+    """Return where an object lies that is known by its digest."""
+    return f"blobs/{sha256[:2]}/{sha256}"
+
+
 class ObjectStore:
     """Reads and writes objects by their paths below a URL."""
 
@@ -95,18 +100,21 @@ class ObjectStore:
         except _MissingError:
             return None
 
-    def read(self, path: str, limit: int) -> bytes:
-        """Return a small object.
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Return a small object; None where there is none.
 
         Args:
             path: below the URL.
             limit: more bytes than this are refused.
 
         Raises:
-            StoreError: there is none, it is larger, or the store cannot be reached.
+            StoreError: it is larger, or the store cannot be reached.
         """
-        with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", **self._how) as file:
-            data: bytes = file.read(limit + 1)
+        try:
+            with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", **self._how) as file:
+                data: bytes = file.read(limit + 1)
+        except _MissingError:
+            return None
         if len(data) > limit:
             raise StoreError(f"{path} of {self.shown} is too large", expected=f"at most {limit:,} bytes")
         return data

@@ -49,10 +49,22 @@ def put_weights(trt: Any, engine: Any, logger: Any, log: BuildLog, weights: Path
     """
     if not hasattr(trt, "OnnxParserRefitter"):  # 8.6, which cannot build an engine without weights either
         raise RunError(f"TensorRT {trt.__version__} cannot refit an engine from an ONNX file")
-    refitter = trt.Refitter(engine, logger)
+    refitter = _refitter(trt, engine, logger, log)
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise refused("the engine cannot be refitted", log, f"the weights that it was built with, in {weights}")
+
+
+def _refitter(trt: Any, engine: Any, logger: Any, log: BuildLog) -> Any:  # noqa: ANN401 - TensorRT is untyped
+    """Return the library's refitter of an engine.
+
+    Raises:
+        RunError: it has none, because the engine was not built for that.
+    """
+    try:
+        return trt.Refitter(engine, logger)
+    except TypeError as exc:  # so its bindings say that the library gave none
+        raise refused("the engine cannot be refitted", log, "one that was built with `refit: true`") from exc
 
 
 def _put_named(
@@ -63,7 +75,7 @@ def _put_named(
     values: Mapping[str, npt.NDArray[np.generic]],
 ) -> None:
     """Put weights into an engine by their names: its parser has called them as the graph does."""
-    refitter = trt.Refitter(engine, logger)
+    refitter = _refitter(trt, engine, logger, log)
     names = refitter.get_all_weights()
     if unknown := sorted(set(names) - values.keys()):
         raise RunError("the engine cannot be refitted", got=f"weights that the graph does not name: {unknown[:3]}")

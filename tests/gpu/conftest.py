@@ -37,7 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 TINY_ON_A_GPU = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]").replace("[16MiB, 32MiB]", "[64MiB]")
-TINY_ON_A_GPU += "torch_tensorrt: {formats: [exported_program, aot_inductor]}\n"
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +58,6 @@ _MODULES = (
     "dynamo-fp16-b1-ws64MiB",
     "dynamo-fp16-b1-2-4-ws64MiB",
     "dynamo-fp32-b1-ws64MiB",
-    "dynamo_aoti-fp16-b1-ws64MiB",
     "torch_compile-fp16-b1-ws64MiB",
 )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 
-SAVED = ("dynamo-fp16-b1-ws64MiB", "dynamo-fp16-b1-2-4-ws64MiB", "dynamo_aoti-fp16-b1-ws64MiB")
+SAVED = ("dynamo-fp16-b1-ws64MiB", "dynamo-fp16-b1-2-4-ws64MiB")
 COMPILED = (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def flavour(project: Project) -> Flavour:
     """The TensorRT of this host, on its first GPU."""
     cuda.use(project.plan.host.gpus[0])
-    return load_flavour(project.plan.flavour)
+    return load_flavour(project.plan.engine_targets[0].flavour)
 
 
 @pytest.fixture(scope="module")

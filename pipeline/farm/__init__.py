@@ -1,0 +1,15 @@
+"""Steps that run on other machines: `executor: ray`.
+
+    inspection  which machines there are, and whether each target has one: `farm.json`, which plans are made from
+    parcels     a step ↔ what travels: its command, its inputs by digest, what it has made
+    worker      runs a parcel on the machine that has it
+    cluster     Ray
+    flights     two drivers do not build the same at once
+
+Where a step runs changes nothing else: its record, its key, its log and its messages are those of one that ran here.
+"""
+
+from pipeline.farm.executor import Farm
+from pipeline.farm.inspection import look_at_farm
+
+__all__ = ["Farm", "look_at_farm"]

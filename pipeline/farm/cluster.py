@@ -1,0 +1,388 @@
+"""The one place that knows Ray: nodes, tasks, objects, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline import __version__
+from pipeline.errors import FarmError, LostWorkerError, one_line
+from pipeline.farm.parcels import Parcel
+from pipeline.farm.worker import CHUNK_BYTES, work
+from pipeline.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pipeline.config import FarmTarget
+
+_LITTLE = 0.001
+"""Of a resource that is not used up, but tells where a task may run."""
+_LOOK_SECONDS = 5.0
+"""How often something else than the worker's words is looked at, such as the time."""
+_ANSWER_SECONDS = 10.0
+"""How long a task that was asked to end may take; then its process is killed."""
+_TRY_SECONDS = 40.0
+"""How long Ray takes to see that nobody answers."""
+_ACCELERATOR = "accelerator_type:"
+"""Ray's prefix of the resource that names a node's type of GPU."""
+_NAMESPACE = f"model-artifact-pipeline-{__version__}"
+_OUR_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run doit` would have Ray send the whole folder to every worker
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class Needs(NamedTuple):
+    """What a node must have for a task to run there."""
+
+    accelerator: str | None
+    resources: tuple[str, ...]
+
+    @classmethod
+    def of(cls, target: FarmTarget) -> Needs:
+        """Return what a target's steps need."""
+        return cls(target.accelerator, target.resources)
+
+    @property
+    def gpus(self) -> int:
+        """A whole GPU or none: what builds on it times its tactics, and what is timed must be alone."""
+        return 1 if self.accelerator else 0
+
+    def met_by(self, node: Node) -> bool:
+        """Return whether a node could ever run it."""
+        wanted = {"CPU": 1.0, "GPU": float(self.gpus), **dict.fromkeys(self._marks, _LITTLE)}
+        return all(node.resources.get(name, 0.0) >= amount for name, amount in wanted.items())
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        return (*([_ACCELERATOR + self.accelerator] if self.accelerator else []), *self.resources)
+
+    @property
+    def shown(self) -> str:
+        """As a phrase, for messages."""
+        gpu = f"1 GPU of accelerator type {self.accelerator}" if self.accelerator else "1 CPU"
+        return ", ".join((gpu, *(f"the resource {name!r}" for name in self.resources)))
+
+    def options(self) -> dict[str, object]:
+        """Return it in Ray's words."""
+        return {"num_cpus": 1, "num_gpus": self.gpus, "resources": dict.fromkeys(self._marks, _LITTLE)}
+
+
+class Node(NamedTuple):
+    """A machine of the cluster."""
+
+    id: str
+    address: str
+    resources: dict[str, float]
+
+    @property
+    def shown(self) -> str:
+        """What it has, for messages."""
+        hidden = ("node:", "memory", "object_store_memory", _ACCELERATOR)
+        plain = [f"{value:g} {name}" for name, value in sorted(self.resources.items()) if not name.startswith(hidden)]
+        types = [name.removeprefix(_ACCELERATOR) for name in self.resources if name.startswith(_ACCELERATOR)]
+        return f"{self.address}: {', '.join([*plain, *types]) or 'nothing'}"
+
+
+class Probe(Record):
+    """What a machine says of itself."""
+
+    package: str
+    host: str
+    """What `python -m pipeline host` prints there."""
+
+
+class Cluster:
+    """A Ray cluster that this process is a driver of."""
+
+    def __init__(self, ray: Any, address: str) -> None:  # noqa: ANN401 - Ray is imported where it is used
+        """Use `Cluster.connect`."""
+        self._ray = ray
+        self.address = address
+        self._step = ray.remote(max_retries=0, num_returns="streaming")(_remote_work)
+        self._probe = ray.remote(max_retries=0, num_cpus=0)(_remote_probe)
+
+    @classmethod
+    def connect(cls, address: str, timeout_seconds: float) -> Cluster:
+        """Join a cluster as a driver.
+
+        Args:
+            address: the head's `host:port`, or `auto` for the one that this machine is a node of.
+            timeout_seconds: how long that may take.
+
+        Raises:
+            FarmError: Ray is not installed, no cluster answers in time, or it has another version of Ray or Python.
+        """
+        if "://" in address:
+            raise FarmError(
+                f"farm.address takes host:port or auto, got {address}",
+                fix="make this machine a node, which needs no CPUs to give: "
+                "`ray start --address=HOST:PORT --num-cpus=0`, then `address: auto`",
+            )
+        tries = max(1, int(timeout_seconds / _TRY_SECONDS))
+        for name, value in {**_OUR_ENVIRONMENT, "RAY_NUM_REDIS_GET_RETRIES": str(tries)}.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray  # noqa: PLC0415 - 2 s, and only where there is something to do elsewhere
+        except ImportError as exc:
+            raise FarmError(
+                "executor: ray takes the package ray, which is not installed here",
+                fix="install this project with its extra `farm`",
+            ) from exc
+        if not ray.is_initialized():  # else this process has looked at the farm before
+            if address != "auto":
+                _check_that_somebody_listens(address, timeout_seconds, ray.util.get_node_ip_address())
+            with _signals_kept():
+                _join(ray, address)
+        return cls(ray, address)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the machines that are alive, in the order of their addresses.
+
+        Raises:
+            FarmError: the cluster cannot be reached.
+        """
+        with _ray_errors(f"reading the nodes of {self.address}"):
+            found = [item for item in self._ray.nodes() if item["Alive"]]
+        nodes = [Node(item["NodeID"], item["NodeManagerAddress"], dict(item["Resources"])) for item in found]
+        return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
+
+    def probe(self, node: Node) -> Pending:
+        """Ask a machine what it is; it need not be idle."""
+        return Pending(self._ray, self._probe.options(scheduling_strategy=self._on(node, soft=False)).remote())
+
+    def put(self, content: Path | bytes) -> list[Any]:
+        """Return a file's bytes as objects of the cluster, in pieces.
+
+        Raises:
+            FarmError: the cluster does not take them.
+        """
+        with _ray_errors("sending a file"):
+            if isinstance(content, bytes):
+                return [self._ray.put(content)]
+            with content.open("rb") as file:
+                return [self._ray.put(piece) for piece in iter(lambda: file.read(CHUNK_BYTES), b"")] or [
+                    self._ray.put(b"")
+                ]
+
+    def submit(self, parcel: Parcel, contents: list[list[Any]], needs: Needs, avoid: set[str]) -> Running:
+        """Have a worker run a parcel's command.
+
+        Args:
+            parcel: what to run.
+            contents: of its files, as `put` gives them.
+            needs: what its node must have.
+            avoid: nodes that have lost it before, where there are others.
+
+        Raises:
+            FarmError: the cluster cannot be reached.
+        """
+        options = needs.options()
+        others = [node for node in self.nodes() if needs.met_by(node) and node.id not in avoid] if avoid else []
+        if others:
+            options["scheduling_strategy"] = self._on(others[0], soft=True)
+        with _ray_errors("sending a step"):
+            return Running(self._ray, self._step.options(**options).remote(parcel.to_json(), contents))
+
+    def actor(self, kind: type, name: str) -> Any:  # noqa: ANN401 - a handle of Ray's
+        """Return the one object of a name on the cluster; it ends with the driver that was the first to ask.
+
+        Raises:
+            FarmError: the cluster cannot be reached.
+        """
+        here = next(node for node in self.nodes() if node.id == self._ray.get_runtime_context().get_node_id())
+        with _ray_errors(f"reaching {name}"):
+            return (
+                self._ray.remote(num_cpus=0)(kind)
+                .options(name=name, get_if_exists=True, scheduling_strategy=self._on(here, soft=True))
+                .remote()
+            )
+
+    def ask(self, reference: Any, timeout_seconds: float) -> Any:  # noqa: ANN401 - what the actor's method returns
+        """Return what an actor's method has returned.
+
+        Raises:
+            LostWorkerError: the actor has gone.
+            FarmError: it does not answer.
+        """
+        with _ray_errors("asking another driver"):
+            return self._ray.get(reference, timeout=timeout_seconds)
+
+    def _on(self, node: Node, *, soft: bool) -> object:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
+
+        return NodeAffinitySchedulingStrategy(node.id, soft=soft)
+
+    def close(self) -> None:
+        """Leave the cluster; what still runs there for this driver ends."""
+        self._ray.shutdown()
+
+
+class Pending:
+    """A machine that was asked what it is."""
+
+    def __init__(self, ray: Any, reference: Any) -> None:  # noqa: ANN401 - Ray's
+        self._ray = ray
+        self._reference = reference
+
+    def result(self, timeout_seconds: float) -> Probe:
+        """Return what it says.
+
+        Raises:
+            FarmError: it does not answer in time, or cannot.
+        """
+        with _ray_errors("asking a machine what it is"):
+            return Probe.model_validate_json(self._ray.get(self._reference, timeout=timeout_seconds))
+
+
+class Running:
+    """A parcel that a worker has, or will have."""
+
+    def __init__(self, ray: Any, generator: Any) -> None:  # noqa: ANN401 - Ray's
+        self._ray = ray
+        self._generator = generator
+
+    def items(self, look: Callable[[], None]) -> Iterator[str | bytes]:
+        """Yield what the worker tells and gives, as it comes.
+
+        Args:
+            look: called every few seconds; what it raises ends this.
+
+        Raises:
+            LostWorkerError: the worker or its node has gone.
+            FarmError: it could not begin.
+        """
+        while True:
+            look()
+            with _ray_errors("running a step"):
+                ready, _ = self._ray.wait([self._generator], timeout=_LOOK_SECONDS)
+                if not ready:
+                    continue
+                try:
+                    item = self._ray.get(next(self._generator))
+                except StopIteration:
+                    return
+            yield item
+
+    def cancel(self, *, force: bool = False) -> None:
+        """Ask it to end, or kill its worker."""
+        with suppress(Exception):  # it has ended, or its node has
+            self._ray.cancel(self._generator, force=force)
+
+    def end(self) -> None:
+        """End it, wherever it is, and see that it has; one that does not listen is killed."""
+        for force in (False, True):
+            self.cancel(force=force)
+            with suppress(Exception):  # the same
+                if self._ray.wait([self._generator.completed()], timeout=_ANSWER_SECONDS)[0]:
+                    return
+
+
+def _remote_work(text: str, contents: list[list[Any]]) -> Iterator[str | bytes]:
+    """Be the task: `work`, with inputs out of Ray's object store."""
+    import ray  # noqa: PLC0415 - of the worker
+
+    node = ray.get_runtime_context().get_node_id()
+    yield from work(Parcel.model_validate_json(text), lambda number: map(ray.get, contents[number]), node)
+
+
+def _remote_probe() -> str:
+    """Be the task: ask this package, in a process of its own, what this machine is; CUDA is to show all of it."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "pipeline", "host"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
+    if done.returncode != 0:
+        raise FarmError(f"{platform.node()} cannot say what it is", got=done.stderr.strip()[-500:])
+    return Probe(package=__version__, host=done.stdout).to_json()
+
+
+def _check_that_somebody_listens(address: str, timeout_seconds: float, own: str) -> None:
+    """Check that a connection can be made, where Ray would look for minutes.
+
+    Raises:
+        FarmError: it cannot, or the address is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise FarmError(f"farm.address takes host:port or auto, got {address}")
+    seen = own if host in {"localhost", "127.0.0.1", "::1"} else host  # as Ray takes it
+    try:
+        socket.create_connection((seen, int(port)), timeout=timeout_seconds).close()
+    except OSError as exc:
+        raise FarmError(
+            f"no Ray cluster answers at {seen}:{port}",
+            got=one_line(exc),
+            fix="start its head with `ray start --head`, or correct farm.address",
+        ) from exc
+
+
+def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
+    try:
+        ray.init(address=address, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except Exception as exc:  # RuntimeError, ConnectionError, ValueError: Ray has no one type for it
+        text = " ".join(str(exc).split())
+        skew = "ersion mismatch" in text
+        raise FarmError(
+            "the cluster has another version of Ray or of Python" if skew else f"cannot join the cluster at {address}",
+            expected=f"Ray {ray.__version__} and Python {platform.python_version()}, as here" if skew else "",
+            got=text[:500],
+            fix="install the same versions on every machine"
+            if skew
+            else "this machine must be a node of the cluster: "
+            "`ray start --address=HOST:PORT --num-cpus=0` makes it one that gives no CPUs",
+        ) from exc
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what signals do here: Ray takes SIGTERM for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _ray_errors(doing: str) -> Iterator[None]:
+    """Translate what Ray raises."""
+    from ray import exceptions  # noqa: PLC0415 - see `connect`
+
+    lost = (
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.ObjectLostError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ActorDiedError,
+        exceptions.ActorUnavailableError,
+    )
+    try:
+        yield
+    except lost as exc:
+        raise LostWorkerError(f"{doing}: the worker was lost", got=one_line(exc)) from exc
+    except exceptions.TaskCancelledError as exc:
+        raise FarmError(f"{doing}: it was cancelled") from exc
+    except exceptions.GetTimeoutError as exc:
+        raise FarmError(f"{doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why") from exc
+    except exceptions.RayTaskError as exc:
+        cause = exc.cause if isinstance(exc.cause, Exception) else exc
+        if isinstance(cause, FarmError):
+            raise FarmError(str(cause)) from exc
+        raise FarmError(
+            f"{doing}: the worker cannot run this package",
+            got=one_line(cause),
+            fix=f"install model-artifact-pipeline {__version__} on every machine of the farm",
+        ) from exc
+    except (exceptions.RayError, ConnectionError) as exc:
+        raise FarmError(f"{doing} failed", got=one_line(exc)) from exc

@@ -1,0 +1,292 @@
+"""Runs steps on the farm as `doit` runs them here: what they print is shown, what they make lies in artifacts/."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pipeline.atomic import scratch_folder
+from pipeline.cache import SharedCache
+from pipeline.errors import FarmError, LostWorkerError, storage_errors
+from pipeline.farm.cluster import Cluster, Needs
+from pipeline.farm.flights import Flights
+from pipeline.farm.inspection import able_nodes, look
+from pipeline.farm.parcels import Began, Made, Refused, Said, accept, check_list, pack, read_message
+from pipeline.isolation import describe_exit
+from pipeline.keys import key_of
+from pipeline.plan import Stage
+from pipeline.project import read_farm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from pipeline.config import FarmConfig, FarmTarget
+    from pipeline.farm.cluster import Running
+    from pipeline.farm.parcels import Input
+    from pipeline.plan import Step
+    from pipeline.project import Project
+    from pipeline.records import FarmHost, FileRecord
+
+    Say = Callable[[Said], None]
+
+_SILENCE_SECONDS = 60.0
+"""Beyond the time that a step is given: for what it has made to come back."""
+_LOOK_SECONDS = 10.0
+"""How often it is seen that a step that waits can still run somewhere."""
+_STOP_SECONDS = 15.0
+"""How long steps may take to end when asked to; then their workers are killed."""
+_KILLED = {-signal.SIGKILL, -signal.SIGTERM}
+"""How processes end that somebody else has ended: the kernel for want of memory, or whoever stops a machine."""
+
+
+class Farm:
+    """A driver of the cluster; it joins when the first step is to run."""
+
+    def __init__(self, project: Project) -> None:
+        """Nothing is reached yet."""
+        self._project = project
+        self._lock = threading.Lock()
+        self._cluster: Cluster | None = None
+        self._flights: Flights | None = None
+        self._refused = False
+        self._sent: dict[str, list[Any]] = {}
+        self._running: set[Running] = set()
+        self._stopped = threading.Event()
+
+    def run(self, step: Step, say: Say) -> int:
+        """Run a step on a worker; or take what another machine has made of it.
+
+        Args:
+            step: of a target that the farm builds.
+            say: is told every line.
+
+        Returns:
+            its exit status.
+
+        Raises:
+            FarmError: it could not be run, or what came back does not hold.
+            PipelineError: what it is made from is missing, or its results cannot be written.
+        """
+        project = self._project
+        workers = project.plan.workers(step)
+        if workers is None:
+            raise FarmError(f"{step.stage.value} {step.subject} is no step of the farm's")
+        cache = SharedCache(project.config.cache) if project.config.cache else None
+        if cache and (found := cache.fetch(project, step)):
+            say(_told(f"taken from {found}"))
+            return 0
+        cluster = self._joined()
+        with self._alone(step, say) as waited:
+            if waited and cache and (found := cache.fetch(project, step)):
+                say(_told(f"taken from {found}"))
+                return 0
+            status = self._run_somewhere(cluster, step, workers, say)
+            if status == 0 and cache:
+                cache.offer(project, step)
+            return status
+
+    def _alone(self, step: Step, say: Say) -> AbstractContextManager[bool]:
+        """Keep other drivers from building the same meanwhile."""
+        if step.stage is not Stage.BUILD or self._flights is None:
+            return nullcontext(enter_result=False)
+        told: list[str] = []
+
+        def waiting(holder: str) -> None:
+            self._check_stopped()
+            if holder not in told:
+                say(_told(f"waiting for {holder}, which builds the same"))
+            told.append(holder)
+
+        return self._flights.alone(key_of(self._project, step).digest, waiting)
+
+    def _joined(self) -> Cluster:
+        """Join the cluster, and see that it still is what the plan was made for."""
+        with self._lock:
+            if self._refused:
+                raise FarmError("the farm cannot be used; the first step that tried says why")
+            if self._cluster is None:
+                self._refused = True  # unless what follows goes well
+                farm = _of(self._project)
+                before = read_farm(self._project.config, self._project.paths)
+                cluster = Cluster.connect(farm.address, farm.connect_timeout_seconds)
+                if {*look(cluster, farm, self._project.paths).hosts} - {*before.hosts}:
+                    raise FarmError(
+                        "the farm's machines are not what they were when this was planned",
+                        fix="run `doit` again: it plans for what they are now",
+                    )
+                self._flights = Flights(cluster, f"{platform.node()}, process {os.getpid()}")
+                self._cluster = cluster
+                self._refused = False
+            return self._cluster
+
+    def _run_somewhere(self, cluster: Cluster, step: Step, workers: FarmHost, say: Say) -> int:
+        """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
+        farm = _of(self._project)
+        target = next(item for item in farm.targets if item.needs == workers.needs)
+        packed = pack(self._project, step, workers)
+        contents = [self._content(cluster, item) for item in packed.inputs]
+        lost: set[str] = set()
+        for tries_left in range(farm.retries, -1, -1):
+            trip = _Trip(self._project, step, target, say)
+            try:
+                return self._try(cluster, trip, cluster.submit(packed.parcel, contents, Needs.of(target), lost))
+            except LostWorkerError as exc:
+                lost.add(trip.node)
+                again = f"it is run again elsewhere, {tries_left} more times at most" if tries_left else "given up"
+                say(_told(f"{exc.what}: {exc.got}; {again}", error=True))
+        raise FarmError(
+            f"its worker was lost {farm.retries + 1} times",
+            fix="see the cluster's logs for why, such as too little memory; or raise farm.retries",
+        )
+
+    def _content(self, cluster: Cluster, item: Input) -> list[Any]:
+        """Return a file as objects of the cluster; each travels there once."""
+        with self._lock:
+            found = self._sent.get(item.record.sha256)
+            if found is None:
+                found = self._sent[item.record.sha256] = cluster.put(item.content)
+            return found
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise FarmError("stopped before it had ended")
+
+    def _try(self, cluster: Cluster, trip: _Trip, running: Running) -> int:
+        """Follow a step to its end, and leave nothing running on the cluster that nobody waits for."""
+
+        def look() -> None:
+            self._check_stopped()
+            trip.check_time(cluster)
+
+        with self._lock:
+            self._running.add(running)
+        try:
+            return trip.follow(running.items(look))
+        except BaseException:
+            running.end()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(running)
+
+    def stop(self) -> None:
+        """End what runs for this driver, and see that it has ended."""
+        self._stopped.set()
+        for force in (False, True):
+            with self._lock:
+                running = [*self._running]
+            for item in running:
+                item.cancel(force=force)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while self._running and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+
+class _Trip:
+    """One try at a step: what its worker says and gives, until it has ended."""
+
+    def __init__(self, project: Project, step: Step, target: FarmTarget, say: Say) -> None:
+        self.node = ""
+        self._project, self._step, self._target, self._say = project, step, target, say
+        self._seconds = _of(project).step_timeout_seconds
+        self._deadline = math.inf
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def check_time(self, cluster: Cluster) -> None:
+        """Check that it has not taken too long, and while it waits for a worker, that there still can be one.
+
+        Raises:
+            FarmError: it has, or there cannot.
+        """
+        now = time.monotonic()
+        if now > self._deadline:
+            raise FarmError(
+                f"nothing has come back in {self._seconds:g} s, which is all that a step is given",
+                fix="raise farm.step_timeout_seconds, or see why it takes so long",
+            )
+        if not self.node and now > self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            able_nodes(self._target, cluster.nodes())
+
+    def follow(self, items: Iterator[str | bytes]) -> int:
+        """Tell what the worker says, take what it gives, and return the step's exit status.
+
+        Raises:
+            LostWorkerError: the worker has gone, or the step's process was killed.
+            FarmError: it refuses, or what it gives does not hold.
+            StorageError: it cannot be written here.
+        """
+        for item in items:
+            message = read_message(item if isinstance(item, str) else "bytes that nothing announces")
+            if isinstance(message, Began):
+                self.node = message.node
+                self._deadline = time.monotonic() + self._seconds + _SILENCE_SECONDS
+            elif isinstance(message, Said):
+                self._say(message)
+            elif isinstance(message, Refused):
+                raise FarmError(message.reason)
+            else:
+                return self._take(message, items)
+        raise LostWorkerError("running a step: the worker was lost", got="it fell silent")
+
+    def _take(self, made: Made, items: Iterator[str | bytes]) -> int:
+        if made.status in _KILLED:
+            raise LostWorkerError("running a step", got=describe_exit(made.status))
+        check_list(self._project, self._step, made)
+        with scratch_folder(self._project.paths.root) as staged:
+            for file in made.files:
+                _receive(file, items, staged / file.path)
+            accept(self._project, self._step, made, staged)
+        if made.status < 0:
+            self._say(_told(describe_exit(made.status), error=True))
+        return made.status
+
+
+def _receive(file: FileRecord, items: Iterator[str | bytes], path: Path) -> None:
+    """Write a file as it comes.
+
+    Raises:
+        FarmError: it is not what was announced.
+        StorageError: it cannot be written.
+    """
+    digest = hashlib.sha256()
+    left = file.bytes
+    with storage_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as out:
+            while left > 0:
+                piece = next(items, None)
+                if not isinstance(piece, bytes):
+                    break
+                left -= len(piece)
+                digest.update(piece)
+                out.write(piece)
+            out.flush()
+            os.fsync(out.fileno())
+        path.chmod(0o644)
+    if left or digest.hexdigest() != file.sha256:
+        raise FarmError(
+            f"{file.path} has not come as its worker announced it; nothing of the step was kept",
+            expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
+            got=f"{file.bytes - left:,} bytes, SHA-256 {digest.hexdigest()}",
+            fix="run it again; should it repeat, look at that machine's memory and disk",
+        )
+
+
+def _told(line: str, *, error: bool = False) -> Said:
+    return Said(error=error, line=line)
+
+
+def _of(project: Project) -> FarmConfig:
+    if project.config.farm is None:
+        raise FarmError("the configuration has no farm")
+    return project.config.farm

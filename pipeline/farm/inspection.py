@@ -1,0 +1,157 @@
+"""The cluster's machines → `farm.json`: what each of the configuration's targets would run on.
+
+Refused before anything is sent: a target that no machine can run, for which Ray would wait in silence; and machines of
+one kind that are not alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from pipeline import __version__
+from pipeline.atomic import read_record, write_record
+from pipeline.config import load_config
+from pipeline.environment import read_host
+from pipeline.errors import FarmError, PipelineError, UsageError
+from pipeline.farm.cluster import Cluster, Needs, Node, Probe
+from pipeline.paths import Paths
+from pipeline.records import DeploymentHost, FarmHost, FarmNode, FarmRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.config import FarmConfig, FarmTarget
+
+
+def look_at_farm(file: Path) -> FarmRecord:
+    """Ask the cluster's machines what they are, and keep that as `farm.json`.
+
+    Args:
+        file: the configuration.
+
+    Raises:
+        ConfigError: it is wrong.
+        UsageError: it names no farm.
+        FarmError: the cluster cannot be reached, or cannot run one of the targets.
+        StorageError: the record cannot be written.
+    """
+    config = load_config(file, read_host())
+    if config.farm is None:
+        raise UsageError(f"{file} names no farm", expected="executor: ray, and a key `farm` with its targets")
+    cluster = Cluster.connect(config.farm.address, config.farm.connect_timeout_seconds)
+    return look(cluster, config.farm, Paths(file.parent / config.artifacts, config.model.name))
+
+
+def look(cluster: Cluster, farm: FarmConfig, paths: Paths) -> FarmRecord:
+    """Do so on a cluster that this process has joined; machines that were asked before are not asked again."""
+    nodes = cluster.nodes()
+    able = {target.needs: able_nodes(target, nodes) for target in farm.targets}
+    asked = {node.id: node for found in able.values() for node in found}
+    known = {item.id: item for item in _known(paths).nodes if item.id in asked}
+    pending = {node.id: cluster.probe(node) for node in asked.values() if node.id not in known}
+    for name, answer in pending.items():
+        known[name] = _described(asked[name], answer.result(farm.connect_timeout_seconds))
+    before = {item.needs: item.host for item in _known(paths).hosts}
+    hosts = {}
+    for target in farm.targets:
+        host = common_host(target, [known[node.id] for node in able[target.needs]])
+        former = before.get(target.needs, host)
+        same = traits(former, target) == traits(host, target)  # then the plan does not change with who comes first
+        hosts[target.needs] = FarmHost(needs=target.needs, host=former if same else host)
+    record = FarmRecord(hosts=tuple(hosts.values()), nodes=tuple(known[name] for name in sorted(known)))
+    if record != _known(paths):
+        write_record(paths.farm, record)
+    return record
+
+
+def able_nodes(target: FarmTarget, nodes: Sequence[Node]) -> list[Node]:
+    """Return the machines that can run a target's steps.
+
+    Raises:
+        FarmError: none of them can.
+    """
+    needs = Needs.of(target)
+    if found := [node for node in nodes if needs.met_by(node)]:
+        return found
+    there = "; ".join(node.shown for node in nodes) or "no machine at all"
+    raise FarmError(
+        f"no machine of the farm can run what {target.needs} needs",
+        expected=needs.shown,
+        got=there,
+        fix="start one with `ray start --address=HOST:PORT`, or take the target out of farm.targets",
+    )
+
+
+def _known(paths: Paths) -> FarmRecord:
+    try:
+        return read_record(paths.farm, FarmRecord)
+    except PipelineError:
+        return FarmRecord(hosts=())
+
+
+def _described(node: Node, probe: Probe) -> FarmNode:
+    """Return what a machine says of itself.
+
+    Raises:
+        FarmError: it has another version of this package.
+    """
+    if probe.package != __version__:
+        raise FarmError(
+            f"{node.address} has another version of this package",
+            expected=__version__,
+            got=probe.package,
+            fix="install the same version on every machine of the farm",
+        )
+    try:
+        return FarmNode(id=node.id, host=DeploymentHost.model_validate_json(probe.host))
+    except ValidationError as exc:
+        raise FarmError(f"{node.address} does not say what it is", got=probe.host[:200]) from exc
+
+
+def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost:
+    """Return what a target's machines are, which in all that engines depend on are alike.
+
+    Raises:
+        FarmError: they are not, or lack what the target needs.
+    """
+    kinds: dict[str, list[FarmNode]] = {}
+    for node in nodes:
+        kinds.setdefault("; ".join(traits(node.host, target)), []).append(node)
+    if len(kinds) > 1:
+        raise FarmError(
+            f"the machines for {target.needs} are not alike, so that it would be chance what a step gives",
+            expected="the same versions and the same GPU; or a resource that only some declare, named in the target's "
+            "`resources`",
+            got="; and ".join(f"{len(alike)} with {kind}" for kind, alike in kinds.items()),
+        )
+    host = nodes[0].host
+    flavours = {tool.name for tool in host.host.flavours}
+    if target.flavour.value not in flavours:
+        raise FarmError(
+            f"the machines for {target.needs} lack its flavour",
+            expected=target.flavour.value,
+            got=", ".join(sorted(flavours)) or "no TensorRT",
+            fix="install it there; where only some have it, let them declare a resource and name that in the target",
+        )
+    if target.accelerator and target.builds_on_its_gpu and not host.host.gpus:
+        raise FarmError(
+            f"the machines for {target.needs} claim a GPU, and their driver shows none",
+            got=f"driver: {host.driver}",
+        )
+    return host
+
+
+def traits(host: DeploymentHost, target: FarmTarget) -> tuple[str, ...]:
+    """Return what must be the same on every machine that a target's steps may run on."""
+    versions = {tool.name: tool.version for tool in host.host.flavours}
+    gpu = host.host.gpus[0].name if host.host.gpus else "no GPU that its driver shows"
+    return (
+        f"{target.flavour.value} {versions.get(target.flavour.value, 'absent')}",
+        f"torch {host.host.torch}",
+        f"{host.torch_tensorrt.name} {host.torch_tensorrt.version}",
+        f"onnxruntime {host.onnxruntime.version}",
+        *([gpu] if target.accelerator else []),
+    )

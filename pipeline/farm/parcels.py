@@ -1,0 +1,293 @@
+"""What travels to a worker and back: a step's command, its inputs by digest, and what it has made.
+
+Nothing is pickled: a parcel and a message are JSON, and files are bytes. Which files a step takes and may give is
+decided here, from the plan and the records; what comes back is believed once it holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline import __version__
+from pipeline.atomic import describe_bytes, install_files
+from pipeline.digests import digests_in
+from pipeline.errors import FarmError, MissingRecordError, RecordError, storage_errors
+from pipeline.keys import key_of
+from pipeline.paths import Paths
+from pipeline.plan import Stage
+from pipeline.project import Project, read_farm
+from pipeline.records import FileRecord, Record, StageRecord
+from pipeline.staleness import asked_for, changes, readers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.plan import Step
+    from pipeline.records import FarmHost, Variant
+
+CONFIG = "pipeline.yaml"
+ARTIFACTS = "artifacts"
+"""Where the configuration and the artifacts lie on a worker, in the folder that it runs a step in."""
+
+
+class Parcel(Record):
+    """A command and what it takes."""
+
+    package: str = __version__
+    """The version of this package that has packed it; a worker with another refuses."""
+    command: tuple[str, ...]
+    """What follows Python's name."""
+    files: tuple[FileRecord, ...]
+    """By their paths below the folder that the command runs in."""
+    timed: bool = False
+    """Whether the command measures what users will see."""
+    timeout_seconds: float
+
+
+class Began(Record):
+    """A worker has taken a parcel."""
+
+    kind: Literal["began"] = "began"
+    node: str
+    """What the cluster calls its machine."""
+
+
+class Said(Record):
+    """A line that the command has printed."""
+
+    kind: Literal["said"] = "said"
+    error: bool
+    """To standard error."""
+    line: str
+
+
+class Made(Record):
+    """The command has ended; the bytes of `files` follow, in their order."""
+
+    kind: Literal["made"] = "made"
+    status: int
+    """The exit status; below 0 the signal that has ended it."""
+    files: tuple[FileRecord, ...]
+    """What is new or other than it was, by its path in the artifacts folder."""
+
+
+class Refused(Record):
+    """The worker could not run it."""
+
+    kind: Literal["refused"] = "refused"
+    reason: str
+
+
+Message = Began | Said | Made | Refused
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def read_message(text: str) -> Message:
+    """Return what a worker says.
+
+    Raises:
+        FarmError: that is nothing which one says.
+    """
+    try:
+        return _MESSAGE.validate_json(text)
+    except ValidationError as exc:
+        raise FarmError("a worker said what this version does not know", got=text[:200]) from exc
+
+
+class Input(NamedTuple):
+    """A file that travels."""
+
+    record: FileRecord
+    """By its path below the folder that the command runs in."""
+    content: Path | bytes
+
+
+class Packed(NamedTuple):
+    """A parcel with the contents of its files."""
+
+    parcel: Parcel
+    inputs: tuple[Input, ...]
+
+
+def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
+    """Return what a worker takes to run a step.
+
+    Args:
+        project: what the step is made from must be there.
+        step: of a target that the farm builds.
+        workers: who run it.
+
+    Raises:
+        RecordError: what it is made from is missing or damaged.
+        StorageError: a file cannot be read.
+    """
+    farm = read_farm(project.config, project.paths).model_copy(update={"here": workers.needs, "nodes": ()})
+    with storage_errors("reading what travels to a worker"):
+        inputs = [
+            _text(CONFIG, project.config_file.read_bytes()),
+            _text(f"{ARTIFACTS}/{project.paths.farm.name}", farm.to_json().encode()),
+            *(_text(path.as_posix(), path.read_bytes()) for path in _factory_code(project.config.model.factory)),
+            *_from_artifacts(project, step),
+        ]
+    unique = {item.record.path: item for item in inputs}
+    command = ("-m", "pipeline", step.stage.value, step.subject, "--config", CONFIG, "--artifacts", ARTIFACTS)
+    parcel = Parcel(
+        command=command,
+        files=tuple(item.record for item in unique.values()),
+        timed=step.stage is Stage.BENCHMARK,
+        timeout_seconds=project.config.farm.step_timeout_seconds if project.config.farm else 0,
+    )
+    return Packed(parcel, tuple(unique.values()))
+
+
+def _text(path: str, data: bytes) -> Input:
+    return Input(describe_bytes(path, data), data)
+
+
+def _factory_code(factory: str) -> Iterator[Path]:
+    """Yield the Python files of a factory that lies here rather than in an installed package."""
+    top = Path(factory.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
+    if top.is_dir():
+        yield from sorted(top.rglob("*.py"))
+    elif top.with_suffix(".py").is_file():
+        yield top.with_suffix(".py")
+
+
+def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:
+    """Yield the records that a step reads, and the files that they name."""
+    root = project.paths.root
+    digests = digests_in(project.paths.digests)
+    for path, record, files in _taken(project, step):
+        if record is not None:
+            yield _text(f"{ARTIFACTS}/{path.relative_to(root)}", path.read_bytes())
+        for file in files:
+            there = project.file(file)
+            if not there.is_file() or digests.sha256_of(there) != file.sha256:
+                raise RecordError(f"{file.path} is not what was made", fix="run `doit`, which makes it again")
+            yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), there)
+
+
+class _Taken(NamedTuple):
+    path: Path
+    record: StageRecord | None
+    """None where there is none, and none is needed."""
+    files: tuple[FileRecord, ...]
+
+
+def _taken(project: Project, step: Step) -> Iterator[_Taken]:
+    """Yield a step's inputs."""
+    plan, paths = project.plan, project.paths
+    if step.stage is Stage.BENCHMARK:
+        target = plan.target(step.subject)
+        baseline = plan.baseline(target)
+        variants = [*plan.variants_on(target), *([baseline] if baseline else [])]
+    else:
+        variants = [plan.variant(step.subject)]
+    source = project.source()
+    yield _Taken(paths.source, source, (source.weights,) if any(item.backend.is_module for item in variants) else ())
+    if step.stage is not Stage.BUILD:
+        data = project.data()
+        seen = (data.validation, data.reference, *([data.labels] if data.labels else []))
+        yield _Taken(paths.data, data, seen)
+    for variant in variants:
+        yield from _of_variant(project, step, variant)
+
+
+def _of_variant(project: Project, step: Step, variant: Variant) -> Iterator[_Taken]:
+    plan, paths = project.plan, project.paths
+    if variant.graph:
+        graph = project.onnx(variant.graph)
+        yield _Taken(paths.onnx_record(variant.graph), graph, graph.files)
+    if step.stage is not Stage.BUILD or project.config.tensorrt.refit:
+        yield _maybe(paths.artifact(variant), lambda: project.artifact(variant))
+    if step.stage is Stage.BENCHMARK:
+        yield _maybe(paths.accuracy(variant), lambda: project.accuracy(variant))
+    for smaller in plan.family(variant) if step.stage in {Stage.BUILD, Stage.VALIDATE} else ():
+        yield _maybe(paths.artifact(smaller), lambda smaller=smaller: project.artifact(smaller))  # type: ignore[misc]
+        if step.stage is Stage.VALIDATE:
+            yield _maybe(paths.accuracy(smaller), lambda smaller=smaller: project.accuracy(smaller))  # type: ignore[misc]
+
+
+def _maybe(path: Path, read: Callable[[], StageRecord]) -> _Taken:
+    """Return a record with its files, where there is one."""
+    try:
+        record = read()
+    except MissingRecordError:
+        return _Taken(path, None, ())
+    return _Taken(path, record, record.files)
+
+
+def check_list(project: Project, step: Step, made: Made) -> None:
+    """Check that a worker gives what a step may make, and nothing else, before any of it is taken.
+
+    Raises:
+        FarmError: it gives something else.
+    """
+    allowed = {path.relative_to(project.paths.root).as_posix() for path in _places(project, step)}
+    names = [file.path for file in made.files]
+    wrong = [name for name in names if name not in allowed] or [name for name in names if names.count(name) > 1]
+    if wrong:
+        raise FarmError(f"a worker gave a file that is not the step's: {wrong[0]}; nothing of it was kept")
+
+
+def accept(project: Project, step: Step, made: Made, staged: Path) -> None:
+    """Put what a worker has made in its place, once it holds.
+
+    Args:
+        project: where.
+        step: which has been run.
+        made: what came back.
+        staged: the folder in which its files lie, each with its digest.
+
+    Raises:
+        FarmError: a record is missing, or tells of something else than was asked for.
+        StorageError: the files cannot be written.
+    """
+    if made.status != 0 and not made.files:
+        return  # it has said why
+    there = Project(project.plan, Paths(staged, project.plan.model), project.config_file)
+    digests = {file.path: file.sha256 for file in made.files}
+    try:
+        for read in readers(there, step):
+            _check(project, step, read(), digests)
+    except RecordError as exc:
+        raise FarmError("a worker's results do not hold; nothing of them was kept", got=exc.what) from exc
+    if step.stage is Stage.BUILD:
+        _remove_former(project, step, digests)
+    install_files(staged, project.paths.root, made.files)
+
+
+def _check(project: Project, step: Step, record: StageRecord, digests: dict[str, str]) -> None:
+    """Check that a record is of what was asked for, and that its files have come, or were here."""
+    before, now = (asked_for(project, step, key) for key in (record.key, key_of(project, step)))
+    if before != now:
+        raise RecordError("; ".join(changes(before, now)) or "its key is another")
+    for file in record.files:
+        path = project.file(file)
+        own = digests.get(file.path)
+        if own is None and path.is_file():
+            own = digests_in(project.paths.digests).sha256_of(path)
+        if own != file.sha256:
+            raise RecordError(f"{file.path} is not what its record says")
+
+
+def _remove_former(project: Project, step: Step, digests: dict[str, str]) -> None:
+    """Remove what an earlier build has given and this one has not."""
+    paths, variant = project.paths, project.plan.variant(step.subject)
+    for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant), paths.build_log(variant)):
+        if path.relative_to(paths.root).as_posix() not in digests:
+            path.unlink(missing_ok=True)
+
+
+def _places(project: Project, step: Step) -> Iterator[Path]:
+    """Yield where a step's results may lie."""
+    plan = project.plan
+    if step.stage is Stage.BENCHMARK:
+        variants: tuple[Variant, ...] = plan.variants_on(plan.target(step.subject))
+    else:
+        variants = (plan.variant(step.subject),)
+    for variant in variants:
+        yield from project.paths.of_variant(variant)

@@ -1,0 +1,264 @@
+"""What a worker does with a parcel: lay out its files, run its command, tell what it says, give back what it makes.
+
+It knows nothing of the cluster: inputs are what a function gives, and what it tells are the items of an iterator.
+
+    <temporary folder>/pipeline-farm-<user>/blobs/<SHA-256>   inputs, kept for later parcels, hashed once each
+    <temporary folder>/pipeline-farm-<user>/timing-cache/     what builders have timed on this machine
+    <temporary folder>/pipeline-farm-<user>/work/<process>-…  where a command runs; gone with it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import __version__
+from pipeline.atomic import describe_file, replacing
+from pipeline.digests import digests_in
+from pipeline.errors import FarmError, PipelineError, StorageError, storage_errors
+from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said
+from pipeline.isolation import step_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from pipeline.farm.parcels import Parcel
+    from pipeline.records import FileRecord
+
+    Content = Callable[[int], Iterable[bytes]]
+    """The number of one of a parcel's files → its bytes, in pieces."""
+
+CHUNK_BYTES = 16 * 2**20
+"""What travels at once."""
+
+_KEPT_BYTES = 20 * 2**30
+"""How much of inputs a machine keeps; those go that were not used for the longest time."""
+_USED_SECONDS = 3600.0
+"""How exactly it is known when an input was last used; each note of it has the input hashed again."""
+_LOOK_SECONDS = 0.1
+"""How soon it is seen that the worker was asked to stop."""
+_TERM_SECONDS = 10.0
+"""How long a command may take to end when asked to; then it is killed."""
+
+
+def work(parcel: Parcel, content: Content, node: str) -> Generator[str | bytes]:
+    """Run a parcel's command.
+
+    Args:
+        parcel: what to run, and on what.
+        content: gives the bytes of its files.
+        node: what the cluster calls this machine.
+
+    Yields:
+        messages as JSON: `Began`, `Said` for every line, then `Made`, after which come the bytes of what was made in
+        pieces; or `Refused`.
+    """
+    yield Began(node=node).to_json()
+    try:
+        if parcel.package != __version__:
+            raise FarmError(
+                "the worker has another version of this package",
+                expected=parcel.package,
+                got=f"{__version__} on {platform.node()}",
+                fix="install the same version on every machine of the farm",
+            )
+        with _folder() as folder:
+            _lay_out(parcel, content, folder)
+            root = folder / ARTIFACTS
+            before = _looks(root)
+            status = yield from _run(parcel, folder)
+            after = _looks(root)
+            made = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
+            yield Made(status=status, files=made).to_json()
+            for file in made:
+                yield from _pieces(root / file.path)
+    except PipelineError as exc:
+        yield Refused(reason=str(exc)).to_json()
+
+
+def _looks(root: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return what changes of every file below a folder when somebody writes it, in the order of their paths."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_file() and not path.is_symlink() and not hidden:
+            stat = path.stat()
+            found[path] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with storage_errors(f"reading {path}"), path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
+
+
+def _home() -> Path:
+    return Path(tempfile.gettempdir()) / f"pipeline-farm-{os.getuid()}"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Hand out an empty folder that goes with the block; those of workers that were killed go, too."""
+    there = _home() / "work"
+    with storage_errors(f"writing {there}"):
+        there.mkdir(parents=True, exist_ok=True)
+        for left in there.iterdir():
+            if not Path("/proc", left.name.partition("-")[0]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=there))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lay_out(parcel: Parcel, content: Content, folder: Path) -> None:
+    """Write a parcel's files into a folder, each with its digest.
+
+    Raises:
+        FarmError: one of them would lie elsewhere, or has not come as it was sent.
+        StorageError: the folder cannot be written.
+    """
+    with storage_errors(f"writing {folder}"):
+        for number, file in enumerate(parcel.files):
+            path = folder / file.path
+            if ".." in path.parts or not path.is_relative_to(folder):
+                raise FarmError(f"a parcel's file would lie outside of its folder: {file.path}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blob = _home() / "blobs" / file.sha256
+            if not _copied(blob, path, file):
+                _receive(content(number), blob, file)
+                if not _copied(blob, path, file):
+                    raise FarmError(f"{file.path} has come, and is damaged on {platform.node()}'s disk")
+        artifacts = folder / ARTIFACTS
+        if artifacts.is_dir():
+            timings = _home() / "timing-cache"
+            timings.mkdir(parents=True, exist_ok=True)
+            (artifacts / "timing-cache").symlink_to(timings)
+
+
+def _copied(blob: Path, path: Path, file: FileRecord) -> bool:
+    """Copy what is kept of an input, and return whether it is there and whole."""
+    try:
+        if digests_in(_home() / "digests.sqlite3").sha256_of(blob) != file.sha256:
+            return False
+        shutil.copyfile(blob, path)
+        if time.time() - blob.stat().st_mtime > _USED_SECONDS:
+            os.utime(blob)
+    except (FileNotFoundError, StorageError):
+        return False
+    return True
+
+
+def _receive(pieces: Iterable[bytes], blob: Path, file: FileRecord) -> None:
+    """Keep an input that has come, if it is what was sent.
+
+    Raises:
+        FarmError: it is not.
+    """
+    digest = hashlib.sha256()
+    with replacing(blob) as temporary:
+        with temporary.open("wb") as out:
+            for piece in pieces:
+                digest.update(piece)
+                out.write(piece)
+        if digest.hexdigest() != file.sha256:
+            raise FarmError(
+                f"{file.path} has not come as it was sent", expected=file.sha256, got=f"SHA-256 {digest.hexdigest()}"
+            )
+    _make_room(blob.parent, keep=blob)
+
+
+def _make_room(folder: Path, keep: Path) -> None:
+    """Remove the inputs that were not used for the longest time, where there are too many."""
+    found = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker makes room, too
+            stat = path.stat()
+            found.append((stat.st_mtime, stat.st_size, path))
+    excess = sum(size for _, size, _ in found) - _KEPT_BYTES
+    for _, size, path in sorted(found):
+        if excess <= 0:
+            return
+        if path != keep:
+            path.unlink(missing_ok=True)
+            excess -= size
+
+
+def _run(parcel: Parcel, folder: Path) -> Generator[str, None, int]:
+    """Run the command; yield what it says; return its exit status.
+
+    Raises:
+        FarmError: it takes too long, and was ended.
+    """
+    deadline = time.monotonic() + parcel.timeout_seconds
+    process = subprocess.Popen(  # noqa: S603 - this package's own command
+        [sys.executable, *parcel.command],
+        cwd=folder,
+        env=step_environment(timed=parcel.timed),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with selectors.DefaultSelector() as selector:
+            for stream, error in ((process.stdout, False), (process.stderr, True)):
+                if stream:
+                    selector.register(stream, selectors.EVENT_READ, _Lines(error=error))
+            while selector.get_map():
+                if time.monotonic() > deadline:
+                    raise FarmError(
+                        f"the step has not ended in {parcel.timeout_seconds:g} s, and was ended",
+                        where=platform.node(),
+                        fix="raise farm.step_timeout_seconds, or see why it takes so long",
+                    )
+                for key, _ in selector.select(_LOOK_SECONDS):
+                    data = os.read(key.fd, CHUNK_BYTES)
+                    yield from (message.to_json() for message in key.data.take(data))
+                    if not data:
+                        selector.unregister(key.fileobj)
+        return process.wait()
+    finally:
+        _end(process)
+
+
+class _Lines:
+    """Bytes → whole lines."""
+
+    def __init__(self, *, error: bool) -> None:
+        self._error = error
+        self._rest = b""
+
+    def take(self, data: bytes) -> list[Said]:
+        """Return the lines that are whole by now; at the end, which has no bytes, also one that is not."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data and self._rest:
+            lines.append(self._rest)
+            self._rest = b""
+        return [Said(error=self._error, line=line.decode(errors="replace")) for line in lines]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the command, unless it has ended."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_TERM_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()

@@ -1,0 +1,41 @@
+"""A Ray cluster of one machine, for tests: a head that runs nothing, and nodes that claim what the arguments say.
+
+    python -m tests.farm_cluster accelerator_type:H100 accelerator_type:A10G ""
+
+It prints its address, and ends with its standard input. No address but loopback is used. Ray's sockets lie in TMPDIR,
+whose name must be short.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only way to stay on loopback
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+"""What the cluster's processes, and every driver of it, have in their environment."""
+
+
+def main(claims: list[str]) -> None:
+    """Serve until nobody wants it any more."""
+    os.environ.update(LOOPBACK)
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - after the environment
+
+    common = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+    head = {"num_cpus": 0, "include_dashboard": False, **common}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for claim in claims:
+        resources = {claim: 1} if claim else {}
+        cluster.add_node(wait=False, num_cpus=1, num_gpus=len(resources), resources=resources, **common)
+    cluster.wait_for_nodes()
+    print(cluster.address, flush=True)  # noqa: T201 - what it prints is its result
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

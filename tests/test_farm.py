@@ -1,0 +1,664 @@
+"""What travels to the farm and back, and what is refused of it; the farm itself is in test_farm_cluster.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import __version__, environment
+from pipeline.__main__ import main
+from pipeline.atomic import describe_bytes, describe_file, write_record
+from pipeline.config import FarmTarget
+from pipeline.errors import FarmError, LostWorkerError, RecordError, UnknownFarmError
+from pipeline.farm import executor, worker
+from pipeline.farm.cluster import Cluster, Needs, Node
+from pipeline.farm.flights import Board
+from pipeline.farm.inspection import able_nodes, common_host, look_at_farm
+from pipeline.farm.parcels import (
+    Began,
+    Made,
+    Message,
+    Packed,
+    Parcel,
+    Refused,
+    Said,
+    accept,
+    check_list,
+    pack,
+    read_message,
+)
+from pipeline.keys import key_of
+from pipeline.plan import Stage, Step
+from pipeline.project import Project
+from pipeline.records import EngineFlavour, FarmNode, FarmRecord, FileRecord, Gpu, Outcome, Tool
+from pipeline.staleness import is_current
+
+from .conftest import TINY
+from .hosts import H100, L4, RTX, TRT10, TRT86, host, machine, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.records import DeploymentHost
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+BUILD = Step(Stage.BUILD, ENGINE)
+NEEDS = "a processor with tensorrt_rtx"
+FARM = TINY + "executor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
+AHEAD = FarmTarget(flavour=EngineFlavour.TENSORRT_RTX)
+TUNED = FarmTarget(flavour=EngineFlavour.TENSORRT, accelerator="H100")
+
+
+@pytest.fixture
+def project(copied: Path) -> Project:
+    """The finished tiny project, whose engines are a farm's from now on."""
+    (copied / "pipeline.yaml").write_text(FARM)
+    write_record(copied / "artifacts/farm.json", FarmRecord(hosts=(workers(NEEDS, environment.read_host()),)))
+    return Project.load(copied / "pipeline.yaml")
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where workers of this test keep their files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"pipeline-farm-{os.getuid()}"
+
+
+def packed(project: Project, step: Step = BUILD) -> Packed:
+    """Return what travels for a step."""
+    found = project.plan.workers(step)
+    assert found is not None
+    return pack(project, step, found)
+
+
+def working(parcel: Parcel, *contents: bytes) -> list[str | bytes]:
+    """Return what a worker says of a parcel, and gives."""
+    return [*worker.work(parcel, lambda number: iter([contents[number]]), "node")]
+
+
+def sent(found: Packed) -> list[str | bytes]:
+    """Return what a worker says of a packed step, and gives."""
+    contents = [item.content if isinstance(item.content, bytes) else item.content.read_bytes() for item in found.inputs]
+    return working(found.parcel, *contents)
+
+
+def command(code: str, *files: FileRecord, seconds: float = 60) -> Parcel:
+    """Return a parcel that runs some Python."""
+    return Parcel(command=("-c", code), files=files, timeout_seconds=seconds)
+
+
+def messages(items: list[str | bytes]) -> list[Message]:
+    """Return what a worker says."""
+    return [read_message(item) for item in items if isinstance(item, str)]
+
+
+def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[Said]]:
+    """Return what the driver makes of that: the exit status, and what was told."""
+    told: list[Said] = []
+    trip = executor._Trip(project, step, AHEAD, told.append)  # noqa: SLF001 - without a cluster
+    return trip.follow(iter(items)), told
+
+
+# A step travels, and comes back.
+
+
+def test_step_runs_elsewhere_as_it_runs_here(project: Project, at_home: Path) -> None:
+    """With nothing but what was packed: the same key, an engine with its record, and what was printed."""
+    shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
+    status, told = followed(project, sent(packed(project)))
+    assert status == 0
+    (said,) = told
+    assert "built in" in said.line
+    artifact = project.artifact(project.plan.variant(ENGINE))
+    assert artifact.outcome is Outcome.DONE
+    assert artifact.key == key_of(project, BUILD)
+    assert is_current(project, BUILD)
+    assert list((at_home / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [Stage.BUILD, Stage.VALIDATE])
+def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: Stage) -> None:
+    """What a smaller workspace has given travels, too: the same engine is one file, judged once."""
+    assert at_home
+    step = Step(stage, TWIN)
+    status, told = followed(project, sent(packed(project, step)), step)
+    assert (status, len(told)) == (0, 1)
+    assert project.artifact(project.plan.variant(TWIN)).same_as == ENGINE
+    assert is_current(project, step)
+
+
+def test_benchmark_of_a_target_travels_with_all_of_its_engines(project: Project, at_home: Path) -> None:
+    """Here no GPU runs them, which is what comes back."""
+    assert at_home
+    step = Step(Stage.BENCHMARK, "tiny/rtx-sm80+")
+    found = packed(project, step)
+    names = {item.record.path for item in found.inputs}
+    assert found.parcel.timed
+    assert f"artifacts/{ENGINE}/model.engine" in names
+    status, told = followed(project, sent(found), step)
+    assert status == 0
+    assert any("no NVIDIA driver found" in said.line for said in told)
+    assert is_current(project, step)
+
+
+def test_only_what_a_step_takes_travels(project: Project) -> None:
+    """An engine takes its graph; no images, no weights, no other graph."""
+    files = {item.record.path for item in packed(project).inputs}
+    kept = {path for path in files if not path.startswith("tests/")}
+    assert kept == {
+        "pipeline.yaml",
+        "artifacts/farm.json",
+        "artifacts/tiny/source/source.json",
+        "artifacts/tiny/onnx/fp16.json",
+        "artifacts/tiny/onnx/fp16.onnx",
+    }
+    assert "tests/tiny_model.py" in files  # the factory's own code
+
+
+def test_damaged_input_does_not_travel(project: Project) -> None:
+    """Who sends it says so."""
+    file = project.file(project.onnx(project.plan.graphs[1]).file)
+    assert file.name == "fp16.onnx"
+    file.write_bytes(b"x")
+    with pytest.raises(RecordError, match=r"fp16\.onnx is not what was made"):
+        packed(project)
+
+
+def test_failure_comes_back_with_its_record_and_its_log(project: Project, at_home: Path) -> None:
+    """As a failure here leaves them."""
+    assert at_home
+    text = FARM.replace("[16MiB, 32MiB]", "[1KiB]")
+    project.config_file.write_text(text)
+    small = Project.load(project.config_file)
+    step = Step(Stage.BUILD, "tiny/rtx-sm80+/fp16-b1-ws1KiB")
+    status, told = followed(small, sent(packed(small, step)), step)
+    artifact = small.artifact(small.plan.variant(step.subject))
+    assert (status, artifact.outcome) == (1, Outcome.FAILED)
+    assert any(said.error for said in told)
+    assert artifact.log is not None
+    assert small.file(artifact.log).is_file()
+
+
+def test_what_an_earlier_build_gave_goes(project: Project, at_home: Path) -> None:
+    """A file that the new record does not name is not left beside it."""
+    assert at_home
+    left = project.paths.module(project.plan.variant(ENGINE))
+    left.write_bytes(b"of an earlier build")
+    followed(project, sent(packed(project)))
+    assert not left.exists()
+
+
+# What comes back is believed once it holds.
+
+
+def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
+    """Nothing of the step is kept, and what was there before is."""
+    assert at_home
+    before = describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root)
+    items = sent(packed(project))
+    items[-1] = bytes(len(items[-1]))
+    with pytest.raises(FarmError, match="has not come as its worker announced it"):
+        followed(project, items)
+    assert describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root) == before
+    assert list(project.paths.root.glob(".writing-*")) == []
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "none"])
+def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, change: str) -> None:
+    """A stream that ends early, and one that does not end."""
+    assert at_home
+    *items, last = sent(packed(project))
+    assert isinstance(last, bytes)
+    items += {"fewer": [last[:-1]], "more": [last + b"x"], "none": []}[change]
+    with pytest.raises(FarmError, match="has not come as its worker announced it"):
+        followed(project, items)
+
+
+@pytest.mark.parametrize(
+    "path", ["manifest.json", "tiny/source/weights.safetensors", "../pipeline.yaml", f"{ENGINE}/other", "/etc/passwd"]
+)
+def test_file_that_is_not_the_steps_is_refused(project: Project, path: str) -> None:
+    """Before a byte of it is taken."""
+    made = Made(status=0, files=(describe_bytes(path, b""),))
+    with pytest.raises(FarmError, match="a file that is not the step's"):
+        check_list(project, BUILD, made)
+
+
+def test_file_that_comes_twice_is_refused(project: Project) -> None:
+    """Which of them would hold?"""
+    twice = describe_bytes(f"{ENGINE}/model.engine", b"")
+    with pytest.raises(FarmError, match="a file that is not the step's"):
+        check_list(project, BUILD, Made(status=0, files=(twice, twice)))
+
+
+def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -> None:
+    """A worker that has built from another graph."""
+    path = Path(ENGINE) / "artifact.json"
+    good = project.artifact(project.plan.variant(ENGINE))
+    other = good.model_copy(update={"key": key_of(project, Step(Stage.BUILD, TWIN))})
+    write_record(tmp_path / path, other)
+    made = Made(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    with pytest.raises(FarmError, match="do not hold; nothing of them was kept") as caught:
+        accept(project, BUILD, made, tmp_path)
+    assert "variant changed" in str(caught.value)
+    assert project.artifact(project.plan.variant(ENGINE)) == good
+
+
+def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) -> None:
+    """An engine that was announced by its record alone."""
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    path = Path(ENGINE) / "artifact.json"
+    write_record(tmp_path / path, project.artifact(project.plan.variant(ENGINE)))
+    made = Made(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    with pytest.raises(FarmError, match="nothing of them was kept"):
+        accept(project, BUILD, made, tmp_path)
+
+
+def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -> None:
+    """Exit status 0 alone proves nothing."""
+    shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
+    with pytest.raises(FarmError, match="do not hold"):
+        accept(project, BUILD, Made(status=0, files=()), tmp_path)
+
+
+def test_worker_that_falls_silent_is_lost(project: Project) -> None:
+    """Its step may run elsewhere."""
+    with pytest.raises(LostWorkerError, match="the worker was lost"):
+        followed(project, [Began(node="n").to_json()])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number: signal.Signals) -> None:
+    """The kernel does so for want of memory."""
+    with pytest.raises(LostWorkerError, match=f"its process was killed by {number.name}"):
+        followed(project, [Made(status=-number, files=()).to_json()])
+
+
+def test_step_that_has_crashed_has_failed(project: Project) -> None:
+    """It would crash elsewhere, too."""
+    status, told = followed(project, [Made(status=-signal.SIGSEGV, files=()).to_json()])
+    assert status == -signal.SIGSEGV
+    assert told == [Said(error=True, line="its process was killed by SIGSEGV")]
+
+
+def test_refusal_says_why(project: Project) -> None:
+    """In the worker's words."""
+    with pytest.raises(FarmError, match=r"^no room$"):
+        followed(project, [Began(node="n").to_json(), Refused(reason="no room").to_json()])
+
+
+@pytest.mark.parametrize("item", ["{", '{"kind": "sung"}', b"bytes first"])
+def test_what_nobody_says_is_refused(project: Project, item: str | bytes) -> None:
+    """Another version of this package might."""
+    with pytest.raises(FarmError, match="does not know"):
+        followed(project, [item])
+
+
+# The worker.
+
+
+def test_command_tells_its_lines_as_they_are(at_home: Path) -> None:
+    """Of both streams, in order, the last one without its newline; then its exit status."""
+    assert at_home
+    code = "import sys; print('a'); print(); print('b', end='', file=sys.stderr); sys.exit(3)"
+    began, *said, made = messages(working(command(code)))
+    assert began == Began(node="node")
+    assert [message.line for message in said if isinstance(message, Said) and not message.error] == ["a", ""]
+    assert [message.line for message in said if isinstance(message, Said) and message.error] == ["b"]
+    assert made == Made(status=3, files=())
+
+
+def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
+    """That is what progress is."""
+    assert at_home
+    parcel = command("import sys, time; print('begun', flush=True); time.sleep(60)")
+    items = worker.work(parcel, lambda _: (), "node")
+    assert messages([str(next(items)), str(next(items))])[1] == Said(error=False, line="begun")
+    items.close()
+
+
+def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
+    """And removes where it ran."""
+    parcel = command("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    items = worker.work(parcel, lambda _: (), "node")
+    next(items)
+    (said,) = messages([str(next(items))])
+    assert isinstance(said, Said)
+    items.close()
+    assert not Path("/proc", said.line).exists()
+    assert list((at_home / "work").iterdir()) == []
+
+
+def test_command_that_takes_too_long_is_ended(at_home: Path) -> None:
+    """With what to do about it."""
+    *_, last = messages(working(command("import time; time.sleep(60)", seconds=0.3)))
+    assert isinstance(last, Refused)
+    assert "has not ended in 0.3 s" in last.reason
+    assert "farm.step_timeout_seconds" in last.reason
+    assert list((at_home / "work").iterdir()) == []
+
+
+def test_only_what_is_new_or_other_comes_back(at_home: Path) -> None:
+    """By its path, with its digest, and its bytes in order."""
+    assert at_home
+    old, changed = (describe_bytes(f"artifacts/{name}", name.encode()) for name in ("old", "changed"))
+    code = "open('artifacts/changed', 'w').write('!'); open('artifacts/new', 'w').write('?'); open('elsewhere', 'w')"
+    items = working(command(code, old, changed), b"old", b"changed")
+    made = messages(items)[-1]
+    assert made == Made(status=0, files=(describe_bytes("changed", b"!"), describe_bytes("new", b"?")))
+    assert [item for item in items if isinstance(item, bytes)] == [b"!", b"?"]
+
+
+def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
+    """The next step's command finds it."""
+    file = describe_bytes("artifacts/x", b"x")
+    working(command("open('artifacts/timing-cache/t', 'w').write('timed')", file), b"x")
+    items = working(command("print(open('artifacts/timing-cache/t').read())", file), b"x")
+    assert Said(error=False, line="timed") in messages(items)
+    assert (at_home / "timing-cache/t").is_file()
+
+
+def test_another_version_of_this_package_refuses(at_home: Path) -> None:
+    """By name, before anything is run."""
+    assert at_home
+    parcel = command("open('/nowhere', 'w')").model_copy(update={"package": "9.9.9"})
+    *_, last = messages(working(parcel))
+    assert isinstance(last, Refused)
+    assert "another version of this package" in last.reason
+    assert f"expected: 9.9.9\n  got:      {__version__} on" in last.reason
+
+
+def test_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
+    """They travel once to each machine."""
+    file = describe_bytes("artifacts/x", b"x")
+    working(command("", file), b"x")
+    assert (at_home / "blobs" / file.sha256).read_bytes() == b"x"
+    items = [*worker.work(command("print(open('artifacts/x').read())", file), _never, "node")]
+    assert Said(error=False, line="x") in messages(items)
+
+
+def _never(number: int) -> Iterator[bytes]:
+    raise AssertionError(number)
+
+
+def test_damaged_input_is_fetched_again(at_home: Path) -> None:
+    """What is kept is not trusted, either."""
+    file = describe_bytes("artifacts/x", b"x")
+    working(command("", file), b"x")
+    (at_home / "blobs" / file.sha256).write_bytes(b"y")
+    assert Said(error=False, line="x") in messages(working(command("print(open('artifacts/x').read())", file), b"x"))
+
+
+def test_input_that_has_changed_on_its_way_is_refused(at_home: Path) -> None:
+    """And not kept."""
+    *_, last = messages(working(command("", describe_bytes("artifacts/x", b"x")), b"y"))
+    assert isinstance(last, Refused)
+    assert "artifacts/x has not come as it was sent" in last.reason
+    assert list((at_home / "blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x"])
+def test_input_that_would_lie_elsewhere_is_refused(at_home: Path, path: str) -> None:
+    """Nothing is written outside of the step's folder."""
+    *_, last = messages(working(command("", describe_bytes(path, b"x")), b"x"))
+    assert isinstance(last, Refused)
+    assert "outside of its folder" in last.reason
+    assert list((at_home / "work").iterdir()) == []
+
+
+def test_machine_keeps_what_was_used_last(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that were not used for the longest time make room."""
+    monkeypatch.setattr(worker, "_KEPT_BYTES", 2)
+    for number, text in enumerate((b"a", b"b", b"c")):
+        file = describe_bytes("artifacts/x", text)
+        working(command("", file), text)
+        os.utime(at_home / "blobs" / file.sha256, (number, number))
+    assert {path.read_bytes() for path in (at_home / "blobs").iterdir()} == {b"b", b"c"}
+
+
+def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:
+    """A folder whose worker lives stays."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (at_home / "work" / f"{process}-left").mkdir(parents=True)
+    working(command(""))
+    assert [path.name for path in (at_home / "work").iterdir()] == [f"{os.getpid()}-left"]
+
+
+@given(st.lists(st.binary(max_size=20)))
+def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
+    """Wherever the pipe cuts them."""
+    lines = worker._Lines(error=False)  # noqa: SLF001 - its one behaviour
+    taken = [said.line for piece in (*[piece for piece in pieces if piece], b"") for said in lines.take(piece)]
+    whole = b"".join(pieces)
+    expected = whole.split(b"\n")[: None if whole and not whole.endswith(b"\n") else -1]
+    assert taken == [line.decode(errors="replace") for line in expected]
+
+
+# Which machines there are.
+
+HEAD = Node("head", "10.0.0.1", {"node:10.0.0.1": 1.0, "memory": 9e9})
+NODE_H100 = Node("h", "10.0.0.2", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0, "tensorrt": 1.0})
+NODE_PROCESSOR = Node("p", "10.0.0.3", {"CPU": 4.0})
+NODES = (HEAD, NODE_H100, NODE_PROCESSOR)
+
+
+@pytest.mark.parametrize(
+    ("target", "able"),
+    [
+        (AHEAD, ["h", "p"]),
+        (TUNED, ["h"]),
+        (TUNED.model_copy(update={"resources": ("tensorrt",)}), ["h"]),
+        (AHEAD.model_copy(update={"resources": ("tensorrt",)}), ["h"]),
+    ],
+)
+def test_target_runs_where_all_that_it_needs_is(target: FarmTarget, able: list[str]) -> None:
+    """A GPU of its type, a core, and every resource that it names."""
+    assert [node.id for node in able_nodes(target, NODES)] == able
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"accelerator": "L4"}, "1 GPU of accelerator type L4"),
+        ({"resources": ("pcie",)}, "1 GPU of accelerator type H100, the resource 'pcie'"),
+    ],
+)
+def test_target_without_a_machine_is_told_what_there_is(change: dict[str, object], expected: str) -> None:
+    """What it needs, and what every machine has."""
+    with pytest.raises(FarmError) as caught:
+        able_nodes(TUNED.model_copy(update=change), NODES)
+    assert f"expected: {expected}" in str(caught.value)
+    assert "10.0.0.1: nothing; 10.0.0.2: 8 CPU, 1 GPU, 1 tensorrt, H100; 10.0.0.3: 4 CPU" in str(caught.value)
+
+
+def test_whole_gpu_or_none_is_asked_for() -> None:
+    """What names no GPU takes none."""
+    assert Needs.of(TUNED).options()["num_gpus"] == 1
+    assert Needs.of(AHEAD).options()["num_gpus"] == 0
+
+
+def nodes(*hosts: DeploymentHost) -> list[FarmNode]:
+    """Return machines of the farm."""
+    return [FarmNode(id=str(number), host=found) for number, found in enumerate(hosts)]
+
+
+def test_machines_that_are_alike_are_one_kind() -> None:
+    """Whatever their driver and their GPU's own number."""
+    other = H100.model_copy(update={"uuid": L4.uuid, "index": 3})
+    alike = [machine(host(gpu, flavours=(TRT10,))) for gpu in (H100, other)]
+    assert common_host(TUNED, nodes(*alike)) == alike[0]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flavours", "torch", "got"),
+    [
+        (H100, (TRT86,), "2.11.0", "1 with tensorrt 8.6.0;"),
+        (H100, (TRT10,), "2.12.0", "torch 2.12.0"),
+        (H100.model_copy(update={"name": "NVIDIA H100 PCIe"}), (TRT10,), "2.11.0", "NVIDIA H100 PCIe"),
+        (H100, (RTX,), "2.11.0", "1 with tensorrt absent"),
+    ],
+)
+def test_machines_that_are_not_alike_are_refused(gpu: Gpu, flavours: tuple[Tool, ...], torch: str, got: str) -> None:
+    """It would be chance which one a step meets; the message says how to tell them apart."""
+    two = nodes(machine(host(H100, flavours=(TRT10,))), machine(host(gpu, flavours=flavours, torch=torch)))
+    with pytest.raises(FarmError, match="are not alike") as caught:
+        common_host(TUNED, two)
+    assert got in str(caught.value)
+    assert "`resources`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "problem"),
+    [
+        (host(H100, flavours=(RTX,)), "the machines for H100 with tensorrt lack its flavour"),
+        (host(H100, flavours=()), "no TensorRT"),
+        (host(flavours=(TRT10,)), "claim a GPU, and their driver shows none"),
+    ],
+)
+def test_machines_that_lack_what_a_target_takes_are_refused(there: object, problem: str) -> None:
+    """Before anything is sent to them."""
+    with pytest.raises(FarmError, match=problem):
+        common_host(TUNED, nodes(machine(there)))  # type: ignore[arg-type]
+
+
+def test_farm_that_nobody_has_looked_at_is_told_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the command that does."""
+    project.paths.farm.unlink()
+    with pytest.raises(UnknownFarmError, match="nobody has looked at the farm yet"):
+        Project.load(project.config_file)
+    assert main(["plan", "--config", str(project.config_file)]) == 1
+    assert "python -m pipeline farm" in capsys.readouterr().err
+
+
+def test_new_target_has_to_be_looked_at(project: Project) -> None:
+    """Its workers are not known yet."""
+    project.config_file.write_text(FARM.replace("[{f", "[{accelerator: L4, flavour: tensorrt}, {f"))
+    with pytest.raises(UnknownFarmError, match="L4 with tensorrt"):
+        Project.load(project.config_file)
+
+
+def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong usage."""
+    (tmp_path / "pipeline.yaml").write_text(TINY)
+    assert main(["farm", "--config", str(tmp_path / "pipeline.yaml")]) == 2
+    assert "names no farm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("planned", "what"),
+    [(host(flavours=(TRT10,)), "TensorRT"), (host(torch="1.0"), "torch"), (host(H100), "GPU")],
+)
+def test_worker_that_is_not_what_was_planned_with_refuses(project: Project, planned: object, what: str) -> None:
+    """It has changed since somebody looked."""
+    record = FarmRecord(hosts=(workers(NEEDS, planned),), here=NEEDS)  # type: ignore[arg-type]
+    write_record(project.paths.farm, record)
+    with pytest.raises(FarmError, match=f"this worker's {what} is not what was planned with"):
+        Project.load(project.config_file)
+
+
+def test_worker_takes_nothing_from_a_cache_and_leaves_nothing(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver does, which may reach it."""
+    project.config_file.write_text(f"{FARM}cache: {tmp_path / 'cache'}\n")
+    record = FarmRecord(hosts=(workers(NEEDS, environment.read_host()),), here=NEEDS)
+    write_record(project.paths.farm, record)
+    monkeypatch.setattr("pipeline.cache.SharedCache", None)
+    assert main(["build", ENGINE, "--config", str(project.config_file)]) == 0
+    assert not (tmp_path / "cache").exists()
+
+
+# The cluster that is not there.
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("ray://head:10001", "takes host:port or auto"),
+        ("head", "takes host:port or auto, got head"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+    ],
+)
+def test_address_without_a_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch, address: str, problem: str) -> None:
+    """Ray alone would try for minutes."""
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    began = time.monotonic()
+    with pytest.raises(FarmError, match=problem):
+        Cluster.connect(address, 5)
+    assert time.monotonic() - began < 5
+
+
+def test_ray_that_is_not_installed_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra that has it."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(FarmError, match="its extra `farm`"):
+        look_at_farm(project.config_file)
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("Version mismatch: The cluster was started with:\n Ray: 2.9.0", "another version of Ray or of Python"),
+        ("Can't find a `node_ip_address.json` file", "cannot join the cluster at 10.0.0.1:6379"),
+    ],
+)
+def test_cluster_that_cannot_be_joined_says_why(monkeypatch: pytest.MonkeyPatch, said: str, what: str) -> None:
+    """In Ray's words, and with what to do."""
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: open(os.devnull))  # noqa: PTH123,SIM115
+    with pytest.raises(FarmError, match=what) as caught:
+        Cluster.connect("10.0.0.1:6379", 5)
+    assert said.split(maxsplit=1)[0] in str(caught.value)
+
+
+def test_cluster_that_cannot_be_reached_is_tried_once(project: Project) -> None:
+    """Not by each of hundreds of steps, each for its time."""
+    project.config_file.write_text(FARM.replace("farm: {", "farm: {address: nowhere, "))
+    farm = executor.Farm(Project.load(project.config_file))
+    with pytest.raises(FarmError, match="got nowhere"):
+        farm.run(BUILD, print)
+    with pytest.raises(FarmError, match="the first step that tried says why"):
+        farm.run(BUILD, print)
+
+
+# Two drivers.
+
+
+def test_one_driver_builds_a_key_at_a_time() -> None:
+    """The other is told who does, until that is done."""
+    board = Board()
+    assert board.take("k", "a") == "a"
+    assert board.take("k", "b") == "a"
+    assert board.take("other", "b") == "b"
+    board.give("k", "b")
+    assert board.take("k", "b") == "a"
+    board.give("k", "a")
+    assert board.take("k", "b") == "b"
+
+
+def test_what_a_killed_driver_holds_is_free_soon() -> None:
+    """A driver that lives renews what it holds."""
+    board = Board()
+    board.take("k", "a", now=0)
+    assert board.take("k", "b", now=19) == "a"
+    assert board.take("k", "a", now=19) == "a"
+    assert board.take("k", "b", now=38) == "a"
+    assert board.take("k", "b", now=39) == "b"
