@@ -65,8 +65,8 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
         StorageError: the results cannot be written.
     """
-    target = project.plan.engine_target(variant)
     request = _request(project, variant)
+    target = project.plan.engine_target(variant)
     times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
         raise UnsupportedError(missing_gpu())
