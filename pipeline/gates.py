@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _Z95 = 1.959963984540054
 _TOP = 5
 _CLASS_SAMPLES = 5
 """A class with fewer samples says nothing of its own."""
+_PART_SAMPLES = 1024
+"""How many samples are compared at once: in float64 all of 50,000 would take gigabytes."""
 _PART = 1.1
 """A part of the samples may lie this much farther from the reference than all of them may."""
 
@@ -102,70 +104,102 @@ def measure(
     """
     if logits.shape != reference.shape:
         raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
-    finite = bool(np.isfinite(logits).all())
-    got = _finite(logits)
-    want = reference.astype(np.float64)
-    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
-    cosines = np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
-    errors = np.linalg.norm(got - want, axis=1)
-    agree = (got.argmax(axis=1) == want.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
-    agreement = float(agree.mean())
+    parts = [
+        _distances(logits[start : start + _PART_SAMPLES], reference[start : start + _PART_SAMPLES])
+        for start in range(0, len(logits), _PART_SAMPLES)
+    ]
+    cosines, errors, sizes, largest, agree, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
     low, high = wilson(int(agree.sum()), len(agree))
-    top1, top1_drop = _top(1, got, want, labels)
-    top5, top5_drop = _top(_TOP, got, want, labels) if got.shape[1] > _TOP else (None, None)
+    top1, top1_drop = _top(1, logits, reference, labels)
+    top5, top5_drop = _top(_TOP, logits, reference, labels) if logits.shape[1] > _TOP else (None, None)
     return Accuracy(
-        samples=len(got),
-        finite=finite,
+        samples=len(logits),
+        finite=bool(finite.all()),
         cosine=float(cosines.mean()),
         cosine_min=float(cosines.min()),
-        relative_l2=relative_l2(logits, reference),
-        max_abs=float(np.abs(got - want).max()),
-        top1_agreement=agreement,
+        relative_l2=_share_of(errors, sizes),
+        max_abs=float(largest.max()),
+        top1_agreement=float(agree.mean()),
         top1_agreement_low=low,
         top1_agreement_high=high,
         top1=top1,
         top1_drop=top1_drop,
         top5=top5,
         top5_drop=top5_drop,
-        worst_class=None if labels is None else worst_class(got, want, labels, class_names),
-        worst_sample=int(errors.argmax()),
+        worst_class=None if labels is None else worst_class(logits, reference, labels, class_names),
+        worst_sample=int(np.where(finite, errors, np.inf).argmax()),
     )
 
 
+class _Distances(NamedTuple):
+    """How far samples are from the reference; an array a sample each."""
+
+    cosines: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+    """‖logits - reference‖."""
+    sizes: npt.NDArray[np.float64]
+    """‖reference‖."""
+    largest: npt.NDArray[np.float64]
+    agree: npt.NDArray[np.bool_]
+    finite: npt.NDArray[np.bool_]
+
+
+def _distances(logits: Logits, reference: Logits) -> _Distances:
+    got, want = _finite(logits), reference.astype(np.float64)
+    sizes, difference = np.linalg.norm(want, axis=1), got - want
+    norms = np.linalg.norm(got, axis=1) * sizes
+    finite = np.isfinite(logits).all(axis=1)
+    return _Distances(
+        cosines=np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0),
+        errors=np.linalg.norm(difference, axis=1),
+        sizes=sizes,
+        largest=np.abs(difference).max(axis=1),
+        agree=(got.argmax(axis=1) == want.argmax(axis=1)) & finite,
+        finite=finite,
+    )
+
+
+def _share_of(errors: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(errors) / max(float(np.linalg.norm(sizes)), np.finfo(float).tiny))
+
+
 def relative_l2(logits: Logits, reference: Logits) -> float:
-    """Return ‖logits - reference‖ / ‖reference‖ in float64 (Frobenius norm); what is not finite counts as 0."""
-    want = reference.astype(np.float64)
-    return float(np.linalg.norm(_finite(logits) - want) / max(float(np.linalg.norm(want)), np.finfo(float).tiny))
+    """Return ‖logits - reference‖ / ‖reference‖ in float64 (Frobenius norm); a row that is not finite counts as 0."""
+    found = _distances(logits, reference)
+    return _share_of(found.errors, found.sizes)
 
 
 def _finite(logits: Logits) -> npt.NDArray[np.float64]:
-    """Where a logit is NaN or infinite the sample counts as wholly wrong; JSON has no number for it."""
-    return np.nan_to_num(logits.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    """Where a logit is NaN or infinite the whole sample counts as nothing; JSON has no number for it."""
+    return np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, 0.0).astype(np.float64)
 
 
-def _top(
-    count: int, got: npt.NDArray[np.float64], want: npt.NDArray[np.float64], labels: Labels | None
-) -> tuple[float | None, float | None]:
+def _top(count: int, got: Logits, want: Logits, labels: Labels | None) -> tuple[float | None, float | None]:
     """Return the share of samples whose label is among the `count` largest logits, and the reference's less that."""
     if labels is None:
         return None, None
-    share, reference = (float(_hits(count, logits, labels).mean()) for logits in (got, want))
-    return share, reference - share
+    right, before = (_hits(count, logits, labels) for logits in (got, want))
+    return float(right.mean()), _drop(before, right)
 
 
-def _hits(count: int, logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.bool_]:
-    """Return for each sample whether its label's logit is among the `count` largest; of equals the first is."""
+def _drop(before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:
+    """Return by what share the hits went down, exactly: a difference of two shares may miss a bound by 1e-17."""
+    return (int(before.sum()) - int(right.sum())) / len(before)
+
+
+def _hits(count: int, logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
+    """Return for each sample whether its label's logit is among the `count` largest; of equals the first is.
+
+    A sample with a logit that is not finite is no hit.
+    """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     ahead = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    hits: npt.NDArray[np.bool_] = ahead.sum(axis=1) < count
+    hits: npt.NDArray[np.bool_] = (ahead.sum(axis=1) < count) & np.isfinite(logits).all(axis=1)
     return hits
 
 
 def worst_class(
-    got: npt.NDArray[np.float64],
-    want: npt.NDArray[np.float64],
-    labels: Labels,
-    class_names: Sequence[str] | None = None,
+    got: Logits, want: Logits, labels: Labels, class_names: Sequence[str] | None = None
 ) -> ClassDrop | None:
     """Return the class whose share of right answers drops most below the reference's; None where all have few samples.
 
@@ -180,7 +214,7 @@ def worst_class(
     for number in np.unique(labels):
         own = labels == number
         if own.sum() >= _CLASS_SAMPLES:
-            drops.append((float(before[own].mean() - right[own].mean()), int(number), int(own.sum())))
+            drops.append((_drop(before[own], right[own]), int(number), int(own.sum())))
     if not drops:
         return None
     drop, number, samples = max(drops, key=lambda item: (item[0], -item[1]))

@@ -84,6 +84,42 @@ def test_outputs_that_are_not_finite_are_rejected(bad: float) -> None:
     assert "finite outputs" in failed(accuracy)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_sample_with_a_logit_that_is_not_finite_is_wrong_and_the_worst(bad: float) -> None:
+    """However good its other logits are: it is no hit, no agreement, and the one to look at."""
+    want = logits((5, 1, 0), (1, 9, 0), (0, 1, 5))
+    accuracy = measure(logits((5, 1, 0), (1, 9, bad), (5, 1, 0)), want, np.array([0, 1, 2]))
+    assert accuracy.top1 == pytest.approx(1 / 3)
+    assert accuracy.top1_agreement == pytest.approx(1 / 3)
+    assert accuracy.worst_sample == 1
+    assert accuracy.max_abs == 9
+
+
+@pytest.mark.parametrize(("samples", "lost"), [(500, 1), (500, 5), (997, 2), (50_000, 100)])
+def test_drop_that_is_exactly_its_bound_passes(samples: int, lost: int) -> None:
+    """Whatever the reference's own share is: a difference of two rounded shares would often lie above."""
+    gate = GATE.model_copy(update={"top1_drop": lost / samples, "class_drop": lost / samples, "top1_agreement": 0.0})
+    labels = np.zeros(samples, dtype=np.int64)
+    for right in range(lost, samples + 1, max(1, samples // 50)):
+        want, got = (np.zeros((samples, 2), dtype=np.float32) for _ in range(2))
+        want[right:, 1] = got[right - lost :, 1] = 1
+        accuracy = measure(got, want, labels)
+        drops = [check for check in judge(accuracy, gate, require_proof=False) if "drop" in check.metric]
+        assert [check.passed for check in drops] == [True, True], (right, drops)
+
+
+def test_many_samples_are_measured_in_parts_as_all_at_once() -> None:
+    """In float64 all of 50,000 would take gigabytes; the numbers are the same."""
+    random = np.random.default_rng(0)
+    want = random.normal(size=(2500, 7)).astype(np.float32)
+    got = want + random.normal(scale=0.1, size=want.shape).astype(np.float32)
+    accuracy = measure(got, want, None)
+    exact = np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want.astype(np.float64))
+    assert accuracy.relative_l2 == pytest.approx(float(exact), rel=1e-12)
+    assert accuracy.top1_agreement == pytest.approx(float((got.argmax(1) == want.argmax(1)).mean()))
+    assert accuracy.worst_sample == int(np.linalg.norm(got - want, axis=1).argmax())
+
+
 def test_another_shape_is_an_error() -> None:
     """Logits of another shape than the reference's cannot be compared."""
     with pytest.raises(RunError, match="another shape"):
@@ -257,7 +293,7 @@ def test_row_dependence_is_that_of_the_row_that_moved_most() -> None:
 
 def test_a_row_that_became_nan_moved_by_all_it_is() -> None:
     """NaN is no distance that JSON knows."""
-    assert row_dependence(logits((3, 4)), logits((3, np.nan))) == pytest.approx(0.8)
+    assert row_dependence(logits((3, 4)), logits((3, np.nan))) == pytest.approx(1.0)
 
 
 def test_rows_are_judged_by_their_worst_batch_size() -> None:
