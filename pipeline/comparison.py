@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.records import Layout, Status
+from pipeline.records import Clock, Layout, Status, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,9 @@ def compare(before: Manifest, after: Manifest, bounds: ReleaseConfig | None = No
     """Return what differs between two manifests, the artifacts of both in order.
 
     A latency has changed where the 95 % intervals do not overlap; without intervals, where it moved by more than 3 %.
-    Latencies of two devices or drivers are not compared.
+    Latencies of two devices or drivers are not compared. A bound holds by the clock that variants are compared by, and
+    with several streams: by others a busy host breaks it. What was measured and no longer is cannot be held to its
+    bound, which breaks it.
 
     Args:
         before: the released one.
@@ -94,9 +96,25 @@ def _of_status(old: Status, new: Status | None) -> Turn:
 
 
 def _latencies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
-    known = {_what(timing): timing for timing in old.timings}
-    pairs = [(known[_what(timing)], timing) for timing in new.timings if _what(timing) in known]
-    return [_latency(new.id, *pair, bounds, alike=old.device == new.device) for pair in pairs]
+    now = {_what(timing): timing for timing in new.timings}
+    bounded = {ranking_clock({timing.clock for timing in old.timings}), Clock.STREAMS} if old.timings else set()
+    changes = []
+    for timing in old.timings:
+        held_to = bounds if timing.clock in bounded else None
+        if found := now.get(_what(timing)):
+            changes.append(_latency(new.id, timing, found, held_to, alike=old.device == new.device))
+        elif held_to or new.timings:
+            changes.append(_missing(new.id, _what(timing), _shown(timing), held_to))
+    return changes
+
+
+def _missing(name: str, metric: str, before: str, bounds: ReleaseConfig | None) -> Change:
+    breach = "must be measured to be held to its bound" if bounds else ""
+    return Change(name, metric, before, "not measured", Turn.WORSE if bounds else Turn.UNKNOWN, breach=breach)
+
+
+def _shown(timing: BatchTiming) -> str:
+    return f"{timing.p50_ms:.4g} ms"
 
 
 def _what(timing: BatchTiming) -> str:
@@ -110,7 +128,7 @@ def _latency(name: str, old: BatchTiming, new: BatchTiming, bounds: ReleaseConfi
     breach = ""
     if bounds and turn is Turn.WORSE and grown > bounds.max_latency_increase:
         breach = f"≤ +{bounds.max_latency_increase:.1%}"
-    return Change(name, _what(new), f"{old.p50_ms:.4g} ms", f"{new.p50_ms:.4g} ms", turn, grown, breach)
+    return Change(name, _what(new), _shown(old), _shown(new), turn, grown, breach)
 
 
 def _turn_of_latency(old: BatchTiming, new: BatchTiming, grown: float) -> Turn:
@@ -121,8 +139,10 @@ def _turn_of_latency(old: BatchTiming, new: BatchTiming, grown: float) -> Turn:
 
 
 def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
-    if old.accuracy is None or new.accuracy is None:
+    if old.accuracy is None:
         return []
+    if new.accuracy is None:
+        return [_missing(new.id, "accuracy", f"agreement {old.accuracy.top1_agreement:.2%}", bounds)]
     labelled = old.accuracy.top1 is not None and new.accuracy.top1 is not None
     pair = (
         (old.accuracy.top1, new.accuracy.top1)
@@ -130,7 +150,7 @@ def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | 
         else (old.accuracy.top1_agreement, new.accuracy.top1_agreement)
     )
     before, after = (value or 0.0 for value in pair)
-    drop = before - after
+    drop = round(before - after, 9)  # shares of whole samples: what is exactly the bound keeps it
     turn = Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
     breach = ""
     if bounds and drop > bounds.max_top1_drop:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.comparison import Turn, breaches_of, compare, worth_telling
 from pipeline.config import ReleaseConfig
-from pipeline.records import BatchTiming, Status
+from pipeline.records import BatchTiming, Clock, Status
 from tests.manifests import accuracy, entry, manifest, timing
 
 BOUNDS = ReleaseConfig(manifest="released.json", max_latency_increase="3%", max_top1_drop="0.1pt")
@@ -42,6 +42,27 @@ def test_a_latency_changes_beyond_noise_only(before: BatchTiming, after: BatchTi
     assert turn_of(before, after) == (turn, breach)
 
 
+def test_a_bound_holds_by_the_clock_that_variants_are_compared_by() -> None:
+    """A busy host slows what it launches and copies: that is told, and breaks nothing; with several streams it does."""
+    clocks = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST, Clock.STREAMS)
+    old = manifest(entry("a", *(timing(1, 1.0, 0.001, clock) for clock in clocks)))
+    new = manifest(entry("a", *(timing(1, 1.2, 0.001, clock) for clock in clocks)))
+    found = [change for change in compare(old, new, BOUNDS) if change.metric.startswith("p50")]
+    assert {change.turn for change in found} == {Turn.WORSE}
+    assert [change.metric.rpartition(" ")[2] for change in found if change.breach] == ["gpu-graph", "streams"]
+
+
+def test_what_is_no_longer_measured_breaks_its_bound() -> None:
+    """A benchmark or a validation that failed is no proof that nothing got worse."""
+    old = manifest(entry("a", timing(1, 1.0), timing(8, 4.0)))
+    new = manifest(entry("a", timing(1, 1.0), accuracy=None))
+    found = [(change.metric, change.after, change.turn, change.breach != "") for change in compare(old, new, BOUNDS)]
+    assert found[1:] == [
+        ("p50 at batch 8, host", "not measured", Turn.WORSE, True),
+        ("accuracy", "not measured", Turn.WORSE, True),
+    ]
+
+
 def test_latencies_of_two_devices_are_not_compared() -> None:
     """Another GPU or another driver is another machine."""
     old = manifest(entry("a", timing(1, 1.0, 0.001)))
@@ -55,6 +76,7 @@ def test_latencies_of_two_devices_are_not_compared() -> None:
     [
         (0.92, 0.92, "top-1", Turn.SAME, ""),
         (0.92, 0.9195, "top-1", Turn.WORSE, ""),
+        (0.92, 0.919, "top-1", Turn.WORSE, ""),
         (0.92, 0.918, "top-1", Turn.WORSE, "≥ -0.1 pt"),
         (0.92, 0.93, "top-1", Turn.BETTER, ""),
         (0.92, None, "agreement", Turn.SAME, ""),
