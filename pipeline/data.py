@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,10 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         _save(paths.labels, validation.labels)
     else:
         paths.labels.unlink(missing_ok=True)
+    if validation.names:
+        write_bytes(paths.sample_names, json.dumps(validation.names).encode())
+    else:
+        paths.sample_names.unlink(missing_ok=True)
     top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
     record = DataRecord(
         key=key_of(project, Step(Stage.DATA, project.plan.model)),
@@ -84,6 +89,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         labels=describe_file(paths.labels, paths.root) if validation.labels is not None else None,
         reference=describe_file(paths.reference, paths.root),
         reference_top1=top1,
+        names=describe_file(paths.sample_names, paths.root) if validation.names else None,
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     write_record(paths.data, record)
@@ -160,12 +166,11 @@ def _split(
     folder = images.open_folder(Path(wanted), source.classes, source.class_names)
     first = min(config.calibration, max(1, len(folder.files) // 2))
     workers = threads()
-    return _Split(
-        ImagesOrigin.FOLDER,
-        f"{wanted}, {len(folder.files)} images",
-        folder.read(spec, range(first), calibration, workers=workers),
-        folder.read(spec, range(first, first + config.validation), validation, workers=workers, seen=seen),
-    )
+    rest = range(first, first + config.validation)
+    total = min(rest.stop, len(folder.files))
+    chosen = folder.read(spec, range(first), calibration, total=total, workers=workers)
+    held_out = folder.read(spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, seen=seen)
+    return _Split(ImagesOrigin.FOLDER, f"{wanted}, {len(folder.files)} images", chosen, held_out)
 
 
 def _stored(found: Images, file: Path) -> Images:

@@ -148,7 +148,7 @@ def _distances(logits: Logits, reference: Logits) -> _Distances:
     got, want = _finite(logits), reference.astype(np.float64)
     sizes, difference = np.linalg.norm(want, axis=1), got - want
     norms = np.linalg.norm(got, axis=1) * sizes
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
     return _Distances(
         cosines=np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0),
         errors=np.linalg.norm(difference, axis=1),

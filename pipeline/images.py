@@ -45,11 +45,13 @@ class Images:
         pixels: uint8 (samples, crop, crop, channels).
         labels: int64 (samples,) class indices; None where nothing is labelled.
         unreadable: the files that could not be read.
+        names: of the samples, as paths in their folder; nothing where they are not of one.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
     unreadable: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -108,12 +110,14 @@ class ImageFolder:
     files: tuple[Path, ...]
     labels: tuple[int, ...]
 
-    def read(
+    def read(  # noqa: PLR0913 - what is read, where to, and what its neighbours need of it
         self,
         spec: Preprocessing,
         span: range,
         file: Path,
         *,
+        before: Sequence[str] = (),
+        total: int | None = None,
         workers: int = 1,
         seen: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Images:
@@ -125,6 +129,8 @@ class ImageFolder:
             spec: how they are made into pixels.
             span: their numbers; a folder may have fewer.
             file: where their pixels are written, as .npy.
+            before: what could not be read of other spans.
+            total: how many images all spans have, of which 1 % may be unreadable; left out, those of this one.
             workers: how many processes decode.
             seen: is told how many of how many have been read.
 
@@ -153,12 +159,13 @@ class ImageFolder:
                     else:
                         pixels.append(found)
                         kept.append(index)
-                self._check(unreadable, len(files))
+                self._check([*before, *unreadable], total or len(files))
                 seen(start + len(part), len(files))
         if not kept:
             self._check(unreadable, 0)
         labels = np.array([self.labels[span.start + index] for index in kept], dtype=np.int64)
-        return Images(np.load(file, mmap_mode="r"), labels, tuple(unreadable))
+        names = tuple(files[index].relative_to(self.folder).as_posix() for index in kept)
+        return Images(np.load(file, mmap_mode="r"), labels, tuple(unreadable), names)
 
     def _check(self, unreadable: list[str], total: int) -> None:
         """Fail as soon as it is certain that too many cannot be read."""

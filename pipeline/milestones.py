@@ -9,7 +9,7 @@ from pipeline.records import AHEAD_OF_TIME, Backend, Clock, Layout, Milestone, P
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.records import Gpu, ManifestEntry
+    from pipeline.records import BatchTiming, Gpu, ManifestEntry
 
 
 class _Kind(NamedTuple):
@@ -49,10 +49,7 @@ def milestones_of(entries: Sequence[ManifestEntry], gpu_of: Callable[[str], Gpu 
 
 
 def _rows(gpu: str, batch: int, entries: list[ManifestEntry]) -> list[Milestone]:
-    chosen = [(kind, _best(kind, batch, entries)) for kind in _KINDS]
-    first = chosen[0][1]
-    eager = _latency(first, batch, Clock.GPU) if first else None
-    return [_row(gpu, batch, kind.label, entry, eager) for kind, entry in chosen]
+    return [_row(gpu, batch, kind.label, _best(kind, batch, entries)) for kind in _KINDS]
 
 
 def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntry | None:
@@ -66,12 +63,18 @@ def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntr
     ]
     return min(
         alike,
-        key=lambda entry: (entry.status is not Status.DEPLOYABLE, _fastest(entry, batch) or float("inf")),
+        key=lambda entry: (entry.status is not Status.DEPLOYABLE, _pace(entry, batch)),
         default=None,
     )
 
 
-def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None, eager: float | None) -> Milestone:
+def _pace(entry: ManifestEntry, batch: int) -> float:
+    fastest = _fastest(entry, batch)
+    return fastest.p50_ms if fastest else float("inf")
+
+
+def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None) -> Milestone:
+    """Return a row; its speed-up is the timing's own, over eager FP32 in the same rounds."""
     fastest = _fastest(entry, batch) if entry else None
     return Milestone(
         gpu=gpu,
@@ -79,26 +82,25 @@ def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None, eager: f
         label=label,
         id=entry.id if entry else None,
         status=entry.status if entry else Status.SKIPPED,
-        p50_ms=_latency(entry, batch, Clock.GPU) if entry else None,
-        graph_ms=_latency(entry, batch, Clock.GPU_GRAPH) if entry else None,
-        speedup=round(eager / fastest, 2) if eager and fastest else None,
+        p50_ms=_p50(entry, batch, Clock.GPU) if entry else None,
+        graph_ms=_p50(entry, batch, Clock.GPU_GRAPH) if entry else None,
+        speedup=round(fastest.speedup, 2) if fastest and fastest.speedup else None,
         relative_l2=entry.accuracy.relative_l2 if entry and entry.accuracy else None,
     )
 
 
-def _fastest(entry: ManifestEntry, batch: int) -> float | None:
+def _fastest(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the better of both ways; eager FP32 is what users run, which is without a CUDA graph."""
     clocks = (Clock.GPU,) if entry.kind is Backend.EAGER else (Clock.GPU, Clock.GPU_GRAPH)
-    found = [latency for clock in clocks if (latency := _latency(entry, batch, clock)) is not None]
-    return min(found, default=None)
+    found = [timing for clock in clocks if (timing := _timing(entry, batch, clock))]
+    return min(found, key=lambda timing: timing.p50_ms, default=None)
 
 
-def _latency(entry: ManifestEntry, batch: int, clock: Clock) -> float | None:
-    return next(
-        (
-            timing.p50_ms
-            for timing in entry.timings
-            if (timing.batch, timing.clock, timing.layout) == (batch, clock, Layout.CONTIGUOUS)
-        ),
-        None,
-    )
+def _timing(entry: ManifestEntry, batch: int, clock: Clock) -> BatchTiming | None:
+    wanted = (batch, clock, Layout.CONTIGUOUS)
+    return next((item for item in entry.timings if (item.batch, item.clock, item.layout) == wanted), None)
+
+
+def _p50(entry: ManifestEntry, batch: int, clock: Clock) -> float | None:
+    timing = _timing(entry, batch, clock)
+    return timing.p50_ms if timing else None

@@ -84,6 +84,11 @@ class Paths:
         return self.folder / "data" / "labels.npy"
 
     @property
+    def sample_names(self) -> Path:
+        """The files that the validation samples are of, where they are of a folder."""
+        return self.folder / "data" / "samples.json"
+
+    @property
     def reference(self) -> Path:
         """float32 logits of the FP32 reference on the validation samples."""
         return self.folder / "data" / "reference.npy"

@@ -521,12 +521,14 @@ class DataRecord(StageRecord):
     reference: FileRecord
     reference_top1: Share | None
     unreadable: tuple[str, ...]
+    names: FileRecord | None = None
+    """The validation samples' files, where they are of a folder: a JSON list of paths in it."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Pixels, labels where there are any, and the reference's logits."""
-        labels = (self.labels,) if self.labels else ()
-        return (self.calibration, self.validation, *labels, self.reference)
+        """Pixels, labels and names where there are any, and the reference's logits."""
+        optional = tuple(file for file in (self.labels, self.names) if file)
+        return (self.calibration, self.validation, *optional, self.reference)
 
 
 class TensorCast(Record):
@@ -804,6 +806,17 @@ class Clock(str, Enum):
     STREAMS = "streams"
     """Several batches at once, each on its own stream: the time a batch. Throughput, not latency."""
 
+    @property
+    def phrase(self) -> str:
+        """How it was timed, as a message says it."""
+        return {
+            Clock.HOST: "by the host's clock",
+            Clock.GPU: "on the GPU, without a CUDA graph",
+            Clock.GPU_GRAPH: "on the GPU, as a CUDA graph",
+            Clock.COPIES: "with the copies to and from the GPU",
+            Clock.STREAMS: "a batch, with several streams",
+        }[self]
+
 
 CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.COPIES, Clock.HOST, Clock.STREAMS)
 """The one that tells most of an engine first."""
@@ -856,7 +869,7 @@ class BatchTiming(Record):
 
 
 class ColdStart(Record):
-    """From opening an engine to its first result, in a process that has CUDA and the library loaded."""
+    """From opening an artifact to its first result, in a process that has CUDA and the library loaded."""
 
     seconds: Annotated[float, Field(ge=0)]
     cached_seconds: Annotated[float, Field(ge=0)] | None

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.comparison import Turn, worth_telling
 from pipeline.records import Status
-from pipeline.verdict import latency_of
+from pipeline.verdict import latency_of, ties_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,12 +45,12 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         table.add_column("speed-up", justify="right")
     table.add_column("status")
     notes: dict[str, int] = {}
-    fastest = {batch: _tied_with_the_fastest(manifest.artifacts, batch) for batch in batches}
+    ties = {batch: ties_of(manifest.artifacts, batch) for batch in batches}
     skipped = _skipped_targets(manifest.artifacts)
     for entry in manifest.artifacts:
         if entry.target not in skipped:
             status = Text(entry.status.value + _marks(entry, notes), style=_COLOURS[entry.status])
-            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, fastest), status)
+            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, ties), status)
     for target, entries in skipped.items():
         status = Text(entries[0].status.value + _marks(entries[0], notes), style=_COLOURS[entries[0].status])
         table.add_row(f"{target}/* ({len(entries)} variants)", *[""] * (3 + 2 * len(batches)), status)
@@ -60,8 +60,13 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     console.print(table)
     if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
-    if any(len(found) > 1 for found in fastest.values()):
-        console.print(Text("≈ not told apart from the fastest: their 95 % intervals overlap", style="dim"))
+    if any(ties.values()):
+        console.print(
+            Text(
+                "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap",
+                style="dim",
+            )
+        )
     doubts = Counter(doubt.what for entry in manifest.artifacts for doubt in entry.noise)
     if doubts:
         told = ", ".join(f"{what} ({count} of {len(manifest.artifacts)} artifacts)" for what, count in doubts.items())
@@ -240,18 +245,11 @@ def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
     return f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
 
 
-def _tied_with_the_fastest(entries: Sequence[ManifestEntry], batch: int) -> frozenset[str]:
-    """Return the artifacts whose latency at a batch cannot be told from the lowest, that one included."""
-    found = {entry.id: timing for entry in entries if (timing := latency_of(entry, batch))}
-    best = min(found.values(), key=lambda timing: timing.p50_ms, default=None)
-    return frozenset(name for name, timing in found.items() if best and timing.ties_with(best))
-
-
-def _timings(entry: ManifestEntry, fastest: Mapping[int, frozenset[str]]) -> list[str]:
+def _timings(entry: ManifestEntry, ties: Mapping[int, frozenset[str]]) -> list[str]:
     cells = []
-    for batch, tied_ids in fastest.items():
+    for batch, alike in ties.items():
         timing = latency_of(entry, batch)
-        mark = "≈ " if entry.id in tied_ids and len(tied_ids) > 1 else ""
+        mark = "≈ " if entry.id in alike else ""
         cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
         cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")
     return cells

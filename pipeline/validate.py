@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +29,7 @@ from pipeline.keys import key_of
 from pipeline.locks import exclusive, shared
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.preprocessing import to_input
+from pipeline.progress import Bars
 from pipeline.records import (
     AccuracyReport,
     Artifact,
@@ -44,7 +47,7 @@ from pipeline.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.staleness import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -131,7 +134,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         checks += (GateCheck(metric=metric, bound=bound, value=f"{distance:.6g}", passed=passed),)
     reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
     if reason:
-        reason += f"; worst sample: {accuracy.worst_sample}"
+        reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"
     return AccuracyReport(
         key=key,
         built_at=now(),
@@ -148,6 +151,14 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         rows=seen.rows,
         device=seen.device,
     )
+
+
+def _sample(project: Project, number: int) -> str:
+    """Return what a validation sample is called: its number, and its file where the images are of a folder."""
+    names = project.data().names
+    if names is None:
+        return str(number)
+    return f"{number} ({json.loads(project.file(names).read_text())[number]})"
 
 
 class _Seen(NamedTuple):
@@ -218,7 +229,8 @@ def _run(project: Project, artifact: Artifact) -> _Seen:
         layers = _graph_layers(project, artifact)
         if backend is Backend.ONNX_REFERENCE:  # numerics only, and slowly: nothing that could be deployed
             samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
-            return _Seen(run_batches(run, _loader(project), samples), graph_layers=layers)
+            with _telling(_loader(project), "validating", samples) as load:
+                return _Seen(run_batches(run, load, samples), graph_layers=layers)
         return _look(run, project, _sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
@@ -244,8 +256,10 @@ def _look(run: Run, project: Project, sizes: _Sizes) -> _Seen:
     reference = np.load(project.file(data.reference))
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes
+    with _telling(load, "validating", samples) as loud:
+        logits = run_batches(run, loud, samples, batch=most, smallest=smallest)
     return _Seen(
-        run_batches(run, load, samples, batch=most, smallest=smallest),
+        logits,
         tuple(check_rows(run, load, reference, size) for size in checked),
         run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
     )
@@ -279,7 +293,8 @@ def _run_module(project: Project, artifact: Artifact) -> _Seen:
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            channels_last = run_batches(run, _loader(project), samples, batch=sizes.most, smallest=sizes.smallest)
+            with _telling(_loader(project), "validating in channels_last", samples) as load:
+                channels_last = run_batches(run, load, samples, batch=sizes.most, smallest=sizes.smallest)
     return seen._replace(
         channels_last=channels_last,
         layers=artifact.module.layers if artifact.module else (),
@@ -291,6 +306,19 @@ def _loader(project: Project) -> Load:
     data = project.data()
     # Mapped anew each time: what stays mapped counts as this process's memory, and 50,000 images are 7.5 GB.
     return lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing)
+
+
+@contextmanager
+def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
+    """Hand out what loads samples, and shows how many of them have been asked for."""
+    with Bars() as bars:
+        told = bars.told(phase)
+
+        def loud(start: int, stop: int) -> Logits:
+            told(start, samples)
+            return load(start, stop)
+
+        yield loud
 
 
 def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:

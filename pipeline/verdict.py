@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.records import CLOCKS, Clock, Layout, Status
+from pipeline.records import CLOCKS, Clock, Layout, Status, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +28,27 @@ class _Candidate(NamedTuple):
     timing: BatchTiming
 
 
+def ties_of(entries: Iterable[ManifestEntry], batch: int) -> frozenset[str]:
+    """Return the ids of what may be deployed and cannot be told from the fastest of its device, that one included.
+
+    Where nothing ties with the fastest there are none.
+
+    Args:
+        entries: of one or more devices.
+        batch: at which they are compared.
+    """
+    by_device: dict[tuple[str, Clock], dict[str, BatchTiming]] = {}
+    for entry in entries:
+        if entry.status is Status.DEPLOYABLE and (timing := latency_of(entry, batch)):
+            by_device.setdefault((entry.device, timing.clock), {})[entry.id] = timing
+    ties: set[str] = set()
+    for found in by_device.values():
+        best = min(found.values(), key=lambda timing: timing.p50_ms)
+        alike = {name for name, timing in found.items() if timing.ties_with(best)}
+        ties |= alike if len(alike) > 1 else set()
+    return frozenset(ties)
+
+
 def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
     """Return what to deploy for latency, for throughput and for the smallest memory.
 
@@ -46,12 +67,13 @@ def _fastest(entries: list[ManifestEntry], batch: int) -> Choice:
     wish = f"lowest latency, batch {batch}"
     if not found:
         return Choice(wish, None, "nothing that may be deployed was timed")
-    best = min(found, key=lambda item: item.timing.p50_ms)
-    chosen, ties = _settle(found, best)
+    clock = ranking_clock({item.timing.clock for item in found})
+    alike = [item for item in found if item.timing.clock is clock]  # a host's clock and a GPU's tell different things
+    best = min(alike, key=lambda item: item.timing.p50_ms)
+    chosen, ties = _settle(alike, best)
     low, high = chosen.timing.interval_ms
-    return Choice(
-        wish, chosen.entry, f"p50 {chosen.timing.p50_ms:.3f} ms (95 %: {low:.3f} to {high:.3f}){_gain(chosen)}", ties
-    )
+    told = f"p50 {chosen.timing.p50_ms:.3f} ms (95 %: {low:.3f} to {high:.3f}) {clock.phrase}"
+    return Choice(wish, chosen.entry, told + _gain(chosen), ties)
 
 
 def _most_images(entries: list[ManifestEntry]) -> Choice:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,27 +16,31 @@ from pipeline.__main__ import main
 from pipeline.benchmark import (
     Measured,
     Worker,
+    _measure,
     await_answer,
     baseline_latencies,
     benchmark_target,
     group,
     room_of,
+    samples_on_disk,
 )
-from pipeline.benchmark.messages import Ask, Samples, What
+from pipeline.benchmark.messages import Ask, Ready, Samples, Started, Warm, What
 from pipeline.benchmark.worker import first_batches, takes, time_module, timed
 from pipeline.errors import RunError
+from pipeline.nvml import Reading, Watch, conditions_of
 from pipeline.plan import Plan
 from pipeline.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Clock, Graph, Layout, Outcome, Variant
 from tests.hosts import H100, L4, host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pipeline.records import Gpu
 
 CPU = "cpu-x86_64"
+HOT, COOL = Reading(900, 2600, 85, 300, 0x20), Reading(1980, 2600, 50, 300, 0)
 
 
 def by_name(reports: tuple[BenchmarkReport, ...]) -> dict[str, BenchmarkReport]:
@@ -52,10 +58,13 @@ def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
 
 
 def test_cpu_latencies_are_by_the_hosts_clock(built: Project) -> None:
-    """A processor has no clock of its own, nothing to enqueue, no cold start and no kernels to keep."""
+    """A processor has no clock of its own, nothing to enqueue and no kernels to keep; a cold start it has, too."""
     report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnxruntime-fp32"))
     assert {(timing.clock, timing.enqueue_us) for timing in report.timings} == {(Clock.HOST, None)}
-    assert (report.cold_start, report.runtime_cache, report.disturbed_by) == (None, None, ())
+    assert (report.runtime_cache, report.disturbed_by, report.conditions) == (None, (), None)
+    assert report.cold_start is not None
+    assert 0 < report.cold_start.seconds < 60
+    assert report.cold_start.cached_seconds is None
 
 
 def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
@@ -86,9 +95,29 @@ def test_the_raw_samples_are_the_summary(built: Project) -> None:
     """The percentiles that a report states are those of the samples that it keeps."""
     report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnxruntime-fp32"))
     assert report.samples is not None
+    settings = built.config.benchmark
     with np.load(built.file(report.samples)) as samples:
         for timing in report.timings:
-            assert timing.p50_ms == pytest.approx(float(np.median(samples[f"host_batch_{timing.batch}"])), abs=1e-4)
+            name = f"host_batch_{timing.batch}"
+            assert timing.p50_ms == pytest.approx(float(np.median(samples[name])), abs=1e-4)
+            assert len(samples[name]) == len(samples[f"{name}_restart"]) == len(samples[f"{name}_round"])
+            assert set(samples[f"{name}_restart"]) == set(range(settings.restarts))
+            assert set(samples[f"{name}_round"]) == set(range(settings.restarts * settings.rounds))
+
+
+def test_samples_say_which_restart_and_round_they_are_of() -> None:
+    """From what is on disk every percentile and interval can be computed again; so can the host's part."""
+    found = Measured(cast("Any", None))
+    found.keep(0, 1, Samples(Clock.GPU, (1.0, 2.0), (5.0, 6.0)))
+    found.keep(1, 1, Samples(Clock.GPU, (3.0,), (7.0,)))
+    what = What(Clock.GPU, 1)
+    arrays = {name: values.tolist() for name, values in samples_on_disk(what, found.rounds[what]).items()}
+    assert arrays == {
+        "gpu_batch_1": [1.0, 2.0, 3.0],
+        "gpu_batch_1_restart": [0, 0, 1],
+        "gpu_batch_1_round": [0, 0, 1],
+        "gpu_batch_1_enqueue_us": [5.0, 6.0, 7.0],
+    }
 
 
 def test_the_baseline_is_as_fast_as_itself(built: Project) -> None:
@@ -224,17 +253,18 @@ def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
     baseline.keep(0, 1, Samples(Clock.GPU, (2.0, 4.0)))
     found = Measured(variant, baseline=baseline)
     for clock, layout in ((Clock.GPU_GRAPH, Layout.CONTIGUOUS), (Clock.GPU, Layout.CHANNELS_LAST)):
-        assert [list(values) for values in baseline_latencies(found, What(clock, 1, layout))] == [[2.0, 4.0]]
+        ((values,),) = baseline_latencies(found, What(clock, 1, layout))
+        assert list(values) == [2.0, 4.0]
     assert baseline_latencies(found, What(Clock.HOST, 1)) == []
 
 
 def test_rounds_are_kept_apart_and_restarts_have_medians() -> None:
-    """A round's samples stay together; a restart's median is that of all its rounds."""
+    """A round's samples stay together, and a restart's rounds; its median is that of all of them."""
     found = Measured(cast("Any", None))
     for restart, values in ((0, (1.0, 1.0)), (0, (3.0,)), (1, (5.0,))):
         found.keep(restart, 8, Samples(Clock.HOST, values))
     what = What(Clock.HOST, 8)
-    assert [list(values) for values in found.latencies(what)] == [[1.0, 1.0], [3.0], [5.0]]
+    assert [[list(values) for values in rounds] for rounds in found.latencies(what)] == [[[1.0, 1.0], [3.0]], [[5.0]]]
     assert found.medians_of_restarts(what) == [1.0, 5.0]
 
 
@@ -312,3 +342,75 @@ def test_a_module_is_ready_when_it_is_compiled(built: Project, name: str, batche
     """A cold start ends with the first result; just in time, when every size of the profile has been compiled."""
     project = on_an_h100(built)
     assert first_batches(project, finished(project, project.plan.variant(f"tiny/{TORCH}/{name}"))) == batches
+
+
+class Answers:
+    """The end of a pipe of a variant's process that answers at once, and keeps what it was asked."""
+
+    def __init__(self, name: str, asked: list[tuple[str, str]]) -> None:
+        self.name, self.asked = name, asked
+        self.waiting: list[object] = [Started()]
+
+    def send(self, message: object) -> None:
+        """Take a question, and have its answer ready."""
+        if isinstance(message, Started):
+            self.waiting.append(Ready())
+        elif isinstance(message, Ask):
+            kind = "warm up" if message.warm_up_seconds else "time"
+            self.asked.append((self.name, f"{kind} {message.batch}"))
+            self.waiting.append(Warm(settled=True) if message.warm_up_seconds else (Samples(Clock.HOST, (1.0,)),))
+
+    def poll(self, _seconds: float) -> bool:
+        """Say whether there is an answer."""
+        return bool(self.waiting)
+
+    def recv(self) -> object:
+        """Give the answer."""
+        return self.waiting.pop(0)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What the processes of variants are asked, in its order; none is started."""
+    found: list[tuple[str, str]] = []
+
+    @contextmanager
+    def worker(_project: Project, artifact: Artifact, *, first: bool) -> Iterator[Worker]:
+        found.append((artifact.variant.name, f"opened{' first' if first else ''}"))
+        yield Worker(cast("Any", SimpleNamespace(pid=1)), cast("Any", Answers(artifact.variant.name, found)))
+
+    monkeypatch.setattr("pipeline.benchmark._worker", worker)
+    return found
+
+
+def test_rounds_are_interleaved_and_every_restart_opens_all_anew(built: Project, asked: list[tuple[str, str]]) -> None:
+    """A B, A B at each batch size, both warmed up before; so that a change of the machine's pace hits all alike."""
+    names = ("eager-fp32", "onnxruntime-fp32")
+    _measure(built, None, [built.artifact(built.plan.variant(f"tiny/{CPU}/{name}")) for name in names])
+    settings = built.config.benchmark
+    expected = []
+    for restart in range(settings.restarts):
+        expected += [(name, "opened first" if restart == 0 else "opened") for name in names]
+        for batch in built.config.timed_batches:
+            expected += [(name, f"warm up {batch}") for name in names]
+            expected += [(name, f"time {batch}") for name in names] * settings.rounds
+    assert asked == expected
+    assert settings.rounds > 1
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_the_sensors_showed_in_any_restart_counts(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that were held down in the first restart alone make the run a noisy one."""
+    watches = [Watch(readings=[HOT]), *(Watch(readings=[COOL]) for _ in range(9))]
+
+    @contextmanager
+    def watching(_gpu: object, _ours: object) -> Iterator[Watch]:
+        yield watches.pop(0)
+
+    monkeypatch.setattr("pipeline.benchmark.watching", watching)
+    several = built.config.benchmark.model_copy(update={"restarts": 2})
+    project = Project(Plan(built.config.model_copy(update={"benchmark": several}), built.plan.host), built.paths)
+    (found,) = _measure(project, None, [built.artifact(built.plan.variant(f"tiny/{CPU}/eager-fp32"))])
+    assert found.conditions == conditions_of([HOT, COOL])
+    assert found.conditions is not None
+    assert found.conditions.throttled_by == ("software thermal slowdown",)

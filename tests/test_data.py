@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.preprocessing import to_input
 from pipeline.project import Project
 from pipeline.records import DataRecord, ImagesOrigin
 from pipeline.source import make_source
+from pipeline.validate import _sample
 from tests import factories
 
 if TYPE_CHECKING:
@@ -131,6 +133,18 @@ def test_unreadable_images_are_recorded(make: Callable[[str, str], tuple[Project
 
     assert record.unreadable == (str(broken),)
     assert record.calibration_samples + record.validation_samples == 239
+
+
+def test_samples_of_a_folder_have_names(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """So that a rejected variant can name the image that it is most wrong about; digits and crops have numbers only."""
+    fill(tmp_path / "pictures", 3, 4)
+    project, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}")
+    assert record.names in record.files
+    assert record.names is not None
+    names = json.loads(project.file(record.names).read_text())
+    labels = np.load(project.paths.labels).tolist()
+    assert [int(name.partition("/")[0]) for name in names] == labels
+    assert _sample(project, 5) == f"5 ({names[5]})"
 
 
 def test_record_vouches_for_every_file(built: Project) -> None:

@@ -252,7 +252,7 @@ def test_top1_is_argmax_whatever_is_equal(rows: npt.NDArray[np.float32], labels:
 def test_the_worst_class_is_named() -> None:
     """Of the classes with enough samples, the one that drops most is told, by its name."""
     labels = np.array([0] * 5 + [1] * 10 + [2])
-    want = np.eye(3)[labels]
+    want = np.eye(3, dtype=np.float32)[labels]
     got = want.copy()
     got[10:13] = (1, 0, 0)  # three of ten of class 1
     got[15] = (1, 0, 0)  # the only one of class 2
@@ -266,7 +266,7 @@ def test_the_worst_class_is_named() -> None:
 
 def test_classes_of_few_samples_say_nothing() -> None:
     """Four samples of a class tell nothing of it."""
-    want = np.eye(2)[[0] * 4]
+    want = np.eye(2, dtype=np.float32)[[0] * 4]
     assert worst_class(want, want, np.array([0] * 4)) is None
 
 

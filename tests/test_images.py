@@ -197,6 +197,19 @@ def test_few_unreadable_images_are_left_out(tmp_path: Path) -> None:
     assert found.labels is not None
     assert len(found) == len(found.labels) == 99
     assert found.pixels[found.labels == 1][0, 0, 0].tolist() == list(COLOURS["dog"])
+    assert [name.partition("/")[0] == "dog" for name in found.names] == found.labels.tolist()
+
+
+def test_one_in_a_hundred_is_of_all_spans(tmp_path: Path) -> None:
+    """Two damaged images among few are no damaged folder; a third one in the other span makes it one."""
+    folder = many(tmp_path / "images", 250)
+    for file in folder.files[:2]:
+        file.write_bytes(b"")
+    few = folder.read(SMALL, range(50), tmp_path / "few.npy", total=250)
+    assert (len(few), len(few.unreadable)) == (48, 2)
+    folder.files[100].write_bytes(b"")
+    with pytest.raises(DataError, match="3 of 250 images cannot be read"):
+        folder.read(SMALL, range(50, 250), tmp_path / "rest.npy", before=few.unreadable, total=250)
 
 
 def test_many_unreadable_images(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ FILES = {
     PATHS.calibration: "m/data/calibration.npy",
     PATHS.validation: "m/data/validation.npy",
     PATHS.labels: "m/data/labels.npy",
+    PATHS.sample_names: "m/data/samples.json",
     PATHS.reference: "m/data/reference.npy",
     PATHS.onnx(Graph.INT8_CPU): "m/onnx/int8-cpu.onnx",
     PATHS.onnx_opset17(Graph.INT8): "m/onnx/int8.opset17.onnx",
@@ -46,7 +47,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 21
+    assert len(FILES) == len(set(FILES.values())) == 22
 
 
 def test_variants_folder_is_its_id() -> None:

@@ -114,7 +114,7 @@ def test_ties_with_the_fastest_are_marked() -> None:
         *(_engine(id=f"m/t/{name}", timings=(item,)) for name, item in zip("abc", (fast, near, slow), strict=True))
     )
     assert [_row(text, f"t/{name}")[5] for name in "abc"] == ["≈", "≈", "2.00"]
-    assert "≈ not told apart from the fastest: their 95 % intervals overlap" in text
+    assert "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap" in text
     assert "≈" not in _printed(_engine(id="m/t/a", timings=(fast,)), _engine(id="m/t/c", timings=(slow,)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.records import Clock, FileRecord, Layout, Status
-from pipeline.verdict import choices_of, latency_of
+from pipeline.verdict import choices_of, latency_of, ties_of
 from tests.manifests import SHA, entry, timing
 
 
@@ -13,7 +13,7 @@ def test_the_fastest_deployable_artifact_is_taken() -> None:
     good, slow = entry("good", timing(1, 2.0)), entry("slow", timing(1, 3.0))
     choice = choices_of([fast, slow, good])[0]
     assert (choice.wish, choice.entry, choice.ties) == ("lowest latency, batch 1", good, ())
-    assert choice.why == "p50 2.000 ms (95 %: 1.980 to 2.020), 2.00× eager FP32"
+    assert choice.why == "p50 2.000 ms (95 %: 1.980 to 2.020) by the host's clock, 2.00× eager FP32"
 
 
 def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
@@ -23,6 +23,24 @@ def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
     choice = choices_of([best, near])[0]
     assert choice.entry == near
     assert choice.ties == (best.id,)
+
+
+def test_latencies_of_two_clocks_are_not_compared() -> None:
+    """What only the host has timed is not held against a CUDA graph on the GPU, whatever its number."""
+    host, graph = entry("host", timing(1, 0.19)), entry("graph", timing(1, 0.2, clock=Clock.GPU_GRAPH))
+    choice = choices_of([host, graph])[0]
+    assert choice.entry == graph
+    assert "as a CUDA graph" in choice.why
+
+
+def test_ties_are_of_one_device_and_of_what_may_be_deployed() -> None:
+    """A rejected artifact is nobody's rival; each device has its own fastest; one alone ties with nothing."""
+    fast = entry("fast", timing(1, 0.1), status=Status.REJECTED)
+    good, near = entry("good", timing(1, 1.0)), entry("near", timing(1, 1.01))
+    cpu = [entry("cpu", timing(1, 9.0), device="a CPU"), entry("alike", timing(1, 9.1), device="a CPU")]
+    alone = entry("alone", timing(1, 1.0), device="another GPU")
+    assert ties_of([fast, good, near, *cpu, alone], 1) == {good.id, near.id, *(item.id for item in cpu)}
+    assert ties_of([fast, good, near], 8) == frozenset()
 
 
 def test_throughput_counts_every_batch_and_several_streams() -> None:

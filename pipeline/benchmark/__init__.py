@@ -19,7 +19,7 @@ from pipeline.errors import RecordError
 from pipeline.isolation import describe_exit
 from pipeline.keys import key_of
 from pipeline.locks import exclusive
-from pipeline.nvml import watching
+from pipeline.nvml import conditions_of, watching
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import (
     Artifact,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from pipeline.benchmark.messages import Samples
     from pipeline.config import BenchmarkConfig, Config
+    from pipeline.nvml import Reading
     from pipeline.project import Project
     from pipeline.records import Gpu, Key
 
@@ -119,7 +120,7 @@ def room_of(gpu: Gpu | None, host_bytes: int) -> int:
     return max(1, min(_PROCESSES, *(memory // _PROCESS_BYTES for memory in memories)))
 
 
-class _Round(NamedTuple):
+class Round(NamedTuple):
     """What one round of one restart gave."""
 
     restart: int
@@ -131,13 +132,14 @@ class Measured:
     """One variant's samples, or what went wrong."""
 
     variant: Variant
-    rounds: dict[What, list[_Round]] = field(default_factory=dict)
+    rounds: dict[What, list[Round]] = field(default_factory=dict)
     ready: Ready = field(default_factory=Ready)
     error: str = ""
     skipped: str = ""
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
-    conditions: Conditions | None = None
+    readings: list[Reading] = field(default_factory=list)
+    """What the GPU's sensors showed while it was timed."""
     baseline: Measured | None = None
     """What was timed in the same rounds for comparison."""
 
@@ -148,18 +150,24 @@ class Measured:
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""
-        self.rounds.setdefault(What(samples.clock, batch, samples.layout), []).append(_Round(restart, samples))
+        self.rounds.setdefault(What(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
 
-    def latencies(self, what: What) -> list[Latencies]:
-        """Return the samples of one kind, in milliseconds, an array a round."""
-        return [np.array(found.samples.milliseconds, dtype=np.float64) for found in self.rounds.get(what, ())]
+    def latencies(self, what: What) -> list[list[Latencies]]:
+        """Return the samples of one kind, in milliseconds, an array a round, a list of those a restart."""
+        by_restart: dict[int, list[Latencies]] = {}
+        for found in self.rounds.get(what, ()):
+            milliseconds = np.array(found.samples.milliseconds, dtype=np.float64)
+            by_restart.setdefault(found.restart, []).append(milliseconds)
+        return list(by_restart.values())
 
     def medians_of_restarts(self, what: What) -> list[float]:
         """Return the median latency of every restart."""
-        by_restart: dict[int, list[float]] = {}
-        for found in self.rounds.get(what, ()):
-            by_restart.setdefault(found.restart, []).extend(found.samples.milliseconds)
-        return [float(np.median(values)) for values in by_restart.values()]
+        return [float(np.median(np.concatenate(rounds))) for rounds in self.latencies(what)]
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the sensors showed over all restarts."""
+        return conditions_of(self.readings)
 
 
 @dataclass(frozen=True)
@@ -232,7 +240,7 @@ def _one_restart(
                         _one_round(worker, item, batch, settings, restart)
     for _, item in pairs:
         item.disturbed_by = tuple(dict.fromkeys((*item.disturbed_by, *watch.strangers)))
-        item.conditions = watch.conditions or item.conditions
+        item.readings.extend(watch.readings)
 
 
 def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) -> None:
@@ -357,12 +365,12 @@ def _timing(found: Measured, what: What) -> BatchTiming:
     return summarize(
         found.latencies(what),
         what,
-        np.concatenate(base) if base else None,
+        np.concatenate([found for rounds in base for found in rounds]) if base else None,
         round(float(np.median(enqueues)), 2) if enqueues else None,
     )
 
 
-def baseline_latencies(found: Measured, what: What) -> list[Latencies]:
+def baseline_latencies(found: Measured, what: What) -> list[list[Latencies]]:
     """Return eager FP32's latencies, contiguous, that a kind is held against.
 
     On the GPU's clock that is what users run: between two events, without a CUDA graph. Copies and whole calls are held
@@ -374,7 +382,26 @@ def baseline_latencies(found: Measured, what: What) -> list[Latencies]:
 
 def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
     path = project.paths.samples(variant)
+    arrays: dict[str, Any] = {}
+    for what, rounds in found.rounds.items():
+        arrays |= samples_on_disk(what, rounds)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {what.name: np.concatenate(found.latencies(what)) for what in found.rounds}
         np.savez_compressed(file, **arrays)
     return describe_file(path, project.paths.root)
+
+
+def samples_on_disk(what: What, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
+    """Return everything that a kind's percentiles and intervals are made of, as arrays of one length.
+
+    `host_batch_1` has milliseconds, `host_batch_1_restart` and `…_round` say which of them each sample is of, and
+    `…_enqueue_us` what the host took, where that was timed.
+    """
+    lengths = [len(found.samples.milliseconds) for found in rounds]
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        what.name: np.array([value for found in rounds for value in found.samples.milliseconds], dtype=np.float64),
+        f"{what.name}_restart": np.repeat([found.restart for found in rounds], lengths),
+        f"{what.name}_round": np.repeat(np.arange(len(rounds)), lengths),
+    }
+    if enqueues := [value for found in rounds for value in found.samples.enqueue_us]:
+        arrays[f"{what.name}_enqueue_us"] = np.array(enqueues, dtype=np.float64)
+    return arrays

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SETTLED = 0.02
 """Two medians in a row that differ by less are taken for the pace that will stay."""
 _RESAMPLES = 2000
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more they are smaller."""
 _RESTARTS_DIFFER = 0.05
 """Restarts whose medians differ by more say something of the machine, not of the variant."""
 _SLOWED = ("power cap", "slowdown", "power brake")
@@ -32,22 +34,34 @@ def settled(medians: Sequence[float]) -> bool:
     return any(abs(after - before) <= _SETTLED * before for before, after in [*pairwise(medians)][-1:])
 
 
-def interval_of_median(rounds: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the median (B. Efron, Annals of Statistics 7, 1979).
+def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the 95 % interval of the median: a percentile bootstrap (B. Efron, Annals of Statistics 7, 1979), widened.
 
-    Rounds are resampled, not runs: runs of one round share the machine's mood, and would make it too narrow.
+    Restarts are resampled, and rounds in each: what is of one restart, or of one round, shares the machine's mood. From
+    three restarts a bootstrap cannot tell how much they differ, and would hold the median in three of four cases only;
+    so the interval is at least Student's t of the restarts' medians (W. S. Gosset, Biometrika 6, 1908).
 
     Args:
-        rounds: the median of each round of each restart, at least one.
+        restarts: the median of each round, a sequence a restart, at least one of each.
     """
-    values = np.asarray(rounds, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(values[picks], axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    random = np.random.default_rng(0)
+    count, most = len(restarts), max(map(len, restarts))
+    values = np.array([np.resize(rounds, most) for rounds in restarts])
+    lengths = np.array([len(rounds) for rounds in restarts])
+    picks = random.integers(count, size=(_RESAMPLES, count, 1))
+    within = (random.random((_RESAMPLES, count, most)) * lengths[picks]).astype(np.intp)
+    medians = np.median(values[picks, within], axis=(1, 2))
+    low, high = (float(end) for end in np.percentile(medians, (2.5, 97.5)))
+    if count == 1:
+        return low, high
+    middles = [float(np.median(rounds)) for rounds in restarts]
+    middle = float(np.mean(middles))
+    half = _STUDENT_T[min(count - 1, len(_STUDENT_T)) - 1] * float(np.std(middles, ddof=1)) / count**0.5
+    return max(0.0, min(low, middle - half)), max(high, middle + half)
 
 
 def summarize(
-    rounds: Sequence[Latencies],
+    restarts: Sequence[Sequence[Latencies]],
     what: What,
     baseline: Latencies | None,
     enqueue_us: float | None = None,
@@ -55,14 +69,14 @@ def summarize(
     """Return the percentiles of latencies of whole batches, and the speed-up over the baseline's median.
 
     Args:
-        rounds: milliseconds, an array a round, at least one of each.
+        restarts: milliseconds, an array a round, a sequence of those a restart; at least one of each.
         what: they are of.
         baseline: eager FP32's milliseconds at this batch, measured in the same rounds.
         enqueue_us: the median time that the host takes to enqueue one, in microseconds.
     """
-    latencies = np.concatenate(rounds)
+    latencies = np.concatenate([found for rounds in restarts for found in rounds])
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
-    low, high = interval_of_median([float(np.median(found)) for found in rounds])
+    low, high = interval_of_median([[float(np.median(found)) for found in rounds] for rounds in restarts])
     return BatchTiming(
         batch=what.batch,
         clock=what.clock,
