@@ -280,7 +280,7 @@ def profile_key(project: Project, variant: Variant) -> Key:
     )
 
 
-_PAGE = 2
+_PAGE = 3
 """Raised whenever the report shows something else of the same records."""
 
 

@@ -1094,7 +1094,7 @@ class Milestone(Record):
     graph_ms: Milliseconds | None
     """Replayed as a CUDA graph."""
     speedup: float | None
-    """Eager FP32's `p50_ms` over the better of the two."""
+    """Eager FP32's `p50_ms`, in the same rounds, over the better of the two."""
     relative_l2: float | None
 
 

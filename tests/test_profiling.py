@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,14 @@ from pipeline.engine_runner import Engine
 from pipeline.errors import RunError
 from pipeline.nvtx import nvtx_range
 from pipeline.plan import Plan, Stage, Step
-from pipeline.profiling import profile_variant, workload
-from pipeline.profiling.profilers import rank_functions, rank_layers, read_kernel_summary, read_onnxruntime_profile
+from pipeline.profiling import profile_variant, profilers, workload
+from pipeline.profiling.profilers import (
+    rank_functions,
+    rank_layers,
+    read_kernel_summary,
+    read_onnxruntime_profile,
+    trace_with_nsight,
+)
 from pipeline.project import Project
 from pipeline.records import LayerProfile, Outcome, Precision, Profile
 from pipeline.staleness import is_current
@@ -29,7 +36,6 @@ from tests.hosts import H100, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 CPU = "tiny/cpu-x86_64"
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
@@ -272,6 +278,32 @@ def test_nsight_systems_that_fails_is_a_failure(
     assert profile.outcome is Outcome.FAILED
     with pytest.raises(AssertionError, match=says):
         raise AssertionError(profile.reason)
+
+
+def test_trace_that_fails_leaves_the_one_before(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report takes its place once it is whole, and nothing is left beside it."""
+    path = project.paths.trace(project.plan.variant(ENGINE))
+    path.write_text("before")
+    listed = sorted(path.parent.iterdir())
+    install_nsys(tmp_path, monkeypatch, NSYS.replace('cat "$0.summary"', "exit 1"))
+    with pytest.raises(RunError, match="nsys failed"):
+        trace_with_nsight(project, project.plan.variant(ENGINE))
+    assert path.read_text() == "before"
+    assert sorted(path.parent.iterdir()) == listed
+
+
+def test_what_nsight_systems_runs_ends_with_it(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs is killed with its workload, which would go on working on the GPU."""
+    install_nsys(tmp_path, monkeypatch, f"sleep 600 & echo $! > {tmp_path}/workload; wait")
+    monkeypatch.setattr(profilers, "_SECONDS", 1)
+    with pytest.raises(RunError, match="nsys gave no result in 1 s"):
+        trace_with_nsight(project, project.plan.variant(ENGINE))
+    workload = Path("/proc", (tmp_path / "workload").read_text().strip(), "stat")
+    assert not workload.exists() or workload.read_text().split()[2] == "Z"
 
 
 def test_without_any_profiler_of_kernels_the_layers_are_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from pipeline.atomic import read_record, write_record
 from pipeline.errors import RecordError
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Backend, Clock, Manifest, Milestone, Outcome, Status
+from pipeline.records import Backend, Clock, Doubt, Manifest, Milestone, Outcome, Status
 from pipeline.report import make_report
-from pipeline.report.charts import batch_scaling, pareto, workspace_sweep
+from pipeline.report.charts import batch_scaling, frontier, pareto, workspace_sweep
 from pipeline.report.floors import Peak, Work
 from pipeline.staleness import is_current
 from tests.hosts import H100, host
@@ -91,6 +91,45 @@ def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
     assert "limit of arithmetic, FP16" in text
     assert "workspace, MiB" in text
     assert "smallest GPU memory" in text
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    """The fastest first; what is slower has to be nearer to the reference, and a rejected artifact beats nobody."""
+    found = [
+        (item, item.timings[0])
+        for item in (
+            entry("exact", timing(1, 9.0), accuracy=accuracy(1e-6)),
+            entry("fast", timing(1, 1.0), accuracy=accuracy(1e-2)),
+            entry("beaten", timing(1, 3.0), accuracy=accuracy(1e-2)),
+            entry("between", timing(1, 2.0), accuracy=accuracy(1e-3)),
+            entry("rejected", timing(1, 0.5), accuracy=accuracy(1e-4), status=Status.REJECTED),
+        )
+    ]
+    assert [item.id.rpartition("/")[2] for item, _ in frontier(found)] == ["fast", "between", "exact"]
+
+
+def test_a_noisy_choice_says_so_on_its_card(copied: Path) -> None:
+    """Whoever reads the verdict alone is warned, too."""
+    project = on_an_h100(copied)
+    manifest = project.manifest()
+    noisy = tuple(
+        item.model_copy(update={"noise": (Doubt(what="restarts differ", detail="by up to 9%"),)})
+        for item in manifest.artifacts
+    )
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": noisy}))
+    make_report(project)
+    text = text_of(project)
+    assert text.index("A noisy run: restarts differ: by up to 9%.") < text.index("Every artifact")
+
+
+def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> None:
+    """What is folded away at first: each latency with its tail, and what the gates looked at with value and bound."""
+    text = text_of(built)
+    assert "Every latency, by every clock" in text
+    report = built.benchmark(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
+    assert all(f"{item.p99_ms:.4g}" in text for item in report.timings)
+    checks = built.accuracy(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")).checks
+    assert all(f"{check.metric} {check.value}" in text for check in checks)
 
 
 def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:

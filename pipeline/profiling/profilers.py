@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.atomic import describe_file
+from pipeline.atomic import describe_file, scratch_folder
 from pipeline.errors import RunError, one_line
 from pipeline.records import FileRecord, HotFunction, LayerTime, Precision, Tool
 from pipeline.trt_adapter import EngineLayer
@@ -115,38 +117,42 @@ def trace_with_nsight(project: Project, variant: Variant) -> Trace:
     command = [
         *("nsys", "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none"),
         *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--force-overwrite=true"),
-        f"--output={path}",
         *(sys.executable, "-m", "pipeline.profiling.workload", str(project.config_file), variant.id),
     ]
-    _nsys(command)
-    if not path.is_file():
-        raise RunError("nsys wrote no report", expected=str(path))
-    stats = ["nsys", "stats", "--report=cuda_gpu_kern_sum", "--format=csv", "--force-export=true", "--output=-"]
-    functions = read_kernel_summary(_nsys([*stats, str(path)]))
-    path.with_suffix(".sqlite").unlink(missing_ok=True)  # which `stats` leaves beside the report
+    at = command.index(sys.executable)
+    with scratch_folder(path.parent) as folder:  # `stats` leaves a database beside the report
+        report = folder / path.name
+        _nsys([*command[:at], f"--output={report}", *command[at:]])
+        if not report.is_file():
+            raise RunError("nsys wrote no report", expected=str(path))
+        stats = ["nsys", "stats", "--report=cuda_gpu_kern_sum", "--format=csv", "--force-export=true", "--output=-"]
+        functions = read_kernel_summary(_nsys([*stats, str(report)]))
+        report.replace(path)
     version = _nsys(["nsys", "--version"]).strip().rpartition(" ")[2]
-    shown = " ".join(["python", *command[command.index("-m") :]])
-    nsys = " ".join(part for part in command[: command.index(sys.executable)] if not part.startswith("--output="))
+    shown = [*command[:at], f"--output={path.name}", "python", *command[at + 1 :]]
     return Trace(
         functions,
-        f"{nsys} --output={path.name} {shown}",
+        " ".join(shown),
         describe_file(path, project.paths.root),
         Tool(name="nsys", version=version or "unknown"),
     )
 
 
 def _nsys(command: list[str]) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed words, and a variant of the plan
-            command, check=False, capture_output=True, text=True, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise RunError(f"nsys gave no result in {_SECONDS} s", got=" ".join(command)) from exc
-    if done.returncode:
-        raise RunError(
-            f"nsys failed (exit status {done.returncode})", got=(done.stderr or done.stdout).strip()[-300:] or "nothing"
-        )
-    return done.stdout
+    """Run nsys, and return what it prints; what it runs ends with it, however that ends."""
+    with subprocess.Popen(  # noqa: S603 - fixed words, and a variant of the plan
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=_SECONDS)
+        except BaseException as exc:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(exc, subprocess.TimeoutExpired):
+                raise RunError(f"nsys gave no result in {_SECONDS} s", got=" ".join(command)) from exc
+            raise
+    if process.returncode:
+        raise RunError(f"nsys failed (exit status {process.returncode})", got=(err or out).strip()[-300:] or "nothing")
+    return out
 
 
 # torch's profiler

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from pipeline.comparison import Change
     from pipeline.project import Project
-    from pipeline.records import BenchmarkReport, Conditions, LayerProfile, ManifestEntry, Milestone, OnnxRecord
+    from pipeline.records import (
+        BenchmarkReport,
+        Conditions,
+        DataRecord,
+        LayerProfile,
+        ManifestEntry,
+        Milestone,
+        OnnxRecord,
+        Sensitivity,
+    )
     from pipeline.report.charts import Chart
     from pipeline.report.floors import Work
     from pipeline.verdict import Choice
@@ -121,6 +130,8 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         devices=_devices(project, manifest),
         subnormals=_subnormals(project, manifest),
         profiles=_profiles(project),
+        sensitivities=_sensitivities(project),
+        data=_data(project),
         hottest=_HOTTEST,
         changes=[change for change in changes if change.turn.value != "same"],
         compared=project.config.release is not None,
@@ -213,6 +224,25 @@ def _profiles(project: Project) -> list[LayerProfile]:
         if project.paths.layers(variant).is_file()
     )
     return [profile for profile in found if profile and profile.outcome is Outcome.DONE]
+
+
+def _sensitivities(project: Project) -> list[Sensitivity]:
+    """Return what `doit sensitivity` has found of what lies there now."""
+    found = (
+        current(
+            project, Step(Stage.SENSITIVITY, f"{project.plan.model}/{graph.value}"), partial(project.sensitivity, graph)
+        )
+        for graph in project.plan.graphs
+        if project.paths.sensitivity(graph).is_file()
+    )
+    return [record for record in found if record]
+
+
+def _data(project: Project) -> DataRecord | None:
+    try:
+        return project.data()
+    except RecordError:
+        return None  # a manifest may outlive its images
 
 
 def _subnormals(project: Project, manifest: Manifest) -> list[Subnormals]:

@@ -41,9 +41,35 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
     for kind in dict.fromkeys(entry.kind for entry, _ in found):
         members = [(entry, timing) for entry, timing in found if entry.kind is kind]
         figure.add_trace(_points(kind.value, members))
-    figure.update_xaxes(title="median latency, ms", type="log")
+    best = frontier(found)
+    if len(best) > 1:
+        figure.add_trace(
+            go.Scatter(
+                name="nothing is both faster and nearer",
+                mode="lines",
+                x=[timing.p50_ms for _, timing in best],
+                y=[_distance(entry) for entry, _ in best],
+                line={"dash": "dot", "shape": "hv"},
+                hoverinfo="skip",
+            )
+        )
+    clocks = ", ".join(dict.fromkeys(timing.clock.phrase for _, timing in found))
+    figure.update_xaxes(title=f"median latency, ms ({clocks})", type="log")
     figure.update_yaxes(title="relative L2 to the FP32 reference", type="log", exponentformat="power", dtick=1)
     return Chart(f"Latency against accuracy, batch {batch}", figure)
+
+
+def frontier(found: Sequence[tuple[ManifestEntry, BatchTiming]]) -> list[tuple[ManifestEntry, BatchTiming]]:
+    """Return the Pareto frontier, the fastest first: what may be deployed, and nothing beats in both measures."""
+    best: list[tuple[ManifestEntry, BatchTiming]] = []
+    for entry, timing in sorted(found, key=lambda item: (item[1].p50_ms, _distance(item[0]))):
+        if entry.status is Status.DEPLOYABLE and (not best or _distance(entry) < _distance(best[-1][0])):
+            best.append((entry, timing))
+    return best
+
+
+def _distance(entry: ManifestEntry) -> float:
+    return max(entry.accuracy.relative_l2 if entry.accuracy else 0.0, _SMALLEST_L2)
 
 
 def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.Scatter:
@@ -53,13 +79,13 @@ def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.S
         name=name,
         mode="markers",
         x=medians,
-        y=[max(entry.accuracy.relative_l2 if entry.accuracy else 0.0, _SMALLEST_L2) for entry, _ in members],
+        y=[_distance(entry) for entry, _ in members],
         error_x={
             "type": "data",
             "array": [end - middle for end, middle in zip(high, medians, strict=True)],
             "arrayminus": [middle - end for end, middle in zip(low, medians, strict=True)],
         },
-        text=[f"{short(entry)}<br>{entry.status.value}" for entry, _ in members],
+        text=[f"{short(entry)}<br>{entry.status.value}, {timing.clock.phrase}" for entry, timing in members],
         hovertemplate="%{text}<br>%{x:.4g} ms, relative L2 %{y:.2g}<extra></extra>",
         marker={"size": 10, "symbol": [_MARKS.get(entry.status, "diamond") for entry, _ in members]},
     )

@@ -34,8 +34,13 @@ _PEAKS = {
     "L4": Peak(121e12, 0.3e12),
     "T4": Peak(65e12, 0.32e12),
     "V100": Peak(125e12, 0.9e12),
+    "RTX 6000 Ada": Peak(364e12, 0.96e12),
+    "RTX 5090": Peak(419e12, 1.792e12),
+    "RTX 4090": Peak(330e12, 1.008e12),
+    "RTX 3090": Peak(142e12, 0.936e12),
 }
-"""By a part of the GPU's name; the first that fits counts. From NVIDIA's datasheets of each, without sparsity."""
+"""By a part of the GPU's name; the first that fits counts. From NVIDIA's datasheets and, of GeForce, the whitepapers of
+Ampere GA102, Ada and Blackwell RTX: without sparsity, accumulating in FP16 where that is faster."""
 
 
 class Work(NamedTuple):
