@@ -53,9 +53,10 @@ def test_rounds_that_agree_give_a_narrow_interval() -> None:
     assert interval_of_median([[2.0] * 3] * 3) == (2.0, 2.0)
     low, high = interval_of_median([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
     assert 1.0 <= low < 3.5 < high <= 6.0
-    low, high = interval_of_median([[1.0, 1.0], [1.1, 1.1], [1.2, 1.2]])
-    assert low == pytest.approx(1.1 - 4.303 * 0.1 / 3**0.5)
-    assert high == pytest.approx(1.1 + 4.303 * 0.1 / 3**0.5)
+    low, high = interval_of_median([[1.0, 1.0], [1.1, 1.1], [1.21, 1.21]])
+    factor = 1.1 ** (4.303 / 3**0.5)  # the standard deviation of three logarithms one step apart is that step
+    assert low == pytest.approx(1.1 / factor)
+    assert high == pytest.approx(1.1 * factor)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ _SETTLED = 0.02
 _RESAMPLES = 2000
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more they are smaller."""
+_LARGEST = 700.0
+"""The logarithm of nearly the largest float."""
 _RESTARTS_DIFFER = 0.05
 """Restarts whose medians differ by more say something of the machine, not of the variant."""
 _SLOWED = ("power cap", "slowdown", "power brake")
@@ -39,7 +42,8 @@ def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, floa
 
     Restarts are resampled, and rounds in each: what is of one restart, or of one round, shares the machine's mood. From
     three restarts a bootstrap cannot tell how much they differ, and would hold the median in three of four cases only;
-    so the interval is at least Student's t of the restarts' medians (W. S. Gosset, Biometrika 6, 1908).
+    so the interval is at least Student's t of the restarts' medians (W. S. Gosset, Biometrika 6, 1908), of their
+    logarithms, since machines differ by shares.
 
     Args:
         restarts: the median of each round, a sequence a restart, at least one of each.
@@ -54,10 +58,10 @@ def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, floa
     low, high = (float(end) for end in np.percentile(medians, (2.5, 97.5)))
     if count == 1:
         return low, high
-    middles = [float(np.median(rounds)) for rounds in restarts]
-    middle = float(np.mean(middles))
-    half = _STUDENT_T[min(count - 1, len(_STUDENT_T)) - 1] * float(np.std(middles, ddof=1)) / count**0.5
-    return max(0.0, min(low, middle - half)), max(high, middle + half)
+    logarithms = np.log([max(float(np.median(rounds)), np.finfo(float).tiny) for rounds in restarts])
+    middle = float(np.mean(logarithms))
+    half = _STUDENT_T[min(count - 1, len(_STUDENT_T)) - 1] * float(np.std(logarithms, ddof=1)) / count**0.5
+    return min(low, math.exp(middle - half)), max(high, math.exp(min(middle + half, _LARGEST)))
 
 
 def summarize(
