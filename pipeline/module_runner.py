@@ -71,7 +71,9 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Mod
         module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
         if variant.backend is Backend.EAGER:
             return module
-        return torch.compile(module, options=_MAX_AUTOTUNE, dynamic=False)  # type: ignore[return-value]
+        return torch.compile(  # type: ignore[return-value]  # a module again
+            module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
+        )
     if artifact.module is None or artifact.file is None:
         raise RunError(f"{variant.id} does not say what made it")
     return load_compiled(project.paths.root, variant, artifact.module, project.file(artifact.file), gpu)
@@ -148,6 +150,7 @@ def open_session(
     strict = variant.precision is Precision.FP32
     with ExitStack() as stack:
         stack.enter_context(strict_fp32() if strict else fastest())
+        stack.enter_context(torchtrt_adapter.unlimited_sizes())
         stream = None
         if gpu is not None:
             from pipeline import cuda  # noqa: PLC0415 - only where there is a GPU

@@ -146,24 +146,26 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
 
 
 def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest) -> _Made:
-    """Have a module compiled for each batch size, and tell of the one with the most left to PyTorch."""
+    """Have a module compiled for each batch size, and tell of all of them."""
     options = torchtrt_adapter.options_of(request, torchtrt_adapter.known_settings(library))
     seen: list[ModuleContents] = []
     compiled = torchtrt_adapter.compile_in_time(
         library, module, options.arguments, lambda part: seen.append(torchtrt_adapter.contents_of(part))
     )
-    with torch.inference_mode(), torchtrt_adapter.detailed_layers(library):
+    with torch.inference_mode(), torchtrt_adapter.detailed_layers(library), torchtrt_adapter.unlimited_sizes():
         for size in request.profile.sizes:
             _compile_for(compiled, size, request)
     if not seen:
         raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
-    return _Made(max(seen, key=lambda contents: len(contents.torch_operators)), options.settings)
+    return _Made(torchtrt_adapter.of_all_sizes(seen), options.settings)
 
 
 def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
     """Have a module compiled for a batch size by running one."""
     try:
         module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
+    except torch._dynamo.exc.Unsupported as exc:  # noqa: SLF001 - there is no public name
+        raise torchtrt_adapter.untraceable(exc) from exc
     except Exception as exc:
         raise BuildError(
             f"Torch-TensorRT cannot compile the model for batches of {size}", got=torchtrt_adapter.reason_of(exc)

@@ -18,11 +18,11 @@ import torch
 
 from pipeline.environment import installed, missing_driver, torch_tensorrt, version
 from pipeline.errors import BuildError, RunError, UnsupportedError, one_line
-from pipeline.records import Backend, ModuleContents, Precision, Setting, Tool
+from pipeline.records import Backend, LayerShare, ModuleContents, Precision, Setting, Tool
 from pipeline.trt_adapter.inspector import read_layers, shares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -262,11 +262,7 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as exc:
-        raise BuildError(
-            "torch cannot trace the model",
-            expected="a model that torch.export traces: no control flow that depends on the values of tensors",
-            got=one_line(exc),
-        ) from exc
+        raise untraceable(exc) from exc
     device = library.Device(gpu_id=request.gpu.index)
     try:
         with detailed_layers(library):
@@ -276,6 +272,15 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     except Exception as exc:
         raise BuildError("Torch-TensorRT cannot compile the model", got=one_line(exc)) from exc
     return Compiled(compiled, options.settings)
+
+
+def untraceable(error: Exception) -> BuildError:
+    """Return what to raise where torch cannot take a model as one graph."""
+    return BuildError(
+        "torch cannot trace the model",
+        expected="one graph: no control flow that depends on the values of tensors",
+        got=reason_of(error),
+    )
 
 
 def compile_in_time(
@@ -298,14 +303,30 @@ def compile_in_time(
         seen(compiled)
         return compiled  # type: ignore[no-any-return]  # untyped
 
-    # Each batch size is compiled for itself, as the library's own torch_compile mode does it.
-    return torch.compile(module, backend=compile_graph, dynamic=False)  # type: ignore[return-value]  # a module again
+    # Each batch size is compiled for itself, as the library's own torch_compile mode does it; all of it or nothing.
+    return torch.compile(  # type: ignore[return-value]  # a module again
+        module, backend=compile_graph, dynamic=False, fullgraph=True
+    )
+
+
+def unlimited_sizes() -> contextlib.AbstractContextManager[object]:
+    """Have torch compile for every batch size and layout that is run: by default it stops at eight graphs."""
+    return torch._dynamo.config.patch(  # type: ignore[no-any-return]  # noqa: SLF001 - untyped, and there is no other way
+        recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize
+    )
 
 
 def reason_of(error: Exception) -> str:
-    """Return what went wrong in one line: torch wraps what a backend raises, and says only that it did."""
+    """Return what went wrong in one line, with the place in the model's code where torch tells it.
+
+    Torch wraps what a backend raises, and says only that it did.
+    """
     inner = getattr(error, "inner_exception", None)
-    return one_line(inner if isinstance(inner, Exception) else error)
+    if isinstance(inner, Exception):
+        return one_line(inner)
+    stack = getattr(error, "real_stack", None) or ()
+    place = f" ({stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name})" if stack else ""
+    return one_line(error) + place
 
 
 @contextlib.contextmanager
@@ -384,6 +405,24 @@ def contents_of(compiled: nn.Module) -> ModuleContents:
     layers = tuple(layer for engine in engines for layer in read_layers(str(engine.get_layer_info())))
     return ModuleContents(
         segments=len(engines), torch_operators=tuple(sorted(operators)), layers=shares(layers), libraries=libraries()
+    )
+
+
+def of_all_sizes(seen: Sequence[ModuleContents]) -> ModuleContents:
+    """Return what a module holds that was compiled for one batch size after another: the worst of each. Pure.
+
+    Args:
+        seen: one for each size, at least one.
+    """
+    segments = [contents.segments for contents in seen]
+    layers: dict[Precision | None, LayerShare] = {}
+    for share in (share for contents in seen for share in contents.layers):
+        layers[share.precision] = max(share, layers.get(share.precision, share), key=lambda item: item.layers)
+    return ModuleContents(
+        segments=max(segments) if all(segments) else 0,
+        torch_operators=tuple(sorted({name for contents in seen for name in contents.torch_operators})),
+        layers=tuple(sorted(layers.values(), key=lambda share: -share.layers)),
+        libraries=seen[0].libraries,
     )
 
 

@@ -150,3 +150,11 @@ def recurrent() -> nn.Module:
     torch.nn.init.constant_(norm.weight, 0.5)
     block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), norm, nn.ReLU())
     return nn.Sequential(block, block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+
+
+class Branches(nn.Module):
+    """Goes another way where the image is dark."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 3072)."""
+        return image.flatten(1) if image.sum() > 0 else -image.flatten(1)

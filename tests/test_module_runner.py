@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import torchtrt
+from pipeline import torchtrt, torchtrt_adapter
 from pipeline.atomic import write_record
 from pipeline.errors import RunError
 from pipeline.module_runner import load_module, model_of, open_session
 from pipeline.plan import Plan
 from pipeline.project import Project
-from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Variant
+from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Profile, Variant
+from tests.factories import Branches
 from tests.hosts import H100, host
 from tests.logits import FP16, distance, images, reference
 from tests.torchtrt_stub import Library, use
@@ -152,6 +153,33 @@ def test_what_a_module_raises_is_a_clear_error(project: Project) -> None:
         pytest.raises(RunError, match="cannot run a batch of 2"),
     ):
         run(images(project, 2))
+
+
+def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's default of eight graphs for a module is no reason to run without Torch-TensorRT after the eighth."""
+    library = Library()
+    use(library, monkeypatch)
+    profile = Profile(min=1, opt=2, max=5)
+    variant = named(project, "torch_compile-fp32-b1-ws16MiB").model_copy(update={"profile": profile})
+    module = torchtrt_adapter.compile_in_time(library, torch.nn.Flatten(), {}, lambda _: None)
+    with open_session(module, variant, (3, 32, 32), None) as run:
+        for size in range(1, 6):
+            for layout in Layout:
+                run(images(project, size), layout)
+    assert len(library.seen) == 10
+
+
+def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline that runs in Python between two graphs would be no torch.compile to compare with."""
+    monkeypatch.setattr("pipeline.module_runner.restore_model", lambda _: Branches())
+    variant = named(project, "inductor-fp16")
+    module = load_module(project, artifact_of(project, variant, project.file(project.source().weights)), H100)
+    with (
+        open_session(module, variant, (3, 32, 32), None) as run,
+        pytest.raises(RunError, match="cannot run a batch of 2") as caught,
+    ):
+        run(images(project, 2))
+    assert "factories.py:" in str(caught.value)
 
 
 def test_a_session_on_the_cpu_has_no_stream(project: Project) -> None:

@@ -18,6 +18,7 @@ from pipeline.project import Project
 from pipeline.records import Backend, Key, Outcome, Precision, Variant
 from pipeline.staleness import is_current
 from pipeline.validate import validate_variant
+from tests.factories import Branches
 from tests.hosts import H100, host
 from tests.logits import images, reference
 from tests.torchtrt_stub import Library, use
@@ -104,6 +105,17 @@ def test_a_failure_in_time_fails_the_build(project: Project, monkeypatch: pytest
     with pytest.raises(BuildError, match="cannot compile the model for batches of 1") as caught:
         torchtrt._make(project, variant_of(project, Backend.TORCH_COMPILE), H100, tmp_path / "recipe.json")
     assert "out of workspace" in str(caught.value)
+
+
+def test_a_model_of_several_graphs_fails_in_time(
+    project: Project, library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Control flow that depends on values fails as it does ahead of time, and the message has the model's line."""
+    del library
+    monkeypatch.setattr("pipeline.torchtrt.restore_model", lambda _: Branches())
+    with pytest.raises(BuildError, match="torch cannot trace the model") as caught:
+        torchtrt._make(project, variant_of(project, Backend.TORCH_COMPILE), H100, tmp_path / "recipe.json")
+    assert "factories.py:" in str(caught.value)
 
 
 def test_a_recipe_says_all_that_it_takes(project: Project) -> None:

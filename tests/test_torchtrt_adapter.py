@@ -15,7 +15,7 @@ from pipeline import torchtrt_adapter
 from pipeline.config import TorchTensorRTConfig
 from pipeline.environment import missing_driver
 from pipeline.errors import BuildError, RunError, UnsupportedError
-from pipeline.records import Backend, LayerShare, Precision, Profile, Setting, Tool
+from pipeline.records import Backend, LayerShare, ModuleContents, Precision, Profile, Setting, Tool
 from pipeline.torchtrt_adapter import (
     arguments_of,
     check_libraries,
@@ -27,9 +27,13 @@ from pipeline.torchtrt_adapter import (
     libraries,
     load,
     load_library,
+    of_all_sizes,
     options_of,
+    reason_of,
     save,
+    unlimited_sizes,
 )
+from tests.factories import Branches
 from tests.hosts import module_request
 from tests.torchtrt_stub import Library
 
@@ -212,19 +216,23 @@ def test_a_package_is_asked_for_by_its_format(tmp_path: Path) -> None:
     assert library.saved_as == ["aot_inductor"]
 
 
-class Branches(nn.Module):
-    """Goes another way where the image is dark."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return (batch, 3072)."""
-        return image.flatten(1) if image.sum() > 0 else -image.flatten(1)
-
-
 def test_a_model_that_does_not_trace_is_a_clear_error(tmp_path: Path) -> None:
     """Control flow that depends on values is named as what torch does not take."""
     with pytest.raises(BuildError, match="torch cannot trace the model") as caught:
         compile_ahead(Library(), Branches(), module_request(tmp_path))
     assert "no control flow that depends on the values of tensors" in str(caught.value)
+
+
+def test_in_time_a_graph_that_breaks_is_no_silent_eager() -> None:
+    """What torch would run as two graphs with Python between them is an error, which says where in the model."""
+    torch.compiler.reset()
+    library = Library()
+    compiled = compile_in_time(library, Branches(), {}, lambda _: None)
+    with torch.inference_mode(), pytest.raises(RuntimeError) as caught:
+        compiled(torch.rand(1, 3, 32, 32))
+    assert "Data-dependent branching" in reason_of(caught.value)
+    assert f"factories.py:{Branches.forward.__code__.co_firstlineno + 2}, in forward" in reason_of(caught.value)
+    assert library.seen == []
 
 
 def test_what_the_library_raises_is_a_clear_error(tmp_path: Path) -> None:
@@ -272,6 +280,50 @@ def test_in_time_each_batch_size_is_compiled_once() -> None:
         with torch.inference_mode():
             assert torch.allclose(compiled(images), model(images), atol=1e-6)
     assert (len(seen), library.seen) == (2, [{"min_block_size": 3}] * 2)
+
+
+def run_ten_graphs(model: nn.Module) -> None:
+    """Run five batch sizes in two layouts."""
+    for size in range(1, 6):
+        images = torch.rand(size, 3, 32, 32)
+        for form in (torch.contiguous_format, torch.channels_last):
+            model(images.to(memory_format=form))
+
+
+def test_in_time_as_many_sizes_are_compiled_as_there_are() -> None:
+    """Torch's default would run everything after the eighth graph without the library."""
+    torch.compiler.reset()
+    library = Library()
+    with torch.inference_mode(), unlimited_sizes():
+        run_ten_graphs(compile_in_time(library, network(), {}, lambda _: None))
+    assert len(library.seen) == 10
+
+
+def test_in_time_too_many_sizes_are_no_silent_eager() -> None:
+    """Whoever forgets to raise torch's limit gets an error, not a model that runs without the library."""
+    torch.compiler.reset()
+    compiled = compile_in_time(Library(), network(), {}, lambda _: None)
+    with torch.inference_mode(), pytest.raises(Exception, match="fullgraph=True"):
+        run_ten_graphs(compiled)
+
+
+def contents(segments: int, operators: tuple[str, ...], **layers: int) -> ModuleContents:
+    """Return what was compiled for one batch size."""
+    shares = tuple(
+        LayerShare(precision=Precision(name), layers=count, examples=(name,)) for name, count in layers.items()
+    )
+    return ModuleContents(segments=segments, torch_operators=operators, layers=shares, libraries=())
+
+
+def test_a_record_is_of_all_sizes() -> None:
+    """What any of them left to PyTorch or computed in another type is in it, and nothing is counted twice."""
+    found = of_all_sizes([contents(1, ("a",), fp16=20), contents(2, (), fp16=19, fp32=1), contents(1, ("b",), fp16=20)])
+    assert found == contents(2, ("a", "b"), fp16=20, fp32=1)
+
+
+def test_a_size_without_an_engine_is_none_at_all() -> None:
+    """One batch size that is all PyTorch is not hidden by the others."""
+    assert of_all_sizes([contents(1, ()), contents(0, ("a",))]).segments == 0
 
 
 def test_in_time_a_failure_is_no_silent_eager() -> None:
