@@ -250,13 +250,16 @@ class TorchTensorRTConfig(Record):
     require_full_compilation: Flag = False
     """Fail where an operator would stay in PyTorch."""
     engine_cache: Flag = False
-    """Keep engines between builds, in a folder for each variant: the library's key ignores the workspace."""
+    """Keep engines between builds, in a folder for each variant and source: the library's key ignores the workspace.
+
+    Such engines can be refitted with other weights, and may be slower for it.
+    """
     build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
 
     @property
     def build_settings(self) -> TorchTensorRTConfig:
         """What changes a module; the rest is as if it had been left out."""
-        return _without(self, "formats", "engine_cache", "build_timeout_seconds")
+        return _without(self, "formats", "build_timeout_seconds")
 
 
 class Gate(Record):

@@ -140,6 +140,10 @@ def sensitivity_key(project: Project, graph: Graph) -> Key:
     )
 
 
+_COMPILER = 2
+"""Raised whenever Torch-TensorRT is asked for something else: 2 takes a model as one graph."""
+
+
 def build_key(project: Project, variant: Variant) -> Key:
     """Return what an artifact depends on."""
     where: dict[str, object] = {}
@@ -149,6 +153,8 @@ def build_key(project: Project, variant: Variant) -> Key:
     if variant.graph is None:
         source = project.source()
         compiled = variant.backend.is_torch_tensorrt
+        if compiled:
+            where["compiler"] = _COMPILER
         return _key(
             variant=variant.id,
             model=source.key.digest,

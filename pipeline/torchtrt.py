@@ -92,18 +92,19 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     """Return what to compile, and how."""
     if variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no module with a profile and a workspace")
-    settings = project.config.torch_tensorrt
+    settings, source = project.config.torch_tensorrt, project.source()
     timings = project.paths.module_timing_cache(torch_tensorrt().version, gpu)
     return ModuleRequest(
         mode=variant.backend,
         precision=variant.precision,
         profile=variant.profile,
-        input_shape=project.source().preprocessing.input_shape,
+        input_shape=source.preprocessing.input_shape,
         workspace_bytes=variant.workspace.bytes,
         gpu=gpu,
         settings=settings,
         timing_cache=timings if torchtrt_adapter.times_tactics() else None,
-        engine_cache=project.paths.engine_cache(variant) if settings.engine_cache else None,
+        # The library's key tells neither workspaces nor the attributes of a model's operators apart.
+        engine_cache=project.paths.engine_cache(variant) / source.key.digest[:16] if settings.engine_cache else None,
     )
 
 
@@ -147,7 +148,8 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
 
 def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest) -> _Made:
     """Have a module compiled for each batch size, and tell of all of them."""
-    options = torchtrt_adapter.options_of(request, torchtrt_adapter.known_settings(library))
+    known = torchtrt_adapter.known_settings(library)
+    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
     seen: list[ModuleContents] = []
     compiled = torchtrt_adapter.compile_in_time(
         library, module, options.arguments, lambda part: seen.append(torchtrt_adapter.contents_of(part))
@@ -183,6 +185,6 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
         weights=source.weights,
         input_shape=source.preprocessing.input_shape,
         warm_up=variant.profile.sizes if variant.profile else (),
-        settings=settings,
+        settings=torchtrt_adapter.without_caches(settings),
         libraries=torchtrt_adapter.libraries(),
     )

@@ -72,7 +72,11 @@ class Options(NamedTuple):
     settings: tuple[Setting, ...]
 
 
-def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
+_CACHES = frozenset({"cache_built_engines", "reuse_cached_engines"})
+"""Settings of a build alone: a module that is made again from its recipe reads and writes no engines."""
+
+
+def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) -> Options:
     """Return a request's settings as a version takes them. Pure.
 
     Precision is the module's own: engines are strongly typed, by a setting until 2.12 and always from 2.13 on.
@@ -80,6 +84,7 @@ def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
     Args:
         request: what to compile.
         known: the names of that version's settings.
+        tunes: its TensorRT times tactics; TensorRT-RTX does not, and ignores what is for that.
     """
     wanted: dict[str, object] = {
         "workspace_size": request.workspace_bytes,
@@ -96,13 +101,15 @@ def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
         wanted["require_full_compilation"] = True
     if request.engine_cache is not None:
         wanted |= {
-            "cache_built_engines": True,
-            "reuse_cached_engines": True,
+            **dict.fromkeys(sorted(_CACHES), True),
             "engine_cache_dir": str(request.engine_cache),
+            "immutable_weights": False,  # by default they are, and the library neither keeps nor takes such engines
         }
     refused = {name: "this version has no such setting" for name in wanted if name not in known}
     if "use_explicit_typing" in refused:
         refused["use_explicit_typing"] = "this version has no such setting: its engines are always strongly typed"
+    if not tunes:
+        refused |= {name: why for name, why in _IGNORED.items() if wanted.get(name, False) is not False}
     if request.mode is Backend.TORCH_COMPILE and "require_full_compilation" in wanted:
         refused["require_full_compilation"] = "torch_compile leaves to PyTorch what it cannot convert"
     private = {"timing_cache_path", "engine_cache_dir"}  # paths of this host
@@ -114,6 +121,11 @@ def options_of(request: ModuleRequest, known: frozenset[str]) -> Options:
     return Options({name: value for name, value in wanted.items() if name not in refused}, settings)
 
 
+_IGNORED = {
+    "disable_tf32": "TensorRT-RTX multiplies FP32 in TF32 whatever the flag says",
+    "optimization_level": "TensorRT-RTX builds ahead of time, and has no use for it",
+}
+
 _SWITCHES = {"on": True, "off": False}
 
 
@@ -124,16 +136,24 @@ def _shown(value: object) -> str:
 
 
 def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
-    """Return the keyword arguments that a record's applied settings stand for: switches and whole numbers.
+    """Return the keyword arguments that a recipe's applied settings stand for: switches and whole numbers.
+
+    Nothing is kept of what is compiled, and no timings: the library's default is one file of the host for all.
 
     Raises:
         RunError: one of them is neither.
     """
-    applied = {setting.name: setting.value for setting in settings if setting.applied}
+    applied = {setting.name: setting.value for setting in without_caches(settings) if setting.applied}
     strange = {name: value for name, value in applied.items() if value not in _SWITCHES and not value.isdecimal()}
     if strange:
         raise RunError("the recipe's settings cannot be read", expected="on, off or a whole number", got=str(strange))
-    return {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
+    arguments = {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
+    return {**arguments, "timing_cache_path": os.devnull}
+
+
+def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """Return the settings that a module takes wherever it is made."""
+    return tuple(setting for setting in settings if setting.name not in _CACHES)
 
 
 def libraries() -> tuple[Tool, ...]:
@@ -253,7 +273,7 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     Raises:
         BuildError: torch cannot trace it, or TensorRT cannot build it.
     """
-    options = options_of(request, known_settings(library))
+    options = options_of(request, known_settings(library), tunes=times_tactics())
     # The largest batch: torch takes one of a single image for a size that is always 1.
     example = torch.zeros(request.profile.max, *request.input_shape, device=device_of(request.gpu))
     shapes = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,16 @@ def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
     with pytest.raises(RunError, match="holds other weights than the recipe was made for") as caught:
         load_module(project, artifact, H100)
     assert project.source().weights.sha256 in str(caught.value)
+
+
+def test_a_recipe_is_made_again_without_the_hosts_timings(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's default is one file in /tmp that every user of the host reads and writes."""
+    library = Library()
+    use(library, monkeypatch)
+    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
+    with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
+        run(images(project, 1))
+    assert library.seen[-1]["timing_cache_path"] == os.devnull
 
 
 def test_a_module_of_other_versions_is_refused_before_it_is_read(project: Project) -> None:

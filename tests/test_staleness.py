@@ -538,7 +538,7 @@ def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
     [
         ({"min_block_size": 1}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
         ({"optimization_level": 3}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
-        ({"engine_cache": True}, []),
+        ({"engine_cache": True}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
         ({"build_timeout_seconds": 5.0}, []),
     ],
     ids=str,

@@ -15,7 +15,7 @@ from pipeline.errors import BuildError, UnsupportedError
 from pipeline.module_runner import load_module, open_session
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Backend, Key, Outcome, Precision, Variant
+from pipeline.records import Backend, Key, Outcome, Precision, Setting, Variant
 from pipeline.staleness import is_current
 from pipeline.validate import validate_variant
 from tests.factories import Branches
@@ -153,6 +153,29 @@ def test_each_variant_keeps_its_engines_apart(project: Project) -> None:
     folders = [torchtrt.request_of(cached, item, H100).engine_cache for item in modules]
     assert len(set(folders)) == len(modules) > 1
     assert torchtrt.request_of(project, modules[0], H100).engine_cache is None
+
+
+def test_each_source_keeps_its_engines_apart(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it tell strides and paddings apart: a model with others is another one, and starts with no engines."""
+    settings = project.config.torch_tensorrt.model_copy(update={"engine_cache": True})
+    cached = Project(
+        Plan(project.config.model_copy(update={"torch_tensorrt": settings}), project.plan.host), project.paths
+    )
+    variant, source = variant_of(cached, Backend.DYNAMO), cached.source()
+    before = torchtrt.request_of(cached, variant, H100).engine_cache
+    monkeypatch.setattr(Project, "source", lambda _: source.model_copy(update={"key": Key(fields=())}))
+    after = torchtrt.request_of(cached, variant, H100).engine_cache
+    assert before is not None
+    assert after is not None
+    assert (before.parent, before != after) == (after.parent, True)
+
+
+def test_a_recipe_keeps_no_engines(project: Project) -> None:
+    """The caches of a build are no part of how the module is made elsewhere."""
+    names = ("cache_built_engines", "reuse_cached_engines", "immutable_weights")
+    settings = tuple(Setting(name=name, value="on", applied=True) for name in names)
+    recipe = torchtrt.recipe_of(project, variant_of(project, Backend.TORCH_COMPILE), settings)
+    assert [setting.name for setting in recipe.settings] == ["immutable_weights"]
 
 
 @pytest.fixture

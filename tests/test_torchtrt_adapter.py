@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 ALL = frozenset(
     {"workspace_size", "min_block_size", "disable_tf32", "use_explicit_typing", "pass_through_build_failures"}
     | {"timing_cache_path", "optimization_level", "require_full_compilation"}
-    | {"cache_built_engines", "reuse_cached_engines", "engine_cache_dir"}
+    | {"cache_built_engines", "reuse_cached_engines", "engine_cache_dir", "immutable_weights"}
 )
 
 
@@ -65,7 +66,7 @@ def network() -> nn.Module:
 
 def test_defaults_are_said_in_full(tmp_path: Path) -> None:
     """A version that knows everything gets the request's values, and the record has them but for paths."""
-    options = options_of(module_request(tmp_path), ALL)
+    options = options_of(module_request(tmp_path), ALL, tunes=True)
     assert options.arguments == {
         "workspace_size": 2**24,
         "min_block_size": 5,
@@ -88,21 +89,24 @@ def test_defaults_are_said_in_full(tmp_path: Path) -> None:
 )
 def test_tf32_is_off_for_strict_fp32_only(tmp_path: Path, precision: Precision, *, disabled: bool) -> None:
     """Strict FP32 is the only precision that TF32 would falsify."""
-    assert options_of(module_request(tmp_path, precision=precision), ALL).arguments["disable_tf32"] is disabled
+    assert (
+        options_of(module_request(tmp_path, precision=precision), ALL, tunes=True).arguments["disable_tf32"] is disabled
+    )
 
 
 def test_an_engine_cache_has_a_folder_of_its_own(tmp_path: Path) -> None:
     """The cache is asked for only where it is on, and then lies in the variant's own folder."""
-    on = options_of(module_request(tmp_path, settings=TorchTensorRTConfig(engine_cache=True)), ALL)
+    on = options_of(module_request(tmp_path, settings=TorchTensorRTConfig(engine_cache=True)), ALL, tunes=True)
     assert on.arguments["engine_cache_dir"] == str(tmp_path / "engines")
     assert (on.arguments["cache_built_engines"], on.arguments["reuse_cached_engines"]) == (True, True)
-    assert "cache_built_engines" not in options_of(module_request(tmp_path), ALL).arguments
+    assert on.arguments["immutable_weights"] is False  # or the library keeps nothing, and says so in a warning
+    assert "cache_built_engines" not in options_of(module_request(tmp_path), ALL, tunes=True).arguments
 
 
 def test_what_a_version_lacks_is_not_passed_and_is_recorded(tmp_path: Path) -> None:
     """A setting that the version does not have is left out of the call, and the record says why."""
     settings = TorchTensorRTConfig(optimization_level=4)
-    options = options_of(module_request(tmp_path, settings=settings), ALL - {"optimization_level"})
+    options = options_of(module_request(tmp_path, settings=settings), ALL - {"optimization_level"}, tunes=True)
     assert "optimization_level" not in options.arguments
     assert (
         Setting(name="optimization_level", value="4", applied=False, note="this version has no such setting")
@@ -110,12 +114,25 @@ def test_what_a_version_lacks_is_not_passed_and_is_recorded(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("precision", "refused"),
+    [(Precision.FP32, {"disable_tf32", "optimization_level"}), (Precision.FP16, {"optimization_level"})],
+)
+def test_what_tensorrt_rtx_ignores_is_recorded(tmp_path: Path, precision: Precision, refused: set[str]) -> None:
+    """As for plain engines: TensorRT-RTX multiplies FP32 in TF32, and has no levels, whatever it is told."""
+    request = module_request(tmp_path, precision=precision, settings=TorchTensorRTConfig(optimization_level=4))
+    options = options_of(request, ALL, tunes=False)
+    assert {setting.name for setting in options.settings if not setting.applied} == refused
+    assert not refused & set(options.arguments)
+    assert all("TensorRT-RTX" in setting.note for setting in options.settings if not setting.applied)
+
+
 def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
     """The library ignores it there; here the record says so."""
     request = module_request(
         tmp_path, mode=Backend.TORCH_COMPILE, settings=TorchTensorRTConfig(require_full_compilation=True)
     )
-    options = options_of(request, ALL)
+    options = options_of(request, ALL, tunes=True)
     (setting,) = (item for item in options.settings if item.name == "require_full_compilation")
     assert (setting.applied, "leaves to PyTorch" in setting.note) == (False, True)
     assert "require_full_compilation" not in options.arguments
@@ -127,6 +144,7 @@ def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
         min_block_size=st.integers(1, 10**6),
         optimization_level=st.none() | st.integers(0, 5),
         require_full_compilation=st.booleans(),
+        engine_cache=st.booleans(),
     ),
     st.sampled_from([Backend.DYNAMO, Backend.TORCH_COMPILE]),
     st.sampled_from([Precision.FP32, Precision.TF32, Precision.FP16]),
@@ -134,11 +152,12 @@ def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
 def test_a_record_gives_back_what_was_passed(
     tmp_path_factory: pytest.TempPathFactory, settings: TorchTensorRTConfig, mode: Backend, precision: Precision
 ) -> None:
-    """A recipe's settings stand for the arguments of the build, but for this host's paths."""
+    """A recipe's settings stand for the arguments of the build, but for its caches: neither timings nor engines."""
     request = module_request(tmp_path_factory.getbasetemp(), mode=mode, precision=precision, settings=settings)
-    options = options_of(request, ALL)
-    passed = {name: value for name, value in options.arguments.items() if name != "timing_cache_path"}
-    assert arguments_of(options.settings) == passed
+    options = options_of(request, ALL, tunes=True)
+    caches = {"cache_built_engines", "reuse_cached_engines", "engine_cache_dir"}
+    passed = {name: value for name, value in options.arguments.items() if name not in caches}
+    assert arguments_of(options.settings) == {**passed, "timing_cache_path": os.devnull}
 
 
 def test_a_setting_that_means_nothing_is_refused() -> None:
@@ -323,7 +342,7 @@ def test_a_record_is_of_all_sizes() -> None:
 
 def test_a_size_without_an_engine_is_none_at_all() -> None:
     """One batch size that is all PyTorch is not hidden by the others."""
-    assert of_all_sizes([contents(1, ()), contents(0, ("a",))]).segments == 0
+    assert of_all_sizes([contents(1, ("a", "b")), contents(0, ("c",))]).segments == 0
 
 
 def test_in_time_a_failure_is_no_silent_eager() -> None:

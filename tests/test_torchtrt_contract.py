@@ -85,20 +85,26 @@ def test_no_setting_is_passed_that_a_version_lacks(
 ) -> None:
     """Whatever is configured, only what the version knows is passed: it would drop the rest in silence."""
     known = sources(wheel).settings()
-    options = options_of(module_request(tmp_path, mode=mode, settings=ALL_ON), known)
+    options = options_of(module_request(tmp_path, mode=mode, settings=ALL_ON), known, tunes=wheel is not RTX)
     assert set(options.arguments) <= known
 
 
 @pytest.mark.parametrize(
     ("wheel", "refused"),
-    [(V11, []), (V12, []), (V13, ["use_explicit_typing"]), (V14, ["use_explicit_typing"]), (RTX, [])],
+    [
+        (V11, []),
+        (V12, []),
+        (V13, ["use_explicit_typing"]),
+        (V14, ["use_explicit_typing"]),
+        (RTX, ["optimization_level"]),
+    ],
     ids=str,
 )
 def test_what_a_version_lacks_is_recorded(
     sources: Callable[[Wheel], Sources], wheel: Wheel, refused: list[str], tmp_path: Path
 ) -> None:
-    """From 2.13 on engines are strongly typed whatever is asked, and the record says so."""
-    options = options_of(module_request(tmp_path, settings=ALL_ON), sources(wheel).settings())
+    """From 2.13 on engines are strongly typed whatever is asked, and TensorRT-RTX has no levels; the record says so."""
+    options = options_of(module_request(tmp_path, settings=ALL_ON), sources(wheel).settings(), tunes=wheel is not RTX)
     assert [setting.name for setting in options.settings if not setting.applied] == refused
 
 

@@ -81,7 +81,8 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
 def in_time(library: Any, folder: Path, precision: Precision) -> Case:
     """Compile just in time, without engines: what would have been one runs in torch."""
     request = module_request(folder, mode=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
-    options = torchtrt_adapter.options_of(request, torchtrt_adapter.known_settings(library))
+    known = torchtrt_adapter.known_settings(library)
+    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
     model = ready_to_compile(make_model("tests.tiny_model:make"), precision)
     seen: list[torch.nn.Module] = []
     compiled = torchtrt_adapter.compile_in_time(library, model, {**options.arguments, "dryrun": True}, seen.append)
