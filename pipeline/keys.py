@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +60,7 @@ def source_key(project: Project) -> Key:
     model = project.config.model
     return _key(
         factory=model.factory,
-        factory_code=_code_of(model.factory),
+        factory_code=code_of(model.factory),
         weights=model.weights,
         checkpoint=_file_digest(model.weights),
         preprocessing=project.config.preprocessing,
@@ -190,11 +191,11 @@ def build_key(project: Project, variant: Variant) -> Key:
     )
 
 
-_JUDGE = 3
+_JUDGE = 4
 """Raised whenever `validate` looks at something else.
 
 2 looks at rows, at every batch size, and at extreme images; 3 counts products of one quantised operand as floating
-point.
+point; 4 looks for engines in a module once it is loaded.
 """
 
 
@@ -361,14 +362,19 @@ def _text(value: object) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 
-def _code_of(factory: str) -> str:
+def code_of(factory: str) -> str:
     """Return the digest of a factory's own file, or the version of the package that it comes from."""
     module = factory.split(":", maxsplit=1)[0]
-    candidates = (Path(*module.split(".")).with_suffix(".py"), Path(*module.split("."), "__init__.py"))
-    for file in candidates:
-        if file.is_file():
-            return sha256_of(file)
-    return version(module.split(".")[0])
+    if here := _file_of(module, Path()):
+        return sha256_of(here)
+    package = version(module.split(".")[0])
+    elsewhere = (_file_of(module, Path(folder)) for folder in sys.path) if package == "absent" else ()
+    return next((sha256_of(file) for file in elsewhere if file), package)
+
+
+def _file_of(module: str, folder: Path) -> Path | None:
+    name = folder.joinpath(*module.split("."))
+    return next((file for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()), None)
 
 
 def _file_digest(weights: str) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline import torchtrt_adapter
 from pipeline.atomic import read_record, sha256_of
 from pipeline.errors import RunError, one_line
+from pipeline.keys import code_of
 from pipeline.model import (
     DTYPES,
     Typed,
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-    from torch import nn
 
     from pipeline import cuda
     from pipeline.project import Project
@@ -53,7 +55,18 @@ _WARM_UP = 3
 """How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
 
 
-def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Module:
+@dataclass(frozen=True)
+class Loaded:
+    """A module where it runs, and what there is to know of it."""
+
+    module: nn.Module
+    parts: list[nn.Module] = field(default_factory=list)
+    """What Torch-TensorRT has made of it: the module, or one for each batch size that has been compiled here."""
+    warm_up: tuple[int, ...] = ()
+    """The batch sizes that are compiled before it counts as open."""
+
+
+def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded:
     """Return an artifact's module, where it runs. Its file's digest must have been checked.
 
     Args:
@@ -70,16 +83,18 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> nn.Mod
         typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
         module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
         if variant.backend is Backend.EAGER:
-            return module
-        return torch.compile(  # type: ignore[return-value]  # a module again
-            module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
+            return Loaded(module)
+        return Loaded(
+            torch.compile(  # type: ignore[arg-type]  # a module again
+                module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
+            )
         )
     if artifact.module is None or artifact.file is None:
         raise RunError(f"{variant.id} does not say what made it")
     return load_compiled(project.paths.root, variant, artifact.module, project.file(artifact.file), gpu)
 
 
-def load_compiled(root: Path, variant: Variant, contents: ModuleContents, path: Path, gpu: Gpu | None) -> nn.Module:
+def load_compiled(root: Path, variant: Variant, contents: ModuleContents, path: Path, gpu: Gpu | None) -> Loaded:
     """Return what Torch-TensorRT made, where it runs. The file's digest must have been checked.
 
     Args:
@@ -95,12 +110,18 @@ def load_compiled(root: Path, variant: Variant, contents: ModuleContents, path: 
     """
     torchtrt_adapter.check_made_here(contents.libraries)
     if variant.backend is not Backend.TORCH_COMPILE:
-        return torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path, gpu)
+        module = torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path, gpu)
+        # A package is no module that could be looked into.
+        return Loaded(module, [module] if isinstance(module, nn.Module) else [])
     recipe = read_record(path, Recipe, fix=f"run `{Step(Stage.BUILD, variant.id).command}`")
+    torchtrt_adapter.check_made_here(recipe.libraries)
     model = model_of(root, recipe).to(torchtrt_adapter.device_of(gpu))
     library = torchtrt_adapter.load_library()
     arguments = torchtrt_adapter.arguments_of(recipe.settings)
-    return torchtrt_adapter.compile_in_time(library, model, arguments, lambda _: None)
+    parts: list[nn.Module] = []
+    return Loaded(
+        torchtrt_adapter.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
+    )
 
 
 def load_libraries(artifact: Artifact) -> None:
@@ -117,7 +138,7 @@ def model_of(root: Path, recipe: Recipe) -> nn.Module:
     """Return the model that a recipe of an artifacts folder starts from, ready to be compiled, on the CPU.
 
     Raises:
-        RunError: the weights are not those that the recipe was made for.
+        RunError: the weights or the factory's code are not those that the recipe was made for.
         SourceError: they do not fit the factory's model.
     """
     weights = root / recipe.weights.path
@@ -128,18 +149,27 @@ def model_of(root: Path, recipe: Recipe) -> nn.Module:
             got=f"SHA-256 {got}",
             fix=f"run `{Step(Stage.BUILD, recipe.variant.id).command}`",
         )
+    if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
+        raise RunError(
+            f"the code of {recipe.factory} is not what the recipe was made with",
+            expected=recipe.code,
+            got=code,
+            fix=f"run it where that code is, or run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+        )
     model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
     return ready_to_compile(model, recipe.variant.precision)
 
 
 @contextmanager
 def open_session(
-    module: nn.Module, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+    loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
 ) -> Iterator[ModuleSession]:
     """Open a module for the thread that opens it: no gradients, and TF32 only where the variant is not strict.
 
+    What is compiled just in time has been for the sizes of its recipe once the session is open.
+
     Args:
-        module: where it runs; float32 (batch, channels, height, width) → float32 (batch, classes).
+        loaded: float32 (batch, channels, height, width) → float32 (batch, classes).
         variant: what it is.
         input_shape: (channels, height, width).
         gpu: which GPU; None is the CPU.
@@ -160,8 +190,9 @@ def open_session(
             stack.callback(stream.close)
             ours = torch.cuda.ExternalStream(stream.handle, device=gpu.index)  # type: ignore[no-untyped-call]
             stack.enter_context(torch.cuda.stream(ours))
-        session = ModuleSession(module, variant, input_shape, gpu, stream)
+        session = ModuleSession(loaded, variant, input_shape, gpu, stream)
         stack.callback(session.close)
+        session.warm_up()
         yield session
 
 
@@ -170,13 +201,14 @@ class ModuleSession:
 
     def __init__(
         self,
-        module: nn.Module,
+        loaded: Loaded,
         variant: Variant,
         input_shape: tuple[int, int, int],
         gpu: Gpu | None,
         stream: cuda.Stream | None,
     ) -> None:
-        self._module = module
+        self._loaded = loaded
+        self._module = loaded.module
         self._variant = variant
         self._shape = input_shape
         self._device = torchtrt_adapter.device_of(gpu)
@@ -200,6 +232,22 @@ class ModuleSession:
         if self._stream is None:
             raise RunError(f"{self._variant.id} runs on the CPU, and has no CUDA stream")
         return self._stream
+
+    def warm_up(self) -> None:
+        """Run every batch size that the module is to be compiled for.
+
+        Raises:
+            RunError: one of them could not.
+        """
+        for size in self._loaded.warm_up:
+            self.prepare(size)
+            self.enqueue_kernels()
+            self.result()
+
+    def contents(self) -> ModuleContents | None:
+        """Return what Torch-TensorRT has made of the sizes that have run; None where that cannot be looked into."""
+        parts = [torchtrt_adapter.contents_of(part) for part in self._loaded.parts]
+        return torchtrt_adapter.of_all_sizes(parts) if parts else None
 
     def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Batch:
         """Run one batch and wait for it.

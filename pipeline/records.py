@@ -632,6 +632,8 @@ class Recipe(Record):
 
     variant: Variant
     factory: str
+    code: str = ""
+    """The digest of the factory's file, or the version of the package that it comes from; older recipes have none."""
     replaced_head: str | None
     classes: PositiveInt
     weights: FileRecord

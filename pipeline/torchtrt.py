@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ from pipeline.atomic import describe_file, keeping, replacing
 from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.isolation import run_isolated
+from pipeline.keys import code_of
 from pipeline.locks import exclusive, shared
 from pipeline.model import ready_to_compile, restore_model
 from pipeline.plan import Stage, Step
@@ -20,6 +24,7 @@ from pipeline.torchtrt_adapter import ModuleRequest
 from pipeline.trt_adapter import weight_warnings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import ModuleType
 
@@ -130,12 +135,10 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
     if request.engine_cache is not None:
         request.engine_cache.mkdir(parents=True, exist_ok=True)
     module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
-    if variant.backend is Backend.TORCH_COMPILE:
-        made = _compile_in_time(library, module, request)
-    else:
-        compiled = torchtrt_adapter.compile_ahead(library, module, request)
-        made = _Made(torchtrt_adapter.contents_of(compiled.module), compiled.settings)
-        torchtrt_adapter.save(library, compiled.module, request, path)
+    with _own_timings(request) as own:
+        made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(
+            library, module, own, path
+        )
     if made.contents.segments == 0:
         raise BuildError(
             "nothing of the model became a TensorRT engine",
@@ -146,7 +149,26 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
     return made
 
 
-def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest) -> _Made:
+@contextmanager
+def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
+    """Have a build time into a copy that becomes the cache once it has succeeded: the library writes it in place."""
+    if request.timing_cache is None:
+        yield request
+        return
+    with replacing(request.timing_cache) as copy:
+        if request.timing_cache.exists():
+            shutil.copyfile(request.timing_cache, copy)
+        yield dataclasses.replace(request, timing_cache=copy)
+
+
+def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Made:
+    """Have a module compiled, and save it."""
+    compiled = torchtrt_adapter.compile_ahead(library, module, request)
+    torchtrt_adapter.save(library, compiled.module, request, path)
+    return _Made(torchtrt_adapter.contents_of(compiled.module), compiled.settings)
+
+
+def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Made:
     """Have a module compiled for each batch size, and tell of all of them."""
     known = torchtrt_adapter.known_settings(library)
     options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
@@ -180,6 +202,7 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
     return Recipe(
         variant=variant,
         factory=source.factory,
+        code=code_of(source.factory),
         replaced_head=source.replaced_head,
         classes=source.classes,
         weights=source.weights,

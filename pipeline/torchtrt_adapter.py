@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -413,19 +414,26 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
 
 
 def contents_of(compiled: nn.Module) -> ModuleContents:
-    """Return how many engines a compiled module has, what their layers compute in, and what stayed in PyTorch."""
-    engines: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
+    """Return how many engines a compiled or loaded module has, what they compute in, and what stayed in PyTorch."""
+    made: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
     graphs = [part for part in compiled.modules() if isinstance(part, torch.fx.GraphModule)]
-    operators = {
-        str(node.target)
-        for graph in graphs
-        for node in graph.graph.nodes
-        if node.op == "call_function" and not _is_plumbing(node.target)
-    }
-    layers = tuple(layer for engine in engines for layer in read_layers(str(engine.get_layer_info())))
+    calls = [(graph, node) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    runs = [(graph, node) for graph, node in calls if _SEGMENT in str(node.target)]
+    told = [str(engine.get_layer_info()) for engine in made]
+    told += [str(engine.get_engine_layer_info()) for graph, node in runs for engine in _engines(graph, node)]
+    operators = {str(node.target) for _, node in calls if not _is_plumbing(node.target)}
     return ModuleContents(
-        segments=len(engines), torch_operators=tuple(sorted(operators)), layers=shares(layers), libraries=libraries()
+        segments=len(made) + len(runs),
+        torch_operators=tuple(sorted(operators)),
+        layers=shares(tuple(layer for text in told for layer in read_layers(text))),
+        libraries=libraries(),
     )
+
+
+def _engines(graph: torch.fx.GraphModule, run: torch.fx.Node) -> list[Any]:
+    """Return the engine that an operator of a loaded module runs."""
+    owned = [attrgetter(str(item.target))(graph) for item in run.all_input_nodes if item.op == "get_attr"]
+    return [item for item in owned if hasattr(item, "get_engine_layer_info")]
 
 
 def of_all_sizes(seen: Sequence[ModuleContents]) -> ModuleContents:

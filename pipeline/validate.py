@@ -215,7 +215,7 @@ def _run(project: Project, artifact: Artifact) -> _Seen:
     on_gpu = variant.target != CPU_TARGET
     if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
         gpu = gpu_of(project, artifact)
-        hold = exclusive if backend is Backend.INDUCTOR else shared  # it times kernels when it first runs
+        hold = exclusive if _times_kernels(backend) else shared
         with hold(gpu), tempfile.TemporaryDirectory() as folder:
             return run_isolated(
                 _run_engine if backend is Backend.TENSORRT else _run_module,
@@ -232,6 +232,15 @@ def _run(project: Project, artifact: Artifact) -> _Seen:
             with _telling(_loader(project), "validating", samples) as load:
                 return _Seen(run_batches(run, load, samples), graph_layers=layers)
         return _look(run, project, _sizes_of(project, variant, None))._replace(graph_layers=layers)
+
+
+def _times_kernels(backend: Backend) -> bool:
+    """Return whether a module times kernels when it first runs, for which it needs the GPU to itself."""
+    if backend is not Backend.TORCH_COMPILE:
+        return backend is Backend.INDUCTOR
+    from pipeline.torchtrt_adapter import times_tactics  # noqa: PLC0415 - hosts that run engines have no torch
+
+    return times_tactics()
 
 
 def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...]:
@@ -295,9 +304,15 @@ def _run_module(project: Project, artifact: Artifact) -> _Seen:
             samples = project.data().validation_samples
             with _telling(_loader(project), "validating in channels_last", samples) as load:
                 channels_last = run_batches(run, load, samples, batch=sizes.most, smallest=sizes.smallest)
+        loaded = session.contents()
+    if loaded is not None and loaded.segments == 0:
+        left = ", ".join(loaded.torch_operators)
+        raise RunError(f"{artifact.variant.id} has no TensorRT engine once it is loaded", got=f"in PyTorch: {left}")
+    # What is compiled anew tells no layers: only a build asks for engines that do.
+    known = [contents.layers for contents in (loaded, artifact.module) if contents and contents.layers]
     return seen._replace(
         channels_last=channels_last,
-        layers=artifact.module.layers if artifact.module else (),
+        layers=known[0] if known else (),
         device=f"{gpu.name}, driver {driver_version()}",
     )
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import torchtrt, torchtrt_adapter
-from pipeline.atomic import write_record
+from pipeline.atomic import read_record, sha256_of, write_record
 from pipeline.errors import RunError
-from pipeline.module_runner import load_module, model_of, open_session
+from pipeline.module_runner import Loaded, load_module, model_of, open_session
 from pipeline.plan import Plan
 from pipeline.project import Project
-from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Profile, Variant
+from pipeline.records import Artifact, Backend, FileRecord, Key, Layout, Outcome, Precision, Profile, Recipe, Variant
 from tests.factories import Branches
 from tests.hosts import H100, host
 from tests.logits import FP16, distance, images, reference
 from tests.torchtrt_stub import Library, use
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -101,7 +99,7 @@ def test_only_the_weights_of_a_baseline_lie_in_channels_last(project: Project) -
     """The baseline that users compare with has them, and says so in its name."""
     path = project.file(project.source().weights)
     module = load_module(project, artifact_of(project, named(project, "eager-fp16-channels_last"), path), H100)
-    weights = [tensor for tensor in module.parameters() if tensor.ndim == 4]
+    weights = [tensor for tensor in module.module.parameters() if tensor.ndim == 4]
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights)
 
 
@@ -114,6 +112,51 @@ def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
     with pytest.raises(RunError, match="holds other weights than the recipe was made for") as caught:
         load_module(project, artifact, H100)
     assert project.source().weights.sha256 in str(caught.value)
+
+
+def test_a_recipe_of_other_code_is_refused_before_it_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that fit another network of the same shapes would give its numbers: both digests are named."""
+    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
+    monkeypatch.setattr("pipeline.module_runner.code_of", lambda _: "1.2.3")
+    monkeypatch.setattr("pipeline.module_runner.assemble", None)
+    with pytest.raises(RunError, match="is not what the recipe was made with") as caught:
+        load_module(project, artifact, H100)
+    assert "got:      1.2.3" in str(caught.value)
+    assert f"expected: {sha256_of(Path('tests/tiny_model.py'))}" in str(caught.value)
+
+
+def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
+    """What the recipe says made it counts, too, whatever the record beside it says."""
+    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
+    assert artifact.file is not None
+    path = project.file(artifact.file)
+    recipe = read_record(path, Recipe)
+    write_record(path, recipe.model_copy(update={"libraries": recipe.libraries[:1]}))
+    with pytest.raises(RunError, match="made by other versions"):
+        load_module(project, artifact, H100)
+
+
+def test_a_recipe_is_compiled_once_its_session_is_open(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No caller waits for the compiler at a batch size that the recipe names; what was made here can be told."""
+    artifact = made(project, "torch_compile-fp16-b1-2-4-ws16MiB")
+    library = Library()
+    use(library, monkeypatch)
+    with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
+        assert len(library.seen) == 3
+        run(images(project, 4))
+        contents = run.contents()
+    assert len(library.seen) == 3
+    assert contents is not None
+    assert (contents.segments, contents.torch_operators) == (1, ())
+
+
+def test_a_saved_module_tells_its_engines_once_loaded(project: Project) -> None:
+    """What a fresh process gets out of the file is what is told, not what the build had in memory."""
+    artifact = made(project, "dynamo-fp16-b1-ws16MiB")
+    with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
+        contents = run.contents()
+    assert contents is not None
+    assert contents.segments == 1
 
 
 def test_a_recipe_is_made_again_without_the_hosts_timings(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +203,7 @@ def test_what_a_module_raises_is_a_clear_error(project: Project) -> None:
     """The model's own error is translated, with the size of the batch."""
     variant = named(project, "eager-fp32")
     with (
-        open_session(torch.nn.Linear(3, 3), variant, (3, 32, 32), None) as run,
+        open_session(Loaded(torch.nn.Linear(3, 3)), variant, (3, 32, 32), None) as run,
         pytest.raises(RunError, match="cannot run a batch of 2"),
     ):
         run(images(project, 2))
@@ -173,7 +216,7 @@ def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch:
     profile = Profile(min=1, opt=2, max=5)
     variant = named(project, "torch_compile-fp32-b1-ws16MiB").model_copy(update={"profile": profile})
     module = torchtrt_adapter.compile_in_time(library, torch.nn.Flatten(), {}, lambda _: None)
-    with open_session(module, variant, (3, 32, 32), None) as run:
+    with open_session(Loaded(module), variant, (3, 32, 32), None) as run:
         for size in range(1, 6):
             for layout in Layout:
                 run(images(project, size), layout)
@@ -197,7 +240,7 @@ def test_a_session_on_the_cpu_has_no_stream(project: Project) -> None:
     """What is timed on a GPU cannot be timed here, and says so."""
     variant = named(project, "eager-fp32")
     with (
-        open_session(torch.nn.Identity(), variant, (3, 32, 32), None) as run,
+        open_session(Loaded(torch.nn.Identity()), variant, (3, 32, 32), None) as run,
         pytest.raises(RunError, match="no CUDA stream"),
     ):
         _ = run.stream
@@ -208,7 +251,7 @@ def test_only_strict_fp32_forbids_tf32(project: Project, name: str, *, tf32: boo
     """Within a session TF32 is off for strict FP32 alone, no gradients are kept, and afterwards all is as before."""
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision())
     variant = named(project, name)
-    with open_session(torch.nn.Identity(), variant, (3, 32, 32), None):
+    with open_session(Loaded(torch.nn.Identity()), variant, (3, 32, 32), None):
         assert torch.backends.cudnn.allow_tf32 is tf32
         assert (torch.get_float32_matmul_precision() == "high") is tf32
         assert torch.is_inference_mode_enabled()

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.atomic import read_record, write_record
+from pipeline.atomic import read_record, sha256_of, write_record
 from pipeline.environment import version
-from pipeline.keys import key_of
+from pipeline.keys import code_of, key_of
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import Artifact, Graph, Key, KeyField, Outcome
@@ -554,6 +554,15 @@ def test_how_modules_are_compiled_makes_modules_stale(
     ids = {name: f"tiny/sm90-h100-80gb-hbm3-torch2.11/{name}" for name in names} | {"engine": ENGINE}
     steps = {name: Step(Stage.BUILD, variant_id) for name, variant_id in ids.items()}
     assert [name for name, step in steps.items() if key_of(before, step) != key_of(after, step)] == stale
+
+
+def test_code_is_the_factorys_wherever_it_is_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment's current folder is not the one of the build: its recipes' code is found on Python's path, too."""
+    (tmp_path / "a_model_of_ours.py").write_text("def make(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_of("a_model_of_ours:make") == sha256_of(tmp_path / "a_model_of_ours.py")
+    assert code_of("torchvision.models:resnet18") == version("torchvision")
+    assert code_of("nowhere_at_all:make") == "absent"
 
 
 def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:

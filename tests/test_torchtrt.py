@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.config import ModuleFormat
 from pipeline.environment import torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
 from pipeline.module_runner import load_module, open_session
+from pipeline.paths import Paths
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import Backend, Key, Outcome, Precision, Setting, Variant
@@ -24,11 +26,10 @@ from tests.logits import images, reference
 from tests.torchtrt_stub import Library, use
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from torch import nn
-
+    from pipeline.module_runner import Loaded
     from pipeline.records import AccuracyReport, Gpu
 
 
@@ -170,6 +171,21 @@ def test_each_source_keeps_its_engines_apart(project: Project, monkeypatch: pyte
     assert (before.parent, before != after) == (after.parent, True)
 
 
+@pytest.mark.parametrize(("fails", "left"), [("", b"old+"), ("out of workspace", b"old")])
+def test_timings_are_kept_of_what_succeeded(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str, left: bytes
+) -> None:
+    """The library writes its timing cache in place: it gets a copy, which counts once the build has succeeded."""
+    cache = tmp_path / "timings.bin"
+    cache.write_bytes(b"old")
+    use(Library(fails=fails), monkeypatch)
+    monkeypatch.setattr(torchtrt_adapter, "times_tactics", lambda: True)
+    monkeypatch.setattr(Paths, "module_timing_cache", lambda *_: cache)
+    with pytest.raises(BuildError) if fails else nullcontext():
+        torchtrt._make(project, variant_of(project, Backend.DYNAMO), H100, tmp_path / "model.pt2")
+    assert cache.read_bytes() == left
+
+
 def test_a_recipe_keeps_no_engines(project: Project) -> None:
     """The caches of a build are no part of how the module is made elsewhere."""
     names = ("cache_built_engines", "reuse_cached_engines", "immutable_weights")
@@ -207,8 +223,8 @@ def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend,
     assert {setting.name for setting in artifact.settings} >= {"workspace_size", "min_block_size"}
     assert onsite.paths.build_log(variant).read_text() == "the compiler's words"
     assert is_current(onsite, Step(Stage.BUILD, variant.id))
-    module = load_module(onsite, artifact, H100)
-    with open_session(module, variant, (3, 32, 32), None) as run:
+    loaded = load_module(onsite, artifact, H100)
+    with open_session(loaded, variant, (3, 32, 32), None) as run:
         assert np.allclose(run(images(onsite, 1)), reference(onsite, 1), rtol=0.02, atol=0.02)
 
 
@@ -233,7 +249,7 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[Backen
     def here(function: Callable[..., object], *arguments: object, **_: object) -> object:
         return function(*arguments)
 
-    def on_the_cpu(module: nn.Module, variant: Variant, shape: tuple[int, int, int], _: Gpu) -> object:
+    def on_the_cpu(module: Loaded, variant: Variant, shape: tuple[int, int, int], _: Gpu) -> object:
         return open_session(module, variant, shape, None)
 
     monkeypatch.setattr("pipeline.validate.run_isolated", here)
@@ -258,6 +274,37 @@ def test_a_module_is_judged_in_both_layouts(judged: Callable[[Backend], Accuracy
     assert {"relative L2 of images in channels_last", "executed precision"} <= {check.metric for check in report.checks}
     assert report.executed is Precision.FP16
     assert report.evaluator.startswith("torch 2.")
+
+
+def test_a_module_without_engines_once_loaded_is_rejected(
+    judged: Callable[[Backend], AccuracyReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the build had in memory is no proof of what a fresh process gets."""
+    monkeypatch.setattr("pipeline.torchtrt_adapter._SEGMENT", "no operator")
+    report = judged(Backend.DYNAMO)
+    assert report.outcome is Outcome.FAILED
+    assert "has no TensorRT engine once it is loaded" in report.reason
+
+
+@pytest.mark.parametrize(("tunes", "alone"), [(True, ["exclusive"]), (False, [])])
+def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
+    judged: Callable[[Backend], AccuracyReport],
+    monkeypatch: pytest.MonkeyPatch,
+    tunes: bool,  # noqa: FBT001 - pytest passes it by name
+    alone: list[str],
+) -> None:
+    """A recipe is compiled anew by every validation, which TensorRT does by timing."""
+    held: list[str] = []
+
+    @contextmanager
+    def exclusive(_: Gpu) -> Iterator[None]:
+        held.append("exclusive")
+        yield
+
+    monkeypatch.setattr("pipeline.validate.exclusive", exclusive)
+    monkeypatch.setattr(torchtrt_adapter, "times_tactics", lambda: tunes)
+    assert judged(Backend.TORCH_COMPILE).passed
+    assert held == alone
 
 
 def test_wrong_logits_in_channels_last_are_rejected(

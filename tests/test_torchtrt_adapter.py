@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from pipeline.torchtrt_adapter import (
 )
 from tests.factories import Branches
 from tests.hosts import module_request
-from tests.torchtrt_stub import Library
+from tests.torchtrt_stub import LAYERS, Library
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -280,6 +281,32 @@ def test_contents_count_engines_and_what_stayed(tmp_path: Path) -> None:
 def test_contents_of_what_is_all_engine(tmp_path: Path) -> None:
     """Where everything became an engine, nothing is left to name."""
     assert contents_of(compile_ahead(Library(), network(), module_request(tmp_path)).module).torch_operators == ()
+
+
+class LoadedEngine:
+    """What torch reads of an engine in a file."""
+
+    def get_engine_layer_info(self) -> str:
+        """Return the inspector's JSON."""
+        return json.dumps(LAYERS)
+
+
+def execute_engine(images: list[Any], engine: LoadedEngine) -> list[Any]:
+    """Stand for the operator of this name."""
+    del engine
+    return images
+
+
+def test_contents_of_what_was_loaded() -> None:
+    """In a file an engine is an object that an operator runs: it is counted, and tells its layers."""
+    root, graph = nn.Module(), torch.fx.Graph()
+    root.engine = LoadedEngine()  # type: ignore[assignment]  # as torch keeps its own objects
+    given = graph.placeholder("images")
+    run = graph.call_function(execute_engine, ([given], graph.get_attr("engine")))
+    graph.output(graph.call_function(torch.ops.aten.relu.default, (run,)))
+    found = contents_of(torch.fx.GraphModule(root, graph))
+    assert (found.segments, found.torch_operators) == (1, ("aten.relu.default",))
+    assert found.layers == (LayerShare(precision=Precision.FP16, layers=1, examples=("conv",)),)
 
 
 def test_contents_of_what_is_all_torch(tmp_path: Path) -> None:
