@@ -286,7 +286,9 @@ def _contents(module: ModuleContents | None) -> str:
     """Return what a module is made of; one that is partly PyTorch says so."""
     if module is None:
         return ""
-    stayed = module.torch_operators
+    times = {item.name: f" ×{item.calls}" for item in module.calls if item.calls > 1}
+    ordered = [item.name for item in module.calls] or module.torch_operators
+    stayed = [name + times.get(name, "") for name in ordered]
     more = ", …" if len(stayed) > _SHOWN else ""
     left = f"; in PyTorch stayed {', '.join(stayed[:_SHOWN])}{more}" if stayed else ""
     return f", {module.segments} TensorRT {'engine' if module.segments == 1 else 'engines'}{left}"

@@ -614,6 +614,13 @@ class WeightWarning(Record):
     """How many tensors."""
 
 
+class OperatorCalls(Record):
+    """An operator, and how often a module calls it."""
+
+    name: str
+    calls: PositiveInt
+
+
 class ModuleContents(Record):
     """What Torch-TensorRT made of a module, and what it left."""
 
@@ -621,6 +628,8 @@ class ModuleContents(Record):
     """TensorRT engines in it."""
     torch_operators: tuple[str, ...]
     """Operators that stayed in PyTorch, each once."""
+    calls: tuple[OperatorCalls, ...] = ()
+    """The same with how often each is called, the most frequent first; older records have none."""
     layers: tuple[LayerShare, ...] = ()
     """The types of its engines' convolutions and matrix products, from their inspector."""
     libraries: tuple[Tool, ...]

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ import torch
 
 from pipeline.environment import installed, missing_driver, torch_tensorrt, version
 from pipeline.errors import BuildError, RunError, UnsupportedError, one_line
-from pipeline.records import Backend, LayerShare, ModuleContents, Precision, Setting, Tool
+from pipeline.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Setting, Tool
 from pipeline.trt_adapter.inspector import read_layers, shares
 
 if TYPE_CHECKING:
@@ -421,13 +422,19 @@ def contents_of(compiled: nn.Module) -> ModuleContents:
     runs = [(graph, node) for graph, node in calls if _SEGMENT in str(node.target)]
     told = [str(engine.get_layer_info()) for engine in made]
     told += [str(engine.get_engine_layer_info()) for graph, node in runs for engine in _engines(graph, node)]
-    operators = {str(node.target) for _, node in calls if not _is_plumbing(node.target)}
+    operators = Counter(str(node.target) for _, node in calls if not _is_plumbing(node.target))
     return ModuleContents(
         segments=len(made) + len(runs),
         torch_operators=tuple(sorted(operators)),
+        calls=_counted(operators),
         layers=shares(tuple(layer for text in told for layer in read_layers(text))),
         libraries=libraries(),
     )
+
+
+def _counted(operators: Counter[str]) -> tuple[OperatorCalls, ...]:
+    ordered = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(OperatorCalls(name=name, calls=calls) for name, calls in ordered)
 
 
 def _engines(graph: torch.fx.GraphModule, run: torch.fx.Node) -> list[Any]:
@@ -446,9 +453,13 @@ def of_all_sizes(seen: Sequence[ModuleContents]) -> ModuleContents:
     layers: dict[Precision | None, LayerShare] = {}
     for share in (share for contents in seen for share in contents.layers):
         layers[share.precision] = max(share, layers.get(share.precision, share), key=lambda item: item.layers)
+    operators = Counter[str]()
+    for contents in seen:
+        operators |= Counter({item.name: item.calls for item in contents.calls})  # the larger count of each
     return ModuleContents(
         segments=max(segments) if all(segments) else 0,
         torch_operators=tuple(sorted({name for contents in seen for name in contents.torch_operators})),
+        calls=_counted(operators),
         layers=tuple(sorted(layers.values(), key=lambda share: -share.layers)),
         libraries=seen[0].libraries,
     )

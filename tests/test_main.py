@@ -14,7 +14,7 @@ from pipeline import __version__
 from pipeline.__main__ import _contents, main
 from pipeline.errors import BuildError
 from pipeline.plan import Stage
-from pipeline.records import ModuleContents
+from pipeline.records import ModuleContents, OperatorCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,13 @@ def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple
     """What a build prints of a module counts its engines, and names what they left."""
     contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
     assert _contents(contents) == words
+
+
+def test_what_stayed_in_pytorch_is_counted() -> None:
+    """The most frequent operators come first, with how often they are called."""
+    calls = (OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1))
+    contents = ModuleContents(segments=1, torch_operators=("aten.a", "aten.b"), calls=calls, libraries=())
+    assert _contents(contents) == ", 1 TensorRT engine; in PyTorch stayed aten.b ×59, aten.a"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

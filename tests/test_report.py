@@ -16,7 +16,7 @@ from pipeline.atomic import read_record, write_record
 from pipeline.errors import RecordError
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Backend, Clock, Doubt, Manifest, Milestone, Outcome, Status
+from pipeline.records import Backend, Clock, Doubt, Manifest, Milestone, ModuleContents, OperatorCalls, Outcome, Status
 from pipeline.report import make_report
 from pipeline.report.charts import batch_scaling, frontier, pareto, workspace_sweep
 from pipeline.report.floors import Peak, Work
@@ -131,6 +131,31 @@ def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> No
     assert all(f"{item.p99_ms:.4g}" in text for item in report.timings)
     checks = built.accuracy(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")).checks
     assert all(f"{check.metric} {check.value}" in text for check in checks)
+
+
+def test_a_module_that_is_mostly_pytorch_says_so(copied: Path) -> None:
+    """The page counts a module's engines and what they left, of older records by name alone."""
+    project = Project.load(copied / "pipeline.yaml")
+    manifest = project.manifest()
+    counted = ModuleContents(
+        segments=2,
+        torch_operators=("aten.a", "aten.b"),
+        calls=(OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1)),
+        libraries=(),
+    )
+    older = counted.model_copy(update={"calls": ()})
+    entries = [
+        item.model_copy(update={"module": module})
+        for item, module in zip(manifest.artifacts, (counted, older), strict=False)
+    ]
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": tuple(entries)}))
+    make_report(project)
+    page = text_of(project)
+    assert (
+        '<td class="number">2</td><td class="number">60</td><td><code>aten.b</code> ×59, <code>aten.a</code></td>'
+        in page
+    )
+    assert '<td class="number">2</td><td class="number">2</td><td><code>aten.a</code>, <code>aten.b</code></td>' in page
 
 
 def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:

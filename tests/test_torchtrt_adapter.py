@@ -17,7 +17,7 @@ from pipeline import torchtrt_adapter
 from pipeline.config import TorchTensorRTConfig
 from pipeline.environment import missing_driver
 from pipeline.errors import BuildError, RunError, UnsupportedError
-from pipeline.records import Backend, LayerShare, ModuleContents, Precision, Profile, Setting, Tool
+from pipeline.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Profile, Setting, Tool
 from pipeline.torchtrt_adapter import (
     arguments_of,
     check_libraries,
@@ -303,9 +303,11 @@ def test_contents_of_what_was_loaded() -> None:
     root.engine = LoadedEngine()  # type: ignore[assignment]  # as torch keeps its own objects
     given = graph.placeholder("images")
     run = graph.call_function(execute_engine, ([given], graph.get_attr("engine")))
-    graph.output(graph.call_function(torch.ops.aten.relu.default, (run,)))
+    once = graph.call_function(torch.ops.aten.relu.default, (run,))
+    graph.output(graph.call_function(torch.ops.aten.relu.default, (once,)))
     found = contents_of(torch.fx.GraphModule(root, graph))
     assert (found.segments, found.torch_operators) == (1, ("aten.relu.default",))
+    assert found.calls == (OperatorCalls(name="aten.relu.default", calls=2),)
     assert found.layers == (LayerShare(precision=Precision.FP16, layers=1, examples=("conv",)),)
 
 
@@ -365,6 +367,18 @@ def test_a_record_is_of_all_sizes() -> None:
     """What any of them left to PyTorch or computed in another type is in it, and nothing is counted twice."""
     found = of_all_sizes([contents(1, ("a",), fp16=20), contents(2, (), fp16=19, fp32=1), contents(1, ("b",), fp16=20)])
     assert found == contents(2, ("a", "b"), fp16=20, fp32=1)
+
+
+def test_calls_are_those_of_the_size_with_most() -> None:
+    """Compiled once for each size, an operator that is called twice in each is called twice."""
+    first = contents(1, ("a", "b")).model_copy(update={"calls": calls(a=1, b=2)})
+    second = contents(1, ("a", "b")).model_copy(update={"calls": calls(a=3, b=2)})
+    assert of_all_sizes([first, second]).calls == calls(a=3, b=2)
+
+
+def calls(**times: int) -> tuple[OperatorCalls, ...]:
+    """Return how often operators are called."""
+    return tuple(OperatorCalls(name=name, calls=count) for name, count in times.items())
 
 
 def test_a_size_without_an_engine_is_none_at_all() -> None:
