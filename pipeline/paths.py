@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.records import EngineFlavour, Gpu, Graph, Variant
 
 
@@ -130,8 +131,14 @@ class Paths:
         return self.variant(variant) / "recipe.json"
 
     def engine_cache(self, variant: Variant) -> Path:
-        """Engines that Torch-TensorRT keeps between builds of one variant; pickles, which no release holds."""
-        return self.variant(variant) / "engine-cache"
+        """Engines that Torch-TensorRT keeps between builds of one variant.
+
+        They are pickles, which it loads unseen: they lie in this user's own cache, for an artifacts folder may have
+        come from somebody else.
+        """
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = hashlib.sha256(os.fsencode(self.variant(variant).resolve())).hexdigest()
+        return home / "model-artifact-pipeline" / "engine-cache" / name
 
     def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
         """What one version of Torch-TensorRT has timed on one type of GPU."""
@@ -181,7 +188,6 @@ class Paths:
                 self.engine,
                 self.module,
                 self.recipe,
-                self.engine_cache,
                 self.runtime_cache,
                 self.build_log,
                 self.accuracy,

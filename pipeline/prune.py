@@ -56,7 +56,8 @@ def find_leftovers(project: Project) -> Leftovers:
     dropped = [variant for variant in others if variant not in elsewhere]
     kept = [record for record in records if record.variant not in dropped]
     used = {project.file(file) for record in kept for file in record.files}
-    files = [path for variant in dropped for path in paths.of_variant(variant) if path.exists()]
+    theirs = [path for variant in dropped for path in (*paths.of_variant(variant), paths.engine_cache(variant))]
+    files = [path for path in theirs if path.exists()]
     return Leftovers(
         files=tuple(path for path in files if path not in used),
         variants=tuple(dropped),

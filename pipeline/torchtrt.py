@@ -13,7 +13,7 @@ import torch
 from pipeline import cuda, torchtrt_adapter
 from pipeline.atomic import describe_file, keeping, replacing
 from pipeline.environment import missing_gpu, now, tools, torch_tensorrt
-from pipeline.errors import BuildError, UnsupportedError
+from pipeline.errors import BuildError, UnsupportedError, storage_errors
 from pipeline.isolation import run_isolated
 from pipeline.keys import code_of
 from pipeline.locks import exclusive, shared
@@ -133,7 +133,8 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
     cuda.use(gpu)
     request = request_of(project, variant, gpu)
     if request.engine_cache is not None:
-        request.engine_cache.mkdir(parents=True, exist_ok=True)
+        with storage_errors(f"writing {request.engine_cache}"):
+            request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
     with _own_timings(request) as own:
         made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(

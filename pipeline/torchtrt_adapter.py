@@ -8,8 +8,10 @@ import importlib.util
 import inspect
 import logging
 import os
+import pickle
 import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -399,19 +401,54 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
     """
     del library
     try:
-        if mode is Backend.DYNAMO_AOTI:
-            from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
-
-            index = -1 if gpu is None else gpu.index
-            # Each session has its own module; locks between threads would be in the way of CUDA graphs.
-            return aoti_load_package(  # type: ignore[return-value]  # called as a module is
-                str(path), run_single_threaded=True, device_index=index
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own buffers
-            return torch.export.load(path).module()
+        with _no_pickles():
+            return _load(mode, path, gpu)
+    except pickle.UnpicklingError as exc:
+        raise RunError(
+            f"{path} holds pickled objects, which are not loaded",
+            expected="engines, and plain tensors",
+            got=one_line(exc),
+            fix="do not use it, or build the module again",
+        ) from exc
     except Exception as exc:
         raise RunError(f"torch cannot load {path}", got=one_line(exc)) from exc
+
+
+def _load(mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
+    if mode is Backend.DYNAMO_AOTI:
+        from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
+
+        index = -1 if gpu is None else gpu.index
+        # Each session has its own module; locks between threads would be in the way of CUDA graphs.
+        return aoti_load_package(  # type: ignore[return-value]  # called as a module is
+            str(path), run_single_threaded=True, device_index=index
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own buffers
+        return torch.export.load(path).module()
+
+
+_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_loading = threading.Lock()
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Have torch unpickle tensors alone, whichever of its calls reads a file.
+
+    It asks `weights_only=False` for what an archive calls pickled, for sample inputs, for weights and constants in
+    their older form, and for the format before 2.8; the variable overrules that. Engines are no pickles of Python's:
+    torch's own reader in C++ makes nothing but the classes that are registered there.
+    """
+    with _loading:
+        before = os.environ.get(_ONLY_TENSORS)
+        os.environ[_ONLY_TENSORS] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[_ONLY_TENSORS]
+            if before is not None:
+                os.environ[_ONLY_TENSORS] = before
 
 
 def contents_of(compiled: nn.Module) -> ModuleContents:

@@ -44,9 +44,13 @@ benchmark: {batches: [1, 2], restarts: 2, warmup_runs: 1, warmup_seconds: 0.1, r
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The host's locks lie in the temporary folder: tests that run side by side do not wait for each other."""
+    """The host's locks lie in the temporary folder: tests that run side by side do not wait for each other.
+
+    So do caches, which would else be the user's own.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(tempfile, "tempdir", None)
         yield
 

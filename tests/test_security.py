@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
+from torch._export.serde.schema import SCHEMA_VERSION
 
 import pipeline
+from pipeline import torchtrt
 from pipeline.__main__ import main
-from pipeline.atomic import read_record, sha256_of, write_record
+from pipeline.atomic import describe_file, read_record, sha256_of, write_record
 from pipeline.config import load_config
+from pipeline.environment import torch_tensorrt
 from pipeline.errors import ConfigError, RunError
+from pipeline.plan import Plan
 from pipeline.project import Project
-from pipeline.records import GitState, Manifest
+from pipeline.records import Backend, GitState, Manifest, ModuleContents
 from pipeline.release import make_release
+from pipeline.torchtrt_adapter import libraries
 
 from .conftest import REPOSITORY, TINY
-from .hosts import H100
+from .hosts import H100, host
 from .test_resolution import machine, module
+from .torchtrt_stub import Library, use
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - it opens nothing
@@ -67,6 +78,91 @@ def test_a_module_with_another_digest_is_not_loaded(copied: Path, mark: Path, mo
     with pytest.raises(RunError, match="is damaged, or is not what was built"), pipeline.load(path.parent):
         pass
     assert not mark.exists()
+
+
+def rewritten(path: Path, changed: Callable[[str, bytes], bytes], more: dict[str, bytes]) -> None:
+    """Write a .pt2 anew: each part as a function gives it, and more parts."""
+    with zipfile.ZipFile(path) as old:
+        parts = {name.partition("/")[2]: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in ({name: changed(name, data) for name, data in parts.items()} | more).items():
+            new.writestr(f"{path.stem}/{name}", data)
+
+
+def called_pickled(path: Path, folder: str, name: str, payload: bytes) -> None:
+    """Have an archive say that a tensor of it is a pickle."""
+    meta = {"path_name": name, "is_param": False, "use_pickle": True, "tensor_meta": None}
+
+    def changed(part: str, data: bytes) -> bytes:
+        if part != f"data/{folder}/model_{folder}_config.json":
+            return data
+        tensors = json.loads(data)["config"]
+        return json.dumps({"config": {**tensors, next(iter(tensors), "x"): meta}}).encode()
+
+    rewritten(path, changed, {f"data/{folder}/{name}": payload})
+
+
+def in_the_format_of_2_7(path: Path, payload: bytes) -> None:
+    """Write what torch 2.7 wrote."""
+    with zipfile.ZipFile(path) as old:
+        program = next(old.read(name) for name in old.namelist() if name.endswith("models/model.json"))
+    with zipfile.ZipFile(path, "w") as new:
+        new.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        new.writestr("serialized_exported_program.json", program)
+        for name in ("state_dict", "constants", "example_inputs"):
+            new.writestr(f"serialized_{name}.pt", payload)
+
+
+PICKLES: dict[str, Callable[[Path, bytes], None]] = {
+    "a weight": lambda path, payload: called_pickled(path, "weights", "weight_9", payload),
+    "a constant": lambda path, payload: called_pickled(path, "constants", "tensor_9", payload),
+    "older weights": lambda path, payload: rewritten(path, lambda _, data: data, {"data/weights/model.pt": payload}),
+    "older constants": lambda path, payload: rewritten(
+        path, lambda _, data: data, {"data/constants/model.pt": payload}
+    ),
+    "sample inputs": lambda path, payload: rewritten(
+        path, lambda _, data: data, {"data/sample_inputs/model.pt": payload}
+    ),
+    "an old format": in_the_format_of_2_7,
+}
+
+
+@pytest.mark.parametrize("where", PICKLES)
+def test_a_module_of_the_right_digest_runs_no_pickle(
+    copied: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever torch would unpickle one in a .pt2: the file is refused, and what asks for pickles later gets them."""
+    use(Library(), monkeypatch)
+    artifacts = copied / "artifacts"
+    path, pickled = artifacts / "model.pt2", io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
+    torch.save(Payload(mark), pickled)
+    PICKLES[where](path, pickled.getvalue())
+    made_by = ModuleContents(segments=1, torch_operators=(), libraries=libraries())
+    entry = module("module", 0.1).model_copy(update={"file": describe_file(path, artifacts), "module": made_by})
+    manifest = read_record(artifacts / "manifest.json", Manifest)
+    write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))
+    monkeypatch.setattr("pipeline.deployment.this_host", lambda: machine(H100, torch_tensorrt=torch_tensorrt()))
+    with pytest.raises(RunError, match="holds pickled objects, which are not loaded"), pipeline.load(artifacts):
+        pass
+    assert not mark.exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_an_engine_cache_of_an_artifacts_folder_is_not_used(
+    built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch-TensorRT unpickles it: only what this user's builds have written is there to be found, by nobody else."""
+    settings = built.config.torch_tensorrt.model_copy(update={"engine_cache": True})
+    project = Project(Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100)), built.paths)
+    variant = next(item for item in project.plan.variants if item.backend is Backend.DYNAMO)
+    use(Library(), monkeypatch)
+    assert torchtrt._make(project, variant, H100, tmp_path / "made.pt2")
+    cache = torchtrt.request_of(project, variant, H100).engine_cache
+    assert cache is not None
+    assert not cache.is_relative_to(project.paths.root)
+    assert cache.is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert cache.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("name", ["calibration", "validation", "reference", "labels"])
