@@ -505,6 +505,61 @@ def test_nothing_is_deleted_while_a_tag_is_damaged(store: Path, released: Releas
     assert listing(store) == before
 
 
+def reused(url: str, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """Push what another release has left, and collect it as garbage just before a kind of object is written."""
+    push(url, newer, ["other"])
+    push(url, released.folder)
+    move_tag(url, LATEST, "other")
+    write = ObjectStore.write
+
+    def collecting(self: ObjectStore, path: str, data: bytes) -> None:
+        if path.startswith(before):
+            monkeypatch.setattr(ObjectStore, "write", write)
+            assert collect_garbage(url, NOW, delete=True).paths
+        write(self, path, data)
+
+    monkeypatch.setattr(ObjectStore, "write", collecting)
+    push(url, released.folder)
+
+
+@pytest.mark.parametrize("before", ["releases/", "tags/"])
+def test_a_push_sends_again_what_was_collected_meanwhile(
+    store: Path, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Files, and the listing, that were there when it looked, and not when its tag moved."""
+    reused(str(store), released, newer, monkeypatch, before)
+    pull(str(store), store.with_name("models"))
+    assert listing(store.with_name("models")) == listing(released.folder)
+
+
+def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
+    store: Path, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the push ended before anything was deleted, it could not see that."""
+    push(str(store), newer, ["other"])
+    push(str(store), released.folder)
+    move_tag(str(store), LATEST, "other")
+    remove = ObjectStore.remove
+
+    def pushing(self: ObjectStore, path: str) -> None:
+        monkeypatch.setattr(ObjectStore, "remove", remove)
+        push(str(store), released.folder)
+        remove(self, path)
+
+    monkeypatch.setattr("pipeline.store._AT_ONCE", 1)
+    monkeypatch.setattr(ObjectStore, "remove", pushing)
+    with pytest.raises(StoreError, match=r"a tag stand for what was just deleted|has no release"):
+        collect_garbage(str(store), NOW, delete=True)
+
+
+def test_what_a_killed_push_has_left_is_no_tag(store: Path, released: Release) -> None:
+    """Tags are read and garbage is collected beside it."""
+    pushed = push(str(store), released.folder)
+    (store / "tags/.writing-latest.json.abc.json").write_text("")
+    assert read_tags(str(store)) == ((LATEST, pushed.digest),)
+    assert collect_garbage(str(store), NOW).paths == ()
+
+
 # The command line, and what it says.
 
 

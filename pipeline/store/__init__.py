@@ -109,16 +109,29 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
         files = tuple(describe_file(path, folder) for path in paths)
         listing = StoredRelease(name=release.name.removesuffix(".tar.zst"), files=files)
         different = list({file.sha256: file for file in files}.values())
-        there = _at_once(lambda file: not again and store.size(blob_path(file.sha256)) == file.bytes, different)
-        missing = tuple(file for file, is_there in zip(different, there, strict=True) if not is_there)
-        with _Progress("pushing", missing) as told:
-            _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, told), missing)
-    text = listing.to_json().encode()
-    digest = hashlib.sha256(text).hexdigest()
-    store.write(_listing(digest), text)
-    for tag in tags:
-        store.write(_tag(tag), StoreTag(release=digest).to_json().encode())
-    return Pushed(listing, digest, missing)
+        missing = different if again else _missing(store, different)
+        _send(store, folder, missing)
+        text = listing.to_json().encode()
+        digest = hashlib.sha256(text).hexdigest()
+        store.write(_listing(digest), text)
+        for tag in tags:
+            store.write(_tag(tag), StoreTag(release=digest).to_json().encode())
+        # Garbage that was collected meanwhile, by tags of before, may be what was there; from here on, tags reach it.
+        _send(store, folder, _missing(store, different))
+        if store.size(_listing(digest)) is None:
+            store.write(_listing(digest), text)
+    return Pushed(listing, digest, tuple(missing))
+
+
+def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord]:
+    """Return which files a store does not have in their size."""
+    sizes = _at_once(lambda file: store.size(blob_path(file.sha256)), files)
+    return [file for file, size in zip(files, sizes, strict=True) if size != file.bytes]
+
+
+def _send(store: ObjectStore, folder: Path, files: Sequence[FileRecord]) -> None:
+    with _Progress("pushing", files) as told:
+        _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, told), files)
 
 
 def pull(
@@ -201,8 +214,13 @@ def read_tags(url: str) -> tuple[StoredTag, ...]:
         StoreError: the store cannot be reached or listed, or a tag is damaged.
     """
     store = ObjectStore(url)
+    return tuple(StoredTag(name, _digest_of(store, name)) for name in _tag_names(store))
+
+
+def _tag_names(store: ObjectStore) -> list[str]:
+    """Return the tags that a store has; what a push that was killed has left of one is none."""
     names = [PurePosixPath(item.path).stem for item in store.objects("tags")]
-    return tuple(StoredTag(name, _digest_of(store, name)) for name in names)
+    return [name for name in names if _is_tag(name)]
 
 
 def move_tag(url: str, tag: str, to: str) -> str:
@@ -235,6 +253,7 @@ def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garb
 
     Raises:
         StoreError: the store cannot be reached or listed, or a tag or a listing is damaged: then nothing is deleted.
+            Or a push has just let a tag stand for what was deleted.
     """
     store = ObjectStore(url)
     store.demand_writable()
@@ -245,14 +264,19 @@ def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garb
     old = [item.path for item in unreached if item.changed and item.changed.astimezone(timezone.utc) < before]
     if delete:
         _at_once(store.remove, old)
+        # A push whose tag moved since sends again what it then finds gone; what it did not find gone is told here.
+        gone = [path for path in _reached(store).intersection(old) if store.size(path) is None]
+        if gone:
+            what = "a push has let a tag stand for what was just deleted"
+            raise StoreError(what, got=f"{len(gone)} objects, such as {min(gone)}", fix="push that release again")
     return Garbage(tuple(old), len(unreached) - len(old))
 
 
 def _reached(store: ObjectStore) -> set[str]:
     """Return the paths of all objects that tags reach."""
     paths = set()
-    for item in store.objects("tags"):
-        digest = _digest_of(store, PurePosixPath(item.path).stem)
+    for name in _tag_names(store):
+        digest = _digest_of(store, name)
         files = _read_listing(store, digest).files
         paths |= {_listing(digest), *(blob_path(file.sha256) for file in files)}
     return paths
@@ -295,8 +319,12 @@ def _read_listing(store: ObjectStore, digest: str) -> StoredRelease:
     return listing
 
 
+def _is_tag(name: str) -> bool:
+    return bool(_TAG.fullmatch(name)) and not _DIGEST.fullmatch(name)
+
+
 def _check_tag(name: str) -> None:
-    if not _TAG.fullmatch(name) or _DIGEST.fullmatch(name):
+    if not _is_tag(name):
         raise StoreError(
             f"{name!r} is no name for a tag", expected="letters, digits, `.`, `_` and `-`, 128 at most, and no digest"
         )
