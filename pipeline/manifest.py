@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.atomic import write_record
@@ -52,7 +51,7 @@ def make_manifest(project: Project) -> Manifest:
         key=manifest_key(project),
         toolchain=tools(),
         built_at=now(),
-        git=git_state(Path.cwd()),
+        git=git_state(project.config_file.parent),
         host=f"{platform.system()} {platform.machine()}",
         model=_model(project),
         artifacts=entries,

@@ -19,13 +19,14 @@ import pipeline
 from pipeline.__main__ import main
 from pipeline.atomic import read_record, sha256_of, write_record
 from pipeline.errors import PipelineError, ReleaseError
+from pipeline.manifest import make_manifest
 from pipeline.project import Project
 from pipeline.records import GitState, Manifest, Status
 from pipeline.release import Release, make_release, verify_release
 from pipeline.release.archive import unpack
 from pipeline.release.signature import Signer, Verifier
 
-from .conftest import COMMIT
+from .conftest import COMMIT, REPOSITORY
 from .keys import pem
 
 if TYPE_CHECKING:
@@ -108,11 +109,48 @@ def test_the_provenance_names_commit_weights_and_tools(released: Release) -> Non
     assert named == listing(released.folder) - {"SHA256SUMS", "model.sig", "provenance.intoto.json"}
 
 
+def test_the_provenance_names_what_was_asked_for_and_read(
+    project: Project, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration by its own name, the options, and the record of the images by its digest."""
+    (copied / "pipeline.yaml").rename(copied / "ci.yaml")
+    monkeypatch.setattr("pipeline.release.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
+    made = make_release(Project.load(copied / "ci.yaml"), allow_dirty=True)
+    build = json.loads((made.folder / "provenance.intoto.json").read_text())["predicate"]["buildDefinition"]
+    assert build["externalParameters"] == {"configuration": "ci.yaml", "command": "doit release --allow-dirty"}
+    known = {item["name"]: item["digest"] for item in build["resolvedDependencies"] if "name" in item}
+    assert known["ci.yaml"] == {"sha256": sha256_of(copied / "ci.yaml")}
+    assert known["data.json"] == {"sha256": sha256_of(project.paths.data)}
+
+
+@pytest.mark.parametrize("in_ci", [True, False])
+def test_the_provenance_names_the_workflow_that_built(
+    project: Project, monkeypatch: pytest.MonkeyPatch, *, in_ci: bool
+) -> None:
+    """As GitHub's certificates do, and the run; elsewhere nobody is known."""
+    told = {
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_REPOSITORY": "team/models",
+        "GITHUB_WORKFLOW_REF": "team/models/.github/workflows/release.yml@refs/tags/v1",
+        "GITHUB_RUN_ID": "7",
+        "GITHUB_RUN_ATTEMPT": "2",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value if in_ci else "")
+    made = make_release(project)
+    run = json.loads((made.folder / "provenance.intoto.json").read_text())["predicate"]["runDetails"]
+    workflow = "https://github.com/team/models/.github/workflows/release.yml@refs/tags/v1"
+    assert run["builder"]["id"] == (workflow if in_ci else "urn:model-artifact-pipeline:local")
+    attempt = "https://github.com/team/models/actions/runs/7/attempts/2"
+    assert run["metadata"].get("invocationId") == (attempt if in_ci else None)
+
+
 def test_licences_are_stated_where_packages_state_them(released: Release) -> None:
     """One line each."""
     text = (released.folder / "NOTICES.txt").read_text()
     assert "onnx 1.23.2: Apache-2.0" in text
     assert "states none" not in text
+    assert (REPOSITORY / "LICENSE").read_text() in text
 
 
 # Verified.
@@ -138,6 +176,13 @@ def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b" ")
 
 
+def to_link(path: Path) -> None:
+    """Have a link in a file's place, to the same bytes elsewhere."""
+    elsewhere = path.parents[4] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a flipped bit": lambda folder: (folder / "tiny/onnx/fp16.onnx").write_bytes(
         bytes([*(folder / "tiny/onnx/fp16.onnx").read_bytes()[:-1], 7])
@@ -149,6 +194,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "another bill": lambda folder: append(folder / "bom.cdx.json"),
     "another provenance": lambda folder: append(folder / "provenance.intoto.json"),
     "other licences": lambda folder: append(folder / "NOTICES.txt"),
+    "sums that are no text": lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\xfe  x\n"),
+    "a link": lambda folder: to_link(folder / "tiny/onnx/fp16.onnx"),
     "no sums": lambda folder: (folder / "SHA256SUMS").unlink(),
 }
 
@@ -170,6 +217,37 @@ def test_a_forger_who_keeps_the_sums_right_is_caught_by_the_manifest(released: R
     sums = released.folder / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(before, sha256_of(file)))
     with pytest.raises(ReleaseError, match=r"fp16\.onnx is not what the manifest says"):
+        verify_release(released.folder)
+
+
+def without_parts(folder: Path) -> None:
+    """Have a bill of materials tell of nothing."""
+    bill = json.loads((folder / "bom.cdx.json").read_text())
+    (folder / "bom.cdx.json").write_text(json.dumps({**bill, "components": []}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "report.html").unlink(), "the release has no report.html"),
+        (lambda folder: (folder / "NOTICES.txt").unlink(), "the release has no NOTICES.txt"),
+        (lambda folder: (folder / "bom.cdx.json").unlink(), "the release has no bom.cdx.json"),
+        (lambda folder: (folder / "bom.cdx.json").write_bytes(b"\xff"), "bom.cdx.json cannot be read"),
+        (lambda folder: (folder / "bom.cdx.json").write_text("[]"), "the release's evidence is damaged"),
+        (without_parts, r"the bill of materials tells of other files: tiny/onnx/.*\.onnx"),
+    ],
+)
+def test_evidence_is_demanded_in_full(released: Release, change: Callable[[Path], object], message: str) -> None:
+    """Even where sums and provenance were made to fit what is left."""
+    change(released.folder)
+    statement = json.loads((released.folder / "provenance.intoto.json").read_text())
+    beyond = {"SHA256SUMS", "model.sig", "provenance.intoto.json"}
+    there = {name: sha256_of(released.folder / name) for name in sorted(listing(released.folder) - beyond)}
+    statement["subject"] = [{"name": name, "digest": {"sha256": digest}} for name, digest in there.items()]
+    (released.folder / "provenance.intoto.json").write_text(json.dumps(statement))
+    there["provenance.intoto.json"] = sha256_of(released.folder / "provenance.intoto.json")
+    (released.folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in there.items()))
+    with pytest.raises(ReleaseError, match=message):
         verify_release(released.folder)
 
 
@@ -231,6 +309,42 @@ def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pyte
         make_release(project)
     made = make_release(project, allow_dirty=True)
     assert "with changes that are not committed" in (made.folder / "provenance.intoto.json").read_text()
+
+
+def test_what_was_built_of_another_commit_is_not_released(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is allowed: the provenance would name a commit that the manifest was not made of."""
+    monkeypatch.setattr("pipeline.release.git_state", lambda _: GitState(commit="d" * 40, dirty=False))
+    for allow_dirty in (False, True):
+        with pytest.raises(
+            ReleaseError, match=r"(?s)another commit.*ddd.*ccc.*python -m pipeline manifest tiny"
+        ) as told:
+            make_release(project, allow_dirty=allow_dirty)
+        assert "and then `doit`" in str(told.value)
+
+
+def test_what_was_built_of_a_dirty_tree_is_refused_once_it_is_clean(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Putting changes away does not make what was built of them the commit's."""
+    built = project.manifest().model_copy(update={"git": GitState(commit="c" * 40, dirty=True)})
+    monkeypatch.setattr(Project, "manifest", lambda _: built)
+    with pytest.raises(ReleaseError, match="or did when it was built"):
+        make_release(project)
+
+
+def test_the_commit_is_that_of_the_configurations_folder(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the command is typed; the manifest says the same."""
+    asked: list[Path] = []
+
+    def state(folder: Path) -> GitState:
+        asked.append(folder)
+        return COMMIT
+
+    for room in ("release", "manifest"):
+        monkeypatch.setattr(f"pipeline.{room}.git_state", state)
+    make_release(project)
+    make_manifest(project)
+    assert asked == [project.config_file.parent] * 2
 
 
 def test_what_is_no_checkout_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +435,18 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(f"pipeline.release.archive.{limit}", value)
     with pytest.raises(ReleaseError, match="holds more than a release has"):
         unpack(archive(tmp_path, *(member(str(number)) for number in range(3))), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_long_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """What says how a file is called may not fill the memory."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = kind, 3 * 2**20
+    parts = [header.tobuf(tarfile.USTAR_FORMAT), bytes(header.size), member("x").tobuf(), bytes(2048)]
+    path = tmp_path / "stranger.tar.zst"
+    path.write_bytes(zstandard.compress(b"".join(parts)))
+    with pytest.raises(ReleaseError, match="holds more than a release has"):
+        unpack(path, tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.95])

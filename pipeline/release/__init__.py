@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.atomic import read_record, replacing_folder, sha256_of, write_bytes, write_record
 from pipeline.environment import git_state
-from pipeline.errors import ReleaseError
+from pipeline.errors import ReleaseError, one_line
 from pipeline.plan import Stage, Step
 from pipeline.records import Backend, Manifest, Recipe, Status
 from pipeline.release.archive import pack, unpacked
-from pipeline.release.evidence import bill_of_materials, check_evidence, notices, provenance
+from pipeline.release.evidence import Asked, bill_of_materials, check_evidence, notices, provenance
 from pipeline.release.signature import SIGNATURE, Signer, Verifier
 from pipeline.staleness import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pipeline.paths import Paths
     from pipeline.project import Project
@@ -33,6 +33,7 @@ MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
 BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
 EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
 """What every release has beside its artifacts' files."""
+_TAKE_AGAIN = "take the release from where it was made again"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     for stage in (Stage.MANIFEST, Stage.REPORT):
         if reasons := status_of(project, Step(stage, project.plan.model)).reasons:
             raise ReleaseError(f"the {stage.value} is not up to date: {reasons[0]}", fix="run `doit` first")
-    git = _commit(allow_dirty=allow_dirty)
     built = project.manifest()
+    git = _commit(project, built, allow_dirty=allow_dirty)
     manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
     if not manifest.artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
@@ -70,7 +71,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
-        _fill(project, manifest, git, scratch)
+        _fill(project, manifest, scratch, Asked(git, _options(signer, allow_dirty=allow_dirty)))
         if signer:
             signer.sign(scratch)
         pack(scratch, archive, manifest.built_at)
@@ -89,13 +90,33 @@ def latest_release(paths: Paths) -> Path:
     return max(made, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
 
 
-def _commit(*, allow_dirty: bool) -> GitState | None:
-    git = git_state(Path.cwd())
+def _options(signer: Signer | None, *, allow_dirty: bool) -> tuple[str, ...]:
+    """Return what was asked for, as the command line has it; where a key lies is nobody's business."""
+    signing = () if signer is None else ("--key",) if signer.key else ("--keyless",)
+    return (*signing, *(("--allow-dirty",) if allow_dirty else ()))
+
+
+def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState | None:
+    """Return what is checked out where the configuration lies, which the manifest must have been made of, too."""
+    git = git_state(project.config_file.parent)
+    if git and (built.git is None or built.git.commit != git.commit):
+        raise ReleaseError(
+            "the manifest was made of another commit than is checked out now",
+            expected=git.commit,
+            got=built.git.commit if built.git else "no commit",
+            fix=f"run `{Step(Stage.MANIFEST, project.plan.model).command}`, and then `doit`: what is up to date stays",
+        )
+    if git and built.git and built.git.dirty:
+        git = built.git
     if not allow_dirty and (git is None or git.dirty):
-        what = "this is no git checkout" if git is None else "tracked files differ from the commit"
+        what = (
+            "this is no git checkout"
+            if git is None
+            else "tracked files differ from the commit, or did when it was built"
+        )
         raise ReleaseError(
             f"{what}: nobody could build this release again",
-            fix="commit first, or release all the same with --allow-dirty",
+            fix="commit first, and make the manifest anew, or release all the same with --allow-dirty",
         )
     return git
 
@@ -106,7 +127,7 @@ def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
             yield entry
 
 
-def _fill(project: Project, manifest: Manifest, git: GitState | None, folder: Path) -> None:
+def _fill(project: Project, manifest: Manifest, folder: Path, asked: Asked) -> None:
     files = _files(project, manifest)
     for file in files:
         there = folder / file.path
@@ -118,8 +139,8 @@ def _fill(project: Project, manifest: Manifest, git: GitState | None, folder: Pa
     write_record(folder / MANIFEST, manifest)
     write_bytes(folder / NOTICES, notices(manifest).encode())
     write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
-    config = project.config_file.read_bytes()
-    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), git, config).encode())
+    read = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
+    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), asked, read).encode())
     lines = [f"{digest}  {name}\n" for name, digest in sums_of(folder).items()]
     write_bytes(folder / SUMS, "".join(lines).encode())
 
@@ -149,8 +170,15 @@ def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a release by name, but for those that tell of all others."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return the SHA-256 of every file of a release by name, but for those that tell of all others.
+
+    Raises:
+        ReleaseError: there is a link, whose target may change.
+    """
+    paths = sorted(folder.rglob("*"))
+    for link in (path for path in paths if path.is_symlink()):
+        raise ReleaseError(f"{link.relative_to(folder)} is a link, and a release holds files alone")
+    names = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
 
 
@@ -182,6 +210,8 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
     """
     listed, found = _listed(folder), sums_of(folder)
     absent = {name: digest for name, digest in listed.items() if name not in found} if partial else {}
+    for name in sorted(EVIDENCE - {SUMS, SIGNATURE} - listed.keys()):
+        raise ReleaseError(f"the release has no {name}", expected=f"{SUMS} lists it", fix=_TAKE_AGAIN)
     if verifier:
         verifier.verify(folder, absent)
     for name in sorted(listed.keys() | found.keys()):
@@ -191,7 +221,7 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
                 expected=listed.get(name, "no such file"),
                 got=found.get(name, "no such file"),
             )
-    manifest = read_record(folder / MANIFEST, Manifest, fix="take the release from where it was made again")
+    manifest = read_record(folder / MANIFEST, Manifest, fix=_TAKE_AGAIN)
     for entry in manifest.artifacts:
         for file in (entry.file, entry.runtime_cache):
             if file and listed.get(file.path) != file.sha256:
@@ -200,8 +230,15 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
                     expected=f"SHA-256 {file.sha256}",
                     got=listed.get(file.path, "no such file in the release"),
                 )
-    check_evidence((folder / BILL).read_text(), (folder / PROVENANCE).read_text(), listed, {PROVENANCE, SUMS})
+    check_evidence(_text(folder / BILL), _text(folder / PROVENANCE), listed, EVIDENCE)
     return manifest
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ReleaseError(f"{path.name} cannot be read", got=one_line(exc), fix=_TAKE_AGAIN) from exc
 
 
 def release_paths(folder: Path) -> set[str]:
@@ -216,6 +253,6 @@ def release_paths(folder: Path) -> set[str]:
 def _listed(folder: Path) -> dict[str, str]:
     """Return the digests that SHA256SUMS lists, by name."""
     if not (folder / SUMS).is_file():
-        raise ReleaseError(f"{SUMS} is missing", fix="take the release from where it was made again")
-    lines = (line.partition("  ") for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
+        raise ReleaseError(f"{SUMS} is missing", fix=_TAKE_AGAIN)
+    lines = (line.partition("  ") for line in _text(folder / SUMS).splitlines())
     return {name: digest for digest, _, name in lines}

@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from pipeline.atomic import replacing
 from pipeline.errors import ReleaseError, one_line
@@ -19,6 +19,8 @@ _LEVEL = 10
 """Engines hardly shrink, ONNX files a little; higher levels take minutes for nothing."""
 MAX_BYTES = 64 * 2**30
 MAX_FILES = 100_000
+_MAX_HEADER_BYTES = 2**20
+"""Of all that may come between two files: a long name, and what fills up blocks."""
 
 
 def pack(folder: Path, archive: Path, when: datetime) -> None:
@@ -70,8 +72,8 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with (
             archive.open("rb") as file,
-            zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as tar,
+            zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file) as plain,
+            tarfile.open(fileobj=cast("IO[bytes]", stream := _Bounded(plain, archive)), mode="r|") as tar,
         ):
             for number, member in enumerate(tar):
                 total += member.size
@@ -79,9 +81,32 @@ def unpack(archive: Path, folder: Path) -> None:
                 if not member.isreg() or path.is_absolute() or ".." in path.parts:
                     raise ReleaseError(f"{archive} holds something that is no plain file in it: {member.name}")
                 if number >= MAX_FILES or total > MAX_BYTES:
-                    raise ReleaseError(f"{archive} holds more than a release has: {MAX_FILES:,} files, 64 GiB")
+                    raise _too_much(archive)
+                stream.left = member.size + _MAX_HEADER_BYTES
                 tar.extract(member, folder, filter="data")
-    except (tarfile.TarError, zstandard.ZstdError, OSError, EOFError) as exc:
+    except (tarfile.TarError, zstandard.ZstdError, OSError, EOFError, RecursionError) as exc:
         raise ReleaseError(
             f"{archive} cannot be unpacked", expected="a .tar.zst of a release", got=one_line(exc)
         ) from exc
+
+
+class _Bounded:
+    """A stream that ends in an error where more comes than was announced: tarfile reads headers of any size."""
+
+    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+        self._stream = stream
+        self._archive = archive
+        self.left = _MAX_HEADER_BYTES
+        """How many bytes may come."""
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes."""
+        data = self._stream.read(count)
+        self.left -= len(data)
+        if self.left < 0:
+            raise _too_much(self._archive)
+        return data
+
+
+def _too_much(archive: Path) -> ReleaseError:
+    return ReleaseError(f"{archive} holds more than a release has: {MAX_FILES:,} files, 64 GiB, names of some bytes")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
+import os
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.environment import version
 from pipeline.errors import ReleaseError, one_line
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from pipeline.records import FileRecord, GitState, Manifest, Tool
 
+_PROJECT = "model-artifact-pipeline"
 _PREDICATE = "https://slsa.dev/provenance/v1"
 _BUILD_TYPE = "urn:model-artifact-pipeline:doit:v1"
 _BUILDER = "urn:model-artifact-pipeline:local"
-"""Whoever ran it: only a signature says who."""
+"""Whoever ran it, where it was no workflow of GitHub's: only a signature says who."""
+_BEYOND = {"provenance.intoto.json", "SHA256SUMS"}
+"""Files that come after the provenance."""
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 """Of URLs, RFC 9562."""
 
@@ -80,38 +83,59 @@ def _purl(tool: Tool) -> PackageURL:
     return PackageURL("generic" if tool.name == "python" else "pypi", name=tool.name, version=tool.version)
 
 
-def provenance(manifest: Manifest, sums: Mapping[str, str], git: GitState | None, config: bytes) -> str:
+class Asked(NamedTuple):
+    """What was to be released, and how."""
+
+    git: GitState | None
+    """The commit that it was built from, where one is known."""
+    options: tuple[str, ...]
+
+
+def _builder() -> tuple[str, dict[str, str]]:
+    """Return who built, and which run of theirs it was: in GitHub's CI the workflow, as its OIDC names it."""
+    told = os.environ
+    if not told.get("GITHUB_WORKFLOW_REF"):
+        return _BUILDER, {}
+    server = told.get("GITHUB_SERVER_URL", "https://github.com")
+    run = f"{told.get('GITHUB_REPOSITORY', '')}/actions/runs/{told.get('GITHUB_RUN_ID', '')}"
+    attempt = told.get("GITHUB_RUN_ATTEMPT", "1")
+    return f"{server}/{told['GITHUB_WORKFLOW_REF']}", {"invocationId": f"{server}/{run}/attempts/{attempt}"}
+
+
+def provenance(manifest: Manifest, sums: Mapping[str, str], asked: Asked, read: Mapping[str, str]) -> str:
     """Return an in-toto statement in JSON, with SLSA v1 provenance of every file.
 
     Args:
         manifest: of the release.
         sums: the files' digests by name.
-        git: the commit that it was built from, where one is known.
-        config: the configuration, whose digest is told.
+        asked: what was to be released.
+        read: digests by name of what is not in the release: the configuration first, then the record of the images.
     """
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - not installed in deployments
     from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # noqa: PLC0415 - the same
     from in_toto_attestation.v1.statement import Statement  # noqa: PLC0415 - the same
 
-    materials: list[dict[str, Any]] = [
-        {"name": "pipeline.yaml", "digest": {"sha256": hashlib.sha256(config).hexdigest()}},
-    ]
-    if git:
-        dirty = " (with changes that are not committed)" if git.dirty else ""
-        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": git.commit}})
+    materials: list[dict[str, Any]] = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in read.items()]
+    if asked.git:
+        dirty = " (with changes that are not committed)" if asked.git.dirty else ""
+        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": asked.git.commit}})
     if manifest.model:
         materials.append({"name": manifest.model.weights_detail, "digest": {"sha256": manifest.model.weights_sha256}})
     materials += [{"uri": _purl(tool).to_string()} for tool in tools_of(manifest)]
+    builder, run = _builder()
     predicate = {
         "buildDefinition": {
             "buildType": _BUILD_TYPE,
-            "externalParameters": {"configuration": "pipeline.yaml", "command": "doit release"},
+            "externalParameters": {
+                "configuration": next(iter(read)),
+                "command": " ".join(["doit release", *asked.options]),
+            },
             "internalParameters": {"host": manifest.host},
             "resolvedDependencies": materials,
         },
         "runDetails": {
-            "builder": {"id": _BUILDER, "version": {"pipeline": version("model-artifact-pipeline")}},
-            "metadata": {"finishedOn": manifest.built_at.isoformat().replace("+00:00", "Z")},
+            "builder": {"id": builder, "version": {"pipeline": version(_PROJECT)}},
+            "metadata": {**run, "finishedOn": manifest.built_at.isoformat().replace("+00:00", "Z")},
         },
     }
     subjects = [ResourceDescriptor(name=name, digest={"sha256": digest}).pb for name, digest in sums.items()]
@@ -130,8 +154,20 @@ def notices(manifest: Manifest) -> str:
     lines += [
         "",
         "The terms of the weights and of the images are those of whoever gave them; they are not stated here.",
+        "",
+        f"{_PROJECT}, which made the release:",
+        "",
+        _own_licence(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _own_licence() -> str:
+    """Return this project's licence in full, where it is installed with it."""
+    try:
+        return importlib.metadata.distribution(_PROJECT).read_text("licenses/LICENSE") or "Apache-2.0"
+    except importlib.metadata.PackageNotFoundError:
+        return "Apache-2.0"
 
 
 def _licence(tool: Tool) -> str:
@@ -146,14 +182,14 @@ def _licence(tool: Tool) -> str:
     return next((field.strip().splitlines()[0] for field in fields if field.strip()), "states none")
 
 
-def check_evidence(bill: str, statement: str, sums: Mapping[str, str], beyond: Collection[str]) -> None:
+def check_evidence(bill: str, statement: str, sums: Mapping[str, str], evidence: Collection[str]) -> None:
     """Check that a bill of materials and a provenance are what they should be, and tell of the files that are there.
 
     Args:
         bill: CycloneDX, JSON.
         statement: in-toto, JSON.
         sums: the release's files' digests by name.
-        beyond: names of files that came after the provenance.
+        evidence: names of files that are no artifacts'.
 
     Raises:
         ReleaseError: one is damaged, or tells of other files.
@@ -173,10 +209,9 @@ def check_evidence(bill: str, statement: str, sums: Mapping[str, str], beyond: C
         }
     except Exception as exc:  # of json, protobuf and in-toto, without a common base
         raise ReleaseError("the release's evidence is damaged", got=one_line(exc)) from exc
-    expected = {name: digest for name, digest in sums.items() if name not in beyond}
-    if told != expected:
-        different = sorted(name for name in told.keys() | expected.keys() if told.get(name) != expected.get(name))
-        raise ReleaseError(f"the provenance tells of other files: {', '.join(different[:3])}")
-    for name, digest in listed.items():
-        if sums.get(name) != digest:
-            raise ReleaseError(f"the bill of materials tells of another {name}")
+    before = {name: digest for name, digest in sums.items() if name not in _BEYOND}
+    artifacts = {name: digest for name, digest in sums.items() if name not in evidence}
+    for what, got, expected in (("provenance", told, before), ("bill of materials", listed, artifacts)):
+        if got != expected:
+            different = sorted(name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name))
+            raise ReleaseError(f"the {what} tells of other files: {', '.join(different[:3])}")
