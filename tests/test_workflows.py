@@ -54,6 +54,62 @@ def test_every_command_is_one() -> None:
         assert [option for option in re.findall(r"--[a-z-]+", line) if option not in told] == []
 
 
+def step_named(words: str) -> dict[str, Any]:
+    """Return the release's step whose name holds these words."""
+    text = (REPOSITORY / ".github/workflows/release.yml").read_text()
+    return next(step for step in steps(text) if words in step.get("name", ""))
+
+
+def run_step(
+    words: str, folder: Path, pipeline: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a step as GitHub does, with a stand-in for `uv run python -m pipeline`; return also what that was asked."""
+    (folder / "bin").mkdir()
+    (folder / "bin/uv").write_text(f'#!/bin/sh\nshift 4\necho "$@" >> asked\n{pipeline}\n')
+    (folder / "bin/uv").chmod(0o755)
+    (folder / "pipeline.yaml").touch()
+    done = subprocess.run(  # noqa: S603 - the repository's own
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step_named(words)["run"]],  # noqa: S607
+        check=False,
+        cwd=folder,
+        env={"PATH": f"{folder}/bin:/usr/bin:/bin", "STORE": "store", "GPU": "h100", **environment},
+        capture_output=True,
+        text=True,
+    )
+    return done, (folder / "asked").read_text().splitlines()
+
+
+def test_a_store_that_cannot_be_read_ends_the_release(tmp_path: Path) -> None:
+    """Or else nothing would be held against the last release, and nobody told."""
+    done, asked = run_step("Hold this build", tmp_path, "exit 1")
+    assert done.returncode == 1
+    assert asked == ["tag store"]
+
+
+@pytest.mark.parametrize(("tags", "held"), [("latest-h100 abc", True), ("latest-l4 abc", False)])
+def test_a_build_is_held_against_the_last_release_where_there_is_one(tmp_path: Path, tags: str, *, held: bool) -> None:
+    """Of the same type of GPU."""
+    done, asked = run_step("Hold this build", tmp_path, f'[ "$1" = pull ] || echo {tags}')
+    assert done.returncode == 0
+    assert asked == ["tag store", *(["pull store released --tag latest-h100"] if held else [])]
+    assert ("released/manifest.json" in (tmp_path / "ci.yaml").read_text()) is held
+
+
+@pytest.mark.parametrize(
+    ("ref", "moves", "tags"),
+    [
+        ("v1.2.3", "true", "--tag v1.2.3-h100 --tag latest-h100"),
+        ("fix/a/bug", "false", "--tag fix-a-bug-h100"),
+    ],
+)
+def test_what_is_pushed_has_tags_that_a_store_takes(tmp_path: Path, ref: str, moves: str, tags: str) -> None:
+    """A branch's slashes are none; and no branch but the default one is the latest release."""
+    done, asked = run_step("Push it", tmp_path, "", GITHUB_REF_NAME=ref, MOVES_LATEST=moves)
+    assert done.returncode == 0
+    assert asked == [f"push store --config ci.yaml {tags}"]
+    assert "default_branch" in step_named("Push it")["env"]["MOVES_LATEST"]
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_secrets_reach_only_the_steps_that_need_them(path: Path) -> None:
     """No job, and no step that runs the project's own code from a pull request, has them."""
