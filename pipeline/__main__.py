@@ -44,6 +44,15 @@ _HELP = {
 }
 
 
+_EXTRAS = {
+    "triton": ", or this project with its extra `triton`",
+    "verify": ", or this project with its extra `verify`",
+    "farm": ", or this project with its extra `farm`",
+    **dict.fromkeys(("push", "pull", "tag", "gc"), ", or this project with its extras `verify` and `store`"),
+}
+"""What a command takes where nothing is built."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ≤ is told of it in ASCII
     if given and given[0] in COMMANDS:
-        return _guarded(given[0], lambda: run_command(given[0], given[1:]), debug=False)
+        return _guarded(given[0], lambda: run_command(given[0], given[1:]), debug="--debug" in given)
     options = _parser().parse_intermixed_args(given)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -80,7 +89,7 @@ def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
             traceback.print_exc()
         print(
             f"error: {doing} needs the package {exc.name}, which is not installed here\n"
-            "  fix:      install the building stack (`uv sync`), or, to take releases, the extras `verify` and `store`",
+            f"  fix:      install the building stack (`uv sync`){_EXTRAS.get(doing, '')}",
             file=sys.stderr,
         )
         return 1

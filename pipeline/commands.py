@@ -121,9 +121,10 @@ def _triton(arguments: Sequence[str]) -> int:
     parser = _parser("triton")
     where = Path("artifacts")
     parser.add_argument("artifacts", nargs="?", type=Path, default=where, help="the folder; default: artifacts")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: `triton` in that folder")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: beside that folder, NAME-triton")
     options = parser.parse_args(arguments)
-    made = make_repository(options.artifacts, options.output or options.artifacts / "triton")
+    folder = options.artifacts.resolve()  # in it, `verify` and `pull` would find what no release has
+    made = make_repository(options.artifacts, options.output or folder.with_name(f"{folder.name}-triton"))
     for model in made.models:
         print(f"{model.name}  {', '.join(entry.id for entry in model.entries)}")
     for left in made.left_out:
@@ -253,7 +254,9 @@ def _whose(verifier: Verifier | None) -> str:
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
+    parser = argparse.ArgumentParser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
 
 
 def _add_wishes(parser: argparse.ArgumentParser) -> None:

@@ -150,7 +150,8 @@ class Tasks:
 
     def triton(self) -> TaskDict:
         """Return the task that writes a model repository for Triton."""
-        command = [sys.executable, "-m", "pipeline", "triton", str(self._project.paths.root)]
+        root = self._project.paths.root
+        command = [sys.executable, "-m", "pipeline", "triton", str(root), "--output", str(root / "triton")]
         return {"actions": [CmdAction(command, shell=False)], "task_dep": [Stage.MANIFEST.value]}
 
     def _verify_command(self, key: str, path: str) -> list[str]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.records import Manifest, ManifestEntry, ManifestModel, TensorSpec
 
 CONFIG, VERSION, LABELS, SAMPLE = "config.pbtxt", "1", "labels.txt", "image"
+MARKER = ".model-artifact-pipeline"
+"""Names the models that were written, one a line; Triton looks at a repository's folders alone."""
 _TYPES = {"float32": "TYPE_FP32"}
 """What inputs and outputs of this pipeline's graphs are, as Triton calls it."""
 
@@ -141,7 +143,7 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
         folder: what becomes the repository.
 
     Raises:
-        TritonError: nothing can be served, or the folder holds something else than a model repository.
+        TritonError: nothing can be served, or the folder holds what was not written by this.
         RecordError: there is no manifest, or it is damaged.
         RunError: a file is damaged.
         StorageError: the repository cannot be written.
@@ -158,6 +160,7 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
         for model in models:
             _write_model(scratch / model.name, model, manifest.model, artifacts)
             check_model(scratch / model.name, model, manifest.model)
+        (scratch / MARKER).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
     return Repository(folder, models, left_out)
 
 
@@ -369,8 +372,16 @@ def _said(tensors: Iterable[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace what is no model repository."""
-    foreign = [path.name for path in folder.iterdir() if not (path / CONFIG).is_file()] if folder.is_dir() else []
-    if foreign or (folder.exists() and not folder.is_dir()):
-        got = min(foreign) if foreign else "a file"
-        raise TritonError(f"{folder} is no model repository", got=got, fix="name a new folder, or an older repository")
+    """Refuse to replace what was not written here: models that others have put beside them, too."""
+    if folder.is_dir():
+        marker = folder / MARKER
+        ours = {MARKER, *marker.read_text(encoding="utf-8").splitlines()} if marker.is_file() else set()
+        foreign = sorted({path.name for path in folder.iterdir()} - ours)
+    else:
+        foreign = ["a file"] if folder.exists() else []
+    if foreign:
+        raise TritonError(
+            f"{folder} holds what was not written here, and is not replaced",
+            got=foreign[0],
+            fix="name a new folder, or a repository that this has written before",
+        )

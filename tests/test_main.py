@@ -231,4 +231,20 @@ def test_a_package_that_is_missing_is_named(
     assert main(["verify", str(tmp_path / "release.tar.zst")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: verify needs the package zstandard, which is not installed here\n")
-    assert "the extras `verify` and `store`" in said
+    assert "this project with its extra `verify`" in said
+
+
+def test_tritons_package_is_another_extra(
+    monkeypatch: pytest.MonkeyPatch, built: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command names what it takes itself."""
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    assert main(["triton", str(built.paths.root), "--output", str(tmp_path / "triton")]) == 1
+    assert "this project with its extra `triton`" in capsys.readouterr().err
+
+
+def test_commands_show_tracebacks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a message recommends can be done."""
+    assert main(["resolve", str(tmp_path), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from pipeline.records import (
     Status,
     TensorSpec,
 )
+from pipeline.release import verify_release
 from pipeline.triton import Platform, make_repository, plan_models
 
 from .hosts import H100, L4, TRT10, TRT86
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.project import Project
+    from pipeline.release import Release
 
 IMAGE = TensorSpec(name="image", shape=("batch", 3, 32, 32), dtype="float32", layout="NCHW")
 LOGITS = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
@@ -260,7 +262,7 @@ def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pyte
     assert main(["triton", str(copied / "artifacts"), "--output", str(tmp_path / "triton")]) == 0
     said = capsys.readouterr().out
     found = sorted(path.name for path in (tmp_path / "triton").iterdir())
-    assert found == ["tiny-fp16-onnx", "tiny-fp32-onnx", "tiny-int8-cpu-onnx"]
+    assert found == [".model-artifact-pipeline", "tiny-fp16-onnx", "tiny-fp32-onnx", "tiny-int8-cpu-onnx"]
     assert "3 models: " in said
     assert "its int8 places are TensorRT's" in said
     config = config_of(tmp_path / "triton/tiny-fp32-onnx")
@@ -275,17 +277,38 @@ def test_a_repository_replaces_an_older_one(artifacts: Callable[..., Path], tmp_
     whole = read_record(root / "manifest.json", Manifest)
     write_record(root / "manifest.json", whole.model_copy(update={"artifacts": whole.artifacts[:1]}))
     make_repository(root, tmp_path / "triton")
-    assert [path.name for path in (tmp_path / "triton").iterdir()] == ["m-fp16-b1-4-8-trt"]
+    assert [path.name for path in (tmp_path / "triton").glob("[!.]*")] == ["m-fp16-b1-4-8-trt"]
 
 
 # What goes wrong.
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_models_of_others_stay(artifacts: Callable[..., Path], tmp_path: Path, *, marked: bool) -> None:
+    """In a repository of theirs, and beside what was written into ours."""
+    folder = tmp_path / "triton"
+    root = artifacts(plan("a", 1.0))
+    if marked:
+        make_repository(root, folder)
+    (folder / "theirs/1").mkdir(parents=True)
+    (folder / "theirs/config.pbtxt").write_text('name: "theirs"')
+    with pytest.raises(TritonError, match=r"(?s)holds what was not written here.*theirs"):
+        make_repository(root, folder)
+    assert (folder / "theirs/config.pbtxt").is_file()
+
+
+def test_a_release_stays_what_it_is(released: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default the repository lies beside it, or `verify` and `pull` would find too much."""
+    assert main(["triton", str(released.folder)]) == 0
+    assert f"models: {released.folder}-triton\n" in capsys.readouterr().out
+    assert verify_release(released.folder)
 
 
 def test_a_folder_that_is_no_repository_is_not_replaced(artifacts: Callable[..., Path]) -> None:
     """Whatever is in it stays."""
     root = artifacts(plan("a", 1.0))
     for folder in (root, root / "manifest.json"):
-        with pytest.raises(TritonError, match="is no model repository"):
+        with pytest.raises(TritonError, match="holds what was not written here"):
             make_repository(root, folder)
     assert (root / "manifest.json").is_file()
 
