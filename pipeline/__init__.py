@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.deployment import Model, load, resolve, this_host
     from pipeline.errors import PipelineError
+    from pipeline.records import DeploymentHost, Precision
     from pipeline.release.signature import Verifier
     from pipeline.resolution import Resolution, Wish
     from pipeline.store import pull, push
 
 __all__ = [
+    "DeploymentHost",
     "Model",
     "PipelineError",
+    "Precision",
     "Resolution",
     "Verifier",
     "Wish",
@@ -31,8 +34,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DeploymentHost": "records",
     "Model": "deployment",
     "PipelineError": "errors",
+    "Precision": "records",
     "Resolution": "resolution",
     "Verifier": "release.signature",
     "Wish": "resolution",

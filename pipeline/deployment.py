@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 ANY = Wish()
 """No wishes: the fastest at batch 1."""
+_AT_ONCE = 32
+"""How many images are run together where an artifact takes any number: memory is not the caller's to think of."""
 
 
 def this_host() -> DeploymentHost:
@@ -73,13 +75,21 @@ def resolve(artifacts: str | os.PathLike[str], wish: Wish = ANY, host: Deploymen
     Args:
         artifacts: the folder with manifest.json.
         wish: what is wanted of it.
-        host: for which machine; None is this one.
+        host: for which machine; None is this one, which takes only what the folder has.
 
     Raises:
         ResolveError: none suits; the message says why not, artifact by artifact.
         RecordError: there is no manifest, or it is damaged.
     """
-    return resolve_entry(read_manifest(artifacts), host or this_host(), wish)
+    manifest = read_manifest(artifacts)
+    if host:
+        return resolve_entry(manifest, host, wish)
+    return resolve_entry(manifest, this_host(), wish, _absent(Path(artifacts), manifest))
+
+
+def _absent(root: Path, manifest: Manifest) -> set[str]:
+    """Return the ids of artifacts whose files are not in the folder, as after a pull for one host."""
+    return {entry.id for entry in manifest.artifacts if entry.file and not (root / entry.file.path).exists()}
 
 
 class Model:
@@ -134,13 +144,17 @@ class Model:
         """
         if not images:
             return ()
-        spec, profile = self.preprocessing, self.entry.profile
+        profile, names = self.entry.profile, self.class_names
+        step = profile.max if profile else _AT_ONCE
+        chunks = [images[start : start + step] for start in range(0, len(images), step)]
+        found = [index for chunk in chunks for index in self._most_likely(chunk)]
+        return tuple(names[index] if names else str(index) for index in found)
+
+    def _most_likely(self, images: Sequence[Image.Image]) -> list[int]:
+        spec = self.preprocessing
         batch = to_input(np.stack([to_pixels(image, spec) for image in images]), spec)
-        step = profile.max if profile else len(batch)
-        chunks = [batch[start : start + step] for start in range(0, len(batch), step)]
-        logits = np.concatenate([self(_filled(chunk, profile))[: len(chunk)] for chunk in chunks])
-        names = self.class_names
-        return tuple(names[index] if names else str(index) for index in logits.argmax(axis=1).tolist())
+        logits = self(_filled(batch, self.entry.profile))[: len(batch)]
+        return [int(index) for index in logits.argmax(axis=1)]
 
 
 def _filled(batch: Batch, profile: Profile | None) -> Batch:
@@ -170,12 +184,12 @@ def load(artifacts: str | os.PathLike[str], wish: Wish = ANY) -> Iterator[Model]
     manifest = read_manifest(root)
     if manifest.model is None:
         raise RunError(f"{root / 'manifest.json'} says nothing of the model", fix="take a finished build")
-    found = resolve_entry(manifest, this_host(), wish)
+    found = resolve_entry(manifest, this_host(), wish, _absent(root, manifest))
     with ExitStack() as stack:
         if found.place.tier is Tier.ONNX:
             run = _open_onnx(root, found)
         elif found.place.tier is Tier.TORCH_TENSORRT:
-            run = _open_module(root, found, manifest.model.preprocessing, stack)
+            run = _open_module(root, found, manifest.model, stack)
         else:
             run = _open_engine(root, found, stack)
         yield Model(found, manifest.model, run)
@@ -227,8 +241,8 @@ def _open_engine(root: Path, found: Resolution, stack: ExitStack) -> Callable[[B
     return run
 
 
-def _open_module(root: Path, found: Resolution, spec: Preprocessing, stack: ExitStack) -> Callable[[Batch], Batch]:
-    from pipeline.module_runner import load_compiled, open_session  # noqa: PLC0415 - which needs torch
+def _open_module(root: Path, found: Resolution, facts: ManifestModel, stack: ExitStack) -> Callable[[Batch], Batch]:
+    from pipeline.module_runner import Saved, load_compiled, open_session  # noqa: PLC0415 - which needs torch
 
     entry, gpu = found.entry, _gpu(found)
     if entry.module is None:
@@ -236,8 +250,9 @@ def _open_module(root: Path, found: Resolution, spec: Preprocessing, stack: Exit
     variant = Variant(
         model=entry.model, target=entry.target, backend=entry.kind, precision=entry.precision, profile=entry.profile
     )
-    module = load_compiled(root, variant, entry.module, checked_file(root, entry.file), gpu)
-    return stack.enter_context(open_session(module, variant, spec.input_shape, gpu))
+    saved = Saved(variant, entry.module, checked_file(root, entry.file), facts.factory)
+    module = load_compiled(root, saved, gpu)
+    return stack.enter_context(open_session(module, variant, facts.preprocessing.input_shape, gpu))
 
 
 def _open_onnx(root: Path, found: Resolution) -> Callable[[Batch], Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -91,30 +91,48 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
         )
     if artifact.module is None or artifact.file is None:
         raise RunError(f"{variant.id} does not say what made it")
-    return load_compiled(project.paths.root, variant, artifact.module, project.file(artifact.file), gpu)
+    saved = Saved(variant, artifact.module, project.file(artifact.file), project.source().factory)
+    return load_compiled(project.paths.root, saved, gpu)
 
 
-def load_compiled(root: Path, variant: Variant, contents: ModuleContents, path: Path, gpu: Gpu | None) -> Loaded:
-    """Return what Torch-TensorRT made, where it runs. The file's digest must have been checked.
+class Saved(NamedTuple):
+    """What Torch-TensorRT made, and what its folder says of it."""
+
+    variant: Variant
+    contents: ModuleContents
+    """What made it, and has to be here."""
+    path: Path
+    """A saved module, or a recipe, which is compiled anew. Its digest must have been checked."""
+    factory: str
+    """The model's; a recipe that names another function is not followed."""
+
+
+def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
+    """Return what Torch-TensorRT made, where it runs.
 
     Args:
         root: the artifacts folder, in which a recipe finds its weights.
-        variant: what it is.
-        contents: what made it, and has to be here.
-        path: a saved module, or a recipe, which is compiled anew.
+        saved: what it is.
         gpu: which GPU; None is the CPU.
 
     Raises:
         UnsupportedError: this host lacks Torch-TensorRT or its driver.
-        RunError: it was made by other versions, or cannot be read.
+        RunError: it was made by other versions, cannot be read, or is a recipe of something else.
     """
-    torchtrt_adapter.check_made_here(contents.libraries)
-    if variant.backend is not Backend.TORCH_COMPILE:
-        module = torchtrt_adapter.load(torchtrt_adapter.load_library(), variant.backend, path, gpu)
+    torchtrt_adapter.check_made_here(saved.contents.libraries)
+    if saved.variant.backend is not Backend.TORCH_COMPILE:
+        module = torchtrt_adapter.load(torchtrt_adapter.load_library(), saved.variant.backend, saved.path, gpu)
         # A package is no module that could be looked into.
         return Loaded(module, [module] if isinstance(module, nn.Module) else [])
-    recipe = read_record(path, Recipe, fix=f"run `{Step(Stage.BUILD, variant.id).command}`")
+    recipe = read_record(saved.path, Recipe, fix=f"run `{Step(Stage.BUILD, saved.variant.id).command}`")
     torchtrt_adapter.check_made_here(recipe.libraries)
+    if recipe.factory != saved.factory:
+        raise RunError(
+            f"{saved.path} calls another function than makes the model",
+            expected=saved.factory,
+            got=recipe.factory,
+            fix="do not use it, or build it again",
+        )
     model = model_of(root, recipe).to(torchtrt_adapter.device_of(gpu))
     library = torchtrt_adapter.load_library()
     arguments = torchtrt_adapter.arguments_of(recipe.settings)
@@ -138,10 +156,13 @@ def model_of(root: Path, recipe: Recipe) -> nn.Module:
     """Return the model that a recipe of an artifacts folder starts from, ready to be compiled, on the CPU.
 
     Raises:
-        RunError: the weights or the factory's code are not those that the recipe was made for.
+        RunError: the weights or the factory's code are not those that the recipe was made for, or the weights lie
+            outside the folder.
         SourceError: they do not fit the factory's model.
     """
     weights = root / recipe.weights.path
+    if not weights.resolve().is_relative_to(root.resolve()):
+        raise RunError(f"the recipe names a file outside its folder: {recipe.weights.path}", fix="do not use it")
     if (got := sha256_of(weights)) != recipe.weights.sha256:
         raise RunError(
             f"{weights} holds other weights than the recipe was made for",

@@ -393,6 +393,19 @@ _AMPERE = 80
 """The compute capability that `ampere_plus` begins with."""
 
 
+_MAJORS = {(8, 10), (10, 11)}
+"""Across which major versions TensorRT runs version-compatible engines: its support matrix, "Engine Portability"
+(docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html). TensorRT-RTX runs its own version's
+alone (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html).
+"""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return a version's numbers; none of what is no version, such as "absent"."""
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
 class BuiltFor(Record):
     """What a serialized engine runs on: the flavour that made it, in this version, on these GPUs."""
 
@@ -403,7 +416,7 @@ class BuiltFor(Record):
     compute_capabilities: tuple[int, ...]
     """Of that GPU; or the list that it was built for ahead of time."""
     version_compatible: bool = False
-    """Later versions of the flavour run it, too."""
+    """Later versions of TensorRT run it, too; no earlier one does."""
     hardware_compatibility: str = "none"
     """Which other GPUs run it: `none`, `same_compute_capability` or `ampere_plus`."""
 
@@ -418,8 +431,13 @@ class BuiltFor(Record):
         return gpu.name == self.gpu
 
     def runs_with(self, flavour: EngineFlavour, version: str) -> bool:
-        """Return whether a TensorRT is one of those: the same version, or another where it was built for that."""
-        return self.flavour is flavour and (self.version == version or self.version_compatible)
+        """Return whether a TensorRT is one of those: the same version, or a later one where it was built for that."""
+        if self.flavour is not flavour or self.version == version:
+            return self.flavour is flavour
+        if not self.version_compatible or flavour is not EngineFlavour.TENSORRT:
+            return False
+        made, have = _numbers(self.version), _numbers(version)
+        return have >= made and (have[:1] == made[:1] or (made[0], have[0]) in _MAJORS)
 
 
 class KeyField(Record):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import ResolveError
+from pipeline.errors import ResolveError, UsageError
 from pipeline.plan import CPU_TARGET, module_target
-from pipeline.records import Backend, Status, ranking_clock
+from pipeline.records import Backend, Precision, Status, ranking_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from pipeline.records import DeploymentHost, Gpu, Manifest, ManifestEntry, Precision
+    from pipeline.records import DeploymentHost, Gpu, Manifest, ManifestEntry
 
 _X86 = "x86_64"
 
@@ -55,9 +55,20 @@ class Wish:
     """Prefer images a second to milliseconds a batch."""
     min_top1: float | None = None
     """The share of labelled validation images that it recognises."""
-    precision: Precision | None = None
+    precision: Precision | str | None = None
+    """Or its name: `fp16`."""
     max_memory_bytes: int | None = None
     """Of the GPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no precision.
+
+        Raises:
+            UsageError: with the names that there are.
+        """
+        names = [precision.value for precision in Precision]
+        if self.precision is not None and self.precision not in names:
+            raise UsageError("a wish for no precision", expected=", ".join(names), got=repr(self.precision))
 
     @property
     def timed_batch(self) -> int:
@@ -107,8 +118,16 @@ class _Candidate(NamedTuple):
         return (self.place.tier, speed, accuracy)
 
 
-def resolve_entry(manifest: Manifest, host: DeploymentHost, wish: Wish) -> Resolution:
+def resolve_entry(
+    manifest: Manifest, host: DeploymentHost, wish: Wish, absent: Collection[str] = frozenset()
+) -> Resolution:
     """Return the artifact to take on a host.
+
+    Args:
+        manifest: what there is.
+        host: where it shall run.
+        wish: what is wanted of it.
+        absent: the ids of artifacts whose files are not there.
 
     Raises:
         ResolveError: none suits; the message says why not, artifact by artifact.
@@ -116,7 +135,7 @@ def resolve_entry(manifest: Manifest, host: DeploymentHost, wish: Wish) -> Resol
     candidates: list[_Candidate] = []
     reasons: dict[str, str] = {}
     for entry in manifest.artifacts:
-        found = _candidate(entry, host, wish)
+        found = "was not pulled: its file is not there" if entry.id in absent else _candidate(entry, host, wish)
         if isinstance(found, _Candidate):
             candidates.append(found)
         else:
@@ -157,11 +176,13 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, wish: Wish) -> _Candi
         return entry.reason if said else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
     if reason := _unwished(entry, wish):
         return reason
-    place = _place(entry, host)
-    if isinstance(place, str):
-        return place
-    if reason := _too_large(entry, place, host, wish):
-        return reason
+    places = _places(entry, host)
+    if isinstance(places, str):
+        return places
+    refusals = [_too_large(entry, place, host, wish) for place in places]
+    if all(refusals):
+        return refusals[0]
+    place = places[refusals.index("")]
     times = _times(entry, place, host)
     latency = times.get(wish.timed_batch)
     if wish.max_latency_ms is not None:
@@ -177,8 +198,8 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, wish: Wish) -> _Candi
 
 def _unwished(entry: ManifestEntry, wish: Wish) -> str:
     """Return which wish an artifact does not meet on any host."""
-    if wish.precision is not None and entry.precision is not wish.precision:
-        return f"{entry.precision.value}, wished {wish.precision.value}"
+    if wish.precision is not None and entry.precision != wish.precision:
+        return f"{entry.precision.value}, wished {Precision(wish.precision).value}"
     profile = entry.profile
     needed = None if wish.throughput and wish.batch is None else wish.timed_batch
     if profile and needed is not None and not profile.min <= needed <= profile.max:
@@ -190,22 +211,22 @@ def _unwished(entry: ManifestEntry, wish: Wish) -> str:
     return ""
 
 
-def _place(entry: ManifestEntry, host: DeploymentHost) -> Place | str:
-    """Return where an artifact runs on a host, or why nowhere."""
+def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+    """Return where an artifact runs on a host, the best place first, or why nowhere."""
     if entry.kind is Backend.TENSORRT:
-        return _place_of_engine(entry, host)
+        return _places_of_engine(entry, host)
     if entry.kind.is_torch_tensorrt:
-        return _place_of_module(entry, host)
+        return _places_of_module(entry, host)
     if entry.kind is not Backend.ONNXRUNTIME:
         return f"{entry.kind.value} is there to compare with, not to deploy"
     if host.onnxruntime.version == "absent":
         return "needs onnxruntime, which is not installed there"
     if entry.target == CPU_TARGET:
-        return Place(Tier.ONNX, None) if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
+        return [Place(Tier.ONNX, None)] if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
     return _on_gpu_target(entry, host, Tier.ONNX)
 
 
-def _place_of_engine(entry: ManifestEntry, host: DeploymentHost) -> Place | str:
+def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
     built_for = entry.built_for
     if built_for is None:
         return "does not say what it runs on"
@@ -220,10 +241,21 @@ def _place_of_engine(entry: ManifestEntry, host: DeploymentHost) -> Place | str:
         numbers = ", ".join(map(str, built_for.compute_capabilities))
         return f"is for {built_for.gpu or 'GPUs'} (SM {numbers}), got {_names(host.host.gpus)}"
     exact = [gpu for gpu in fitting if gpu.name == built_for.gpu and have == built_for.version]
-    return Place(Tier.EXACT_ENGINE, exact[0]) if exact else Place(Tier.COMPATIBLE_ENGINE, fitting[0])
+    others = [gpu for gpu in fitting if gpu not in exact]
+    return [
+        Place(tier, gpu)
+        for tier, gpus in ((Tier.EXACT_ENGINE, exact), (Tier.COMPATIBLE_ENGINE, others))
+        for gpu in _roomiest_first(gpus, host)
+    ]
 
 
-def _place_of_module(entry: ManifestEntry, host: DeploymentHost) -> Place | str:
+def _roomiest_first(gpus: Sequence[Gpu], host: DeploymentHost) -> list[Gpu]:
+    """Return GPUs by the memory that is free on each; where that is not known, in their own order at the end."""
+    free = {gpu.uuid: bytes_ for gpu, bytes_ in zip(host.host.gpus, host.free_memory_bytes, strict=True)}
+    return sorted(gpus, key=lambda gpu: -(free[gpu.uuid] or 0))
+
+
+def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
     if entry.module is None:
         return "does not say what made it"
     have = {"torch": host.host.torch, host.torch_tensorrt.name: host.torch_tensorrt.version}
@@ -233,11 +265,11 @@ def _place_of_module(entry: ManifestEntry, host: DeploymentHost) -> Place | str:
     return _on_gpu_target(entry, host, Tier.TORCH_TENSORRT)
 
 
-def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> Place | str:
-    """Return the GPU whose type something of torch's target was made on."""
+def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Place] | str:
+    """Return the GPUs of the type that something of torch's target was made on."""
     fitting = [gpu for gpu in host.host.gpus if module_target(gpu, host.host.torch) == entry.target]
     if host.driver != "absent" and fitting:
-        return Place(tier, fitting[0])
+        return [Place(tier, gpu) for gpu in _roomiest_first(fitting, host)]
     return f"is for {entry.target}, got {_names(host.host.gpus)} with torch {host.host.torch}"
 
 

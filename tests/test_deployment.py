@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.project import Project
     from pipeline.records import FileRecord, ManifestEntry
+    from pipeline.release import Release
 
     Batch = npt.NDArray[np.float32]
 
@@ -76,12 +77,13 @@ def test_images_become_names_of_classes(built: Project) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [(None, [5]), ((1, 1), [1] * 5), ((2, 3), [3, 2]), ((4, 4), [4, 4])],
+    [(None, [4, 1]), ((1, 1), [1] * 5), ((2, 3), [3, 2]), ((4, 4), [4, 4])],
 )
 def test_images_are_run_in_batches_that_the_artifact_takes(
-    built: Project, sizes: tuple[int, int] | None, expected: list[int]
+    built: Project, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int] | None, expected: list[int]
 ) -> None:
-    """Larger ones are filled up, and what fills them is in no answer."""
+    """Larger ones are filled up, and what fills them is in no answer; what takes any batch gets none that is huge."""
+    monkeypatch.setattr("pipeline.deployment._AT_ONCE", 4)
     facts = built.manifest().model
     assert facts is not None
     seen = []
@@ -137,6 +139,24 @@ def test_a_file_outside_the_folder_is_refused(
         pass
 
 
+def test_what_was_not_pulled_is_not_taken(copied: Path) -> None:
+    """Without the wish that it was pulled by, the same artifact is what there is; for another host all count."""
+    folder = copied / "artifacts"
+    everything = [item for item in pipeline.resolve(folder).rejected if "was not pulled" in item.reason]
+    best, wished = pipeline.resolve(folder).entry, pipeline.resolve(folder, Wish(precision="fp32")).entry
+    other = wished if wished != best else pipeline.resolve(folder, Wish(precision="fp16")).entry
+    for item in read_record(folder / "manifest.json", Manifest).artifacts:
+        if item.file and other.file and item.file != other.file:
+            (folder / item.file.path).unlink(missing_ok=True)
+    found = pipeline.resolve(folder)
+    assert everything == []
+    assert found.entry == other
+    assert {item.id: item.reason for item in found.rejected}[best.id] == "was not pulled: its file is not there"
+    assert pipeline.resolve(folder, host=pipeline.this_host()).entry == best
+    with pipeline.load(folder) as model:
+        assert model.entry == other
+
+
 def test_a_manifest_without_a_model_is_refused(copied: Path) -> None:
     """There is no preprocessing to be had."""
     path = copied / "artifacts" / "manifest.json"
@@ -176,6 +196,22 @@ def test_what_needs_a_gpu_says_so_where_it_does_not_start(
     monkeypatch.setattr("pipeline.deployment.this_host", lambda: machine(H100))
     with pytest.raises((RunError, UnsupportedError)), pipeline.load(path.parent):
         pass
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "torchvision", "doit", "yaml", "onnx", "ray"):
+    sys.modules[name] = None  # how Python marks what is not there
+from pipeline.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["host", "resolve", "verify"])
+def test_commands_of_deployments_need_no_building_stack(released: Release, command: str) -> None:
+    """Where torch, doit and yaml are not installed, they do what they are for."""
+    given = [command, *([str(released.folder)] if command != "host" else [])]
+    subprocess.run([sys.executable, "-c", BLOCKED, *given], check=True, capture_output=True)  # noqa: S603 - our own
 
 
 LEAN = """

@@ -79,6 +79,14 @@ def test_other_version_is_named() -> None:
     assert lines[1:3] == ["  expected: tensorrt 10.15.1.29", "  got:      tensorrt 10.14.1"]
 
 
+def test_version_compatible_engine_is_refused_by_an_earlier_version() -> None:
+    """Compatibility looks forward."""
+    assert refusal(changed(TUNED, version="10.16.0", version_compatible=True), TRT, H100)[1:3] == [
+        "  expected: tensorrt 10.15.1.29",
+        "  got:      tensorrt 10.16.0",
+    ]
+
+
 def test_version_compatible_engine_is_still_of_its_flavour() -> None:
     """Compatibility with later versions is not compatibility with another library."""
     assert refusal(changed(TUNED, version_compatible=True), RTX, H100)[0] == "the engine is for another TensorRT"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ from tests.factories import Branches
 from tests.hosts import H100, host
 from tests.logits import FP16, distance, images, reference
 from tests.torchtrt_stub import Library, use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture
@@ -167,6 +170,29 @@ def test_a_recipe_is_made_again_without_the_hosts_timings(project: Project, monk
     with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
         run(images(project, 1))
     assert library.seen[-1]["timing_cache_path"] == os.devnull
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"factory": "os:mkdir"}, r"(?s)calls another function.*tests\.tiny_model:make.*os:mkdir"),
+        (
+            lambda recipe: {"weights": recipe.weights.model_copy(update={"path": "../elsewhere"})},
+            r"names a file outside its folder: \.\./elsewhere",
+        ),
+    ],
+)
+def test_a_recipe_leads_nowhere_else(
+    project: Project, change: Callable[[Recipe], dict[str, object]], message: str
+) -> None:
+    """Neither to another function than the model's, nor out of the folder."""
+    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
+    path = project.paths.recipe(artifact.variant)
+    recipe = read_record(path, Recipe)
+    shutil.copy(project.file(recipe.weights), project.paths.root.parent / "elsewhere")
+    write_record(path, recipe.model_copy(update=change(recipe)))
+    with pytest.raises(RunError, match=message):
+        load_module(project, artifact, H100)
 
 
 def test_a_module_of_other_versions_is_refused_before_it_is_read(project: Project) -> None:

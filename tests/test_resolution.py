@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.__main__ import main
 from pipeline.atomic import write_record
 from pipeline.deployment import resolve, this_host
-from pipeline.errors import ResolveError
+from pipeline.errors import ResolveError, UsageError
 from pipeline.records import (
     Backend,
     BuiltFor,
@@ -31,7 +31,7 @@ from pipeline.records import (
 )
 from pipeline.resolution import Resolution, Tier, Wish, resolve_entry
 
-from .hosts import H100, L4, RTX, TRT10, TRT86, host
+from .hosts import H100, L4, RTX, TRT10, host
 from .manifests import accuracy, entry, manifest, timing
 
 if TYPE_CHECKING:
@@ -138,6 +138,24 @@ def test_of_two_gpus_the_one_that_it_was_tuned_on_is_used() -> None:
     assert found.place.gpu == H100
 
 
+@pytest.mark.parametrize("made", [engine("tuned", 0.4), engine("portable", 0.3, gpu=None), module("module", 0.2)])
+def test_of_gpus_that_fit_the_one_with_most_free_memory_is_used(made: ManifestEntry) -> None:
+    """The first one may be full."""
+    second, third = (H100.model_copy(update={"index": index, "uuid": f"GPU-{index}"}) for index in (1, 2))
+    there = machine(H100, second, third, free_memory_bytes=(2**20, 60 * 2**30, None))
+    needy = made.model_copy(update={"device_memory_bytes": 2**30})
+    assert taken(needy, on=there).place.gpu == second
+
+
+def test_where_the_exact_gpu_is_full_another_one_runs_it() -> None:
+    """As the compatible engine that it is there."""
+    tuned = engine("tuned", 0.4, device_memory_bytes=2**30)
+    assert tuned.built_for is not None
+    wide = tuned.built_for.model_copy(update={"hardware_compatibility": "ampere_plus"})
+    there = machine(H100, L4, free_memory_bytes=(2**20, 2**34))
+    assert taken(tuned.model_copy(update={"built_for": wide}), on=there).place == (Tier.COMPATIBLE_ENGINE, L4)
+
+
 @pytest.mark.parametrize(
     ("compatibility", "gpu", "fits"),
     [
@@ -161,20 +179,47 @@ def test_hardware_compatibility_counts(compatibility: str, gpu: Gpu, *, fits: bo
             taken(wide, on=machine(gpu))
 
 
-@pytest.mark.parametrize("compatible", [True, False])
-def test_the_full_version_counts_unless_the_engine_is_version_compatible(*, compatible: bool) -> None:
-    """Another version runs no engine, but one that was built for that, which is then no exact one."""
+@pytest.mark.parametrize(
+    ("made", "have", "compatible", "runs"),
+    [
+        ("10.15.1.29", "10.15.1.29", False, True),
+        ("10.15.1.29", "10.16.0", False, False),
+        ("10.15.1.29", "10.16.0", True, True),
+        ("10.9.0", "10.15.1", True, True),
+        ("10.15.1.29", "10.15.1", True, False),
+        ("10.15.1.29", "8.6.0", True, False),
+        ("8.6.1", "10.15.1.29", True, True),
+        ("10.15.1.29", "11.1.0", True, True),
+        ("8.6.1", "11.1.0", True, False),
+        ("10.15.1.29", "absent", True, False),
+    ],
+)
+def test_the_full_version_counts_unless_the_engine_is_version_compatible(
+    made: str, have: str, *, compatible: bool, runs: bool
+) -> None:
+    """Another version runs none, but a later one what was built for that, as far as TensorRT documents it."""
     tuned = engine("tuned", 0.4)
     assert tuned.built_for is not None
-    other = tuned.model_copy(
-        update={"built_for": tuned.built_for.model_copy(update={"version_compatible": compatible})}
-    )
-    there = machine(H100, flavours=(TRT86,))
-    if compatible:
-        assert taken(other, on=there).place.tier is Tier.COMPATIBLE_ENGINE
+    built_for = tuned.built_for.model_copy(update={"version": made, "version_compatible": compatible})
+    other = tuned.model_copy(update={"built_for": built_for})
+    there = machine(H100, flavours=(Tool(name="tensorrt", version=have),))
+    if runs:
+        assert taken(other, on=there).place.tier is (Tier.EXACT_ENGINE if made == have else Tier.COMPATIBLE_ENGINE)
     else:
-        with pytest.raises(ResolveError, match=r"needs tensorrt 10\.15\.1\.29, got 8\.6\.0"):
+        with pytest.raises(ResolveError, match=re.escape(f"needs tensorrt {made}, got {have}")):
             taken(other, on=there)
+
+
+def test_an_engine_of_tensorrt_rtx_runs_with_its_own_version_alone() -> None:
+    """It has no version compatibility, whatever a record says."""
+    portable = engine("portable", 0.4, gpu=None)
+    assert portable.built_for is not None
+    built_for = portable.built_for.model_copy(update={"version_compatible": True})
+    with pytest.raises(ResolveError, match=r"needs tensorrt_rtx 1\.4\.0\.76, got 1\.5\.0"):
+        taken(
+            portable.model_copy(update={"built_for": built_for}),
+            on=machine(H100, flavours=(Tool(name="tensorrt_rtx", version="1.5.0"),)),
+        )
 
 
 def test_a_module_needs_the_libraries_that_made_it() -> None:
@@ -194,6 +239,15 @@ def test_onnx_needs_its_runtime_and_processor() -> None:
 
 
 # Wishes.
+
+
+def test_a_precision_is_wished_by_name_too() -> None:
+    """What is none is refused with the names that there are."""
+    found = taken(onnx("a", 0.1).model_copy(update={"precision": Precision.FP32}), onnx("b", 0.2), precision="fp16")
+    assert name_of(found) == "b"
+    assert reasons(found) == {"a": "fp32, wished fp16"}
+    with pytest.raises(UsageError, match=r"(?s)expected: fp32, .*fp16.*got:      'fp17'"):
+        Wish(precision="fp17")
 
 
 def test_the_faster_one_is_taken_and_the_slower_one_says_by_how_much() -> None:

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from pipeline.atomic import describe_file
-from pipeline.deployment import resolve
+from pipeline.deployment import read_manifest, this_host
 from pipeline.errors import StoreError
 from pipeline.progress import Bars
 from pipeline.records import StoredRelease, StoreTag
 from pipeline.release import EVIDENCE, check_release, entry_files, verify_release
 from pipeline.release.archive import MAX_BYTES, unpacked
+from pipeline.resolution import resolve_entry
 from pipeline.store.objects import ObjectStore, blob_path
 from pipeline.store.staging import staged
 
@@ -169,7 +170,7 @@ def pull(
         if for_host is not None:
             files.fetch(wanted & EVIDENCE)
             check_release(place.path, verifier, partial=True)  # before anything large is fetched
-            entry = resolve(place.path, for_host).entry
+            entry = resolve_entry(read_manifest(place.path), this_host(), for_host).entry
             wanted = (wanted & EVIDENCE) | files.of_entry(entry)
         files.fetch(wanted)
         place.keep_only(wanted)
