@@ -29,12 +29,16 @@ from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import SCHEMA_VERSION, Artifact, Backend, Graph, Key, KeyField, Precision, Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pipeline.project import Project
     from pipeline.records import Gpu, Tool
 
 
 def key_of(project: Project, step: Step) -> Key:
     """Return the key of a step's result, from the configuration and the records that the step builds on.
+
+    The manifest's is `staleness.key_of_manifest`: it depends on what is current, too.
 
     Raises:
         RecordError: one of those records is missing.
@@ -47,7 +51,6 @@ def key_of(project: Project, step: Step) -> Key:
         Stage.BUILD: lambda: build_key(project, project.plan.variant(step.subject)),
         Stage.VALIDATE: lambda: accuracy_key(project, project.plan.variant(step.subject)),
         Stage.BENCHMARK: lambda: benchmark_key(project, project.plan.target(step.subject)),
-        Stage.MANIFEST: lambda: manifest_key(project),
         Stage.REPORT: lambda: report_key(project),
         Stage.SENSITIVITY: lambda: sensitivity_key(project, project.plan.quantized(step.subject)),
         Stage.PROFILE: lambda: profile_key(project, project.plan.variant(step.subject)),
@@ -253,13 +256,22 @@ def benchmark_key(project: Project, target: str) -> Key:
     )
 
 
-def manifest_key(project: Project) -> Key:
-    """Return what the manifest depends on: every record of the plan, byte for byte."""
+def manifest_key(project: Project, current: Collection[Path]) -> Key:
+    """Return what the manifest depends on: the source and the data, and the variants' records that are current.
+
+    Args:
+        project: where the records lie.
+        current: those of variants; the manifest says of the others that there is nothing.
+    """
     paths = project.paths
     records = [paths.source, paths.data]
     for variant in project.plan.variants:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
-    digests = {str(path.relative_to(paths.root)): sha256_of(path) if path.is_file() else None for path in records}
+    held = {paths.source, paths.data, *current}
+    digests = {
+        str(path.relative_to(paths.root)): sha256_of(path) if path in held and path.is_file() else None
+        for path in records
+    }
     return _key(records=digests)
 
 

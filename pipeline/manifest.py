@@ -23,12 +23,14 @@ from pipeline.records import (
     ManifestEntry,
     ManifestModel,
     Outcome,
+    StageRecord,
     Status,
     Variant,
 )
-from pipeline.staleness import current
+from pipeline.staleness import current_records
 
 if TYPE_CHECKING:
+    from pipeline.paths import Paths
     from pipeline.project import Project
 
 
@@ -45,10 +47,11 @@ def make_manifest(project: Project) -> Manifest:
     Raises:
         StorageError: the manifest cannot be written.
     """
-    found = [_find(project, variant) for variant in project.plan.variants]
+    records = current_records(project)
+    found = [_find(project.paths, variant, records) for variant in project.plan.variants]
     entries = tuple(sorted((_entry(project, item, found) for item in found), key=lambda entry: entry.id))
     manifest = Manifest(
-        key=manifest_key(project),
+        key=manifest_key(project, records),
         toolchain=tools(),
         built_at=now(),
         git=git_state(project.config_file.parent),
@@ -102,13 +105,15 @@ def decide(found: Found, needs: str) -> Verdict:
     return Verdict(Status.DEPLOYABLE, "")
 
 
-def _find(project: Project, variant: Variant) -> Found:
-    benchmark = Step(Stage.BENCHMARK, f"{variant.model}/{variant.target}")
+def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> Found:
+    artifact, accuracy, benchmark = (
+        records.get(path) for path in (paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant))
+    )
     return Found(
         variant,
-        current(project, Step(Stage.BUILD, variant.id), lambda: project.artifact(variant)),
-        current(project, Step(Stage.VALIDATE, variant.id), lambda: project.accuracy(variant)),
-        current(project, benchmark, lambda: project.benchmark(variant)),
+        artifact if isinstance(artifact, Artifact) else None,
+        accuracy if isinstance(accuracy, AccuracyReport) else None,
+        benchmark if isinstance(benchmark, BenchmarkReport) else None,
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.digests import digests_in
 from pipeline.environment import installed
 from pipeline.errors import MissingRecordError, RecordError, StorageError
-from pipeline.keys import key_of
+from pipeline.keys import key_of, manifest_key
 from pipeline.plan import Stage, Step
 from pipeline.records import (
     AccuracyReport,
@@ -28,8 +28,9 @@ from pipeline.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from pipeline.project import Project
 
@@ -63,8 +64,13 @@ def is_current(project: Project, step: Step) -> bool:
     return status_of(project, step).is_current
 
 
-def status_of(project: Project, step: Step) -> Status:
+def status_of(project: Project, step: Step, held: Collection[Step] = ()) -> Status:
     """Return whether a step has something to do, and why.
+
+    Args:
+        project: where its results lie.
+        step: what is asked about.
+        held: steps whose results are known to be current, which the manifest then does not look at again.
 
     Raises:
         NewerRecordError: a record is there that only a newer version of this package can read.
@@ -76,7 +82,7 @@ def status_of(project: Project, step: Step) -> Status:
         records = [record for record in found if isinstance(record, StageRecord)]
         if missing := [reason for reason in found if isinstance(reason, str)]:
             return Status(tuple(missing) if records else (NOT_MADE,))
-        key = key_of(project, step)
+        key = key_of_manifest(project, held) if step.stage is Stage.MANIFEST else key_of(project, step)
         reasons = [reason for record in records for reason in _reasons(project, step, record, key)]
         return Status(tuple(dict.fromkeys(reasons)), max((record.built_at for record in records), default=None))
     except (RecordError, StorageError) as exc:
@@ -201,11 +207,62 @@ def asked_for(project: Project, step: Step, key: Key) -> Key:
 def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
     """Return a step's record as `read` gives it; None for one that is missing, damaged or made from something else."""
     try:
-        record = read()
-        held = record.key == key_of(project, step) and not any(_damage(project, record))
+        return _current(project, step, read, key_of(project, step))
     except (RecordError, StorageError):
         return None
-    return record if held else None
+
+
+def _current(project: Project, step: Step, read: Callable[[], R], key: Key) -> R | None:
+    try:
+        record = read()
+        before, now = (asked_for(project, step, item) for item in (record.key, key))
+        return record if before == now and not any(_damage(project, record)) else None
+    except (RecordError, StorageError):
+        return None
+
+
+def current_records(project: Project) -> dict[Path, StageRecord]:
+    """Return the records of variants that are current, those of failures included, by where they lie."""
+    found: dict[Path, StageRecord] = {}
+    for step in _of_variants(project):
+        found |= _current_of(project, step)
+    return found
+
+
+def _of_variants(project: Project) -> list[Step]:
+    return [step for step in project.plan.steps if step.stage in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}]
+
+
+def _current_of(project: Project, step: Step) -> dict[Path, StageRecord]:
+    """Return which of a step's records are current, by where they lie; its key is made once for all of them."""
+    try:
+        key = key_of(project, step)
+    except (RecordError, StorageError):
+        return {}
+    read = zip(_paths_of(project, step), readers(project, step), strict=True)
+    records = ((path, _current(project, step, reader, key)) for path, reader in read)
+    return {path: record for path, record in records if record}
+
+
+def _paths_of(project: Project, step: Step) -> list[Path]:
+    """Return where the records lie that tell of variants, in the order of `readers`."""
+    plan, paths = project.plan, project.paths
+    if step.stage is Stage.BENCHMARK:
+        return [paths.benchmark(variant) for variant in plan.variants_on(plan.target(step.subject))]
+    variant = plan.variant(step.subject)
+    return [paths.artifact(variant) if step.stage is Stage.BUILD else paths.accuracy(variant)]
+
+
+def key_of_manifest(project: Project, held: Collection[Step] = ()) -> Key:
+    """Return what the manifest depends on: its records, byte for byte, and which of them are current.
+
+    Args:
+        project: where the records lie.
+        held: steps whose results are known to be current, and are not looked at again.
+    """
+    known = {step: _paths_of(project, step) for step in _of_variants(project) if step in held}
+    others = (_current_of(project, step) for step in _of_variants(project) if step not in known)
+    return manifest_key(project, {path for paths in (*known.values(), *others) for path in paths})
 
 
 def _unbuilt(project: Project, step: Step) -> bool:

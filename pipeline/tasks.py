@@ -68,6 +68,7 @@ class Tasks:
         self._config = config
         self._project = project
         self._farm = _Farm(project)
+        self._held: set[Step] = set()
 
     @classmethod
     def load(cls) -> Tasks:
@@ -93,7 +94,7 @@ class Tasks:
                     "name": step.subject,
                     "actions": [self._elsewhere(step) or here],
                     "task_dep": list(names.values()),
-                    "uptodate": [_Current(self._project, step)],
+                    "uptodate": [_Current(self._project, step, self._held)],
                     "meta": {_MAY_FAIL: [names[other] for other in follows], _GIVEN: taken_as_given(step)},
                 }
 
@@ -177,13 +178,17 @@ class Tasks:
 class _Current:
     """doit asks this whether a task is up to date."""
 
-    def __init__(self, project: Project, step: Step) -> None:
+    def __init__(self, project: Project, step: Step, held: set[Step]) -> None:
         self._project = project
         self._step = step
+        self._held = held
+        """Which steps' results this run has found to be current: all tasks share it."""
 
     def __call__(self, task: Task, values: object) -> bool:
         del values  # the records on disk know
-        status = status_of(self._project, self._step)
+        status = status_of(self._project, self._step, self._held)
+        if status.is_current and status.since:
+            self._held.add(self._step)
         if task.meta is not None and status.reasons != (NOT_MADE,):
             task.meta[_WHY] = status.reasons
         return status.is_current

@@ -162,6 +162,22 @@ def test_a_failure_stops_nobody_else(finished: Path) -> None:
     assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
 
 
+def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
+    """The manifest no longer offers a file that is gone, although no record has changed; the next run says the same."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    graph = finished / "artifacts/tiny/onnx/fp32.onnx"
+    graph.unlink()
+    (graph / "in the way").mkdir(parents=True)
+    done = doit(finished)
+    assert done.returncode == 1
+    assert "manifest:tiny" in ran(done.stdout)
+    assert "manifest:tiny: stale: records.tiny/cpu-x86_64/onnxruntime-fp32/" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml").manifest().artifacts}
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.FAILED
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp16"].status is Status.DEPLOYABLE
+    assert "manifest:tiny" not in ran(doit(finished).stdout)
+
+
 @pytest.mark.skipif(not missing_driver(), reason="there is a GPU here")
 @pytest.mark.parametrize(("stage", "name"), [("build", "tiny/gpu/dynamo-fp16-b1-ws16MiB"), ("validate", ENGINE)])
 def test_what_lacks_its_gpu_is_recorded_as_its_command_does(finished: Path, stage: str, name: str) -> None:
