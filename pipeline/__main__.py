@@ -203,12 +203,14 @@ def _prune(project: Project, subject: str | None, *, delete: bool) -> int:
         print(f"{'deleted' if delete else 'would delete'}: {path}")
     for path in found.in_use:
         print(f"kept: {path}, which a planned variant shares")
-    for variant in found.elsewhere:
-        print(f"kept: {variant.id}, of a target that this host does not have")
+    for folder in found.elsewhere:
+        print(f"kept: {folder.relative_to(project.paths.root)}, of a target that this host does not have")
+    for folder in found.models:
+        print(f"kept: {folder}, a model of another name; if no other configuration makes it, delete it yourself")
     if delete:
         prune.delete(project, found)
     size, count = _megabytes(found.bytes), len(found.variants)
-    if not count:
+    if not found.files:
         print("nothing to prune: every variant here is in the configuration")
     elif not delete:
         print(f"{count} variants, {size}; nothing was deleted: `doit prune --delete` does")

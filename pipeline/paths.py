@@ -131,13 +131,18 @@ class Paths:
         return self.variant(variant) / "recipe.json"
 
     def engine_cache(self, variant: Variant) -> Path:
-        """Engines that Torch-TensorRT keeps between builds of one variant.
+        """Engines that Torch-TensorRT keeps between builds of one variant."""
+        return self.engine_cache_of(self.variant(variant))
+
+    @staticmethod
+    def engine_cache_of(folder: Path) -> Path:
+        """Those of the variant that lies in a folder.
 
         They are pickles, which it loads unseen: they lie in this user's own cache, for an artifacts folder may have
         come from somebody else.
         """
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.sha256(os.fsencode(self.variant(variant).resolve())).hexdigest()
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
         return home / "model-artifact-pipeline" / "engine-cache" / name
 
     def module_timing_cache(self, version: str, gpu: Gpu) -> Path:

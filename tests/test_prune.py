@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path
     assert main(["prune", "--delete", "--config", config]) == 0
     gone = before.keys() - files(copied).keys()
     assert {path.parent.name for path in gone} >= {"bf16-b1-ws16MiB", "bf16-b1-2-4-ws32MiB"}
-    assert all("bf16" in path.parent.name for path in gone)
+    assert all("bf16" in f"{path.parent.name}/{path.name}" for path in gone)
     assert mine.read_text() == "mine"
     assert not (mine.parent.parent / "bf16-b1-ws32MiB").exists()
     project = Project.load(copied / "pipeline.yaml")
@@ -123,6 +124,56 @@ def test_a_record_in_another_variants_folder_deletes_nothing(copied: Path) -> No
     other = record.variant.model_copy(update={"target": "rtx-sm89"})
     write_record(folder / "artifact.json", record.model_copy(update={"variant": other}))
     assert find_leftovers(Project.load(copied / "pipeline.yaml")).files == ()
+
+
+def test_an_engine_goes_with_the_last_variant_that_shares_it(copied: Path) -> None:
+    """Also where the variant that built it was pruned before."""
+    config = rewrite(copied, "[16MiB, 32MiB]", "[32MiB]")
+    assert main(["prune", "--delete", "--config", config]) == 0
+    engine = copied / "artifacts" / SMALL / "model.engine"
+    assert engine.exists()
+    rewrite(copied, "[32MiB]", "[64MiB]")
+    assert main(["prune", "--delete", "--config", config]) == 0
+    assert not engine.parent.exists()
+    assert list((copied / "artifacts/tiny").glob("*/*ws16MiB/*")) == []
+
+
+def test_engines_for_other_gpus_are_the_configurations_own(copied: Path) -> None:
+    """What is built ahead of time for GPUs that the configuration no longer names is no other host's."""
+    config = copied / "pipeline.yaml"
+    config.write_text(config.read_text() + "tensorrt: {compute_capabilities: [89]}\n")
+    found = find_leftovers(Project.load(config))
+    assert (copied / "artifacts" / SMALL) in found.variants
+    assert not found.elsewhere
+
+
+def test_a_dropped_precision_takes_its_graphs(copied: Path) -> None:
+    """With their records; those that others are made from stay."""
+    config = rewrite(copied, "[fp32, fp16, bf16, int8]", "[fp16]")
+    assert main(["prune", "--delete", "--config", config]) == 0
+    left = sorted(path.name for path in (copied / "artifacts/tiny/onnx").iterdir())
+    assert left == ["fp16.json", "fp16.onnx", "fp32.json", "fp32.onnx"]
+
+
+def test_a_variant_of_an_older_schema_goes_too(copied: Path) -> None:
+    """Its record says so much; in a planned variant's folder it is made again instead."""
+    folder, planned = copied / "artifacts/tiny/rtx-sm80+/fp8-b1-ws16MiB", copied / "artifacts" / SMALL
+    shutil.copytree(planned, folder)
+    for record in (folder / "artifact.json", planned / "artifact.json"):
+        record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    (folder / "notes.txt").write_text("mine")
+    assert main(["prune", "--delete", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert (planned / "model.engine").exists()
+
+
+def test_a_model_of_another_name_is_named_and_kept(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another configuration may make it."""
+    config = rewrite(copied, "name: tiny", "name: small")
+    before = files(copied)
+    assert main(["prune", "--delete", "--config", config]) == 0
+    assert files(copied) == before
+    assert f"kept: {copied}/artifacts/tiny, a model of another name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
