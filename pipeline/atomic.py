@@ -48,10 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with storage_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent)
-        temporary = Path(name)
+        handle, temporary = _begin(path)
         try:
-            _try_to_lock(handle)
             yield temporary
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
@@ -60,6 +58,17 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             os.close(handle)
+
+
+def _begin(path: Path) -> tuple[int, Path]:
+    """Make a temporary file for `path`, and hold its lock; again, where a sweep has come between the two."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent)
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # whoever sweeps holds it for a moment
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
 
 
 def _sweep(path: Path) -> None:
@@ -86,11 +95,14 @@ def _try_to_lock(handle: int) -> bool:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Hand out an empty folder beside `folder`; when the block ends well it takes the place of `folder`.
 
+    What a killed process left there goes a day later.
+
     Raises:
         StorageError: it cannot be written.
     """
     with storage_errors(f"writing {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_folders(folder.parent)
         scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
         try:
             scratch.chmod(0o755)
@@ -98,6 +110,14 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep_folders(root: Path) -> None:
+    """Remove temporary folders that are nobody's any more."""
+    for left in root.glob(f"{_TEMPORARY}*"):
+        with suppress(FileNotFoundError):
+            if left.is_dir() and time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -109,10 +129,7 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     """
     with storage_errors(f"writing {root}"):
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(f"{_TEMPORARY}*"):
-            with suppress(FileNotFoundError):
-                if left.is_dir() and time.time() - left.stat().st_mtime > _LEFT_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
+        _sweep_folders(root)
         scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
         yield scratch
@@ -185,7 +202,7 @@ def write_record(path: Path, record: Record) -> None:
         StorageError: it cannot be written.
         NewerRecordError: what is there was written by a newer version of this package.
     """
-    _refuse_newer(path)
+    refuse_newer(path)
     write_bytes(path, record.to_json().encode())
 
 
@@ -204,14 +221,18 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
     except OSError as exc:
         raise RecordError(f"{path} cannot be read: {exc.strerror}", fix=fix) from exc
     except ValidationError as exc:
-        _refuse_newer(path)
+        refuse_newer(path)
         first = exc.errors(include_url=False)[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         raise RecordError(f"{path} is not a valid {kind.__name__}: {place}{first['msg']}", fix=fix) from exc
 
 
-def _refuse_newer(path: Path) -> None:
-    """Stop before a record is misread or lost that a newer version of this package has written."""
+def refuse_newer(path: Path) -> None:
+    """Stop before a record is misread, or it and its files are lost, that a newer version of this package has written.
+
+    Raises:
+        NewerRecordError: it has.
+    """
     try:
         written = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

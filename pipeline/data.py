@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import images
-from pipeline.atomic import describe_file, replacing, write_bytes, write_record
+from pipeline.atomic import describe_file, refuse_newer, replacing, write_bytes, write_record
 from pipeline.environment import now, threads, tools
 from pipeline.errors import DataError
 from pipeline.keys import key_of
@@ -60,6 +60,8 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     """
     source = project.source()
     paths = project.paths
+    refuse_newer(paths.data)
+    key = key_of(project, Step(Stage.DATA, project.plan.model))  # before the images that it tells of can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
         split = _split(project.config.data, source, calibration, held_out, bars.told("reading images"))
         validation = split.validation
@@ -76,7 +78,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         paths.sample_names.unlink(missing_ok=True)
     top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
     record = DataRecord(
-        key=key_of(project, Step(Stage.DATA, project.plan.model)),
+        key=key,
         built_at=now(),
         toolchain=tools("torch", "numpy", "pillow", "scikit-learn"),
         origin=split.origin,

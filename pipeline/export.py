@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.atomic import describe_file, refuse_newer, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import ExportError, one_line
 from pipeline.keys import key_of
@@ -63,6 +63,8 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         ExportError: torch cannot trace the model, the result is not valid ONNX, or it is larger than one file.
         StorageError: the results cannot be written.
     """
+    refuse_newer(project.paths.onnx_record(graph))
+    key = key_of(project, Step(Stage.EXPORT, f"{project.plan.model}/{graph.value}"))  # before the work, of what is read
     folded = fold_batch_norms(model)
     dtype = DTYPES[graph.precision]
     casts = count_casts(folded.model, dtype)
@@ -71,7 +73,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     with replacing(path) as temporary:
         exported = _export(typed, project.source().preprocessing, OPSETS[graph], temporary)
     record = OnnxRecord(
-        key=key_of(project, Step(Stage.EXPORT, f"{project.plan.model}/{graph.value}")),
+        key=key,
         built_at=now(),
         toolchain=tools("torch", "onnx", "onnxscript"),
         graph=graph,

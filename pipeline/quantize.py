@@ -23,7 +23,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from pipeline import onnx_graph
-from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.atomic import describe_file, refuse_newer, replacing, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import PipelineError, QuantizeError, one_line
 from pipeline.keys import key_of
@@ -122,12 +122,14 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         QuantizeError: the graph cannot be quantised.
         StorageError: the results cannot be written.
     """
+    refuse_newer(project.paths.onnx_record(graph))
+    key = key_of(project, Step(Stage.QUANTIZE, f"{project.plan.model}/{graph.value}"))  # before the work
     source, calibration = project.onnx(Graph.FP32), project.data().calibration
     left = project.config.leave_unquantized.of(graph)
     path, path17 = project.paths.onnx(graph), project.paths.onnx_opset17(graph)
     forms = _write_forms(project, graph, path, path17)
     record = OnnxRecord(
-        key=key_of(project, Step(Stage.QUANTIZE, f"{project.plan.model}/{graph.value}")),
+        key=key,
         built_at=now(),
         toolchain=tools("onnx", "onnxruntime-gpu"),
         graph=graph,

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline import images
 from pipeline import model as models
-from pipeline.atomic import describe_file, write_bytes, write_record
+from pipeline.atomic import describe_file, refuse_newer, write_bytes, write_record
 from pipeline.environment import now, tools
 from pipeline.errors import SourceError
 from pipeline.keys import key_of
@@ -69,13 +69,14 @@ def make_source(project: Project) -> SourceRecord:
         StorageError: the results cannot be written.
     """
     config = project.config
+    refuse_newer(project.paths.source)
+    key = key_of(project, Step(Stage.SOURCE, project.plan.model))  # before what it tells of can change
     weights = _weights(config)
     classes = models.count_classes(weights.model, weights.preprocessing.input_shape)
     state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
     write_bytes(project.paths.weights, save(state))
     record = SourceRecord(
-        # After the work: weights that were downloaded just now are part of what the next run finds.
-        key=key_of(project, Step(Stage.SOURCE, project.plan.model)),
+        key=key,
         built_at=now(),
         toolchain=tools("torch", "torchvision", "scikit-learn"),
         model=config.model.name,
@@ -113,6 +114,7 @@ def _weights(config: Config) -> _Weights:
             log.warning("WARNING: %s", line)
         log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
         log.warning("WARNING: good for trying the pipeline, not for deployment; `model.weights` names others.")
+        log.warning("WARNING: `python -m pipeline source %s` tries the download again.", config.model.name)
         return _sample(config)
 
 

@@ -6,9 +6,11 @@ import ctypes
 import errno
 import hashlib
 import os
+import tempfile
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from pipeline.atomic import (
     read_record,
     replace_folder,
     replacing,
+    replacing_folder,
     scratch_folder,
     sha256_of,
     write_bytes,
@@ -30,7 +33,6 @@ from pipeline.records import FileRecord, Key, StageRecord, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def _no_space(*_: object, **__: object) -> None:
@@ -135,6 +137,40 @@ def test_any_bytes_are_written_as_they_are(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.getbasetemp() / "any-bytes"
     write_bytes(path, data)
     assert path.read_bytes() == data
+
+
+def test_a_sweep_that_comes_in_between_takes_no_file_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that another process takes for left over, before its writer holds its lock, is made again."""
+    path, real = tmp_path / "x", tempfile.mkstemp
+    made: list[Path] = []
+
+    def swept(**arguments: Any) -> tuple[int, str]:
+        handle, name = real(**arguments)
+        made.append(Path(name))
+        if len(made) == 1:
+            with replacing(path) as other:  # which sweeps first
+                other.write_bytes(b"other")
+        return handle, name
+
+    monkeypatch.setattr("tempfile.mkstemp", swept)
+    write_bytes(path, b"new")
+    assert len(made) == 3
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_a_killed_writer_left_goes_a_day_later(tmp_path: Path) -> None:
+    """One that is younger may still be written."""
+    old, young = tmp_path / ".writing-old", tmp_path / ".writing-young"
+    old.mkdir()
+    young.mkdir()
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    with replacing_folder(tmp_path / "release") as folder:
+        (folder / "x").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-young", "release"]
 
 
 # Records.
