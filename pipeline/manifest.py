@@ -30,6 +30,8 @@ from pipeline.records import (
 from pipeline.staleness import current_records
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.paths import Paths
     from pipeline.project import Project
 
