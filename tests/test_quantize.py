@@ -520,6 +520,15 @@ def test_cpu_form_has_uint8_activations(built: Project) -> None:
     assert {values[node.input[2]].dtype for node in nodes(model, "QuantizeLinear")} == {np.dtype(np.uint8)}
 
 
+def test_cpu_form_overflows_on_no_processor(built: Project) -> None:
+    """Weights have seven bits: a processor without VNNI adds two products with uint8 in 16 bits."""
+    values = weights(load(built, Graph.INT8_CPU))
+    kernels = [value for name, value in values.items() if name.endswith("weight_quantized")]
+    assert kernels
+    largest = max(int(np.abs(kernel.astype(np.int32)).max()) for kernel in kernels)
+    assert 2 * 255 * largest <= np.iinfo(np.int16).max
+
+
 def test_cpu_form_quantizes_everything(built: Project) -> None:
     """Every convolution and matrix product is quantised, the first one too."""
     model = load(built, Graph.INT8_CPU)
