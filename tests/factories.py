@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.model import in_layout
+from tests.tiny_model import make
+
 NOT_CALLABLE = 3
 
 
@@ -48,6 +51,11 @@ def feature_map() -> nn.Module:
 def greyscale() -> nn.Module:
     """Return a network for images of one channel."""
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def in_channels_last() -> nn.Module:
+    """Return the tiny network with its weights in that layout."""
+    return in_layout(make(), torch.channels_last)
 
 
 def not_finite() -> nn.Module:

@@ -14,6 +14,8 @@ import torch
 from pipeline import torchtrt, torchtrt_adapter
 from pipeline.atomic import read_record, sha256_of, write_record
 from pipeline.errors import RunError
+from pipeline.keys import code_of
+from pipeline.model import make_model
 from pipeline.module_runner import Loaded, load_module, model_of, open_session
 from pipeline.plan import Plan
 from pipeline.project import Project
@@ -91,7 +93,10 @@ def test_every_module_gives_the_references_logits(project: Project, name: str, b
 def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> None:
     """A recipe's weights never lie in channels_last, which gave wrong numbers without a warning."""
     recipe = torchtrt.recipe_of(project, named(project, "torch_compile-fp16-b1-ws16MiB"), ())
-    model = model_of(project.paths.root, recipe)
+    factory = "tests.factories:in_channels_last"
+    given = [tensor for tensor in make_model(factory).parameters() if tensor.ndim == 4]
+    assert not all(tensor.is_contiguous() for tensor in given)
+    model = model_of(project.paths.root, recipe.model_copy(update={"factory": factory, "code": code_of(factory)}))
     weights = [tensor for tensor in model.parameters() if tensor.ndim == 4]
     assert weights
     assert all(tensor.is_contiguous() for tensor in weights)

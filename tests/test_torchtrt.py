@@ -7,30 +7,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import torchtrt, torchtrt_adapter
 from pipeline.build import build_variant
 from pipeline.config import ModuleFormat
 from pipeline.environment import torch_tensorrt
 from pipeline.errors import BuildError, UnsupportedError
+from pipeline.model import DTYPES, Typed, assemble, in_layout
 from pipeline.module_runner import load_module, open_session
 from pipeline.paths import Paths
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Backend, Key, Outcome, Precision, Setting, Variant
+from pipeline.records import Backend, Key, Outcome, Precision, Profile, Setting, Variant
 from pipeline.staleness import is_current
 from pipeline.validate import validate_variant
 from tests.factories import Branches
 from tests.hosts import H100, host
 from tests.logits import images, reference
-from tests.torchtrt_stub import Library, use
+from tests.torchtrt_stub import Library, in_channels_last, use, weights_in_channels_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from torch import nn
+
     from pipeline.module_runner import Loaded
     from pipeline.records import AccuracyReport, Gpu
+
+    Judged = Callable[..., AccuracyReport]
 
 
 @pytest.fixture
@@ -243,7 +249,7 @@ def test_a_build_that_fails_leaves_no_module(onsite: Project, monkeypatch: pytes
 
 
 @pytest.fixture
-def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], AccuracyReport]:
+def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Judged:
     """A function that builds a kind of module and validates it, all in this process and on the CPU."""
 
     def here(function: Callable[..., object], *arguments: object, **_: object) -> object:
@@ -257,16 +263,18 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[Backen
     monkeypatch.setattr("pipeline.cuda.use", lambda _: None)
     monkeypatch.setattr("pipeline.cuda.free_bytes", lambda: 2**30)
 
-    def build_and_judge(backend: Backend) -> AccuracyReport:
-        variant = variant_of(onsite, backend)
-        build_variant(onsite, variant)
-        return validate_variant(onsite, variant)
+    def build_and_judge(backend: Backend, profile: Profile | None = None) -> AccuracyReport:
+        config = onsite.config.model_copy(update={"profiles": (profile,)}) if profile else onsite.config
+        project = Project(Plan(config, onsite.plan.host), onsite.paths)
+        variant = variant_of(project, backend)
+        build_variant(project, variant)
+        return validate_variant(project, variant)
 
     return build_and_judge
 
 
 @pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.TORCH_COMPILE])
-def test_a_module_is_judged_in_both_layouts(judged: Callable[[Backend], AccuracyReport], backend: Backend) -> None:
+def test_a_module_is_judged_in_both_layouts(judged: Judged, backend: Backend) -> None:
     """Its report has the gate's checks, one for images in channels_last, and what its engines computed in."""
     report = judged(backend)
     assert report.outcome is Outcome.DONE, report.reason
@@ -276,9 +284,7 @@ def test_a_module_is_judged_in_both_layouts(judged: Callable[[Backend], Accuracy
     assert report.evaluator.startswith("torch 2.")
 
 
-def test_a_module_without_engines_once_loaded_is_rejected(
-    judged: Callable[[Backend], AccuracyReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_without_engines_once_loaded_is_rejected(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the build had in memory is no proof of what a fresh process gets."""
     monkeypatch.setattr("pipeline.torchtrt_adapter._SEGMENT", "no operator")
     report = judged(Backend.DYNAMO)
@@ -288,7 +294,7 @@ def test_a_module_without_engines_once_loaded_is_rejected(
 
 @pytest.mark.parametrize(("tunes", "alone"), [(True, ["exclusive"]), (False, [])])
 def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
-    judged: Callable[[Backend], AccuracyReport],
+    judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
     tunes: bool,  # noqa: FBT001 - pytest passes it by name
     alone: list[str],
@@ -307,18 +313,49 @@ def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
     assert held == alone
 
 
-def test_wrong_logits_in_channels_last_are_rejected(
-    judged: Callable[[Backend], AccuracyReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_logits_in_channels_last_are_rejected(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that is right with contiguous images only is rejected, and the check that failed says why."""
-    use(Library(wrong_in_channels_last=True), monkeypatch)
+    use(Library(wrong=in_channels_last), monkeypatch)
     report = judged(Backend.TORCH_COMPILE)
     failed = [check.metric for check in report.checks if not check.passed]
     assert failed == ["relative L2 of images in channels_last"]
     assert "channels_last" in report.reason
 
 
-def test_a_baseline_on_a_gpu_is_judged_by_what_it_computes(judged: Callable[[Backend], AccuracyReport]) -> None:
+@pytest.fixture
+def spoilt(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factory whose weights lie in channels_last, and a library that is wrong with such weights at a batch of 64."""
+    del library  # which this one replaces
+    use(Library(wrong=weights_in_channels_last), monkeypatch)
+    for place in ("pipeline.module_runner.assemble", "pipeline.model.assemble"):
+        monkeypatch.setattr(place, lambda *given: in_layout(assemble(*given), torch.channels_last))
+
+
+BATCH_64 = Profile(min=64, opt=64, max=64)
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_weights_in_channels_last_never_reach_the_compiler(judged: Judged) -> None:
+    """They gave wrong numbers at a batch of 64: whatever the factory gives, they are contiguous by construction."""
+    report = judged(Backend.TORCH_COMPILE, BATCH_64)
+    assert report.passed, report.reason
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_weights_in_channels_last_would_be_caught_by_the_gate(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should they reach it all the same, the numbers are held against the reference, and rejected."""
+
+    def as_they_are(model: nn.Module, precision: Precision) -> nn.Module:
+        return Typed(model, DTYPES[precision]).eval()
+
+    monkeypatch.setattr("pipeline.module_runner.ready_to_compile", as_they_are)
+    report = judged(Backend.TORCH_COMPILE, BATCH_64)
+    failed = [check.metric for check in report.checks if not check.passed]
+    assert "relative L2" in failed, report.reason
+    assert "relative L2" in report.reason
+
+
+def test_a_baseline_on_a_gpu_is_judged_by_what_it_computes(judged: Judged) -> None:
     """On a GPU, eager FP16 is no reference: it is run, and held to its gate."""
     report = judged(Backend.EAGER)
     assert report.passed, report.reason

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    Wrong = Callable[..., bool]
+
 LAYERS = {
     "Layers": [
         {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Name": "image", "Format/Datatype": "Half"}]},
@@ -73,10 +75,10 @@ def _(result: torch.Tensor) -> torch.Tensor:
 class Engine(nn.Module):
     """Runs a graph, and says what an engine's inspector says."""
 
-    def __init__(self, graph: Callable[..., Any], *, wrong_in_channels_last: bool = False) -> None:
+    def __init__(self, graph: Callable[..., Any], wrong: Wrong = lambda *_: False) -> None:
         super().__init__()
         self._hidden = [graph]  # in a list, so that its operators are not seen
-        self._wrong = wrong_in_channels_last
+        self._wrong = wrong
 
     def get_layer_info(self) -> str:
         """Return the inspector's JSON."""
@@ -87,8 +89,18 @@ class Engine(nn.Module):
         results = self._hidden[0](*inputs)
         if isinstance(results, torch.Tensor):
             return _execute_engine(results)
-        strided = any(item.ndim == 4 and item.shape[-1] == 32 and not item.is_contiguous() for item in inputs)
-        return tuple(2 * item for item in results) if self._wrong and strided else results
+        return tuple(2 * item for item in results) if self._wrong(*inputs) else results
+
+
+def in_channels_last(*inputs: torch.Tensor) -> bool:
+    """Images of 32x32 lie in that layout."""
+    return any(item.ndim == 4 and item.shape[-1] == 32 and not item.is_contiguous() for item in inputs)
+
+
+def weights_in_channels_last(*inputs: torch.Tensor) -> bool:
+    """Weights of convolutions do, and the batch is as large as where the library gave wrong numbers."""
+    strided = any(item.ndim == 4 and item.shape[-1] == 3 and not item.is_contiguous() for item in inputs)
+    return strided and any(item.ndim == 4 and item.shape[-1] == 32 and len(item) >= 64 for item in inputs)
 
 
 class Library(ModuleType):
@@ -98,11 +110,11 @@ class Library(ModuleType):
         stays: an operator that stays in PyTorch behind the engine.
         engines: whether anything becomes an engine.
         fails: what every compilation fails with.
-        wrong_in_channels_last: images of 32x32 in that layout give wrong logits, just in time.
+        wrong: which inputs give wrong logits, just in time; the weights are among them.
     """
 
     def __init__(
-        self, *, stays: bool = False, engines: bool = True, fails: str = "", wrong_in_channels_last: bool = False
+        self, *, stays: bool = False, engines: bool = True, fails: str = "", wrong: Wrong = lambda *_: False
     ) -> None:
         super().__init__("torch_tensorrt")
         self.Input = Input
@@ -111,7 +123,7 @@ class Library(ModuleType):
         """The settings of every compilation."""
         self.saved_as: list[str] = []
         self._stays, self._engines, self._fails = stays, engines, fails
-        self._wrong = wrong_in_channels_last
+        self._wrong = wrong
         self.dynamo = SimpleNamespace(
             CompilationSettings=CompilationSettings,
             compile=self._compile,
@@ -136,7 +148,7 @@ class Library(ModuleType):
             raise RuntimeError(self._fails)
         graph, root = fx.Graph(), nn.Module()
         if self._engines:
-            root.add_module("_run_on_acc_0", Engine(body, wrong_in_channels_last=self._wrong))
+            root.add_module("_run_on_acc_0", Engine(body, self._wrong))
         else:
             root.add_module("_run_on_gpu_0", body if isinstance(body, nn.Module) else Engine(body))
         names = [graph.placeholder(f"input_{index}") for index in range(inputs)]
