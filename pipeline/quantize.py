@@ -465,8 +465,8 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     pooling are quantised, too: what is largest, the first convolution's output, is then written once, in int8, instead
     of in FP16 and once more by a kernel that only quantises (95 of 746 us on an H100 with TensorRT 8.6, batch 64); and
     the last sum, which pooling reads, ends in int8 as every other does. fp8's three bits of mantissa are too few for
-    the image itself. x86 multiplies uint8 by int8, with everything quantised; weights have seven bits, because processors
-    without VNNI add two products in 16 bits, which eight bits overflow (ONNX Runtime's quantiser says so of
+    the image itself. x86 multiplies uint8 by int8, with everything quantised; weights have seven bits, because
+    processors without VNNI add two products in 16 bits, which eight bits overflow (ONNX Runtime's quantiser says so of
     `reduce_range`): an artifact must give its numbers on every processor that may run it.
     """
     if graph.for_x86:
