@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import describe_file, write_record
+from pipeline.atomic import describe_file, refuse_newer, write_record
 from pipeline.environment import installed, missing_gpu, now, tools
-from pipeline.errors import BuildError, CrashedError, UnsupportedError
+from pipeline.errors import BuildError, CrashedError, UnsupportedError, is_mendable
 from pipeline.keys import key_of
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact, Backend, Outcome, Variant
@@ -23,11 +23,13 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
         RecordError: what the variant is built from is missing.
         StorageError: the results cannot be written.
     """
+    refuse_newer(project.paths.artifact(variant))
     key = key_of(project, Step(Stage.BUILD, variant.id))
     try:
         artifact = _build(project, variant, key)
     except UnsupportedError as exc:
-        artifact = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
+        skipped = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
+        artifact = skipped.model_copy(update={"mendable": is_mendable(exc)})
     except (BuildError, CrashedError) as exc:
         artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.artifact(variant), artifact)

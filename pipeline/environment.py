@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import uuid
 from datetime import datetime, timezone
@@ -63,13 +64,20 @@ def installed(module: str) -> bool:
 
 def read_host() -> Host:
     """Return this host's GPUs and TensorRTs; neither is touched, so this is quick."""
-    return Host(gpus=gpus(), flavours=flavours(), torch=version("torch"))
+    found = flavours()
+    majors = tuple(cuda_major(EngineFlavour(tool.name)) for tool in found)
+    return Host(gpus=gpus(), flavours=found, cuda_majors=majors, torch=version("torch"))
 
 
 def torch_tensorrt() -> Tool:
     """Return the installed Torch-TensorRT: it has two names, of which one excludes the other."""
     found = (Tool(name=name, version=version(name)) for name in ("torch-tensorrt", "torch-tensorrt-rtx"))
     return next((tool for tool in found if tool.version != "absent"), Tool(name="torch-tensorrt", version="absent"))
+
+
+def tensorrt_of(library: Tool) -> EngineFlavour:
+    """Return the TensorRT that a Torch-TensorRT builds its engines with."""
+    return EngineFlavour.TENSORRT_RTX if library.name == "torch-tensorrt-rtx" else EngineFlavour.TENSORRT
 
 
 @cache
@@ -83,8 +91,19 @@ def flavours() -> tuple[Tool, ...]:
 
 
 def _flavour_version(flavour: EngineFlavour) -> str:
-    versions = (version(distribution) for distribution in _DISTRIBUTIONS[flavour])
-    return next((found for found in versions if found != "absent"), "unknown")
+    distribution = _distribution(flavour)
+    return version(distribution) if distribution else "unknown"
+
+
+def cuda_major(flavour: EngineFlavour) -> int | None:
+    """Return the major version of the CUDA that an installed TensorRT is made for; None where its name does not say."""
+    found = re.search(r"-cu(\d+)", _distribution(flavour))
+    return int(found[1]) if found else None
+
+
+def _distribution(flavour: EngineFlavour) -> str:
+    """Return which distribution a TensorRT was installed from, "" where none is known."""
+    return next((name for name in _DISTRIBUTIONS[flavour] if version(name) != "absent"), "")
 
 
 def missing_gpu() -> str:

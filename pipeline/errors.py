@@ -103,6 +103,15 @@ class UnsupportedError(PipelineError):
     """This host, flavour or graph cannot do it, whatever is tried: the variant is skipped, not failed."""
 
 
+class MendableError(UnsupportedError):
+    """This host cannot do it as it is: skipped like what never can be, and tried again by the next run."""
+
+
+def is_mendable(exc: UnsupportedError) -> bool:
+    """Return whether what was missing may be there the next time, without a key telling of it."""
+    return isinstance(exc, MendableError)
+
+
 class ResolveError(PipelineError):
     """No artifact of a manifest suits a host and what its caller wishes."""
 

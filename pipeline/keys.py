@@ -20,6 +20,7 @@ from pipeline.environment import (
     driver_version,
     missing_driver,
     processor,
+    tensorrt_of,
     threads,
     torch_tensorrt,
     version,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pipeline.project import Project
-    from pipeline.records import Gpu, Tool
+    from pipeline.records import Gpu, InstalledTensorRT, Tool
 
 
 def key_of(project: Project, step: Step) -> Key:
@@ -65,7 +66,7 @@ def source_key(project: Project) -> Key:
         factory=model.factory,
         factory_code=code_of(model.factory),
         weights=model.weights,
-        checkpoint=_file_digest(model.weights),
+        checkpoint=_file_digest(project, model.weights),
         preprocessing=project.config.preprocessing,
         torch=version("torch"),
         torchvision=version("torchvision"),
@@ -168,6 +169,7 @@ def build_key(project: Project, variant: Variant) -> Key:
             profile=variant.profile,
             torch=has.torch,
             torch_tensorrt=has.torch_tensorrt if compiled else None,
+            tensorrt=has.tensorrt if compiled else None,
             settings=project.config.torch_tensorrt.build_settings if compiled else None,
             **where,
         )
@@ -190,6 +192,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         gpu=None if target.compute_capabilities else _type_of(target.gpu),
         flavour=target.flavour,
         flavour_version=target.flavour_version,
+        cuda_major=target.cuda_major,
         settings=settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
     )
@@ -208,6 +211,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
     artifact = project.artifact(variant)
     data = project.data()
     has = _installed_for(project, variant.target)
+    samples = project.config.validation.reference_evaluator_samples
     return _key(
         judge=_JUDGE,
         artifact=_identity(artifact),
@@ -220,9 +224,10 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
         batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
         require_proof=project.config.gates.require_proof,
-        samples=project.config.validation if variant.backend is Backend.ONNX_REFERENCE else None,
+        samples=samples if variant.backend is Backend.ONNX_REFERENCE else None,
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
         onnxruntime=has.onnxruntime if variant.backend is Backend.ONNXRUNTIME else None,
+        torch=has.torch if variant.backend in {Backend.EAGER, Backend.INDUCTOR} else None,
         driver=_driver(project, variant),
         gpu=_type_of(project.plan.gpu(variant.target)),
     )
@@ -355,14 +360,18 @@ class _Installed(NamedTuple):
     torch: str
     onnxruntime: str
     torch_tensorrt: Tool
+    tensorrt: InstalledTensorRT
+    """The one that Torch-TensorRT builds with."""
 
 
 def _installed_for(project: Project, target: str) -> _Installed:
     """Return what runs a target's variants, on this machine or on the workers that do."""
     if workers := project.plan.workers_of(target):
-        host = workers.host
-        return _Installed(host.host.torch, host.onnxruntime.version, host.torch_tensorrt)
-    return _Installed(version("torch"), version("onnxruntime-gpu"), torch_tensorrt())
+        has, library, onnxruntime = workers.host.host, workers.host.torch_tensorrt, workers.host.onnxruntime.version
+        return _Installed(has.torch, onnxruntime, library, has.tensorrt(tensorrt_of(library)))
+    library = torch_tensorrt()
+    used = project.plan.host.tensorrt(tensorrt_of(library))
+    return _Installed(version("torch"), version("onnxruntime-gpu"), library, used)
 
 
 def _key(**fields: object) -> Key:
@@ -390,9 +399,9 @@ def _file_of(module: str, folder: Path) -> Path | None:
     return next((file for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()), None)
 
 
-def _file_digest(weights: str) -> str | None:
+def _file_digest(project: Project, weights: str) -> str | None:
     file = Path(weights)
-    return sha256_of(file) if file.suffix and file.is_file() else None
+    return digests_in(project.paths.digests).sha256_of(file) if file.suffix and file.is_file() else None
 
 
 def _folder_digest(project: Project, images: str) -> str | None:

@@ -89,6 +89,8 @@ class GpuTarget:
     """The TensorRT that builds its engines."""
     flavour_version: str
     """Its full version, "absent" where it is not installed."""
+    cuda_major: int | None = None
+    """Of the CUDA that it is made for, where that is known."""
     compute_capabilities: tuple[int, ...] = ()
     """What they run on, where they are built ahead of time; empty for the GPU alone."""
     workers: FarmHost | None = None
@@ -103,11 +105,14 @@ class _Place:
     torch: str
     flavour: EngineFlavour
     flavour_version: str
+    cuda_major: int | None
     compute_capabilities: tuple[int, ...]
     workers: FarmHost | None = None
 
     def target(self, name: str, gpu: Gpu | None, compute_capabilities: tuple[int, ...] = ()) -> GpuTarget:
-        return GpuTarget(name, gpu, self.flavour, self.flavour_version, compute_capabilities, self.workers)
+        return GpuTarget(
+            name, gpu, self.flavour, self.flavour_version, self.cuda_major, compute_capabilities, self.workers
+        )
 
 
 @dataclass(frozen=True)
@@ -141,16 +146,18 @@ class Plan:
         flavour = tensorrt.flavour or found
         ahead = tensorrt.compute_capabilities if flavour is EngineFlavour.TENSORRT_RTX else ()
         gpus = self.config.gpus(self.host)
-        return (_Place(gpus, self.host.torch, flavour, _version(self.host, flavour), ahead),)
+        return (_Place(gpus, self.host.torch, *self.host.tensorrt(flavour), ahead),)
 
     def _place_on_farm(self, target: FarmTarget) -> _Place:
         workers = next(item for item in self.farm if item.needs == target.needs)
         host = workers.host.host
+        installed = host.tensorrt(target.flavour)
         return _Place(
             gpus=host.gpus[:1] if target.accelerator else (),
             torch=host.torch,
             flavour=target.flavour,
-            flavour_version=_version(host, target.flavour),
+            flavour_version=installed.version,
+            cuda_major=installed.cuda_major,
             compute_capabilities=self.config.compute_capabilities_of(target),
             workers=workers,
         )
@@ -496,10 +503,6 @@ def _engine_targets(place: _Place) -> Iterator[GpuTarget]:
         yield place.target(library, None)
     for gpu in place.gpus:
         yield place.target(f"{gpu.slug}-{library}", gpu)
-
-
-def _version(host: Host, flavour: EngineFlavour) -> str:
-    return {tool.name: tool.version for tool in host.flavours}.get(flavour.value, "absent")
 
 
 def module_target(gpu: Gpu, torch: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, model_validator
 
@@ -320,6 +320,15 @@ class Gpu(Record):
         return f"sm{self.compute_capability}-{words}"
 
 
+class InstalledTensorRT(NamedTuple):
+    """A TensorRT of a host."""
+
+    flavour: EngineFlavour
+    version: str
+    """Its full version, "absent" where it is not installed."""
+    cuda_major: int | None
+
+
 class Host(Record):
     """What a plan depends on besides the configuration."""
 
@@ -327,8 +336,17 @@ class Host(Record):
     """In CUDA's order."""
     flavours: tuple[Tool, ...] = ()
     """The TensorRTs that are installed, by module and full version, the preferred one first."""
+    cuda_majors: tuple[int | None, ...] = ()
+    """The CUDA that each of them is made for, by its major version; None where its package does not say."""
     torch: str = "absent"
     """torch's version."""
+
+    def tensorrt(self, flavour: EngineFlavour) -> InstalledTensorRT:
+        """Return what is installed of a TensorRT."""
+        majors = (*self.cuda_majors, *[None] * len(self.flavours))
+        known = {tool.name: (tool.version, cuda) for tool, cuda in zip(self.flavours, majors, strict=False)}
+        version, cuda = known.get(flavour.value, ("absent", None))
+        return InstalledTensorRT(flavour, version, cuda)
 
 
 class DeploymentHost(Record):
@@ -678,6 +696,8 @@ class Artifact(StageRecord):
     variant: Variant
     outcome: Outcome
     reason: str = ""
+    mendable: bool = False
+    """Whether it was skipped for what this host may have the next time: then it is tried again."""
     file: FileRecord | None = None
     log: FileRecord | None = None
     inputs: tuple[TensorSpec, ...] = ()
@@ -801,6 +821,8 @@ class AccuracyReport(StageRecord):
     variant_id: str
     outcome: Outcome
     reason: str = ""
+    mendable: bool = False
+    """Whether it was skipped for what this host may have the next time: then it is tried again."""
     evaluator: str = ""
     accuracy: Accuracy | None = None
     checks: tuple[GateCheck, ...] = ()
@@ -943,6 +965,8 @@ class BenchmarkReport(StageRecord):
     variant_id: str
     outcome: Outcome
     reason: str = ""
+    mendable: bool = False
+    """Whether it was skipped for what this host may have the next time: then it is tried again."""
     device: str = ""
     threads: Count = 0
     timings: tuple[BatchTiming, ...] = ()
@@ -1006,6 +1030,8 @@ class LayerProfile(StageRecord):
     outcome: Outcome
     reason: str = ""
     """Why there is no profile, or what is missing from it."""
+    mendable: bool = False
+    """Whether it was skipped for what this host may have the next time: then it is tried again."""
     device: str = ""
     batch: Count = 0
     runs: Count = 0

@@ -258,7 +258,8 @@ def _roomiest_first(gpus: Sequence[Gpu], host: DeploymentHost) -> list[Gpu]:
 def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
     if entry.module is None:
         return "does not say what made it"
-    have = {"torch": host.host.torch, host.torch_tensorrt.name: host.torch_tensorrt.version}
+    have = {tool.name: tool.version for tool in (*host.host.flavours, host.torch_tensorrt)}
+    have["torch"] = host.host.torch
     for tool in entry.module.libraries:
         if have.get(tool.name, "absent") != tool.version:
             return f"needs {tool.name} {tool.version}, got {have.get(tool.name, 'absent')}"

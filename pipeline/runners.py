@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.atomic import sha256_of
 from pipeline.environment import installed, missing_gpu, threads
-from pipeline.errors import RunError, UnsupportedError, one_line
+from pipeline.errors import MendableError, RunError, UnsupportedError, one_line
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact, Backend, Graph, Precision, is_applied
 
@@ -278,7 +278,7 @@ def onnx_session(
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
-        raise UnsupportedError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
+        raise MendableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
     return session
 
 

@@ -6,8 +6,10 @@ A result is current while its record's key is the one computed now, its files ha
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.digests import digests_in
@@ -24,13 +26,14 @@ from pipeline.records import (
     LayerProfile,
     Outcome,
     ReportRecord,
+    SourceRecord,
     StageRecord,
+    WeightsOrigin,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from datetime import datetime
-    from pathlib import Path
 
     from pipeline.project import Project
 
@@ -103,8 +106,7 @@ def _reasons(project: Project, step: Step, record: StageRecord, key: Key) -> Ite
     if before != now:
         yield from changes(before, now) or ("its key changed",)
     yield from _damage(project, record)
-    if _failed(record):
-        yield "it failed the last time"
+    yield from _tried_again(project, record)
 
 
 def _damage(project: Project, record: StageRecord) -> Iterator[str]:
@@ -144,7 +146,8 @@ def _differences(name: str, before: object, now: object) -> Iterator[str]:
     elif before != now:
         shown = [json.dumps(value) for value in (before, now)]
         short = all(len(text) <= _SHOWN_CHARACTERS for text in shown)
-        yield f"{name} changed" + (f": {shown[0]} → {shown[1]}" if short else "")
+        happened = "is new" if before is None else "is gone" if now is None else "changed"
+        yield f"{name} changed: {shown[0]} → {shown[1]}" if short else f"{name} {happened}"
 
 
 def _by_name(value: object) -> dict[str, Any] | None:
@@ -270,7 +273,27 @@ def _unbuilt(project: Project, step: Step) -> bool:
     return project.artifact(project.plan.variant(step.subject)).outcome is Outcome.SKIPPED
 
 
-def _failed(record: StageRecord) -> bool:
-    """Failures are never cached."""
+def _tried_again(project: Project, record: StageRecord) -> Iterator[str]:
+    """Yield why a result is made again although its key is the same: failures are never cached."""
     kinds = (Artifact, AccuracyReport, BenchmarkReport, LayerProfile, ReportRecord)
-    return isinstance(record, kinds) and record.outcome is Outcome.FAILED
+    if isinstance(record, kinds) and record.outcome is Outcome.FAILED:
+        yield "it failed the last time"
+    if isinstance(record, Artifact | AccuracyReport | LayerProfile) and record.mendable:
+        yield "this host may have by now what it lacked"
+    if isinstance(record, BenchmarkReport) and record.mendable and _is_validated(project, record.variant_id):
+        yield f"{record.variant_id} runs here by now"
+    if isinstance(record, SourceRecord) and record.origin is WeightsOrigin.SAMPLE and _is_downloaded(project):
+        yield "the weights that could not be downloaded are there by now"
+
+
+def _is_validated(project: Project, variant_id: str) -> bool:
+    """Return whether a variant has been run; its target is not timed again for one that still cannot be."""
+    return project.accuracy(project.plan.variant(variant_id)).outcome is Outcome.DONE
+
+
+def _is_downloaded(project: Project) -> bool:
+    """Return whether `auto`, which took the sample model, would find ImageNet's weights in the cache of torch's hub."""
+    model = project.config.model
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    checkpoints = Path(os.environ.get("TORCH_HOME") or cache).expanduser() / "hub" / "checkpoints"
+    return model.weights == "auto" and any(checkpoints.glob(f"{model.factory.rpartition(':')[2]}-*.pth"))

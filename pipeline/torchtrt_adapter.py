@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pipeline.environment import installed, missing_driver, torch_tensorrt, version
-from pipeline.errors import BuildError, RunError, UnsupportedError, one_line
+from pipeline.environment import flavours, installed, missing_driver, tensorrt_of, torch_tensorrt, version
+from pipeline.errors import BuildError, MendableError, RunError, UnsupportedError, one_line
 from pipeline.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Setting, Tool
 from pipeline.trt_adapter.inspector import read_layers, shares
 
@@ -161,8 +161,10 @@ def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
 
 
 def libraries() -> tuple[Tool, ...]:
-    """Return what a module belongs to: torch and Torch-TensorRT, in the versions installed here."""
-    return (Tool(name="torch", version=version("torch")), torch_tensorrt())
+    """Return what a module belongs to: torch, Torch-TensorRT and its TensorRT, in the versions installed here."""
+    library = torch_tensorrt()
+    engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
+    return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
 
 
 def times_tactics() -> bool:
@@ -214,7 +216,7 @@ def check_made_here(made_with: tuple[Tool, ...]) -> None:
     Raises:
         RunError: names both.
     """
-    if made_with != libraries():
+    if made_with not in {libraries(), libraries()[:2]}:  # older records do not name TensorRT
         raise RunError(
             "the module was made by other versions",
             expected=_joined(made_with),
@@ -242,7 +244,7 @@ def load_library() -> ModuleType:
     try:
         import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
     except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
-        raise UnsupportedError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
+        raise MendableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     finally:
         logging.disable(before)
     return library  # type: ignore[no-any-return]  # untyped

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, now, tools, version
-from pipeline.errors import CrashedError, RunError, UnsupportedError, one_line
+from pipeline.errors import CrashedError, RunError, UnsupportedError, is_mendable, one_line
 from pipeline.gates import (
     executed_precision,
     judge,
@@ -80,7 +80,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
     try:
         report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
     except UnsupportedError as exc:
-        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what)
+        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, mendable=is_mendable(exc))
     except (RunError, CrashedError) as exc:
         report = _unjudged(variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.accuracy(variant), report)
@@ -99,9 +99,15 @@ def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyRep
     return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
 
 
-def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str) -> AccuracyReport:
+def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, mendable: bool = False) -> AccuracyReport:
     return AccuracyReport(
-        key=key, built_at=now(), toolchain=tools(*_TOOLS), variant_id=variant.id, outcome=outcome, reason=reason
+        key=key,
+        built_at=now(),
+        toolchain=tools(*_TOOLS),
+        variant_id=variant.id,
+        outcome=outcome,
+        reason=reason,
+        mendable=mendable,
     )
 
 

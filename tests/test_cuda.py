@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import cuda
 from pipeline.cuda import DeviceArray, _from_dlpack, _from_interface, _require_contiguous
-from pipeline.errors import RunError, UnsupportedError
+from pipeline.errors import MendableError, RunError
 
 STREAM: Any = SimpleNamespace(handle=None)
 """No stream; what is not in a GPU's memory waits for none."""
@@ -45,7 +45,7 @@ def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.Monke
     success = runtime.cudaError_t.cudaSuccess
     monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, driver))
     monkeypatch.setattr(runtime, "cudaRuntimeGetVersion", lambda: (success, 13040))
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(MendableError) as caught:
         cuda.check((runtime.cudaError_t.cudaErrorInsufficientDriver,))
     assert str(caught.value).splitlines() == [
         "the NVIDIA driver is too old",

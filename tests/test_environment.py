@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline import environment
-from pipeline.records import GitState, Tool
+from pipeline.records import EngineFlavour, GitState, Tool
 
 from .hosts import H100
 
@@ -105,6 +105,24 @@ def test_processor_without_a_name_is_named_by_its_architecture(
         assert environment.processor().startswith(f"{platform.machine()}, ")
     finally:
         environment.processor.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("names", "major"),
+    [
+        ({"tensorrt-rtx-cu13-bindings", "tensorrt-rtx"}, 13),
+        ({"tensorrt-rtx-cu12-bindings"}, 12),
+        ({"tensorrt-rtx"}, None),
+        (set(), None),
+    ],
+    ids=str,
+)
+def test_the_cuda_of_a_tensorrt_is_in_its_packages_name(
+    monkeypatch: pytest.MonkeyPatch, names: set[str], major: int | None
+) -> None:
+    """Nothing is imported for it; where no name says it, it is not known."""
+    monkeypatch.setattr(environment, "version", lambda name: "1.4" if name in names else "absent")
+    assert environment.cuda_major(EngineFlavour.TENSORRT_RTX) == major
 
 
 # The driver.

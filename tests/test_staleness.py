@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.atomic import read_record, sha256_of, write_record
-from pipeline.environment import version
+from pipeline.config import HardwareCompatibility, TacticSource
+from pipeline.environment import torch_tensorrt, version
+from pipeline.errors import RecordError
 from pipeline.keys import code_of, key_of
+from pipeline.model import count_classes
 from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
-from pipeline.records import Artifact, Graph, Key, KeyField, Outcome
+from pipeline.records import Artifact, Graph, Key, KeyField, Outcome, Tool, WeightsOrigin
+from pipeline.source import make_source
 from pipeline.staleness import changes, is_current, status_of, taken_as_given
 
-from .hosts import H100, L4, TRT10, TRT86, host
+from .hosts import H100, L4, RTX, TRT10, TRT86, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from torch import nn
 
     from pipeline.records import Gpu, Host, StageRecord
 
@@ -202,6 +210,7 @@ def keyed(**values: str) -> Key:
         (keyed(a='{"b":{"c":1}}'), keyed(a='{"b":{"c":2,"d":3}}'), ("a.b.c changed: 1 → 2", "a.b.d changed: null → 3")),
         (keyed(a='[["x",1],["y",2]]'), keyed(a='[["x",1],["y",3]]'), ("a.y changed: [2] → [3]",)),
         (keyed(a=f'"{"0" * 64}"'), keyed(a=f'"{"1" * 64}"'), ("a changed",)),
+        (keyed(a=f'[["x","{"0" * 64}"]]'), keyed(a=f'[["y","{"0" * 64}"]]'), ("a.x is gone", "a.y is new")),
         (keyed(a="no JSON"), keyed(a="1"), ('a changed: "no JSON" → 1',)),
         (
             keyed(a='{"a":1,"b":1,"c":1,"d":1,"e":1}'),
@@ -264,7 +273,7 @@ def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, re
 @pytest.mark.parametrize(
     ("package", "stages"),
     [
-        ("torch", {"source", "data", "export", "build", "benchmark"}),
+        ("torch", {"source", "data", "export", "build", "validate", "benchmark"}),
         ("torchvision", {"source"}),
         ("scikit-learn", {"source"}),
         ("pillow", {"data"}),
@@ -285,7 +294,112 @@ def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
         runner = "onnxruntime-" if package == "onnxruntime-gpu" else "onnx-reference-"
         assert all(runner in name for name in found if name.startswith("validate:"))
     if package == "torch":
+        assert all("/eager-" in name for name in found if name.startswith("validate:"))
         assert not any("rtx" in name or "onnxruntime" in name for name in found if name.startswith("build:"))
+
+
+# What else goes into a result.
+
+
+def fields_of(project: Project) -> dict[Step, dict[str, str]]:
+    """Return the keys of the steps whose inputs are there, field by field."""
+    found = {}
+    for step in project.plan.steps:
+        if step.stage is not Stage.MANIFEST:
+            with contextlib.suppress(RecordError):
+                found[step] = {field.name: field.value for field in key_of(project, step).fields}
+    return found
+
+
+def with_config(part: str, **update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes settings of one part of the configuration."""
+
+    def change(project: Project, _: pytest.MonkeyPatch) -> Project:
+        changed = getattr(project.config, part).model_copy(update=update)
+        config = project.config.model_copy(update={part: changed})
+        return Project(Plan(config, project.plan.host), project.paths)
+
+    return change
+
+
+def with_data(name: str) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes one file of the data."""
+
+    def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
+        data = project.data()
+        other = data.reference.model_copy(update={"sha256": "0" * 64})
+        patch.setattr(Project, "data", lambda _: data.model_copy(update={name: other}))
+        return project
+
+    return change
+
+
+def with_host(**update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes the host."""
+    return lambda project, _: Project(Plan(project.config, project.plan.host.model_copy(update=update)), project.paths)
+
+
+def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes something that keys read of this machine."""
+
+    def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
+        patch.setattr(f"pipeline.keys.{name}", lambda: value)
+        return project
+
+    return change
+
+
+INPUTS = {
+    "Torch-TensorRT": (
+        with_patch("torch_tensorrt", Tool(name="torch-tensorrt-rtx", version="9")),
+        {("torch_tensorrt", Stage.BUILD)},
+    ),
+    "TensorRT's CUDA": (with_host(cuda_majors=(12, 13)), {("cuda_major", Stage.BUILD)}),
+    "Torch-TensorRT's CUDA": (with_host(cuda_majors=(13, 12)), {("tensorrt", Stage.BUILD)}),
+    "the threads": (with_patch("threads", 99), {("threads", Stage.BENCHMARK)}),
+    "the labels": (with_data("labels"), {("labels", Stage.VALIDATE)}),
+    "the reference's logits": (with_data("reference"), {("reference", Stage.VALIDATE)}),
+    "the validation images": (with_data("validation"), {("validation", Stage.VALIDATE)}),
+    "proof": (with_config("gates", require_proof=True), {("require_proof", Stage.VALIDATE)}),
+    "the evaluator's samples": (
+        with_config("validation", reference_evaluator_samples=3),
+        {("samples", Stage.VALIDATE)},
+    ),
+    "how long a validation may take": (with_config("validation", timeout_seconds=3.0), set()),
+    "hardware compatibility": (
+        with_config("tensorrt", hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),
+        {("settings", Stage.BUILD)},
+    ),
+    "tactic sources": (with_config("tensorrt", tactic_sources=(TacticSource.CUDNN,)), {("settings", Stage.BUILD)}),
+    "the timed batches": (
+        with_config("benchmark", batches=(1,)),
+        {("batches", Stage.BENCHMARK), ("settings", Stage.BENCHMARK)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_goes_into_a_result_is_in_its_key(built: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Another value of one input changes the fields that are of it, in the stages that use it, and nothing else."""
+    change, fields = INPUTS[name]
+    there = host(H100, flavours=(TRT10, RTX)).model_copy(update={"cuda_majors": (13, 13)})
+    project = Project(Plan(built.config, there), built.paths)
+    before = fields_of(project)
+    after = fields_of(change(project, monkeypatch))
+    assert before.keys() == after.keys()
+    moved = {
+        (field, step.stage) for step in before for field in before[step] if before[step][field] != after[step][field]
+    }
+    assert moved == fields
+
+
+def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> None:
+    """Another version of that one, and not of the other, makes compiled modules stale, and no baseline."""
+    rtx, newer = (host(H100, flavours=(TRT10, Tool(name="tensorrt_rtx", version=number))) for number in ("1.4", "1.5"))
+    before, after = (fields_of(Project(Plan(built.config, there), built.paths)) for there in (rtx, newer))
+    changed = {step.subject.rpartition("/")[2] for step in before if before[step] != after[step]}
+    assert torch_tensorrt().name == "torch-tensorrt-rtx"
+    assert changed == {item.name for item in Plan(built.config, rtx).variants if item.backend.is_torch_tensorrt}
 
 
 def test_another_processor_is_measured_again_and_nothing_else(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +446,56 @@ def test_failures_are_not_cached(copied: Path) -> None:
     record = read_record(path, Artifact)
     write_record(path, record.model_copy(update={"outcome": Outcome.FAILED, "reason": "out of memory"}))
     assert f"build:{ENGINE}" in stale(copied)
+
+
+def test_what_a_host_may_have_by_now_is_tried_again(copied: Path) -> None:
+    """A variant that was skipped for what can be mended is tried again; its target is timed again once it runs."""
+    project = Project.load(copied / "pipeline.yaml")
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
+    validate, benchmark = Step(Stage.VALIDATE, variant.id), Step(Stage.BENCHMARK, "tiny/cpu-x86_64")
+    judged, lacking = project.accuracy(variant), {"outcome": Outcome.SKIPPED, "mendable": True}
+    write_record(project.paths.benchmark(variant), project.benchmark(variant).model_copy(update=lacking))
+    write_record(project.paths.accuracy(variant), judged.model_copy(update=lacking))
+    assert status_of(project, validate).reasons == ("this host may have by now what it lacked",)
+    assert is_current(project, benchmark)
+    write_record(project.paths.accuracy(variant), judged)
+    assert status_of(project, benchmark).reasons == (f"{variant.id} runs here by now",)
+
+
+def test_a_key_is_of_what_was_there_before_the_work(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is replaced while the source is made leaves a source that is stale."""
+    checkpoint = tmp_path / "weights.safetensors"
+    shutil.copy(Project.load(copied / "pipeline.yaml").paths.weights, checkpoint)
+    rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
+    project = Project.load(copied / "pipeline.yaml")
+
+    def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int]) -> int:
+        checkpoint.write_bytes(b"other")
+        return count_classes(model, shape)
+
+    monkeypatch.setattr("pipeline.model.count_classes", replaced_meanwhile)
+    make_source(project)
+    assert status_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
+
+
+def test_a_sample_model_gives_way_to_weights_that_came_later(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `auto`, the sample model is a makeshift: it is made anew once the weights lie where torch keeps them."""
+    rewrite(copied, lambda text: text.replace("weights: sample", "weights: auto"))
+    project = Project.load(copied / "pipeline.yaml")
+    step = Step(Stage.SOURCE, "tiny")
+    record = project.source().model_copy(update={"key": key_of(project, step), "origin": WeightsOrigin.SAMPLE})
+    write_record(project.paths.source, record)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert is_current(project, step)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints/make-0123abcd.pth").touch()
+    assert status_of(project, step).reasons == ("the weights that could not be downloaded are there by now",)
+    write_record(project.paths.source, record.model_copy(update={"origin": WeightsOrigin.IMAGENET1K_V1}))
+    assert is_current(project, step)
 
 
 def test_skipped_builds_have_nothing_to_validate(copied: Path) -> None:

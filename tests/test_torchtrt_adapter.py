@@ -194,6 +194,15 @@ def test_a_module_of_these_versions_is_taken() -> None:
     check_made_here(libraries())
 
 
+def test_a_module_that_does_not_say_its_tensorrt_is_taken() -> None:
+    """As older records do not; one that names another TensorRT than the one that is here is refused."""
+    *known, engines = libraries()
+    assert engines.name == "tensorrt_rtx"
+    check_made_here(tuple(known))
+    with pytest.raises(RunError, match="made by other versions"):
+        check_made_here((*known, engines.model_copy(update={"version": "1.0"})))
+
+
 def test_a_module_of_another_version_is_refused() -> None:
     """The message names the versions that made it and those that are here."""
     with pytest.raises(RunError, match="made by other versions") as caught:

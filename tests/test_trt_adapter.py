@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.config import HardwareCompatibility, TacticSource, TensorRTConfig
-from pipeline.errors import BuildError, RunError, UnsupportedError
+from pipeline.errors import BuildError, RunError, UnsupportedError, is_mendable
 from pipeline.records import BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, Profile, TensorSpec
 from pipeline.trt_adapter import (
     BuildLog,
@@ -112,6 +112,22 @@ def test_flavour_is_not_installed(
 
     with pytest.raises(UnsupportedError, match=rf"(?s){name.value} is not installed.*{re.escape(str(error))}.*{group}"):
         load_flavour(name)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """What is not installed is in the key, as absent; a library that an installed one misses is in none."""
+
+    def missing(_: str) -> None:
+        raise OSError("libcudart.so.13: not found")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setattr("pipeline.trt_adapter.flavour.installed", lambda _: there)
+    with pytest.raises(UnsupportedError) as caught:
+        load_flavour(EngineFlavour.TENSORRT)
+    assert is_mendable(caught.value) is there
 
 
 @pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.atomic import describe_file, replacing, write_record
+from pipeline.atomic import describe_file, refuse_newer, replacing, write_record
 from pipeline.benchmark.messages import Ask, Ready, Started, Trouble, Warm, What
 from pipeline.benchmark.statistics import noise_of, summarize
 from pipeline.benchmark.worker import serve, takes
@@ -78,6 +78,8 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     """
     key = key_of(project, Step(Stage.BENCHMARK, f"{project.plan.model}/{target}"))
     variants = [variant for variant in project.plan.variants if variant.target == target]
+    for variant in variants:
+        refuse_newer(project.paths.benchmark(variant))
     artifacts = [artifact for variant in variants if (artifact := _artifact(project, variant))]
     reasons = {variant.id: _NOT_BUILT for variant in variants}
     reasons.update({artifact.variant.id: _untimed(artifact) for artifact in artifacts})
@@ -136,6 +138,7 @@ class Measured:
     ready: Ready = field(default_factory=Ready)
     error: str = ""
     skipped: str = ""
+    mendable: bool = False
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
     readings: list[Reading] = field(default_factory=list)
@@ -304,7 +307,7 @@ def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
     if not isinstance(answer, Trouble):
         return answer
     if answer.skipped:
-        item.skipped = answer.what
+        item.skipped, item.mendable = answer.what, answer.mendable
     else:
         item.error = answer.what
     return None
@@ -320,6 +323,9 @@ def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Wo
     theirs.close()
     try:
         yield Worker(process, ours)
+    except BaseException:
+        process.kill()  # nobody waits for what it would still say
+        raise
     finally:
         ours.close()
         process.join(5)
@@ -333,7 +339,14 @@ def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
     if found.over:
         outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
         reason = found.error or found.skipped
-        return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, outcome=outcome, reason=reason)
+        return BenchmarkReport(
+            key=key,
+            built_at=now(),
+            variant_id=variant.id,
+            outcome=outcome,
+            reason=reason,
+            mendable=found.mendable,
+        )
     gpu = project.plan.gpu(variant.target)
     notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
     ranking = ranking_clock({what.clock for what in found.rounds})

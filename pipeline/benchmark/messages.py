@@ -63,6 +63,7 @@ class Trouble:
 
     what: str
     skipped: bool = False
+    mendable: bool = False
 
 
 class What(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, installed, now, processor, tools, version
-from pipeline.errors import CrashedError, RunError, UnsupportedError
+from pipeline.errors import CrashedError, RunError, UnsupportedError, is_mendable
 from pipeline.isolation import run_isolated
 from pipeline.keys import key_of
 from pipeline.locks import exclusive
@@ -51,11 +51,12 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
     """
     key = key_of(project, Step(Stage.PROFILE, variant.id))
     artifact = project.artifact(variant)
+    mendable = False
     try:
         seen = _look(project, artifact)
         outcome, reason = Outcome.DONE, seen.missing
     except UnsupportedError as exc:
-        seen, outcome, reason = _Seen(), Outcome.SKIPPED, exc.what
+        seen, outcome, reason, mendable = _Seen(), Outcome.SKIPPED, exc.what, is_mendable(exc)
     except (RunError, CrashedError) as exc:
         seen, outcome, reason = _Seen(), Outcome.FAILED, str(exc)
     done = outcome is Outcome.DONE
@@ -66,6 +67,7 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
         variant_id=variant.id,
         outcome=outcome,
         reason=reason,
+        mendable=mendable,
         device=_device(project, artifact) if done else "",
         batch=batch_of(project, variant) if done else 0,
         runs=RUNS if done else 0,

@@ -8,7 +8,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UnsupportedError, one_line
+from pipeline.environment import installed
+from pipeline.errors import MendableError, UnsupportedError, one_line
 from pipeline.records import EngineFlavour, WeightWarning
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ def load_flavour(name: EngineFlavour) -> Flavour:
     """Import a flavour.
 
     Raises:
-        UnsupportedError: it is not installed, or its libraries are missing.
+        UnsupportedError: it is not installed.
+        MendableError: it is, but its libraries are missing.
     """
     try:
         module = importlib.import_module(name.value)
     except (ImportError, OSError) as exc:  # OSError: a wheel that loads its libraries by itself, and misses one
         group = "the dependency group `rtx`" if name is EngineFlavour.TENSORRT_RTX else "the extra `tensorrt`"
-        raise UnsupportedError(
+        kind = MendableError if installed(name.value) else UnsupportedError
+        raise kind(
             f"{name.value} is not installed, or cannot be imported", got=one_line(exc), fix=f"install {group}"
         ) from exc
     return Flavour(name, str(module.__version__), module)
