@@ -29,7 +29,6 @@ from tests.conftest import TINY
 R = TypeVar("R", bound=StageRecord)
 
 SIZES = "[16MiB, 32MiB]"
-MANY = 200
 ENGINE_BYTES = 50 * 10**6
 BUDGETS = {"no-op doit, 200 variants": 2.0, "doit list": 0.8, "planning 10,000 variants": 3.0}
 """Seconds on 2 cores."""
