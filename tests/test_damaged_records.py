@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,15 +13,40 @@ from hypothesis import strategies as st
 from pipeline.atomic import read_record
 from pipeline.errors import NewerRecordError, RecordError
 from pipeline.project import Project
-from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, DataRecord, Manifest, OnnxRecord, SourceRecord
+from pipeline.records import (
+    AccuracyReport,
+    Artifact,
+    Backend,
+    BenchmarkReport,
+    DataRecord,
+    FarmRecord,
+    FileRecord,
+    Graph,
+    Key,
+    KeyField,
+    LayerProfile,
+    LayerTime,
+    Manifest,
+    OnnxRecord,
+    Outcome,
+    Precision,
+    Recipe,
+    Record,
+    ReportRecord,
+    Sensitivity,
+    Setting,
+    SourceRecord,
+    Variant,
+)
 from pipeline.staleness import status_of
+
+from .hosts import H100, RTX, host, workers
+from .manifests import accuracy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.records import StageRecord
-
-KINDS: dict[str, type[StageRecord]] = {
+KINDS: dict[str, type[Record]] = {
     "manifest.json": Manifest,
     "tiny/source/source.json": SourceRecord,
     "tiny/data/data.json": DataRecord,
@@ -28,7 +54,45 @@ KINDS: dict[str, type[StageRecord]] = {
     "tiny/rtx-sm80+/fp16-b1-ws16MiB/artifact.json": Artifact,
     "tiny/cpu-x86_64/onnxruntime-fp16/accuracy.json": AccuracyReport,
     "tiny/cpu-x86_64/onnxruntime-fp16/benchmark.json": BenchmarkReport,
+    "report.json": ReportRecord,
 }
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+_VARIANT = Variant(model="tiny", target="gpu", backend=Backend.TORCH_COMPILE, precision=Precision.FP16)
+_WRITTEN: dict[str, Record] = {
+    "layers.json": LayerProfile(
+        key=Key(fields=(KeyField(name="profiler", value="1"),)),
+        built_at=NOW,
+        variant_id=_VARIANT.id,
+        outcome=Outcome.DONE,
+        layers=(LayerTime(name="conv", kind="Conv", median_us=1.5, share=1.0),),
+    ),
+    "int8.sensitivity.json": Sensitivity(
+        key=Key(fields=()),
+        built_at=NOW,
+        graph=Graph.INT8,
+        samples=4,
+        calibration_sha256="0" * 64,
+        layers=(),
+        plain=accuracy(),
+        proposal=("conv",),
+        proposed=accuracy(),
+        kept=True,
+    ),
+    "farm.json": FarmRecord(hosts=(workers("H100", host(H100)),), here=None),
+    "recipe.json": Recipe(
+        variant=_VARIANT,
+        factory="tests.tiny_model:make",
+        replaced_head=None,
+        classes=10,
+        weights=FileRecord(path="w", bytes=1, sha256="0" * 64),
+        input_shape=(3, 32, 32),
+        warm_up=(1, 2),
+        settings=(Setting(name="workspace_size", value="1", applied=True),),
+        libraries=(RTX,),
+    ),
+}
+"""What the built project has none of."""
+
 _ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
 _VALUES = st.recursive(
     _ANYTHING, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner)
@@ -54,7 +118,7 @@ def changed_somewhere(draw: st.DrawFn, value: Any) -> Any:
     return draw(_VALUES)
 
 
-def read_or_refused(path: Path, kind: type[StageRecord]) -> bool:
+def read_or_refused(path: Path, kind: type[Record]) -> bool:
     """Return whether a record says the same when it is written again, or else is refused in a message with its name."""
     try:
         record = read_record(path, kind)
@@ -63,35 +127,46 @@ def read_or_refused(path: Path, kind: type[StageRecord]) -> bool:
     return kind.model_validate_json(record.to_json()) == record
 
 
-@pytest.mark.parametrize("name", KINDS)
+def written(project: Project, name: str) -> tuple[bytes, type[Record]]:
+    """Return a sound record as it is on disk, and its kind."""
+    if name in _WRITTEN:
+        return _WRITTEN[name].to_json().encode(), type(_WRITTEN[name])
+    return (project.paths.root / name).read_bytes(), KINDS[name]
+
+
+every_kind = pytest.mark.parametrize("name", [*KINDS, *_WRITTEN])
+
+
+@every_kind
 @given(data=st.data())
 @slow
 def test_a_changed_record_is_read_as_it_says_or_refused_by_name(
     built: Project, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     """One change anywhere: what is accepted says the same when it is written again, what is not names the file."""
-    sound = json.loads((built.paths.root / name).read_bytes())
-    changed = data.draw(changed_somewhere(sound))
+    sound, kind = written(built, name)
+    changed = data.draw(changed_somewhere(json.loads(sound)))
     path = tmp_path_factory.getbasetemp() / "changed.json"
     path.write_text(json.dumps(changed))
-    assert read_or_refused(path, KINDS[name])
+    assert read_or_refused(path, kind)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@every_kind
 @given(cut=st.integers(0, 10**6), flip=st.integers(0, 7))
 @slow
 def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(
     built: Project, tmp_path_factory: pytest.TempPathFactory, name: str, cut: int, flip: int
 ) -> None:
     """As disks and copies damage files."""
-    data = bytearray((built.paths.root / name).read_bytes())
+    sound, kind = written(built, name)
+    data = bytearray(sound)
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_bytes(data[: cut % (len(data) - 2)])  # the last newline may be missing
     with pytest.raises(RecordError, match=r"damaged\.json"):
-        read_record(path, KINDS[name])
+        read_record(path, kind)
     data[cut % len(data)] ^= 1 << flip
     path.write_bytes(data)
-    assert read_or_refused(path, KINDS[name])
+    assert read_or_refused(path, kind)
 
 
 def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
