@@ -57,6 +57,7 @@ CONFIG_VARIABLE = "config"
 _MAY_FAIL = "dependencies that may fail"
 _GIVEN = "made elsewhere"
 _WHY = "why it is not up to date"
+_SINCE = "since when it is up to date"
 _STATE = Path("artifacts")
 """Where the lock lies that one doit at a time holds."""
 
@@ -189,6 +190,8 @@ class _Current:
         status = status_of(self._project, self._step, self._held)
         if status.is_current and status.since:
             self._held.add(self._step)
+            if task.meta is not None:
+                task.meta[_SINCE] = status.since
         if task.meta is not None and status.reasons != (NOT_MADE,):
             task.meta[_WHY] = status.reasons
         return status.is_current
@@ -296,8 +299,9 @@ class Reporter(ConsoleReporter):
 
     def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
         """Begin with nothing done."""
-        del tasks, selected_tasks
+        del tasks
         self._idle = True
+        self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
         """Say why something is made again; the task will say what it makes."""
@@ -306,7 +310,9 @@ class Reporter(ConsoleReporter):
             self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
 
     def skip_uptodate(self, task: Task) -> None:
-        """Say nothing, but of what this host could not have made."""
+        """Say nothing, but of what this host could not have made, and of what was asked for alone."""
+        if self._asked_for == [task.name] and (since := (task.meta or {}).get(_SINCE)):
+            self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
         if (task.meta or {}).get(_GIVEN):
             self.write(f"{task.name}: taken as given: torch is not installed here, and the digests hold\n")
 
@@ -374,12 +380,20 @@ _PATIENCE_SECONDS = 10.0
 
 def _end_steps() -> None:
     """End the steps that are running, and see that they have: a signal to doit alone has not reached them."""
-    steps = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    steps = [pid for thread in Path("/proc/self/task").glob("*") for pid in _children(thread)]
     deadline = time.monotonic() + _PATIENCE_SECONDS
     _send(steps, signal.SIGTERM)
     while any(map(_runs, steps)) and time.monotonic() < deadline:
         time.sleep(0.05)
     _send([pid for pid in steps if _runs(pid)], signal.SIGKILL)
+
+
+def _children(thread: Path) -> list[int]:
+    """Return the processes that a thread has started; none of one that has ended by now."""
+    try:
+        return [int(pid) for pid in (thread / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _send(processes: list[int], how: signal.Signals) -> None:

@@ -9,18 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from pipeline.environment import missing_driver
 from pipeline.project import Project
-from pipeline.records import ManifestEntry, Status
+from pipeline.records import ManifestEntry, Precision, Status
+from pipeline.tasks import _children
 from tests.conftest import TINY
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
@@ -282,6 +280,32 @@ def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
     assert "stale" not in doit(finished, "list").stdout
 
 
+def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finished: Path) -> None:
+    """Of many, it would be noise."""
+    assert doit(finished, f"build:{ENGINE}").stdout.startswith(f"build:{ENGINE}: up to date since 20")
+    assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
+
+
+def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
+    """More calibration images: the data, int8's graphs, what is built of them, what judges, times and tells of it."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))
+    done = doit(finished)
+    assert done.returncode == 0, done.stdout
+    variants = [variant for variant in Project.load(config).plan.variants if variant.precision is Precision.INT8]
+    built = {variant.id for variant in variants if not variant.id.startswith("tiny/gpu")}
+    assert ran(done.stdout) == {
+        "data:tiny",
+        "quantize:tiny/int8",
+        "quantize:tiny/int8-cpu",
+        *(f"build:{name}" for name in built),
+        *(f"validate:{name}" for name in built if "cpu" in name),
+        "benchmark:tiny/cpu-x86_64",
+        "manifest:tiny",
+    }
+
+
 def test_a_first_run_has_no_reasons(checkout: Path) -> None:
     """Nothing is stale where nothing has been."""
     assert "stale" not in doit(checkout, "source").stdout
@@ -333,6 +357,11 @@ def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
     assert "Traceback" not in said
     left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
     assert [name for name in left if name.startswith(".")] == []
+
+
+def test_a_thread_that_has_ended_by_now_has_no_steps() -> None:
+    """Ending doit looks for the steps of threads, some of which end meanwhile."""
+    assert _children(Path("/proc/self/task/0")) == []
 
 
 def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
