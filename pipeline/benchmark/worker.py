@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,8 @@ from pipeline.atomic import describe_file, write_bytes
 from pipeline.benchmark.messages import Ask, Ready, Samples, Started, Trouble, Warm
 from pipeline.benchmark.statistics import settled
 from pipeline.environment import installed
-from pipeline.errors import PipelineError, RunError, UnsupportedError
+from pipeline.errors import PipelineError, RunError, UnsupportedError, is_mendable
+from pipeline.isolation import live_with
 from pipeline.plan import CPU_TARGET
 from pipeline.preprocessing import to_input
 from pipeline.records import Backend, Clock, ColdStart, Layout, ranking_clock
@@ -50,6 +52,8 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
         artifact: what is timed.
         first: of its restarts; the first one times the cold start, which takes opening it more than once.
     """
+    if parent := multiprocessing.parent_process():
+        live_with(parent.pid or 0)
     try:
         variant = artifact.variant
         if variant.backend is Backend.TENSORRT:
@@ -61,7 +65,7 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
     except (EOFError, KeyboardInterrupt):
         return
     except UnsupportedError as exc:
-        connection.send(Trouble(exc.what, skipped=True))
+        connection.send(Trouble(exc.what, skipped=True, mendable=is_mendable(exc)))
     except PipelineError as exc:
         connection.send(Trouble(str(exc)))
     except Exception as exc:  # noqa: BLE001 - whatever a library raises is this variant's failure
