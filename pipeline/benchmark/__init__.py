@@ -228,7 +228,7 @@ def _one_restart(
         pairs = [
             (stack.enter_context(_worker(project, artifact, first=restart == 0)), item) for artifact, item in open_now
         ]
-        _open(pairs, project.config, apart=gpu is not None and restart == 0)
+        _open(pairs, project.config, apart=restart == 0)
         ours = frozenset(worker.process.pid or 0 for worker, _ in pairs)
         with watching(gpu, ours) as watch:
             for batch in project.config.timed_batches:
