@@ -177,7 +177,7 @@ def _made(project: Project, step: Step) -> int:
 
 
 def _on_farm(project: Project, step: Step) -> int:
-    from pipeline.farm import Farm
+    from pipeline.farm.executor import Farm
 
     return Farm(project).run(
         step, lambda said: print(said.line, file=sys.stderr if said.error else sys.stdout, flush=True)

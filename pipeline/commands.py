@@ -195,7 +195,7 @@ def _tag(arguments: Sequence[str]) -> int:
 
 
 def _farm(arguments: Sequence[str]) -> int:
-    from pipeline.farm import look_at_farm
+    from pipeline.farm.inspection import look_at_farm
 
     parser = _parser("farm")
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")

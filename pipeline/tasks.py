@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from doit.exceptions import BaseFail
     from doit.task import Task
 
-    from pipeline.farm import Farm
+    from pipeline.farm.executor import Farm
     from pipeline.farm.parcels import Said
     from pipeline.plan import Step
 
@@ -240,7 +240,7 @@ class _Farm:
         self._open: Farm | None = None
 
     def run(self, step: Step, say: Callable[[Said], None]) -> int:
-        from pipeline.farm import Farm  # noqa: PLC0415 - listing needs none of it
+        from pipeline.farm.executor import Farm  # noqa: PLC0415 - listing needs none of it
 
         with self._lock:
             self._open = self._open or Farm(self._project)
@@ -488,7 +488,7 @@ def _planned(config: Path) -> Project:
     try:
         return Project.load(config)
     except UnknownFarmError:
-        from pipeline.farm import look_at_farm  # noqa: PLC0415 - only once
+        from pipeline.farm.inspection import look_at_farm  # noqa: PLC0415 - only once
 
         sys.stderr.write("looking at the farm, on which this builds; the next time it is known\n")
         look_at_farm(config)

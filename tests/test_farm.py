@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 from pipeline import __version__, environment
 from pipeline.__main__ import main
@@ -41,16 +45,24 @@ from pipeline.farm.parcels import (
 from pipeline.keys import key_of
 from pipeline.plan import Stage, Step
 from pipeline.project import Project
-from pipeline.records import EngineFlavour, FarmNode, FarmRecord, FileRecord, Gpu, Outcome, Tool
+from pipeline.records import (
+    DeploymentHost,
+    EngineFlavour,
+    FarmHost,
+    FarmNode,
+    FarmRecord,
+    FileRecord,
+    Gpu,
+    Outcome,
+    Tool,
+)
 from pipeline.staleness import is_current
 
-from .conftest import TINY
+from .conftest import REPOSITORY, TINY
 from .hosts import H100, L4, RTX, TRT10, TRT86, host, machine, workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pipeline.records import DeploymentHost
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
@@ -198,6 +210,72 @@ def test_what_an_earlier_build_gave_goes(project: Project, at_home: Path) -> Non
     left.write_bytes(b"of an earlier build")
     followed(project, sent(packed(project)))
     assert not left.exists()
+
+
+ONLY = """\
+import re, sys
+from importlib.machinery import PathFinder
+
+class Only:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name.partition(".")[0] in {modules} else PathFinder.find_spec(name, path, target)
+
+    @staticmethod
+    def find_distributions(*context):
+        found = PathFinder.find_distributions(*context)
+        return (item for item in found if re.sub("[-_.]+", "-", item.name).lower() in {packages})
+
+sys.meta_path = [Only if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What processes do not find from here on: all but what `pip install ".[runtime,farm]"` brings."""
+    there = brought_by("model-artifact-pipeline", "runtime", "farm")
+    owners = importlib.metadata.packages_distributions().items()
+    hidden = {module for module, names in owners if not {normalized(name) for name in names} & there}
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/sitecustomize.py").write_text(ONLY.format(modules=hidden, packages=there))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "only"), str(REPOSITORY)]))
+    return hidden
+
+
+def normalized(name: str) -> str:
+    """Return a package's name as PyPI compares it."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def brought_by(package: str, *extras: str) -> set[str]:
+    """Return what a package brings with it, itself included."""
+    found: set[str] = set()
+    left = [(normalized(package), extras)]
+    while left:
+        name, chosen = left.pop()
+        found.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # for another Python
+            for line in importlib.metadata.requires(name) or ():
+                needed = Requirement(line)
+                wanted = any(not needed.marker or needed.marker.evaluate({"extra": extra}) for extra in ("", *chosen))
+                if wanted and normalized(needed.name) not in found:
+                    left.append((normalized(needed.name), tuple(needed.extras)))
+    return found
+
+
+def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, without_torch: set[str]) -> None:
+    """No torch, no doit, nothing of the driver's store: it says what it is, and builds an engine."""
+    assert at_home
+    assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
+    joins = "import pipeline.farm.cluster, sys; sys.exit('pipeline.store' in sys.modules)"
+    subprocess.run([sys.executable, "-c", joins], check=True)
+    told = subprocess.run([sys.executable, "-m", "pipeline", "host"], check=True, capture_output=True, text=True)
+    there = DeploymentHost.model_validate_json(told.stdout)
+    assert there.host.torch == "absent"
+    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(needs=NEEDS, host=there),)))
+    planned = Project.load(project.config_file)
+    status, said = followed(planned, sent(packed(planned)))
+    assert status == 0, said
 
 
 # What comes back is believed once it holds.

@@ -5,11 +5,8 @@
     worker      runs a parcel on the machine that has it
     cluster     Ray
     flights     two drivers do not build the same at once
+    executor    the driver's side of a step: sends it, follows it, takes what it has made
 
 Where a step runs changes nothing else: its record, its key, its log and its messages are those of one that ran here.
+Nothing is imported here: a worker takes `cluster`, for which its environment need not have what a driver does.
 """
-
-from pipeline.farm.executor import Farm
-from pipeline.farm.inspection import look_at_farm
-
-__all__ = ["Farm", "look_at_farm"]
