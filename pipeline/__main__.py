@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
     Returns:
-        the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration.
+        the exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration; as of a command that
+        a signal has ended, 143 when it was asked to end, and 137 when its process was killed.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -76,9 +77,9 @@ def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
     try:
         with storage_errors(doing):
             return work()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as exc:
         print(f"interrupted: {doing}; what was there before is untouched", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGTERM if exc.args == (signal.SIGTERM,) else 1
     except PipelineError as exc:
         if debug:
             traceback.print_exc()
@@ -428,10 +429,10 @@ def _end_well() -> None:
         end_with(int(parent))
 
 
-def _end_once(_number: int, _frame: FrameType | None) -> None:
+def _end_once(number: int, _frame: FrameType | None) -> None:
     """Do what Ctrl-C does."""
     _end_whatever_is_asked()
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def _end_whatever_is_asked() -> None:

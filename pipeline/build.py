@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.atomic import describe_file, refuse_newer, write_record
 from pipeline.environment import installed, missing_gpu, now, tools
-from pipeline.errors import BuildError, CrashedError, UnsupportedError, is_mendable
+from pipeline.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_mendable
 from pipeline.keys import key_of
 from pipeline.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact, Backend, Outcome, Variant
@@ -21,6 +21,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
 
     Raises:
         RecordError: what the variant is built from is missing.
+        KilledError: on a worker of a farm, somebody has ended the builder.
         StorageError: the results cannot be written.
     """
     refuse_newer(project.paths.artifact(variant))
@@ -31,6 +32,8 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
         skipped = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
         artifact = skipped.model_copy(update={"mendable": is_mendable(exc)})
     except (BuildError, CrashedError) as exc:
+        if isinstance(exc, KilledError) and project.on_worker:
+            raise  # which says nothing of the variant: the farm tries it on another machine
         artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.artifact(variant), artifact)
     return artifact

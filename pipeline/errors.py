@@ -7,6 +7,7 @@ turn every expected failure into one message a person can act on.
 from __future__ import annotations
 
 import errno
+import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
@@ -97,6 +98,12 @@ class RunError(PipelineError):
 
 class CrashedError(PipelineError):
     """A process that did risky work died, hung, or raised what nobody expected."""
+
+
+class KilledError(CrashedError):
+    """Somebody else has ended such a process: the kernel for want of memory, or whoever stops a machine."""
+
+    exit_code = 128 + signal.SIGKILL
 
 
 class UnsupportedError(PipelineError):

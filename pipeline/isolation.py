@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import CrashedError, PipelineError, one_line, storage_errors
+from pipeline.errors import CrashedError, KilledError, PipelineError, one_line, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,8 @@ _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+KILLED = {-signal.SIGKILL, -signal.SIGTERM}
+"""How processes end that somebody else has ended: the kernel for want of memory, or whoever stops a machine."""
 PARENT_VARIABLE = "PIPELINE_PARENT"
 """The environment variable in which a process tells those that it starts whom to end with."""
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
@@ -62,8 +64,9 @@ def run_isolated(
     Raises:
         PipelineError: what the function raised, of the same type and with the same message.
         StorageError: the log cannot be written.
-        CrashedError: the process died or took too long, and the message has the log's last lines; or the function
-            raised something else, and the log has its traceback.
+        KilledError: somebody has ended the process, and the message has the log's last lines.
+        CrashedError: it died or took too long, likewise; or the function raised something else, and the log has its
+            traceback.
     """
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
     ours, theirs = context.Pipe()
@@ -81,7 +84,8 @@ def run_isolated(
             raise _crashed(what, log, rerun) from None
         except EOFError:
             process.join(_EXIT_SECONDS)
-            raise _crashed(describe_exit(process.exitcode), log, rerun) from None
+            kind = KilledError if process.exitcode in KILLED else CrashedError
+            raise _crashed(describe_exit(process.exitcode), log, rerun, kind) from None
         else:
             process.join(_EXIT_SECONDS)
         finally:
@@ -119,9 +123,9 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
     return [line[:_LINE_LENGTH] for line in telling if not line.startswith("Extension modules:")][-count:]
 
 
-def _crashed(what: str, log: Path, rerun: str) -> CrashedError:
+def _crashed(what: str, log: Path, rerun: str, kind: type[CrashedError] = CrashedError) -> CrashedError:
     said = "".join(f"\n{'':12}{line}" for line in last_lines(log)) or " nothing"
-    return CrashedError(what, got=f"last log lines:{said}", fix=_fix(rerun))
+    return kind(what, got=f"last log lines:{said}", fix=_fix(rerun))
 
 
 def _fix(rerun: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.atomic import write_record
 from pipeline.environment import driver_version, now, tools, version
-from pipeline.errors import CrashedError, RunError, UnsupportedError, is_mendable, one_line
+from pipeline.errors import CrashedError, KilledError, RunError, UnsupportedError, is_mendable, one_line
 from pipeline.gates import (
     executed_precision,
     judge,
@@ -74,6 +74,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
 
     Raises:
         RecordError: the artifact or the data are missing.
+        KilledError: on a worker of a farm, somebody has ended the process that ran it.
         StorageError: the report cannot be written.
     """
     key = key_of(project, Step(Stage.VALIDATE, variant.id))
@@ -82,6 +83,8 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
     except UnsupportedError as exc:
         report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, mendable=is_mendable(exc))
     except (RunError, CrashedError) as exc:
+        if isinstance(exc, KilledError) and project.on_worker:
+            raise  # which says nothing of the variant: the farm tries it on another machine
         report = _unjudged(variant, key, Outcome.FAILED, str(exc))
     write_record(project.paths.accuracy(variant), report)
     return report

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import ConfigError, CrashedError, PipelineError, StorageError, UnsupportedError
+from pipeline.errors import ConfigError, CrashedError, KilledError, PipelineError, StorageError, UnsupportedError
 from pipeline.isolation import describe_exit, last_lines, run_isolated
 
 if TYPE_CHECKING:
@@ -361,6 +361,16 @@ def test_ctrl_c_ends_both(parent: subprocess.Popen[str], log: Path) -> None:
     assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert said.count("Traceback") == 1
     assert gone(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_process_that_somebody_has_ended_is_told_from_one_that_crashed(number: signal.Signals, log: Path) -> None:
+    """Where there is more memory it may not be killed; a crash comes again."""
+    with pytest.raises(KilledError, match=number.name):
+        run_isolated(die, number, timeout_seconds=SECONDS, log=log, rerun=RERUN)
+    with pytest.raises(CrashedError, match="SIGSEGV") as caught:
+        run_isolated(read_address_zero, timeout_seconds=SECONDS, log=log, rerun=RERUN)
+    assert type(caught.value) is CrashedError
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
