@@ -375,6 +375,15 @@ class Executor(str, Enum):
     """On workers of a Ray cluster that have what a target needs."""
 
 
+_RAYS_OWN = re.compile(r"CPU|GPU|memory|object_store_memory|(node|accelerator_type):.*")
+
+
+def _own_resource(name: str) -> str:
+    if _RAYS_OWN.fullmatch(name):
+        raise ValueError(f"{name} is a resource of Ray's own; expected one that nodes declare")
+    return name
+
+
 class FarmTarget(Record):
     """What is built on the farm, and what a worker must have for it."""
 
@@ -383,7 +392,7 @@ class FarmTarget(Record):
     """The type of GPU as Ray calls it: H100, A10G, L4. None takes workers without one, which build ahead of time."""
     compute_capabilities: Annotated[tuple[int, ...] | None, BeforeValidator(_compute_capabilities)] = None
     """Instead of those of `tensorrt:`; left out, those."""
-    resources: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
+    resources: tuple[Annotated[str, StringConstraints(min_length=1), AfterValidator(_own_resource)], ...] = ()
     """Custom resources that nodes declare: what tells two kinds of H100, or of installations, apart."""
 
     @property

@@ -1048,6 +1048,13 @@ ON_H100 = "{accelerator: H100, flavour: tensorrt}"
             "3:7: is of `executor: ray`, and the executor is local; add that, or take this out",
         ),
         (FARM.format(""), "4:17: farm.targets: expected at least one entry, got []"),
+        *(
+            (
+                FARM.format(f"{{flavour: tensorrt_rtx, resources: [a100, '{name}']}}"),
+                f"4:60: farm.targets[0].resources[1]: {name} is a resource of Ray's own; expected",
+            )
+            for name in ("CPU", "GPU", "memory", "object_store_memory", "node:10.0.0.1", "accelerator_type:H100")
+        ),
         (FARM.format("{accelerator: H100}"), "4:18: missing key 'farm.targets[0].flavour'"),
         (
             FARM.format("{flavour: tensorrt}"),
