@@ -1,16 +1,18 @@
-"""What the farm costs, on a Ray cluster of this machine alone; prints ratios of one run.
+"""What the farm costs, on a Ray cluster of this machine alone; prints figures of one run, fails where a bound breaks.
 
     python benchmarks/farm.py --nodes 50 --tasks 1000
 
-First, on two nodes, the overhead of a task: a command run directly and through the farm, in turn, and with 45 MB of
-input. Then the makespan of many tasks of one second on nodes of one core each; tasks / nodes seconds would be ideal.
-Fifty nodes are 150 processes of Ray, which take some minutes to start on two cores, and 12 GB.
+First, on two nodes, the overhead of a task: the same command directly, and as a step of doit's that is packed, sent,
+run, checked and put in its place, in turn; its command copies an engine that was built before. Then what a second
+machine takes with a warm store. Then the makespan of many tasks of one second on nodes of one core each; tasks / nodes
+seconds would be ideal. Fifty nodes are 150 processes of Ray, which take some minutes to start on two cores, and 12 GB.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,21 +22,36 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the tests' cluster
 
-from pipeline.atomic import describe_bytes
+from pipeline.atomic import describe_file, write_record
+from pipeline.farm import executor
 from pipeline.farm.cluster import Cluster, Needs
-from pipeline.farm.parcels import Made, Parcel, Refused, read_message
+from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
+from pipeline.plan import Stage, Step
+from pipeline.project import Project
 from tests.farm_cluster import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
-    from pipeline.records import FileRecord
+    from pipeline.records import FarmHost
 
-QUICK = ("-I", "-S", "-c", "pass")
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIG = """\
+model: {{name: tiny, factory: "tests.tiny_model:make", weights: sample}}
+preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+data: {{calibration: 32, validation: 100}}
+precisions: [fp16]
+profiles: [1]
+workspaces: [16MiB]
+executor: ray
+farm: {{address: "{address}", targets: [{{flavour: tensorrt_rtx}}]}}
+"""
+BUILD = Step(Stage.BUILD, "tiny/rtx-sm80+/fp16-b1-ws16MiB")
+COPY = ("-I", "-S", "-c", "import shutil; shutil.copytree('results', 'artifacts', dirs_exist_ok=True)")
 SECOND = ("-I", "-S", "-c", "import time; time.sleep(1)")
 ROUNDS = 40
 LIGHT = {
@@ -45,57 +62,115 @@ LIGHT = {
     "RAY_enable_metrics_collection": "0",
 }
 """What keeps fifty nodes on one machine from being busy with themselves."""
-INPUT_BYTES = 45_000_000
-"""As ResNet18's FP32 graph has."""
+LARGE_BYTES = 45_000_000
+"""As ResNet18's FP32 engine has."""
+OVERHEAD_MS = 50
+MAKESPAN = 1.15
 
 
-def run(cluster: Cluster, command: tuple[str, ...], file: FileRecord | None = None, content: Any = None) -> float:  # noqa: ANN401 - Ray's
-    """Run a command through the farm, as its driver does, and return how many seconds that took."""
-    began = time.perf_counter()
-    parcel = Parcel(command=command, files=(file,) if file else (), timeout_seconds=60)
-    running = cluster.submit(parcel, [content] if file else [], Needs(None, ()), set())
+def run(cluster: Cluster) -> None:
+    """Run a command of a second on the cluster, as a driver does."""
+    running = cluster.submit(Parcel(command=SECOND, files=(), timeout_seconds=60), [], Needs(None, ()), ())
     for item in running.items(lambda: None):
         message = read_message(item if isinstance(item, str) else "")
         if isinstance(message, Refused) or (isinstance(message, Made) and message.status != 0):
             raise SystemExit(f"it failed: {message}")
-    return time.perf_counter() - began
 
 
-def directly(command: tuple[str, ...]) -> float:
+def directly(command: tuple[str, ...], folder: Path) -> float:
     """Run a command here."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True)  # noqa: S603 - one of the above
+    subprocess.run([sys.executable, *command], check=True, cwd=folder)  # noqa: S603 - one of the above
     return time.perf_counter() - began
 
 
-def measure_overhead(cluster: Cluster) -> None:
-    """Print what a task takes beyond its command."""
-    data = os.urandom(INPUT_BYTES)
-    file, content = describe_bytes("artifacts/input", data), cluster.put(data)
-    for _ in range(4):
-        run(cluster, QUICK, file, content)  # the worker's start, and the input's way to it
-    plain, farmed, fed = [], [], []
-    for _ in range(ROUNDS):
-        plain.append(directly(QUICK))
-        farmed.append(run(cluster, QUICK))
-        fed.append(run(cluster, QUICK, file, content))
-    here, there, with_input = (1e3 * statistics.median(times) for times in (plain, farmed, fed))
-    print(f"the command directly        {here:7.1f} ms")
-    print(f"through the farm            {there:7.1f} ms, {there - here:+.1f} ms")
-    print(f"with {INPUT_BYTES / 1e6:.0f} MB that are there  {with_input:7.1f} ms, {with_input - here:+.1f} ms")
+def farmed(farm: executor.Farm) -> float:
+    """Run a step as doit has it run: packed, sent, checked and put in its place."""
+    began = time.perf_counter()
+    told: list[Said] = []
+    if farm.run(BUILD, told.append) != 0:
+        raise SystemExit(f"it failed: {told}")
+    return time.perf_counter() - began
 
 
-def measure_makespan(cluster: Cluster, tasks: int) -> None:
-    """Print how long many tasks take, against the ideal."""
+def write_project(folder: Path, address: str) -> None:
+    """Make what an engine of a tiny model is built from, and look at the farm."""
+    shutil.copytree(REPOSITORY / "tests", folder / "tests", ignore=lambda *_: ["gpu", "__pycache__"])
+    (folder / "pipeline.yaml").write_text(CONFIG.format(address=address))
+    for arguments in (["farm"], ["source", "tiny"], ["data", "tiny"], ["export", "tiny/fp32"], ["export", "tiny/fp16"]):
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)  # noqa: S603 - this package's own
+
+
+def prepare_results(project: Project, size: int | None) -> None:
+    """Lay what the step has given, with an engine of another size, where a command copies it from."""
+    artifact = project.artifact(project.plan.variant(BUILD.subject))
+    assert artifact.file  # noqa: S101 - it was built
+    results = Path("results")
+    shutil.rmtree(results, ignore_errors=True)
+    shutil.copytree(project.file(artifact.file).parent, results / BUILD.subject)
+    if size:
+        (results / artifact.file.path).write_bytes(os.urandom(size))
+        other = describe_file(results / artifact.file.path, results)
+        write_record(results / BUILD.subject / "artifact.json", artifact.model_copy(update={"file": other}))
+
+
+def pack_copying(project: Project, step: Step, workers: FarmHost) -> Packed:
+    """Pack a step whose command copies prepared results: what is left is the farm's own."""
+    found = pack(project, step, workers)
+    paths = (path for path in Path("results").rglob("*") if path.is_file())
+    results = (Input(describe_file(path, Path()), path) for path in paths)
+    inputs = (*found.inputs, *results)
+    files = tuple(item.record for item in inputs)
+    return Packed(found.parcel.model_copy(update={"command": COPY, "files": files}), inputs)
+
+
+def measure_overhead() -> bool:
+    """Print what a task takes beyond its command, and return whether that is within its bound."""
+    project = Project.load(Path("pipeline.yaml"))
+    farm = executor.Farm(project)
+    farmed(farm)  # what an engine's build gives
+    overheads = []
+    for name, size in (("an engine of a tiny model", None), (f"an engine of {LARGE_BYTES / 1e6:.0f} MB", LARGE_BYTES)):
+        prepare_results(project, size)
+        with patch.object(executor, "pack", pack_copying):
+            for _ in range(4):
+                farmed(farm)  # the worker's start, and the inputs' way to it
+            pairs = [(directly(COPY, Path()), farmed(farm)) for _ in range(ROUNDS)]
+        here, there = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+        overheads.append(there - here)
+        print(f"{name}: directly {here:.1f} ms, through the farm {there:.1f} ms, {there - here:+.1f} ms")
+    return bool(overheads[0] <= OVERHEAD_MS)
+
+
+def measure_second_run() -> bool:
+    """Print what a second machine takes with a warm store, and return whether it built nothing."""
+    shutil.rmtree("results")
+    text = Path("pipeline.yaml").read_text()
+    Path("pipeline.yaml").write_text(f"{text}cache: {Path('cache').absolute()}\n")
+    first = farmed(executor.Farm(Project.load(Path("pipeline.yaml"))))
+    shutil.rmtree(Path("artifacts") / BUILD.subject)
+    began, told = time.perf_counter(), list[Said]()
+    status = executor.Farm(Project.load(Path("pipeline.yaml"))).run(BUILD, told.append)
+    took = time.perf_counter() - began
+    taken = status == 0 and [said.line.startswith("taken from") for said in told] == [True]
+    print(
+        f"an engine that is built and left in the store: {1e3 * first:.0f} ms; with a warm store: {1e3 * took:.0f} ms"
+    )
+    return taken
+
+
+def measure_makespan(cluster: Cluster, tasks: int) -> bool:
+    """Print how long many tasks take, against the ideal, and return whether that is within its bound."""
     import ray  # noqa: PLC0415 - once its environment is set
 
     nodes = [node for node in cluster.nodes() if Needs(None, ()).met_by(node)]
     with ThreadPoolExecutor(2) as few:  # every node's worker, started; not all at once on this machine
-        list(few.map(lambda node: cluster.probe(node).result(300), nodes))
+        list(few.map(lambda node: cluster.probe(node).result(time.monotonic() + 300, lambda: None), nodes))
     with ThreadPoolExecutor(256) as threads:
         for count in (len(nodes), tasks):
             began = time.perf_counter()
-            list(threads.map(lambda _: run(cluster, SECOND), range(count)))
+            list(threads.map(lambda _: run(cluster), range(count)))
             took = time.perf_counter() - began
     plain = ray.remote(num_cpus=1, max_retries=0)(time.sleep)
     began = time.perf_counter()
@@ -104,6 +179,7 @@ def measure_makespan(cluster: Cluster, tasks: int) -> None:
     ideal = tasks / len(nodes)
     print(f"{tasks} tasks of 1 s on {len(nodes)} nodes: {took:.2f} s, {took / ideal:.3f} of the ideal")
     print(f"Ray's own, without a command: {alone:.2f} s, {alone / ideal:.3f} of the ideal")
+    return took / ideal <= MAKESPAN
 
 
 @contextmanager
@@ -116,7 +192,7 @@ def joined(nodes: int) -> Iterator[Cluster]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "TMPDIR": folder, **LIGHT},
-            cwd=Path(__file__).parent.parent,
+            cwd=REPOSITORY,
             text=True,
         )
         try:
@@ -136,10 +212,16 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     options = parser.parse_args()
     os.environ.update(LOOPBACK)
-    with joined(2) as cluster:
-        measure_overhead(cluster)
+    with joined(2) as cluster, tempfile.TemporaryDirectory() as folder:
+        write_project(Path(folder), cluster.address)
+        os.chdir(folder)  # where the model's factory lies
+        held = {f"overhead of at most {OVERHEAD_MS} ms": measure_overhead()}
+        held["nothing built again with a warm store"] = measure_second_run()
+        os.chdir(REPOSITORY)
     with joined(options.nodes) as cluster:
-        measure_makespan(cluster, options.tasks)
+        held[f"at most {MAKESPAN} of the ideal makespan"] = measure_makespan(cluster, options.tasks)
+    if broken := [bound for bound, holds in held.items() if not holds]:
+        raise SystemExit(f"not held: {', '.join(broken)}")
 
 
 if __name__ == "__main__":
