@@ -268,13 +268,13 @@ def _sha256(path: Path, *_identity: int) -> str:
 
 
 def install_files(staged: Path, root: Path, files: Iterable[FileRecord]) -> None:
-    """Move files from one folder to another on the same disk, each in one step, the records last.
+    """Move files from one folder to another on the same disk, each in one step, in their order: records belong last.
 
     Raises:
         StorageError: they cannot be written.
     """
     with storage_errors(f"writing {root}"):
-        for file in sorted(files, key=lambda file: file.path.endswith(".json")):
+        for file in files:
             there = root / file.path
             there.parent.mkdir(parents=True, exist_ok=True)
             (staged / file.path).replace(there)

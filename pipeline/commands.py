@@ -206,7 +206,7 @@ def _farm(arguments: Sequence[str]) -> int:
         gpu = host.gpus[0].name if host.gpus else "no GPU that a driver shows"
         versions = ", ".join(f"{tool.name} {tool.version}" for tool in host.flavours)
         print(f"{item.needs}: {versions or 'no TensorRT'}, torch {host.torch}, {gpu}, driver {item.host.driver}")
-    print(f"{len(record.nodes)} machines can run what the configuration builds")
+    print(f"{len(record.nodes)} machines have the cores or the GPUs that the configuration names")
     return 0
 
 

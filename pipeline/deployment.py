@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.atomic import read_record
-from pipeline.environment import driver_version, processor, read_host, torch_tensorrt, version
+from pipeline.environment import driver_version, onnxruntime, processor, read_host, torch_tensorrt
 from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.nvml import free_memory_bytes
 from pipeline.preprocessing import to_input, to_pixels
-from pipeline.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Tool, Variant, is_applied
+from pipeline.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Variant, is_applied
 from pipeline.resolution import Resolution, Tier, Wish, resolve_entry
 from pipeline.runners import onnx_session, verify
 
@@ -45,7 +45,6 @@ _AT_ONCE = 32
 def this_host() -> DeploymentHost:
     """Return what this machine has; no GPU and no library is touched, but for asking the driver."""
     host = read_host()
-    runtimes = [Tool(name=name, version=version(name)) for name in ("onnxruntime-gpu", "onnxruntime")]
     return DeploymentHost(
         machine=platform.machine(),
         processor=processor(),
@@ -53,7 +52,7 @@ def this_host() -> DeploymentHost:
         free_memory_bytes=tuple(free_memory_bytes(gpu) for gpu in host.gpus),
         driver=driver_version(),
         torch_tensorrt=torch_tensorrt(),
-        onnxruntime=next((tool for tool in runtimes if tool.version != "absent"), runtimes[-1]),
+        onnxruntime=onnxruntime(),
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.atomic import read_record
 from pipeline.config import Config, Executor, load_config
-from pipeline.environment import driver_version, read_host
-from pipeline.errors import FarmError, MissingRecordError, UnknownFarmError
+from pipeline.environment import driver_version, onnxruntime, read_host, torch_tensorrt
+from pipeline.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
 from pipeline.paths import Paths
 from pipeline.plan import Plan, Stage, Step
 from pipeline.records import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pipeline.config import FarmTarget
     from pipeline.records import FileRecord, Tool
 
 R = TypeVar("R", bound=Record)
@@ -73,7 +74,10 @@ class Project:
         if config.executor is Executor.LOCAL:
             return cls(Plan(config, host), paths, file)
         farm = read_farm(config, paths)
-        hosts = tuple(_adopted(item, host) if item.needs == farm.here else item for item in farm.hosts)
+        targets = {target.needs: target for target in config.farm_targets}
+        hosts = tuple(
+            _adopted(item, targets[item.needs], host) if item.needs == farm.here else item for item in farm.hosts
+        )
         return cls(Plan(config, host, hosts), paths, file, on_worker=farm.here is not None)
 
     @property
@@ -142,39 +146,54 @@ def read_farm(config: Config, paths: Paths) -> FarmRecord:
     """Return what is known of the farm.
 
     Raises:
-        UnknownFarmError: nobody has looked at it yet, or the configuration names others of it now.
-        RecordError: the record is damaged.
+        UnknownFarmError: nobody has looked at it yet, the record of that is damaged, or the configuration names others
+            of it now.
     """
     fix = "run `python -m pipeline farm`; `doit` does by itself"
     try:
         record = read_record(paths.farm, FarmRecord, fix=fix)
-    except MissingRecordError as exc:
-        raise UnknownFarmError("nobody has looked at the farm yet", fix=fix) from exc
+    except RecordError as exc:
+        missing = isinstance(exc, MissingRecordError)
+        raise UnknownFarmError("nobody has looked at the farm yet" if missing else exc.what, fix=fix) from exc
     known = {item.needs for item in record.hosts}
     if unknown := [target.needs for target in config.farm_targets if target.needs not in known]:
         raise UnknownFarmError(f"nobody has looked yet at the farm's workers with {unknown[0]}", fix=fix)
     return record
 
 
-def _adopted(planned: FarmHost, here: Host) -> FarmHost:
+def traits(target: FarmTarget, host: Host, torch_tensorrt: Tool, onnxruntime: Tool) -> dict[str, str]:
+    """Return what must be the same wherever a target's steps run, by what it is called.
+
+    Without a GPU of its own that is the flavour alone: nothing but engines is made there, and nothing runs them.
+    """
+    versions = {tool.name: tool.version for tool in host.flavours}
+    found = {"TensorRT": f"{target.flavour.value} {versions.get(target.flavour.value, 'absent')}"}
+    if target.accelerator:
+        found["torch"] = f"torch {host.torch}"
+        found["Torch-TensorRT"] = f"{torch_tensorrt.name} {torch_tensorrt.version}"
+        found["ONNX Runtime"] = f"{onnxruntime.name} {onnxruntime.version}"
+        found["GPU"] = host.gpus[0].name if host.gpus else "no GPU that its driver shows"
+    return found
+
+
+def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
     """Return the workers' description with this worker's own GPU and driver in it.
 
     Raises:
         FarmError: it is of another kind.
     """
     host = planned.host.host
-    for what, expected, got in (
-        ("TensorRT", _shown(host.flavours), _shown(here.flavours)),
-        ("torch", host.torch, here.torch),
-        ("GPU", host.gpus[0].name if host.gpus else "none", here.gpus[0].name if here.gpus else "none"),
-    ):
-        if expected != got:
+    there = traits(target, host, planned.host.torch_tensorrt, planned.host.onnxruntime)
+    for what, got in traits(target, here, torch_tensorrt(), onnxruntime()).items():
+        if there[what] != got:
             raise FarmError(
                 f"this worker's {what} is not what was planned with",
-                expected=f"{expected}, as workers with {planned.needs} have had",
+                expected=f"{there[what]}, as workers with {planned.needs} have had",
                 got=got,
                 fix="look at the farm again: `python -m pipeline farm`",
             )
+    if not target.accelerator:
+        return planned
     own = tuple(
         gpu.model_copy(update={"index": mine.index, "uuid": mine.uuid})
         for gpu, mine in zip(host.gpus[:1], here.gpus, strict=False)
@@ -187,7 +206,3 @@ def _adopted(planned: FarmHost, here: Host) -> FarmHost:
         }
     )
     return planned.model_copy(update={"host": adopted})
-
-
-def _shown(flavours: tuple[Tool, ...]) -> str:
-    return ", ".join(f"{tool.name} {tool.version}" for tool in flavours) or "none"

@@ -270,6 +270,9 @@ class _OnFarm(_WithoutProcess):
         except PipelineError as exc:
             write(f"error: {exc}", error=True)
             return TaskFailed(str(exc), report=True)
+        except Exception as exc:  # noqa: BLE001 - of this step alone, as a command's would be: the others go on
+            write(f"error: unexpected {type(exc).__name__}: {exc}", error=True)
+            return TaskFailed(str(exc), report=True)
         return TaskFailed(f"exit status {status}", report=True) if status else None
 
 

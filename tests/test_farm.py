@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import os
 import re
 import shutil
@@ -11,26 +12,32 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from doit.exceptions import TaskFailed
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
+from ray._private.label_utils import validate_label_selector
 
 from pipeline import __version__, environment
 from pipeline.__main__ import main
 from pipeline.atomic import describe_bytes, describe_file, write_record
 from pipeline.config import FarmTarget
+from pipeline.deployment import this_host
 from pipeline.errors import FarmError, LostWorkerError, RecordError, UnknownFarmError
 from pipeline.farm import executor, worker
-from pipeline.farm.cluster import Cluster, Needs, Node
+from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.farm.flights import Board
-from pipeline.farm.inspection import able_nodes, common_host, look_at_farm
+from pipeline.farm.inspection import able_nodes, common_host, look_at_farm, unfit_nodes
 from pipeline.farm.parcels import (
     Began,
+    Input,
     Made,
     Message,
     Packed,
@@ -42,6 +49,7 @@ from pipeline.farm.parcels import (
     pack,
     read_message,
 )
+from pipeline.farm.sent import Sent
 from pipeline.keys import key_of
 from pipeline.plan import Stage, Step
 from pipeline.project import Project
@@ -57,12 +65,13 @@ from pipeline.records import (
     Tool,
 )
 from pipeline.staleness import is_current
+from pipeline.tasks import _OnFarm
 
 from .conftest import REPOSITORY, TINY
 from .hosts import H100, L4, RTX, TRT10, TRT86, host, machine, workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
@@ -119,7 +128,7 @@ def messages(items: list[str | bytes]) -> list[Message]:
 def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[Said]]:
     """Return what the driver makes of that: the exit status, and what was told."""
     told: list[Said] = []
-    trip = executor._Trip(project, step, AHEAD, told.append)  # noqa: SLF001 - without a cluster
+    trip = executor._Trip(project, step, lambda: None, told.append)  # noqa: SLF001 - without a cluster
     return trip.follow(iter(items)), told
 
 
@@ -186,6 +195,19 @@ def test_damaged_input_does_not_travel(project: Project) -> None:
     file.write_bytes(b"x")
     with pytest.raises(RecordError, match=r"fp16\.onnx is not what was made"):
         packed(project)
+
+
+@pytest.mark.parametrize("damaged", ["model.engine", "artifact.json"])
+@pytest.mark.parametrize("step", [BUILD, Step(Stage.BUILD, TWIN)])
+def test_what_a_step_may_do_without_is_left_out_when_it_is_damaged(project: Project, step: Step, damaged: str) -> None:
+    """A former engine, or a twin's, must not keep the step from running that makes it again."""
+    project.config_file.write_text(FARM + "tensorrt: {refit: true}\n")
+    refits = Project.load(project.config_file)
+    former = f"artifacts/{ENGINE}/model.engine"
+    assert former in {item.record.path for item in packed(refits, step).inputs}
+    (project.paths.root / ENGINE / damaged).write_text("{}")
+    files = {item.record.path for item in packed(refits, step).inputs}
+    assert f"artifacts/{ENGINE}/{damaged}" not in files
 
 
 def test_failure_comes_back_with_its_record_and_its_log(project: Project, at_home: Path) -> None:
@@ -268,7 +290,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     assert at_home
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
     joins = "import pipeline.farm.cluster, sys; sys.exit('pipeline.store' in sys.modules)"
-    subprocess.run([sys.executable, "-c", joins], check=True)
+    subprocess.run([sys.executable, "-c", joins], check=True)  # noqa: S603 - this repository's own code
     told = subprocess.run([sys.executable, "-m", "pipeline", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)
     assert there.host.torch == "absent"
@@ -279,6 +301,23 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
 
 
 # What comes back is believed once it holds.
+
+
+def test_record_is_put_in_its_place_after_what_it_vouches_for(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their names: a recipe is JSON, too."""
+    variant = project.plan.variant(ENGINE)
+    recipe = tmp_path / ENGINE / "recipe.json"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("{}")
+    files = describe_file(recipe, tmp_path)
+    write_record(tmp_path / ENGINE / "artifact.json", project.artifact(variant).model_copy(update={"file": files}))
+    made = Made(status=0, files=tuple(describe_file(path, tmp_path) for path in sorted(recipe.parent.iterdir())))
+    order: list[str] = []
+    monkeypatch.setattr(Path, "replace", lambda self, _: order.append(self.name))
+    accept(project, BUILD, made, tmp_path)
+    assert order == ["recipe.json", "artifact.json"]
 
 
 def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
@@ -358,10 +397,56 @@ def test_worker_that_falls_silent_is_lost(project: Project) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number: signal.Signals) -> None:
-    """The kernel does so for want of memory."""
+@pytest.mark.parametrize("told", [0, 128])
+def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number: signal.Signals, told: int) -> None:
+    """The kernel does so for want of memory; the step's own process, or one whose end that tells of."""
+    status = told + number if told else -number
     with pytest.raises(LostWorkerError, match=f"its process was killed by {number.name}"):
-        followed(project, [Made(status=-number, files=()).to_json()])
+        followed(project, [Made(status=status, files=()).to_json()])
+
+
+def test_step_whose_builder_is_killed_has_not_failed(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a worker it leaves no record, and says by its exit status that it may run elsewhere."""
+    before = project.artifact(project.plan.variant(ENGINE))
+    record = FarmRecord(hosts=(workers(NEEDS, environment.read_host()),), here=NEEDS)
+    write_record(project.paths.farm, record)
+    monkeypatch.setattr("pipeline.engine._build", _kill_itself)
+    assert main(["build", ENGINE, "--config", str(project.config_file)]) == 128 + signal.SIGKILL
+    assert "killed by SIGKILL, as the kernel does when memory is short" in capsys.readouterr().err
+    assert project.artifact(project.plan.variant(ENGINE)) == before
+
+
+def _kill_itself(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_step_that_is_asked_to_end_says_so(interrupted: Path) -> None:
+    """By the exit status that a shell gives for it."""
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", "source", "tiny"], cwd=interrupted)
+    while not (interrupted / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_step_that_fails_without_a_record_has_its_own_status(project: Project, at_home: Path) -> None:
+    """It has said why; what was there before stays."""
+    assert at_home
+    project.paths.build_log(project.plan.variant(ENGINE)).unlink()
+    items = sent(packed(project))
+    made = read_message(str(next(item for item in items if isinstance(item, str) and '"made"' in item)))
+    assert isinstance(made, Made)
+    (log,) = (file for file in made.files if file.path.endswith("build.log"))
+    contents = [item for item in items if isinstance(item, bytes)]
+    index = made.files.index(log)
+    failed = Made(status=1, files=(log,))
+    before = project.artifact(project.plan.variant(ENGINE))
+    status, _ = followed(project, [failed.to_json(), contents[index]])
+    assert status == 1
+    assert project.artifact(project.plan.variant(ENGINE)) == before
 
 
 def test_step_that_has_crashed_has_failed(project: Project) -> None:
@@ -419,6 +504,43 @@ def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
     assert list((at_home / "work").iterdir()) == []
 
 
+def test_worker_that_is_stopped_twice_kills_its_command(at_home: Path) -> None:
+    """One that does not end when asked to: nobody waits for it, and nothing is left."""
+    ignore = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    items = worker.work(command(f"{ignore}; print(os.getpid(), flush=True); time.sleep(60)"), lambda _: (), "node")
+    next(items)
+    (said,) = messages([str(next(items))])
+    assert isinstance(said, Said)
+    again = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    again.start()
+    with pytest.raises(KeyboardInterrupt):
+        items.close()
+    again.join()
+    assert not Path("/proc", said.line).exists()
+    assert list((at_home / "work").iterdir()) == []
+
+
+def test_input_stays_on_the_cluster_while_a_step_needs_it(tmp_path: Path) -> None:
+    """It is put there once for all steps that are under way, and is gone with the last of them."""
+    put: list[Path | bytes] = []
+
+    def counted(content: Path | bytes) -> list[int]:
+        put.append(content)
+        return [len(put)]
+
+    held = Sent(counted)
+    (tmp_path / "graph").write_bytes(b"graph")
+    graph = Input(describe_file(tmp_path / "graph", tmp_path), tmp_path / "graph")
+    text = Input(describe_bytes("text", b"text"), b"text")
+    with held.holding((graph, text)) as one:
+        with held.holding((graph,)) as other:
+            assert (one, other) == ([[1], [2]], [[1]])
+        assert put == [tmp_path / "graph", b"text"]
+    with held.holding((graph,)) as later:
+        assert later == [[3]]
+    assert held._held == {}  # noqa: SLF001 - what it is for
+
+
 def test_command_that_takes_too_long_is_ended(at_home: Path) -> None:
     """With what to do about it."""
     *_, last = messages(working(command("import time; time.sleep(60)", seconds=0.3)))
@@ -451,11 +573,11 @@ def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
 def test_another_version_of_this_package_refuses(at_home: Path) -> None:
     """By name, before anything is run."""
     assert at_home
-    parcel = command("open('/nowhere', 'w')").model_copy(update={"package": "9.9.9"})
+    parcel = command("open('/nowhere', 'w')").model_copy(update={"package": f"{__version__}, code 0123"})
     *_, last = messages(working(parcel))
     assert isinstance(last, Refused)
     assert "another version of this package" in last.reason
-    assert f"expected: 9.9.9\n  got:      {__version__} on" in last.reason
+    assert f"expected: {__version__}, code 0123\n  got:      {environment.this_package()} on" in last.reason
 
 
 def test_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
@@ -531,6 +653,7 @@ def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
 HEAD = Node("head", "10.0.0.1", {"node:10.0.0.1": 1.0, "memory": 9e9})
 NODE_H100 = Node("h", "10.0.0.2", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0, "tensorrt": 1.0})
 NODE_PROCESSOR = Node("p", "10.0.0.3", {"CPU": 4.0})
+OTHER = Node("o", "10.0.0.4", {"CPU": 4.0})
 NODES = (HEAD, NODE_H100, NODE_PROCESSOR)
 
 
@@ -551,8 +674,8 @@ def test_target_runs_where_all_that_it_needs_is(target: FarmTarget, able: list[s
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"accelerator": "L4"}, "1 GPU of accelerator type L4"),
-        ({"resources": ("pcie",)}, "1 GPU of accelerator type H100, the resource 'pcie'"),
+        ({"accelerator": "L4"}, "1 CPU, 1 GPU of accelerator type L4"),
+        ({"resources": ("pcie",)}, "1 CPU, 1 GPU of accelerator type H100, the resource 'pcie'"),
     ],
 )
 def test_target_without_a_machine_is_told_what_there_is(change: dict[str, object], expected: str) -> None:
@@ -564,9 +687,64 @@ def test_target_without_a_machine_is_told_what_there_is(change: dict[str, object
 
 
 def test_whole_gpu_or_none_is_asked_for() -> None:
-    """What names no GPU takes none."""
-    assert Needs.of(TUNED).options()["num_gpus"] == 1
-    assert Needs.of(AHEAD).options()["num_gpus"] == 0
+    """With its type, and every resource that the target names; what names no GPU takes none."""
+    needs = Needs.of(TUNED.model_copy(update={"resources": ("pcie",)}))
+    marks = {"accelerator_type:H100": 0.001, "pcie": 0.001}
+    assert needs.options() == {"num_cpus": 1, "num_gpus": 1, "resources": marks}
+    assert Needs.of(AHEAD).options() == {"num_cpus": 1, "num_gpus": 0, "resources": {}}
+
+
+def test_step_is_kept_off_machines_by_their_names() -> None:
+    """All others may take it: Ray spreads what is run again."""
+    options = Needs.of(AHEAD).options({"b1", "a0"})
+    selector = {"ray.io/node-id": "!in(a0,b1)"}
+    assert options == {"num_cpus": 1, "num_gpus": 0, "resources": {}, "label_selector": selector}
+    assert validate_label_selector(selector) is None
+
+
+class Machines:
+    """A cluster of which only the machines matter."""
+
+    def __init__(self, *there: Node) -> None:
+        self.there = there
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return those that are alive."""
+        return self.there
+
+
+def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor._Places:
+    """Return where a step of a processor's may run."""
+    return executor._Places(machines, AHEAD, unfit)  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
+
+
+def test_step_that_was_lost_runs_on_other_machines() -> None:
+    """Where there are any; what lacks the flavour never gets it, and what was lost nowhere is kept off nothing."""
+    found = places(Machines(NODE_H100, NODE_PROCESSOR, OTHER), frozenset("h"))
+    assert found.avoid() == {"h"}
+    found.lost("")
+    assert found.avoid() == {"h"}
+    found.lost("p")
+    assert found.avoid() == {"h", "p"}
+    found.lost("o")
+    assert found.avoid() == {"h"}
+
+
+def test_step_whose_last_machine_goes_while_it_waits_does_not_wait_on() -> None:
+    """It is tried on one that has lost it, where that is all there is; without any, it is told what there is."""
+    machines = Machines(NODE_PROCESSOR, OTHER)
+    found = places(machines)
+    found.lost("p")
+    avoid = found.avoid()
+    found.check(avoid)
+    machines.there = (NODE_PROCESSOR,)
+    with pytest.raises(LostWorkerError, match="waiting for a machine"):
+        found.check(avoid)
+    machines.there = (HEAD,)
+    with pytest.raises(FarmError, match="no machine of the farm can run"):
+        found.check(avoid)
+    with pytest.raises(FarmError, match="no machine of the farm can run"):
+        found.avoid()
 
 
 def nodes(*hosts: DeploymentHost) -> list[FarmNode]:
@@ -587,7 +765,6 @@ def test_machines_that_are_alike_are_one_kind() -> None:
         (H100, (TRT86,), "2.11.0", "1 with tensorrt 8.6.0;"),
         (H100, (TRT10,), "2.12.0", "torch 2.12.0"),
         (H100.model_copy(update={"name": "NVIDIA H100 PCIe"}), (TRT10,), "2.11.0", "NVIDIA H100 PCIe"),
-        (H100, (RTX,), "2.11.0", "1 with tensorrt absent"),
     ],
 )
 def test_machines_that_are_not_alike_are_refused(gpu: Gpu, flavours: tuple[Tool, ...], torch: str, got: str) -> None:
@@ -597,6 +774,25 @@ def test_machines_that_are_not_alike_are_refused(gpu: Gpu, flavours: tuple[Tool,
         common_host(TUNED, two)
     assert got in str(caught.value)
     assert "`resources`" in str(caught.value)
+
+
+def test_machines_that_lack_a_flavour_are_not_the_targets() -> None:
+    """H100s with TensorRT and a processor with TensorRT-RTX are one cluster; each builds what it can."""
+    tuned, ahead = nodes(machine(host(H100, flavours=(TRT10,))), machine(host(flavours=(RTX,))))
+    both = (tuned, ahead)
+    assert common_host(AHEAD, both) == ahead.host
+    assert common_host(TUNED, both) == tuned.host
+    record = FarmRecord(hosts=(), nodes=both)
+    assert unfit_nodes(AHEAD, record) == {tuned.id}
+    assert unfit_nodes(TUNED, record) == {ahead.id}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_target_without_a_gpu_takes_machines_whatever_else_they_have(first: int) -> None:
+    """Its engines depend on the flavour alone; a GPU that is there is not what they are built on."""
+    two = nodes(machine(host(H100, flavours=(TRT10, RTX), torch="absent")), machine(host(flavours=(RTX,))))
+    found = common_host(AHEAD, [two[first], two[1 - first]])
+    assert (found.host.gpus, found.driver) == ((), "absent")
 
 
 @pytest.mark.parametrize(
@@ -622,6 +818,13 @@ def test_farm_that_nobody_has_looked_at_is_told_so(project: Project, capsys: pyt
     assert "python -m pipeline farm" in capsys.readouterr().err
 
 
+def test_farm_whose_record_is_damaged_is_looked_at_again(project: Project) -> None:
+    """As one that nobody has looked at, which doit does by itself."""
+    project.paths.farm.write_text("{")
+    with pytest.raises(UnknownFarmError, match="is not a valid FarmRecord"):
+        Project.load(project.config_file)
+
+
 def test_new_target_has_to_be_looked_at(project: Project) -> None:
     """Its workers are not known yet."""
     project.config_file.write_text(FARM.replace("[{f", "[{accelerator: L4, flavour: tensorrt}, {f"))
@@ -638,14 +841,32 @@ def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     ("planned", "what"),
-    [(host(flavours=(TRT10,)), "TensorRT"), (host(torch="1.0"), "torch"), (host(H100), "GPU")],
+    [
+        ({"host": host(flavours=(TRT10,))}, "TensorRT"),
+        ({"host": host(torch="1.0")}, "torch"),
+        ({"host": host(H100), "free_memory_bytes": (None,)}, "GPU"),
+        ({"torch_tensorrt": Tool(name="torch-tensorrt", version="2.11.0")}, "Torch-TensorRT"),
+        ({"onnxruntime": Tool(name="onnxruntime-gpu", version="1.0")}, "ONNX Runtime"),
+    ],
 )
-def test_worker_that_is_not_what_was_planned_with_refuses(project: Project, planned: object, what: str) -> None:
-    """It has changed since somebody looked."""
-    record = FarmRecord(hosts=(workers(NEEDS, planned),), here=NEEDS)  # type: ignore[arg-type]
-    write_record(project.paths.farm, record)
+def test_worker_that_is_not_what_was_planned_with_refuses(
+    project: Project, planned: dict[str, object], what: str
+) -> None:
+    """It has changed since somebody looked: whatever must be alike on all of a target's machines."""
+    project.config_file.write_text(FARM.replace("{f", "{accelerator: H100, f"))
+    needs = "H100 with tensorrt_rtx"
+    there = DeploymentHost.model_validate({**dict(this_host()), **planned})
+    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(needs=needs, host=there),), here=needs))
     with pytest.raises(FarmError, match=f"this worker's {what} is not what was planned with"):
         Project.load(project.config_file)
+
+
+def test_worker_without_a_gpu_may_have_more_than_was_planned_with(project: Project) -> None:
+    """What its target's engines do not depend on: another flavour, torch, a GPU."""
+    planned = host(flavours=(TRT10, *environment.flavours()), torch="1.0")
+    write_record(project.paths.farm, FarmRecord(hosts=(workers(NEEDS, planned),), here=NEEDS))
+    adopted = Project.load(project.config_file).plan.workers(BUILD)
+    assert adopted == workers(NEEDS, planned)
 
 
 def test_worker_takes_nothing_from_a_cache_and_leaves_nothing(
@@ -715,6 +936,108 @@ def test_cluster_that_cannot_be_reached_is_tried_once(project: Project) -> None:
         farm.run(BUILD, print)
     with pytest.raises(FarmError, match="the first step that tried says why"):
         farm.run(BUILD, print)
+
+
+class Answering(Machines):
+    """A cluster whose machines all say the same of themselves."""
+
+    def __init__(self, there: DeploymentHost) -> None:
+        super().__init__(NODE_PROCESSOR)
+        self._there = there
+
+    def probe(self, node: Node) -> Answering:
+        """Ask one."""
+        assert node == NODE_PROCESSOR
+        return self
+
+    def result(self, deadline: float, look: Callable[[], None]) -> Probe:
+        """Answer in time."""
+        assert time.monotonic() < deadline
+        look()
+        return Probe(package=environment.this_package(), host=self._there.to_json())
+
+    def put(self, content: object) -> list[object]:
+        """Take a file."""
+        return [content]
+
+
+def test_farm_that_has_changed_since_planning_is_planned_for_anew(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is not run; the next doit finds what the machines are now."""
+    there = machine(host(flavours=(Tool(name="tensorrt_rtx", version="1.7.1.116"),)))
+    monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
+    with pytest.raises(FarmError, match="not what they were when this was planned"):
+        executor.Farm(project).run(BUILD, print)
+    (found,) = Project.load(project.config_file).plan.farm
+    assert found.host.host.flavours == there.host.flavours
+
+
+def test_what_was_left_in_the_cache_meanwhile_is_taken(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the first look and the key's turn another driver may have built it, and be done."""
+    project.config_file.write_text(f"{FARM}cache: anywhere\n")
+    there = machine(environment.read_host())
+    monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
+    monkeypatch.setattr(executor, "Flights", lambda *_: Alone())
+    monkeypatch.setattr(executor, "SharedCache", lambda _: FilledMeanwhile())
+    told: list[Said] = []
+    assert executor.Farm(Project.load(project.config_file)).run(BUILD, told.append) == 0
+    assert told == [Said(error=False, line="taken from there")]
+
+
+class Alone:
+    """A board on which nobody else is."""
+
+    @contextlib.contextmanager
+    def alone(self, *_: object) -> Iterator[None]:
+        """Hold any key."""
+        yield
+
+
+class FilledMeanwhile:
+    """A cache in which the first look finds nothing."""
+
+    def __init__(self) -> None:
+        self._found = iter(("", "there"))
+
+    def fetch(self, *_: object) -> str:
+        """Look."""
+        return next(self._found)
+
+
+def test_driver_that_joins_can_be_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping waits for nobody's connection; what was to follow it does not."""
+    going, on = threading.Event(), threading.Event()
+
+    def connect(*_: object) -> Answering:
+        going.set()
+        assert on.wait(30)
+        return Answering(machine(environment.read_host()))
+
+    monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", connect)
+    farm = executor.Farm(project)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(farm.run, BUILD, print)
+        assert going.wait(30)
+        began = time.monotonic()
+        farm.stop()
+        assert time.monotonic() - began < 5
+        on.set()
+        with pytest.raises(FarmError, match="stopped before it had ended"):
+            running.result(30)
+
+
+def test_what_nobody_expects_fails_one_step(project: Project) -> None:
+    """The others go on with the others, and it says what it was."""
+
+    class Broken:
+        def run(self, *_: object) -> int:
+            raise RuntimeError(project.plan.model)
+
+    said = io.StringIO()
+    failed = _OnFarm(Broken(), BUILD).execute(None, said)  # type: ignore[arg-type]
+    assert isinstance(failed, TaskFailed)
+    assert said.getvalue() == f"build:{ENGINE}: error: unexpected RuntimeError: tiny\n"
 
 
 # Two drivers.

@@ -92,7 +92,7 @@ def record(cluster: Cluster) -> str:
             command, cwd=folder, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, check=True
         )
         assert "H100 with tensorrt_rtx: tensorrt_rtx 1.4.0.76, torch 2.11.0" in done.stdout
-        assert "4 machines can run what the configuration builds" in done.stdout
+        assert "4 machines have the cores or the GPUs that the configuration names" in done.stdout
         return (Path(folder) / "artifacts/farm.json").read_text()
 
 

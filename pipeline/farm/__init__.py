@@ -4,6 +4,7 @@
     parcels     a step ↔ what travels: its command, its inputs by digest, what it has made
     worker      runs a parcel on the machine that has it
     cluster     Ray
+    sent        inputs on the cluster, while steps need them
     flights     two drivers do not build the same at once
     executor    the driver's side of a step: sends it, follows it, takes what it has made
 

@@ -9,17 +9,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import __version__
-from pipeline.errors import FarmError, LostWorkerError, one_line
+from pipeline.environment import this_package
+from pipeline.errors import FarmError, LostWorkerError, PipelineError, one_line
 from pipeline.farm.parcels import Parcel
-from pipeline.farm.worker import CHUNK_BYTES, work
+from pipeline.farm.worker import TERM_SECONDS, pieces, work
 from pipeline.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from pipeline.config import FarmTarget
@@ -28,12 +30,18 @@ _LITTLE = 0.001
 """Of a resource that is not used up, but tells where a task may run."""
 _LOOK_SECONDS = 5.0
 """How often something else than the worker's words is looked at, such as the time."""
-_ANSWER_SECONDS = 10.0
-"""How long a task that was asked to end may take; then its process is killed."""
+_ANSWER_SECONDS = 2 * TERM_SECONDS
+"""How long a task that was asked to end may take, and its command before it; then its process is killed."""
+_AHEAD = 8
+"""How many pieces a worker may be ahead of who takes them: so many lie in its machine's memory."""
 _TRY_SECONDS = 40.0
 """How long Ray takes to see that nobody answers."""
 _ACCELERATOR = "accelerator_type:"
 """Ray's prefix of the resource that names a node's type of GPU."""
+_NODE_ID = "ray.io/node-id"
+"""Ray's own label of a node."""
+_HEAD = "node:__internal_head__"
+"""Ray's own resource of the node that lives as long as the cluster."""
 _NAMESPACE = f"model-artifact-pipeline-{__version__}"
 _OUR_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run doit` would have Ray send the whole folder to every worker
@@ -69,12 +77,14 @@ class Needs(NamedTuple):
     @property
     def shown(self) -> str:
         """As a phrase, for messages."""
-        gpu = f"1 GPU of accelerator type {self.accelerator}" if self.accelerator else "1 CPU"
-        return ", ".join((gpu, *(f"the resource {name!r}" for name in self.resources)))
+        gpu = [f"1 GPU of accelerator type {self.accelerator}"] if self.accelerator else []
+        return ", ".join(("1 CPU", *gpu, *(f"the resource {name!r}" for name in self.resources)))
 
-    def options(self) -> dict[str, object]:
-        """Return it in Ray's words."""
-        return {"num_cpus": 1, "num_gpus": self.gpus, "resources": dict.fromkeys(self._marks, _LITTLE)}
+    def options(self, avoid: Collection[str] = ()) -> dict[str, object]:
+        """Return it in Ray's words, with the nodes on which the task is not to run."""
+        elsewhere = {"label_selector": {_NODE_ID: f"!in({','.join(sorted(avoid))})"}} if avoid else {}
+        marks = dict.fromkeys(self._marks, _LITTLE)
+        return {"num_cpus": 1, "num_gpus": self.gpus, "resources": marks, **elsewhere}
 
 
 class Node(NamedTuple):
@@ -108,7 +118,9 @@ class Cluster:
         """Use `Cluster.connect`."""
         self._ray = ray
         self.address = address
-        self._step = ray.remote(max_retries=0, num_returns="streaming")(_remote_work)
+        self._step = ray.remote(max_retries=0, num_returns="streaming", _generator_backpressure_num_objects=_AHEAD)(
+            _remote_work
+        )
         self._probe = ray.remote(max_retries=0, num_cpus=0)(_remote_probe)
 
     @classmethod
@@ -158,54 +170,44 @@ class Cluster:
 
     def probe(self, node: Node) -> Pending:
         """Ask a machine what it is; it need not be idle."""
-        return Pending(self._ray, self._probe.options(scheduling_strategy=self._on(node, soft=False)).remote())
+        with _ray_errors(f"asking {node.address} what it is"):
+            return Pending(self._ray, node, self._probe.options(scheduling_strategy=_on(node)).remote())
 
     def put(self, content: Path | bytes) -> list[Any]:
         """Return a file's bytes as objects of the cluster, in pieces.
 
         Raises:
             FarmError: the cluster does not take them.
+            StorageError: the file cannot be read.
         """
         with _ray_errors("sending a file"):
-            if isinstance(content, bytes):
-                return [self._ray.put(content)]
-            with content.open("rb") as file:
-                return [self._ray.put(piece) for piece in iter(lambda: file.read(CHUNK_BYTES), b"")] or [
-                    self._ray.put(b"")
-                ]
+            return [self._ray.put(piece) for piece in ([content] if isinstance(content, bytes) else pieces(content))]
 
-    def submit(self, parcel: Parcel, contents: list[list[Any]], needs: Needs, avoid: set[str]) -> Running:
+    def submit(self, parcel: Parcel, contents: list[list[Any]], needs: Needs, avoid: Collection[str]) -> Running:
         """Have a worker run a parcel's command.
 
         Args:
             parcel: what to run.
             contents: of its files, as `put` gives them.
             needs: what its node must have.
-            avoid: nodes that have lost it before, where there are others.
+            avoid: nodes on which it is not to run.
 
         Raises:
             FarmError: the cluster cannot be reached.
         """
-        options = needs.options()
-        others = [node for node in self.nodes() if needs.met_by(node) and node.id not in avoid] if avoid else []
-        if others:
-            options["scheduling_strategy"] = self._on(others[0], soft=True)
         with _ray_errors("sending a step"):
-            return Running(self._ray, self._step.options(**options).remote(parcel.to_json(), contents))
+            step = self._step.options(**needs.options(avoid))
+            return Running(self._ray, step.remote(parcel.to_json(), contents))
 
     def actor(self, kind: type, name: str) -> Any:  # noqa: ANN401 - a handle of Ray's
-        """Return the one object of a name on the cluster; it ends with the driver that was the first to ask.
+        """Return the one object of a name on the cluster, which outlives the driver that was the first to ask.
 
         Raises:
             FarmError: the cluster cannot be reached.
         """
-        here = next(node for node in self.nodes() if node.id == self._ray.get_runtime_context().get_node_id())
         with _ray_errors(f"reaching {name}"):
-            return (
-                self._ray.remote(num_cpus=0)(kind)
-                .options(name=name, get_if_exists=True, scheduling_strategy=self._on(here, soft=True))
-                .remote()
-            )
+            there = self._ray.remote(num_cpus=0, resources={_HEAD: _LITTLE})(kind)
+            return there.options(name=name, get_if_exists=True, lifetime="detached").remote()
 
     def ask(self, reference: Any, timeout_seconds: float) -> Any:  # noqa: ANN401 - what the actor's method returns
         """Return what an actor's method has returned.
@@ -217,11 +219,6 @@ class Cluster:
         with _ray_errors("asking another driver"):
             return self._ray.get(reference, timeout=timeout_seconds)
 
-    def _on(self, node: Node, *, soft: bool) -> object:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
-
-        return NodeAffinitySchedulingStrategy(node.id, soft=soft)
-
     def close(self) -> None:
         """Leave the cluster; what still runs there for this driver ends."""
         self._ray.shutdown()
@@ -230,18 +227,32 @@ class Cluster:
 class Pending:
     """A machine that was asked what it is."""
 
-    def __init__(self, ray: Any, reference: Any) -> None:  # noqa: ANN401 - Ray's
+    def __init__(self, ray: Any, node: Node, reference: Any) -> None:  # noqa: ANN401 - Ray's
         self._ray = ray
+        self._doing = f"asking {node.address} what it is"
         self._reference = reference
 
-    def result(self, timeout_seconds: float) -> Probe:
+    def result(self, deadline: float, look: Callable[[], None]) -> Probe:
         """Return what it says.
+
+        Args:
+            deadline: until when it may, by `time.monotonic`.
+            look: called every few seconds; what it raises ends this.
 
         Raises:
             FarmError: it does not answer in time, or cannot.
         """
-        with _ray_errors("asking a machine what it is"):
-            return Probe.model_validate_json(self._ray.get(self._reference, timeout=timeout_seconds))
+
+        def look_at_the_time() -> None:
+            look()
+            if time.monotonic() > deadline:
+                raise FarmError(
+                    f"{self._doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why"
+                )
+
+        _wait(self._ray, self._reference, self._doing, look_at_the_time)
+        with _ray_errors(self._doing):
+            return Probe.model_validate_json(self._ray.get(self._reference, timeout=_LOOK_SECONDS))
 
 
 class Running:
@@ -262,15 +273,14 @@ class Running:
             FarmError: it could not begin.
         """
         while True:
-            look()
+            _wait(self._ray, self._generator, "running a step", look)
             with _ray_errors("running a step"):
-                ready, _ = self._ray.wait([self._generator], timeout=_LOOK_SECONDS)
-                if not ready:
-                    continue
-                try:
-                    item = self._ray.get(next(self._generator))
-                except StopIteration:
-                    return
+                reference = next(self._generator, None)
+            if reference is None:
+                return
+            _wait(self._ray, reference, "running a step", look)  # for its bytes, which come from another machine
+            with _ray_errors("running a step"):
+                item = self._ray.get(reference, timeout=_LOOK_SECONDS)
             yield item
 
     def cancel(self, *, force: bool = False) -> None:
@@ -285,6 +295,21 @@ class Running:
             with suppress(Exception):  # the same
                 if self._ray.wait([self._generator.completed()], timeout=_ANSWER_SECONDS)[0]:
                     return
+
+
+def _on(node: Node) -> object:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+
+def _wait(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
+    """Wait until something has come to this machine; every few seconds `look`."""
+    ready: list[Any] = []
+    while not ready:
+        look()
+        with _ray_errors(doing):
+            ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
 
 
 def _remote_work(text: str, contents: list[list[Any]]) -> Iterator[str | bytes]:
@@ -302,7 +327,7 @@ def _remote_probe() -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
         raise FarmError(f"{platform.node()} cannot say what it is", got=done.stderr.strip()[-500:])
-    return Probe(package=__version__, host=done.stdout).to_json()
+    return Probe(package=this_package(), host=done.stdout).to_json()
 
 
 def _check_that_somebody_listens(address: str, timeout_seconds: float, own: str) -> None:
@@ -377,12 +402,14 @@ def _ray_errors(doing: str) -> Iterator[None]:
         raise FarmError(f"{doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why") from exc
     except exceptions.RayTaskError as exc:
         cause = exc.cause if isinstance(exc.cause, Exception) else exc
-        if isinstance(cause, FarmError):
+        if isinstance(cause, PipelineError):
             raise FarmError(str(cause)) from exc
-        raise FarmError(
-            f"{doing}: the worker cannot run this package",
-            got=one_line(cause),
-            fix=f"install model-artifact-pipeline {__version__} on every machine of the farm",
-        ) from exc
+        if isinstance(cause, ImportError):
+            raise FarmError(
+                f"{doing}: the machine cannot run this package",
+                got=one_line(cause),
+                fix=f"install model-artifact-pipeline {__version__} with its extra `farm` on every machine of the farm",
+            ) from exc
+        raise FarmError(f"{doing}: unexpected on the worker", got=one_line(cause)) from exc
     except (exceptions.RayError, ConnectionError) as exc:
         raise FarmError(f"{doing} failed", got=one_line(exc)) from exc

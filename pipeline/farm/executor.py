@@ -6,20 +6,22 @@ import hashlib
 import math
 import os
 import platform
-import signal
 import threading
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.atomic import scratch_folder
 from pipeline.cache import SharedCache
 from pipeline.errors import FarmError, LostWorkerError, storage_errors
 from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.flights import Flights
-from pipeline.farm.inspection import able_nodes, look
+from pipeline.farm.inspection import able_nodes, look, unfit_nodes
 from pipeline.farm.parcels import Began, Made, Refused, Said, accept, check_list, pack, read_message
-from pipeline.isolation import describe_exit
+from pipeline.farm.sent import Sent
+from pipeline.farm.worker import TERM_SECONDS
+from pipeline.isolation import KILLED, describe_exit
 from pipeline.keys import key_of
 from pipeline.plan import Stage
 from pipeline.project import read_farm
@@ -30,11 +32,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config import FarmConfig, FarmTarget
-    from pipeline.farm.cluster import Running
-    from pipeline.farm.parcels import Input
+    from pipeline.farm.cluster import Node, Running
     from pipeline.plan import Step
     from pipeline.project import Project
-    from pipeline.records import FarmHost, FileRecord
+    from pipeline.records import FarmHost, FarmRecord, FileRecord
 
     Say = Callable[[Said], None]
 
@@ -42,10 +43,10 @@ _SILENCE_SECONDS = 60.0
 """Beyond the time that a step is given: for what it has made to come back."""
 _LOOK_SECONDS = 10.0
 """How often it is seen that a step that waits can still run somewhere."""
-_STOP_SECONDS = 15.0
-"""How long steps may take to end when asked to; then their workers are killed."""
-_KILLED = {-signal.SIGKILL, -signal.SIGTERM}
-"""How processes end that somebody else has ended: the kernel for want of memory, or whoever stops a machine."""
+_STOP_SECONDS = TERM_SECONDS + 5.0
+"""How long steps may take to end when asked to, and their commands before them; then their workers are killed."""
+_OF_A_SIGNAL = 128
+"""What is added to a signal's number where a command's exit status tells of it, as a shell's does."""
 
 
 class Farm:
@@ -54,11 +55,10 @@ class Farm:
     def __init__(self, project: Project) -> None:
         """Nothing is reached yet."""
         self._project = project
-        self._lock = threading.Lock()
-        self._cluster: Cluster | None = None
-        self._flights: Flights | None = None
+        self._joining = threading.Lock()
+        self._joined: _Joined | None = None
         self._refused = False
-        self._sent: dict[str, list[Any]] = {}
+        self._running_lock = threading.Lock()
         self._running: set[Running] = set()
         self._stopped = threading.Event()
 
@@ -84,20 +84,20 @@ class Farm:
         if cache and (found := cache.fetch(project, step)):
             say(_told(f"taken from {found}"))
             return 0
-        cluster = self._joined()
-        with self._alone(step, say) as waited:
-            if waited and cache and (found := cache.fetch(project, step)):
+        joined = self._join()
+        with self._alone(joined, step, say):
+            if cache and (found := cache.fetch(project, step)):  # left there since, by whoever was alone before
                 say(_told(f"taken from {found}"))
                 return 0
-            status = self._run_somewhere(cluster, step, workers, say)
+            status = self._run_somewhere(joined, step, workers, say)
             if status == 0 and cache:
                 cache.offer(project, step)
             return status
 
-    def _alone(self, step: Step, say: Say) -> AbstractContextManager[bool]:
+    def _alone(self, joined: _Joined, step: Step, say: Say) -> AbstractContextManager[None]:
         """Keep other drivers from building the same meanwhile."""
-        if step.stage is not Stage.BUILD or self._flights is None:
-            return nullcontext(enter_result=False)
+        if step.stage is not Stage.BUILD:
+            return nullcontext()
         told: list[str] = []
 
         def waiting(holder: str) -> None:
@@ -106,68 +106,64 @@ class Farm:
                 say(_told(f"waiting for {holder}, which builds the same"))
             told.append(holder)
 
-        return self._flights.alone(key_of(self._project, step).digest, waiting)
+        return joined.flights.alone(key_of(self._project, step).digest, waiting)
 
-    def _joined(self) -> Cluster:
+    def _join(self) -> _Joined:
         """Join the cluster, and see that it still is what the plan was made for."""
-        with self._lock:
+        with self._joining:
+            self._check_stopped()
             if self._refused:
                 raise FarmError("the farm cannot be used; the first step that tried says why")
-            if self._cluster is None:
+            if self._joined is None:
                 self._refused = True  # unless what follows goes well
                 farm = _of(self._project)
                 before = read_farm(self._project.config, self._project.paths)
                 cluster = Cluster.connect(farm.address, farm.connect_timeout_seconds)
-                if {*look(cluster, farm, self._project.paths).hosts} - {*before.hosts}:
+                record = look(cluster, farm, self._project.paths, self._check_stopped)
+                if {*record.hosts} - {*before.hosts}:
                     raise FarmError(
                         "the farm's machines are not what they were when this was planned",
                         fix="run `doit` again: it plans for what they are now",
                     )
-                self._flights = Flights(cluster, f"{platform.node()}, process {os.getpid()}")
-                self._cluster = cluster
+                flights = Flights(cluster, f"{platform.node()}, process {os.getpid()}")
+                self._joined = _Joined(cluster, record, flights, Sent(cluster.put))
                 self._refused = False
-            return self._cluster
+            return self._joined
 
-    def _run_somewhere(self, cluster: Cluster, step: Step, workers: FarmHost, say: Say) -> int:
+    def _run_somewhere(self, joined: _Joined, step: Step, workers: FarmHost, say: Say) -> int:
         """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
         farm = _of(self._project)
         target = next(item for item in farm.targets if item.needs == workers.needs)
         packed = pack(self._project, step, workers)
-        contents = [self._content(cluster, item) for item in packed.inputs]
-        lost: set[str] = set()
-        for tries_left in range(farm.retries, -1, -1):
-            trip = _Trip(self._project, step, target, say)
-            try:
-                return self._try(cluster, trip, cluster.submit(packed.parcel, contents, Needs.of(target), lost))
-            except LostWorkerError as exc:
-                lost.add(trip.node)
-                again = f"it is run again elsewhere, {tries_left} more times at most" if tries_left else "given up"
-                say(_told(f"{exc.what}: {exc.got}; {again}", error=True))
+        places = _Places(joined.cluster, target, unfit_nodes(target, joined.record))
+        with joined.sent.holding(packed.inputs) as contents:
+            for tries_left in range(farm.retries, -1, -1):
+                avoid = places.avoid()
+                trip = _Trip(self._project, step, partial(places.check, avoid), say)
+                try:
+                    running = joined.cluster.submit(packed.parcel, contents, Needs.of(target), avoid)
+                    return self._try(trip, running)
+                except LostWorkerError as exc:
+                    places.lost(trip.node)
+                    again = f"it is run again elsewhere, {tries_left} more times at most" if tries_left else "given up"
+                    say(_told(f"{exc.what}: {exc.got}; {again}", error=True))
         raise FarmError(
             f"its worker was lost {farm.retries + 1} times",
             fix="see the cluster's logs for why, such as too little memory; or raise farm.retries",
         )
 
-    def _content(self, cluster: Cluster, item: Input) -> list[Any]:
-        """Return a file as objects of the cluster; each travels there once."""
-        with self._lock:
-            found = self._sent.get(item.record.sha256)
-            if found is None:
-                found = self._sent[item.record.sha256] = cluster.put(item.content)
-            return found
-
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise FarmError("stopped before it had ended")
 
-    def _try(self, cluster: Cluster, trip: _Trip, running: Running) -> int:
+    def _try(self, trip: _Trip, running: Running) -> int:
         """Follow a step to its end, and leave nothing running on the cluster that nobody waits for."""
 
         def look() -> None:
             self._check_stopped()
-            trip.check_time(cluster)
+            trip.check_time()
 
-        with self._lock:
+        with self._running_lock:
             self._running.add(running)
         try:
             return trip.follow(running.items(look))
@@ -175,14 +171,14 @@ class Farm:
             running.end()
             raise
         finally:
-            with self._lock:
+            with self._running_lock:
                 self._running.discard(running)
 
     def stop(self) -> None:
         """End what runs for this driver, and see that it has ended."""
         self._stopped.set()
         for force in (False, True):
-            with self._lock:
+            with self._running_lock:
                 running = [*self._running]
             for item in running:
                 item.cancel(force=force)
@@ -191,17 +187,61 @@ class Farm:
                 time.sleep(0.05)
 
 
+class _Joined(NamedTuple):
+    """A cluster that this driver has joined."""
+
+    cluster: Cluster
+    record: FarmRecord
+    """What its machines are."""
+    flights: Flights
+    sent: Sent
+
+
+class _Places:
+    """Where a step may run: on machines that have what its target needs, other than those that have lost it."""
+
+    def __init__(self, cluster: Cluster, target: FarmTarget, unfit: frozenset[str]) -> None:
+        self._cluster, self._target, self._unfit = cluster, target, unfit
+        self._lost: frozenset[str] = frozenset()
+
+    def lost(self, node: str) -> None:
+        """Take note of a machine that has lost the step; it may have been lost before it was anywhere."""
+        self._lost |= {node} - {""}
+
+    def avoid(self) -> frozenset[str]:
+        """Return where the next try is not to run; where no other machine is left, one that has lost it may.
+
+        Raises:
+            FarmError: no machine can run it any more.
+        """
+        others = {node.id for node in self._able()} - self._lost
+        return self._unfit | self._lost if others else self._unfit
+
+    def check(self, avoid: frozenset[str]) -> None:
+        """Check that a try that waits for a machine can still get one.
+
+        Raises:
+            LostWorkerError: those that it waits for have gone, and there are others.
+            FarmError: no machine can run it any more.
+        """
+        if {node.id for node in self._able()} <= avoid:
+            raise LostWorkerError("waiting for a machine", got="those that could run it have left the cluster")
+
+    def _able(self) -> list[Node]:
+        return able_nodes(self._target, self._cluster.nodes(), self._unfit)
+
+
 class _Trip:
     """One try at a step: what its worker says and gives, until it has ended."""
 
-    def __init__(self, project: Project, step: Step, target: FarmTarget, say: Say) -> None:
+    def __init__(self, project: Project, step: Step, check_places: Callable[[], None], say: Say) -> None:
         self.node = ""
-        self._project, self._step, self._target, self._say = project, step, target, say
+        self._project, self._step, self._check_places, self._say = project, step, check_places, say
         self._seconds = _of(project).step_timeout_seconds
         self._deadline = math.inf
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
-    def check_time(self, cluster: Cluster) -> None:
+    def check_time(self) -> None:
         """Check that it has not taken too long, and while it waits for a worker, that there still can be one.
 
         Raises:
@@ -215,7 +255,7 @@ class _Trip:
             )
         if not self.node and now > self._next_look:
             self._next_look = now + _LOOK_SECONDS
-            able_nodes(self._target, cluster.nodes())
+            self._check_places()
 
     def follow(self, items: Iterator[str | bytes]) -> int:
         """Tell what the worker says, take what it gives, and return the step's exit status.
@@ -239,8 +279,9 @@ class _Trip:
         raise LostWorkerError("running a step: the worker was lost", got="it fell silent")
 
     def _take(self, made: Made, items: Iterator[str | bytes]) -> int:
-        if made.status in _KILLED:
-            raise LostWorkerError("running a step", got=describe_exit(made.status))
+        ended = _OF_A_SIGNAL - made.status if made.status > _OF_A_SIGNAL else made.status
+        if ended in KILLED:
+            raise LostWorkerError("running a step", got=describe_exit(ended))
         check_list(self._project, self._step, made)
         with scratch_folder(self._project.paths.root) as staged:
             for file in made.files:

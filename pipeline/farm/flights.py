@@ -73,19 +73,14 @@ class Flights:
         self._renewing: threading.Thread | None = None
 
     @contextmanager
-    def alone(self, key: str, waiting: Callable[[str], None]) -> Iterator[bool]:
+    def alone(self, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
         """Hold a key while the block runs.
 
         Args:
             key: what the block builds.
             waiting: called every second while another driver holds it, with its name; what it raises ends this.
-
-        Yields:
-            whether another driver has held it before.
         """
-        waited = False
         while (holder := self._ask("take", key)) != self._driver:
-            waited = True
             waiting(holder)
             time.sleep(1)
         with self._lock:
@@ -94,7 +89,7 @@ class Flights:
                 self._renewing = threading.Thread(target=self._renew, daemon=True, name="flights")
                 self._renewing.start()
         try:
-            yield waited
+            yield
         finally:
             with self._lock:
                 self._mine.discard(key)
@@ -109,7 +104,7 @@ class Flights:
                 self._ask("take", key)
 
     def _ask(self, method: str, key: str) -> str:
-        """Ask the board; one that has gone, with the driver that began it, is begun anew."""
+        """Ask the board; one that has gone, with its process, is begun anew."""
         for _ in range(2):
             with suppress(FarmError):
                 with self._lock:

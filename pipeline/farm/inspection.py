@@ -6,21 +6,22 @@ one kind that are not alike.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pipeline import __version__
 from pipeline.atomic import read_record, write_record
 from pipeline.config import load_config
-from pipeline.environment import read_host
+from pipeline.environment import read_host, this_package
 from pipeline.errors import FarmError, PipelineError, UsageError
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.paths import Paths
+from pipeline.project import traits
 from pipeline.records import DeploymentHost, FarmHost, FarmNode, FarmRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from pipeline.config import FarmConfig, FarmTarget
@@ -45,21 +46,29 @@ def look_at_farm(file: Path) -> FarmRecord:
     return look(cluster, config.farm, Paths(file.parent / config.artifacts, config.model.name))
 
 
-def look(cluster: Cluster, farm: FarmConfig, paths: Paths) -> FarmRecord:
-    """Do so on a cluster that this process has joined; machines that were asked before are not asked again."""
+def look(cluster: Cluster, farm: FarmConfig, paths: Paths, check: Callable[[], None] = lambda: None) -> FarmRecord:
+    """Do so on a cluster that this process has joined; machines that were asked before are not asked again.
+
+    Args:
+        cluster: the machines.
+        farm: what they are for.
+        paths: where the record lies.
+        check: called every few seconds while they are waited for; what it raises ends this.
+    """
     nodes = cluster.nodes()
     able = {target.needs: able_nodes(target, nodes) for target in farm.targets}
     asked = {node.id: node for found in able.values() for node in found}
     known = {item.id: item for item in _known(paths).nodes if item.id in asked}
     pending = {node.id: cluster.probe(node) for node in asked.values() if node.id not in known}
+    deadline = time.monotonic() + farm.connect_timeout_seconds
     for name, answer in pending.items():
-        known[name] = _described(asked[name], answer.result(farm.connect_timeout_seconds))
+        known[name] = _described(asked[name], answer.result(deadline, check))
     before = {item.needs: item.host for item in _known(paths).hosts}
     hosts = {}
     for target in farm.targets:
         host = common_host(target, [known[node.id] for node in able[target.needs]])
         former = before.get(target.needs, host)
-        same = traits(former, target) == traits(host, target)  # then the plan does not change with who comes first
+        same = _traits(former, target) == _traits(host, target)  # then the plan does not change with who comes first
         hosts[target.needs] = FarmHost(needs=target.needs, host=former if same else host)
     record = FarmRecord(hosts=tuple(hosts.values()), nodes=tuple(known[name] for name in sorted(known)))
     if record != _known(paths):
@@ -67,14 +76,19 @@ def look(cluster: Cluster, farm: FarmConfig, paths: Paths) -> FarmRecord:
     return record
 
 
-def able_nodes(target: FarmTarget, nodes: Sequence[Node]) -> list[Node]:
+def able_nodes(target: FarmTarget, nodes: Sequence[Node], unfit: Collection[str] = ()) -> list[Node]:
     """Return the machines that can run a target's steps.
+
+    Args:
+        target: what they are to run.
+        nodes: all that there are.
+        unfit: of which those are known to lack something that the cluster does not know of.
 
     Raises:
         FarmError: none of them can.
     """
     needs = Needs.of(target)
-    if found := [node for node in nodes if needs.met_by(node)]:
+    if found := [node for node in nodes if needs.met_by(node) and node.id not in unfit]:
         return found
     there = "; ".join(node.shown for node in nodes) or "no machine at all"
     raise FarmError(
@@ -98,10 +112,10 @@ def _described(node: Node, probe: Probe) -> FarmNode:
     Raises:
         FarmError: it has another version of this package.
     """
-    if probe.package != __version__:
+    if probe.package != this_package():
         raise FarmError(
             f"{node.address} has another version of this package",
-            expected=__version__,
+            expected=this_package(),
             got=probe.package,
             fix="install the same version on every machine of the farm",
         )
@@ -111,15 +125,35 @@ def _described(node: Node, probe: Probe) -> FarmNode:
         raise FarmError(f"{node.address} does not say what it is", got=probe.host[:200]) from exc
 
 
+def unfit_nodes(target: FarmTarget, record: FarmRecord) -> frozenset[str]:
+    """Return the machines that lack a target's flavour, and so build nothing for it; Ray does not know of flavours."""
+    return frozenset(node.id for node in record.nodes if not _has_flavour(node, target))
+
+
+def _has_flavour(node: FarmNode, target: FarmTarget) -> bool:
+    return target.flavour.value in {tool.name for tool in node.host.host.flavours}
+
+
 def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost:
     """Return what a target's machines are, which in all that engines depend on are alike.
+
+    Those that lack its flavour are not the target's.
 
     Raises:
         FarmError: they are not, or lack what the target needs.
     """
+    flavours = {tool.name for node in nodes for tool in node.host.host.flavours}
+    if target.flavour.value not in flavours:
+        raise FarmError(
+            f"the machines for {target.needs} lack its flavour",
+            expected=target.flavour.value,
+            got=", ".join(sorted(flavours)) or "no TensorRT",
+            fix="install it on those that are to build for this target; the others may do without",
+        )
     kinds: dict[str, list[FarmNode]] = {}
     for node in nodes:
-        kinds.setdefault("; ".join(traits(node.host, target)), []).append(node)
+        if _has_flavour(node, target):
+            kinds.setdefault("; ".join(_traits(node.host, target).values()), []).append(node)
     if len(kinds) > 1:
         raise FarmError(
             f"the machines for {target.needs} are not alike, so that it would be chance what a step gives",
@@ -127,16 +161,12 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
             "`resources`",
             got="; and ".join(f"{len(alike)} with {kind}" for kind, alike in kinds.items()),
         )
-    host = nodes[0].host
-    flavours = {tool.name for tool in host.host.flavours}
-    if target.flavour.value not in flavours:
-        raise FarmError(
-            f"the machines for {target.needs} lack its flavour",
-            expected=target.flavour.value,
-            got=", ".join(sorted(flavours)) or "no TensorRT",
-            fix="install it there; where only some have it, let them declare a resource and name that in the target",
-        )
-    if target.accelerator and target.builds_on_its_gpu and not host.host.gpus:
+    ((node, *_),) = kinds.values()
+    host = node.host
+    if not target.accelerator:  # whatever GPU one of them has is not what this is built on
+        plain = host.host.model_copy(update={"gpus": ()})
+        return host.model_copy(update={"host": plain, "free_memory_bytes": (), "driver": "absent"})
+    if target.builds_on_its_gpu and not host.host.gpus:
         raise FarmError(
             f"the machines for {target.needs} claim a GPU, and their driver shows none",
             got=f"driver: {host.driver}",
@@ -144,14 +174,5 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
     return host
 
 
-def traits(host: DeploymentHost, target: FarmTarget) -> tuple[str, ...]:
-    """Return what must be the same on every machine that a target's steps may run on."""
-    versions = {tool.name: tool.version for tool in host.host.flavours}
-    gpu = host.host.gpus[0].name if host.host.gpus else "no GPU that its driver shows"
-    return (
-        f"{target.flavour.value} {versions.get(target.flavour.value, 'absent')}",
-        f"torch {host.host.torch}",
-        f"{host.torch_tensorrt.name} {host.torch_tensorrt.version}",
-        f"onnxruntime {host.onnxruntime.version}",
-        *([gpu] if target.accelerator else []),
-    )
+def _traits(host: DeploymentHost, target: FarmTarget) -> dict[str, str]:
+    return traits(target, host.host, host.torch_tensorrt, host.onnxruntime)

@@ -6,14 +6,16 @@ decided here, from the plan and the records; what comes back is believed once it
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline import __version__
 from pipeline.atomic import describe_bytes, install_files
 from pipeline.digests import digests_in
+from pipeline.environment import this_package
 from pipeline.errors import FarmError, MissingRecordError, RecordError, storage_errors
 from pipeline.keys import key_of
 from pipeline.paths import Paths
@@ -36,8 +38,8 @@ ARTIFACTS = "artifacts"
 class Parcel(Record):
     """A command and what it takes."""
 
-    package: str = __version__
-    """The version of this package that has packed it; a worker with another refuses."""
+    package: str = Field(default_factory=this_package)
+    """What has packed it; a worker that is another refuses."""
     command: tuple[str, ...]
     """What follows Python's name."""
     files: tuple[FileRecord, ...]
@@ -159,21 +161,22 @@ def _factory_code(factory: str) -> Iterator[Path]:
 def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:
     """Yield the records that a step reads, and the files that they name."""
     root = project.paths.root
-    digests = digests_in(project.paths.digests)
-    for path, record, files in _taken(project, step):
-        if record is not None:
-            yield _text(f"{ARTIFACTS}/{path.relative_to(root)}", path.read_bytes())
+    for path, files in _taken(project, step):
+        yield _text(f"{ARTIFACTS}/{path.relative_to(root)}", path.read_bytes())
         for file in files:
-            there = project.file(file)
-            if not there.is_file() or digests.sha256_of(there) != file.sha256:
+            if not _is_whole(project, file):
                 raise RecordError(f"{file.path} is not what was made", fix="run `doit`, which makes it again")
-            yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), there)
+            yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), project.file(file))
+
+
+def _is_whole(project: Project, file: FileRecord) -> bool:
+    there = project.file(file)
+    return there.is_file() and digests_in(project.paths.digests).sha256_of(there) == file.sha256
 
 
 class _Taken(NamedTuple):
     path: Path
-    record: StageRecord | None
-    """None where there is none, and none is needed."""
+    """The record's."""
     files: tuple[FileRecord, ...]
 
 
@@ -187,11 +190,11 @@ def _taken(project: Project, step: Step) -> Iterator[_Taken]:
     else:
         variants = [plan.variant(step.subject)]
     source = project.source()
-    yield _Taken(paths.source, source, (source.weights,) if any(item.backend.is_module for item in variants) else ())
+    yield _Taken(paths.source, (source.weights,) if any(item.backend.is_module for item in variants) else ())
     if step.stage is not Stage.BUILD:
         data = project.data()
         seen = (data.validation, data.reference, *([data.labels] if data.labels else []))
-        yield _Taken(paths.data, data, seen)
+        yield _Taken(paths.data, seen)
     for variant in variants:
         yield from _of_variant(project, step, variant)
 
@@ -200,24 +203,26 @@ def _of_variant(project: Project, step: Step, variant: Variant) -> Iterator[_Tak
     plan, paths = project.plan, project.paths
     if variant.graph:
         graph = project.onnx(variant.graph)
-        yield _Taken(paths.onnx_record(variant.graph), graph, graph.files)
-    if step.stage is not Stage.BUILD or project.config.tensorrt.refit:
-        yield _maybe(paths.artifact(variant), lambda: project.artifact(variant))
+        yield _Taken(paths.onnx_record(variant.graph), graph.files)
+    if step.stage is not Stage.BUILD:
+        with suppress(RecordError):  # never built, which is no reason not to time the others
+            yield _Taken(paths.artifact(variant), project.artifact(variant).files)
+    elif project.config.tensorrt.refit:
+        yield from _maybe(project, paths.artifact(variant), partial(project.artifact, variant))
     if step.stage is Stage.BENCHMARK:
-        yield _maybe(paths.accuracy(variant), lambda: project.accuracy(variant))
+        yield from _maybe(project, paths.accuracy(variant), partial(project.accuracy, variant))
     for smaller in plan.family(variant) if step.stage in {Stage.BUILD, Stage.VALIDATE} else ():
-        yield _maybe(paths.artifact(smaller), lambda smaller=smaller: project.artifact(smaller))  # type: ignore[misc]
+        yield from _maybe(project, paths.artifact(smaller), partial(project.artifact, smaller))
         if step.stage is Stage.VALIDATE:
-            yield _maybe(paths.accuracy(smaller), lambda smaller=smaller: project.accuracy(smaller))  # type: ignore[misc]
+            yield from _maybe(project, paths.accuracy(smaller), partial(project.accuracy, smaller))
 
 
-def _maybe(path: Path, read: Callable[[], StageRecord]) -> _Taken:
-    """Return a record with its files, where there is one."""
-    try:
-        record = read()
-    except MissingRecordError:
-        return _Taken(path, None, ())
-    return _Taken(path, record, record.files)
+def _maybe(project: Project, path: Path, read: Callable[[], StageRecord]) -> Iterator[_Taken]:
+    """Yield a record with its files, where there is one and all of it is whole; a step does without, here as there."""
+    with suppress(RecordError):
+        files = read().files
+        if all(_is_whole(project, file) for file in files):
+            yield _Taken(path, files)
 
 
 def check_list(project: Project, step: Step, made: Made) -> None:
@@ -243,21 +248,23 @@ def accept(project: Project, step: Step, made: Made, staged: Path) -> None:
         staged: the folder in which its files lie, each with its digest.
 
     Raises:
-        FarmError: a record is missing, or tells of something else than was asked for.
+        FarmError: a record is missing although all went well, or tells of something else than was asked for.
         StorageError: the files cannot be written.
     """
-    if made.status != 0 and not made.files:
-        return  # it has said why
     there = Project(project.plan, Paths(staged, project.plan.model), project.config_file)
     digests = {file.path: file.sha256 for file in made.files}
     try:
-        for read in readers(there, step):
-            _check(project, step, read(), digests)
+        records = [read() for read in readers(there, step)]
+        for record in records:
+            _check(project, step, record, digests)
     except RecordError as exc:
+        if made.status != 0 and isinstance(exc, MissingRecordError):
+            return  # it has ended before it could leave one, and has said why
         raise FarmError("a worker's results do not hold; nothing of them was kept", got=exc.what) from exc
     if step.stage is Stage.BUILD:
         _remove_former(project, step, digests)
-    install_files(staged, project.paths.root, made.files)
+    vouched_for = {file.path for record in records for file in record.files}
+    install_files(staged, project.paths.root, sorted(made.files, key=lambda file: file.path not in vouched_for))
 
 
 def _check(project: Project, step: Step, record: StageRecord, digests: dict[str, str]) -> None:

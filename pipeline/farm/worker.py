@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
 from pipeline.atomic import describe_file, replacing
 from pipeline.digests import digests_in
+from pipeline.environment import this_package
 from pipeline.errors import FarmError, PipelineError, StorageError, storage_errors
 from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said
 from pipeline.isolation import step_environment
@@ -48,7 +48,7 @@ _USED_SECONDS = 3600.0
 """How exactly it is known when an input was last used; each note of it has the input hashed again."""
 _LOOK_SECONDS = 0.1
 """How soon it is seen that the worker was asked to stop."""
-_TERM_SECONDS = 10.0
+TERM_SECONDS = 5.0
 """How long a command may take to end when asked to; then it is killed."""
 
 
@@ -65,24 +65,25 @@ def work(parcel: Parcel, content: Content, node: str) -> Generator[str | bytes]:
         pieces; or `Refused`.
     """
     yield Began(node=node).to_json()
+    deadline = time.monotonic() + parcel.timeout_seconds
     try:
-        if parcel.package != __version__:
+        if parcel.package != this_package():
             raise FarmError(
                 "the worker has another version of this package",
                 expected=parcel.package,
-                got=f"{__version__} on {platform.node()}",
+                got=f"{this_package()} on {platform.node()}",
                 fix="install the same version on every machine of the farm",
             )
         with _folder() as folder:
             _lay_out(parcel, content, folder)
             root = folder / ARTIFACTS
             before = _looks(root)
-            status = yield from _run(parcel, folder)
+            status = yield from _run(parcel, folder, deadline)
             after = _looks(root)
             made = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
             yield Made(status=status, files=made).to_json()
             for file in made:
-                yield from _pieces(root / file.path)
+                yield from pieces(root / file.path)
     except PipelineError as exc:
         yield Refused(reason=str(exc)).to_json()
 
@@ -98,7 +99,12 @@ def _looks(root: Path) -> dict[Path, tuple[int, int, int]]:
     return found
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes, as they travel.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     with storage_errors(f"reading {path}"), path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
@@ -197,13 +203,12 @@ def _make_room(folder: Path, keep: Path) -> None:
             excess -= size
 
 
-def _run(parcel: Parcel, folder: Path) -> Generator[str, None, int]:
+def _run(parcel: Parcel, folder: Path, deadline: float) -> Generator[str, None, int]:
     """Run the command; yield what it says; return its exit status.
 
     Raises:
         FarmError: it takes too long, and was ended.
     """
-    deadline = time.monotonic() + parcel.timeout_seconds
     process = subprocess.Popen(  # noqa: S603 - this package's own command
         [sys.executable, *parcel.command],
         cwd=folder,
@@ -252,13 +257,15 @@ class _Lines:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the command, unless it has ended."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_TERM_SECONDS)
-        except subprocess.TimeoutExpired:
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(TERM_SECONDS)
+    finally:  # too slow; or the worker was asked again, and is to end at once
+        if process.poll() is None:
             process.kill()
             process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream:
-            stream.close()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
