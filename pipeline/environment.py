@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -16,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
 from pipeline.records import EngineFlavour, GitState, Gpu, Host, Tool
 
 if TYPE_CHECKING:
@@ -37,16 +35,6 @@ _DISTRIBUTIONS = {
 def now() -> datetime:
     """Return the present, in UTC, to the second."""
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-@cache
-def this_package() -> str:
-    """Return this package's version with a digest of its code, which tells two checkouts of one version apart."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return f"{__version__}, code {digest.hexdigest()[:12]}"
 
 
 @cache

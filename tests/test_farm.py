@@ -48,6 +48,7 @@ from pipeline.farm.parcels import (
     check_list,
     pack,
     read_message,
+    this_package,
 )
 from pipeline.farm.sent import Sent
 from pipeline.keys import key_of
@@ -577,7 +578,7 @@ def test_another_version_of_this_package_refuses(at_home: Path) -> None:
     *_, last = messages(working(parcel))
     assert isinstance(last, Refused)
     assert "another version of this package" in last.reason
-    assert f"expected: {__version__}, code 0123\n  got:      {environment.this_package()} on" in last.reason
+    assert f"expected: {__version__}, code 0123\n  got:      {this_package()} on" in last.reason
 
 
 def test_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
@@ -954,7 +955,7 @@ class Answering(Machines):
         """Answer in time."""
         assert time.monotonic() < deadline
         look()
-        return Probe(package=environment.this_package(), host=self._there.to_json())
+        return Probe(package=this_package(), host=self._there.to_json())
 
     def put(self, content: object) -> list[object]:
         """Take a file."""

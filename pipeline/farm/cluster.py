@@ -14,9 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import __version__
-from pipeline.environment import this_package
 from pipeline.errors import FarmError, LostWorkerError, PipelineError, one_line
-from pipeline.farm.parcels import Parcel
+from pipeline.farm.parcels import Parcel, this_package
 from pipeline.farm.worker import TERM_SECONDS, pieces, work
 from pipeline.records import Record
 

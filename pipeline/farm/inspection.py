@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from pipeline.atomic import read_record, write_record
 from pipeline.config import load_config
-from pipeline.environment import read_host, this_package
+from pipeline.environment import read_host
 from pipeline.errors import FarmError, PipelineError, UsageError
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe
+from pipeline.farm.parcels import this_package
 from pipeline.paths import Paths
 from pipeline.project import traits
 from pipeline.records import DeploymentHost, FarmHost, FarmNode, FarmRecord

@@ -6,16 +6,17 @@ decided here, from the plan and the records; what comes back is believed once it
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipeline import __version__
 from pipeline.atomic import describe_bytes, install_files
 from pipeline.digests import digests_in
-from pipeline.environment import this_package
 from pipeline.errors import FarmError, MissingRecordError, RecordError, storage_errors
 from pipeline.keys import key_of
 from pipeline.paths import Paths
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 CONFIG = "pipeline.yaml"
 ARTIFACTS = "artifacts"
 """Where the configuration and the artifacts lie on a worker, in the folder that it runs a step in."""
+
+
+@cache
+def this_package() -> str:
+    """Return this package's version with a digest of its code, which tells two checkouts of one version apart."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent.parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return f"{__version__}, code {digest.hexdigest()[:12]}"
 
 
 class Parcel(Record):
@@ -193,8 +204,7 @@ def _taken(project: Project, step: Step) -> Iterator[_Taken]:
     yield _Taken(paths.source, (source.weights,) if any(item.backend.is_module for item in variants) else ())
     if step.stage is not Stage.BUILD:
         data = project.data()
-        seen = (data.validation, data.reference, *([data.labels] if data.labels else []))
-        yield _Taken(paths.data, seen)
+        yield _Taken(paths.data, tuple(file for file in data.files if file != data.calibration))
     for variant in variants:
         yield from _of_variant(project, step, variant)
 

@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.atomic import describe_file, replacing
 from pipeline.digests import digests_in
-from pipeline.environment import this_package
 from pipeline.errors import FarmError, PipelineError, StorageError, storage_errors
-from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said
+from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, this_package
 from pipeline.isolation import step_environment
 
 if TYPE_CHECKING:
