@@ -110,15 +110,15 @@ def test_processor_without_a_name_is_named_by_its_architecture(
 @pytest.mark.parametrize(
     ("names", "major"),
     [
-        ({"tensorrt-rtx-cu13-bindings", "tensorrt-rtx"}, 13),
-        ({"tensorrt-rtx-cu12-bindings"}, 12),
-        ({"tensorrt-rtx"}, None),
-        (set(), None),
+        (("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"), 13),
+        (("tensorrt-rtx-cu12-bindings",), 12),
+        (("tensorrt-rtx",), None),
+        ((), None),
     ],
     ids=str,
 )
 def test_the_cuda_of_a_tensorrt_is_in_its_packages_name(
-    monkeypatch: pytest.MonkeyPatch, names: set[str], major: int | None
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], major: int | None
 ) -> None:
     """Nothing is imported for it; where no name says it, it is not known."""
     monkeypatch.setattr(environment, "version", lambda name: "1.4" if name in names else "absent")
