@@ -416,6 +416,8 @@ class FarmConfig(Record):
     """How often a step is run again, elsewhere, whose worker was lost."""
     step_timeout_seconds: Annotated[Number, Field(gt=0)] = 7200.0
     """How long a step may take on a worker; waiting for one does not count."""
+    queue_timeout_seconds: Annotated[Number, Field(gt=0)] = 86400.0
+    """How long a step may wait for a worker that is free."""
     connect_timeout_seconds: Annotated[Number, Field(gt=0)] = 120.0
     """How long the cluster may take to be reached, and each of its machines to say what it is."""
 

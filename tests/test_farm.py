@@ -52,7 +52,7 @@ from pipeline.farm.parcels import (
 )
 from pipeline.farm.sent import Sent
 from pipeline.keys import key_of
-from pipeline.plan import Stage, Step
+from pipeline.plan import Plan, Stage, Step
 from pipeline.project import Project
 from pipeline.records import (
     DeploymentHost,
@@ -729,6 +729,32 @@ def test_step_that_was_lost_runs_on_other_machines() -> None:
     assert found.avoid() == {"h", "p"}
     found.lost("o")
     assert found.avoid() == {"h"}
+
+
+def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project) -> None:
+    """Nor one that a worker was given, which never begins; the message names the setting."""
+    farm = project.config.farm
+    assert farm is not None
+    short = project.config.model_copy(update={"farm": farm.model_copy(update={"queue_timeout_seconds": 0.01})})
+    plan = Plan(short, project.plan.host, project.plan.farm)
+    trip = executor._Trip(Project(plan, project.paths), BUILD, lambda: None, print)  # noqa: SLF001 - without a cluster
+    time.sleep(0.02)
+    with pytest.raises(FarmError, match=r"(?s)no worker was free in 0\.01 s.*farm\.queue_timeout_seconds"):
+        trip.check_time()
+
+
+def test_machine_that_is_lost_while_it_times_costs_that_measurement_alone(project: Project) -> None:
+    """What was built and validated there stays, and so does what was timed of other targets."""
+    step = Step(Stage.BENCHMARK, "tiny/rtx-sm80+")
+    for variant in project.plan.variants_on(project.plan.target(step.subject)):
+        project.paths.benchmark(variant).unlink()
+    kept = [other for other in project.plan.steps if other.stage in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}]
+    before = {other for other in kept if is_current(project, other)}
+    assert {other.stage for other in before} == {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}
+    with pytest.raises(LostWorkerError):
+        followed(project, [Began(node="n").to_json()], step)
+    assert {other for other in kept if is_current(project, other)} == before
+    assert step not in before
 
 
 def test_step_whose_last_machine_goes_while_it_waits_does_not_wait_on() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 import threading
@@ -237,8 +236,8 @@ class _Trip:
     def __init__(self, project: Project, step: Step, check_places: Callable[[], None], say: Say) -> None:
         self.node = ""
         self._project, self._step, self._check_places, self._say = project, step, check_places, say
-        self._seconds = _of(project).step_timeout_seconds
-        self._deadline = math.inf
+        self._farm = _of(project)
+        self._deadline = time.monotonic() + self._farm.queue_timeout_seconds
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def check_time(self) -> None:
@@ -248,9 +247,14 @@ class _Trip:
             FarmError: it has, or there cannot.
         """
         now = time.monotonic()
+        if now > self._deadline and not self.node:
+            raise FarmError(
+                f"no worker was free in {self._farm.queue_timeout_seconds:g} s",
+                fix="raise farm.queue_timeout_seconds, add machines, or see what they are busy with: `ray status`",
+            )
         if now > self._deadline:
             raise FarmError(
-                f"nothing has come back in {self._seconds:g} s, which is all that a step is given",
+                f"nothing has come back in {self._farm.step_timeout_seconds:g} s, which is all that a step is given",
                 fix="raise farm.step_timeout_seconds, or see why it takes so long",
             )
         if not self.node and now > self._next_look:
@@ -269,7 +273,7 @@ class _Trip:
             message = read_message(item if isinstance(item, str) else "bytes that nothing announces")
             if isinstance(message, Began):
                 self.node = message.node
-                self._deadline = time.monotonic() + self._seconds + _SILENCE_SECONDS
+                self._deadline = time.monotonic() + self._farm.step_timeout_seconds + _SILENCE_SECONDS
             elif isinstance(message, Said):
                 self._say(message)
             elif isinstance(message, Refused):
