@@ -123,8 +123,8 @@ def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
     def missing(_: str) -> None:
         raise OSError("libcudart.so.13: not found")
 
-    monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr("pipeline.trt_adapter.flavour.installed", lambda _: there)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UnsupportedError) as caught:
         load_flavour(EngineFlavour.TENSORRT)
     assert is_mendable(caught.value) is there
