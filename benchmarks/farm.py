@@ -33,7 +33,7 @@ from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
 from pipeline.plan import Stage, Step
 from pipeline.project import Project
-from tests.farm_cluster import LOOPBACK
+from tests.farm_cluster import LOOPBACK, ONE_ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,16 +41,13 @@ if TYPE_CHECKING:
     from pipeline.records import FarmHost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIG = """\
-model: {{name: tiny, factory: "tests.tiny_model:make", weights: sample}}
-preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-data: {{calibration: 32, validation: 100}}
-precisions: [fp16]
-profiles: [1]
-workspaces: [16MiB]
+CONFIG = (
+    ONE_ENGINE
+    + """\
 executor: ray
 farm: {{address: "{address}", targets: [{{flavour: tensorrt_rtx}}]}}
 """
+)
 BUILD = Step(Stage.BUILD, "tiny/rtx-sm80+/fp16-b1-ws16MiB")
 COPY = ("-I", "-S", "-c", "import shutil; shutil.copytree('results', 'artifacts', dirs_exist_ok=True)")
 SECOND = ("-I", "-S", "-c", "import time; time.sleep(1)")

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -100,16 +100,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    with storage_errors(f"writing {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_folders(folder.parent)
-        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
-        try:
-            scratch.chmod(0o755)
-            yield scratch
-            replace_folder(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with storage_errors(f"writing {folder}"), _temporary_folder(folder.parent) as scratch:
+        scratch.chmod(0o755)
+        yield scratch
+        replace_folder(scratch, folder)
 
 
 def _sweep_folders(root: Path) -> None:
@@ -127,10 +121,17 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written.
     """
-    with storage_errors(f"writing {root}"):
-        root.mkdir(parents=True, exist_ok=True)
-        _sweep_folders(root)
-        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+    with ExitStack() as stack:
+        with storage_errors(f"writing {root}"):  # what goes wrong in the block has words of its own
+            scratch = stack.enter_context(_temporary_folder(root))
+        yield scratch
+
+
+@contextmanager
+def _temporary_folder(root: Path) -> Iterator[Path]:
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep_folders(root)
+    scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
         yield scratch
     finally:

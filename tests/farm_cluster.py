@@ -20,6 +20,17 @@ LOOPBACK = {
 """What the cluster's processes, and every driver of it, have in their environment."""
 
 
+ONE_ENGINE = """\
+model: {{name: tiny, factory: "tests.tiny_model:make", weights: sample}}
+preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+data: {{calibration: 32, validation: 100}}
+precisions: [fp16]
+profiles: [1]
+workspaces: [16MiB]
+"""
+"""The tiny model with one engine a target, for `str.format`: what a configuration of a farm begins with."""
+
+
 def main(claims: list[str]) -> None:
     """Serve until nobody wants it any more."""
     os.environ.update(LOOPBACK)

@@ -23,20 +23,16 @@ from pipeline.records import Outcome
 from pipeline.staleness import is_current
 
 from .conftest import REPOSITORY
-from .farm_cluster import LOOPBACK
+from .farm_cluster import LOOPBACK, ONE_ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("farm")]
 
-FARM = """\
-model: {{name: tiny, factory: "tests.tiny_model:make", weights: sample}}
-preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-data: {{calibration: 32, validation: 100}}
-precisions: [fp16]
-profiles: [1]
-workspaces: [16MiB]
+FARM = (
+    ONE_ENGINE
+    + """\
 benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2, streams: 2}}
 executor: ray
 farm:
@@ -47,6 +43,7 @@ farm:
     - {{accelerator: A10G, flavour: tensorrt_rtx, compute_capabilities: [86]}}
     - {{flavour: tensorrt_rtx, compute_capabilities: [75, 80]}}
 """
+)
 H100, A10G, PROCESSOR = (f"tiny/rtx-sm{name}/fp16-b1-ws16MiB" for name in ("80+", "86", "75-80"))
 ENGINES = (H100, A10G, PROCESSOR)
 
