@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+START_SECONDS = 300
+"""How long a node may take to start on a machine that other tests keep busy."""
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's only way to stay on loopback
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -31,18 +39,37 @@ workspaces: [16MiB]
 """The tiny model with one engine a target, for `str.format`: what a configuration of a farm begins with."""
 
 
+def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Ray's question for a node that has just been started, asked for longer than the 30 s that Ray gives it."""
+
+    @wraps(get_node)
+    def ask(*arguments: Any) -> Any:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # not there yet
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    return ask
+
+
 def main(claims: list[str]) -> None:
     """Serve until nobody wants it any more."""
     os.environ.update(LOOPBACK)
-    from ray.cluster_utils import Cluster  # noqa: PLC0415 - after the environment
+    from ray._private import services  # noqa: PLC0415 - after the environment
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - the same
 
+    services.get_node = patient(services.get_node)
     common = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
     head = {"num_cpus": 0, "include_dashboard": False, **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for claim in claims:
         resources = {claim: 1} if claim else {}
         cluster.add_node(wait=False, num_cpus=1, num_gpus=len(resources), resources=resources, **common)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=START_SECONDS)
     print(cluster.address, flush=True)  # noqa: T201 - what it prints is its result
     sys.stdin.read()
     cluster.shutdown()

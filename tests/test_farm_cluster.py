@@ -37,7 +37,7 @@ benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rou
 executor: ray
 farm:
   address: {address}
-  connect_timeout_seconds: 60
+  connect_timeout_seconds: 300
   targets:
     - {{accelerator: H100, flavour: tensorrt_rtx}}
     - {{accelerator: A10G, flavour: tensorrt_rtx, compute_capabilities: [86]}}
@@ -61,19 +61,23 @@ def cluster() -> Iterator[Cluster]:
     """A cluster with two machines that claim an H100, one with an A10G, and one with none."""
     folder = tempfile.mkdtemp(prefix="farm-", dir="/tmp")
     claims = ["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""]
-    process = subprocess.Popen(  # noqa: S603 - this repository's own script
-        [sys.executable, "-m", "tests.farm_cluster", *claims],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": folder},
-        text=True,
-    )
+    said = Path(folder) / "said"
+    with said.open("w") as errors:
+        process = subprocess.Popen(  # noqa: S603 - this repository's own script
+            [sys.executable, "-m", "tests.farm_cluster", *claims],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": folder},
+            text=True,
+        )
     try:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        yield Cluster(next(line.strip() for line in lines if line.startswith("127.0.0.1:")), Path(folder))
+        address = next((line.strip() for line in lines if line.startswith("127.0.0.1:")), None)
+        assert address, f"the cluster has not started:\n{said.read_text()}"
+        yield Cluster(address, Path(folder))
     finally:
         process.communicate()
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +136,7 @@ def run(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int,
 
     def to_its_end(*arguments: str, **options: Path) -> tuple[int, str]:
         process = begin(*arguments, **options)
-        said, _ = process.communicate(timeout=180)
+        said, _ = process.communicate(timeout=600)
         return process.returncode, said
 
     return to_its_end
