@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.atomic import read_record
-from pipeline.environment import driver_version, onnxruntime, processor, read_host, torch_tensorrt
+from pipeline.environment import driver_cuda, driver_version, onnxruntime, processor, read_host, torch_tensorrt
 from pipeline.errors import RunError, UnsupportedError, one_line
 from pipeline.nvml import free_memory_bytes
 from pipeline.preprocessing import to_input, to_pixels
@@ -51,6 +51,7 @@ def this_host() -> DeploymentHost:
         host=host,
         free_memory_bytes=tuple(free_memory_bytes(gpu) for gpu in host.gpus),
         driver=driver_version(),
+        driver_cuda=driver_cuda(),
         torch_tensorrt=torch_tensorrt(),
         onnxruntime=onnxruntime(),
     )

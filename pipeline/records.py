@@ -362,6 +362,8 @@ class DeploymentHost(Record):
     """Of each of its GPUs; None where that is not known."""
     driver: str
     """The NVIDIA driver's version, "absent" where there is none."""
+    driver_cuda: int | None = None
+    """The latest CUDA that the driver runs, by its major version; None where that is not known."""
     torch_tensorrt: Tool
     onnxruntime: Tool
 
@@ -372,6 +374,15 @@ class DeploymentHost(Record):
                 f"expected the free memory of {len(self.host.gpus)} GPUs, got {len(self.free_memory_bytes)}"
             )
         return self
+
+    def cuda_that_the_driver_lacks(self, flavour: EngineFlavour) -> int | None:
+        """Return the CUDA that the installed TensorRT takes, where the driver is too old for it.
+
+        A driver runs every CUDA of its own major version and of earlier ones
+        (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
+        """
+        needed = self.host.tensorrt(flavour).cuda_major
+        return needed if needed and self.driver_cuda and self.driver_cuda < needed else None
 
 
 class FarmHost(Record):

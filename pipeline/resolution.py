@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import ResolveError, UsageError
 from pipeline.plan import CPU_TARGET, module_target
-from pipeline.records import Backend, Precision, Status, ranking_clock
+from pipeline.records import Backend, EngineFlavour, Precision, Status, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -236,6 +236,8 @@ def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Place]
     have = versions.get(built_for.flavour.value, "absent")
     if not built_for.runs_with(built_for.flavour, have):
         return f"needs {built_for.flavour.value} {built_for.version}, got {have}"
+    if reason := _driver_too_old(host, built_for.flavour):
+        return reason
     fitting = [gpu for gpu in host.host.gpus if built_for.runs_on(gpu)]
     if not fitting:
         numbers = ", ".join(map(str, built_for.compute_capabilities))
@@ -263,7 +265,16 @@ def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place]
     for tool in entry.module.libraries:
         if have.get(tool.name, "absent") != tool.version:
             return f"needs {tool.name} {tool.version}, got {have.get(tool.name, 'absent')}"
+    made_with = {tool.name for tool in entry.module.libraries}
+    for flavour in EngineFlavour:
+        if flavour.value in made_with and (reason := _driver_too_old(host, flavour)):
+            return reason
     return _on_gpu_target(entry, host, Tier.TORCH_TENSORRT)
+
+
+def _driver_too_old(host: DeploymentHost, flavour: EngineFlavour) -> str:
+    needed = host.cuda_that_the_driver_lacks(flavour)
+    return f"needs a driver for CUDA {needed}, got {host.driver}, for CUDA {host.driver_cuda}" if needed else ""
 
 
 def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Place] | str:

@@ -167,7 +167,13 @@ def test_driver_that_is_there_must_start(monkeypatch: pytest.MonkeyPatch, status
 @pytest.fixture
 def fresh_host() -> Iterator[None]:
     """What is installed and plugged in is found anew, before the test and after it."""
-    caches = (environment.gpus, environment.flavours, environment.driver_version, environment.version)
+    caches = (
+        environment.gpus,
+        environment.flavours,
+        environment.driver_version,
+        environment.driver_cuda,
+        environment.version,
+    )
     for found in caches:
         found.cache_clear()
     yield
@@ -181,6 +187,16 @@ def test_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(environment, "missing_driver", lambda: "no NVIDIA driver found")
     assert environment.gpus() == ()
     assert environment.driver_version() == "absent"
+    assert environment.driver_cuda() is None
+
+
+@pytest.mark.usefixtures("fresh_host")
+def test_the_drivers_cuda_is_a_major_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libcuda gives it: 13010 is CUDA 13.1."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    monkeypatch.setattr(environment, "missing_driver", lambda: None)
+    monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: (driver.CUresult.CUDA_SUCCESS, 13010))
+    assert environment.driver_cuda() == 13
 
 
 @pytest.mark.usefixtures("fresh_host")

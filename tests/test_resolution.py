@@ -71,7 +71,7 @@ def engine(name: str, *milliseconds: float, gpu: Gpu | None = H100, **changes: A
 
 def module(name: str, *milliseconds: float) -> ManifestEntry:
     """Return a Torch-TensorRT module made on an H100."""
-    libraries = (Tool(name="torch", version="2.11.0"), TORCHTRT)
+    libraries = (Tool(name="torch", version="2.11.0"), TORCHTRT, TRT10)
     contents = ModuleContents(segments=1, torch_operators=(), libraries=libraries)
     return engine(name, *milliseconds, kind=Backend.DYNAMO, built_for=None, module=contents, target=MODULE_TARGET)
 
@@ -227,6 +227,21 @@ def test_a_module_needs_the_libraries_that_made_it() -> None:
     there = machine(H100, torch_tensorrt=Tool(name="torch-tensorrt", version="2.12.0"))
     with pytest.raises(ResolveError, match=r"needs torch-tensorrt 2\.11\.0, got 2\.12\.0"):
         taken(module("module", 0.2), on=there)
+
+
+@pytest.mark.parametrize("made", [engine("made", 0.4), module("made", 0.2)], ids=lambda made: made.kind.value)
+@pytest.mark.parametrize(("driver_cuda", "runs"), [(12, False), (13, True), (14, True), (None, True)])
+def test_the_driver_must_run_the_cuda_of_the_installed_tensorrt(
+    made: ManifestEntry, driver_cuda: int | None, *, runs: bool
+) -> None:
+    """Of the same major version, or a later one; what is not known refuses nothing."""
+    there = machine(H100, driver="535.183.01", driver_cuda=driver_cuda)
+    there = there.model_copy(update={"host": there.host.model_copy(update={"cuda_majors": (13, 12)})})
+    if runs:
+        assert taken(made, on=there).entry is made
+    else:
+        with pytest.raises(ResolveError, match=re.escape("needs a driver for CUDA 13, got 535.183.01, for CUDA 12")):
+            taken(made, on=there)
 
 
 def test_onnx_needs_its_runtime_and_processor() -> None:

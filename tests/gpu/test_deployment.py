@@ -8,13 +8,21 @@ import numpy as np
 
 import pipeline
 from pipeline.preprocessing import to_input
-from pipeline.records import Backend, Precision
+from pipeline.records import Backend, EngineFlavour, Precision
 
 if TYPE_CHECKING:
     from pipeline.project import Project
 
 FP16 = 5e-3
 """What the gate of fp16 allows."""
+
+
+def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
+    """Else nothing here would run; the driver says it itself."""
+    here = pipeline.this_host()
+    assert here.driver_cuda is not None
+    for tool in here.host.flavours:
+        assert here.cuda_that_the_driver_lacks(EngineFlavour(tool.name)) is None
 
 
 def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
