@@ -977,6 +977,7 @@ def _documents(draw: st.DrawFn) -> dict[str, Any]:
 def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> None:
     """What is accepted has a plan in which every step's needs are planned, and means the same however it is spelt.
 
+    So does what is read, written out in full.
     Many are accepted and many are refused: neither half is tested in vain.
     """
     file, seen = tmp_path / "document.yaml", {"accepted": 0, "refused": 0}
@@ -995,6 +996,9 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
         plan = Plan(config, host(H100))
         assert all(set(plan.dependencies(step).needs) <= set(plan.steps) for step in plan.steps)
         file.write_text(yaml.safe_dump(document, default_flow_style=True, sort_keys=False))
+        assert load_config(file) == config
+        sizes = [size.text for size in config.workspaces]
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True) | {"workspaces": sizes}))
         assert load_config(file) == config
 
     check()
