@@ -68,7 +68,7 @@ MAKESPAN = 1.15
 
 def run(cluster: Cluster) -> None:
     """Run a command of a second on the cluster, as a driver does."""
-    running = cluster.submit(Parcel(command=SECOND, files=(), timeout_seconds=60), [], Needs(None, ()), ())
+    running = cluster.submit(Parcel(command=SECOND, files=(), timeout_seconds=60), b"", [], Needs(None, ()), ())
     for item in running.items(lambda: None):
         message = read_message(item if isinstance(item, str) else "")
         if isinstance(message, Refused) or (isinstance(message, Made) and message.status != 0):
@@ -93,7 +93,9 @@ def farmed(farm: executor.Farm) -> float:
 
 def write_project(folder: Path, address: str) -> None:
     """Make what an engine of a tiny model is built from, and look at the farm."""
-    shutil.copytree(REPOSITORY / "tests", folder / "tests", ignore=lambda *_: ["gpu", "__pycache__"])
+    (folder / "tests").mkdir()
+    for name in ("__init__.py", "tiny_model.py"):
+        shutil.copy(REPOSITORY / "tests" / name, folder / "tests")
     (folder / "pipeline.yaml").write_text(CONFIG.format(address=address))
     for arguments in (["farm"], ["source", "tiny"], ["data", "tiny"], ["export", "tiny/fp32"], ["export", "tiny/fp16"]):
         command = [sys.executable, "-m", "pipeline", *arguments]

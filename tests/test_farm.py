@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from doit.exceptions import TaskFailed
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from ray._private.label_utils import validate_label_selector
@@ -36,6 +36,7 @@ from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.farm.flights import Board
 from pipeline.farm.inspection import able_nodes, common_host, look_at_farm, unfit_nodes
 from pipeline.farm.parcels import (
+    SMALL_BYTES,
     Began,
     Input,
     Made,
@@ -46,6 +47,7 @@ from pipeline.farm.parcels import (
     Said,
     accept,
     check_list,
+    is_small,
     pack,
     read_message,
     this_package,
@@ -107,7 +109,9 @@ def packed(project: Project, step: Step = BUILD) -> Packed:
 
 def working(parcel: Parcel, *contents: bytes) -> list[str | bytes]:
     """Return what a worker says of a parcel, and gives."""
-    return [*worker.work(parcel, lambda number: iter([contents[number]]), "node")]
+    small = [content for file, content in zip(parcel.files, contents, strict=True) if is_small(file)]
+    large = [content for file, content in zip(parcel.files, contents, strict=True) if not is_small(file)]
+    return [*worker.work(parcel, b"".join(small), lambda number: iter([large[number]]), "node")]
 
 
 def sent(found: Packed) -> list[str | bytes]:
@@ -340,7 +344,7 @@ def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, chang
     *items, last = sent(packed(project))
     assert isinstance(last, bytes)
     items += {"fewer": [last[:-1]], "more": [last + b"x"], "none": []}[change]
-    with pytest.raises(FarmError, match="has not come as its worker announced it"):
+    with pytest.raises(FarmError, match=r"(has not come as its|more has come than the) worker announced"):
         followed(project, items)
 
 
@@ -441,11 +445,11 @@ def test_step_that_fails_without_a_record_has_its_own_status(project: Project, a
     made = read_message(str(next(item for item in items if isinstance(item, str) and '"made"' in item)))
     assert isinstance(made, Made)
     (log,) = (file for file in made.files if file.path.endswith("build.log"))
-    contents = [item for item in items if isinstance(item, bytes)]
-    index = made.files.index(log)
+    given = b"".join(item for item in items if isinstance(item, bytes))
+    start = sum(file.bytes for file in made.files[: made.files.index(log)])
     failed = Made(status=1, files=(log,))
     before = project.artifact(project.plan.variant(ENGINE))
-    status, _ = followed(project, [failed.to_json(), contents[index]])
+    status, _ = followed(project, [failed.to_json(), given[start : start + log.bytes]])
     assert status == 1
     assert project.artifact(project.plan.variant(ENGINE)) == before
 
@@ -488,7 +492,7 @@ def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
     """That is what progress is."""
     assert at_home
     parcel = command("import sys, time; print('begun', flush=True); time.sleep(60)")
-    items = worker.work(parcel, lambda _: (), "node")
+    items = worker.work(parcel, b"", lambda _: (), "node")
     assert messages([str(next(items)), str(next(items))])[1] == Said(error=False, line="begun")
     items.close()
 
@@ -496,7 +500,7 @@ def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
 def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
     """And removes where it ran."""
     parcel = command("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
-    items = worker.work(parcel, lambda _: (), "node")
+    items = worker.work(parcel, b"", lambda _: (), "node")
     next(items)
     (said,) = messages([str(next(items))])
     assert isinstance(said, Said)
@@ -508,7 +512,7 @@ def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
 def test_worker_that_is_stopped_twice_kills_its_command(at_home: Path) -> None:
     """One that does not end when asked to: nobody waits for it, and nothing is left."""
     ignore = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    items = worker.work(command(f"{ignore}; print(os.getpid(), flush=True); time.sleep(60)"), lambda _: (), "node")
+    items = worker.work(command(f"{ignore}; print(os.getpid(), flush=True); time.sleep(60)"), b"", lambda _: (), "node")
     next(items)
     (said,) = messages([str(next(items))])
     assert isinstance(said, Said)
@@ -559,7 +563,7 @@ def test_only_what_is_new_or_other_comes_back(at_home: Path) -> None:
     items = working(command(code, old, changed), b"old", b"changed")
     made = messages(items)[-1]
     assert made == Made(status=0, files=(describe_bytes("changed", b"!"), describe_bytes("new", b"?")))
-    assert [item for item in items if isinstance(item, bytes)] == [b"!", b"?"]
+    assert [item for item in items if isinstance(item, bytes)] == [b"!?"]
 
 
 def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
@@ -581,13 +585,17 @@ def test_another_version_of_this_package_refuses(at_home: Path) -> None:
     assert f"expected: {__version__}, code 0123\n  got:      {this_package()} on" in last.reason
 
 
-def test_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
+LARGE = b"x" * (SMALL_BYTES + 1)
+SIZE = "import os; print(os.path.getsize('artifacts/x'))"
+
+
+def test_large_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
     """They travel once to each machine."""
-    file = describe_bytes("artifacts/x", b"x")
-    working(command("", file), b"x")
-    assert (at_home / "blobs" / file.sha256).read_bytes() == b"x"
-    items = [*worker.work(command("print(open('artifacts/x').read())", file), _never, "node")]
-    assert Said(error=False, line="x") in messages(items)
+    file = describe_bytes("artifacts/x", LARGE)
+    working(command("", file), LARGE)
+    assert (at_home / "blobs" / file.sha256).read_bytes() == LARGE
+    items = [*worker.work(command(SIZE, file), b"", _never, "node")]
+    assert Said(error=False, line=str(len(LARGE))) in messages(items)
 
 
 def _never(number: int) -> Iterator[bytes]:
@@ -596,18 +604,44 @@ def _never(number: int) -> Iterator[bytes]:
 
 def test_damaged_input_is_fetched_again(at_home: Path) -> None:
     """What is kept is not trusted, either."""
-    file = describe_bytes("artifacts/x", b"x")
-    working(command("", file), b"x")
-    (at_home / "blobs" / file.sha256).write_bytes(b"y")
-    assert Said(error=False, line="x") in messages(working(command("print(open('artifacts/x').read())", file), b"x"))
+    file = describe_bytes("artifacts/x", LARGE)
+    working(command("", file), LARGE)
+    (at_home / "blobs" / file.sha256).write_bytes(LARGE[1:])
+    assert Said(error=False, line=str(len(LARGE))) in messages(working(command(SIZE, file), LARGE))
 
 
-def test_input_that_has_changed_on_its_way_is_refused(at_home: Path) -> None:
+@pytest.mark.parametrize("content", [b"x", LARGE], ids=["small", "large"])
+def test_input_that_has_changed_on_its_way_is_refused(at_home: Path, content: bytes) -> None:
     """And not kept."""
-    *_, last = messages(working(command("", describe_bytes("artifacts/x", b"x")), b"y"))
+    *_, last = messages(working(command("", describe_bytes("artifacts/x", content)), content[1:] + b"y"))
     assert isinstance(last, Refused)
     assert "artifacts/x has not come as it was sent" in last.reason
-    assert list((at_home / "blobs").iterdir()) == []
+    assert [*at_home.glob("blobs/*")] == []
+
+
+@given(
+    lengths=st.lists(
+        st.sampled_from([0, 1, SMALL_BYTES, SMALL_BYTES + 1]) | st.integers(0, 3 * SMALL_BYTES), max_size=5
+    ),
+    piece=st.integers(1_000, 4 * SMALL_BYTES),
+)
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list[int], piece: int) -> None:
+    """Files of any length there, large and small ones in any order, and the same files back in pieces of any length."""
+    assert at_home
+    contents = [bytes([65 + number]) * length for number, length in enumerate(lengths)]
+    files = [describe_bytes(f"in/{number}", content) for number, content in enumerate(contents)]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(worker, "_INLINE_BYTES", piece)
+        code = "import os, shutil; os.makedirs('in', exist_ok=True); shutil.copytree('in', 'artifacts')"
+        items = iter(working(command(code, *files), *contents))
+        made = next(message for item in items if isinstance(message := read_message(str(item)), Made))
+        assert made == Made(status=0, files=tuple(describe_bytes(str(i), c) for i, c in enumerate(contents)))
+        incoming = executor._Incoming(items)  # noqa: SLF001 - without a cluster
+        for number, file in enumerate(made.files):
+            incoming.receive(file, Path(folder) / file.path)
+            assert (Path(folder) / file.path).read_bytes() == contents[number]
+        incoming.end()
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x"])
@@ -621,12 +655,13 @@ def test_input_that_would_lie_elsewhere_is_refused(at_home: Path, path: str) -> 
 
 def test_machine_keeps_what_was_used_last(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs that were not used for the longest time make room."""
-    monkeypatch.setattr(worker, "_KEPT_BYTES", 2)
-    for number, text in enumerate((b"a", b"b", b"c")):
+    monkeypatch.setattr(worker, "_KEPT_BYTES", 2 * len(LARGE))
+    texts = [letter * len(LARGE) for letter in (b"a", b"b", b"c")]
+    for number, text in enumerate(texts):
         file = describe_bytes("artifacts/x", text)
         working(command("", file), text)
         os.utime(at_home / "blobs" / file.sha256, (number, number))
-    assert {path.read_bytes() for path in (at_home / "blobs").iterdir()} == {b"b", b"c"}
+    assert {path.read_bytes() for path in (at_home / "blobs").iterdir()} == {*texts[1:]}
 
 
 def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:

@@ -182,12 +182,15 @@ class Cluster:
         with _ray_errors("sending a file"):
             return [self._ray.put(piece) for piece in ([content] if isinstance(content, bytes) else pieces(content))]
 
-    def submit(self, parcel: Parcel, contents: list[list[Any]], needs: Needs, avoid: Collection[str]) -> Running:
+    def submit(
+        self, parcel: Parcel, small: bytes, large: list[list[Any]], needs: Needs, avoid: Collection[str]
+    ) -> Running:
         """Have a worker run a parcel's command.
 
         Args:
             parcel: what to run.
-            contents: of its files, as `put` gives them.
+            small: the bytes of its small files, one after another.
+            large: the contents of the others, as `put` gives them.
             needs: what its node must have.
             avoid: nodes on which it is not to run.
 
@@ -196,7 +199,7 @@ class Cluster:
         """
         with _ray_errors("sending a step"):
             step = self._step.options(**needs.options(avoid))
-            return Running(self._ray, step.remote(parcel.to_json(), contents))
+            return Running(self._ray, step.remote(parcel.to_json(), small, large))
 
     def actor(self, kind: type, name: str) -> Any:  # noqa: ANN401 - a handle of Ray's
         """Return the one object of a name on the cluster, which outlives the driver that was the first to ask.
@@ -311,12 +314,12 @@ def _wait(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  
             ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
 
 
-def _remote_work(text: str, contents: list[list[Any]]) -> Iterator[str | bytes]:
+def _remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
     """Be the task: `work`, with inputs out of Ray's object store."""
     import ray  # noqa: PLC0415 - of the worker
 
     node = ray.get_runtime_context().get_node_id()
-    yield from work(Parcel.model_validate_json(text), lambda number: map(ray.get, contents[number]), node)
+    yield from work(Parcel.model_validate_json(text), small, lambda number: map(ray.get, large[number]), node)
 
 
 def _remote_probe() -> str:

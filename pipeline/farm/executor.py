@@ -134,13 +134,14 @@ class Farm:
         farm = _of(self._project)
         target = next(item for item in farm.targets if item.needs == workers.needs)
         packed = pack(self._project, step, workers)
+        small = packed.small()
         places = _Places(joined.cluster, target, unfit_nodes(target, joined.record))
-        with joined.sent.holding(packed.inputs) as contents:
+        with joined.sent.holding(packed.large) as large:
             for tries_left in range(farm.retries, -1, -1):
                 avoid = places.avoid()
                 trip = _Trip(self._project, step, partial(places.check, avoid), say)
                 try:
-                    running = joined.cluster.submit(packed.parcel, contents, Needs.of(target), avoid)
+                    running = joined.cluster.submit(packed.parcel, small, large, Needs.of(target), avoid)
                     return self._try(trip, running)
                 except LostWorkerError as exc:
                     places.lost(trip.node)
@@ -287,44 +288,66 @@ class _Trip:
         if ended in KILLED:
             raise LostWorkerError("running a step", got=describe_exit(ended))
         check_list(self._project, self._step, made)
+        incoming = _Incoming(items)
         with scratch_folder(self._project.paths.root) as staged:
             for file in made.files:
-                _receive(file, items, staged / file.path)
+                incoming.receive(file, staged / file.path)
+            incoming.end()
             accept(self._project, self._step, made, staged)
         if made.status < 0:
             self._say(_told(describe_exit(made.status), error=True))
         return made.status
 
 
-def _receive(file: FileRecord, items: Iterator[str | bytes], path: Path) -> None:
-    """Write a file as it comes.
+class _Incoming:
+    """The bytes of what a worker has made: one file after another, in pieces that know nothing of files."""
 
-    Raises:
-        FarmError: it is not what was announced.
-        StorageError: it cannot be written.
-    """
-    digest = hashlib.sha256()
-    left = file.bytes
-    with storage_errors(f"writing {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as out:
-            while left > 0:
-                piece = next(items, None)
-                if not isinstance(piece, bytes):
-                    break
-                left -= len(piece)
-                digest.update(piece)
-                out.write(piece)
-            out.flush()
-            os.fsync(out.fileno())
-        path.chmod(0o644)
-    if left or digest.hexdigest() != file.sha256:
-        raise FarmError(
-            f"{file.path} has not come as its worker announced it; nothing of the step was kept",
-            expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
-            got=f"{file.bytes - left:,} bytes, SHA-256 {digest.hexdigest()}",
-            fix="run it again; should it repeat, look at that machine's memory and disk",
-        )
+    def __init__(self, items: Iterator[str | bytes]) -> None:
+        self._items = items
+        self._rest = memoryview(b"")
+
+    def receive(self, file: FileRecord, path: Path) -> None:
+        """Write the next file.
+
+        Raises:
+            FarmError: it is not what was announced.
+            StorageError: it cannot be written.
+        """
+        digest, left = hashlib.sha256(), file.bytes
+        with storage_errors(f"writing {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as out:
+                while left and (piece := self._take(left)):
+                    left -= len(piece)
+                    digest.update(piece)
+                    out.write(piece)
+                out.flush()
+                os.fsync(out.fileno())
+            path.chmod(0o644)
+        if left or digest.hexdigest() != file.sha256:
+            raise FarmError(
+                f"{file.path} has not come as its worker announced it; nothing of the step was kept",
+                expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
+                got=f"{file.bytes - left:,} bytes, SHA-256 {digest.hexdigest()}",
+                fix="run it again; should it repeat, look at that machine's memory and disk",
+            )
+
+    def end(self) -> None:
+        """Check that nothing has come beyond what was announced.
+
+        Raises:
+            FarmError: there is more.
+        """
+        if self._rest:
+            raise FarmError("more has come than the worker announced; nothing of the step was kept")
+
+    def _take(self, most: int) -> memoryview:
+        """Return the next bytes; none at the end."""
+        if not self._rest:
+            piece = next(self._items, None)
+            self._rest = memoryview(piece if isinstance(piece, bytes) else b"")
+        taken, self._rest = self._rest[:most], self._rest[most:]
+        return taken
 
 
 def _told(line: str, *, error: bool = False) -> Said:

@@ -80,7 +80,7 @@ class Flights:
             key: what the block builds.
             waiting: called every second while another driver holds it, with its name; what it raises ends this.
         """
-        while (holder := self._ask("take", key)) != self._driver:
+        while (holder := self._take(key)) != self._driver:
             waiting(holder)
             time.sleep(1)
         with self._lock:
@@ -93,7 +93,9 @@ class Flights:
         finally:
             with self._lock:
                 self._mine.discard(key)
-            self._ask("give", key)
+                board = self._board
+            if board:  # nobody waits for its answer: what it does not hear of is free again when the lease ends
+                board.give.remote(key, self._driver)
 
     def _renew(self) -> None:
         while True:
@@ -101,15 +103,15 @@ class Flights:
             with self._lock:
                 mine = sorted(self._mine)
             for key in mine:
-                self._ask("take", key)
+                self._take(key)
 
-    def _ask(self, method: str, key: str) -> str:
-        """Ask the board; one that has gone, with its process, is begun anew."""
+    def _take(self, key: str) -> str:
+        """Ask the board who builds a key now; one that has gone, with its process, is begun anew."""
         for _ in range(2):
             with suppress(FarmError):
                 with self._lock:
                     self._board = self._board or self._cluster.actor(Board, _NAME)
                     board = self._board
-                return str(self._cluster.ask(getattr(board, method).remote(key, self._driver), _PATIENCE_SECONDS))
+                return str(self._cluster.ask(board.take.remote(key, self._driver), _PATIENCE_SECONDS))
             self._board = None
         return self._driver  # nobody to ask: work may be done twice, and is right all the same

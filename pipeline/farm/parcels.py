@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from pipeline.plan import Step
     from pipeline.records import FarmHost, Variant
 
+SMALL_BYTES = 64 * 1024
+"""Files of up to this size travel together with what names them; a larger one is an object of its own on the cluster,
+and a machine keeps it for the next step.
+"""
 CONFIG = "pipeline.yaml"
 ARTIFACTS = "artifacts"
 """Where the configuration and the artifacts lie on a worker, in the folder that it runs a step in."""
@@ -44,6 +48,11 @@ def this_package() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return f"{__version__}, code {digest.hexdigest()[:12]}"
+
+
+def is_small(file: FileRecord) -> bool:
+    """Return whether a file travels together with others."""
+    return file.bytes <= SMALL_BYTES
 
 
 class Parcel(Record):
@@ -123,6 +132,24 @@ class Packed(NamedTuple):
 
     parcel: Parcel
     inputs: tuple[Input, ...]
+
+    @property
+    def large(self) -> tuple[Input, ...]:
+        """What travels by itself."""
+        return tuple(item for item in self.inputs if not is_small(item.record))
+
+    def small(self) -> bytes:
+        """Return all others, one after another.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+        with storage_errors("reading what travels to a worker"):
+            return b"".join(
+                item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+                for item in self.inputs
+                if is_small(item.record)
+            )
 
 
 def pack(project: Project, step: Step, workers: FarmHost) -> Packed:

@@ -2,7 +2,7 @@
 
 It knows nothing of the cluster: inputs are what a function gives, and what it tells are the items of an iterator.
 
-    <temporary folder>/pipeline-farm-<user>/blobs/<SHA-256>   inputs, kept for later parcels, hashed once each
+    <temporary folder>/pipeline-farm-<user>/blobs/<SHA-256>   large inputs, kept for later parcels, hashed once each
     <temporary folder>/pipeline-farm-<user>/timing-cache/     what builders have timed on this machine
     <temporary folder>/pipeline-farm-<user>/work/<process>-…  where a command runs; gone with it
 """
@@ -20,13 +20,15 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.atomic import describe_file, replacing
 from pipeline.digests import digests_in
 from pipeline.errors import FarmError, PipelineError, StorageError, storage_errors
-from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, this_package
+from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, is_small, this_package
 from pipeline.isolation import step_environment
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ if TYPE_CHECKING:
     from pipeline.records import FileRecord
 
     Content = Callable[[int], Iterable[bytes]]
-    """The number of one of a parcel's files → its bytes, in pieces."""
+    """The number of one of a parcel's large files, among those → its bytes, in pieces."""
 
 CHUNK_BYTES = 16 * 2**20
 """What travels at once."""
-
+_INLINE_BYTES = 80_000
+"""What Ray sends as part of its answer; from 100 kB on, it goes through shared memory, which takes some 8 ms more."""
+_INLINE_PIECES = 8
+"""Up to so many of those; more is sent faster in large pieces."""
 _KEPT_BYTES = 20 * 2**30
 """How much of inputs a machine keeps; those go that were not used for the longest time."""
 _USED_SECONDS = 3600.0
@@ -51,17 +56,18 @@ TERM_SECONDS = 5.0
 """How long a command may take to end when asked to; then it is killed."""
 
 
-def work(parcel: Parcel, content: Content, node: str) -> Generator[str | bytes]:
+def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator[str | bytes]:
     """Run a parcel's command.
 
     Args:
         parcel: what to run, and on what.
-        content: gives the bytes of its files.
+        small: the bytes of its small files, one after another.
+        content: gives those of the others.
         node: what the cluster calls this machine.
 
     Yields:
-        messages as JSON: `Began`, `Said` for every line, then `Made`, after which come the bytes of what was made in
-        pieces; or `Refused`.
+        messages as JSON: `Began`, `Said` for every line, then `Made`, after which come the bytes of what was made, one
+        file after another, in pieces; or `Refused`.
     """
     yield Began(node=node).to_json()
     deadline = time.monotonic() + parcel.timeout_seconds
@@ -74,15 +80,15 @@ def work(parcel: Parcel, content: Content, node: str) -> Generator[str | bytes]:
                 fix="install the same version on every machine of the farm",
             )
         with _folder() as folder:
-            _lay_out(parcel, content, folder)
+            _lay_out(parcel, small, content, folder)
             root = folder / ARTIFACTS
             before = _looks(root)
             status = yield from _run(parcel, folder, deadline)
             after = _looks(root)
             made = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
             yield Made(status=status, files=made).to_json()
-            for file in made:
-                yield from pieces(root / file.path)
+            few = sum(file.bytes for file in made) < _INLINE_PIECES * _INLINE_BYTES
+            yield from pieces(*(root / file.path for file in made), size=_INLINE_BYTES if few else CHUNK_BYTES)
     except PipelineError as exc:
         yield Refused(reason=str(exc)).to_json()
 
@@ -98,15 +104,22 @@ def _looks(root: Path) -> dict[Path, tuple[int, int, int]]:
     return found
 
 
-def pieces(path: Path) -> Iterator[bytes]:
-    """Yield a file's bytes, as they travel.
+def pieces(*paths: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield the bytes of files, one after another, as they travel: all pieces but the last have a size.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: one cannot be read.
     """
-    with storage_errors(f"reading {path}"), path.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+    rest = b""
+    for path in paths:
+        with storage_errors(f"reading {path}"), path.open("rb") as file:
+            while piece := file.read(size - len(rest)):
+                rest += piece
+                if len(rest) == size:
+                    yield rest
+                    rest = b""
+    if rest:
+        yield rest
 
 
 def _home() -> Path:
@@ -129,20 +142,26 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lay_out(parcel: Parcel, content: Content, folder: Path) -> None:
+def _lay_out(parcel: Parcel, small: bytes, content: Content, folder: Path) -> None:
     """Write a parcel's files into a folder, each with its digest.
 
     Raises:
         FarmError: one of them would lie elsewhere, or has not come as it was sent.
         StorageError: the folder cannot be written.
     """
+    together, numbers = BytesIO(small), count()
     with storage_errors(f"writing {folder}"):
-        for number, file in enumerate(parcel.files):
+        for file in parcel.files:
             path = folder / file.path
             if ".." in path.parts or not path.is_relative_to(folder):
                 raise FarmError(f"a parcel's file would lie outside of its folder: {file.path}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            blob = _home() / "blobs" / file.sha256
+            if is_small(file):
+                data = together.read(file.bytes)
+                _check(file, hashlib.sha256(data).hexdigest())
+                path.write_bytes(data)
+                continue
+            blob, number = _home() / "blobs" / file.sha256, next(numbers)
             if not _copied(blob, path, file):
                 _receive(content(number), blob, file)
                 if not _copied(blob, path, file):
@@ -152,6 +171,16 @@ def _lay_out(parcel: Parcel, content: Content, folder: Path) -> None:
             timings = _home() / "timing-cache"
             timings.mkdir(parents=True, exist_ok=True)
             (artifacts / "timing-cache").symlink_to(timings)
+
+
+def _check(file: FileRecord, sha256: str) -> None:
+    """Check what has come.
+
+    Raises:
+        FarmError: it is not what was sent.
+    """
+    if sha256 != file.sha256:
+        raise FarmError(f"{file.path} has not come as it was sent", expected=file.sha256, got=f"SHA-256 {sha256}")
 
 
 def _copied(blob: Path, path: Path, file: FileRecord) -> bool:
@@ -179,10 +208,7 @@ def _receive(pieces: Iterable[bytes], blob: Path, file: FileRecord) -> None:
             for piece in pieces:
                 digest.update(piece)
                 out.write(piece)
-        if digest.hexdigest() != file.sha256:
-            raise FarmError(
-                f"{file.path} has not come as it was sent", expected=file.sha256, got=f"SHA-256 {digest.hexdigest()}"
-            )
+        _check(file, digest.hexdigest())
     _make_room(blob.parent, keep=blob)
 
 
