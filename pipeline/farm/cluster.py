@@ -252,9 +252,7 @@ class Pending:
                     f"{self._doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why"
                 )
 
-        _wait(self._ray, self._reference, self._doing, look_at_the_time)
-        with _ray_errors(self._doing):
-            return Probe.model_validate_json(self._ray.get(self._reference, timeout=_LOOK_SECONDS))
+        return Probe.model_validate_json(_get(self._ray, self._reference, self._doing, look_at_the_time))
 
 
 class Running:
@@ -280,10 +278,7 @@ class Running:
                 reference = next(self._generator, None)
             if reference is None:
                 return
-            _wait(self._ray, reference, "running a step", look)  # for its bytes, which come from another machine
-            with _ray_errors("running a step"):
-                item = self._ray.get(reference, timeout=_LOOK_SECONDS)
-            yield item
+            yield _get(self._ray, reference, "running a step", look)
 
     def cancel(self, *, force: bool = False) -> None:
         """Ask it to end, or kill its worker."""
@@ -312,6 +307,14 @@ def _wait(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  
         look()
         with _ray_errors(doing):
             ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
+
+
+def _get(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - what a task gives
+    """Return an object's value, which may have to come from another machine; every few seconds `look`."""
+    while True:
+        look()
+        with _ray_errors(doing), suppress(ray.exceptions.GetTimeoutError):
+            return ray.get(reference, timeout=_LOOK_SECONDS)
 
 
 def _remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
