@@ -85,12 +85,13 @@ class Tasks:
         """Yield one doit task a step of `stage`, named by the step's subject."""
         plan = self._project.plan
         action = CmdAction if stage in _TABLES else _Command
+        environment = step_environment(timed=stage is Stage.BENCHMARK)
         for step in (*plan.steps, *plan.on_demand):
             if step.stage is stage:
                 needs, follows = plan.dependencies(step)
                 names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
                 command = self._command(step.stage.value, step.subject)
-                here = action(command, shell=False, env=step_environment(timed=stage is Stage.BENCHMARK))
+                here = action(command, shell=False, env=environment)
                 yield {
                     "name": step.subject,
                     "actions": [self._elsewhere(step) or here],
