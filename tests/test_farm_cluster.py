@@ -196,6 +196,35 @@ def test_every_target_is_built_where_it_can_be(
     assert list(folder.glob("artifacts/.writing-*")) == []
 
 
+PLACES = """\
+import sys
+from pipeline.farm.cluster import Cluster, Needs
+from pipeline.farm.parcels import Parcel, read_message
+cluster = Cluster.connect(sys.argv[1], 300)
+nodes = {node.id: node for node in cluster.nodes()}
+def began(needs, *avoid):
+    parcel = Parcel(command=("-c", ""), files=(), timeout_seconds=60)
+    said = [read_message(item) for item in cluster.submit(parcel, b"", [], needs, avoid).items(lambda: None)]
+    return said[0].node
+first = began(Needs("H100", ()))
+for node in (first, began(Needs("H100", ()), first), began(Needs("A10G", ()))):
+    print(node, *sorted(name for name in nodes[node].resources if name.startswith("accelerator_type:")))
+cluster.close()
+"""
+
+
+def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str]], cluster: Cluster) -> None:
+    """On a machine with that GPU; on another such one where the first is to be avoided."""
+    (cluster.folder / "places.py").write_text(PLACES)
+    status, said = run("places", cluster.address, cwd=cluster.folder)
+    assert status == 0, said
+    first, other, a10g, _ = (line.split() for line in said.splitlines())
+    assert [types for _, *types in (first, other, a10g)] == [["accelerator_type:H100"]] * 2 + [
+        ["accelerator_type:A10G"]
+    ]
+    assert len({node for node, *_ in (first, other, a10g)}) == 3
+
+
 def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
     folder: Path, run: Callable[..., tuple[int, str]]
 ) -> None:
