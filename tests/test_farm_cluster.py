@@ -218,11 +218,9 @@ def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str
     (cluster.folder / "places.py").write_text(PLACES)
     status, said = run("places", cluster.address, cwd=cluster.folder)
     assert status == 0, said
-    first, other, a10g, _ = (line.split() for line in said.splitlines())
-    assert [types for _, *types in (first, other, a10g)] == [["accelerator_type:H100"]] * 2 + [
-        ["accelerator_type:A10G"]
-    ]
-    assert len({node for node, *_ in (first, other, a10g)}) == 3
+    nodes, types = zip(*(line.split() for line in said.splitlines()), strict=True)
+    assert types == ("accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G")
+    assert len({*nodes}) == 3
 
 
 def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
