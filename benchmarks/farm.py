@@ -33,7 +33,7 @@ from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
 from pipeline.plan import Stage, Step
 from pipeline.project import Project
-from tests.farm_cluster import LOOPBACK, ONE_ENGINE
+from tests.farm_cluster import LOOPBACK, ONE_ENGINE, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,24 +184,10 @@ def measure_makespan(cluster: Cluster, tasks: int) -> bool:
 @contextmanager
 def joined(nodes: int) -> Iterator[Cluster]:
     """Start a cluster of so many nodes on this machine, and join it."""
-    with tempfile.TemporaryDirectory(prefix="farm-", dir="/tmp") as folder:
-        serving = subprocess.Popen(  # noqa: S603 - this repository's own script
-            [sys.executable, "-m", "tests.farm_cluster", *[""] * nodes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "TMPDIR": folder, **LIGHT},
-            cwd=REPOSITORY,
-            text=True,
-        )
-        try:
-            assert serving.stdout  # noqa: S101 - of the pipe above
-            address = next(line.strip() for line in serving.stdout if line.startswith("127.0.0.1:"))
-            cluster = Cluster.connect(address, 60)
-            yield cluster
-            cluster.close()
-        finally:
-            serving.communicate()
+    with served([""] * nodes, LIGHT) as there:
+        cluster = Cluster.connect(there.address, 60)
+        yield cluster
+        cluster.close()
 
 
 def measure_steps() -> dict[str, bool]:

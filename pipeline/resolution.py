@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.environment import tensorrt_of
 from pipeline.errors import ResolveError, UsageError
 from pipeline.plan import CPU_TARGET, module_target
-from pipeline.records import Backend, EngineFlavour, Precision, Status, ranking_clock
+from pipeline.records import Backend, Precision, Status, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pipeline.records import DeploymentHost, Gpu, Manifest, ManifestEntry
+    from pipeline.records import DeploymentHost, EngineFlavour, Gpu, Manifest, ManifestEntry
 
 _X86 = "x86_64"
 
@@ -265,10 +266,8 @@ def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place]
     for tool in entry.module.libraries:
         if have.get(tool.name, "absent") != tool.version:
             return f"needs {tool.name} {tool.version}, got {have.get(tool.name, 'absent')}"
-    made_with = {tool.name for tool in entry.module.libraries}
-    for flavour in EngineFlavour:
-        if flavour.value in made_with and (reason := _driver_too_old(host, flavour)):
-            return reason
+    if reason := _driver_too_old(host, tensorrt_of(host.torch_tensorrt)):
+        return reason
     return _on_gpu_target(entry, host, Tier.TORCH_TENSORRT)
 
 

@@ -9,13 +9,17 @@ whose name must be short.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 START_SECONDS = 300
 """How long a node may take to start on a machine that other tests keep busy."""
@@ -37,6 +41,48 @@ profiles: [1]
 workspaces: [16MiB]
 """
 """The tiny model with one engine a target, for `str.format`: what a configuration of a farm begins with."""
+
+
+class Served(NamedTuple):
+    """A cluster that runs."""
+
+    address: str
+    folder: Path
+    """Of its machines' temporary files."""
+
+
+@contextmanager
+def served(claims: Sequence[str], environment: Mapping[str, str]) -> Iterator[Served]:
+    """Start this script, and stop it with the block.
+
+    Args:
+        claims: its arguments.
+        environment: what its processes have besides this one's.
+
+    Raises:
+        RuntimeError: it does not start; with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="farm-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        said = folder / "said"
+        with said.open("w") as errors:
+            process = subprocess.Popen(  # noqa: S603 - this repository's own script
+                [sys.executable, "-m", "tests.farm_cluster", *claims],
+                cwd=Path(__file__).parent.parent,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "TMPDIR": name, **environment},
+                text=True,
+            )
+        try:
+            lines = iter(process.stdout.readline, "") if process.stdout else ()
+            address = next((line.strip() for line in lines if line.startswith("127.0.0.1:")), None)
+            if not address:
+                raise RuntimeError(f"the cluster has not started:\n{said.read_text()}")
+            yield Served(address, folder)
+        finally:
+            process.communicate()
 
 
 def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,8 +22,7 @@ from pipeline.project import Project
 from pipeline.records import Outcome
 from pipeline.staleness import is_current
 
-from .conftest import REPOSITORY
-from .farm_cluster import LOOPBACK, ONE_ENGINE
+from .farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,43 +47,15 @@ H100, A10G, PROCESSOR = (f"tiny/rtx-sm{name}/fp16-b1-ws16MiB" for name in ("80+"
 ENGINES = (H100, A10G, PROCESSOR)
 
 
-class Cluster(NamedTuple):
-    """A cluster that runs."""
-
-    address: str
-    folder: Path
-    """Of its machines' temporary files."""
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[Served]:
     """A cluster with two machines that claim an H100, one with an A10G, and one with none."""
-    folder = tempfile.mkdtemp(prefix="farm-", dir="/tmp")
-    claims = ["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""]
-    said = Path(folder) / "said"
-    with said.open("w") as errors:
-        process = subprocess.Popen(  # noqa: S603 - this repository's own script
-            [sys.executable, "-m", "tests.farm_cluster", *claims],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "TMPDIR": folder},
-            text=True,
-        )
-    try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        address = next((line.strip() for line in lines if line.startswith("127.0.0.1:")), None)
-        assert address, f"the cluster has not started:\n{said.read_text()}"
-        yield Cluster(address, Path(folder))
-    finally:
-        process.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
+    with served(["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""], {}) as there:
+        yield there
 
 
 @pytest.fixture(scope="module")
-def record(cluster: Cluster) -> str:
+def record(cluster: Served) -> str:
     """What `python -m pipeline farm` keeps of the cluster."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
@@ -98,7 +69,7 @@ def record(cluster: Cluster) -> str:
 
 
 @pytest.fixture
-def folder(checkout: Path, built_folder: Path, cluster: Cluster, record: str) -> Path:
+def folder(checkout: Path, built_folder: Path, cluster: Served, record: str) -> Path:
     """A checkout that builds on the farm, which was looked at; what every target shares is there already."""
     for part in ("source", "data", "onnx", "cpu-x86_64"):
         shutil.copytree(built_folder / "artifacts/tiny" / part, checkout / "artifacts/tiny" / part)
@@ -142,16 +113,24 @@ def run(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int,
     return to_its_end
 
 
-def on_workers(subject: str = "") -> list[int]:
-    """Return the processes of steps that workers of this test's farm run."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            there = str((process / "cwd").resolve())
-            if "pipeline" in command and "/pipeline-farm-" in there and subject in (command[4], ""):
-                found.append(int(process.name))
-    return found
+@pytest.fixture
+def on_workers(cluster: Served) -> Callable[..., list[int]]:
+    """A function that returns the processes of a subject's steps, or of all, that workers of this cluster run.
+
+    Other tests run such steps at the same time, in folders of their own.
+    """
+
+    def find(subject: str = "") -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                ours = (process / "cwd").resolve().is_relative_to(cluster.folder)
+                if "pipeline" in command and ours and subject in (command[4], ""):
+                    found.append(int(process.name))
+        return found
+
+    return find
 
 
 def until(condition: Callable[[], object], seconds: float = 300) -> None:
@@ -213,7 +192,7 @@ cluster.close()
 """
 
 
-def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str]], cluster: Cluster) -> None:
+def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str]], cluster: Served) -> None:
     """On a machine with that GPU; on another such one where the first is to be avoided."""
     (cluster.folder / "places.py").write_text(PLACES)
     status, said = run("places", cluster.address, cwd=cluster.folder)
@@ -237,7 +216,7 @@ def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
     assert "Traceback" not in said
 
 
-def test_nothing_but_loopback_is_used(cluster: Cluster) -> None:
+def test_nothing_but_loopback_is_used(cluster: Served) -> None:
     """The cluster's processes listen on, and are connected to, this machine alone."""
     sockets = {}
     for table in ("tcp", "tcp6"):
@@ -269,6 +248,7 @@ def address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, i
 def test_step_whose_worker_is_killed_is_run_again(
     folder: Path,
     begin: Callable[..., subprocess.Popen[str]],
+    on_workers: Callable[..., list[int]],
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
@@ -283,7 +263,9 @@ def test_step_whose_worker_is_killed_is_run_again(
     assert is_built(folder, H100, monkeypatch)
 
 
-def test_worker_that_is_lost_every_time_is_given_up(folder: Path, begin: Callable[..., subprocess.Popen[str]]) -> None:
+def test_worker_that_is_lost_every_time_is_given_up(
+    folder: Path, begin: Callable[..., subprocess.Popen[str]], on_workers: Callable[..., list[int]]
+) -> None:
     """After as many tries as the configuration has, with the command that repeats it; nothing half-written is left."""
     text = (folder / "pipeline.yaml").read_text()
     (folder / "pipeline.yaml").write_text(text + "  retries: 0\n")
@@ -298,7 +280,9 @@ def test_worker_that_is_lost_every_time_is_given_up(folder: Path, begin: Callabl
     assert not (folder / "artifacts" / H100).exists()
 
 
-def test_interrupted_doit_ends_its_steps_on_the_farm(begin: Callable[..., subprocess.Popen[str]], folder: Path) -> None:
+def test_interrupted_doit_ends_its_steps_on_the_farm(
+    begin: Callable[..., subprocess.Popen[str]], folder: Path, on_workers: Callable[..., list[int]]
+) -> None:
     """Ctrl-C ends what runs elsewhere, in one message."""
     process = begin("doit", "build")
     until(on_workers)
@@ -315,6 +299,7 @@ def test_driver_that_was_killed_picks_up_what_had_finished(
     folder: Path,
     begin: Callable[..., subprocess.Popen[str]],
     run: Callable[..., tuple[int, str]],
+    on_workers: Callable[..., list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What ran for it ends; the next run builds the rest."""
@@ -358,6 +343,7 @@ def test_what_one_machine_has_built_no_other_builds(
 def test_machine_that_is_lost_costs_what_it_ran(
     folder: Path,
     begin: Callable[..., subprocess.Popen[str]],
+    on_workers: Callable[..., list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The step runs on another machine of the kind."""

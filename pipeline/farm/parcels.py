@@ -126,6 +126,10 @@ class Input(NamedTuple):
     """By its path below the folder that the command runs in."""
     content: Path | bytes
 
+    def read(self) -> bytes:
+        """Return its bytes."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
 
 class Packed(NamedTuple):
     """A parcel with the contents of its files."""
@@ -145,11 +149,7 @@ class Packed(NamedTuple):
             StorageError: one of them cannot be read.
         """
         with storage_errors("reading what travels to a worker"):
-            return b"".join(
-                item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-                for item in self.inputs
-                if is_small(item.record)
-            )
+            return b"".join(item.read() for item in self.inputs if is_small(item.record))
 
 
 def pack(project: Project, step: Step, workers: FarmHost) -> Packed:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 16 * 2**20
 """What travels at once."""
 _INLINE_BYTES = 80_000
-"""What Ray sends as part of its answer; from 100 kB on, it goes through shared memory, which takes some 8 ms more."""
+"""What a cluster hands on at once; Ray puts 100 kB or more into shared memory first, which takes some 8 ms."""
 _INLINE_PIECES = 8
 """Up to so many of those; more is sent faster in large pieces."""
 _KEPT_BYTES = 20 * 2**30
