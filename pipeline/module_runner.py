@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,8 +46,9 @@ _MAX_AUTOTUNE: dict[str, str | int | bool | Callable[..., object]] = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
     "autotune_num_choices_displayed": 0,
+    "max_autotune_report_choices_stats": False,
 }
-"""What torch calls max-autotune-no-cudagraphs, without the tables that it prints of every kernel it tries.
+"""What torch calls max-autotune-no-cudagraphs, without what it prints of every kernel it tries.
 
 Its own CUDA graphs are off: the session captures every module's in the same way.
 """
@@ -84,6 +86,7 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
         module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
         if variant.backend is Backend.EAGER:
             return Loaded(module)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of inductor about its own code
         return Loaded(
             torch.compile(  # type: ignore[arg-type]  # a module again
                 module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True

@@ -70,6 +70,9 @@ _MODULES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
 
 
 _CUDA_PROVIDER = "CUDAExecutionProvider"
+_ERRORS, _FATAL = 3, 4
+"""What ONNX Runtime is to say (https://onnxruntime.ai/docs/api/python/api_summary.html); its warnings are about
+providers that a host lacks, and what a caller must know it raises."""
 
 
 def gpu_of(project: Project, artifact: Artifact) -> Gpu:
@@ -231,7 +234,7 @@ def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
-    options.log_severity_level = 3  # errors; warnings here are about providers that this host lacks
+    options.log_severity_level = _ERRORS
     if not stands_in:
         return options, []
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -273,12 +276,16 @@ def onnx_session(
         if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
         providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": "1" if tf32 else "0"}))
+        onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=unwanted)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
         raise MendableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
+    if gpu is not None:
+        # It calls an error what is none: every convolution in FP16 for which cuDNN's first choice has no plan.
+        onnxruntime.set_default_logger_severity(_FATAL)
     return session
 
 

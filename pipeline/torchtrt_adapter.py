@@ -23,6 +23,8 @@ import torch
 from pipeline.environment import flavours, installed, missing_driver, tensorrt_of, torch_tensorrt, version
 from pipeline.errors import BuildError, MendableError, RunError, UnsupportedError, one_line
 from pipeline.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Setting, Tool
+from pipeline.trt_adapter.builder import explain
+from pipeline.trt_adapter.flavour import BuildLog
 from pipeline.trt_adapter.inspector import read_layers, shares
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from pipeline.config import TorchTensorRTConfig
     from pipeline.records import Gpu, Profile
 
+_BUILDERS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
+"""Which logger Torch-TensorRT hands on to what TensorRT says."""
+_MORE_WORKSPACE = "give `workspaces` in pipeline.yaml more, which is what it lacks most often"
 _SEGMENT = "execute_engine"
 """The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
 
@@ -247,6 +252,8 @@ def load_library() -> ModuleType:
         raise MendableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     finally:
         logging.disable(before)
+    for name in ("torch_tensorrt", _BUILDERS_LOGGER):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it warns of its own defaults in every process, several times
     return library  # type: ignore[no-any-return]  # untyped
 
 
@@ -291,12 +298,12 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
         raise untraceable(exc) from exc
     device = library.Device(gpu_id=request.gpu.index)
     try:
-        with detailed_layers(library):
+        with detailed_layers(library), builder_log() as log:
             compiled = library.dynamo.compile(
                 program, arg_inputs=[_input(library, request)], device=device, **options.arguments
             )
     except Exception as exc:
-        raise BuildError("Torch-TensorRT cannot compile the model", got=one_line(exc)) from exc
+        raise not_compiled("Torch-TensorRT cannot compile the model", exc, log, request.workspace_bytes) from exc
     return Compiled(compiled, options.settings)
 
 
@@ -353,6 +360,46 @@ def reason_of(error: Exception) -> str:
     stack = getattr(error, "real_stack", None) or ()
     place = f" ({stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name})" if stack else ""
     return one_line(error) + place
+
+
+class _Keeper(logging.Handler):
+    """Appends to a log what a library says through Python's."""
+
+    def __init__(self, log: BuildLog) -> None:
+        super().__init__(logging.ERROR)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.add("ERROR", record.getMessage())
+
+
+@contextlib.contextmanager
+def builder_log() -> Iterator[BuildLog]:
+    """Keep the errors of TensorRT's builder: where it gives no engine, the library fails at what is None."""
+    log = BuildLog()
+    logger, keeper = logging.getLogger(_BUILDERS_LOGGER), _Keeper(log)
+    logger.addHandler(keeper)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(keeper)
+
+
+def not_compiled(what: str, error: Exception, log: BuildLog, workspace_bytes: int) -> BuildError:
+    """Return what to raise where the library has failed: the builder's reason where it gave one.
+
+    Args:
+        what: has failed.
+        error: the library's.
+        log: what TensorRT's builder said meanwhile.
+        workspace_bytes: what it was given.
+    """
+    if found := explain(log, workspace_bytes):
+        return found
+    said = log.errors()
+    if not said and "deserialize_cuda_engine" in str(error):
+        return BuildError(what, got="TensorRT's builder gave no engine, and no reason", fix=_MORE_WORKSPACE)
+    return BuildError(what, got="; ".join([reason_of(error), *(words[:300] for words in said[:1])]))
 
 
 @contextlib.contextmanager

@@ -114,6 +114,29 @@ def test_a_failure_in_time_fails_the_build(project: Project, monkeypatch: pytest
     assert "out of workspace" in str(caught.value)
 
 
+NO_ENGINE = "deserialize_cuda_engine(): incompatible function arguments. The following argument types are supported:"
+"""What Torch-TensorRT fails with where its builder gave no engine."""
+
+
+@pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.TORCH_COMPILE])
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("no tactics to implement it within workspace limit", "the workspace is too small: 16,777,216 bytes"),
+        ("Exceeded mem budget of 16777216. Need 33554432", "give `workspaces` in pipeline.yaml at least 32MiB"),
+        ("", "TensorRT's builder gave no engine, and no reason"),
+        ("Unsupported SM", "incompatible function arguments.*; Unsupported SM"),
+    ],
+)
+def test_a_builder_without_an_engine_says_why(  # noqa: PLR0913 - two fixtures more than is usual
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: Backend, says: str, expected: str
+) -> None:
+    """The error is what TensorRT said, not what Torch-TensorRT fell over afterwards."""
+    use(Library(fails=NO_ENGINE, says=says), monkeypatch)
+    with pytest.raises(BuildError, match=expected):
+        torchtrt._make(project, variant_of(project, backend), H100, tmp_path / "file")
+
+
 def test_a_model_of_several_graphs_fails_in_time(
     project: Project, library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -110,11 +111,18 @@ class Library(ModuleType):
         stays: an operator that stays in PyTorch behind the engine.
         engines: whether anything becomes an engine.
         fails: what every compilation fails with.
+        says: what TensorRT's builder says to its logger before that.
         wrong: which inputs give wrong logits, just in time; the weights are among them.
     """
 
     def __init__(
-        self, *, stays: bool = False, engines: bool = True, fails: str = "", wrong: Wrong = lambda *_: False
+        self,
+        *,
+        stays: bool = False,
+        engines: bool = True,
+        fails: str = "",
+        says: str = "",
+        wrong: Wrong = lambda *_: False,
     ) -> None:
         super().__init__("torch_tensorrt")
         self.Input = Input
@@ -123,7 +131,7 @@ class Library(ModuleType):
         """The settings of every compilation."""
         self.saved_as: list[str] = []
         self._stays, self._engines, self._fails = stays, engines, fails
-        self._wrong = wrong
+        self._says, self._wrong = says, wrong
         self.dynamo = SimpleNamespace(
             CompilationSettings=CompilationSettings,
             compile=self._compile,
@@ -144,6 +152,8 @@ class Library(ModuleType):
         self.seen.append(settings)
         with Path(settings.get("timing_cache_path", os.devnull)).open("ab") as timings:
             timings.write(b"+")  # in place, as the library does
+        if self._says:
+            logging.getLogger("torch_tensorrt [TensorRT Conversion Context]").error(self._says)
         if self._fails:
             raise RuntimeError(self._fails)
         graph, root = fx.Graph(), nn.Module()

@@ -394,17 +394,30 @@ def _logged(log: BuildLog, pattern: str) -> int | None:
 
 def _failure(log: BuildLog, request: EngineRequest) -> BuildError:
     """Find the reason in the log; the builder itself returns None."""
+    errors = log.errors()
+    return explain(log, request.workspace_bytes) or BuildError(
+        "the builder gave no engine", got=errors[0][:500] if errors else "no error in its log"
+    )
+
+
+def explain(log: BuildLog, workspace_bytes: int) -> BuildError | None:
+    """Return why there is no engine, and what to do about it; None where the log does not tell.
+
+    Args:
+        log: what the builder has said.
+        workspace_bytes: what it was given.
+    """
     budget = log.search(r"Exceeded mem budget of (\d+)\. Need (\d+)")
     if budget:
         # The budget is the workspace plus the weights, so what the workspace must hold is the need less the weights.
-        needed = int(budget[2]) - (int(budget[1]) - request.workspace_bytes)
+        needed = int(budget[2]) - (int(budget[1]) - workspace_bytes)
         return BuildError(
-            f"the workspace is too small: {request.workspace_bytes:,} bytes, and the engine needs {needed:,}",
+            f"the workspace is too small: {workspace_bytes:,} bytes, and the engine needs {needed:,}",
             fix=f"give `workspaces` in pipeline.yaml at least {-(-needed // 2**20)}MiB",
         )
     if log.search(r"within workspace limit|insufficient workspace"):
         return BuildError(
-            f"the workspace is too small: {request.workspace_bytes:,} bytes, in which no kernel runs some operation",
+            f"the workspace is too small: {workspace_bytes:,} bytes, in which no kernel runs some operation",
             fix="give `workspaces` in pipeline.yaml more",
         )
     if log.search(r"(?i)out ?of ?memory"):
@@ -412,8 +425,7 @@ def _failure(log: BuildLog, request: EngineRequest) -> BuildError:
             "the GPU ran out of memory while building",
             fix="free GPU memory (`nvidia-smi` shows who has it), or use a profile with a smaller batch",
         )
-    errors = log.errors()
-    return BuildError("the builder gave no engine", got=errors[0][:500] if errors else "no error in its log")
+    return None
 
 
 def _monitor(trt: ModuleType, progress: Progress) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 import pipeline
+from pipeline.__main__ import main
+from pipeline.atomic import write_record
+from pipeline.deployment import read_manifest
+from pipeline.environment import installed
 from pipeline.preprocessing import to_input
 from pipeline.records import Backend, EngineFlavour, Precision
+from tests.gpu.conftest import TINY_ON_A_GPU
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.project import Project
 
 FP16 = 5e-3
@@ -25,15 +34,34 @@ def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
         assert here.cuda_that_the_driver_lacks(EngineFlavour(tool.name)) is None
 
 
-def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
-    """By the manifest alone, within its gate of the reference's logits."""
+def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend) -> float:
+    """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone."""
     data = project.data()
     pixels = project.pixels(data.validation)[:8]
     reference = np.load(project.file(data.reference))[:8]
-    with pipeline.load(project.paths.root, pipeline.Wish(precision=Precision.FP16)) as model:
-        assert model.entry.kind is Backend.TENSORRT
+    with pipeline.load(artifacts, pipeline.Wish(precision=Precision.FP16)) as model:
+        assert model.entry.kind is kind
         images = to_input(pixels, model.preprocessing)
         profile = model.entry.profile
         step = profile.max if profile else 1
         logits = np.concatenate([model(images[start : start + step]) for start in range(0, 8, step)])
-    assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < FP16
+    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+
+
+def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
+    """By the manifest alone, within its gate of the reference's logits."""
+    assert distance_of_what_is_loaded(project, project.paths.root, Backend.TENSORRT) < FP16
+
+
+@pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
+@pytest.mark.parametrize("kind", [Backend.DYNAMO, Backend.TORCH_COMPILE])
+def test_a_module_is_loaded_where_there_is_no_engine(modules: Project, kind: Backend, tmp_path: Path) -> None:
+    """What dynamo saved, and what torch_compile's recipe says, by the manifest alone, within the gate."""
+    (tmp_path / "pipeline.yaml").write_text(TINY_ON_A_GPU)
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(modules.paths.root, artifacts)
+    assert main(["manifest", modules.plan.model, "--config", str(tmp_path / "pipeline.yaml")]) == 0
+    manifest = read_manifest(artifacts)
+    entries = tuple(entry for entry in manifest.artifacts if entry.kind is kind)
+    write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": entries}))
+    assert distance_of_what_is_loaded(modules, artifacts, kind) < FP16
