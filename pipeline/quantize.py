@@ -190,7 +190,9 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), _KINDS[graph.precision]
     if graph.for_x86:
         # Its pairs stand for activations, too: what reads from before them would miss those.
-        _check_layers(left, tuple(node for node in fp32.graph.node if node.op_type in _LAYERS), graph)
+        kept = _outer_layers(fp32, graph)
+        layers = tuple(node for node in fp32.graph.node if node.op_type in _LAYERS and node.name not in kept)
+        _check_layers(left, layers, graph)
         return _Forms(_placed(project, graph, fp32, scratch, left))
     placed = _placed(project, graph, fp32, scratch)
     if left:
@@ -206,7 +208,8 @@ def _placed(
     project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path, left: tuple[str, ...] = ()
 ) -> onnx.ModelProto:
     """Return the graph with calibrated Q/DQ pairs, FP32 around, everything quantised but what is left for x86."""
-    data = project.data()
+    data, settings = project.data(), _settings(graph, fp32)
+    settings["nodes_to_exclude"] += left
     reader = _Calibration(project.pixels(data.calibration), data.preprocessing, fp32.graph.input[0].name)
     with _quiet():
         quantize_static(
@@ -216,8 +219,7 @@ def _placed(
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            **({"nodes_to_exclude": list(left)} if left else {}),
-            **_settings(graph, fp32),
+            **settings,
         )
     placed = onnx.load(scratch)
     if not graph.for_x86:
@@ -460,19 +462,19 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     """Return what differs between the graphs, as the quantiser's keyword arguments.
 
     TensorRT takes symmetric values only, no quantised bias, and wants Q/DQ in front of convolutions and matrix products
-    rather than behind every operator (its documentation, "Recommended QDQ layer placements"). The last product gives
-    the logits and stays in floating point, unless there is nothing else. In int8 the first convolution and the global
-    pooling are quantised, too: what is largest, the first convolution's output, is then written once, in int8, instead
-    of in FP16 and once more by a kernel that only quantises (95 of 746 us on an H100 with TensorRT 8.6, batch 64); and
-    the last sum, which pooling reads, ends in int8 as every other does. fp8's three bits of mantissa are too few for
-    the image itself. x86 multiplies uint8 by int8, with everything quantised; weights have seven bits, because
-    processors without VNNI add two products in 16 bits, which eight bits overflow (ONNX Runtime's quantiser says so of
-    `reduce_range`): an artifact must give its numbers on every processor that may run it.
+    rather than behind every operator (its documentation, "Recommended QDQ layer placements"). In int8 the first
+    convolution and the global pooling are quantised, too: what is largest, the first convolution's output, is then
+    written once, in int8, instead of in FP16 and once more by a kernel that only quantises (95 of 746 us on an H100
+    with TensorRT 8.6, batch 64); and the last sum, which pooling reads, ends in int8 as every other does. x86
+    multiplies uint8 by int8, with every operator quantised; weights have seven bits, because processors without VNNI
+    add two products in 16 bits, which eight bits overflow (ONNX Runtime's quantiser says so of `reduce_range`): an
+    artifact must give its numbers on every processor that may run it.
     """
     if graph.for_x86:
         return {
             "activation_type": QuantType.QUInt8,
             "calibrate_method": CalibrationMethod.MinMax,
+            "nodes_to_exclude": _outer_layers(model, graph),
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True},
             "reduce_range": True,
         }
@@ -480,12 +482,8 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     sums = [node for node in model.graph.node if node.op_type == "Add"]
     known = [node.name for node in sums if {made_by.get(name) for name in node.input} != {"Conv"}]
     means = [node.name for node in model.graph.node if node.op_type == "ReduceMean" and not _pools(model, node)]
-    layers = [node for node in model.graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}]
-    outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
     kinds = ["Conv", "Gemm", "MatMul", "Add"]
-    if graph.precision is Precision.FP8:
-        outer += [node.name for node in layers if node.op_type == "Conv"][:1]
-    else:
+    if graph.precision is not Precision.FP8:
         kinds += ["GlobalAveragePool", "ReduceMean"]
     return {
         "activation_type": QuantType.QInt8,
@@ -494,7 +492,7 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
         ),
         "op_types_to_quantize": kinds,
         # Where a sum's skip connection is a convolution's input, too, that is where its pair comes from.
-        "nodes_to_exclude": [*(outer if len(layers) > len(outer) else ()), *known, *means],
+        "nodes_to_exclude": [*_outer_layers(model, graph), *known, *means],
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -503,6 +501,19 @@ def _settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "CalibPercentile": PERCENTILE,
         },
     }
+
+
+def _outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
+    """Return the names of the layers that stay in floating point, unless those are all.
+
+    The last product gives the logits, of which eight bits make ties; fp8's three bits of mantissa are too few for the
+    image itself, which the first convolution reads.
+    """
+    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
+    if graph.precision is Precision.FP8:
+        outer += [node.name for node in layers if node.op_type == "Conv"][:1]
+    return outer if len(layers) > len(outer) else []
 
 
 def _pools(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:

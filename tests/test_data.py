@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,6 @@ from tests import factories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 THREE = "tests.factories:three_classes"
 
@@ -206,3 +207,19 @@ def test_reference_takes_any_number_of_images(built: Project) -> None:
     logits = reference_logits(factories.three_classes().eval(), np.zeros((33, 32, 32, 3), dtype=np.uint8), spec)
 
     assert logits.shape == (33, 3)
+
+
+def test_reference_of_many_images_takes_no_more_memory(built: Project, tmp_path: Path) -> None:
+    """What lies on disk is mapped part by part: no more of it counts as this process's memory than is being run."""
+    spec = built.data().preprocessing
+    file = tmp_path / "many.npy"
+    np.save(file, np.zeros((5_000, 32, 32, 3), dtype=np.uint8))
+    mapped: list[int] = []
+
+    def look(*_: int) -> None:
+        parts = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+        mapped.append(sum(int(found[1]) for part in parts if (found := re.search(r"Rss: +(\d+) kB", part))))
+
+    reference_logits(factories.three_classes().eval(), np.load(file, mmap_mode="r"), spec, look)
+    assert mapped
+    assert max(mapped) < file.stat().st_size / 1024 / 10

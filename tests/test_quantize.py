@@ -529,13 +529,14 @@ def test_cpu_form_overflows_on_no_processor(built: Project) -> None:
     assert 2 * 255 * largest <= np.iinfo(np.int16).max
 
 
-def test_cpu_form_quantizes_everything(built: Project) -> None:
-    """Every convolution and matrix product is quantised, the first one too."""
+def test_cpu_form_quantizes_all_but_the_logits(built: Project) -> None:
+    """Every convolution is quantised, the first one too; the last product writes the logits in floating point."""
     model = load(built, Graph.INT8_CPU)
 
-    assert {source_of(model, name) for node in nodes(model, "Conv", "Gemm") for name in node.input[:2]} == {
-        "DequantizeLinear"
-    }
+    assert {source_of(model, name) for node in nodes(model, "Conv") for name in node.input[:2]} == {"DequantizeLinear"}
+    (last,) = nodes(model, "Gemm")
+    assert not source_of(model, last.input[1])
+    assert last.output[0] == model.graph.output[0].name
 
 
 @pytest.mark.parametrize("graph", BOTH)
