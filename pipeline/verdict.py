@@ -71,8 +71,8 @@ def _fastest(entries: list[ManifestEntry], batch: int) -> Choice:
     alike = [item for item in found if item.timing.clock is clock]  # a host's clock and a GPU's tell different things
     best = min(alike, key=lambda item: item.timing.p50_ms)
     chosen, ties = _settle(alike, best)
-    low, high = chosen.timing.interval_ms
-    told = f"p50 {chosen.timing.p50_ms:.3f} ms (95 %: {low:.3f} to {high:.3f}) {clock.phrase}"
+    p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
+    told = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
     return Choice(wish, chosen.entry, told + _gain(chosen), ties)
 
 
