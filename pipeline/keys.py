@@ -114,7 +114,7 @@ _QUANTIZER = 5
 """Raised whenever `quantize` makes something else of the same graph and images.
 
 2 has int8 in the first convolution; 3 keeps the ReLU before a layer that is left in FP32 for x86; 4 has seven bits in
-the weights for x86.
+the weights for x86; 5 leaves the last product in FP32 there.
 """
 
 

@@ -298,7 +298,7 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
         raise untraceable(exc) from exc
     device = library.Device(gpu_id=request.gpu.index)
     try:
-        with detailed_layers(library), builder_log() as log:
+        with builder_log() as log, detailed_layers(library):
             compiled = library.dynamo.compile(
                 program, arg_inputs=[_input(library, request)], device=device, **options.arguments
             )
