@@ -187,14 +187,9 @@ def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequ
 
 def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
     """Have a module compiled for a batch size by running one."""
-    try:
-        with torchtrt_adapter.builder_log() as log:
-            module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
-    except torch._dynamo.exc.Unsupported as exc:  # noqa: SLF001 - there is no public name
-        raise torchtrt_adapter.untraceable(exc) from exc
-    except Exception as exc:
-        what = f"Torch-TensorRT cannot compile the model for batches of {size}"
-        raise torchtrt_adapter.not_compiled(what, exc, log, request.workspace_bytes) from exc
+    what = f"Torch-TensorRT cannot compile the model for batches of {size}"
+    with torchtrt_adapter.compiling(what, request.workspace_bytes):
+        module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
 
 
 def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:

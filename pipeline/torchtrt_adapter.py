@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _BUILDERS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 """Which logger Torch-TensorRT hands on to what TensorRT says."""
-_MORE_WORKSPACE = "give `workspaces` in pipeline.yaml more, which is what it lacks most often"
 _SEGMENT = "execute_engine"
 """The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
 
@@ -295,19 +294,16 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as exc:
-        raise untraceable(exc) from exc
+        raise _untraceable(exc) from exc
     device = library.Device(gpu_id=request.gpu.index)
-    try:
-        with builder_log() as log, detailed_layers(library):
-            compiled = library.dynamo.compile(
-                program, arg_inputs=[_input(library, request)], device=device, **options.arguments
-            )
-    except Exception as exc:
-        raise not_compiled("Torch-TensorRT cannot compile the model", exc, log, request.workspace_bytes) from exc
+    with compiling("Torch-TensorRT cannot compile the model", request.workspace_bytes), detailed_layers(library):
+        compiled = library.dynamo.compile(
+            program, arg_inputs=[_input(library, request)], device=device, **options.arguments
+        )
     return Compiled(compiled, options.settings)
 
 
-def untraceable(error: Exception) -> BuildError:
+def _untraceable(error: Exception) -> BuildError:
     """Return what to raise where torch cannot take a model as one graph."""
     return BuildError(
         "torch cannot trace the model",
@@ -374,31 +370,33 @@ class _Keeper(logging.Handler):
 
 
 @contextlib.contextmanager
-def builder_log() -> Iterator[BuildLog]:
-    """Keep the errors of TensorRT's builder: where it gives no engine, the library fails at what is None."""
+def compiling(what: str, workspace_bytes: int) -> Iterator[None]:
+    """Translate what the library raises: where TensorRT's builder gave no engine, it fails at what is None.
+
+    Args:
+        what: fails.
+        workspace_bytes: what the builder is given.
+
+    Raises:
+        BuildError: with the builder's reason where it gave one.
+    """
     log = BuildLog()
     logger, keeper = logging.getLogger(_BUILDERS_LOGGER), _Keeper(log)
     logger.addHandler(keeper)
     try:
-        yield log
+        yield
+    except torch._dynamo.exc.Unsupported as exc:  # noqa: SLF001 - there is no public name
+        raise _untraceable(exc) from exc
+    except Exception as exc:
+        raise explain(log, workspace_bytes) or _not_compiled(what, exc, log.errors()) from exc
     finally:
         logger.removeHandler(keeper)
 
 
-def not_compiled(what: str, error: Exception, log: BuildLog, workspace_bytes: int) -> BuildError:
-    """Return what to raise where the library has failed: the builder's reason where it gave one.
-
-    Args:
-        what: has failed.
-        error: the library's.
-        log: what TensorRT's builder said meanwhile.
-        workspace_bytes: what it was given.
-    """
-    if found := explain(log, workspace_bytes):
-        return found
-    said = log.errors()
+def _not_compiled(what: str, error: Exception, said: list[str]) -> BuildError:
     if not said and "deserialize_cuda_engine" in str(error):
-        return BuildError(what, got="TensorRT's builder gave no engine, and no reason", fix=_MORE_WORKSPACE)
+        fix = "give `workspaces` in pipeline.yaml more, which is what it lacks most often"
+        return BuildError(what, got="TensorRT's builder gave no engine, and no reason", fix=fix)
     return BuildError(what, got="; ".join([reason_of(error), *(words[:300] for words in said[:1])]))
 
 

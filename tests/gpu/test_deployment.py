@@ -16,14 +16,12 @@ from pipeline.environment import installed
 from pipeline.preprocessing import to_input
 from pipeline.records import Backend, EngineFlavour, Precision
 from tests.gpu.conftest import TINY_ON_A_GPU
+from tests.logits import FP16, distance, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.project import Project
-
-FP16 = 5e-3
-"""What the gate of fp16 allows."""
 
 
 def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
@@ -36,16 +34,14 @@ def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
 
 def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend) -> float:
     """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone."""
-    data = project.data()
-    pixels = project.pixels(data.validation)[:8]
-    reference = np.load(project.file(data.reference))[:8]
+    pixels = project.pixels(project.data().validation)[:8]
     with pipeline.load(artifacts, pipeline.Wish(precision=Precision.FP16)) as model:
         assert model.entry.kind is kind
         images = to_input(pixels, model.preprocessing)
         profile = model.entry.profile
         step = profile.max if profile else 1
         logits = np.concatenate([model(images[start : start + step]) for start in range(0, 8, step)])
-    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+    return distance(logits, reference(project, 8))
 
 
 def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
