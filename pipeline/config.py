@@ -394,6 +394,8 @@ class FarmTarget(Record):
     """Instead of those of `tensorrt:`; left out, those."""
     resources: tuple[Annotated[str, StringConstraints(min_length=1), AfterValidator(_own_resource)], ...] = ()
     """Custom resources that nodes declare: what tells two kinds of H100, or of installations, apart."""
+    steps_per_gpu: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    """How many steps share a GPU, and its memory, that time nothing; whatever is timed has one to itself."""
 
     @property
     def needs(self) -> str:
@@ -540,7 +542,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
-        ("farm", "targets"): [target.model_dump_json() for target in config.farm_targets],
+        ("farm", "targets"): [target.model_dump_json(exclude={"steps_per_gpu"}) for target in config.farm_targets],
     }
     for place, entries in lists.items():
         repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
@@ -588,6 +590,8 @@ def _target_checks(config: Config, target: FarmTarget, place: Location) -> Itera
         yield (*place, "compute_capabilities"), "TensorRT builds for the GPU that it runs on; leave it out"
     if target.accelerator is not None:
         return
+    if target.steps_per_gpu > 1:
+        yield (*place, "steps_per_gpu"), "is of a target with a GPU; expected `accelerator`, or leave it out"
     if not config.compute_capabilities_of(target):
         kind = "TensorRT" if target.builds_on_its_gpu else "`compute_capabilities: current`"
         yield place, f"{kind} builds on the GPU that it is for; expected `accelerator`, such as H100"

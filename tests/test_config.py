@@ -1077,6 +1077,15 @@ ON_H100 = "{accelerator: H100, flavour: tensorrt}"
             "4:43: makes the same engines as farm.targets[0], rtx-sm80+; give it other",
         ),
         (FARM.format(f"{ON_H100}, {ON_H100}"), "4:58: listed twice: "),
+        (FARM.format(f"{ON_H100}, {ON_H100[:-1]}, steps_per_gpu: 2}}"), "4:58: listed twice: "),
+        (
+            FARM.format("{flavour: tensorrt_rtx, steps_per_gpu: 2}"),
+            "4:57: is of a target with a GPU; expected `accelerator`, or leave it out",
+        ),
+        (
+            FARM.format(f"{ON_H100[:-1]}, steps_per_gpu: 0}}"),
+            "4:72: farm.targets[0].steps_per_gpu: input should be greater than or equal to 1, got 0",
+        ),
         (
             FARM.format(ON_H100) + "device: 1\n",
             "5:9: is a GPU of this machine, and `farm.targets` says what is built for; leave it out",

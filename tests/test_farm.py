@@ -730,6 +730,33 @@ def test_whole_gpu_or_none_is_asked_for() -> None:
     assert Needs.of(AHEAD).options() == {"num_cpus": 1, "num_gpus": 0, "resources": {}}
 
 
+@pytest.mark.parametrize("sharing", range(1, 101))
+def test_as_many_share_a_gpu_as_are_to(sharing: int) -> None:
+    """Ray counts ten-thousandths: those that share fit, and one more does not."""
+    needs = Needs.of(TUNED.model_copy(update={"steps_per_gpu": sharing}), alone=False)
+    parts = round(1e4 * needs.gpus)
+    assert 1e4 * needs.gpus == pytest.approx(parts, abs=1e-9)
+    assert sharing * parts <= 10_000 < (sharing + 1) * parts
+
+
+@pytest.mark.parametrize(
+    ("stage", "flavour", "timed"),
+    [
+        (Stage.BENCHMARK, EngineFlavour.TENSORRT_RTX, True),
+        (Stage.PROFILE, EngineFlavour.TENSORRT_RTX, True),
+        (Stage.BUILD, EngineFlavour.TENSORRT, True),
+        (Stage.BUILD, EngineFlavour.TENSORRT_RTX, False),
+        (Stage.VALIDATE, EngineFlavour.TENSORRT, False),
+        (Stage.VALIDATE, EngineFlavour.TENSORRT_RTX, False),
+    ],
+)
+def test_what_is_timed_shares_no_gpu(stage: Stage, flavour: EngineFlavour, *, timed: bool) -> None:
+    """Measurements, profiles, and the builds of TensorRT, which times its tactics."""
+    target = FarmTarget(flavour=flavour, accelerator="H100", steps_per_gpu=4)
+    needs = Needs.of(target, alone=executor._is_timed(Step(stage, ENGINE), target))  # noqa: SLF001 - without a cluster
+    assert needs.gpus == (1 if timed else 0.25)
+
+
 def test_step_is_kept_off_machines_by_their_names() -> None:
     """All others may take it: Ray spreads what is run again."""
     options = Needs.of(AHEAD).options({"b1", "a0"})

@@ -186,7 +186,7 @@ def began(needs, *avoid):
     said = [read_message(item) for item in cluster.submit(parcel, b"", [], needs, avoid).items(lambda: None)]
     return said[0].node
 first = began(Needs("H100", ()))
-for node in (first, began(Needs("H100", ()), first), began(Needs("A10G", ()))):
+for node in (first, began(Needs("H100", ()), first), began(Needs("A10G", (), 3))):
     print(node, *sorted(name for name in nodes[node].resources if name.startswith("accelerator_type:")))
 cluster.close()
 """
@@ -280,17 +280,19 @@ def test_worker_that_is_lost_every_time_is_given_up(
     assert not (folder / "artifacts" / H100).exists()
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_doit_ends_its_steps_on_the_farm(
-    begin: Callable[..., subprocess.Popen[str]], folder: Path, on_workers: Callable[..., list[int]]
+    begin: Callable[..., subprocess.Popen[str]], folder: Path, on_workers: Callable[..., list[int]], how: signal.Signals
 ) -> None:
-    """Ctrl-C ends what runs elsewhere, in one message."""
+    """Ctrl-C, or what a batch system sends, ends what runs elsewhere, in one message."""
     process = begin("doit", "build")
     until(on_workers)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "run `doit` again to go on from here" in said
     assert "Traceback" not in said
+    assert "*** SIG" not in said  # as Ray would say of it
     assert on_workers() == []
     assert list(folder.glob("artifacts/.writing-*")) == []
 

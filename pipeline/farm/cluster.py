@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import platform
 import signal
@@ -35,6 +37,8 @@ _AHEAD = 8
 """How many pieces a worker may be ahead of who takes them: so many lie in its machine's memory."""
 _TRY_SECONDS = 40.0
 """How long Ray takes to see that nobody answers."""
+_GPU_PARTS = 10_000
+"""What Ray divides a GPU into."""
 _ACCELERATOR = "accelerator_type:"
 """Ray's prefix of the resource that names a node's type of GPU."""
 _NODE_ID = "ray.io/node-id"
@@ -53,20 +57,22 @@ class Needs(NamedTuple):
 
     accelerator: str | None
     resources: tuple[str, ...]
+    sharing: int = 1
+    """How many such tasks a GPU takes at once."""
 
     @classmethod
-    def of(cls, target: FarmTarget) -> Needs:
-        """Return what a target's steps need."""
-        return cls(target.accelerator, target.resources)
+    def of(cls, target: FarmTarget, *, alone: bool = True) -> Needs:
+        """Return what a target's steps need: those that are timed a GPU alone, others what the target says."""
+        return cls(target.accelerator, target.resources, 1 if alone else target.steps_per_gpu)
 
     @property
-    def gpus(self) -> int:
-        """A whole GPU or none: what builds on it times its tactics, and what is timed must be alone."""
-        return 1 if self.accelerator else 0
+    def gpus(self) -> float:
+        """How much of a GPU it takes; rounded down to what Ray counts, so that as many as are to share one fit."""
+        return math.floor(_GPU_PARTS / self.sharing) / _GPU_PARTS if self.accelerator else 0
 
     def met_by(self, node: Node) -> bool:
         """Return whether a node could ever run it."""
-        wanted = {"CPU": 1.0, "GPU": float(self.gpus), **dict.fromkeys(self._marks, _LITTLE)}
+        wanted = {"CPU": 1.0, "GPU": self.gpus, **dict.fromkeys(self._marks, _LITTLE)}
         return all(node.resources.get(name, 0.0) >= amount for name, amount in wanted.items())
 
     @property
@@ -374,13 +380,17 @@ def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep what signals do here: Ray takes SIGTERM for itself."""
+    """Keep what signals do here: Ray takes SIGTERM for itself, in Python and, in whatever thread it is, below that."""
     before = signal.getsignal(signal.SIGTERM)
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    below = get(signal.SIGTERM)
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+        put(signal.SIGTERM, ctypes.c_void_p(below))  # else a stack trace of Ray's goes before what we say
 
 
 @contextmanager

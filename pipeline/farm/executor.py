@@ -133,6 +133,7 @@ class Farm:
         """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
         farm = _of(self._project)
         target = next(item for item in farm.targets if item.needs == workers.needs)
+        needs = Needs.of(target, alone=_is_timed(step, target))
         packed = pack(self._project, step, workers)
         small = packed.small()
         places = _Places(joined.cluster, target, unfit_nodes(target, joined.record))
@@ -141,7 +142,7 @@ class Farm:
                 avoid = places.avoid()
                 trip = _Trip(self._project, step, partial(places.check, avoid), say)
                 try:
-                    running = joined.cluster.submit(packed.parcel, small, large, Needs.of(target), avoid)
+                    running = joined.cluster.submit(packed.parcel, small, large, needs, avoid)
                     return self._try(trip, running)
                 except LostWorkerError as exc:
                     places.lost(trip.node)
@@ -348,6 +349,11 @@ class _Incoming:
             self._rest = memoryview(piece if isinstance(piece, bytes) else b"")
         taken, self._rest = self._rest[:most], self._rest[most:]
         return taken
+
+
+def _is_timed(step: Step, target: FarmTarget) -> bool:
+    """Return whether a step times something: TensorRT's builder does, TensorRT-RTX's does not."""
+    return step.stage is not Stage.VALIDATE and (step.stage is not Stage.BUILD or target.builds_on_its_gpu)
 
 
 def _told(line: str, *, error: bool = False) -> Said:

@@ -54,7 +54,7 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
             )
         )
     clocks = ", ".join(dict.fromkeys(timing.clock.phrase for _, timing in found))
-    figure.update_xaxes(title=f"median latency, ms ({clocks})", type="log")
+    figure.update_xaxes(title=f"median latency, ms ({clocks})", type="log", tickformat="~g")  # not "2" for 0.2
     figure.update_yaxes(title="relative L2 to the FP32 reference", type="log", exponentformat="power", dtick=1)
     return Chart(f"Latency against accuracy, batch {batch}", figure)
 
@@ -112,7 +112,7 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
             rates = [size / time * 1e3 for size, time in zip(sizes, times, strict=True)]
             figure.add_trace(_line(name, sizes, rates, dash="dot"))
     figure.update_xaxes(title="images a batch", type="log", tickvals=sorted(batches))
-    figure.update_yaxes(title="images a second", type="log")
+    figure.update_yaxes(title="images a second", type="log", tickformat=",~g")
     return Chart("Throughput by batch size", figure)
 
 
