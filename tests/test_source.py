@@ -274,7 +274,7 @@ def test_sample_needs_a_head_that_takes_part(write_config: Callable[[str], Path]
 
 def test_resnet18_sample_recognises_digits(write_config: Callable[[str], Path]) -> None:
     """The real sample model, ResNet18 at full size, knows nine of ten digits that it was not fitted on."""
-    text = factories.configuration(RESNET, weights="sample", more="data: {calibration: 1, validation: 500}")
+    text = factories.configuration(RESNET, weights="sample", more="data: {calibration: 1, validation: 200}")
     own = next(line for line in text.splitlines() if line.startswith("preprocessing:"))
     project = Project.load(write_config(text.replace(own, "preprocessing: auto")))
     make_source(project)
