@@ -305,7 +305,7 @@ def profile_key(project: Project, variant: Variant) -> Key:
     )
 
 
-_PAGE = 3
+_PAGE = 4
 """Raised whenever the report shows something else of the same records."""
 
 
