@@ -16,7 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from doit.exceptions import TaskFailed
@@ -32,7 +32,7 @@ from pipeline.config import FarmTarget
 from pipeline.deployment import this_host
 from pipeline.errors import FarmError, LostWorkerError, RecordError, UnknownFarmError
 from pipeline.farm import executor, worker
-from pipeline.farm.cluster import Cluster, Needs, Node, Probe
+from pipeline.farm.cluster import Cluster, Needs, Node, Probe, Running
 from pipeline.farm.flights import Board
 from pipeline.farm.inspection import able_nodes, common_host, look_at_farm, unfit_nodes
 from pipeline.farm.parcels import (
@@ -1114,6 +1114,75 @@ def test_driver_that_joins_can_be_stopped(project: Project, monkeypatch: pytest.
         on.set()
         with pytest.raises(FarmError, match="stopped before it had ended"):
             running.result(30)
+
+
+class Cancelled:
+    """Ray, of which only the order to cancel matters."""
+
+    def __init__(self) -> None:
+        self.orders: list[bool] = []
+
+    def cancel(self, _: object, *, force: bool) -> None:
+        """Take note of it."""
+        self.orders.append(force)
+
+
+def test_step_is_asked_to_end_once_and_killed_once() -> None:
+    """However many want it to end: asked again, Ray fails at times."""
+    ray = Cancelled()
+    running = Running(ray, None)
+    for force in (False, False, True, False, True):
+        running.cancel(force=force)
+    assert ray.orders == [False, True]
+
+
+class Silent(Running):
+    """A step that is cancelled before it has said anything."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(Cancelled(), None)
+        self._stop = stop
+
+    def items(self, look: Callable[[], None]) -> Iterator[str | bytes]:
+        """End without a word, as what is cancelled does."""
+        look()
+        self._stop()
+        return iter(())
+
+
+class Sending(Machines):
+    """A cluster that takes steps; the driver stops while each runs."""
+
+    def __init__(self) -> None:
+        super().__init__(NODE_PROCESSOR)
+        self.steps: list[Silent] = []
+        self.stop: Callable[[], None] = lambda: None
+
+    def put(self, content: object) -> list[object]:
+        """Take a file."""
+        return [content]
+
+    def submit(self, *_: object) -> Silent:
+        """Take a step."""
+        self.steps.append(Silent(self.stop))
+        return self.steps[-1]
+
+
+def test_step_that_falls_silent_when_stopped_is_not_run_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cancelled, not lost: nothing is said of another machine, and nothing more is sent."""
+    cluster: Any = Sending()
+    record = FarmRecord(hosts=project.plan.farm)
+    joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
+    monkeypatch.setattr(executor.Farm, "_join", lambda _: joined)
+    farm = executor.Farm(project)
+    cluster.stop = farm._stopped.set  # noqa: SLF001 - as a signal does, without waiting for what runs
+    told: list[Said] = []
+    with pytest.raises(FarmError, match="stopped before it had ended"):
+        farm.run(Step(Stage.VALIDATE, ENGINE), told.append)
+    assert told == []
+    assert len(cluster.steps) == 1
 
 
 def test_what_nobody_expects_fails_one_step(project: Project) -> None:

@@ -267,6 +267,8 @@ class Running:
     def __init__(self, ray: Any, generator: Any) -> None:  # noqa: ANN401 - Ray's
         self._ray = ray
         self._generator = generator
+        self._asked: set[bool] = set()
+        self._asking = threading.Lock()
 
     def items(self, look: Callable[[], None]) -> Iterator[str | bytes]:
         """Yield what the worker tells and gives, as it comes.
@@ -287,7 +289,15 @@ class Running:
             yield _get(self._ray, reference, "running a step", look)
 
     def cancel(self, *, force: bool = False) -> None:
-        """Ask it to end, or kill its worker."""
+        """Ask it to end, or kill its worker; each once.
+
+        Asked again while the answer to the first comes in, Ray's check that a task is still pending fails at times, and
+        ends this process (ray-project/ray#54738).
+        """
+        with self._asking:
+            if force in self._asked:
+                return
+            self._asked.add(force)
         with suppress(Exception):  # it has ended, or its node has
             self._ray.cancel(self._generator, force=force)
 

@@ -145,6 +145,7 @@ class Farm:
                     running = joined.cluster.submit(packed.parcel, small, large, needs, avoid)
                     return self._try(trip, running)
                 except LostWorkerError as exc:
+                    self._check_stopped()  # what was cancelled falls silent, too
                     places.lost(trip.node)
                     again = f"it is run again elsewhere, {tries_left} more times at most" if tries_left else "given up"
                     say(_told(f"{exc.what}: {exc.got}; {again}", error=True))
