@@ -974,9 +974,9 @@ def _documents(draw: st.DrawFn) -> dict[str, Any]:
     return document
 
 
-def _written(document: dict[str, Any], *, default_flow_style: bool) -> str:
-    """Return it as YAML, by the C library: in blocks, or all in one flow."""
-    return yaml.dump(document, Dumper=yaml.CSafeDumper, default_flow_style=default_flow_style, sort_keys=False)
+def _written(document: dict[str, Any], *, flow: bool) -> str:
+    """Return it as YAML, by the C library: in blocks with sorted keys, or all in one flow in its own order."""
+    return yaml.dump(document, Dumper=yaml.CSafeDumper, default_flow_style=flow, sort_keys=not flow)
 
 
 @pytest.mark.no_cover
@@ -991,7 +991,7 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
     @given(document=_documents())
     @settings(deadline=None, max_examples=2000)
     def check(document: dict[str, Any]) -> None:
-        file.write_text(_written(document, default_flow_style=False))
+        file.write_text(_written(document, flow=False))
         assert _unpositioned(file) == []
         try:
             config = load_config(file)
@@ -1001,11 +1001,11 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
         seen["accepted"] += 1
         plan = Plan(config, host(H100))
         assert all(set(plan.dependencies(step).needs) <= set(plan.steps) for step in plan.steps)
-        file.write_text(_written(document, default_flow_style=True))
+        file.write_text(_written(document, flow=True))
         assert load_config(file) == config
         sizes = [size.text for size in config.workspaces]
         in_full = config.model_dump(mode="json", exclude_none=True) | {"workspaces": sizes}
-        file.write_text(_written(in_full, default_flow_style=False))
+        file.write_text(_written(in_full, flow=False))
         assert load_config(file) == config
 
     check()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import platform
 import signal
@@ -68,7 +67,7 @@ class Needs(NamedTuple):
     @property
     def gpus(self) -> float:
         """How much of a GPU it takes; rounded down to what Ray counts, so that as many as are to share one fit."""
-        return math.floor(_GPU_PARTS / self.sharing) / _GPU_PARTS if self.accelerator else 0
+        return _GPU_PARTS // self.sharing / _GPU_PARTS if self.accelerator else 0
 
     def met_by(self, node: Node) -> bool:
         """Return whether a node could ever run it."""
