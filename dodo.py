@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.plan import Stage
-from pipeline.tasks import Tasks
+from pipeline.cli.tasks import Tasks
+from pipeline.planning.plan import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,18 +29,18 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the tests' cluster
 
-from pipeline.atomic import describe_file, write_record
+from model_artifacts.host.files import describe_file, write_record
 from pipeline.farm import executor
 from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
-from pipeline.plan import Stage, Step
-from pipeline.project import Project
-from tests.farm_cluster import LOOPBACK, ONE_ENGINE, served
+from pipeline.planning.plan import Stage, Step
+from pipeline.planning.project import Project
+from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.records import FarmHost
+    from model_artifacts.records import FarmHost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = (

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from pipeline.locks import exclusive
-from pipeline.project import Project
-from pipeline.records import Artifact, Backend, Clock, Outcome, Status
-from pipeline.runners import open_serialized
-from pipeline.trt_adapter import load_flavour
+from model_artifacts.records import Artifact, Backend, Clock, Outcome, Status
+from model_artifacts.tensorrt.flavour import load_flavour
+from pipeline.planning.project import Project
+from pipeline.stages.common.runners import open_serialized
+from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.environment import threads
-from pipeline.images import open_folder
-from pipeline.records import Interpolation, Preprocessing
+from model_artifacts.host.environment import threads
+from model_artifacts.records import Interpolation, Preprocessing
+from pipeline.stages.common.images import open_folder
 
 SPEC = Preprocessing(resize=256, crop=224, interpolation=Interpolation.BILINEAR, mean=(0.5,) * 3, std=(0.5,) * 3)
 TIMES = 4

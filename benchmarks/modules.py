@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.project import Project
-from pipeline.records import Backend, Outcome
+from model_artifacts.records import Backend, Outcome
+from pipeline.planning.project import Project
 
 STARTS = 3
 BOUND = 1.5

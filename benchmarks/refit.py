@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import cuda
-from pipeline.config import TensorRTConfig
-from pipeline.locks import exclusive
-from pipeline.project import Project
-from pipeline.records import Graph, Profile
-from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, graph_file, load_flavour, refit_engine
+from model_artifacts.host import cuda
+from model_artifacts.records import Graph, Profile
+from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
+from model_artifacts.tensorrt.refitter import refit_engine
+from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
+from pipeline.config.settings import TensorRTConfig
+from pipeline.planning.project import Project
+from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.project import Project
+from pipeline.planning.project import Project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUDGETS = {"full run": 180.0, "no-op doit": 1.5, "doit list": 0.8, "pytest --cov": 300.0}

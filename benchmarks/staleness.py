@@ -18,12 +18,12 @@ from speed import REPOSITORY, seconds, show
 
 sys.path.insert(0, str(REPOSITORY))
 
-from pipeline.atomic import describe_file, write_record
-from pipeline.digests import Digests
-from pipeline.keys import key_of
-from pipeline.plan import Stage, Step
-from pipeline.project import Project
-from pipeline.records import StageRecord
+from model_artifacts.host.files import describe_file, write_record
+from model_artifacts.records import StageRecord
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Stage, Step
+from pipeline.planning.project import Project
+from pipeline.system.digests import Digests
 from tests.conftest import TINY
 
 R = TypeVar("R", bound=StageRecord)

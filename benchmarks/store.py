@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import fsspec
 
-from pipeline.records import FileRecord
-from pipeline.store.objects import ObjectStore
+from model_artifacts.records import FileRecord
+from model_artifacts.releases.objects import ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from griffe import Alias, Attribute, Class, GriffeLoader, Object
 from griffe2md import ConfigDict, render_object_docs
 
 import pipeline
-from pipeline.schema import manifest_schema
+from model_artifacts.records import manifest_schema
 
 _FOLDER = Path(__file__).parent
 _API = """\

@@ -13,21 +13,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
-from pipeline.commands import COMMANDS, run_command
-from pipeline.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
-from pipeline.isolation import PARENT_VARIABLE, end_with
-from pipeline.nvtx import nvtx_range
-from pipeline.plan import Stage, Step
-from pipeline.records import Outcome
+from model_artifacts import __version__
+from model_artifacts.cli.commands import COMMANDS, run_command
+from model_artifacts.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
+from model_artifacts.records import Outcome
+from pipeline.planning.plan import Stage, Step
+from pipeline.system.isolation import PARENT_VARIABLE, end_with
+from pipeline.system.nvtx import nvtx_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from types import FrameType
 
-    from pipeline.project import Project
-    from pipeline.records import Artifact, ModuleContents, TensorCast
+    from model_artifacts.records import Artifact, ModuleContents, TensorCast
+    from pipeline.planning.project import Project
 
 _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
@@ -131,12 +131,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.delete and options.stage != "prune":
         raise UsageError(f"--delete belongs to prune, and {options.stage} deletes nothing")
     if options.stage == "schema":
-        from pipeline.schema import manifest_schema
+        from model_artifacts.records import manifest_schema
 
         print(manifest_schema(), end="")
         return 0
-    from pipeline.project import Project
-    from pipeline.staleness import taken_as_given
+    from pipeline.planning.freshness import taken_as_given
+    from pipeline.planning.project import Project
 
     project = Project.load(options.config, options.artifacts)
     if options.stage == "plan":
@@ -165,7 +165,7 @@ def _made(project: Project, step: Step) -> int:
     """Take what another machine has made, or make it and leave it for others; without a cache, make it."""
     if project.config.cache is None or project.on_worker:  # the farm's driver has looked there
         return _STAGES[step.stage](project, step.subject)
-    from pipeline.cache import SharedCache
+    from pipeline.planning.shared_cache import SharedCache
 
     cache = SharedCache(project.config.cache)
     if found := cache.fetch(project, step):
@@ -186,7 +186,7 @@ def _on_farm(project: Project, step: Step) -> int:
 
 
 def _why(project: Project, subject: str | None) -> int:
-    from pipeline.why import explain
+    from pipeline.planning.why import explain
 
     if subject is None:
         raise UsageError("why needs a SUBJECT", expected="a variant, such as resnet18/rtx-sm80+/fp16-b1-ws1GiB")
@@ -195,7 +195,7 @@ def _why(project: Project, subject: str | None) -> int:
 
 
 def _prune(project: Project, subject: str | None, *, delete: bool) -> int:
-    from pipeline import prune
+    from pipeline.planning import prune
 
     if subject is not None:
         raise UsageError(f"prune takes no SUBJECT, got {subject}", fix="take the variant out of pipeline.yaml")
@@ -222,13 +222,13 @@ def _place_for(stage: Stage) -> AbstractContextManager[None]:
     """Wait until a stage may run here: nothing else of ours works while something is timed."""
     if stage in {Stage.MANIFEST, Stage.REPORT}:
         return nullcontext()
-    from pipeline.locks import working
+    from pipeline.system.locks import working
 
     return working(alone=stage in {Stage.BENCHMARK, Stage.PROFILE})
 
 
 def _source(project: Project, subject: str) -> int:
-    from pipeline.source import make_source
+    from pipeline.stages.source.stage import make_source
 
     project.plan.check_model(subject)
     record = make_source(project)
@@ -237,8 +237,8 @@ def _source(project: Project, subject: str) -> int:
 
 
 def _data(project: Project, subject: str) -> int:
-    from pipeline.data import make_data
-    from pipeline.model import restore_model
+    from model_artifacts.sessions.torch_model import restore_model
+    from pipeline.stages.data.stage import make_data
 
     project.plan.check_model(subject)
     record = make_data(project, restore_model(project))
@@ -250,8 +250,8 @@ def _data(project: Project, subject: str) -> int:
 
 
 def _export(project: Project, subject: str) -> int:
-    from pipeline.export import make_onnx
-    from pipeline.model import restore_model
+    from model_artifacts.sessions.torch_model import restore_model
+    from pipeline.stages.export.stage import make_onnx
 
     record = make_onnx(project, restore_model(project), project.plan.graph(subject))
     _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
@@ -266,7 +266,7 @@ def _say_casts(casts: Sequence[TensorCast]) -> None:
 
 
 def _quantize(project: Project, subject: str) -> int:
-    from pipeline.quantize import make_quantized
+    from pipeline.stages.quantize.stage import make_quantized
 
     record = make_quantized(project, project.plan.graph(subject))
     _say(f"{_megabytes(record.file.bytes)}, opset {record.opset}{', and one of opset 17' if record.opset17 else ''}")
@@ -275,7 +275,7 @@ def _quantize(project: Project, subject: str) -> int:
 
 
 def _build(project: Project, subject: str) -> int:
-    from pipeline.build import build_variant
+    from pipeline.stages.build.stage import build_variant
 
     artifact = build_variant(project, project.plan.variant(subject))
     return _said(artifact.outcome, artifact.reason, _built(artifact))
@@ -307,7 +307,7 @@ def _contents(module: ModuleContents | None) -> str:
 
 
 def _validate(project: Project, subject: str) -> int:
-    from pipeline.validate import validate_variant
+    from pipeline.stages.validate.stage import validate_variant
 
     report = validate_variant(project, project.plan.variant(subject))
     if report.accuracy is None:
@@ -318,7 +318,7 @@ def _validate(project: Project, subject: str) -> int:
 
 
 def _benchmark(project: Project, subject: str) -> int:
-    from pipeline.benchmark import benchmark_target
+    from pipeline.stages.benchmark.stage import benchmark_target
 
     reports = benchmark_target(project, project.plan.target(subject))
     failed = [report for report in reports if report.outcome is Outcome.FAILED]
@@ -331,8 +331,8 @@ def _benchmark(project: Project, subject: str) -> int:
 
 
 def _manifest(project: Project, subject: str) -> int:
-    from pipeline.manifest import make_manifest
-    from pipeline.table import print_manifest
+    from pipeline.cli.tables import print_manifest
+    from pipeline.stages.manifest.stage import make_manifest
 
     project.plan.check_model(subject)
     print_manifest(make_manifest(project), sys.stdout)
@@ -340,9 +340,9 @@ def _manifest(project: Project, subject: str) -> int:
 
 
 def _report(project: Project, subject: str) -> int:
-    from pipeline.environment import installed
-    from pipeline.report import make_report
-    from pipeline.table import print_changes
+    from model_artifacts.host.environment import installed
+    from pipeline.cli.tables import print_changes
+    from pipeline.stages.report.stage import make_report
 
     project.plan.check_model(subject)
     missing = [name for name in ("jinja2", "plotly") if not installed(name)]
@@ -365,8 +365,8 @@ def _report(project: Project, subject: str) -> int:
 
 
 def _profile(project: Project, subject: str) -> int:
-    from pipeline.profiling import profile_variant
-    from pipeline.table import print_profile
+    from pipeline.cli.tables import print_profile
+    from pipeline.stages.profile.stage import profile_variant
 
     profile = profile_variant(project, project.plan.variant(subject))
     if profile.outcome is Outcome.DONE:
@@ -376,8 +376,8 @@ def _profile(project: Project, subject: str) -> int:
 
 
 def _sensitivity(project: Project, subject: str) -> int:
-    from pipeline.sensitivity import measure_sensitivity
-    from pipeline.table import print_sensitivity
+    from pipeline.cli.tables import print_sensitivity
+    from pipeline.stages.sensitivity.stage import measure_sensitivity
 
     print_sensitivity(measure_sensitivity(project, project.plan.quantized(subject)), sys.stdout)
     return 0

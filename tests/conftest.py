@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
+from model_artifacts.records import GitState
+from model_artifacts.releases.signature import Signer
+from model_artifacts.releases.verification import Release, make_release
 from pipeline.__main__ import main
-from pipeline.project import Project
-from pipeline.records import GitState
-from pipeline.release import Release, make_release
-from pipeline.release.signature import Signer
+from pipeline.planning.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY = """\
 model:
   name: tiny
-  factory: tests.tiny_model:make
+  factory: tests.support.tiny_model:make
   weights: sample
 preprocessing: {resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
 data: {calibration: 32, validation: 100}
@@ -76,11 +76,11 @@ def _build_everything(folder: Path) -> None:
     (folder / "pipeline.yaml").write_text(TINY)
     config = str(folder / "pipeline.yaml")
     before = Path.cwd()
-    os.chdir(REPOSITORY)  # where `tests.tiny_model` can be imported from
+    os.chdir(REPOSITORY)  # where `tests.support.tiny_model` can be imported from
     try:
         project = Project.load(folder / "pipeline.yaml")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.manifest.git_state", lambda _: COMMIT)
+            patch.setattr("pipeline.stages.manifest.stage.git_state", lambda _: COMMIT)
             for step in project.plan.steps:
                 assert main([step.stage.value, step.subject, "--config", config]) == 0, step
     finally:
@@ -107,7 +107,7 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "a checkout with späces"
     (folder / "tests").mkdir(parents=True)
     (folder / "artifacts").mkdir()
-    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/tiny_model.py"):
+    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/support/tiny_model.py"):
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "pipeline.yaml").write_text(TINY)
     return folder
@@ -117,7 +117,7 @@ def checkout(tmp_path: Path) -> Path:
 def interrupted(checkout: Path) -> Path:
     """A checkout whose model takes a minute to make; its file `begun` says since when."""
     slow = "    Path('begun').touch()\n    time.sleep(60)\n    return"
-    file = checkout / "tests/tiny_model.py"
+    file = checkout / "tests/support/tiny_model.py"
     text = file.read_text().replace("    return", slow)
     imports = "import time\nfrom pathlib import Path\n\nfrom torch import nn"
     file.write_text(text.replace("from torch import nn", imports))
@@ -142,7 +142,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
     """A signed release of the finished tiny project, as if it were built from a commit."""
-    monkeypatch.setattr("pipeline.release.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("model_artifacts.releases.verification.git_state", lambda _: COMMIT)
     return make_release(Project.load(copied / "pipeline.yaml"), Signer(keys[0]))
 
 
@@ -198,5 +198,5 @@ def write_config(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts where `tests.tiny_model` can be imported from."""
+    """Every test starts where `tests.support.tiny_model` can be imported from."""
     monkeypatch.chdir(REPOSITORY)

@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.config import load_config
-
-from .conftest import REPOSITORY
+from pipeline.config.settings import load_config
+from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path

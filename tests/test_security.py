@@ -17,22 +17,21 @@ import torch
 from torch._export.serde.schema import SCHEMA_VERSION
 
 import pipeline
-from pipeline import torchtrt
+from model_artifacts.errors import ConfigError, RunError
+from model_artifacts.host.environment import torch_tensorrt
+from model_artifacts.host.files import describe_file, read_record, sha256_of, write_record
+from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
+from model_artifacts.releases.verification import make_release
 from pipeline.__main__ import main
-from pipeline.atomic import describe_file, read_record, sha256_of, write_record
-from pipeline.config import load_config
-from pipeline.environment import torch_tensorrt
-from pipeline.errors import ConfigError, RunError
-from pipeline.plan import Plan
-from pipeline.project import Project
-from pipeline.records import Backend, GitState, Manifest, ModuleContents
-from pipeline.release import make_release
-from pipeline.torchtrt_adapter import libraries
-
-from .conftest import REPOSITORY, TINY
-from .hosts import H100, host
-from .test_resolution import machine, module
-from .torchtrt_stub import Library, use
+from pipeline.adapters.torch_tensorrt_builder import libraries
+from pipeline.config.settings import load_config
+from pipeline.planning.plan import Plan
+from pipeline.planning.project import Project
+from pipeline.stages.build import module as torchtrt
+from tests.conftest import REPOSITORY, TINY
+from tests.model_artifacts.deployment.test_resolution import machine, module
+from tests.support.hosts import H100, host
+from tests.support.torch_tensorrt_stub import Library, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +73,7 @@ def test_a_module_with_another_digest_is_not_loaded(copied: Path, mark: Path, mo
     write_record(
         path, manifest.model_copy(update={"artifacts": (module("module", 0.1).model_copy(update={"file": file}),)})
     )
-    monkeypatch.setattr("pipeline.deployment.this_host", lambda: machine(H100))
+    monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     with pytest.raises(RunError, match="is damaged, or is not what was built"), pipeline.load(path.parent):
         pass
     assert not mark.exists()
@@ -142,7 +141,9 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
     entry = module("module", 0.1).model_copy(update={"file": describe_file(path, artifacts), "module": made_by})
     manifest = read_record(artifacts / "manifest.json", Manifest)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))
-    monkeypatch.setattr("pipeline.deployment.this_host", lambda: machine(H100, torch_tensorrt=torch_tensorrt()))
+    monkeypatch.setattr(
+        "model_artifacts.deployment.loading.this_host", lambda: machine(H100, torch_tensorrt=torch_tensorrt())
+    )
     with pytest.raises(RunError, match="holds pickled objects, which are not loaded"), pipeline.load(artifacts):
         pass
     assert not mark.exists()
@@ -200,7 +201,9 @@ def test_a_configuration_makes_no_objects(tmp_path: Path, mark: Path) -> None:
 
 def test_no_pickle_is_released(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch-TensorRT's engine cache lies beside an artifact, and stays there."""
-    monkeypatch.setattr("pipeline.release.git_state", lambda _: GitState(commit="c" * 40, dirty=False))
+    monkeypatch.setattr(
+        "model_artifacts.releases.verification.git_state", lambda _: GitState(commit="c" * 40, dirty=False)
+    )
     project = Project.load(copied / "pipeline.yaml")
     for variant in project.plan.variants:
         cache = project.paths.engine_cache(variant)

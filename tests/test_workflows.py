@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from pipeline.commands import COMMANDS
-
-from .conftest import REPOSITORY
+from model_artifacts.cli.commands import COMMANDS
+from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path

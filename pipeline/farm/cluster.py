@@ -14,17 +14,17 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline import __version__
-from pipeline.errors import FarmError, LostWorkerError, PipelineError, one_line
+from model_artifacts import __version__
+from model_artifacts.errors import FarmError, LostWorkerError, PipelineError, one_line
+from model_artifacts.records import Record
 from pipeline.farm.parcels import Parcel, this_package
 from pipeline.farm.worker import TERM_SECONDS, pieces, work
-from pipeline.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-    from pipeline.config import FarmTarget
+    from pipeline.config.settings import FarmTarget
 
 _LITTLE = 0.001
 """Of a resource that is not used up, but tells where a task may run."""

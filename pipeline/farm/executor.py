@@ -11,30 +11,30 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.atomic import scratch_folder
-from pipeline.cache import SharedCache
-from pipeline.errors import FarmError, LostWorkerError, storage_errors
+from model_artifacts.errors import FarmError, LostWorkerError, storage_errors
+from model_artifacts.host.files import scratch_folder
 from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.flights import Flights
 from pipeline.farm.inspection import able_nodes, look, unfit_nodes
 from pipeline.farm.parcels import Began, Made, Refused, Said, accept, check_list, pack, read_message
 from pipeline.farm.sent import Sent
 from pipeline.farm.worker import TERM_SECONDS
-from pipeline.isolation import KILLED, describe_exit
-from pipeline.keys import key_of
-from pipeline.plan import Stage
-from pipeline.project import read_farm
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Stage
+from pipeline.planning.project import read_farm
+from pipeline.planning.shared_cache import SharedCache
+from pipeline.system.isolation import KILLED, describe_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pipeline.config import FarmConfig, FarmTarget
+    from model_artifacts.records import FarmHost, FarmRecord, FileRecord
+    from pipeline.config.settings import FarmConfig, FarmTarget
     from pipeline.farm.cluster import Node, Running
-    from pipeline.plan import Step
-    from pipeline.project import Project
-    from pipeline.records import FarmHost, FarmRecord, FileRecord
+    from pipeline.planning.plan import Step
+    from pipeline.planning.project import Project
 
     Say = Callable[[Said], None]
 

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import FarmError
+from model_artifacts.errors import FarmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pipeline.atomic import read_record, write_record
-from pipeline.config import load_config
-from pipeline.environment import read_host
-from pipeline.errors import FarmError, PipelineError, UsageError
+from model_artifacts.errors import FarmError, PipelineError, UsageError
+from model_artifacts.host.environment import read_host
+from model_artifacts.host.files import read_record, write_record
+from model_artifacts.records import DeploymentHost, FarmHost, FarmNode, FarmRecord
+from pipeline.config.settings import load_config
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.farm.parcels import this_package
-from pipeline.paths import Paths
-from pipeline.project import traits
-from pipeline.records import DeploymentHost, FarmHost, FarmNode, FarmRecord
+from pipeline.planning.paths import Paths
+from pipeline.planning.project import traits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
-    from pipeline.config import FarmConfig, FarmTarget
+    from pipeline.config.settings import FarmConfig, FarmTarget
 
 
 def look_at_farm(file: Path) -> FarmRecord:

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline import __version__
-from pipeline.atomic import describe_bytes, install_files
-from pipeline.digests import digests_in
-from pipeline.errors import FarmError, MissingRecordError, RecordError, storage_errors
-from pipeline.keys import key_of
-from pipeline.paths import Paths
-from pipeline.plan import Stage
-from pipeline.project import Project, read_farm
-from pipeline.records import FileRecord, Record, StageRecord
-from pipeline.staleness import asked_for, changes, readers
+from model_artifacts import __version__
+from model_artifacts.errors import FarmError, MissingRecordError, RecordError, storage_errors
+from model_artifacts.host.files import describe_bytes, install_files
+from model_artifacts.records import FileRecord, Record, StageRecord
+from pipeline.planning.freshness import asked_for, changes, readers
+from pipeline.planning.keys import key_of
+from pipeline.planning.paths import Paths
+from pipeline.planning.plan import Stage
+from pipeline.planning.project import Project, read_farm
+from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.plan import Step
-    from pipeline.records import FarmHost, Variant
+    from model_artifacts.records import FarmHost, Variant
+    from pipeline.planning.plan import Step
 
 SMALL_BYTES = 64 * 1024
 """Files of up to this size travel together with what names them; a larger one is an object of its own on the cluster,

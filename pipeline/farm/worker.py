@@ -25,17 +25,17 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import describe_file, replacing
-from pipeline.digests import digests_in
-from pipeline.errors import FarmError, PipelineError, StorageError, storage_errors
+from model_artifacts.errors import FarmError, PipelineError, StorageError, storage_errors
+from model_artifacts.host.files import describe_file, replacing
 from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, is_small, this_package
-from pipeline.isolation import step_environment
+from pipeline.system.digests import digests_in
+from pipeline.system.isolation import step_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from model_artifacts.records import FileRecord
     from pipeline.farm.parcels import Parcel
-    from pipeline.records import FileRecord
 
     Content = Callable[[int], Iterable[bytes]]
     """The number of one of a parcel's large files, among those → its bytes, in pieces."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.host.environment import installed, missing_driver
+from model_artifacts.records import Backend, Outcome, Precision
 from pipeline.__main__ import main
-from pipeline.environment import installed, missing_driver
-from pipeline.plan import Stage
-from pipeline.project import Project
-from pipeline.records import Backend, Outcome, Precision
+from pipeline.planning.plan import Stage
+from pipeline.planning.project import Project
 from tests.conftest import TINY
 
 if TYPE_CHECKING:
-    from pipeline.records import Artifact
+    from model_artifacts.records import Artifact
 
 GIVEN = "PIPELINE_TEST_CONFIG"
 """A host without torch names the configuration of a project here that has been through `doit` there."""

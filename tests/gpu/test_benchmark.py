@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.host.environment import installed
+from model_artifacts.records import Backend, Clock, Outcome
 from pipeline.__main__ import main
-from pipeline.environment import installed
-from pipeline.nvml import read_sensors
-from pipeline.project import Project
-from pipeline.records import Backend, Clock, Outcome
-from pipeline.runners import gpu_of
+from pipeline.planning.project import Project
+from pipeline.stages.benchmark.gpu_watch import read_sensors
+from pipeline.stages.common.runners import gpu_of
 from tests.gpu.conftest import TINY_ON_A_GPU
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.records import Artifact, BenchmarkReport
+    from model_artifacts.records import Artifact, BenchmarkReport
 
 ON_GPU = {Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST}
 

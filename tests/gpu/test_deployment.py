@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 import pipeline
+from model_artifacts.deployment.loading import read_manifest
+from model_artifacts.host.environment import installed
+from model_artifacts.host.files import write_record
+from model_artifacts.records import Backend, EngineFlavour, Precision
+from model_artifacts.sessions.preprocessing import to_input
 from pipeline.__main__ import main
-from pipeline.atomic import write_record
-from pipeline.deployment import read_manifest
-from pipeline.environment import installed
-from pipeline.preprocessing import to_input
-from pipeline.records import Backend, EngineFlavour, Precision
 from tests.gpu.conftest import TINY_ON_A_GPU
-from tests.logits import FP16, distance, reference
+from tests.support.logits import FP16, distance, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.project import Project
+    from pipeline.planning.project import Project
 
 
 def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline import cuda
-from pipeline.environment import installed
-from pipeline.errors import CrashedError, RunError
-from pipeline.isolation import run_isolated
-from pipeline.nvml import others
-from pipeline.paths import Paths
-from pipeline.project import Project
-from pipeline.records import Artifact, Outcome, Status
-from pipeline.runners import gpu_of, open_serialized
-from pipeline.trt_adapter import load_engine, load_flavour
-from tests.logits import FP16, distance, images, reference
+from model_artifacts.errors import CrashedError, RunError
+from model_artifacts.host import cuda
+from model_artifacts.host.environment import installed
+from model_artifacts.records import Artifact, Outcome, Status
+from model_artifacts.tensorrt.flavour import load_flavour
+from model_artifacts.tensorrt.runtime import load_engine
+from pipeline.planning.paths import Paths
+from pipeline.planning.project import Project
+from pipeline.stages.benchmark.gpu_watch import others
+from pipeline.stages.common.runners import gpu_of, open_serialized
+from pipeline.system.isolation import run_isolated
+from tests.support.logits import FP16, distance, images, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pipeline.records import Gpu
+    from model_artifacts.records import Gpu
 
 
 def downloaded(array: cuda.DeviceArray) -> npt.NDArray[np.float32]:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pipeline.environment import installed
-from pipeline.errors import RunError
-from pipeline.gates import judge, measure
-from pipeline.paths import Paths
-from pipeline.project import Project
-from pipeline.records import Artifact, Backend, Layout, Outcome, Precision
-from pipeline.runners import gpu_of, open_module
-from tests.logits import FP16, images
+from model_artifacts.errors import RunError
+from model_artifacts.host.environment import installed
+from model_artifacts.records import Artifact, Backend, Layout, Outcome, Precision
+from pipeline.planning.paths import Paths
+from pipeline.planning.project import Project
+from pipeline.stages.common.runners import gpu_of, open_module
+from pipeline.stages.validate.gates import judge, measure
+from tests.support.logits import FP16, images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,8 +90,8 @@ def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> No
     import torch  # noqa: PLC0415 - hosts that build engines may have none
     from torchvision.models import resnet18  # noqa: PLC0415 - the same
 
-    from pipeline import torchtrt_adapter  # noqa: PLC0415 - the same
-    from pipeline.model import in_layout, ready_to_compile  # noqa: PLC0415 - the same
+    from model_artifacts.sessions.torch_model import in_layout, ready_to_compile  # noqa: PLC0415 - the same
+    from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter  # noqa: PLC0415 - the same
 
     gpu = gpu_of(modules, artifact_of(modules, "torch_compile-fp16-b1-ws64MiB"))
     library, device = torchtrt_adapter.load_library(), torchtrt_adapter.device_of(gpu)

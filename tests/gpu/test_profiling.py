@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.environment import installed
-from pipeline.profiling import profile_variant
-from pipeline.records import LayerProfile, Outcome
+from model_artifacts.host.environment import installed
+from model_artifacts.records import LayerProfile, Outcome
+from pipeline.stages.profile.stage import profile_variant
 
 if TYPE_CHECKING:
-    from pipeline.project import Project
-    from pipeline.records import Artifact
+    from model_artifacts.records import Artifact
+    from pipeline.planning.project import Project
 
 
 def check_kernels(profile: LayerProfile) -> None:

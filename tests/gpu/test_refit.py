@@ -10,21 +10,24 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline import cuda
-from pipeline.config import TensorRTConfig
-from pipeline.engine_runner import open_engine
-from pipeline.errors import RunError
-from pipeline.records import Graph, Profile
-from pipeline.trt_adapter import BuildLog, EngineRequest, build_engine, graph_file, load_flavour, refit_engine
-from tests.logits import FP16, distance, images
+from model_artifacts.errors import RunError
+from model_artifacts.host import cuda
+from model_artifacts.records import Graph, Profile
+from model_artifacts.sessions.engine import open_engine
+from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
+from model_artifacts.tensorrt.refitter import refit_engine
+from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
+from pipeline.config.settings import TensorRTConfig
+from tests.support.logits import FP16, distance, images
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from pipeline.project import Project
-    from pipeline.trt_adapter import BuiltEngine, Flavour
+    from model_artifacts.tensorrt.flavour import Flavour
+    from pipeline.adapters.tensorrt_builder import BuiltEngine
+    from pipeline.planning.project import Project
 
 
 @pytest.fixture(scope="module")

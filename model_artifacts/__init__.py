@@ -1,0 +1,54 @@
+"""Loads, resolves, verifies and moves artifacts; imports neither torch nor the build half."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model_artifacts.deployment.loading import Model, load, resolve, this_host
+    from model_artifacts.deployment.resolution import Resolution, Wish
+    from model_artifacts.errors import PipelineError
+    from model_artifacts.records import DeploymentHost, Precision
+    from model_artifacts.releases.signature import Verifier
+    from model_artifacts.releases.store import pull, push
+
+__all__ = [
+    "DeploymentHost",
+    "Model",
+    "PipelineError",
+    "Precision",
+    "Resolution",
+    "Verifier",
+    "Wish",
+    "load",
+    "pull",
+    "push",
+    "resolve",
+    "this_host",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DeploymentHost": "records",
+    "Model": "deployment.loading",
+    "PipelineError": "errors",
+    "Precision": "records",
+    "Resolution": "deployment.resolution",
+    "Verifier": "releases.signature",
+    "Wish": "deployment.resolution",
+    "load": "deployment.loading",
+    "pull": "releases.store",
+    "push": "releases.store",
+    "resolve": "deployment.loading",
+    "this_host": "deployment.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,315 @@
+"""Manifest × host × wish → the artifact to take there, and why not the others. Pure: nothing is loaded or run.
+
+What comes first is stated, not measured: an engine that was tuned on this very type of GPU, then one that also runs
+here, then a Torch-TensorRT module, then ONNX. Among equals the faster one at the wished batch size, or the one with
+more throughput; what was not measured here comes after what was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import ResolveError, UsageError
+from model_artifacts.host.environment import tensorrt_of
+from model_artifacts.records import Backend, Precision, Status, ranking_clock
+from pipeline.planning.plan import CPU_TARGET, module_target
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, Manifest, ManifestEntry
+
+_X86 = "x86_64"
+
+
+class Tier(IntEnum):
+    """How well an artifact suits a host, the best first: the order of falling back."""
+
+    EXACT_ENGINE = 0
+    COMPATIBLE_ENGINE = 1
+    TORCH_TENSORRT = 2
+    ONNX = 3
+
+    @property
+    def phrase(self) -> str:
+        """As messages name it."""
+        return {
+            Tier.EXACT_ENGINE: "an engine tuned on this GPU",
+            Tier.COMPATIBLE_ENGINE: "an engine that runs on this GPU, too",
+            Tier.TORCH_TENSORRT: "a Torch-TensorRT module",
+            Tier.ONNX: "an ONNX file",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller wants of an artifact; None is no wish."""
+
+    batch: int | None = None
+    """That the artifact takes; without one, 1 or, for throughput, any."""
+    max_latency_ms: float | None = None
+    """Of the median at `timed_batch`, as it was measured on this type of GPU or processor."""
+    throughput: bool = False
+    """Prefer images a second to milliseconds a batch."""
+    min_top1: float | None = None
+    """The share of labelled validation images that it recognises."""
+    precision: Precision | str | None = None
+    """Or its name: `fp16`."""
+    max_memory_bytes: int | None = None
+    """Of the GPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no precision.
+
+        Raises:
+            UsageError: with the names that there are.
+        """
+        names = [precision.value for precision in Precision]
+        if self.precision is not None and self.precision not in names:
+            raise UsageError("a wish for no precision", expected=", ".join(names), got=repr(self.precision))
+
+    @property
+    def timed_batch(self) -> int:
+        """The batch size whose latency counts."""
+        return self.batch or 1
+
+
+class Place(NamedTuple):
+    """Where on a host an artifact runs."""
+
+    tier: Tier
+    gpu: Gpu | None
+    """None for the processor."""
+
+
+class Rejection(NamedTuple):
+    """An artifact that is not taken."""
+
+    id: str
+    reason: str
+
+
+class Resolution(NamedTuple):
+    """What to take."""
+
+    entry: ManifestEntry
+    place: Place
+    latency_ms: float | None
+    """The median at the wished batch size, where it was measured on such a GPU or processor."""
+    throughput_per_s: float | None
+    """Images a second, at the wished batch size or the best one."""
+    rejected: tuple[Rejection, ...]
+    """All others, in the manifest's order."""
+
+
+class _Candidate(NamedTuple):
+    entry: ManifestEntry
+    place: Place
+    latency_ms: float | None
+    throughput_per_s: float | None
+
+    def rank(self, wish: Wish) -> tuple[float, ...]:
+        """Return what sorts candidates: the tier, then speed, then accuracy."""
+        latency = math.inf if self.latency_ms is None else self.latency_ms
+        speed = -(self.throughput_per_s or 0.0) if wish.throughput else latency
+        accuracy = self.entry.accuracy.relative_l2 if self.entry.accuracy else math.inf
+        return (self.place.tier, speed, accuracy)
+
+
+def resolve_entry(
+    manifest: Manifest, host: DeploymentHost, wish: Wish, absent: Collection[str] = frozenset()
+) -> Resolution:
+    """Return the artifact to take on a host.
+
+    Args:
+        manifest: what there is.
+        host: where it shall run.
+        wish: what is wanted of it.
+        absent: the ids of artifacts whose files are not there.
+
+    Raises:
+        ResolveError: none suits; the message says why not, artifact by artifact.
+    """
+    candidates: list[_Candidate] = []
+    reasons: dict[str, str] = {}
+    for entry in manifest.artifacts:
+        found = "was not pulled: its file is not there" if entry.id in absent else _candidate(entry, host, wish)
+        if isinstance(found, _Candidate):
+            candidates.append(found)
+        else:
+            reasons[entry.id] = found
+    if not candidates:
+        raise ResolveError(
+            "no artifact of the manifest suits this host and these wishes",
+            got="".join(f"\n    {name}: {reason}" for name, reason in reasons.items()) or "an empty manifest",
+            fix="build for this host (`doit`), or wish for less",
+        )
+    best, *others = sorted(candidates, key=lambda item: (item.rank(wish), item.entry.id))
+    reasons.update({item.entry.id: _why_not(item, best, wish) for item in others})
+    rejected = (Rejection(entry.id, reasons[entry.id]) for entry in manifest.artifacts if entry.id in reasons)
+    return Resolution(best.entry, best.place, best.latency_ms, best.throughput_per_s, tuple(rejected))
+
+
+def _why_not(item: _Candidate, best: _Candidate, wish: Wish) -> str:
+    """Return why an artifact that suits is not the one to take."""
+    if item.place.tier != best.place.tier:
+        return f"fits, but falls back: {item.place.tier.phrase}, and there is {best.place.tier.phrase}"
+    mine, its = (
+        (item.throughput_per_s, best.throughput_per_s) if wish.throughput else (item.latency_ms, best.latency_ms)
+    )
+    unit = "images/s" if wish.throughput else f"ms at batch {wish.timed_batch}"
+    if mine is None:
+        return f"fits, but was not timed here ({unit})"
+    if its is not None and mine != its:
+        return f"fits, but {mine:.4g} {unit} against {its:.4g}"
+    return (
+        "fits, but is less accurate" if item.rank(wish) > best.rank(wish) else "fits as well, and comes later by name"
+    )
+
+
+def _candidate(entry: ManifestEntry, host: DeploymentHost, wish: Wish) -> _Candidate | str:
+    """Return an artifact that suits, or why it does not."""
+    if entry.status is not Status.DEPLOYABLE:
+        said = entry.reason.startswith(entry.status.value)
+        return entry.reason if said else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
+    if reason := _unwished(entry, wish):
+        return reason
+    places = _places(entry, host)
+    if isinstance(places, str):
+        return places
+    refusals = [_too_large(entry, place, host, wish) for place in places]
+    if all(refusals):
+        return refusals[0]
+    place = places[refusals.index("")]
+    times = _times(entry, place, host)
+    latency = times.get(wish.timed_batch)
+    if wish.max_latency_ms is not None:
+        where = place.gpu.name if place.gpu else host.processor
+        if latency is None:
+            return f"was not timed at batch {wish.timed_batch} on {where}"
+        if latency > wish.max_latency_ms:
+            return f"{latency:.4g} ms at batch {wish.timed_batch}, wished at most {wish.max_latency_ms:g} ms"
+    counted = times.items() if wish.batch is None else [(wish.batch, latency or 0.0)]
+    rates = [1e3 * batch / milliseconds for batch, milliseconds in counted if milliseconds]
+    return _Candidate(entry, place, latency, max(rates, default=None))
+
+
+def _unwished(entry: ManifestEntry, wish: Wish) -> str:
+    """Return which wish an artifact does not meet on any host."""
+    if wish.precision is not None and entry.precision != wish.precision:
+        return f"{entry.precision.value}, wished {Precision(wish.precision).value}"
+    profile = entry.profile
+    needed = None if wish.throughput and wish.batch is None else wish.timed_batch
+    if profile and needed is not None and not profile.min <= needed <= profile.max:
+        return f"takes batches of {profile.min} to {profile.max}, wished {needed}"
+    top1 = entry.accuracy.top1 if entry.accuracy else None
+    if wish.min_top1 is not None and (top1 is None or top1 < wish.min_top1):
+        got = "was validated without labels" if top1 is None else f"top-1 {top1:.1%}"
+        return f"{got}, wished at least {wish.min_top1:.1%}"
+    return ""
+
+
+def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+    """Return where an artifact runs on a host, the best place first, or why nowhere."""
+    if entry.kind is Backend.TENSORRT:
+        return _places_of_engine(entry, host)
+    if entry.kind.is_torch_tensorrt:
+        return _places_of_module(entry, host)
+    if entry.kind is not Backend.ONNXRUNTIME:
+        return f"{entry.kind.value} is there to compare with, not to deploy"
+    if host.onnxruntime.version == "absent":
+        return "needs onnxruntime, which is not installed there"
+    if entry.target == CPU_TARGET:
+        return [Place(Tier.ONNX, None)] if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
+    return _on_gpu_target(entry, host, Tier.ONNX)
+
+
+def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+    built_for = entry.built_for
+    if built_for is None:
+        return "does not say what it runs on"
+    if host.driver == "absent" or not host.host.gpus:
+        return "needs an NVIDIA GPU with its driver"
+    versions = {tool.name: tool.version for tool in host.host.flavours}
+    have = versions.get(built_for.flavour.value, "absent")
+    if not built_for.runs_with(built_for.flavour, have):
+        return f"needs {built_for.flavour.value} {built_for.version}, got {have}"
+    if reason := _driver_too_old(host, built_for.flavour):
+        return reason
+    fitting = [gpu for gpu in host.host.gpus if built_for.runs_on(gpu)]
+    if not fitting:
+        numbers = ", ".join(map(str, built_for.compute_capabilities))
+        return f"is for {built_for.gpu or 'GPUs'} (SM {numbers}), got {_names(host.host.gpus)}"
+    exact = [gpu for gpu in fitting if gpu.name == built_for.gpu and have == built_for.version]
+    others = [gpu for gpu in fitting if gpu not in exact]
+    return [
+        Place(tier, gpu)
+        for tier, gpus in ((Tier.EXACT_ENGINE, exact), (Tier.COMPATIBLE_ENGINE, others))
+        for gpu in _roomiest_first(gpus, host)
+    ]
+
+
+def _roomiest_first(gpus: Sequence[Gpu], host: DeploymentHost) -> list[Gpu]:
+    """Return GPUs by the memory that is free on each; where that is not known, in their own order at the end."""
+    free = {gpu.uuid: bytes_ for gpu, bytes_ in zip(host.host.gpus, host.free_memory_bytes, strict=True)}
+    return sorted(gpus, key=lambda gpu: -(free[gpu.uuid] or 0))
+
+
+def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+    if entry.module is None:
+        return "does not say what made it"
+    have = {tool.name: tool.version for tool in (*host.host.flavours, host.torch_tensorrt)}
+    have["torch"] = host.host.torch
+    for tool in entry.module.libraries:
+        if have.get(tool.name, "absent") != tool.version:
+            return f"needs {tool.name} {tool.version}, got {have.get(tool.name, 'absent')}"
+    if reason := _driver_too_old(host, tensorrt_of(host.torch_tensorrt)):
+        return reason
+    return _on_gpu_target(entry, host, Tier.TORCH_TENSORRT)
+
+
+def _driver_too_old(host: DeploymentHost, flavour: EngineFlavour) -> str:
+    needed = host.cuda_that_the_driver_lacks(flavour)
+    return f"needs a driver for CUDA {needed}, got {host.driver}, for CUDA {host.driver_cuda}" if needed else ""
+
+
+def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Place] | str:
+    """Return the GPUs of the type that something of torch's target was made on."""
+    fitting = [gpu for gpu in host.host.gpus if module_target(gpu, host.host.torch) == entry.target]
+    if host.driver != "absent" and fitting:
+        return [Place(tier, gpu) for gpu in _roomiest_first(fitting, host)]
+    return f"is for {entry.target}, got {_names(host.host.gpus)} with torch {host.host.torch}"
+
+
+def _names(gpus: Sequence[Gpu]) -> str:
+    return ", ".join(f"{gpu.name} (SM {gpu.compute_capability})" for gpu in gpus) or "no GPU"
+
+
+def _too_large(entry: ManifestEntry, place: Place, host: DeploymentHost, wish: Wish) -> str:
+    """Return why an artifact has no room on a GPU: by what it was seen to take, or else by what it says it needs."""
+    said = entry.memory.activation_bytes + (entry.memory.weights_bytes or 0) if entry.memory else None
+    needed = entry.device_memory_bytes if entry.device_memory_bytes is not None else said
+    if place.gpu is None:
+        return ""
+    if wish.max_memory_bytes is not None and needed is None:
+        return "does not say how much of the GPU's memory it takes"
+    free = host.free_memory_bytes[host.host.gpus.index(place.gpu)]
+    bounds = {"wished at most": wish.max_memory_bytes, "free are": free}
+    for words, bound in bounds.items():
+        if needed is not None and bound is not None and needed > bound:
+            return f"takes {needed / 2**20:.0f} MiB of the GPU's memory, {words} {bound / 2**20:.0f} MiB"
+    return ""
+
+
+def _times(entry: ManifestEntry, place: Place, host: DeploymentHost) -> dict[int, float]:
+    """Return the medians in milliseconds by batch size, by the clock that ranks; none of another GPU or processor."""
+    timed = entry.gpu.name if entry.gpu else entry.device
+    here = timed == (place.gpu.name if place.gpu else host.processor)
+    if not here or not entry.timings:
+        return {}
+    clock = ranking_clock({timing.clock for timing in entry.timings})
+    ranked = [timing for timing in entry.timings if timing.clock is clock]
+    return {batch: min(t.p50_ms for t in ranked if t.batch == batch) for batch in {t.batch for t in ranked}}

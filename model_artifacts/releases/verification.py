@@ -1,0 +1,258 @@
+"""A finished build → one folder and one archive that deployments take: only what may be deployed, with its evidence.
+
+`<artifacts>/release/<model>-<commit>/` holds the manifest of what is in it, the files at their places, the report, a
+CycloneDX bill of materials, in-toto provenance (SLSA v1), the licences of what made it, SHA256SUMS, and, with a key, an
+OpenSSF model signature over all of that.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import ReleaseError, one_line
+from model_artifacts.host.environment import git_state
+from model_artifacts.host.files import read_record, replacing_folder, sha256_of, write_bytes, write_record
+from model_artifacts.records import Backend, Manifest, Recipe, Status
+from model_artifacts.releases.archive import pack, unpacked
+from model_artifacts.releases.signature import SIGNATURE, Signer, Verifier
+from pipeline.planning.freshness import status_of
+from pipeline.planning.plan import Stage, Step
+from pipeline.stages.release.evidence import Asked, bill_of_materials, check_evidence, notices, provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from model_artifacts.records import FileRecord, GitState, ManifestEntry
+    from pipeline.planning.paths import Paths
+    from pipeline.planning.project import Project
+
+MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
+BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
+EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
+"""What every release has beside its artifacts' files."""
+_TAKE_AGAIN = "take the release from where it was made again"
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was made."""
+
+    folder: Path
+    archive: Path
+    manifest: Manifest
+    signed: bool
+
+
+def make_release(project: Project, signer: Signer | None = None, *, allow_dirty: bool = False) -> Release:
+    """Write the release folder and its archive.
+
+    Args:
+        project: everything must be up to date.
+        signer: who vouches for it; None leaves it unsigned.
+        allow_dirty: release although files differ from the commit, or no commit is known; the provenance says so.
+
+    Raises:
+        ReleaseError: something is stale, nothing may be deployed, or the tree is dirty.
+        StorageError: the release cannot be written.
+    """
+    for stage in (Stage.MANIFEST, Stage.REPORT):
+        if reasons := status_of(project, Step(stage, project.plan.model)).reasons:
+            raise ReleaseError(f"the {stage.value} is not up to date: {reasons[0]}", fix="run `doit` first")
+    built = project.manifest()
+    git = _commit(project, built, allow_dirty=allow_dirty)
+    manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
+    if not manifest.artifacts:
+        expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
+        raise ReleaseError("nothing may be deployed", expected=expected, fix="see the table that `doit` prints")
+    name = f"{project.plan.model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
+    folder = project.paths.releases / name
+    archive = folder.parent / f"{name}.tar.zst"
+    with replacing_folder(folder) as scratch:
+        _fill(project, manifest, scratch, Asked(git, _options(signer, allow_dirty=allow_dirty)))
+        if signer:
+            signer.sign(scratch)
+        pack(scratch, archive, manifest.built_at)
+    return Release(folder, archive, manifest, signer is not None)
+
+
+def latest_release(paths: Paths) -> Path:
+    """Return the folder of the release that was made last.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    made = [path.parent for path in paths.releases.glob(f"*/{SUMS}")]
+    if not made:
+        raise ReleaseError(f"{paths.releases} holds no release", fix="run `doit release` first")
+    return max(made, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
+
+
+def _options(signer: Signer | None, *, allow_dirty: bool) -> tuple[str, ...]:
+    """Return what was asked for, as the command line has it; where a key lies is nobody's business."""
+    signing = () if signer is None else ("--key",) if signer.key else ("--keyless",)
+    return (*signing, *(("--allow-dirty",) if allow_dirty else ()))
+
+
+def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState | None:
+    """Return what is checked out where the configuration lies, which the manifest must have been made of, too."""
+    git = git_state(project.config_file.parent)
+    if git and (built.git is None or built.git.commit != git.commit):
+        raise ReleaseError(
+            "the manifest was made of another commit than is checked out now",
+            expected=git.commit,
+            got=built.git.commit if built.git else "no commit",
+            fix=f"run `{Step(Stage.MANIFEST, project.plan.model).command}`, and then `doit`: what is up to date stays",
+        )
+    if git and built.git and built.git.dirty:
+        git = built.git
+    if not allow_dirty and (git is None or git.dirty):
+        what = (
+            "this is no git checkout"
+            if git is None
+            else "tracked files differ from the commit, or did when it was built"
+        )
+        raise ReleaseError(
+            f"{what}: nobody could build this release again",
+            fix="commit first, and make the manifest anew, or release all the same with --allow-dirty",
+        )
+    return git
+
+
+def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
+    for entry in manifest.artifacts:
+        if entry.status is Status.DEPLOYABLE and entry.file and not entry.kind.is_baseline:
+            yield entry
+
+
+def _fill(project: Project, manifest: Manifest, folder: Path, asked: Asked) -> None:
+    files = _files(project, manifest)
+    for file in files:
+        there = folder / file.path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.file(file), there)
+        if sha256_of(there) != file.sha256:
+            raise ReleaseError(f"{file.path} is not what was built", fix="run `doit`")
+    shutil.copyfile(project.paths.report, folder / REPORT)
+    write_record(folder / MANIFEST, manifest)
+    write_bytes(folder / NOTICES, notices(manifest).encode())
+    write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
+    read = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
+    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), asked, read).encode())
+    lines = [f"{digest}  {name}\n" for name, digest in sums_of(folder).items()]
+    write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def _files(project: Project, manifest: Manifest) -> tuple[FileRecord, ...]:
+    """Return the files of a manifest's artifacts, each once, recipes' weights included."""
+    found: dict[str, FileRecord] = {}
+    for entry in manifest.artifacts:
+        found.update({file.path: file for file in entry_files(entry, project.paths.root)})
+    return tuple(found[path] for path in sorted(found))
+
+
+def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
+    """Return the files that an artifact consists of.
+
+    Args:
+        entry: as the manifest has it.
+        root: the folder that holds the artifact's own file, which may name others.
+
+    Raises:
+        RecordError: that file is damaged.
+    """
+    files = [file for file in (entry.file, entry.runtime_cache) if file]
+    if entry.kind is Backend.TORCH_COMPILE and entry.file:
+        files.append(read_record(root / entry.file.path, Recipe).weights)
+    return tuple(files)
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a release by name, but for those that tell of all others.
+
+    Raises:
+        ReleaseError: there is a link, whose target may change.
+    """
+    paths = sorted(folder.rglob("*"))
+    for link in (path for path in paths if path.is_symlink()):
+        raise ReleaseError(f"{link.relative_to(folder)} is a link, and a release holds files alone")
+    names = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
+
+
+def verify_release(path: Path, verifier: Verifier | None = None, *, partial: bool = False) -> Manifest:
+    """Check a release folder, or an archive, against everything that it says of itself.
+
+    Args:
+        path: the folder, or the .tar.zst.
+        verifier: whose signature is demanded; None demands none, and then nobody vouches for it.
+        partial: files of artifacts may be missing, as they are after a pull for one host.
+
+    Returns:
+        its manifest.
+
+    Raises:
+        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
+        RecordError: the manifest is damaged.
+    """
+    with unpacked(path) as folder:
+        return check_release(folder, verifier, partial=partial)
+
+
+def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> Manifest:
+    """Check a release's folder, as `verify_release` does.
+
+    Raises:
+        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
+        RecordError: the manifest is damaged.
+    """
+    listed, found = _listed(folder), sums_of(folder)
+    absent = {name: digest for name, digest in listed.items() if name not in found} if partial else {}
+    for name in sorted(EVIDENCE - {SUMS, SIGNATURE} - listed.keys()):
+        raise ReleaseError(f"the release has no {name}", expected=f"{SUMS} lists it", fix=_TAKE_AGAIN)
+    if verifier:
+        verifier.verify(folder, absent)
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name) and (name not in absent or name in EVIDENCE):
+            raise ReleaseError(
+                f"{name} is not what {SUMS} says",
+                expected=listed.get(name, "no such file"),
+                got=found.get(name, "no such file"),
+            )
+    manifest = read_record(folder / MANIFEST, Manifest, fix=_TAKE_AGAIN)
+    for entry in manifest.artifacts:
+        for file in (entry.file, entry.runtime_cache):
+            if file and listed.get(file.path) != file.sha256:
+                raise ReleaseError(
+                    f"{entry.id}: {file.path} is not what the manifest says",
+                    expected=f"SHA-256 {file.sha256}",
+                    got=listed.get(file.path, "no such file in the release"),
+                )
+    check_evidence(_text(folder / BILL), _text(folder / PROVENANCE), listed, EVIDENCE)
+    return manifest
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ReleaseError(f"{path.name} cannot be read", got=one_line(exc), fix=_TAKE_AGAIN) from exc
+
+
+def release_paths(folder: Path) -> set[str]:
+    """Return the paths below a release's folder that its files have, whether or not they are there.
+
+    Raises:
+        ReleaseError: there is no SHA256SUMS.
+    """
+    return _listed(folder).keys() | {SUMS, SIGNATURE}
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Return the digests that SHA256SUMS lists, by name."""
+    if not (folder / SUMS).is_file():
+        raise ReleaseError(f"{SUMS} is missing", fix=_TAKE_AGAIN)
+    lines = (line.partition("  ") for line in _text(folder / SUMS).splitlines())
+    return {name: digest for digest, _, name in lines}

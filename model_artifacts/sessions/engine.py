@@ -1,0 +1,343 @@
+"""Serialized engine → sessions that turn batches into logits, on the GPU, without torch.
+
+    with open_engine(flavour, plan, built_for, gpu) as engine, engine.session() as run:
+        logits = run(images)
+
+One engine serves many threads, each with a session of its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_artifacts.errors import RunError
+from model_artifacts.host import cuda
+from model_artifacts.tensorrt.inspector import EngineLayer, shares
+from model_artifacts.tensorrt.runtime import load_engine
+from pipeline.config.settings import KernelSpecialization
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import BuiltFor, Gpu, LayerShare, Profile, TensorSpec
+    from model_artifacts.tensorrt.flavour import Flavour
+    from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
+
+_GRAPHS = 8
+"""How many batch sizes a session keeps a CUDA graph for."""
+
+
+def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
+    """Check that an engine is for this library and this GPU, before either sees it.
+
+    Raises:
+        RunError: it is for another; the message names both.
+    """
+    fix = "build it here (`doit`), or take the artifact of this host's target"
+    if not built_for.runs_with(flavour.name, flavour.version):
+        got = f"{built_for.flavour.value} {built_for.version}"
+        raise RunError("the engine is for another TensorRT", expected=str(flavour), got=got, fix=fix)
+    if not built_for.runs_on(gpu):
+        numbers = ", ".join(map(str, built_for.compute_capabilities))
+        raise RunError(
+            "the engine is for another GPU",
+            expected=f"{gpu.name} (SM {gpu.compute_capability})",
+            got=f"{built_for.gpu or 'GPUs'} (SM {numbers})",
+            fix=fix,
+        )
+
+
+class Engine:
+    """An engine in the GPU's memory. Threads share it; each opens a session of its own."""
+
+    def __init__(self, loaded: LoadedEngine, gpu: Gpu) -> None:
+        self._loaded = loaded
+        self._gpu = gpu
+
+    @property
+    def input(self) -> TensorSpec:
+        """The one input: images."""
+        return self._loaded.inputs[0]
+
+    @property
+    def output(self) -> TensorSpec:
+        """The first output: logits."""
+        return self._loaded.outputs[0]
+
+    @property
+    def batches(self) -> Profile:
+        """The batch sizes that it takes."""
+        return self._loaded.batches
+
+    @contextmanager
+    def session(
+        self,
+        *,
+        cuda_graph: bool = True,
+        cache: bytes | None = None,
+        specialization: KernelSpecialization = KernelSpecialization.EAGER,
+    ) -> Iterator[Session]:
+        """Open an execution context with its stream and buffers, for the thread that opens it.
+
+        Args:
+            cuda_graph: replay a captured graph instead of putting every kernel on the stream anew.
+            cache: kernels that an earlier session's `runtime_cache()` gave, for flavours that compile some.
+            specialization: when such flavours compile kernels for the shapes that they see.
+
+        Raises:
+            RunError: the GPU has no room, or the cache is damaged.
+        """
+        cuda.use(self._gpu)
+        with ExitStack() as stack:
+            stream = cuda.Stream()
+            stack.callback(stream.close)
+            context = stack.enter_context(self._loaded.context(stream.handle, cache, specialization))
+            session = Session(self._loaded, context, stream, cuda_graph=cuda_graph)
+            stack.callback(session.close)
+            session.allocate()
+            yield session
+
+
+@contextmanager
+def open_engine(
+    flavour: Flavour, plan: bytes, built_for: BuiltFor, gpu: Gpu, weights: Path | None = None
+) -> Iterator[Engine]:
+    """Load an engine into a GPU's memory.
+
+    Args:
+        flavour: this host's.
+        plan: the serialized engine; its digest must have been checked.
+        built_for: what its record says that it is for.
+        gpu: which GPU.
+        weights: the ONNX file of a stripped engine.
+
+    Raises:
+        RunError: it is for another GPU or library, is damaged, or does not fit into the GPU's memory.
+    """
+    check_fits(built_for, flavour, gpu)
+    cuda.use(gpu)
+    with load_engine(flavour, plan, weights) as loaded:
+        if len(loaded.inputs) != 1:
+            raise RunError("the engine has several inputs", expected="one, the images", got=str(len(loaded.inputs)))
+        yield Engine(loaded, gpu)
+
+
+class Session:
+    """Turns batches into logits. Its buffers hold one batch and are used again for the next."""
+
+    def __init__(
+        self, loaded: LoadedEngine, context: ExecutionContext, stream: cuda.Stream, *, cuda_graph: bool
+    ) -> None:
+        self.stream = stream
+        self._loaded = loaded
+        self._context = context
+        self._cuda_graph = cuda_graph
+        self._input, self._outputs = loaded.inputs[0], loaded.outputs
+        self._dtype = np.dtype(self._input.dtype)
+        self._device: dict[str, cuda.Memory] = {}
+        self._pinned: dict[str, cuda.PinnedMemory] = {}
+        self._graphs: dict[int, cuda.Graph] = {}
+        self._graph: cuda.Graph | None = None
+        self._batch = 0
+        self._bound = 0
+
+    def allocate(self) -> None:
+        """Take memory for the largest batch.
+
+        Raises:
+            RunError: the GPU has no room.
+        """
+        largest = self._loaded.batches.max
+        for spec in (self._input, *self._outputs):
+            shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
+            size = cuda.bytes_of(shape, np.dtype(spec.dtype))
+            self._device[spec.name] = cuda.Memory(size)
+            self._pinned[spec.name] = cuda.PinnedMemory(size)
+            self._context.set_address(spec.name, self._device[spec.name].pointer)
+        self._bound = self._device[self._input.name].pointer
+
+    def close(self) -> None:
+        """Give everything back; what it returned from the GPU's memory is no longer valid."""
+        for graph in self._graphs.values():
+            graph.close()
+        for memory in self._device.values():
+            memory.close()
+        for pinned in self._pinned.values():
+            pinned.close()
+        self._graphs.clear()
+        self._device.clear()
+        self._pinned.clear()
+
+    def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
+        """Run one batch and wait for it.
+
+        Args:
+            batch: float32 (batch, channels, height, width), contiguous: a numpy array, or an array in this GPU's memory
+                with `__dlpack__` or `__cuda_array_interface__`.
+
+        Returns:
+            the logits (batch, classes): a new numpy array; or for an array on the GPU a `DeviceArray` in memory of the
+            session, which the next batch overwrites.
+
+        Raises:
+            RunError: the batch is not what the engine takes, or running failed.
+        """
+        return self._run_on_gpu(batch) if cuda.on_gpu(batch) else self._run_from_host(np.asarray(batch))
+
+    def prepare(self, size: int) -> None:
+        """Make the next `enqueue` run this many images out of the session's own buffer.
+
+        Raises:
+            RunError: the engine does not take so many.
+        """
+        own = self._device[self._input.name].pointer
+        if size == self._batch and self._bound == own:
+            return
+        self._bind(own)
+        self._shape_for(size)
+
+    def upload(self, batch: npt.NDArray[Any]) -> None:
+        """Put a batch from the host's memory into the session's own buffer, and prepare for its size."""
+        self._check(batch.shape, batch.dtype)
+        self.prepare(len(batch))
+        cuda.copy_to_gpu(self._own_input(batch.shape), np.ascontiguousarray(batch), self.stream)
+        self.stream.synchronize()
+
+    def enqueue(self) -> None:
+        """Put the prepared batch on the stream, and do not wait for it.
+
+        Raises:
+            RunError: the engine could not.
+        """
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self.enqueue_kernels()
+
+    def enqueue_kernels(self) -> None:
+        """Do as `enqueue` does without a CUDA graph, whether or not the session has one.
+
+        Raises:
+            RunError: the engine could not.
+        """
+        self._context.enqueue(self.stream.handle)
+
+    def enqueue_with_copies(self) -> npt.NDArray[Any]:
+        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+
+        Returns:
+            where the logits land once the stream has come so far; the next call overwrites them.
+
+        Raises:
+            RunError: the engine could not.
+        """
+        staged = self._staged()
+        cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
+        self.enqueue()
+        logits = self._logits()
+        landed = self._pinned[self._outputs[0].name].array(logits.shape, logits.dtype)
+        cuda.copy_to_host(landed, logits, self.stream)
+        return landed
+
+    def _staged(self) -> npt.NDArray[Any]:
+        """Return the prepared batch's place in pinned host memory."""
+        return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
+
+    def shares(self) -> tuple[LayerShare, ...]:
+        """Return how many of the engine's convolutions and matrix products multiply in which type, by its inspector."""
+        return shares(self._context.layers())
+
+    def time_layers(self, runs: int) -> tuple[tuple[EngineLayer, float], ...]:
+        """Run the prepared batch, and return every layer with its median time, in milliseconds.
+
+        The session is of no other use afterwards: it goes on timing.
+
+        Raises:
+            RunError: the engine could not.
+        """
+        known = {layer.name: layer for layer in self._context.layers()}
+        times = self._context.time_layers(self.stream.handle, runs)
+        return tuple((known.get(name) or EngineLayer(name, "", "", None), taken) for name, taken in times.items())
+
+    def runtime_cache(self) -> bytes | None:
+        """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""
+        return self._context.runtime_cache()
+
+    def _run_from_host(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._check(batch.shape, batch.dtype)
+        if not batch.flags.c_contiguous:
+            raise self._refusal(f"{batch.dtype} {batch.shape} with strides {batch.strides}")
+        self.prepare(len(batch))
+        np.copyto(self._staged(), batch)
+        landed = self.enqueue_with_copies()
+        self.stream.synchronize()
+        return landed.copy()
+
+    def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray:  # noqa: ANN401
+        array = cuda.view(batch, self.stream)
+        self._check(array.shape, array.dtype)
+        if self._cuda_graph:  # a graph reads where it was captured to read
+            self.prepare(array.shape[0])
+            cuda.copy_on_gpu(self._own_input(array.shape), array, self.stream)
+        else:
+            self._bind(array.pointer)
+            self._shape_for(array.shape[0])
+        self.enqueue()
+        self.stream.synchronize()
+        return self._logits()
+
+    def _own_input(self, shape: tuple[int, ...]) -> cuda.DeviceArray:
+        return self._device[self._input.name].array(shape, self._dtype)
+
+    def _logits(self) -> cuda.DeviceArray:
+        spec = self._outputs[0]
+        return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
+
+    def _bind(self, pointer: int) -> None:
+        if pointer != self._bound:
+            self._context.set_address(self._input.name, pointer)
+            self._bound = pointer
+
+    def _shape_for(self, size: int) -> None:
+        if size == self._batch:
+            return
+        self._check((size, *self._sample()), self._dtype)
+        self._context.set_input_shape(self._input.name, (size, *self._sample()))
+        self._batch = size
+        self._graph = self._graph_for(size) if self._cuda_graph else None
+
+    def _graph_for(self, size: int) -> cuda.Graph:
+        """Return the graph for a batch size; the engine must have run once before it can be captured."""
+        if size not in self._graphs:
+            if len(self._graphs) >= _GRAPHS:
+                self._graphs.pop(next(iter(self._graphs))).close()
+            self.enqueue_kernels()
+            self.stream.synchronize()
+            self._graphs[size] = self.stream.capture(self.enqueue_kernels)
+        return self._graphs[size]
+
+    def _sample(self) -> tuple[int, ...]:
+        return tuple(int(size) for size in self._input.shape[1:])
+
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Check what the engine would read out of bounds or wrongly."""
+        fits = len(shape) > 0 and shape[1:] == self._sample() and self._loaded.batches.takes(shape[0])
+        if not fits or dtype != self._dtype:
+            raise self._refusal(f"{dtype} {tuple(shape)}")
+
+    def _refusal(self, got: str) -> RunError:
+        takes = self._loaded.batches
+        batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"
+        sample = ", ".join(map(str, self._sample()))
+        return RunError(
+            "the engine takes other batches",
+            expected=f"{self._dtype} ({batches}, {sample}), contiguous",
+            got=got,
+            fix="split or pad the batch, cast it, or build a profile for it (`profiles` in pipeline.yaml)",
+        )

@@ -1,0 +1,414 @@
+"""Torch module → a session that turns batches into logits, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from model_artifacts.errors import RunError, one_line
+from model_artifacts.host.files import read_record, sha256_of
+from model_artifacts.records import Artifact, Backend, Layout, Precision, Recipe
+from model_artifacts.sessions.torch_model import (
+    DTYPES,
+    Typed,
+    assemble,
+    fastest,
+    in_layout,
+    ready_to_compile,
+    restore_model,
+    strict_fp32,
+)
+from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.planning.keys import code_of
+from pipeline.planning.plan import Stage, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from model_artifacts.host import cuda
+    from model_artifacts.records import Gpu, ModuleContents, Variant
+    from pipeline.planning.project import Project
+
+    Batch = npt.NDArray[np.float32]
+
+FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
+
+_MAX_AUTOTUNE: dict[str, str | int | bool | Callable[..., object]] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "autotune_num_choices_displayed": 0,
+    "max_autotune_report_choices_stats": False,
+}
+"""What torch calls max-autotune-no-cudagraphs, without what it prints of every kernel it tries.
+
+Its own CUDA graphs are off: the session captures every module's in the same way.
+"""
+
+_WARM_UP = 3
+"""How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module where it runs, and what there is to know of it."""
+
+    module: nn.Module
+    parts: list[nn.Module] = field(default_factory=list)
+    """What Torch-TensorRT has made of it: the module, or one for each batch size that has been compiled here."""
+    warm_up: tuple[int, ...] = ()
+    """The batch sizes that are compiled before it counts as open."""
+
+
+def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded:
+    """Return an artifact's module, where it runs. Its file's digest must have been checked.
+
+    Args:
+        project: where the artifact lies.
+        artifact: a module of any backend.
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        UnsupportedError: this host lacks Torch-TensorRT or its driver.
+        RunError: it was made by other versions, or cannot be read.
+    """
+    variant = artifact.variant
+    if not variant.backend.is_torch_tensorrt:
+        typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
+        module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
+        if variant.backend is Backend.EAGER:
+            return Loaded(module)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of inductor about its own code
+        return Loaded(
+            torch.compile(  # type: ignore[arg-type]  # a module again
+                module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
+            )
+        )
+    if artifact.module is None or artifact.file is None:
+        raise RunError(f"{variant.id} does not say what made it")
+    saved = Saved(variant, artifact.module, project.file(artifact.file), project.source().factory)
+    return load_compiled(project.paths.root, saved, gpu)
+
+
+class Saved(NamedTuple):
+    """What Torch-TensorRT made, and what its folder says of it."""
+
+    variant: Variant
+    contents: ModuleContents
+    """What made it, and has to be here."""
+    path: Path
+    """A saved module, or a recipe, which is compiled anew. Its digest must have been checked."""
+    factory: str
+    """The model's; a recipe that names another function is not followed."""
+
+
+def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
+    """Return what Torch-TensorRT made, where it runs.
+
+    Args:
+        root: the artifacts folder, in which a recipe finds its weights.
+        saved: what it is.
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        UnsupportedError: this host lacks Torch-TensorRT or its driver.
+        RunError: it was made by other versions, cannot be read, or is a recipe of something else.
+    """
+    torchtrt_adapter.check_made_here(saved.contents.libraries)
+    if saved.variant.backend is not Backend.TORCH_COMPILE:
+        module = torchtrt_adapter.load(torchtrt_adapter.load_library(), saved.variant.backend, saved.path, gpu)
+        # A package is no module that could be looked into.
+        return Loaded(module, [module] if isinstance(module, nn.Module) else [])
+    recipe = read_record(saved.path, Recipe, fix=f"run `{Step(Stage.BUILD, saved.variant.id).command}`")
+    torchtrt_adapter.check_made_here(recipe.libraries)
+    if recipe.factory != saved.factory:
+        raise RunError(
+            f"{saved.path} calls another function than makes the model",
+            expected=saved.factory,
+            got=recipe.factory,
+            fix="do not use it, or build it again",
+        )
+    model = model_of(root, recipe).to(torchtrt_adapter.device_of(gpu))
+    library = torchtrt_adapter.load_library()
+    arguments = torchtrt_adapter.arguments_of(recipe.settings)
+    parts: list[nn.Module] = []
+    return Loaded(
+        torchtrt_adapter.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
+    )
+
+
+def load_libraries(artifact: Artifact) -> None:
+    """Import what an artifact takes, so that a cold start does not count the import.
+
+    Raises:
+        UnsupportedError: this host lacks it.
+    """
+    if artifact.variant.backend.is_torch_tensorrt:
+        torchtrt_adapter.load_library()
+
+
+def model_of(root: Path, recipe: Recipe) -> nn.Module:
+    """Return the model that a recipe of an artifacts folder starts from, ready to be compiled, on the CPU.
+
+    Raises:
+        RunError: the weights or the factory's code are not those that the recipe was made for, or the weights lie
+            outside the folder.
+        SourceError: they do not fit the factory's model.
+    """
+    weights = root / recipe.weights.path
+    if not weights.resolve().is_relative_to(root.resolve()):
+        raise RunError(f"the recipe names a file outside its folder: {recipe.weights.path}", fix="do not use it")
+    if (got := sha256_of(weights)) != recipe.weights.sha256:
+        raise RunError(
+            f"{weights} holds other weights than the recipe was made for",
+            expected=f"SHA-256 {recipe.weights.sha256}",
+            got=f"SHA-256 {got}",
+            fix=f"run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+        )
+    if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
+        raise RunError(
+            f"the code of {recipe.factory} is not what the recipe was made with",
+            expected=recipe.code,
+            got=code,
+            fix=f"run it where that code is, or run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+        )
+    model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
+    return ready_to_compile(model, recipe.variant.precision)
+
+
+@contextmanager
+def open_session(
+    loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+) -> Iterator[ModuleSession]:
+    """Open a module for the thread that opens it: no gradients, and TF32 only where the variant is not strict.
+
+    What is compiled just in time has been for the sizes of its recipe once the session is open.
+
+    Args:
+        loaded: float32 (batch, channels, height, width) → float32 (batch, classes).
+        variant: what it is.
+        input_shape: (channels, height, width).
+        gpu: which GPU; None is the CPU.
+
+    Raises:
+        RunError: the GPU cannot be used.
+    """
+    strict = variant.precision is Precision.FP32
+    with ExitStack() as stack:
+        stack.enter_context(strict_fp32() if strict else fastest())
+        stack.enter_context(torchtrt_adapter.unlimited_sizes())
+        stream = None
+        if gpu is not None:
+            from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+            cuda.use(gpu)
+            stream = cuda.Stream()
+            stack.callback(stream.close)
+            ours = torch.cuda.ExternalStream(stream.handle, device=gpu.index)  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.cuda.stream(ours))
+        session = ModuleSession(loaded, variant, input_shape, gpu, stream)
+        stack.callback(session.close)
+        session.warm_up()
+        yield session
+
+
+class ModuleSession:
+    """Runs batches out of a buffer of its own, with a CUDA graph for every size and layout that was prepared."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        variant: Variant,
+        input_shape: tuple[int, int, int],
+        gpu: Gpu | None,
+        stream: cuda.Stream | None,
+    ) -> None:
+        self._loaded = loaded
+        self._module = loaded.module
+        self._variant = variant
+        self._shape = input_shape
+        self._device = torchtrt_adapter.device_of(gpu)
+        self._stream = stream
+        self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._pinned: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._landed: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._now = (0, Layout.CONTIGUOUS)
+        self._logits = torch.empty(0)
+        self.graph_trouble = ""
+        """Why this module has no CUDA graph, where it has none."""
+
+    @property
+    def stream(self) -> cuda.Stream:
+        """The CUDA stream that all its work is on.
+
+        Raises:
+            RunError: it runs on the CPU.
+        """
+        if self._stream is None:
+            raise RunError(f"{self._variant.id} runs on the CPU, and has no CUDA stream")
+        return self._stream
+
+    def warm_up(self) -> None:
+        """Run every batch size that the module is to be compiled for.
+
+        Raises:
+            RunError: one of them could not.
+        """
+        for size in self._loaded.warm_up:
+            self.prepare(size)
+            self.enqueue_kernels()
+            self.result()
+
+    def contents(self) -> ModuleContents | None:
+        """Return what Torch-TensorRT has made of the sizes that have run; None where that cannot be looked into."""
+        parts = [torchtrt_adapter.contents_of(part) for part in self._loaded.parts]
+        return torchtrt_adapter.of_all_sizes(parts) if parts else None
+
+    def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Batch:
+        """Run one batch and wait for it.
+
+        Args:
+            batch: float32 (batch, channels, height, width), contiguous.
+            layout: how the images lie in the memory that the module reads.
+
+        Returns:
+            float32 (batch, classes), a new array.
+
+        Raises:
+            RunError: the batch is not what the module takes, or running failed.
+        """
+        self.upload(batch, layout)
+        self.enqueue_kernels()
+        return self.result()
+
+    def result(self) -> Batch:
+        """Wait for what was enqueued last.
+
+        Returns:
+            float32 (batch, classes), a new array.
+
+        Raises:
+            RunError: running failed.
+        """
+        with self._translated():
+            # A copy to the host's memory waits for the stream.
+            return np.array(self._logits.float().cpu().numpy(), dtype=np.float32)
+
+    def upload(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> None:
+        """Put a batch into the session's own buffer, and prepare for its size.
+
+        Raises:
+            RunError: the batch is not what the module takes.
+        """
+        self._check(batch)
+        self.prepare(len(batch), layout)
+        with self._translated():
+            self._inputs[self._now].copy_(torch.from_numpy(batch))
+
+    def prepare(self, size: int, layout: Layout = Layout.CONTIGUOUS) -> None:
+        """Make the next `enqueue` run this many images out of the session's own buffer.
+
+        Raises:
+            RunError: there is no room for them.
+        """
+        self._now = (size, layout)
+        if self._now not in self._inputs:
+            with self._translated():
+                image = torch.zeros(size, *self._shape, device=self._device)
+                self._inputs[self._now] = image.to(memory_format=FORMATS[layout])
+
+    def enqueue_kernels(self) -> None:
+        """Put the prepared batch on the stream, and do not wait for it.
+
+        Raises:
+            RunError: the module could not.
+        """
+        with self._translated():
+            self._logits = self._module(self._inputs[self._now])
+
+    def enqueue(self) -> None:
+        """Do as `enqueue_kernels` does by replaying a CUDA graph, which the first call for a size captures.
+
+        Raises:
+            RunError: the module could not, or cannot be captured; `graph_trouble` then says why.
+        """
+        found = self._graphs.get(self._now)
+        if found is None:
+            found = self._graphs.setdefault(self._now, self._capture())
+        graph, self._logits = found
+        with self._translated():
+            graph.replay()
+
+    def enqueue_with_copies(self) -> None:
+        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+
+        Raises:
+            RunError: the module could not, or cannot be captured.
+        """
+        if self._now not in self._pinned:
+            with self._translated():
+                self._pinned[self._now] = self._inputs[self._now].cpu().pin_memory()
+        with self._translated():
+            self._inputs[self._now].copy_(self._pinned[self._now], non_blocking=True)
+        self.enqueue()
+        with self._translated():
+            if self._now not in self._landed:
+                self._landed[self._now] = torch.empty_like(self._logits, device="cpu").pin_memory()
+            self._landed[self._now].copy_(self._logits, non_blocking=True)
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        for _ in range(_WARM_UP):
+            self.enqueue_kernels()
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
+                logits = self._module(self._inputs[self._now])
+        except Exception as exc:
+            self.graph_trouble = one_line(exc)
+            raise RunError(f"{self._variant.id} cannot be captured as a CUDA graph", got=self.graph_trouble) from exc
+        return graph, logits
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._graphs.clear()
+        self._inputs.clear()
+        self._pinned.clear()
+        self._landed.clear()
+        self._logits = torch.empty(0)
+
+    def _check(self, batch: Batch) -> None:
+        shape = ", ".join(map(str, self._shape))
+        strides = "" if batch.flags.c_contiguous else f" with strides {batch.strides}"
+        profile = self._variant.profile
+        takes = f"{profile.min} to {profile.max}" if profile else "batch"
+        fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape and batch.flags.c_contiguous
+        if not fits or not (profile.takes(len(batch)) if profile else len(batch)):
+            raise RunError(
+                f"{self._variant.id} takes other batches",
+                expected=f"float32 ({takes}, {shape}), contiguous",
+                got=f"{batch.dtype} {batch.shape}{strides}",
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as exc:
+            raise RunError(
+                f"the GPU has no room for {self._variant.id}",
+                got=one_line(exc),
+                fix="free GPU memory, or use a profile with a smaller batch",
+            ) from exc
+        except Exception as exc:  # torch, the compiler and the model's own code raise types without a common base
+            got = torchtrt_adapter.reason_of(exc)
+            raise RunError(f"{self._variant.id} cannot run a batch of {self._now[0]}", got=got) from exc

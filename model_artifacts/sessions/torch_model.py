@@ -1,0 +1,368 @@
+"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import socket
+import warnings
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlparse
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.fx import symbolic_trace
+from torch.fx.experimental.optimization import fuse
+
+from model_artifacts.errors import SourceError, one_line
+from model_artifacts.records import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torchvision.models import WeightsEnum
+
+    from pipeline.planning.project import Project
+
+    Factory = Callable[[], nn.Module]
+
+SEED = 0
+"""Every factory is called with this seed, so that random weights are the same ones every time."""
+
+
+def import_factory(spec: str) -> Factory:
+    """Return the callable that `package.module:function` names.
+
+    Raises:
+        SourceError: it cannot be imported or is not callable.
+    """
+    module_name, name = spec.split(":")
+    fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except Exception as exc:
+        raise SourceError(f"the model's factory {spec!r} cannot be imported", got=one_line(exc), fix=fix) from exc
+    if not callable(factory):
+        raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
+    return factory  # type: ignore[no-any-return]  # checked as far as it can be
+
+
+def make_model(spec: str) -> nn.Module:
+    """Call a factory, seeded, without arguments.
+
+    Returns:
+        the module in evaluation mode, in float32, on the CPU.
+
+    Raises:
+        SourceError: the factory fails or returns something else than a module.
+    """
+    factory = import_factory(spec)
+    torch.manual_seed(SEED)
+    try:
+        model = factory()
+    except Exception as exc:
+        raise SourceError(f"the model's factory {spec!r} failed", got=one_line(exc)) from exc
+    if not isinstance(model, nn.Module):
+        raise SourceError(
+            f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
+        )
+    return model.eval().float().cpu()
+
+
+def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return how many logits the model gives for an image.
+
+    Raises:
+        SourceError: the model does not take one image batch or does not return (batch, classes).
+    """
+    expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
+    try:
+        with torch.inference_mode():
+            output = model(torch.zeros(2, *input_shape))
+    except Exception as exc:
+        raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
+        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise SourceError("the model does not return logits", expected=expected, got=got)
+    return int(output.shape[1])
+
+
+class Head(NamedTuple):
+    """The final linear layer, by its name in the model."""
+
+    name: str
+    layer: nn.Linear
+
+
+def find_head(model: nn.Module) -> Head:
+    """Return the last linear layer.
+
+    Raises:
+        SourceError: there is none.
+    """
+    layers = [Head(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise SourceError(
+            "the sample model needs a network that ends in torch.nn.Linear",
+            got=f"{type(model).__name__}, which has none",
+            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+        )
+    return layers[-1]
+
+
+def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
+    """Put a fresh linear layer with `classes` outputs where the head was, and return it."""
+    parent_name, _, attribute = name.rpartition(".")
+    old = dict(model.named_modules()).get(name)
+    if not isinstance(old, nn.Linear):
+        raise SourceError(
+            f"the model's layer {name!r} is no torch.nn.Linear any more",
+            got=type(old).__name__ if old else "no such layer",
+            fix="the factory has changed: run `doit` to make the source again",
+        )
+    head = nn.Linear(old.in_features, classes)
+    setattr(model.get_submodule(parent_name), attribute, head)
+    return head
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Load weights whose names and shapes must all match.
+
+    Raises:
+        SourceError: lists the missing, the extra and the misshapen.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    misshapen = [
+        f"{name}: expected {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    kinds = (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+    problems = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds if names]
+    if problems:
+        raise SourceError("the weights do not fit the model", where=origin, got="; ".join(problems))
+    model.load_state_dict(dict(state))
+
+
+def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a .pth, .pt or .safetensors file, without running code from it.
+
+    A state dict under the key `state_dict` or `model`, and names that begin with `module.`, are understood.
+
+    Raises:
+        SourceError: missing, truncated, or not a checkpoint.
+    """
+    expected = "a state dict saved by torch.save or safetensors"
+    if not file.is_file():
+        raise SourceError("the weights file does not exist", where=str(file), expected=expected)
+    try:
+        if file.suffix == ".safetensors":
+            loaded: object = load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as exc:  # bytes that are no checkpoint make torch's reader raise almost anything
+        raise SourceError(
+            "the weights file is damaged, or not a checkpoint that is safe to load",
+            where=str(file),
+            expected=expected,
+            got=one_line(exc),
+        ) from exc
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise SourceError(
+            "the weights file holds no state dict", where=str(file), expected=expected, got=type(loaded).__name__
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def imagenet_weights(spec: str) -> WeightsEnum | None:
+    """Return torchvision's IMAGENET1K_V1 weights of a factory, None where it has none."""
+    from torchvision.models import get_model_weights  # noqa: PLC0415 - a second that few stages need
+
+    try:
+        weights = get_model_weights(import_factory(spec))
+    except ValueError:  # not one of torchvision's factories
+        return None
+    return next((entry for entry in weights if entry.name == "IMAGENET1K_V1"), None)
+
+
+def cached_file(weights: WeightsEnum) -> Path:
+    """Return where torch's hub keeps these weights, whether or not they are there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+
+
+def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
+    """Return the weights' file from torch's cache, downloading it first where it is not there.
+
+    Args:
+        weights: torchvision's entry.
+        silence_seconds: how long the server may say nothing.
+
+    Raises:
+        SourceError: it cannot be downloaded.
+    """
+    file = cached_file(weights)
+    if file.is_file():
+        return file
+    digest = file.stem.rpartition("-")[2]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(silence_seconds)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest, progress=False)
+    except (OSError, HTTPException, RuntimeError) as exc:
+        raise SourceError(
+            f"{weights} cannot be downloaded",
+            got=one_line(exc),
+            fix=f"put the file at {file}, or set `model.weights` in pipeline.yaml to a file, `sample` or `auto`",
+        ) from exc
+    finally:
+        socket.setdefaulttimeout(before)
+    return file
+
+
+def restore_model(project: Project) -> nn.Module:
+    """Return the model with the weights of the source stage, in evaluation mode.
+
+    Raises:
+        RecordError: the source stage has not run.
+        SourceError: the factory has changed since.
+    """
+    source = project.source()
+    return assemble(source.factory, source.replaced_head, source.classes, project.file(source.weights))
+
+
+def assemble(factory: str, replaced_head: str | None, classes: int, weights: Path) -> nn.Module:
+    """Return a factory's model with these weights, in evaluation mode.
+
+    Args:
+        factory: `package.module:function`.
+        replaced_head: the name of the final linear layer, where it is not the factory's own.
+        classes: how many logits that layer gives.
+        weights: a .safetensors file.
+
+    Raises:
+        SourceError: they do not fit the factory's model.
+    """
+    model = make_model(factory)
+    if replaced_head:
+        replace_head(model, replaced_head, classes)
+    load_state(model, read_checkpoint(weights), str(weights))
+    return model.eval()
+
+
+@contextmanager
+def strict_fp32() -> Iterator[None]:
+    """No gradients and no shortcuts: matrix products and convolutions in full FP32, no TF32."""
+    with _arithmetic("highest", tf32=False):
+        yield
+
+
+@contextmanager
+def fastest() -> Iterator[None]:
+    """No gradients; FP32 may be multiplied in TF32, and cuDNN tries its algorithms for the shapes that it sees."""
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with _arithmetic("high", tf32=True):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def _arithmetic(precision: str, *, tf32: bool) -> Iterator[None]:
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.TF32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+"""What a module is cast to, by the precision that it shall compute in."""
+
+
+class Typed(nn.Module):
+    """Takes and gives float32 whatever it computes in, so that every precision is called the same way."""
+
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body = body.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return float32 (batch, classes)."""
+        logits: torch.Tensor = self.body(image.to(self.dtype))
+        return logits.float()
+
+
+def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Put a model's weights into a memory layout, in place, and return it."""
+    return model.to(memory_format=layout)  # type: ignore[no-any-return,call-overload]  # torch's stubs lack the keyword
+
+
+class Folded(NamedTuple):
+    """A model with its batch-norms folded into the layers before them, and how many were."""
+
+    model: nn.Module
+    batch_norms: int
+
+
+def fold_batch_norms(model: nn.Module) -> Folded:
+    """Fold batch-norms in FP32, before any cast.
+
+    A model that torch.fx cannot trace, or that calls a layer with weights more than once, is returned as it is: torch
+    folds what follows a layer's one call into all of them.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = symbolic_trace(model)
+            calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+            weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
+            if len(weighted) != len(set(weighted)):
+                return Folded(model, 0)
+            folded = fuse(model.eval())
+    except Exception as exc:  # noqa: BLE001 - fx raises whatever the model's own code raises on a proxy
+        logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
+        return Folded(model, 0)
+    return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
+
+
+def count_batch_norms(model: nn.Module) -> int:
+    """Return how many batch-norms a model has."""
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
+
+
+def ready_to_compile(model: nn.Module, precision: Precision) -> nn.Module:
+    """Return a model as Torch-TensorRT gets it: batch-norms folded, cast, weights contiguous, float32 in and out.
+
+    Weights that lie in channels_last gave wrong numbers in torch_compile mode (relative errors up to 1.8 at a batch of
+    64, torch-tensorrt-rtx 2.11), with no warning: here they never do.
+    """
+    typed = Typed(fold_batch_norms(model).model, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
+    return in_layout(typed, torch.contiguous_format)

@@ -1,0 +1,107 @@
+"""An engine's layers, as its inspector tells them: which type each convolution and matrix product multiplies in."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from model_artifacts.records import LayerShare, Precision
+
+_MULTIPLIES = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|fullyconnected|\bfc\b", re.IGNORECASE)
+"""Layer types of convolutions and matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and 10),
+`correlation` (TensorRT-RTX)."""
+
+_COPIES = re.compile(r"reformat|copy|shuffle|transpose|reorder|^move$|^cast$", re.IGNORECASE)
+"""Layer types that compute nothing: `Reformat`, `Shuffle` (8.6 and 10), ONNX's `Transpose` and `Cast`, and ONNX
+Runtime's `ReorderInput`."""
+
+_TYPES = (
+    (re.compile(r"\bint8\b", re.IGNORECASE), Precision.INT8),
+    (re.compile(r"fp8|e4m3", re.IGNORECASE), Precision.FP8),
+    (re.compile(r"bfloat16|bf16", re.IGNORECASE), Precision.BF16),
+    (re.compile(r"half|fp16|float16", re.IGNORECASE), Precision.FP16),
+    (re.compile(r"float|fp32", re.IGNORECASE), Precision.FP32),
+)
+"""What the inspector calls a tensor's type or format (`Half`, `Two wide channel vectorized row major FP16 format`)."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of an engine."""
+
+    name: str
+    kind: str
+    tactic: str
+    precision: Precision | None
+    """What it multiplies in; None where it does not multiply, or does not tell."""
+    shape: str = ""
+    """Of its first output, such as `1x64x112x112`; nothing where it is not told."""
+    weights: int = 0
+    """How many values; 0 also where they are not told."""
+
+    @property
+    def multiplies(self) -> bool:
+        """It is a convolution or a matrix product."""
+        return _MULTIPLIES.search(self.kind) is not None
+
+    @property
+    def only_copies(self) -> bool:
+        """It changes a tensor's layout, type or place, and computes nothing."""
+        return _COPIES.search(self.kind) is not None
+
+
+def read_layers(text: str) -> tuple[EngineLayer, ...]:
+    """Return the layers in an inspector's JSON; empty where the engine was built without details."""
+    layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 writes control characters as they are
+    return tuple(_layer(layer) for layer in layers if isinstance(layer, dict))
+
+
+def _layer(layer: dict[str, Any]) -> EngineLayer:
+    kind = str(layer.get("LayerType", ""))
+    if kind == "Reformat":
+        return EngineLayer(str(layer.get("Name", "")), kind, "", None, _shape(layer))
+    kind = str(layer.get("ParameterType") or kind)
+    tactic = str(layer.get("TacticName", ""))
+    name, shape, weights = str(layer.get("Name", "")), _shape(layer), layer.get("Weights")
+    count = weights.get("Count") if isinstance(weights, dict) else None
+    return EngineLayer(
+        name, kind, tactic, _precision(layer, tactic), shape, count if isinstance(count, int) and count > 0 else 0
+    )
+
+
+def _shape(layer: dict[str, Any]) -> str:
+    outputs = layer.get("Outputs") or []
+    first = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
+    sizes = first.get("Dimensions")
+    return "x".join(map(str, sizes)) if isinstance(sizes, list) else ""
+
+
+def _precision(layer: dict[str, Any], tactic: str) -> Precision | None:
+    """Return the type of a layer's first input; FP32 that a tensor core multiplies says so in its tactic's name.
+
+    TensorRT does not tell an input's type where shapes are dynamic ("N/A due to dynamic shapes"): then the weights' is
+    taken.
+    """
+    inputs, weights = layer.get("Inputs") or [], layer.get("Weights")
+    first = inputs[0] if inputs and isinstance(inputs[0], dict) else {}
+    shown = [str(first.get(name, "")) for name in ("Format/Datatype", "Datatype", "Format")]
+    shown.append(str(weights.get("Type", "")) if isinstance(weights, dict) else "")
+    found = next((precision for text in shown for pattern, precision in _TYPES if pattern.search(text)), None)
+    return Precision.TF32 if found is Precision.FP32 and "tf32" in tactic.lower() else found
+
+
+def shares(layers: tuple[EngineLayer, ...]) -> tuple[LayerShare, ...]:
+    """Count the convolutions and matrix products by the type that they multiply in, the most frequent first."""
+    found: dict[Precision | None, list[str]] = {}
+    for layer in layers:
+        if layer.multiplies:
+            found.setdefault(layer.precision, []).append(layer.name)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return tuple(
+        LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))
+        for precision, names in ordered
+    )

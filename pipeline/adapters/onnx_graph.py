@@ -1,0 +1,200 @@
+"""ONNX files as the pipeline sees them: inputs, outputs, operator sets, casts, and a digest of what they compute."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, version_converter
+
+from model_artifacts.records import LayerShare, Precision, TensorCast, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import onnx.onnx_ml_pb2 as pb
+
+
+def check(file: Path) -> None:
+    """Run the ONNX checker in full, shape inference included.
+
+    Raises:
+        onnx.checker.ValidationError: the graph is not valid.
+        onnx.shape_inference.InferenceError: its shapes contradict each other.
+    """
+    onnx.checker.check_model(str(file), full_check=True)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set."""
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+
+
+def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the model in another version of the default operator set, with the oldest IR version that holds it.
+
+    The model itself stays as it is. What the exporter notes beside nodes (stack traces) is lost.
+
+    Raises:
+        onnx.version_converter.ConvertError: an operator has no counterpart there.
+        RuntimeError: the same, noticed elsewhere in the converter.
+        onnx.checker.ValidationError: the converter's result is not valid; it passes over what it does not know.
+        onnx.shape_inference.InferenceError: the same.
+    """
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for node in plain.graph.node:
+        _drop_default_noop(node)
+    converted = version_converter.convert_version(plain, opset)
+    converted.ir_version = onnx.helper.find_min_ir_version_for(converted.opset_import)
+    onnx.checker.check_model(converted, full_check=True)
+    return converted
+
+
+def _drop_default_noop(node: onnx.NodeProto) -> None:
+    """Leave out `noop_with_empty_axes=0`, the default: the converter keeps it where opset 17 has no such attribute."""
+    kept = [item for item in node.attribute if (item.name, item.i) != ("noop_with_empty_axes", 0)]
+    if len(kept) < len(node.attribute):
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def count_cast(
+    name: str, wide: npt.NDArray[np.floating], narrow: npt.NDArray[np.floating], smallest_normal: float
+) -> TensorCast:
+    """Count the values of one tensor that a cast loses or makes subnormal.
+
+    Args:
+        name: the tensor's.
+        wide: its values before.
+        narrow: its values afterwards, of the same shape, in a type that numpy compares with `wide`.
+        smallest_normal: of the type that it was cast to; 2⁻¹⁴ for float16.
+    """
+    return TensorCast(
+        name=name,
+        elements=wide.size,
+        underflow=int(((wide != 0) & (narrow == 0)).sum()),
+        subnormal=int(((narrow != 0) & (np.abs(narrow) < smallest_normal)).sum()),
+        overflow=int((np.isfinite(wide) & np.isinf(narrow)).sum()),
+    )
+
+
+def tensor_specs(values: list[pb.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Return the specs of a graph's inputs or outputs; four axes are taken for NCHW."""
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+        specs.append(TensorSpec(name=value.name, shape=shape, dtype=dtype, layout="NCHW"[: len(shape)]))
+    return tuple(specs)
+
+
+_MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_MULTIPLIED_IN = {
+    onnx.TensorProto.FLOAT: Precision.FP32,
+    onnx.TensorProto.FLOAT16: Precision.FP16,
+    onnx.TensorProto.BFLOAT16: Precision.BF16,
+    onnx.TensorProto.INT8: Precision.INT8,
+    onnx.TensorProto.UINT8: Precision.INT8,
+    onnx.TensorProto.FLOAT8E4M3FN: Precision.FP8,
+}
+_EXAMPLES = 3
+
+
+def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
+    """Return how many convolutions and matrix products multiply in which type, the most frequent first.
+
+    A product of two dequantised tensors multiplies in the type that they were stored in: that is what a runtime makes
+    of it. With one of them in floating point, it multiplies in floating point.
+
+    Raises:
+        onnx.shape_inference.InferenceError: the graph's types contradict each other.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    stored = {node.output[0]: types.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
+    found: dict[Precision | None, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in _MULTIPLIES:
+            read = node.input[:2]
+            narrow = stored if all(name in stored for name in read) else types
+            kinds = {_MULTIPLIED_IN.get(narrow.get(name) or 0) for name in read}
+            found.setdefault(kinds.pop() if len(kinds) == 1 else None, []).append(node.name)
+    shares = [
+        LayerShare(precision=kind, layers=len(names), examples=tuple(names[:_EXAMPLES]))
+        for kind, names in found.items()
+    ]
+    return tuple(sorted(shares, key=lambda share: -share.layers))
+
+
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of its own run: stack traces with this machine's paths, and counters."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def canonical_digest(model: onnx.ModelProto) -> str:
+    """Return the SHA-256 of what the graph computes.
+
+    Counted: nodes with their attributes, initialisers with their values (external data must have been loaded), inputs,
+    outputs, functions and operator sets. Not counted: names of nodes, producer, documentation, metadata, how values are
+    encoded.
+    """
+    return _digest(model, _graph(model.graph, _tensor))
+
+
+def structure_digest(model: onnx.ModelProto) -> str:
+    """Return the SHA-256 of the same, but for the initialisers' values: equal for graphs that differ in weights alone.
+
+    Their names, types and shapes count.
+    """
+    return _digest(model, _graph(model.graph, _shape))
+
+
+def _digest(model: onnx.ModelProto, graph: tuple[object, ...]) -> str:
+    opsets = sorted((entry.domain, entry.version) for entry in model.opset_import)
+    functions = [
+        (function.domain, function.name, tuple(function.input), tuple(function.output), _nodes(function.node))
+        for function in model.functions
+    ]
+    return hashlib.sha256(repr((opsets, functions, graph)).encode()).hexdigest()
+
+
+def _graph(graph: onnx.GraphProto, tensor: Callable[[pb.TensorProto], tuple[object, ...]]) -> tuple[object, ...]:
+    values = [(value.name, value.type.SerializeToString(deterministic=True)) for value in (*graph.input, *graph.output)]
+    tensors = sorted((item.name, tensor(item)) for item in graph.initializer)
+    return len(graph.input), values, tensors, _nodes(graph.node)
+
+
+def _nodes(nodes: Iterable[pb.NodeProto]) -> list[tuple[object, ...]]:
+    return [
+        (node.domain, node.op_type, tuple(node.input), tuple(node.output), sorted(map(_attribute, node.attribute)))
+        for node in nodes
+    ]
+
+
+def _attribute(attribute: pb.AttributeProto) -> tuple[str, str]:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return attribute.name, repr(_tensor(attribute.t))
+    if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
+        return attribute.name, repr([_graph(graph, _tensor) for graph in (attribute.g, *attribute.graphs)])
+    bare = onnx.AttributeProto()
+    bare.CopyFrom(attribute)
+    bare.ClearField("doc_string")
+    return attribute.name, repr(bare.SerializeToString(deterministic=True))
+
+
+def _tensor(tensor: pb.TensorProto) -> tuple[object, ...]:
+    return *_shape(tensor), hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+
+
+def _shape(tensor: pb.TensorProto) -> tuple[object, ...]:
+    return tensor.data_type, tuple(tensor.dims)

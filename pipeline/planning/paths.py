@@ -1,0 +1,206 @@
+"""Where everything lies: `Variant` → path, never the reverse."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model_artifacts.records import EngineFlavour, Gpu, Graph, Variant
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The layout of an artifacts folder for one model."""
+
+    root: Path
+    model: str
+
+    @property
+    def folder(self) -> Path:
+        """Everything of this model."""
+        return self.root / self.model
+
+    @property
+    def report(self) -> Path:
+        """What people look at."""
+        return self.root / "report.html"
+
+    @property
+    def report_record(self) -> Path:
+        """What the report was made from."""
+        return self.root / "report.json"
+
+    @property
+    def manifest(self) -> Path:
+        """What may be deployed."""
+        return self.root / "manifest.json"
+
+    @property
+    def farm(self) -> Path:
+        """What is known of the farm's workers."""
+        return self.root / "farm.json"
+
+    @property
+    def releases(self) -> Path:
+        """What deployments take: a folder and an archive each."""
+        return self.root / "release"
+
+    @property
+    def digests(self) -> Path:
+        """Digests of files that have not changed since they were hashed; may be deleted."""
+        return self.root / ".digests.sqlite3"
+
+    @property
+    def source(self) -> Path:
+        """The record of the model's source."""
+        return self.folder / "source" / "source.json"
+
+    @property
+    def weights(self) -> Path:
+        """The weights that every other stage takes."""
+        return self.folder / "source" / "weights.safetensors"
+
+    @property
+    def data(self) -> Path:
+        """The record of the images and of the reference's logits."""
+        return self.folder / "data" / "data.json"
+
+    @property
+    def calibration(self) -> Path:
+        """uint8 NHWC pixels that quantisation is calibrated on."""
+        return self.folder / "data" / "calibration.npy"
+
+    @property
+    def validation(self) -> Path:
+        """uint8 NHWC pixels that variants are judged on."""
+        return self.folder / "data" / "validation.npy"
+
+    @property
+    def labels(self) -> Path:
+        """int64 class indices of the validation samples."""
+        return self.folder / "data" / "labels.npy"
+
+    @property
+    def sample_names(self) -> Path:
+        """The files that the validation samples are of, where they are of a folder."""
+        return self.folder / "data" / "samples.json"
+
+    @property
+    def reference(self) -> Path:
+        """float32 logits of the FP32 reference on the validation samples."""
+        return self.folder / "data" / "reference.npy"
+
+    def onnx(self, graph: Graph) -> Path:
+        """An ONNX file."""
+        return self.folder / "onnx" / f"{graph.value}.onnx"
+
+    def onnx_opset17(self, graph: Graph) -> Path:
+        """The form of an ONNX file that TensorRT 8.6 reads."""
+        return self.folder / "onnx" / f"{graph.value}.opset17.onnx"
+
+    def onnx_record(self, graph: Graph) -> Path:
+        """The record of an ONNX file."""
+        return self.folder / "onnx" / f"{graph.value}.json"
+
+    def sensitivity(self, graph: Graph) -> Path:
+        """The record of how much each layer minds being quantised."""
+        return self.folder / "onnx" / f"{graph.value}.sensitivity.json"
+
+    def variant(self, variant: Variant) -> Path:
+        """A variant's own folder."""
+        return self.folder / variant.target / variant.name
+
+    def artifact(self, variant: Variant) -> Path:
+        """The record of what a build made."""
+        return self.variant(variant) / "artifact.json"
+
+    def engine(self, variant: Variant) -> Path:
+        """A serialized TensorRT engine."""
+        return self.variant(variant) / "model.engine"
+
+    def module(self, variant: Variant) -> Path:
+        """A saved Torch-TensorRT module; torch wants this suffix of ExportedPrograms and of AOTInductor packages."""
+        return self.variant(variant) / "model.pt2"
+
+    def recipe(self, variant: Variant) -> Path:
+        """How to make a module that cannot be saved."""
+        return self.variant(variant) / "recipe.json"
+
+    def engine_cache(self, variant: Variant) -> Path:
+        """Engines that Torch-TensorRT keeps between builds of one variant."""
+        return self.engine_cache_of(self.variant(variant))
+
+    @staticmethod
+    def engine_cache_of(folder: Path) -> Path:
+        """Those of the variant that lies in a folder.
+
+        They are pickles, which it loads unseen: they lie in this user's own cache, for an artifacts folder may have
+        come from somebody else.
+        """
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+        return home / "model-artifact-pipeline" / "engine-cache" / name
+
+    def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
+        """What one version of Torch-TensorRT has timed on one type of GPU."""
+        return self.root / "timing-cache" / f"torch_tensorrt-{version}-{gpu.slug}.bin"
+
+    def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
+        """What one version of a flavour has timed on one type of GPU, for every model."""
+        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"
+
+    def runtime_cache(self, variant: Variant) -> Path:
+        """Kernels that TensorRT-RTX compiled for this GPU."""
+        return self.variant(variant) / "runtime.cache"
+
+    def build_log(self, variant: Variant) -> Path:
+        """What the builder said."""
+        return self.variant(variant) / "build.log"
+
+    def accuracy(self, variant: Variant) -> Path:
+        """The record of a variant's validation."""
+        return self.variant(variant) / "accuracy.json"
+
+    def benchmark(self, variant: Variant) -> Path:
+        """The record of a variant's latencies."""
+        return self.variant(variant) / "benchmark.json"
+
+    def layers(self, variant: Variant) -> Path:
+        """The record of what takes a variant's time."""
+        return self.variant(variant) / "layers.json"
+
+    def trace(self, variant: Variant) -> Path:
+        """What Nsight Systems recorded."""
+        return self.variant(variant) / "profile.nsys-rep"
+
+    def profile_log(self, variant: Variant) -> Path:
+        """What was said while a variant was profiled."""
+        return self.variant(variant) / "profile.log"
+
+    def samples(self, variant: Variant) -> Path:
+        """Every latency measured."""
+        return self.variant(variant) / "benchmark.npz"
+
+    def of_variant(self, variant: Variant) -> tuple[Path, ...]:
+        """Everything that the stages write for a variant alone."""
+        return tuple(
+            where(variant)
+            for where in (
+                self.engine,
+                self.module,
+                self.recipe,
+                self.runtime_cache,
+                self.build_log,
+                self.accuracy,
+                self.benchmark,
+                self.samples,
+                self.layers,
+                self.trace,
+                self.profile_log,
+                self.artifact,
+            )
+        )

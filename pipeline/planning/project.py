@@ -1,0 +1,208 @@
+"""A configuration and the artifacts folder that belongs to it: where every stage begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
+from model_artifacts.host.environment import driver_version, onnxruntime, read_host, torch_tensorrt
+from model_artifacts.host.files import read_record
+from model_artifacts.records import (
+    AccuracyReport,
+    Artifact,
+    BenchmarkReport,
+    DataRecord,
+    FarmHost,
+    FarmRecord,
+    Graph,
+    Host,
+    LayerProfile,
+    Manifest,
+    OnnxRecord,
+    Record,
+    ReportRecord,
+    Sensitivity,
+    SourceRecord,
+    Variant,
+)
+from pipeline.config.settings import Config, Executor, load_config
+from pipeline.planning.paths import Paths
+from pipeline.planning.plan import Plan, Stage, Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from model_artifacts.records import FileRecord, Tool
+    from pipeline.config.settings import FarmTarget
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Project:
+    """What the stages share: the plan, the folders, and the records that are already there.
+
+    Reading a record that is missing or damaged raises `RecordError`, which names the command that makes it.
+    """
+
+    plan: Plan
+    paths: Paths
+    config_file: Path = Path("pipeline.yaml")
+    """What the configuration was read from."""
+    on_worker: bool = False
+    """Whether this machine works for a farm: then it takes from no cache, and leaves nothing there."""
+
+    @classmethod
+    def load(cls, file: Path, artifacts: Path | None = None) -> Project:
+        """Read the configuration, and of the farm what is known of it.
+
+        Args:
+            file: the configuration.
+            artifacts: the folder; left out, what the configuration says, relative to its file's folder.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+            UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
+            FarmError: this is a worker of the farm, and not what it was when that was looked at.
+        """
+        host = read_host()
+        config = load_config(file, host)
+        paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
+        if config.executor is Executor.LOCAL:
+            return cls(Plan(config, host), paths, file)
+        farm = read_farm(config, paths)
+        targets = {target.needs: target for target in config.farm_targets}
+        hosts = tuple(
+            _adopted(item, targets[item.needs], host) if item.needs == farm.here else item for item in farm.hosts
+        )
+        return cls(Plan(config, host, hosts), paths, file, on_worker=farm.here is not None)
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self.plan.config
+
+    def file(self, record: FileRecord) -> Path:
+        """Return where a recorded file lies."""
+        return self.paths.root / record.path
+
+    def source(self) -> SourceRecord:
+        """Return the record of the model's source."""
+        return self._read(self.paths.source, SourceRecord, Stage.SOURCE, self.plan.model)
+
+    def data(self) -> DataRecord:
+        """Return the record of the images."""
+        return self._read(self.paths.data, DataRecord, Stage.DATA, self.plan.model)
+
+    def onnx(self, graph: Graph) -> OnnxRecord:
+        """Return the record of an ONNX file."""
+        step = self.plan.graph_step(graph)
+        return self._read(self.paths.onnx_record(graph), OnnxRecord, step.stage, step.subject)
+
+    def artifact(self, variant: Variant) -> Artifact:
+        """Return the record of a build."""
+        return self._read(self.paths.artifact(variant), Artifact, Stage.BUILD, variant.id)
+
+    def accuracy(self, variant: Variant) -> AccuracyReport:
+        """Return the record of a validation."""
+        return self._read(self.paths.accuracy(variant), AccuracyReport, Stage.VALIDATE, variant.id)
+
+    def benchmark(self, variant: Variant) -> BenchmarkReport:
+        """Return the record of a benchmark."""
+        subject = f"{self.plan.model}/{variant.target}"
+        return self._read(self.paths.benchmark(variant), BenchmarkReport, Stage.BENCHMARK, subject)
+
+    def sensitivity(self, graph: Graph) -> Sensitivity:
+        """Return the record of how much each layer minds being quantised."""
+        subject = f"{self.plan.model}/{graph.value}"
+        return self._read(self.paths.sensitivity(graph), Sensitivity, Stage.SENSITIVITY, subject)
+
+    def layers(self, variant: Variant) -> LayerProfile:
+        """Return the record of what takes a variant's time."""
+        return self._read(self.paths.layers(variant), LayerProfile, Stage.PROFILE, variant.id)
+
+    def manifest(self) -> Manifest:
+        """Return the manifest."""
+        return self._read(self.paths.manifest, Manifest, Stage.MANIFEST, self.plan.model)
+
+    def report(self) -> ReportRecord:
+        """Return the record of the report."""
+        return self._read(self.paths.report_record, ReportRecord, Stage.REPORT, self.plan.model)
+
+    def pixels(self, record: FileRecord) -> npt.NDArray[np.uint8]:
+        """Return uint8 NHWC pixels, mapped from disk so that only what is touched is read."""
+        import numpy  # noqa: PLC0415,ICN001 - planning does without
+
+        return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
+
+    def _read(self, path: Path, kind: type[R], stage: Stage, subject: str) -> R:
+        return read_record(path, kind, fix=f"run `{Step(stage, subject).command}`")
+
+
+def read_farm(config: Config, paths: Paths) -> FarmRecord:
+    """Return what is known of the farm.
+
+    Raises:
+        UnknownFarmError: nobody has looked at it yet, the record of that is damaged, or the configuration names others
+            of it now.
+    """
+    fix = "run `python -m pipeline farm`; `doit` does by itself"
+    try:
+        record = read_record(paths.farm, FarmRecord, fix=fix)
+    except RecordError as exc:
+        missing = isinstance(exc, MissingRecordError)
+        raise UnknownFarmError("nobody has looked at the farm yet" if missing else exc.what, fix=fix) from exc
+    known = {item.needs for item in record.hosts}
+    if unknown := [target.needs for target in config.farm_targets if target.needs not in known]:
+        raise UnknownFarmError(f"nobody has looked yet at the farm's workers with {unknown[0]}", fix=fix)
+    return record
+
+
+def traits(target: FarmTarget, host: Host, torch_tensorrt: Tool, onnxruntime: Tool) -> dict[str, str]:
+    """Return what must be the same wherever a target's steps run, by what it is called.
+
+    Without a GPU of its own that is the flavour alone: nothing but engines is made there, and nothing runs them.
+    """
+    versions = {tool.name: tool.version for tool in host.flavours}
+    found = {"TensorRT": f"{target.flavour.value} {versions.get(target.flavour.value, 'absent')}"}
+    if target.accelerator:
+        found["torch"] = f"torch {host.torch}"
+        found["Torch-TensorRT"] = f"{torch_tensorrt.name} {torch_tensorrt.version}"
+        found["ONNX Runtime"] = f"{onnxruntime.name} {onnxruntime.version}"
+        found["GPU"] = host.gpus[0].name if host.gpus else "no GPU that its driver shows"
+    return found
+
+
+def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
+    """Return the workers' description with this worker's own GPU and driver in it.
+
+    Raises:
+        FarmError: it is of another kind.
+    """
+    host = planned.host.host
+    there = traits(target, host, planned.host.torch_tensorrt, planned.host.onnxruntime)
+    for what, got in traits(target, here, torch_tensorrt(), onnxruntime()).items():
+        if there[what] != got:
+            raise FarmError(
+                f"this worker's {what} is not what was planned with",
+                expected=f"{there[what]}, as workers with {planned.needs} have had",
+                got=got,
+                fix="look at the farm again: `python -m pipeline farm`",
+            )
+    if not target.accelerator:
+        return planned
+    own = tuple(
+        gpu.model_copy(update={"index": mine.index, "uuid": mine.uuid})
+        for gpu, mine in zip(host.gpus[:1], here.gpus, strict=False)
+    )
+    adopted = planned.host.model_copy(
+        update={
+            "host": host.model_copy(update={"gpus": own}),
+            "free_memory_bytes": planned.host.free_memory_bytes[:1],
+            "driver": driver_version(),
+        }
+    )
+    return planned.model_copy(update={"host": adopted})

@@ -1,0 +1,163 @@
+"""Variants and graphs that pipeline.yaml no longer asks for → their files, and nothing else, deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import RecordError, storage_errors
+from model_artifacts.host.files import read_record
+from model_artifacts.records import SCHEMA_VERSION, Artifact, Graph, OnnxRecord, SourceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from model_artifacts.records import Variant
+    from pipeline.planning.project import Project
+
+_AHEAD_OF_TIME = "rtx-sm"
+"""What targets are called that are the configuration's, and no host's: `rtx-sm80+`."""
+
+
+class Leftovers(NamedTuple):
+    """What lies in the artifacts folder beside what is planned."""
+
+    files: tuple[Path, ...]
+    """Files and folders of variants and graphs that the configuration no longer asks for."""
+    variants: tuple[Path, ...]
+    """The folders of those variants."""
+    elsewhere: tuple[Path, ...]
+    """Those of variants that the configuration asks for on targets that this host does not have: another host's, and
+    kept."""
+    in_use: tuple[Path, ...]
+    """Files of dropped variants that a planned variant shares, and that are kept for it."""
+    models: tuple[Path, ...] = ()
+    """Folders of models of other names, which another configuration may make: kept."""
+
+    @property
+    def bytes(self) -> int:
+        """How much room the files take."""
+        inner = [path for file in self.files for path in (file.rglob("*") if file.is_dir() else (file,))]
+        return sum(path.stat().st_size for path in inner if path.is_file())
+
+
+def find_leftovers(project: Project) -> Leftovers:
+    """Return what `delete` would delete.
+
+    A folder is a variant's because the record in it says so, or one of an older schema. One whose target is not planned
+    here is another host's, as long as the same precision, profile and workspace are planned for some target.
+
+    Raises:
+        StorageError: the artifacts folder cannot be read.
+        NewerRecordError: a record is there that only a newer version of this package can read.
+    """
+    plan, paths = project.plan, project.paths
+    with storage_errors(f"reading {paths.folder}"):
+        found = {path.parent: _record(project, path) for path in sorted(paths.folder.glob("*/*/artifact.json"))}
+        ours = {folder: record for folder, record in found.items() if record or _is_older(folder / "artifact.json")}
+        models = tuple(path for path in sorted(paths.root.glob("*/source/source.json")) if _is_another(project, path))
+    planned = {paths.variant(variant) for variant in plan.variants}
+    others = [folder for folder in ours if folder not in planned]
+    elsewhere = [folder for folder in others if _is_elsewhere(project, folder)]
+    dropped = [folder for folder in others if folder not in elsewhere]
+    kept = [record for folder, record in ours.items() if record and folder not in dropped]
+    used = {project.file(file) for record in kept for file in record.files}
+    gone = [record for folder, record in ours.items() if record and folder in dropped]
+    files = dict.fromkeys(
+        path
+        for path in (
+            *(folder / name for folder in dropped for name in _names(plan.variants[0], project)),
+            *(paths.engine_cache_of(folder) for folder in dropped),
+            *_orphans(project, gone),
+            *_graphs(project),
+        )
+        if path.exists()
+    )
+    return Leftovers(
+        files=tuple(path for path in files if path not in used),
+        variants=tuple(dropped),
+        elsewhere=tuple(elsewhere),
+        in_use=tuple(path for path in files if path in used),
+        models=tuple(path.parent.parent for path in models),
+    )
+
+
+def delete(project: Project, leftovers: Leftovers) -> None:
+    """Delete records last, so that an interrupted deletion is found again; then the folders left empty.
+
+    Raises:
+        StorageError: something cannot be deleted.
+    """
+    for path in sorted(leftovers.files, key=lambda path: path.suffix == ".json"):
+        with storage_errors(f"deleting {path}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    for folder in dict.fromkeys((*leftovers.variants, *(path.parent for path in leftovers.files))):
+        for empty in (folder, folder.parent):
+            with storage_errors(f"deleting {empty}"):
+                if empty != project.paths.folder and empty.is_dir() and not any(empty.iterdir()):
+                    empty.rmdir()
+
+
+def _names(variant: Variant, project: Project) -> list[str]:
+    """Return what the stages call the files of any variant, its record last."""
+    return [path.name for path in project.paths.of_variant(variant)]
+
+
+def _record(project: Project, path: Path) -> Artifact | None:
+    """Return a build's record; None for what is not one, or not of the variant whose folder it is in."""
+    try:
+        record = read_record(path, Artifact)
+    except RecordError:
+        return None
+    return record if project.paths.artifact(record.variant) == path else None
+
+
+def _is_older(path: Path) -> bool:
+    """Return whether a build's record is one that an older version of this package has written."""
+    try:
+        said = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    version = said.get("schema_version") if isinstance(said, dict) and "variant" in said else None
+    return type(version) is int and version < SCHEMA_VERSION
+
+
+def _is_elsewhere(project: Project, folder: Path) -> bool:
+    """Return whether a variant is planned, but for a target that another host has."""
+    target, names = folder.parent.name, {variant.name for variant in project.plan.variants}
+    return target not in project.plan.targets and not target.startswith(_AHEAD_OF_TIME) and folder.name in names
+
+
+def _orphans(project: Project, gone: list[Artifact]) -> Iterator[Path]:
+    """Yield engines that only dropped variants share, where the variant that built them went before."""
+    for record in gone:
+        path = project.file(record.file) if record.file and record.same_as else None
+        if path and not (path.parent / "artifact.json").exists():
+            yield path
+
+
+def _graphs(project: Project) -> Iterator[Path]:
+    """Yield the files of graphs that no variant needs any more."""
+    paths = project.paths
+    for graph in Graph:
+        try:
+            read_record(paths.onnx_record(graph), OnnxRecord)
+        except RecordError:
+            continue  # there is none, or it is nobody's
+        if graph not in project.plan.graphs:
+            yield from (paths.onnx(graph), paths.onnx_opset17(graph), paths.sensitivity(graph))
+            yield paths.onnx_record(graph)
+
+
+def _is_another(project: Project, path: Path) -> bool:
+    """Return whether a folder is a model's that this configuration does not make."""
+    try:
+        model = read_record(path, SourceRecord).model
+    except RecordError:
+        return False
+    return model == path.parent.parent.name != project.plan.model

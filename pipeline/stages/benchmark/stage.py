@@ -1,0 +1,428 @@
+"""Artifacts × batch sizes → `BenchmarkReport`: interleaved rounds, one process a variant, every sample kept."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from model_artifacts.errors import RecordError
+from model_artifacts.host.environment import (
+    driver_version,
+    host_memory_bytes,
+    missing_driver,
+    now,
+    processor,
+    threads,
+    tools,
+)
+from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
+from model_artifacts.records import (
+    Artifact,
+    Backend,
+    BatchTiming,
+    BenchmarkReport,
+    Clock,
+    Conditions,
+    FileRecord,
+    Outcome,
+    Variant,
+    ranking_clock,
+)
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.stages.benchmark.gpu_watch import conditions_of, watching
+from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm, What
+from pipeline.stages.benchmark.statistics import noise_of, summarize
+from pipeline.stages.benchmark.worker import serve, takes
+from pipeline.system.isolation import describe_exit
+from pipeline.system.locks import exclusive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import Gpu, Key
+    from pipeline.config.settings import BenchmarkConfig, Config
+    from pipeline.planning.project import Project
+    from pipeline.stages.benchmark.gpu_watch import Reading
+    from pipeline.stages.benchmark.messages import Samples
+
+    Latencies = npt.NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+_NOT_BUILT = "not built: what it is made from is missing, or the build was not run or died"
+
+_START_SECONDS = 300.0
+"""How long a variant's process may take to start, and then to load its artifact; nine import torch at once."""
+_ANSWER_SECONDS = 600.0
+"""How long one round of one variant may take."""
+_PROCESSES = 12
+"""How many variants are timed against each other, besides the baseline."""
+_PROCESS_BYTES = 4 * 2**30
+"""What each may take of a host's memory and of a GPU's: libraries, CUDA's context, weights, a batch's activations."""
+
+
+def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ...]:
+    """Time a target's variants against each other and record each one's latencies.
+
+    Every round times every variant once (A B C A B C), so that a change of the machine's pace hits all alike. Each
+    variant has a process of its own, only one of them works at a time, and all are started anew several times.
+
+    Returns:
+        one report a variant, in the plan's order.
+
+    Raises:
+        RecordError: an artifact is missing.
+        StorageError: the results cannot be written.
+    """
+    key = key_of(project, Step(Stage.BENCHMARK, f"{project.plan.model}/{target}"))
+    variants = [variant for variant in project.plan.variants if variant.target == target]
+    for variant in variants:
+        refuse_newer(project.paths.benchmark(variant))
+    artifacts = [artifact for variant in variants if (artifact := _artifact(project, variant))]
+    reasons = {variant.id: _NOT_BUILT for variant in variants}
+    reasons.update({artifact.variant.id: _untimed(artifact) for artifact in artifacts})
+    gpu = project.plan.gpu(target)
+    with exclusive(gpu):
+        ready = [artifact for artifact in artifacts if not reasons[artifact.variant.id]]
+        shared = _shared(ready)
+        groups = group(project, target, [artifact for artifact in ready if artifact.variant.id not in shared])
+        measured = [item for members in groups for item in _measure(project, gpu, members)]
+    reports = []
+    for variant in variants:
+        timed = shared.get(variant.id, variant.id)
+        found = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
+        report = _report(project, key, found or Measured(variant, skipped=reasons[variant.id]))
+        write_record(project.paths.benchmark(variant), report)
+        reports.append(report)
+    return tuple(reports)
+
+
+def group(project: Project, target: str, artifacts: list[Artifact]) -> list[list[Artifact]]:
+    """Return what is timed together: no more processes than a host has room for, each time beside the baseline.
+
+    The baseline of engines is eager FP32 on the same GPU, which belongs to another target.
+    """
+    variant = project.plan.baseline(target)
+    baseline = next((artifact for artifact in artifacts if artifact.variant == variant), None)
+    others = [artifact for artifact in artifacts if artifact is not baseline]
+    if baseline is None and variant is not None and others:
+        guest = _artifact(project, variant)
+        baseline = guest if guest and not _untimed(guest) else None
+    first = [baseline] if baseline else []
+    room = room_of(project.plan.gpu(target), host_memory_bytes())
+    chunks = [others[start : start + room] for start in range(0, len(others), room)]
+    return [[*first, *chunk] for chunk in chunks] or ([first] if first else [])
+
+
+def room_of(gpu: Gpu | None, host_bytes: int) -> int:
+    """Return how many variants may be open at once, besides the baseline, in the memory of the host and of its GPU."""
+    memories = (host_bytes, gpu.memory_bytes) if gpu else (host_bytes,)
+    return max(1, min(_PROCESSES, *(memory // _PROCESS_BYTES for memory in memories)))
+
+
+class Round(NamedTuple):
+    """What one round of one restart gave."""
+
+    restart: int
+    samples: Samples
+
+
+@dataclass
+class Measured:
+    """One variant's samples, or what went wrong."""
+
+    variant: Variant
+    rounds: dict[What, list[Round]] = field(default_factory=dict)
+    ready: Ready = field(default_factory=Ready)
+    error: str = ""
+    skipped: str = ""
+    mendable: bool = False
+    unsettled: list[str] = field(default_factory=list)
+    disturbed_by: tuple[str, ...] = ()
+    readings: list[Reading] = field(default_factory=list)
+    """What the GPU's sensors showed while it was timed."""
+    baseline: Measured | None = None
+    """What was timed in the same rounds for comparison."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be asked of it."""
+        return bool(self.error or self.skipped)
+
+    def keep(self, restart: int, batch: int, samples: Samples) -> None:
+        """Keep a round."""
+        self.rounds.setdefault(What(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
+
+    def latencies(self, what: What) -> list[list[Latencies]]:
+        """Return the samples of one kind, in milliseconds, an array a round, a list of those a restart."""
+        by_restart: dict[int, list[Latencies]] = {}
+        for found in self.rounds.get(what, ()):
+            milliseconds = np.array(found.samples.milliseconds, dtype=np.float64)
+            by_restart.setdefault(found.restart, []).append(milliseconds)
+        return list(by_restart.values())
+
+    def medians_of_restarts(self, what: What) -> list[float]:
+        """Return the median latency of every restart."""
+        return [float(np.median(np.concatenate(rounds))) for rounds in self.latencies(what)]
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the sensors showed over all restarts."""
+        return conditions_of(self.readings)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A variant's process, and the connection to it."""
+
+    process: BaseProcess
+    connection: Connection
+
+
+def _shared(artifacts: list[Artifact]) -> dict[str, str]:
+    """Return, by the variants that share the engine of another, that other, which is timed for both."""
+    ids = {artifact.variant.id for artifact in artifacts}
+    return {artifact.variant.id: artifact.same_as for artifact in artifacts if artifact.same_as in ids}
+
+
+def _artifact(project: Project, variant: Variant) -> Artifact | None:
+    try:
+        return project.artifact(variant)
+    except RecordError:
+        return None  # its build failed, which is no reason not to time the others
+
+
+def _untimed(artifact: Artifact) -> str:
+    """Return why an artifact is not timed, nothing where it is."""
+    if artifact.outcome is not Outcome.DONE:
+        return f"not built: {artifact.reason.splitlines()[0]}"
+    if artifact.variant.backend is Backend.ONNX_REFERENCE:
+        kind = artifact.variant.precision.value
+        return f"ONNX Runtime's CPU provider runs no {kind} convolutions, and a reference evaluator is not timed"
+    if artifact.variant.target != CPU_TARGET and (reason := missing_driver()):
+        return reason
+    return ""
+
+
+def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> list[Measured]:
+    """Time a group, started anew as often as the configuration says."""
+    measured = [Measured(artifact.variant) for artifact in artifacts]
+    for restart in range(project.config.benchmark.restarts):
+        _one_restart(project, gpu, artifacts, measured, restart)
+    wanted = project.plan.baseline(artifacts[0].variant.target)
+    baseline = next((item for item in measured if item.variant == wanted), None)
+    for item in measured:
+        item.baseline = baseline
+    return measured
+
+
+def _one_restart(
+    project: Project, gpu: Gpu | None, artifacts: list[Artifact], measured: list[Measured], restart: int
+) -> None:
+    """Open every artifact in a fresh process, and time all in turn."""
+    settings = project.config.benchmark
+    with ExitStack() as stack:
+        open_now = [pair for pair in zip(artifacts, measured, strict=True) if not pair[1].over]
+        pairs = [
+            (stack.enter_context(_worker(project, artifact, first=restart == 0)), item) for artifact, item in open_now
+        ]
+        _open(pairs, project.config, apart=restart == 0)
+        ours = frozenset(worker.process.pid or 0 for worker, _ in pairs)
+        with watching(gpu, ours) as watch:
+            for batch in project.config.timed_batches:
+                timed = [pair for pair in pairs if takes(pair[1].variant, batch)]
+                if timed:
+                    times = f", {restart + 1} of {settings.restarts}" if settings.restarts > 1 else ""
+                    log.info("timing %d variants at batch %d%s", len(timed), batch, times)
+                for worker, item in timed:
+                    _warm_up(worker, item, batch, settings)
+                for _ in range(settings.rounds):
+                    for worker, item in timed:
+                        _one_round(worker, item, batch, settings, restart)
+    for _, item in pairs:
+        item.disturbed_by = tuple(dict.fromkeys((*item.disturbed_by, *watch.strangers)))
+        item.readings.extend(watch.readings)
+
+
+def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) -> None:
+    """Have all artifacts opened, and keep what that took: apart, one after the other, it is each one's own."""
+    for worker, item in pairs:
+        await_answer(worker, item, _START_SECONDS)
+    waiting = [pairs] if not apart else [[pair] for pair in pairs]
+    for turn in waiting:
+        for worker, item in turn:
+            if not item.over:
+                with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+                    worker.connection.send(Started())
+        for worker, item in turn:
+            answer = None if item.over else await_answer(worker, item, _seconds_to_open(item.variant, config))
+            if isinstance(answer, Ready) and apart:
+                item.ready = answer
+
+
+def _seconds_to_open(variant: Variant, config: Config) -> float:
+    compiles = variant.backend.is_module and variant.target != CPU_TARGET
+    return config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS
+
+
+def _warm_up(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig) -> None:
+    """Have a variant run until it keeps its pace."""
+    on_gpu = item.variant.target != CPU_TARGET
+    ask = Ask(batch, settings.warmup_runs, settings.gpu_round_ms / 5 if on_gpu else 0.0, settings.warmup_seconds)
+    answer = _ask(worker, item, ask)
+    if isinstance(answer, Warm) and not answer.settled and f"batch {batch}" not in item.unsettled:
+        item.unsettled.append(f"batch {batch}")
+
+
+def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig, restart: int) -> None:
+    """Have one variant timed, and keep what comes back; a process that dies costs its own variant only."""
+    on_gpu = item.variant.target != CPU_TARGET
+    answer = _ask(worker, item, Ask(batch, settings.runs_per_round, settings.gpu_round_ms if on_gpu else 0.0))
+    for samples in answer if isinstance(answer, tuple) else ():
+        item.keep(restart, batch, samples)
+
+
+def _ask(worker: Worker, item: Measured, ask: Ask) -> object:
+    if item.over:
+        return None
+    with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+        worker.connection.send(ask)
+    return await_answer(worker, item, _ANSWER_SECONDS)
+
+
+def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
+    """Return what a variant's process says; None where something went wrong, which is then kept."""
+    try:
+        if not worker.connection.poll(seconds):
+            worker.process.kill()  # it must not work on while the others are timed
+            item.error = f"no answer in {seconds:.0f} s"
+            return None
+        answer = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join(1)
+        item.error = describe_exit(worker.process.exitcode)
+        return None
+    if not isinstance(answer, Trouble):
+        return answer
+    if answer.skipped:
+        item.skipped, item.mendable = answer.what, answer.mendable
+    else:
+        item.error = answer.what
+    return None
+
+
+@contextmanager
+def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Worker]:
+    """Start a process that has the artifact open and times it when asked; end it afterwards."""
+    context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a library's threads
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, project, artifact), kwargs={"first": first}, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Worker(process, ours)
+    except BaseException:
+        process.kill()  # nobody waits for what it would still say
+        raise
+    finally:
+        ours.close()
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
+    variant = found.variant
+    if found.over:
+        outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
+        reason = found.error or found.skipped
+        return BenchmarkReport(
+            key=key,
+            built_at=now(),
+            variant_id=variant.id,
+            outcome=outcome,
+            reason=reason,
+            mendable=found.mendable,
+        )
+    gpu = project.plan.gpu(variant.target)
+    notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
+    ranking = ranking_clock({what.clock for what in found.rounds})
+    restarts = [found.medians_of_restarts(what) for what in found.rounds if what.clock is ranking]
+    return BenchmarkReport(
+        key=key,
+        built_at=now(),
+        toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
+        variant_id=variant.id,
+        outcome=Outcome.DONE,
+        reason="; ".join(dict.fromkeys(notes)),
+        device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
+        threads=threads(),
+        timings=tuple(_timing(found, what) for what in found.rounds),
+        samples=_store(project, variant, found),
+        cold_start=found.ready.cold_start,
+        device_memory_bytes=found.ready.device_memory_bytes,
+        runtime_cache=found.ready.runtime_cache,
+        disturbed_by=found.disturbed_by,
+        restarts=project.config.benchmark.restarts,
+        conditions=found.conditions,
+        noise=noise_of(restarts, found.unsettled, found.disturbed_by, found.conditions),
+    )
+
+
+def _timing(found: Measured, what: What) -> BatchTiming:
+    base = baseline_latencies(found, what)
+    enqueues = [value for kept in found.rounds[what] for value in kept.samples.enqueue_us]
+    return summarize(
+        found.latencies(what),
+        what,
+        np.concatenate([found for rounds in base for found in rounds]) if base else None,
+        round(float(np.median(enqueues)), 2) if enqueues else None,
+    )
+
+
+def baseline_latencies(found: Measured, what: What) -> list[list[Latencies]]:
+    """Return eager FP32's latencies, contiguous, that a kind is held against.
+
+    On the GPU's clock that is what users run: between two events, without a CUDA graph. Copies and whole calls are held
+    against the same of eager FP32.
+    """
+    clock = Clock.GPU if what.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else what.clock
+    return found.baseline.latencies(What(clock, what.batch)) if found.baseline else []
+
+
+def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
+    path = project.paths.samples(variant)
+    arrays: dict[str, Any] = {}
+    for what, rounds in found.rounds.items():
+        arrays |= samples_on_disk(what, rounds)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return describe_file(path, project.paths.root)
+
+
+def samples_on_disk(what: What, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
+    """Return everything that a kind's percentiles and intervals are made of, as arrays of one length.
+
+    `host_batch_1` has milliseconds, `host_batch_1_restart` and `…_round` say which of them each sample is of, and
+    `…_enqueue_us` what the host took, where that was timed.
+    """
+    lengths = [len(found.samples.milliseconds) for found in rounds]
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        what.name: np.array([value for found in rounds for value in found.samples.milliseconds], dtype=np.float64),
+        f"{what.name}_restart": np.repeat([found.restart for found in rounds], lengths),
+        f"{what.name}_round": np.repeat(np.arange(len(rounds)), lengths),
+    }
+    if enqueues := [value for found in rounds for value in found.samples.enqueue_us]:
+        arrays[f"{what.name}_enqueue_us"] = np.array(enqueues, dtype=np.float64)
+    return arrays

@@ -1,0 +1,329 @@
+"""A variant's process: opens one artifact, and times it whenever it is asked to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model_artifacts.errors import PipelineError, RunError, UnsupportedError, is_mendable
+from model_artifacts.host.environment import installed
+from model_artifacts.host.files import describe_file, write_bytes
+from model_artifacts.records import Backend, Clock, ColdStart, Layout, ranking_clock
+from model_artifacts.sessions.preprocessing import to_input
+from pipeline.planning.plan import CPU_TARGET
+from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Trouble, Warm
+from pipeline.stages.benchmark.statistics import settled
+from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.system.isolation import live_with
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.connection import Connection
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import Artifact, Gpu, Variant
+    from model_artifacts.sessions.engine import Session
+    from model_artifacts.sessions.module import ModuleSession
+    from pipeline.planning.project import Project
+
+    Images = npt.NDArray[np.float32]
+    Time = Callable[[Ask, Images], tuple[Samples, ...]]
+
+_SETTLE_SECONDS = 0.05
+"""How long a variant waits before its turn, for the threads of the one before it to stop spinning; then it runs once
+untimed, to have its own data in the caches."""
+_DEPTH = 8
+"""How many batches wait on each stream: enough that none runs dry."""
+
+
+def serve(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
+    """Open an artifact when told to, then answer every `Ask`, until the other end closes.
+
+    Args:
+        connection: to the benchmark.
+        project: where the artifact lies.
+        artifact: what is timed.
+        first: of its restarts; the first one times the cold start, which takes opening it more than once.
+    """
+    if parent := multiprocessing.parent_process():
+        live_with(parent.pid or 0)
+    try:
+        variant = artifact.variant
+        if variant.backend is Backend.TENSORRT:
+            _serve_engine(connection, project, artifact, first=first)
+        elif variant.backend.is_module and variant.target != CPU_TARGET:
+            _serve_module(connection, project, artifact)
+        else:
+            _serve_runner(connection, project, artifact)
+    except (EOFError, KeyboardInterrupt):
+        return
+    except UnsupportedError as exc:
+        connection.send(Trouble(exc.what, skipped=True, mendable=is_mendable(exc)))
+    except PipelineError as exc:
+        connection.send(Trouble(str(exc)))
+    except Exception as exc:  # noqa: BLE001 - whatever a library raises is this variant's failure
+        connection.send(Trouble(str(RunError(f"running failed: {type(exc).__name__}: {exc}"))))
+
+
+def _start(connection: Connection, gpu: Gpu | None) -> None:
+    """Have CUDA start, which is not the artifact's doing, say so, and wait until it is this process's turn."""
+    if gpu:
+        from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+        cuda.use(gpu)
+        cuda.free_bytes()
+    connection.send(Started())
+    connection.recv()
+
+
+def _answer(connection: Connection, project: Project, measure: Time) -> None:
+    while True:
+        ask: Ask = connection.recv()
+        images = images_of(project, ask.batch)
+        if ask.warm_up_seconds:
+            connection.send(_warm_up(ask, lambda: measure(ask, images)))  # noqa: B023 - called at once
+        else:
+            connection.send(measure(ask, images))
+
+
+def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
+    """Run until two medians in a row agree by the clock that variants are compared by, or the time is over."""
+    medians: dict[Layout, list[float]] = {}
+    end = time.perf_counter() + ask.warm_up_seconds
+    while time.perf_counter() < end:
+        measured = measure()
+        ranking = ranking_clock({samples.clock for samples in measured})
+        for samples in measured:
+            if samples.clock is ranking:
+                medians.setdefault(samples.layout, []).append(float(np.median(samples.milliseconds)))
+        if all(settled(found) for found in medians.values()):
+            return Warm(settled=True)
+    return Warm(settled=False)
+
+
+def _serve_runner(connection: Connection, project: Project, artifact: Artifact) -> None:
+    """Time calls by the host's clock, after the cold start has been timed: opening it, to its first result."""
+    library = "torch" if artifact.variant.backend.is_module else "onnxruntime"
+    if installed(library):  # else opening it says so
+        import_module(library)  # which is not the artifact's doing
+    _start(connection, None)
+    images = images_of(project, timed_batches(project, artifact.variant)[0])
+    began = time.perf_counter()
+    with open_runner(project, artifact) as run:
+        run(images)
+        seconds = round(time.perf_counter() - began, 4)
+        connection.send(Ready(ColdStart(seconds=seconds, cached_seconds=None)))
+
+        def measure(ask: Ask, images: Images) -> tuple[Samples, ...]:
+            time.sleep(_SETTLE_SECONDS)
+            run(images)
+            return (timed(Clock.HOST, ask, lambda: run(images)),)
+
+        _answer(connection, project, measure)
+
+
+def _serve_engine(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
+    """Time an engine by every clock, after its cold start has been timed and its kernels have been kept."""
+    _start(connection, gpu_of(project, artifact))
+    ready, cache = cold_start(project, artifact) if first else (Ready(), _kept_kernels(project, artifact))
+    specialization = project.config.tensorrt.kernel_specialization
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_serialized(project, artifact))
+        runs = [
+            stack.enter_context(engine.session(cache=cache, specialization=specialization))
+            for _ in range(project.config.benchmark.streams)
+        ]
+        connection.send(ready)
+        _answer(connection, project, lambda ask, images: _time_engine(runs, ask, images))
+
+
+def _time_engine(runs: Sequence[Session], ask: Ask, images: Images) -> tuple[Samples, ...]:
+    """Time one session alone, then all of them at once."""
+    run = runs[0]
+    for session in runs:
+        session.upload(images)
+    found = [
+        timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels),
+        timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue),
+        timed_on_gpu(Clock.COPIES, ask, run, run.enqueue_with_copies),
+        timed(Clock.HOST, ask, lambda: run(images)),
+    ]
+    return (*found, *([timed_on_streams(ask, runs)] if len(runs) > 1 else []))
+
+
+def _kept_kernels(project: Project, artifact: Artifact) -> bytes | None:
+    """Return what the first restart has kept."""
+    path = project.paths.runtime_cache(artifact.variant)
+    return path.read_bytes() if path.is_file() else None
+
+
+def _serve_module(connection: Connection, project: Project, artifact: Artifact) -> None:
+    """Time a torch module by every clock, with images in both layouts, after its cold start has been timed."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+    from model_artifacts.sessions.module import load_libraries  # noqa: PLC0415 - the same
+
+    load_libraries(artifact)
+    _start(connection, gpu_of(project, artifact))
+    before = cuda.free_bytes()
+    opening = [images_of(project, batch) for batch in first_batches(project, artifact)]
+    began = time.perf_counter()
+    with open_module(project, artifact) as run:
+        for images in opening:
+            run(images)
+        seconds = round(time.perf_counter() - began, 4)
+        for batch in timed_batches(project, artifact.variant):
+            run(images_of(project, batch))
+        used = max(0, before - cuda.free_bytes())
+        connection.send(Ready(ColdStart(seconds=seconds, cached_seconds=None), used))
+        layouts = artifact.variant.backend.layouts
+        _answer(
+            connection,
+            project,
+            lambda ask, images: tuple(item for layout in layouts for item in time_module(run, ask, images, layout)),
+        )
+
+
+def time_module(run: ModuleSession, ask: Ask, images: Images, layout: Layout) -> list[Samples]:
+    """Time a module with images in one layout: its kernels, its CUDA graph where it has one, copies, whole calls."""
+    run.upload(images, layout)
+    found = [timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels)]
+    if not run.graph_trouble:
+        try:
+            found.append(timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue))
+            found.append(timed_on_gpu(Clock.COPIES, ask, run, run.enqueue_with_copies))
+        except RunError:
+            if not run.graph_trouble:
+                raise
+    note = f"no CUDA graph: {run.graph_trouble}" if run.graph_trouble else ""
+    found.append(timed(Clock.HOST, ask, lambda: run(images, layout)))
+    return [replace(samples, layout=layout, note=note) for samples in found]
+
+
+def first_batches(project: Project, artifact: Artifact) -> list[int]:
+    """Return the batch sizes that a module has run once it is ready: what it is compiled for, or else one."""
+    variant = artifact.variant
+    if variant.backend is Backend.TORCH_COMPILE and variant.profile:
+        return list(variant.profile.sizes)
+    return timed_batches(project, variant)[:1]
+
+
+def timed_batches(project: Project, variant: Variant) -> list[int]:
+    """Return the batch sizes that are timed of a variant, or else the one that it is tuned for."""
+    batches = [batch for batch in project.config.timed_batches if takes(variant, batch)]
+    return batches or [variant.profile.opt if variant.profile else 1]
+
+
+def takes(variant: Variant, batch: int) -> bool:
+    """Return whether a variant runs batches of this size; on the CPU, all do."""
+    return variant.profile is None or variant.profile.takes(batch)
+
+
+def cold_start(project: Project, artifact: Artifact) -> tuple[Ready, bytes | None]:
+    """Time open → first result; where kernels are compiled then, keep them beside the engine, and time it with them."""
+    batches = timed_batches(project, artifact.variant)
+    cold = _open_and_run(project, artifact, batches, None)
+    if cold.cache is None:
+        return Ready(ColdStart(seconds=cold.seconds, cached_seconds=None), cold.used_bytes), None
+    path = project.paths.runtime_cache(artifact.variant)
+    write_bytes(path, cold.cache)
+    again = _open_and_run(project, artifact, batches[:1], cold.cache)
+    both = ColdStart(seconds=cold.seconds, cached_seconds=again.seconds)
+    return Ready(both, cold.used_bytes, describe_file(path, project.paths.root)), cold.cache
+
+
+class _Opened(NamedTuple):
+    """What opening an engine took and gave."""
+
+    seconds: float
+    """Until the first batch's result."""
+    used_bytes: int
+    """Of the GPU's memory, after all batches have run."""
+    cache: bytes | None
+    """The kernels of all batches."""
+
+
+def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cache: bytes | None) -> _Opened:
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    images = [images_of(project, batch) for batch in batches]
+    specialization = project.config.tensorrt.kernel_specialization
+    before = cuda.free_bytes()
+    began = time.perf_counter()
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(cache=cache, specialization=specialization) as run,
+    ):
+        run(images[0])
+        seconds = time.perf_counter() - began
+        for batch in images[1:]:
+            run(batch)
+        return _Opened(round(seconds, 4), max(0, before - cuda.free_bytes()), run.runtime_cache())
+
+
+def images_of(project: Project, batch: int) -> Images:
+    """Return validation images as the network takes them, over and over where there are too few."""
+    data = project.data()
+    pixels = project.pixels(data.validation)
+    return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
+
+
+def timed(clock: Clock, ask: Ask, call: Callable[[], object]) -> Samples:
+    """Time calls by the host's clock."""
+    latencies: list[float] = []
+    began = time.perf_counter()
+    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
+        start = time.perf_counter()
+        call()
+        latencies.append((time.perf_counter() - start) * 1e3)
+    return Samples(clock, tuple(latencies))
+
+
+def timed_on_gpu(clock: Clock, ask: Ask, session: Session | ModuleSession, enqueue: Callable[[], object]) -> Samples:
+    """Time the work between two events on the stream, one batch at a time; and the host's time to enqueue it.
+
+    A batch that is not timed goes before each, as trtexec does it: the GPU is busy while the host enqueues the timed
+    one, and does not wait for it between the events. What the host takes is told apart.
+    """
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    enqueue()
+    session.stream.synchronize()
+    start, end = cuda.Event(), cuda.Event()
+    latencies: list[float] = []
+    enqueues: list[float] = []
+    began = time.perf_counter()
+    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
+        enqueue()
+        start.record(session.stream)
+        before = time.perf_counter()
+        enqueue()
+        after = time.perf_counter()
+        end.record(session.stream)
+        end.synchronize()
+        latencies.append(end.milliseconds_since(start))
+        enqueues.append((after - before) * 1e6)
+    start.close()
+    end.close()
+    return Samples(clock, tuple(latencies), tuple(enqueues))
+
+
+def timed_on_streams(ask: Ask, sessions: Sequence[Session]) -> Samples:
+    """Keep all sessions' streams filled, and time a batch: how long all took, over how many there were."""
+    latencies: list[float] = []
+    began = time.perf_counter()
+    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
+        start = time.perf_counter()
+        for _ in range(_DEPTH):
+            for session in sessions:
+                session.enqueue()
+        for session in sessions:
+            session.stream.synchronize()
+        latencies.append((time.perf_counter() - start) * 1e3 / (_DEPTH * len(sessions)))
+    return Samples(Clock.STREAMS, tuple(latencies))

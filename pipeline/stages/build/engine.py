@@ -1,0 +1,236 @@
+"""ONNX → serialized TensorRT engine, its builder's log beside it (`<model>/<target>/<variant>/`)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from model_artifacts.errors import BuildError, CrashedError, RecordError, RunError, UnsupportedError
+from model_artifacts.host import cuda
+from model_artifacts.host.environment import missing_gpu, now, tools
+from model_artifacts.host.files import describe_file, keeping, sha256_of, write_bytes
+from model_artifacts.host.progress import Bars
+from model_artifacts.records import Artifact, EngineFlavour, Outcome, Precision, Setting, Tool, Variant, is_applied
+from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, weight_warnings
+from model_artifacts.tensorrt.refitter import refit_engine
+from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build_engine, graph_file
+from pipeline.planning.freshness import current
+from pipeline.planning.plan import Stage, Step
+from pipeline.system.isolation import run_isolated
+from pipeline.system.locks import exclusive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_REFITTED = "refitted"
+"""What the record's settings call an engine whose weights were replaced."""
+
+
+def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
+    """Build a variant's engine; where a smaller workspace has given the same one, share its file.
+
+    Where nothing but the weights is new, and the flavour puts those into an engine faster than it builds one, it does.
+
+    The builder works in a process of its own, so that nothing it does ends this one. One that times its tactics has
+    the GPU to itself.
+
+    Args:
+        project: the variant's graph must be there.
+        variant: an engine of the plan.
+        key: what the result depends on.
+
+    Returns:
+        the artifact, not yet written as a record.
+
+    Raises:
+        BuildError: the builder gave no engine. Its log is beside where the engine would be.
+        CrashedError: the builder died, or took too long; likewise.
+        UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
+        StorageError: the results cannot be written.
+    """
+    request = _request(project, variant)
+    target = project.plan.engine_target(variant)
+    times_tactics = target.flavour is EngineFlavour.TENSORRT
+    if times_tactics and request.gpu is None:
+        raise UnsupportedError(missing_gpu())
+    with exclusive(request.gpu if times_tactics else None):
+        began = time.perf_counter()
+        timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu)
+        former = _former(project, variant, key)
+        engine = _refit_apart(project, former, request) if former else None
+        engine = engine or _apart(_build, project, variant, request, timings)
+        if engine.timing_cache:
+            write_bytes(timings, engine.timing_cache)
+        seconds = time.perf_counter() - began
+    path = project.paths.engine(variant)
+    twin = _same_engine(project, variant, engine)
+    if twin is None:
+        write_bytes(path, engine.plan)
+    else:
+        path.unlink(missing_ok=True)
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=(*tools(), Tool(name=target.flavour.value, version=engine.built_for.version)),
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=twin.file if twin else describe_file(path, project.paths.root),
+        log=describe_file(project.paths.build_log(variant), project.paths.root),
+        inputs=engine.inputs,
+        outputs=engine.outputs,
+        settings=engine.settings,
+        memory=engine.memory,
+        built_for=engine.built_for,
+        timing_cache_sha256=sha256_of(timings) if engine.timing_cache else None,
+        structure_sha256=_structure(project, variant),
+        layers_sha256=engine.layers_sha256,
+        same_as=twin.variant.id if twin else None,
+        build_seconds=round(seconds, 3),
+        weight_warnings=weight_warnings(project.paths.build_log(variant).read_text(errors="replace")),
+    )
+
+
+def _request(project: Project, variant: Variant) -> EngineRequest:
+    if variant.graph is None or variant.profile is None or variant.workspace is None:
+        raise BuildError(f"{variant.id} is no engine")
+    target = project.plan.engine_target(variant)
+    graph = project.onnx(variant.graph)
+    return EngineRequest(
+        onnx=project.file(graph.file),
+        onnx_opset17=project.file(graph.opset17) if graph.opset17 else None,
+        precision=variant.precision,
+        profile=variant.profile,
+        workspace_bytes=variant.workspace.bytes,
+        compute_capabilities=target.compute_capabilities,
+        gpu=target.gpu,
+        settings=project.config.tensorrt,
+    )
+
+
+def can_be_refitted(former: Artifact, key: Key, structure: str) -> bool:
+    """Return whether a new key asks for a former engine with other weights and nothing else.
+
+    Only where that is faster than a rebuild with its timing cache: TensorRT's, not TensorRT-RTX's (on an H100 1.7 s +
+    2.4 s against 0.3 s). Quantised graphs are built again: their scales belong to the weights.
+
+    Args:
+        former: what was built of the variant before.
+        key: what the engine to build depends on.
+        structure: of the graph to build from.
+    """
+    changed = {field.name for field in {*former.key.fields} ^ {*key.fields}}
+    graph = former.variant.graph
+    return (
+        former.outcome is Outcome.DONE
+        and former.same_as is None
+        and former.built_for is not None
+        and former.built_for.flavour is EngineFlavour.TENSORRT
+        and is_applied("refit", former.settings)
+        and not is_applied("strip_plan", former.settings)
+        and changed == {"onnx"}
+        and former.structure_sha256 == structure
+        and graph is not None
+        and graph.precision not in {Precision.INT8, Precision.FP8}
+    )
+
+
+def _structure(project: Project, variant: Variant) -> str:
+    return project.onnx(variant.graph).structure_sha256 if variant.graph else ""
+
+
+def _former(project: Project, variant: Variant, key: Key) -> Artifact | None:
+    """Return what was built of a variant before, where its file is whole and can be refitted."""
+    try:
+        former = project.artifact(variant)
+    except RecordError:
+        return None  # never built, or by another version of this package
+    if former.file is None or not can_be_refitted(former, key, _structure(project, variant)):
+        return None
+    path = project.file(former.file)
+    return former if path.is_file() and sha256_of(path) == former.file.sha256 else None
+
+
+def _refit_apart(project: Project, former: Artifact, request: EngineRequest) -> BuiltEngine | None:
+    """Return the former engine with the graph's weights; None where the library refuses, for it to be built again."""
+    if former.file is None or former.memory is None or former.built_for is None or former.layers_sha256 is None:
+        return None
+    try:
+        plan = _apart(_refit, project, former.variant, request, project.file(former.file))
+    except (RunError, CrashedError) as exc:
+        logger.info("%s is built again, because %s", former.variant.id, str(exc).replace("\n", "; "))
+        return None
+    return BuiltEngine(
+        plan=plan,
+        memory=former.memory,
+        layers_sha256=former.layers_sha256,
+        inputs=former.inputs,
+        outputs=former.outputs,
+        settings=(
+            *(setting for setting in former.settings if setting.name != _REFITTED),
+            Setting(name=_REFITTED, value=f"from {former.file.sha256[:12]}", applied=True),
+        ),
+        built_for=former.built_for,
+        timing_cache=b"",
+        seconds=0.0,
+    )
+
+
+def _refit(name: EngineFlavour, request: EngineRequest, path: Path) -> bytes:
+    """Refit; standard error is the log, as it is when an engine is built."""
+    flavour = load_flavour(name)
+    if request.gpu is not None:
+        cuda.use(request.gpu)
+    return refit_engine(flavour, path.read_bytes(), graph_file(flavour, request), BuildLog(sys.stderr))
+
+
+def _apart(
+    work: Callable[[EngineFlavour, EngineRequest, Path], T],
+    project: Project,
+    variant: Variant,
+    request: EngineRequest,
+    file: Path,
+) -> T:
+    """Build or refit in a process of its own; its log is kept however that ends."""
+    with keeping(project.paths.build_log(variant)) as log:
+        return run_isolated(
+            work,
+            project.plan.engine_target(variant).flavour,
+            request,
+            file,
+            timeout_seconds=project.config.tensorrt.build_timeout_seconds,
+            log=log,
+            rerun=Step(Stage.BUILD, variant.id).command,
+        )
+
+
+def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:
+    """Build; standard error is the log, and what native code prints there belongs into it, too."""
+    flavour = load_flavour(name)
+    if request.gpu is not None and not request.compute_capabilities:
+        cuda.use(request.gpu)
+    stored = timings.read_bytes() if flavour.tunes and timings.is_file() else b""
+    with Bars() as progress:
+        return build_engine(flavour, request, BuildLog(sys.stderr), progress, stored)
+
+
+def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Artifact | None:
+    """Return the build with the smallest workspace that has given this very engine, if there is one.
+
+    The plan builds smaller workspaces first, so the answer does not depend on what runs in parallel.
+    """
+    for smaller in project.plan.family(variant):
+        other = current(project, Step(Stage.BUILD, smaller.id), partial(project.artifact, smaller))
+        built = other is not None and other.outcome is Outcome.DONE and other.same_as is None
+        if other and built and other.layers_sha256 == engine.layers_sha256:
+            return other
+    return None

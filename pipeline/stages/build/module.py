@@ -1,0 +1,210 @@
+"""Model → Torch-TensorRT module, or the recipe of one that cannot be saved (`<model>/<target>/<variant>/`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from model_artifacts.errors import BuildError, UnsupportedError, storage_errors
+from model_artifacts.host import cuda
+from model_artifacts.host.environment import missing_gpu, now, tools, torch_tensorrt
+from model_artifacts.host.files import describe_file, keeping, replacing
+from model_artifacts.records import Artifact, Backend, ModuleContents, Outcome, Recipe, Setting, Variant
+from model_artifacts.sessions.torch_model import ready_to_compile, restore_model
+from model_artifacts.tensorrt.flavour import weight_warnings
+from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
+from pipeline.planning.keys import code_of
+from pipeline.planning.plan import Stage, Step
+from pipeline.system.isolation import run_isolated
+from pipeline.system.locks import exclusive, shared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+    from torch import nn
+
+    from model_artifacts.records import Gpu, Key
+    from pipeline.planning.project import Project
+
+
+class _Made(NamedTuple):
+    """What the process that compiled has to tell."""
+
+    contents: ModuleContents
+    settings: tuple[Setting, ...]
+
+
+def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
+    """Compile a variant in a process of its own, and save what can be saved.
+
+    A module that is compiled just in time is compiled here, too: what stays in PyTorch is seen then, and what cannot be
+    compiled fails now.
+
+    Args:
+        project: the source stage must have run.
+        variant: a Torch-TensorRT module of the plan.
+        key: what the result depends on.
+
+    Returns:
+        the artifact, not yet written as a record.
+
+    Raises:
+        BuildError: it cannot be traced, compiled or saved, or nothing of it became an engine.
+        CrashedError: the process died or took too long.
+        UnsupportedError: this host cannot, whatever is tried.
+        StorageError: the results cannot be written.
+    """
+    gpu = project.plan.gpu(variant.target)
+    if gpu is None:
+        raise UnsupportedError(missing_gpu())
+    torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
+    torchtrt_adapter.check_format(variant.backend, torch_tensorrt())
+    path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
+    # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
+    work = exclusive if torchtrt_adapter.times_tactics() else shared
+    with work(gpu), replacing(path) as temporary:
+        began = time.perf_counter()
+        made = _make_apart(project, variant, gpu, temporary)
+        seconds = time.perf_counter() - began
+        if variant.backend is Backend.TORCH_COMPILE:
+            temporary.write_text(recipe_of(project, variant, made.settings).to_json(), encoding="utf-8")
+    source = project.source()
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=(*tools(), *made.contents.libraries),
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=describe_file(path, project.paths.root),
+        log=describe_file(project.paths.build_log(variant), project.paths.root),
+        inputs=(source.input,),
+        outputs=(source.output,),
+        settings=made.settings,
+        module=made.contents,
+        build_seconds=round(seconds, 3),
+        weight_warnings=weight_warnings(project.paths.build_log(variant).read_text(errors="replace")),
+    )
+
+
+def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
+    """Return what to compile, and how."""
+    if variant.profile is None or variant.workspace is None:
+        raise BuildError(f"{variant.id} is no module with a profile and a workspace")
+    settings, source = project.config.torch_tensorrt, project.source()
+    timings = project.paths.module_timing_cache(torch_tensorrt().version, gpu)
+    return ModuleRequest(
+        mode=variant.backend,
+        precision=variant.precision,
+        profile=variant.profile,
+        input_shape=source.preprocessing.input_shape,
+        workspace_bytes=variant.workspace.bytes,
+        gpu=gpu,
+        settings=settings,
+        timing_cache=timings if torchtrt_adapter.times_tactics() else None,
+        # The library's key tells neither workspaces nor the attributes of a model's operators apart.
+        engine_cache=project.paths.engine_cache(variant) / source.key.digest[:16] if settings.engine_cache else None,
+    )
+
+
+def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+    """Compile in a process of its own; its log is kept however that ends."""
+    with keeping(project.paths.build_log(variant)) as log:
+        return run_isolated(
+            _make,
+            project,
+            variant,
+            gpu,
+            path,
+            timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
+            log=log,
+            rerun=Step(Stage.BUILD, variant.id).command,
+        )
+
+
+def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+    library = torchtrt_adapter.load_library()
+    cuda.use(gpu)
+    request = request_of(project, variant, gpu)
+    if request.engine_cache is not None:
+        with storage_errors(f"writing {request.engine_cache}"):
+            request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
+    with _own_timings(request) as own:
+        made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(
+            library, module, own, path
+        )
+    if made.contents.segments == 0:
+        raise BuildError(
+            "nothing of the model became a TensorRT engine",
+            expected=f"at least one run of {request.settings.min_block_size} operators that TensorRT has",
+            got=f"all of it stayed in PyTorch: {', '.join(made.contents.torch_operators) or 'no operators at all'}",
+            fix="lower `torch_tensorrt.min_block_size` in pipeline.yaml",
+        )
+    return made
+
+
+@contextmanager
+def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
+    """Have a build time into a copy that becomes the cache once it has succeeded: the library writes it in place."""
+    if request.timing_cache is None:
+        yield request
+        return
+    with replacing(request.timing_cache) as copy:
+        if request.timing_cache.exists():
+            shutil.copyfile(request.timing_cache, copy)
+        yield dataclasses.replace(request, timing_cache=copy)
+
+
+def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Made:
+    """Have a module compiled, and save it."""
+    compiled = torchtrt_adapter.compile_ahead(library, module, request)
+    torchtrt_adapter.save(library, compiled.module, request, path)
+    return _Made(torchtrt_adapter.contents_of(compiled.module), compiled.settings)
+
+
+def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Made:
+    """Have a module compiled for each batch size, and tell of all of them."""
+    known = torchtrt_adapter.known_settings(library)
+    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
+    seen: list[ModuleContents] = []
+    compiled = torchtrt_adapter.compile_in_time(
+        library, module, options.arguments, lambda part: seen.append(torchtrt_adapter.contents_of(part))
+    )
+    with torch.inference_mode(), torchtrt_adapter.detailed_layers(library), torchtrt_adapter.unlimited_sizes():
+        for size in request.profile.sizes:
+            _compile_for(compiled, size, request)
+    if not seen:
+        raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
+    return _Made(torchtrt_adapter.of_all_sizes(seen), options.settings)
+
+
+def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
+    """Have a module compiled for a batch size by running one."""
+    what = f"Torch-TensorRT cannot compile the model for batches of {size}"
+    with torchtrt_adapter.compiling(what, request.workspace_bytes):
+        module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
+
+
+def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:
+    """Return how a module is made again, wherever the weights, the factory and these versions are."""
+    source = project.source()
+    return Recipe(
+        variant=variant,
+        factory=source.factory,
+        code=code_of(source.factory),
+        replaced_head=source.replaced_head,
+        classes=source.classes,
+        weights=source.weights,
+        input_shape=source.preprocessing.input_shape,
+        warm_up=variant.profile.sizes if variant.profile else (),
+        settings=torchtrt_adapter.without_caches(settings),
+        libraries=torchtrt_adapter.libraries(),
+    )

@@ -1,0 +1,114 @@
+"""Variant → artifact, whichever backend runs it, and what happens when that fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_mendable
+from model_artifacts.host.environment import installed, missing_gpu, now, tools
+from model_artifacts.host.files import describe_file, refuse_newer, write_record
+from model_artifacts.records import Artifact, Backend, Outcome, Variant
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+
+def build_variant(project: Project, variant: Variant) -> Artifact:
+    """Build a variant and record how that went: done, skipped with a reason, or failed with one.
+
+    Raises:
+        RecordError: what the variant is built from is missing.
+        KilledError: on a worker of a farm, somebody has ended the builder.
+        StorageError: the results cannot be written.
+    """
+    refuse_newer(project.paths.artifact(variant))
+    key = key_of(project, Step(Stage.BUILD, variant.id))
+    try:
+        artifact = _build(project, variant, key)
+    except UnsupportedError as exc:
+        skipped = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
+        artifact = skipped.model_copy(update={"mendable": is_mendable(exc)})
+    except (BuildError, CrashedError) as exc:
+        if isinstance(exc, KilledError) and project.on_worker:
+            raise  # which says nothing of the variant: the farm tries it on another machine
+        artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
+    write_record(project.paths.artifact(variant), artifact)
+    return artifact
+
+
+def _build(project: Project, variant: Variant, key: Key) -> Artifact:
+    if variant.backend is Backend.TENSORRT:
+        from pipeline.stages.build.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
+
+        return make_engine(project, variant, key)
+    if variant.target != CPU_TARGET:
+        _require_gpu(project, variant)
+    if variant.backend.is_torch_tensorrt:
+        from pipeline.stages.build.module import make_module  # noqa: PLC0415 - other variants need no torch
+
+        return make_module(project, variant, key)
+    if variant.backend.is_module:
+        return _weights(project, variant, key)
+    return _onnx(project, variant, key)
+
+
+def _require_gpu(project: Project, variant: Variant) -> None:
+    if project.plan.gpu(variant.target) is None:
+        raise UnsupportedError(missing_gpu())
+    if variant.backend.is_module and not installed("torch"):
+        raise UnsupportedError("torch is not installed here")
+
+
+def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
+    """An ONNX file is an artifact as it is."""
+    if variant.graph is None:
+        raise BuildError(f"{variant.id} names no graph")
+    graph = project.onnx(variant.graph)
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=graph.toolchain,
+        variant=variant,
+        outcome=Outcome.DONE,
+        # FP32 around what is quantised: a processor has no FP16 to gain from.
+        file=graph.opset17 if graph.opset17 and variant.target == CPU_TARGET else graph.file,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+    )
+
+
+def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
+    """The weights are the artifact; the factory in the manifest makes the module, and torch compiles it if it shall."""
+    source = project.source()
+    return Artifact(
+        key=key,
+        built_at=now(),
+        toolchain=tools("torch"),
+        variant=variant,
+        outcome=Outcome.DONE,
+        file=source.weights,
+        inputs=(source.input,),
+        outputs=(source.output,),
+    )
+
+
+def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, reason: str) -> Artifact:
+    """Return the record of a build that gave nothing, and remove what an earlier one gave."""
+    paths = project.paths
+    for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant)):
+        path.unlink(missing_ok=True)
+    log = project.paths.build_log(variant)
+    kept = outcome is Outcome.FAILED and log.is_file()
+    if not kept:
+        log.unlink(missing_ok=True)
+    return Artifact(
+        key=key,
+        built_at=now(),
+        variant=variant,
+        outcome=outcome,
+        reason=reason,
+        log=describe_file(log, project.paths.root) if kept else None,
+    )

@@ -1,0 +1,313 @@
+"""Artifact → a context manager that turns a batch into logits; knows of torch only once a module is opened."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_artifacts.errors import MendableError, RunError, UnsupportedError, one_line
+from model_artifacts.host.environment import installed, missing_gpu, threads
+from model_artifacts.host.files import sha256_of
+from model_artifacts.records import Artifact, Backend, Graph, Precision, is_applied
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+    from onnxruntime import InferenceSession, SessionOptions
+
+    from model_artifacts.records import FileRecord, Gpu
+    from model_artifacts.sessions.engine import Engine
+    from model_artifacts.sessions.module import ModuleSession
+    from pipeline.planning.project import Project
+
+    Batch = npt.NDArray[np.float32]
+    Runner = Callable[[Batch], Batch]
+
+
+@contextmanager
+def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
+    """Open an artifact for running.
+
+    Args:
+        project: where the artifact's file lies.
+        artifact: what a build made.
+
+    Yields:
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+
+    Raises:
+        UnsupportedError: this host cannot run it.
+        RunError: the artifact cannot be loaded.
+    """
+    backend = artifact.variant.backend
+    if backend is Backend.TENSORRT:
+        with open_serialized(project, artifact) as engine, engine.session() as session:
+            yield session
+        return
+    if backend.is_module:
+        with open_module(project, artifact) as module:
+            yield module
+        return
+    if not installed(_MODULES[backend]):
+        raise UnsupportedError(f"{_MODULES[backend]} is not installed here")
+    run = (_open_onnxruntime if backend is Backend.ONNXRUNTIME else _open_reference)(project, artifact)
+
+    def guarded(batch: Batch) -> Batch:
+        try:
+            return run(batch)
+        except Exception as exc:  # each runtime raises types of its own, without a common public base
+            raise RunError(f"{artifact.variant.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
+
+    yield guarded
+
+
+_MODULES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+
+
+_CUDA_PROVIDER = "CUDAExecutionProvider"
+_ERRORS, _FATAL = 3, 4
+"""What ONNX Runtime is to say (https://onnxruntime.ai/docs/api/python/api_summary.html); its warnings are about
+providers that a host lacks, and what a caller must know it raises."""
+
+
+def gpu_of(project: Project, artifact: Artifact) -> Gpu:
+    """Return the GPU that an artifact runs on here.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    gpu = project.plan.gpu(artifact.variant.target)
+    if gpu is None:
+        raise UnsupportedError(missing_gpu())
+    return gpu
+
+
+@contextmanager
+def open_serialized(project: Project, artifact: Artifact) -> Iterator[Engine]:
+    """Load a serialized engine into the GPU's memory, once its digest is what its record says.
+
+    Raises:
+        UnsupportedError: this host has no GPU, or not the engine's TensorRT.
+        RunError: the engine is damaged, or for another GPU or version.
+    """
+    gpu = gpu_of(project, artifact)
+    from model_artifacts.sessions.engine import open_engine  # noqa: PLC0415 - only where there is a GPU
+    from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - the same
+
+    if artifact.built_for is None:
+        raise RunError(f"{artifact.variant.id} does not say what its engine runs on")
+    path = Path(_file(project, artifact))
+    _verify(path, artifact)
+    flavour = load_flavour(artifact.built_for.flavour)
+    with open_engine(flavour, path.read_bytes(), artifact.built_for, gpu, _weights(project, artifact)) as engine:
+        yield engine
+
+
+@contextmanager
+def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]:
+    """Load a torch module where its target says, once its digest is what its record says.
+
+    Raises:
+        UnsupportedError: this host has no torch, no Torch-TensorRT, or not the GPU that the module is for.
+        RunError: the module is damaged, or made by other versions.
+    """
+    if not installed("torch"):
+        raise UnsupportedError("torch is not installed here")
+    gpu = None if artifact.variant.target == CPU_TARGET else gpu_of(project, artifact)
+    import torch  # noqa: PLC0415 - deployments of engines have none
+
+    from model_artifacts.sessions.module import load_module, open_session  # noqa: PLC0415 - the same
+
+    _verify(Path(_file(project, artifact)), artifact)
+    torch.set_num_threads(threads())
+    input_shape = project.source().preprocessing.input_shape
+    module = load_module(project, artifact, gpu)
+    with open_session(module, artifact.variant, input_shape, gpu) as session:
+        yield session
+
+
+def _verify(path: Path, artifact: Artifact) -> None:
+    if artifact.file:
+        verify(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
+
+
+def verify(path: Path, file: FileRecord, fix: str) -> None:
+    """Check a file before it is loaded: a damaged engine can crash the process that does, and a module holds code.
+
+    Raises:
+        RunError: it is not what was built; `fix` is the remedy that the message names.
+        StorageError: it cannot be read.
+    """
+    if (got := sha256_of(path)) != file.sha256:
+        raise RunError(
+            f"{path} is damaged, or is not what was built",
+            expected=f"SHA-256 {file.sha256}",
+            got=f"SHA-256 {got}",
+            fix=fix,
+        )
+
+
+def _weights(project: Project, artifact: Artifact) -> Path | None:
+    """Return the ONNX file of an engine that was built without its weights."""
+    stripped = is_applied("strip_plan", artifact.settings)
+    graph = artifact.variant.graph
+    return project.file(project.onnx(graph).file) if stripped and graph else None
+
+
+def run_profiled(project: Project, artifact: Artifact, images: Batch, runs: int, folder: Path) -> str:
+    """Run an ONNX file over and over with ONNX Runtime, which times every node.
+
+    Returns:
+        the profile that it writes, JSON.
+
+    Raises:
+        UnsupportedError: this host cannot run it.
+        RunError: it cannot be loaded or run.
+    """
+    session = _onnxruntime_session(project, artifact, profile=str(folder / "profile"))
+    name = session.get_inputs()[0].name
+    try:
+        for _ in range(runs):
+            session.run(None, {name: images})
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError(f"{artifact.variant.id} cannot run a batch {images.shape}", got=one_line(exc)) from exc
+    return Path(session.end_profiling()).read_text()
+
+
+def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
+    session = _onnxruntime_session(project, artifact)
+    name = session.get_inputs()[0].name
+
+    def run(batch: Batch) -> Batch:
+        logits: Batch = session.run(None, {name: batch})[0]
+        return logits
+
+    return run
+
+
+def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
+    """Run a graph whose Q/DQ pairs are placed for TensorRT as ONNX Runtime does in its stead.
+
+    Args:
+        model: the serialized graph.
+        images: float32 (samples, channels, height, width).
+        batch: how many at once.
+
+    Returns:
+        float32 (samples, classes).
+
+    Raises:
+        RunError: it cannot be loaded or run.
+    """
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    options, unwanted = _session_options(stands_in=True)
+    try:
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+        )
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: images[at : at + batch]})[0] for at in range(0, len(images), batch)]
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
+    logits: Batch = np.concatenate(parts).astype(np.float32)
+    return logits
+
+
+def _for_tensorrt(graph: Graph) -> bool:
+    return graph.precision in {Precision.INT8, Precision.FP8} and not graph.for_x86
+
+
+def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
+    """Return options, and the optimisations to leave out.
+
+    Args:
+        stands_in: for TensorRT: fusions for x86 would change its numbers, and one of the basic optimisations quantises
+            biases that are in floating point on purpose, and garbles float8.
+    """
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = _ERRORS
+    if not stands_in:
+        return options, []
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options, ["WeightBiasQuantization"]
+
+
+def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
+    """Load an artifact's ONNX file; with a profile's path, every node is timed."""
+    variant = artifact.variant
+    gpu = None if variant.target == CPU_TARGET else gpu_of(project, artifact)
+    file = Path(_file(project, artifact))
+    return onnx_session(file, variant.graph, gpu, tf32=variant.precision is Precision.TF32, profile=profile)
+
+
+def onnx_session(
+    file: Path, graph: Graph | None, gpu: Gpu | None, *, tf32: bool = False, profile: str = ""
+) -> InferenceSession:
+    """Load an ONNX file into ONNX Runtime.
+
+    Args:
+        file: the graph.
+        graph: which of the pipeline's it is; one that is placed for TensorRT is run as it stands.
+        gpu: where it runs; None is the processor.
+        tf32: whether a GPU may multiply in TF32.
+        profile: what the names of profiles begin with, where every node is to be timed.
+
+    Raises:
+        UnsupportedError: this onnxruntime has no CUDA, or its libraries are missing.
+        RunError: it is no such file.
+    """
+    import onnxruntime  # noqa: PLC0415 - only where it runs something
+
+    options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if gpu is not None:
+        if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
+        providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": "1" if tf32 else "0"}))
+        onnxruntime.set_default_logger_severity(_ERRORS)
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=unwanted)
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
+    if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
+        raise MendableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
+    if gpu is not None:
+        # It calls an error what is none: every convolution in FP16 for which cuDNN's first choice has no plan.
+        onnxruntime.set_default_logger_severity(_FATAL)
+    return session
+
+
+def _open_reference(project: Project, artifact: Artifact) -> Runner:
+    import onnx  # noqa: PLC0415 - only where it runs something
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - the same
+
+    file = _file(project, artifact)
+    try:
+        model = onnx.load(file)
+        evaluator = ReferenceEvaluator(model)
+        name = model.graph.input[0].name
+    except Exception as exc:  # protobuf's DecodeError, OSError, and what onnx raises for operators it lacks
+        raise RunError(f"onnx.reference cannot load {file}", got=one_line(exc)) from exc
+
+    def run(batch: Batch) -> Batch:
+        return np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32)
+
+    return run
+
+
+def _file(project: Project, artifact: Artifact) -> str:
+    if artifact.file is None:
+        raise RunError(f"{artifact.variant.id} has no file: {artifact.reason}")
+    return str(project.file(artifact.file))

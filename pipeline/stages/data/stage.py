@@ -1,0 +1,199 @@
+"""Images → calibration and validation batches, and the FP32 reference's logits (`<model>/data/`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from model_artifacts.errors import DataError
+from model_artifacts.host.environment import now, threads, tools
+from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_bytes, write_record
+from model_artifacts.host.progress import Bars
+from model_artifacts.records import DataRecord, ImagesOrigin, Preprocessing, SourceRecord, WeightsOrigin
+from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.torch_model import in_layout, strict_fp32
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Stage, Step
+from pipeline.stages.common import images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from torch import nn
+
+    from pipeline.config.settings import DataConfig
+    from pipeline.planning.project import Project
+    from pipeline.stages.common.images import Images
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+
+
+class _Split(NamedTuple):
+    """Images whose pixels are mapped from the files that they were written to."""
+
+    origin: ImagesOrigin
+    detail: str
+    calibration: Images
+    validation: Images
+
+
+def make_data(project: Project, model: nn.Module) -> DataRecord:
+    """Store the images and what the strict FP32 reference says of them.
+
+    Args:
+        project: the source stage must have run.
+        model: the restored model.
+
+    Raises:
+        DataError: the images cannot be had.
+        StorageError: the results cannot be written.
+    """
+    source = project.source()
+    paths = project.paths
+    refuse_newer(paths.data)
+    key = key_of(project, Step(Stage.DATA, project.plan.model))  # before the images that it tells of can change
+    with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
+        split = _split(project.config.data, source, calibration, held_out, bars.told("reading images"))
+        validation = split.validation
+        log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
+        reference = reference_logits(model, validation.pixels, source.preprocessing, bars.told("FP32 reference"))
+    _save(paths.reference, reference)
+    if validation.labels is not None:
+        _save(paths.labels, validation.labels)
+    else:
+        paths.labels.unlink(missing_ok=True)
+    if validation.names:
+        write_bytes(paths.sample_names, json.dumps(validation.names).encode())
+    else:
+        paths.sample_names.unlink(missing_ok=True)
+    top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
+    record = DataRecord(
+        key=key,
+        built_at=now(),
+        toolchain=tools("torch", "numpy", "pillow", "scikit-learn"),
+        origin=split.origin,
+        origin_detail=split.detail,
+        preprocessing=source.preprocessing,
+        calibration=describe_file(paths.calibration, paths.root),
+        calibration_samples=len(split.calibration),
+        validation=describe_file(paths.validation, paths.root),
+        validation_samples=len(validation),
+        labels=describe_file(paths.labels, paths.root) if validation.labels is not None else None,
+        reference=describe_file(paths.reference, paths.root),
+        reference_top1=top1,
+        names=describe_file(paths.sample_names, paths.root) if validation.names else None,
+        unreadable=(*split.calibration.unreadable, *validation.unreadable),
+    )
+    write_record(paths.data, record)
+    return record
+
+
+def reference_logits(
+    model: nn.Module,
+    pixels: npt.NDArray[np.uint8],
+    spec: Preprocessing,
+    seen: Callable[[int, int], None] = lambda _done, _total: None,
+) -> npt.NDArray[np.float32]:
+    """Run the model strictly in FP32 on the CPU.
+
+    Args:
+        model: in FP32.
+        pixels: uint8 (samples, height, width, channels), maybe mapped from disk.
+        spec: how they become the network's input.
+        seen: is told how many of how many are done.
+
+    Returns:
+        float32 (samples, classes).
+
+    Raises:
+        DataError: the reference itself gives NaN or infinity.
+    """
+    channels_last = in_layout(model, torch.channels_last)  # a third faster on a CPU, and still FP32
+    batches = []
+    with strict_fp32():
+        for start in range(0, len(pixels), _BATCH):
+            batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
+            batches.append(channels_last(torch.from_numpy(batch)).numpy())
+            seen(min(start + _BATCH, len(pixels)), len(pixels))
+    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise DataError("the FP32 reference gives NaN or infinity: these weights cannot be validated against")
+    return logits
+
+
+def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the same images: what stays mapped counts as this process's memory, and 50,000 images are 7.5 GB."""
+    if isinstance(pixels, np.memmap) and pixels.filename is not None:
+        return np.load(pixels.filename, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's types do not know
+    return pixels
+
+
+def _split(
+    config: DataConfig, source: SourceRecord, calibration: Path, validation: Path, seen: Callable[[int, int], None]
+) -> _Split:
+    """Write the images that the configuration names; `auto` gives the sample its digits and others photographs."""
+    spec = source.preprocessing
+    wanted = config.images
+    if wanted == "auto":
+        wanted = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
+    if wanted == "digits":
+        if source.classes != images.DIGIT_CLASSES:
+            raise DataError(
+                "digits have ten classes, and the model has others",
+                expected=f"{images.DIGIT_CLASSES} classes",
+                got=str(source.classes),
+                fix="set `data.images` in pipeline.yaml to `photographs` or to a folder of the model's classes",
+            )
+        if config.calibration > images.DIGITS_TO_FIT:
+            raise DataError(
+                f"too few digits to calibrate on: {config.calibration}",
+                expected=f"`data.calibration` up to {images.DIGITS_TO_FIT}",
+            )
+        return _Split(
+            ImagesOrigin.DIGITS,
+            "scikit-learn's digits, held out from fitting",
+            _stored(images.digits(spec, 0, config.calibration), calibration),
+            _stored(images.digits(spec, images.DIGITS_TO_FIT, config.validation), validation),
+        )
+    if wanted == "photographs":
+        return _Split(
+            ImagesOrigin.PHOTOGRAPHS,
+            "crops of scikit-learn's two photographs, without labels",
+            _stored(images.photographs(spec, 0, config.calibration), calibration),
+            _stored(images.photographs(spec, config.calibration, config.validation), validation),
+        )
+    folder = images.open_folder(Path(wanted), source.classes, source.class_names)
+    first = min(config.calibration, max(1, len(folder.files) // 2))
+    workers = threads()
+    rest = range(first, first + config.validation)
+    total = min(rest.stop, len(folder.files))
+    chosen = folder.read(spec, range(first), calibration, total=total, workers=workers)
+    held_out = folder.read(spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, seen=seen)
+    return _Split(ImagesOrigin.FOLDER, f"{wanted}, {len(folder.files)} images", chosen, held_out)
+
+
+def _stored(found: Images, file: Path) -> Images:
+    """Write images that are few enough for memory, and return them as they are on disk."""
+    file.write_bytes(_npy(found.pixels))
+    return replace(found, pixels=np.load(file, mmap_mode="r"))
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    write_bytes(path, _npy(array))
+
+
+def _npy(array: npt.NDArray[np.generic]) -> bytes:
+    """Return an array as a file holds it: numpy's own writing to a full disk does not say that it is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

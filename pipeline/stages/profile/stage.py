@@ -1,0 +1,158 @@
+"""Artifact → `LayerProfile`: which layers and kernels take its time. It decides nothing; people look at it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_mendable
+from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
+from model_artifacts.host.files import write_record
+from model_artifacts.records import Backend, LayerProfile, Outcome, Tool
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.stages.common.runners import gpu_of, open_serialized, run_profiled
+from pipeline.stages.profile.profilers import (
+    Timed,
+    Trace,
+    has_nsight,
+    rank_layers,
+    read_onnxruntime_profile,
+    torch_functions,
+    trace_with_nsight,
+)
+from pipeline.stages.profile.workload import RUNS, batch_of, images_of, repeated
+from pipeline.system.isolation import run_isolated
+from pipeline.system.locks import exclusive
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Artifact, HotFunction, Variant
+    from pipeline.planning.project import Project
+
+
+class _Seen(NamedTuple):
+    """What the profilers told."""
+
+    timed: Timed = Timed((), 0.0)
+    functions: tuple[HotFunction, ...] = ()
+    profilers: tuple[Tool, ...] = ()
+    trace: Trace | None = None
+    missing: str = ""
+    """What they did not tell, and why."""
+
+
+def profile_variant(project: Project, variant: Variant) -> LayerProfile:
+    """Run a variant under the profilers that this host has for it, and record what takes its time.
+
+    Raises:
+        RecordError: the artifact or the data are missing.
+        StorageError: the record cannot be written.
+    """
+    key = key_of(project, Step(Stage.PROFILE, variant.id))
+    artifact = project.artifact(variant)
+    mendable = False
+    try:
+        seen = _look(project, artifact)
+        outcome, reason = Outcome.DONE, seen.missing
+    except UnsupportedError as exc:
+        seen, outcome, reason, mendable = _Seen(), Outcome.SKIPPED, exc.what, is_mendable(exc)
+    except (RunError, CrashedError) as exc:
+        seen, outcome, reason = _Seen(), Outcome.FAILED, str(exc)
+    done = outcome is Outcome.DONE
+    profile = LayerProfile(
+        key=key,
+        built_at=now(),
+        toolchain=tools("torch", "onnxruntime-gpu"),
+        variant_id=variant.id,
+        outcome=outcome,
+        reason=reason,
+        mendable=mendable,
+        device=_device(project, artifact) if done else "",
+        batch=batch_of(project, variant) if done else 0,
+        runs=RUNS if done else 0,
+        layers=seen.timed.layers,
+        copy_share=seen.timed.copy_share,
+        functions=seen.trace.functions if seen.trace else seen.functions,
+        profilers=(*seen.profilers, *((seen.trace.tool,) if seen.trace else ())),
+        command=seen.trace.command if seen.trace else "",
+        trace=seen.trace.file if seen.trace else None,
+    )
+    write_record(project.paths.layers(variant), profile)
+    return profile
+
+
+def _device(project: Project, artifact: Artifact) -> str:
+    on_cpu = artifact.variant.target == CPU_TARGET
+    return processor() if on_cpu else f"{gpu_of(project, artifact).name}, driver {driver_version()}"
+
+
+def _look(project: Project, artifact: Artifact) -> _Seen:
+    """Profile in a process of its own, which may die of it, while nothing else is timed."""
+    variant = artifact.variant
+    if artifact.outcome is not Outcome.DONE:
+        raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
+    if variant.backend is Backend.ONNX_REFERENCE:
+        raise UnsupportedError("a reference evaluator shows numerics only, and is not profiled")
+    on_gpu = variant.target != CPU_TARGET
+    gpu = gpu_of(project, artifact) if on_gpu else None
+    with exclusive(gpu):
+        seen = run_isolated(
+            _on_gpu if on_gpu else _on_cpu,
+            project,
+            artifact,
+            timeout_seconds=project.config.validation.timeout_seconds,
+            log=project.paths.profile_log(variant),
+            rerun=Step(Stage.PROFILE, variant.id).command,
+        )
+        return seen._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else seen
+
+
+def _on_cpu(project: Project, artifact: Artifact) -> _Seen:
+    """ONNX Runtime times its nodes, and torch's profiler its operators."""
+    variant = artifact.variant
+    if variant.backend is not Backend.ONNXRUNTIME:
+        with repeated(project, artifact) as run:
+            return _Seen(functions=torch_functions(lambda: run(RUNS), on_gpu=False), profilers=(_torch_profiler(),))
+    images = images_of(project, batch_of(project, variant))
+    with tempfile.TemporaryDirectory() as folder:
+        text = run_profiled(project, artifact, images, 2 * RUNS, Path(folder))
+    tool = Tool(name="ONNX Runtime's profiler", version=version("onnxruntime-gpu") or "unknown")
+    return _Seen(rank_layers(read_onnxruntime_profile(text, RUNS)), profilers=(tool,))
+
+
+def _on_gpu(project: Project, artifact: Artifact) -> _Seen:
+    """An engine's own profiler times its layers; CUPTI the kernels, where Nsight Systems will not."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    cuda.use(gpu_of(project, artifact))
+    seen = _kernels(project, artifact)
+    if artifact.variant.backend is not Backend.TENSORRT or artifact.built_for is None:
+        return seen
+    images = images_of(project, batch_of(project, artifact.variant))
+    specialization = project.config.tensorrt.kernel_specialization
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(cuda_graph=False, specialization=specialization) as session,
+    ):
+        session.upload(images)
+        session.enqueue_kernels()
+        timed = rank_layers(session.time_layers(RUNS))
+    tool = Tool(name=f"{artifact.built_for.flavour.value}'s profiler", version=artifact.built_for.version)
+    return seen._replace(timed=timed, profilers=(tool, *seen.profilers))
+
+
+def _kernels(project: Project, artifact: Artifact) -> _Seen:
+    if has_nsight():
+        return _Seen()
+    if not installed("torch"):
+        return _Seen(missing="no kernels: neither Nsight Systems nor torch is installed here")
+    import torch  # noqa: PLC0415 - hosts that build engines may have none
+
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # CUPTI looks from here on
+    with repeated(project, artifact) as run:
+        return _Seen(functions=torch_functions(lambda: run(RUNS), on_gpu=True), profilers=(_torch_profiler(),))
+
+
+def _torch_profiler() -> Tool:
+    return Tool(name="torch's profiler", version=version("torch") or "unknown")

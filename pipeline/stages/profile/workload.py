@@ -1,0 +1,99 @@
+"""An artifact as something to run over and over: what every profiler looks at.
+
+python -m pipeline.profiling.workload CONFIG VARIANT    runs it between the marks that Nsight Systems waits for
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_artifacts.records import Backend
+from model_artifacts.sessions.preprocessing import to_input
+from pipeline.planning.plan import CPU_TARGET
+from pipeline.planning.project import Project
+from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.system.nvtx import nvtx_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import Artifact, Variant
+
+RUNS = 20
+"""Batches that are profiled."""
+_WARM_UP = 5
+
+
+def batch_of(project: Project, variant: Variant) -> int:
+    """Return the batch size that is profiled: what a variant is tuned for, or the first that is timed."""
+    return variant.profile.opt if variant.profile else project.config.timed_batches[0]
+
+
+def images_of(project: Project, batch: int) -> npt.NDArray[np.float32]:
+    """Return validation images as the network takes them, over and over where there are too few."""
+    data = project.data()
+    pixels = project.pixels(data.validation)
+    return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
+
+
+@contextmanager
+def repeated(project: Project, artifact: Artifact) -> Iterator[Callable[[int], None]]:
+    """Open an artifact, and yield a function that runs so many batches and waits for them; it has warmed up.
+
+    On a GPU the batch already lies there, and no CUDA graph hides the kernels.
+    """
+    images = images_of(project, batch_of(project, artifact.variant))
+    with _single(project, artifact, images) as (run_one, wait):
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                run_one()
+            wait()
+
+        with nvtx_range("warm up"):
+            run(_WARM_UP)
+        yield run
+
+
+@contextmanager
+def _single(
+    project: Project, artifact: Artifact, images: npt.NDArray[np.float32]
+) -> Iterator[tuple[Callable[[], object], Callable[[], None]]]:
+    variant = artifact.variant
+    if variant.backend is Backend.TENSORRT:
+        specialization = project.config.tensorrt.kernel_specialization
+        with (
+            open_serialized(project, artifact) as engine,
+            engine.session(cuda_graph=False, specialization=specialization) as session,
+        ):
+            session.upload(images)
+            yield session.enqueue_kernels, session.stream.synchronize
+    elif variant.backend.is_module and variant.target != CPU_TARGET:
+        with open_module(project, artifact) as module:
+            module.upload(images)
+            yield module.enqueue_kernels, module.stream.synchronize
+    else:
+        with open_runner(project, artifact) as run:
+            yield lambda: run(images), lambda: None
+
+
+def main(config: str, variant_id: str) -> None:
+    """Run an artifact on its GPU; CUDA's profiler marks say when it has warmed up and when it is done."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    project = Project.load(Path(config))
+    artifact = project.artifact(project.plan.variant(variant_id))
+    cuda.use(gpu_of(project, artifact))
+    with repeated(project, artifact) as run, cuda.looked_at(), nvtx_range(variant_id):
+        run(RUNS)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

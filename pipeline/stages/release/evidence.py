@@ -1,0 +1,217 @@
+"""What a release says of itself in the formats that others read: CycloneDX, in-toto with SLSA provenance, licences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_artifacts.errors import ReleaseError, one_line
+from model_artifacts.host.environment import version
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from packageurl import PackageURL
+
+    from model_artifacts.records import FileRecord, GitState, Manifest, Tool
+
+_PROJECT = "model-artifact-pipeline"
+_PREDICATE = "https://slsa.dev/provenance/v1"
+_BUILD_TYPE = "urn:model-artifact-pipeline:doit:v1"
+_BUILDER = "urn:model-artifact-pipeline:local"
+"""Whoever ran it, where it was no workflow of GitHub's: only a signature says who."""
+_BEYOND = {"provenance.intoto.json", "SHA256SUMS"}
+"""Files that come after the provenance."""
+_NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
+"""Of URLs, RFC 9562."""
+
+
+def tools_of(manifest: Manifest) -> tuple[Tool, ...]:
+    """Return what made a manifest's artifacts, each version once."""
+    found = {(tool.name, tool.version): tool for entry in manifest.artifacts for tool in entry.toolchain}
+    return tuple(found[key] for key in sorted(found) if key[1] != "absent")
+
+
+def bill_of_materials(manifest: Manifest, files: Sequence[FileRecord]) -> str:
+    """Return a CycloneDX 1.6 document in JSON: the model, its files with digests, and what made them."""
+    from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415 - not installed in deployments
+    from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415 - the same
+    from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415 - the same
+    from cyclonedx.output.json import JsonV1Dot6  # noqa: PLC0415 - the same
+
+    def hashed(sha256: str) -> list[HashType]:
+        return [HashType(alg=HashAlgorithm.SHA_256, content=sha256)]
+
+    model = manifest.model
+    root = Component(
+        name=model.name if model else "model",
+        version=manifest.key.digest[:12],
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        description=f"{model.weights_origin.value}: {model.weights_detail}" if model else None,
+        bom_ref="model",
+    )
+    parts = [
+        Component(name=file.path, type=ComponentType.FILE, hashes=hashed(file.sha256), bom_ref=f"file:{file.path}")
+        for file in files
+    ]
+    parts += [
+        Component(
+            name=tool.name,
+            version=tool.version,
+            type=ComponentType.LIBRARY,
+            purl=_purl(tool),
+            bom_ref=f"tool:{tool.name}@{tool.version}",
+        )
+        for tool in tools_of(manifest)
+    ]
+    bom = Bom(
+        components=parts,
+        metadata=BomMetaData(component=root, timestamp=manifest.built_at),
+        serial_number=uuid.uuid5(_NAMESPACE, manifest.to_json()),
+    )
+    bom.register_dependency(root, parts)
+    return str(JsonV1Dot6(bom).output_as_string(indent=2)) + "\n"
+
+
+def _purl(tool: Tool) -> PackageURL:
+    """Return the package URL of a tool."""
+    from packageurl import PackageURL  # noqa: PLC0415 - not installed in deployments
+
+    return PackageURL("generic" if tool.name == "python" else "pypi", name=tool.name, version=tool.version)
+
+
+class Asked(NamedTuple):
+    """What was to be released, and how."""
+
+    git: GitState | None
+    """The commit that it was built from, where one is known."""
+    options: tuple[str, ...]
+
+
+def _builder() -> tuple[str, dict[str, str]]:
+    """Return who built, and which run of theirs it was: in GitHub's CI the workflow, as its OIDC names it."""
+    told = os.environ
+    if not told.get("GITHUB_WORKFLOW_REF"):
+        return _BUILDER, {}
+    server = told.get("GITHUB_SERVER_URL", "https://github.com")
+    run = f"{told.get('GITHUB_REPOSITORY', '')}/actions/runs/{told.get('GITHUB_RUN_ID', '')}"
+    attempt = told.get("GITHUB_RUN_ATTEMPT", "1")
+    return f"{server}/{told['GITHUB_WORKFLOW_REF']}", {"invocationId": f"{server}/{run}/attempts/{attempt}"}
+
+
+def provenance(manifest: Manifest, sums: Mapping[str, str], asked: Asked, read: Mapping[str, str]) -> str:
+    """Return an in-toto statement in JSON, with SLSA v1 provenance of every file.
+
+    Args:
+        manifest: of the release.
+        sums: the files' digests by name.
+        asked: what was to be released.
+        read: digests by name of what is not in the release: the configuration first, then the record of the images.
+    """
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - not installed in deployments
+    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # noqa: PLC0415 - the same
+    from in_toto_attestation.v1.statement import Statement  # noqa: PLC0415 - the same
+
+    materials: list[dict[str, Any]] = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in read.items()]
+    if asked.git:
+        dirty = " (with changes that are not committed)" if asked.git.dirty else ""
+        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": asked.git.commit}})
+    if manifest.model:
+        materials.append({"name": manifest.model.weights_detail, "digest": {"sha256": manifest.model.weights_sha256}})
+    materials += [{"uri": _purl(tool).to_string()} for tool in tools_of(manifest)]
+    builder, run = _builder()
+    predicate = {
+        "buildDefinition": {
+            "buildType": _BUILD_TYPE,
+            "externalParameters": {
+                "configuration": next(iter(read)),
+                "command": " ".join(["doit release", *asked.options]),
+            },
+            "internalParameters": {"host": manifest.host},
+            "resolvedDependencies": materials,
+        },
+        "runDetails": {
+            "builder": {"id": builder, "version": {"pipeline": version(_PROJECT)}},
+            "metadata": {**run, "finishedOn": manifest.built_at.isoformat().replace("+00:00", "Z")},
+        },
+    }
+    subjects = [ResourceDescriptor(name=name, digest={"sha256": digest}).pb for name, digest in sums.items()]
+    statement = Statement(subjects, _PREDICATE, predicate)
+    statement.validate()
+    return json.dumps(MessageToDict(statement.pb), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def notices(manifest: Manifest) -> str:
+    """Return the licences of what made the artifacts, as their packages state them."""
+    model = manifest.model
+    lines = ["What made these artifacts, and under which licence each states to be.", ""]
+    lines += [f"{tool.name} {tool.version}: {_licence(tool)}" for tool in tools_of(manifest)]
+    if model:
+        lines += ["", f"Weights: {model.weights_origin.value}, {model.weights_detail}; images: {model.images}."]
+    lines += [
+        "",
+        "The terms of the weights and of the images are those of whoever gave them; they are not stated here.",
+        "",
+        f"{_PROJECT}, which made the release:",
+        "",
+        _own_licence(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _own_licence() -> str:
+    """Return this project's licence in full, where it is installed with it."""
+    try:
+        return importlib.metadata.distribution(_PROJECT).read_text("licenses/LICENSE") or "Apache-2.0"
+    except importlib.metadata.PackageNotFoundError:
+        return "Apache-2.0"
+
+
+def _licence(tool: Tool) -> str:
+    if tool.name == "python":
+        return "PSF-2.0"
+    try:
+        told = importlib.metadata.metadata(tool.name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed where this was written"
+    classifiers = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier") or () if "License ::" in text]
+    fields = [*(told.get_all("License-Expression") or ()), "; ".join(classifiers), *(told.get_all("License") or ())]
+    return next((field.strip().splitlines()[0] for field in fields if field.strip()), "states none")
+
+
+def check_evidence(bill: str, statement: str, sums: Mapping[str, str], evidence: Collection[str]) -> None:
+    """Check that a bill of materials and a provenance are what they should be, and tell of the files that are there.
+
+    Args:
+        bill: CycloneDX, JSON.
+        statement: in-toto, JSON.
+        sums: the release's files' digests by name.
+        evidence: names of files that are no artifacts'.
+
+    Raises:
+        ReleaseError: one is damaged, or tells of other files.
+    """
+    from google.protobuf.json_format import ParseDict  # noqa: PLC0415 - not installed in deployments
+    from in_toto_attestation.v1.statement import Statement  # noqa: PLC0415 - the same
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message  # noqa: PLC0415 - the same
+
+    try:
+        parsed = Statement.copy_from_pb(ParseDict(json.loads(statement), Message()))
+        parsed.validate()
+        told = {item.name: item.digest["sha256"] for item in parsed.pb.subject}
+        listed = {
+            part["name"]: part["hashes"][0]["content"]
+            for part in json.loads(bill)["components"]
+            if part["type"] == "file"
+        }
+    except Exception as exc:  # of json, protobuf and in-toto, without a common base
+        raise ReleaseError("the release's evidence is damaged", got=one_line(exc)) from exc
+    before = {name: digest for name, digest in sums.items() if name not in _BEYOND}
+    artifacts = {name: digest for name, digest in sums.items() if name not in evidence}
+    for what, got, expected in (("provenance", told, before), ("bill of materials", listed, artifacts)):
+        if got != expected:
+            different = sorted(name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name))
+            raise ReleaseError(f"the {what} tells of other files: {', '.join(different[:3])}")

@@ -1,0 +1,278 @@
+"""The manifest and its records → `artifacts/report.html`: one file that needs nothing else, the verdict first."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import RecordError
+from model_artifacts.host.environment import now, processor, tools
+from model_artifacts.host.files import describe_file, read_record, write_bytes, write_record
+from model_artifacts.records import Graph, Manifest, Outcome, ReportRecord, Status
+from pipeline.planning.freshness import current
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.stages.report.choices import choices_of, latency_of
+from pipeline.stages.report.comparison import breaches_of, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model_artifacts.records import (
+        BenchmarkReport,
+        Conditions,
+        DataRecord,
+        LayerProfile,
+        ManifestEntry,
+        Milestone,
+        OnnxRecord,
+        Sensitivity,
+    )
+    from pipeline.planning.project import Project
+    from pipeline.stages.report.charts import Chart
+    from pipeline.stages.report.choices import Choice
+    from pipeline.stages.report.comparison import Change
+    from pipeline.stages.report.floors import Work
+
+
+class Report(NamedTuple):
+    """What was written, and how this build compares with the released one."""
+
+    path: Path
+    changes: tuple[Change, ...]
+
+    @property
+    def breaches(self) -> tuple[Change, ...]:
+        """What breaks a bound of the configuration."""
+        return breaches_of(self.changes)
+
+
+class Device(NamedTuple):
+    """A GPU, or the processor, and the artifacts that run on it."""
+
+    name: str
+    entries: tuple[ManifestEntry, ...]
+    choices: tuple[Choice, ...]
+    milestones: tuple[Milestone, ...]
+    charts: tuple[str, ...]
+    """Figures as HTML."""
+    missing: tuple[str, ...]
+    """Charts that are not there, and why."""
+    conditions: Conditions | None
+
+
+class Subnormals(NamedTuple):
+    """What a cast lost, beside what it cost."""
+
+    graph: str
+    tensors: int
+    underflow: int
+    subnormal: int
+    overflow: int
+    worst: tuple[tuple[str, int], ...]
+    """The tensors with most subnormal values."""
+    accuracy: tuple[tuple[str, float], ...]
+    """Artifacts of this graph with their distance to the reference."""
+    warnings: tuple[str, ...]
+    """What builders said."""
+
+
+_WORST = 5
+_HOTTEST = 10
+"""How many layers, and how many kernels, are shown of a profile; its record has all."""
+
+
+def make_report(project: Project) -> Report:
+    """Write the report, and compare with the released manifest if the configuration names one.
+
+    Raises:
+        RecordError: the manifest is missing, or the released one cannot be read.
+        StorageError: the report cannot be written.
+    """
+    manifest = project.manifest()
+    release = project.config.release
+    changes: tuple[Change, ...] = ()
+    if release:
+        released = read_record(
+            Path(release.manifest),
+            Manifest,
+            fix="set `release.manifest` in pipeline.yaml to a released build's manifest.json",
+        )
+        changes = compare(released, manifest, release)
+    html = _render(project, manifest, changes)
+    write_bytes(project.paths.report, html.encode("utf-8"))
+    report = Report(project.paths.report, changes)
+    reason = "; ".join(f"{change.id}: {change.metric}, {change.breach}" for change in report.breaches)
+    record = ReportRecord(
+        key=key_of(project, Step(Stage.REPORT, project.plan.model)),
+        built_at=now(),
+        toolchain=tools("jinja2", "plotly"),
+        outcome=Outcome.FAILED if reason else Outcome.DONE,
+        reason=reason,
+        file=describe_file(project.paths.report, project.paths.root),
+    )
+    write_record(project.paths.report_record, record)
+    return report
+
+
+def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the report takes it
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - the same
+
+    environment = Environment(
+        loader=PackageLoader("pipeline.stages.report.stage", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.globals["latency_of"] = latency_of
+    template = environment.get_template("report.html.jinja")
+    return template.render(
+        manifest=manifest,
+        devices=_devices(project, manifest),
+        subnormals=_subnormals(project, manifest),
+        profiles=_profiles(project),
+        sensitivities=_sensitivities(project),
+        data=_data(project),
+        hottest=_HOTTEST,
+        changes=[change for change in changes if change.turn.value != "same"],
+        compared=project.config.release is not None,
+        release=project.config.release,
+        untold=[entry for entry in manifest.artifacts if entry.status is not Status.DEPLOYABLE],
+        plotly=get_plotlyjs(),
+    )
+
+
+def _devices(project: Project, manifest: Manifest) -> list[Device]:
+    """Return what runs on one device together: engines and modules of one GPU are alternatives."""
+    found: dict[str, list[ManifestEntry]] = {}
+    for entry in manifest.artifacts:
+        gpu = project.plan.gpu(entry.target)
+        name = processor() if entry.target == CPU_TARGET else gpu.name if gpu else ""
+        if name:
+            found.setdefault(name, []).append(entry)
+    return [_device(project, manifest, name, tuple(entries)) for name, entries in sorted(found.items(), reverse=True)]
+
+
+def _device(project: Project, manifest: Manifest, name: str, entries: tuple[ManifestEntry, ...]) -> Device:
+    milestones = tuple(row for row in manifest.milestones if row.gpu == name)
+    charts, missing = _charts(project, name, entries)
+    reports = [report for entry in entries if (report := _benchmark(project, entry))]
+    conditions = next((report.conditions for report in reports if report.conditions), None)
+    return Device(name, entries, choices_of(entries), milestones, charts, missing, conditions)
+
+
+def _charts(project: Project, name: str, entries: Sequence[ManifestEntry]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from pipeline.stages.report.charts import batch_scaling, pareto, workspace_sweep  # noqa: PLC0415 - plotly is slow
+    from pipeline.stages.report.floors import peak_of  # noqa: PLC0415 - onnx is
+
+    peak = peak_of(name)
+    batches = sorted({timing.batch for entry in entries for timing in entry.timings})
+    drawn = [pareto(entries, batch) for batch in batches]
+    scaling = batch_scaling(entries, _work(project) if peak else None, peak)
+    sweep = workspace_sweep(entries)
+    missing = []
+    if not batches:
+        missing.append("Nothing was timed here.")
+    if scaling is None and batches:
+        missing.append("Throughput by batch size: only one size was timed.")
+    if scaling is not None and peak is None:
+        missing.append("Limits of arithmetic and bandwidth: this device's are not known to the report.")
+    if sweep is None and batches:
+        missing.append("Workspace: nothing was timed with two of them.")
+    charts = [chart for chart in (*drawn, scaling, sweep) if chart]
+    return tuple(_html(chart) for chart in charts), tuple(missing)
+
+
+def _html(chart: Chart) -> str:
+    figure = chart.figure
+    figure.update_layout(
+        title=chart.title,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 70, "r": 20, "t": 50, "b": 60},
+        legend={"orientation": "h", "y": -0.25},
+        height=460,
+    )
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+    )
+
+
+def _work(project: Project) -> Work | None:
+    import onnx  # noqa: PLC0415 - slow
+
+    from pipeline.stages.report.floors import work_of  # noqa: PLC0415 - the same
+
+    try:
+        return work_of(onnx.load(project.file(project.onnx(Graph.FP32).file)))
+    except (RecordError, OSError):
+        return None  # a manifest may outlive the ONNX files; the limits are then left out
+
+
+def _benchmark(project: Project, entry: ManifestEntry) -> BenchmarkReport | None:
+    try:
+        return project.benchmark(project.plan.variant(entry.id))
+    except RecordError:
+        return None  # never timed, which the manifest has said
+
+
+def _profiles(project: Project) -> list[LayerProfile]:
+    """Return the profiles that were made of what lies there now."""
+    found = (
+        current(project, Step(Stage.PROFILE, variant.id), partial(project.layers, variant))
+        for variant in project.plan.variants
+        if project.paths.layers(variant).is_file()
+    )
+    return [profile for profile in found if profile and profile.outcome is Outcome.DONE]
+
+
+def _sensitivities(project: Project) -> list[Sensitivity]:
+    """Return what `doit sensitivity` has found of what lies there now."""
+    found = (
+        current(
+            project, Step(Stage.SENSITIVITY, f"{project.plan.model}/{graph.value}"), partial(project.sensitivity, graph)
+        )
+        for graph in project.plan.graphs
+        if project.paths.sensitivity(graph).is_file()
+    )
+    return [record for record in found if record]
+
+
+def _data(project: Project) -> DataRecord | None:
+    try:
+        return project.data()
+    except RecordError:
+        return None  # a manifest may outlive its images
+
+
+def _subnormals(project: Project, manifest: Manifest) -> list[Subnormals]:
+    found = []
+    for graph in project.plan.graphs:
+        try:
+            record = project.onnx(graph)
+        except RecordError:
+            continue  # never exported: its artifacts say so
+        if record.casts:
+            found.append(_subnormals_of(record, manifest))
+    return found
+
+
+def _subnormals_of(record: OnnxRecord, manifest: Manifest) -> Subnormals:
+    casts = sorted(record.casts, key=lambda cast: -cast.subnormal)
+    entries = [entry for entry in manifest.artifacts if entry.precision is record.graph.precision]
+    warnings = (
+        f"{item.issue}: {item.weights} weights ({entry.id})" for entry in entries for item in entry.weight_warnings
+    )
+    return Subnormals(
+        record.graph.value,
+        len(casts),
+        sum(cast.underflow for cast in casts),
+        sum(cast.subnormal for cast in casts),
+        sum(cast.overflow for cast in casts),
+        tuple((cast.name, cast.subnormal) for cast in casts[:_WORST] if cast.subnormal),
+        tuple((entry.id, entry.accuracy.relative_l2) for entry in entries if entry.accuracy),
+        tuple(dict.fromkeys(warnings)),
+    )

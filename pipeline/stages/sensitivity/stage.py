@@ -1,0 +1,129 @@
+"""A quantised graph → how much each layer minds being quantised, and which to leave so that the gate is kept."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_artifacts.host.environment import now, tools
+from model_artifacts.host.files import write_record
+from model_artifacts.host.progress import Bars
+from model_artifacts.records import Graph, LayerSensitivity, Sensitivity
+from model_artifacts.sessions.preprocessing import to_input
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Stage, Step
+from pipeline.stages.common.runners import run_stand_in
+from pipeline.stages.quantize.stage import calibrate, quantized_layers
+from pipeline.stages.validate.gates import judge, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    import onnx
+
+    from model_artifacts.records import Accuracy
+    from pipeline.config.settings import Gate
+    from pipeline.planning.project import Project
+
+    Logits = npt.NDArray[np.float32]
+
+_BATCH = 16
+
+
+def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
+    """Quantise one layer at a time, then leave the most sensitive in floating point until the gate is kept.
+
+    Everything is run by ONNX Runtime on the CPU over the calibration images, and held against the same graph with
+    nothing quantised: what is validated on must not choose the graph.
+
+    Args:
+        project: the export of FP32 and the data stage must have run.
+        graph: int8 or fp8, whole.
+
+    Raises:
+        QuantizeError: the graph cannot be quantised.
+        RunError: it cannot be run.
+        StorageError: the record cannot be written.
+    """
+    data = project.data()
+    images = to_input(np.asarray(project.pixels(data.calibration)), data.preprocessing)
+    found = calibrate(project, graph)
+    names = [node.name for node in quantized_layers(found.model)]
+    whole = found.leaving([node.name for node in found.model.graph.node])
+    reference = _run(whole, images)
+
+    def accuracy_of(model: onnx.ModelProto) -> Accuracy:
+        return measure(_run(model, images), reference, None)
+
+    with Bars() as bars:
+        told = bars.told("layers quantised one at a time")
+        layers = []
+        for done, name in enumerate(names, start=1):
+            layers.append(_sensitivity(whole, name, accuracy_of(found.quantizing(name))))
+            told(done, len(names))
+    layers.sort(key=lambda layer: -layer.relative_l2)
+    plain, gate = accuracy_of(found.model), project.config.gates.of(graph.precision)
+    ranked = tuple(layer.name for layer in layers)
+    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(found.leaving(left)), gate)
+    record = Sensitivity(
+        key=key_of(project, Step(Stage.SENSITIVITY, f"{project.plan.model}/{graph.value}")),
+        built_at=now(),
+        toolchain=tools("onnx", "onnxruntime-gpu"),
+        graph=graph,
+        samples=len(images),
+        calibration_sha256=data.calibration.sha256,
+        layers=tuple(layers),
+        plain=plain,
+        proposal=proposal,
+        proposed=proposed,
+        kept=keeps(proposed, gate),
+    )
+    write_record(project.paths.sensitivity(graph), record)
+    return record
+
+
+def propose(
+    ranked: tuple[str, ...], plain: Accuracy, accuracy_of: Callable[[tuple[str, ...]], Accuracy], gate: Gate
+) -> tuple[tuple[str, ...], Accuracy]:
+    """Return the fewest of the most sensitive layers that must stay in floating point for the gate to be kept.
+
+    Args:
+        ranked: the layers, the most sensitive first.
+        plain: what quantising all of them gives.
+        accuracy_of: the layers that are left → what quantising the others gives.
+        gate: the precision's.
+
+    Returns:
+        the layers, and what leaving them gives; where nothing keeps the gate, all but the least sensitive.
+    """
+    left: tuple[str, ...] = ()
+    accuracy = plain
+    while not keeps(accuracy, gate) and len(left) + 1 < len(ranked):
+        left = ranked[: len(left) + 1]
+        accuracy = accuracy_of(left)
+    return left, accuracy
+
+
+def keeps(accuracy: Accuracy, gate: Gate) -> bool:
+    """Return whether a gate is kept."""
+    return all(check.passed for check in judge(accuracy, gate, require_proof=False))
+
+
+def _run(model: onnx.ModelProto, images: Logits) -> Logits:
+    return run_stand_in(model.SerializeToString(), images, _BATCH)
+
+
+def _sensitivity(whole: onnx.ModelProto, name: str, accuracy: Accuracy) -> LayerSensitivity:
+    (node,) = (item for item in whole.graph.node if item.name == name)
+    sizes = [math.prod(tensor.dims) for tensor in whole.graph.initializer if tensor.name in node.input[1:2]]
+    return LayerSensitivity(
+        name=name,
+        kind=node.op_type,
+        weights=sum(sizes),
+        relative_l2=accuracy.relative_l2,
+        cosine=accuracy.cosine,
+        top1_agreement=accuracy.top1_agreement,
+    )

@@ -1,0 +1,426 @@
+"""Artifact × validation batches → `AccuracyReport`, judged by the precision's gate."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_mendable, one_line
+from model_artifacts.host.environment import driver_version, now, tools, version
+from model_artifacts.host.files import write_record
+from model_artifacts.host.progress import Bars
+from model_artifacts.records import (
+    AccuracyReport,
+    Artifact,
+    Backend,
+    GateCheck,
+    LayerShare,
+    Layout,
+    Outcome,
+    Precision,
+    Profile,
+    RowCheck,
+    Variant,
+)
+from model_artifacts.sessions.preprocessing import to_input
+from pipeline.planning.freshness import current
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.validate.gates import (
+    executed_precision,
+    judge,
+    judge_finite,
+    judge_layers,
+    judge_rows,
+    measure,
+    relative_l2,
+    row_dependence,
+)
+from pipeline.system.isolation import run_isolated
+from pipeline.system.locks import exclusive, shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import Key, Preprocessing
+    from pipeline.planning.project import Project
+
+    Logits = npt.NDArray[np.float32]
+    Run = Callable[[Logits], Logits]
+    Load = Callable[[int, int], Logits]
+    """(start, stop) → those samples, as the network takes them."""
+
+_BATCH = 32
+_TOOLS = ("onnxruntime-gpu", "onnx", "torch")
+_LARGEST_BATCH = 64
+"""A larger one shows nothing more, and takes memory."""
+_ROWS = 64
+"""How many samples are run at every batch size."""
+_ANY_SIZES = (1, 3, _BATCH)
+"""What is tried of an artifact that takes any batch."""
+
+
+def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
+    """Run a variant on the validation set, compare with the reference, and judge it.
+
+    Raises:
+        RecordError: the artifact or the data are missing.
+        KilledError: on a worker of a farm, somebody has ended the process that ran it.
+        StorageError: the report cannot be written.
+    """
+    key = key_of(project, Step(Stage.VALIDATE, variant.id))
+    try:
+        report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
+    except UnsupportedError as exc:
+        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, mendable=is_mendable(exc))
+    except (RunError, CrashedError) as exc:
+        if isinstance(exc, KilledError) and project.on_worker:
+            raise  # which says nothing of the variant: the farm tries it on another machine
+        report = _unjudged(variant, key, Outcome.FAILED, str(exc))
+    write_record(project.paths.accuracy(variant), report)
+    return report
+
+
+def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyReport | None:
+    """Return the report of the variant whose engine this one shares: the same file gives the same logits."""
+    same = project.artifact(variant).same_as
+    other = next((item for item in project.plan.variants if item.id == same), None)
+    if other is None:
+        return None
+    report = current(project, Step(Stage.VALIDATE, other.id), lambda: project.accuracy(other))
+    if report is None or report.outcome is not Outcome.DONE:
+        return None
+    return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
+
+
+def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, mendable: bool = False) -> AccuracyReport:
+    return AccuracyReport(
+        key=key,
+        built_at=now(),
+        toolchain=tools(*_TOOLS),
+        variant_id=variant.id,
+        outcome=outcome,
+        reason=reason,
+        mendable=mendable,
+    )
+
+
+def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
+    artifact = project.artifact(variant)
+    if artifact.outcome is not Outcome.DONE:
+        raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
+    data = project.data()
+    reference = np.load(project.file(data.reference))
+    labels = np.load(project.file(data.labels)) if data.labels else None
+    seen = _run(project, artifact)
+    samples = len(seen.logits)
+    names = project.source().class_names
+    accuracy = measure(seen.logits, reference[:samples], None if labels is None else labels[:samples], names)
+    gates = project.config.gates
+    executed = executed_precision(variant.precision, seen.layers, accuracy.relative_l2, gates.fp32.relative_l2)
+    as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
+    claimed = Precision.TF32 if as_tf32 else variant.precision
+    gate = gates.of(claimed)
+    checks = judge(accuracy, gate, require_proof=gates.require_proof)
+    left_out = len(project.onnx(variant.graph).left_unquantized) if variant.graph else 0
+    checks += judge_layers(claimed, seen.layers, left_out=left_out)
+    checks += judge_layers(claimed, seen.graph_layers, "precision in the graph", left_out)
+    checks += judge_rows(seen.rows, gate)
+    checks += judge_finite("finite outputs of extreme images", seen.extremes)
+    if seen.channels_last is not None:
+        distance = relative_l2(seen.channels_last, reference[:samples])
+        passed = distance <= gate.relative_l2
+        metric, bound = "relative L2 of images in channels_last", f"≤ {gate.relative_l2:g}"
+        checks += (GateCheck(metric=metric, bound=bound, value=f"{distance:.6g}", passed=passed),)
+    reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
+    if reason:
+        reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"
+    return AccuracyReport(
+        key=key,
+        built_at=now(),
+        toolchain=tools(*_TOOLS),
+        variant_id=variant.id,
+        outcome=Outcome.DONE,
+        reason=reason,
+        evaluator=_evaluator(artifact, samples, data.validation_samples),
+        accuracy=accuracy,
+        checks=checks,
+        proven=accuracy.top1_agreement_low >= gate.top1_agreement,
+        executed=executed,
+        layers=seen.layers,
+        rows=seen.rows,
+        device=seen.device,
+    )
+
+
+def _sample(project: Project, number: int) -> str:
+    """Return what a validation sample is called: its number, and its file where the images are of a folder."""
+    names = project.data().names
+    if names is None:
+        return str(number)
+    return f"{number} ({json.loads(project.file(names).read_text())[number]})"
+
+
+class _Seen(NamedTuple):
+    """What runs of an artifact gave."""
+
+    logits: Logits
+    """Of all samples, or the first of them."""
+    rows: tuple[RowCheck, ...] = ()
+    extremes: Logits | None = None
+    """Of images that no validation set has: see `extreme_images`."""
+    channels_last: Logits | None = None
+    """The logits where the images lay in channels_last, which only torch's modules on a GPU take."""
+    layers: tuple[LayerShare, ...] = ()
+    """What an engine's inspector tells."""
+    graph_layers: tuple[LayerShare, ...] = ()
+    """What an ONNX file says, where nothing tells what was made of it."""
+    device: str = ""
+
+
+class _Sizes(NamedTuple):
+    """The batch sizes that an artifact is run with."""
+
+    most: int
+    """For all samples."""
+    smallest: int
+    """What it takes at least; fewer samples are filled up."""
+    checked: tuple[int, ...]
+    """For the rows."""
+
+
+def checked_sizes(profile: Profile) -> tuple[int, ...]:
+    """Return a profile's smallest, best and largest batch, and an odd one from the middle: kernels like even ones."""
+    middle = (profile.min + profile.max) // 2 | 1
+    odd = middle if profile.takes(middle) else middle - 2
+    return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
+
+
+def _sizes_of(project: Project, variant: Variant, profile: Profile | None) -> _Sizes:
+    if profile is None:
+        # What tunes itself for every size runs one that is timed, too, and no other.
+        timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
+        on_gpu = variant.target != CPU_TARGET
+        most = max(timed, default=_BATCH) if on_gpu else _BATCH
+        return _Sizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else _Sizes(most, 1, _ANY_SIZES)
+    most = max(profile.min, min(profile.max, _LARGEST_BATCH))
+    if variant.backend is Backend.TORCH_COMPILE:  # compiled for each size that it sees
+        return _Sizes(most, most, profile.sizes)
+    return _Sizes(most, profile.min, checked_sizes(profile))
+
+
+def _run(project: Project, artifact: Artifact) -> _Seen:
+    variant = artifact.variant
+    backend, data = variant.backend, project.data()
+    on_gpu = variant.target != CPU_TARGET
+    if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
+        gpu = gpu_of(project, artifact)
+        hold = exclusive if _times_kernels(backend) else shared
+        with hold(gpu), tempfile.TemporaryDirectory() as folder:
+            return run_isolated(
+                _run_engine if backend is Backend.TENSORRT else _run_module,
+                project,
+                artifact,
+                timeout_seconds=project.config.validation.timeout_seconds,
+                log=Path(folder) / "validate.log",
+                rerun=Step(Stage.VALIDATE, variant.id).command,
+            )
+    with open_runner(project, artifact) as run:
+        layers = _graph_layers(project, artifact)
+        if backend is Backend.ONNX_REFERENCE:  # numerics only, and slowly: nothing that could be deployed
+            samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
+            with _telling(_loader(project), "validating", samples) as load:
+                return _Seen(run_batches(run, load, samples), graph_layers=layers)
+        return _look(run, project, _sizes_of(project, variant, None))._replace(graph_layers=layers)
+
+
+def _times_kernels(backend: Backend) -> bool:
+    """Return whether a module times kernels when it first runs, for which it needs the GPU to itself."""
+    if backend is not Backend.TORCH_COMPILE:
+        return backend is Backend.INDUCTOR
+    from pipeline.adapters.torch_tensorrt_builder import (  # noqa: PLC0415 - hosts that run engines have no torch
+        times_tactics,
+    )
+
+    return times_tactics()
+
+
+def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...]:
+    """Return what the convolutions and matrix products of an artifact's ONNX file multiply in; none without one."""
+    if artifact.variant.graph is None or artifact.file is None:
+        return ()
+    import onnx  # noqa: PLC0415 - hosts that run engines may have none
+
+    from pipeline.adapters.onnx_graph import layer_shares  # noqa: PLC0415 - the same
+
+    path = project.file(artifact.file)
+    try:
+        return layer_shares(onnx.load(path))
+    except Exception as exc:  # protobuf's DecodeError, OSError, and what shape inference raises
+        raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
+
+
+def _look(run: Run, project: Project, sizes: _Sizes) -> _Seen:
+    """Run all samples, then the first of them at every batch size, then extreme images."""
+    data = project.data()
+    load, samples = _loader(project), data.validation_samples
+    reference = np.load(project.file(data.reference))
+    edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
+    most, smallest, checked = sizes
+    with _telling(load, "validating", samples) as loud:
+        logits = run_batches(run, loud, samples, batch=most, smallest=smallest)
+    return _Seen(
+        logits,
+        tuple(check_rows(run, load, reference, size) for size in checked),
+        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
+    )
+
+
+def _run_engine(project: Project, artifact: Artifact) -> _Seen:
+    """Run an engine on its GPU, in a process that may die of it."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu = gpu_of(project, artifact)
+    cuda.use(gpu)
+    specialization = project.config.tensorrt.kernel_specialization
+    with (
+        open_serialized(project, artifact) as engine,
+        engine.session(specialization=specialization) as session,
+    ):
+        seen = _look(session, project, _sizes_of(project, artifact.variant, engine.batches))
+        return seen._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
+
+
+def _run_module(project: Project, artifact: Artifact) -> _Seen:
+    """Run a torch module on its GPU with images in both layouts, in a process that may die of it."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu = gpu_of(project, artifact)
+    cuda.use(gpu)
+    sizes = _sizes_of(project, artifact.variant, artifact.variant.profile)
+    channels_last = None
+    with open_module(project, artifact) as session:
+        seen = _look(session, project, sizes)
+        if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
+            run = partial(session, layout=Layout.CHANNELS_LAST)
+            samples = project.data().validation_samples
+            with _telling(_loader(project), "validating in channels_last", samples) as load:
+                channels_last = run_batches(run, load, samples, batch=sizes.most, smallest=sizes.smallest)
+        loaded = session.contents()
+    if loaded is not None and loaded.segments == 0:
+        left = ", ".join(loaded.torch_operators)
+        raise RunError(f"{artifact.variant.id} has no TensorRT engine once it is loaded", got=f"in PyTorch: {left}")
+    # What is compiled anew tells no layers: only a build asks for engines that do.
+    known = [contents.layers for contents in (loaded, artifact.module) if contents and contents.layers]
+    return seen._replace(
+        channels_last=channels_last,
+        layers=known[0] if known else (),
+        device=f"{gpu.name}, driver {driver_version()}",
+    )
+
+
+def _loader(project: Project) -> Load:
+    data = project.data()
+    # Mapped anew each time: what stays mapped counts as this process's memory, and 50,000 images are 7.5 GB.
+    return lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing)
+
+
+@contextmanager
+def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
+    """Hand out what loads samples, and shows how many of them have been asked for."""
+    with Bars() as bars:
+        told = bars.told(phase)
+
+        def loud(start: int, stop: int) -> Logits:
+            told(start, samples)
+            return load(start, stop)
+
+        yield loud
+
+
+def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return what no validation set has and a camera may send: all black, all white, and a checkerboard of both.
+
+    Returns:
+        uint8 (3, crop, crop, channels).
+    """
+    board = np.indices((spec.crop, spec.crop)).sum(axis=0) % 2 * 255
+    planes = np.stack([np.zeros_like(board), np.full_like(board, 255), board]).astype(np.uint8)
+    return np.repeat(planes[..., None], spec.channels, axis=-1)
+
+
+def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
+    """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
+
+    Args:
+        run: float32 (size, channels, height, width) → float32 (size, classes).
+        load: (start, stop) → those samples.
+        reference: (samples, classes).
+        size: of the batches.
+    """
+    count = min(len(reference), max(_ROWS, size))
+    logits = run_batches(run, load, count, batch=size, smallest=size)
+    images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
+    plain = run(images)
+    order = np.random.default_rng(size).permutation(size)
+    shuffled = np.empty_like(plain)
+    shuffled[order] = run(np.ascontiguousarray(images[order]))
+    copies = images.copy()
+    copies[1::2] = images[0]
+    beside = run(copies)
+    alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
+    return RowCheck(
+        batch=size,
+        reference_l2=relative_l2(logits, reference[:count]),
+        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]])),
+    )
+
+
+def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
+    backend = artifact.variant.backend
+    if artifact.built_for is not None:
+        return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
+    if artifact.module is not None:
+        return ", ".join(f"{tool.name} {tool.version}" for tool in artifact.module.libraries)
+    if backend.is_module:
+        return f"torch {version('torch')}"
+    if backend is Backend.ONNX_REFERENCE:
+        return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
+    return f"ONNX Runtime {version('onnxruntime-gpu')}, {'CPU' if artifact.variant.target == CPU_TARGET else 'CUDA'}"
+
+
+def run_batches(
+    run: Callable[[Logits], Logits],
+    load: Callable[[int, int], Logits],
+    samples: int,
+    *,
+    batch: int = _BATCH,
+    smallest: int = 1,
+) -> Logits:
+    """Run all samples in batches.
+
+    Args:
+        run: float32 (batch, channels, height, width) → float32 (batch, classes).
+        load: (start, stop) → those samples.
+        samples: how many there are.
+        batch: how many at once.
+        smallest: how many at least; the last batch is filled up by repeating its samples, and cut again.
+
+    Returns:
+        float32 (samples, classes).
+    """
+    results = []
+    for start in range(0, samples, batch):
+        images = load(start, min(start + batch, samples))
+        filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
+        results.append(run(filled)[: len(images)])
+    return np.concatenate(results)

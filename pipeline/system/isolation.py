@@ -1,0 +1,232 @@
+"""Risky work in a process of its own: a segfault, a hang or a sticky CUDA error ends that process, and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from model_artifacts.errors import CrashedError, KilledError, PipelineError, one_line, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
+
+T = TypeVar("T")
+
+_TERM_SECONDS = 2.0
+"""How long a process may take to end when asked to; then it is killed."""
+_EXIT_SECONDS = 10.0
+"""How long one that is ending by itself may take: the driver frees what it held on the GPU."""
+_LOOK_SECONDS = 1.0
+_TAIL_BYTES = 1 << 16
+_LINE_LENGTH = 200
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+KILLED = {-signal.SIGKILL, -signal.SIGTERM}
+"""How processes end that somebody else has ended: the kernel for want of memory, or whoever stops a machine."""
+PARENT_VARIABLE = "PIPELINE_PARENT"
+"""The environment variable in which a process tells those that it starts whom to end with."""
+_STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
+"""As faulthandler writes it; a traceback has a comma before the `in`."""
+
+
+def run_isolated(
+    function: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts], timeout_seconds: float, log: Path, rerun: str
+) -> T:
+    """Run a function in a process of its own, which ends before this returns.
+
+    Args:
+        function: importable by its module's name; it, its arguments and its result can be pickled.
+        arguments: what it is called with.
+        timeout_seconds: how long it may take, the start of the process included.
+        log: what the process and its native libraries write to standard error is appended here.
+        rerun: the command that repeats it, for the message.
+
+    Returns:
+        what the function returned.
+
+    Raises:
+        PipelineError: what the function raised, of the same type and with the same message.
+        StorageError: the log cannot be written.
+        KilledError: somebody has ended the process, and the message has the log's last lines.
+        CrashedError: it died or took too long, likewise; or the function raised something else, and the log has its
+            traceback.
+    """
+    context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, os.getpid(), log, rerun))
+    with ours, theirs:
+        try:
+            with _interrupts_held():
+                process.start()
+            theirs.close()  # so that the other end's closing is seen here
+            done, value = _ask(process, ours, (function, arguments), timeout_seconds)
+        except TimeoutError:
+            process.terminate()
+            process.join(_TERM_SECONDS)
+            what = f"no result in {timeout_seconds:g} s, which is all that it was given"
+            raise _crashed(what, log, rerun) from None
+        except EOFError:
+            process.join(_EXIT_SECONDS)
+            kind = KilledError if process.exitcode in KILLED else CrashedError
+            raise _crashed(describe_exit(process.exitcode), log, rerun, kind) from None
+        else:
+            process.join(_EXIT_SECONDS)
+        finally:
+            _end(process)
+    if done:
+        return value  # type: ignore[no-any-return]  # what the function returned
+    raise value
+
+
+def describe_exit(status: int | None) -> str:
+    """Return what a process that gave no answer died of: a signal's name, or its exit status."""
+    if status is None:
+        return "its process hung up, but did not end"
+    if status >= 0:
+        return f"its process ended without a result (exit status {status})"
+    names = {int(known): known.name for known in signal.Signals}
+    hint = ", as the kernel does when memory is short" if status == -signal.SIGKILL else ""
+    return f"its process was killed by {names.get(-status, f'signal {-status}')}{hint}"
+
+
+def last_lines(log: Path, count: int = 5) -> list[str]:
+    """Return the last lines of a log that say something, each cut to 200 characters; none if it cannot be read.
+
+    Of a stack that faulthandler wrote, the innermost frame counts, so that the words before it are not crowded out.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    outer = [bool(_STACK_FRAME.match(a) and _STACK_FRAME.match(b)) for a, b in zip(["", *lines], lines, strict=False)]
+    telling = [line for line, skip in zip(lines, outer, strict=True) if not skip]
+    return [line[:_LINE_LENGTH] for line in telling if not line.startswith("Extension modules:")][-count:]
+
+
+def _crashed(what: str, log: Path, rerun: str, kind: type[CrashedError] = CrashedError) -> CrashedError:
+    said = "".join(f"\n{'':12}{line}" for line in last_lines(log)) or " nothing"
+    return kind(what, got=f"last log lines:{said}", fix=_fix(rerun))
+
+
+def _fix(rerun: str) -> str:
+    return f"run it by itself: {rerun}"
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let interrupts wait, here and in a process that is started: neither is to be caught half-started.
+
+    Another thread may still take one; then the process finds that nothing is asked of it, and ends by itself.
+    """
+    resource_tracker.ensure_running()  # when multiprocessing starts it, it lets interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ask(process: BaseProcess, connection: Connection, request: object, seconds: float) -> tuple[bool, Any]:
+    """Return (True, result) or (False, error).
+
+    Raises:
+        EOFError: the process has ended without an answer.
+        TimeoutError: it has not answered in time.
+    """
+    deadline = time.monotonic() + seconds
+    with suppress(ConnectionError):  # its last words may still lie there
+        connection.send(request)
+    while (left := deadline - time.monotonic()) > 0:
+        if connection.poll(min(left, _LOOK_SECONDS)):
+            try:
+                return connection.recv()  # type: ignore[no-any-return]  # what `_serve` has sent
+            except OSError as exc:  # it died in the middle of its answer
+                raise EOFError from exc
+        # Processes that it has started may hold the connection open after its end, hence this look.
+        if not process.is_alive() and not connection.poll():
+            raise EOFError
+    raise TimeoutError
+
+
+def _end(process: BaseProcess) -> None:
+    """Kill a process, unless it has ended: native code does not look at gentler signals."""
+    if process.pid is not None:
+        process.kill()
+        process.join(_EXIT_SECONDS)
+    with suppress(ValueError):  # one that is stuck in the driver cannot be had back
+        process.close()
+
+
+def step_environment(*, timed: bool) -> dict[str, str]:
+    """Return the environment variables of a step that this process starts, and that ends with it.
+
+    What is timed is to be what users see. In other steps glibc keeps freed memory, because giving back every large
+    tensor costs a tenth of their time.
+    """
+    common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    if timed:
+        return common
+    keep = str(2**32)
+    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
+
+
+def live_with(parent: int) -> None:
+    """Have this process end when its parent does, however that ends; and leave interrupts to the parent.
+
+    Args:
+        parent: its process id.
+    """
+    end_with(parent, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+
+
+def end_with(parent: int, how: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process sent a signal when its parent ends: a parent that is killed can end nothing itself.
+
+    Args:
+        parent: its process id.
+        how: what is sent.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
+    if os.getppid() != parent:  # it died before that took effect
+        os._exit(1)
+
+
+def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
+    """Be the new process: take (function, arguments), send (True, result) or (False, error)."""
+    live_with(parent)
+    try:
+        with storage_errors(f"writing {log}"):
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        faulthandler.enable(all_threads=False)
+        faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # where did it hang?
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        function, arguments = connection.recv()
+        connection.send((True, function(*arguments)))
+    except PipelineError as exc:
+        connection.send((False, exc))
+    except Exception as exc:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
+        traceback.print_exc(file=sys.stderr)
+        connection.send((False, CrashedError(f"it raised {one_line(exc)}", fix=_fix(rerun))))

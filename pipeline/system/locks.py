@@ -1,0 +1,104 @@
+"""Who works on a host and on a GPU: what is timed alone, everything else side by side."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model_artifacts.records import Gpu
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 2.0
+
+
+@contextmanager
+def working(*, alone: bool) -> Iterator[None]:
+    """Work on this host: beside other steps, or alone to be timed, as their threads would be in what is measured.
+
+    Taken before a GPU's lock, always, so that two processes do not wait for each other.
+
+    Raises:
+        StorageError: the lock's file cannot be written.
+    """
+    with _locked("host", "this host", alone=alone):
+        yield
+
+
+@contextmanager
+def exclusive(gpu: Gpu | None) -> Iterator[None]:
+    """Hold a GPU alone: nothing else of ours works on it while something is timed, a builder's own tactics included.
+
+    The lock is the host's, not the checkout's: two checkouts, or two users, do not time on one GPU at once. It ends
+    with the process that holds it.
+
+    Args:
+        gpu: which; None holds nothing.
+
+    Raises:
+        StorageError: the lock's file cannot be written.
+    """
+    with _held(gpu, alone=True):
+        yield
+
+
+@contextmanager
+def shared(gpu: Gpu | None) -> Iterator[None]:
+    """Work on a GPU beside others who do: only what is timed is kept waiting, and waited for.
+
+    Args:
+        gpu: which; None holds nothing.
+
+    Raises:
+        StorageError: the lock's file cannot be written.
+    """
+    with _held(gpu, alone=False):
+        yield
+
+
+@contextmanager
+def _held(gpu: Gpu | None, *, alone: bool) -> Iterator[None]:
+    if gpu is None:
+        yield
+        return
+    with _locked(gpu.uuid, f"the {gpu.name}", alone=alone):
+        yield
+
+
+@contextmanager
+def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
+    from filelock import ReadWriteLock, Timeout  # noqa: PLC0415 - 0.1 s that listing and planning save
+
+    path = Path(tempfile.gettempdir()) / "pipeline-locks" / f"{name}.lock"
+    with storage_errors(f"locking {path}"):
+        _make_common(path)
+        lock = ReadWriteLock(path, is_singleton=False)
+        acquire = lock.acquire_write if alone else lock.acquire_read
+        try:
+            acquire(timeout=_PATIENCE_SECONDS)
+        except Timeout:
+            log.info("waiting for %s, on which something %s", what, "else works" if alone else "is timed")
+            acquire()
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _make_common(path: Path) -> None:
+    """Make a file that every user may open; a sticky folder, as /tmp is, would keep others' files closed."""
+    folder = path.parent
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+    if not path.exists():
+        path.touch()
+        path.chmod(0o666)

@@ -1,0 +1,233 @@
+"""A machine that runs artifacts: resolved, verified, opened, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline
+from model_artifacts.deployment.loading import Model
+from model_artifacts.deployment.resolution import Place, Resolution, Tier, Wish
+from model_artifacts.errors import PipelineError, RunError, UnsupportedError
+from model_artifacts.host.files import read_record, write_record
+from model_artifacts.records import Backend, Manifest, Precision, Profile
+from model_artifacts.sessions.preprocessing import to_input, to_pixels
+from tests.model_artifacts.deployment.test_resolution import engine, machine, module
+from tests.support.hosts import H100
+from tests.support.manifests import entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import FileRecord, ManifestEntry
+    from model_artifacts.releases.verification import Release
+    from pipeline.planning.project import Project
+
+    Batch = npt.NDArray[np.float32]
+
+
+def photographs(count: int) -> list[Image.Image]:
+    """Return images of different sizes and modes."""
+    noise = np.random.default_rng(0).integers(0, 256, (count, 50, 40, 3), dtype=np.uint8)
+    return [
+        Image.fromarray(pixels).convert(mode) for pixels, mode in zip(noise, ["RGB", "L", "RGBA"] * count, strict=False)
+    ]
+
+
+def test_logits_are_those_that_were_validated(built: Project) -> None:
+    """What a deployment gets for the validation images is what the reference's logits say of them."""
+    data = built.data()
+    pixels, reference = built.pixels(data.validation), np.load(built.file(data.reference))
+    with pipeline.load(built.paths.root, Wish(precision=Precision.FP32)) as model:
+        assert model.entry.kind is Backend.ONNXRUNTIME
+        logits = model(to_input(pixels, model.preprocessing))
+    assert logits.dtype == np.float32
+    assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < 1e-5
+
+
+def test_a_wish_decides_what_is_opened(built: Project) -> None:
+    """As it does for `resolve`."""
+    with pipeline.load(built.paths.root, Wish(precision=Precision.FP16)) as model:
+        assert model.entry.precision is Precision.FP16
+        assert model.resolution.entry == pipeline.resolve(built.paths.root, Wish(precision=Precision.FP16)).entry
+
+
+def test_images_become_names_of_classes(built: Project) -> None:
+    """They are resized, cropped and normalised as the manifest says."""
+    images = photographs(3)
+    with pipeline.load(built.paths.root) as model:
+        spec = model.preprocessing
+        batch = to_input(np.stack([to_pixels(image, spec) for image in images]), spec)
+        expected = [
+            str(index) if not model.class_names else model.class_names[index] for index in model(batch).argmax(1)
+        ]
+        assert model.predict(images) == tuple(expected)
+        assert model.predict([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [(None, [4, 1]), ((1, 1), [1] * 5), ((2, 3), [3, 2]), ((4, 4), [4, 4])],
+)
+def test_images_are_run_in_batches_that_the_artifact_takes(
+    built: Project, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int] | None, expected: list[int]
+) -> None:
+    """Larger ones are filled up, and what fills them is in no answer; what takes any batch gets none that is huge."""
+    monkeypatch.setattr("model_artifacts.deployment.loading._AT_ONCE", 4)
+    facts = built.manifest().model
+    assert facts is not None
+    seen = []
+    profile = Profile(min=sizes[0], opt=sizes[0], max=sizes[1]) if sizes else None
+
+    def run(batch: Batch) -> Batch:
+        seen.append(len(batch))
+        return np.eye(10, dtype=np.float32)[: len(batch)]
+
+    found = Resolution(entry("x", profile=profile), Place(Tier.ONNX, None), None, None, ())
+    assert len(Model(found, facts, run).predict(photographs(5))) == 5
+    assert seen == expected
+
+
+@pytest.fixture
+def changed(copied: Path) -> Callable[[Callable[[ManifestEntry], dict[str, object]]], Path]:
+    """A function that changes every entry of a copied project's manifest, and returns the folder."""
+
+    def change(update: Callable[[ManifestEntry], dict[str, object]]) -> Path:
+        path = copied / "artifacts" / "manifest.json"
+        manifest = read_record(path, Manifest)
+        entries = tuple(item.model_copy(update=update(item)) for item in manifest.artifacts)
+        write_record(path, manifest.model_copy(update={"artifacts": entries}))
+        return path.parent
+
+    return change
+
+
+def moved(file: FileRecord | None, path: str) -> dict[str, object]:
+    """Return a change of where a file lies."""
+    return {"file": file.model_copy(update={"path": path}) if file else None}
+
+
+def test_a_damaged_file_is_refused_before_it_is_loaded(copied: Path) -> None:
+    """By its digest, whatever it is."""
+    file = pipeline.resolve(copied / "artifacts").entry.file
+    assert file is not None
+    path = copied / "artifacts" / file.path
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=r"is damaged.*\n  expected: SHA-256"), pipeline.load(copied / "artifacts"):
+        pass
+
+
+@pytest.mark.parametrize("where", ["../outside.onnx", "/etc/passwd", "link.onnx"])
+def test_a_file_outside_the_folder_is_refused(
+    changed: Callable[[Callable[[ManifestEntry], dict[str, object]]], Path], where: str
+) -> None:
+    """Neither `..`, nor an absolute path, nor a link leads out of it."""
+    folder = changed(lambda item: moved(item.file, where))
+    (folder.parent / "outside.onnx").write_bytes(b"x")
+    (folder / "link.onnx").symlink_to(folder.parent / "outside.onnx")
+    with pytest.raises(RunError, match="names a file outside its folder"), pipeline.load(folder):
+        pass
+
+
+def test_what_was_not_pulled_is_not_taken(copied: Path) -> None:
+    """Without the wish that it was pulled by, the same artifact is what there is; for another host all count."""
+    folder = copied / "artifacts"
+    everything = [item for item in pipeline.resolve(folder).rejected if "was not pulled" in item.reason]
+    best, wished = pipeline.resolve(folder).entry, pipeline.resolve(folder, Wish(precision="fp32")).entry
+    other = wished if wished != best else pipeline.resolve(folder, Wish(precision="fp16")).entry
+    for item in read_record(folder / "manifest.json", Manifest).artifacts:
+        if item.file and other.file and item.file != other.file:
+            (folder / item.file.path).unlink(missing_ok=True)
+    found = pipeline.resolve(folder)
+    assert everything == []
+    assert found.entry == other
+    assert {item.id: item.reason for item in found.rejected}[best.id] == "was not pulled: its file is not there"
+    assert pipeline.resolve(folder, host=pipeline.this_host()).entry == best
+    with pipeline.load(folder) as model:
+        assert model.entry == other
+
+
+def test_a_manifest_without_a_model_is_refused(copied: Path) -> None:
+    """There is no preprocessing to be had."""
+    path = copied / "artifacts" / "manifest.json"
+    write_record(path, read_record(path, Manifest).model_copy(update={"model": None}))
+    with pytest.raises(RunError, match="says nothing of the model"), pipeline.load(path.parent):
+        pass
+
+
+def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
+    """It names the artifact and the shape."""
+    with pipeline.load(built.paths.root) as model, pytest.raises(RunError, match=r"cannot run a batch \(1, 2\)"):
+        model(np.zeros((1, 2), np.float32))
+
+
+def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
+    """One type to catch."""
+    with pytest.raises(pipeline.PipelineError, match=r"manifest\.json is missing"), pipeline.load(tmp_path):
+        pass
+    assert pipeline.PipelineError is PipelineError
+
+
+def test_names_that_are_not_there_are_attribute_errors() -> None:
+    """As of any module."""
+    with pytest.raises(AttributeError, match="no attribute 'loads'"):
+        pipeline.loads  # noqa: B018 - that is the test
+
+
+@pytest.mark.parametrize("made", [engine("engine", 0.1, gpu=H100), module("module", 0.1)])
+def test_what_needs_a_gpu_says_so_where_it_does_not_start(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, made: ManifestEntry
+) -> None:
+    """A manifest that was resolved for a GPU that is not there gives one message, and no crash."""
+    path = copied / "artifacts" / "manifest.json"
+    manifest = read_record(path, Manifest)
+    file = manifest.artifacts[0].file
+    write_record(path, manifest.model_copy(update={"artifacts": (made.model_copy(update={"file": file}),)}))
+    monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
+    with pytest.raises((RunError, UnsupportedError)), pipeline.load(path.parent):
+        pass
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "torchvision", "doit", "yaml", "onnx", "ray"):
+    sys.modules[name] = None  # how Python marks what is not there
+from pipeline.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["host", "resolve", "verify"])
+def test_commands_of_deployments_need_no_building_stack(released: Release, command: str) -> None:
+    """Where torch, doit and yaml are not installed, they do what they are for."""
+    given = [command, *([str(released.folder)] if command != "host" else [])]
+    subprocess.run([sys.executable, "-c", BLOCKED, *given], check=True, capture_output=True)  # noqa: S603 - our own
+
+
+LEAN = """
+import json, sys
+import pipeline
+from PIL import Image
+with pipeline.load({folder!r}) as model:
+    names = model.predict([Image.new("RGB", (40, 50))])
+heavy = sorted({{"torch", "torchvision", "doit", "yaml", "onnx", "sklearn", "filelock"}} & set(sys.modules))
+print(json.dumps([names, heavy]))
+"""
+
+
+def test_neither_torch_nor_doit_is_imported(built: Project) -> None:
+    """Not for resolving, not for running, not for images."""
+    code = LEAN.format(folder=str(built.paths.root))
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    names, heavy = json.loads(done.stdout)
+    assert len(names) == 1
+    assert heavy == []

@@ -1,0 +1,437 @@
+"""Files are written whole or not at all, and read back with a message that helps."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_artifacts.errors import NewerRecordError, RecordError, StorageError
+from model_artifacts.host.files import (
+    describe_file,
+    keeping,
+    read_record,
+    replace_folder,
+    replacing,
+    replacing_folder,
+    scratch_folder,
+    sha256_of,
+    write_bytes,
+    write_record,
+)
+from model_artifacts.records import FileRecord, Key, StageRecord, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def test_block_that_ends_well_becomes_the_file(tmp_path: Path) -> None:
+    """What was written to the temporary path is what the file holds, and nothing else is left."""
+    path = tmp_path / "new" / "folder" / "x.bin"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_at_the_path_before_the_block_ends(tmp_path: Path) -> None:
+    """A reader never sees a file that is still being written."""
+    path = tmp_path / "x.bin"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+
+
+def test_temporary_path_has_the_folder_and_the_suffix_of_the_file(tmp_path: Path) -> None:
+    """Libraries that look at suffixes see the right one, and a rename stays within one file system."""
+    with replacing(tmp_path / "x.onnx") as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".onnx")
+
+
+def test_file_can_be_read_by_everyone(tmp_path: Path) -> None:
+    """What the pipeline builds is as readable as a file made by `open`, not private as temporary files are."""
+    write_bytes(tmp_path / "x", b"new")
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_block_that_fails_leaves_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
+    """After an exception, an interrupt included, the old file is whole and no temporary file is left."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise failure
+
+    with pytest.raises(failure):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("operation", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    """Wherever the disk fills up, the message says what to do, and the old file is whole."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(operation, _no_space)
+        with pytest.raises(StorageError) as caught:
+            write_bytes(path, b"new")
+    message = str(caught.value)
+    assert message.startswith(f"writing {path} failed: No space left on device\n")
+    assert "fix:      free some disk space, then run the command again" in message
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_read_only_folder_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that this user may not write to is named, with both ways out."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "tmp"))
+
+    monkeypatch.setattr("tempfile.mkstemp", denied)
+    with pytest.raises(StorageError) as caught:
+        write_bytes(tmp_path / "x", b"new")
+    assert str(caught.value).startswith(f"writing {tmp_path / 'x'} failed: Permission denied\n")
+    assert "make the folder writable for this user, or set `artifacts:`" in str(caught.value)
+
+
+def test_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    """A file where a folder should be is a storage error that names it."""
+    (tmp_path / "m").write_text("I am no folder")
+    with pytest.raises(StorageError) as caught:
+        write_bytes(tmp_path / "m" / "x", b"new")
+    assert f"where:    {tmp_path / 'm'}" in str(caught.value)
+
+
+def test_folder_in_a_files_place_stays(tmp_path: Path) -> None:
+    """A folder where a file should be is a storage error, and keeps what is in it."""
+    (tmp_path / "x" / "precious").mkdir(parents=True)
+    with pytest.raises(StorageError, match="failed: Is a directory"):
+        write_bytes(tmp_path / "x", b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "precious"]
+
+
+@given(st.binary(max_size=100))
+@settings(deadline=None)
+def test_any_bytes_are_written_as_they_are(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """No byte is changed, and no length is too short."""
+    path = tmp_path_factory.getbasetemp() / "any-bytes"
+    write_bytes(path, data)
+    assert path.read_bytes() == data
+
+
+def test_a_sweep_that_comes_in_between_takes_no_file_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that another process takes for left over, before its writer holds its lock, is made again."""
+    path, real = tmp_path / "x", tempfile.mkstemp
+    made: list[Path] = []
+
+    def swept(**arguments: Any) -> tuple[int, str]:
+        handle, name = real(**arguments)
+        made.append(Path(name))
+        if len(made) == 1:
+            with replacing(path) as other:  # which sweeps first
+                other.write_bytes(b"other")
+        return handle, name
+
+    monkeypatch.setattr("tempfile.mkstemp", swept)
+    write_bytes(path, b"new")
+    assert len(made) == 3
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_a_killed_writer_left_goes_a_day_later(tmp_path: Path) -> None:
+    """One that is younger may still be written."""
+    old, young = tmp_path / ".writing-old", tmp_path / ".writing-young"
+    old.mkdir()
+    young.mkdir()
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    with replacing_folder(tmp_path / "release") as folder:
+        (folder / "x").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-young", "release"]
+
+
+# Records.
+
+
+def _stage_record() -> StageRecord:
+    return StageRecord(key=Key(fields=()), built_at=datetime(2026, 1, 1, tzinfo=timezone.utc))
+
+
+def test_record_is_read_back(tmp_path: Path) -> None:
+    """What is written as a record is read as the same record."""
+    write_record(tmp_path / "r.json", _stage_record())
+    assert read_record(tmp_path / "r.json", StageRecord) == _stage_record()
+
+
+def test_record_on_disk_is_its_canonical_json(tmp_path: Path) -> None:
+    """The file is UTF-8 text that ends in a newline."""
+    write_record(tmp_path / "r.json", Tool(name="ü", version="1"))
+    assert (tmp_path / "r.json").read_bytes() == '{\n  "name": "ü",\n  "version": "1"\n}\n'.encode()
+
+
+def test_missing_record_is_told_the_fix(tmp_path: Path) -> None:
+    """A record that is not there is named, with the command that makes it."""
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path / "r.json", Tool, fix="run `make r`")
+    assert str(caught.value) == f"{tmp_path / 'r.json'} is missing\n  fix:      run `make r`"
+
+
+def test_record_that_is_a_folder_is_told_the_fix(tmp_path: Path) -> None:
+    """What cannot be read for another reason is told with the system's reason."""
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path, Tool, fix="run `make r`")
+    assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory\n  fix:      run `make r`"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"name": "x"'])
+def test_damaged_record_is_told_the_fix(tmp_path: Path, content: bytes) -> None:
+    """Whatever a file holds instead of a record, the message names it, the kind of record and the fix."""
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError) as caught:
+        read_record(path, Tool, fix="run `make r`")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path} is not a valid Tool: ")
+    assert lines[-1] == "  fix:      run `make r`"
+
+
+def test_damaged_record_has_no_empty_place(tmp_path: Path) -> None:
+    """Where the whole file is wrong, no place within it is named."""
+    (tmp_path / "r.json").write_text("{")
+    with pytest.raises(RecordError, match="is not a valid Tool: Invalid JSON"):
+        read_record(tmp_path / "r.json", Tool)
+
+
+def test_record_with_a_wrong_field_names_the_field(tmp_path: Path) -> None:
+    """The place within the record is part of the message."""
+    (tmp_path / "r.json").write_text('{"path": "x", "bytes": -1, "sha256": "' + "0" * 64 + '"}')
+    with pytest.raises(RecordError, match="is not a valid FileRecord: bytes: Input should be greater than"):
+        read_record(tmp_path / "r.json", FileRecord)
+
+
+def test_record_of_a_newer_schema_names_the_version(tmp_path: Path) -> None:
+    """A record that a later version of this program wrote is refused because of its schema version."""
+    path = tmp_path / "r.json"
+    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(NewerRecordError, match=r"(?s)r\.json was written by a newer.*got: +schema_version 2.*update"):
+        read_record(path, StageRecord)
+
+
+def test_record_of_a_newer_schema_is_not_replaced(tmp_path: Path) -> None:
+    """What a later version of this program wrote is not lost to an older one."""
+    path = tmp_path / "r.json"
+    newer = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
+    path.write_text(newer)
+    with pytest.raises(NewerRecordError, match="newer version"):
+        write_record(path, _stage_record())
+    assert path.read_text() == newer
+
+
+def test_record_of_an_older_schema_is_made_again(tmp_path: Path) -> None:
+    """It is never misread; its step is told to run, and may replace it."""
+    path = tmp_path / "r.json"
+    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 0'))
+    with pytest.raises(RecordError, match="schema_version: Input should be greater than or equal to 1"):
+        read_record(path, StageRecord)
+    write_record(path, _stage_record())
+    assert read_record(path, StageRecord) == _stage_record()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"schema_version": "2"}', '{"schema_version": true}', "[" * 100_000])
+def test_what_is_no_record_may_be_replaced(tmp_path: Path, text: str) -> None:
+    """Only a whole number that is too high makes a record newer."""
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    write_record(path, _stage_record())
+    assert read_record(path, StageRecord) == _stage_record()
+
+
+def test_record_of_a_newer_schema_with_new_fields_names_the_version(tmp_path: Path) -> None:
+    """The version is told rather than a field that only the later version has."""
+    path = tmp_path / "r.json"
+    text = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
+    path.write_text(text.replace("{", '{"aaa": 1, "built_by": "me",', 1))
+    with pytest.raises(NewerRecordError, match="schema_version"):
+        read_record(path, StageRecord)
+
+
+@given(st.binary(max_size=60))
+@settings(deadline=None)
+def test_any_bytes_are_no_tool(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Random bytes are a record error, never another one."""
+    path = tmp_path_factory.getbasetemp() / "any-record.json"
+    path.write_bytes(data)
+    with pytest.raises(RecordError):
+        read_record(path, Tool)
+
+
+# Digests.
+
+
+def test_digest_is_sha256(tmp_path: Path) -> None:
+    """The digest is that of the file's bytes, also beyond one block of reading."""
+    data = bytes(range(256)) * 8192  # 2 MiB
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def _appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def _replaced(path: Path) -> None:
+    write_bytes(path, b"new")
+
+
+def _rewritten_with_the_old_time(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(b"new")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [_appended, _replaced, _rewritten_with_the_old_time])
+def test_changed_file_has_another_digest(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """A file that changes within one process is read again, same size or not."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    before = sha256_of(path)
+    change(path)
+    assert sha256_of(path) != before
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of gigabytes are hashed once a process."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    before = sha256_of(path)
+    monkeypatch.setattr("pathlib.Path.open", _no_space)
+    assert sha256_of(path) == before
+
+
+def test_digest_of_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(StorageError, match="failed: No such file or directory"):
+        sha256_of(tmp_path / "absent")
+
+
+def test_described_file_has_its_path_below_the_root(tmp_path: Path) -> None:
+    """A file's record holds for any place that the artifacts are moved to."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"old")
+    expected = FileRecord(path="a/x", bytes=3, sha256=hashlib.sha256(b"old").hexdigest())
+    assert describe_file(tmp_path / "a" / "x", tmp_path) == expected
+
+
+def test_a_log_is_kept_when_the_work_is_done(tmp_path: Path) -> None:
+    """What was appended is there once the block has ended, and not before."""
+    with keeping(tmp_path / "deep" / "build.log") as log:
+        log.write_text("said\n")
+        assert not (tmp_path / "deep" / "build.log").exists()
+    assert (tmp_path / "deep" / "build.log").read_text() == "said\n"
+
+
+def test_a_log_is_kept_when_the_work_fails(tmp_path: Path) -> None:
+    """A failure's log is what is needed most, and replaces that of an earlier success."""
+    (tmp_path / "build.log").write_text("all well")
+
+    def work() -> None:
+        with keeping(tmp_path / "build.log") as log:
+            log.write_text("oh")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert (tmp_path / "build.log").read_text() == "oh"
+
+
+# Folders.
+
+
+def folder(path: Path, text: str) -> Path:
+    """Make a folder with one file."""
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+class CannotSwap:
+    """A file system that swaps nothing."""
+
+    def renameat2(self, *_: object) -> int:
+        """Fail as it does."""
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool) -> None:
+    """Of the old one nothing is left; where there was none, it is simply there."""
+    if not swaps:
+        monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: CannotSwap())
+    for text in ("first", "second"):
+        replace_folder(folder(tmp_path / "new", text), tmp_path / "old")
+        assert (tmp_path / "old/file").read_text() == text
+        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool
+) -> None:
+    """Whichever way it is tried."""
+    if not swaps:
+        monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: CannotSwap())
+    old = folder(tmp_path / "old", "old")
+    with pytest.raises(OSError, match="No such file"):
+        replace_folder(tmp_path / "not there", old)
+    assert (old / "file").read_text() == "old"
+
+
+def test_scratch_goes_with_the_block(tmp_path: Path) -> None:
+    """However the block ends."""
+
+    def interrupted() -> None:
+        with scratch_folder(tmp_path / "root") as scratch:
+            (scratch / "file").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_scratch_that_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
+    """Not before: somebody may still write there; and nothing else goes."""
+    for name, hours in ((".writing-old", 25), (".writing-new", 23), ("models", 25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        then = time.time() - hours * 3600
+        os.utime(tmp_path / name, (then, then))
+    with scratch_folder(tmp_path):
+        assert not (tmp_path / ".writing-old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-new", "models"]

@@ -1,0 +1,107 @@
+"""What a person sees of a long build."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from model_artifacts.host import progress
+from model_artifacts.host.progress import Bars
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.fixture
+def _always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step comes as late as if the build were slow."""
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0)
+
+
+def build(stream: io.StringIO) -> str:
+    """Tell of a build of two phases, one within the other, and return what was shown."""
+    with Bars(stream) as shown:
+        shown.start("Building engine", None, 6)
+        shown.start("Timing tactics", "Building engine", 57)
+        shown.step("Timing tactics", 3)
+        shown.finish("Timing tactics")
+        shown.step("Building engine", 1)
+        shown.finish("Building engine")
+    return stream.getvalue()
+
+
+def test_quick_build_says_nothing() -> None:
+    """A build of less than a few seconds leaves a log as it is."""
+    assert build(io.StringIO()) == ""
+
+
+@pytest.mark.usefixtures("_always")
+def test_slow_build_says_a_line_now_and_then() -> None:
+    """A log of a long build says which phase it is in, and how far."""
+    assert build(io.StringIO()) == "Timing tactics: 3 of 57\nBuilding engine: 1 of 6\n"
+
+
+@pytest.mark.usefixtures("_always")
+def test_step_of_an_unknown_phase_is_shown() -> None:
+    """A step that comes before its phase is no reason to end a build."""
+    stream = io.StringIO()
+    with Bars(stream) as shown:
+        shown.step("Mystery", 2)
+        shown.finish("Mystery")
+    assert stream.getvalue() == "Mystery: 2 of 2\n"
+
+
+def test_line_follows_a_line_no_sooner_than_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many steps there are, a log gets a line every few seconds at most."""
+    clock = iter([0.0, 4.0, 5.0, 5.0, 9.0, 11.0, 11.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Bars(stream) as shown:
+        for done in range(1, 5):
+            shown.step("Timing", done)
+    assert stream.getvalue() == "Timing: 2 of 2\nTiming: 4 of 4\n"
+
+
+@pytest.fixture
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that can do everything."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_terminal_shows_a_bar_a_phase() -> None:
+    """On a terminal each phase has a bar with its steps, and no lines are left behind."""
+    shown = build(Terminal())
+    assert "Building engine" in shown
+    assert "\x1b[?25l" in shown  # the cursor is hidden while there are bars
+    assert shown.rstrip("\r").endswith("\x1b[2K\x1b[?25h")  # and the bars are taken away at the end
+    assert "Timing tactics: 3 of 57" not in shown
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_bars_are_taken_away_after_an_error() -> None:
+    """A build that fails leaves the terminal as it was."""
+    stream = Terminal()
+    with pytest.raises(TypeError), Bars(stream) as shown:
+        shown.start("Building engine", None, "six")  # type: ignore[arg-type]  # what goes wrong
+    assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_phase_within_another_is_indented() -> None:
+    """What belongs to a phase stands below it, further in."""
+    stream = Terminal()
+    with Bars(stream) as shown:
+        shown.start("Outer", None, 2)
+        shown.start("Inner", "Outer", 2)
+    assert "Outer" in stream.getvalue()
+    assert "  Inner" in stream.getvalue()

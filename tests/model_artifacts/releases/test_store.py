@@ -1,0 +1,638 @@
+"""Releases go into a store and come out of it whole and verified, or not at all: a folder, memory, S3, a web server."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from s3fs.core import S3File
+
+import pipeline
+from model_artifacts.deployment.resolution import Wish
+from model_artifacts.errors import PipelineError, ReleaseError, ResolveError, StoreError
+from model_artifacts.records import Precision, StoredRelease
+from model_artifacts.releases.objects import ObjectStore, without_secrets
+from model_artifacts.releases.signature import Verifier
+from model_artifacts.releases.store import LATEST, collect_garbage, move_tag, pull, push, read_tags
+from model_artifacts.releases.verification import verify_release
+from pipeline.__main__ import main
+from tests.support.keys import pem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from model_artifacts.records import FileRecord
+    from model_artifacts.releases.verification import Release
+
+NOW = timedelta(0)
+WISH = Wish(precision=Precision.FP16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder to use as a store."""
+    return tmp_path / "store"
+
+
+@pytest.fixture(params=["folder", "file", "memory", "s3"])
+def url(request: pytest.FixtureRequest, store: Path) -> str:
+    """Each kind of store that can be written."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3"))
+    return {"folder": str(store), "file": f"file://{store}", "memory": f"memory://{store.parent.name}"}[request.param]
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def blob_of(store: Path, file: FileRecord | None) -> Path:
+    """Return where a folder used as a store holds a file."""
+    assert file is not None
+    return store / "blobs" / file.sha256[:2] / file.sha256
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return the hidden folders beside a folder."""
+    return [path.name for path in folder.parent.glob(".*")]
+
+
+# There and back.
+
+
+def test_what_is_pushed_is_what_is_pulled(url: str, released: Release, tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    """Byte for byte, signature included; and it loads."""
+    pushed = push(url, released.folder)
+    pulled = pull(url, tmp_path / "models", verifier=Verifier(keys[1]))
+    assert listing(tmp_path / "models") == listing(released.folder)
+    assert pulled.release == pushed.release
+    assert pulled.digest == pushed.digest
+    assert {file.path for file in pulled.fetched} == set(listing(released.folder))
+    assert leftovers(tmp_path / "models") == []
+    with pipeline.load(tmp_path / "models") as model:
+        assert model.entry.id in {entry.id for entry in released.manifest.artifacts}
+
+
+def test_an_archive_is_pushed_as_its_folder_is(store: Path, released: Release) -> None:
+    """Its release has the same files."""
+    one, other = push(str(store), released.folder), push(str(store), released.archive)
+    assert one.release.name == other.release.name == "tiny-cccccccccccc"
+    assert {file.path for file in other.sent} <= {"model.sig"}
+
+
+def test_pushing_again_sends_nothing(url: str, released: Release) -> None:
+    """What is there is not sent; a new tag is all that changes."""
+    first = push(url, released.folder)
+    second = push(url, released.folder, ["prod"])
+    assert len(first.sent) == len({file.sha256 for file in first.release.files})
+    assert second.sent == ()
+    assert {tag.name: tag.release for tag in read_tags(url)} == {"latest": first.digest, "prod": first.digest}
+
+
+def test_a_web_server_is_enough_to_pull_from(
+    store: Path, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows no ranges of bytes, even: what a broken pull has left of a file is fetched from its beginning."""
+    digest = push(str(store), released.folder).digest
+    part = tmp_path / f".pulling-models-{digest[:16]}" / "manifest.json.part"
+    part.parent.mkdir()
+    part.write_bytes((released.folder / "manifest.json").read_bytes()[:1000])
+    monkeypatch.setattr("model_artifacts.releases.objects._CHUNK", 1 << 12)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=store)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        pull(url, tmp_path / "models")
+        with pytest.raises(StoreError, match="can only be pulled from"):
+            push(url, released.folder)
+        with pytest.raises(StoreError, match="has no tag prod"):
+            pull(url, tmp_path / "models", "prod")
+        server.shutdown()
+    assert listing(tmp_path / "models") == listing(released.folder)
+
+
+def test_only_what_a_host_needs_is_pulled(
+    store: Path, released: Release, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """One artifact by a wish, and the evidence; the signature still tells of everything."""
+    push(str(store), released.folder)
+    pulled = pull(str(store), tmp_path / "models", LATEST, Verifier(keys[1]), WISH)
+    assert pulled.entry is not None
+    assert pulled.entry.file is not None
+    assert pulled.entry.precision is Precision.FP16
+    there = set(listing(tmp_path / "models"))
+    assert [path for path in there if "/" in path] == [pulled.entry.file.path]
+    assert verify_release(tmp_path / "models", Verifier(keys[1]), partial=True) == released.manifest
+    with pytest.raises(ReleaseError, match="no such file"):
+        verify_release(tmp_path / "models")
+    with pipeline.load(tmp_path / "models", WISH) as model:
+        assert model.entry == pulled.entry
+
+
+def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release, tmp_path: Path) -> None:
+    """The reasons are told."""
+    push(str(store), released.folder)
+    with pytest.raises(ResolveError, match="no artifact of the manifest suits"):
+        pull(str(store), tmp_path / "models", for_host=Wish(max_latency_ms=1e-9))
+    assert not (tmp_path / "models").exists()
+
+
+# Another release over an older one.
+
+
+@pytest.fixture
+def newer(released: Release, tmp_path: Path) -> Path:
+    """Another release: the same files, but for its licences."""
+    folder = tmp_path / "newer"
+    shutil.copytree(released.folder, folder)
+    (folder / "model.sig").unlink()
+    before = hashlib.sha256((folder / "NOTICES.txt").read_bytes()).hexdigest()
+    (folder / "NOTICES.txt").write_text("other notices\n")
+    after = hashlib.sha256((folder / "NOTICES.txt").read_bytes()).hexdigest()
+    for name in ("provenance.intoto.json", "SHA256SUMS"):
+        text = (folder / name).read_text().replace(before, after)
+        if name == "SHA256SUMS":
+            proof = "provenance.intoto.json"
+            digest = hashlib.sha256((folder / proof).read_bytes()).hexdigest()
+            text = "".join(
+                f"{digest}  {proof}\n" if line.endswith(proof) else f"{line}\n" for line in text.splitlines()
+            )
+        (folder / name).write_text(text)
+    verify_release(folder)
+    return folder
+
+
+def test_a_newer_release_takes_the_place_of_the_old_one(
+    store: Path, released: Release, newer: Path, tmp_path: Path
+) -> None:
+    """Only what changed travels; what the old one had more is gone."""
+    push(str(store), released.folder)
+    pull(str(store), tmp_path / "models")
+    push(str(store), newer)
+    pulled = pull(str(store), tmp_path / "models")
+    assert {file.path for file in pulled.fetched} == {"NOTICES.txt", "provenance.intoto.json", "SHA256SUMS"}
+    assert listing(tmp_path / "models") == listing(newer)
+
+
+def test_tags_move_and_go_back(url: str, released: Release, newer: Path, tmp_path: Path) -> None:
+    """A tag stands for what another stands for, or for a digest; old releases stay."""
+    old = push(url, released.folder).digest
+    new = push(url, newer).digest
+    assert move_tag(url, "prod", LATEST) == new
+    assert move_tag(url, "prod", old) == old
+    assert [(tag.name, tag.release) for tag in read_tags(url)] == [("latest", new), ("prod", old)]
+    assert pull(url, tmp_path / "models", "prod").digest == old
+    assert pull(url, tmp_path / "models", new).digest == new
+
+
+def test_where_folders_cannot_be_swapped_they_are_renamed(
+    store: Path, released: Release, newer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems."""
+
+    class NoSwap:
+        def renameat2(self, *_: object) -> int:
+            """Fail as a file system does that cannot."""
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: NoSwap())
+    push(str(store), released.folder)
+    pull(str(store), tmp_path / "models")
+    push(str(store), newer)
+    pull(str(store), tmp_path / "models")
+    assert listing(tmp_path / "models") == listing(newer)
+    assert leftovers(tmp_path / "models") == []
+
+
+# Refused: nothing is installed, the old release stays.
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def relist(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Have the tag stand for a listing that somebody has changed."""
+    tag = store / "tags/latest.json"
+    said = json.loads((store / "releases" / f"{json.loads(tag.read_text())['release']}.json").read_text())
+    change(said)
+    text = json.dumps(said).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    (store / "releases" / f"{digest}.json").write_bytes(text)
+    tag.write_text(json.dumps({"schema_version": 1, "release": digest}))
+
+
+def at(path: str) -> Callable[[dict[str, Any]], object]:
+    """Return what sends the first file of a listing elsewhere."""
+    return lambda said: said["files"][0].update(path=path)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
+    "a flipped byte of an artifact": (
+        lambda store, made: flip(blob_of(store, made.manifest.artifacts[0].file)),
+        "is not what was listed",
+    ),
+    "a missing blob": (
+        lambda store, made: blob_of(store, made.manifest.artifacts[0].file).unlink(),
+        "there is no such object",
+    ),
+    "a blob cut short": (
+        lambda store, made: blob_of(store, made.manifest.artifacts[0].file).write_bytes(b"short"),
+        "is not what was listed",
+    ),
+    "a blob that goes on": (
+        lambda store, made: blob_of(store, made.manifest.artifacts[0].file).write_bytes(bytes(10**7)),
+        "is not what was listed",
+    ),
+    "a flipped byte of the listing": (
+        lambda store, _: flip(next((store / "releases").iterdir())),
+        "is damaged",
+    ),
+    "no listing": (lambda store, _: next((store / "releases").iterdir()).unlink(), "has no release"),
+    "a tag that is none": (lambda store, _: (store / "tags/latest.json").write_text("{}"), "is damaged"),
+    "no tag": (lambda store, _: (store / "tags/latest.json").unlink(), "has no tag latest"),
+    "a path that leads out": (lambda store, _: relist(store, at("../outside")), "paths that stay in"),
+    "a path deep inside that leads out": (lambda store, _: relist(store, at("a/../../outside")), "paths that stay in"),
+    "an absolute path": (lambda store, _: relist(store, at("/tmp/outside")), "paths that stay in"),  # noqa: S108
+    "one path twice": (lambda store, _: relist(store, lambda said: said["files"].append(said["files"][0])), "once"),
+    "a file too many": (
+        lambda store, _: relist(
+            store, lambda said: said["files"].append({**said["files"][0], "path": "zzz/extra.bin"})
+        ),
+        "zzz/extra.bin is not what SHA256SUMS says",
+    ),
+    "a file too few": (lambda store, _: relist(store, lambda said: said["files"].pop()), "SHA256SUMS says"),
+    "more than a release has": (
+        lambda store, _: relist(store, lambda said: said["files"][0].update(bytes=2**40)),
+        "too large",
+    ),
+    "no release at all": (lambda store, _: relist(store, lambda said: said.update(files=[])), "lists no release"),
+    "a newer listing": (lambda store, _: relist(store, lambda said: said.update(schema_version=9)), "lists no release"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_what_is_damaged_is_refused_and_the_old_release_stays(
+    store: Path, released: Release, newer: Path, tmp_path: Path, how: str
+) -> None:
+    """Whatever of it is damaged, nothing of the new one is seen."""
+    push(str(store), newer)
+    pull(str(store), tmp_path / "models")
+    shutil.rmtree(store)
+    push(str(store), released.folder)
+    for file in newer.rglob("*.onnx"):  # they would be taken from what is installed
+        (tmp_path / "models" / file.relative_to(newer)).write_bytes(b"")
+    before = listing(tmp_path / "models")
+    damage, message = DAMAGE[how]
+    damage(store, released)
+    with pytest.raises(PipelineError, match=message):
+        pull(str(store), tmp_path / "models")
+    assert listing(tmp_path / "models") == before
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_signature_that_is_demanded_must_be_there_and_theirs(
+    store: Path, released: Release, newer: Path, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Nothing is installed, and nothing of it is kept."""
+    push(str(store), newer, ["unsigned"])
+    push(str(store), released.folder, ["signed"])
+    theirs = Verifier(pem(tmp_path, "theirs")[1])
+    for wish in (None, WISH):
+        with pytest.raises(ReleaseError, match="has no signature"):
+            pull(str(store), tmp_path / "models", "unsigned", Verifier(keys[1]), wish)
+        with pytest.raises(ReleaseError, match="the signature does not hold"):
+            pull(str(store), tmp_path / "models", "signed", theirs, wish)
+    assert not (tmp_path / "models").exists()
+    assert leftovers(tmp_path / "models") == []
+
+
+def test_a_signature_tells_of_what_a_host_did_not_pull(
+    store: Path, released: Release, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Sums of files that are not there are held to it, too."""
+    push(str(store), released.folder)
+    pull(str(store), tmp_path / "models", LATEST, Verifier(keys[1]), WISH)
+    sums = tmp_path / "models/SHA256SUMS"
+    absent = next(line for line in sums.read_text().splitlines() if line.endswith("fp32.onnx"))
+    sums.write_text(sums.read_text().replace(absent, "0" * 64 + absent[64:]))
+    with pytest.raises(ReleaseError, match="the signature does not hold"):
+        verify_release(tmp_path / "models", Verifier(keys[1]), partial=True)
+
+
+def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Release, tmp_path: Path) -> None:
+    """Neither a build's, nor a release with files of somebody's in it, nor a file."""
+    push(str(store), released.folder)
+    build = released.folder.parent.parent
+    before = listing(build)
+    with pytest.raises(StoreError, match="holds what no pull has put there"):
+        pull(str(store), build)
+    assert listing(build) == before
+    pull(str(store), tmp_path / "models")
+    (tmp_path / "models/notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"(?s)holds what no pull has put there.*notes\.txt"):
+        pull(str(store), tmp_path / "models")
+    with pytest.raises(StoreError, match="is no folder"):
+        pull(str(store), tmp_path / "models/notes.txt")
+
+
+def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released: Release) -> None:
+    """Nothing of it is sent."""
+    flip(released.folder / "manifest.json")
+    with pytest.raises(PipelineError, match=r"manifest\.json"):
+        push(str(store), released.folder)
+    assert not store.exists()
+
+
+# Broken transfers.
+
+
+def test_a_broken_pull_goes_on_where_it_was(
+    s3: str, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was fetched nothing is fetched again, of a file that was cut short only the rest."""
+    push(s3, released.folder)
+    monkeypatch.setattr("model_artifacts.releases.objects._CHUNK", 1 << 12)
+    asked: list[int] = []
+    entry = max(released.manifest.artifacts, key=lambda item: item.file.bytes if item.file else 0)
+    assert entry.file is not None
+    blob = entry.file.sha256
+    genuine = S3File._fetch_range  # noqa: SLF001 - what reaches the server
+
+    def breaking(self: S3File, start: int, end: int) -> bytes:
+        if blob in self.path:
+            asked.append(start)
+            if len(asked) == 4:
+                raise ConnectionResetError("the line is dead")
+        data: bytes = genuine(self, start, end)
+        return data
+
+    monkeypatch.setattr(S3File, "_fetch_range", breaking)
+    with pytest.raises(StoreError, match="the line is dead"):
+        pull(s3, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+    assert len(leftovers(tmp_path / "models")) == 1
+    pull(s3, tmp_path / "models")
+    assert asked[:5] == [0, 1 << 12, 2 << 12, 3 << 12, 3 << 12]
+    assert listing(tmp_path / "models") == listing(released.folder)
+
+
+def test_what_a_broken_pull_has_left_damaged_is_fetched_again(store: Path, released: Release, tmp_path: Path) -> None:
+    """A part that is not the beginning of the file is found out, and goes."""
+    digest = push(str(store), released.folder).digest
+    place = tmp_path / f".pulling-models-{digest[:16]}"
+    place.mkdir()
+    (place / "manifest.json.part").write_bytes(b"rubbish")
+    (place / "report.html").write_bytes(b"rubbish")
+    with pytest.raises(StoreError, match=r"manifest\.json is not what was listed"):
+        pull(str(store), tmp_path / "models")
+    pull(str(store), tmp_path / "models")
+    assert listing(tmp_path / "models") == listing(released.folder)
+
+
+def test_a_broken_push_is_not_seen(
+    s3: str, released: Release, newer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag stands for the old release until all of the new one is there; the next push sends the rest."""
+    push(s3, released.folder)
+    genuine = ObjectStore.upload
+    sent: list[str] = []
+
+    def breaking(self: ObjectStore, path: str, file: Path, told: Callable[[int], None]) -> None:
+        if len(sent) == 1:
+            raise StoreError("the line is dead")
+        sent.append(path)
+        genuine(self, path, file, told)
+
+    monkeypatch.setattr(ObjectStore, "upload", breaking)
+    with pytest.raises(StoreError, match="the line is dead"):
+        push(s3, newer)
+    assert pull(s3, tmp_path / "models").release.name == "tiny-cccccccccccc"
+    monkeypatch.setattr(ObjectStore, "upload", genuine)
+    assert len(push(s3, newer).sent) == 2
+
+
+def test_a_damaged_blob_is_sent_again_on_demand(store: Path, released: Release, tmp_path: Path) -> None:
+    """As the error of the pull says."""
+    push(str(store), released.folder)
+    flip(blob_of(store, released.manifest.artifacts[0].file))
+    with pytest.raises(StoreError, match="--again"):
+        pull(str(store), tmp_path / "models")
+    push(str(store), released.folder, again=True)
+    pull(str(store), tmp_path / "models")
+
+
+def test_two_pulls_into_one_folder_do_not_mix(store: Path, released: Release, tmp_path: Path) -> None:
+    """The second is told of the first."""
+    digest = push(str(store), released.folder).digest
+    place = tmp_path / f".pulling-models-{digest[:16]}"
+    place.mkdir()
+    handle = os.open(place, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(StoreError, match="another pull into"):
+        pull(str(store), tmp_path / "models")
+    os.close(handle)
+    pull(str(store), tmp_path / "models")
+
+
+def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path, released: Release) -> None:
+    """A file where its folder should be."""
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match=r"(?s)looking for .* failed.*Not a directory"):
+        push(str(tmp_path / "store"), released.folder)
+
+
+# Garbage.
+
+
+def test_garbage_is_what_no_tag_reaches(url: str, released: Release, newer: Path, tmp_path: Path) -> None:
+    """Listed first, deleted on demand; what is left can be pulled."""
+    push(url, released.folder)
+    push(url, newer)
+    only_old = {file.sha256 for file in push(url, released.folder, ["old"]).release.files} - {
+        file.sha256 for file in push(url, newer).release.files
+    }
+    assert collect_garbage(url, NOW).paths == ()
+    move_tag(url, "old", LATEST)
+    found = collect_garbage(url, NOW)
+    assert {path.rpartition("/")[2] for path in found.paths if path.startswith("blobs/")} == only_old
+    assert collect_garbage(url, NOW) == found
+    assert collect_garbage(url, NOW, delete=True) == found
+    assert collect_garbage(url, NOW).paths == ()
+    pull(url, tmp_path / "models")
+
+
+def test_what_is_new_is_no_garbage_yet(url: str, released: Release) -> None:
+    """A push writes its tag last."""
+    push(url, released.folder)
+    ObjectStore(url).write("blobs/ab/" + "ab" * 32, b"of a push that goes on")
+    found = collect_garbage(url, timedelta(hours=1), delete=True)
+    assert found == ((), 1)
+
+
+def test_nothing_is_deleted_while_a_tag_is_damaged(store: Path, released: Release) -> None:
+    """What it reaches is not known."""
+    push(str(store), released.folder)
+    (store / "tags/other.json").write_text("{}")
+    before = listing(store)
+    with pytest.raises(StoreError, match=r"other\.json .* is damaged"):
+        collect_garbage(str(store), NOW, delete=True)
+    assert listing(store) == before
+
+
+def reused(url: str, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """Push what another release has left, and collect it as garbage just before a kind of object is written."""
+    push(url, newer, ["other"])
+    push(url, released.folder)
+    move_tag(url, LATEST, "other")
+    write = ObjectStore.write
+
+    def collecting(self: ObjectStore, path: str, data: bytes) -> None:
+        if path.startswith(before):
+            monkeypatch.setattr(ObjectStore, "write", write)
+            assert collect_garbage(url, NOW, delete=True).paths
+        write(self, path, data)
+
+    monkeypatch.setattr(ObjectStore, "write", collecting)
+    push(url, released.folder)
+
+
+@pytest.mark.parametrize("before", ["releases/", "tags/"])
+def test_a_push_sends_again_what_was_collected_meanwhile(
+    store: Path, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Files, and the listing, that were there when it looked, and not when its tag moved."""
+    reused(str(store), released, newer, monkeypatch, before)
+    pull(str(store), store.with_name("models"))
+    assert listing(store.with_name("models")) == listing(released.folder)
+
+
+def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
+    store: Path, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the push ended before anything was deleted, it could not see that."""
+    push(str(store), newer, ["other"])
+    push(str(store), released.folder)
+    move_tag(str(store), LATEST, "other")
+    remove = ObjectStore.remove
+
+    def pushing(self: ObjectStore, path: str) -> None:
+        monkeypatch.setattr(ObjectStore, "remove", remove)
+        push(str(store), released.folder)
+        remove(self, path)
+
+    monkeypatch.setattr("model_artifacts.releases.store._AT_ONCE", 1)
+    monkeypatch.setattr(ObjectStore, "remove", pushing)
+    with pytest.raises(StoreError, match=r"a tag stand for what was just deleted|has no release"):
+        collect_garbage(str(store), NOW, delete=True)
+
+
+def test_what_a_killed_push_has_left_is_no_tag(store: Path, released: Release) -> None:
+    """Tags are read and garbage is collected beside it."""
+    pushed = push(str(store), released.folder)
+    (store / "tags/.writing-latest.json.abc.json").write_text("")
+    assert read_tags(str(store)) == ((LATEST, pushed.digest),)
+    assert collect_garbage(str(store), NOW).paths == ()
+
+
+# The command line, and what it says.
+
+
+def test_the_commands_say_what_they_did(
+    store: Path, released: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: tuple[Path, Path]
+) -> None:
+    """push, tag, pull, gc: what was sent, which release, what vouches for it."""
+    config = str(released.folder.parents[2] / "pipeline.yaml")
+    assert main(["push", str(store), "--config", config, "--tag", "latest", "--tag", "prod"]) == 0
+    said = capsys.readouterr().out
+    assert "of tiny-cccccccccccc" in said
+    assert re.search(r"^latest [0-9a-f]{64}\nprod [0-9a-f]{64}$", said, re.MULTILINE)
+    assert main(["tag", str(store), "canary", "prod"]) == 0
+    assert main(["tag", str(store)]) == 0
+    assert capsys.readouterr().out.count("canary ") == 2
+    folder = str(tmp_path / "models")
+    assert main(["pull", str(store), folder, "--for-host", "--precision", "fp16", "--key", str(keys[1])]) == 0
+    assert "the signature holds" in capsys.readouterr().out
+    assert main(["verify", folder, "--partial"]) == 0
+    assert main(["pull", str(store), folder, "--tag", "prod"]) == 0
+    assert "nobody vouches for it" in capsys.readouterr().out
+    assert main(["gc", str(store)]) == 0
+    assert "0 objects are reached by no tag" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pull", "STORE", "F", "--batch", "2"], "expected --for-host beside a wish"),
+        (["pull", "STORE", "F", "--identity", "me"], "expected --key, or --identity with --issuer"),
+        (["tag", "STORE", "prod"], "expected what the tag is to stand for"),
+        (["gc", "STORE", "--grace-hours", "-1"], "expected hours, 0 or more"),
+    ],
+)
+def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With status 2, before anything is reached."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "ab" * 32, "ü"])
+def test_names_that_are_no_tags_are_refused(store: Path, released: Release, name: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(StoreError, match="is no name for a tag"):
+        push(str(store), released.folder, [name])
+    assert not store.exists()
+
+
+def test_other_kinds_of_urls_are_refused() -> None:
+    """By name, with what there is."""
+    with pytest.raises(StoreError, match=r"(?s)is no store that this can use.*s3://.*got:      ftp://"):
+        ObjectStore("ftp://somewhere/models")
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    """That of Google Cloud Storage is installed by those who use it."""
+    with pytest.raises(StoreError, match=r"(?s)takes a package.*gcsfs"):
+        ObjectStore("gs://bucket/models")
+
+
+def test_secrets_of_urls_are_not_shown() -> None:
+    """Neither a password nor a token, in no message."""
+    url = "http://someone:hunter2@127.0.0.1:9/models?token=hunter3"
+    assert without_secrets(f"{url} failed") == "http://…@127.0.0.1:9/models?… failed"
+    with pytest.raises(StoreError) as failed:
+        pull(url, Path("nowhere"))
+    assert "hunter" not in str(failed.value)
+
+
+def test_a_listing_round_trips() -> None:
+    """What is written is what is read."""
+    file = {"path": "a/b.onnx", "bytes": 3, "sha256": "0" * 64}
+    listed = StoredRelease.model_validate({"name": "tiny", "files": [file]})
+    assert StoredRelease.model_validate_json(listed.to_json()) == listed
+    assert listed.total_bytes == 3

@@ -1,0 +1,127 @@
+"""What a failure says, and what it makes of the operating system's own errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from model_artifacts.errors import (
+    BuildError,
+    ConfigError,
+    PipelineError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+    one_line,
+    storage_errors,
+)
+
+
+def test_message_lists_what_where_expected_got_and_fix_in_this_order() -> None:
+    """A message has one line a part, the labels in one column."""
+    error = PipelineError("it broke", where="here", expected="a", got="b", fix="do c")
+    assert str(error) == "it broke\n  where:    here\n  expected: a\n  got:      b\n  fix:      do c"
+
+
+def test_message_leaves_out_empty_parts() -> None:
+    """A message without details is a single line."""
+    assert str(PipelineError("it broke")) == "it broke"
+
+
+def test_error_keeps_what_and_got_for_reports() -> None:
+    """The parts that a report repeats can be read from the error."""
+    error = PipelineError("it broke", got="b")
+    assert (error.what, error.got) == ("it broke", "b")
+
+
+@pytest.mark.parametrize("kind", [BuildError, UnsupportedError, UsageError])
+def test_error_survives_a_journey_between_processes(kind: type[PipelineError]) -> None:
+    """Type, message, what and got are the same on the other side of a pipe."""
+    error = kind("it broke", where="here", expected="a", got="b", fix="do c")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (type(again), str(again), again.what, again.got) == (kind, str(error), "it broke", "b")
+
+
+def test_config_error_survives_a_journey_between_processes() -> None:
+    """An error whose constructor takes other arguments keeps its message, too."""
+    error = ConfigError(Path("c.yaml"), ["c.yaml:1:1: bad"])
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (type(again), str(again), again.exit_code) == (ConfigError, str(error), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\nfirst\nsecond"), "ValueError: first"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 999), "ValueError: " + "x" * 288),
+    ],
+)
+def test_one_line_is_type_and_first_line(error: Exception, line: str) -> None:
+    """Of another library's error a message repeats its type and one line of readable length."""
+    assert one_line(error) == line
+
+
+def test_failed_work_exits_with_1() -> None:
+    """Work that failed has the exit status 1."""
+    assert PipelineError("x").exit_code == StorageError("x").exit_code == 1
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    """A wrong command line and a wrong configuration have the exit status 2."""
+    assert UsageError("x").exit_code == ConfigError(Path("c.yaml"), ["p"]).exit_code == 2
+
+
+def test_config_error_counts_a_single_problem() -> None:
+    """One problem is not "1 problems"."""
+    assert str(ConfigError(Path("c.yaml"), ["c.yaml:1:1: bad"])) == "c.yaml has 1 problem\n  c.yaml:1:1: bad"
+
+
+def test_config_error_lists_every_problem() -> None:
+    """Several problems are counted, and each has a line of its own."""
+    error = ConfigError(Path("c.yaml"), ["c.yaml:1:1: bad", "c.yaml:2:1: worse"])
+    assert str(error) == "c.yaml has 2 problems\n  c.yaml:1:1: bad\n  c.yaml:2:1: worse"
+    assert error.problems == ("c.yaml:1:1: bad", "c.yaml:2:1: worse")
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EDQUOT, "free some of your quota"),
+        (errno.EACCES, "make the folder writable"),
+        (errno.EPERM, "make the folder writable"),
+        (errno.EROFS, "remount it writable, or work in a copy of the checkout elsewhere"),
+    ],
+)
+def test_storage_errors_say_what_to_do(number: int, fix: str) -> None:
+    """Each failure of the disk that a person can act on comes with what to do."""
+    with pytest.raises(StorageError) as caught, storage_errors("writing x"):
+        raise OSError(number, os.strerror(number), "/data/x")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [f"writing x failed: {os.strerror(number)}", "  where:    /data/x"]
+    assert lines[2].startswith(f"  fix:      {fix}")
+
+
+def test_storage_errors_keep_an_error_without_a_number() -> None:
+    """An `OSError` that carries only a text is told by that text."""
+    with pytest.raises(StorageError) as caught, storage_errors("reading x"):
+        raise OSError("the tape is torn")
+    assert str(caught.value) == "reading x failed: the tape is torn"
+
+
+def test_storage_errors_keep_the_cause() -> None:
+    """The operating system's own error stays attached."""
+    with pytest.raises(StorageError) as caught, storage_errors("reading x"):
+        Path("/nowhere/at/all").read_bytes()
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_storage_errors_let_other_errors_through() -> None:
+    """Only the operating system's errors are translated."""
+    with pytest.raises(KeyError), storage_errors("reading x"):
+        raise KeyError("x")

@@ -1,0 +1,589 @@
+"""TensorRT-RTX, for real: it builds engines without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model_artifacts.errors import BuildError, RunError, UnsupportedError, is_mendable
+from model_artifacts.records import BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, Profile, TensorSpec
+from model_artifacts.tensorrt.flavour import BuildLog, Flavour, load_flavour, weight_warnings
+from model_artifacts.tensorrt.refitter import put_weights
+from pipeline.adapters.tensorrt_builder import (
+    BuiltEngine,
+    EngineRequest,
+    _failure,
+    _layers_digest,
+    _measure,
+    build_engine,
+    unsupported,
+)
+from pipeline.config.settings import HardwareCompatibility, TacticSource, TensorRTConfig
+from tests.support.hosts import H100
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.planning.project import Project
+
+MIB = 2**20
+RANGE = Profile(min=1, opt=2, max=4)
+LARGE = Profile(min=256, opt=256, max=256)
+
+
+@pytest.fixture(scope="module")
+def flavour() -> Flavour:
+    """The installed TensorRT-RTX."""
+    return load_flavour(EngineFlavour.TENSORRT_RTX)
+
+
+def request_of(
+    project: Project,
+    graph: Graph = Graph.FP32,
+    profile: Profile = RANGE,
+    workspace_bytes: int = 16 * MIB,
+    compute_capabilities: tuple[int, ...] = (80, 86, 89, 120),
+) -> EngineRequest:
+    """Return a request to build one of the tiny model's graphs."""
+    return EngineRequest(
+        onnx=project.file(project.onnx(graph).file),
+        precision=graph.precision,
+        profile=profile,
+        workspace_bytes=workspace_bytes,
+        compute_capabilities=compute_capabilities,
+        gpu=None,
+        settings=TensorRTConfig(),
+    )
+
+
+def with_setting(request: EngineRequest, name: str, value: object) -> EngineRequest:
+    """Return a request with a setting of the builder."""
+    return replace(request, settings=request.settings.model_copy(update={name: value}))
+
+
+def request_for(file: Path, precision: Precision = Precision.FP32) -> EngineRequest:
+    """Return a request to build a file."""
+    return EngineRequest(file, precision, RANGE, MIB, (80,), None, TensorRTConfig())
+
+
+def build(flavour: Flavour, request: EngineRequest) -> BuiltEngine:
+    """Build an engine."""
+    return build_engine(flavour, request, BuildLog())
+
+
+def test_flavour_knows_its_version(flavour: Flavour) -> None:
+    """The flavour names itself and its full version."""
+    assert flavour.name is EngineFlavour.TENSORRT_RTX
+    assert str(flavour) == f"tensorrt_rtx {flavour.version}"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", flavour.version)
+
+
+def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavour) -> None:
+    """Precisions are the graph's, and nothing is timed."""
+    assert (flavour.strongly_typed, flavour.tunes) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        (EngineFlavour.TENSORRT_RTX, "the dependency group `rtx`"),
+        (EngineFlavour.TENSORRT, "the extra `tensorrt`"),
+    ],
+)
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'x'"), OSError("libnvinfer.so.8: not found")])
+def test_flavour_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, name: EngineFlavour, group: str, error: Exception
+) -> None:
+    """Without the module, or without its libraries, the message says why and what to install."""
+
+    def missing(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+
+    with pytest.raises(UnsupportedError, match=rf"(?s){name.value} is not installed.*{re.escape(str(error))}.*{group}"):
+        load_flavour(name)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """What is not installed is in the key, as absent; a library that an installed one misses is in none."""
+
+    def missing(_: str) -> None:
+        raise OSError("libcudart.so.13: not found")
+
+    monkeypatch.setattr("model_artifacts.tensorrt.flavour.installed", lambda _: there)
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UnsupportedError) as caught:
+        load_flavour(EngineFlavour.TENSORRT)
+    assert is_mendable(caught.value) is there
+
+
+@pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
+def test_engine_is_built(built: Project, flavour: Flavour, graph: Graph) -> None:
+    """Every precision gives an engine that takes and gives float32, with a dynamic batch."""
+    engine = build(flavour, request_of(built, graph))
+
+    assert engine.inputs == (TensorSpec(name="image", shape=("batch", 3, 32, 32), dtype="float32", layout="NCHW"),)
+    assert engine.outputs == (TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC"),)
+
+
+def test_engine_says_what_memory_it_needs(built: Project, flavour: Flavour) -> None:
+    """The weights that the builder reports are those of the model, and half as many bytes in half precision."""
+    wide = build(flavour, request_of(built, Graph.FP32)).memory
+    narrow = build(flavour, request_of(built, Graph.FP16)).memory
+
+    assert wide.weights_bytes is not None
+    assert narrow.weights_bytes is not None
+    assert wide.weights_bytes >= 4 * (864 + 18432 + 10240)
+    assert narrow.weights_bytes < 0.6 * wide.weights_bytes
+
+
+def test_larger_batches_need_more_memory(built: Project, flavour: Flavour) -> None:
+    """The memory for activations grows with the profile's largest batch."""
+    small = build(flavour, request_of(built, profile=RANGE))
+    large = build(flavour, request_of(built, profile=LARGE, workspace_bytes=64 * MIB))
+
+    assert large.memory.activation_bytes > small.memory.activation_bytes
+
+
+def test_settings_are_recorded(built: Project, flavour: Flavour) -> None:
+    """Every setting of the request is in the result, as applied."""
+    engine = build(flavour, request_of(built))
+
+    assert {setting.name: setting.value for setting in engine.settings if setting.applied} == {
+        "workspace_bytes": str(16 * MIB),
+        "profile": "b1-2-4",
+        "profiling_verbosity": "detailed",
+        "compute_capabilities": "80, 86, 89, 120",
+    }
+
+
+def test_engine_says_what_it_runs_on(built: Project, flavour: Flavour) -> None:
+    """An engine that was built ahead of time names its generations and no GPU."""
+    assert build(flavour, request_of(built, compute_capabilities=(80, 120))).built_for == BuiltFor(
+        flavour=EngineFlavour.TENSORRT_RTX, version=flavour.version, gpu=None, compute_capabilities=(80, 120)
+    )
+
+
+def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour) -> None:
+    """TensorRT-RTX multiplies FP32 in TF32 whatever is asked, and the engine's settings say so."""
+    (setting,) = [setting for setting in build(flavour, request_of(built)).settings if setting.name == "tf32"]
+
+    assert (setting.value, setting.applied) == ("off", False)
+    assert "multiplies FP32 in TF32" in setting.note
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimization_level", 3),
+        ("tactic_sources", (TacticSource.JIT_CONVOLUTIONS,)),
+        ("hardware_compatibility", HardwareCompatibility.AMPERE_PLUS),
+        ("version_compatible", True),
+        ("refit", True),
+        ("strip_plan", True),
+        ("timing_cache", True),
+    ],
+)
+def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
+    """What a flavour that builds ahead of time cannot apply is in the result, with the reason, and changes nothing."""
+    engine = build(flavour, with_setting(request_of(built, Graph.FP16), name, value))
+
+    (setting,) = [setting for setting in engine.settings if setting.name == name]
+    assert not setting.applied
+    assert setting.note.startswith(f"{flavour} ")
+    assert engine.layers_sha256 == build(flavour, request_of(built, Graph.FP16)).layers_sha256
+
+
+def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:
+    """Nothing is timed ahead of time, and nothing is kept."""
+    engine = build(flavour, with_setting(request_of(built), "timing_cache", value=False))
+
+    assert ("timing_cache", "off", True) in {(item.name, item.value, item.applied) for item in engine.settings}
+    assert engine.timing_cache == b""
+
+
+class _Seen:
+    """Keeps what a builder tells of its phases."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self.finished: list[str] = []
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """Keep it."""
+        del parent
+        self.phases[phase] = steps
+
+    def step(self, phase: str, done: int) -> None:
+        """Keep it."""
+        self.done[phase] = done
+
+    def finish(self, phase: str) -> None:
+        """Keep it."""
+        self.finished.append(phase)
+
+
+def test_progress_is_told_of_the_builders_phases(built: Project, flavour: Flavour) -> None:
+    """Every phase that begins ends, and no step is past its phase's number of steps."""
+    seen = _Seen()
+
+    build_engine(flavour, request_of(built), BuildLog(), seen)
+
+    assert seen.phases
+    assert set(seen.finished) == set(seen.phases)
+    assert all(done <= seen.phases[phase] for phase, done in seen.done.items())
+
+
+def test_build_says_nothing_on_the_terminal(
+    built: Project, flavour: Flavour, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the builder says, its native code included, goes into the log."""
+    build(flavour, request_of(built))
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_failed_build_says_nothing_on_the_terminal(
+    built: Project, flavour: Flavour, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A build that fails is silent on the terminal as well."""
+    with pytest.raises(BuildError):
+        build(flavour, request_of(built, workspace_bytes=1))
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_log_is_filled(built: Project, flavour: Flavour) -> None:
+    """The builder's log holds its memory statistics, severity first."""
+    log = BuildLog()
+
+    build_engine(flavour, request_of(built), log)
+
+    assert re.search(r"^[A-Z]+ +.*Total Weights Memory: \d+ bytes", log.text(), re.MULTILINE)
+
+
+# What makes two engines the same
+
+
+def test_other_workspace_gives_the_same_layers(built: Project, flavour: Flavour) -> None:
+    """Engines that differ in their workspace do the same work, though their bytes differ."""
+    small, large = (build(flavour, request_of(built, workspace_bytes=size * MIB)) for size in (16, 32))
+
+    assert small.layers_sha256 == large.layers_sha256
+    assert small.plan != large.plan
+
+
+def test_other_profile_gives_other_layers(built: Project, flavour: Flavour) -> None:
+    """Engines for other batch sizes are other engines."""
+    profiles = [Profile(min=batch, opt=batch, max=batch) for batch in (1, 2, 4)] + [RANGE]
+
+    assert len({build(flavour, request_of(built, profile=profile)).layers_sha256 for profile in profiles}) == 4
+
+
+def test_other_precision_gives_other_layers(built: Project, flavour: Flavour) -> None:
+    """Engines of other precisions are other engines."""
+    graphs = (Graph.FP32, Graph.FP16, Graph.BF16)
+
+    assert len({build(flavour, request_of(built, graph)).layers_sha256 for graph in graphs}) == 3
+
+
+def test_plan_without_kernels_is_compared_as_it_is() -> None:
+    """Where a plan names no kernels, every byte of it counts."""
+    memory = EngineMemory(activation_bytes=1, weights_bytes=1)
+
+    assert _layers_digest(b"plan 1", memory) != _layers_digest(b"plan 2", memory)
+
+
+def test_memory_is_part_of_the_layers() -> None:
+    """Engines that need other memory are other engines, even with the same kernels."""
+    first, second = (EngineMemory(activation_bytes=size, weights_bytes=1) for size in (1, 2))
+
+    assert _layers_digest(b"fqn=conv", first) != _layers_digest(b"fqn=conv", second)
+
+
+# What can go wrong
+
+
+def test_too_small_workspace_says_what_is_needed(built: Project, flavour: Flavour) -> None:
+    """An engine that needs more than its workspace is an error with the size that it needs, and that size is enough."""
+    with pytest.raises(BuildError, match="the workspace is too small: 16,777,216 bytes") as caught:
+        build(flavour, request_of(built, profile=LARGE))
+
+    needed = re.search(r"needs ([\d,]+)", str(caught.value))
+    assert needed
+    assert build(flavour, request_of(built, profile=LARGE, workspace_bytes=int(needed[1].replace(",", "")))).plan
+
+
+def test_too_small_workspace_says_what_to_write(built: Project, flavour: Flavour) -> None:
+    """The size to put into the configuration is enough, too."""
+    with pytest.raises(BuildError) as caught:
+        build(flavour, request_of(built, profile=LARGE))
+
+    advice = re.search(r"`workspaces` in pipeline.yaml at least (\d+)MiB", str(caught.value))
+    assert advice
+    assert build(flavour, request_of(built, profile=LARGE, workspace_bytes=int(advice[1]) * MIB)).plan
+
+
+@pytest.mark.parametrize("workspace_bytes", [1, 64 * 1024, 4 * MIB])
+def test_far_too_small_workspace(built: Project, flavour: Flavour, workspace_bytes: int) -> None:
+    """A workspace in which no kernel runs at all (no tactics within the limit) is said to be too small as well."""
+    with pytest.raises(BuildError, match=r"(?s)workspace is too small.*`workspaces` in pipeline.yaml"):
+        build(flavour, request_of(built, workspace_bytes=workspace_bytes))
+
+
+def test_unknown_compute_capability(built: Project, flavour: Flavour) -> None:
+    """A GPU generation that the flavour does not know is refused, with those that it knows."""
+    with pytest.raises(UnsupportedError, match=r"(?s)cannot build for SM 90.*SM120.*SM80"):
+        build(flavour, request_of(built, compute_capabilities=(80, 90)))
+
+
+@pytest.mark.parametrize("content", [b"no graph", b"\x08\x0a\x12"])
+def test_unreadable_graph(tmp_path: Path, flavour: Flavour, content: bytes) -> None:
+    """A file that is no ONNX graph is an error with the parser's reason."""
+    (tmp_path / "bad.onnx").write_bytes(content)
+
+    with pytest.raises(BuildError, match=r"(?s)cannot read the ONNX graph.*got: +\S"):
+        build(flavour, request_for(tmp_path / "bad.onnx"))
+
+
+def test_missing_graph(tmp_path: Path, flavour: Flavour) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(BuildError, match=r"gone\.onnx"):
+        build(flavour, request_for(tmp_path / "gone.onnx"))
+
+
+def test_graph_with_an_unknown_operator(tmp_path: Path, flavour: Flavour) -> None:
+    """An operator that TensorRT does not know is named."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("image", "logits")]
+    node = helper.make_node("Mystery", ["image"], ["logits"], domain="nobody")
+    graph = helper.make_graph([node], "graph", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "a.onnx")
+
+    with pytest.raises(BuildError, match=r"(?s)cannot read the ONNX graph.*Mystery"):
+        build(flavour, request_for(tmp_path / "a.onnx"))
+
+
+def test_empty_graph(tmp_path: Path, flavour: Flavour) -> None:
+    """A graph with nothing in it gives no engine, and the builder's error is passed on."""
+    (tmp_path / "empty.onnx").write_bytes(b"")
+
+    with pytest.raises(BuildError, match=r"(?s)the builder gave no engine.*at least one output"):
+        build(flavour, request_for(tmp_path / "empty.onnx"))
+
+
+def test_failure_without_an_error(tmp_path: Path) -> None:
+    """A builder that fails in silence is said to have."""
+    error = _failure(BuildLog(), request_for(tmp_path))
+
+    assert "no error in its log" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("Exceeded mem budget of 1049576. Need 3146728", "give `workspaces` in pipeline.yaml at least 3MiB"),
+        ("could not find any implementation within workspace limit", "in which no kernel runs"),
+        ("Cuda Runtime (out of memory)", "the GPU ran out of memory while building"),
+        ("OutOfMemory: no room", "the GPU ran out of memory while building"),
+        ("something else", "got: +something else"),
+    ],
+)
+def test_failure_says_what_the_log_says(tmp_path: Path, message: str, says: str) -> None:
+    """Each reason that a builder's log gives becomes one that a person can act on."""
+    log = BuildLog()
+    log.add("ERROR", message)
+
+    assert re.search(says, str(_failure(log, request_for(tmp_path))))
+
+
+def test_memory_that_is_not_reported(flavour: Flavour) -> None:
+    """A builder that does not say what memory an engine needs is an error, not a zero."""
+    with pytest.raises(BuildError, match=r"did not say what memory"):
+        _measure(flavour, b"plan", BuildLog())
+
+
+def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
+    """A builder that does not say how large the weights are is not taken to have said nothing."""
+    log = BuildLog()
+    log.add("INFO", "Total Activation Memory: 1024 bytes")
+
+    memory, _ = _measure(flavour, b"plan", log)
+
+    assert memory == EngineMemory(activation_bytes=1024, weights_bytes=None)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_quantized_probe(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
+    """Version 1.4 cannot build quantised convolutions for SM 80: the probe says so."""
+    assert flavour.version.startswith("1.4.")
+
+    reason = unsupported(flavour, request_for(tmp_path, precision))
+
+    assert reason == f"tensorrt_rtx {flavour.version} cannot build {precision.value} convolutions for SM 80"
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16])
+def test_what_is_not_quantized_is_not_probed(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
+    """Nothing is known against building in floating point."""
+    assert unsupported(flavour, request_for(tmp_path, precision)) is None
+
+
+@pytest.mark.parametrize(("precision", "needed"), [(Precision.TF32, 80), (Precision.BF16, 80), (Precision.FP8, 89)])
+def test_gpu_that_lacks_the_hardware(tmp_path: Path, flavour: Flavour, precision: Precision, needed: int) -> None:
+    """A type that the GPU cannot multiply in is refused with what it needs and what it is."""
+    old = H100.model_copy(update={"name": "Tesla T4", "compute_capability": 75})
+    request = replace(request_for(tmp_path, precision), compute_capabilities=(), gpu=old)
+
+    expected = f"{precision.value} needs SM {needed} or later, and the Tesla T4 is SM 75"
+    assert unsupported(flavour, request) == expected
+
+
+def test_engine_for_other_gpus_is_built_on_any(tmp_path: Path, flavour: Flavour) -> None:
+    """What is built ahead of time does not depend on the GPU of the host that builds it."""
+    old = H100.model_copy(update={"compute_capability": 75})
+    request = replace(request_for(tmp_path, Precision.BF16), gpu=old)
+
+    assert unsupported(flavour, request) is None
+
+
+def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probe refuses cannot be built: the tiny model's int8 graph gives no engine."""
+    request = request_of(built, Graph.INT8, workspace_bytes=64 * MIB)
+    assert unsupported(flavour, request) is not None
+    monkeypatch.setattr("pipeline.adapters.tensorrt_builder.unsupported", lambda *_: None)
+
+    with pytest.raises(BuildError, match="the builder gave no engine"):
+        build(flavour, request)
+
+
+# The log
+
+
+def test_log_from_many_threads() -> None:
+    """No line is lost or mixed with another where many threads write."""
+    log = BuildLog()
+    start = threading.Barrier(8)
+
+    def write(name: int) -> None:
+        start.wait()
+        for number in range(500):
+            log.add("INFO", f"{name} {number}")
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    lines = log.text().splitlines()
+    for name in range(8):
+        own = [line.split()[-1] for line in lines if line.split()[1] == str(name)]
+        assert own == [str(number) for number in range(500)]
+
+
+def test_log_tells_errors_from_the_rest() -> None:
+    """Errors are the builder's own and its internal ones."""
+    log = BuildLog()
+    for severity in ("INFO", "ERROR", "WARNING", "INTERNAL_ERROR"):
+        log.add(severity, severity.lower())
+
+    assert log.errors() == ["error", "internal_error"]
+
+
+def test_log_finds_the_last_match() -> None:
+    """A search gives the last line that matches."""
+    log = BuildLog()
+    for number in (1, 2):
+        log.add("INFO", f"need {number} bytes")
+
+    found = log.search(r"need (\d)")
+
+    assert found
+    assert found[1] == "2"
+
+
+def test_log_writes_every_line_at_once() -> None:
+    """A file that the log is given has each line before the next is said, so that a crash loses none."""
+    file = io.StringIO()
+    log = BuildLog(file)
+
+    log.add("INFO", "first")
+
+    assert file.getvalue() == log.text() == "INFO           first\n"
+
+
+def test_log_finds_nothing() -> None:
+    """A search without a match gives nothing."""
+    assert BuildLog().search("anything") is None
+
+
+# What a builder says of weights. The lines are those of TensorRT 8.4, as NVIDIA/TensorRT#2232 quotes them, and of 8.6.
+
+_LOG_8_4 = """\
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+[08/11/2022-09:48:36] [TRT] [W] If this is not the desired behavior, please modify the weights or retrain.
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_1.weight] had the following issues when converted to FP16:
+[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
+"""  # noqa: W291 - as it was printed
+_LOG_8_6 = """\
+WARNING        TensorRT encountered issues when converting weights between types and that could affect accuracy.
+WARNING        Check verbose logs for the list of affected weights.
+WARNING        - 20 weights are affected by this issue: Detected subnormal FP16 values.
+WARNING        - 1 weights are affected by this issue: Detected values less than smallest positive FP16 subnormal value.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (_LOG_8_4, [("Subnormal FP16 values detected", 2)]),
+        (
+            _LOG_8_6,
+            [
+                ("Detected subnormal FP16 values", 20),
+                ("Detected values less than smallest positive FP16 subnormal value", 1),
+            ],
+        ),
+        ("INFO           - nothing of weights\n", []),
+        ("", []),
+    ],
+)
+def test_warnings_about_weights_are_counted(log: str, said: list[tuple[str, int]]) -> None:
+    """Whether a builder names each weight, again and again, or counts them: issues with how many weights they touch."""
+    assert [(warning.issue, warning.weights) for warning in weight_warnings(log)] == said
+
+
+class WithoutRefitter:
+    """A TensorRT whose bindings gave no refitter for an engine, as they do for one that was not built for that."""
+
+    OnnxParserRefitter = None
+
+    @staticmethod
+    def Refitter(engine: object, logger: object) -> None:  # noqa: N802 - TensorRT's name
+        """Fail as pybind11 does."""
+        del engine, logger
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_engine_that_was_not_built_for_other_weights_says_so(tmp_path: Path) -> None:
+    """Seen with TensorRT-RTX 1.4 on an H100; the caller builds it again."""
+    with pytest.raises(RunError, match="the engine cannot be refitted") as caught:
+        put_weights(WithoutRefitter, None, None, BuildLog(), tmp_path / "fp16.onnx")
+    assert "`refit: true`" in str(caught.value)

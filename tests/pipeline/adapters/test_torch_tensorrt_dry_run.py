@@ -1,0 +1,62 @@
+"""The adapter on the genuine Torch-TensorRT, up to where engines would be built: see `tests.support.torch_tensorrt_dry_run`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_artifacts.host.environment import torch_tensorrt
+from pipeline.adapters.torch_tensorrt_builder import times_tactics
+from tests.support.torch_tensorrt_dry_run import PRECISIONS, PROFILES, Report
+
+REPOSITORY = Path(__file__).parents[3]
+AHEAD = [f"tiny {precision.value} {label}" for precision in PRECISIONS for label in PROFILES]
+IN_TIME = [f"in time {precision.value}" for precision in PRECISIONS]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """What came of driving the adapter, in a process of its own."""
+    if torch_tensorrt().version == "absent":
+        pytest.skip("Torch-TensorRT is not installed here")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.support.torch_tensorrt_dry_run"],
+        check=False,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return Report.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def test_the_library_that_is_installed_can_be_imported(report: Report) -> None:
+    """Its own wheel's flaws do not keep it from that; a driver is all that is missing here."""
+    assert report.version == torch_tensorrt().version
+
+
+@pytest.mark.parametrize("name", [*AHEAD, *IN_TIME, "resnet18 fp16 range"])
+def test_all_of_the_model_is_one_engine(report: Report, name: str) -> None:
+    """Every precision and profile, ahead of time and just in time, leaves nothing to PyTorch."""
+    assert (report.cases[name].segments, report.cases[name].stayed) == (1, ())
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_the_library_takes_every_setting(report: Report, name: str) -> None:
+    """This version has all of them; what its TensorRT ignores is not said to be applied."""
+    ignored = set() if times_tactics() else {"optimization_level", *(["disable_tf32"] if "fp32" in name else [])}
+    assert {setting.name for setting in report.cases[name].settings if not setting.applied} == ignored
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+def test_what_runs_just_in_time_is_the_model(report: Report, name: str) -> None:
+    """What the library made of the model computes what the model does."""
+    assert report.cases[name].same_logits
+
+
+def test_every_case_is_judged(report: Report) -> None:
+    """Whatever is driven is in one of the lists of these tests."""
+    assert set(report.cases) == {*AHEAD, *IN_TIME, "resnet18 fp16 range"}

@@ -1,0 +1,336 @@
+"""The manifest as a table in the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from model_artifacts.records import (
+    Accuracy,
+    Backend,
+    BatchTiming,
+    Clock,
+    Doubt,
+    FileRecord,
+    Interpolation,
+    ManifestEntry,
+    ManifestModel,
+    Milestone,
+    Precision,
+    Preprocessing,
+    Status,
+    WeightsOrigin,
+)
+from pipeline.cli.tables import print_manifest
+from pipeline.stages.report.choices import latency_of
+from tests.support.manifests import entry, manifest
+
+ACCURACY = Accuracy(
+    samples=100,
+    finite=True,
+    cosine=0.9999,
+    cosine_min=0.99,
+    relative_l2=0.00123,
+    max_abs=0.1,
+    top1_agreement=0.985,
+    top1_agreement_low=0.95,
+    top1_agreement_high=0.99,
+    top1=0.75,
+    top1_drop=0.01,
+    worst_sample=3,
+)
+MODEL = ManifestModel(
+    name="m",
+    factory="a:b",
+    weights_origin=WeightsOrigin.SAMPLE,
+    weights_detail="a sample",
+    weights_sha256="0" * 64,
+    class_names=None,
+    preprocessing=Preprocessing(resize=8, crop=8, interpolation=Interpolation.NEAREST, mean=(0.5,), std=(0.5,)),
+    images="digits",
+    labelled=True,
+    reference_top1=0.76,
+)
+SKIPPED = entry(
+    "dynamo-fp32",
+    id="m/gpu/dynamo-fp32",
+    target="gpu",
+    kind=Backend.DYNAMO,
+    precision=Precision.FP32,
+    status=Status.SKIPPED,
+    reason="no NVIDIA driver found",
+    file=None,
+    accuracy=None,
+    rerun="python -m pipeline build m/gpu/dynamo-fp32",
+)
+
+
+def _timing(batch: int, p50_ms: float, speedup: float | None) -> BatchTiming:
+    return BatchTiming(
+        batch=batch, runs=5, p50_ms=p50_ms, p90_ms=p50_ms, p99_ms=p50_ms, throughput_per_s=1, speedup=speedup
+    )
+
+
+def _engine(**changes: object) -> ManifestEntry:
+    values: dict[str, object] = {
+        "id": "m/rtx-sm80+/fp16-b1-ws1GiB",
+        "status": Status.DEPLOYABLE,
+        "reason": "",
+        "file": FileRecord(path="m/rtx-sm80+/fp16-b1-ws1GiB/model.engine", bytes=23_456_789, sha256="0" * 64),
+        "accuracy": ACCURACY,
+        "timings": (_timing(1, 1.234, 2.5),),
+    }
+    return SKIPPED.model_copy(update=values | changes)
+
+
+def _printed(
+    *entries: ManifestEntry,
+    model: ManifestModel | None = MODEL,
+    stream: io.StringIO | None = None,
+    milestones: tuple[Milestone, ...] = (),
+) -> str:
+    shown = manifest(*entries, milestones=milestones).model_copy(update={"model": model})
+    stream = stream or io.StringIO()
+    print_manifest(shown, stream)
+    return stream.getvalue()
+
+
+def _row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(name)]
+    return line.split()
+
+
+def _cells(text: str, name: str) -> str:
+    return " ".join(_row(text, name))
+
+
+def test_ties_with_the_fastest_are_marked() -> None:
+    """Latencies whose intervals overlap with the lowest's are not told apart; a clear winner has no mark."""
+    fast = _timing(1, 1.0, None).model_copy(update={"p50_low_ms": 0.9, "p50_high_ms": 1.1})
+    near = _timing(1, 1.05, None)
+    slow = _timing(1, 2.0, None)
+    text = _printed(
+        *(_engine(id=f"m/t/{name}", timings=(item,)) for name, item in zip("abc", (fast, near, slow), strict=True))
+    )
+    assert [_row(text, f"t/{name}")[5] for name in "abc"] == ["≈", "≈", "2.00"]
+    assert "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap" in text
+    assert "≈" not in _printed(_engine(id="m/t/a", timings=(fast,)), _engine(id="m/t/c", timings=(slow,)))
+
+
+def test_a_noisy_run_says_so_once() -> None:
+    """Each reason for doubt is told once, with how many artifacts it touches."""
+    noisy = {"noise": (Doubt(what="restarts differ", detail="by up to 7%"),)}
+    text = _printed(_engine(id="m/t/a", **noisy), _engine(id="m/t/b", **noisy), _engine(id="m/t/c"))
+    assert text.count("a noisy run: restarts differ (2 of 3 artifacts)") == 1
+
+
+def test_row_shows_size_accuracy_latency_speedup_and_status() -> None:
+    """A finished artifact's row has a cell for each, in units that are written out."""
+    expected = "rtx-sm80+/fp16-b1-ws1GiB 23.5 MB 75.0% 1.2e-03 1.23 ms 2.50× deployable"
+    assert _cells(_printed(_engine()), "rtx") == expected
+
+
+def test_header_names_the_columns_and_every_batch() -> None:
+    """Each batch that anything was timed at has its columns, smallest first."""
+    text = _printed(_engine(timings=(_timing(8, 4, 2),)), _engine(timings=(_timing(1, 1, 2),)))
+    expected = "variant size top-1 rel. L2 b1 p50 speed-up b8 p50 speed-up status"
+    assert _cells(text, "variant") == expected
+
+
+def test_batch_that_was_not_timed_is_empty() -> None:
+    """An artifact that takes no such batch has empty cells there."""
+    text = _printed(_engine(timings=(_timing(8, 4, 2),)), _engine(id="m/cpu/eager", timings=(_timing(1, 1, 3),)))
+    assert _cells(text, "cpu/eager") == "cpu/eager 23.5 MB 75.0% 1.2e-03 1.00 ms 3.00× deployable"
+
+
+def test_latency_without_a_baseline_has_no_speedup() -> None:
+    """Where no eager FP32 was timed there is nothing to be faster than."""
+    text = _printed(_engine(timings=(_timing(1, 1.234, None),)))
+    assert "×" not in text
+    assert "1.23 ms" in text
+
+
+def test_unlabelled_images_are_judged_by_agreement() -> None:
+    """Without labels the column is the agreement with the reference, and is called that."""
+    entry = _engine(accuracy=ACCURACY.model_copy(update={"top1": None, "top1_drop": None}))
+    text = _printed(entry, model=MODEL.model_copy(update={"labelled": False}))
+    assert _row(text, "variant")[2] == "agreement"
+    assert "98.5%" in text
+
+
+def test_top1_of_zero_is_shown() -> None:
+    """A top-1 of nothing is a result, not a missing one."""
+    assert " 0.0%" in _printed(_engine(accuracy=ACCURACY.model_copy(update={"top1": 0.0})))
+
+
+def test_shared_file_is_marked() -> None:
+    """An artifact that shares another's file has its size marked with an equals sign."""
+    sharing = _engine(id="m/rtx-sm80+/fp16-b1-ws2GiB", equals=("m/rtx-sm80+/fp16-b1-ws1GiB",))
+    text = _printed(_engine(equals=("m/rtx-sm80+/fp16-b1-ws2GiB",)), sharing)
+    assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[1] == "23.5"
+    assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[1] == "=23.5"
+
+
+@pytest.mark.parametrize(
+    ("clocks", "shown"),
+    [
+        ((Clock.HOST, Clock.GPU, Clock.GPU_GRAPH), Clock.GPU_GRAPH),
+        ((Clock.HOST, Clock.GPU), Clock.GPU),
+        ((Clock.HOST,), Clock.HOST),
+    ],
+)
+def test_preferred_timing_is_the_gpus_own(clocks: tuple[Clock, ...], shown: Clock) -> None:
+    """Of the clocks that timed a batch the CUDA graph's is shown, then the GPU's, then the host's."""
+    timings = tuple(_timing(1, 1.0, None).model_copy(update={"clock": clock}) for clock in clocks)
+    found = latency_of(_engine(timings=timings), 1)
+    assert found is not None
+    assert found.clock is shown
+
+
+def test_preferred_timing_of_a_batch_that_was_not_timed_is_none() -> None:
+    """There is nothing to show of a batch that nobody timed."""
+    assert latency_of(_engine(), 2) is None
+
+
+def test_latency_below_a_millisecond_has_microseconds() -> None:
+    """0.2123 ms is not 0.21 ms, where a tenth of that is what engines differ in."""
+    assert "0.212 ms" in _printed(_engine(timings=(_timing(1, 0.2123, None),)))
+
+
+def test_other_executed_precision_is_told() -> None:
+    """An FP32 engine that multiplied in TF32 says so beside its status."""
+    entry = _engine(precision=Precision.FP32, executed=Precision.TF32)
+    assert _cells(_printed(entry), "rtx").endswith("deployable (tf32)")
+
+
+def test_executed_precision_that_was_asked_for_is_not_told() -> None:
+    """What computed as asked needs no remark."""
+    entry = _engine(precision=Precision.FP16, executed=Precision.FP16)
+    assert _cells(_printed(entry), "rtx").endswith("deployable")
+
+
+def test_smallest_workspace_is_starred_and_explained() -> None:
+    """The workspace to take is marked, and a line below says what the mark is."""
+    small, large = "m/rtx-sm80+/fp16-b1-ws1GiB", "m/rtx-sm80+/fp16-b1-ws2GiB"
+    text = _printed(_engine(smallest_workspace=small), _engine(id=large, smallest_workspace=small))
+    assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[-2:] == ["deployable", "*"]
+    assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[-1] == "deployable"
+    assert "* the smallest workspace within 1 % of the best latency" in text.splitlines()
+
+
+def test_reason_is_printed_once_and_referred_to() -> None:
+    """Reasons stand below the table, each once, under the number that the rows give."""
+    other = SKIPPED.model_copy(update={"id": "m/gpu/x", "reason": "another reason"})
+    text = _printed(SKIPPED, SKIPPED.model_copy(update={"id": "m/gpu/torch_compile-fp32"}), other)
+    assert _row(text, "gpu/dynamo-fp32") == ["gpu/dynamo-fp32", "skipped", "[1]"]
+    assert _row(text, "gpu/torch_compile-fp32") == ["gpu/torch_compile-fp32", "skipped", "[1]"]
+    assert _row(text, "gpu/x") == ["gpu/x", "skipped", "[2]"]
+    assert text.splitlines()[-2:] == ["[1] no NVIDIA driver found", "[2] another reason"]
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_every_status_is_shown(status: Status) -> None:
+    """Whatever became of an artifact, its row says so."""
+    assert _row(_printed(_engine(status=status)), "rtx")[-1] == status.value
+
+
+def test_model_stands_above_the_table() -> None:
+    """The weights' and the images' origin stand above the table."""
+    assert _printed(SKIPPED).splitlines()[:2] == ["", "m: a sample; images: digits"]
+
+
+def test_manifest_without_a_model_begins_with_the_table() -> None:
+    """Where the model could not be had, the table is all there is."""
+    assert _printed(SKIPPED, model=None).splitlines()[0].split()[0] == "variant"
+
+
+def test_brackets_are_printed_as_they_are() -> None:
+    """A path or a reason with brackets in it is text, not markup."""
+    model = MODEL.model_copy(update={"weights_detail": "the file [bold]v2[/]/x.pth", "images": "a [/b] c"})
+    text = _printed(SKIPPED.model_copy(update={"reason": "see [red]this[/red] [/x]"}), model=model)
+    assert "the file [bold]v2[/]/x.pth; images: a [/b] c" in text
+    assert "see [red]this[/red] [/x]" in text
+
+
+def test_log_file_has_no_colours() -> None:
+    """What is no terminal gets no escape sequences, and lines wide enough for the table."""
+    text = _printed(_engine(), SKIPPED)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) > 80
+
+
+def test_terminal_is_asked_for_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal no line is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("TERM", "dumb")
+    text = _printed(_engine(), SKIPPED, stream=_Terminal())
+    assert max(map(len, text.splitlines())) <= 90
+
+
+class _Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_empty_manifest_is_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without artifacts there is a header alone, as wide as in any log, whatever the environment's width is."""
+    monkeypatch.setenv("COLUMNS", "20")
+    assert " ".join(_printed().splitlines()[-1].split()) == "variant size top-1 rel. L2 status"
+
+
+def _milestone(**changes: object) -> Milestone:
+    row = Milestone(
+        gpu="NVIDIA H100",
+        batch=1,
+        label="dynamo FP16",
+        id="m/sm90-torch2.11/dynamo-fp16",
+        status=Status.DEPLOYABLE,
+        p50_ms=0.31,
+        graph_ms=0.19,
+        speedup=7.5,
+        relative_l2=3.9e-3,
+    )
+    return row.model_copy(update=changes)
+
+
+def test_milestones_are_a_table_for_each_gpu_and_batch() -> None:
+    """Each has a title, and a row has both latencies, the speed-up, the accuracy, the status and the artifact."""
+    text = _printed(milestones=(_milestone(), _milestone(batch=64)))
+    assert "from eager FP32 to the best engine: NVIDIA H100, batch 1\n" in text
+    assert "from eager FP32 to the best engine: NVIDIA H100, batch 64\n" in text
+    (row, _) = [line.split() for line in text.splitlines() if line.startswith("dynamo FP16")]
+    assert " ".join(row) == ("dynamo FP16 0.310 ms 0.190 ms 7.50× 3.9e-03 deployable sm90-torch2.11/dynamo-fp16")
+
+
+def test_a_milestone_that_nothing_reached_is_shown_as_such() -> None:
+    """A kind that the plan does not have, or that was not timed, leaves its cells empty."""
+    nothing = _milestone(id=None, status=Status.SKIPPED, p50_ms=None, graph_ms=None, speedup=None, relative_l2=None)
+    assert _cells(_printed(milestones=(nothing,)), "dynamo FP16") == "dynamo FP16 skipped"
+
+
+def test_without_milestones_there_is_no_such_table() -> None:
+    """Where nothing was timed on a GPU, nothing is said of the way there."""
+    assert "the best engine" not in _printed(_engine())
+
+
+def test_a_target_that_was_skipped_as_a_whole_is_one_row() -> None:
+    """Forty rows that all say the same are said once, with how many they are; other targets keep theirs."""
+    others = [SKIPPED.model_copy(update={"id": f"m/gpu/{index}"}) for index in range(3)]
+    text = _printed(*others, _engine(target="rtx-sm80+"))
+    assert _cells(text, "gpu/*") == "gpu/* (3 variants) skipped [1]"
+    assert "gpu/0" not in text
+    assert _row(text, "rtx")[-1] == "deployable"
+
+
+def test_a_target_with_several_reasons_keeps_its_rows() -> None:
+    """Where reasons differ, each artifact is shown."""
+    other = SKIPPED.model_copy(update={"id": "m/gpu/other", "reason": "torch is not installed here"})
+    text = _printed(SKIPPED, other)
+    assert (_cells(text, "gpu/dynamo"), _cells(text, "gpu/other")) == (
+        "gpu/dynamo-fp32 skipped [1]",
+        "gpu/other skipped [2]",
+    )

@@ -1,0 +1,390 @@
+"""doit runs the pipeline: what it runs, what it says, how it ends. Real `doit` processes in a checkout of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from model_artifacts.host.environment import missing_driver
+from model_artifacts.records import ManifestEntry, Precision, Status
+from pipeline.cli.tasks import _children
+from pipeline.planning.project import Project
+from tests.conftest import TINY
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+
+
+def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run doit in a folder."""
+    command = [sys.executable, "-m", "doit", *arguments]
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")  # noqa: S603
+
+
+def begin(folder: Path) -> subprocess.Popen[str]:
+    """Start doit, in a session of its own, and return when its first stage is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "doit"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+def ran(output: str) -> set[str]:
+    """Return the tasks that said something; the manifest's table stands for its own."""
+    said = {line.split(": ")[0] for line in output.splitlines() if line.partition(":")[0] in STAGES}
+    return said | ({"manifest:tiny"} if "speed-up" in output else set())
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of a folder's files, sorted."""
+    return sorted(file.name for file in folder.iterdir())
+
+
+ONNX_FILES = sorted(
+    [
+        *(f"{graph}.{suffix}" for graph in ("fp32", "int8", "int8-cpu") for suffix in ("onnx", "json")),
+        "int8.opset17.onnx",
+    ]
+)
+STAGES = {"source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest"}
+
+
+def test_list_reads_like_a_table_of_contents(checkout: Path) -> None:
+    """`doit list` shows the stages in their order, each with a sentence."""
+    lines = doit(checkout, "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines][:8] == [
+        "source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest",
+    ]  # fmt: skip
+    assert all(line.endswith(".") for line in lines)
+
+
+def test_nothing_to_do_does_nothing(finished: Path) -> None:
+    """Doit on a finished project runs nothing, says so and leaves the manifest as it is."""
+    manifest = finished / "artifacts" / "manifest.json"
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    before = manifest.read_bytes()
+    done = doit(finished)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "everything is up to date\n", "")
+    assert manifest.read_bytes() == before
+
+
+HIDES_TORCH = """
+import importlib.util
+
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
+"""
+
+
+def test_what_was_made_elsewhere_is_taken_as_given(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, doit says of each result that needed it that it was taken as it is, and runs nothing of it."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = doit(finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    given = [line for line in done.stdout.splitlines() if "taken as given" in line]
+    assert given[0] == "source:tiny: taken as given: torch is not installed here, and the digests hold"
+    assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize"}
+    assert done.stdout.splitlines()[-1] == "everything is up to date"
+
+
+def test_given_result_that_is_damaged_is_one_message(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, a result that cannot be taken as given says what to do, and stops what builds on it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    Project.load(finished / "pipeline.yaml").paths.weights.write_bytes(b"damaged")
+    done = doit(finished, "build:tiny/rtx-sm80+/fp16-b1-ws16MiB")
+    assert done.returncode == 1
+    assert "source needs torch, which is not installed here" in done.stderr + done.stdout
+    assert "not run, because what they build on failed" in done.stdout
+
+
+def test_a_deleted_engine_is_built_again(finished: Path) -> None:
+    """Only the deleted engine, the variant that shares it and what judges them are run again."""
+    project = Project.load(finished / "pipeline.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    done = doit(finished, "-n", "1")
+    assert done.returncode == 0
+    assert {f"build:{ENGINE}", "manifest:tiny"} <= ran(done.stdout)
+    # A plan may come out with other bytes: then what was said of the old one is said anew of this one.
+    again = {f"build:{TWIN}", f"validate:{ENGINE}", f"validate:{TWIN}", "benchmark:tiny/rtx-sm80+"}
+    assert ran(done.stdout) <= {f"build:{ENGINE}", "manifest:tiny"} | again
+    assert doit(finished).stdout == "everything is up to date\n"
+
+
+def test_one_variant_can_be_asked_for(finished: Path) -> None:
+    """`doit build:VARIANT` builds that variant, and nothing that it does not need."""
+    project = Project.load(finished / "pipeline.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    assert ran(doit(finished, f"build:{ENGINE}").stdout) == {f"build:{ENGINE}"}
+
+
+def test_a_failure_stops_nobody_else(finished: Path) -> None:
+    """A variant that fails leaves the others deployable, and the run ends with status 1 and how to repeat it."""
+    config = finished / "pipeline.yaml"
+    text = TINY.replace("[16MiB, 32MiB]", "[1KiB, 16MiB, 32MiB]").replace("max: 4", "max: 64")
+    config.write_text(text.replace("[fp32, fp16, bf16, int8]", "[fp32]"))
+    done = doit(finished)
+    assert done.returncode == 1
+    failed = "build:tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB"
+    assert f"  doit {failed}\n" in done.stdout
+    assert "the workspace is too small: 1,024 bytes" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(config).manifest().artifacts}
+    assert entries[failed.removeprefix("build:")].status is Status.FAILED
+    assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
+    assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
+
+
+def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
+    """The manifest no longer offers a file that is gone, although no record has changed; the next run says the same."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    graph = finished / "artifacts/tiny/onnx/fp32.onnx"
+    graph.unlink()
+    (graph / "in the way").mkdir(parents=True)
+    done = doit(finished)
+    assert done.returncode == 1
+    assert "manifest:tiny" in ran(done.stdout)
+    assert "manifest:tiny: stale: records.tiny/cpu-x86_64/onnxruntime-fp32/" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml").manifest().artifacts}
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.FAILED
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp16"].status is Status.DEPLOYABLE
+    assert "manifest:tiny" not in ran(doit(finished).stdout)
+
+
+@pytest.mark.skipif(not missing_driver(), reason="there is a GPU here")
+@pytest.mark.parametrize(("stage", "name"), [("build", "tiny/gpu/dynamo-fp16-b1-ws16MiB"), ("validate", ENGINE)])
+def test_what_lacks_its_gpu_is_recorded_as_its_command_does(finished: Path, stage: str, name: str) -> None:
+    """Doit writes by itself, without a process, what the pasted command writes; and says the same."""
+    record = finished / "artifacts" / name / {"build": "artifact.json", "validate": "accuracy.json"}[stage]
+    before = json.loads(record.read_text())
+    record.unlink()
+    done = doit(finished, f"{stage}:{name}")
+    assert done.returncode == 0, done.stderr
+    assert f"{stage}:{name}: skipped: {before['reason']}\n" in done.stdout
+    assert {**json.loads(record.read_text()), "built_at": ""} == {**before, "built_at": ""}
+
+
+def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> None:
+    """A whole run of two processes at a time ends like one of a single one."""
+    file = checkout / "pipeline.yaml"
+    text = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, int8]").replace("[1, {min: 1, opt: 2, max: 4}]", "[1]")
+    file.write_text(text.replace("batches: [1, 2]", "batches: [1]"))
+    done = doit(checkout, "-n", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def outcome(entry: ManifestEntry) -> tuple[object, ...]:
+        agreement = entry.accuracy.top1_agreement if entry.accuracy else None
+        return entry.id, entry.status, entry.reason, entry.equals, agreement, entry.inputs, entry.outputs
+
+    parallel, alone = (
+        {entry.id: outcome(entry) for entry in found.manifest().artifacts} for found in (Project.load(file), built)
+    )
+    both = parallel.keys() & alone.keys()
+    assert len(both) > len(parallel) / 2
+    assert {name: parallel[name] for name in both} == {name: alone[name] for name in both}
+    assert names(checkout / "artifacts" / "tiny" / "onnx") == ONNX_FILES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["buidl"], 'Invalid parameter: "buidl"'),
+        (["--bogus"], "option --bogus not recognized"),
+        (["config=none.yaml"], "the configuration none.yaml cannot be read"),
+    ],
+)
+def test_wrong_usage_is_one_message(checkout: Path, arguments: list[str], says: str) -> None:
+    """An unknown task, option or file ends with status 2 and no traceback."""
+    done = doit(checkout, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_configuration_is_one_message(checkout: Path) -> None:
+    """A mistake in pipeline.yaml ends every command of doit with status 2 and its position."""
+    (checkout / "pipeline.yaml").write_text(TINY.replace("precisions", "precision"))
+    for command in ([], ["list"]):
+        done = doit(checkout, *command)
+        assert done.returncode == 2
+        assert "pipeline.yaml:7:1: unknown key 'precision'; did you mean 'precisions'?" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_another_configuration_can_be_named(finished: Path) -> None:
+    """`doit config=FILE` runs another file, and its commands name it."""
+    (finished / "pipeline.yaml").rename(finished / "other.yaml")
+    project = Project.load(finished / "other.yaml")
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    done = doit(finished, "config=other.yaml", f"build:{ENGINE}")
+    assert (done.returncode, ran(done.stdout)) == (0, {f"build:{ENGINE}"})
+
+
+def test_a_second_doit_refuses(checkout: Path) -> None:
+    """While one doit runs in a folder, another says so and ends."""
+    with FileLock(checkout / "artifacts" / ".doit.lock"):
+        done = doit(checkout)
+    assert done.returncode == 1
+    assert "another doit is running in this folder" in done.stderr
+
+
+def test_doit_keeps_no_database(finished: Path) -> None:
+    """What is stale is in the records on disk: nothing of doit's own can be damaged or lost."""
+    (finished / "artifacts" / ".doit.sqlite3").write_bytes(b"garbage" * 1000)
+    assert ran(doit(finished).stdout) <= {"manifest:tiny"}
+    assert [path.name for path in (finished / "artifacts").glob(".doit*.db*")] == []
+
+
+def test_a_damaged_cache_of_digests_rebuilds_nothing(finished: Path) -> None:
+    """It only saves time."""
+    doit(finished, "manifest")
+    (finished / "artifacts" / ".digests.sqlite3").write_bytes(b"garbage" * 1000)
+    done = doit(finished)
+    assert (done.returncode, ran(done.stdout)) == (0, set())
+
+
+def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
+    """The reason is there before the work; what has never been made needs none."""
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("validation: 100", "validation: 90"))
+    done = doit(finished, "data")
+    assert "data:tiny: stale: validation changed: 100 → 90\n" in done.stdout
+    engine = finished / "artifacts" / ENGINE / "model.engine"
+    engine.unlink()
+    assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is missing\n" in doit(finished, f"build:{ENGINE}").stdout
+    assert "stale" not in doit(finished, "list").stdout
+
+
+def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finished: Path) -> None:
+    """Of many, it would be noise."""
+    assert doit(finished, f"build:{ENGINE}").stdout.startswith(f"build:{ENGINE}: up to date since 20")
+    assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
+
+
+def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
+    """More calibration images: the data, int8's graphs, what is built of them, what judges, times and tells of it."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))
+    done = doit(finished)
+    assert done.returncode == 0, done.stdout
+    variants = [variant for variant in Project.load(config).plan.variants if variant.precision is Precision.INT8]
+    built = {variant.id for variant in variants if not variant.id.startswith("tiny/gpu")}
+    assert ran(done.stdout) == {
+        "data:tiny",
+        "quantize:tiny/int8",
+        "quantize:tiny/int8-cpu",
+        *(f"build:{name}" for name in built),
+        *(f"validate:{name}" for name in built if "cpu" in name),
+        "benchmark:tiny/cpu-x86_64",
+        "manifest:tiny",
+    }
+
+
+def test_a_first_run_has_no_reasons(checkout: Path) -> None:
+    """Nothing is stale where nothing has been."""
+    assert "stale" not in doit(checkout, "source").stdout
+
+
+def test_prune_lists_and_deletes(finished: Path) -> None:
+    """`doit prune` only lists; `doit prune --delete` deletes, and the manifest no longer has what was dropped."""
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]"))
+    engine = finished / "artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/model.engine"
+    listed = doit(finished, "prune")
+    assert (listed.returncode, engine.exists()) == (0, True)
+    assert "rtx-sm80+/bf16-b1-ws16MiB/model.engine\n" in listed.stdout
+    assert doit(finished, "prune", "--delete").returncode == 0
+    assert not engine.parent.exists()
+    assert doit(finished, "manifest").returncode == 0
+    manifest = json.loads((finished / "artifacts/manifest.json").read_text())
+    assert {entry["precision"] for entry in manifest["artifacts"]} == {"fp32", "fp16", "int8"}
+
+
+def test_a_newer_record_stops_doit_by_its_name(finished: Path) -> None:
+    """Nothing is run that would misread it, or write over it."""
+    record = finished / "artifacts" / ENGINE / "artifact.json"
+    newer = record.read_text().replace('"schema_version": 1', '"schema_version": 2')
+    record.write_text(newer)
+    done = doit(finished)
+    assert done.returncode == 1
+    assert f"{ENGINE}/artifact.json was written by a newer version" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert record.read_text() == newer
+
+
+def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:
+    """A file where artifacts/ should be ends with status 1 and no traceback."""
+    (checkout / "artifacts").rmdir()
+    (checkout / "artifacts").write_text("")
+    done = doit(checkout)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
+    """Ctrl-C ends doit and its stages with one message and leaves nothing half-written."""
+    process = begin(interrupted)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; run `doit` again" in said
+    assert "Traceback" not in said
+    left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
+    assert [name for name in left if name.startswith(".")] == []
+
+
+def test_a_thread_that_has_ended_by_now_has_no_steps() -> None:
+    """Ending doit looks for the steps of threads, some of which end meanwhile."""
+    assert _children(Path("/proc/self/task/0")) == []
+
+
+def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
+    """Other processes in another folder give the same weights, images and graphs, byte for byte, by the same keys."""
+    done = doit(checkout, "source", "data", "export", "quantize", "build:tiny/cpu-x86_64/onnxruntime-fp16")
+    assert done.returncode == 0, done.stderr
+    project = Project.load(checkout / "pipeline.yaml")
+    made = [
+        (item.source(), item.data(), *(item.onnx(graph) for graph in item.plan.graphs)) for item in (project, built)
+    ]
+    for mine, theirs in zip(*made, strict=True):
+        assert mine.files == theirs.files
+        assert mine.key == theirs.key
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
+    assert project.artifact(variant).key == built.artifact(variant).key
+
+
+def test_only_one_field_of_the_manifest_is_a_time(built: Project) -> None:
+    """It is sorted and canonical, so that a diff of two manifests shows what changed."""
+    before = built.manifest()
+    text = before.to_json()
+    stamp = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+    assert [line.split(":")[0].strip() for line in text.splitlines() if stamp.search(line)] == ['"built_at"']
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert [entry.id for entry in before.artifacts] == sorted(entry.id for entry in before.artifacts)

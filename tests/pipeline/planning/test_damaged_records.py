@@ -1,0 +1,187 @@
+"""Whatever a record or a manifest on disk holds, it is read as what it says, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_artifacts.errors import NewerRecordError, RecordError
+from model_artifacts.host.files import read_record
+from model_artifacts.records import (
+    AccuracyReport,
+    Artifact,
+    Backend,
+    BenchmarkReport,
+    DataRecord,
+    FarmRecord,
+    FileRecord,
+    Graph,
+    Key,
+    KeyField,
+    LayerProfile,
+    LayerTime,
+    Manifest,
+    OnnxRecord,
+    Outcome,
+    Precision,
+    Recipe,
+    Record,
+    ReportRecord,
+    Sensitivity,
+    Setting,
+    SourceRecord,
+    Variant,
+)
+from pipeline.planning.freshness import status_of
+from pipeline.planning.project import Project
+from tests.support.hosts import H100, RTX, host, workers
+from tests.support.manifests import accuracy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS: dict[str, type[Record]] = {
+    "manifest.json": Manifest,
+    "tiny/source/source.json": SourceRecord,
+    "tiny/data/data.json": DataRecord,
+    "tiny/onnx/int8.json": OnnxRecord,
+    "tiny/rtx-sm80+/fp16-b1-ws16MiB/artifact.json": Artifact,
+    "tiny/cpu-x86_64/onnxruntime-fp16/accuracy.json": AccuracyReport,
+    "tiny/cpu-x86_64/onnxruntime-fp16/benchmark.json": BenchmarkReport,
+    "report.json": ReportRecord,
+}
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+_VARIANT = Variant(model="tiny", target="gpu", backend=Backend.TORCH_COMPILE, precision=Precision.FP16)
+_WRITTEN: dict[str, Record] = {
+    "layers.json": LayerProfile(
+        key=Key(fields=(KeyField(name="profiler", value="1"),)),
+        built_at=NOW,
+        variant_id=_VARIANT.id,
+        outcome=Outcome.DONE,
+        layers=(LayerTime(name="conv", kind="Conv", median_us=1.5, share=1.0),),
+    ),
+    "int8.sensitivity.json": Sensitivity(
+        key=Key(fields=()),
+        built_at=NOW,
+        graph=Graph.INT8,
+        samples=4,
+        calibration_sha256="0" * 64,
+        layers=(),
+        plain=accuracy(),
+        proposal=("conv",),
+        proposed=accuracy(),
+        kept=True,
+    ),
+    "farm.json": FarmRecord(hosts=(workers("H100", host(H100)),), here=None),
+    "recipe.json": Recipe(
+        variant=_VARIANT,
+        factory="tests.support.tiny_model:make",
+        replaced_head=None,
+        classes=10,
+        weights=FileRecord(path="w", bytes=1, sha256="0" * 64),
+        input_shape=(3, 32, 32),
+        warm_up=(1, 2),
+        settings=(Setting(name="workspace_size", value="1", applied=True),),
+        libraries=(RTX,),
+    ),
+}
+"""What the built project has none of."""
+
+_ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+_VALUES = st.recursive(
+    _ANYTHING,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def examples(name: str) -> settings:
+    """Return how many examples of a record are tried: most of those that every user has and deployments read."""
+    many = name == "manifest.json" or name.endswith("/artifact.json")
+    return settings(deadline=None, max_examples=2000 if many else 100)
+
+
+@st.composite
+def changed_somewhere(draw: st.DrawFn, value: Any) -> Any:
+    """Return a value of JSON in which something, at any depth, is another thing, gone, or new."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 3)):
+        key = draw(st.sampled_from(sorted(value)))
+        how = draw(st.sampled_from(["inside", "inside", "gone", "new"]))
+        if how == "gone":
+            return {name: inner for name, inner in value.items() if name != key}
+        if how == "new":
+            return {**value, draw(st.text(max_size=6)): draw(_VALUES)}
+        return {**value, key: draw(changed_somewhere(value[key]))}
+    if isinstance(value, list) and value and draw(st.integers(0, 3)):
+        index = draw(st.integers(0, len(value) - 1))
+        return [*value[:index], draw(changed_somewhere(value[index])), *value[index + 1 :]]
+    return draw(_VALUES)
+
+
+def read_or_refused(path: Path, kind: type[Record]) -> bool:
+    """Return whether a record says the same when it is written again, or else is refused in a message with its name."""
+    try:
+        record = read_record(path, kind)
+    except (RecordError, NewerRecordError) as exc:
+        return str(path) in str(exc)
+    return kind.model_validate_json(record.to_json()) == record
+
+
+def written(project: Project, name: str) -> tuple[bytes, type[Record]]:
+    """Return a sound record as it is on disk, and its kind."""
+    if name in _WRITTEN:
+        return _WRITTEN[name].to_json().encode(), type(_WRITTEN[name])
+    return (project.paths.root / name).read_bytes(), KINDS[name]
+
+
+every_kind = pytest.mark.parametrize("name", [*KINDS, *_WRITTEN])
+
+
+@pytest.mark.no_cover
+@every_kind
+def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, tmp_path: Path, name: str) -> None:
+    """One change anywhere: what is accepted says the same when it is written again, what is not names the file."""
+    sound, kind = written(built, name)
+    path, content = tmp_path / "changed.json", json.loads(sound)
+
+    @given(changed=changed_somewhere(content))
+    @examples(name)
+    def check(changed: Any) -> None:
+        path.write_text(json.dumps(changed))
+        assert read_or_refused(path, kind)
+
+    check()
+
+
+@pytest.mark.no_cover
+@every_kind
+def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project, tmp_path: Path, name: str) -> None:
+    """As disks and copies damage files."""
+    sound, kind = written(built, name)
+    path = tmp_path / "damaged.json"
+
+    @given(cut=st.integers(0, 10**6), flip=st.integers(0, 7))
+    @examples(name)
+    def check(cut: int, flip: int) -> None:
+        data = bytearray(sound)
+        path.write_bytes(data[: cut % (len(data) - 2)])  # the last newline may be missing
+        with pytest.raises(RecordError, match=r"damaged\.json"):
+            read_record(path, kind)
+        data[cut % len(data)] ^= 1 << flip
+        path.write_bytes(data)
+        assert read_or_refused(path, kind)
+
+    check()
+
+
+def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
+    """The step that makes such a record says what is wrong with it."""
+    project = Project.load(copied / "pipeline.yaml")
+    (project.paths.root / "tiny/data/data.json").write_text('{"key": 1}')
+    step = next(step for step in project.plan.steps if step.stage.value == "data")
+    assert "data.json is not a valid DataRecord" in status_of(project, step).reasons[0]

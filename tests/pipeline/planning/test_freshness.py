@@ -1,0 +1,750 @@
+"""What each result depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import RecordError
+from model_artifacts.host.environment import torch_tensorrt, version
+from model_artifacts.host.files import read_record, sha256_of, write_record
+from model_artifacts.records import Artifact, Graph, Key, KeyField, Outcome, Tool, WeightsOrigin
+from model_artifacts.sessions.torch_model import count_classes
+from pipeline.config.settings import HardwareCompatibility, TacticSource
+from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
+from pipeline.planning.keys import code_of, key_of
+from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.project import Project
+from pipeline.stages.source.stage import make_source
+from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from model_artifacts.records import Gpu, Host, StageRecord
+
+    Change = Callable[[str], str]
+
+SOURCE = "source:tiny"
+DATA = "data:tiny"
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+
+
+def stale(folder: Path) -> set[str]:
+    """Return the steps that have something to do, but for the manifest."""
+    project = Project.load(folder / "pipeline.yaml")
+    steps = [step for step in project.plan.steps if step.stage is not Stage.MANIFEST]
+    return {f"{step.stage.value}:{step.subject}" for step in steps if not is_current(project, step)}
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    """Change the configuration's text."""
+    file = folder / "pipeline.yaml"
+    before = file.read_text()
+    file.write_text(change(before))
+    assert file.read_text() != before
+
+
+def test_after_a_run_nothing_is_stale(copied: Path) -> None:
+    """A finished project is current, manifest included, also where its folder was moved to."""
+    assert stale(copied) == set()
+    project = Project.load(copied / "pipeline.yaml")
+    assert is_current(project, Step(Stage.MANIFEST, "tiny"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "# a comment\n" + text,
+        lambda text: "\n".join([*text.splitlines()[5:], *text.splitlines()[:5]]) + "\n",
+        lambda text: text.replace("[fp32, fp16, bf16, int8]", "[int8, bf16, fp16, fp32]"),
+        lambda text: text.replace("16MiB", "16 MiB").replace("16 MiB", "16MiB "),
+    ],
+    ids=["comment", "key order", "order of precisions", "spaces"],
+)
+def test_what_means_nothing_changes_nothing(copied: Path, change: Change) -> None:
+    """Comments, key order and spelling of the configuration rebuild nothing."""
+    rewrite(copied, change)
+    assert stale(copied) == set()
+
+
+def test_touching_files_changes_nothing(copied: Path) -> None:
+    """A file with a new time and the old content is current."""
+    project = Project.load(copied / "pipeline.yaml")
+    project.paths.weights.touch()
+    assert stale(copied) == set()
+
+
+def test_preprocessing_is_in_the_source_and_below(copied: Path) -> None:
+    """Another mean makes the source stale."""
+    rewrite(copied, lambda text: text.replace("mean: [0.5,", "mean: [0.4,"))
+    assert SOURCE in stale(copied)
+
+
+def test_the_number_of_images_is_the_datas(copied: Path) -> None:
+    """More calibration images make the data stale, and neither the source nor an exported graph."""
+    rewrite(copied, lambda text: text.replace("calibration: 32", "calibration: 48"))
+    assert stale(copied) == {DATA}
+
+
+def test_a_gate_is_its_precisions(copied: Path) -> None:
+    """A new gate for fp16 judges fp16 again, builds nothing, and leaves other precisions alone."""
+    gate = "gates: {fp16: {cosine: 0.9, relative_l2: 0.1, top1_agreement: 0.9, top1_drop: 0.1}}\n"
+    rewrite(copied, lambda text: text + gate)
+    found = stale(copied)
+    assert found
+    assert all(name.startswith("validate:") and "fp16" in name for name in found)
+
+
+def test_benchmark_settings_are_the_benchmarks(copied: Path) -> None:
+    """More rounds repeat the benchmarks and nothing else."""
+    rewrite(copied, lambda text: text.replace("rounds: 1", "rounds: 2"))
+    assert stale(copied) == {f"benchmark:tiny/{target}" for target in ("cpu-x86_64", "rtx-sm80+", "gpu")}
+
+
+def test_a_new_workspace_is_new_variants(copied: Path) -> None:
+    """Another workspace builds its own variants and leaves those that are there."""
+    rewrite(copied, lambda text: text.replace("[16MiB, 32MiB]", "[16MiB, 32MiB, 64MiB]"))
+    built = {name for name in stale(copied) if name.startswith("build:")}
+    assert built
+    assert all("ws64MiB" in name for name in built)
+
+
+def test_other_gpus_are_another_target(copied: Path) -> None:
+    """Engines for other GPU generations are built beside those that are there."""
+    rewrite(copied, lambda text: text + "tensorrt: {compute_capabilities: [89]}\n")
+    built = {name for name in stale(copied) if name.startswith("build:")}
+    assert built
+    assert all("/rtx-sm89/" in name for name in built)
+    assert Project.load(copied / "pipeline.yaml").paths.root.joinpath("tiny", "rtx-sm80+").is_dir()
+
+
+def test_the_factorys_code_is_in_the_source(copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Editing the file that the model's factory lies in makes the source stale."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "tiny_model.py").write_text("def make(): ...\n")
+    assert SOURCE in stale(copied)
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
+def test_a_damaged_engine_is_noticed(copied: Path, damage: str) -> None:
+    """A deleted, truncated or bit-flipped engine makes its build stale, and that of the variant that shares it."""
+    project = Project.load(copied / "pipeline.yaml")
+    file = project.paths.engine(project.plan.variant(ENGINE))
+    data = bytearray(file.read_bytes())
+    if damage == "delete":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(data[:-1])
+    else:
+        data[100] ^= 1
+        file.write_bytes(data)
+    assert {name for name in stale(copied) if name.startswith("build:")} == {f"build:{ENGINE}", f"build:{TWIN}"}
+
+
+def records(project: Project, step: Step) -> list[tuple[Path, StageRecord]]:
+    """Return where a step's records lie, and what they say."""
+    paths, plan = project.paths, project.plan
+    if step.stage is Stage.SOURCE:
+        return [(paths.source, project.source())]
+    if step.stage is Stage.DATA:
+        return [(paths.data, project.data())]
+    if step.stage in {Stage.EXPORT, Stage.QUANTIZE}:
+        graph = plan.graph(step.subject)
+        return [(paths.onnx_record(graph), project.onnx(graph))]
+    if step.stage is Stage.BENCHMARK:
+        return [
+            (paths.benchmark(item), project.benchmark(item)) for item in plan.variants_on(plan.target(step.subject))
+        ]
+    variant = plan.variant(step.subject)
+    if step.stage is Stage.BUILD:
+        return [(paths.artifact(variant), project.artifact(variant))]
+    return [(paths.accuracy(variant), project.accuracy(variant))] if paths.accuracy(variant).exists() else []
+
+
+def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path) -> None:
+    """Made from another value of any one field, a result is stale; so is, of others, only what names its key."""
+    project = Project.load(copied / "pipeline.yaml")
+    steps = [step for step in project.plan.steps if step.stage not in {Stage.MANIFEST, Stage.REPORT}]
+    kinds = {}
+    for step in steps:
+        for path, record in records(project, step)[:1]:
+            if status_of(project, step).since:  # but for what was skipped
+                kinds[step.stage, tuple(field.name for field in record.key.fields)] = step, path, record
+    assert {stage for stage, _ in kinds} == {step.stage for step in steps}
+    for step, path, record in kinds.values():
+        for number, field in enumerate(record.key.fields):
+            other = field.model_copy(update={"value": '"another"'})
+            fields = (*record.key.fields[:number], other, *record.key.fields[number + 1 :])
+            write_record(path, record.model_copy(update={"key": Key(fields=fields)}))
+            reasons = status_of(project, step).reasons
+            assert len(reasons) == 1
+            assert reasons[0].startswith(f"{field.name} changed")
+        names = {
+            item for item in steps if step.stage is not Stage.BENCHMARK and key_in(project, item, record.key.digest)
+        }
+        assert {item for item in steps if not is_current(project, item)} == {step} | names
+        write_record(path, record)
+    assert stale(copied) == set()
+
+
+def keyed(**values: str) -> Key:
+    """Return a key of these fields, as JSON."""
+    return Key(fields=tuple(KeyField(name=name, value=value) for name, value in sorted(values.items())))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reasons"),
+    [
+        (keyed(a="1"), keyed(a="2"), ("a changed: 1 → 2",)),
+        (keyed(a="1"), keyed(b="1"), ("a changed: 1 → null", "b changed: null → 1")),
+        (keyed(a='{"b":{"c":1}}'), keyed(a='{"b":{"c":2,"d":3}}'), ("a.b.c changed: 1 → 2", "a.b.d changed: null → 3")),
+        (keyed(a='[["x",1],["y",2]]'), keyed(a='[["x",1],["y",3]]'), ("a.y changed: [2] → [3]",)),
+        (keyed(a=f'"{"0" * 64}"'), keyed(a=f'"{"1" * 64}"'), ("a changed",)),
+        (keyed(a=f'[["x","{"0" * 64}"]]'), keyed(a=f'[["y","{"0" * 64}"]]'), ("a.x is gone", "a.y is new")),
+        (keyed(a="no JSON"), keyed(a="1"), ('a changed: "no JSON" → 1',)),
+        (
+            keyed(a='{"a":1,"b":1,"c":1,"d":1,"e":1}'),
+            keyed(a="{}"),
+            (*(f"a.{x} changed: 1 → null" for x in "abc"), "2 more of a"),
+        ),
+    ],
+)
+def test_differences_of_keys_are_named(before: Key, now: Key, reasons: tuple[str, ...]) -> None:
+    """Down to the setting, with values that are short enough to read."""
+    assert changes(before, now) == reasons
+
+
+@pytest.mark.parametrize("value", ["1.0", '[["x",1],["x",2]]', "garbage"])
+def test_a_key_that_differs_makes_stale_whatever_is_told_of_it(copied: Path, value: str) -> None:
+    """Also where the difference is in how a value is written, or in what has no name."""
+    project = Project.load(copied / "pipeline.yaml")
+    record = project.data()
+    fields = tuple(
+        field.model_copy(update={"value": value}) if field.name == "calibration" else field
+        for field in record.key.fields
+    )
+    write_record(project.paths.data, record.model_copy(update={"key": Key(fields=fields)}))
+    assert status_of(project, Step(Stage.DATA, "tiny")).reasons
+
+
+def test_a_difference_that_cannot_be_named_is_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken for current because nothing could be said."""
+    monkeypatch.setattr("pipeline.planning.freshness.changes", lambda *_: ())
+    rewrite(copied, lambda text: text.replace("calibration: 32", "calibration: 48"))
+    project = Project.load(copied / "pipeline.yaml")
+    assert status_of(project, Step(Stage.DATA, "tiny")).reasons == ("its key changed",)
+
+
+def key_in(project: Project, step: Step, digest: str) -> bool:
+    """Return whether the key on disk of a step's result has another result's key in it."""
+    return any(digest in field.value for _, record in records(project, step) for field in record.key.fields)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "steps"),
+    [
+        ("resize: 32", "resize: 40", "preprocessing.resize changed: 32 → 40", {SOURCE}),
+        ("crop: 32", "crop: 31", "preprocessing.crop changed: 32 → 31", {SOURCE}),
+        ("bilinear", "nearest", 'preprocessing.interpolation changed: "bilinear" → "nearest"', {SOURCE}),
+        ("std: [0.25,", "std: [0.5,", "preprocessing.std changed: [0.25, 0.25, 0.25] → [0.5, 0.25, 0.25]", {SOURCE}),
+        ("weights: sample", "weights: factory", 'weights changed: "sample" → "factory"', {SOURCE}),
+        ("validation: 100", "validation: 90", "validation changed: 100 → 90", {DATA}),
+    ],
+)
+def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, reason: str, steps: set[str]) -> None:
+    """Its own step, for a reason that has the setting's name and both values; later steps once that was made again."""
+    rewrite(copied, lambda text: text.replace(old, new))
+    assert stale(copied) == steps
+    project = Project.load(copied / "pipeline.yaml")
+    found = [status_of(project, step).reasons for step in project.plan.steps]
+    assert next(reasons for reasons in found if reasons) == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("package", "stages"),
+    [
+        ("torch", {"source", "data", "export", "build", "validate", "benchmark"}),
+        ("torchvision", {"source"}),
+        ("scikit-learn", {"source"}),
+        ("pillow", {"data"}),
+        ("onnx", {"export", "quantize", "validate"}),
+        ("onnxscript", {"export"}),
+        ("onnxruntime-gpu", {"quantize", "validate", "benchmark"}),
+    ],
+)
+def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, package: str, stages: set[str]
+) -> None:
+    """No stage is run again for a library that it does not use."""
+    real = version
+    monkeypatch.setattr("pipeline.planning.keys.version", lambda name: "9.9" if name == package else real(name))
+    found = stale(copied)
+    assert {name.partition(":")[0] for name in found} == stages
+    if package.startswith("onnx"):
+        runner = "onnxruntime-" if package == "onnxruntime-gpu" else "onnx-reference-"
+        assert all(runner in name for name in found if name.startswith("validate:"))
+    if package == "torch":
+        assert all("/eager-" in name for name in found if name.startswith("validate:"))
+        assert not any("rtx" in name or "onnxruntime" in name for name in found if name.startswith("build:"))
+
+
+# What else goes into a result.
+
+
+def fields_of(project: Project) -> dict[Step, dict[str, str]]:
+    """Return the keys of the steps whose inputs are there, field by field."""
+    found = {}
+    for step in project.plan.steps:
+        if step.stage is not Stage.MANIFEST:
+            with contextlib.suppress(RecordError):
+                found[step] = {field.name: field.value for field in key_of(project, step).fields}
+    return found
+
+
+def with_config(part: str, **update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes settings of one part of the configuration."""
+
+    def change(project: Project, _: pytest.MonkeyPatch) -> Project:
+        changed = getattr(project.config, part).model_copy(update=update)
+        config = project.config.model_copy(update={part: changed})
+        return Project(Plan(config, project.plan.host), project.paths)
+
+    return change
+
+
+def with_data(name: str) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes one file of the data."""
+
+    def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
+        data = project.data()
+        other = data.reference.model_copy(update={"sha256": "0" * 64})
+        patch.setattr(Project, "data", lambda _: data.model_copy(update={name: other}))
+        return project
+
+    return change
+
+
+def with_host(**update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes the host."""
+    return lambda project, _: Project(Plan(project.config, project.plan.host.model_copy(update=update)), project.paths)
+
+
+def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
+    """Return what changes something that keys read of this machine."""
+
+    def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
+        patch.setattr(f"pipeline.keys.{name}", lambda: value)
+        return project
+
+    return change
+
+
+INPUTS = {
+    "Torch-TensorRT": (
+        with_patch("torch_tensorrt", Tool(name="torch-tensorrt-rtx", version="9")),
+        {("torch_tensorrt", Stage.BUILD)},
+    ),
+    "TensorRT's CUDA": (with_host(cuda_majors=(12, 13)), {("cuda_major", Stage.BUILD)}),
+    "Torch-TensorRT's CUDA": (with_host(cuda_majors=(13, 12)), {("tensorrt", Stage.BUILD)}),
+    "the threads": (with_patch("threads", 99), {("threads", Stage.BENCHMARK)}),
+    "the labels": (with_data("labels"), {("labels", Stage.VALIDATE)}),
+    "the reference's logits": (with_data("reference"), {("reference", Stage.VALIDATE)}),
+    "the validation images": (with_data("validation"), {("validation", Stage.VALIDATE)}),
+    "proof": (with_config("gates", require_proof=True), {("require_proof", Stage.VALIDATE)}),
+    "the evaluator's samples": (
+        with_config("validation", reference_evaluator_samples=3),
+        {("samples", Stage.VALIDATE)},
+    ),
+    "how long a validation may take": (with_config("validation", timeout_seconds=3.0), set()),
+    "hardware compatibility": (
+        with_config("tensorrt", hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),
+        {("settings", Stage.BUILD)},
+    ),
+    "tactic sources": (with_config("tensorrt", tactic_sources=(TacticSource.CUDNN,)), {("settings", Stage.BUILD)}),
+    "the timed batches": (
+        with_config("benchmark", batches=(1,)),
+        {("batches", Stage.BENCHMARK), ("settings", Stage.BENCHMARK)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_goes_into_a_result_is_in_its_key(built: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Another value of one input changes the fields that are of it, in the stages that use it, and nothing else."""
+    change, fields = INPUTS[name]
+    there = host(H100, flavours=(TRT10, RTX)).model_copy(update={"cuda_majors": (13, 13)})
+    project = Project(Plan(built.config, there), built.paths)
+    before = fields_of(project)
+    after = fields_of(change(project, monkeypatch))
+    assert before.keys() == after.keys()
+    moved = {
+        (field, step.stage) for step in before for field in before[step] if before[step][field] != after[step][field]
+    }
+    assert moved == fields
+
+
+def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> None:
+    """Another version of that one, and not of the other, makes compiled modules stale, and no baseline."""
+    rtx, newer = (host(H100, flavours=(TRT10, Tool(name="tensorrt_rtx", version=number))) for number in ("1.4", "1.5"))
+    before, after = (fields_of(Project(Plan(built.config, there), built.paths)) for there in (rtx, newer))
+    changed = {step.subject.rpartition("/")[2] for step in before if before[step] != after[step]}
+    assert torch_tensorrt().name == "torch-tensorrt-rtx"
+    assert changed == {item.name for item in Plan(built.config, rtx).variants if item.backend.is_torch_tensorrt}
+
+
+def test_another_processor_is_measured_again_and_nothing_else(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is another number of threads."""
+    monkeypatch.setattr("pipeline.planning.keys.processor", lambda: "another")
+    assert stale(copied) == {"benchmark:tiny/cpu-x86_64"}
+
+
+def test_another_driver_is_measured_again_and_nothing_else(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of builds and validations say whether there is a driver; only benchmarks and profiles say which."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
+    steps = {
+        "build": Step(Stage.BUILD, f"{target}/eager-fp32"),
+        "benchmark": Step(Stage.BENCHMARK, target),
+        "engines": Step(Stage.BENCHMARK, "tiny/rtx-sm80+"),
+    }
+    monkeypatch.setattr("pipeline.planning.keys.missing_driver", lambda: "")
+    found = []
+    for driver in ("580", "590"):
+        monkeypatch.setattr("pipeline.planning.keys.driver_version", lambda driver=driver: driver)
+        found.append({name: key_of(project, step) for name, step in steps.items()})
+    assert [name for name in steps if found[0][name] != found[1][name]] == ["benchmark", "engines"]
+
+
+def test_the_only_copy_of_a_file_may_move_with_its_folder(copied: Path, tmp_path: Path) -> None:
+    """A checkout that was moved is current."""
+    moved = tmp_path / "elsewhere with späces"
+    copied.rename(moved)
+    assert stale(moved) == set()
+
+
+def test_an_edited_record_is_noticed(copied: Path) -> None:
+    """A record that is not a valid record any more makes its step stale."""
+    project = Project.load(copied / "pipeline.yaml")
+    project.paths.data.write_text("{}")
+    assert DATA in stale(copied)
+
+
+def test_failures_are_not_cached(copied: Path) -> None:
+    """A build that failed is tried again although nothing has changed."""
+    project = Project.load(copied / "pipeline.yaml")
+    path = project.paths.artifact(project.plan.variant(ENGINE))
+    record = read_record(path, Artifact)
+    write_record(path, record.model_copy(update={"outcome": Outcome.FAILED, "reason": "out of memory"}))
+    assert f"build:{ENGINE}" in stale(copied)
+
+
+def test_what_a_host_may_have_by_now_is_tried_again(copied: Path) -> None:
+    """A variant that was skipped for what can be mended is tried again; its target is timed again once it runs."""
+    project = Project.load(copied / "pipeline.yaml")
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
+    validate, benchmark = Step(Stage.VALIDATE, variant.id), Step(Stage.BENCHMARK, "tiny/cpu-x86_64")
+    judged, lacking = project.accuracy(variant), {"outcome": Outcome.SKIPPED, "mendable": True}
+    write_record(project.paths.benchmark(variant), project.benchmark(variant).model_copy(update=lacking))
+    write_record(project.paths.accuracy(variant), judged.model_copy(update=lacking))
+    assert status_of(project, validate).reasons == ("this host may have by now what it lacked",)
+    assert is_current(project, benchmark)
+    write_record(project.paths.accuracy(variant), judged)
+    assert status_of(project, benchmark).reasons == (f"{variant.id} runs here by now",)
+
+
+def test_a_key_is_of_what_was_there_before_the_work(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is replaced while the source is made leaves a source that is stale."""
+    checkpoint = tmp_path / "weights.safetensors"
+    shutil.copy(Project.load(copied / "pipeline.yaml").paths.weights, checkpoint)
+    rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
+    project = Project.load(copied / "pipeline.yaml")
+
+    def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int]) -> int:
+        checkpoint.write_bytes(b"other")
+        return count_classes(model, shape)
+
+    monkeypatch.setattr("model_artifacts.sessions.torch_model.count_classes", replaced_meanwhile)
+    make_source(project)
+    assert status_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
+
+
+def test_a_sample_model_gives_way_to_weights_that_came_later(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `auto`, the sample model is a makeshift: it is made anew once the weights lie where torch keeps them."""
+    rewrite(copied, lambda text: text.replace("weights: sample", "weights: auto"))
+    project = Project.load(copied / "pipeline.yaml")
+    step = Step(Stage.SOURCE, "tiny")
+    record = project.source().model_copy(update={"key": key_of(project, step), "origin": WeightsOrigin.SAMPLE})
+    write_record(project.paths.source, record)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert is_current(project, step)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints/make-0123abcd.pth").touch()
+    assert status_of(project, step).reasons == ("the weights that could not be downloaded are there by now",)
+    write_record(project.paths.source, record.model_copy(update={"origin": WeightsOrigin.IMAGENET1K_V1}))
+    assert is_current(project, step)
+
+
+def test_skipped_builds_have_nothing_to_validate(copied: Path) -> None:
+    """A variant that was skipped on purpose needs no validation record to be current."""
+    project = Project.load(copied / "pipeline.yaml")
+    variant = project.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB")
+    project.paths.accuracy(variant).unlink(missing_ok=True)
+    assert is_current(project, Step(Stage.VALIDATE, variant.id))
+
+
+def test_a_checkpoints_content_is_in_the_source(copied: Path, tmp_path: Path) -> None:
+    """A checkpoint of the same name with other bytes makes the source stale."""
+    checkpoint = tmp_path / "weights.pth"
+    checkpoint.write_bytes(b"one")
+    rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
+    step = Step(Stage.SOURCE, "tiny")
+    before = key_of(Project.load(copied / "pipeline.yaml"), step)
+    checkpoint.write_bytes(b"two")
+    assert key_of(Project.load(copied / "pipeline.yaml"), step) != before
+
+
+def test_an_image_folders_files_are_in_the_data(copied: Path, tmp_path: Path) -> None:
+    """A new image in the folder makes the data stale."""
+    images = tmp_path / "images"
+    (images / "0").mkdir(parents=True)
+    rewrite(copied, lambda text: text.replace("data: {", f"data: {{images: {images}, "))
+    step = Step(Stage.DATA, "tiny")
+    before = key_of(Project.load(copied / "pipeline.yaml"), step)
+    (images / "0" / "new.png").write_bytes(b"x")
+    assert key_of(Project.load(copied / "pipeline.yaml"), step) != before
+
+
+def test_the_driver_is_in_no_key_of_what_needs_none(built: Project) -> None:
+    """Keys of CPU variants and of engines built ahead of time say nothing of a driver."""
+    for variant_id in ("tiny/cpu-x86_64/onnxruntime-fp16", ENGINE):
+        names = [field.name for field in key_of(built, Step(Stage.BUILD, variant_id)).fields]
+        assert "driver" not in names
+
+
+# What a build host without torch is given.
+
+GIVEN = [Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE]
+
+
+@pytest.fixture
+def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This host has no torch, and other versions of everything that made what it is given."""
+    monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
+    monkeypatch.setattr("pipeline.planning.keys.version", lambda _: "another")
+
+
+def stale_of_the_given(folder: Path) -> set[str]:
+    """Return the steps of the stages that need torch which have something to do."""
+    return {name for name in stale(folder) if Stage(name.partition(":")[0]) in GIVEN}
+
+
+@pytest.mark.usefixtures("_without_torch")
+def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
+    """Where the configuration is the same and the digests hold, other versions of the tools change nothing."""
+    assert stale_of_the_given(copied) == set()
+
+
+def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch, results of another version of it are stale."""
+    monkeypatch.setattr("pipeline.planning.keys.version", lambda _: "another")
+    assert SOURCE in stale_of_the_given(copied)
+
+
+@pytest.mark.usefixtures("_without_torch")
+@pytest.mark.parametrize("damage", ["weights", "calibration", "reference", "fp16", "int8"])
+def test_given_result_that_is_damaged_is_not_taken(copied: Path, damage: str) -> None:
+    """A flipped bit in a file that was made elsewhere makes its step stale, and no step that does not own it."""
+    paths = Project.load(copied / "pipeline.yaml").paths
+    owners = {
+        "weights": (paths.weights, SOURCE),
+        "calibration": (paths.calibration, DATA),
+        "reference": (paths.reference, DATA),
+        "fp16": (paths.onnx(Graph.FP16), "export:tiny/fp16"),
+        "int8": (paths.onnx(Graph.INT8), "quantize:tiny/int8"),
+    }
+    file, owner = owners[damage]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert stale_of_the_given(copied) == {owner}
+
+
+@pytest.mark.usefixtures("_without_torch")
+@pytest.mark.parametrize(
+    ("old", "new", "owner"),
+    [
+        ("mean: [0.5,", "mean: [0.4,", SOURCE),
+        ("weights: sample", "weights: factory", SOURCE),
+        ("tests.support.tiny_model:make", "tests.support.factories:three_classes", SOURCE),
+        ("calibration: 32", "calibration: 48", DATA),
+        ("data: {", "data: {images: photographs, ", DATA),
+    ],
+)
+def test_given_result_of_another_configuration_is_not_taken(copied: Path, old: str, new: str, owner: str) -> None:
+    """What was made elsewhere for other settings than this configuration's is stale."""
+    rewrite(copied, lambda text: text.replace(old, new))
+    assert owner in stale_of_the_given(copied)
+
+
+@pytest.mark.usefixtures("_without_torch")
+def test_given_result_that_is_missing_is_not_taken(copied: Path) -> None:
+    """Nothing is taken for given that is not there."""
+    Project.load(copied / "pipeline.yaml").paths.onnx_record(Graph.FP16).unlink()
+    assert stale_of_the_given(copied) == {"export:tiny/fp16"}
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_only_what_needs_torch_is_taken_as_given(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """Builds, validations, benchmarks and the manifest are this host's own work."""
+    monkeypatch.setattr("pipeline.planning.freshness.installed", lambda _: False)
+    assert taken_as_given(Step(stage, "tiny")) is (stage in GIVEN)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_nothing_is_taken_as_given_where_torch_is(stage: Stage) -> None:
+    """A host with torch makes everything itself."""
+    assert not taken_as_given(Step(stage, "tiny"))
+
+
+# What an engine depends on.
+
+
+def engine_fields(project: Project, there: Host, **settings: object) -> dict[str, str]:
+    """Return the fields of the key of the first FP16 engine on some host, by name."""
+    tensorrt = project.config.tensorrt.model_copy(update=settings)
+    plan = Plan(project.config.model_copy(update={"tensorrt": tensorrt}), there)
+    variant = next(item for item in plan.variants if item.graph is Graph.FP16 and item.profile)
+    key = key_of(Project(plan, project.paths), Step(Stage.BUILD, variant.id))
+    return {field.name: field.value for field in key.fields}
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    """Return the names of the fields that differ, but for the variant's own name."""
+    return {name for name in one if one[name] != other[name]} - {"variant"}
+
+
+@pytest.mark.parametrize(
+    ("there", "names"),
+    [
+        (host(L4, flavours=(TRT10,)), {"gpu"}),
+        (host(H100, flavours=(TRT86,)), {"flavour_version"}),
+        (host(H100.model_copy(update={"uuid": "GPU-2", "index": 0}), flavours=(TRT10,)), set()),
+    ],
+    ids=["another type", "another version", "another one of the type"],
+)
+def test_tuned_engine_depends_on_gpu_and_version(built: Project, there: Host, names: set[str]) -> None:
+    """Another type of GPU or another version builds anew; another GPU of the type does not."""
+    before = engine_fields(built, host(H100, flavours=(TRT10,)))
+    assert differences(before, engine_fields(built, there)) == names
+
+
+@pytest.mark.parametrize("gpus", [(), (H100,), (L4.model_copy(update={"index": 0}),)])
+def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]) -> None:
+    """What is built ahead of time is the same on every host."""
+    assert differences(engine_fields(built, host()), engine_fields(built, host(*gpus))) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimization_level", 5),
+        ("refit", True),
+        ("strip_plan", True),
+        ("version_compatible", True),
+    ],
+)
+def test_engine_depends_on_what_changes_it(built: Project, name: str, value: object) -> None:
+    """A setting of the builder builds anew."""
+    there = host(H100, flavours=(TRT10,))
+    changed = differences(engine_fields(built, there), engine_fields(built, there, **{name: value}))
+    assert changed - {"weights_apart"} == {"settings"}
+
+
+@pytest.mark.parametrize("setting", ["refit", "strip_plan"])
+def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, setting: str) -> None:
+    """What takes a GPU to build was not applied on a host without: where there is one, the engine is built anew."""
+    without = engine_fields(built, host(), **{setting: True})
+    assert differences(without, engine_fields(built, host(H100), **{setting: True})) == {"weights_apart"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["timing_cache: false", "kernel_specialization: lazy", "build_timeout_seconds: 7", "flavour: tensorrt_rtx"],
+)
+def test_setting_that_changes_no_engine_builds_nothing(copied: Path, setting: str) -> None:
+    """What only says how an engine is built or run leaves builds and validations as they are."""
+    rewrite(copied, lambda text: text + f"tensorrt: {{{setting}}}\n")
+    assert {name for name in stale(copied) if not name.startswith("benchmark:")} == set()
+
+
+def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
+    """When kernels are compiled changes latencies."""
+    rewrite(copied, lambda text: text + "tensorrt: {kernel_specialization: lazy}\n")
+    assert "benchmark:tiny/rtx-sm80+" in stale(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"min_block_size": 1}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
+        ({"optimization_level": 3}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
+        ({"engine_cache": True}, ["dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB"]),
+        ({"build_timeout_seconds": 5.0}, []),
+    ],
+    ids=str,
+)
+def test_how_modules_are_compiled_makes_modules_stale(
+    built: Project, change: dict[str, object], stale: list[str]
+) -> None:
+    """A setting that changes a module is in its key, and in no key of what is not compiled by it."""
+    settings = built.config.torch_tensorrt.model_copy(update=change)
+    changed = Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100))
+    before, after = Project(Plan(built.config, host(H100)), built.paths), Project(changed, built.paths)
+    names = ("eager-fp16", "inductor-fp16", "dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB")
+    ids = {name: f"tiny/sm90-h100-80gb-hbm3-torch2.11/{name}" for name in names} | {"engine": ENGINE}
+    steps = {name: Step(Stage.BUILD, variant_id) for name, variant_id in ids.items()}
+    assert [name for name, step in steps.items() if key_of(before, step) != key_of(after, step)] == stale
+
+
+def test_code_is_the_factorys_wherever_it_is_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment's current folder is not the one of the build: its recipes' code is found on Python's path, too."""
+    (tmp_path / "a_model_of_ours.py").write_text("def make(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_of("a_model_of_ours:make") == sha256_of(tmp_path / "a_model_of_ours.py")
+    assert code_of("torchvision.models:resnet18") == version("torchvision")
+    assert code_of("nowhere_at_all:make") == "absent"
+
+
+def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
+    """The key of a module, and of a baseline on a GPU, says which type it was made on; the CPU's baseline says none."""
+    project = Project(Plan(built.config, host(H100)), built.paths)
+    target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
+    for variant_id, has in (
+        (f"{target}/dynamo-fp16-b1-ws16MiB", True),
+        (f"{target}/eager-fp32", True),
+        ("tiny/cpu-x86_64/eager-fp32", False),
+    ):
+        names = {field.name for field in key_of(project, Step(Stage.BUILD, variant_id)).fields}
+        assert ("gpu" in names) is has
+
+
+def test_a_graph_of_an_older_quantizer_is_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the quantiser itself changes, its graphs are stale, and nothing else is before they are made."""
+    project = Project.load(copied / "pipeline.yaml")
+    monkeypatch.setattr("pipeline.planning.keys._QUANTIZER", 99)
+    stale = [step for step in project.plan.steps if not is_current(project, step)]
+    assert {step.stage for step in stale} == {Stage.QUANTIZE}
+    assert {step.subject for step in stale} == {"tiny/int8", "tiny/int8-cpu"}

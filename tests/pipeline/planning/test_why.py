@@ -1,0 +1,77 @@
+"""Why a variant is stale, or since when it is up to date."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.__main__ import main
+from tests.pipeline.planning.test_prune import rewrite
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+
+
+def why(folder: Path, capsys: pytest.CaptureFixture[str], variant: str = ENGINE) -> list[str]:
+    """Return what the command prints."""
+    assert main(["why", variant, "--config", str(folder / "pipeline.yaml")]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_current_variant_says_since_when(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line about the variant, one of every step that it comes from."""
+    said = why(copied, capsys)
+    assert said[0].startswith(f"{ENGINE} is up to date since 20")
+    steps = [line.split()[0] for line in said[1:]]
+    target = ENGINE.rpartition("/")[0]
+    assert steps == [
+        "source:tiny",
+        "data:tiny",
+        "export:tiny/fp16",
+        f"build:{ENGINE}",
+        f"validate:{ENGINE}",
+        f"benchmark:{target}",
+    ]
+    assert all("up to date since" in line for line in said[1:])
+
+
+def test_a_setting_far_up_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What changed in the configuration is what the variant's line says, with both values."""
+    rewrite(copied, "mean: [0.5, 0.5, 0.5]", "mean: [0.4, 0.5, 0.5]")
+    said = why(copied, capsys)
+    assert said[0] == f"{ENGINE} is stale: preprocessing.mean changed: [0.5, 0.5, 0.5] → [0.4, 0.5, 0.5] (source)"
+    assert said[1].endswith("stale: preprocessing.mean changed: [0.5, 0.5, 0.5] → [0.4, 0.5, 0.5]")
+    assert said[3].startswith("  export:tiny/fp16")
+    assert said[3].endswith("looked at again after source:tiny")
+
+
+def test_a_damaged_file_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So is one that is missing."""
+    engine = copied / "artifacts" / ENGINE / "model.engine"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    assert why(copied, capsys)[0] == f"{ENGINE} is stale: {ENGINE}/model.engine is not what was made (build)"
+    engine.unlink()
+    assert why(copied, capsys)[0] == f"{ENGINE} is stale: {ENGINE}/model.engine is missing (build)"
+
+
+def test_what_has_never_run_says_so(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new workspace's engine is not made yet, though everything that it is made from is there."""
+    rewrite(copied, "[16MiB, 32MiB]", "[16MiB, 32MiB, 64MiB]")
+    variant = ENGINE.replace("16MiB", "64MiB")
+    assert why(copied, capsys, variant)[0] == f"{variant} is stale: not made yet (build)"
+
+
+def test_what_is_skipped_has_nothing_to_do(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variant that this host cannot build is up to date, and there is nothing to validate."""
+    said = why(copied, capsys, "tiny/gpu/dynamo-fp16-b1-ws16MiB")
+    assert "up to date" in said[0]
+    assert any(line.startswith("  validate:") and line.endswith("nothing to do") for line in said)
+
+
+def test_an_unknown_variant_is_wrong_usage(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closest names are in the message."""
+    assert main(["why", ENGINE + "x", "--config", str(copied / "pipeline.yaml")]) == 2
+    assert ENGINE in capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""Calibration and validation images, and the FP32 reference's logits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model_artifacts.errors import DataError
+from model_artifacts.host.files import sha256_of
+from model_artifacts.records import DataRecord, ImagesOrigin
+from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.torch_model import restore_model, strict_fp32
+from pipeline.planning.project import Project
+from pipeline.stages.data.stage import make_data, reference_logits
+from pipeline.stages.source.stage import make_source
+from pipeline.stages.validate.stage import _sample
+from tests.support import factories
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+THREE = "tests.support.factories:three_classes"
+
+
+@pytest.fixture
+def make(write_config: Callable[[str], Path]) -> Callable[[str, str], tuple[Project, DataRecord]]:
+    """A function that runs the source and the data stage of a factory with a `data:` section."""
+
+    def run(factory: str, section: str) -> tuple[Project, DataRecord]:
+        project = Project.load(write_config(factories.configuration(factory, more=f"data: {section}")))
+        make_source(project)
+        return project, make_data(project, restore_model(project))
+
+    return run
+
+
+def fill(folder: Path, classes: int, count: int) -> None:
+    """Write images into a folder a class."""
+    for name in range(classes):
+        (folder / str(name)).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (12, 10), (name * 80, index, 0)).save(folder / str(name) / f"{index:03}.png")
+
+
+def test_sample_gets_digits(built: Project) -> None:
+    """The sample model is judged on labelled digits."""
+    data = built.data()
+
+    assert (data.origin, data.calibration_samples, data.validation_samples) == (ImagesOrigin.DIGITS, 32, 100)
+    assert data.labels is not None
+
+
+def test_other_models_get_photographs(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """Other models are judged on photographs, which have no labels."""
+    _, record = make(THREE, "{calibration: 2, validation: 3}")
+
+    assert record.origin is ImagesOrigin.PHOTOGRAPHS
+    assert (record.labels, record.reference_top1) == (None, None)
+
+
+def test_calibration_and_validation_do_not_overlap(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """No photograph's crop is both calibrated and validated on."""
+    project, record = make(THREE, "{calibration: 5, validation: 5}")
+
+    both = np.concatenate([project.pixels(record.calibration), project.pixels(record.validation)]).reshape(10, -1)
+    assert len(np.unique(both, axis=0)) == 10
+
+
+def test_digits_for_another_model(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """Any model of ten classes can be judged on digits."""
+    _, record = make("tests.support.tiny_model:make", "{images: digits, calibration: 2, validation: 3}")
+
+    assert record.origin is ImagesOrigin.DIGITS
+
+
+def test_digits_need_ten_classes(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """A model with another number of classes cannot be judged on digits."""
+    with pytest.raises(DataError, match=r"(?s)expected: 10 classes.*got: +3.*set `data.images`"):
+        make(THREE, "{images: digits}")
+
+
+def test_too_many_digits_to_calibrate_on(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """Calibration takes no more digits than there are beside the held-out ones."""
+    with pytest.raises(DataError, match=r"`data\.calibration` up to 800"):
+        make("tests.support.tiny_model:make", "{images: digits, calibration: 801}")
+
+
+def test_image_folder(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """A folder of images gives both sets, and the labels."""
+    fill(tmp_path / "pictures", 3, 4)
+
+    project, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}")
+
+    assert (record.origin, record.calibration_samples, record.validation_samples) == (ImagesOrigin.FOLDER, 4, 8)
+    assert record.labels is not None
+    assert len(np.load(project.file(record.labels))) == 8
+
+
+def test_small_image_folder_is_shared_out(
+    make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path
+) -> None:
+    """A folder with fewer images than calibration asks for keeps half of them for validation."""
+    fill(tmp_path / "pictures", 3, 2)
+
+    _, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 500, validation: 500}}")
+
+    assert (record.calibration_samples, record.validation_samples) == (3, 3)
+
+
+def test_one_image_is_too_few(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """A folder with a single image leaves none for validation."""
+    fill(tmp_path / "pictures", 3, 1)
+    for name in "12":
+        (tmp_path / "pictures" / name / "000.png").unlink()
+
+    with pytest.raises(DataError, match=r"none is left for validation"):
+        make(THREE, f"{{images: '{tmp_path / 'pictures'}'}}")
+
+
+def test_unreadable_images_are_recorded(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """Images that could not be read are named in the record."""
+    fill(tmp_path / "pictures", 3, 80)
+    broken = tmp_path / "pictures" / "1" / "007.png"
+    broken.write_bytes(b"no image")
+
+    _, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 120, validation: 120}}")
+
+    assert record.unreadable == (str(broken),)
+    assert record.calibration_samples + record.validation_samples == 239
+
+
+def test_samples_of_a_folder_have_names(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """So that a rejected variant can name the image that it is most wrong about; digits and crops have numbers only."""
+    fill(tmp_path / "pictures", 3, 4)
+    project, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}")
+    assert record.names in record.files
+    assert record.names is not None
+    names = json.loads(project.file(record.names).read_text())
+    labels = np.load(project.paths.labels).tolist()
+    assert [int(name.partition("/")[0]) for name in names] == labels
+    assert _sample(project, 5) == f"5 ({names[5]})"
+
+
+def test_record_vouches_for_every_file(built: Project) -> None:
+    """The record holds the digest of every file of the stage."""
+    record = built.data()
+
+    assert {file.path for file in record.files} == {
+        f"tiny/data/{name}.npy" for name in ("calibration", "validation", "labels", "reference")
+    }
+    assert all(sha256_of(built.file(file)) == file.sha256 for file in record.files)
+
+
+def test_labels_of_other_images_do_not_stay(copied: Path) -> None:
+    """Images without labels leave no labels of earlier images beside them."""
+    config = copied / "pipeline.yaml"
+    config.write_text(config.read_text().replace("data: {", "data: {images: photographs, "))
+    project = Project.load(config)
+
+    make_data(project, restore_model(project))
+
+    assert not project.paths.labels.exists()
+
+
+def test_reference_is_the_models_own_logits(built: Project) -> None:
+    """The reference is what the model gives in strict FP32, sample by sample, whatever the batch."""
+    data = built.data()
+    pixels = built.pixels(data.validation)[40:43]
+    model = restore_model(built)
+    with strict_fp32():
+        logits = model(torch.from_numpy(to_input(pixels, data.preprocessing))).numpy()
+
+    reference = np.load(built.file(data.reference))
+
+    assert (reference.shape, reference.dtype) == ((100, 10), np.dtype(np.float32))
+    np.testing.assert_allclose(reference[40:43], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_reference_top1_is_that_of_the_labels(built: Project) -> None:
+    """The recorded top-1 is the share of labels that the reference predicts."""
+    data = built.data()
+    assert data.labels is not None
+    hits = np.load(built.file(data.reference)).argmax(axis=1) == np.load(built.file(data.labels))
+
+    assert data.reference_top1 == pytest.approx(hits.mean())
+
+
+def test_reference_that_is_not_finite(built: Project) -> None:
+    """A model that gives NaN cannot be a reference."""
+    spec = built.data().preprocessing
+
+    with pytest.raises(DataError, match="NaN or infinity"):
+        reference_logits(factories.not_finite().eval(), np.zeros((2, 32, 32, 3), dtype=np.uint8), spec)
+
+
+def test_reference_takes_any_number_of_images(built: Project) -> None:
+    """A last batch that is not full gives its logits too."""
+    spec = built.data().preprocessing
+
+    logits = reference_logits(factories.three_classes().eval(), np.zeros((33, 32, 32, 3), dtype=np.uint8), spec)
+
+    assert logits.shape == (33, 3)
+
+
+def test_reference_of_many_images_takes_no_more_memory(built: Project, tmp_path: Path) -> None:
+    """What lies on disk is mapped part by part: no more of it counts as this process's memory than is being run."""
+    spec = built.data().preprocessing
+    file = tmp_path / "many.npy"
+    np.save(file, np.zeros((5_000, 32, 32, 3), dtype=np.uint8))
+    mapped: list[int] = []
+
+    def look(*_: int) -> None:
+        parts = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+        mapped.append(sum(int(found[1]) for part in parts if (found := re.search(r"Rss: +(\d+) kB", part))))
+
+    reference_logits(factories.three_classes().eval(), np.load(file, mmap_mode="r"), spec, look)
+    assert mapped
+    assert max(mapped) < file.stat().st_size / 1024 / 10

@@ -1,0 +1,429 @@
+"""The report that people look at."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from model_artifacts.errors import RecordError
+from model_artifacts.host.files import read_record, write_record
+from model_artifacts.records import (
+    Backend,
+    Clock,
+    Doubt,
+    Manifest,
+    Milestone,
+    ModuleContents,
+    OperatorCalls,
+    Outcome,
+    Status,
+)
+from pipeline.__main__ import main
+from pipeline.planning.freshness import is_current
+from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.project import Project
+from pipeline.stages.report.charts import batch_scaling, frontier, pareto, workspace_sweep
+from pipeline.stages.report.floors import Peak, Work
+from pipeline.stages.report.stage import make_report
+from tests.support.hosts import H100, host
+from tests.support.manifests import RANGE, accuracy, entry, timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+def text_of(project: Project) -> str:
+    """Return the report without plotly's own code."""
+    html = project.paths.report.read_text(encoding="utf-8")
+    return re.sub(r"<script>/\*\*.*?</script>", "", html, count=1, flags=re.DOTALL)
+
+
+def on_an_h100(copied: Path) -> Project:
+    """Return the tiny project on a host with an H100, with a manifest of what might have been timed there."""
+    found = Project.load(copied / "pipeline.yaml")
+    project = Project(Plan(found.config, host(H100)), found.paths)
+    target = "sm90-h100-80gb-hbm3-torch2.11"
+    eager = entry(
+        "eager-fp32", timing(1, 2.0, clock=Clock.GPU), timing(2, 2.2, clock=Clock.GPU), kind=Backend.EAGER,
+        id=f"tiny/{target}/eager-fp32", target=target, device_memory_bytes=10**8, accuracy=accuracy(1e-6),
+    )  # fmt: skip
+    engines = [
+        entry(
+            f"fp16-{size}", timing(1, 0.2, clock=Clock.GPU_GRAPH), timing(2, 0.25, clock=Clock.GPU_GRAPH),
+            id=f"tiny/rtx-sm80+/fp16-b1-2-4-ws{size}MiB", target="rtx-sm80+", kind=Backend.TENSORRT,
+            profile=RANGE.model_copy(update={"opt": 2}), workspace_bytes=size * 2**20, device_memory_bytes=10**7,
+        )
+        for size in (16, 32)
+    ]  # fmt: skip
+    row = Milestone(
+        gpu=H100.name, batch=1, label="the best engine", id=engines[0].id, status=Status.DEPLOYABLE,
+        p50_ms=0.21, graph_ms=0.2, speedup=10.0, relative_l2=1e-3,
+    )  # fmt: skip
+    manifest = found.manifest().model_copy(update={"artifacts": (eager, *engines), "milestones": (row,)})
+    write_record(project.paths.manifest, manifest)
+    return project
+
+
+def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
+    """What to deploy comes first; every artifact that ran here has a row, and what cannot be deployed its reason."""
+    text = text_of(built)
+    assert text.index("lowest latency, batch 1") < text.index("Every artifact") < text.index("Not deployable, and why")
+    for item in built.manifest().artifacts:
+        assert item.id.split("/", 1)[1] in text
+    assert "No NVIDIA driver" in text or "no NVIDIA driver found" in text
+
+
+def test_the_report_needs_nothing_from_a_network(built: Project) -> None:
+    """No element of it loads anything."""
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text_of(built)) == []
+
+
+def test_what_was_not_there_is_not_drawn_but_said(built: Project) -> None:
+    """A CPU has no known limits, and nothing here was timed with two workspaces."""
+    text = text_of(built)
+    assert "Limits of arithmetic and bandwidth: this device&#39;s are not known to the report." in text
+    assert "Workspace: nothing was timed with two of them." in text
+
+
+def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
+    """Where a GPU was timed, the way to the best engine, its limits and its workspaces are shown."""
+    project = on_an_h100(copied)
+    make_report(project)
+    text = text_of(project)
+    assert "From eager FP32 to the best engine, batch 1" in text
+    assert "limit of arithmetic, FP16" in text
+    assert "workspace, MiB" in text
+    assert "smallest GPU memory" in text
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    """The fastest first; what is slower has to be nearer to the reference, and a rejected artifact beats nobody."""
+    found = [
+        (item, item.timings[0])
+        for item in (
+            entry("exact", timing(1, 9.0), accuracy=accuracy(1e-6)),
+            entry("fast", timing(1, 1.0), accuracy=accuracy(1e-2)),
+            entry("beaten", timing(1, 3.0), accuracy=accuracy(1e-2)),
+            entry("between", timing(1, 2.0), accuracy=accuracy(1e-3)),
+            entry("rejected", timing(1, 0.5), accuracy=accuracy(1e-4), status=Status.REJECTED),
+        )
+    ]
+    assert [item.id.rpartition("/")[2] for item, _ in frontier(found)] == ["fast", "between", "exact"]
+
+
+def test_a_noisy_choice_says_so_on_its_card(copied: Path) -> None:
+    """Whoever reads the verdict alone is warned, too."""
+    project = on_an_h100(copied)
+    manifest = project.manifest()
+    noisy = tuple(
+        item.model_copy(update={"noise": (Doubt(what="restarts differ", detail="by up to 9%"),)})
+        for item in manifest.artifacts
+    )
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": noisy}))
+    make_report(project)
+    text = text_of(project)
+    assert text.index("A noisy run: restarts differ: by up to 9%.") < text.index("Every artifact")
+
+
+def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> None:
+    """What is folded away at first: each latency with its tail, and what the gates looked at with value and bound."""
+    text = text_of(built)
+    assert "Every latency, by every clock" in text
+    report = built.benchmark(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
+    assert all(f"{item.p99_ms:.4g}" in text for item in report.timings)
+    checks = built.accuracy(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")).checks
+    assert all(f"{check.metric} {check.value}" in text for check in checks)
+
+
+def test_a_module_that_is_mostly_pytorch_says_so(copied: Path) -> None:
+    """The page counts a module's engines and what they left, of older records by name alone."""
+    project = Project.load(copied / "pipeline.yaml")
+    manifest = project.manifest()
+    counted = ModuleContents(
+        segments=2,
+        torch_operators=("aten.a", "aten.b"),
+        calls=(OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1)),
+        libraries=(),
+    )
+    older = counted.model_copy(update={"calls": ()})
+    entries = [
+        item.model_copy(update={"module": module})
+        for item, module in zip(manifest.artifacts, (counted, older), strict=False)
+    ]
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": tuple(entries)}))
+    make_report(project)
+    page = text_of(project)
+    assert (
+        '<td class="number">2</td><td class="number">60</td><td><code>aten.b</code> ×59, <code>aten.a</code></td>'
+        in page
+    )
+    assert '<td class="number">2</td><td class="number">2</td><td><code>aten.a</code>, <code>aten.b</code></td>' in page
+
+
+def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:
+    """A reason that is markup is shown, not run."""
+    project = Project.load(copied / "pipeline.yaml")
+    manifest = project.manifest()
+    nasty = manifest.artifacts[0].model_copy(update={"reason": "<script>alert(1)</script>", "status": Status.FAILED})
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": (nasty, *manifest.artifacts[1:])}))
+    make_report(project)
+    assert "<script>alert(1)" not in text_of(project)
+    assert "&lt;script&gt;alert(1)" in text_of(project)
+
+
+def test_the_report_is_current_until_something_changes(copied: Path) -> None:
+    """It is made again for another manifest, or where the page was edited, and for nothing else."""
+    project = Project.load(copied / "pipeline.yaml")
+    step = Step(Stage.REPORT, "tiny")
+    assert is_current(project, step)
+    project.paths.report.write_text("edited")
+    assert not is_current(project, step)
+    make_report(project)
+    assert is_current(project, step)
+    project.paths.manifest.write_text(project.paths.manifest.read_text() + "\n")
+    assert not is_current(project, step)
+
+
+# Against a released build.
+
+
+def released(copied: Path, change: Callable[[Manifest], Manifest]) -> Path:
+    """Write a released manifest that differs from this build's, and have the configuration name it."""
+    project = Project.load(copied / "pipeline.yaml")
+    path = copied / "released.json"
+    write_record(path, change(project.manifest()))
+    with (copied / "pipeline.yaml").open("a") as file:
+        file.write(f"release: {{manifest: '{path}', max_latency_increase: 3%, max_top1_drop: 0.1pt}}\n")
+    return path
+
+
+def faster(manifest: Manifest) -> Manifest:
+    """Return a manifest in which everything had been a million times as fast: beyond the noise of any machine."""
+
+    def hasten(value: float | None) -> float | None:
+        return None if value is None else value / 1e6
+
+    entries = tuple(
+        item.model_copy(
+            update={
+                "timings": tuple(
+                    found.model_copy(
+                        update={name: hasten(getattr(found, name)) for name in ("p50_ms", "p50_low_ms", "p50_high_ms")}
+                    )
+                    for found in item.timings
+                )
+            }
+        )
+        for item in manifest.artifacts
+    )
+    return manifest.model_copy(update={"artifacts": entries})
+
+
+def test_the_same_build_keeps_its_release(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing changed beyond noise: exit status 0, and the report says so."""
+    released(copied, lambda manifest: manifest)
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert "nothing changed beyond noise" in capsys.readouterr().out
+    project = Project.load(copied / "pipeline.yaml")
+    assert "Nothing changed beyond noise." in text_of(project)
+
+
+def test_a_slower_build_breaks_its_release(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1 with the table and each bound that is broken; the failure is never taken for up to date."""
+    released(copied, faster)
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert "cpu-x86_64/onnxruntime-fp32" in printed.out
+    assert "≤ +3.0%" in printed.out
+    assert "error: tiny/cpu-x86_64/onnxruntime-fp32: p50 at batch 1, host is worse than released" in printed.err
+    project = Project.load(copied / "pipeline.yaml")
+    assert project.report().outcome is Outcome.FAILED
+    assert not is_current(project, Step(Stage.REPORT, "tiny"))
+
+
+def test_a_release_that_is_missing_is_one_message(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A released manifest that cannot be read is an error that names it and what to do."""
+    released(copied, lambda manifest: manifest).unlink()
+    assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "released.json" in said
+    assert "set `release.manifest` in pipeline.yaml" in said
+
+
+def test_a_host_without_the_page_s_libraries_does_without(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build host needs no page; where a released build is to be held against, its absence is an error."""
+    monkeypatch.setattr("model_artifacts.host.environment.installed", lambda name: name != "plotly")
+    command = ["report", "tiny", "--config", str(copied / "pipeline.yaml")]
+    assert main(command) == 0
+    assert "skipped: plotly not installed here" in capsys.readouterr().out
+    released(copied, lambda manifest: manifest)
+    assert main(command) == 1
+    assert "the report needs plotly" in capsys.readouterr().err
+
+
+def test_no_manifest_is_no_report(copied: Path) -> None:
+    """The report is of the manifest."""
+    project = Project.load(copied / "pipeline.yaml")
+    project.paths.manifest.unlink()
+    with pytest.raises(RecordError):
+        make_report(project)
+
+
+# Charts.
+
+
+def test_nothing_timed_is_nothing_drawn() -> None:
+    """A chart of nothing is left out."""
+    silent = entry("x")
+    assert (pareto([silent], 1), batch_scaling([silent], None, None), workspace_sweep([silent])) == (None, None, None)
+
+
+def test_latencies_are_drawn_with_their_intervals() -> None:
+    """A point lies at the median; its bars end where the interval does."""
+    chart = pareto([entry("x", timing(1, 2.0, 0.1))], 1)
+    assert chart is not None
+    (points,) = chart.figure.data
+    assert (points.x, points.y) == ((2.0,), (1e-3,))
+    assert points.error_x.array == pytest.approx((0.2,))
+    assert points.error_x.arrayminus == pytest.approx((0.2,))
+
+
+def test_what_is_exact_has_a_place_on_a_logarithmic_axis() -> None:
+    """A distance of zero is drawn at the edge."""
+    chart = pareto([entry("x", timing(1, 2.0), accuracy=accuracy(0.0))], 1)
+    assert chart is not None
+    assert chart.figure.data[0].y == (1e-7,)
+
+
+def test_limits_are_drawn_where_the_gpu_is_known() -> None:
+    """Two lines more, from the graph's arithmetic and from its bytes."""
+    timed = entry("x", timing(1, 1.0), timing(2, 1.0))
+    work, peak = Work(10**6, 10**6, 10**6), Peak(1e12, 1e12)
+    for known, lines in ((peak, 3), (None, 1)):
+        chart = batch_scaling([timed], work, known)
+        assert chart is not None
+        assert len(chart.figure.data) == lines
+    chart = batch_scaling([timed], work, peak)
+    assert chart is not None
+    assert chart.figure.data[1].y == pytest.approx((5e5, 5e5))  # 2 x 10^6 operations an image at 10^12 a second
+
+
+def test_engines_of_one_batch_size_are_one_line() -> None:
+    """The best that may be deployed at each size; what is rejected does not count."""
+    chart = batch_scaling(
+        [
+            entry("b1", timing(1, 2.0)),
+            entry("slow", timing(1, 4.0)),
+            entry("b8", timing(8, 4.0)),
+            entry("wrong", timing(8, 1.0), status=Status.REJECTED),
+        ],
+        None,
+        None,
+    )
+    assert chart is not None
+    (line,) = chart.figure.data
+    assert (line.x, line.y) == ((1, 8), pytest.approx((500, 2000)))
+
+
+# In a browser.
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const table = [...document.querySelectorAll("table.sortable")].find((found) => found.textContent.includes("p99"));
+  const column = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent.startsWith("p99"));
+  const shown = () => [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[column].textContent));
+  const button = table.tHead.rows[0].cells[column].querySelector("button");
+  button.click();
+  const up = shown();
+  button.click();
+  const told = {
+    up, down: shown(), page: getComputedStyle(document.body).backgroundColor,
+    wider: document.documentElement.scrollWidth - innerWidth,
+  };
+  document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
+});
+</script>
+"""
+"""What a person would do with the page, and see of it."""
+
+
+def browsed(page: Path, width: int, *options: str) -> tuple[str, list[str], dict[str, Any]]:
+    """Open a page in headless Chromium; return the page as it then is, its console, and what the probe saw."""
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=10000",
+        *options, probed.resolve().as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - fixed
+    told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout)
+    assert told is not None
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], json.loads(told[1])
+
+
+in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1300, 390])
+def test_a_browser_draws_every_chart_without_complaint(copied: Path, width: int) -> None:
+    """Headless Chromium: no console errors, each figure is a drawing with points in it, and nothing is cut off."""
+    project = on_an_h100(copied)
+    make_report(project)
+    html, complaints, told = browsed(project.paths.report, width)
+    assert complaints == []
+    figures = html.count('class="plotly-graph-div')
+    assert figures == 4
+    assert html.count('class="main-svg"') >= figures
+    assert html.count('class="point"') >= 10
+    assert told["wider"] <= 0
+
+
+@in_a_browser
+def test_tables_are_sorted_by_a_click(copied: Path) -> None:
+    """Once upwards, twice downwards, as numbers."""
+    project = on_an_h100(copied)
+    make_report(project)
+    _, _, told = browsed(project.paths.report, 1300)
+    assert told["up"] == sorted(told["up"])
+    assert told["down"] == sorted(told["up"], reverse=True)
+    assert len(set(told["up"])) > 2
+
+
+@in_a_browser
+def test_the_page_is_dark_where_people_want_that(copied: Path) -> None:
+    """As their system says."""
+    project = on_an_h100(copied)
+    make_report(project)
+    page = {dark: browsed(project.paths.report, 1300, *options)[2]["page"] for dark, options in SCHEMES.items()}
+    assert page == {False: "rgb(255, 255, 255)", True: "rgb(13, 17, 23)"}
+
+
+SCHEMES = {False: (), True: ("--blink-settings=preferredColorScheme=0",)}
+
+
+def test_the_page_is_in_the_package() -> None:
+    """The template lies beside the code that renders it, so that it is installed with it."""
+    import pipeline.report  # noqa: PLC0415 - its file is what this is about
+
+    assert Path(str(pipeline.report.__file__)).with_name("report.html.jinja").is_file()
+
+
+def test_the_record_names_the_page(built: Project) -> None:
+    """The record beside the page has its digest."""
+    record = read_record(built.paths.report_record, type(built.report()))
+    assert record.file.path == "report.html"
+    assert record.outcome is Outcome.DONE

@@ -1,0 +1,183 @@
+"""Which layers mind being quantised, and variants that leave those in floating point."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_artifacts.errors import QuantizeError
+from model_artifacts.records import Graph, Precision, Sensitivity
+from pipeline.__main__ import main
+from pipeline.adapters.onnx_graph import layer_shares
+from pipeline.config.settings import Gate
+from pipeline.planning.freshness import is_current
+from pipeline.planning.plan import Stage, Step
+from pipeline.planning.project import Project
+from pipeline.stages.quantize.stage import calibrate, make_quantized, quantized_layers
+from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
+from pipeline.stages.validate.gates import measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model_artifacts.records import Accuracy
+
+GATE = Gate(cosine=0.0, relative_l2=0.5, top1_agreement=0.0, top1_drop=1.0)
+
+
+def off_by(distance: float) -> Accuracy:
+    """Return the accuracy of logits at this distance from the reference."""
+    reference = np.eye(4, dtype=np.float32)
+    return measure((reference * (1 + distance)).astype(np.float32), reference, None)
+
+
+# Pure.
+
+
+@given(st.integers(0, 6), st.integers(1, 6))
+def test_the_fewest_layers_are_proposed(needed: int, count: int) -> None:
+    """Just as many of the most sensitive are left as the gate needs, but never all."""
+    ranked = tuple(f"layer{number}" for number in range(count))
+    asked: list[tuple[str, ...]] = []
+
+    def accuracy_of(left: tuple[str, ...]) -> Accuracy:
+        asked.append(left)
+        return off_by(0.1 if len(left) >= needed else 0.9)
+
+    left, accuracy = propose(ranked, accuracy_of(()), accuracy_of, GATE)
+    assert left == ranked[: min(needed, count - 1)]
+    assert (accuracy.relative_l2 < 0.5) == (needed <= count - 1)
+    assert len(asked) == len(left) + 1
+
+
+# On the tiny network.
+
+
+def configured(folder: Path, text: str) -> Project:
+    """Add to the tiny project's configuration."""
+    config = folder / "pipeline.yaml"
+    config.write_text(config.read_text() + text)
+    return Project.load(config)
+
+
+@pytest.fixture(scope="module")
+def measured(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Sensitivity]:
+    """The tiny project's sensitivity to int8, with a gate that plain int8 misses; to be read only."""
+    folder = tmp_path_factory.mktemp("sensitive") / "project"
+    shutil.copytree(built_folder, folder)
+    plain = measure_sensitivity(Project.load(folder / "pipeline.yaml"), Graph.INT8).plain.relative_l2
+    gate = f"gates: {{int8: {{cosine: 0.5, relative_l2: {0.8 * plain:.9f}, top1_agreement: 0.5, top1_drop: 0.5}}}}\n"
+    project = configured(folder, gate)
+    return project, measure_sensitivity(project, Graph.INT8)
+
+
+def test_each_layer_is_quantised_alone(measured: tuple[Project, Sensitivity]) -> None:
+    """Every quantised layer has its distance, the most sensitive first; none is as far as all together."""
+    project, found = measured
+    calibrated = calibrate(project, Graph.INT8)
+    assert {layer.name for layer in found.layers} == {node.name for node in quantized_layers(calibrated.model)}
+    distances = [layer.relative_l2 for layer in found.layers]
+    assert distances == sorted(distances, reverse=True)
+    assert min(distances) > 0
+    assert max(distances) < 1.1 * found.plain.relative_l2
+    assert all(layer.weights > 0 for layer in found.layers)
+    alone = calibrated.quantizing(found.layers[0].name)
+    assert [node.name for node in quantized_layers(alone)] == [found.layers[0].name]
+
+
+def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Project, Sensitivity]) -> None:
+    """It is the most sensitive layers, no more than are needed, and it is said what they give."""
+    project, found = measured
+    bound = project.config.gates.int8.relative_l2
+    assert found.plain.relative_l2 > bound >= found.proposed.relative_l2
+    assert found.kept
+    assert found.proposal == tuple(layer.name for layer in found.layers[: len(found.proposal)])
+    assert found.calibration_sha256 == project.data().calibration.sha256
+    assert is_current(project, Step(Stage.SENSITIVITY, "tiny/int8"))
+
+
+def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
+    measured: tuple[Project, Sensitivity], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command prints goes into pipeline.yaml; of the graphs, only the mixed ones are made, and they pass."""
+    folder = tmp_path / "project"
+    shutil.copytree(measured[0].config_file.parent, folder)
+    config = str(folder / "pipeline.yaml")
+    assert main(["sensitivity", "tiny/int8", "--config", config]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("leave_unquantized:"))
+    project = configured(folder, f"{line}\n")
+    stale = [step for step in project.plan.steps if step.stage is Stage.QUANTIZE and not is_current(project, step)]
+    assert {step.subject for step in stale} == {"tiny/int8-mixed", "tiny/int8-mixed-cpu"}
+    assert {Step(Stage.BUILD, "tiny/rtx-sm80+/int8-mixed-b1-ws16MiB")} < set(project.plan.steps)
+    for step in stale:
+        assert main([step.stage.value, step.subject, "--config", config]) == 0
+    kept = {}
+    for name in ("onnxruntime-int8", "onnxruntime-int8-cpu", "onnxruntime-int8-mixed", "onnxruntime-int8-mixed-cpu"):
+        for stage in (Stage.BUILD, Stage.VALIDATE):
+            assert main([stage.value, f"tiny/cpu-x86_64/{name}", "--config", config]) == 0
+        kept[name] = project.accuracy(project.plan.variant(f"tiny/cpu-x86_64/{name}"))
+    assert not kept["onnxruntime-int8"].passed
+    assert "relative L2" in kept["onnxruntime-int8"].reason
+    assert kept["onnxruntime-int8-mixed"].passed, kept["onnxruntime-int8-mixed"].reason
+    distance = {name: report.accuracy.relative_l2 for name, report in kept.items() if report.accuracy}
+    assert distance["onnxruntime-int8-mixed-cpu"] < distance["onnxruntime-int8-cpu"]
+    bounds = {check.metric: check.bound for check in kept["onnxruntime-int8-mixed"].checks}
+    assert bounds["precision in the graph"] == f"≥ 80% int8 of all but {len(measured[1].proposal)}"
+
+
+@pytest.mark.parametrize("graph", [Graph.INT8_MIXED, Graph.INT8_MIXED_CPU])
+def test_what_is_left_multiplies_in_floating_point(copied: Path, graph: Graph) -> None:
+    """The named layer is FP16 for TensorRT and FP32 for a processor, and everything else is as it was."""
+    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)[1].name
+    project = configured(copied, f"leave_unquantized: {{int8: [{name}]}}\n")
+    record = make_quantized(project, graph)
+    assert record.left_unquantized == (name,)
+    plain, mixed = (
+        {share.precision: share.layers for share in layer_shares(onnx.load(project.file(project.onnx(item).file)))}
+        for item in (Graph.INT8_CPU if graph.for_x86 else Graph.INT8, graph)
+    )
+    kind = Precision.FP32 if graph.for_x86 else Precision.FP16
+    assert mixed[Precision.INT8] == plain[Precision.INT8] - 1
+    assert mixed[kind] == plain.get(kind, 0) + 1
+
+
+def test_fp8_has_its_own_table(copied: Path) -> None:
+    """The same is measured of fp8, where the first convolution is in floating point already."""
+    config = copied / "pipeline.yaml"
+    config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
+    found = measure_sensitivity(Project.load(config), Graph.FP8)
+    whole = {node.name for node in quantized_layers(calibrate(Project.load(config), Graph.INT8).model)}
+    assert {layer.name for layer in found.layers} < whole
+    assert found.plain.relative_l2 > 0
+
+
+# Wrong input.
+
+
+def test_a_layer_that_is_not_there_is_named(copied: Path) -> None:
+    """The message has the closest names."""
+    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)[0].name
+    project = configured(copied, f"leave_unquantized: {{int8: [{name}x]}}\n")
+    with pytest.raises(QuantizeError, match=rf"(?s)names '{name}x', which is no quantised.*expected: one of.*{name}"):
+        make_quantized(project, Graph.INT8_MIXED)
+
+
+def test_leaving_every_layer_is_refused(copied: Path) -> None:
+    """Nothing would be int8."""
+    layers = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)
+    names = ", ".join(node.name for node in layers)
+    project = configured(copied, f"leave_unquantized: {{int8: [{names}]}}\n")
+    with pytest.raises(QuantizeError, match="names every layer"):
+        make_quantized(project, Graph.INT8_MIXED)
+
+
+def test_an_unknown_subject_is_one_message(built_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what TensorRT takes, in int8 or fp8, has a table."""
+    assert main(["sensitivity", "tiny/int8-cpu", "--config", str(built_folder / "pipeline.yaml")]) == 2
+    assert "no quantised graph 'tiny/int8-cpu'" in capsys.readouterr().err

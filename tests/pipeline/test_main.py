@@ -1,0 +1,250 @@
+"""The command line of one stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from model_artifacts import __version__
+from model_artifacts.errors import BuildError
+from model_artifacts.records import ModuleContents, OperatorCalls
+from pipeline import __main__ as command
+from pipeline.__main__ import _contents, main
+from pipeline.planning.plan import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.planning.project import Project
+
+
+def raises(error: BaseException) -> Callable[[Project, str], NoReturn]:
+    """Return a stage that raises `error`."""
+
+    def stage(project: Project, subject: str) -> NoReturn:
+        del project, subject
+        raise error
+
+    return stage
+
+
+@pytest.fixture
+def config(built_folder: Path) -> str:
+    """The finished tiny project's configuration."""
+    return str(built_folder / "pipeline.yaml")
+
+
+def test_help_explains_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` names each stage with what it makes, and ends with status 0."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert [stage.value for stage in Stage if f"  {stage.value} " not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("segments", "operators", "words"),
+    [
+        (1, (), ", 1 TensorRT engine"),
+        (2, ("aten.a",), ", 2 TensorRT engines; in PyTorch stayed aten.a"),
+        (
+            3,
+            tuple("abcdefg"),
+            ", 3 TensorRT engines; in PyTorch stayed a, b, c, d, e, …",
+        ),
+    ],
+)
+def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple[str, ...], words: str) -> None:
+    """What a build prints of a module counts its engines, and names what they left."""
+    contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
+    assert _contents(contents) == words
+
+
+def test_what_stayed_in_pytorch_is_counted() -> None:
+    """The most frequent operators come first, with how often they are called."""
+    calls = (OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1))
+    contents = ModuleContents(segments=1, torch_operators=("aten.a", "aten.b"), calls=calls, libraries=())
+    assert _contents(contents) == ", 1 TensorRT engine; in PyTorch stayed aten.b ×59, aten.a"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` is the package's."""
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_schema_needs_no_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`schema` prints JSON Schema, wherever it is run."""
+    assert main(["schema", "--config", str(tmp_path / "none.yaml")]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Manifest"
+
+
+def test_plan_lists_commands(capsys: pytest.CaptureFixture[str], config: str, built: Project) -> None:
+    """`plan` prints each step as the command that runs it."""
+    assert main(["plan", "--config", config]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "python -m pipeline source tiny"
+    assert "python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB" in lines
+    assert len(lines) == len(built.plan.steps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "tiny/rtx-sm80+/fp16-b1-ws17MiB"], "tiny/rtx-sm80+/fp16-b1-ws16MiB"),
+        (["export", "tiny/fp23"], "tiny/fp32"),
+        (["benchmark", "tiny/cpu"], "tiny/cpu-x86_64"),
+        (["source", "tinny"], "tiny"),
+        (["build"], "needs a SUBJECT"),
+    ],
+)
+def test_a_wrong_subject_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], config: str, arguments: list[str], says: str
+) -> None:
+    """A subject that is missing or unknown ends with status 2 and what was meant."""
+    assert main([*arguments, "--config", config]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_an_unknown_stage_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown stage ends with status 2 and the known ones."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bild"])
+    assert ended.value.code == 2
+    assert "'build'" in capsys.readouterr().err
+
+
+def test_a_missing_configuration_is_a_usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a configuration the message says how to name one."""
+    assert main(["plan", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "--config FILE" in capsys.readouterr().err
+
+
+def test_a_step_without_what_it_needs_names_the_command(
+    capsys: pytest.CaptureFixture[str], write_config: Callable[[str], Path]
+) -> None:
+    """Exporting before there are weights says which command makes them."""
+    file = write_config("model: {name: other}\nprofiles: [1]\nworkspaces: [1GiB]\n")
+    assert main(["export", "other/fp32", "--config", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "source.json is missing" in said
+    assert "python -m pipeline source other" in said
+
+
+def test_stage_that_needs_torch_says_so_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a build host without torch the message says what is missing, and what to run and copy from where."""
+    monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
+    assert main(["source", "resnet18"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        ("error: source needs torch, which is not installed here; what lies in artifacts/ is missing or stale"),
+        "  expected: the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
+        "  fix:      run `python -m pipeline source resnet18` there, and copy artifacts/resnet18 from it",
+    ]
+
+
+def test_stage_that_needs_no_torch_runs_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], copied: Path
+) -> None:
+    """A build host without torch writes its manifest."""
+    monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
+    assert main(["manifest", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert "deployable" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
+    """An interrupted stage says so, without a traceback, and ends with status 1."""
+    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(KeyboardInterrupt()))  # noqa: SLF001 - its only handle
+    assert main(["source", "tiny", "--config", config]) == 1
+    assert capsys.readouterr().err.startswith("interrupted: source tiny")
+
+
+def test_a_bug_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
+    """An exception that nobody expected ends with status 1 and the way to its traceback."""
+    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(ZeroDivisionError("oops")))  # noqa: SLF001
+    assert main(["source", "tiny", "--config", config]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: unexpected ZeroDivisionError: oops")
+    assert "--debug" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oops"), BuildError("no engine")])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str, error: Exception
+) -> None:
+    """`--debug` shows where an error comes from, expected or not."""
+    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(error))  # noqa: SLF001
+    assert main(["source", "tiny", "--config", config, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str
+) -> None:
+    """An error of the file system that no stage expected still says what to do."""
+    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(OSError(28, "No space left on device")))  # noqa: SLF001
+    assert main(["source", "tiny", "--config", config]) == 1
+    assert "free some disk space" in capsys.readouterr().err
+
+
+def test_a_workspace_too_small_fails_with_its_reason(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such a build ends with status 1 and what to change."""
+    file = copied / "pipeline.yaml"
+    file.write_text(file.read_text().replace("[16MiB, 32MiB]", "[1KiB]"))
+    assert main(["build", "tiny/rtx-sm80+/fp32-b1-ws1KiB", "--config", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "the workspace is too small: 1,024 bytes" in said
+    assert "`workspaces` in pipeline.yaml" in said
+
+
+def test_the_manifest_prints_its_table(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest stage ends with the table."""
+    assert main(["manifest", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "speed-up" in said
+    assert "built, not yet validated: needs an SM80+ GPU" in said
+
+
+def test_the_module_runs_as_a_command() -> None:
+    """`python -m pipeline` hands its status to the shell."""
+    done = subprocess.run([sys.executable, "-m", "pipeline", "source"], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: source needs a SUBJECT")
+    assert done.stdout == ""
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where only the extra `runtime` is installed, and a release is to be verified."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "release.tar.zst").write_bytes(b"")
+    assert main(["verify", str(tmp_path / "release.tar.zst")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: verify needs the package zstandard, which is not installed here\n")
+    assert "this project with its extra `verify`" in said
+
+
+def test_tritons_package_is_another_extra(
+    monkeypatch: pytest.MonkeyPatch, built: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command names what it takes itself."""
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    assert main(["triton", str(built.paths.root), "--output", str(tmp_path / "triton")]) == 1
+    assert "this project with its extra `triton`" in capsys.readouterr().err
+
+
+def test_commands_show_tracebacks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a message recommends can be done."""
+    assert main(["resolve", str(tmp_path), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""A CUDA that keeps its memory in the host and does everything at once, and an engine that runs on it.
+
+It knows what is open, so that tests can tell that everything was given back. What a real GPU does is in tests/gpu.
+"""
+
+# ruff: noqa: D102,N802 - the methods are CUDA's functions
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from cuda.bindings import runtime
+
+from model_artifacts.records import Precision, Profile, TensorSpec
+from model_artifacts.tensorrt.inspector import EngineLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+OK = runtime.cudaError_t.cudaSuccess
+NO_MEMORY = runtime.cudaError_t.cudaErrorMemoryAllocation
+
+
+class FakeRuntime:
+    """Stands in for `cuda.bindings.runtime`; names that it does not have are the real one's."""
+
+    def __init__(self, total: int = 2**20) -> None:
+        self.total = total
+        self.blocks: dict[int, Any] = {}
+        self.pinned: dict[int, Any] = {}
+        self.open: set[int] = set()
+        """Handles of streams, events and graphs."""
+        self.waits: list[int] = []
+        """Streams that were waited for."""
+        self.looked_at: list[bool] = []
+        """When a profiler was told to look, and to look away."""
+        self._handles = itertools.count(1)
+        self._recording: list[Callable[[], None]] | None = None
+        self._graphs: dict[int, list[Callable[[], None]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the real one has of constants and descriptions."""
+        return getattr(runtime, name)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is open or allocated."""
+        return not (self.blocks or self.pinned or self.open)
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Put work on a stream: it is done now, or recorded."""
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
+    def _new(self) -> int:
+        handle = next(self._handles)
+        self.open.add(handle)
+        return handle
+
+    def _end(self, handle: int) -> tuple[Any]:
+        self.open.remove(handle)
+        return (OK,)
+
+    # Memory.
+
+    def cudaSetDevice(self, _: int) -> tuple[Any]:
+        return (OK,)
+
+    def cudaGetDevice(self) -> tuple[Any, int]:
+        return OK, 0
+
+    def cudaMemGetInfo(self) -> tuple[Any, int, int]:
+        return OK, self.total - sum(map(ctypes.sizeof, self.blocks.values())), self.total
+
+    def cudaMalloc(self, size: int) -> tuple[Any, int]:
+        if size > self.cudaMemGetInfo()[1]:
+            return NO_MEMORY, 0
+        return OK, self._allocate(self.blocks, size)
+
+    def cudaHostAlloc(self, size: int, _: int) -> tuple[Any, int]:
+        return OK, self._allocate(self.pinned, size)
+
+    @staticmethod
+    def _allocate(where: dict[int, Any], size: int) -> int:
+        block = (ctypes.c_uint8 * size)()
+        where[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def cudaFree(self, pointer: int) -> tuple[Any]:
+        del self.blocks[pointer]
+        return (OK,)
+
+    def cudaFreeHost(self, pointer: int) -> tuple[Any]:
+        del self.pinned[pointer]
+        return (OK,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, *_: object) -> tuple[Any]:
+        def copy() -> None:
+            ctypes.memmove(target, source, size)
+
+        self.do(copy)
+        return (OK,)
+
+    def cudaPointerGetAttributes(self, pointer: int) -> tuple[Any, SimpleNamespace]:
+        """Memory outside every block is another GPU's."""
+        inside = any(start <= pointer < start + ctypes.sizeof(block) for start, block in self.blocks.items())
+        kind = runtime.cudaMemoryType.cudaMemoryTypeDevice
+        return OK, SimpleNamespace(type=kind, device=0 if inside else 1)
+
+    # Streams and events.
+
+    def cudaStreamCreateWithFlags(self, _: int) -> tuple[Any, int]:
+        return OK, self._new()
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
+        self.waits.append(stream)
+        return (OK,)
+
+    def cudaStreamWaitEvent(self, *_: object) -> tuple[Any]:
+        return (OK,)
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        return self._end(stream)
+
+    def cudaProfilerStart(self) -> tuple[Any]:
+        self.looked_at.append(True)
+        return (OK,)
+
+    def cudaProfilerStop(self) -> tuple[Any]:
+        self.looked_at.append(False)
+        return (OK,)
+
+    def cudaEventCreate(self) -> tuple[Any, int]:
+        return OK, self._new()
+
+    def cudaEventRecord(self, _: int, stream: int) -> tuple[Any]:
+        self.waits.append(stream)
+        return (OK,)
+
+    def cudaEventSynchronize(self, _: int) -> tuple[Any]:
+        return (OK,)
+
+    def cudaEventElapsedTime(self, *_: int) -> tuple[Any, float]:
+        return OK, 0.25
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any]:
+        return self._end(event)
+
+    # Graphs.
+
+    def cudaStreamBeginCapture(self, *_: object) -> tuple[Any]:
+        self._recording = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, _: int) -> tuple[Any, int]:
+        graph = self._new()
+        self._graphs[graph] = self._recording or []
+        self._recording = None
+        return OK, graph
+
+    def cudaGraphInstantiate(self, graph: int, _: int) -> tuple[Any, int]:
+        executable = self._new()
+        self._graphs[executable] = self._graphs[graph]
+        return OK, executable
+
+    def cudaGraphLaunch(self, executable: int, _: int) -> tuple[Any]:
+        for work in self._graphs[executable]:
+            work()
+        return (OK,)
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any]:
+        return self._end(graph)
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple[Any]:
+        return self._end(executable)
+
+
+def at(pointer: int, shape: tuple[int, ...]) -> Any:
+    """Return the float32 array that lies at an address."""
+    size = int(np.prod(shape))
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(pointer)).reshape(shape)
+
+
+class FakeContext:
+    """Runs batches of a network whose logits are each image's mean, plus 0, 1, 2 … by class."""
+
+    def __init__(self, cuda: FakeRuntime, classes: int) -> None:
+        self._cuda = cuda
+        self._classes = classes
+        self.addresses: dict[str, int] = {}
+        self.images: tuple[int, ...] = ()
+        self.enqueued = 0
+
+    def set_address(self, name: str, pointer: int) -> None:
+        """Keep it."""
+        self.addresses[name] = pointer
+
+    def set_input_shape(self, _: str, shape: tuple[int, ...]) -> None:
+        """Keep it."""
+        self.images = shape
+
+    def shape(self, _: str) -> tuple[int, ...]:
+        """Return the logits'."""
+        return (self.images[0], self._classes)
+
+    def enqueue(self, _: int) -> None:
+        """Compute, now or when the graph is replayed; a graph computes what the batch was when it was captured."""
+        images, source, target = self.images, self.addresses["image"], self.addresses["logits"]
+
+        def work() -> None:
+            means = at(source, images).reshape(images[0], -1).mean(axis=1, keepdims=True)
+            at(target, (images[0], self._classes))[...] = means + np.arange(self._classes)
+
+        self.enqueued += 1
+        self._cuda.do(work)
+
+    def runtime_cache(self) -> bytes:
+        """Return what was compiled: as many kernels as batches."""
+        return b"kernel" * self.enqueued
+
+    def time_layers(self, stream: int, runs: int) -> dict[str, float]:
+        """Return a convolution that the inspector knows, and a copy that it does not."""
+        for _ in range(runs):
+            self.enqueue(stream)
+        return {"conv": 0.3, "copy": 0.1}
+
+    def layers(self) -> tuple[EngineLayer, ...]:
+        """Return one convolution, in FP16 once the shapes are known: until then the inspector leaves types open."""
+        return (EngineLayer("conv", "correlation", "", Precision.FP16 if self.images else None),)
+
+
+class FakeEngine:
+    """What a loaded engine is to a session."""
+
+    def __init__(
+        self, cuda: FakeRuntime, batches: Profile, sample: tuple[int, int, int] = (3, 4, 4), classes: int = 10
+    ) -> None:
+        self._cuda = cuda
+        self._classes = classes
+        self.batches = batches
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec(name="image", shape=("batch", *sample), dtype="float32", layout="NCHW"),
+        )
+        self.outputs = (TensorSpec(name="logits", shape=("batch", classes), dtype="float32", layout="NC"),)
+        self.contexts: list[FakeContext] = []
+        self.caches: list[bytes | None] = []
+
+    @contextmanager
+    def context(self, _: int, cache: bytes | None, __: object) -> Iterator[FakeContext]:
+        """Open a context."""
+        self.caches.append(cache)
+        self.contexts.append(FakeContext(self._cuda, self._classes))
+        yield self.contexts[-1]

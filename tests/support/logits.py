@@ -1,0 +1,34 @@
+"""What a runner is given and held against: a project's images, and what its FP32 reference says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_artifacts.sessions.preprocessing import to_input
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pipeline.planning.project import Project
+
+FP16 = 5e-3
+"""FP16's gate's bound of the relative L2 distance."""
+
+
+def images(project: Project, count: int | None = None) -> npt.NDArray[np.float32]:
+    """Return the first validation images, or all of them, as the network takes them."""
+    data = project.data()
+    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
+
+
+def reference(project: Project, count: int | None = None) -> npt.NDArray[np.float32]:
+    """Return what the FP32 reference says of them."""
+    logits: npt.NDArray[np.float32] = np.load(project.file(project.data().reference))[:count]
+    return logits
+
+
+def distance(got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> float:
+    """Return the relative L2 distance."""
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))

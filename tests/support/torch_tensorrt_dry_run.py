@@ -1,0 +1,117 @@
+"""Drives the adapter on the genuine Torch-TensorRT without a GPU, up to where engines would be built: its dry run.
+
+`python -m tests.support.torch_tensorrt_dry_run` prints what came of it as JSON. It runs in a process of its own, because the library asks
+`torch.cuda` for a GPU when it is imported, and is told of one here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+
+from model_artifacts.records import Backend, Precision, Profile, Record, Setting
+from model_artifacts.sessions.torch_model import make_model, ready_to_compile
+from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.config.settings import TorchTensorRTConfig
+from tests.support.hosts import module_request
+
+if TYPE_CHECKING:
+    from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
+
+PROFILES = {"fixed": Profile(min=2, opt=2, max=2), "range": Profile(min=1, opt=2, max=4)}
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+ALL_ON = TorchTensorRTConfig(min_block_size=1, optimization_level=1, require_full_compilation=True)
+
+
+class Case(Record):
+    """What came of one compilation."""
+
+    segments: int
+    stayed: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    same_logits: bool = True
+
+
+class Report(Record):
+    """What came of all of them."""
+
+    version: str
+    cases: dict[str, Case]
+
+
+def pretend_a_gpu() -> None:
+    """Answer what the library asks of a GPU before it uses one."""
+    memory = 80 * 2**30
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.mem_get_info = lambda *_: (memory, memory)
+    torch.cuda.empty_cache = lambda: None
+    patch.object(torchtrt_adapter, "missing_driver", lambda: None).start()
+    patch.object(torchtrt_adapter, "device_of", lambda _: torch.device("cpu")).start()
+
+
+def engines_of(module: torch.nn.Module) -> int:
+    """Return how many parts of a module would have become engines."""
+    return sum("_run_on_acc" in name for name, _ in module.named_children())
+
+
+def stayed_in(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the operators outside of those parts."""
+    for name, _ in list(module.named_children()):
+        if "_run_on_acc" in name:
+            setattr(module, name, torch.nn.Identity())
+    return torchtrt_adapter.contents_of(module).torch_operators
+
+
+def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
+    """Compile ahead of time, without engines."""
+    model = ready_to_compile(make_model(factory), request.precision)
+    made = torchtrt_adapter.compile_ahead(library, model, request)
+    count = engines_of(made.module)
+    return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings)
+
+
+def in_time(library: Any, folder: Path, precision: Precision) -> Case:
+    """Compile just in time, without engines: what would have been one runs in torch."""
+    request = module_request(folder, mode=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
+    known = torchtrt_adapter.known_settings(library)
+    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
+    model = ready_to_compile(make_model("tests.support.tiny_model:make"), precision)
+    seen: list[torch.nn.Module] = []
+    compiled = torchtrt_adapter.compile_in_time(library, model, {**options.arguments, "dryrun": True}, seen.append)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        same = torch.allclose(compiled(images), model(images), atol=1e-2)
+    (found,) = seen
+    return Case(segments=engines_of(found), stayed=stayed_in(found), settings=options.settings, same_logits=same)
+
+
+def main() -> None:
+    """Print the report."""
+    pretend_a_gpu()
+    library = torchtrt_adapter.load_library()
+    real = library.dynamo.compile
+    library.dynamo.compile = functools.wraps(real)(functools.partial(real, dryrun=True))
+    cases = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for precision in PRECISIONS:
+            for label, profile in PROFILES.items():
+                request = module_request(folder, precision=precision, profile=profile, settings=ALL_ON)
+                cases[f"tiny {precision.value} {label}"] = ahead(library, request, "tests.support.tiny_model:make")
+            cases[f"in time {precision.value}"] = in_time(library, folder, precision)
+        request = module_request(folder, profile=PROFILES["range"], settings=ALL_ON)
+        large = dataclasses.replace(request, input_shape=(3, 224, 224))
+        cases["resnet18 fp16 range"] = ahead(library, large, "torchvision.models:resnet18")
+    sys.stdout.write("\n" + Report(version=library.__version__, cases=cases).to_json().replace("\n", "") + "\n")
+
+
+if __name__ == "__main__":
+    main()
