@@ -40,7 +40,7 @@ from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, served
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from model_artifacts.records import FarmHost
+    from pipeline.records import FarmHost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = (

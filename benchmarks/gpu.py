@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from model_artifacts.records import Artifact, Backend, Clock, Outcome, Status
+from model_artifacts.records import Backend, Clock, Status
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.common.runners import open_serialized
 from pipeline.system.locks import exclusive
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_artifacts.records import Backend, Outcome
+from model_artifacts.records import Backend
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 
 STARTS = 3
 BOUND = 1.5

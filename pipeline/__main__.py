@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from model_artifacts import __version__
 from model_artifacts.cli.commands import COMMANDS, run_command
 from model_artifacts.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
-from model_artifacts.records import Outcome
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import Outcome
 from pipeline.system.isolation import PARENT_VARIABLE, end_with
 from pipeline.system.nvtx import nvtx_range
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType
 
-    from model_artifacts.records import Artifact, ModuleContents, TensorCast
+    from model_artifacts.records import ModuleContents
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact, TensorCast
 
 _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from model_artifacts.records.base import Manifest
+from model_artifacts.records.manifest import Manifest
 
 
 def manifest_schema() -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.files import read_record, sha256_of
-from model_artifacts.records import Artifact, Backend, Layout, Precision, Recipe
+from model_artifacts.records import Backend, Layout, Precision, Recipe
 from model_artifacts.sessions.torch_model import (
     DTYPES,
     Typed,
@@ -27,6 +27,7 @@ from model_artifacts.sessions.torch_model import (
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.keys import code_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
-from model_artifacts.records import LayerShare, Precision, TensorCast, TensorSpec
+from model_artifacts.records import LayerShare, Precision, TensorSpec
+from pipeline.records import TensorCast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TextIO
 
-    from model_artifacts.records import Accuracy, LayerProfile, Manifest, ManifestEntry, Milestone, Sensitivity
+    from model_artifacts.records import Accuracy, Manifest, ManifestEntry, Milestone
+    from pipeline.records import LayerProfile, Sensitivity
     from pipeline.stages.report.comparison import Change
 
 _COLOURS = {

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from model_artifacts.records import FarmHost, FarmRecord, FileRecord
+    from model_artifacts.records import FileRecord
     from pipeline.config.settings import FarmConfig, FarmTarget
     from pipeline.farm.cluster import Node, Running
     from pipeline.planning.plan import Step
     from pipeline.planning.project import Project
+    from pipeline.records import FarmHost, FarmRecord
 
     Say = Callable[[Said], None]
 

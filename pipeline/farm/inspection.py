@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from model_artifacts.errors import FarmError, PipelineError, UsageError
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.files import read_record, write_record
-from model_artifacts.records import DeploymentHost, FarmHost, FarmNode, FarmRecord
+from model_artifacts.records import DeploymentHost
 from pipeline.config.settings import load_config
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.farm.parcels import this_package
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
+from pipeline.records import FarmHost, FarmNode, FarmRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -28,8 +28,9 @@ from pipeline.system.digests import digests_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from model_artifacts.records import FarmHost, Variant
+    from model_artifacts.records import Variant
     from pipeline.planning.plan import Step
+    from pipeline.records import FarmHost
 
 SMALL_BYTES = 64 * 1024
 """Files of up to this size travel together with what names them; a larger one is an object of its own on the cluster,

@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import MissingRecordError, RecordError, StorageError
 from model_artifacts.host.environment import installed
-from model_artifacts.records import (
+from model_artifacts.records import Key, KeyField, StageRecord, WeightsOrigin
+from pipeline.planning.keys import key_of, manifest_key
+from pipeline.planning.plan import Stage, Step
+from pipeline.records import (
     AccuracyReport,
     Artifact,
     BenchmarkReport,
-    Key,
-    KeyField,
     LayerProfile,
     Outcome,
     ReportRecord,
     SourceRecord,
-    StageRecord,
-    WeightsOrigin,
 )
-from pipeline.planning.keys import key_of, manifest_key
-from pipeline.planning.plan import Stage, Step
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:

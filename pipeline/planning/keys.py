@@ -25,8 +25,9 @@ from model_artifacts.host.environment import (
     version,
 )
 from model_artifacts.host.files import sha256_of
-from model_artifacts.records import SCHEMA_VERSION, Artifact, Backend, Graph, Key, KeyField, Precision, Variant
+from model_artifacts.records import SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision, Variant
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.records import Artifact
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:

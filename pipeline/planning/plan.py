@@ -15,8 +15,8 @@ from pipeline.config.settings import PORTABLE_COMPUTE_CAPABILITIES, Baseline, Ex
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model_artifacts.records import FarmHost
     from pipeline.config.settings import Config, FarmTarget
+    from pipeline.records import FarmHost
 
 _T = TypeVar("_T")
 

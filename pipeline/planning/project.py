@@ -9,27 +9,23 @@ from typing import TYPE_CHECKING, TypeVar
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
 from model_artifacts.host.environment import driver_version, onnxruntime, read_host, torch_tensorrt
 from model_artifacts.host.files import read_record
-from model_artifacts.records import (
+from model_artifacts.records import Graph, Host, Manifest, Record, Variant
+from pipeline.config.settings import Config, Executor, load_config
+from pipeline.planning.paths import Paths
+from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.records import (
     AccuracyReport,
     Artifact,
     BenchmarkReport,
     DataRecord,
     FarmHost,
     FarmRecord,
-    Graph,
-    Host,
     LayerProfile,
-    Manifest,
     OnnxRecord,
-    Record,
     ReportRecord,
     Sensitivity,
     SourceRecord,
-    Variant,
 )
-from pipeline.config.settings import Config, Executor, load_config
-from pipeline.planning.paths import Paths
-from pipeline.planning.plan import Plan, Stage, Step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RecordError, storage_errors
 from model_artifacts.host.files import read_record
-from model_artifacts.records import SCHEMA_VERSION, Artifact, Graph, OnnxRecord, SourceRecord
+from model_artifacts.records import SCHEMA_VERSION, Graph
+from pipeline.records import Artifact, OnnxRecord, SourceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

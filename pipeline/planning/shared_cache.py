@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from model_artifacts.errors import RecordError, StorageError, StoreError
 from model_artifacts.host.files import describe_file, install_files, read_record, scratch_folder
-from model_artifacts.records import Artifact, Backend, CachedStep, OnnxRecord, Outcome
+from model_artifacts.records import Backend
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage
+from pipeline.records import Artifact, CachedStep, OnnxRecord, Outcome
 
 if TYPE_CHECKING:
     from model_artifacts.records import FileRecord, Key

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.environment import installed, missing_driver
-from model_artifacts.records import Backend, Outcome, Precision
+from model_artifacts.records import Backend, Precision
 from pipeline.__main__ import main
 from pipeline.planning.plan import Stage
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from tests.conftest import TINY
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Artifact
+    from pipeline.records import Artifact
 
 GIVEN = "PIPELINE_TEST_CONFIG"
 """A host without torch names the configuration of a project here that has been through `doit` there."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.environment import installed
-from model_artifacts.records import Backend, Clock, Outcome
+from model_artifacts.records import Backend, Clock
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from pipeline.stages.benchmark.gpu_watch import read_sensors
 from pipeline.stages.common.runners import gpu_of
 from tests.gpu.conftest import TINY_ON_A_GPU
@@ -18,7 +19,7 @@ from tests.gpu.conftest import TINY_ON_A_GPU
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model_artifacts.records import Artifact, BenchmarkReport
+    from pipeline.records import Artifact, BenchmarkReport
 
 ON_GPU = {Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST}
 

@@ -15,11 +15,12 @@ import pytest
 from model_artifacts.errors import CrashedError, RunError
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import installed
-from model_artifacts.records import Artifact, Outcome, Status
+from model_artifacts.records import Status
 from model_artifacts.tensorrt.flavour import load_flavour
 from model_artifacts.tensorrt.runtime import load_engine
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.benchmark.gpu_watch import others
 from pipeline.stages.common.runners import gpu_of, open_serialized
 from pipeline.system.isolation import run_isolated

@@ -9,9 +9,10 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.environment import installed
-from model_artifacts.records import Artifact, Backend, Layout, Outcome, Precision
+from model_artifacts.records import Backend, Layout, Precision
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.common.runners import gpu_of, open_module
 from pipeline.stages.validate.gates import judge, measure
 from tests.support.logits import FP16, images

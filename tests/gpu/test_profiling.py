@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.environment import installed
-from model_artifacts.records import LayerProfile, Outcome
+from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.profile.stage import profile_variant
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Artifact
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact
 
 
 def check_kernels(profile: LayerProfile) -> None:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.host.files import read_record, replacing, write_record
-from model_artifacts.records import Artifact, Graph
+from model_artifacts.records import Graph
 from pipeline.__main__ import main
 from pipeline.planning.freshness import NOT_MADE, is_current, readers, status_of
 from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Artifact
 from tests.conftest import TINY
 from tests.pipeline.cli.test_tasks import begin, doit, ran
 

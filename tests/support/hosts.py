@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import Backend, DeploymentHost, FarmHost, Gpu, Host, Precision, Profile, Tool
+from model_artifacts.records import Backend, DeploymentHost, Gpu, Host, Precision, Profile, Tool
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.config.settings import TorchTensorRTConfig
+from pipeline.records import FarmHost
 
 if TYPE_CHECKING:
     from pathlib import Path

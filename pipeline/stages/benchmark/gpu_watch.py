@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import Conditions, Range
+from pipeline.records import Conditions, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -21,20 +21,10 @@ from model_artifacts.host.environment import (
     tools,
 )
 from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
-from model_artifacts.records import (
-    Artifact,
-    Backend,
-    BatchTiming,
-    BenchmarkReport,
-    Clock,
-    Conditions,
-    FileRecord,
-    Outcome,
-    Variant,
-    ranking_clock,
-)
+from model_artifacts.records import Backend, BatchTiming, Clock, FileRecord, Variant, ranking_clock
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.records import Artifact, BenchmarkReport, Conditions, Outcome
 from pipeline.stages.benchmark.gpu_watch import conditions_of, watching
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm, What
 from pipeline.stages.benchmark.statistics import noise_of, summarize

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Conditions
+    from pipeline.records import Conditions
     from pipeline.stages.benchmark.messages import What
 
     Latencies = npt.NDArray[np.float64]

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Artifact, Gpu, Variant
+    from model_artifacts.records import Gpu, Variant
     from model_artifacts.sessions.engine import Session
     from model_artifacts.sessions.module import ModuleSession
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact
 
     Images = npt.NDArray[np.float32]
     Time = Callable[[Ask, Images], tuple[Samples, ...]]

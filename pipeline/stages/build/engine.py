@@ -13,12 +13,13 @@ from model_artifacts.host import cuda
 from model_artifacts.host.environment import missing_gpu, now, tools
 from model_artifacts.host.files import describe_file, keeping, sha256_of, write_bytes
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import Artifact, EngineFlavour, Outcome, Precision, Setting, Tool, Variant, is_applied
+from model_artifacts.records import EngineFlavour, Precision, Setting, Tool, Variant, is_applied
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, weight_warnings
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build_engine, graph_file
 from pipeline.planning.freshness import current
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import Artifact, Outcome
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
 

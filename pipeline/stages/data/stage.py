@@ -16,11 +16,12 @@ from model_artifacts.errors import DataError
 from model_artifacts.host.environment import now, threads, tools
 from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_bytes, write_record
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import DataRecord, ImagesOrigin, Preprocessing, SourceRecord, WeightsOrigin
+from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import in_layout, strict_fp32
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
 
 if TYPE_CHECKING:

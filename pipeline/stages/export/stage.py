@@ -16,11 +16,12 @@ from torch import nn
 from model_artifacts.errors import ExportError, one_line
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
-from model_artifacts.records import Graph, OnnxRecord, TensorCast
+from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import OnnxRecord, TensorCast
 
 if TYPE_CHECKING:
     from pathlib import Path

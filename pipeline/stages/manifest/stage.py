@@ -10,16 +10,12 @@ from model_artifacts.host.environment import git_state, now, tools
 from model_artifacts.host.files import write_record
 from model_artifacts.records import (
     CLOCKS,
-    AccuracyReport,
-    Artifact,
     Backend,
-    BenchmarkReport,
     GpuType,
     Layout,
     Manifest,
     ManifestEntry,
     ManifestModel,
-    Outcome,
     StageRecord,
     Status,
     Variant,
@@ -27,6 +23,7 @@ from model_artifacts.records import (
 from pipeline.planning.freshness import current_records
 from pipeline.planning.keys import manifest_key
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome
 from pipeline.stages.manifest.milestones import milestones_of
 
 if TYPE_CHECKING:

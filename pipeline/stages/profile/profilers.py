@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.files import describe_file, scratch_folder
-from model_artifacts.records import FileRecord, HotFunction, LayerTime, Precision, Tool
+from model_artifacts.records import FileRecord, Precision, Tool
 from model_artifacts.tensorrt.inspector import EngineLayer
+from pipeline.records import HotFunction, LayerTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

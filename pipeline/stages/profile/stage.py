@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_mendable
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
 from model_artifacts.host.files import write_record
-from model_artifacts.records import Backend, LayerProfile, Outcome, Tool
+from model_artifacts.records import Backend, Tool
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.common.runners import gpu_of, open_serialized, run_profiled
 from pipeline.stages.profile.profilers import (
     Timed,
@@ -27,8 +28,9 @@ from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Artifact, HotFunction, Variant
+    from model_artifacts.records import Variant
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact, HotFunction
 
 
 class _Seen(NamedTuple):

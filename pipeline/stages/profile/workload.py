@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Artifact, Variant
+    from model_artifacts.records import Variant
+    from pipeline.records import Artifact
 
 RUNS = 20
 """Batches that are profiled."""

@@ -25,19 +25,21 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from model_artifacts.errors import PipelineError, QuantizeError, one_line
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
-from model_artifacts.records import Graph, OnnxRecord, Precision
+from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import OnnxRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Preprocessing, TensorCast
+    from model_artifacts.records import Preprocessing
     from pipeline.planning.project import Project
+    from pipeline.records import TensorCast
 
     Weights = dict[str, npt.NDArray[np.float32]]
 

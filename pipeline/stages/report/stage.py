@@ -9,27 +9,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, processor, tools
 from model_artifacts.host.files import describe_file, read_record, write_bytes, write_record
-from model_artifacts.records import Graph, Manifest, Outcome, ReportRecord, Status
+from model_artifacts.records import Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.records import Outcome, ReportRecord
 from pipeline.stages.report.choices import choices_of, latency_of
 from pipeline.stages.report.comparison import breaches_of, compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model_artifacts.records import (
-        BenchmarkReport,
-        Conditions,
-        DataRecord,
-        LayerProfile,
-        ManifestEntry,
-        Milestone,
-        OnnxRecord,
-        Sensitivity,
-    )
+    from model_artifacts.records import ManifestEntry, Milestone
     from pipeline.planning.project import Project
+    from pipeline.records import BenchmarkReport, Conditions, DataRecord, LayerProfile, OnnxRecord, Sensitivity
     from pipeline.stages.report.charts import Chart
     from pipeline.stages.report.choices import Choice
     from pipeline.stages.report.comparison import Change

@@ -10,10 +10,11 @@ import numpy as np
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import write_record
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import Graph, LayerSensitivity, Sensitivity
+from model_artifacts.records import Graph
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import LayerSensitivity, Sensitivity
 from pipeline.stages.common.runners import run_stand_in
 from pipeline.stages.quantize.stage import calibrate, quantized_layers
 from pipeline.stages.validate.gates import judge, measure

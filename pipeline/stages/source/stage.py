@@ -14,11 +14,12 @@ from torch import nn
 from model_artifacts.errors import SourceError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import describe_file, refuse_newer, write_bytes, write_record
-from model_artifacts.records import Interpolation, Preprocessing, SourceRecord, WeightsOrigin
+from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
 from model_artifacts.sessions import torch_model as models
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step
+from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 
 if TYPE_CHECKING:

@@ -14,37 +14,39 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from model_artifacts.records import (
-    AccuracyReport,
-    Artifact,
     Backend,
     BatchTiming,
-    BenchmarkReport,
     BuiltFor,
     Clock,
-    DataRecord,
     EngineFlavour,
     EngineMemory,
     FileRecord,
     GateCheck,
     Graph,
-    ImagesOrigin,
     Interpolation,
     Key,
     KeyField,
-    OnnxRecord,
-    Outcome,
     Precision,
     Preprocessing,
     Profile,
     Record,
     Setting,
-    SourceRecord,
     StageRecord,
     TensorSpec,
     Tool,
     Variant,
     WeightsOrigin,
     Workspace,
+)
+from pipeline.records import (
+    AccuracyReport,
+    Artifact,
+    BenchmarkReport,
+    DataRecord,
+    ImagesOrigin,
+    OnnxRecord,
+    Outcome,
+    SourceRecord,
 )
 from tests.support.hosts import H100
 

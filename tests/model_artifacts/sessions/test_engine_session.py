@@ -11,11 +11,12 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import Artifact, BuiltFor, Clock, EngineFlavour, Precision, Profile
+from model_artifacts.records import BuiltFor, Clock, EngineFlavour, Precision, Profile
 from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import Artifact
 from pipeline.stages.benchmark import worker
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
 from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu

@@ -13,24 +13,14 @@ import torch
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.files import read_record, sha256_of, write_record
-from model_artifacts.records import (
-    Artifact,
-    Backend,
-    FileRecord,
-    Key,
-    Layout,
-    Outcome,
-    Precision,
-    Profile,
-    Recipe,
-    Variant,
-)
+from model_artifacts.records import Backend, FileRecord, Key, Layout, Precision, Profile, Recipe, Variant
 from model_artifacts.sessions.module import Loaded, load_module, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.keys import code_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.build import module as torchtrt
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host

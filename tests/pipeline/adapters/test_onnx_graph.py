@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from model_artifacts.records import Graph, Precision, TensorCast
+from model_artifacts.records import Graph, Precision
 from pipeline.adapters.onnx_graph import (
     canonical_digest,
     check,
@@ -21,6 +21,7 @@ from pipeline.adapters.onnx_graph import (
     tensor_specs,
     to_opset,
 )
+from pipeline.records import TensorCast
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.records import Outcome
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
 
 if TYPE_CHECKING:

@@ -30,17 +30,7 @@ from model_artifacts.deployment.loading import this_host
 from model_artifacts.errors import FarmError, LostWorkerError, RecordError, UnknownFarmError
 from model_artifacts.host import environment
 from model_artifacts.host.files import describe_bytes, describe_file, write_record
-from model_artifacts.records import (
-    DeploymentHost,
-    EngineFlavour,
-    FarmHost,
-    FarmNode,
-    FarmRecord,
-    FileRecord,
-    Gpu,
-    Outcome,
-    Tool,
-)
+from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Gpu, Tool
 from pipeline.__main__ import main
 from pipeline.cli.tasks import _OnFarm
 from pipeline.config.settings import FarmTarget
@@ -70,6 +60,7 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import FarmHost, FarmNode, FarmRecord, Outcome
 from tests.conftest import REPOSITORY, TINY
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host, machine, workers
 

@@ -13,32 +13,34 @@ from hypothesis import strategies as st
 from model_artifacts.errors import NewerRecordError, RecordError
 from model_artifacts.host.files import read_record
 from model_artifacts.records import (
-    AccuracyReport,
-    Artifact,
     Backend,
-    BenchmarkReport,
-    DataRecord,
-    FarmRecord,
     FileRecord,
     Graph,
     Key,
     KeyField,
-    LayerProfile,
-    LayerTime,
     Manifest,
-    OnnxRecord,
-    Outcome,
     Precision,
     Recipe,
     Record,
-    ReportRecord,
-    Sensitivity,
     Setting,
-    SourceRecord,
     Variant,
 )
 from pipeline.planning.freshness import status_of
 from pipeline.planning.project import Project
+from pipeline.records import (
+    AccuracyReport,
+    Artifact,
+    BenchmarkReport,
+    DataRecord,
+    FarmRecord,
+    LayerProfile,
+    LayerTime,
+    OnnxRecord,
+    Outcome,
+    ReportRecord,
+    Sensitivity,
+    SourceRecord,
+)
 from tests.support.hosts import H100, RTX, host, workers
 from tests.support.manifests import accuracy
 

@@ -11,13 +11,14 @@ import pytest
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import torch_tensorrt, version
 from model_artifacts.host.files import read_record, sha256_of, write_record
-from model_artifacts.records import Artifact, Graph, Key, KeyField, Outcome, Tool, WeightsOrigin
+from model_artifacts.records import Graph, Key, KeyField, Tool, WeightsOrigin
 from model_artifacts.sessions.torch_model import count_classes
 from pipeline.config.settings import HardwareCompatibility, TacticSource
 from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
 from pipeline.planning.keys import code_of, key_of
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.source.stage import make_source
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host
 

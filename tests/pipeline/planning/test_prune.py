@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.files import read_record, write_record
-from model_artifacts.records import Artifact, Graph, Precision
+from model_artifacts.records import Graph, Precision
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.prune import find_leftovers
+from pipeline.records import Artifact
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from model_artifacts.records import Range
+from pipeline.records import Range
 from pipeline.stages.benchmark.gpu_watch import Reading, conditions_of, others, read_sensors, watching
 from tests.support.hosts import H100
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Artifact, BenchmarkReport, Clock, Graph, Layout, Outcome, Variant
+from model_artifacts.records import Clock, Graph, Layout, Variant
 from pipeline.__main__ import main
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm, What
 from pipeline.stages.benchmark.stage import (

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_artifacts.records import Clock, Conditions, Layout, Range
+from model_artifacts.records import Clock, Layout
+from pipeline.records import Conditions, Range
 from pipeline.stages.benchmark.messages import What
 from pipeline.stages.benchmark.statistics import interval_of_median, noise_of, settled, summarize
 

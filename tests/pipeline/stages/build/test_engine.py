@@ -11,7 +11,6 @@ from model_artifacts.errors import BuildError, CrashedError, RunError, Unsupport
 from model_artifacts.host.environment import missing_driver, now
 from model_artifacts.host.files import sha256_of, write_record
 from model_artifacts.records import (
-    Artifact,
     Backend,
     BuiltFor,
     EngineFlavour,
@@ -19,7 +18,6 @@ from model_artifacts.records import (
     Graph,
     Key,
     KeyField,
-    Outcome,
     Precision,
     Setting,
     Variant,
@@ -28,6 +26,7 @@ from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.engine import can_be_refitted, make_engine
 from tests.support.hosts import H100, TRT10, host
 

@@ -11,7 +11,7 @@ import torch
 
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import torch_tensorrt
-from model_artifacts.records import Backend, Key, Outcome, Precision, Profile, Setting, Variant
+from model_artifacts.records import Backend, Key, Precision, Profile, Setting, Variant
 from model_artifacts.sessions.module import load_module, open_session
 from model_artifacts.sessions.torch_model import DTYPES, Typed, assemble, in_layout
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
@@ -20,6 +20,7 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.validate.stage import validate_variant
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model_artifacts.records import AccuracyReport, Gpu
+    from model_artifacts.records import Gpu
     from model_artifacts.sessions.module import Loaded
+    from pipeline.records import AccuracyReport
 
     Judged = Callable[..., AccuracyReport]
 

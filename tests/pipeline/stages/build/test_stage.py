@@ -8,10 +8,11 @@ import pytest
 
 from model_artifacts.errors import BuildError, RecordError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import Artifact, Graph, Outcome
+from model_artifacts.records import Graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.stage import _build, _onnx, build_variant
 from tests.support.hosts import H100, host
 

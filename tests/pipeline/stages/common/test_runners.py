@@ -12,10 +12,11 @@ import pytest
 
 from model_artifacts.errors import PipelineError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import Artifact, Backend, Graph, Setting
+from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import Artifact
 from pipeline.stages.common.runners import _weights, gpu_of, open_runner, open_serialized
 from tests.support.hosts import H100, host
 

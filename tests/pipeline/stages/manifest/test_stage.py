@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.records import BatchTiming, Clock, FileRecord, ManifestEntry, Outcome, Status, Workspace
+from model_artifacts.records import BatchTiming, Clock, FileRecord, ManifestEntry, Status, Workspace
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from pipeline.stages.manifest.stage import Found, decide, make_manifest, smallest_workspace
 
 if TYPE_CHECKING:

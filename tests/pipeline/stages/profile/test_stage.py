@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import LayerProfile, Outcome, Precision, Profile
+from model_artifacts.records import Precision, Profile
 from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
+from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.profile import profilers, workload
 from pipeline.stages.profile import stage as profiling
 from pipeline.stages.profile.profilers import (

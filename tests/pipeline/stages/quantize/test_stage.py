@@ -15,9 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.errors import PipelineError, QuantizeError
-from model_artifacts.records import Graph, TensorCast
+from model_artifacts.records import Graph
 from pipeline.adapters.onnx_graph import opset_of, to_opset
 from pipeline.planning.project import Project
+from pipeline.records import TensorCast
 from pipeline.stages.quantize.stage import make_quantized
 from tests.support.logits import distance, images, reference
 

@@ -11,9 +11,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from model_artifacts.host.files import describe_file, read_record, write_record
-from model_artifacts.records import Artifact, Graph, OnnxRecord
+from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import restore_model
 from pipeline.planning.project import Project
+from pipeline.records import Artifact, OnnxRecord
 from pipeline.stages.data.stage import reference_logits
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.validate.stage import validate_variant
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import AccuracyReport
+    from pipeline.records import AccuracyReport
 
     Edit = Callable[[onnx.ModelProto], None]
 

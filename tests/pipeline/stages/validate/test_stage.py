@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.host.files import read_record
-from model_artifacts.records import AccuracyReport, Graph, Interpolation, Outcome, Preprocessing, Profile
+from model_artifacts.records import Graph, Interpolation, Preprocessing, Profile
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
+from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.validate.stage import check_rows, checked_sizes, extreme_images, run_batches, validate_variant
 
 if TYPE_CHECKING:
