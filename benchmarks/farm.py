@@ -29,7 +29,8 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the tests' cluster
 
-from model_artifacts.host.files import describe_file, write_record
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import write_record
 from pipeline.farm import executor
 from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message

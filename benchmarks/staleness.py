@@ -18,7 +18,8 @@ from speed import REPOSITORY, seconds, show
 
 sys.path.insert(0, str(REPOSITORY))
 
-from model_artifacts.host.files import describe_file, write_record
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import StageRecord
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Stage, Step

@@ -19,7 +19,8 @@ from torch._export.serde.schema import SCHEMA_VERSION
 import pipeline
 from model_artifacts.errors import ConfigError, RunError
 from model_artifacts.host.environment import torch_tensorrt
-from model_artifacts.host.files import describe_file, read_record, sha256_of, write_record
+from model_artifacts.host.hashes import describe_file, sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
 from model_artifacts.releases.verification import make_release
 from pipeline.__main__ import main

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from model_artifacts.deployment.loading import resolve, this_host
 from model_artifacts.deployment.resolution import Wish
-from model_artifacts.host.files import read_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
 from model_artifacts.releases.signature import Signer, Verifier
 from model_artifacts.releases.verification import latest_release, make_release, verify_release

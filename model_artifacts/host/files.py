@@ -6,26 +6,21 @@ import ctypes
 import errno
 import fcntl
 import glob
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from model_artifacts.errors import MissingRecordError, NewerRecordError, RecordError, storage_errors
-from model_artifacts.records import SCHEMA_VERSION, FileRecord, Record
+from model_artifacts.errors import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-R = TypeVar("R", bound=Record)
+    from model_artifacts.records import FileRecord
+
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of renameat2(2)."""
@@ -196,78 +191,6 @@ def keeping(path: Path) -> Iterator[Path]:
             write_bytes(path, log.read_bytes())
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a record as canonical JSON.
-
-    Raises:
-        StorageError: it cannot be written.
-        NewerRecordError: what is there was written by a newer version of this package.
-    """
-    refuse_newer(path)
-    write_bytes(path, record.to_json().encode())
-
-
-def read_record(path: Path, kind: type[R], fix: str = "") -> R:
-    """Read a record back.
-
-    Raises:
-        MissingRecordError: there is none.
-        RecordError: it is not such a record, or of an older schema version.
-        NewerRecordError: it is of a newer schema version.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError as exc:
-        raise MissingRecordError(f"{path} is missing", fix=fix) from exc
-    except OSError as exc:
-        raise RecordError(f"{path} cannot be read: {exc.strerror}", fix=fix) from exc
-    except ValidationError as exc:
-        refuse_newer(path)
-        first = exc.errors(include_url=False)[0]
-        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise RecordError(f"{path} is not a valid {kind.__name__}: {place}{first['msg']}", fix=fix) from exc
-
-
-def refuse_newer(path: Path) -> None:
-    """Stop before a record is misread, or it and its files are lost, that a newer version of this package has written.
-
-    Raises:
-        NewerRecordError: it has.
-    """
-    try:
-        written = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return  # nothing there, or nothing that anybody could read
-    version = written.get("schema_version") if isinstance(written, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise NewerRecordError(
-            f"{path} was written by a newer version of this project",
-            expected=f"schema_version {SCHEMA_VERSION} or older",
-            got=f"schema_version {version}",
-            fix="update this checkout, or delete the file to have it made again",
-        )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal; read once a process while the file does not change.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    with storage_errors(f"reading {path}"):
-        stat = path.stat()
-        return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@cache
-def _sha256(path: Path, *_identity: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def install_files(staged: Path, root: Path, files: Iterable[FileRecord]) -> None:
     """Move files from one folder to another on the same disk, each in one step, in their order: records belong last.
 
@@ -279,19 +202,3 @@ def install_files(staged: Path, root: Path, files: Iterable[FileRecord]) -> None
             there = root / file.path
             there.parent.mkdir(parents=True, exist_ok=True)
             (staged / file.path).replace(there)
-
-
-def describe_bytes(path: str, data: bytes) -> FileRecord:
-    """Return the record of a file with these bytes."""
-    return FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def describe_file(path: Path, root: Path) -> FileRecord:
-    """Return the record of a file under `root`: path, size and digest.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    with storage_errors(f"reading {path}"):
-        size = path.stat().st_size
-    return FileRecord(path=path.relative_to(root).as_posix(), bytes=size, sha256=sha256_of(path))

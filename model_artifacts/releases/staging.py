@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ReleaseError, StoreError, storage_errors
-from model_artifacts.host.files import replace_folder, sha256_of
+from model_artifacts.host.files import replace_folder
+from model_artifacts.host.hashes import sha256_of
 from model_artifacts.releases.verification import SUMS, release_paths
 
 if TYPE_CHECKING:

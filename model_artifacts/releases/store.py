@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from model_artifacts.deployment.loading import read_manifest, this_host
 from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import StoreError
-from model_artifacts.host.files import describe_file
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import StoredRelease, StoreTag
 from model_artifacts.releases.archive import MAX_BYTES, unpacked

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ReleaseError, one_line
 from model_artifacts.host.environment import git_state
-from model_artifacts.host.files import read_record, replacing_folder, sha256_of, write_bytes, write_record
+from model_artifacts.host.files import replacing_folder, write_bytes
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Manifest, Recipe, Status
 from model_artifacts.releases.archive import pack, unpacked
 from model_artifacts.releases.signature import SIGNATURE, Signer, Verifier

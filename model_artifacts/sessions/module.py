@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import RunError, one_line
-from model_artifacts.host.files import read_record, sha256_of
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
 from model_artifacts.sessions.torch_model import (
     DTYPES,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from model_artifacts.errors import FarmError, PipelineError, UsageError
 from model_artifacts.host.environment import read_host
-from model_artifacts.host.files import read_record, write_record
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
 from pipeline.config.settings import load_config
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe

@@ -16,7 +16,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from model_artifacts import __version__
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, storage_errors
-from model_artifacts.host.files import describe_bytes, install_files
+from model_artifacts.host.files import install_files
+from model_artifacts.host.hashes import describe_bytes
 from model_artifacts.records import FileRecord, Record, StageRecord
 from pipeline.planning.freshness import asked_for, changes, readers
 from pipeline.planning.keys import key_of

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import FarmError, PipelineError, StorageError, storage_errors
-from model_artifacts.host.files import describe_file, replacing
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
 from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, is_small, this_package
 from pipeline.system.digests import digests_in
 from pipeline.system.isolation import step_environment

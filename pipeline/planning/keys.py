@@ -24,7 +24,7 @@ from model_artifacts.host.environment import (
     torch_tensorrt,
     version,
 )
-from model_artifacts.host.files import sha256_of
+from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision, Variant
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
 from model_artifacts.host.environment import driver_version, onnxruntime, read_host, torch_tensorrt
-from model_artifacts.host.files import read_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph, Host, Manifest, Record, Variant
 from pipeline.config.settings import Config, Executor, load_config
 from pipeline.planning.paths import Paths

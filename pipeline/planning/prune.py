@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RecordError, storage_errors
-from model_artifacts.host.files import read_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import SCHEMA_VERSION, Graph
 from pipeline.records import Artifact, OnnxRecord, SourceRecord
 

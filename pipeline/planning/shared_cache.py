@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import ValidationError
 
 from model_artifacts.errors import RecordError, StorageError, StoreError
-from model_artifacts.host.files import describe_file, install_files, read_record, scratch_folder
+from model_artifacts.host.files import install_files, scratch_folder
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from pipeline.planning.freshness import is_current

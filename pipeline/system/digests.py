@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import storage_errors
-from model_artifacts.host.files import sha256_of
+from model_artifacts.host.hashes import sha256_of
 
 if TYPE_CHECKING:
     import os

@@ -11,7 +11,7 @@ import pytest
 import pipeline
 from model_artifacts.deployment.loading import read_manifest
 from model_artifacts.host.environment import installed
-from model_artifacts.host.files import write_record
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, EngineFlavour, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.__main__ import main

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model_artifacts.host.files import read_record, replacing, write_record
+from model_artifacts.host.files import replacing
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.__main__ import main
 from pipeline.planning.freshness import NOT_MADE, is_current, readers, status_of

@@ -20,7 +20,9 @@ from model_artifacts.host.environment import (
     threads,
     tools,
 )
-from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Backend, BatchTiming, Clock, FileRecord, Variant, ranking_clock
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step

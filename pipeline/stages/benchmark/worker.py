@@ -13,7 +13,8 @@ import numpy as np
 
 from model_artifacts.errors import PipelineError, RunError, UnsupportedError, is_mendable
 from model_artifacts.host.environment import installed
-from model_artifacts.host.files import describe_file, write_bytes
+from model_artifacts.host.files import write_bytes
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, Clock, ColdStart, Layout, ranking_clock
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.plan import CPU_TARGET

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from model_artifacts.errors import BuildError, CrashedError, RecordError, RunError, UnsupportedError
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import missing_gpu, now, tools
-from model_artifacts.host.files import describe_file, keeping, sha256_of, write_bytes
+from model_artifacts.host.files import keeping, write_bytes
+from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import EngineFlavour, Precision, Setting, Tool, Variant, is_applied
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, weight_warnings

@@ -13,7 +13,8 @@ import torch
 from model_artifacts.errors import BuildError, UnsupportedError, storage_errors
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import missing_gpu, now, tools, torch_tensorrt
-from model_artifacts.host.files import describe_file, keeping, replacing
+from model_artifacts.host.files import keeping, replacing
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, ModuleContents, Recipe, Setting, Variant
 from model_artifacts.sessions.torch_model import ready_to_compile, restore_model
 from model_artifacts.tensorrt.flavour import weight_warnings

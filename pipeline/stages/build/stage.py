@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_mendable
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
-from model_artifacts.host.files import describe_file, refuse_newer, write_record
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Backend, Variant
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_artifacts.errors import MendableError, RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, missing_gpu, threads
-from model_artifacts.host.files import sha256_of
+from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Backend, Graph, Precision, is_applied
 from pipeline.planning.plan import CPU_TARGET, Stage, Step
 from pipeline.records import Artifact

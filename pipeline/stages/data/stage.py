@@ -14,8 +14,10 @@ import torch
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.environment import now, threads, tools
-from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_bytes, write_record
+from model_artifacts.host.files import replacing, write_bytes
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import in_layout, strict_fp32

@@ -15,7 +15,9 @@ from torch import nn
 
 from model_artifacts.errors import ExportError, one_line
 from model_artifacts.host.environment import now, tools
-from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.adapters import onnx_graph

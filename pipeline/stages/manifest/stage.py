@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import git_state, now, tools
-from model_artifacts.host.files import write_record
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     CLOCKS,
     Backend,

@@ -13,7 +13,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.errors import RunError, one_line
-from model_artifacts.host.files import describe_file, scratch_folder
+from model_artifacts.host.files import scratch_folder
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import FileRecord, Precision, Tool
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.records import HotFunction, LayerTime

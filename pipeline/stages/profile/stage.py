@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_mendable
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
-from model_artifacts.host.files import write_record
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, Tool
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import CPU_TARGET, Stage, Step

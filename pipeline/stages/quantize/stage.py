@@ -24,7 +24,9 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_artifacts.errors import PipelineError, QuantizeError, one_line
 from model_artifacts.host.environment import now, tools
-from model_artifacts.host.files import describe_file, refuse_newer, replacing, write_record
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, processor, tools
-from model_artifacts.host.files import describe_file, read_record, write_bytes, write_record
+from model_artifacts.host.files import write_bytes
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_artifacts.host.environment import now, tools
-from model_artifacts.host.files import write_record
 from model_artifacts.host.progress import Bars
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Graph
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of

@@ -13,7 +13,9 @@ from torch import nn
 
 from model_artifacts.errors import SourceError
 from model_artifacts.host.environment import now, tools
-from model_artifacts.host.files import describe_file, refuse_newer, write_bytes, write_record
+from model_artifacts.host.files import write_bytes
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
 from model_artifacts.sessions import torch_model as models
 from model_artifacts.sessions.preprocessing import to_input

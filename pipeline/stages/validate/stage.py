@@ -13,8 +13,8 @@ import numpy as np
 
 from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_mendable, one_line
 from model_artifacts.host.environment import driver_version, now, tools, version
-from model_artifacts.host.files import write_record
 from model_artifacts.host.progress import Bars
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, GateCheck, LayerShare, Layout, Precision, Profile, RowCheck, Variant
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.freshness import current

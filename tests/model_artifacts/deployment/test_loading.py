@@ -15,7 +15,7 @@ import pipeline
 from model_artifacts.deployment.loading import Model
 from model_artifacts.deployment.resolution import Place, Resolution, Tier, Wish
 from model_artifacts.errors import PipelineError, RunError, UnsupportedError
-from model_artifacts.host.files import read_record, write_record
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Manifest, Precision, Profile
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from tests.model_artifacts.deployment.test_resolution import engine, machine, module

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_artifacts.deployment.loading import resolve, this_host
 from model_artifacts.deployment.resolution import Resolution, Tier, Wish, resolve_entry
 from model_artifacts.errors import ResolveError, UsageError
-from model_artifacts.host.files import write_record
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     Backend,
     BuiltFor,

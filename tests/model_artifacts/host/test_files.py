@@ -17,18 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import NewerRecordError, RecordError, StorageError
-from model_artifacts.host.files import (
-    describe_file,
-    keeping,
-    read_record,
-    replace_folder,
-    replacing,
-    replacing_folder,
-    scratch_folder,
-    sha256_of,
-    write_bytes,
-    write_record,
-)
+from model_artifacts.host.files import keeping, replace_folder, replacing, replacing_folder, scratch_folder, write_bytes
+from model_artifacts.host.hashes import describe_file, sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import FileRecord, Key, StageRecord, Tool
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from model_artifacts.errors import PipelineError, RunError, TritonError
-from model_artifacts.host.files import describe_file, read_record, write_record
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import (
     Backend,
     GpuType,

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from model_artifacts.errors import RunError
-from model_artifacts.host.files import read_record, sha256_of, write_record
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, FileRecord, Key, Layout, Precision, Profile, Recipe, Variant
 from model_artifacts.sessions.module import Loaded, load_module, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model

@@ -29,7 +29,8 @@ from model_artifacts import __version__
 from model_artifacts.deployment.loading import this_host
 from model_artifacts.errors import FarmError, LostWorkerError, RecordError, UnknownFarmError
 from model_artifacts.host import environment
-from model_artifacts.host.files import describe_bytes, describe_file, write_record
+from model_artifacts.host.hashes import describe_bytes, describe_file
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Gpu, Tool
 from pipeline.__main__ import main
 from pipeline.cli.tasks import _OnFarm

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import NewerRecordError, RecordError
-from model_artifacts.host.files import read_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import (
     Backend,
     FileRecord,

@@ -10,7 +10,8 @@ import pytest
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import torch_tensorrt, version
-from model_artifacts.host.files import read_record, sha256_of, write_record
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Key, KeyField, Tool, WeightsOrigin
 from model_artifacts.sessions.torch_model import count_classes
 from pipeline.config.settings import HardwareCompatibility, TacticSource

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.host.files import read_record, write_record
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Precision
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current

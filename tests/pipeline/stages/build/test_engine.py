@@ -9,7 +9,8 @@ import pytest
 
 from model_artifacts.errors import BuildError, CrashedError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver, now
-from model_artifacts.host.files import sha256_of, write_record
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     Backend,
     BuiltFor,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from model_artifacts.errors import DataError
-from model_artifacts.host.files import sha256_of
+from model_artifacts.host.hashes import sha256_of
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import restore_model, strict_fp32
 from pipeline.planning.project import Project

@@ -17,7 +17,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 import pipeline
 from model_artifacts.errors import PipelineError, ReleaseError
-from model_artifacts.host.files import read_record, sha256_of, write_record
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import GitState, Manifest, Status
 from model_artifacts.releases.archive import unpack
 from model_artifacts.releases.signature import Signer, Verifier

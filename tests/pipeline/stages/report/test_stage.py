@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.errors import RecordError
-from model_artifacts.host.files import read_record, write_record
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Clock, Doubt, Manifest, Milestone, ModuleContents, OperatorCalls, Status
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current

@@ -11,7 +11,7 @@ import torch
 from torchvision.models import resnet18
 
 from model_artifacts.errors import SourceError
-from model_artifacts.host.files import sha256_of
+from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Interpolation, WeightsOrigin
 from model_artifacts.sessions.torch_model import read_checkpoint, restore_model
 from pipeline.planning.project import Project

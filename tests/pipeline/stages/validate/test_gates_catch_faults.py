@@ -10,7 +10,8 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from model_artifacts.host.files import describe_file, read_record, write_record
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import restore_model
 from pipeline.planning.project import Project

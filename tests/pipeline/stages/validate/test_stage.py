@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_artifacts.host.files import read_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph, Interpolation, Preprocessing, Profile
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
