@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.config.settings import load_config
+from pipeline.config.loading import load_config
 from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config.settings import load_config
+from pipeline.config.loading import load_config
 from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
 from model_artifacts.releases.verification import make_release
 from pipeline.__main__ import main
 from pipeline.adapters.torch_tensorrt_builder import libraries
-from pipeline.config.settings import load_config
+from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages.build import module as torchtrt

@@ -15,7 +15,7 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
 from model_artifacts.releases.signature import Signer, Verifier
 from model_artifacts.releases.verification import latest_release, make_release, verify_release
-from pipeline.config.settings import WorkspaceSize
+from pipeline.config.values import WorkspaceSize
 from pipeline.planning.project import Project
 
 if TYPE_CHECKING:

@@ -41,6 +41,7 @@ from model_artifacts.records.manifest import (
 )
 from model_artifacts.records.releases import StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
+from model_artifacts.records.settings import KernelSpecialization
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
     Backend,
@@ -76,6 +77,7 @@ __all__ = [
     "Host",
     "InstalledTensorRT",
     "Interpolation",
+    "KernelSpecialization",
     "Key",
     "KeyField",
     "LayerShare",

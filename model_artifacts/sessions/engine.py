@@ -15,9 +15,9 @@ import numpy as np
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
+from model_artifacts.records import KernelSpecialization
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
-from pipeline.config.settings import KernelSpecialization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.records import Profile, TensorSpec
+from model_artifacts.records import KernelSpecialization, Profile, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
-from pipeline.config.settings import KernelSpecialization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

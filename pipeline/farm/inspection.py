@@ -15,7 +15,7 @@ from model_artifacts.errors import FarmError, PipelineError, UsageError
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
-from pipeline.config.settings import load_config
+from pipeline.config.loading import load_config
 from pipeline.farm.cluster import Cluster, Needs, Node, Probe
 from pipeline.farm.parcels import this_package
 from pipeline.planning.paths import Paths

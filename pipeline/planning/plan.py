@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from model_artifacts.errors import UsageError
 from model_artifacts.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
-from pipeline.config.settings import PORTABLE_COMPUTE_CAPABILITIES, Baseline, Executor, ModuleFormat, portable_target
+from pipeline.config.settings import Baseline, Executor, ModuleFormat, portable_target
+from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ from model_artifacts.errors import FarmError, MissingRecordError, RecordError, U
 from model_artifacts.host.environment import driver_version, onnxruntime, read_host, torch_tensorrt
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph, Host, Manifest, Record, Variant
-from pipeline.config.settings import Config, Executor, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.settings import Config, Executor
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.records import (

@@ -11,16 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import ConfigError, UsageError
-from model_artifacts.records import EngineFlavour, Interpolation, Precision, Preprocessing, Profile
-from pipeline.config.settings import (
-    Config,
-    Gates,
-    HardwareCompatibility,
+from model_artifacts.records import (
+    EngineFlavour,
+    Interpolation,
     KernelSpecialization,
-    TacticSource,
-    WorkspaceSize,
-    load_config,
+    Precision,
+    Preprocessing,
+    Profile,
 )
+from pipeline.config.loading import load_config
+from pipeline.config.settings import Config, Gates, HardwareCompatibility, TacticSource
+from pipeline.config.values import WorkspaceSize
 from pipeline.planning.plan import Plan
 from tests.conftest import REPOSITORY, TINY
 from tests.support.hosts import H100, L4, host
