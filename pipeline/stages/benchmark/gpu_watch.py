@@ -6,15 +6,17 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.host.environment import missing_driver
+from model_artifacts.host.nvml import _handle
 from pipeline.records import Conditions, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from model_artifacts.records import Gpu
+
 
 _LOOK_SECONDS = 0.1
 _REASONS = {
@@ -150,20 +152,3 @@ def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
         count = len(memory) - len(ours)
         return (f"processes outside this container: {count}",) if count > 0 else ()
     return tuple(f"process {pid} with {memory[pid]:.0f} MiB" for pid in sorted(strange))
-
-
-def free_memory_bytes(gpu: Gpu) -> int | None:
-    """Return how much memory of a GPU nobody holds; None where NVML does not tell."""
-    if missing_driver():
-        return None
-    import pynvml  # noqa: PLC0415 - hosts without a driver do without
-
-    try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(pynvml, gpu)).free)
-    except pynvml.NVMLError:
-        return None
-
-
-def _handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
-    pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
