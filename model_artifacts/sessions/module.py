@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import RunError, one_line
+from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
@@ -26,7 +27,6 @@ from model_artifacts.sessions.torch_model import (
     strict_fp32,
 )
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
-from pipeline.planning.keys import code_of
 from pipeline.planning.plan import Stage, Step
 from pipeline.records import Artifact
 

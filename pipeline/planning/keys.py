@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,17 +23,19 @@ from model_artifacts.host.environment import (
     torch_tensorrt,
     version,
 )
+from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision, Variant
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
-from pipeline.records import Artifact
+from model_artifacts.records import SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision
+from pipeline.planning.plan import CPU_TARGET, Stage
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from model_artifacts.records import Gpu, InstalledTensorRT, Tool
+    from model_artifacts.records import Gpu, InstalledTensorRT, Tool, Variant
+    from pipeline.planning.plan import Step
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact
 
 
 def key_of(project: Project, step: Step) -> Key:
@@ -383,21 +384,6 @@ def _key(**fields: object) -> Key:
 def _text(value: object) -> str:
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
-
-
-def code_of(factory: str) -> str:
-    """Return the digest of a factory's own file, or the version of the package that it comes from."""
-    module = factory.split(":", maxsplit=1)[0]
-    if here := _file_of(module, Path()):
-        return sha256_of(here)
-    package = version(module.split(".")[0])
-    elsewhere = (_file_of(module, Path(folder)) for folder in sys.path) if package == "absent" else ()
-    return next((sha256_of(file) for file in elsewhere if file), package)
-
-
-def _file_of(module: str, folder: Path) -> Path | None:
-    name = folder.joinpath(*module.split("."))
-    return next((file for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()), None)
 
 
 def _file_digest(project: Project, weights: str) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from model_artifacts.errors import BuildError, UnsupportedError, storage_errors
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import missing_gpu, now, tools, torch_tensorrt
+from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.files import keeping, replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, ModuleContents, Recipe, Setting, Variant
@@ -20,7 +21,6 @@ from model_artifacts.sessions.torch_model import ready_to_compile, restore_model
 from model_artifacts.tensorrt.flavour import weight_warnings
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
-from pipeline.planning.keys import code_of
 from pipeline.planning.plan import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.system.isolation import run_isolated

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from model_artifacts.errors import RunError
+from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, FileRecord, Key, Layout, Precision, Profile, Recipe, Variant
 from model_artifacts.sessions.module import Loaded, load_module, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
-from pipeline.planning.keys import code_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome

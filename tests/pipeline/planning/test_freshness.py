@@ -10,13 +10,14 @@ import pytest
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import torch_tensorrt, version
+from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Key, KeyField, Tool, WeightsOrigin
 from model_artifacts.sessions.torch_model import count_classes
 from pipeline.config.settings import HardwareCompatibility, TacticSource
 from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
-from pipeline.planning.keys import code_of, key_of
+from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan, Stage, Step
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome

@@ -1,0 +1,28 @@
+"""The staleness key: what each result depends on.
+
+Not in any key: the time, the host's name, where the checkout lies, when files were touched, comments and key order of
+the configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from model_artifacts.host.environment import version
+from model_artifacts.host.hashes import sha256_of
+
+
+def code_of(factory: str) -> str:
+    """Return the digest of a factory's own file, or the version of the package that it comes from."""
+    module = factory.split(":", maxsplit=1)[0]
+    if here := _file_of(module, Path()):
+        return sha256_of(here)
+    package = version(module.split(".")[0])
+    elsewhere = (_file_of(module, Path(folder)) for folder in sys.path) if package == "absent" else ()
+    return next((sha256_of(file) for file in elsewhere if file), package)
+
+
+def _file_of(module: str, folder: Path) -> Path | None:
+    name = folder.joinpath(*module.split("."))
+    return next((file for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()), None)
