@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.tasks import Tasks
-from pipeline.planning.plan import Stage
+from pipeline.planning.steps import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -34,8 +34,8 @@ from model_artifacts.host.record_files import write_record
 from pipeline.farm import executor
 from pipeline.farm.cluster import Cluster, Needs
 from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, served
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import StageRecord
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.system.digests import Digests
 from tests.conftest import TINY
 

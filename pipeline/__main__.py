@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from model_artifacts import __version__
 from model_artifacts.cli.commands import COMMANDS, run_command
 from model_artifacts.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.system.isolation import PARENT_VARIABLE, end_with
 from pipeline.system.nvtx import nvtx_range

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import ResolveError, UsageError
 from model_artifacts.host.environment import tensorrt_of
-from model_artifacts.records import Backend, Precision, Status, ranking_clock
-from pipeline.planning.plan import CPU_TARGET, module_target
+from model_artifacts.records import CPU_TARGET, Backend, Precision, Status, module_target, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -42,6 +42,7 @@ from model_artifacts.records.manifest import (
 from model_artifacts.records.releases import StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
 from model_artifacts.records.settings import KernelSpecialization
+from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
     Backend,
@@ -60,6 +61,7 @@ __all__ = [
     "BatchTiming",
     "BuiltFor",
     "CLOCKS",
+    "CPU_TARGET",
     "ClassDrop",
     "Clock",
     "ColdStart",
@@ -69,6 +71,7 @@ __all__ = [
     "EngineFlavour",
     "EngineMemory",
     "FileRecord",
+    "GPU_TARGET",
     "GateCheck",
     "GitState",
     "Gpu",
@@ -113,5 +116,6 @@ __all__ = [
     "Workspace",
     "is_applied",
     "manifest_schema",
+    "module_target",
     "ranking_clock",
 ]

@@ -22,9 +22,8 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Backend, EngineFlavour, Precision, Status, is_applied, ranking_clock
+from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour, Precision, Status, is_applied, ranking_clock
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.planning.plan import CPU_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,7 +20,7 @@ from model_artifacts.records import Backend, Manifest, Recipe, Status
 from model_artifacts.releases.archive import pack, unpacked
 from model_artifacts.releases.signature import SIGNATURE, Signer, Verifier
 from pipeline.planning.freshness import status_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.stages.release.evidence import Asked, bill_of_materials, check_evidence, notices, provenance
 
 if TYPE_CHECKING:

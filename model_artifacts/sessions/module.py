@@ -27,7 +27,7 @@ from model_artifacts.sessions.torch_model import (
     strict_fp32,
 )
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact
 
 if TYPE_CHECKING:

@@ -29,10 +29,10 @@ from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
 from model_artifacts.errors import PipelineError, ReleaseError, UnknownFarmError, storage_errors
-from model_artifacts.records import Backend
+from model_artifacts.records import CPU_TARGET, Backend
 from pipeline.planning.freshness import NOT_MADE, status_of, taken_as_given
-from pipeline.planning.plan import CPU_TARGET, Stage
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage
 from pipeline.system.isolation import step_environment
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from pipeline.farm.executor import Farm
     from pipeline.farm.parcels import Said
-    from pipeline.planning.plan import Step
+    from pipeline.planning.steps import Step
 
     TaskDict = dict[str, Any]
     """What doit takes for a task."""

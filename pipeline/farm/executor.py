@@ -20,9 +20,9 @@ from pipeline.farm.parcels import Began, Made, Refused, Said, accept, check_list
 from pipeline.farm.sent import Sent
 from pipeline.farm.worker import TERM_SECONDS
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage
 from pipeline.planning.project import read_farm
 from pipeline.planning.shared_cache import SharedCache
+from pipeline.planning.steps import Stage
 from pipeline.system.isolation import KILLED, describe_exit
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from model_artifacts.records import FileRecord
     from pipeline.config.settings import FarmConfig, FarmTarget
     from pipeline.farm.cluster import Node, Running
-    from pipeline.planning.plan import Step
     from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
     from pipeline.records import FarmHost, FarmRecord
 
     Say = Callable[[Said], None]

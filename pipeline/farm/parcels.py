@@ -22,15 +22,15 @@ from model_artifacts.records import FileRecord, Record, StageRecord
 from pipeline.planning.freshness import asked_for, changes, readers
 from pipeline.planning.keys import key_of
 from pipeline.planning.paths import Paths
-from pipeline.planning.plan import Stage
 from pipeline.planning.project import Project, read_farm
+from pipeline.planning.steps import Stage
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from model_artifacts.records import Variant
-    from pipeline.planning.plan import Step
+    from pipeline.planning.steps import Step
     from pipeline.records import FarmHost
 
 SMALL_BYTES = 64 * 1024

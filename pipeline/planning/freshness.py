@@ -16,7 +16,7 @@ from model_artifacts.errors import MissingRecordError, RecordError, StorageError
 from model_artifacts.host.environment import installed
 from model_artifacts.records import Key, KeyField, StageRecord, WeightsOrigin
 from pipeline.planning.keys import key_of, manifest_key
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import (
     AccuracyReport,
     Artifact,

@@ -25,16 +25,16 @@ from model_artifacts.host.environment import (
 )
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision
-from pipeline.planning.plan import CPU_TARGET, Stage
+from model_artifacts.records import CPU_TARGET, SCHEMA_VERSION, Backend, Graph, Key, KeyField, Precision
+from pipeline.planning.steps import Stage
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from model_artifacts.records import Gpu, InstalledTensorRT, Tool, Variant
-    from pipeline.planning.plan import Step
     from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
     from pipeline.records import Artifact
 
 

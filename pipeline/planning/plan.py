@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from model_artifacts.errors import UsageError
-from model_artifacts.records import Backend, EngineFlavour, Gpu, Graph, Host, Layout, Precision, Variant, Workspace
-from pipeline.config.settings import Baseline, Executor, ModuleFormat, portable_target
+from model_artifacts.records import (
+    CPU_TARGET,
+    GPU_TARGET,
+    Backend,
+    EngineFlavour,
+    Graph,
+    Host,
+    Layout,
+    Precision,
+    Variant,
+    Workspace,
+    module_target,
+)
+from pipeline.config.settings import Baseline, Executor, ModuleFormat
 from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES
+from pipeline.planning.steps import _LAST, Dependencies, Stage, Step
+from pipeline.planning.targets import _engine_targets, _Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from model_artifacts.records import Gpu
     from pipeline.config.settings import Config, FarmTarget
+    from pipeline.planning.targets import GpuTarget
     from pipeline.records import FarmHost
 
-_T = TypeVar("_T")
 
-CPU_TARGET = "cpu-x86_64"
-GPU_TARGET = "gpu"
-"""What torch's modules run on, where there is no GPU to name."""
+_T = TypeVar("_T")
 
 _QUANTIZED = {Precision.INT8, Precision.FP8}
 _QDQ = {Graph.INT8, Graph.FP8}
@@ -32,88 +42,6 @@ _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_IND
 _HALF = {Precision.FP16, Precision.BF16}
 _FASTEST_FIRST = (Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
 """What tensor cores take in channels_last without a copy."""
-
-
-class Stage(str, Enum):
-    """The stages in their order; each is a task group of `doit` and a command of `python -m pipeline`."""
-
-    SOURCE = "source"
-    DATA = "data"
-    EXPORT = "export"
-    QUANTIZE = "quantize"
-    BUILD = "build"
-    VALIDATE = "validate"
-    BENCHMARK = "benchmark"
-    MANIFEST = "manifest"
-    REPORT = "report"
-    PROFILE = "profile"
-    SENSITIVITY = "sensitivity"
-
-    @property
-    def by_default(self) -> bool:
-        """Whether `doit` alone runs it; what decides nothing is run by its name."""
-        return self not in {Stage.PROFILE, Stage.SENSITIVITY}
-
-
-_LAST = {Stage.MANIFEST, Stage.REPORT}
-"""What tells of everything else."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage applied to one subject: a model, a graph, a variant or a target."""
-
-    stage: Stage
-    subject: str
-
-    @property
-    def command(self) -> str:
-        """What a person pastes to run it."""
-        return f"python -m pipeline {self.stage.value} {self.subject}"
-
-
-class Dependencies(NamedTuple):
-    """What comes before a step: what it needs, and what it only comes after, whether or not that succeeded."""
-
-    needs: tuple[Step, ...] = ()
-    follows: tuple[Step, ...] = ()
-
-
-@dataclass(frozen=True)
-class GpuTarget:
-    """What one set of engines, or of torch's modules, is built for."""
-
-    name: str
-    gpu: Gpu | None
-    """The GPU that they are built on, or else are tried on; None on a host without."""
-    flavour: EngineFlavour
-    """The TensorRT that builds its engines."""
-    flavour_version: str
-    """Its full version, "absent" where it is not installed."""
-    cuda_major: int | None = None
-    """Of the CUDA that it is made for, where that is known."""
-    compute_capabilities: tuple[int, ...] = ()
-    """What they run on, where they are built ahead of time; empty for the GPU alone."""
-    workers: FarmHost | None = None
-    """Who builds them, where this machine does not."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Machines of one kind: what they have, and what they are to build."""
-
-    gpus: tuple[Gpu, ...]
-    torch: str
-    flavour: EngineFlavour
-    flavour_version: str
-    cuda_major: int | None
-    compute_capabilities: tuple[int, ...]
-    workers: FarmHost | None = None
-
-    def target(self, name: str, gpu: Gpu | None, compute_capabilities: tuple[int, ...] = ()) -> GpuTarget:
-        return GpuTarget(
-            name, gpu, self.flavour, self.flavour_version, self.cuda_major, compute_capabilities, self.workers
-        )
 
 
 @dataclass(frozen=True)
@@ -492,28 +420,6 @@ class Plan:
     @cached_property
     def _by_stage(self) -> dict[Stage, tuple[Step, ...]]:
         return {stage: tuple(step for step in self.steps if step.stage is stage) for stage in Stage}
-
-
-def _engine_targets(place: _Place) -> Iterator[GpuTarget]:
-    if place.compute_capabilities:
-        gpu = place.gpus[0] if place.gpus else None
-        yield place.target(portable_target(place.compute_capabilities), gpu, place.compute_capabilities)
-        return
-    library = ("rtx" if place.flavour is EngineFlavour.TENSORRT_RTX else "trt") + _release(place.flavour_version)
-    if not place.gpus:
-        yield place.target(library, None)
-    for gpu in place.gpus:
-        yield place.target(f"{gpu.slug}-{library}", gpu)
-
-
-def module_target(gpu: Gpu, torch: str) -> str:
-    """Return what torch's modules on a GPU are grouped under: `sm90-h100-80gb-hbm3-torch2.11`."""
-    return f"{gpu.slug}-torch{_release(torch)}"
-
-
-def _release(version: str) -> str:
-    """Return the first two parts of a version; nothing of one that is absent."""
-    return "" if version == "absent" else ".".join(version.split(".")[:2])
 
 
 def _is_baseline(variant: Variant) -> bool:

@@ -13,7 +13,8 @@ from model_artifacts.records import Graph, Host, Manifest, Record, Variant
 from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Executor
 from pipeline.planning.paths import Paths
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import (
     AccuracyReport,
     Artifact,

@@ -23,13 +23,13 @@ from model_artifacts.records import Backend
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage
+from pipeline.planning.steps import Stage
 from pipeline.records import Artifact, CachedStep, OnnxRecord, Outcome
 
 if TYPE_CHECKING:
     from model_artifacts.records import FileRecord, Key
-    from pipeline.planning.plan import Step
     from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.planning.freshness import Status, status_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 
 if TYPE_CHECKING:
     from model_artifacts.records import Variant

@@ -15,8 +15,8 @@ import pytest
 from model_artifacts.host.environment import installed, missing_driver
 from model_artifacts.records import Backend, Precision
 from pipeline.__main__ import main
-from pipeline.planning.plan import Stage
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage
 from pipeline.records import Outcome
 from tests.conftest import TINY
 

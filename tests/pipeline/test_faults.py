@@ -23,8 +23,8 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.__main__ import main
 from pipeline.planning.freshness import NOT_MADE, is_current, readers, status_of
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact
 from tests.conftest import TINY
 from tests.pipeline.cli.test_tasks import begin, doit, ran

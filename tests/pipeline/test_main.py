@@ -14,7 +14,7 @@ from model_artifacts.errors import BuildError
 from model_artifacts.records import ModuleContents, OperatorCalls
 from pipeline import __main__ as command
 from pipeline.__main__ import _contents, main
-from pipeline.planning.plan import Stage
+from pipeline.planning.steps import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,9 +23,9 @@ from model_artifacts.host.environment import (
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
-from model_artifacts.records import Backend, BatchTiming, Clock, FileRecord, Variant, ranking_clock
+from model_artifacts.records import CPU_TARGET, Backend, BatchTiming, Clock, FileRecord, Variant, ranking_clock
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, BenchmarkReport, Conditions, Outcome
 from pipeline.stages.benchmark.gpu_watch import conditions_of, watching
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm, What

@@ -15,9 +15,8 @@ from model_artifacts.errors import PipelineError, RunError, UnsupportedError, is
 from model_artifacts.host.environment import installed
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.records import Backend, Clock, ColdStart, Layout, ranking_clock
+from model_artifacts.records import CPU_TARGET, Backend, Clock, ColdStart, Layout, ranking_clock
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.planning.plan import CPU_TARGET
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Trouble, Warm
 from pipeline.stages.benchmark.statistics import settled
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized

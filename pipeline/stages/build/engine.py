@@ -19,7 +19,7 @@ from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, weight_warn
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build_engine, graph_file
 from pipeline.planning.freshness import current
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive

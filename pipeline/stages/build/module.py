@@ -21,7 +21,7 @@ from model_artifacts.sessions.torch_model import ready_to_compile, restore_model
 from model_artifacts.tensorrt.flavour import weight_warnings
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared

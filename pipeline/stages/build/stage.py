@@ -8,9 +8,9 @@ from model_artifacts.errors import BuildError, CrashedError, KilledError, Unsupp
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
-from model_artifacts.records import Backend, Variant
+from model_artifacts.records import CPU_TARGET, Backend, Variant
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from model_artifacts.errors import MendableError, RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, missing_gpu, threads
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Backend, Graph, Precision, is_applied
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from model_artifacts.records import CPU_TARGET, Backend, Graph, Precision, is_applied
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact
 
 if TYPE_CHECKING:

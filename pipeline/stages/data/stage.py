@@ -22,7 +22,7 @@ from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import in_layout, strict_fp32
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
 

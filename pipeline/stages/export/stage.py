@@ -22,7 +22,7 @@ from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import OnnxRecord, TensorCast
 
 if TYPE_CHECKING:

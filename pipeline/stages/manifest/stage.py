@@ -22,7 +22,7 @@ from model_artifacts.records import (
 )
 from pipeline.planning.freshness import current_records
 from pipeline.planning.keys import manifest_key
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome
 from pipeline.stages.manifest.milestones import milestones_of
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_mendable
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import Backend, Tool
+from model_artifacts.records import CPU_TARGET, Backend, Tool
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.common.runners import gpu_of, open_serialized, run_profiled
 from pipeline.stages.profile.profilers import (

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.records import Backend
+from model_artifacts.records import CPU_TARGET, Backend
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.planning.plan import CPU_TARGET
 from pipeline.planning.project import Project
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.system.nvtx import nvtx_range

@@ -31,7 +31,7 @@ from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import OnnxRecord
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from model_artifacts.host.environment import now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Graph, Manifest, Status
+from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome, ReportRecord
 from pipeline.stages.report.choices import choices_of, latency_of
 from pipeline.stages.report.comparison import breaches_of, compare

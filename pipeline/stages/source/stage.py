@@ -20,7 +20,7 @@ from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
 from model_artifacts.sessions import torch_model as models
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 

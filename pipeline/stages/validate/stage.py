@@ -15,11 +15,21 @@ from model_artifacts.errors import CrashedError, KilledError, RunError, Unsuppor
 from model_artifacts.host.environment import driver_version, now, tools, version
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import Backend, GateCheck, LayerShare, Layout, Precision, Profile, RowCheck, Variant
+from model_artifacts.records import (
+    CPU_TARGET,
+    Backend,
+    GateCheck,
+    LayerShare,
+    Layout,
+    Precision,
+    Profile,
+    RowCheck,
+    Variant,
+)
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import CPU_TARGET, Stage, Step
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import AccuracyReport, Artifact, Outcome
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.validate.gates import (

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.planning.freshness import is_current
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
 

@@ -59,8 +59,9 @@ from pipeline.farm.parcels import (
 from pipeline.farm.sent import Sent
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import FarmHost, FarmNode, FarmRecord, Outcome
 from tests.conftest import REPOSITORY, TINY
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host, machine, workers

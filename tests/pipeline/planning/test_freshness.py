@@ -18,8 +18,9 @@ from model_artifacts.sessions.torch_model import count_classes
 from pipeline.config.settings import HardwareCompatibility, TacticSource
 from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.source.stage import make_source
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host

@@ -7,9 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import UsageError
-from model_artifacts.records import Backend, EngineFlavour, Gpu, Graph, Precision, Tool, Variant, Workspace
+from model_artifacts.records import (
+    CPU_TARGET,
+    GPU_TARGET,
+    Backend,
+    EngineFlavour,
+    Gpu,
+    Graph,
+    Precision,
+    Tool,
+    Variant,
+    Workspace,
+)
 from pipeline.config.settings import Config
-from pipeline.planning.plan import CPU_TARGET, GPU_TARGET, Plan, Stage, Step
+from pipeline.planning.plan import Plan
+from pipeline.planning.steps import Stage, Step
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host, workers
 
 

@@ -14,9 +14,9 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
 from pipeline.planning.shared_cache import SharedCache
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, CachedStep, Outcome
 from tests.conftest import TINY
 from tests.pipeline.cli.test_tasks import doit

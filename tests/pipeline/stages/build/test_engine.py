@@ -25,8 +25,9 @@ from model_artifacts.records import (
 )
 from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.engine import can_be_refitted, make_engine
 from tests.support.hosts import H100, TRT10, host

@@ -18,8 +18,9 @@ from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.config.settings import ModuleFormat
 from pipeline.planning.freshness import is_current
 from pipeline.planning.paths import Paths
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.build.stage import build_variant

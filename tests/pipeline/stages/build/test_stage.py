@@ -10,8 +10,9 @@ from model_artifacts.errors import BuildError, RecordError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Graph
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.stage import _build, _onnx, build_variant
 from tests.support.hosts import H100, host

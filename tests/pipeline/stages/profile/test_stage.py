@@ -20,8 +20,9 @@ from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.profile import profilers, workload
 from pipeline.stages.profile import stage as profiling

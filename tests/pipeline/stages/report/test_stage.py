@@ -16,8 +16,9 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Clock, Doubt, Manifest, Milestone, ModuleContents, OperatorCalls, Status
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
-from pipeline.planning.plan import Plan, Stage, Step
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.stages.report.charts import batch_scaling, frontier, pareto, workspace_sweep
 from pipeline.stages.report.floors import Peak, Work

@@ -17,8 +17,8 @@ from pipeline.__main__ import main
 from pipeline.adapters.onnx_graph import layer_shares
 from pipeline.config.settings import Gate
 from pipeline.planning.freshness import is_current
-from pipeline.planning.plan import Stage, Step
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
 from pipeline.records import Sensitivity
 from pipeline.stages.quantize.stage import calibrate, make_quantized, quantized_layers
 from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
