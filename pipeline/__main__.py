@@ -238,7 +238,7 @@ def _source(project: Project, subject: str) -> int:
 
 
 def _data(project: Project, subject: str) -> int:
-    from model_artifacts.sessions.torch_model import restore_model
+    from pipeline.stages.common.model import restore_model
     from pipeline.stages.data.stage import make_data
 
     project.plan.check_model(subject)
@@ -251,7 +251,7 @@ def _data(project: Project, subject: str) -> int:
 
 
 def _export(project: Project, subject: str) -> int:
-    from model_artifacts.sessions.torch_model import restore_model
+    from pipeline.stages.common.model import restore_model
     from pipeline.stages.export.stage import make_onnx
 
     record = make_onnx(project, restore_model(project), project.plan.graph(subject))

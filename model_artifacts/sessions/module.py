@@ -23,12 +23,12 @@ from model_artifacts.sessions.torch_model import (
     fastest,
     in_layout,
     ready_to_compile,
-    restore_model,
     strict_fp32,
 )
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact
+from pipeline.stages.common.model import restore_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import socket
 import warnings
 from contextlib import contextmanager
-from http.client import HTTPException
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
@@ -23,12 +19,10 @@ from model_artifacts.records import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from torchvision.models import WeightsEnum
-
-    from pipeline.planning.project import Project
+    from pathlib import Path
 
     Factory = Callable[[], nn.Module]
+
 
 SEED = 0
 """Every factory is called with this seed, so that random weights are the same ones every time."""
@@ -71,47 +65,6 @@ def make_model(spec: str) -> nn.Module:
             f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
         )
     return model.eval().float().cpu()
-
-
-def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return how many logits the model gives for an image.
-
-    Raises:
-        SourceError: the model does not take one image batch or does not return (batch, classes).
-    """
-    expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
-    try:
-        with torch.inference_mode():
-            output = model(torch.zeros(2, *input_shape))
-    except Exception as exc:
-        raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
-        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise SourceError("the model does not return logits", expected=expected, got=got)
-    return int(output.shape[1])
-
-
-class Head(NamedTuple):
-    """The final linear layer, by its name in the model."""
-
-    name: str
-    layer: nn.Linear
-
-
-def find_head(model: nn.Module) -> Head:
-    """Return the last linear layer.
-
-    Raises:
-        SourceError: there is none.
-    """
-    layers = [Head(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise SourceError(
-            "the sample model needs a network that ends in torch.nn.Linear",
-            got=f"{type(model).__name__}, which has none",
-            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
-        )
-    return layers[-1]
 
 
 def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
@@ -183,63 +136,6 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
             "the weights file holds no state dict", where=str(file), expected=expected, got=type(loaded).__name__
         )
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
-def imagenet_weights(spec: str) -> WeightsEnum | None:
-    """Return torchvision's IMAGENET1K_V1 weights of a factory, None where it has none."""
-    from torchvision.models import get_model_weights  # noqa: PLC0415 - a second that few stages need
-
-    try:
-        weights = get_model_weights(import_factory(spec))
-    except ValueError:  # not one of torchvision's factories
-        return None
-    return next((entry for entry in weights if entry.name == "IMAGENET1K_V1"), None)
-
-
-def cached_file(weights: WeightsEnum) -> Path:
-    """Return where torch's hub keeps these weights, whether or not they are there."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
-
-
-def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
-    """Return the weights' file from torch's cache, downloading it first where it is not there.
-
-    Args:
-        weights: torchvision's entry.
-        silence_seconds: how long the server may say nothing.
-
-    Raises:
-        SourceError: it cannot be downloaded.
-    """
-    file = cached_file(weights)
-    if file.is_file():
-        return file
-    digest = file.stem.rpartition("-")[2]
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(silence_seconds)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest, progress=False)
-    except (OSError, HTTPException, RuntimeError) as exc:
-        raise SourceError(
-            f"{weights} cannot be downloaded",
-            got=one_line(exc),
-            fix=f"put the file at {file}, or set `model.weights` in pipeline.yaml to a file, `sample` or `auto`",
-        ) from exc
-    finally:
-        socket.setdefaulttimeout(before)
-    return file
-
-
-def restore_model(project: Project) -> nn.Module:
-    """Return the model with the weights of the source stage, in evaluation mode.
-
-    Raises:
-        RecordError: the source stage has not run.
-        SourceError: the factory has changed since.
-    """
-    source = project.source()
-    return assemble(source.factory, source.replaced_head, source.classes, project.file(source.weights))
 
 
 def assemble(factory: str, replaced_head: str | None, classes: int, weights: Path) -> nn.Module:

@@ -17,12 +17,13 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.files import keeping, replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, ModuleContents, Recipe, Setting, Variant
-from model_artifacts.sessions.torch_model import ready_to_compile, restore_model
+from model_artifacts.sessions.torch_model import ready_to_compile
 from model_artifacts.tensorrt.flavour import weight_warnings
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.common.model import restore_model
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 

@@ -17,12 +17,13 @@ from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
-from model_artifacts.sessions import torch_model as models
+from model_artifacts.sessions import torch_model
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
+from pipeline.stages.source import network
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -75,7 +76,7 @@ def make_source(project: Project) -> SourceRecord:
     refuse_newer(project.paths.source)
     key = key_of(project, Step(Stage.SOURCE, project.plan.model))  # before what it tells of can change
     weights = _weights(config)
-    classes = models.count_classes(weights.model, weights.preprocessing.input_shape)
+    classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
     state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
     write_bytes(project.paths.weights, save(state))
     record = SourceRecord(
@@ -108,7 +109,7 @@ def _weights(config: Config) -> _Weights:
         return _imagenet(config)
     if wanted != "auto":
         return _checkpoint(config)
-    if models.imagenet_weights(config.model.factory) is None:
+    if network.imagenet_weights(config.model.factory) is None:
         return _from_factory(config)
     try:
         return _imagenet(config)
@@ -126,15 +127,15 @@ def _preprocessing(config: Config, default: Preprocessing) -> Preprocessing:
 
 
 def _imagenet(config: Config) -> _Weights:
-    entry = models.imagenet_weights(config.model.factory)
+    entry = network.imagenet_weights(config.model.factory)
     if entry is None:
         raise SourceError(
             f"torchvision has no IMAGENET1K_V1 weights for {config.model.factory}",
             fix="set `model.weights` in pipeline.yaml to a file, `factory` or `sample`",
         )
-    file = models.fetch(entry, config.model.download_timeout_seconds)
-    model = models.make_model(config.model.factory)
-    models.load_state(model, models.read_checkpoint(file), str(file))
+    file = network.fetch(entry, config.model.download_timeout_seconds)
+    model = torch_model.make_model(config.model.factory)
+    torch_model.load_state(model, torch_model.read_checkpoint(file), str(file))
     transforms = entry.transforms()
     preprocessing = Preprocessing(
         resize=transforms.resize_size[0],
@@ -150,36 +151,36 @@ def _imagenet(config: Config) -> _Weights:
 
 def _checkpoint(config: Config) -> _Weights:
     file = Path(config.model.weights)
-    model = models.make_model(config.model.factory)
-    models.load_state(model, models.read_checkpoint(file), config.model.weights)
+    model = torch_model.make_model(config.model.factory)
+    torch_model.load_state(model, torch_model.read_checkpoint(file), config.model.weights)
     return _Weights(WeightsOrigin.CHECKPOINT, file.name, model, _preprocessing(config, IMAGENET), None)
 
 
 def _from_factory(config: Config) -> _Weights:
-    model = models.make_model(config.model.factory)
-    detail = f"as {config.model.factory} makes them, seed {models.SEED}"
+    model = torch_model.make_model(config.model.factory)
+    detail = f"as {config.model.factory} makes them, seed {torch_model.SEED}"
     return _Weights(WeightsOrigin.FACTORY, detail, model, _preprocessing(config, IMAGENET), None)
 
 
 def _sample(config: Config) -> _Weights:
     """Fit the sample model: seeded backbone, batch-norm statistics by one pass, head in closed form."""
     preprocessing = _preprocessing(config, SAMPLE)
-    model = models.in_layout(models.make_model(config.model.factory), torch.channels_last)
-    head = models.find_head(model)
+    model = torch_model.in_layout(torch_model.make_model(config.model.factory), torch.channels_last)
+    head = network.find_head(model)
     _damp_residuals(model)
-    models.count_classes(model, preprocessing.input_shape)
+    network.count_classes(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
     with torch.no_grad():  # not inference_mode: what is computed here becomes parameters
         _set_norm_statistics(model, digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing)
-        features = _features(models.fold_batch_norms(model).model, head.name, digits.pixels, preprocessing)
+        features = _features(torch_model.fold_batch_norms(model).model, head.name, digits.pixels, preprocessing)
         weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
-    model = models.in_layout(model, torch.contiguous_format)
-    fitted = models.replace_head(model, head.name, images.DIGIT_CLASSES)
+    model = torch_model.in_layout(model, torch.contiguous_format)
+    fitted = torch_model.replace_head(model, head.name, images.DIGIT_CLASSES)
     fitted.weight = nn.Parameter(weight)
     fitted.bias = nn.Parameter(bias)
-    detail = f"sample model: seed {models.SEED}, head fitted on {len(digits)} of scikit-learn's digits"
+    detail = f"sample model: seed {torch_model.SEED}, head fitted on {len(digits)} of scikit-learn's digits"
     names = tuple(str(number) for number in range(images.DIGIT_CLASSES))
     return _Weights(WeightsOrigin.SAMPLE, detail, model.eval(), preprocessing, names, head.name)
 

@@ -17,21 +17,17 @@ from torch import nn
 
 from model_artifacts.errors import PipelineError, RecordError, SourceError
 from model_artifacts.sessions.torch_model import (
-    cached_file,
-    count_classes,
-    fetch,
-    find_head,
     fold_batch_norms,
-    imagenet_weights,
     import_factory,
     load_state,
     make_model,
     read_checkpoint,
     replace_head,
-    restore_model,
     strict_fp32,
 )
 from pipeline.planning.project import Project
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.source.network import cached_file, count_classes, fetch, find_head, imagenet_weights
 from tests import factories, tiny_model
 
 if TYPE_CHECKING:

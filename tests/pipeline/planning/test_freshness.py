@@ -14,7 +14,6 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Key, KeyField, Tool, WeightsOrigin
-from model_artifacts.sessions.torch_model import count_classes
 from pipeline.config.settings import HardwareCompatibility, TacticSource
 from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
 from pipeline.planning.keys import key_of
@@ -22,6 +21,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.source.network import count_classes
 from pipeline.stages.source.stage import make_source
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host
 
@@ -478,7 +478,7 @@ def test_a_key_is_of_what_was_there_before_the_work(
         checkpoint.write_bytes(b"other")
         return count_classes(model, shape)
 
-    monkeypatch.setattr("model_artifacts.sessions.torch_model.count_classes", replaced_meanwhile)
+    monkeypatch.setattr("pipeline.stages.source.network.count_classes", replaced_meanwhile)
     make_source(project)
     assert status_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
 

@@ -354,7 +354,7 @@ def spoilt(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """A factory whose weights lie in channels_last, and a library that is wrong with such weights at a batch of 64."""
     del library  # which this one replaces
     use(Library(wrong=weights_in_channels_last), monkeypatch)
-    for place in ("model_artifacts.sessions.module.assemble", "model_artifacts.sessions.torch_model.assemble"):
+    for place in ("model_artifacts.sessions.module.assemble", "pipeline.stages.common.model.assemble"):
         monkeypatch.setattr(place, lambda *given: in_layout(assemble(*given), torch.channels_last))
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.sessions.preprocessing import to_input
-from model_artifacts.sessions.torch_model import restore_model, strict_fp32
+from model_artifacts.sessions.torch_model import strict_fp32
 from pipeline.planning.project import Project
 from pipeline.records import DataRecord, ImagesOrigin
+from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data, reference_logits
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import _sample

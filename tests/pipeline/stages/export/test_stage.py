@@ -13,10 +13,10 @@ from torch import nn
 
 from model_artifacts.errors import ExportError
 from model_artifacts.records import Graph
-from model_artifacts.sessions.torch_model import restore_model
 from pipeline.adapters.onnx_graph import canonical_digest, opset_of
 from pipeline.planning.project import Project
 from pipeline.records import TensorCast
+from pipeline.stages.common.model import restore_model
 from pipeline.stages.export import stage as export
 from pipeline.stages.export.stage import count_casts, make_onnx
 from pipeline.stages.source.stage import make_source

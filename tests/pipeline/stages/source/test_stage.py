@@ -13,9 +13,10 @@ from torchvision.models import resnet18
 from model_artifacts.errors import SourceError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Interpolation, WeightsOrigin
-from model_artifacts.sessions.torch_model import read_checkpoint, restore_model
+from model_artifacts.sessions.torch_model import read_checkpoint
 from pipeline.planning.project import Project
 from pipeline.records import ImagesOrigin
+from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
 from pipeline.stages.source.stage import IMAGENET, make_source
 from tests import factories, tiny_model

@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
-from model_artifacts.sessions.torch_model import restore_model
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, OnnxRecord
+from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import reference_logits
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.validate.stage import validate_variant

@@ -1,0 +1,23 @@
+"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.sessions.torch_model import assemble
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.planning.project import Project
+
+
+def restore_model(project: Project) -> nn.Module:
+    """Return the model with the weights of the source stage, in evaluation mode.
+
+    Raises:
+        RecordError: the source stage has not run.
+        SourceError: the factory has changed since.
+    """
+    source = project.source()
+    return assemble(source.factory, source.replaced_head, source.classes, project.file(source.weights))

@@ -1,0 +1,105 @@
+"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+
+from __future__ import annotations
+
+import socket
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from model_artifacts.errors import SourceError, one_line
+from model_artifacts.sessions.torch_model import import_factory
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+
+def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return how many logits the model gives for an image.
+
+    Raises:
+        SourceError: the model does not take one image batch or does not return (batch, classes).
+    """
+    expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
+    try:
+        with torch.inference_mode():
+            output = model(torch.zeros(2, *input_shape))
+    except Exception as exc:
+        raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
+        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise SourceError("the model does not return logits", expected=expected, got=got)
+    return int(output.shape[1])
+
+
+class Head(NamedTuple):
+    """The final linear layer, by its name in the model."""
+
+    name: str
+    layer: nn.Linear
+
+
+def find_head(model: nn.Module) -> Head:
+    """Return the last linear layer.
+
+    Raises:
+        SourceError: there is none.
+    """
+    layers = [Head(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise SourceError(
+            "the sample model needs a network that ends in torch.nn.Linear",
+            got=f"{type(model).__name__}, which has none",
+            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+        )
+    return layers[-1]
+
+
+def imagenet_weights(spec: str) -> WeightsEnum | None:
+    """Return torchvision's IMAGENET1K_V1 weights of a factory, None where it has none."""
+    from torchvision.models import get_model_weights  # noqa: PLC0415 - a second that few stages need
+
+    try:
+        weights = get_model_weights(import_factory(spec))
+    except ValueError:  # not one of torchvision's factories
+        return None
+    return next((entry for entry in weights if entry.name == "IMAGENET1K_V1"), None)
+
+
+def cached_file(weights: WeightsEnum) -> Path:
+    """Return where torch's hub keeps these weights, whether or not they are there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+
+
+def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
+    """Return the weights' file from torch's cache, downloading it first where it is not there.
+
+    Args:
+        weights: torchvision's entry.
+        silence_seconds: how long the server may say nothing.
+
+    Raises:
+        SourceError: it cannot be downloaded.
+    """
+    file = cached_file(weights)
+    if file.is_file():
+        return file
+    digest = file.stem.rpartition("-")[2]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(silence_seconds)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest, progress=False)
+    except (OSError, HTTPException, RuntimeError) as exc:
+        raise SourceError(
+            f"{weights} cannot be downloaded",
+            got=one_line(exc),
+            fix=f"put the file at {file}, or set `model.weights` in pipeline.yaml to a file, `sample` or `auto`",
+        ) from exc
+    finally:
+        socket.setdefaulttimeout(before)
+    return file
