@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,44 +15,23 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
-from model_artifacts.sessions.torch_model import (
-    DTYPES,
-    Typed,
-    assemble,
-    fastest,
-    in_layout,
-    ready_to_compile,
-    strict_fp32,
-)
+from model_artifacts.sessions.torch_model import assemble, fastest, ready_to_compile, strict_fp32
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.steps import Stage, Step
-from pipeline.records import Artifact
-from pipeline.stages.common.model import restore_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
     from model_artifacts.host import cuda
     from model_artifacts.records import Gpu, ModuleContents, Variant
-    from pipeline.planning.project import Project
 
     Batch = npt.NDArray[np.float32]
 
+
 FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
-
-_MAX_AUTOTUNE: dict[str, str | int | bool | Callable[..., object]] = {
-    "max_autotune": True,
-    "coordinate_descent_tuning": True,
-    "autotune_num_choices_displayed": 0,
-    "max_autotune_report_choices_stats": False,
-}
-"""What torch calls max-autotune-no-cudagraphs, without what it prints of every kernel it tries.
-
-Its own CUDA graphs are off: the session captures every module's in the same way.
-"""
 
 _WARM_UP = 3
 """How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
@@ -68,36 +46,6 @@ class Loaded:
     """What Torch-TensorRT has made of it: the module, or one for each batch size that has been compiled here."""
     warm_up: tuple[int, ...] = ()
     """The batch sizes that are compiled before it counts as open."""
-
-
-def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded:
-    """Return an artifact's module, where it runs. Its file's digest must have been checked.
-
-    Args:
-        project: where the artifact lies.
-        artifact: a module of any backend.
-        gpu: which GPU; None is the CPU.
-
-    Raises:
-        UnsupportedError: this host lacks Torch-TensorRT or its driver.
-        RunError: it was made by other versions, or cannot be read.
-    """
-    variant = artifact.variant
-    if not variant.backend.is_torch_tensorrt:
-        typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
-        module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
-        if variant.backend is Backend.EAGER:
-            return Loaded(module)
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of inductor about its own code
-        return Loaded(
-            torch.compile(  # type: ignore[arg-type]  # a module again
-                module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
-            )
-        )
-    if artifact.module is None or artifact.file is None:
-        raise RunError(f"{variant.id} does not say what made it")
-    saved = Saved(variant, artifact.module, project.file(artifact.file), project.source().factory)
-    return load_compiled(project.paths.root, saved, gpu)
 
 
 class Saved(NamedTuple):
@@ -145,16 +93,6 @@ def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
     return Loaded(
         torchtrt_adapter.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
     )
-
-
-def load_libraries(artifact: Artifact) -> None:
-    """Import what an artifact takes, so that a cold start does not count the import.
-
-    Raises:
-        UnsupportedError: this host lacks it.
-    """
-    if artifact.variant.backend.is_torch_tensorrt:
-        torchtrt_adapter.load_library()
 
 
 def model_of(root: Path, recipe: Recipe) -> nn.Module:

@@ -168,7 +168,7 @@ def _kept_kernels(project: Project, artifact: Artifact) -> bytes | None:
 def _serve_module(connection: Connection, project: Project, artifact: Artifact) -> None:
     """Time a torch module by every clock, with images in both layouts, after its cold start has been timed."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
-    from model_artifacts.sessions.module import load_libraries  # noqa: PLC0415 - the same
+    from pipeline.stages.common.modules import load_libraries  # noqa: PLC0415 - the same
 
     load_libraries(artifact)
     _start(connection, gpu_of(project, artifact))

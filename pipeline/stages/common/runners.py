@@ -122,7 +122,8 @@ def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]
     gpu = None if artifact.variant.target == CPU_TARGET else gpu_of(project, artifact)
     import torch  # noqa: PLC0415 - deployments of engines have none
 
-    from model_artifacts.sessions.module import load_module, open_session  # noqa: PLC0415 - the same
+    from model_artifacts.sessions.module import open_session  # noqa: PLC0415 - the same
+    from pipeline.stages.common.modules import load_module  # noqa: PLC0415 - the same
 
     _verify(Path(_file(project, artifact)), artifact)
     torch.set_num_threads(threads())

@@ -16,13 +16,14 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, FileRecord, Key, Layout, Precision, Profile, Recipe, Variant
-from model_artifacts.sessions.module import Loaded, load_module, model_of, open_session
+from model_artifacts.sessions.module import Loaded, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build import module as torchtrt
+from pipeline.stages.common.modules import load_module
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import FP16, distance, images, reference
@@ -259,7 +260,7 @@ def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch:
 
 def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A baseline that runs in Python between two graphs would be no torch.compile to compare with."""
-    monkeypatch.setattr("model_artifacts.sessions.module.restore_model", lambda _: Branches())
+    monkeypatch.setattr("pipeline.stages.common.modules.restore_model", lambda _: Branches())
     variant = named(project, "inductor-fp16")
     module = load_module(project, artifact_of(project, variant, project.file(project.source().weights)), H100)
     with (

@@ -12,7 +12,7 @@ import torch
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import torch_tensorrt
 from model_artifacts.records import Backend, Key, Precision, Profile, Setting, Variant
-from model_artifacts.sessions.module import load_module, open_session
+from model_artifacts.sessions.module import open_session
 from model_artifacts.sessions.torch_model import DTYPES, Typed, assemble, in_layout
 from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.config.settings import ModuleFormat
@@ -24,6 +24,7 @@ from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.build.stage import build_variant
+from pipeline.stages.common.modules import load_module
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
