@@ -26,11 +26,12 @@ from model_artifacts.host.environment import (
     read_host,
     torch_tensorrt,
 )
+from model_artifacts.host.integrity import verify
 from model_artifacts.host.nvml import free_memory_bytes
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Variant, is_applied
+from model_artifacts.sessions.onnx import onnx_session
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
-from pipeline.stages.common.runners import onnx_session, verify
 
 if TYPE_CHECKING:
     import os

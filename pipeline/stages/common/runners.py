@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.errors import MendableError, RunError, UnsupportedError, one_line
+from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, missing_gpu, threads
-from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import CPU_TARGET, Backend, Graph, Precision, is_applied
+from model_artifacts.host.integrity import verify
+from model_artifacts.records import CPU_TARGET, Backend, Precision, is_applied
+from model_artifacts.sessions.onnx import onnx_session
 from pipeline.planning.steps import Stage, Step
-from pipeline.records import Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession
 
-    from model_artifacts.records import FileRecord, Gpu
+    from model_artifacts.records import Gpu
     from model_artifacts.sessions.engine import Engine
     from model_artifacts.sessions.module import ModuleSession
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact
 
     Batch = npt.NDArray[np.float32]
+
     Runner = Callable[[Batch], Batch]
 
 
@@ -68,12 +70,6 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
 
 
 _MODULES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
-
-
-_CUDA_PROVIDER = "CUDAExecutionProvider"
-_ERRORS, _FATAL = 3, 4
-"""What ONNX Runtime is to say (https://onnxruntime.ai/docs/api/python/api_summary.html); its warnings are about
-providers that a host lacks, and what a caller must know it raises."""
 
 
 def gpu_of(project: Project, artifact: Artifact) -> Gpu:
@@ -138,22 +134,6 @@ def _verify(path: Path, artifact: Artifact) -> None:
         verify(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
 
 
-def verify(path: Path, file: FileRecord, fix: str) -> None:
-    """Check a file before it is loaded: a damaged engine can crash the process that does, and a module holds code.
-
-    Raises:
-        RunError: it is not what was built; `fix` is the remedy that the message names.
-        StorageError: it cannot be read.
-    """
-    if (got := sha256_of(path)) != file.sha256:
-        raise RunError(
-            f"{path} is damaged, or is not what was built",
-            expected=f"SHA-256 {file.sha256}",
-            got=f"SHA-256 {got}",
-            fix=fix,
-        )
-
-
 def _weights(project: Project, artifact: Artifact) -> Path | None:
     """Return the ONNX file of an engine that was built without its weights."""
     stripped = is_applied("strip_plan", artifact.settings)
@@ -192,103 +172,12 @@ def _open_onnxruntime(project: Project, artifact: Artifact) -> Runner:
     return run
 
 
-def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
-    """Run a graph whose Q/DQ pairs are placed for TensorRT as ONNX Runtime does in its stead.
-
-    Args:
-        model: the serialized graph.
-        images: float32 (samples, channels, height, width).
-        batch: how many at once.
-
-    Returns:
-        float32 (samples, classes).
-
-    Raises:
-        RunError: it cannot be loaded or run.
-    """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
-
-    options, unwanted = _session_options(stands_in=True)
-    try:
-        session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-        )
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: images[at : at + batch]})[0] for at in range(0, len(images), batch)]
-    except Exception as exc:  # onnxruntime's exceptions have no common public base
-        raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
-    logits: Batch = np.concatenate(parts).astype(np.float32)
-    return logits
-
-
-def _for_tensorrt(graph: Graph) -> bool:
-    return graph.precision in {Precision.INT8, Precision.FP8} and not graph.for_x86
-
-
-def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
-    """Return options, and the optimisations to leave out.
-
-    Args:
-        stands_in: for TensorRT: fusions for x86 would change its numbers, and one of the basic optimisations quantises
-            biases that are in floating point on purpose, and garbles float8.
-    """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = _ERRORS
-    if not stands_in:
-        return options, []
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return options, ["WeightBiasQuantization"]
-
-
 def _onnxruntime_session(project: Project, artifact: Artifact, profile: str = "") -> InferenceSession:
     """Load an artifact's ONNX file; with a profile's path, every node is timed."""
     variant = artifact.variant
     gpu = None if variant.target == CPU_TARGET else gpu_of(project, artifact)
     file = Path(_file(project, artifact))
     return onnx_session(file, variant.graph, gpu, tf32=variant.precision is Precision.TF32, profile=profile)
-
-
-def onnx_session(
-    file: Path, graph: Graph | None, gpu: Gpu | None, *, tf32: bool = False, profile: str = ""
-) -> InferenceSession:
-    """Load an ONNX file into ONNX Runtime.
-
-    Args:
-        file: the graph.
-        graph: which of the pipeline's it is; one that is placed for TensorRT is run as it stands.
-        gpu: where it runs; None is the processor.
-        tf32: whether a GPU may multiply in TF32.
-        profile: what the names of profiles begin with, where every node is to be timed.
-
-    Raises:
-        UnsupportedError: this onnxruntime has no CUDA, or its libraries are missing.
-        RunError: it is no such file.
-    """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
-
-    options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
-    if profile:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if gpu is not None:
-        if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
-            raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
-        providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": "1" if tf32 else "0"}))
-        onnxruntime.set_default_logger_severity(_ERRORS)
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=unwanted)
-    except Exception as exc:  # onnxruntime's exceptions have no common public base
-        raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
-    if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
-        raise MendableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
-    if gpu is not None:
-        # It calls an error what is none: every convolution in FP16 for which cuDNN's first choice has no plan.
-        onnxruntime.set_default_logger_severity(_FATAL)
-    return session
 
 
 def _open_reference(project: Project, artifact: Artifact) -> Runner:

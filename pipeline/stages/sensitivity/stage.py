@@ -11,11 +11,11 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Graph
+from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import LayerSensitivity, Sensitivity
-from pipeline.stages.common.runners import run_stand_in
 from pipeline.stages.quantize.stage import calibrate, quantized_layers
 from pipeline.stages.validate.gates import judge, measure
 
