@@ -23,8 +23,8 @@ from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
 from model_artifacts.releases.verification import make_release
+from model_artifacts.sessions.torch_tensorrt_runtime import libraries
 from pipeline.__main__ import main
-from pipeline.adapters.torch_tensorrt_builder import libraries
 from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project

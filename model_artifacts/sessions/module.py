@@ -15,8 +15,8 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_model import assemble, fastest, ready_to_compile, strict_fp32
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.planning.steps import Stage, Step
 
 if TYPE_CHECKING:
@@ -72,13 +72,15 @@ def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
         UnsupportedError: this host lacks Torch-TensorRT or its driver.
         RunError: it was made by other versions, cannot be read, or is a recipe of something else.
     """
-    torchtrt_adapter.check_made_here(saved.contents.libraries)
+    torch_tensorrt_runtime.check_made_here(saved.contents.libraries)
     if saved.variant.backend is not Backend.TORCH_COMPILE:
-        module = torchtrt_adapter.load(torchtrt_adapter.load_library(), saved.variant.backend, saved.path, gpu)
+        module = torch_tensorrt_runtime.load(
+            torch_tensorrt_runtime.load_library(), saved.variant.backend, saved.path, gpu
+        )
         # A package is no module that could be looked into.
         return Loaded(module, [module] if isinstance(module, nn.Module) else [])
     recipe = read_record(saved.path, Recipe, fix=f"run `{Step(Stage.BUILD, saved.variant.id).command}`")
-    torchtrt_adapter.check_made_here(recipe.libraries)
+    torch_tensorrt_runtime.check_made_here(recipe.libraries)
     if recipe.factory != saved.factory:
         raise RunError(
             f"{saved.path} calls another function than makes the model",
@@ -86,12 +88,12 @@ def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
             got=recipe.factory,
             fix="do not use it, or build it again",
         )
-    model = model_of(root, recipe).to(torchtrt_adapter.device_of(gpu))
-    library = torchtrt_adapter.load_library()
-    arguments = torchtrt_adapter.arguments_of(recipe.settings)
+    model = model_of(root, recipe).to(torch_tensorrt_runtime.device_of(gpu))
+    library = torch_tensorrt_runtime.load_library()
+    arguments = torch_tensorrt_runtime.arguments_of(recipe.settings)
     parts: list[nn.Module] = []
     return Loaded(
-        torchtrt_adapter.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
+        torch_tensorrt_runtime.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
     )
 
 
@@ -144,7 +146,7 @@ def open_session(
     strict = variant.precision is Precision.FP32
     with ExitStack() as stack:
         stack.enter_context(strict_fp32() if strict else fastest())
-        stack.enter_context(torchtrt_adapter.unlimited_sizes())
+        stack.enter_context(torch_tensorrt_runtime.unlimited_sizes())
         stream = None
         if gpu is not None:
             from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
@@ -175,7 +177,7 @@ class ModuleSession:
         self._module = loaded.module
         self._variant = variant
         self._shape = input_shape
-        self._device = torchtrt_adapter.device_of(gpu)
+        self._device = torch_tensorrt_runtime.device_of(gpu)
         self._stream = stream
         self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
         self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
@@ -210,8 +212,8 @@ class ModuleSession:
 
     def contents(self) -> ModuleContents | None:
         """Return what Torch-TensorRT has made of the sizes that have run; None where that cannot be looked into."""
-        parts = [torchtrt_adapter.contents_of(part) for part in self._loaded.parts]
-        return torchtrt_adapter.of_all_sizes(parts) if parts else None
+        parts = [torch_tensorrt_runtime.contents_of(part) for part in self._loaded.parts]
+        return torch_tensorrt_runtime.of_all_sizes(parts) if parts else None
 
     def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Batch:
         """Run one batch and wait for it.
@@ -350,5 +352,5 @@ class ModuleSession:
                 fix="free GPU memory, or use a profile with a smaller batch",
             ) from exc
         except Exception as exc:  # torch, the compiler and the model's own code raise types without a common base
-            got = torchtrt_adapter.reason_of(exc)
+            got = torch_tensorrt_runtime.reason_of(exc)
             raise RunError(f"{self._variant.id} cannot run a batch of {self._now[0]}", got=got) from exc

@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import inspect
 import logging
 import os
-import pickle
-import sys
 import tempfile
-import threading
-import warnings
-from collections import Counter
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from model_artifacts.errors import BuildError, MendableError, RunError, UnsupportedError, one_line
-from model_artifacts.host.environment import flavours, installed, missing_driver, tensorrt_of, torch_tensorrt, version
-from model_artifacts.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Setting, Tool
+from model_artifacts.errors import BuildError, UnsupportedError, one_line
+from model_artifacts.host.environment import torch_tensorrt
+from model_artifacts.records import Backend, Precision, Setting
+from model_artifacts.sessions.torch_tensorrt_runtime import (
+    _BUILDERS_LOGGER,
+    _CACHES,
+    _untraceable,
+    device_of,
+    reason_of,
+)
 from model_artifacts.tensorrt.flavour import BuildLog
-from model_artifacts.tensorrt.inspector import read_layers, shares
 from pipeline.adapters.tensorrt_builder import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
     from types import ModuleType
+    from typing import Any
 
     from torch import nn
 
-    from model_artifacts.records import Gpu, Profile
+    from model_artifacts.records import Gpu, Profile, Tool
     from pipeline.config.settings import TorchTensorRTConfig
-
-_BUILDERS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
-"""Which logger Torch-TensorRT hands on to what TensorRT says."""
-_SEGMENT = "execute_engine"
-"""The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +63,11 @@ class Compiled(NamedTuple):
     settings: tuple[Setting, ...]
 
 
-def device_of(gpu: Gpu | None) -> torch.device:
-    """Return what torch calls a GPU; None is the CPU."""
-    return torch.device("cpu") if gpu is None else torch.device("cuda", gpu.index)
-
-
 class Options(NamedTuple):
     """The keyword arguments of one version, and what became of every setting."""
 
     arguments: dict[str, object]
     settings: tuple[Setting, ...]
-
-
-_CACHES = frozenset({"cache_built_engines", "reuse_cached_engines"})
-"""Settings of a build alone: a module that is made again from its recipe reads and writes no engines."""
 
 
 def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) -> Options:
@@ -134,8 +120,6 @@ _IGNORED = {
     "optimization_level": "TensorRT-RTX builds ahead of time, and has no use for it",
 }
 
-_SWITCHES = {"on": True, "off": False}
-
 
 def _shown(value: object) -> str:
     if isinstance(value, bool):
@@ -143,55 +127,9 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
-    """Return the keyword arguments that a recipe's applied settings stand for: switches and whole numbers.
-
-    Nothing is kept of what is compiled, and no timings: the library's default is one file of the host for all.
-
-    Raises:
-        RunError: one of them is neither.
-    """
-    applied = {setting.name: setting.value for setting in without_caches(settings) if setting.applied}
-    strange = {name: value for name, value in applied.items() if value not in _SWITCHES and not value.isdecimal()}
-    if strange:
-        raise RunError("the recipe's settings cannot be read", expected="on, off or a whole number", got=str(strange))
-    arguments = {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
-    return {**arguments, "timing_cache_path": os.devnull}
-
-
-def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """Return the settings that a module takes wherever it is made."""
-    return tuple(setting for setting in settings if setting.name not in _CACHES)
-
-
-def libraries() -> tuple[Tool, ...]:
-    """Return what a module belongs to: torch, Torch-TensorRT and its TensorRT, in the versions installed here."""
-    library = torch_tensorrt()
-    engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
-    return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
-
-
 def times_tactics() -> bool:
     """Return whether the installed Torch-TensorRT times kernels while it builds: TensorRT-RTX compiles them later."""
     return torch_tensorrt().name == "torch-tensorrt"
-
-
-def check_libraries(torch_version: str, library: Tool) -> None:
-    """Check that torch and Torch-TensorRT belong together: each release is for the torch of its own number.
-
-    Raises:
-        UnsupportedError: they do not, or one is missing.
-    """
-    if "absent" in {torch_version, library.version}:
-        missing = "torch" if torch_version == "absent" else "Torch-TensorRT"
-        raise UnsupportedError(f"{missing} is not installed here")
-    if torch_version.split(".")[:2] != library.version.split(".")[:2]:
-        raise UnsupportedError(
-            "torch and Torch-TensorRT do not belong together",
-            expected=f"{library.name} {'.'.join(torch_version.split('.')[:2])}",
-            got=f"{library.name} {library.version} beside torch {torch_version}",
-            fix=f"install {library.name} of torch's version",
-        )
 
 
 _PACKAGES_CRASH = {("torch-tensorrt-rtx", "2.11")}
@@ -212,59 +150,6 @@ def check_format(mode: Backend, library: Tool) -> None:
             f"an AOTInductor package of {library.name} {library.version} crashes every process that loads it",
             fix="take `exported_program`, or another version",
         )
-
-
-def check_made_here(made_with: tuple[Tool, ...]) -> None:
-    """Check that a saved module was made by the versions installed here: no other can be trusted to read it.
-
-    Raises:
-        RunError: names both.
-    """
-    if made_with not in {libraries(), libraries()[:2]}:  # older records do not name TensorRT
-        raise RunError(
-            "the module was made by other versions",
-            expected=_joined(made_with),
-            got=_joined(libraries()),
-            fix="install those versions, or build the module again",
-        )
-
-
-def _joined(tools: tuple[Tool, ...]) -> str:
-    return ", ".join(f"{tool.name} {tool.version}" for tool in tools)
-
-
-def load_library() -> ModuleType:
-    """Import Torch-TensorRT.
-
-    Raises:
-        UnsupportedError: this host has no driver, without which the import fails, or not the right versions.
-    """
-    if reason := missing_driver():
-        raise UnsupportedError(reason)
-    check_libraries(version("torch"), torch_tensorrt())
-    _hide_missing_plugins()
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # it tells of every optional package that it does not find, of some as an error
-    try:
-        import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
-    except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
-        raise MendableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
-    finally:
-        logging.disable(before)
-    for name in ("torch_tensorrt", _BUILDERS_LOGGER):
-        logging.getLogger(name).setLevel(logging.ERROR)  # it warns of its own defaults in every process, several times
-    return library  # type: ignore[no-any-return]  # untyped
-
-
-def _hide_missing_plugins() -> None:
-    """Let Torch-TensorRT see that TensorRT-RTX has no plugins in Python.
-
-    The wheel of 1.4.0.76 has a package `tensorrt_rtx.plugin` whose bindings it lacks; Torch-TensorRT 2.11 looks into it
-    when it is imported, and dies of that.
-    """
-    rtx = installed("tensorrt_rtx_bindings") and not installed("tensorrt")
-    if rtx and importlib.util.find_spec("tensorrt_rtx_bindings.plugin") is None:
-        sys.modules.setdefault("tensorrt.plugin", None)  # type: ignore[arg-type]  # how Python marks what is not there
 
 
 def known_settings(library: ModuleType) -> frozenset[str]:
@@ -301,61 +186,6 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
             program, arg_inputs=[_input(library, request)], device=device, **options.arguments
         )
     return Compiled(compiled, options.settings)
-
-
-def _untraceable(error: Exception) -> BuildError:
-    """Return what to raise where torch cannot take a model as one graph."""
-    return BuildError(
-        "torch cannot trace the model",
-        expected="one graph: no control flow that depends on the values of tensors",
-        got=reason_of(error),
-    )
-
-
-def compile_in_time(
-    library: ModuleType, module: nn.Module, arguments: Mapping[str, object], seen: Callable[[nn.Module], None]
-) -> nn.Module:
-    """Return a module that is compiled when it first sees a batch of some size.
-
-    Args:
-        library: Torch-TensorRT.
-        module: as `compile_ahead` takes it.
-        arguments: what `options_of` returned.
-        seen: is given what was compiled, every time.
-    """
-    backend = library.dynamo.backend.torch_tensorrt_backend
-
-    def compile_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the library about its own calls
-            compiled = backend(graph, inputs, options=dict(arguments))
-        seen(compiled)
-        return compiled  # type: ignore[no-any-return]  # untyped
-
-    # Each batch size is compiled for itself, as the library's own torch_compile mode does it; all of it or nothing.
-    return torch.compile(  # type: ignore[return-value]  # a module again
-        module, backend=compile_graph, dynamic=False, fullgraph=True
-    )
-
-
-def unlimited_sizes() -> contextlib.AbstractContextManager[object]:
-    """Have torch compile for every batch size and layout that is run: by default it stops at eight graphs."""
-    return torch._dynamo.config.patch(  # type: ignore[no-any-return]  # noqa: SLF001 - untyped, and there is no other way
-        recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """Return what went wrong in one line, with the place in the model's code where torch tells it.
-
-    Torch wraps what a backend raises, and says only that it did.
-    """
-    inner = getattr(error, "inner_exception", None)
-    if isinstance(inner, Exception):
-        return one_line(inner)
-    stack = getattr(error, "real_stack", None) or ()
-    place = f" ({stack[-1].filename}:{stack[-1].lineno}, in {stack[-1].name})" if stack else ""
-    return one_line(error) + place
 
 
 class _Keeper(logging.Handler):
@@ -432,123 +262,3 @@ def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path:
         library.save(compiled, str(path), output_format=form, arg_inputs=[_input(library, request)])
     except Exception as exc:
         raise BuildError(f"Torch-TensorRT cannot save the module as {form}", got=one_line(exc)) from exc
-
-
-def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
-    """Read a saved module. Its digest must have been checked: what it holds is code.
-
-    Args:
-        library: Torch-TensorRT, imported, so that torch knows its operators.
-        mode: how it was saved.
-        path: the file.
-        gpu: where it shall run.
-
-    Raises:
-        RunError: it is not such a file.
-    """
-    del library
-    try:
-        with _no_pickles():
-            return _load(mode, path, gpu)
-    except pickle.UnpicklingError as exc:
-        raise RunError(
-            f"{path} holds pickled objects, which are not loaded",
-            expected="engines, and plain tensors",
-            got=one_line(exc),
-            fix="do not use it, or build the module again",
-        ) from exc
-    except Exception as exc:
-        raise RunError(f"torch cannot load {path}", got=one_line(exc)) from exc
-
-
-def _load(mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
-    if mode is Backend.DYNAMO_AOTI:
-        from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
-
-        index = -1 if gpu is None else gpu.index
-        # Each session has its own module; locks between threads would be in the way of CUDA graphs.
-        return aoti_load_package(  # type: ignore[return-value]  # called as a module is
-            str(path), run_single_threaded=True, device_index=index
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own buffers
-        return torch.export.load(path).module()
-
-
-_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_loading = threading.Lock()
-
-
-@contextlib.contextmanager
-def _no_pickles() -> Iterator[None]:
-    """Have torch unpickle tensors alone, whichever of its calls reads a file.
-
-    It asks `weights_only=False` for what an archive calls pickled, for sample inputs, for weights and constants in
-    their older form, and for the format before 2.8; the variable overrules that. Engines are no pickles of Python's:
-    torch's own reader in C++ makes nothing but the classes that are registered there.
-    """
-    with _loading:
-        before = os.environ.get(_ONLY_TENSORS)
-        os.environ[_ONLY_TENSORS] = "1"
-        try:
-            yield
-        finally:
-            del os.environ[_ONLY_TENSORS]
-            if before is not None:
-                os.environ[_ONLY_TENSORS] = before
-
-
-def contents_of(compiled: nn.Module) -> ModuleContents:
-    """Return how many engines a compiled or loaded module has, what they compute in, and what stayed in PyTorch."""
-    made: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
-    graphs = [part for part in compiled.modules() if isinstance(part, torch.fx.GraphModule)]
-    calls = [(graph, node) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
-    runs = [(graph, node) for graph, node in calls if _SEGMENT in str(node.target)]
-    told = [str(engine.get_layer_info()) for engine in made]
-    told += [str(engine.get_engine_layer_info()) for graph, node in runs for engine in _engines(graph, node)]
-    operators = Counter(str(node.target) for _, node in calls if not _is_plumbing(node.target))
-    return ModuleContents(
-        segments=len(made) + len(runs),
-        torch_operators=tuple(sorted(operators)),
-        calls=_counted(operators),
-        layers=shares(tuple(layer for text in told for layer in read_layers(text))),
-        libraries=libraries(),
-    )
-
-
-def _counted(operators: Counter[str]) -> tuple[OperatorCalls, ...]:
-    ordered = sorted(operators.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(OperatorCalls(name=name, calls=calls) for name, calls in ordered)
-
-
-def _engines(graph: torch.fx.GraphModule, run: torch.fx.Node) -> list[Any]:
-    """Return the engine that an operator of a loaded module runs."""
-    owned = [attrgetter(str(item.target))(graph) for item in run.all_input_nodes if item.op == "get_attr"]
-    return [item for item in owned if hasattr(item, "get_engine_layer_info")]
-
-
-def of_all_sizes(seen: Sequence[ModuleContents]) -> ModuleContents:
-    """Return what a module holds that was compiled for one batch size after another: the worst of each. Pure.
-
-    Args:
-        seen: one for each size, at least one.
-    """
-    segments = [contents.segments for contents in seen]
-    layers: dict[Precision | None, LayerShare] = {}
-    for share in (share for contents in seen for share in contents.layers):
-        layers[share.precision] = max(share, layers.get(share.precision, share), key=lambda item: item.layers)
-    operators = Counter[str]()
-    for contents in seen:
-        operators |= Counter({item.name: item.calls for item in contents.calls})  # the larger count of each
-    return ModuleContents(
-        segments=max(segments) if all(segments) else 0,
-        torch_operators=tuple(sorted({name for contents in seen for name in contents.torch_operators})),
-        calls=_counted(operators),
-        layers=tuple(sorted(layers.values(), key=lambda share: -share.layers)),
-        libraries=seen[0].libraries,
-    )
-
-
-def _is_plumbing(target: object) -> bool:
-    """Unpacking a tuple, reading a size, and running an engine are no operators that stayed."""
-    return getattr(target, "__name__", "") == "getitem" or any(name in str(target) for name in (_SEGMENT, "sym_size"))

@@ -91,18 +91,18 @@ def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> No
     import torch  # noqa: PLC0415 - hosts that build engines may have none
     from torchvision.models import resnet18  # noqa: PLC0415 - the same
 
+    from model_artifacts.sessions import torch_tensorrt_runtime  # noqa: PLC0415 - the same
     from model_artifacts.sessions.torch_model import in_layout, ready_to_compile  # noqa: PLC0415 - the same
-    from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter  # noqa: PLC0415 - the same
 
     gpu = gpu_of(modules, artifact_of(modules, "torch_compile-fp16-b1-ws64MiB"))
-    library, device = torchtrt_adapter.load_library(), torchtrt_adapter.device_of(gpu)
+    library, device = torch_tensorrt_runtime.load_library(), torch_tensorrt_runtime.device_of(gpu)
     torch.manual_seed(0)
     model = resnet18().eval()
     batch = torch.rand(64, 3, 224, 224, device=device)
     spoilt = in_layout(ready_to_compile(model, Precision.FP16), torch.channels_last).to(device)
     arguments = {"use_explicit_typing": True, "pass_through_build_failures": True}
     with torch.inference_mode():
-        got = torchtrt_adapter.compile_in_time(library, spoilt, arguments, lambda _: None)(batch).cpu().numpy()
+        got = torch_tensorrt_runtime.compile_in_time(library, spoilt, arguments, lambda _: None)(batch).cpu().numpy()
         want = model.to(device)(batch).cpu().numpy()
     accuracy = measure(got, want, None)
     if accuracy.relative_l2 < FP16:

@@ -17,8 +17,9 @@ from unittest.mock import patch
 import torch
 
 from model_artifacts.records import Backend, Precision, Profile, Record, Setting
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_model import make_model, ready_to_compile
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.settings import TorchTensorRTConfig
 from tests.support.hosts import module_request
 
@@ -53,8 +54,8 @@ def pretend_a_gpu() -> None:
     torch.cuda.current_device = lambda: 0
     torch.cuda.mem_get_info = lambda *_: (memory, memory)
     torch.cuda.empty_cache = lambda: None
-    patch.object(torchtrt_adapter, "missing_driver", lambda: None).start()
-    patch.object(torchtrt_adapter, "device_of", lambda _: torch.device("cpu")).start()
+    patch.object(torch_tensorrt_runtime, "missing_driver", lambda: None).start()
+    patch.object(torch_tensorrt_builder, "device_of", lambda _: torch.device("cpu")).start()
 
 
 def engines_of(module: torch.nn.Module) -> int:
@@ -67,13 +68,13 @@ def stayed_in(module: torch.nn.Module) -> tuple[str, ...]:
     for name, _ in list(module.named_children()):
         if "_run_on_acc" in name:
             setattr(module, name, torch.nn.Identity())
-    return torchtrt_adapter.contents_of(module).torch_operators
+    return torch_tensorrt_runtime.contents_of(module).torch_operators
 
 
 def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
     """Compile ahead of time, without engines."""
     model = ready_to_compile(make_model(factory), request.precision)
-    made = torchtrt_adapter.compile_ahead(library, model, request)
+    made = torch_tensorrt_builder.compile_ahead(library, model, request)
     count = engines_of(made.module)
     return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings)
 
@@ -81,11 +82,13 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
 def in_time(library: Any, folder: Path, precision: Precision) -> Case:
     """Compile just in time, without engines: what would have been one runs in torch."""
     request = module_request(folder, mode=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
-    known = torchtrt_adapter.known_settings(library)
-    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
+    known = torch_tensorrt_builder.known_settings(library)
+    options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
     model = ready_to_compile(make_model("tests.support.tiny_model:make"), precision)
     seen: list[torch.nn.Module] = []
-    compiled = torchtrt_adapter.compile_in_time(library, model, {**options.arguments, "dryrun": True}, seen.append)
+    compiled = torch_tensorrt_runtime.compile_in_time(
+        library, model, {**options.arguments, "dryrun": True}, seen.append
+    )
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         same = torch.allclose(compiled(images), model(images), atol=1e-2)
@@ -96,7 +99,7 @@ def in_time(library: Any, folder: Path, precision: Precision) -> Case:
 def main() -> None:
     """Print the report."""
     pretend_a_gpu()
-    library = torchtrt_adapter.load_library()
+    library = torch_tensorrt_runtime.load_library()
     real = library.dynamo.compile
     library.dynamo.compile = functools.wraps(real)(functools.partial(real, dryrun=True))
     cases = {}

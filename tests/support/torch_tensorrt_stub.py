@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from model_artifacts.sessions import torch_tensorrt_runtime
+from pipeline.adapters import torch_tensorrt_builder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,6 +180,6 @@ class Library(ModuleType):
 def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a stand-in compile on the CPU."""
     torch.compiler.reset()
-    monkeypatch.setattr(torchtrt_adapter, "load_library", lambda: library)
-    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(torch_tensorrt_runtime, "load_library", lambda: library)
+    monkeypatch.setattr(torch_tensorrt_builder, "device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr("pipeline.stages.build.module.cuda.use", lambda _: None)

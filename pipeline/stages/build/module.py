@@ -17,9 +17,10 @@ from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.files import keeping, replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, ModuleContents, Recipe, Setting, Variant
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_model import ready_to_compile
 from model_artifacts.tensorrt.flavour import weight_warnings
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.adapters import torch_tensorrt_builder
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, Outcome
@@ -68,11 +69,11 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
     gpu = project.plan.gpu(variant.target)
     if gpu is None:
         raise UnsupportedError(missing_gpu())
-    torchtrt_adapter.check_libraries(project.plan.host.torch, torch_tensorrt())
-    torchtrt_adapter.check_format(variant.backend, torch_tensorrt())
+    torch_tensorrt_runtime.check_libraries(project.plan.host.torch, torch_tensorrt())
+    torch_tensorrt_builder.check_format(variant.backend, torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
     # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
-    work = exclusive if torchtrt_adapter.times_tactics() else shared
+    work = exclusive if torch_tensorrt_builder.times_tactics() else shared
     with work(gpu), replacing(path) as temporary:
         began = time.perf_counter()
         made = _make_apart(project, variant, gpu, temporary)
@@ -111,7 +112,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
         workspace_bytes=variant.workspace.bytes,
         gpu=gpu,
         settings=settings,
-        timing_cache=timings if torchtrt_adapter.times_tactics() else None,
+        timing_cache=timings if torch_tensorrt_builder.times_tactics() else None,
         # The library's key tells neither workspaces nor the attributes of a model's operators apart.
         engine_cache=project.paths.engine_cache(variant) / source.key.digest[:16] if settings.engine_cache else None,
     )
@@ -133,13 +134,13 @@ def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Ma
 
 
 def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
-    library = torchtrt_adapter.load_library()
+    library = torch_tensorrt_runtime.load_library()
     cuda.use(gpu)
     request = request_of(project, variant, gpu)
     if request.engine_cache is not None:
         with storage_errors(f"writing {request.engine_cache}"):
             request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    module = ready_to_compile(restore_model(project), variant.precision).to(torchtrt_adapter.device_of(gpu))
+    module = ready_to_compile(restore_model(project), variant.precision).to(torch_tensorrt_runtime.device_of(gpu))
     with _own_timings(request) as own:
         made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(
             library, module, own, path
@@ -168,32 +169,36 @@ def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
 
 def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Made:
     """Have a module compiled, and save it."""
-    compiled = torchtrt_adapter.compile_ahead(library, module, request)
-    torchtrt_adapter.save(library, compiled.module, request, path)
-    return _Made(torchtrt_adapter.contents_of(compiled.module), compiled.settings)
+    compiled = torch_tensorrt_builder.compile_ahead(library, module, request)
+    torch_tensorrt_builder.save(library, compiled.module, request, path)
+    return _Made(torch_tensorrt_runtime.contents_of(compiled.module), compiled.settings)
 
 
 def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Made:
     """Have a module compiled for each batch size, and tell of all of them."""
-    known = torchtrt_adapter.known_settings(library)
-    options = torchtrt_adapter.options_of(request, known, tunes=torchtrt_adapter.times_tactics())
+    known = torch_tensorrt_builder.known_settings(library)
+    options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
     seen: list[ModuleContents] = []
-    compiled = torchtrt_adapter.compile_in_time(
-        library, module, options.arguments, lambda part: seen.append(torchtrt_adapter.contents_of(part))
+    compiled = torch_tensorrt_runtime.compile_in_time(
+        library, module, options.arguments, lambda part: seen.append(torch_tensorrt_runtime.contents_of(part))
     )
-    with torch.inference_mode(), torchtrt_adapter.detailed_layers(library), torchtrt_adapter.unlimited_sizes():
+    with (
+        torch.inference_mode(),
+        torch_tensorrt_builder.detailed_layers(library),
+        torch_tensorrt_runtime.unlimited_sizes(),
+    ):
         for size in request.profile.sizes:
             _compile_for(compiled, size, request)
     if not seen:
         raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
-    return _Made(torchtrt_adapter.of_all_sizes(seen), options.settings)
+    return _Made(torch_tensorrt_runtime.of_all_sizes(seen), options.settings)
 
 
 def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
     """Have a module compiled for a batch size by running one."""
     what = f"Torch-TensorRT cannot compile the model for batches of {size}"
-    with torchtrt_adapter.compiling(what, request.workspace_bytes):
-        module(torch.zeros(size, *request.input_shape, device=torchtrt_adapter.device_of(request.gpu)))
+    with torch_tensorrt_builder.compiling(what, request.workspace_bytes):
+        module(torch.zeros(size, *request.input_shape, device=torch_tensorrt_runtime.device_of(request.gpu)))
 
 
 def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:
@@ -208,6 +213,6 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
         weights=source.weights,
         input_shape=source.preprocessing.input_shape,
         warm_up=variant.profile.sizes if variant.profile else (),
-        settings=torchtrt_adapter.without_caches(settings),
-        libraries=torchtrt_adapter.libraries(),
+        settings=torch_tensorrt_runtime.without_caches(settings),
+        libraries=torch_tensorrt_runtime.libraries(),
     )

@@ -9,9 +9,9 @@ import torch
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import Backend
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import FORMATS, Loaded, Saved, load_compiled
 from model_artifacts.sessions.torch_model import DTYPES, Typed, in_layout
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
 from pipeline.stages.common.model import restore_model
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
     variant = artifact.variant
     if not variant.backend.is_torch_tensorrt:
         typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
-        module = in_layout(typed, FORMATS[variant.layout]).to(torchtrt_adapter.device_of(gpu))
+        module = in_layout(typed, FORMATS[variant.layout]).to(torch_tensorrt_runtime.device_of(gpu))
         if variant.backend is Backend.EAGER:
             return Loaded(module)
         warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of inductor about its own code
@@ -71,4 +71,4 @@ def load_libraries(artifact: Artifact) -> None:
         UnsupportedError: this host lacks it.
     """
     if artifact.variant.backend.is_torch_tensorrt:
-        torchtrt_adapter.load_library()
+        torch_tensorrt_runtime.load_library()

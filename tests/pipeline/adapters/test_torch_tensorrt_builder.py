@@ -25,24 +25,21 @@ from model_artifacts.records import (
     Setting,
     Tool,
 )
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
-from pipeline.adapters.torch_tensorrt_builder import (
+from model_artifacts.sessions.torch_tensorrt_runtime import (
     arguments_of,
     check_libraries,
     check_made_here,
-    compile_ahead,
     compile_in_time,
     contents_of,
-    known_settings,
     libraries,
     load,
     load_library,
     of_all_sizes,
-    options_of,
     reason_of,
-    save,
     unlimited_sizes,
 )
+from pipeline.adapters import torch_tensorrt_builder
+from pipeline.adapters.torch_tensorrt_builder import compile_ahead, known_settings, options_of, save
 from pipeline.config.settings import TorchTensorRTConfig
 from tests.support.factories import Branches
 from tests.support.hosts import module_request
@@ -61,7 +58,7 @@ ALL = frozenset(
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let modules run where there is no GPU."""
-    monkeypatch.setattr(torchtrt_adapter, "device_of", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(torch_tensorrt_builder, "device_of", lambda _: torch.device("cpu"))
 
 
 def values(settings: tuple[Setting, ...]) -> dict[str, str]:
@@ -430,4 +427,4 @@ def test_format_that_a_version_cannot_load_is_not_made(
     """A package that crashes every process is no artifact; other versions are tried."""
     said = pytest.raises(UnsupportedError, match="crashes every process that loads it") if refused else nullcontext()
     with said:
-        torchtrt_adapter.check_format(mode, Tool(name=name, version=version))
+        torch_tensorrt_builder.check_format(mode, Tool(name=name, version=version))

@@ -12,9 +12,10 @@ import torch
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import torch_tensorrt
 from model_artifacts.records import Backend, Key, Precision, Profile, Setting, Variant
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import open_session
 from model_artifacts.sessions.torch_model import DTYPES, Typed, assemble, in_layout
-from pipeline.adapters import torch_tensorrt_builder as torchtrt_adapter
+from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.settings import ModuleFormat
 from pipeline.planning.freshness import is_current
 from pipeline.planning.paths import Paths
@@ -160,7 +161,7 @@ def test_a_recipe_says_all_that_it_takes(project: Project) -> None:
     source = project.source()
     assert (recipe.weights, recipe.factory, recipe.classes) == (source.weights, source.factory, 10)
     assert (recipe.input_shape, recipe.warm_up) == ((3, 32, 32), (1,))
-    assert recipe.libraries == torchtrt_adapter.libraries()
+    assert recipe.libraries == torch_tensorrt_runtime.libraries()
 
 
 def test_a_host_without_a_gpu_makes_nothing(built: Project) -> None:
@@ -213,7 +214,7 @@ def test_timings_are_kept_of_what_succeeded(
     cache = tmp_path / "timings.bin"
     cache.write_bytes(b"old")
     use(Library(fails=fails), monkeypatch)
-    monkeypatch.setattr(torchtrt_adapter, "times_tactics", lambda: True)
+    monkeypatch.setattr(torch_tensorrt_builder, "times_tactics", lambda: True)
     monkeypatch.setattr(Paths, "module_timing_cache", lambda *_: cache)
     with pytest.raises(BuildError) if fails else nullcontext():
         torchtrt._make(project, variant_of(project, Backend.DYNAMO), H100, tmp_path / "model.pt2")
@@ -314,7 +315,7 @@ def test_a_module_is_judged_in_both_layouts(judged: Judged, backend: Backend) ->
 
 def test_a_module_without_engines_once_loaded_is_rejected(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the build had in memory is no proof of what a fresh process gets."""
-    monkeypatch.setattr("pipeline.adapters.torch_tensorrt_builder._SEGMENT", "no operator")
+    monkeypatch.setattr("model_artifacts.sessions.torch_tensorrt_runtime._SEGMENT", "no operator")
     report = judged(Backend.DYNAMO)
     assert report.outcome is Outcome.FAILED
     assert "has no TensorRT engine once it is loaded" in report.reason
@@ -336,7 +337,7 @@ def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
         yield
 
     monkeypatch.setattr("pipeline.stages.validate.stage.exclusive", exclusive)
-    monkeypatch.setattr(torchtrt_adapter, "times_tactics", lambda: tunes)
+    monkeypatch.setattr(torch_tensorrt_builder, "times_tactics", lambda: tunes)
     assert judged(Backend.TORCH_COMPILE).passed
     assert held == alone
 
