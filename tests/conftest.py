@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from model_artifacts.records import GitState
 from model_artifacts.releases.signature import Signer
-from model_artifacts.releases.verification import Release, make_release
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
+from pipeline.stages.release.stage import Release, make_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +142,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
     """A signed release of the finished tiny project, as if it were built from a commit."""
-    monkeypatch.setattr("model_artifacts.releases.verification.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
     return make_release(Project.load(copied / "pipeline.yaml"), Signer(keys[0]))
 
 

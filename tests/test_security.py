@@ -22,13 +22,13 @@ from model_artifacts.host.environment import torch_tensorrt
 from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
-from model_artifacts.releases.verification import make_release
 from model_artifacts.sessions.torch_tensorrt_runtime import libraries
 from pipeline.__main__ import main
 from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages.build import module as torchtrt
+from pipeline.stages.release.stage import make_release
 from tests.conftest import REPOSITORY, TINY
 from tests.model_artifacts.deployment.test_resolution import machine, module
 from tests.support.hosts import H100, host
@@ -202,9 +202,7 @@ def test_a_configuration_makes_no_objects(tmp_path: Path, mark: Path) -> None:
 
 def test_no_pickle_is_released(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch-TensorRT's engine cache lies beside an artifact, and stays there."""
-    monkeypatch.setattr(
-        "model_artifacts.releases.verification.git_state", lambda _: GitState(commit="c" * 40, dirty=False)
-    )
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=False))
     project = Project.load(copied / "pipeline.yaml")
     for variant in project.plan.variants:
         cache = project.paths.engine_cache(variant)

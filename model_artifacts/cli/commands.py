@@ -14,9 +14,10 @@ from model_artifacts.deployment.resolution import Wish
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
 from model_artifacts.releases.signature import Signer, Verifier
-from model_artifacts.releases.verification import latest_release, make_release, verify_release
+from model_artifacts.releases.verification import latest_release, verify_release
 from pipeline.config.values import WorkspaceSize
 from pipeline.planning.project import Project
+from pipeline.stages.release.stage import make_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord, ManifestEntry
-    from model_artifacts.releases.verification import Release
     from pipeline.planning.project import Project
+    from pipeline.stages.release.stage import Release
 
     Batch = npt.NDArray[np.float32]
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from model_artifacts.records import FileRecord
-    from model_artifacts.releases.verification import Release
+    from pipeline.stages.release.stage import Release
 
 NOW = timedelta(0)
 WISH = Wish(precision=Precision.FP16)

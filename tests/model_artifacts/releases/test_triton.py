@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from model_artifacts.releases.verification import Release
     from pipeline.planning.project import Project
+    from pipeline.stages.release.stage import Release
 
 IMAGE = TensorSpec(name="image", shape=("batch", 3, 32, 32), dtype="float32", layout="NCHW")
 LOGITS = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")

@@ -22,10 +22,11 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import GitState, Manifest, Status
 from model_artifacts.releases.archive import unpack
 from model_artifacts.releases.signature import Signer, Verifier
-from model_artifacts.releases.verification import Release, make_release, verify_release
+from model_artifacts.releases.verification import verify_release
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
 from pipeline.stages.manifest.stage import make_manifest
+from pipeline.stages.release.stage import Release, make_release
 from tests.conftest import COMMIT, REPOSITORY
 from tests.support.keys import pem
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tree is that of a commit."""
-    monkeypatch.setattr("model_artifacts.releases.verification.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
 
 
 @pytest.fixture
@@ -114,9 +115,7 @@ def test_the_provenance_names_what_was_asked_for_and_read(
 ) -> None:
     """The configuration by its own name, the options, and the record of the images by its digest."""
     (copied / "pipeline.yaml").rename(copied / "ci.yaml")
-    monkeypatch.setattr(
-        "model_artifacts.releases.verification.git_state", lambda _: GitState(commit="c" * 40, dirty=True)
-    )
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
     made = make_release(Project.load(copied / "ci.yaml"), allow_dirty=True)
     build = json.loads((made.folder / "provenance.intoto.json").read_text())["predicate"]["buildDefinition"]
     assert build["externalParameters"] == {"configuration": "ci.yaml", "command": "doit release --allow-dirty"}
@@ -306,9 +305,7 @@ def test_without_an_identity_nothing_is_signed_by_one(project: Project) -> None:
 
 def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the provenance says so."""
-    monkeypatch.setattr(
-        "model_artifacts.releases.verification.git_state", lambda _: GitState(commit="c" * 40, dirty=True)
-    )
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
     with pytest.raises(ReleaseError, match=r"(?s)tracked files differ from the commit.*--allow-dirty"):
         make_release(project)
     made = make_release(project, allow_dirty=True)
@@ -317,9 +314,7 @@ def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pyte
 
 def test_what_was_built_of_another_commit_is_not_released(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is allowed: the provenance would name a commit that the manifest was not made of."""
-    monkeypatch.setattr(
-        "model_artifacts.releases.verification.git_state", lambda _: GitState(commit="d" * 40, dirty=False)
-    )
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="d" * 40, dirty=False))
     for allow_dirty in (False, True):
         with pytest.raises(
             ReleaseError, match=r"(?s)another commit.*ddd.*ccc.*python -m pipeline manifest tiny"
@@ -355,7 +350,7 @@ def test_the_commit_is_that_of_the_configurations_folder(project: Project, monke
 
 def test_what_is_no_checkout_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the build's key stands for the commit."""
-    monkeypatch.setattr("model_artifacts.releases.verification.git_state", lambda _: None)
+    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: None)
     with pytest.raises(ReleaseError, match="this is no git checkout"):
         make_release(project)
     assert make_release(project, allow_dirty=True).folder.name == f"tiny-{project.manifest().key.digest[:12]}"
@@ -370,7 +365,7 @@ def test_what_is_stale_is_not_released(project: Project, copied: Path) -> None:
 
 def test_nothing_deployable_is_no_release(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty release helps nobody."""
-    monkeypatch.setattr("model_artifacts.releases.verification._deployable", lambda _: ())
+    monkeypatch.setattr("pipeline.stages.release.stage._deployable", lambda _: ())
     with pytest.raises(ReleaseError, match="nothing may be deployed"):
         make_release(project)
 
@@ -384,7 +379,7 @@ def test_a_release_that_fails_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model_artifacts.releases.verification.pack", full)
+    monkeypatch.setattr("pipeline.stages.release.stage.pack", full)
     with pytest.raises(PipelineError, match="No space left on device"):
         make_release(project)
     assert released.folder.is_dir()
