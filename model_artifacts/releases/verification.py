@@ -14,8 +14,8 @@ from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Manifest, Recipe
 from model_artifacts.releases.archive import unpacked
+from model_artifacts.releases.evidence import check_evidence
 from model_artifacts.releases.signature import SIGNATURE
-from pipeline.stages.release.evidence import check_evidence
 
 if TYPE_CHECKING:
     from pathlib import Path
