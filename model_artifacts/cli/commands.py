@@ -13,17 +13,18 @@ from model_artifacts.deployment.loading import resolve, this_host
 from model_artifacts.deployment.resolution import Wish
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
-from model_artifacts.releases.signature import Signer, Verifier
+from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.verification import latest_release, verify_release
+from pipeline.cli.commands import _farm, _release
 from pipeline.config.values import WorkspaceSize
 from pipeline.planning.project import Project
-from pipeline.stages.release.stage import make_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from model_artifacts.deployment.resolution import Resolution
     from model_artifacts.records import FileRecord
+
 
 T = TypeVar("T")
 
@@ -85,22 +86,6 @@ def _resolve(arguments: Sequence[str]) -> int:
     host = read_record(options.host, DeploymentHost, fix=fix) if options.host else None
     found = resolve(options.artifacts, wish, host)
     print(_as_json(found, options.artifacts) if options.json else _as_text(found, options.artifacts, wish))
-    return 0
-
-
-def _release(arguments: Sequence[str]) -> int:
-    parser = _parser("release")
-    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--key", type=Path, metavar="PEM", help="sign with this private key on an elliptic curve")
-    who.add_argument("--keyless", action="store_true", help="sign as the identity that CI's OIDC vouches for")
-    parser.add_argument("--allow-dirty", action="store_true", help="although files differ from the commit")
-    options = parser.parse_args(arguments)
-    signer = Signer(options.key) if options.key or options.keyless else None
-    made = make_release(Project.load(options.config), signer, allow_dirty=options.allow_dirty)
-    size = made.archive.stat().st_size / 1e6
-    print(f"{len(made.manifest.artifacts)} artifacts, {'signed' if made.signed else 'not signed'}: {made.folder}")
-    print(f"{size:.1f} MB: {made.archive}")
     return 0
 
 
@@ -192,22 +177,6 @@ def _tag(arguments: Sequence[str]) -> int:
     moved = [StoredTag(options.name, move_tag(options.url, options.name, options.to))] if options.name else None
     for tag in moved or read_tags(options.url):
         print(f"{tag.name} {tag.release}")
-    return 0
-
-
-def _farm(arguments: Sequence[str]) -> int:
-    from pipeline.farm.inspection import look_at_farm
-
-    parser = _parser("farm")
-    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    record = look_at_farm(options.config)
-    for item in record.hosts:
-        host = item.host.host
-        gpu = host.gpus[0].name if host.gpus else "no GPU that a driver shows"
-        versions = ", ".join(f"{tool.name} {tool.version}" for tool in host.flavours)
-        print(f"{item.needs}: {versions or 'no TensorRT'}, torch {host.torch}, {gpu}, driver {item.host.driver}")
-    print(f"{len(record.nodes)} machines have the cores or the GPUs that the configuration names")
     return 0
 
 
