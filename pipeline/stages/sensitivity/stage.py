@@ -16,7 +16,8 @@ from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import LayerSensitivity, Sensitivity
-from pipeline.stages.quantize.stage import calibrate, quantized_layers
+from pipeline.stages.quantize.rewriting import quantized_layers
+from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.validate.gates import judge, measure
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Sensitivity
-from pipeline.stages.quantize.stage import calibrate, make_quantized, quantized_layers
+from pipeline.stages.quantize.rewriting import quantized_layers
+from pipeline.stages.quantize.stage import calibrate, make_quantized
 from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
 from pipeline.stages.validate.gates import measure
 

@@ -1,0 +1,206 @@
+"""FP32 ONNX + calibration batches → int8 or fp8 QDQ ONNX, in a process of its own (`<model>/onnx/int8*.onnx`, …).
+
+ONNX Runtime calibrates and places the Q/DQ pairs. What TensorRT takes is then derived from its result: scales are
+rounded to fp16 first and weights quantised with the rounded ones, so that fp16 and FP32 forms hold the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
+
+from model_artifacts.records import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
+    import numpy.typing as npt
+
+    Weights = dict[str, npt.NDArray[np.float32]]
+
+
+_INT8_LIMIT = 127
+"""TensorRT's int8 is symmetric: -128 is left out."""
+
+
+class _Kind(NamedTuple):
+    """A type that values are quantised to."""
+
+    onnx_type: int
+    limit: int
+    """The largest magnitude that is used of it."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As numpy has it."""
+        dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(self.onnx_type)
+        return dtype
+
+
+_KINDS = {
+    Precision.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
+    Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
+}
+_LAYERS = {"Conv", "Gemm", "MatMul"}
+"""Operators that multiply by weights."""
+
+
+def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
+    """Return the layers of a graph whose weights are quantised, in its order."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    found = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
+    return tuple(node for node, makers in zip(layers, found, strict=True) if any(map(_is_dequantized, makers)))
+
+
+def _is_dequantized(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "DequantizeLinear")
+
+
+def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> onnx.ModelProto:
+    """Return a quantised graph in which some nodes read what was there before it was quantised.
+
+    Args:
+        model: with Q/DQ pairs; it stays as it is.
+        weights: the FP32 graph's initialisers, by name.
+        names: of nodes; those of Q/DQ nodes mean nothing.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    nodes = {output: node for node in found.graph.node for output in node.output}
+    tensors = {tensor.name for tensor in found.graph.initializer}
+    for node in found.graph.node:
+        if node.name in names and node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            node.input[:] = [_before(nodes, tensors, weights, name) for name in node.input]
+    restored = _read(found) & weights.keys() - tensors
+    found.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
+    _drop_unread(found)
+    return found
+
+
+def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weights, name: str) -> str:
+    """Return what a tensor was quantised from; itself where it was not."""
+    narrow = nodes.get(name)
+    if narrow is None or not _is_dequantized(narrow):
+        return name
+    if narrow.input[0] in tensors:
+        plain = narrow.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+        return plain if plain in weights else name
+    wide = nodes.get(narrow.input[0])
+    return wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else name
+
+
+def _carry_skips_in_int8(model: onnx.ModelProto) -> None:
+    """Let the sum of a residual block read its skip connection through a Q/DQ pair, and its convolution directly.
+
+    TensorRT then makes one int8 kernel of convolution, sum, activation and the next quantisation (its documentation,
+    "Quantize the residual input").
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    pairs = {_behind_pair(made_by, node.output[0]): node.output[0] for node in model.graph.node}
+    for node in model.graph.node:
+        if node.op_type != "Add":
+            continue
+        plain = [_behind_pair(made_by, name) or name for name in node.input]
+        convolved = [name for name in plain if name in made_by and made_by[name].op_type == "Conv"]
+        if convolved:
+            node.input[:] = [name if name == convolved[0] else pairs.get(name, name) for name in plain]
+    _drop_unread(model)
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove the pairs and initialisers that nothing reads any more."""
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = _read(model)
+        for node in [item for item in model.graph.node if item.op_type == kind and item.output[0] not in read]:
+            model.graph.node.remove(node)
+    read = _read(model)
+    for tensor in [item for item in model.graph.initializer if item.name not in read]:
+        model.graph.initializer.remove(tensor)
+
+
+def _read(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    return {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+
+
+def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
+    """Return the tensor that a Q/DQ pair in front of `name` quantises; None where there is no pair."""
+    narrow = made_by.get(name)
+    wide = made_by.get(narrow.input[0]) if narrow is not None and narrow.op_type == "DequantizeLinear" else None
+    source = wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else None
+    return source if source in made_by else None
+
+
+def _requantized(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.ModelProto:
+    """Return an int8 QDQ graph quantised to `kind`, with scales that fp16 holds exactly.
+
+    Args:
+        placed: what the quantiser made.
+        weights: the FP32 graph's initialisers, by name.
+        kind: float8 needs a graph of opset 19.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(placed)
+    del model.graph.value_info[:]  # which says int8
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    for scale, zero_point in {(node.input[1], node.input[2]) for node in pairs}:
+        _replace(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
+        _replace(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
+    for node in _weight_nodes(model):
+        weight = weights[node.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)]
+        steps = weight / _broadcast(numpy_helper.to_array(tensors[node.input[1]]), node, weight.ndim)
+        whole = np.rint(steps) if kind.onnx_type == TensorProto.INT8 else steps
+        _replace(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
+    return model
+
+
+def _fp16_scale(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """Return the next larger numbers that fp16 holds exactly: nothing leaves the range, and none becomes zero."""
+    nearest = scale.astype(np.float16)
+    above = np.nextafter(nearest, np.float16(np.inf))
+    return np.asarray(np.where(nearest < scale, above, nearest), dtype=np.float32)
+
+
+def _weight_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes that dequantise an initialiser."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constant]
+
+
+def _broadcast(scale: npt.NDArray[np.float32], node: onnx.NodeProto, rank: int) -> npt.NDArray[np.float32]:
+    """Return a weight's scale in a shape that numpy multiplies along the node's axis; one scale stays as it is."""
+    if scale.size == 1:
+        return scale.reshape(())
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    return scale.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
+
+
+def _replace(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), tensor.name))
+
+
+def _with_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Change a QDQ graph so that its weights are FP32, quantised by a node of their own: TensorRT 8 reads no others.
+
+    The values are those of the quantised weights, so that quantising them loses nothing.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in _weight_nodes(model):
+        quantized, scale, _ = node.input  # one node a weight: that is how the quantiser places them
+        tensor = tensors[quantized]
+        values = numpy_helper.to_array(tensor)
+        step = _broadcast(numpy_helper.to_array(tensors[scale]), node, values.ndim)
+        tensor.name = quantized.removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+        _replace(tensor, values * step)
+        pair = onnx.NodeProto(op_type="QuantizeLinear", name=f"{tensor.name}_QuantizeLinear", output=[quantized])
+        pair.input.extend([tensor.name, *node.input[1:]])
+        pair.attribute.extend(node.attribute)
+        model.graph.node.insert(0, pair)
+    return model
