@@ -7,28 +7,16 @@ before a task runs into one message.
 
 from __future__ import annotations
 
-import io
-import os
-import signal
 import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from doit import get_var
 from doit.action import BaseAction, CmdAction
-from doit.cmd_run import Run as DoitRun
-from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_verbosity
-from doit.cmdparse import CmdParseError
-from doit.control import TaskControl
-from doit.exceptions import InvalidCommand, InvalidDodoFile, InvalidTask, TaskFailed, UnmetDependency
-from doit.reporter import ConsoleReporter
-from doit.runner import MThreadRunner, Runner
-from doit.task import Stream
+from doit.exceptions import TaskFailed
 
-from model_artifacts.errors import PipelineError, ReleaseError, UnknownFarmError, storage_errors
+from model_artifacts.errors import PipelineError, ReleaseError, UnknownFarmError
 from model_artifacts.records import CPU_TARGET, Backend
 from pipeline.planning.freshness import NOT_MADE, status_of, taken_as_given
 from pipeline.planning.project import Project
@@ -37,6 +25,7 @@ from pipeline.system.isolation import step_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any, TextIO
 
     from doit.exceptions import BaseFail
     from doit.task import Task
@@ -46,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.planning.steps import Step
 
     TaskDict = dict[str, Any]
-    """What doit takes for a task."""
+
 
 _TABLES = {Stage.MANIFEST, Stage.REPORT, Stage.PROFILE, Stage.SENSITIVITY}
 """What a step of these prints has its own shape."""
@@ -58,8 +47,6 @@ _MAY_FAIL = "dependencies that may fail"
 _GIVEN = "made elsewhere"
 _WHY = "why it is not up to date"
 _SINCE = "since when it is up to date"
-_STATE = Path("artifacts")
-"""Where the lock lies that one doit at a time holds."""
 
 
 class Tasks:
@@ -296,195 +283,6 @@ class _Prefixed:
 
     def flush(self) -> None:
         self._stream.flush()
-
-
-class Reporter(ConsoleReporter):
-    """Leaves the talking to the steps; at the end says what failed and how to rerun it."""
-
-    def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
-        """Begin with nothing done."""
-        del tasks
-        self._idle = True
-        self._asked_for = selected_tasks
-
-    def execute_task(self, task: Task) -> None:
-        """Say why something is made again; the task will say what it makes."""
-        self._idle = self._idle and not task.actions
-        if reasons := (task.meta or {}).get(_WHY):
-            self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
-
-    def skip_uptodate(self, task: Task) -> None:
-        """Say nothing, but of what this host could not have made, and of what was asked for alone."""
-        if self._asked_for == [task.name] and (since := (task.meta or {}).get(_SINCE)):
-            self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
-        if (task.meta or {}).get(_GIVEN):
-            self.write(f"{task.name}: taken as given: torch is not installed here, and the digests hold\n")
-
-    def add_failure(self, task: Task, fail: BaseFail) -> None:
-        """Keep it for the end; a group fails because a member did, which says nothing new."""
-        if task.actions:
-            self.failures.append({"task": task, "exception": fail})
-            if not isinstance(fail, UnmetDependency) and not any(action.err for action in task.actions):
-                self.write(f"{task.name}: error: {fail.get_msg()}")  # it died without a word
-
-    def complete_run(self) -> None:
-        """List the failures with the commands that repeat them."""
-        failed = [item["task"] for item in self.failures if not isinstance(item["exception"], UnmetDependency)]
-        unmet = [item for item in self.failures if isinstance(item["exception"], UnmetDependency)]
-        if failed:
-            self.write(f"\n{len(failed)} failed; run again, each by itself, with:\n")
-            for task in failed:
-                self.write(f"  doit {task.name}\n")
-        if unmet:
-            self.write(f"{len(unmet)} not run, because what they build on failed\n")
-        if self.runtime_errors:
-            self.write("\n".join(["", *self.runtime_errors, ""]))
-        elif self._idle and not self.failures:
-            self.write("everything is up to date\n")
-
-
-class _Tolerant:
-    """A runner's mixin: lets a task that only follows others run although some of them failed."""
-
-    def select_task(self, node: Any, tasks_dict: Any) -> bool:  # noqa: ANN401 - doit is untyped
-        may_fail = (node.task.meta or {}).get(_MAY_FAIL, ())
-        node.bad_deps = [bad for bad in node.bad_deps if bad.task.name not in may_fail]
-        return bool(super().select_task(node, tasks_dict))  # type: ignore[misc]  # doit's runner comes after this class
-
-
-class _SequentialRunner(_Tolerant, Runner):
-    pass
-
-
-class _ParallelRunner(_Tolerant, MThreadRunner):
-    pass
-
-
-_ON_FARM = 256
-"""How many steps may be under way where a farm runs most of them; the cluster queues what finds no worker."""
-
-
-class _FarmRunner(_ParallelRunner):
-    """Has many steps under way at once; those of this machine are no more than without a farm."""
-
-    def __init__(self, *arguments: Any, here: int) -> None:  # noqa: ANN401 - doit's own
-        super().__init__(*arguments, _ON_FARM)
-        self._here = threading.BoundedSemaphore(here)
-
-    def execute_task(self, task: Task) -> BaseFail | None:
-        if any(isinstance(action, _OnFarm) for action in task.actions):
-            return super().execute_task(task)
-        with self._here:
-            return super().execute_task(task)
-
-
-_PATIENCE_SECONDS = 10.0
-"""How long steps may take to end when asked to; then they are killed."""
-
-
-def _end_steps() -> None:
-    """End the steps that are running, and see that they have: a signal to doit alone has not reached them."""
-    steps = [pid for thread in Path("/proc/self/task").glob("*") for pid in _children(thread)]
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    _send(steps, signal.SIGTERM)
-    while any(map(_runs, steps)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _send([pid for pid in steps if _runs(pid)], signal.SIGKILL)
-
-
-def _children(thread: Path) -> list[int]:
-    """Return the processes that a thread has started; none of one that has ended by now."""
-    try:
-        return [int(pid) for pid in (thread / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _send(processes: list[int], how: signal.Signals) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, how)
-
-
-def _runs(process: int) -> bool:
-    """Return whether a process still does something; one that nobody has waited for yet does not."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in {"Z", "X"}
-
-
-class Run(DoitRun):
-    """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
-
-    cmd_options = (opt_always, opt_continue, opt_verbosity, opt_num_process)
-
-    def parse_execute(self, in_args: list[str]) -> int:
-        """Read the options, then run."""
-        try:
-            return int(super().parse_execute(in_args))
-        except CmdParseError as exc:
-            sys.stderr.write(f"error: {str(exc).split(' (parsing')[0].removeprefix('Error parsing Command: ')}\n")
-            return 2
-
-    def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
-        """Run the selected tasks."""
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - 0.1 s that `doit list` saves
-
-        lock = FileLock(_STATE / ".doit.lock")
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with storage_errors("preparing artifacts/"):
-                _STATE.mkdir(exist_ok=True)
-                with suppress(Timeout):  # which is an OSError
-                    lock.acquire(timeout=0)
-            if lock.is_locked:
-                return int(super().execute(params, args))
-            message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
-            status = 1
-        except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
-            if isinstance(exc, InvalidCommand):
-                exc.cmd_used, exc.bin_name = None, "doit"
-            message, status = f"error: {exc}\n", 2
-        except PipelineError as exc:
-            message, status = f"error: {exc}\n", exc.exit_code
-        except KeyboardInterrupt:
-            with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
-                _end_steps()
-                for farm in self._farms():
-                    farm.stop()
-            message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
-        finally:
-            lock.release()
-        sys.stderr.write(message)
-        return status
-
-    def _execute(
-        self,
-        verbosity: int | None = None,
-        always: bool = False,  # noqa: FBT001,FBT002 - doit passes options by these names
-        continue_: bool = True,  # noqa: FBT001,FBT002 - the same
-        num_process: int = 0,
-        force_verbosity: bool = False,  # noqa: FBT001,FBT002 - the same
-    ) -> int:
-        self.control = TaskControl(self.task_list)
-        self.control.process(self.sel_tasks)
-        reporter = Reporter(sys.stdout, {})
-        arguments = (self.dep_manager, reporter, continue_, always, Stream(verbosity, force_verbosity))
-        if self._farms():
-            runner = _FarmRunner(*arguments, here=max(num_process, 1))
-        else:
-            runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
-        return min(int(runner.run_all(self.control.task_dispatcher())), 1)
-
-    def _farms(self) -> set[_Farm]:
-        """Return the farm, where one of the tasks runs there."""
-        actions = [action for task in self.task_list for action in task.actions]
-        return {action.farm for action in actions if isinstance(action, _OnFarm)}
 
 
 def _planned(config: Path) -> Project:

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import ManifestEntry, Precision, Status
-from pipeline.cli.tasks import _children
+from pipeline.cli.run import _children
 from pipeline.planning.project import Project
 from tests.conftest import TINY
 
