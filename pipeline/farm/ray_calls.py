@@ -1,0 +1,165 @@
+"""The one place that knows Ray: nodes, tasks, objects, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from model_artifacts import __version__
+from model_artifacts.errors import FarmError, LostWorkerError, PipelineError, one_line
+from pipeline.farm.cluster import Probe
+from pipeline.farm.parcels import Parcel, this_package
+from pipeline.farm.worker import work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from pipeline.farm.cluster import Node
+
+
+_LOOK_SECONDS = 5.0
+"""How often something else than the worker's words is looked at, such as the time."""
+
+_TRY_SECONDS = 40.0
+"""How long Ray takes to see that nobody answers."""
+
+_NAMESPACE = f"model-artifact-pipeline-{__version__}"
+
+
+def _on(node: Node) -> object:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+
+def _wait(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
+    """Wait until something has come to this machine; every few seconds `look`."""
+    ready: list[Any] = []
+    while not ready:
+        look()
+        with _ray_errors(doing):
+            ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
+
+
+def _get(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - what a task gives
+    """Return an object's value, which may have to come from another machine; every few seconds `look`."""
+    while True:
+        look()
+        with _ray_errors(doing), suppress(ray.exceptions.GetTimeoutError):
+            return ray.get(reference, timeout=_LOOK_SECONDS)
+
+
+def _remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
+    """Be the task: `work`, with inputs out of Ray's object store."""
+    import ray  # noqa: PLC0415 - of the worker
+
+    node = ray.get_runtime_context().get_node_id()
+    yield from work(Parcel.model_validate_json(text), small, lambda number: map(ray.get, large[number]), node)
+
+
+def _remote_probe() -> str:
+    """Be the task: ask this package, in a process of its own, what this machine is; CUDA is to show all of it."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "pipeline", "host"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
+    if done.returncode != 0:
+        raise FarmError(f"{platform.node()} cannot say what it is", got=done.stderr.strip()[-500:])
+    return Probe(package=this_package(), host=done.stdout).to_json()
+
+
+def _check_that_somebody_listens(address: str, timeout_seconds: float, own: str) -> None:
+    """Check that a connection can be made, where Ray would look for minutes.
+
+    Raises:
+        FarmError: it cannot, or the address is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise FarmError(f"farm.address takes host:port or auto, got {address}")
+    seen = own if host in {"localhost", "127.0.0.1", "::1"} else host  # as Ray takes it
+    try:
+        socket.create_connection((seen, int(port)), timeout=timeout_seconds).close()
+    except OSError as exc:
+        raise FarmError(
+            f"no Ray cluster answers at {seen}:{port}",
+            got=one_line(exc),
+            fix="start its head with `ray start --head`, or correct farm.address",
+        ) from exc
+
+
+def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
+    try:
+        ray.init(address=address, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except Exception as exc:  # RuntimeError, ConnectionError, ValueError: Ray has no one type for it
+        text = " ".join(str(exc).split())
+        skew = "ersion mismatch" in text
+        raise FarmError(
+            "the cluster has another version of Ray or of Python" if skew else f"cannot join the cluster at {address}",
+            expected=f"Ray {ray.__version__} and Python {platform.python_version()}, as here" if skew else "",
+            got=text[:500],
+            fix="install the same versions on every machine"
+            if skew
+            else "this machine must be a node of the cluster: "
+            "`ray start --address=HOST:PORT --num-cpus=0` makes it one that gives no CPUs",
+        ) from exc
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what signals do here: Ray takes SIGTERM for itself, in Python and, in whatever thread it is, below that."""
+    before = signal.getsignal(signal.SIGTERM)
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    below = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+        put(signal.SIGTERM, ctypes.c_void_p(below))  # else a stack trace of Ray's goes before what we say
+
+
+@contextmanager
+def _ray_errors(doing: str) -> Iterator[None]:
+    """Translate what Ray raises."""
+    from ray import exceptions  # noqa: PLC0415 - see `connect`
+
+    lost = (
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.ObjectLostError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ActorDiedError,
+        exceptions.ActorUnavailableError,
+    )
+    try:
+        yield
+    except lost as exc:
+        raise LostWorkerError(f"{doing}: the worker was lost", got=one_line(exc)) from exc
+    except exceptions.TaskCancelledError as exc:
+        raise FarmError(f"{doing}: it was cancelled") from exc
+    except exceptions.GetTimeoutError as exc:
+        raise FarmError(f"{doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why") from exc
+    except exceptions.RayTaskError as exc:
+        cause = exc.cause if isinstance(exc.cause, Exception) else exc
+        if isinstance(cause, PipelineError):
+            raise FarmError(str(cause)) from exc
+        if isinstance(cause, ImportError):
+            raise FarmError(
+                f"{doing}: the machine cannot run this package",
+                got=one_line(cause),
+                fix=f"install model-artifact-pipeline {__version__} with its extra `farm` on every machine of the farm",
+            ) from exc
+        raise FarmError(f"{doing}: unexpected on the worker", got=one_line(cause)) from exc
+    except (exceptions.RayError, ConnectionError) as exc:
+        raise FarmError(f"{doing} failed", got=one_line(exc)) from exc
