@@ -20,17 +20,8 @@ from pipeline.planning.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm, What
-from pipeline.stages.benchmark.stage import (
-    Measured,
-    Worker,
-    _measure,
-    await_answer,
-    baseline_latencies,
-    benchmark_target,
-    group,
-    room_of,
-    samples_on_disk,
-)
+from pipeline.stages.benchmark.results import Measured, baseline_latencies, samples_on_disk
+from pipeline.stages.benchmark.stage import Worker, _measure, await_answer, benchmark_target, group, room_of
 from pipeline.stages.benchmark.worker import first_batches, takes, time_module, timed
 from tests.support.hosts import H100, L4, host
 

@@ -1,0 +1,167 @@
+"""Artifacts × batch sizes → `BenchmarkReport`: interleaved rounds, one process a variant, every sample kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model_artifacts.host.environment import driver_version, now, processor, threads, tools
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.records import Clock, Variant, ranking_clock
+from pipeline.records import BenchmarkReport, Outcome
+from pipeline.stages.benchmark.gpu_watch import conditions_of
+from pipeline.stages.benchmark.messages import Ready, What
+from pipeline.stages.benchmark.statistics import noise_of, summarize
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import BatchTiming, FileRecord, Key
+    from pipeline.planning.project import Project
+    from pipeline.records import Conditions
+    from pipeline.stages.benchmark.gpu_watch import Reading
+    from pipeline.stages.benchmark.messages import Samples
+
+    Latencies = npt.NDArray[np.float64]
+
+
+class Round(NamedTuple):
+    """What one round of one restart gave."""
+
+    restart: int
+    samples: Samples
+
+
+@dataclass
+class Measured:
+    """One variant's samples, or what went wrong."""
+
+    variant: Variant
+    rounds: dict[What, list[Round]] = field(default_factory=dict)
+    ready: Ready = field(default_factory=Ready)
+    error: str = ""
+    skipped: str = ""
+    mendable: bool = False
+    unsettled: list[str] = field(default_factory=list)
+    disturbed_by: tuple[str, ...] = ()
+    readings: list[Reading] = field(default_factory=list)
+    """What the GPU's sensors showed while it was timed."""
+    baseline: Measured | None = None
+    """What was timed in the same rounds for comparison."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be asked of it."""
+        return bool(self.error or self.skipped)
+
+    def keep(self, restart: int, batch: int, samples: Samples) -> None:
+        """Keep a round."""
+        self.rounds.setdefault(What(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
+
+    def latencies(self, what: What) -> list[list[Latencies]]:
+        """Return the samples of one kind, in milliseconds, an array a round, a list of those a restart."""
+        by_restart: dict[int, list[Latencies]] = {}
+        for found in self.rounds.get(what, ()):
+            milliseconds = np.array(found.samples.milliseconds, dtype=np.float64)
+            by_restart.setdefault(found.restart, []).append(milliseconds)
+        return list(by_restart.values())
+
+    def medians_of_restarts(self, what: What) -> list[float]:
+        """Return the median latency of every restart."""
+        return [float(np.median(np.concatenate(rounds))) for rounds in self.latencies(what)]
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the sensors showed over all restarts."""
+        return conditions_of(self.readings)
+
+
+def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
+    variant = found.variant
+    if found.over:
+        outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
+        reason = found.error or found.skipped
+        return BenchmarkReport(
+            key=key,
+            built_at=now(),
+            variant_id=variant.id,
+            outcome=outcome,
+            reason=reason,
+            mendable=found.mendable,
+        )
+    gpu = project.plan.gpu(variant.target)
+    notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
+    ranking = ranking_clock({what.clock for what in found.rounds})
+    restarts = [found.medians_of_restarts(what) for what in found.rounds if what.clock is ranking]
+    return BenchmarkReport(
+        key=key,
+        built_at=now(),
+        toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
+        variant_id=variant.id,
+        outcome=Outcome.DONE,
+        reason="; ".join(dict.fromkeys(notes)),
+        device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
+        threads=threads(),
+        timings=tuple(_timing(found, what) for what in found.rounds),
+        samples=_store(project, variant, found),
+        cold_start=found.ready.cold_start,
+        device_memory_bytes=found.ready.device_memory_bytes,
+        runtime_cache=found.ready.runtime_cache,
+        disturbed_by=found.disturbed_by,
+        restarts=project.config.benchmark.restarts,
+        conditions=found.conditions,
+        noise=noise_of(restarts, found.unsettled, found.disturbed_by, found.conditions),
+    )
+
+
+def _timing(found: Measured, what: What) -> BatchTiming:
+    base = baseline_latencies(found, what)
+    enqueues = [value for kept in found.rounds[what] for value in kept.samples.enqueue_us]
+    return summarize(
+        found.latencies(what),
+        what,
+        np.concatenate([found for rounds in base for found in rounds]) if base else None,
+        round(float(np.median(enqueues)), 2) if enqueues else None,
+    )
+
+
+def baseline_latencies(found: Measured, what: What) -> list[list[Latencies]]:
+    """Return eager FP32's latencies, contiguous, that a kind is held against.
+
+    On the GPU's clock that is what users run: between two events, without a CUDA graph. Copies and whole calls are held
+    against the same of eager FP32.
+    """
+    clock = Clock.GPU if what.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else what.clock
+    return found.baseline.latencies(What(clock, what.batch)) if found.baseline else []
+
+
+def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
+    path = project.paths.samples(variant)
+    arrays: dict[str, Any] = {}
+    for what, rounds in found.rounds.items():
+        arrays |= samples_on_disk(what, rounds)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return describe_file(path, project.paths.root)
+
+
+def samples_on_disk(what: What, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
+    """Return everything that a kind's percentiles and intervals are made of, as arrays of one length.
+
+    `host_batch_1` has milliseconds, `host_batch_1_restart` and `…_round` say which of them each sample is of, and
+    `…_enqueue_us` what the host took, where that was timed.
+    """
+    lengths = [len(found.samples.milliseconds) for found in rounds]
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        what.name: np.array([value for found in rounds for value in found.samples.milliseconds], dtype=np.float64),
+        f"{what.name}_restart": np.repeat([found.restart for found in rounds], lengths),
+        f"{what.name}_round": np.repeat(np.arange(len(rounds)), lengths),
+    }
+    if enqueues := [value for found in rounds for value in found.samples.enqueue_us]:
+        arrays[f"{what.name}_enqueue_us"] = np.array(enqueues, dtype=np.float64)
+    return arrays
