@@ -12,26 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_mendable, one_line
-from model_artifacts.host.environment import driver_version, now, tools, version
+from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import (
-    CPU_TARGET,
-    Backend,
-    GateCheck,
-    LayerShare,
-    Layout,
-    Precision,
-    Profile,
-    RowCheck,
-    Variant,
-)
+from model_artifacts.records import CPU_TARGET, Backend, GateCheck, LayerShare, Layout, Precision, RowCheck
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
-from pipeline.records import AccuracyReport, Artifact, Outcome
+from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.validate.batches import _evaluator, _sizes_of, check_rows, extreme_images, run_batches
 from pipeline.stages.validate.gates import (
     executed_precision,
     judge,
@@ -40,7 +31,6 @@ from pipeline.stages.validate.gates import (
     judge_rows,
     measure,
     relative_l2,
-    row_dependence,
 )
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
@@ -50,22 +40,19 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Key, Preprocessing
+    from model_artifacts.records import Key, Variant
     from pipeline.planning.project import Project
+    from pipeline.records import Artifact
+    from pipeline.stages.validate.batches import _Sizes
 
     Logits = npt.NDArray[np.float32]
-    Run = Callable[[Logits], Logits]
-    Load = Callable[[int, int], Logits]
-    """(start, stop) → those samples, as the network takes them."""
 
-_BATCH = 32
+    Run = Callable[[Logits], Logits]
+
+    Load = Callable[[int, int], Logits]
+
+
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
-_LARGEST_BATCH = 64
-"""A larger one shows nothing more, and takes memory."""
-_ROWS = 64
-"""How many samples are run at every batch size."""
-_ANY_SIZES = (1, 3, _BATCH)
-"""What is tried of an artifact that takes any batch."""
 
 
 def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
@@ -184,37 +171,6 @@ class _Seen(NamedTuple):
     graph_layers: tuple[LayerShare, ...] = ()
     """What an ONNX file says, where nothing tells what was made of it."""
     device: str = ""
-
-
-class _Sizes(NamedTuple):
-    """The batch sizes that an artifact is run with."""
-
-    most: int
-    """For all samples."""
-    smallest: int
-    """What it takes at least; fewer samples are filled up."""
-    checked: tuple[int, ...]
-    """For the rows."""
-
-
-def checked_sizes(profile: Profile) -> tuple[int, ...]:
-    """Return a profile's smallest, best and largest batch, and an odd one from the middle: kernels like even ones."""
-    middle = (profile.min + profile.max) // 2 | 1
-    odd = middle if profile.takes(middle) else middle - 2
-    return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
-
-
-def _sizes_of(project: Project, variant: Variant, profile: Profile | None) -> _Sizes:
-    if profile is None:
-        # What tunes itself for every size runs one that is timed, too, and no other.
-        timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
-        on_gpu = variant.target != CPU_TARGET
-        most = max(timed, default=_BATCH) if on_gpu else _BATCH
-        return _Sizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else _Sizes(most, 1, _ANY_SIZES)
-    most = max(profile.min, min(profile.max, _LARGEST_BATCH))
-    if variant.backend is Backend.TORCH_COMPILE:  # compiled for each size that it sees
-        return _Sizes(most, most, profile.sizes)
-    return _Sizes(most, profile.min, checked_sizes(profile))
 
 
 def _run(project: Project, artifact: Artifact) -> _Seen:
@@ -344,82 +300,3 @@ def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
             return load(start, stop)
 
         yield loud
-
-
-def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return what no validation set has and a camera may send: all black, all white, and a checkerboard of both.
-
-    Returns:
-        uint8 (3, crop, crop, channels).
-    """
-    board = np.indices((spec.crop, spec.crop)).sum(axis=0) % 2 * 255
-    planes = np.stack([np.zeros_like(board), np.full_like(board, 255), board]).astype(np.uint8)
-    return np.repeat(planes[..., None], spec.channels, axis=-1)
-
-
-def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
-    """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
-
-    Args:
-        run: float32 (size, channels, height, width) → float32 (size, classes).
-        load: (start, stop) → those samples.
-        reference: (samples, classes).
-        size: of the batches.
-    """
-    count = min(len(reference), max(_ROWS, size))
-    logits = run_batches(run, load, count, batch=size, smallest=size)
-    images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
-    plain = run(images)
-    order = np.random.default_rng(size).permutation(size)
-    shuffled = np.empty_like(plain)
-    shuffled[order] = run(np.ascontiguousarray(images[order]))
-    copies = images.copy()
-    copies[1::2] = images[0]
-    beside = run(copies)
-    alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
-    return RowCheck(
-        batch=size,
-        reference_l2=relative_l2(logits, reference[:count]),
-        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]])),
-    )
-
-
-def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
-    backend = artifact.variant.backend
-    if artifact.built_for is not None:
-        return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
-    if artifact.module is not None:
-        return ", ".join(f"{tool.name} {tool.version}" for tool in artifact.module.libraries)
-    if backend.is_module:
-        return f"torch {version('torch')}"
-    if backend is Backend.ONNX_REFERENCE:
-        return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
-    return f"ONNX Runtime {version('onnxruntime-gpu')}, {'CPU' if artifact.variant.target == CPU_TARGET else 'CUDA'}"
-
-
-def run_batches(
-    run: Callable[[Logits], Logits],
-    load: Callable[[int, int], Logits],
-    samples: int,
-    *,
-    batch: int = _BATCH,
-    smallest: int = 1,
-) -> Logits:
-    """Run all samples in batches.
-
-    Args:
-        run: float32 (batch, channels, height, width) → float32 (batch, classes).
-        load: (start, stop) → those samples.
-        samples: how many there are.
-        batch: how many at once.
-        smallest: how many at least; the last batch is filled up by repeating its samples, and cut again.
-
-    Returns:
-        float32 (samples, classes).
-    """
-    results = []
-    for start in range(0, samples, batch):
-        images = load(start, min(start + batch, samples))
-        filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
-        results.append(run(filled)[: len(images)])
-    return np.concatenate(results)

@@ -20,7 +20,7 @@ from pipeline.records import Artifact
 from pipeline.stages.benchmark import worker
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
 from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu
-from pipeline.stages.validate import stage as validate
+from pipeline.stages.validate import stage
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100, host
 
@@ -286,7 +286,7 @@ def served(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> t
         yield Engine(fake, H100)
 
     monkeypatch.setattr(worker, "open_serialized", open_fake)
-    monkeypatch.setattr(validate, "open_serialized", open_fake)
+    monkeypatch.setattr(stage, "open_serialized", open_fake)
     return project, project.artifact(project.plan.variant(ENGINE))
 
 
@@ -332,7 +332,7 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:
     """A validation gives logits of every sample, and what the layers multiply in."""
     project, artifact = served
-    seen = validate._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
+    seen = stage._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
     assert seen.logits.shape == (project.data().validation_samples, 10)
     assert [(share.precision, share.layers) for share in seen.layers] == [(Precision.FP16, 1)]
     assert seen.device.startswith("NVIDIA H100 80GB HBM3, driver ")

@@ -14,7 +14,8 @@ from model_artifacts.records import Graph, Interpolation, Preprocessing, Profile
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
 from pipeline.records import AccuracyReport, Outcome
-from pipeline.stages.validate.stage import check_rows, checked_sizes, extreme_images, run_batches, validate_variant
+from pipeline.stages.validate.batches import check_rows, checked_sizes, extreme_images, run_batches
+from pipeline.stages.validate.stage import validate_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
