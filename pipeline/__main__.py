@@ -8,14 +8,14 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
+from model_artifacts.cli.boundary import _guarded
 from model_artifacts.cli.commands import COMMANDS, run_command
-from model_artifacts.errors import PipelineError, SourceError, UnsupportedError, UsageError, storage_errors
+from model_artifacts.errors import SourceError, UnsupportedError, UsageError
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.system.isolation import PARENT_VARIABLE, end_with
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import Artifact, TensorCast
 
+
 _HELP = {
     Stage.SOURCE: "the model's weights and preprocessing           SUBJECT: resnet18",
     Stage.DATA: "images, and the FP32 reference's logits         SUBJECT: resnet18",
@@ -43,15 +44,6 @@ _HELP = {
     Stage.SENSITIVITY: "which layers mind int8 or fp8; on demand        SUBJECT: resnet18/int8",
     Stage.PROFILE: "what takes an artifact's time; on demand        SUBJECT: resnet18/cpu-x86_64/onnxruntime-fp32",
 }
-
-
-_EXTRAS = {
-    "triton": ", or this project with its extra `triton`",
-    "verify": ", or this project with its extra `verify`",
-    "farm": ", or this project with its extra `farm`",
-    **dict.fromkeys(("push", "pull", "tag", "gc"), ", or this project with its extras `verify` and `store`"),
-}
-"""What a command takes where nothing is built."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,38 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
     return _guarded(f"{options.stage} {options.subject or ''}".strip(), lambda: _run(options), debug=options.debug)
-
-
-def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
-    """Do something, and turn what goes wrong into one message and an exit status."""
-    try:
-        with storage_errors(doing):
-            return work()
-    except KeyboardInterrupt as exc:
-        print(f"interrupted: {doing}; what was there before is untouched", file=sys.stderr)
-        return 128 + signal.SIGTERM if exc.args == (signal.SIGTERM,) else 1
-    except PipelineError as exc:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
-    except ModuleNotFoundError as exc:
-        if debug:
-            traceback.print_exc()
-        print(
-            f"error: {doing} needs the package {exc.name}, which is not installed here\n"
-            f"  fix:      install the building stack (`uv sync`){_EXTRAS.get(doing, '')}",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception as exc:  # noqa: BLE001 - the boundary: a bug is reported as one, with its traceback on request
-        if debug:
-            traceback.print_exc()
-        print(
-            f"error: unexpected {type(exc).__name__}: {exc}\n  fix:      run it again with --debug for the traceback",
-            file=sys.stderr,
-        )
-        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

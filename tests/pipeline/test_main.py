@@ -12,7 +12,7 @@ import pytest
 from model_artifacts import __version__
 from model_artifacts.errors import BuildError
 from model_artifacts.records import ModuleContents, OperatorCalls
-from pipeline import __main__ as command
+from pipeline import __main__
 from pipeline.__main__ import _contents, main
 from pipeline.planning.steps import Stage
 
@@ -162,14 +162,14 @@ def test_stage_that_needs_no_torch_runs_without(
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
     """An interrupted stage says so, without a traceback, and ends with status 1."""
-    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(KeyboardInterrupt()))  # noqa: SLF001 - its only handle
+    monkeypatch.setitem(__main__._STAGES, Stage.SOURCE, raises(KeyboardInterrupt()))  # noqa: SLF001 - its only handle
     assert main(["source", "tiny", "--config", config]) == 1
     assert capsys.readouterr().err.startswith("interrupted: source tiny")
 
 
 def test_a_bug_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
     """An exception that nobody expected ends with status 1 and the way to its traceback."""
-    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(ZeroDivisionError("oops")))  # noqa: SLF001
+    monkeypatch.setitem(__main__._STAGES, Stage.SOURCE, raises(ZeroDivisionError("oops")))  # noqa: SLF001
     assert main(["source", "tiny", "--config", config]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: unexpected ZeroDivisionError: oops")
@@ -182,7 +182,7 @@ def test_debug_shows_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str, error: Exception
 ) -> None:
     """`--debug` shows where an error comes from, expected or not."""
-    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(error))  # noqa: SLF001
+    monkeypatch.setitem(__main__._STAGES, Stage.SOURCE, raises(error))  # noqa: SLF001
     assert main(["source", "tiny", "--config", config, "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
     """An error of the file system that no stage expected still says what to do."""
-    monkeypatch.setitem(command._STAGES, Stage.SOURCE, raises(OSError(28, "No space left on device")))  # noqa: SLF001
+    monkeypatch.setitem(__main__._STAGES, Stage.SOURCE, raises(OSError(28, "No space left on device")))  # noqa: SLF001
     assert main(["source", "tiny", "--config", config]) == 1
     assert "free some disk space" in capsys.readouterr().err
 
