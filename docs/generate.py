@@ -14,14 +14,14 @@ from pathlib import Path
 from griffe import Alias, Attribute, Class, GriffeLoader, Object
 from griffe2md import ConfigDict, render_object_docs
 
-import pipeline
+import model_artifacts
 from model_artifacts.records import manifest_schema
 
 _FOLDER = Path(__file__).parent
 _API = """\
 # The public API
 
-What `import pipeline` gives, for machines that run artifacts. `pip install "model-artifact-pipeline[runtime]"` runs
+What `import model_artifacts` gives, for machines that run artifacts. `pip install "model-artifact-pipeline[runtime]"` runs
 engines and ONNX files, the extras `verify` and `store` pull releases; neither brings torch or doit. Everything that is
 raised on purpose is a `PipelineError`, whose text says what, where, expected, got and what to do. This page is
 generated: `doit docs`.
@@ -52,9 +52,9 @@ _CONFIG = ConfigDict(
 def generated() -> dict[Path, str]:
     """Return what each of the files has to hold."""
     loader = GriffeLoader(docstring_parser="google")
-    package = loader.load("pipeline")
+    package = loader.load("model_artifacts")
     loader.resolve_aliases()
-    public = [package[name].final_target for name in pipeline.__all__]
+    public = [package[name].final_target for name in model_artifacts.__all__]
     schema = manifest_schema()
     records = [package[f"records.{name}"] for name in ["Manifest", *sorted(json.loads(schema)["$defs"])]]
     return {
@@ -68,7 +68,7 @@ def _page(item: Object) -> str:
     """Return a class or a function with its docstrings, without links: they would lead to other pages than this."""
     text = re.sub(r"\[([^\[\]]*)\]\(#[^()]*\)", r"\1", render_object_docs(item, _CONFIG))
     text = re.sub(r"</?code>", "`", text).replace("**`", "`").replace("`**", "`")
-    text = re.sub(r"^(#+ `)pipeline\.[a-z_.]+\.", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(#+ `)model_artifacts\.[a-z_.]+\.", r"\1", text, flags=re.MULTILINE)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
 from model_artifacts.cli.boundary import _guarded
-from model_artifacts.cli.commands import COMMANDS, run_command
 from model_artifacts.errors import SourceError, UnsupportedError, UsageError
+from pipeline.cli.commands import COMMANDS, run_command
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.system.isolation import PARENT_VARIABLE, end_with
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _guarded(given[0], lambda: run_command(given[0], given[1:]), debug="--debug" in given)
     options = _parser().parse_intermixed_args(given)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    for package in ("pipeline", "model_artifacts"):
+        logging.getLogger(package).setLevel(logging.INFO)
     return _guarded(f"{options.stage} {options.subject or ''}".strip(), lambda: _run(options), debug=options.debug)
 
 

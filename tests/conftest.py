@@ -134,7 +134,7 @@ def finished(checkout: Path, built_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A private key, and the public one that belongs to it."""
-    from .keys import pem  # noqa: PLC0415 - which GPU hosts do not have the packages for
+    from tests.support.keys import pem  # noqa: PLC0415 - which GPU hosts do not have the packages for
 
     return pem(tmp_path_factory.mktemp("keys"), "ours")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-import pipeline
+import model_artifacts as pipeline
 from pipeline.config.loading import load_config
 from tests.conftest import REPOSITORY
 

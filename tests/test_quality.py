@@ -62,7 +62,9 @@ def test_the_default_configuration_is_the_commented_one(write_config: Callable[[
 
 def test_planning_imports_neither_torch_nor_tensorrt() -> None:
     """`doit list` stays instant: what dodo.py imports is light."""
-    code = "import pipeline.tasks, sys; print({'torch', 'tensorrt_rtx', 'onnx', 'onnxruntime'} & sys.modules.keys())"
+    code = (
+        "import pipeline.cli.tasks, sys; print({'torch', 'tensorrt_rtx', 'onnx', 'onnxruntime'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "set()"
 
@@ -70,7 +72,8 @@ def test_planning_imports_neither_torch_nor_tensorrt() -> None:
 def test_a_deployment_needs_no_torch() -> None:
     """What loads and runs an engine imports nothing but the package's own dependencies."""
     code = (
-        "import pipeline.records, pipeline.preprocessing, pipeline.engine_runner, pipeline.trt_adapter, sys;"
+        "import model_artifacts.records, model_artifacts.sessions.preprocessing, model_artifacts.sessions.engine;"
+        "import model_artifacts.tensorrt.runtime, sys;"
         "print([m for m in ('torch', 'doit', 'yaml', 'rich', 'filelock', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603

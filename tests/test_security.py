@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch._export.serde.schema import SCHEMA_VERSION
 
-import pipeline
+import model_artifacts as pipeline
 from model_artifacts.errors import ConfigError, RunError
 from model_artifacts.host.environment import torch_tensorrt
 from model_artifacts.host.hashes import describe_file, sha256_of

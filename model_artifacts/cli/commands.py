@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ByteSize, TypeAdapter
 
 from model_artifacts.deployment.loading import resolve, this_host
 from model_artifacts.deployment.resolution import Wish
@@ -15,9 +18,6 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.verification import latest_release, verify_release
-from pipeline.cli.commands import _farm, _release
-from pipeline.config.values import WorkspaceSize
-from pipeline.planning.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,13 +31,11 @@ T = TypeVar("T")
 COMMANDS = {
     "host": "prints as JSON what this machine has that runs artifacts",
     "resolve": "says which artifact to take on this machine, or another; `resolve --help` has the wishes",
-    "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
     "verify": "checks a release against everything that it says of itself, and against a signature that --key demands",
     "triton": "writes a model repository for Triton Inference Server: what of a build or a release it can run",
     "push": "puts a release into a store: a folder, s3://bucket/path, gs://bucket/path",
     "pull": "installs a release from a store, or from https://, once all of it is verified",
     "tag": "lists the tags of a store, or lets one stand for another release",
-    "farm": "looks at the machines of the farm: what they are, and that every target has one",
     "gc": "says what no tag of a store reaches, and deletes it with --delete",
 }
 
@@ -54,13 +52,11 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     return {
         "host": _host,
         "resolve": _resolve,
-        "release": _release,
         "verify": _verify,
         "triton": _triton,
         "push": _push,
         "pull": _pull,
         "tag": _tag,
-        "farm": _farm,
         "gc": _gc,
     }[name](arguments)
 
@@ -125,11 +121,11 @@ def _push(arguments: Sequence[str]) -> int:
     parser = _parser("push")
     parser.add_argument("url", help="of the store")
     parser.add_argument("release", nargs="?", type=Path, help="a folder or .tar.zst; default: the one made last")
-    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="default: %(default)s")
     parser.add_argument("--tag", action="append", metavar="NAME", help=f"to move; default: {LATEST}; repeatable")
     parser.add_argument("--again", action="store_true", help="send also what is there: it is damaged")
     options = parser.parse_args(arguments)
-    release = options.release or latest_release(Project.load(options.config).paths)
+    release = options.release or latest_release(options.artifacts / "release")
     done = push(options.url, release, options.tag or [LATEST], again=options.again)
     sent = _megabytes(done.sent)
     print(f"{_amount(done.release.files)} of {done.release.name}; {len(done.sent)} were sent ({sent})")
@@ -223,8 +219,8 @@ def _whose(verifier: Verifier | None) -> str:
     return "the signature holds" if verifier else "no signature was demanded, so nobody vouches for it"
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
+def _parser(name: str, program: str = "model-artifacts") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{program} {name}", description=COMMANDS.get(name))
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -309,8 +305,9 @@ def _share(text: str) -> float:
 
 
 def _size(text: str) -> int:
-    size = WorkspaceSize(text=text).bytes(None)
-    if size is None:
+    if not re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?", text, re.ASCII) or not (
+        size := int(TypeAdapter(ByteSize).validate_python(text))
+    ):
         raise ValueError
     return size
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Verifier
-    from pipeline.planning.paths import Paths
 
 
 MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
@@ -32,15 +31,15 @@ EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATU
 _TAKE_AGAIN = "take the release from where it was made again"
 
 
-def latest_release(paths: Paths) -> Path:
+def latest_release(releases: Path) -> Path:
     """Return the folder of the release that was made last.
 
     Raises:
         ReleaseError: there is none.
     """
-    made = [path.parent for path in paths.releases.glob(f"*/{SUMS}")]
+    made = [path.parent for path in releases.glob(f"*/{SUMS}")]
     if not made:
-        raise ReleaseError(f"{paths.releases} holds no release", fix="run `doit release` first")
+        raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
     return max(made, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
 
 

@@ -17,7 +17,6 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_model import assemble, fastest, ready_to_compile, strict_fp32
-from pipeline.planning.steps import Stage, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +78,7 @@ def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
         )
         # A package is no module that could be looked into.
         return Loaded(module, [module] if isinstance(module, nn.Module) else [])
-    recipe = read_record(saved.path, Recipe, fix=f"run `{Step(Stage.BUILD, saved.variant.id).command}`")
+    recipe = read_record(saved.path, Recipe, fix=f"run `python -m pipeline build {saved.variant.id}`")
     torch_tensorrt_runtime.check_made_here(recipe.libraries)
     if recipe.factory != saved.factory:
         raise RunError(
@@ -113,14 +112,14 @@ def model_of(root: Path, recipe: Recipe) -> nn.Module:
             f"{weights} holds other weights than the recipe was made for",
             expected=f"SHA-256 {recipe.weights.sha256}",
             got=f"SHA-256 {got}",
-            fix=f"run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+            fix=f"run `python -m pipeline build {recipe.variant.id}`",
         )
     if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
         raise RunError(
             f"the code of {recipe.factory} is not what the recipe was made with",
             expected=recipe.code,
             got=code,
-            fix=f"run it where that code is, or run `{Step(Stage.BUILD, recipe.variant.id).command}`",
+            fix=f"run it where that code is, or run `python -m pipeline build {recipe.variant.id}`",
         )
     model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
     return ready_to_compile(model, recipe.variant.precision)

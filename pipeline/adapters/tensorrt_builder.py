@@ -22,7 +22,6 @@ from pipeline.adapters.tensorrt_settings import (
     _Settings,
     _specs,
 )
-from pipeline.config.settings import TensorRTConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Gpu, Profile
     from model_artifacts.tensorrt.flavour import Flavour
+    from pipeline.config.settings import TensorRTConfig
 
 
 class Progress(Protocol):

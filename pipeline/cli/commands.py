@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.cli import commands as deployment
 from model_artifacts.cli.commands import _parser
 from model_artifacts.releases.signature import Signer
 from pipeline.planning.project import Project
@@ -12,6 +13,18 @@ from pipeline.stages.release.stage import make_release
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+COMMANDS = {
+    **deployment.COMMANDS,
+    "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
+    "farm": "looks at the machines of the farm: what they are, and that every target has one",
+}
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run one of `COMMANDS`."""
+    own = {"release": _release, "farm": _farm}
+    return own[name](arguments) if name in own else deployment.run_command(name, arguments)
 
 
 def _release(arguments: Sequence[str]) -> int:

@@ -174,7 +174,7 @@ class Run(DoitRun):
 
     def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
         """Run the selected tasks."""
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - 0.1 s that `doit list` saves
+        from filelock import FileLock, Timeout
 
         lock = FileLock(_STATE / ".doit.lock")
         for stream in (sys.stdout, sys.stderr):

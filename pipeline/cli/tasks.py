@@ -149,10 +149,10 @@ class Tasks:
         return [sys.executable, "-m", "pipeline", "verify", release, *(["--key", key] if key else [])]
 
     def _newest_release(self) -> Path:
-        from model_artifacts.releases.verification import latest_release  # noqa: PLC0415 - listing needs none of it
+        from model_artifacts.releases.verification import latest_release
 
         try:
-            return latest_release(self._project.paths)
+            return latest_release(self._project.paths.releases)
         except ReleaseError:
             return self._project.paths.releases  # of which `verify` says what it lacks
 
@@ -205,8 +205,8 @@ class _Skip(_WithoutProcess):
         self._project = project
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
-        from pipeline.stages.build.stage import build_variant  # noqa: PLC0415 - listing needs none of it
-        from pipeline.stages.validate.stage import validate_variant  # noqa: PLC0415 - the same
+        from pipeline.stages.build.stage import build_variant
+        from pipeline.stages.validate.stage import validate_variant
 
         del err
         make = build_variant if self._step.stage is Stage.BUILD else validate_variant
@@ -228,7 +228,7 @@ class _Farm:
         self._open: Farm | None = None
 
     def run(self, step: Step, say: Callable[[Said], None]) -> int:
-        from pipeline.farm.executor import Farm  # noqa: PLC0415 - listing needs none of it
+        from pipeline.farm.executor import Farm
 
         with self._lock:
             self._open = self._open or Farm(self._project)
@@ -290,7 +290,7 @@ def _planned(config: Path) -> Project:
     try:
         return Project.load(config)
     except UnknownFarmError:
-        from pipeline.farm.inspection import look_at_farm  # noqa: PLC0415 - only once
+        from pipeline.farm.inspection import look_at_farm
 
         sys.stderr.write("looking at the farm, on which this builds; the next time it is known\n")
         look_at_farm(config)

@@ -46,8 +46,9 @@ ARTIFACTS = "artifacts"
 def this_package() -> str:
     """Return this package's version with a digest of its code, which tells two checkouts of one version apart."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent.parent
-    for path in sorted(folder.rglob("*.py")):
+    folder = Path(__file__).parent.parent.parent
+    packages = (folder / "model_artifacts", folder / "pipeline")
+    for path in sorted(file for package in packages for file in package.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return f"{__version__}, code {digest.hexdigest()[:12]}"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-import pipeline
+import model_artifacts as pipeline
 from model_artifacts.deployment.loading import read_manifest
 from model_artifacts.host.environment import installed
 from model_artifacts.host.record_files import write_record

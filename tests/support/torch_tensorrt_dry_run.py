@@ -1,7 +1,7 @@
 """Drives the adapter on the genuine Torch-TensorRT without a GPU, up to where engines would be built: its dry run.
 
-`python -m tests.support.torch_tensorrt_dry_run` prints what came of it as JSON. It runs in a process of its own, because the library asks
-`torch.cuda` for a GPU when it is imported, and is told of one here.
+`python -m tests.support.torch_tensorrt_dry_run` prints the outcome as JSON. It runs in its own process: the library
+asks `torch.cuda` for a GPU when it is imported, and is told of one here.
 """
 
 from __future__ import annotations

@@ -181,5 +181,6 @@ def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a stand-in compile on the CPU."""
     torch.compiler.reset()
     monkeypatch.setattr(torch_tensorrt_runtime, "load_library", lambda: library)
+    monkeypatch.setattr(torch_tensorrt_runtime, "device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr(torch_tensorrt_builder, "device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr("pipeline.stages.build.module.cuda.use", lambda _: None)

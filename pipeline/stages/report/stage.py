@@ -116,7 +116,7 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 - the same
 
     environment = Environment(
-        loader=PackageLoader("pipeline.stages.report.stage", "."),
+        loader=PackageLoader("pipeline.stages.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

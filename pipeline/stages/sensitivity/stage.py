@@ -10,7 +10,6 @@ import numpy as np
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import Graph
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from model_artifacts.records import Accuracy
+    from model_artifacts.records import Accuracy, Graph
     from pipeline.config.settings import Gate
     from pipeline.planning.project import Project
 

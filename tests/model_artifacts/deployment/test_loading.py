@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pipeline
+import model_artifacts as pipeline
 from model_artifacts.deployment.loading import Model
 from model_artifacts.deployment.resolution import Place, Resolution, Tier, Wish
 from model_artifacts.errors import PipelineError, RunError, UnsupportedError
@@ -215,7 +215,7 @@ def test_commands_of_deployments_need_no_building_stack(released: Release, comma
 
 LEAN = """
 import json, sys
-import pipeline
+import model_artifacts as pipeline
 from PIL import Image
 with pipeline.load({folder!r}) as model:
     names = model.predict([Image.new("RGB", (40, 50))])

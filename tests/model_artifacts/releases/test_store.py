@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from s3fs.core import S3File
 
-import pipeline
+import model_artifacts as pipeline
 from model_artifacts.deployment.resolution import Wish
 from model_artifacts.errors import PipelineError, ReleaseError, ResolveError, StoreError
 from model_artifacts.records import Precision, StoredRelease

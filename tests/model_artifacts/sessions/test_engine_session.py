@@ -16,7 +16,6 @@ from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.records import Artifact
 from pipeline.stages.benchmark import worker
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
 from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from pipeline.records import Artifact
 
 RANGE = Profile(min=1, opt=4, max=12)
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"

@@ -28,7 +28,7 @@ from model_artifacts.sessions.torch_model import (
 from pipeline.planning.project import Project
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.source.network import cached_file, count_classes, fetch, find_head, imagenet_weights
-from tests import factories, tiny_model
+from tests.support import factories, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The adapter against the genuine bindings of TensorRT 8.6, 10 and 11, without a GPU: see `tests.support.tensorrt_stub`."""
+"""The adapter against genuine bindings of TensorRT 8.6, 10 and 11, without a GPU; see `tests.support.tensorrt_stub`."""
 
 from __future__ import annotations
 

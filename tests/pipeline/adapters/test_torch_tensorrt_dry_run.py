@@ -1,4 +1,4 @@
-"""The adapter on the genuine Torch-TensorRT, up to where engines would be built: see `tests.support.torch_tensorrt_dry_run`."""
+"""The adapter on the genuine Torch-TensorRT in its dry run, without engines."""
 
 from __future__ import annotations
 

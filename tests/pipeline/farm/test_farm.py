@@ -286,7 +286,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     """No torch, no doit, nothing of the driver's store: it says what it is, and builds an engine."""
     assert at_home
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
-    joins = "import pipeline.farm.cluster, sys; sys.exit('pipeline.store' in sys.modules)"
+    joins = "import pipeline.farm.cluster, sys; sys.exit('model_artifacts.releases.store' in sys.modules)"
     subprocess.run([sys.executable, "-c", joins], check=True)  # noqa: S603 - this repository's own code
     told = subprocess.run([sys.executable, "-m", "pipeline", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)

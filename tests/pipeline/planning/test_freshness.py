@@ -346,7 +346,7 @@ def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatc
     """Return what changes something that keys read of this machine."""
 
     def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
-        patch.setattr(f"pipeline.keys.{name}", lambda: value)
+        patch.setattr(f"pipeline.planning.keys.{name}", lambda: value)
         return project
 
     return change

@@ -343,7 +343,7 @@ def test_an_interrupt_while_it_starts_waits_for_the_start(log: Path, monkeypatch
 def parent(log: Path) -> Iterator[subprocess.Popen[str]]:
     """A process, with a group of its own, that waits for one that hangs."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.isolation import run_isolated; "
+        "import sys; from pathlib import Path; from pipeline.system.isolation import run_isolated; "
         "from tests.pipeline.system.test_isolation import hang_stubbornly; "
         "run_isolated(hang_stubbornly, timeout_seconds=60, log=Path(sys.argv[1]), rerun='')"
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HOLDER = """
 import sys
-from pipeline.locks import exclusive, shared
+from pipeline.system.locks import exclusive, shared
 from tests.support.hosts import H100
 with {how}(H100):
     print("held", flush=True)

@@ -1,4 +1,4 @@
-"""How modules and recipes are made; the compiler itself stands in for Torch-TensorRT, see `tests.support.torch_tensorrt_stub`."""
+"""Modules and recipes, with a stand-in for the compiler; see `tests.support.torch_tensorrt_stub`."""
 
 from __future__ import annotations
 

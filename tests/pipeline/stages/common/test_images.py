@@ -350,8 +350,8 @@ class Kills(os.PathLike[str]):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from pipeline.images import open_folder
-from pipeline.records import Interpolation, Preprocessing
+from pipeline.stages.common.images import open_folder
+from model_artifacts.records import Interpolation, Preprocessing
 spec = Preprocessing(resize=256, crop=256, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
 folder = open_folder(Path(sys.argv[1]), 1, None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,7 +16,6 @@ from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.records import Artifact
 from pipeline.stages.common.runners import _weights, gpu_of, open_runner, open_serialized
 from tests.support.hosts import H100, host
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from pipeline.records import Artifact
 
 CPU = "tiny/cpu-x86_64"
 
@@ -309,8 +310,8 @@ def test_stripped_engine_takes_its_weights_from_the_graph(
 def test_graphs_run_without_torch(built: Project) -> None:
     """A deployment that runs an ONNX artifact imports no torch."""
     script = (
-        "import sys; from pathlib import Path; from pipeline.project import Project\n"
-        "from pipeline.runners import open_runner; import numpy\n"
+        "import sys; from pathlib import Path; from pipeline.planning.project import Project\n"
+        "from pipeline.stages.common.runners import open_runner; import numpy\n"
         f"project = Project.load(Path({str(built.paths.root.parent / 'pipeline.yaml')!r}))\n"
         f"artifact = project.artifact(project.plan.variant('{CPU}/onnxruntime-fp32'))\n"
         "with open_runner(project, artifact) as run:\n"

@@ -260,7 +260,7 @@ def test_nsight_systems_tells_the_kernels(project: Project, tmp_path: Path, monk
     assert [(layer.name, layer.median_us) for layer in profile.layers] == [("conv", 300.0), ("copy", 100.0)]
     assert profile.functions[0].name.startswith("sm90_xmma_fprop")
     assert profile.command.startswith("nsys profile --trace=cuda,nvtx")
-    assert profile.command.endswith(f"python -m pipeline.profiling.workload {project.config_file} {ENGINE}")
+    assert profile.command.endswith(f"python -m pipeline.stages.profile.workload {project.config_file} {ENGINE}")
     assert profile.trace is not None
     assert project.file(profile.trace).read_text() == "trace\n"
     assert [tool.name for tool in profile.profilers] == ["tensorrt_rtx's profiler", "nsys"]

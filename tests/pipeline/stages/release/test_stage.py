@@ -15,7 +15,7 @@ import zstandard
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-import pipeline
+import model_artifacts as pipeline
 from model_artifacts.errors import PipelineError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
@@ -342,7 +342,7 @@ def test_the_commit_is_that_of_the_configurations_folder(project: Project, monke
         return COMMIT
 
     for room in ("release", "manifest"):
-        monkeypatch.setattr(f"pipeline.{room}.git_state", state)
+        monkeypatch.setattr(f"pipeline.stages.{room}.stage.git_state", state)
     make_release(project)
     make_manifest(project)
     assert asked == [project.config_file.parent] * 2
@@ -433,7 +433,7 @@ def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, bad: tarfi
 @pytest.mark.parametrize(("limit", "value"), [("MAX_FILES", 2), ("MAX_BYTES", 2)])
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     """Neither too many files nor too large ones."""
-    monkeypatch.setattr(f"pipeline.release.archive.{limit}", value)
+    monkeypatch.setattr(f"model_artifacts.releases.archive.{limit}", value)
     with pytest.raises(ReleaseError, match="holds more than a release has"):
         unpack(archive(tmp_path, *(member(str(number)) for number in range(3))), tmp_path)
 

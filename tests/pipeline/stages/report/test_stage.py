@@ -409,9 +409,9 @@ SCHEMES = {False: (), True: ("--blink-settings=preferredColorScheme=0",)}
 
 def test_the_page_is_in_the_package() -> None:
     """The template lies beside the code that renders it, so that it is installed with it."""
-    import pipeline.report  # noqa: PLC0415 - its file is what this is about
+    import pipeline.stages.report as report_package  # noqa: PLC0415 - its file is what this is about
 
-    assert Path(str(pipeline.report.__file__)).with_name("report.html.jinja").is_file()
+    assert Path(str(report_package.__file__)).with_name("report.html.jinja").is_file()
 
 
 def test_the_record_names_the_page(built: Project) -> None:

@@ -19,7 +19,6 @@ from pipeline.config.settings import Gate
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage, Step
-from pipeline.records import Sensitivity
 from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate, make_quantized
 from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model_artifacts.records import Accuracy
+    from pipeline.records import Sensitivity
 
 GATE = Gate(cosine=0.0, relative_l2=0.5, top1_agreement=0.0, top1_drop=1.0)
 

@@ -19,7 +19,7 @@ from pipeline.records import ImagesOrigin
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
 from pipeline.stages.source.stage import IMAGENET, make_source
-from tests import factories, tiny_model
+from tests.support import factories, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
