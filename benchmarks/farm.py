@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the tests' cluster
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import write_record
 from pipeline.farm import executor
-from pipeline.farm.cluster import Cluster, Needs
-from pipeline.farm.parcels import Input, Made, Packed, Parcel, Refused, Said, pack, read_message
+from pipeline.farm.cluster import Cluster, NodeRequirements
+from pipeline.farm.parcels import Completed, Input, Packed, Parcel, PrintedLine, Refused, pack, read_message
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage, Step
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, served
@@ -70,10 +70,12 @@ MAKESPAN = 1.15
 
 def run(cluster: Cluster) -> None:
     """Run a command of a second on the cluster, as a driver does."""
-    running = cluster.submit(Parcel(command=SECOND, files=(), timeout_seconds=60), b"", [], Needs(None, ()), ())
+    running = cluster.submit(
+        Parcel(command=SECOND, files=(), timeout_seconds=60), b"", [], NodeRequirements(None, ()), ()
+    )
     for item in running.items(lambda: None):
         message = read_message(item if isinstance(item, str) else "")
-        if isinstance(message, Refused) or (isinstance(message, Made) and message.status != 0):
+        if isinstance(message, Refused) or (isinstance(message, Completed) and message.status != 0):
             raise SystemExit(f"it failed: {message}")
 
 
@@ -87,7 +89,7 @@ def directly(command: tuple[str, ...], folder: Path) -> float:
 def farmed(farm: executor.Farm) -> float:
     """Run a step as doit has it run: packed, sent, checked and put in its place."""
     began = time.perf_counter()
-    told: list[Said] = []
+    told: list[PrintedLine] = []
     if farm.run(BUILD, told.append) != 0:
         raise SystemExit(f"it failed: {told}")
     return time.perf_counter() - began
@@ -152,7 +154,7 @@ def measure_second_run() -> bool:
     Path("pipeline.yaml").write_text(f"{text}cache: {Path('cache').absolute()}\n")
     first = farmed(executor.Farm(Project.load(Path("pipeline.yaml"))))
     shutil.rmtree(Path("artifacts") / BUILD.subject)
-    began, told = time.perf_counter(), list[Said]()
+    began, told = time.perf_counter(), list[PrintedLine]()
     status = executor.Farm(Project.load(Path("pipeline.yaml"))).run(BUILD, told.append)
     took = time.perf_counter() - began
     taken = status == 0 and [said.line.startswith("taken from") for said in told] == [True]
@@ -167,7 +169,7 @@ def measure_makespan(cluster: Cluster, tasks: int) -> bool:
     """Print how long many tasks take, against the ideal, and return whether that is within its bound."""
     import ray  # noqa: PLC0415 - once its environment is set
 
-    nodes = [node for node in cluster.nodes() if Needs(None, ()).met_by(node)]
+    nodes = [node for node in cluster.nodes() if NodeRequirements(None, ()).met_by(node)]
     with ThreadPoolExecutor(os.cpu_count()) as few:  # every node's worker, started; not all at once on this machine
         list(few.map(lambda node: cluster.probe(node).result(time.monotonic() + 300, lambda: None), nodes))
     with ThreadPoolExecutor(256) as threads:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from model_artifacts.host import cuda
-from model_artifacts.records import Graph, Profile
+from model_artifacts.records import BatchRange, Graph
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
@@ -52,7 +52,7 @@ def main() -> None:
             onnx=project.file(record.file),
             onnx_opset17=project.file(record.opset17) if record.opset17 else None,
             precision=graph.precision,
-            profile=Profile(min=1, opt=1, max=1),
+            profile=BatchRange(min=1, opt=1, max=1),
             workspace_bytes=2**30,
             compute_capabilities=(),
             gpu=gpu,

@@ -23,7 +23,7 @@ _API = """\
 
 What `import model_artifacts` gives, for machines that run artifacts. `pip install "model-artifact-pipeline[runtime]"` runs
 engines and ONNX files, the extras `verify` and `store` pull releases; neither brings torch or doit. Everything that is
-raised on purpose is a `PipelineError`, whose text says what, where, expected, got and what to do. This page is
+raised on purpose is a `ArtifactError`, whose text says what, where, expected, got and what to do. This page is
 generated: `doit docs`.
 
 """

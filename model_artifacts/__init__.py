@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from model_artifacts.deployment.loading import Model, load, resolve, this_host
-    from model_artifacts.deployment.resolution import Resolution, Wish
-    from model_artifacts.errors import PipelineError
+    from model_artifacts.deployment.resolution import Requirements, Resolution
+    from model_artifacts.errors import ArtifactError
     from model_artifacts.records import DeploymentHost, Precision
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.releases.store import pull, push
 
 __all__ = [
+    "ArtifactError",
     "DeploymentHost",
     "Model",
-    "PipelineError",
     "Precision",
+    "Requirements",
     "Resolution",
     "Verifier",
-    "Wish",
     "load",
     "pull",
     "push",
@@ -32,11 +32,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "DeploymentHost": "records",
     "Model": "deployment.loading",
-    "PipelineError": "errors",
+    "ArtifactError": "errors",
     "Precision": "records",
     "Resolution": "deployment.resolution",
     "Verifier": "releases.signature",
-    "Wish": "deployment.resolution",
+    "Requirements": "deployment.resolution",
     "load": "deployment.loading",
     "pull": "releases.store",
     "push": "releases.store",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class PipelineError(Exception):
+class ArtifactError(Exception):
     """Something failed, and `str()` of it says what, where, what was expected, what was got and what to do.
 
     Attributes:
@@ -37,14 +37,14 @@ class PipelineError(Exception):
         return _restore, (type(self), str(self), self.what, self.got)
 
 
-def _restore(kind: type[PipelineError], text: str, what: str, got: str) -> PipelineError:
+def _restore(kind: type[ArtifactError], text: str, what: str, got: str) -> ArtifactError:
     error = kind.__new__(kind)
     Exception.__init__(error, text)
     error.what, error.got = what, got
     return error
 
 
-class UsageError(PipelineError):
+class UsageError(ArtifactError):
     """The command line asked for something that does not exist."""
 
     exit_code = 2
@@ -60,7 +60,7 @@ class ConfigError(UsageError):
         super().__init__("\n".join([f"{file} has {count}", *(f"  {problem}" for problem in problems)]))
 
 
-class RecordError(PipelineError):
+class RecordError(ArtifactError):
     """A record on disk is missing, damaged or of another schema version."""
 
 
@@ -68,35 +68,35 @@ class MissingRecordError(RecordError):
     """There is no such record: its step has not run."""
 
 
-class NewerRecordError(PipelineError):
+class NewerRecordError(ArtifactError):
     """A record was written by a newer version of this package; this one neither reads nor replaces it."""
 
 
-class SourceError(PipelineError):
+class SourceError(ArtifactError):
     """The model's factory or its weights cannot be had."""
 
 
-class DataError(PipelineError):
+class DataError(ArtifactError):
     """The images cannot be read."""
 
 
-class ExportError(PipelineError):
+class ExportError(ArtifactError):
     """The model cannot be exported to ONNX."""
 
 
-class QuantizeError(PipelineError):
+class QuantizeError(ArtifactError):
     """The graph cannot be quantised."""
 
 
-class BuildError(PipelineError):
+class BuildError(ArtifactError):
     """An engine cannot be built."""
 
 
-class RunError(PipelineError):
+class RunError(ArtifactError):
     """An artifact cannot be loaded or run."""
 
 
-class CrashedError(PipelineError):
+class CrashedError(ArtifactError):
     """A process that did risky work died, hung, or raised what nobody expected."""
 
 
@@ -106,36 +106,36 @@ class KilledError(CrashedError):
     exit_code = 128 + signal.SIGKILL
 
 
-class UnsupportedError(PipelineError):
+class UnsupportedError(ArtifactError):
     """This host, flavour or graph cannot do it, whatever is tried: the variant is skipped, not failed."""
 
 
-class MendableError(UnsupportedError):
+class RetryableError(UnsupportedError):
     """This host cannot do it as it is: skipped like what never can be, and tried again by the next run."""
 
 
-def is_mendable(exc: UnsupportedError) -> bool:
+def is_retryable(exc: UnsupportedError) -> bool:
     """Return whether what was missing may be there the next time, without a key telling of it."""
-    return isinstance(exc, MendableError)
+    return isinstance(exc, RetryableError)
 
 
-class ResolveError(PipelineError):
+class ResolveError(ArtifactError):
     """No artifact of a manifest suits a host and what its caller wishes."""
 
 
-class ReleaseError(PipelineError):
+class ReleaseError(ArtifactError):
     """A release cannot be made, or is not what it says it is."""
 
 
-class TritonError(PipelineError):
+class TritonError(ArtifactError):
     """A model repository for Triton Inference Server cannot be made."""
 
 
-class StoreError(PipelineError):
+class StoreError(ArtifactError):
     """A store of releases cannot be reached, or what it holds is not what it should be."""
 
 
-class FarmError(PipelineError):
+class FarmError(ArtifactError):
     """The farm cannot be reached, has no worker that a step can run on, or one did not do what it should."""
 
 
@@ -147,7 +147,7 @@ class LostWorkerError(FarmError):
     """A worker, or its machine, went away while it ran a step; another may run it."""
 
 
-class StorageError(PipelineError):
+class StorageError(ArtifactError):
     """A file cannot be written or read: permissions, a full disk, a missing folder."""
 
 

@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
         print(manifest_schema(), end="")
         return 0
-    from pipeline.planning.freshness import taken_as_given
+    from pipeline.planning.freshness import is_reused
     from pipeline.planning.project import Project
 
     project = Project.load(options.config, options.artifacts)
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     stage = Stage(options.stage)
     if options.subject is None:
         raise UsageError(f"{stage.value} needs a SUBJECT", expected=_HELP[stage].rpartition(": ")[2])
-    if taken_as_given(Step(stage, options.subject)):
+    if is_reused(Step(stage, options.subject)):
         raise SourceError(
             f"{stage.value} needs torch, which is not installed here; what lies in artifacts/ is missing or stale",
             expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",

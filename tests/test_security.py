@@ -18,7 +18,7 @@ from torch._export.serde.schema import SCHEMA_VERSION
 
 import model_artifacts as pipeline
 from model_artifacts.errors import ConfigError, RunError
-from model_artifacts.host.environment import torch_tensorrt
+from model_artifacts.host.environment import installed_torch_tensorrt
 from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
@@ -75,7 +75,7 @@ def test_a_module_with_another_digest_is_not_loaded(copied: Path, mark: Path, mo
         path, manifest.model_copy(update={"artifacts": (module("module", 0.1).model_copy(update={"file": file}),)})
     )
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
-    with pytest.raises(RunError, match="is damaged, or is not what was built"), pipeline.load(path.parent):
+    with pytest.raises(RunError, match="is damaged, or is not the recorded file"), pipeline.load(path.parent):
         pass
     assert not mark.exists()
 
@@ -143,7 +143,7 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
     manifest = read_record(artifacts / "manifest.json", Manifest)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))
     monkeypatch.setattr(
-        "model_artifacts.deployment.loading.this_host", lambda: machine(H100, torch_tensorrt=torch_tensorrt())
+        "model_artifacts.deployment.loading.this_host", lambda: machine(H100, torch_tensorrt=installed_torch_tensorrt())
     )
     with pytest.raises(RunError, match="holds pickled objects, which are not loaded"), pipeline.load(artifacts):
         pass

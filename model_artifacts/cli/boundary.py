@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import PipelineError, storage_errors
+from model_artifacts.errors import ArtifactError, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ def _guarded(doing: str, work: Callable[[], int], *, debug: bool) -> int:
     except KeyboardInterrupt as exc:
         print(f"interrupted: {doing}; what was there before is untouched", file=sys.stderr)
         return 128 + signal.SIGTERM if exc.args == (signal.SIGTERM,) else 1
-    except PipelineError as exc:
+    except ArtifactError as exc:
         if debug:
             traceback.print_exc()
         print(f"error: {exc}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ByteSize, TypeAdapter
 
 from model_artifacts.deployment.loading import resolve, this_host
-from model_artifacts.deployment.resolution import Wish
+from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, Precision
 from model_artifacts.releases.signature import Verifier
@@ -47,7 +47,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         the exit status.
 
     Raises:
-        PipelineError: it cannot be done.
+        ArtifactError: it cannot be done.
     """
     return {
         "host": _host,
@@ -77,11 +77,11 @@ def _resolve(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     _add_wishes(parser)
     options = parser.parse_args(arguments)
-    wish = _wish(options)
+    requirements = _wish(options)
     fix = "`python -m pipeline host` prints one there"
     host = read_record(options.host, DeploymentHost, fix=fix) if options.host else None
-    found = resolve(options.artifacts, wish, host)
-    print(_as_json(found, options.artifacts) if options.json else _as_text(found, options.artifacts, wish))
+    found = resolve(options.artifacts, requirements, host)
+    print(_as_json(found, options.artifacts) if options.json else _as_text(found, options.artifacts, requirements))
     return 0
 
 
@@ -148,11 +148,11 @@ def _pull(arguments: Sequence[str]) -> int:
     _add_wishes(parser)
     options = parser.parse_args(arguments)
     verifier = _verifier(parser, options)
-    wish = _wish(options)
-    if wish != Wish() and not options.for_host:
-        parser.error("expected --for-host beside a wish")
+    requirements = _wish(options)
+    if requirements != Requirements() and not options.for_host:
+        parser.error("expected --for-host beside a requirement")
     name = options.release or options.tag
-    done = pull(options.url, options.folder, name, verifier, wish if options.for_host else None)
+    done = pull(options.url, options.folder, name, verifier, requirements if options.for_host else None)
     fetched = _megabytes(done.fetched)
     print(f"{done.release.name} ({done.digest[:12]}…): {len(done.fetched)} files were fetched ({fetched})")
     what = done.entry.id if done.entry else _amount(done.release.files)
@@ -256,8 +256,8 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _wish(options: argparse.Namespace) -> Wish:
-    return Wish(
+def _wish(options: argparse.Namespace) -> Requirements:
+    return Requirements(
         batch=options.batch,
         max_latency_ms=options.max_latency_ms,
         throughput=options.throughput,
@@ -312,13 +312,13 @@ def _size(text: str) -> int:
     return size
 
 
-def _as_text(found: Resolution, artifacts: Path, wish: Wish) -> str:
+def _as_text(found: Resolution, artifacts: Path, requirements: Requirements) -> str:
     entry, gpu = found.entry, found.place.gpu
     where = gpu.name if gpu else "the processor"
     speed, unit = (
         (found.throughput_per_s, "images/s")
-        if wish.throughput
-        else (found.latency_ms, f"ms at batch {wish.timed_batch}")
+        if requirements.throughput
+        else (found.latency_ms, f"ms at batch {requirements.timed_batch}")
     )
     timed = "not timed there" if speed is None else f"{speed:.4g} {unit}"
     file = f"{artifacts / entry.file.path}" if entry.file else "none"

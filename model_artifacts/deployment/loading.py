@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.resolution import Resolution, Tier, Wish, resolve_entry
+from model_artifacts.deployment.resolution import Requirements, Resolution, Tier, resolve_entry
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import (
     driver_cuda,
     driver_version,
-    onnxruntime,
+    installed_onnxruntime,
+    installed_torch_tensorrt,
     processor,
     read_host,
-    torch_tensorrt,
 )
-from model_artifacts.host.integrity import verify
+from model_artifacts.host.hashes import check_digest
 from model_artifacts.host.nvml import free_memory_bytes
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Variant, is_applied
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-    from model_artifacts.records import Gpu, ManifestEntry, Preprocessing, Profile
+    from model_artifacts.records import BatchRange, Gpu, ManifestEntry, Preprocessing
 
     Batch = npt.NDArray[np.float32]
 
-ANY = Wish()
+ANY = Requirements()
 """No wishes: the fastest at batch 1."""
 _AT_ONCE = 32
 """How many images are run together where an artifact takes any number: memory is not the caller's to think of."""
@@ -60,8 +60,8 @@ def this_host() -> DeploymentHost:
         free_memory_bytes=tuple(free_memory_bytes(gpu) for gpu in host.gpus),
         driver=driver_version(),
         driver_cuda=driver_cuda(),
-        torch_tensorrt=torch_tensorrt(),
-        onnxruntime=onnxruntime(),
+        torch_tensorrt=installed_torch_tensorrt(),
+        onnxruntime=installed_onnxruntime(),
     )
 
 
@@ -77,12 +77,14 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
     )
 
 
-def resolve(artifacts: str | os.PathLike[str], wish: Wish = ANY, host: DeploymentHost | None = None) -> Resolution:
+def resolve(
+    artifacts: str | os.PathLike[str], requirements: Requirements = ANY, host: DeploymentHost | None = None
+) -> Resolution:
     """Return which artifact of a folder to take, and why not the others; nothing is loaded.
 
     Args:
         artifacts: the folder with manifest.json.
-        wish: what is wanted of it.
+        requirements: what is wanted of it.
         host: for which machine; None is this one, which takes only what the folder has.
 
     Raises:
@@ -91,8 +93,8 @@ def resolve(artifacts: str | os.PathLike[str], wish: Wish = ANY, host: Deploymen
     """
     manifest = read_manifest(artifacts)
     if host:
-        return resolve_entry(manifest, host, wish)
-    return resolve_entry(manifest, this_host(), wish, _absent(Path(artifacts), manifest))
+        return resolve_entry(manifest, host, requirements)
+    return resolve_entry(manifest, this_host(), requirements, _absent(Path(artifacts), manifest))
 
 
 def _absent(root: Path, manifest: Manifest) -> set[str]:
@@ -165,19 +167,19 @@ class Model:
         return [int(index) for index in logits.argmax(axis=1)]
 
 
-def _filled(batch: Batch, profile: Profile | None) -> Batch:
+def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
     """Return a batch that is not smaller than an artifact takes."""
     missing = max(0, profile.min - len(batch)) if profile else 0
     return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
 
 
 @contextmanager
-def load(artifacts: str | os.PathLike[str], wish: Wish = ANY) -> Iterator[Model]:
+def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) -> Iterator[Model]:
     """Resolve an artifact for this machine, check its digest, and open it.
 
     Args:
         artifacts: the folder with manifest.json.
-        wish: what is wanted of the artifact.
+        requirements: what is wanted of the artifact.
 
     Yields:
         what turns batches into logits, and images into names of classes.
@@ -192,7 +194,7 @@ def load(artifacts: str | os.PathLike[str], wish: Wish = ANY) -> Iterator[Model]
     manifest = read_manifest(root)
     if manifest.model is None:
         raise RunError(f"{root / 'manifest.json'} says nothing of the model", fix="take a finished build")
-    found = resolve_entry(manifest, this_host(), wish, _absent(root, manifest))
+    found = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
     with ExitStack() as stack:
         if found.place.tier is Tier.ONNX:
             run = _open_onnx(root, found)
@@ -218,7 +220,7 @@ def checked_file(root: Path, file: FileRecord | None) -> Path:
     path = root / file.path
     if not path.resolve().is_relative_to(root.resolve()):
         raise RunError(f"the manifest names a file outside its folder: {file.path}", fix="do not use this manifest")
-    verify(path, file, fix="pull or build the artifacts again")
+    check_digest(path, file, fix="pull or build the artifacts again")
     return path
 
 

@@ -1,7 +1,7 @@
-"""Manifest × host × wish → the artifact to take there, and why not the others. Pure: nothing is loaded or run.
+"""Manifest × host × requirements → the artifact to take there, and why not the others. Pure: nothing is loaded or run.
 
 What comes first is stated, not measured: an engine that was tuned on this very type of GPU, then one that also runs
-here, then a Torch-TensorRT module, then ONNX. Among equals the faster one at the wished batch size, or the one with
+here, then a Torch-TensorRT module, then ONNX. Among equals the faster one at the required batch size, or the one with
 more throughput; what was not measured here comes after what was.
 """
 
@@ -44,8 +44,8 @@ class Tier(IntEnum):
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a caller wants of an artifact; None is no wish."""
+class Requirements:
+    """What a caller wants of an artifact; None asks for nothing."""
 
     batch: int | None = None
     """That the artifact takes; without one, 1 or, for throughput, any."""
@@ -68,7 +68,7 @@ class Wish:
         """
         names = [precision.value for precision in Precision]
         if self.precision is not None and self.precision not in names:
-            raise UsageError("a wish for no precision", expected=", ".join(names), got=repr(self.precision))
+            raise UsageError("unknown precision", expected=", ".join(names), got=repr(self.precision))
 
     @property
     def timed_batch(self) -> int:
@@ -76,7 +76,7 @@ class Wish:
         return self.batch or 1
 
 
-class Place(NamedTuple):
+class Device(NamedTuple):
     """Where on a host an artifact runs."""
 
     tier: Tier
@@ -95,38 +95,38 @@ class Resolution(NamedTuple):
     """What to take."""
 
     entry: ManifestEntry
-    place: Place
+    place: Device
     latency_ms: float | None
-    """The median at the wished batch size, where it was measured on such a GPU or processor."""
+    """The median at the required batch size, where it was measured on such a GPU or processor."""
     throughput_per_s: float | None
-    """Images a second, at the wished batch size or the best one."""
+    """Images a second, at the required batch size or the best one."""
     rejected: tuple[Rejection, ...]
     """All others, in the manifest's order."""
 
 
 class _Candidate(NamedTuple):
     entry: ManifestEntry
-    place: Place
+    place: Device
     latency_ms: float | None
     throughput_per_s: float | None
 
-    def rank(self, wish: Wish) -> tuple[float, ...]:
+    def rank(self, requirements: Requirements) -> tuple[float, ...]:
         """Return what sorts candidates: the tier, then speed, then accuracy."""
         latency = math.inf if self.latency_ms is None else self.latency_ms
-        speed = -(self.throughput_per_s or 0.0) if wish.throughput else latency
+        speed = -(self.throughput_per_s or 0.0) if requirements.throughput else latency
         accuracy = self.entry.accuracy.relative_l2 if self.entry.accuracy else math.inf
         return (self.place.tier, speed, accuracy)
 
 
 def resolve_entry(
-    manifest: Manifest, host: DeploymentHost, wish: Wish, absent: Collection[str] = frozenset()
+    manifest: Manifest, host: DeploymentHost, requirements: Requirements, absent: Collection[str] = frozenset()
 ) -> Resolution:
     """Return the artifact to take on a host.
 
     Args:
         manifest: what there is.
         host: where it shall run.
-        wish: what is wanted of it.
+        requirements: what is wanted of it.
         absent: the ids of artifacts whose files are not there.
 
     Raises:
@@ -135,7 +135,7 @@ def resolve_entry(
     candidates: list[_Candidate] = []
     reasons: dict[str, str] = {}
     for entry in manifest.artifacts:
-        found = "was not pulled: its file is not there" if entry.id in absent else _candidate(entry, host, wish)
+        found = "was not pulled: its file is not there" if entry.id in absent else _candidate(entry, host, requirements)
         if isinstance(found, _Candidate):
             candidates.append(found)
         else:
@@ -144,74 +144,78 @@ def resolve_entry(
         raise ResolveError(
             "no artifact of the manifest suits this host and these wishes",
             got="".join(f"\n    {name}: {reason}" for name, reason in reasons.items()) or "an empty manifest",
-            fix="build for this host (`doit`), or wish for less",
+            fix="build for this host (`doit`), or lower the requirements",
         )
-    best, *others = sorted(candidates, key=lambda item: (item.rank(wish), item.entry.id))
-    reasons.update({item.entry.id: _why_not(item, best, wish) for item in others})
+    best, *others = sorted(candidates, key=lambda item: (item.rank(requirements), item.entry.id))
+    reasons.update({item.entry.id: _why_not(item, best, requirements) for item in others})
     rejected = (Rejection(entry.id, reasons[entry.id]) for entry in manifest.artifacts if entry.id in reasons)
     return Resolution(best.entry, best.place, best.latency_ms, best.throughput_per_s, tuple(rejected))
 
 
-def _why_not(item: _Candidate, best: _Candidate, wish: Wish) -> str:
+def _why_not(item: _Candidate, best: _Candidate, requirements: Requirements) -> str:
     """Return why an artifact that suits is not the one to take."""
     if item.place.tier != best.place.tier:
         return f"fits, but falls back: {item.place.tier.phrase}, and there is {best.place.tier.phrase}"
     mine, its = (
-        (item.throughput_per_s, best.throughput_per_s) if wish.throughput else (item.latency_ms, best.latency_ms)
+        (item.throughput_per_s, best.throughput_per_s)
+        if requirements.throughput
+        else (item.latency_ms, best.latency_ms)
     )
-    unit = "images/s" if wish.throughput else f"ms at batch {wish.timed_batch}"
+    unit = "images/s" if requirements.throughput else f"ms at batch {requirements.timed_batch}"
     if mine is None:
         return f"fits, but was not timed here ({unit})"
     if its is not None and mine != its:
         return f"fits, but {mine:.4g} {unit} against {its:.4g}"
     return (
-        "fits, but is less accurate" if item.rank(wish) > best.rank(wish) else "fits as well, and comes later by name"
+        "fits, but is less accurate"
+        if item.rank(requirements) > best.rank(requirements)
+        else "fits as well, and comes later by name"
     )
 
 
-def _candidate(entry: ManifestEntry, host: DeploymentHost, wish: Wish) -> _Candidate | str:
+def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Requirements) -> _Candidate | str:
     """Return an artifact that suits, or why it does not."""
     if entry.status is not Status.DEPLOYABLE:
         said = entry.reason.startswith(entry.status.value)
         return entry.reason if said else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
-    if reason := _unwished(entry, wish):
+    if reason := _unmet(entry, requirements):
         return reason
     places = _places(entry, host)
     if isinstance(places, str):
         return places
-    refusals = [_too_large(entry, place, host, wish) for place in places]
+    refusals = [_too_large(entry, place, host, requirements) for place in places]
     if all(refusals):
         return refusals[0]
     place = places[refusals.index("")]
     times = _times(entry, place, host)
-    latency = times.get(wish.timed_batch)
-    if wish.max_latency_ms is not None:
+    latency = times.get(requirements.timed_batch)
+    if requirements.max_latency_ms is not None:
         where = place.gpu.name if place.gpu else host.processor
         if latency is None:
-            return f"was not timed at batch {wish.timed_batch} on {where}"
-        if latency > wish.max_latency_ms:
-            return f"{latency:.4g} ms at batch {wish.timed_batch}, wished at most {wish.max_latency_ms:g} ms"
-    counted = times.items() if wish.batch is None else [(wish.batch, latency or 0.0)]
+            return f"was not timed at batch {requirements.timed_batch} on {where}"
+        if latency > requirements.max_latency_ms:
+            return f"{latency:.4g} ms at batch {requirements.timed_batch}, required at most {requirements.max_latency_ms:g} ms"
+    counted = times.items() if requirements.batch is None else [(requirements.batch, latency or 0.0)]
     rates = [1e3 * batch / milliseconds for batch, milliseconds in counted if milliseconds]
     return _Candidate(entry, place, latency, max(rates, default=None))
 
 
-def _unwished(entry: ManifestEntry, wish: Wish) -> str:
-    """Return which wish an artifact does not meet on any host."""
-    if wish.precision is not None and entry.precision != wish.precision:
-        return f"{entry.precision.value}, wished {Precision(wish.precision).value}"
+def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
+    """Return which requirements an artifact does not meet on any host."""
+    if requirements.precision is not None and entry.precision != requirements.precision:
+        return f"{entry.precision.value}, required {Precision(requirements.precision).value}"
     profile = entry.profile
-    needed = None if wish.throughput and wish.batch is None else wish.timed_batch
+    needed = None if requirements.throughput and requirements.batch is None else requirements.timed_batch
     if profile and needed is not None and not profile.min <= needed <= profile.max:
-        return f"takes batches of {profile.min} to {profile.max}, wished {needed}"
+        return f"takes batches of {profile.min} to {profile.max}, required {needed}"
     top1 = entry.accuracy.top1 if entry.accuracy else None
-    if wish.min_top1 is not None and (top1 is None or top1 < wish.min_top1):
+    if requirements.min_top1 is not None and (top1 is None or top1 < requirements.min_top1):
         got = "was validated without labels" if top1 is None else f"top-1 {top1:.1%}"
-        return f"{got}, wished at least {wish.min_top1:.1%}"
+        return f"{got}, required at least {requirements.min_top1:.1%}"
     return ""
 
 
-def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     """Return where an artifact runs on a host, the best place first, or why nowhere."""
     if entry.kind is Backend.TENSORRT:
         return _places_of_engine(entry, host)
@@ -222,11 +226,11 @@ def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
     if host.onnxruntime.version == "absent":
         return "needs onnxruntime, which is not installed there"
     if entry.target == CPU_TARGET:
-        return [Place(Tier.ONNX, None)] if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
+        return [Device(Tier.ONNX, None)] if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
     return _on_gpu_target(entry, host, Tier.ONNX)
 
 
-def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     built_for = entry.built_for
     if built_for is None:
         return "does not say what it runs on"
@@ -245,7 +249,7 @@ def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Place]
     exact = [gpu for gpu in fitting if gpu.name == built_for.gpu and have == built_for.version]
     others = [gpu for gpu in fitting if gpu not in exact]
     return [
-        Place(tier, gpu)
+        Device(tier, gpu)
         for tier, gpus in ((Tier.EXACT_ENGINE, exact), (Tier.COMPATIBLE_ENGINE, others))
         for gpu in _roomiest_first(gpus, host)
     ]
@@ -257,7 +261,7 @@ def _roomiest_first(gpus: Sequence[Gpu], host: DeploymentHost) -> list[Gpu]:
     return sorted(gpus, key=lambda gpu: -(free[gpu.uuid] or 0))
 
 
-def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Place] | str:
+def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     if entry.module is None:
         return "does not say what made it"
     have = {tool.name: tool.version for tool in (*host.host.flavours, host.torch_tensorrt)}
@@ -275,11 +279,11 @@ def _driver_too_old(host: DeploymentHost, flavour: EngineFlavour) -> str:
     return f"needs a driver for CUDA {needed}, got {host.driver}, for CUDA {host.driver_cuda}" if needed else ""
 
 
-def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Place] | str:
+def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Device] | str:
     """Return the GPUs of the type that something of torch's target was made on."""
     fitting = [gpu for gpu in host.host.gpus if module_target(gpu, host.host.torch) == entry.target]
     if host.driver != "absent" and fitting:
-        return [Place(tier, gpu) for gpu in _roomiest_first(fitting, host)]
+        return [Device(tier, gpu) for gpu in _roomiest_first(fitting, host)]
     return f"is for {entry.target}, got {_names(host.host.gpus)} with torch {host.host.torch}"
 
 
@@ -287,23 +291,23 @@ def _names(gpus: Sequence[Gpu]) -> str:
     return ", ".join(f"{gpu.name} (SM {gpu.compute_capability})" for gpu in gpus) or "no GPU"
 
 
-def _too_large(entry: ManifestEntry, place: Place, host: DeploymentHost, wish: Wish) -> str:
+def _too_large(entry: ManifestEntry, place: Device, host: DeploymentHost, requirements: Requirements) -> str:
     """Return why an artifact has no room on a GPU: by what it was seen to take, or else by what it says it needs."""
     said = entry.memory.activation_bytes + (entry.memory.weights_bytes or 0) if entry.memory else None
     needed = entry.device_memory_bytes if entry.device_memory_bytes is not None else said
     if place.gpu is None:
         return ""
-    if wish.max_memory_bytes is not None and needed is None:
+    if requirements.max_memory_bytes is not None and needed is None:
         return "does not say how much of the GPU's memory it takes"
     free = host.free_memory_bytes[host.host.gpus.index(place.gpu)]
-    bounds = {"wished at most": wish.max_memory_bytes, "free are": free}
+    bounds = {"required at most": requirements.max_memory_bytes, "free are": free}
     for words, bound in bounds.items():
         if needed is not None and bound is not None and needed > bound:
             return f"takes {needed / 2**20:.0f} MiB of the GPU's memory, {words} {bound / 2**20:.0f} MiB"
     return ""
 
 
-def _times(entry: ManifestEntry, place: Place, host: DeploymentHost) -> dict[int, float]:
+def _times(entry: ManifestEntry, place: Device, host: DeploymentHost) -> dict[int, float]:
     """Return the medians in milliseconds by batch size, by the clock that ranks; none of another GPU or processor."""
     timed = entry.gpu.name if entry.gpu else entry.device
     here = timed == (place.gpu.name if place.gpu else host.processor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from model_artifacts.errors import MendableError, RunError, one_line
+from model_artifacts.errors import RetryableError, RunError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is un
 
     Raises:
         RunError: it failed; CUDA's own words are in the message.
-        MendableError: the driver is older than this CUDA needs.
+        RetryableError: the driver is older than this CUDA needs.
     """
     status, *values = result
     if int(status) != 0:
@@ -39,10 +39,10 @@ def check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is un
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
-def _old_driver() -> MendableError:
+def _old_driver() -> RetryableError:
     _, driver = runtime.cudaDriverGetVersion()
     _, needed = runtime.cudaRuntimeGetVersion()
-    return MendableError(
+    return RetryableError(
         "the NVIDIA driver is too old",
         expected=f"one for CUDA {needed // 1000}",
         got=f"one for CUDA {cuda_version(driver)}" if driver else "no driver",

@@ -69,7 +69,7 @@ def read_host() -> Host:
     return Host(gpus=gpus(), flavours=found, cuda_majors=majors, torch=version("torch"))
 
 
-def torch_tensorrt() -> Tool:
+def installed_torch_tensorrt() -> Tool:
     """Return the installed Torch-TensorRT: it has two names, of which one excludes the other."""
     found = (Tool(name=name, version=version(name)) for name in ("torch-tensorrt", "torch-tensorrt-rtx"))
     return next((tool for tool in found if tool.version != "absent"), Tool(name="torch-tensorrt", version="absent"))
@@ -80,7 +80,7 @@ def tensorrt_of(library: Tool) -> EngineFlavour:
     return EngineFlavour.TENSORRT_RTX if library.name == "torch-tensorrt-rtx" else EngineFlavour.TENSORRT
 
 
-def onnxruntime() -> Tool:
+def installed_onnxruntime() -> Tool:
     """Return the installed ONNX Runtime: with CUDA, or the plain one."""
     found = [Tool(name=name, version=version(name)) for name in ("onnxruntime-gpu", "onnxruntime")]
     return next((tool for tool in found if tool.version != "absent"), found[-1])

@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import storage_errors
+from model_artifacts.errors import RunError, storage_errors
 from model_artifacts.records import FileRecord
 
 if TYPE_CHECKING:
@@ -47,3 +47,24 @@ def describe_file(path: Path, root: Path) -> FileRecord:
     with storage_errors(f"reading {path}"):
         size = path.stat().st_size
     return FileRecord(path=path.relative_to(root).as_posix(), bytes=size, sha256=sha256_of(path))
+
+
+def check_digest(path: Path, file: FileRecord, fix: str) -> None:
+    """Check a file before it is loaded: a damaged engine can crash its process, and a module holds code.
+
+    Args:
+        path: the file.
+        file: its record.
+        fix: the remedy that the message names.
+
+    Raises:
+        RunError: its SHA-256 differs from the record's.
+        StorageError: it cannot be read.
+    """
+    if (got := sha256_of(path)) != file.sha256:
+        raise RunError(
+            f"{path} is damaged, or is not the recorded file",
+            expected=f"SHA-256 {file.sha256}",
+            got=f"SHA-256 {got}",
+            fix=fix,
+        )

@@ -19,11 +19,11 @@ def free_memory_bytes(gpu: Gpu) -> int | None:
     import pynvml  # noqa: PLC0415 - hosts without a driver do without
 
     try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(pynvml, gpu)).free)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(gpu_handle(pynvml, gpu)).free)
     except pynvml.NVMLError:
         return None
 
 
-def _handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
+def gpu_handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
     pynvml.nvmlInit()
     return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)

@@ -41,15 +41,15 @@ from model_artifacts.records.manifest import (
 )
 from model_artifacts.records.releases import StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
-from model_artifacts.records.settings import KernelSpecialization
 from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
     Backend,
+    BatchRange,
     Graph,
+    KernelSpecialization,
     Layout,
     Precision,
-    Profile,
     Variant,
     Workspace,
 )
@@ -62,6 +62,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Backend",
+    "BatchRange",
     "BatchTiming",
     "BuiltFor",
     "ClassDrop",
@@ -96,7 +97,6 @@ __all__ = [
     "OperatorCalls",
     "Precision",
     "Preprocessing",
-    "Profile",
     "Recipe",
     "Record",
     "RowCheck",

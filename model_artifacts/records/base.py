@@ -26,7 +26,14 @@ Microseconds = Annotated[float, Field(ge=0)]
 class Record(BaseModel):
     """Frozen, closed, and comparable; NaN and infinity are refused because JSON has neither."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_name=True,  # an alias is the key in JSON of a field that Python has by a better name
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
     def to_json(self) -> str:
         """Return the record as JSON in canonical form: sorted keys, two spaces, a newline at the end."""

@@ -14,7 +14,7 @@ from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare
 from model_artifacts.records.base import FileRecord, Milliseconds, Record, Sha256, Share, StageRecord, Tool
 from model_artifacts.records.inputs import Preprocessing, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
-from model_artifacts.records.variants import Backend, Graph, Precision, Profile
+from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
 
 
 class Status(str, Enum):
@@ -66,7 +66,7 @@ class ManifestEntry(Record):
     kind: Backend
     precision: Precision
     graph: Graph | None
-    profile: Profile | None
+    profile: BatchRange | None
     workspace_bytes: int | None
     status: Status
     reason: str

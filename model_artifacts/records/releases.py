@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def _check_paths(files: Collection[FileRecord]) -> None:
+def check_paths(files: Collection[FileRecord]) -> None:
     """Refuse paths that lead out of the folder that they are relative to, and one that is there twice."""
     paths = [file.path for file in files]
     for path in paths:
@@ -37,7 +37,7 @@ class StoredRelease(Record):
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> StoredRelease:
-        _check_paths(self.files)
+        check_paths(self.files)
         return self
 
     @property

@@ -15,9 +15,9 @@ GPU_TARGET = "gpu"
 
 def module_target(gpu: Gpu, torch: str) -> str:
     """Return what torch's modules on a GPU are grouped under: `sm90-h100-80gb-hbm3-torch2.11`."""
-    return f"{gpu.slug}-torch{_release(torch)}"
+    return f"{gpu.slug}-torch{major_minor(torch)}"
 
 
-def _release(version: str) -> str:
+def major_minor(version: str) -> str:
     """Return the first two parts of a version; nothing of one that is absent."""
     return "" if version == "absent" else ".".join(version.split(".")[:2])

@@ -110,7 +110,7 @@ class Layout(str, Enum):
     CHANNELS_LAST = "channels_last"
 
 
-class Profile(Record):
+class BatchRange(Record):
     """The batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
 
     min: Whole
@@ -118,7 +118,7 @@ class Profile(Record):
     max: Whole
 
     @model_validator(mode="after")
-    def _ordered(self) -> Profile:
+    def _ordered(self) -> BatchRange:
         if not self.min <= self.opt <= self.max:
             raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
         return self
@@ -163,7 +163,7 @@ class Variant(Record):
     backend: Backend
     precision: Precision
     graph: Graph | None = None
-    profile: Profile | None = None
+    profile: BatchRange | None = None
     workspace: Workspace | None = None
     layout: Layout = Layout.CONTIGUOUS
     """Of the weights."""
@@ -188,3 +188,13 @@ class Variant(Record):
     def id(self) -> str:
         """`model/target/name`: what commands, folders and the manifest call it."""
         return f"{self.model}/{self.target}/{self.name}"
+
+
+class KernelSpecialization(str, Enum):
+    """When TensorRT-RTX compiles kernels for the shapes that an engine of several batch sizes really sees."""
+
+    EAGER = "eager"
+    """Before the first batch of a size runs."""
+    LAZY = "lazy"
+    """In the background, while slower kernels serve."""
+    NONE = "none"

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_artifacts.errors import PipelineError, StoreError, one_line, storage_errors
+from model_artifacts.errors import ArtifactError, StoreError, one_line, storage_errors
 from model_artifacts.host.files import replacing
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class ObjectStore:
         """Translate what file systems raise; each has exceptions of its own."""
         try:
             yield
-        except PipelineError:
+        except ArtifactError:
             raise
         except FileNotFoundError as exc:
             raise _MissingError(f"{self.shown}: {doing} failed: there is no such object") from exc

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from model_artifacts.deployment.resolution import Wish
+    from model_artifacts.deployment.resolution import Requirements
     from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.releases.staging import Staged
@@ -140,7 +140,7 @@ def pull(
     folder: Path,
     name: str = LATEST,
     verifier: Verifier | None = None,
-    for_host: Wish | None = None,
+    for_host: Requirements | None = None,
 ) -> Pulled:
     """Install a release of a store in a folder: verified first, and then in one step.
 
@@ -151,7 +151,7 @@ def pull(
         folder: what becomes the release; what is there must be one that was pulled before, or empty.
         name: a tag, or a release's SHA-256.
         verifier: whose signature is demanded; None demands none, and then nobody vouches for what is pulled.
-        for_host: take only the artifact that `resolve` picks for this host by such a wish, beside the evidence; None
+        for_host: take only the artifact that `resolve` picks for this host by such a requirements, beside the evidence; None
             takes everything.
 
     Raises:

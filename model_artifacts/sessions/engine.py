@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import BuiltFor, Gpu, LayerShare, Profile, TensorSpec
+    from model_artifacts.records import BatchRange, BuiltFor, Gpu, LayerShare, TensorSpec
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
 
@@ -71,7 +71,7 @@ class Engine:
         return self._loaded.outputs[0]
 
     @property
-    def batches(self) -> Profile:
+    def batches(self) -> BatchRange:
         """The batch sizes that it takes."""
         return self._loaded.batches
 

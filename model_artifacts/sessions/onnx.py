@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.errors import MendableError, RunError, UnsupportedError, one_line
+from model_artifacts.errors import RetryableError, RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import threads
 from model_artifacts.records import Precision
 
@@ -111,7 +111,7 @@ def onnx_session(
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
-        raise MendableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
+        raise RetryableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
     if gpu is not None:
         # It calls an error what is none: every convolution in FP16 for which cuDNN's first choice has no plan.
         onnxruntime.set_default_logger_severity(_FATAL)

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model_artifacts.errors import BuildError, MendableError, RunError, UnsupportedError, one_line
-from model_artifacts.host.environment import flavours, installed, missing_driver, tensorrt_of, torch_tensorrt, version
+from model_artifacts.errors import BuildError, RetryableError, RunError, UnsupportedError, one_line
+from model_artifacts.host.environment import (
+    flavours,
+    installed,
+    installed_torch_tensorrt,
+    missing_driver,
+    tensorrt_of,
+    version,
+)
 from model_artifacts.records import Backend, ModuleContents, OperatorCalls, Tool
 from model_artifacts.tensorrt.inspector import read_layers, shares
 
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, LayerShare, Precision, Setting
 
 
-_BUILDERS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
+BUILDER_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 """Which logger Torch-TensorRT hands on to what TensorRT says."""
 _SEGMENT = "execute_engine"
 """The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
@@ -43,7 +50,7 @@ def device_of(gpu: Gpu | None) -> torch.device:
     return torch.device("cpu") if gpu is None else torch.device("cuda", gpu.index)
 
 
-_CACHES = frozenset({"cache_built_engines", "reuse_cached_engines"})
+ENGINE_CACHES = frozenset({"cache_built_engines", "reuse_cached_engines"})
 """Settings of a build alone: a module that is made again from its recipe reads and writes no engines."""
 
 _SWITCHES = {"on": True, "off": False}
@@ -67,12 +74,12 @@ def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
 
 def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
     """Return the settings that a module takes wherever it is made."""
-    return tuple(setting for setting in settings if setting.name not in _CACHES)
+    return tuple(setting for setting in settings if setting.name not in ENGINE_CACHES)
 
 
 def libraries() -> tuple[Tool, ...]:
     """Return what a module belongs to: torch, Torch-TensorRT and its TensorRT, in the versions installed here."""
-    library = torch_tensorrt()
+    library = installed_torch_tensorrt()
     engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
     return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
 
@@ -122,17 +129,17 @@ def load_library() -> ModuleType:
     """
     if reason := missing_driver():
         raise UnsupportedError(reason)
-    check_libraries(version("torch"), torch_tensorrt())
+    check_libraries(version("torch"), installed_torch_tensorrt())
     _hide_missing_plugins()
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # it tells of every optional package that it does not find, of some as an error
     try:
         import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
     except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
-        raise MendableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
+        raise RetryableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     finally:
         logging.disable(before)
-    for name in ("torch_tensorrt", _BUILDERS_LOGGER):
+    for name in ("torch_tensorrt", BUILDER_LOGGER):
         logging.getLogger(name).setLevel(logging.ERROR)  # it warns of its own defaults in every process, several times
     return library  # type: ignore[no-any-return]  # untyped
 
@@ -148,7 +155,7 @@ def _hide_missing_plugins() -> None:
         sys.modules.setdefault("tensorrt.plugin", None)  # type: ignore[arg-type]  # how Python marks what is not there
 
 
-def _untraceable(error: Exception) -> BuildError:
+def untraceable(error: Exception) -> BuildError:
     """Return what to raise where torch cannot take a model as one graph."""
     return BuildError(
         "torch cannot trace the model",

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.errors import MendableError, UnsupportedError, one_line
+from model_artifacts.errors import RetryableError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.records import EngineFlavour, WeightWarning
 
@@ -44,13 +44,13 @@ def load_flavour(name: EngineFlavour) -> Flavour:
 
     Raises:
         UnsupportedError: it is not installed.
-        MendableError: it is, but its libraries are missing.
+        RetryableError: it is, but its libraries are missing.
     """
     try:
         module = importlib.import_module(name.value)
     except (ImportError, OSError) as exc:  # OSError: a wheel that loads its libraries by itself, and misses one
         group = "the dependency group `rtx`" if name is EngineFlavour.TENSORRT_RTX else "the extra `tensorrt`"
-        kind = MendableError if installed(name.value) else UnsupportedError
+        kind = RetryableError if installed(name.value) else UnsupportedError
         raise kind(
             f"{name.value} is not installed, or cannot be imported", got=one_line(exc), fix=f"install {group}"
         ) from exc

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.records import KernelSpecialization, Profile, TensorSpec
+from model_artifacts.records import BatchRange, KernelSpecialization, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
@@ -26,7 +26,7 @@ class LoadedEngine:
     flavour: Flavour
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batches: Profile
+    batches: BatchRange
     """The batch sizes that its profile takes."""
     activation_bytes: int
     _engine: Any
@@ -183,7 +183,7 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
         flavour=flavour,
         inputs=tuple(_spec(engine, name) for name in inputs),
         outputs=tuple(_spec(engine, name) for name in names if name not in inputs),
-        batches=Profile(min=low, opt=best, max=high),
+        batches=BatchRange(min=low, opt=best, max=high),
         activation_bytes=_activation_bytes(engine),
         _engine=engine,
         _log=log,

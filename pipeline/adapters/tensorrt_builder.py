@@ -15,12 +15,12 @@ from model_artifacts.records import BuiltFor, EngineMemory, Precision, Setting, 
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 from model_artifacts.tensorrt.runtime import load_engine
 from pipeline.adapters.tensorrt_settings import (
-    _FIRST_WITH,
-    _joined,
-    _keeps_timings,
-    _set_capabilities,
-    _Settings,
-    _specs,
+    FIRST_COMPUTE_CAPABILITY,
+    BuilderSettings,
+    io_formats,
+    joined,
+    keeps_timings,
+    set_compute_capabilities,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from model_artifacts.records import Gpu, Profile
+    from model_artifacts.records import BatchRange, Gpu
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.config.settings import TensorRTConfig
 
@@ -52,7 +52,7 @@ class EngineRequest:
 
     onnx: Path
     precision: Precision
-    profile: Profile
+    profile: BatchRange
     workspace_bytes: int
     compute_capabilities: tuple[int, ...]
     """The GPU generations to build for ahead of time; empty for the current GPU."""
@@ -106,7 +106,7 @@ def build_engine(
         problems = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise BuildError("TensorRT cannot read the ONNX graph", got="; ".join(problems)[:500])
     config = builder.create_builder_config()
-    settings = _Settings(flavour, builder, network, config, request, timings).apply()
+    settings = BuilderSettings(flavour, builder, network, config, request, timings).apply()
     monitor = _monitor(trt, progress) if progress and hasattr(trt, "IProgressMonitor") else None
     if monitor:
         config.progress_monitor = monitor
@@ -121,11 +121,11 @@ def build_engine(
         plan=data,
         memory=memory,
         layers_sha256=digest,
-        inputs=_specs([network.get_input(index) for index in range(network.num_inputs)]),
-        outputs=_specs([network.get_output(index) for index in range(network.num_outputs)]),
+        inputs=io_formats([network.get_input(index) for index in range(network.num_inputs)]),
+        outputs=io_formats([network.get_output(index) for index in range(network.num_outputs)]),
         settings=settings,
         built_for=_built_for(flavour, request, settings),
-        timing_cache=bytes(config.get_timing_cache().serialize()) if _keeps_timings(flavour, request) else b"",
+        timing_cache=bytes(config.get_timing_cache().serialize()) if keeps_timings(flavour, request) else b"",
         seconds=seconds,
     )
 
@@ -144,7 +144,7 @@ def unsupported(flavour: Flavour, request: EngineRequest) -> str | None:
         return f"{flavour} has no bfloat16"
     if precision is Precision.FP8 and not (hasattr(trt.DataType, "FP8") and flavour.strongly_typed):
         return f"{flavour} has no FP8 for quantised graphs"
-    needed = _FIRST_WITH.get(precision, 0)
+    needed = FIRST_COMPUTE_CAPABILITY.get(precision, 0)
     if gpu and not request.compute_capabilities and gpu.compute_capability < needed:
         return f"{precision.value} needs SM {needed} or later, and the {gpu.name} is SM {gpu.compute_capability}"
     if precision in {Precision.INT8, Precision.FP8} and not flavour.tunes:
@@ -175,10 +175,10 @@ def _no_quantized_convolutions(flavour: Flavour, request: EngineRequest) -> str 
     convolution.set_input(1, quantized(weights))
     network.mark_output(convolution.get_output(0))
     config = builder.create_builder_config()
-    _set_capabilities(trt, config, request.compute_capabilities)
+    set_compute_capabilities(trt, config, request.compute_capabilities)
     if builder.build_serialized_network(network, config) is not None:
         return None
-    where = f" for SM {_joined(request.compute_capabilities)}" if request.compute_capabilities else ""
+    where = f" for SM {joined(request.compute_capabilities)}" if request.compute_capabilities else ""
     return f"{flavour} cannot build {request.precision.value} convolutions{where}"
 
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pipeline.adapters.tensorrt_builder import EngineRequest
 
 
-_FIRST_WITH = {Precision.TF32: 80, Precision.BF16: 80, Precision.INT8: 61, Precision.FP8: 89}
+FIRST_COMPUTE_CAPABILITY = {Precision.TF32: 80, Precision.BF16: 80, Precision.INT8: 61, Precision.FP8: 89}
 """The first compute capability with hardware for a type (TensorRT's support matrix, "Hardware and Precision")."""
 
 
-class _Settings:
+class BuilderSettings:
     """Applies every setting of a request to a builder's configuration, and says how."""
 
     def __init__(  # noqa: PLR0913 - the parts of a build
@@ -51,9 +51,9 @@ class _Settings:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         self._say("profiling_verbosity", "detailed")
         self._profile()
-        _set_capabilities(trt, config, request.compute_capabilities)
+        set_compute_capabilities(trt, config, request.compute_capabilities)
         if request.compute_capabilities:
-            self._say("compute_capabilities", _joined(request.compute_capabilities))
+            self._say("compute_capabilities", joined(request.compute_capabilities))
         self._precision()
         self._choices()
         self._flags()
@@ -157,11 +157,11 @@ class _Settings:
         return "" if hasattr(owner, name) else f"{self._flavour} has no {name}"
 
 
-def _keeps_timings(flavour: Flavour, request: EngineRequest) -> bool:
+def keeps_timings(flavour: Flavour, request: EngineRequest) -> bool:
     return flavour.tunes and request.settings.timing_cache
 
 
-def _set_capabilities(trt: ModuleType, config: Any, capabilities: tuple[int, ...]) -> None:  # noqa: ANN401 - TensorRT is untyped
+def set_compute_capabilities(trt: ModuleType, config: Any, capabilities: tuple[int, ...]) -> None:  # noqa: ANN401 - TensorRT is untyped
     if not hasattr(trt, "ComputeCapability"):
         return
     if not capabilities:
@@ -179,9 +179,9 @@ def _set_capabilities(trt: ModuleType, config: Any, capabilities: tuple[int, ...
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _joined(numbers: tuple[int, ...]) -> str:
+def joined(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _specs(tensors: list[Any]) -> tuple[TensorSpec, ...]:
+def io_formats(tensors: list[Any]) -> tuple[TensorSpec, ...]:
     return tuple(tensor_spec(tensor.name, tuple(tensor.shape), tensor.dtype) for tensor in tensors)

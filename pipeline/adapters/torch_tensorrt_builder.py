@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from model_artifacts.errors import BuildError, UnsupportedError, one_line
-from model_artifacts.host.environment import torch_tensorrt
+from model_artifacts.host.environment import installed_torch_tensorrt
 from model_artifacts.records import Backend, Precision, Setting
 from model_artifacts.sessions.torch_tensorrt_runtime import (
-    _BUILDERS_LOGGER,
-    _CACHES,
-    _untraceable,
+    BUILDER_LOGGER,
+    ENGINE_CACHES,
     device_of,
     reason_of,
+    untraceable,
 )
 from model_artifacts.tensorrt.flavour import BuildLog
 from pipeline.adapters.tensorrt_builder import explain
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model_artifacts.records import Gpu, Profile, Tool
+    from model_artifacts.records import BatchRange, Gpu, Tool
     from pipeline.config.settings import TorchTensorRTConfig
 
 
@@ -44,7 +44,7 @@ class ModuleRequest:
 
     mode: Backend
     precision: Precision
-    profile: Profile
+    profile: BatchRange
     input_shape: tuple[int, int, int]
     """(channels, height, width)."""
     workspace_bytes: int
@@ -95,7 +95,7 @@ def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) ->
         wanted["require_full_compilation"] = True
     if request.engine_cache is not None:
         wanted |= {
-            **dict.fromkeys(sorted(_CACHES), True),
+            **dict.fromkeys(sorted(ENGINE_CACHES), True),
             "engine_cache_dir": str(request.engine_cache),
             "immutable_weights": False,  # by default they are, and the library neither keeps nor takes such engines
         }
@@ -129,7 +129,7 @@ def _shown(value: object) -> str:
 
 def times_tactics() -> bool:
     """Return whether the installed Torch-TensorRT times kernels while it builds: TensorRT-RTX compiles them later."""
-    return torch_tensorrt().name == "torch-tensorrt"
+    return installed_torch_tensorrt().name == "torch-tensorrt"
 
 
 _PACKAGES_CRASH = {("torch-tensorrt-rtx", "2.11")}
@@ -179,7 +179,7 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as exc:
-        raise _untraceable(exc) from exc
+        raise untraceable(exc) from exc
     device = library.Device(gpu_id=request.gpu.index)
     with compiling("Torch-TensorRT cannot compile the model", request.workspace_bytes), detailed_layers(library):
         compiled = library.dynamo.compile(
@@ -211,12 +211,12 @@ def compiling(what: str, workspace_bytes: int) -> Iterator[None]:
         BuildError: with the builder's reason where it gave one.
     """
     log = BuildLog()
-    logger, keeper = logging.getLogger(_BUILDERS_LOGGER), _Keeper(log)
+    logger, keeper = logging.getLogger(BUILDER_LOGGER), _Keeper(log)
     logger.addHandler(keeper)
     try:
         yield
     except torch._dynamo.exc.Unsupported as exc:  # noqa: SLF001 - there is no public name
-        raise _untraceable(exc) from exc
+        raise untraceable(exc) from exc
     except Exception as exc:
         raise explain(log, workspace_bytes) or _not_compiled(what, exc, log.errors()) from exc
     finally:

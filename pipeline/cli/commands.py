@@ -51,9 +51,9 @@ def _farm(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     record = look_at_farm(options.config)
     for item in record.hosts:
-        host = item.host.host
+        host = item.machine
         gpu = host.gpus[0].name if host.gpus else "no GPU that a driver shows"
         versions = ", ".join(f"{tool.name} {tool.version}" for tool in host.flavours)
-        print(f"{item.needs}: {versions or 'no TensorRT'}, torch {host.torch}, {gpu}, driver {item.host.driver}")
+        print(f"{item.worker_kind}: {versions or 'no TensorRT'}, torch {host.torch}, {gpu}, driver {item.host.driver}")
     print(f"{len(record.nodes)} machines have the cores or the GPUs that the configuration names")
     return 0

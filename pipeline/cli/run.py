@@ -26,8 +26,8 @@ from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
-from model_artifacts.errors import PipelineError, storage_errors
-from pipeline.cli.tasks import _GIVEN, _MAY_FAIL, _SINCE, _WHY, _OnFarm
+from model_artifacts.errors import ArtifactError, storage_errors
+from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY, FarmAction
 
 if TYPE_CHECKING:
     from typing import Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from doit.exceptions import BaseFail
     from doit.task import Task
 
-    from pipeline.cli.tasks import _Farm
+    from pipeline.cli.tasks import LazyFarm
 
 
 _STATE = Path("artifacts")
@@ -54,14 +54,14 @@ class Reporter(ConsoleReporter):
     def execute_task(self, task: Task) -> None:
         """Say why something is made again; the task will say what it makes."""
         self._idle = self._idle and not task.actions
-        if reasons := (task.meta or {}).get(_WHY):
+        if reasons := (task.meta or {}).get(WHY):
             self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
 
     def skip_uptodate(self, task: Task) -> None:
         """Say nothing, but of what this host could not have made, and of what was asked for alone."""
-        if self._asked_for == [task.name] and (since := (task.meta or {}).get(_SINCE)):
+        if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
-        if (task.meta or {}).get(_GIVEN):
+        if (task.meta or {}).get(REUSED):
             self.write(f"{task.name}: taken as given: torch is not installed here, and the digests hold\n")
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
@@ -91,7 +91,7 @@ class _Tolerant:
     """A runner's mixin: lets a task that only follows others run although some of them failed."""
 
     def select_task(self, node: Any, tasks_dict: Any) -> bool:  # noqa: ANN401 - doit is untyped
-        may_fail = (node.task.meta or {}).get(_MAY_FAIL, ())
+        may_fail = (node.task.meta or {}).get(MAY_FAIL, ())
         node.bad_deps = [bad for bad in node.bad_deps if bad.task.name not in may_fail]
         return bool(super().select_task(node, tasks_dict))  # type: ignore[misc]  # doit's runner comes after this class
 
@@ -116,7 +116,7 @@ class _FarmRunner(_ParallelRunner):
         self._here = threading.BoundedSemaphore(here)
 
     def execute_task(self, task: Task) -> BaseFail | None:
-        if any(isinstance(action, _OnFarm) for action in task.actions):
+        if any(isinstance(action, FarmAction) for action in task.actions):
             return super().execute_task(task)
         with self._here:
             return super().execute_task(task)
@@ -194,7 +194,7 @@ class Run(DoitRun):
             if isinstance(exc, InvalidCommand):
                 exc.cmd_used, exc.bin_name = None, "doit"
             message, status = f"error: {exc}\n", 2
-        except PipelineError as exc:
+        except ArtifactError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
@@ -225,7 +225,7 @@ class Run(DoitRun):
             runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
         return min(int(runner.run_all(self.control.task_dispatcher())), 1)
 
-    def _farms(self) -> set[_Farm]:
+    def _farms(self) -> set[LazyFarm]:
         """Return the farm, where one of the tasks runs there."""
         actions = [action for task in self.task_list for action in task.actions]
-        return {action.farm for action in actions if isinstance(action, _OnFarm)}
+        return {action.farm for action in actions if isinstance(action, FarmAction)}

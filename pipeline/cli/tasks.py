@@ -16,9 +16,9 @@ from doit import get_var
 from doit.action import BaseAction, CmdAction
 from doit.exceptions import TaskFailed
 
-from model_artifacts.errors import PipelineError, ReleaseError, UnknownFarmError
+from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError
 from model_artifacts.records import CPU_TARGET, Backend
-from pipeline.planning.freshness import NOT_MADE, status_of, taken_as_given
+from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage
 from pipeline.system.isolation import step_environment
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from doit.task import Task
 
     from pipeline.farm.executor import Farm
-    from pipeline.farm.parcels import Said
+    from pipeline.farm.parcels import PrintedLine
     from pipeline.planning.steps import Step
 
     TaskDict = dict[str, Any]
@@ -43,10 +43,10 @@ _TABLES = {Stage.MANIFEST, Stage.REPORT, Stage.PROFILE, Stage.SENSITIVITY}
 CONFIG_VARIABLE = "config"
 """`doit config=other.yaml` builds another configuration."""
 
-_MAY_FAIL = "dependencies that may fail"
-_GIVEN = "made elsewhere"
-_WHY = "why it is not up to date"
-_SINCE = "since when it is up to date"
+MAY_FAIL = "dependencies that may fail"
+REUSED = "made elsewhere"
+WHY = "why it is not up to date"
+SINCE = "since when it is up to date"
 
 
 class Tasks:
@@ -55,7 +55,7 @@ class Tasks:
     def __init__(self, config: Path, project: Project) -> None:
         self._config = config
         self._project = project
-        self._farm = _Farm(project)
+        self._farm = LazyFarm(project)
         self._held: set[Step] = set()
 
     @classmethod
@@ -64,7 +64,7 @@ class Tasks:
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
         try:
             return cls(config, _planned(config))
-        except PipelineError as exc:
+        except ArtifactError as exc:
             sys.stderr.write(f"error: {exc}\n")
             raise SystemExit(exc.exit_code) from None
 
@@ -75,8 +75,8 @@ class Tasks:
         environment = step_environment(timed=stage is Stage.BENCHMARK)
         for step in (*plan.steps, *plan.on_demand):
             if step.stage is stage:
-                needs, follows = plan.dependencies(step)
-                names = {other: f"{other.stage.value}:{other.subject}" for other in (*needs, *follows)}
+                required, follows = plan.dependencies(step)
+                names = {other: f"{other.stage.value}:{other.subject}" for other in (*required, *follows)}
                 command = self._command(step.stage.value, step.subject)
                 here = action(command, shell=False, env=environment)
                 yield {
@@ -84,13 +84,13 @@ class Tasks:
                     "actions": [self._elsewhere(step) or here],
                     "task_dep": list(names.values()),
                     "uptodate": [_Current(self._project, step, self._held)],
-                    "meta": {_MAY_FAIL: [names[other] for other in follows], _GIVEN: taken_as_given(step)},
+                    "meta": {MAY_FAIL: [names[other] for other in follows], REUSED: is_reused(step)},
                 }
 
     def _elsewhere(self, step: Step) -> BaseAction | None:
         """Return what is done instead of a step's command: it runs on the farm, or is known to be skipped."""
         if self._project.plan.workers(step):
-            return _OnFarm(self._farm, step)
+            return FarmAction(self._farm, step)
         return _Skip(self._project, step) if self._is_skipped(step) else None
 
     def _is_skipped(self, step: Step) -> bool:
@@ -175,13 +175,13 @@ class _Current:
 
     def __call__(self, task: Task, values: object) -> bool:
         del values  # the records on disk know
-        status = status_of(self._project, self._step, self._held)
+        status = freshness_of(self._project, self._step, self._held)
         if status.is_current and status.since:
             self._held.add(self._step)
             if task.meta is not None:
-                task.meta[_SINCE] = status.since
+                task.meta[SINCE] = status.since
         if task.meta is not None and status.reasons != (NOT_MADE,):
-            task.meta[_WHY] = status.reasons
+            task.meta[WHY] = status.reasons
         return status.is_current
 
 
@@ -212,14 +212,14 @@ class _Skip(_WithoutProcess):
         make = build_variant if self._step.stage is Stage.BUILD else validate_variant
         try:
             made = make(self._project, self._project.plan.variant(self._step.subject))
-        except PipelineError as exc:
+        except ArtifactError as exc:
             return TaskFailed(str(exc), report=True)
         if out:
             out.write(f"{self._name}: {made.outcome.value}: {made.reason}\n")
         return None
 
 
-class _Farm:
+class LazyFarm:
     """The farm, which is joined by the first step that runs there."""
 
     def __init__(self, project: Project) -> None:
@@ -227,7 +227,7 @@ class _Farm:
         self._lock = threading.Lock()
         self._open: Farm | None = None
 
-    def run(self, step: Step, say: Callable[[Said], None]) -> int:
+    def run(self, step: Step, say: Callable[[PrintedLine], None]) -> int:
         from pipeline.farm.executor import Farm
 
         with self._lock:
@@ -239,10 +239,10 @@ class _Farm:
             self._open.stop()
 
 
-class _OnFarm(_WithoutProcess):
+class FarmAction(_WithoutProcess):
     """Runs a step on the farm; what it says is shown as its command would say it."""
 
-    def __init__(self, farm: _Farm, step: Step) -> None:
+    def __init__(self, farm: LazyFarm, step: Step) -> None:
         super().__init__(step)
         self.farm = farm
 
@@ -255,7 +255,7 @@ class _OnFarm(_WithoutProcess):
 
         try:
             status = self.farm.run(self._step, lambda said: write(said.line, error=said.error))
-        except PipelineError as exc:
+        except ArtifactError as exc:
             write(f"error: {exc}", error=True)
             return TaskFailed(str(exc), report=True)
         except Exception as exc:  # noqa: BLE001 - of this step alone, as a command's would be: the others go on

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from model_artifacts.records import (
+    BatchRange,
     EngineFlavour,
     KernelSpecialization,
     Precision,
     Preprocessing,
-    Profile,
     Record,
     Whole,
 )
@@ -21,14 +21,14 @@ from pipeline.config.values import (
     Flag,
     Number,
     WorkspaceSize,
-    _auto,
-    _compute_capabilities,
-    _device,
-    _factory,
-    _own_resource,
-    _profile,
-    _share,
-    _workspace,
+    check_factory,
+    check_own_resource,
+    parse_auto,
+    parse_batch_range,
+    parse_compute_capabilities,
+    parse_device,
+    parse_workspace,
+    share_of,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ModelConfig(Record):
     """Which model, and whose weights."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "resnet18"
-    factory: Annotated[str, AfterValidator(_factory)] = "torchvision.models:resnet18"
+    factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     weights: str = "auto"
     """auto | IMAGENET1K_V1 | sample | factory | a path ending in .pth, .pt or .safetensors."""
     download_timeout_seconds: Annotated[Number, Field(gt=0)] = 10.0
@@ -97,9 +97,9 @@ def _without(settings: R, *names: str) -> R:
 class TensorRTConfig(Record):
     """How engines are built. What a flavour cannot apply is recorded as such beside the engine."""
 
-    flavour: Annotated[EngineFlavour | None, BeforeValidator(_auto)] = None
+    flavour: Annotated[EngineFlavour | None, BeforeValidator(parse_auto)] = None
     """None, written `auto`, takes `tensorrt` where it is installed, else `tensorrt_rtx`."""
-    compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(_compute_capabilities)] = (
+    compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(parse_compute_capabilities)] = (
         PORTABLE_COMPUTE_CAPABILITIES
     )
     """The GPU generations that one TensorRT-RTX engine runs on; `80+` is Ampere and everything later; empty, written
@@ -241,9 +241,9 @@ class ReleaseConfig(Record):
 
     manifest: Annotated[str, StringConstraints(min_length=1)]
     """The released build's manifest.json."""
-    max_latency_increase: Annotated[float, BeforeValidator(_share("%", 0.01))] = 0.03
+    max_latency_increase: Annotated[float, BeforeValidator(share_of("%", 0.01))] = 0.03
     """Beyond noise: where the intervals overlap, nothing has changed."""
-    max_top1_drop: Annotated[float, BeforeValidator(_share("pt", 0.01))] = 0.001
+    max_top1_drop: Annotated[float, BeforeValidator(share_of("pt", 0.01))] = 0.001
 
 
 class Executor(str, Enum):
@@ -260,15 +260,15 @@ class FarmTarget(Record):
     flavour: EngineFlavour
     accelerator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """The type of GPU as Ray calls it: H100, A10G, L4. None takes workers without one, which build ahead of time."""
-    compute_capabilities: Annotated[tuple[int, ...] | None, BeforeValidator(_compute_capabilities)] = None
+    compute_capabilities: Annotated[tuple[int, ...] | None, BeforeValidator(parse_compute_capabilities)] = None
     """Instead of those of `tensorrt:`; left out, those."""
-    resources: tuple[Annotated[str, StringConstraints(min_length=1), AfterValidator(_own_resource)], ...] = ()
+    resources: tuple[Annotated[str, StringConstraints(min_length=1), AfterValidator(check_own_resource)], ...] = ()
     """Custom resources that nodes declare: what tells two kinds of H100, or of installations, apart."""
     steps_per_gpu: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
     """How many steps share a GPU, and its memory, that time nothing; whatever is timed has one to itself."""
 
     @property
-    def needs(self) -> str:
+    def worker_kind(self) -> str:
         """What a worker must have, as a phrase: `H100 with tensorrt`; workers of one phrase are all alike."""
         return f"{self.accelerator or 'a processor'} with {' and '.join((self.flavour.value, *sorted(self.resources)))}"
 
@@ -299,10 +299,10 @@ class Config(Record):
 
     artifacts: Annotated[str, StringConstraints(min_length=1)] = "artifacts"
     model: ModelConfig = ModelConfig()
-    preprocessing: Annotated[Preprocessing | None, BeforeValidator(_auto)] = None
+    preprocessing: Annotated[Preprocessing | None, BeforeValidator(parse_auto)] = None
     """None, written `auto`, takes the weights' own."""
     data: DataConfig = DataConfig()
-    device: Annotated[str, BeforeValidator(_device)] = "0"
+    device: Annotated[str, BeforeValidator(parse_device)] = "0"
     """Which GPU engines are built for and run on: CUDA's number, a UUID, or `all` different types."""
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = (
         Precision.FP32,
@@ -310,8 +310,8 @@ class Config(Record):
         Precision.BF16,
         Precision.INT8,
     )
-    profiles: Annotated[tuple[Annotated[Profile, BeforeValidator(_profile)], ...], Field(min_length=1)]
-    workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(_workspace)], ...], Field(min_length=1)]
+    profiles: Annotated[tuple[Annotated[BatchRange, BeforeValidator(parse_batch_range)], ...], Field(min_length=1)]
+    workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(parse_workspace)], ...], Field(min_length=1)]
     leave_unquantized: Unquantized = Unquantized()
     tensorrt: TensorRTConfig = TensorRTConfig()
     torch_tensorrt: TorchTensorRTConfig = TorchTensorRTConfig()

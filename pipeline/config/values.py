@@ -29,7 +29,7 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
 
 
-def _profile(value: object) -> object:
+def parse_batch_range(value: object) -> object:
     """A bare number is a fixed batch."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
@@ -40,17 +40,17 @@ def _profile(value: object) -> object:
     return value
 
 
-def _auto(value: object) -> object:
+def parse_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
-def _device(value: object) -> object:
+def parse_device(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
         raise ValueError(f"expected a GPU's number, its UUID, or all, got {value!r}")
     return str(value)
 
 
-def _compute_capabilities(value: object) -> object:
+def parse_compute_capabilities(value: object) -> object:
     """`80+` is the portable default; a list is sorted, and every entry must be known; `current` is none."""
     if value in ("current", ()):
         return ()
@@ -65,7 +65,7 @@ def _compute_capabilities(value: object) -> object:
     return tuple(sorted(set(value)))
 
 
-def _workspace(value: object) -> object:
+def parse_workspace(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError(f"expected {_SIZE_EXAMPLES}, got {value!r}")  # noqa: TRY004 - pydantic collects ValueErrors
     return {"text": str(value).strip()}
@@ -110,13 +110,13 @@ class WorkspaceSize(Record):
         return None if gpu_memory_bytes is None else max(int(gpu_memory_bytes * self.percent / 100), 1)
 
 
-def _factory(value: str) -> str:
+def check_factory(value: str) -> str:
     if not _FACTORY.fullmatch(value):
         raise ValueError(f"expected package.module:function, got {value!r}")
     return value
 
 
-def _share(unit: str, size: float) -> Callable[[object], object]:
+def share_of(unit: str, size: float) -> Callable[[object], object]:
     """Return a validator of a share with its unit: `3%`, `0.1pt`; a bare number says nothing of its unit."""
 
     def validate(value: object) -> object:
@@ -133,7 +133,7 @@ def _share(unit: str, size: float) -> Callable[[object], object]:
 _RAYS_OWN = re.compile(r"CPU|GPU|memory|object_store_memory|(node|accelerator_type):.*")
 
 
-def _own_resource(name: str) -> str:
+def check_own_resource(name: str) -> str:
     if _RAYS_OWN.fullmatch(name):
         raise ValueError(f"{name} is a resource of Ray's own; expected one that nodes declare")
     return name

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import FarmError
 from model_artifacts.records import Record
 from pipeline.farm.ray_calls import (
-    _TRY_SECONDS,
-    _check_that_somebody_listens,
-    _get,
-    _join,
-    _on,
-    _ray_errors,
-    _remote_probe,
-    _remote_work,
-    _signals_kept,
-    _wait,
+    TRY_SECONDS,
+    check_reachable,
+    get_value,
+    join,
+    keep_signals,
+    on_node,
+    ray_errors,
+    remote_probe,
+    remote_work,
+    wait_for,
 )
 from pipeline.farm.worker import TERM_SECONDS, pieces
 
@@ -56,7 +56,7 @@ _OUR_ENVIRONMENT = {
 }
 
 
-class Needs(NamedTuple):
+class NodeRequirements(NamedTuple):
     """What a node must have for a task to run there."""
 
     accelerator: str | None
@@ -65,7 +65,7 @@ class Needs(NamedTuple):
     """How many such tasks a GPU takes at once."""
 
     @classmethod
-    def of(cls, target: FarmTarget, *, alone: bool = True) -> Needs:
+    def of(cls, target: FarmTarget, *, alone: bool = True) -> NodeRequirements:
         """Return what a target's steps need: those that are timed a GPU alone, others what the target says."""
         return cls(target.accelerator, target.resources, 1 if alone else target.steps_per_gpu)
 
@@ -128,9 +128,9 @@ class Cluster:
         self._ray = ray
         self.address = address
         self._step = ray.remote(max_retries=0, num_returns="streaming", _generator_backpressure_num_objects=_AHEAD)(
-            _remote_work
+            remote_work
         )
-        self._probe = ray.remote(max_retries=0, num_cpus=0)(_remote_probe)
+        self._probe = ray.remote(max_retries=0, num_cpus=0)(remote_probe)
 
     @classmethod
     def connect(cls, address: str, timeout_seconds: float) -> Cluster:
@@ -149,7 +149,7 @@ class Cluster:
                 fix="make this machine a node, which needs no CPUs to give: "
                 "`ray start --address=HOST:PORT --num-cpus=0`, then `address: auto`",
             )
-        tries = max(1, int(timeout_seconds / _TRY_SECONDS))
+        tries = max(1, int(timeout_seconds / TRY_SECONDS))
         for name, value in {**_OUR_ENVIRONMENT, "RAY_NUM_REDIS_GET_RETRIES": str(tries)}.items():
             os.environ.setdefault(name, value)
         try:
@@ -161,9 +161,9 @@ class Cluster:
             ) from exc
         if not ray.is_initialized():  # else this process has looked at the farm before
             if address != "auto":
-                _check_that_somebody_listens(address, timeout_seconds, ray.util.get_node_ip_address())
-            with _signals_kept():
-                _join(ray, address)
+                check_reachable(address, timeout_seconds, ray.util.get_node_ip_address())
+            with keep_signals():
+                join(ray, address)
         return cls(ray, address)
 
     def nodes(self) -> tuple[Node, ...]:
@@ -172,15 +172,15 @@ class Cluster:
         Raises:
             FarmError: the cluster cannot be reached.
         """
-        with _ray_errors(f"reading the nodes of {self.address}"):
+        with ray_errors(f"reading the nodes of {self.address}"):
             found = [item for item in self._ray.nodes() if item["Alive"]]
         nodes = [Node(item["NodeID"], item["NodeManagerAddress"], dict(item["Resources"])) for item in found]
         return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
 
     def probe(self, node: Node) -> Pending:
         """Ask a machine what it is; it need not be idle."""
-        with _ray_errors(f"asking {node.address} what it is"):
-            return Pending(self._ray, node, self._probe.options(scheduling_strategy=_on(node)).remote())
+        with ray_errors(f"asking {node.address} what it is"):
+            return Pending(self._ray, node, self._probe.options(scheduling_strategy=on_node(node)).remote())
 
     def put(self, content: Path | bytes) -> list[Any]:
         """Return a file's bytes as objects of the cluster, in pieces.
@@ -189,11 +189,11 @@ class Cluster:
             FarmError: the cluster does not take them.
             StorageError: the file cannot be read.
         """
-        with _ray_errors("sending a file"):
+        with ray_errors("sending a file"):
             return [self._ray.put(piece) for piece in ([content] if isinstance(content, bytes) else pieces(content))]
 
     def submit(
-        self, parcel: Parcel, small: bytes, large: list[list[Any]], needs: Needs, avoid: Collection[str]
+        self, parcel: Parcel, small: bytes, large: list[list[Any]], needs: NodeRequirements, avoid: Collection[str]
     ) -> Running:
         """Have a worker run a parcel's command.
 
@@ -207,7 +207,7 @@ class Cluster:
         Raises:
             FarmError: the cluster cannot be reached.
         """
-        with _ray_errors("sending a step"):
+        with ray_errors("sending a step"):
             step = self._step.options(**needs.options(avoid))
             return Running(self._ray, step.remote(parcel.to_json(), small, large))
 
@@ -217,7 +217,7 @@ class Cluster:
         Raises:
             FarmError: the cluster cannot be reached.
         """
-        with _ray_errors(f"reaching {name}"):
+        with ray_errors(f"reaching {name}"):
             there = self._ray.remote(num_cpus=0, resources={_HEAD: _LITTLE})(kind)
             return there.options(name=name, get_if_exists=True, lifetime="detached").remote()
 
@@ -228,7 +228,7 @@ class Cluster:
             LostWorkerError: the actor has gone.
             FarmError: it does not answer.
         """
-        with _ray_errors("asking another driver"):
+        with ray_errors("asking another driver"):
             return self._ray.get(reference, timeout=timeout_seconds)
 
     def close(self) -> None:
@@ -262,7 +262,7 @@ class Pending:
                     f"{self._doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why"
                 )
 
-        return Probe.model_validate_json(_get(self._ray, self._reference, self._doing, look_at_the_time))
+        return Probe.model_validate_json(get_value(self._ray, self._reference, self._doing, look_at_the_time))
 
 
 class Running:
@@ -285,12 +285,12 @@ class Running:
             FarmError: it could not begin.
         """
         while True:
-            _wait(self._ray, self._generator, "running a step", look)
-            with _ray_errors("running a step"):
+            wait_for(self._ray, self._generator, "running a step", look)
+            with ray_errors("running a step"):
                 reference = next(self._generator, None)
             if reference is None:
                 return
-            yield _get(self._ray, reference, "running a step", look)
+            yield get_value(self._ray, reference, "running a step", look)
 
     def cancel(self, *, force: bool = False) -> None:
         """Ask it to end, or kill its worker; each once.

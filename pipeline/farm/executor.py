@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import FarmError, LostWorkerError, storage_errors
 from model_artifacts.host.files import scratch_folder
-from pipeline.farm.cluster import Cluster, Needs
+from pipeline.farm.cluster import Cluster, NodeRequirements
 from pipeline.farm.flights import Flights
 from pipeline.farm.inspection import able_nodes, look, unfit_nodes
-from pipeline.farm.parcels import Began, Made, Refused, Said, accept, check_list, pack, read_message
+from pipeline.farm.parcels import Began, Completed, PrintedLine, Refused, accept, check_list, pack, read_message
 from pipeline.farm.sent import Sent
 from pipeline.farm.worker import TERM_SECONDS
 from pipeline.planning.keys import key_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.planning.steps import Step
     from pipeline.records import FarmHost, FarmRecord
 
-    Say = Callable[[Said], None]
+    Say = Callable[[PrintedLine], None]
 
 _SILENCE_SECONDS = 60.0
 """Beyond the time that a step is given: for what it has made to come back."""
@@ -74,7 +74,7 @@ class Farm:
 
         Raises:
             FarmError: it could not be run, or what came back does not hold.
-            PipelineError: what it is made from is missing, or its results cannot be written.
+            ArtifactError: what it is made from is missing, or its results cannot be written.
         """
         project = self._project
         workers = project.plan.workers(step)
@@ -133,11 +133,11 @@ class Farm:
     def _run_somewhere(self, joined: _Joined, step: Step, workers: FarmHost, say: Say) -> int:
         """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
         farm = _of(self._project)
-        target = next(item for item in farm.targets if item.needs == workers.needs)
-        needs = Needs.of(target, alone=_is_timed(step, target))
+        target = next(item for item in farm.targets if item.worker_kind == workers.worker_kind)
+        needs = NodeRequirements.of(target, alone=_is_timed(step, target))
         packed = pack(self._project, step, workers)
         small = packed.small()
-        places = _Places(joined.cluster, target, unfit_nodes(target, joined.record))
+        places = _EligibleNodes(joined.cluster, target, unfit_nodes(target, joined.record))
         with joined.sent.holding(packed.large) as large:
             for tries_left in range(farm.retries, -1, -1):
                 avoid = places.avoid()
@@ -200,7 +200,7 @@ class _Joined(NamedTuple):
     sent: Sent
 
 
-class _Places:
+class _EligibleNodes:
     """Where a step may run: on machines that have what its target needs, other than those that have lost it."""
 
     def __init__(self, cluster: Cluster, target: FarmTarget, unfit: frozenset[str]) -> None:
@@ -278,7 +278,7 @@ class _Trip:
             if isinstance(message, Began):
                 self.node = message.node
                 self._deadline = time.monotonic() + self._farm.step_timeout_seconds + _SILENCE_SECONDS
-            elif isinstance(message, Said):
+            elif isinstance(message, PrintedLine):
                 self._say(message)
             elif isinstance(message, Refused):
                 raise FarmError(message.reason)
@@ -286,7 +286,7 @@ class _Trip:
                 return self._take(message, items)
         raise LostWorkerError("running a step: the worker was lost", got="it fell silent")
 
-    def _take(self, made: Made, items: Iterator[str | bytes]) -> int:
+    def _take(self, made: Completed, items: Iterator[str | bytes]) -> int:
         ended = _OF_A_SIGNAL - made.status if made.status > _OF_A_SIGNAL else made.status
         if ended in KILLED:
             raise LostWorkerError("running a step", got=describe_exit(ended))
@@ -358,8 +358,8 @@ def _is_timed(step: Step, target: FarmTarget) -> bool:
     return step.stage is not Stage.VALIDATE and (step.stage is not Stage.BUILD or target.builds_on_its_gpu)
 
 
-def _told(line: str, *, error: bool = False) -> Said:
-    return Said(error=error, line=line)
+def _told(line: str, *, error: bool = False) -> PrintedLine:
+    return PrintedLine(error=error, line=line)
 
 
 def _of(project: Project) -> FarmConfig:

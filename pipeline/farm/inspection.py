@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from model_artifacts.errors import FarmError, PipelineError, UsageError
+from model_artifacts.errors import ArtifactError, FarmError, UsageError
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
 from pipeline.config.loading import load_config
-from pipeline.farm.cluster import Cluster, Needs, Node, Probe
+from pipeline.farm.cluster import Cluster, Node, NodeRequirements, Probe
 from pipeline.farm.parcels import this_package
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
@@ -58,20 +58,20 @@ def look(cluster: Cluster, farm: FarmConfig, paths: Paths, check: Callable[[], N
         check: called every few seconds while they are waited for; what it raises ends this.
     """
     nodes = cluster.nodes()
-    able = {target.needs: able_nodes(target, nodes) for target in farm.targets}
+    able = {target.worker_kind: able_nodes(target, nodes) for target in farm.targets}
     asked = {node.id: node for found in able.values() for node in found}
     known = {item.id: item for item in _known(paths).nodes if item.id in asked}
     pending = {node.id: cluster.probe(node) for node in asked.values() if node.id not in known}
     deadline = time.monotonic() + farm.connect_timeout_seconds
     for name, answer in pending.items():
         known[name] = _described(asked[name], answer.result(deadline, check))
-    before = {item.needs: item.host for item in _known(paths).hosts}
+    before = {item.worker_kind: item.host for item in _known(paths).hosts}
     hosts = {}
     for target in farm.targets:
-        host = common_host(target, [known[node.id] for node in able[target.needs]])
-        former = before.get(target.needs, host)
+        host = common_host(target, [known[node.id] for node in able[target.worker_kind]])
+        former = before.get(target.worker_kind, host)
         same = _traits(former, target) == _traits(host, target)  # then the plan does not change with who comes first
-        hosts[target.needs] = FarmHost(needs=target.needs, host=former if same else host)
+        hosts[target.worker_kind] = FarmHost(worker_kind=target.worker_kind, host=former if same else host)
     record = FarmRecord(hosts=tuple(hosts.values()), nodes=tuple(known[name] for name in sorted(known)))
     if record != _known(paths):
         write_record(paths.farm, record)
@@ -89,12 +89,12 @@ def able_nodes(target: FarmTarget, nodes: Sequence[Node], unfit: Collection[str]
     Raises:
         FarmError: none of them can.
     """
-    needs = Needs.of(target)
+    needs = NodeRequirements.of(target)
     if found := [node for node in nodes if needs.met_by(node) and node.id not in unfit]:
         return found
     there = "; ".join(node.shown for node in nodes) or "no machine at all"
     raise FarmError(
-        f"no machine of the farm can run what {target.needs} needs",
+        f"no machine of the farm can run what {target.worker_kind} needs",
         expected=needs.shown,
         got=there,
         fix="start one with `ray start --address=HOST:PORT`, or take the target out of farm.targets",
@@ -104,7 +104,7 @@ def able_nodes(target: FarmTarget, nodes: Sequence[Node], unfit: Collection[str]
 def _known(paths: Paths) -> FarmRecord:
     try:
         return read_record(paths.farm, FarmRecord)
-    except PipelineError:
+    except ArtifactError:
         return FarmRecord(hosts=())
 
 
@@ -147,7 +147,7 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
     flavours = {tool.name for node in nodes for tool in node.host.host.flavours}
     if target.flavour.value not in flavours:
         raise FarmError(
-            f"the machines for {target.needs} lack its flavour",
+            f"the machines for {target.worker_kind} lack its flavour",
             expected=target.flavour.value,
             got=", ".join(sorted(flavours)) or "no TensorRT",
             fix="install it on those that are to build for this target; the others may do without",
@@ -158,7 +158,7 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
             kinds.setdefault("; ".join(_traits(node.host, target).values()), []).append(node)
     if len(kinds) > 1:
         raise FarmError(
-            f"the machines for {target.needs} are not alike, so that it would be chance what a step gives",
+            f"the machines for {target.worker_kind} are not alike, so that it would be chance what a step gives",
             expected="the same versions and the same GPU; or a resource that only some declare, named in the target's "
             "`resources`",
             got="; and ".join(f"{len(alike)} with {kind}" for kind, alike in kinds.items()),
@@ -170,7 +170,7 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
         return host.model_copy(update={"host": plain, "free_memory_bytes": (), "driver": "absent"})
     if target.builds_on_its_gpu and not host.host.gpus:
         raise FarmError(
-            f"the machines for {target.needs} claim a GPU, and their driver shows none",
+            f"the machines for {target.worker_kind} claim a GPU, and their driver shows none",
             got=f"driver: {host.driver}",
         )
     return host

@@ -80,7 +80,7 @@ class Began(Record):
     """What the cluster calls its machine."""
 
 
-class Said(Record):
+class PrintedLine(Record):
     """A line that the command has printed."""
 
     kind: Literal["said"] = "said"
@@ -89,7 +89,7 @@ class Said(Record):
     line: str
 
 
-class Made(Record):
+class Completed(Record):
     """The command has ended; the bytes of `files` follow, in their order."""
 
     kind: Literal["made"] = "made"
@@ -106,7 +106,7 @@ class Refused(Record):
     reason: str
 
 
-Message = Began | Said | Made | Refused
+Message = Began | PrintedLine | Completed | Refused
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
@@ -167,7 +167,7 @@ def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
         RecordError: what it is made from is missing or damaged.
         StorageError: a file cannot be read.
     """
-    farm = read_farm(project.config, project.paths).model_copy(update={"here": workers.needs, "nodes": ()})
+    farm = read_farm(project.config, project.paths).model_copy(update={"here": workers.worker_kind, "nodes": ()})
     with storage_errors("reading what travels to a worker"):
         inputs = [
             _text(CONFIG, project.config_file.read_bytes()),
@@ -265,7 +265,7 @@ def _maybe(project: Project, path: Path, read: Callable[[], StageRecord]) -> Ite
             yield _Taken(path, files)
 
 
-def check_list(project: Project, step: Step, made: Made) -> None:
+def check_list(project: Project, step: Step, made: Completed) -> None:
     """Check that a worker gives what a step may make, and nothing else, before any of it is taken.
 
     Raises:
@@ -278,7 +278,7 @@ def check_list(project: Project, step: Step, made: Made) -> None:
         raise FarmError(f"a worker gave a file that is not the step's: {wrong[0]}; nothing of it was kept")
 
 
-def accept(project: Project, step: Step, made: Made, staged: Path) -> None:
+def accept(project: Project, step: Step, made: Completed, staged: Path) -> None:
     """Put what a worker has made in its place, once it holds.
 
     Args:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
-from model_artifacts.errors import FarmError, LostWorkerError, PipelineError, one_line
+from model_artifacts.errors import ArtifactError, FarmError, LostWorkerError, one_line
 from pipeline.farm.cluster import Probe
 from pipeline.farm.parcels import Parcel, this_package
 from pipeline.farm.worker import work
@@ -29,36 +29,36 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 5.0
 """How often something else than the worker's words is looked at, such as the time."""
 
-_TRY_SECONDS = 40.0
+TRY_SECONDS = 40.0
 """How long Ray takes to see that nobody answers."""
 
 _NAMESPACE = f"model-artifact-pipeline-{__version__}"
 
 
-def _on(node: Node) -> object:
+def on_node(node: Node) -> object:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
 
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
-def _wait(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
+def wait_for(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
     """Wait until something has come to this machine; every few seconds `look`."""
     ready: list[Any] = []
     while not ready:
         look()
-        with _ray_errors(doing):
+        with ray_errors(doing):
             ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
 
 
-def _get(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - what a task gives
+def get_value(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - what a task gives
     """Return an object's value, which may have to come from another machine; every few seconds `look`."""
     while True:
         look()
-        with _ray_errors(doing), suppress(ray.exceptions.GetTimeoutError):
+        with ray_errors(doing), suppress(ray.exceptions.GetTimeoutError):
             return ray.get(reference, timeout=_LOOK_SECONDS)
 
 
-def _remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
+def remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
     """Be the task: `work`, with inputs out of Ray's object store."""
     import ray  # noqa: PLC0415 - of the worker
 
@@ -66,7 +66,7 @@ def _remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[st
     yield from work(Parcel.model_validate_json(text), small, lambda number: map(ray.get, large[number]), node)
 
 
-def _remote_probe() -> str:
+def remote_probe() -> str:
     """Be the task: ask this package, in a process of its own, what this machine is; CUDA is to show all of it."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-m", "pipeline", "host"]
@@ -76,7 +76,7 @@ def _remote_probe() -> str:
     return Probe(package=this_package(), host=done.stdout).to_json()
 
 
-def _check_that_somebody_listens(address: str, timeout_seconds: float, own: str) -> None:
+def check_reachable(address: str, timeout_seconds: float, own: str) -> None:
     """Check that a connection can be made, where Ray would look for minutes.
 
     Raises:
@@ -96,7 +96,7 @@ def _check_that_somebody_listens(address: str, timeout_seconds: float, own: str)
         ) from exc
 
 
-def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
+def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
     try:
         ray.init(address=address, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except Exception as exc:  # RuntimeError, ConnectionError, ValueError: Ray has no one type for it
@@ -114,7 +114,7 @@ def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def keep_signals() -> Iterator[None]:
     """Keep what signals do here: Ray takes SIGTERM for itself, in Python and, in whatever thread it is, below that."""
     before = signal.getsignal(signal.SIGTERM)
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
@@ -129,7 +129,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _ray_errors(doing: str) -> Iterator[None]:
+def ray_errors(doing: str) -> Iterator[None]:
     """Translate what Ray raises."""
     from ray import exceptions  # noqa: PLC0415 - see `connect`
 
@@ -152,7 +152,7 @@ def _ray_errors(doing: str) -> Iterator[None]:
         raise FarmError(f"{doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why") from exc
     except exceptions.RayTaskError as exc:
         cause = exc.cause if isinstance(exc.cause, Exception) else exc
-        if isinstance(cause, PipelineError):
+        if isinstance(cause, ArtifactError):
             raise FarmError(str(cause)) from exc
         if isinstance(cause, ImportError):
             raise FarmError(

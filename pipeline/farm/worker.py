@@ -25,10 +25,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import FarmError, PipelineError, StorageError, storage_errors
+from model_artifacts.errors import ArtifactError, FarmError, StorageError, storage_errors
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
-from pipeline.farm.parcels import ARTIFACTS, Began, Made, Refused, Said, is_small, this_package
+from pipeline.farm.parcels import ARTIFACTS, Began, Completed, PrintedLine, Refused, is_small, this_package
 from pipeline.system.digests import digests_in
 from pipeline.system.isolation import step_environment
 
@@ -67,7 +67,7 @@ def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator
         node: what the cluster calls this machine.
 
     Yields:
-        messages as JSON: `Began`, `Said` for every line, then `Made`, after which come the bytes of what was made, one
+        messages as JSON: `Began`, `PrintedLine` for every line, then `Completed`, after which come the bytes of what was made, one
         file after another, in pieces; or `Refused`.
     """
     yield Began(node=node).to_json()
@@ -87,10 +87,10 @@ def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator
             status = yield from _run(parcel, folder, deadline)
             after = _looks(root)
             made = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
-            yield Made(status=status, files=made).to_json()
+            yield Completed(status=status, files=made).to_json()
             few = sum(file.bytes for file in made) < _INLINE_PIECES * _INLINE_BYTES
             yield from pieces(*(root / file.path for file in made), size=_INLINE_BYTES if few else CHUNK_BYTES)
-    except PipelineError as exc:
+    except ArtifactError as exc:
         yield Refused(reason=str(exc)).to_json()
 
 
@@ -272,13 +272,13 @@ class _Lines:
         self._error = error
         self._rest = b""
 
-    def take(self, data: bytes) -> list[Said]:
+    def take(self, data: bytes) -> list[PrintedLine]:
         """Return the lines that are whole by now; at the end, which has no bytes, also one that is not."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if not data and self._rest:
             lines.append(self._rest)
             self._rest = b""
-        return [Said(error=self._error, line=line.decode(errors="replace")) for line in lines]
+        return [PrintedLine(error=self._error, line=line.decode(errors="replace")) for line in lines]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

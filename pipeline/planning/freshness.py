@@ -45,7 +45,7 @@ _SHOWN_CHANGES = 3
 
 
 @dataclass(frozen=True)
-class Status:
+class Freshness:
     """What is known of a step's results on disk."""
 
     reasons: tuple[str, ...] = ()
@@ -61,10 +61,10 @@ class Status:
 
 def is_current(project: Project, step: Step) -> bool:
     """Return whether a step has nothing to do: its results are there, whole, and made from what there is now."""
-    return status_of(project, step).is_current
+    return freshness_of(project, step).is_current
 
 
-def status_of(project: Project, step: Step, held: Collection[Step] = ()) -> Status:
+def freshness_of(project: Project, step: Step, held: Collection[Step] = ()) -> Freshness:
     """Return whether a step has something to do, and why.
 
     Args:
@@ -77,16 +77,16 @@ def status_of(project: Project, step: Step, held: Collection[Step] = ()) -> Stat
     """
     try:
         if step.stage in {Stage.VALIDATE, Stage.PROFILE} and _unbuilt(project, step):
-            return Status()
+            return Freshness()
         found = [_read(reader) for reader in readers(project, step)]
         records = [record for record in found if isinstance(record, StageRecord)]
         if missing := [reason for reason in found if isinstance(reason, str)]:
-            return Status(tuple(missing) if records else (NOT_MADE,))
+            return Freshness(tuple(missing) if records else (NOT_MADE,))
         key = key_of_manifest(project, held) if step.stage is Stage.MANIFEST else key_of(project, step)
         reasons = [reason for record in records for reason in _reasons(project, step, record, key)]
-        return Status(tuple(dict.fromkeys(reasons)), max((record.built_at for record in records), default=None))
+        return Freshness(tuple(dict.fromkeys(reasons)), max((record.built_at for record in records), default=None))
     except (RecordError, StorageError) as exc:
-        return Status((exc.what,))
+        return Freshness((exc.what,))
 
 
 def _read(reader: Callable[[], StageRecord]) -> StageRecord | str:
@@ -185,7 +185,7 @@ _OF_THE_MAKER = frozenset(
 """Fields of keys that tell of the host that made a result, rather than of what the configuration asks for."""
 
 
-def taken_as_given(step: Step) -> bool:
+def is_reused(step: Step) -> bool:
     """Return whether a step's results, made elsewhere, are used as they are: a build host needs no torch."""
     return step.stage in _MADE_WITH_TORCH and not installed("torch")
 
@@ -197,7 +197,7 @@ _OF_THE_WORKER = frozenset({"driver", "gpu", "nsight"})
 def asked_for(project: Project, step: Step, key: Key) -> Key:
     """Return what of a step's key must hold for its result to be used here: all of it, of what is made here."""
     given: frozenset[str] = frozenset()
-    if taken_as_given(step):
+    if is_reused(step):
         given = _OF_THE_MAKER
     elif step.stage in {Stage.BENCHMARK, Stage.PROFILE} and project.plan.workers(step):
         given = _OF_THE_WORKER
@@ -275,9 +275,9 @@ def _tried_again(project: Project, record: StageRecord) -> Iterator[str]:
     kinds = (Artifact, AccuracyReport, BenchmarkReport, LayerProfile, ReportRecord)
     if isinstance(record, kinds) and record.outcome is Outcome.FAILED:
         yield "it failed the last time"
-    if isinstance(record, Artifact | AccuracyReport | LayerProfile) and record.mendable:
+    if isinstance(record, Artifact | AccuracyReport | LayerProfile) and record.retryable:
         yield "this host may have by now what it lacked"
-    if isinstance(record, BenchmarkReport) and record.mendable and _is_validated(project, record.variant_id):
+    if isinstance(record, BenchmarkReport) and record.retryable and _is_validated(project, record.variant_id):
         yield f"{record.variant_id} runs here by now"
     if isinstance(record, SourceRecord) and record.origin is WeightsOrigin.SAMPLE and _is_downloaded(project):
         yield "the weights that could not be downloaded are there by now"

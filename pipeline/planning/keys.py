@@ -16,11 +16,11 @@ from pydantic import BaseModel
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import (
     driver_version,
+    installed_torch_tensorrt,
     missing_driver,
     processor,
     tensorrt_of,
     threads,
-    torch_tensorrt,
     version,
 )
 from model_artifacts.host.factory_code import code_of
@@ -369,9 +369,9 @@ class _Installed(NamedTuple):
 def _installed_for(project: Project, target: str) -> _Installed:
     """Return what runs a target's variants, on this machine or on the workers that do."""
     if workers := project.plan.workers_of(target):
-        has, library, onnxruntime = workers.host.host, workers.host.torch_tensorrt, workers.host.onnxruntime.version
+        has, library, onnxruntime = workers.machine, workers.host.torch_tensorrt, workers.host.onnxruntime.version
         return _Installed(has.torch, onnxruntime, library, has.tensorrt(tensorrt_of(library)))
-    library = torch_tensorrt()
+    library = installed_torch_tensorrt()
     used = project.plan.host.tensorrt(tensorrt_of(library))
     return _Installed(version("torch"), version("onnxruntime-gpu"), library, used)
 

@@ -24,7 +24,7 @@ from model_artifacts.records import (
 from pipeline.config.settings import Baseline, Executor, ModuleFormat
 from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES
 from pipeline.planning.steps import _LAST, Dependencies, Stage, Step
-from pipeline.planning.targets import _engine_targets, _Place
+from pipeline.planning.targets import Machines, engine_targets_of
 
 if TYPE_CHECKING:
     from model_artifacts.records import Gpu
@@ -66,22 +66,22 @@ class Plan:
         return tuple(graph for graph in Graph if graph in wanted)
 
     @cached_property
-    def _places(self) -> tuple[_Place, ...]:
+    def _machines(self) -> tuple[Machines, ...]:
         """Where engines are built and GPUs run them: here, or on the farm's workers."""
         tensorrt = self.config.tensorrt
         if self.config.executor is Executor.RAY:
-            return tuple(self._place_on_farm(target) for target in self.config.farm_targets)
+            return tuple(self._machines_on_farm(target) for target in self.config.farm_targets)
         found = next((EngineFlavour(tool.name) for tool in self.host.flavours), EngineFlavour.TENSORRT_RTX)
         flavour = tensorrt.flavour or found
         ahead = tensorrt.compute_capabilities if flavour is EngineFlavour.TENSORRT_RTX else ()
         gpus = self.config.gpus(self.host)
-        return (_Place(gpus, self.host.torch, *self.host.tensorrt(flavour), ahead),)
+        return (Machines(gpus, self.host.torch, *self.host.tensorrt(flavour), ahead),)
 
-    def _place_on_farm(self, target: FarmTarget) -> _Place:
-        workers = next(item for item in self.farm if item.needs == target.needs)
-        host = workers.host.host
+    def _machines_on_farm(self, target: FarmTarget) -> Machines:
+        workers = next(item for item in self.farm if item.worker_kind == target.worker_kind)
+        host = workers.machine
         installed = host.tensorrt(target.flavour)
-        return _Place(
+        return Machines(
             gpus=host.gpus[:1] if target.accelerator else (),
             torch=host.torch,
             flavour=target.flavour,
@@ -98,18 +98,18 @@ class Plan:
         `rtx-sm80+` is TensorRT-RTX's portable default and `rtx-sm75-89` a list; `sm90-h100-80gb-hbm3-trt10.15` is a
         GPU type, by a flavour that tunes on the GPU.
         """
-        return tuple(target for place in self._places for target in _engine_targets(place))
+        return tuple(target for place in self._machines for target in engine_targets_of(place))
 
     @cached_property
     def module_targets(self) -> tuple[GpuTarget, ...]:
         """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`; of workers, those that have torch."""
         found: dict[str, GpuTarget] = {}
-        for place in self._places:
+        for place in self._machines:
             for gpu in place.gpus if place.workers is None or place.torch != "absent" else ():
                 target = place.target(module_target(gpu, place.torch), gpu)
                 found.setdefault(target.name, target)
         if not found and self.config.executor is Executor.LOCAL:
-            return (self._places[0].target(GPU_TARGET, None),)
+            return (self._machines[0].target(GPU_TARGET, None),)
         return tuple(found.values())
 
     @cached_property
@@ -148,7 +148,7 @@ class Plan:
         homes = [item.name for item in there] if at else [CPU_TARGET]
         return next((item for item in self.variants if item.target in homes and _is_baseline(item)), None)
 
-    def needs(self, variant: Variant) -> str:
+    def hardware(self, variant: Variant) -> str:
         """Return what hardware a variant runs on, as a phrase."""
         if variant.target == CPU_TARGET:
             return "an x86-64 processor"
@@ -375,8 +375,8 @@ class Plan:
 
     def _before_build(self, variant: Variant) -> Dependencies:
         """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""
-        needs = (self.graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
-        return Dependencies(needs, self._smaller(Stage.BUILD, variant))
+        required = (self.graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
+        return Dependencies(required, self._smaller(Stage.BUILD, variant))
 
     def _smaller(self, stage: Stage, variant: Variant) -> tuple[Step, ...]:
         """Return the step of the next smaller workspace, which comes after that of the one before."""

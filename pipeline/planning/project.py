@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
-from model_artifacts.host.environment import driver_version, onnxruntime, read_host, torch_tensorrt
+from model_artifacts.host.environment import driver_version, installed_onnxruntime, installed_torch_tensorrt, read_host
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph, Host, Manifest, Record, Variant
 from pipeline.config.loading import load_config
@@ -72,9 +72,10 @@ class Project:
         if config.executor is Executor.LOCAL:
             return cls(Plan(config, host), paths, file)
         farm = read_farm(config, paths)
-        targets = {target.needs: target for target in config.farm_targets}
+        targets = {target.worker_kind: target for target in config.farm_targets}
         hosts = tuple(
-            _adopted(item, targets[item.needs], host) if item.needs == farm.here else item for item in farm.hosts
+            _adopted(item, targets[item.worker_kind], host) if item.worker_kind == farm.here else item
+            for item in farm.hosts
         )
         return cls(Plan(config, host, hosts), paths, file, on_worker=farm.here is not None)
 
@@ -153,8 +154,8 @@ def read_farm(config: Config, paths: Paths) -> FarmRecord:
     except RecordError as exc:
         missing = isinstance(exc, MissingRecordError)
         raise UnknownFarmError("nobody has looked at the farm yet" if missing else exc.what, fix=fix) from exc
-    known = {item.needs for item in record.hosts}
-    if unknown := [target.needs for target in config.farm_targets if target.needs not in known]:
+    known = {item.worker_kind for item in record.hosts}
+    if unknown := [target.worker_kind for target in config.farm_targets if target.worker_kind not in known]:
         raise UnknownFarmError(f"nobody has looked yet at the farm's workers with {unknown[0]}", fix=fix)
     return record
 
@@ -180,13 +181,13 @@ def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
     Raises:
         FarmError: it is of another kind.
     """
-    host = planned.host.host
+    host = planned.machine
     there = traits(target, host, planned.host.torch_tensorrt, planned.host.onnxruntime)
-    for what, got in traits(target, here, torch_tensorrt(), onnxruntime()).items():
+    for what, got in traits(target, here, installed_torch_tensorrt(), installed_onnxruntime()).items():
         if there[what] != got:
             raise FarmError(
                 f"this worker's {what} is not what was planned with",
-                expected=f"{there[what]}, as workers with {planned.needs} have had",
+                expected=f"{there[what]}, as workers with {planned.worker_kind} have had",
                 got=got,
                 fix="look at the farm again: `python -m pipeline farm`",
             )

@@ -38,7 +38,7 @@ _SHARED = {Stage.EXPORT, Stage.QUANTIZE, Stage.BUILD}
 _MAX_LISTING_BYTES = 2**20
 
 
-class _Place(NamedTuple):
+class _RecordFile(NamedTuple):
     """Where a step's record lies, and of which kind it is."""
 
     path: Path
@@ -83,7 +83,7 @@ class SharedCache:
             log.info("made here, because the cache cannot be used: %s", str(exc).replace("\n", "; "))
             return ""
 
-    def _take(self, listing: str, key: Key, place: _Place, root: Path, scratch: Path) -> str:
+    def _take(self, listing: str, key: Key, place: _RecordFile, root: Path, scratch: Path) -> str:
         """Fetch what a listing names, check it, and put it in its place."""
         text = self._store.read(listing, _MAX_LISTING_BYTES)
         if text is None:
@@ -129,15 +129,15 @@ class SharedCache:
             log.info("not left in the cache: %s", str(exc).replace("\n", "; "))
 
 
-def _place(project: Project, step: Step) -> _Place | None:
+def _place(project: Project, step: Step) -> _RecordFile | None:
     """Return where a step's record lies; None for steps whose results are a machine's own."""
     if step.stage not in _SHARED:
         return None
     if step.stage is not Stage.BUILD:
-        return _Place(project.paths.onnx_record(project.plan.graph(step.subject)), OnnxRecord)
+        return _RecordFile(project.paths.onnx_record(project.plan.graph(step.subject)), OnnxRecord)
     variant = project.plan.variant(step.subject)
     compiled = variant.backend is Backend.TENSORRT or variant.backend.is_torch_tensorrt
-    return _Place(project.paths.artifact(variant), Artifact) if compiled else None
+    return _RecordFile(project.paths.artifact(variant), Artifact) if compiled else None
 
 
 def _listing(step: Step, digest: str) -> str:

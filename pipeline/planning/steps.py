@@ -48,5 +48,5 @@ class Step:
 class Dependencies(NamedTuple):
     """What comes before a step: what it needs, and what it only comes after, whether or not that succeeded."""
 
-    needs: tuple[Step, ...] = ()
+    requires: tuple[Step, ...] = ()
     follows: tuple[Step, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import EngineFlavour, Gpu
-from model_artifacts.records.targets import _release
+from model_artifacts.records.targets import major_minor
 from pipeline.config.settings import portable_target
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class GpuTarget:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Machines:
     """Machines of one kind: what they have, and what they are to build."""
 
     gpus: tuple[Gpu, ...]
@@ -52,13 +52,15 @@ class _Place:
         )
 
 
-def _engine_targets(place: _Place) -> Iterator[GpuTarget]:
-    if place.compute_capabilities:
-        gpu = place.gpus[0] if place.gpus else None
-        yield place.target(portable_target(place.compute_capabilities), gpu, place.compute_capabilities)
+def engine_targets_of(machines: Machines) -> Iterator[GpuTarget]:
+    if machines.compute_capabilities:
+        gpu = machines.gpus[0] if machines.gpus else None
+        yield machines.target(portable_target(machines.compute_capabilities), gpu, machines.compute_capabilities)
         return
-    library = ("rtx" if place.flavour is EngineFlavour.TENSORRT_RTX else "trt") + _release(place.flavour_version)
-    if not place.gpus:
-        yield place.target(library, None)
-    for gpu in place.gpus:
-        yield place.target(f"{gpu.slug}-{library}", gpu)
+    library = ("rtx" if machines.flavour is EngineFlavour.TENSORRT_RTX else "trt") + major_minor(
+        machines.flavour_version
+    )
+    if not machines.gpus:
+        yield machines.target(library, None)
+    for gpu in machines.gpus:
+        yield machines.target(f"{gpu.slug}-{library}", gpu)

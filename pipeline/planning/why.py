@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.planning.freshness import Status, status_of
+from pipeline.planning.freshness import Freshness, freshness_of
 from pipeline.planning.steps import Stage, Step
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def explain(project: Project, variant: Variant) -> str:
         NewerRecordError: a record is there that only a newer version of this package can read.
     """
     steps = _steps_of(project, variant)
-    known = {step: status_of(project, step) for step in steps}
+    known = {step: freshness_of(project, step) for step in steps}
     lines = []
     for step in steps:
-        before = [other for other in project.plan.dependencies(step).needs if not known[other].is_current]
+        before = [other for other in project.plan.dependencies(step).requires if not known[other].is_current]
         lines.append(f"  {f'{step.stage.value}:{step.subject}':<{_width(steps)}}  {_said(known[step], before)}")
     return "\n".join([f"{variant.id} is {_verdict(known)}", *lines])
 
@@ -37,13 +37,13 @@ def _steps_of(project: Project, variant: Variant) -> list[Step]:
     ahead = [Step(Stage.BENCHMARK, target), Step(Stage.VALIDATE, variant.id), Step(Stage.BUILD, variant.id)]
     found = set(ahead)
     while ahead:
-        needs = set(plan.dependencies(ahead.pop()).needs) - found
-        found |= needs
-        ahead += needs
+        required = set(plan.dependencies(ahead.pop()).requires) - found
+        found |= required
+        ahead += required
     return [step for step in plan.steps if step in found]
 
 
-def _verdict(known: dict[Step, Status]) -> str:
+def _verdict(known: dict[Step, Freshness]) -> str:
     """Return what is to be said of the variant; a benchmark's reasons are those of all that it times."""
     own = {step: status for step, status in known.items() if step.stage is not Stage.BENCHMARK}
     for step, status in own.items():
@@ -53,7 +53,7 @@ def _verdict(known: dict[Step, Status]) -> str:
     return f"up to date since {max(times):%Y-%m-%d %H:%M} UTC" if times else "up to date"
 
 
-def _said(status: Status, before: list[Step]) -> str:
+def _said(status: Freshness, before: list[Step]) -> str:
     if not status.is_current:
         return f"stale: {'; '.join(status.reasons)}"
     since = f"up to date since {status.since:%Y-%m-%d %H:%M} UTC" if status.since else "nothing to do"

@@ -5,6 +5,8 @@ A record refuses unknown fields, is checked once when it is made, and round-trip
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from model_artifacts.records import Accuracy, GateCheck, LayerShare, Precision, RowCheck, StageRecord
 from pipeline.records.outcome import Outcome
 
@@ -15,7 +17,7 @@ class AccuracyReport(StageRecord):
     variant_id: str
     outcome: Outcome
     reason: str = ""
-    mendable: bool = False
+    retryable: bool = Field(default=False, alias="mendable")
     """Whether it was skipped for what this host may have the next time: then it is tried again."""
     evaluator: str = ""
     accuracy: Accuracy | None = None

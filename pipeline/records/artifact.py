@@ -30,7 +30,7 @@ class Artifact(StageRecord):
     variant: Variant
     outcome: Outcome
     reason: str = ""
-    mendable: bool = False
+    retryable: bool = Field(default=False, alias="mendable")
     """Whether it was skipped for what this host may have the next time: then it is tried again."""
     file: FileRecord | None = None
     log: FileRecord | None = None

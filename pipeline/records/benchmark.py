@@ -5,6 +5,8 @@ A record refuses unknown fields, is checked once when it is made, and round-trip
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from model_artifacts.records import BatchTiming, ColdStart, Count, Doubt, FileRecord, Record, StageRecord
 from pipeline.records.outcome import Outcome
 
@@ -34,7 +36,7 @@ class BenchmarkReport(StageRecord):
     variant_id: str
     outcome: Outcome
     reason: str = ""
-    mendable: bool = False
+    retryable: bool = Field(default=False, alias="mendable")
     """Whether it was skipped for what this host may have the next time: then it is tried again."""
     device: str = ""
     threads: Count = 0

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from model_artifacts.records import SCHEMA_VERSION, FileRecord, Record
-from model_artifacts.records.releases import _check_paths
+from model_artifacts.records.releases import check_paths
 
 
 class CachedStep(Record):
@@ -24,5 +24,5 @@ class CachedStep(Record):
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> CachedStep:
-        _check_paths((self.record, *self.files))
+        check_paths((self.record, *self.files))
         return self

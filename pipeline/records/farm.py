@@ -9,15 +9,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from model_artifacts.records import SCHEMA_VERSION, DeploymentHost, Record
+from model_artifacts.records import SCHEMA_VERSION, DeploymentHost, Host, Record
 
 
 class FarmHost(Record):
     """What the workers of one or more of the farm's targets are: those that a target's needs name are all alike."""
 
-    needs: str
+    worker_kind: str = Field(alias="needs")
     """What a target asks of its workers: `H100 with tensorrt`."""
     host: DeploymentHost
+
+    @property
+    def machine(self) -> Host:
+        """The GPUs and libraries of these workers."""
+        return self.host.host
 
 
 class FarmNode(Record):

@@ -5,7 +5,7 @@ A record refuses unknown fields, is checked once when it is made, and round-trip
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from model_artifacts.records import Count, FileRecord, Microseconds, Precision, Record, Share, StageRecord, Tool
 from pipeline.records.outcome import Outcome
@@ -49,7 +49,7 @@ class LayerProfile(StageRecord):
     outcome: Outcome
     reason: str = ""
     """Why there is no profile, or what is missing from it."""
-    mendable: bool = False
+    retryable: bool = Field(default=False, alias="mendable")
     """Whether it was skipped for what this host may have the next time: then it is tried again."""
     device: str = ""
     batch: Count = 0

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from model_artifacts.errors import CrashedError, KilledError, PipelineError, one_line, storage_errors
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def run_isolated(
         what the function returned.
 
     Raises:
-        PipelineError: what the function raised, of the same type and with the same message.
+        ArtifactError: what the function raised, of the same type and with the same message.
         StorageError: the log cannot be written.
         KilledError: somebody has ended the process, and the message has the log's last lines.
         CrashedError: it died or took too long, likewise; or the function raised something else, and the log has its
@@ -225,7 +225,7 @@ def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         function, arguments = connection.recv()
         connection.send((True, function(*arguments)))
-    except PipelineError as exc:
+    except ArtifactError as exc:
         connection.send((False, exc))
     except Exception as exc:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
         traceback.print_exc(file=sys.stderr)

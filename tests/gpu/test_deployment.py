@@ -35,7 +35,7 @@ def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
 def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend) -> float:
     """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone."""
     pixels = project.pixels(project.data().validation)[:8]
-    with pipeline.load(artifacts, pipeline.Wish(precision=Precision.FP16)) as model:
+    with pipeline.load(artifacts, pipeline.Requirements(precision=Precision.FP16)) as model:
         assert model.entry.kind is kind
         images = to_input(pixels, model.preprocessing)
         profile = model.entry.profile

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import Graph, Profile
+from model_artifacts.records import BatchRange, Graph
 from model_artifacts.sessions.engine import open_engine
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
 from model_artifacts.tensorrt.refitter import refit_engine
@@ -45,7 +45,7 @@ def request_of(project: Project) -> EngineRequest:
         onnx=project.file(record.file),
         onnx_opset17=project.file(record.opset17) if record.opset17 else None,
         precision=Graph.FP16.precision,
-        profile=Profile(min=2, opt=2, max=2),
+        profile=BatchRange(min=2, opt=2, max=2),
         workspace_bytes=2**26,
         compute_capabilities=(),
         gpu=project.plan.host.gpus[0],

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from model_artifacts.errors import (
+    ArtifactError,
     BuildError,
     ConfigError,
-    PipelineError,
     StorageError,
     UnsupportedError,
     UsageError,
@@ -23,23 +23,23 @@ from model_artifacts.errors import (
 
 def test_message_lists_what_where_expected_got_and_fix_in_this_order() -> None:
     """A message has one line a part, the labels in one column."""
-    error = PipelineError("it broke", where="here", expected="a", got="b", fix="do c")
+    error = ArtifactError("it broke", where="here", expected="a", got="b", fix="do c")
     assert str(error) == "it broke\n  where:    here\n  expected: a\n  got:      b\n  fix:      do c"
 
 
 def test_message_leaves_out_empty_parts() -> None:
     """A message without details is a single line."""
-    assert str(PipelineError("it broke")) == "it broke"
+    assert str(ArtifactError("it broke")) == "it broke"
 
 
 def test_error_keeps_what_and_got_for_reports() -> None:
     """The parts that a report repeats can be read from the error."""
-    error = PipelineError("it broke", got="b")
+    error = ArtifactError("it broke", got="b")
     assert (error.what, error.got) == ("it broke", "b")
 
 
 @pytest.mark.parametrize("kind", [BuildError, UnsupportedError, UsageError])
-def test_error_survives_a_journey_between_processes(kind: type[PipelineError]) -> None:
+def test_error_survives_a_journey_between_processes(kind: type[ArtifactError]) -> None:
     """Type, message, what and got are the same on the other side of a pipe."""
     error = kind("it broke", where="here", expected="a", got="b", fix="do c")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
@@ -68,7 +68,7 @@ def test_one_line_is_type_and_first_line(error: Exception, line: str) -> None:
 
 def test_failed_work_exits_with_1() -> None:
     """Work that failed has the exit status 1."""
-    assert PipelineError("x").exit_code == StorageError("x").exit_code == 1
+    assert ArtifactError("x").exit_code == StorageError("x").exit_code == 1
 
 
 def test_wrong_usage_exits_with_2() -> None:

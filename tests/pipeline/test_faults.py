@@ -22,7 +22,7 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.__main__ import main
-from pipeline.planning.freshness import NOT_MADE, is_current, readers, status_of
+from pipeline.planning.freshness import NOT_MADE, freshness_of, is_current, readers
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact
@@ -83,7 +83,7 @@ def unwhole(project: Project) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             json.loads(path.read_bytes())
     for step in project.plan.steps:
-        reasons = status_of(project, step).reasons
+        reasons = freshness_of(project, step).reasons
         found += [f"{step}: {reason}" for reason in reasons if "not what was made" in reason or "not a valid" in reason]
     return found
 
@@ -393,7 +393,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
         assert status == 1
         assert "No space left on device" in said
         assert "free some disk space" in said
-        assert status_of(project, step).reasons
+        assert freshness_of(project, step).reasons
     (disk / "filler").unlink()
     assert run(step, config) == 0
     assert is_current(project, step)
@@ -543,4 +543,4 @@ def test_only_the_damaged_is_made_again(finished: Path) -> None:
     assert done.returncode == 0
     assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is not what was made" in done.stdout
     assert {name for name in ran(done.stdout) if name.startswith("build:")} <= {f"build:{ENGINE}", f"build:{TWIN}"}
-    assert status_of(project, Step(Stage.BUILD, ENGINE)).reasons != (NOT_MADE,)
+    assert freshness_of(project, Step(Stage.BUILD, ENGINE)).reasons != (NOT_MADE,)

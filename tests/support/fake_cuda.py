@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
-from model_artifacts.records import Precision, Profile, TensorSpec
+from model_artifacts.records import BatchRange, Precision, TensorSpec
 from model_artifacts.tensorrt.inspector import EngineLayer
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class FakeEngine:
     """What a loaded engine is to a session."""
 
     def __init__(
-        self, cuda: FakeRuntime, batches: Profile, sample: tuple[int, int, int] = (3, 4, 4), classes: int = 10
+        self, cuda: FakeRuntime, batches: BatchRange, sample: tuple[int, int, int] = (3, 4, 4), classes: int = 10
     ) -> None:
         self._cuda = cuda
         self._classes = classes

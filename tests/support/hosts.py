@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import Backend, DeploymentHost, Gpu, Host, Precision, Profile, Tool
+from model_artifacts.records import Backend, BatchRange, DeploymentHost, Gpu, Host, Precision, Tool
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.config.settings import TorchTensorRTConfig
 from pipeline.records import FarmHost
@@ -51,7 +51,7 @@ def machine(there: Host, driver: str = "absent") -> DeploymentHost:
 
 def workers(needs: str, there: Host) -> FarmHost:
     """Return the farm's workers of a kind."""
-    return FarmHost(needs=needs, host=machine(there))
+    return FarmHost(worker_kind=needs, host=machine(there))
 
 
 def module_request(
@@ -59,7 +59,7 @@ def module_request(
     *,
     mode: Backend = Backend.DYNAMO,
     precision: Precision = Precision.FP16,
-    profile: Profile | None = None,
+    profile: BatchRange | None = None,
     settings: TorchTensorRTConfig | None = None,
 ) -> ModuleRequest:
     """Return a request for a module of 32x32 images on the H100, with a workspace of 16 MiB."""
@@ -67,7 +67,7 @@ def module_request(
     return ModuleRequest(
         mode=mode,
         precision=precision,
-        profile=profile or Profile(min=1, opt=1, max=1),
+        profile=profile or BatchRange(min=1, opt=1, max=1),
         input_shape=(3, 32, 32),
         workspace_bytes=2**24,
         gpu=H100,

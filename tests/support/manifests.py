@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from model_artifacts.records import (
     Accuracy,
     Backend,
+    BatchRange,
     BatchTiming,
     Clock,
     FileRecord,
@@ -16,7 +17,6 @@ from model_artifacts.records import (
     ManifestEntry,
     Milestone,
     Precision,
-    Profile,
     Status,
 )
 
@@ -117,4 +117,4 @@ def manifest(*entries: ManifestEntry, milestones: tuple[Milestone, ...] = ()) ->
     )
 
 
-RANGE = Profile(min=1, opt=8, max=32)
+RANGE = BatchRange(min=1, opt=8, max=32)

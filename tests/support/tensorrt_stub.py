@@ -25,8 +25,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_artifacts.errors import PipelineError
-from model_artifacts.records import EngineFlavour, Precision, Profile, Record, Setting, TensorSpec
+from model_artifacts.errors import ArtifactError
+from model_artifacts.records import BatchRange, EngineFlavour, Precision, Record, Setting, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.refitter import refit_engine
 from model_artifacts.tensorrt.runtime import load_engine
@@ -249,8 +249,8 @@ SETTINGS = {
     "cublas": TensorRTConfig(tactic_sources=(TacticSource.CUBLAS, TacticSource.CUBLAS_LT, TacticSource.CUDNN)),
     "untimed": TensorRTConfig(timing_cache=False),
 }
-RANGE = Profile(min=1, opt=2, max=4)
-FIXED = Profile(min=4, opt=4, max=4)
+RANGE = BatchRange(min=1, opt=2, max=4)
+FIXED = BatchRange(min=4, opt=4, max=4)
 LAYER = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Name": "image", "Format/Datatype": "Half"}]}
 
 
@@ -309,7 +309,7 @@ class _Told:
         self.events.append(f"finish {phase}")
 
 
-def _request(precision: Precision, settings: TensorRTConfig, profile: Profile = RANGE) -> EngineRequest:
+def _request(precision: Precision, settings: TensorRTConfig, profile: BatchRange = RANGE) -> EngineRequest:
     return EngineRequest(
         onnx=Path("graph.onnx"),
         onnx_opset17=Path("graph17.onnx"),
@@ -427,7 +427,7 @@ def _attempt(
     gave: Mapping[str, Any] = {}
     try:
         gave = action(flavour)
-    except PipelineError as exc:
+    except ArtifactError as exc:
         gave = {"error": f"{type(exc).__name__}: {exc.what}"}
     except (AttributeError, TypeError) as exc:
         gave = {"violation": f"{type(exc).__name__}: {exc}"}

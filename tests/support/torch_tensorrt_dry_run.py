@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from model_artifacts.records import Backend, Precision, Profile, Record, Setting
+from model_artifacts.records import Backend, BatchRange, Precision, Record, Setting
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_model import make_model, ready_to_compile
 from pipeline.adapters import torch_tensorrt_builder
@@ -26,7 +26,7 @@ from tests.support.hosts import module_request
 if TYPE_CHECKING:
     from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 
-PROFILES = {"fixed": Profile(min=2, opt=2, max=2), "range": Profile(min=1, opt=2, max=4)}
+PROFILES = {"fixed": BatchRange(min=2, opt=2, max=2), "range": BatchRange(min=1, opt=2, max=4)}
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 ALL_ON = TorchTensorRTConfig(min_block_size=1, optimization_level=1, require_full_compilation=True)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.host.nvml import _handle
+from model_artifacts.host.nvml import gpu_handle
 from pipeline.records import Conditions, Range
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def read_sensors(gpu: Gpu) -> Reading | None:
     import pynvml  # noqa: PLC0415 - hosts without a driver do without
 
     try:
-        handle = _handle(pynvml, gpu)
+        handle = gpu_handle(pynvml, gpu)
         return Reading(
             pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
@@ -143,7 +143,7 @@ def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
     import pynvml  # noqa: PLC0415 - hosts without a driver do without
 
     try:
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses(_handle(pynvml, gpu))
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu_handle(pynvml, gpu))
     except pynvml.NVMLError as exc:
         return (f"unknown: NVML does not tell ({exc})",)
     memory = {process.pid: (process.usedGpuMemory or 0) / 2**20 for process in found}

@@ -63,10 +63,10 @@ class Trouble:
 
     what: str
     skipped: bool = False
-    mendable: bool = False
+    retryable: bool = False
 
 
-class What(NamedTuple):
+class SampleSet(NamedTuple):
     """What samples are of."""
 
     clock: Clock

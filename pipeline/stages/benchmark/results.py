@@ -13,7 +13,7 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Clock, Variant, ranking_clock
 from pipeline.records import BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import conditions_of
-from pipeline.stages.benchmark.messages import Ready, What
+from pipeline.stages.benchmark.messages import Ready, SampleSet
 from pipeline.stages.benchmark.statistics import noise_of, summarize
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class Measured:
     """One variant's samples, or what went wrong."""
 
     variant: Variant
-    rounds: dict[What, list[Round]] = field(default_factory=dict)
+    rounds: dict[SampleSet, list[Round]] = field(default_factory=dict)
     ready: Ready = field(default_factory=Ready)
     error: str = ""
     skipped: str = ""
-    mendable: bool = False
+    retryable: bool = False
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
     readings: list[Reading] = field(default_factory=list)
@@ -61,9 +61,9 @@ class Measured:
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""
-        self.rounds.setdefault(What(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
+        self.rounds.setdefault(SampleSet(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
 
-    def latencies(self, what: What) -> list[list[Latencies]]:
+    def latencies(self, what: SampleSet) -> list[list[Latencies]]:
         """Return the samples of one kind, in milliseconds, an array a round, a list of those a restart."""
         by_restart: dict[int, list[Latencies]] = {}
         for found in self.rounds.get(what, ()):
@@ -71,7 +71,7 @@ class Measured:
             by_restart.setdefault(found.restart, []).append(milliseconds)
         return list(by_restart.values())
 
-    def medians_of_restarts(self, what: What) -> list[float]:
+    def medians_of_restarts(self, what: SampleSet) -> list[float]:
         """Return the median latency of every restart."""
         return [float(np.median(np.concatenate(rounds))) for rounds in self.latencies(what)]
 
@@ -81,7 +81,7 @@ class Measured:
         return conditions_of(self.readings)
 
 
-def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
+def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
     variant = found.variant
     if found.over:
         outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
@@ -92,7 +92,7 @@ def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
             variant_id=variant.id,
             outcome=outcome,
             reason=reason,
-            mendable=found.mendable,
+            retryable=found.retryable,
         )
     gpu = project.plan.gpu(variant.target)
     notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
@@ -119,7 +119,7 @@ def _report(project: Project, key: Key, found: Measured) -> BenchmarkReport:
     )
 
 
-def _timing(found: Measured, what: What) -> BatchTiming:
+def _timing(found: Measured, what: SampleSet) -> BatchTiming:
     base = baseline_latencies(found, what)
     enqueues = [value for kept in found.rounds[what] for value in kept.samples.enqueue_us]
     return summarize(
@@ -130,14 +130,14 @@ def _timing(found: Measured, what: What) -> BatchTiming:
     )
 
 
-def baseline_latencies(found: Measured, what: What) -> list[list[Latencies]]:
+def baseline_latencies(found: Measured, what: SampleSet) -> list[list[Latencies]]:
     """Return eager FP32's latencies, contiguous, that a kind is held against.
 
     On the GPU's clock that is what users run: between two events, without a CUDA graph. Copies and whole calls are held
     against the same of eager FP32.
     """
     clock = Clock.GPU if what.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else what.clock
-    return found.baseline.latencies(What(clock, what.batch)) if found.baseline else []
+    return found.baseline.latencies(SampleSet(clock, what.batch)) if found.baseline else []
 
 
 def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
@@ -150,7 +150,7 @@ def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
     return describe_file(path, project.paths.root)
 
 
-def samples_on_disk(what: What, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
+def samples_on_disk(what: SampleSet, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
     """Return everything that a kind's percentiles and intervals are made of, as arrays of one length.
 
     `host_batch_1` has milliseconds, `host_batch_1_restart` and `…_round` say which of them each sample is of, and

@@ -17,7 +17,7 @@ from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome
 from pipeline.stages.benchmark.gpu_watch import watching
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
-from pipeline.stages.benchmark.results import Measured, _report
+from pipeline.stages.benchmark.results import Measured, report_of
 from pipeline.stages.benchmark.worker import serve, takes
 from pipeline.system.isolation import describe_exit
 from pipeline.system.locks import exclusive
@@ -77,7 +77,7 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     for variant in variants:
         timed = shared.get(variant.id, variant.id)
         found = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
-        report = _report(project, key, found or Measured(variant, skipped=reasons[variant.id]))
+        report = report_of(project, key, found or Measured(variant, skipped=reasons[variant.id]))
         write_record(project.paths.benchmark(variant), report)
         reports.append(report)
     return tuple(reports)
@@ -240,7 +240,7 @@ def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
     if not isinstance(answer, Trouble):
         return answer
     if answer.skipped:
-        item.skipped, item.mendable = answer.what, answer.mendable
+        item.skipped, item.retryable = answer.what, answer.retryable
     else:
         item.error = answer.what
     return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipeline.records import Conditions
-    from pipeline.stages.benchmark.messages import What
+    from pipeline.stages.benchmark.messages import SampleSet
 
     Latencies = npt.NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, floa
 
 def summarize(
     restarts: Sequence[Sequence[Latencies]],
-    what: What,
+    what: SampleSet,
     baseline: Latencies | None,
     enqueue_us: float | None = None,
 ) -> BatchTiming:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import PipelineError, RunError, UnsupportedError, is_mendable
+from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, is_retryable
 from model_artifacts.host.environment import installed
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
@@ -66,8 +66,8 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
     except (EOFError, KeyboardInterrupt):
         return
     except UnsupportedError as exc:
-        connection.send(Trouble(exc.what, skipped=True, mendable=is_mendable(exc)))
-    except PipelineError as exc:
+        connection.send(Trouble(exc.what, skipped=True, retryable=is_retryable(exc)))
+    except ArtifactError as exc:
         connection.send(Trouble(str(exc)))
     except Exception as exc:  # noqa: BLE001 - whatever a library raises is this variant's failure
         connection.send(Trouble(str(RunError(f"running failed: {type(exc).__name__}: {exc}"))))

@@ -12,7 +12,7 @@ import torch
 
 from model_artifacts.errors import BuildError, UnsupportedError, storage_errors
 from model_artifacts.host import cuda
-from model_artifacts.host.environment import missing_gpu, now, tools, torch_tensorrt
+from model_artifacts.host.environment import installed_torch_tensorrt, missing_gpu, now, tools
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.files import keeping, replacing
 from model_artifacts.host.hashes import describe_file
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 
-class _Made(NamedTuple):
+class _Compiled(NamedTuple):
     """What the process that compiled has to tell."""
 
     contents: ModuleContents
@@ -69,8 +69,8 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
     gpu = project.plan.gpu(variant.target)
     if gpu is None:
         raise UnsupportedError(missing_gpu())
-    torch_tensorrt_runtime.check_libraries(project.plan.host.torch, torch_tensorrt())
-    torch_tensorrt_builder.check_format(variant.backend, torch_tensorrt())
+    torch_tensorrt_runtime.check_libraries(project.plan.host.torch, installed_torch_tensorrt())
+    torch_tensorrt_builder.check_format(variant.backend, installed_torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
     # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
     work = exclusive if torch_tensorrt_builder.times_tactics() else shared
@@ -103,7 +103,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     if variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no module with a profile and a workspace")
     settings, source = project.config.torch_tensorrt, project.source()
-    timings = project.paths.module_timing_cache(torch_tensorrt().version, gpu)
+    timings = project.paths.module_timing_cache(installed_torch_tensorrt().version, gpu)
     return ModuleRequest(
         mode=variant.backend,
         precision=variant.precision,
@@ -118,7 +118,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     )
 
 
-def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled:
     """Compile in a process of its own; its log is kept however that ends."""
     with keeping(project.paths.build_log(variant)) as log:
         return run_isolated(
@@ -133,7 +133,7 @@ def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Ma
         )
 
 
-def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Made:
+def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled:
     library = torch_tensorrt_runtime.load_library()
     cuda.use(gpu)
     request = request_of(project, variant, gpu)
@@ -167,14 +167,14 @@ def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
         yield dataclasses.replace(request, timing_cache=copy)
 
 
-def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Made:
+def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Compiled:
     """Have a module compiled, and save it."""
     compiled = torch_tensorrt_builder.compile_ahead(library, module, request)
     torch_tensorrt_builder.save(library, compiled.module, request, path)
-    return _Made(torch_tensorrt_runtime.contents_of(compiled.module), compiled.settings)
+    return _Compiled(torch_tensorrt_runtime.contents_of(compiled.module), compiled.settings)
 
 
-def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Made:
+def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Compiled:
     """Have a module compiled for each batch size, and tell of all of them."""
     known = torch_tensorrt_builder.known_settings(library)
     options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
@@ -191,7 +191,7 @@ def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequ
             _compile_for(compiled, size, request)
     if not seen:
         raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
-    return _Made(torch_tensorrt_runtime.of_all_sizes(seen), options.settings)
+    return _Compiled(torch_tensorrt_runtime.of_all_sizes(seen), options.settings)
 
 
 def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_mendable
+from model_artifacts.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_retryable
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
@@ -32,7 +32,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
         artifact = _build(project, variant, key)
     except UnsupportedError as exc:
         skipped = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
-        artifact = skipped.model_copy(update={"mendable": is_mendable(exc)})
+        artifact = skipped.model_copy(update={"retryable": is_retryable(exc)})
     except (BuildError, CrashedError) as exc:
         if isinstance(exc, KilledError) and project.on_worker:
             raise  # which says nothing of the variant: the farm tries it on another machine

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, missing_gpu, threads
-from model_artifacts.host.integrity import verify
+from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import CPU_TARGET, Backend, Precision, is_applied
 from model_artifacts.sessions.onnx import onnx_session
 from pipeline.planning.steps import Stage, Step
@@ -131,7 +131,7 @@ def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]
 
 def _verify(path: Path, artifact: Artifact) -> None:
     if artifact.file:
-        verify(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
+        check_digest(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
 
 
 def _weights(project: Project, artifact: Artifact) -> Path | None:

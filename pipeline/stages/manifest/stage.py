@@ -63,7 +63,7 @@ def make_manifest(project: Project) -> Manifest:
     return manifest
 
 
-class Found(NamedTuple):
+class VariantRecords(NamedTuple):
     """A variant's records: None for one that is missing, or made from something else than what there is now."""
 
     variant: Variant
@@ -72,14 +72,14 @@ class Found(NamedTuple):
     benchmark: BenchmarkReport | None
 
 
-def decide(found: Found, needs: str) -> Verdict:
+def decide(found: VariantRecords, hardware: str) -> Verdict:
     """Return what may be said of a variant.
 
     Deployable is what was built, ran in full through the runtime that it is for, and kept its precision's gate.
 
     Args:
         found: the records.
-        needs: what hardware the variant runs on.
+        hardware: what hardware the variant runs on.
     """
     variant, artifact, accuracy, benchmark = found
     if artifact is None:
@@ -92,7 +92,7 @@ def decide(found: Found, needs: str) -> Verdict:
     if accuracy.outcome is Outcome.FAILED:
         return Verdict(Status.FAILED, f"validation failed: {accuracy.reason}")
     if accuracy.outcome is Outcome.SKIPPED:
-        return Verdict(Status.BUILT, f"built, not yet validated: needs {needs} ({accuracy.reason})")
+        return Verdict(Status.BUILT, f"built, not yet validated: needs {hardware} ({accuracy.reason})")
     if not accuracy.passed:
         return Verdict(Status.REJECTED, accuracy.reason)
     if variant.backend is Backend.ONNX_REFERENCE:
@@ -104,11 +104,11 @@ def decide(found: Found, needs: str) -> Verdict:
     return Verdict(Status.DEPLOYABLE, "")
 
 
-def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> Found:
+def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> VariantRecords:
     artifact, accuracy, benchmark = (
         records.get(path) for path in (paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant))
     )
-    return Found(
+    return VariantRecords(
         variant,
         artifact if isinstance(artifact, Artifact) else None,
         accuracy if isinstance(accuracy, AccuracyReport) else None,
@@ -116,9 +116,9 @@ def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> F
     )
 
 
-def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestEntry:
+def _entry(project: Project, found: VariantRecords, everything: list[VariantRecords]) -> ManifestEntry:
     variant, artifact, accuracy, benchmark = found
-    verdict = decide(found, project.plan.needs(variant))
+    verdict = decide(found, project.plan.hardware(variant))
     gpu = project.plan.gpu(variant.target)
     return ManifestEntry(
         id=variant.id,
@@ -140,7 +140,7 @@ def _entry(project: Project, found: Found, everything: list[Found]) -> ManifestE
         cold_start=benchmark.cold_start if benchmark else None,
         runtime_cache=benchmark.runtime_cache if benchmark else None,
         smallest_workspace=smallest_workspace(
-            [other for other in everything if other.variant.family == variant.family], project.plan.needs(variant)
+            [other for other in everything if other.variant.family == variant.family], project.plan.hardware(variant)
         ),
         equals=_equals(found, everything),
         inputs=artifact.inputs if artifact else (),
@@ -167,14 +167,14 @@ _WITHIN = 1.01
 """Latencies within 1 % of the best are as good as the best."""
 
 
-def smallest_workspace(family: list[Found], needs: str) -> str | None:
+def smallest_workspace(family: list[VariantRecords], hardware: str) -> str | None:
     """Return which of the variants that differ in the workspace only has the smallest that costs no speed.
 
     Equal engines share a file, and so the best latency that any of them showed: what differs between them is noise.
 
     Args:
         family: those variants with their records.
-        needs: what hardware they run on.
+        hardware: what hardware they run on.
 
     Returns:
         the id of a deployable variant whose latency is within 1 % of the best; None where none was timed.
@@ -183,7 +183,7 @@ def smallest_workspace(family: list[Found], needs: str) -> str | None:
     timed: list[tuple[int, str, str]] = []
     for found in family:
         latency = _latency(found)
-        ready = decide(found, needs).status is Status.DEPLOYABLE
+        ready = decide(found, hardware).status is Status.DEPLOYABLE
         if ready and latency is not None and found.artifact and found.artifact.file and found.variant.workspace:
             digest = found.artifact.file.sha256
             best[digest] = min(latency, best.get(digest, latency))
@@ -192,7 +192,7 @@ def smallest_workspace(family: list[Found], needs: str) -> str | None:
     return min(fast)[1] if fast else None
 
 
-def _latency(found: Found) -> float | None:
+def _latency(found: VariantRecords) -> float | None:
     """Return the median at the batch that the profile is tuned for (or else the largest), by the GPU's clock if any."""
     if found.benchmark is None or not found.benchmark.timings:
         return None
@@ -204,7 +204,7 @@ def _latency(found: Found) -> float | None:
     return chosen.p50_ms
 
 
-def _equals(found: Found, everything: list[Found]) -> tuple[str, ...]:
+def _equals(found: VariantRecords, everything: list[VariantRecords]) -> tuple[str, ...]:
     """Return the other variants whose engine is this one's file."""
     if found.artifact is None or found.artifact.file is None or found.artifact.layers_sha256 is None:
         return ()

@@ -1,1 +1,1 @@
-"""Profile."""
+"""Batch ranges."""

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_mendable
+from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_retryable
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import CPU_TARGET, Backend, Tool
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.records import Artifact, HotFunction
 
 
-class _Seen(NamedTuple):
+class _Measured(NamedTuple):
     """What the profilers told."""
 
     timed: Timed = Timed((), 0.0)
@@ -53,14 +53,14 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
     """
     key = key_of(project, Step(Stage.PROFILE, variant.id))
     artifact = project.artifact(variant)
-    mendable = False
+    retryable = False
     try:
         seen = _look(project, artifact)
         outcome, reason = Outcome.DONE, seen.missing
     except UnsupportedError as exc:
-        seen, outcome, reason, mendable = _Seen(), Outcome.SKIPPED, exc.what, is_mendable(exc)
+        seen, outcome, reason, retryable = _Measured(), Outcome.SKIPPED, exc.what, is_retryable(exc)
     except (RunError, CrashedError) as exc:
-        seen, outcome, reason = _Seen(), Outcome.FAILED, str(exc)
+        seen, outcome, reason = _Measured(), Outcome.FAILED, str(exc)
     done = outcome is Outcome.DONE
     profile = LayerProfile(
         key=key,
@@ -69,7 +69,7 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
         variant_id=variant.id,
         outcome=outcome,
         reason=reason,
-        mendable=mendable,
+        retryable=retryable,
         device=_device(project, artifact) if done else "",
         batch=batch_of(project, variant) if done else 0,
         runs=RUNS if done else 0,
@@ -89,7 +89,7 @@ def _device(project: Project, artifact: Artifact) -> str:
     return processor() if on_cpu else f"{gpu_of(project, artifact).name}, driver {driver_version()}"
 
 
-def _look(project: Project, artifact: Artifact) -> _Seen:
+def _look(project: Project, artifact: Artifact) -> _Measured:
     """Profile in a process of its own, which may die of it, while nothing else is timed."""
     variant = artifact.variant
     if artifact.outcome is not Outcome.DONE:
@@ -110,20 +110,20 @@ def _look(project: Project, artifact: Artifact) -> _Seen:
         return seen._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else seen
 
 
-def _on_cpu(project: Project, artifact: Artifact) -> _Seen:
+def _on_cpu(project: Project, artifact: Artifact) -> _Measured:
     """ONNX Runtime times its nodes, and torch's profiler its operators."""
     variant = artifact.variant
     if variant.backend is not Backend.ONNXRUNTIME:
         with repeated(project, artifact) as run:
-            return _Seen(functions=torch_functions(lambda: run(RUNS), on_gpu=False), profilers=(_torch_profiler(),))
+            return _Measured(functions=torch_functions(lambda: run(RUNS), on_gpu=False), profilers=(_torch_profiler(),))
     images = images_of(project, batch_of(project, variant))
     with tempfile.TemporaryDirectory() as folder:
         text = run_profiled(project, artifact, images, 2 * RUNS, Path(folder))
     tool = Tool(name="ONNX Runtime's profiler", version=version("onnxruntime-gpu") or "unknown")
-    return _Seen(rank_layers(read_onnxruntime_profile(text, RUNS)), profilers=(tool,))
+    return _Measured(rank_layers(read_onnxruntime_profile(text, RUNS)), profilers=(tool,))
 
 
-def _on_gpu(project: Project, artifact: Artifact) -> _Seen:
+def _on_gpu(project: Project, artifact: Artifact) -> _Measured:
     """An engine's own profiler times its layers; CUPTI the kernels, where Nsight Systems will not."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -144,16 +144,16 @@ def _on_gpu(project: Project, artifact: Artifact) -> _Seen:
     return seen._replace(timed=timed, profilers=(tool, *seen.profilers))
 
 
-def _kernels(project: Project, artifact: Artifact) -> _Seen:
+def _kernels(project: Project, artifact: Artifact) -> _Measured:
     if has_nsight():
-        return _Seen()
+        return _Measured()
     if not installed("torch"):
-        return _Seen(missing="no kernels: neither Nsight Systems nor torch is installed here")
+        return _Measured(missing="no kernels: neither Nsight Systems nor torch is installed here")
     import torch  # noqa: PLC0415 - hosts that build engines may have none
 
     torch.cuda.init()  # type: ignore[no-untyped-call]  # CUPTI looks from here on
     with repeated(project, artifact) as run:
-        return _Seen(functions=torch_functions(lambda: run(RUNS), on_gpu=True), profilers=(_torch_profiler(),))
+        return _Measured(functions=torch_functions(lambda: run(RUNS), on_gpu=True), profilers=(_torch_profiler(),))
 
 
 def _torch_profiler() -> Tool:

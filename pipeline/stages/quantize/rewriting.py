@@ -42,18 +42,18 @@ class _Kind(NamedTuple):
         return dtype
 
 
-_KINDS = {
+QUANTIZED_TYPES = {
     Precision.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
     Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
 }
-_LAYERS = {"Conv", "Gemm", "MatMul"}
+QUANTIZED_OPERATORS = {"Conv", "Gemm", "MatMul"}
 """Operators that multiply by weights."""
 
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
     """Return the layers of a graph whose weights are quantised, in its order."""
     made_by = {output: node for node in model.graph.node for output in node.output}
-    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     found = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
     return tuple(node for node, makers in zip(layers, found, strict=True) if any(map(_is_dequantized, makers)))
 
@@ -95,7 +95,7 @@ def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weight
     return wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else name
 
 
-def _carry_skips_in_int8(model: onnx.ModelProto) -> None:
+def carry_skips_in_int8(model: onnx.ModelProto) -> None:
     """Let the sum of a residual block read its skip connection through a Q/DQ pair, and its convolution directly.
 
     TensorRT then makes one int8 kernel of convolution, sum, activation and the next quantisation (its documentation,
@@ -137,7 +137,7 @@ def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
     return source if source in made_by else None
 
 
-def _requantized(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.ModelProto:
+def requantize(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.ModelProto:
     """Return an int8 QDQ graph quantised to `kind`, with scales that fp16 holds exactly.
 
     Args:
@@ -151,13 +151,13 @@ def _requantized(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     for scale, zero_point in {(node.input[1], node.input[2]) for node in pairs}:
-        _replace(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
-        _replace(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
+        replace_node(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
+        replace_node(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
     for node in _weight_nodes(model):
         weight = weights[node.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)]
         steps = weight / _broadcast(numpy_helper.to_array(tensors[node.input[1]]), node, weight.ndim)
         whole = np.rint(steps) if kind.onnx_type == TensorProto.INT8 else steps
-        _replace(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
+        replace_node(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
     return model
 
 
@@ -182,11 +182,11 @@ def _broadcast(scale: npt.NDArray[np.float32], node: onnx.NodeProto, rank: int) 
     return scale.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
 
 
-def _replace(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
+def replace_node(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), tensor.name))
 
 
-def _with_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def put_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Change a QDQ graph so that its weights are FP32, quantised by a node of their own: TensorRT 8 reads no others.
 
     The values are those of the quantised weights, so that quantising them loses nothing.
@@ -198,7 +198,7 @@ def _with_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         values = numpy_helper.to_array(tensor)
         step = _broadcast(numpy_helper.to_array(tensors[scale]), node, values.ndim)
         tensor.name = quantized.removesuffix(TENSOR_NAME_QUANT_SUFFIX)
-        _replace(tensor, values * step)
+        replace_node(tensor, values * step)
         pair = onnx.NodeProto(op_type="QuantizeLinear", name=f"{tensor.name}_QuantizeLinear", output=[quantized])
         pair.input.extend([tensor.name, *node.input[1:]])
         pair.attribute.extend(node.attribute)

@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from model_artifacts.errors import PipelineError, QuantizeError, one_line
+from model_artifacts.errors import ArtifactError, QuantizeError, one_line
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -33,14 +33,14 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.quantize.rewriting import (
-    _KINDS,
-    _LAYERS,
-    _carry_skips_in_int8,
-    _replace,
-    _requantized,
-    _with_pairs_on_weights,
+    QUANTIZED_OPERATORS,
+    QUANTIZED_TYPES,
+    carry_skips_in_int8,
     leave,
+    put_pairs_on_weights,
     quantized_layers,
+    replace_node,
+    requantize,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _write_forms(project: Project, graph: Graph, path: Path, path17: Path) -> _F
 def _translated() -> Iterator[None]:
     try:
         yield
-    except PipelineError:
+    except ArtifactError:
         raise
     except Exception as exc:  # onnx, protobuf and onnxruntime raise types of their own, without a common public base
         raise QuantizeError("the graph cannot be quantised", got=one_line(exc)) from exc
@@ -177,21 +177,23 @@ def _weights(model: onnx.ModelProto) -> Weights:
 
 def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> _Forms:
     """Return what to write of a graph; `scratch` is a file that the quantiser may write to."""
-    left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), _KINDS[graph.precision]
+    left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), QUANTIZED_TYPES[graph.precision]
     if graph.for_x86:
         # Its pairs stand for activations, too: what reads from before them would miss those.
         kept = _outer_layers(fp32, graph)
-        layers = tuple(node for node in fp32.graph.node if node.op_type in _LAYERS and node.name not in kept)
+        layers = tuple(
+            node for node in fp32.graph.node if node.op_type in QUANTIZED_OPERATORS and node.name not in kept
+        )
         _check_layers(left, layers, graph)
         return _Forms(_placed(project, graph, fp32, scratch, left))
     placed = _placed(project, graph, fp32, scratch)
     if left:
         _check_layers(left, quantized_layers(placed), graph)
         placed = leave(placed, weights, left)
-    model, casts = _to_fp16(_requantized(onnx_graph.to_opset(placed, OPSET), weights, kind))
+    model, casts = _to_fp16(requantize(onnx_graph.to_opset(placed, OPSET), weights, kind))
     if graph.precision is Precision.FP8 or onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
-    return _Forms(model, casts, _with_pairs_on_weights(_requantized(placed, weights, kind)))
+    return _Forms(model, casts, put_pairs_on_weights(requantize(placed, weights, kind)))
 
 
 def _placed(
@@ -213,7 +215,7 @@ def _placed(
         )
     placed = onnx.load(scratch)
     if not graph.for_x86:
-        _carry_skips_in_int8(placed)
+        carry_skips_in_int8(placed)
     return placed
 
 
@@ -243,7 +245,7 @@ def calibrate(project: Project, graph: Graph) -> Calibrated:
         fp32 = _fp32(project)
         weights = _weights(fp32)  # before the quantiser moves them out of it
         placed = onnx_graph.to_opset(_placed(project, graph, fp32, Path(folder) / "placed.onnx"), OPSET)
-        return Calibrated(_requantized(placed, weights, _KINDS[graph.precision]), weights)
+        return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights)
 
 
 def _check_layers(left: Collection[str], layers: tuple[onnx.NodeProto, ...], graph: Graph) -> None:
@@ -274,7 +276,7 @@ def _to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[TensorCast,
         if tensor.data_type == TensorProto.FLOAT16 and wide[tensor.name].dtype == np.float32:
             with np.errstate(over="ignore"):
                 narrow = wide[tensor.name].astype(np.float16)
-            _replace(tensor, narrow)  # as torch casts: the converter lets nothing become zero or infinite
+            replace_node(tensor, narrow)  # as torch casts: the converter lets nothing become zero or infinite
             casts.append(onnx_graph.count_cast(tensor.name, wide[tensor.name], narrow, smallest_normal))
     return converted.model, tuple(casts)
 
@@ -343,7 +345,7 @@ def _outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
     The last product gives the logits, of which eight bits make ties; fp8's three bits of mantissa are too few for the
     image itself, which the first convolution reads.
     """
-    layers = [node for node in model.graph.node if node.op_type in _LAYERS]
+    layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
     if graph.precision is Precision.FP8:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]

@@ -28,7 +28,7 @@ from model_artifacts.releases.verification import (
     entry_files,
     sums_of,
 )
-from pipeline.planning.freshness import status_of
+from pipeline.planning.freshness import freshness_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.stages.release.evidence import Asked, bill_of_materials, notices, provenance
 
@@ -64,7 +64,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         StorageError: the release cannot be written.
     """
     for stage in (Stage.MANIFEST, Stage.REPORT):
-        if reasons := status_of(project, Step(stage, project.plan.model)).reasons:
+        if reasons := freshness_of(project, Step(stage, project.plan.model)).reasons:
             raise ReleaseError(f"the {stage.value} is not up to date: {reasons[0]}", fix="run `doit` first")
     built = project.manifest()
     git = _commit(project, built, allow_dirty=allow_dirty)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Preprocessing, Profile, Variant
+    from model_artifacts.records import BatchRange, Preprocessing, Variant
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
 
@@ -36,7 +36,7 @@ _ANY_SIZES = (1, 3, _BATCH)
 """What is tried of an artifact that takes any batch."""
 
 
-class _Sizes(NamedTuple):
+class BatchSizes(NamedTuple):
     """The batch sizes that an artifact is run with."""
 
     most: int
@@ -47,24 +47,26 @@ class _Sizes(NamedTuple):
     """For the rows."""
 
 
-def checked_sizes(profile: Profile) -> tuple[int, ...]:
+def checked_sizes(profile: BatchRange) -> tuple[int, ...]:
     """Return a profile's smallest, best and largest batch, and an odd one from the middle: kernels like even ones."""
     middle = (profile.min + profile.max) // 2 | 1
     odd = middle if profile.takes(middle) else middle - 2
     return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
 
 
-def _sizes_of(project: Project, variant: Variant, profile: Profile | None) -> _Sizes:
+def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | None) -> BatchSizes:
     if profile is None:
         # What tunes itself for every size runs one that is timed, too, and no other.
         timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
         on_gpu = variant.target != CPU_TARGET
         most = max(timed, default=_BATCH) if on_gpu else _BATCH
-        return _Sizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else _Sizes(most, 1, _ANY_SIZES)
+        return (
+            BatchSizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else BatchSizes(most, 1, _ANY_SIZES)
+        )
     most = max(profile.min, min(profile.max, _LARGEST_BATCH))
     if variant.backend is Backend.TORCH_COMPILE:  # compiled for each size that it sees
-        return _Sizes(most, most, profile.sizes)
-    return _Sizes(most, profile.min, checked_sizes(profile))
+        return BatchSizes(most, most, profile.sizes)
+    return BatchSizes(most, profile.min, checked_sizes(profile))
 
 
 def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -105,7 +107,7 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
     )
 
 
-def _evaluator(artifact: Artifact, samples: int, total: int) -> str:
+def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     backend = artifact.variant.backend
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_mendable, one_line
+from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_retryable, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
@@ -22,7 +22,7 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
-from pipeline.stages.validate.batches import _evaluator, _sizes_of, check_rows, extreme_images, run_batches
+from pipeline.stages.validate.batches import batch_sizes_of, check_rows, evaluator, extreme_images, run_batches
 from pipeline.stages.validate.gates import (
     executed_precision,
     judge,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key, Variant
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
-    from pipeline.stages.validate.batches import _Sizes
+    from pipeline.stages.validate.batches import BatchSizes
 
     Logits = npt.NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
     try:
         report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
     except UnsupportedError as exc:
-        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, mendable=is_mendable(exc))
+        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, retryable=is_retryable(exc))
     except (RunError, CrashedError) as exc:
         if isinstance(exc, KilledError) and project.on_worker:
             raise  # which says nothing of the variant: the farm tries it on another machine
@@ -88,7 +88,7 @@ def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyRep
     return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
 
 
-def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, mendable: bool = False) -> AccuracyReport:
+def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, retryable: bool = False) -> AccuracyReport:
     return AccuracyReport(
         key=key,
         built_at=now(),
@@ -96,7 +96,7 @@ def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, mend
         variant_id=variant.id,
         outcome=outcome,
         reason=reason,
-        mendable=mendable,
+        retryable=retryable,
     )
 
 
@@ -137,7 +137,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         variant_id=variant.id,
         outcome=Outcome.DONE,
         reason=reason,
-        evaluator=_evaluator(artifact, samples, data.validation_samples),
+        evaluator=evaluator(artifact, samples, data.validation_samples),
         accuracy=accuracy,
         checks=checks,
         proven=accuracy.top1_agreement_low >= gate.top1_agreement,
@@ -156,7 +156,7 @@ def _sample(project: Project, number: int) -> str:
     return f"{number} ({json.loads(project.file(names).read_text())[number]})"
 
 
-class _Seen(NamedTuple):
+class _Outputs(NamedTuple):
     """What runs of an artifact gave."""
 
     logits: Logits
@@ -173,7 +173,7 @@ class _Seen(NamedTuple):
     device: str = ""
 
 
-def _run(project: Project, artifact: Artifact) -> _Seen:
+def _run(project: Project, artifact: Artifact) -> _Outputs:
     variant = artifact.variant
     backend, data = variant.backend, project.data()
     on_gpu = variant.target != CPU_TARGET
@@ -194,8 +194,8 @@ def _run(project: Project, artifact: Artifact) -> _Seen:
         if backend is Backend.ONNX_REFERENCE:  # numerics only, and slowly: nothing that could be deployed
             samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
             with _telling(_loader(project), "validating", samples) as load:
-                return _Seen(run_batches(run, load, samples), graph_layers=layers)
-        return _look(run, project, _sizes_of(project, variant, None))._replace(graph_layers=layers)
+                return _Outputs(run_batches(run, load, samples), graph_layers=layers)
+        return _look(run, project, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
 def _times_kernels(backend: Backend) -> bool:
@@ -224,7 +224,7 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
         raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
 
 
-def _look(run: Run, project: Project, sizes: _Sizes) -> _Seen:
+def _look(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
     load, samples = _loader(project), data.validation_samples
@@ -233,14 +233,14 @@ def _look(run: Run, project: Project, sizes: _Sizes) -> _Seen:
     most, smallest, checked = sizes
     with _telling(load, "validating", samples) as loud:
         logits = run_batches(run, loud, samples, batch=most, smallest=smallest)
-    return _Seen(
+    return _Outputs(
         logits,
         tuple(check_rows(run, load, reference, size) for size in checked),
         run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
     )
 
 
-def _run_engine(project: Project, artifact: Artifact) -> _Seen:
+def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
     """Run an engine on its GPU, in a process that may die of it."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -251,17 +251,17 @@ def _run_engine(project: Project, artifact: Artifact) -> _Seen:
         open_serialized(project, artifact) as engine,
         engine.session(specialization=specialization) as session,
     ):
-        seen = _look(session, project, _sizes_of(project, artifact.variant, engine.batches))
+        seen = _look(session, project, batch_sizes_of(project, artifact.variant, engine.batches))
         return seen._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
 
 
-def _run_module(project: Project, artifact: Artifact) -> _Seen:
+def _run_module(project: Project, artifact: Artifact) -> _Outputs:
     """Run a torch module on its GPU with images in both layouts, in a process that may die of it."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     gpu = gpu_of(project, artifact)
     cuda.use(gpu)
-    sizes = _sizes_of(project, artifact.variant, artifact.variant.profile)
+    sizes = batch_sizes_of(project, artifact.variant, artifact.variant.profile)
     channels_last = None
     with open_module(project, artifact) as session:
         seen = _look(session, project, sizes)

@@ -13,10 +13,10 @@ from PIL import Image
 
 import model_artifacts as pipeline
 from model_artifacts.deployment.loading import Model
-from model_artifacts.deployment.resolution import Place, Resolution, Tier, Wish
-from model_artifacts.errors import PipelineError, RunError, UnsupportedError
+from model_artifacts.deployment.resolution import Device, Requirements, Resolution, Tier
+from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, Manifest, Precision, Profile
+from model_artifacts.records import Backend, BatchRange, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from tests.model_artifacts.deployment.test_resolution import engine, machine, module
 from tests.support.hosts import H100
@@ -47,7 +47,7 @@ def test_logits_are_those_that_were_validated(built: Project) -> None:
     """What a deployment gets for the validation images is what the reference's logits say of them."""
     data = built.data()
     pixels, reference = built.pixels(data.validation), np.load(built.file(data.reference))
-    with pipeline.load(built.paths.root, Wish(precision=Precision.FP32)) as model:
+    with pipeline.load(built.paths.root, Requirements(precision=Precision.FP32)) as model:
         assert model.entry.kind is Backend.ONNXRUNTIME
         logits = model(to_input(pixels, model.preprocessing))
     assert logits.dtype == np.float32
@@ -56,9 +56,11 @@ def test_logits_are_those_that_were_validated(built: Project) -> None:
 
 def test_a_wish_decides_what_is_opened(built: Project) -> None:
     """As it does for `resolve`."""
-    with pipeline.load(built.paths.root, Wish(precision=Precision.FP16)) as model:
+    with pipeline.load(built.paths.root, Requirements(precision=Precision.FP16)) as model:
         assert model.entry.precision is Precision.FP16
-        assert model.resolution.entry == pipeline.resolve(built.paths.root, Wish(precision=Precision.FP16)).entry
+        assert (
+            model.resolution.entry == pipeline.resolve(built.paths.root, Requirements(precision=Precision.FP16)).entry
+        )
 
 
 def test_images_become_names_of_classes(built: Project) -> None:
@@ -86,13 +88,13 @@ def test_images_are_run_in_batches_that_the_artifact_takes(
     facts = built.manifest().model
     assert facts is not None
     seen = []
-    profile = Profile(min=sizes[0], opt=sizes[0], max=sizes[1]) if sizes else None
+    profile = BatchRange(min=sizes[0], opt=sizes[0], max=sizes[1]) if sizes else None
 
     def run(batch: Batch) -> Batch:
         seen.append(len(batch))
         return np.eye(10, dtype=np.float32)[: len(batch)]
 
-    found = Resolution(entry("x", profile=profile), Place(Tier.ONNX, None), None, None, ())
+    found = Resolution(entry("x", profile=profile), Device(Tier.ONNX, None), None, None, ())
     assert len(Model(found, facts, run).predict(photographs(5))) == 5
     assert seen == expected
 
@@ -139,11 +141,11 @@ def test_a_file_outside_the_folder_is_refused(
 
 
 def test_what_was_not_pulled_is_not_taken(copied: Path) -> None:
-    """Without the wish that it was pulled by, the same artifact is what there is; for another host all count."""
+    """Without the requirements that it was pulled by, the same artifact is what there is; for another host all count."""
     folder = copied / "artifacts"
     everything = [item for item in pipeline.resolve(folder).rejected if "was not pulled" in item.reason]
-    best, wished = pipeline.resolve(folder).entry, pipeline.resolve(folder, Wish(precision="fp32")).entry
-    other = wished if wished != best else pipeline.resolve(folder, Wish(precision="fp16")).entry
+    best, required = pipeline.resolve(folder).entry, pipeline.resolve(folder, Requirements(precision="fp32")).entry
+    other = required if required != best else pipeline.resolve(folder, Requirements(precision="fp16")).entry
     for item in read_record(folder / "manifest.json", Manifest).artifacts:
         if item.file and other.file and item.file != other.file:
             (folder / item.file.path).unlink(missing_ok=True)
@@ -172,9 +174,9 @@ def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
     """One type to catch."""
-    with pytest.raises(pipeline.PipelineError, match=r"manifest\.json is missing"), pipeline.load(tmp_path):
+    with pytest.raises(pipeline.ArtifactError, match=r"manifest\.json is missing"), pipeline.load(tmp_path):
         pass
-    assert pipeline.PipelineError is PipelineError
+    assert pipeline.ArtifactError is ArtifactError
 
 
 def test_names_that_are_not_there_are_attribute_errors() -> None:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.deployment.loading import resolve, this_host
-from model_artifacts.deployment.resolution import Resolution, Tier, Wish, resolve_entry
+from model_artifacts.deployment.resolution import Requirements, Resolution, Tier, resolve_entry
 from model_artifacts.errors import ResolveError, UsageError
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     Backend,
+    BatchRange,
     BuiltFor,
     Clock,
     DeploymentHost,
@@ -25,7 +26,6 @@ from model_artifacts.records import (
     ManifestEntry,
     ModuleContents,
     Precision,
-    Profile,
     Status,
     Tool,
 )
@@ -83,7 +83,7 @@ def onnx(name: str, *milliseconds: float) -> ManifestEntry:
 
 def taken(*entries: ManifestEntry, on: DeploymentHost | None = None, **wishes: Any) -> Resolution:
     """Return what is taken."""
-    return resolve_entry(manifest(*entries), on or machine(H100), Wish(**wishes))
+    return resolve_entry(manifest(*entries), on or machine(H100), Requirements(**wishes))
 
 
 def name_of(found: Resolution) -> str:
@@ -259,13 +259,13 @@ def test_a_precision_is_wished_by_name_too() -> None:
     """What is none is refused with the names that there are."""
     found = taken(onnx("a", 0.1).model_copy(update={"precision": Precision.FP32}), onnx("b", 0.2), precision="fp16")
     assert name_of(found) == "b"
-    assert reasons(found) == {"a": "fp32, wished fp16"}
+    assert reasons(found) == {"a": "fp32, required fp16"}
     with pytest.raises(UsageError, match=r"(?s)expected: fp32, .*fp16.*got:      'fp17'"):
-        Wish(precision="fp17")
+        Requirements(precision="fp17")
 
 
 def test_the_faster_one_is_taken_and_the_slower_one_says_by_how_much() -> None:
-    """At batch 1 where none is wished; what was not timed comes last."""
+    """At batch 1 where none is required; what was not timed comes last."""
     found = taken(engine("slow", 0.4), engine("fast", 0.2), engine("untimed"))
     assert name_of(found) == "fast"
     assert found.latency_ms == 0.2
@@ -292,34 +292,34 @@ def test_throughput_is_of_the_best_batch_size_unless_one_is_wished() -> None:
 
 
 def test_a_batch_size_must_lie_in_the_profile() -> None:
-    """For throughput any does, unless one is wished."""
-    fixed = engine("b2", 0.2, 0.3, profile=Profile(min=2, opt=2, max=2))
+    """For throughput any does, unless one is required."""
+    fixed = engine("b2", 0.2, 0.3, profile=BatchRange(min=2, opt=2, max=2))
     assert name_of(taken(fixed, batch=2)) == "b2"
     assert name_of(taken(fixed, throughput=True)) == "b2"
-    with pytest.raises(ResolveError, match="takes batches of 2 to 2, wished 1"):
+    with pytest.raises(ResolveError, match="takes batches of 2 to 2, required 1"):
         taken(fixed)
 
 
 @pytest.mark.parametrize(
     ("wishes", "reason"),
     [
-        ({"max_latency_ms": 0.1}, r"0\.4 ms at batch 1, wished at most 0\.1 ms"),
+        ({"max_latency_ms": 0.1}, r"0\.4 ms at batch 1, required at most 0\.1 ms"),
         ({"max_latency_ms": 9.0, "batch": 2}, "was not timed at batch 2 on NVIDIA H100 80GB HBM3"),
-        ({"min_top1": 0.95}, r"top-1 92\.0%, wished at least 95\.0%"),
-        ({"precision": Precision.INT8}, "fp16, wished int8"),
-        ({"max_memory_bytes": 2**20}, "takes 3 MiB of the GPU's memory, wished at most 1 MiB"),
+        ({"min_top1": 0.95}, r"top-1 92\.0%, required at least 95\.0%"),
+        ({"precision": Precision.INT8}, "fp16, required int8"),
+        ({"max_memory_bytes": 2**20}, "takes 3 MiB of the GPU's memory, required at most 1 MiB"),
     ],
     ids=str,
 )
 def test_a_wish_that_is_not_met_is_the_reason(wishes: dict[str, Any], reason: str) -> None:
-    """With what was wished and what there is."""
+    """With what was required and what there is."""
     memory = EngineMemory(activation_bytes=2 * 2**20, weights_bytes=2**20)
     with pytest.raises(ResolveError, match=reason):
         taken(engine("tuned", 0.4, memory=memory), **wishes)
 
 
 def test_a_latency_of_another_gpu_promises_nothing() -> None:
-    """A wish for speed is met only by what was timed on such a GPU."""
+    """A requirement of speed is met only by what was timed on such a GPU."""
     with pytest.raises(ResolveError, match="was not timed at batch 1 on NVIDIA L4"):
         taken(engine("portable", 0.3, gpu=None), on=machine(L4), max_latency_ms=100.0)
 
@@ -343,7 +343,7 @@ def test_memory_that_was_seen_counts_more_than_what_was_said() -> None:
 
 def test_labels_are_needed_for_a_wished_top1() -> None:
     """Agreement with the reference is not accuracy."""
-    with pytest.raises(ResolveError, match=r"was validated without labels, wished at least 50\.0%"):
+    with pytest.raises(ResolveError, match=r"was validated without labels, required at least 50\.0%"):
         taken(engine("tuned", 0.4, accuracy=accuracy(top1=None)), min_top1=0.5)
 
 
@@ -370,23 +370,25 @@ def test_an_empty_manifest_says_so() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([*EVERYTHING, engine("b2", 0.1, profile=Profile(min=2, opt=2, max=2))]), max_size=5),
+    st.lists(st.sampled_from([*EVERYTHING, engine("b2", 0.1, profile=BatchRange(min=2, opt=2, max=2))]), max_size=5),
     st.sampled_from([machine(), machine(H100), machine(L4), machine(L4, H100)]),
-    st.builds(Wish, batch=st.none() | st.integers(1, 3), throughput=st.booleans(), min_top1=st.none() | st.just(0.99)),
+    st.builds(
+        Requirements, batch=st.none() | st.integers(1, 3), throughput=st.booleans(), min_top1=st.none() | st.just(0.99)
+    ),
 )
 def test_every_artifact_is_taken_or_rejected_for_a_reason(
-    entries: list[ManifestEntry], there: DeploymentHost, wish: Wish
+    entries: list[ManifestEntry], there: DeploymentHost, requirements: Requirements
 ) -> None:
     """None is forgotten, in whatever order they come; and the order decides nothing."""
     unique = list({item.id: item for item in entries}.values())
     try:
-        found = resolve_entry(manifest(*unique), there, wish)
+        found = resolve_entry(manifest(*unique), there, requirements)
     except ResolveError as exc:
         assert all(f"{item.id}: " in str(exc) for item in unique)  # noqa: PT017 - either answer is right
         return
     assert {found.entry.id, *(item.id for item in found.rejected)} == {item.id for item in unique}
     assert all(item.reason for item in found.rejected)
-    assert resolve_entry(manifest(*reversed(unique)), there, wish).entry == found.entry
+    assert resolve_entry(manifest(*reversed(unique)), there, requirements).entry == found.entry
 
 
 # Typed.

@@ -13,7 +13,7 @@ from cuda.bindings import runtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_artifacts.errors import MendableError, RunError
+from model_artifacts.errors import RetryableError, RunError
 from model_artifacts.host import cuda
 from model_artifacts.host.cuda import DeviceArray, _from_dlpack, _from_interface, _require_contiguous
 
@@ -45,7 +45,7 @@ def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.Monke
     success = runtime.cudaError_t.cudaSuccess
     monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, driver))
     monkeypatch.setattr(runtime, "cudaRuntimeGetVersion", lambda: (success, 13040))
-    with pytest.raises(MendableError) as caught:
+    with pytest.raises(RetryableError) as caught:
         cuda.check((runtime.cudaError_t.cudaErrorInsufficientDriver,))
     assert str(caught.value).splitlines() == [
         "the NVIDIA driver is too old",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from model_artifacts.records import (
     Backend,
+    BatchRange,
     BatchTiming,
     BuiltFor,
     Clock,
@@ -28,7 +29,6 @@ from model_artifacts.records import (
     KeyField,
     Precision,
     Preprocessing,
-    Profile,
     Record,
     Setting,
     StageRecord,
@@ -72,7 +72,7 @@ _COUNTS = st.integers(0, 2**60)
 _FINITE = st.floats(0, allow_nan=False, allow_infinity=False)
 _FILES = st.builds(FileRecord, path=_TEXTS, bytes=_COUNTS, sha256=st.text("0123456789abcdef", min_size=64, max_size=64))
 _PROFILES = st.lists(st.integers(1, 10**6), min_size=3, max_size=3).map(
-    lambda sizes: Profile(**dict(zip(("min", "opt", "max"), sorted(sizes), strict=True)))
+    lambda sizes: BatchRange(**dict(zip(("min", "opt", "max"), sorted(sizes), strict=True)))
 )
 _VARIANTS = st.builds(
     Variant,
@@ -211,7 +211,7 @@ def test_time_without_a_zone_is_refused() -> None:
 def test_profile_is_accepted_if_and_only_if_it_is_ordered(low: int, opt: int, high: int) -> None:
     """1 ≤ min ≤ opt ≤ max, and nothing else."""
     try:
-        Profile(min=low, opt=opt, max=high)
+        BatchRange(min=low, opt=opt, max=high)
     except ValidationError:
         accepted = False
     else:
@@ -223,12 +223,12 @@ def test_profile_is_accepted_if_and_only_if_it_is_ordered(low: int, opt: int, hi
 def test_profile_label_is_short_for_a_fixed_batch(bounds: tuple[int, int, int], label: str) -> None:
     """A fixed batch is named once, a range by its three sizes."""
     low, opt, high = bounds
-    assert Profile(min=low, opt=opt, max=high).label == label
+    assert BatchRange(min=low, opt=opt, max=high).label == label
 
 
 @given(_PROFILES, _PROFILES)
 @settings(deadline=None)
-def test_profile_labels_are_equal_for_equal_profiles_only(first: Profile, second: Profile) -> None:
+def test_profile_labels_are_equal_for_equal_profiles_only(first: BatchRange, second: BatchRange) -> None:
     """A label stands for one profile."""
     assert (first.label == second.label) == (first == second)
 
@@ -244,7 +244,7 @@ def test_engines_name_has_no_backend() -> None:
         backend=Backend.TENSORRT,
         precision=Precision.FP16,
         graph=Graph.FP16,
-        profile=Profile(min=1, opt=8, max=32),
+        profile=BatchRange(min=1, opt=8, max=32),
         workspace=Workspace(bytes=2**30, label="1GiB"),
     )
     assert variant.id == "resnet18/rtx-sm80+/fp16-b1-8-32-ws1GiB"

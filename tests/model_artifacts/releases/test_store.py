@@ -21,8 +21,8 @@ import pytest
 from s3fs.core import S3File
 
 import model_artifacts as pipeline
-from model_artifacts.deployment.resolution import Wish
-from model_artifacts.errors import PipelineError, ReleaseError, ResolveError, StoreError
+from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError
 from model_artifacts.records import Precision, StoredRelease
 from model_artifacts.releases.objects import ObjectStore, without_secrets
 from model_artifacts.releases.signature import Verifier
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.stages.release.stage import Release
 
 NOW = timedelta(0)
-WISH = Wish(precision=Precision.FP16)
+WISH = Requirements(precision=Precision.FP16)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_web_server_is_enough_to_pull_from(
 def test_only_what_a_host_needs_is_pulled(
     store: Path, released: Release, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
-    """One artifact by a wish, and the evidence; the signature still tells of everything."""
+    """One artifact by requirements, and the evidence; the signature still tells of everything."""
     push(str(store), released.folder)
     pulled = pull(str(store), tmp_path / "models", LATEST, Verifier(keys[1]), WISH)
     assert pulled.entry is not None
@@ -153,7 +153,7 @@ def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release,
     """The reasons are told."""
     push(str(store), released.folder)
     with pytest.raises(ResolveError, match="no artifact of the manifest suits"):
-        pull(str(store), tmp_path / "models", for_host=Wish(max_latency_ms=1e-9))
+        pull(str(store), tmp_path / "models", for_host=Requirements(max_latency_ms=1e-9))
     assert not (tmp_path / "models").exists()
 
 
@@ -309,7 +309,7 @@ def test_what_is_damaged_is_refused_and_the_old_release_stays(
     before = listing(tmp_path / "models")
     damage, message = DAMAGE[how]
     damage(store, released)
-    with pytest.raises(PipelineError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         pull(str(store), tmp_path / "models")
     assert listing(tmp_path / "models") == before
     assert not (tmp_path / "outside").exists()
@@ -322,11 +322,11 @@ def test_a_signature_that_is_demanded_must_be_there_and_theirs(
     push(str(store), newer, ["unsigned"])
     push(str(store), released.folder, ["signed"])
     theirs = Verifier(pem(tmp_path, "theirs")[1])
-    for wish in (None, WISH):
+    for requirements in (None, WISH):
         with pytest.raises(ReleaseError, match="has no signature"):
-            pull(str(store), tmp_path / "models", "unsigned", Verifier(keys[1]), wish)
+            pull(str(store), tmp_path / "models", "unsigned", Verifier(keys[1]), requirements)
         with pytest.raises(ReleaseError, match="the signature does not hold"):
-            pull(str(store), tmp_path / "models", "signed", theirs, wish)
+            pull(str(store), tmp_path / "models", "signed", theirs, requirements)
     assert not (tmp_path / "models").exists()
     assert leftovers(tmp_path / "models") == []
 
@@ -363,7 +363,7 @@ def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Rel
 def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released: Release) -> None:
     """Nothing of it is sent."""
     flip(released.folder / "manifest.json")
-    with pytest.raises(PipelineError, match=r"manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
         push(str(store), released.folder)
     assert not store.exists()
 
@@ -587,7 +587,7 @@ def test_the_commands_say_what_they_did(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pull", "STORE", "F", "--batch", "2"], "expected --for-host beside a wish"),
+        (["pull", "STORE", "F", "--batch", "2"], "expected --for-host beside a requirement"),
         (["pull", "STORE", "F", "--identity", "me"], "expected --key, or --identity with --issuer"),
         (["tag", "STORE", "prod"], "expected what the tag is to stand for"),
         (["gc", "STORE", "--grace-hours", "-1"], "expected hours, 0 or more"),

@@ -10,17 +10,17 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from model_artifacts.errors import PipelineError, RunError, TritonError
+from model_artifacts.errors import ArtifactError, RunError, TritonError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import (
     Backend,
+    BatchRange,
     GpuType,
     Graph,
     Manifest,
     ManifestEntry,
     Precision,
-    Profile,
     Setting,
     Status,
     TensorSpec,
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 IMAGE = TensorSpec(name="image", shape=("batch", 3, 32, 32), dtype="float32", layout="NCHW")
 LOGITS = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
-RANGE = Profile(min=1, opt=4, max=8)
-ONE = Profile(min=1, opt=1, max=1)
+RANGE = BatchRange(min=1, opt=4, max=8)
+ONE = BatchRange(min=1, opt=1, max=1)
 
 
-def plan(name: str, *milliseconds: float, profile: Profile = RANGE, **changes: Any) -> ManifestEntry:
+def plan(name: str, *milliseconds: float, profile: BatchRange = RANGE, **changes: Any) -> ManifestEntry:
     """Return an engine of TensorRT for the H100."""
     return engine(name, *milliseconds, profile=profile, inputs=(IMAGE,), outputs=(LOGITS,), **changes)
 
@@ -172,15 +172,15 @@ def test_what_may_not_be_deployed_is_not_mentioned() -> None:
     ("profile", "largest", "preferred", "dims"),
     [
         (RANGE, 8, 4, (3, 32, 32)),
-        (Profile(min=1, opt=1, max=8), 8, None, (3, 32, 32)),
+        (BatchRange(min=1, opt=1, max=8), 8, None, (3, 32, 32)),
         (ONE, 0, None, (1, 3, 32, 32)),
-        (Profile(min=64, opt=64, max=64), 0, None, (64, 3, 32, 32)),
-        (Profile(min=2, opt=4, max=8), 0, None, (-1, 3, 32, 32)),
+        (BatchRange(min=64, opt=64, max=64), 0, None, (64, 3, 32, 32)),
+        (BatchRange(min=2, opt=4, max=8), 0, None, (-1, 3, 32, 32)),
     ],
-    ids=lambda item: item.label if isinstance(item, Profile) else "",
+    ids=lambda item: item.label if isinstance(item, BatchRange) else "",
 )
 def test_triton_batches_only_what_takes_any_size_up_to_the_largest(
-    profile: Profile, largest: int, preferred: int | None, dims: tuple[int, ...]
+    profile: BatchRange, largest: int, preferred: int | None, dims: tuple[int, ...]
 ) -> None:
     """A fixed size is part of the shape; one that takes no single image is left to the client."""
     (model,), _ = plan_models(of(plan("a", 1.0, profile=profile)))
@@ -370,7 +370,7 @@ def test_what_was_written_is_held_against_the_manifest(
         spoil(folder)
 
     monkeypatch.setattr(module, "_write_model", spoiled)
-    with pytest.raises(PipelineError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         make_repository(artifacts(plan("a", 1.0)), tmp_path / "triton")
     assert not (tmp_path / "triton").exists()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import BuiltFor, EngineFlavour, Gpu, Profile, TensorSpec
+from model_artifacts.records import BatchRange, BuiltFor, EngineFlavour, Gpu, TensorSpec
 from model_artifacts.sessions.engine import Engine, Session, check_fits
 from model_artifacts.tensorrt.flavour import Flavour
 from tests.support.hosts import H100, L4
@@ -24,7 +24,7 @@ H200 = H100.model_copy(update={"name": "NVIDIA H200"})
 
 TUNED = BuiltFor(flavour=TRT.name, version=TRT.version, gpu=H100.name, compute_capabilities=(90,))
 PORTABLE = BuiltFor(flavour=RTX.name, version=RTX.version, gpu=None, compute_capabilities=(80, 86, 89, 120))
-BATCHES = Profile(min=2, opt=4, max=8)
+BATCHES = BatchRange(min=2, opt=4, max=8)
 
 
 def refusal(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> list[str]:
@@ -125,14 +125,14 @@ def test_portable_engine_needs_its_first_generation() -> None:
 # Batches, which are checked before anything is put on a GPU.
 
 
-def loaded(batches: Profile = BATCHES) -> Any:
+def loaded(batches: BatchRange = BATCHES) -> Any:
     """Return what is known of an engine that is not there: (2 to 8, 3, 4, 4) → (batch, 10)."""
     image = TensorSpec(name="image", shape=("batch", 3, 4, 4), dtype="float32", layout="NCHW")
     logits = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
     return SimpleNamespace(inputs=(image,), outputs=(logits,), batches=batches)
 
 
-def session(batches: Profile = BATCHES) -> Session:
+def session(batches: BatchRange = BATCHES) -> Session:
     """Return a session that has no buffers yet."""
     nothing: Any = None
     return Session(loaded(batches), nothing, nothing, cuda_graph=False)
@@ -167,7 +167,7 @@ def test_batch_that_the_engine_does_not_take(shape: tuple[int, ...], dtype: str)
 def test_fixed_batch_is_said_as_one_number() -> None:
     """An engine of one batch size says that size."""
     with pytest.raises(RunError, match=r"expected: float32 \(4, 3, 4, 4\), contiguous"):
-        session(Profile(min=4, opt=4, max=4))(np.zeros((1, 3, 4, 4), np.float32))
+        session(BatchRange(min=4, opt=4, max=4))(np.zeros((1, 3, 4, 4), np.float32))
 
 
 def test_batch_that_is_not_contiguous() -> None:

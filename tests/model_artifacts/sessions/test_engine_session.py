@@ -11,7 +11,7 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import BuiltFor, Clock, EngineFlavour, Precision, Profile
+from model_artifacts.records import BatchRange, BuiltFor, Clock, EngineFlavour, Precision
 from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.records import Artifact
 
-RANGE = Profile(min=1, opt=4, max=12)
+RANGE = BatchRange(min=1, opt=4, max=12)
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
 
 
@@ -177,7 +177,7 @@ def test_gpu_without_room_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatc
     """A buffer that does not fit is an error with both sizes, and what was allocated before it is given back."""
     fake = FakeRuntime(total=100)
     monkeypatch.setattr(cuda, "runtime", fake)
-    loaded: Any = FakeEngine(fake, Profile(min=1, opt=1, max=1))
+    loaded: Any = FakeEngine(fake, BatchRange(min=1, opt=1, max=1))
     with (
         pytest.raises(RunError, match=r"(?s)no room for a buffer.*192 bytes free.*100 bytes free"),
         Engine(loaded, H100).session(),
@@ -249,7 +249,7 @@ def test_engine_of_several_inputs_is_refused(gpu: FakeRuntime, monkeypatch: pyte
         opened(several, monkeypatch)
 
 
-def opened(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Profile:
+def opened(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> BatchRange:
     """Open an engine, and return the batches that it takes."""
 
     @contextmanager
@@ -280,7 +280,7 @@ def served(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> t
     """The tiny project on a host with a GPU, and an engine of it that runs there."""
     found = Project.load(copied / "pipeline.yaml")
     project = Project(Plan(found.config, host(H100)), found.paths)
-    fake: Any = FakeEngine(gpu, Profile(min=2, opt=2, max=4), sample=(3, 32, 32))
+    fake: Any = FakeEngine(gpu, BatchRange(min=2, opt=2, max=4), sample=(3, 32, 32))
 
     @contextmanager
     def open_fake(*_: object) -> Iterator[Engine]:

@@ -15,7 +15,7 @@ from model_artifacts.errors import RunError
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, FileRecord, Key, Layout, Precision, Profile, Recipe, Variant
+from model_artifacts.records import Backend, BatchRange, FileRecord, Key, Layout, Precision, Recipe, Variant
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import Loaded, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
@@ -248,7 +248,7 @@ def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch:
     """Torch's default of eight graphs for a module is no reason to run without Torch-TensorRT after the eighth."""
     library = Library()
     use(library, monkeypatch)
-    profile = Profile(min=1, opt=2, max=5)
+    profile = BatchRange(min=1, opt=2, max=5)
     variant = named(project, "torch_compile-fp32-b1-ws16MiB").model_copy(update={"profile": profile})
     module = torch_tensorrt_runtime.compile_in_time(library, torch.nn.Flatten(), {}, lambda _: None)
     with open_session(Loaded(module), variant, (3, 32, 32), None) as run:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from model_artifacts.errors import PipelineError, RecordError, SourceError
+from model_artifacts.errors import ArtifactError, RecordError, SourceError
 from model_artifacts.sessions.torch_model import (
     fold_batch_norms,
     import_factory,
@@ -473,7 +473,7 @@ def test_damaged_weights_are_not_restored(copied: Path, damage: Callable[[bytes]
     project = Project.load(copied / "pipeline.yaml")
     project.paths.weights.write_bytes(damage(project.paths.weights.read_bytes()))
 
-    with pytest.raises(PipelineError, match=r"weights\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
         restore_model(project)
 
 
@@ -482,7 +482,7 @@ def test_removed_weights_are_not_restored(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml")
     project.paths.weights.unlink()
 
-    with pytest.raises(PipelineError, match=r"weights\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
         restore_model(project)
 
 

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model_artifacts.errors import BuildError, RunError, UnsupportedError, is_mendable
-from model_artifacts.records import BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, Profile, TensorSpec
+from model_artifacts.errors import BuildError, RunError, UnsupportedError, is_retryable
+from model_artifacts.records import BatchRange, BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, load_flavour, weight_warnings
 from model_artifacts.tensorrt.refitter import put_weights
 from pipeline.adapters.tensorrt_builder import (
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 MIB = 2**20
-RANGE = Profile(min=1, opt=2, max=4)
-LARGE = Profile(min=256, opt=256, max=256)
+RANGE = BatchRange(min=1, opt=2, max=4)
+LARGE = BatchRange(min=256, opt=256, max=256)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def flavour() -> Flavour:
 def request_of(
     project: Project,
     graph: Graph = Graph.FP32,
-    profile: Profile = RANGE,
+    profile: BatchRange = RANGE,
     workspace_bytes: int = 16 * MIB,
     compute_capabilities: tuple[int, ...] = (80, 86, 89, 120),
 ) -> EngineRequest:
@@ -126,7 +126,7 @@ def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UnsupportedError) as caught:
         load_flavour(EngineFlavour.TENSORRT)
-    assert is_mendable(caught.value) is there
+    assert is_retryable(caught.value) is there
 
 
 @pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
@@ -288,7 +288,7 @@ def test_other_workspace_gives_the_same_layers(built: Project, flavour: Flavour)
 
 def test_other_profile_gives_other_layers(built: Project, flavour: Flavour) -> None:
     """Engines for other batch sizes are other engines."""
-    profiles = [Profile(min=batch, opt=batch, max=batch) for batch in (1, 2, 4)] + [RANGE]
+    profiles = [BatchRange(min=batch, opt=batch, max=batch) for batch in (1, 2, 4)] + [RANGE]
 
     assert len({build(flavour, request_of(built, profile=profile)).layers_sha256 for profile in profiles}) == 4
 

@@ -17,11 +17,11 @@ from model_artifacts.errors import BuildError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import (
     Backend,
+    BatchRange,
     LayerShare,
     ModuleContents,
     OperatorCalls,
     Precision,
-    Profile,
     Setting,
     Tool,
 )
@@ -231,8 +231,8 @@ def test_settings_are_read_from_the_version_that_is_there() -> None:
     assert not known & {"kwargs", "optimization_level"}
 
 
-@pytest.mark.parametrize("profile", [Profile(min=2, opt=2, max=2), Profile(min=1, opt=2, max=4)], ids=str)
-def test_a_saved_module_computes_what_the_model_does(tmp_path: Path, profile: Profile) -> None:
+@pytest.mark.parametrize("profile", [BatchRange(min=2, opt=2, max=2), BatchRange(min=1, opt=2, max=4)], ids=str)
+def test_a_saved_module_computes_what_the_model_does(tmp_path: Path, profile: BatchRange) -> None:
     """Compiled, saved and loaded, it gives the model's logits for every batch size that it is for."""
     library, model, request = Library(), network(), module_request(tmp_path, profile=profile)
     compiled = compile_ahead(library, model, request)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_artifacts.host.environment import torch_tensorrt
+from model_artifacts.host.environment import installed_torch_tensorrt
 from pipeline.adapters.torch_tensorrt_builder import times_tactics
 from tests.support.torch_tensorrt_dry_run import PRECISIONS, PROFILES, Report
 
@@ -20,7 +20,7 @@ IN_TIME = [f"in time {precision.value}" for precision in PRECISIONS]
 @pytest.fixture(scope="module")
 def report() -> Report:
     """What came of driving the adapter, in a process of its own."""
-    if torch_tensorrt().version == "absent":
+    if installed_torch_tensorrt().version == "absent":
         pytest.skip("Torch-TensorRT is not installed here")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.support.torch_tensorrt_dry_run"],
@@ -35,7 +35,7 @@ def report() -> Report:
 
 def test_the_library_that_is_installed_can_be_imported(report: Report) -> None:
     """Its own wheel's flaws do not keep it from that; a driver is all that is missing here."""
-    assert report.version == torch_tensorrt().version
+    assert report.version == installed_torch_tensorrt().version
 
 
 @pytest.mark.parametrize("name", [*AHEAD, *IN_TIME, "resnet18 fp16 range"])

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import (
+    BatchRange,
     EngineFlavour,
     Interpolation,
     KernelSpecialization,
     Precision,
     Preprocessing,
-    Profile,
 )
 from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Gates, HardwareCompatibility, TacticSource
@@ -97,7 +97,7 @@ def test_profiles_and_workspaces_suffice(load: Callable[[str], Config]) -> None:
 
 def test_bare_number_is_a_fixed_batch(load: Callable[[str], Config]) -> None:
     """`8` means from 8 to 8."""
-    assert load(MATRIX).profiles == (Profile(min=1, opt=1, max=1), Profile(min=1, opt=8, max=32))
+    assert load(MATRIX).profiles == (BatchRange(min=1, opt=1, max=1), BatchRange(min=1, opt=8, max=32))
 
 
 def test_preprocessing_auto_is_none(load: Callable[[str], Config]) -> None:
@@ -1000,7 +1000,7 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
             return
         seen["accepted"] += 1
         plan = Plan(config, host(H100))
-        assert all(set(plan.dependencies(step).needs) <= set(plan.steps) for step in plan.steps)
+        assert all(set(plan.dependencies(step).requires) <= set(plan.steps) for step in plan.steps)
         file.write_text(_written(document, flow=True))
         assert load_config(file) == config
         sizes = [size.text for size in config.workspaces]
@@ -1122,7 +1122,7 @@ def test_share_of_memory_takes_a_gpu(problems: Problems, load: Callable[[str], C
     """Of each of the farm's targets its own; a target without one has none to share."""
     text = "profiles: [1]\nworkspaces: [25%]\nexecutor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
     assert problems(text) == ["4:18: workspace '25%' is a share of a GPU's memory; expected `accelerator`, or bytes"]
-    assert load(text.replace("{flavour: tensorrt_rtx}", ON_H100)).farm_targets[0].needs == "H100 with tensorrt"
+    assert load(text.replace("{flavour: tensorrt_rtx}", ON_H100)).farm_targets[0].worker_kind == "H100 with tensorrt"
 
 
 def test_farm_has_defaults(load: Callable[[str], Config]) -> None:

@@ -176,7 +176,7 @@ def test_every_target_is_built_where_it_can_be(
 
 PLACES = """\
 import sys
-from pipeline.farm.cluster import Cluster, Needs
+from pipeline.farm.cluster import Cluster, NodeRequirements
 from pipeline.farm.parcels import Parcel, read_message
 cluster = Cluster.connect(sys.argv[1], 300)
 nodes = {node.id: node for node in cluster.nodes()}
@@ -184,8 +184,8 @@ def began(needs, *avoid):
     parcel = Parcel(command=("-c", ""), files=(), timeout_seconds=60)
     said = [read_message(item) for item in cluster.submit(parcel, b"", [], needs, avoid).items(lambda: None)]
     return said[0].node
-first = began(Needs("H100", ()))
-for node in (first, began(Needs("H100", ()), first), began(Needs("A10G", (), 3))):
+first = began(NodeRequirements("H100", ()))
+for node in (first, began(NodeRequirements("H100", ()), first), began(NodeRequirements("A10G", (), 3))):
     print(node, *sorted(name for name in nodes[node].resources if name.startswith("accelerator_type:")))
 cluster.close()
 """

@@ -33,22 +33,22 @@ from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Gpu, Tool
 from pipeline.__main__ import main
-from pipeline.cli.tasks import _OnFarm
+from pipeline.cli.tasks import FarmAction
 from pipeline.config.settings import FarmTarget
 from pipeline.farm import executor, worker
-from pipeline.farm.cluster import Cluster, Needs, Node, Probe, Running
+from pipeline.farm.cluster import Cluster, Node, NodeRequirements, Probe, Running
 from pipeline.farm.flights import Board
 from pipeline.farm.inspection import able_nodes, common_host, look_at_farm, unfit_nodes
 from pipeline.farm.parcels import (
     SMALL_BYTES,
     Began,
+    Completed,
     Input,
-    Made,
     Message,
     Packed,
     Parcel,
+    PrintedLine,
     Refused,
-    Said,
     accept,
     check_list,
     is_small,
@@ -122,9 +122,9 @@ def messages(items: list[str | bytes]) -> list[Message]:
     return [read_message(item) for item in items if isinstance(item, str)]
 
 
-def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[Said]]:
+def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[PrintedLine]]:
     """Return what the driver makes of that: the exit status, and what was told."""
-    told: list[Said] = []
+    told: list[PrintedLine] = []
     trip = executor._Trip(project, step, lambda: None, told.append)  # noqa: SLF001 - without a cluster
     return trip.follow(iter(items)), told
 
@@ -291,7 +291,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     told = subprocess.run([sys.executable, "-m", "pipeline", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)
     assert there.host.torch == "absent"
-    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(needs=NEEDS, host=there),)))
+    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=NEEDS, host=there),)))
     planned = Project.load(project.config_file)
     status, said = followed(planned, sent(packed(planned)))
     assert status == 0, said
@@ -310,7 +310,7 @@ def test_record_is_put_in_its_place_after_what_it_vouches_for(
     recipe.write_text("{}")
     files = describe_file(recipe, tmp_path)
     write_record(tmp_path / ENGINE / "artifact.json", project.artifact(variant).model_copy(update={"file": files}))
-    made = Made(status=0, files=tuple(describe_file(path, tmp_path) for path in sorted(recipe.parent.iterdir())))
+    made = Completed(status=0, files=tuple(describe_file(path, tmp_path) for path in sorted(recipe.parent.iterdir())))
     order: list[str] = []
     monkeypatch.setattr(Path, "replace", lambda self, _: order.append(self.name))
     accept(project, BUILD, made, tmp_path)
@@ -346,7 +346,7 @@ def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, chang
 )
 def test_file_that_is_not_the_steps_is_refused(project: Project, path: str) -> None:
     """Before a byte of it is taken."""
-    made = Made(status=0, files=(describe_bytes(path, b""),))
+    made = Completed(status=0, files=(describe_bytes(path, b""),))
     with pytest.raises(FarmError, match="a file that is not the step's"):
         check_list(project, BUILD, made)
 
@@ -355,7 +355,7 @@ def test_file_that_comes_twice_is_refused(project: Project) -> None:
     """Which of them would hold?"""
     twice = describe_bytes(f"{ENGINE}/model.engine", b"")
     with pytest.raises(FarmError, match="a file that is not the step's"):
-        check_list(project, BUILD, Made(status=0, files=(twice, twice)))
+        check_list(project, BUILD, Completed(status=0, files=(twice, twice)))
 
 
 def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -
     good = project.artifact(project.plan.variant(ENGINE))
     other = good.model_copy(update={"key": key_of(project, Step(Stage.BUILD, TWIN))})
     write_record(tmp_path / path, other)
-    made = Made(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
     with pytest.raises(FarmError, match="do not hold; nothing of them was kept") as caught:
         accept(project, BUILD, made, tmp_path)
     assert "variant changed" in str(caught.value)
@@ -376,7 +376,7 @@ def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) ->
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     path = Path(ENGINE) / "artifact.json"
     write_record(tmp_path / path, project.artifact(project.plan.variant(ENGINE)))
-    made = Made(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
     with pytest.raises(FarmError, match="nothing of them was kept"):
         accept(project, BUILD, made, tmp_path)
 
@@ -385,7 +385,7 @@ def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -
     """Exit status 0 alone proves nothing."""
     shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
     with pytest.raises(FarmError, match="do not hold"):
-        accept(project, BUILD, Made(status=0, files=()), tmp_path)
+        accept(project, BUILD, Completed(status=0, files=()), tmp_path)
 
 
 def test_worker_that_falls_silent_is_lost(project: Project) -> None:
@@ -400,7 +400,7 @@ def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number
     """The kernel does so for want of memory; the step's own process, or one whose end that tells of."""
     status = told + number if told else -number
     with pytest.raises(LostWorkerError, match=f"its process was killed by {number.name}"):
-        followed(project, [Made(status=status, files=()).to_json()])
+        followed(project, [Completed(status=status, files=()).to_json()])
 
 
 def test_step_whose_builder_is_killed_has_not_failed(
@@ -436,11 +436,11 @@ def test_step_that_fails_without_a_record_has_its_own_status(project: Project, a
     project.paths.build_log(project.plan.variant(ENGINE)).unlink()
     items = sent(packed(project))
     made = read_message(str(next(item for item in items if isinstance(item, str) and '"made"' in item)))
-    assert isinstance(made, Made)
+    assert isinstance(made, Completed)
     (log,) = (file for file in made.files if file.path.endswith("build.log"))
     given = b"".join(item for item in items if isinstance(item, bytes))
     start = sum(file.bytes for file in made.files[: made.files.index(log)])
-    failed = Made(status=1, files=(log,))
+    failed = Completed(status=1, files=(log,))
     before = project.artifact(project.plan.variant(ENGINE))
     status, _ = followed(project, [failed.to_json(), given[start : start + log.bytes]])
     assert status == 1
@@ -449,9 +449,9 @@ def test_step_that_fails_without_a_record_has_its_own_status(project: Project, a
 
 def test_step_that_has_crashed_has_failed(project: Project) -> None:
     """It would crash elsewhere, too."""
-    status, told = followed(project, [Made(status=-signal.SIGSEGV, files=()).to_json()])
+    status, told = followed(project, [Completed(status=-signal.SIGSEGV, files=()).to_json()])
     assert status == -signal.SIGSEGV
-    assert told == [Said(error=True, line="its process was killed by SIGSEGV")]
+    assert told == [PrintedLine(error=True, line="its process was killed by SIGSEGV")]
 
 
 def test_refusal_says_why(project: Project) -> None:
@@ -476,9 +476,9 @@ def test_command_tells_its_lines_as_they_are(at_home: Path) -> None:
     code = "import sys; print('a'); print(); print('b', end='', file=sys.stderr); sys.exit(3)"
     began, *said, made = messages(working(command(code)))
     assert began == Began(node="node")
-    assert [message.line for message in said if isinstance(message, Said) and not message.error] == ["a", ""]
-    assert [message.line for message in said if isinstance(message, Said) and message.error] == ["b"]
-    assert made == Made(status=3, files=())
+    assert [message.line for message in said if isinstance(message, PrintedLine) and not message.error] == ["a", ""]
+    assert [message.line for message in said if isinstance(message, PrintedLine) and message.error] == ["b"]
+    assert made == Completed(status=3, files=())
 
 
 def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
@@ -486,7 +486,7 @@ def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
     assert at_home
     parcel = command("import sys, time; print('begun', flush=True); time.sleep(60)")
     items = worker.work(parcel, b"", lambda _: (), "node")
-    assert messages([str(next(items)), str(next(items))])[1] == Said(error=False, line="begun")
+    assert messages([str(next(items)), str(next(items))])[1] == PrintedLine(error=False, line="begun")
     items.close()
 
 
@@ -496,7 +496,7 @@ def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
     items = worker.work(parcel, b"", lambda _: (), "node")
     next(items)
     (said,) = messages([str(next(items))])
-    assert isinstance(said, Said)
+    assert isinstance(said, PrintedLine)
     items.close()
     assert not Path("/proc", said.line).exists()
     assert list((at_home / "work").iterdir()) == []
@@ -508,7 +508,7 @@ def test_worker_that_is_stopped_twice_kills_its_command(at_home: Path) -> None:
     items = worker.work(command(f"{ignore}; print(os.getpid(), flush=True); time.sleep(60)"), b"", lambda _: (), "node")
     next(items)
     (said,) = messages([str(next(items))])
-    assert isinstance(said, Said)
+    assert isinstance(said, PrintedLine)
     again = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     again.start()
     with pytest.raises(KeyboardInterrupt):
@@ -555,7 +555,7 @@ def test_only_what_is_new_or_other_comes_back(at_home: Path) -> None:
     code = "open('artifacts/changed', 'w').write('!'); open('artifacts/new', 'w').write('?'); open('elsewhere', 'w')"
     items = working(command(code, old, changed), b"old", b"changed")
     made = messages(items)[-1]
-    assert made == Made(status=0, files=(describe_bytes("changed", b"!"), describe_bytes("new", b"?")))
+    assert made == Completed(status=0, files=(describe_bytes("changed", b"!"), describe_bytes("new", b"?")))
     assert [item for item in items if isinstance(item, bytes)] == [b"!?"]
 
 
@@ -564,7 +564,7 @@ def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
     file = describe_bytes("artifacts/x", b"x")
     working(command("open('artifacts/timing-cache/t', 'w').write('timed')", file), b"x")
     items = working(command("print(open('artifacts/timing-cache/t').read())", file), b"x")
-    assert Said(error=False, line="timed") in messages(items)
+    assert PrintedLine(error=False, line="timed") in messages(items)
     assert (at_home / "timing-cache/t").is_file()
 
 
@@ -588,7 +588,7 @@ def test_large_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
     working(command("", file), LARGE)
     assert (at_home / "blobs" / file.sha256).read_bytes() == LARGE
     items = [*worker.work(command(SIZE, file), b"", _never, "node")]
-    assert Said(error=False, line=str(len(LARGE))) in messages(items)
+    assert PrintedLine(error=False, line=str(len(LARGE))) in messages(items)
 
 
 def _never(number: int) -> Iterator[bytes]:
@@ -600,7 +600,7 @@ def test_damaged_input_is_fetched_again(at_home: Path) -> None:
     file = describe_bytes("artifacts/x", LARGE)
     working(command("", file), LARGE)
     (at_home / "blobs" / file.sha256).write_bytes(LARGE[1:])
-    assert Said(error=False, line=str(len(LARGE))) in messages(working(command(SIZE, file), LARGE))
+    assert PrintedLine(error=False, line=str(len(LARGE))) in messages(working(command(SIZE, file), LARGE))
 
 
 @pytest.mark.parametrize("content", [b"x", LARGE], ids=["small", "large"])
@@ -628,8 +628,8 @@ def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list
         patch.setattr(worker, "_INLINE_BYTES", piece)
         code = "import os, shutil; os.makedirs('in', exist_ok=True); shutil.copytree('in', 'artifacts')"
         items = iter(working(command(code, *files), *contents))
-        made = next(message for item in items if isinstance(message := read_message(str(item)), Made))
-        assert made == Made(status=0, files=tuple(describe_bytes(str(i), c) for i, c in enumerate(contents)))
+        made = next(message for item in items if isinstance(message := read_message(str(item)), Completed))
+        assert made == Completed(status=0, files=tuple(describe_bytes(str(i), c) for i, c in enumerate(contents)))
         incoming = executor._Incoming(items)  # noqa: SLF001 - without a cluster
         for number, file in enumerate(made.files):
             incoming.receive(file, Path(folder) / file.path)
@@ -717,16 +717,16 @@ def test_target_without_a_machine_is_told_what_there_is(change: dict[str, object
 
 def test_whole_gpu_or_none_is_asked_for() -> None:
     """With its type, and every resource that the target names; what names no GPU takes none."""
-    needs = Needs.of(TUNED.model_copy(update={"resources": ("pcie",)}))
+    needs = NodeRequirements.of(TUNED.model_copy(update={"resources": ("pcie",)}))
     marks = {"accelerator_type:H100": 0.001, "pcie": 0.001}
     assert needs.options() == {"num_cpus": 1, "num_gpus": 1, "resources": marks}
-    assert Needs.of(AHEAD).options() == {"num_cpus": 1, "num_gpus": 0, "resources": {}}
+    assert NodeRequirements.of(AHEAD).options() == {"num_cpus": 1, "num_gpus": 0, "resources": {}}
 
 
 @pytest.mark.parametrize("sharing", range(1, 101))
 def test_as_many_share_a_gpu_as_are_to(sharing: int) -> None:
     """Ray counts ten-thousandths: those that share fit, and one more does not."""
-    needs = Needs.of(TUNED.model_copy(update={"steps_per_gpu": sharing}), alone=False)
+    needs = NodeRequirements.of(TUNED.model_copy(update={"steps_per_gpu": sharing}), alone=False)
     parts = round(1e4 * needs.gpus)
     assert 1e4 * needs.gpus == pytest.approx(parts, abs=1e-9)
     assert sharing * parts <= 10_000 < (sharing + 1) * parts
@@ -746,13 +746,13 @@ def test_as_many_share_a_gpu_as_are_to(sharing: int) -> None:
 def test_what_is_timed_shares_no_gpu(stage: Stage, flavour: EngineFlavour, *, timed: bool) -> None:
     """Measurements, profiles, and the builds of TensorRT, which times its tactics."""
     target = FarmTarget(flavour=flavour, accelerator="H100", steps_per_gpu=4)
-    needs = Needs.of(target, alone=executor._is_timed(Step(stage, ENGINE), target))  # noqa: SLF001 - without a cluster
+    needs = NodeRequirements.of(target, alone=executor._is_timed(Step(stage, ENGINE), target))  # noqa: SLF001 - without a cluster
     assert needs.gpus == (1 if timed else 0.25)
 
 
 def test_step_is_kept_off_machines_by_their_names() -> None:
     """All others may take it: Ray spreads what is run again."""
-    options = Needs.of(AHEAD).options({"b1", "a0"})
+    options = NodeRequirements.of(AHEAD).options({"b1", "a0"})
     selector = {"ray.io/node-id": "!in(a0,b1)"}
     assert options == {"num_cpus": 1, "num_gpus": 0, "resources": {}, "label_selector": selector}
     assert validate_label_selector(selector) is None
@@ -769,9 +769,9 @@ class Machines:
         return self.there
 
 
-def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor._Places:
+def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor._EligibleNodes:
     """Return where a step of a processor's may run."""
-    return executor._Places(machines, AHEAD, unfit)  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
+    return executor._EligibleNodes(machines, AHEAD, unfit)  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
 
 
 def test_step_that_was_lost_runs_on_other_machines() -> None:
@@ -938,7 +938,7 @@ def test_worker_that_is_not_what_was_planned_with_refuses(
     project.config_file.write_text(FARM.replace("{f", "{accelerator: H100, f"))
     needs = "H100 with tensorrt_rtx"
     there = DeploymentHost.model_validate({**dict(this_host()), **planned})
-    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(needs=needs, host=there),), here=needs))
+    write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=needs, host=there),), here=needs))
     with pytest.raises(FarmError, match=f"this worker's {what} is not what was planned with"):
         Project.load(project.config_file)
 
@@ -1062,9 +1062,9 @@ def test_what_was_left_in_the_cache_meanwhile_is_taken(project: Project, monkeyp
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
     monkeypatch.setattr(executor, "Flights", lambda *_: Alone())
     monkeypatch.setattr(executor, "SharedCache", lambda _: FilledMeanwhile())
-    told: list[Said] = []
+    told: list[PrintedLine] = []
     assert executor.Farm(Project.load(project.config_file)).run(BUILD, told.append) == 0
-    assert told == [Said(error=False, line="taken from there")]
+    assert told == [PrintedLine(error=False, line="taken from there")]
 
 
 class Alone:
@@ -1171,7 +1171,7 @@ def test_step_that_falls_silent_when_stopped_is_not_run_again(
     monkeypatch.setattr(executor.Farm, "_join", lambda _: joined)
     farm = executor.Farm(project)
     cluster.stop = farm._stopped.set  # noqa: SLF001 - as a signal does, without waiting for what runs
-    told: list[Said] = []
+    told: list[PrintedLine] = []
     with pytest.raises(FarmError, match="stopped before it had ended"):
         farm.run(Step(Stage.VALIDATE, ENGINE), told.append)
     assert told == []
@@ -1186,7 +1186,7 @@ def test_what_nobody_expects_fails_one_step(project: Project) -> None:
             raise RuntimeError(project.plan.model)
 
     said = io.StringIO()
-    failed = _OnFarm(Broken(), BUILD).execute(None, said)  # type: ignore[arg-type]
+    failed = FarmAction(Broken(), BUILD).execute(None, said)  # type: ignore[arg-type]
     assert isinstance(failed, TaskFailed)
     assert said.getvalue() == f"build:{ENGINE}: error: unexpected RuntimeError: tiny\n"
 

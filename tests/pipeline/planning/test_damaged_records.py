@@ -25,7 +25,7 @@ from model_artifacts.records import (
     Setting,
     Variant,
 )
-from pipeline.planning.freshness import status_of
+from pipeline.planning.freshness import freshness_of
 from pipeline.planning.project import Project
 from pipeline.records import (
     AccuracyReport,
@@ -186,4 +186,4 @@ def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml")
     (project.paths.root / "tiny/data/data.json").write_text('{"key": 1}')
     step = next(step for step in project.plan.steps if step.stage.value == "data")
-    assert "data.json is not a valid DataRecord" in status_of(project, step).reasons[0]
+    assert "data.json is not a valid DataRecord" in freshness_of(project, step).reasons[0]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import RecordError
-from model_artifacts.host.environment import torch_tensorrt, version
+from model_artifacts.host.environment import installed_torch_tensorrt, version
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Key, KeyField, Tool, WeightsOrigin
 from pipeline.config.settings import HardwareCompatibility, TacticSource
-from pipeline.planning.freshness import changes, is_current, status_of, taken_as_given
+from pipeline.planning.freshness import changes, freshness_of, is_current, is_reused
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -181,7 +181,7 @@ def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path
     kinds = {}
     for step in steps:
         for path, record in records(project, step)[:1]:
-            if status_of(project, step).since:  # but for what was skipped
+            if freshness_of(project, step).since:  # but for what was skipped
                 kinds[step.stage, tuple(field.name for field in record.key.fields)] = step, path, record
     assert {stage for stage, _ in kinds} == {step.stage for step in steps}
     for step, path, record in kinds.values():
@@ -189,7 +189,7 @@ def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path
             other = field.model_copy(update={"value": '"another"'})
             fields = (*record.key.fields[:number], other, *record.key.fields[number + 1 :])
             write_record(path, record.model_copy(update={"key": Key(fields=fields)}))
-            reasons = status_of(project, step).reasons
+            reasons = freshness_of(project, step).reasons
             assert len(reasons) == 1
             assert reasons[0].startswith(f"{field.name} changed")
         names = {
@@ -237,7 +237,7 @@ def test_a_key_that_differs_makes_stale_whatever_is_told_of_it(copied: Path, val
         for field in record.key.fields
     )
     write_record(project.paths.data, record.model_copy(update={"key": Key(fields=fields)}))
-    assert status_of(project, Step(Stage.DATA, "tiny")).reasons
+    assert freshness_of(project, Step(Stage.DATA, "tiny")).reasons
 
 
 def test_a_difference_that_cannot_be_named_is_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_a_difference_that_cannot_be_named_is_one(copied: Path, monkeypatch: pyt
     monkeypatch.setattr("pipeline.planning.freshness.changes", lambda *_: ())
     rewrite(copied, lambda text: text.replace("calibration: 32", "calibration: 48"))
     project = Project.load(copied / "pipeline.yaml")
-    assert status_of(project, Step(Stage.DATA, "tiny")).reasons == ("its key changed",)
+    assert freshness_of(project, Step(Stage.DATA, "tiny")).reasons == ("its key changed",)
 
 
 def key_in(project: Project, step: Step, digest: str) -> bool:
@@ -269,7 +269,7 @@ def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, re
     rewrite(copied, lambda text: text.replace(old, new))
     assert stale(copied) == steps
     project = Project.load(copied / "pipeline.yaml")
-    found = [status_of(project, step).reasons for step in project.plan.steps]
+    found = [freshness_of(project, step).reasons for step in project.plan.steps]
     assert next(reasons for reasons in found if reasons) == (reason,)
 
 
@@ -401,7 +401,7 @@ def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> No
     rtx, newer = (host(H100, flavours=(TRT10, Tool(name="tensorrt_rtx", version=number))) for number in ("1.4", "1.5"))
     before, after = (fields_of(Project(Plan(built.config, there), built.paths)) for there in (rtx, newer))
     changed = {step.subject.rpartition("/")[2] for step in before if before[step] != after[step]}
-    assert torch_tensorrt().name == "torch-tensorrt-rtx"
+    assert installed_torch_tensorrt().name == "torch-tensorrt-rtx"
     assert changed == {item.name for item in Plan(built.config, rtx).variants if item.backend.is_torch_tensorrt}
 
 
@@ -456,13 +456,13 @@ def test_what_a_host_may_have_by_now_is_tried_again(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml")
     variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
     validate, benchmark = Step(Stage.VALIDATE, variant.id), Step(Stage.BENCHMARK, "tiny/cpu-x86_64")
-    judged, lacking = project.accuracy(variant), {"outcome": Outcome.SKIPPED, "mendable": True}
+    judged, lacking = project.accuracy(variant), {"outcome": Outcome.SKIPPED, "retryable": True}
     write_record(project.paths.benchmark(variant), project.benchmark(variant).model_copy(update=lacking))
     write_record(project.paths.accuracy(variant), judged.model_copy(update=lacking))
-    assert status_of(project, validate).reasons == ("this host may have by now what it lacked",)
+    assert freshness_of(project, validate).reasons == ("this host may have by now what it lacked",)
     assert is_current(project, benchmark)
     write_record(project.paths.accuracy(variant), judged)
-    assert status_of(project, benchmark).reasons == (f"{variant.id} runs here by now",)
+    assert freshness_of(project, benchmark).reasons == (f"{variant.id} runs here by now",)
 
 
 def test_a_key_is_of_what_was_there_before_the_work(
@@ -480,7 +480,7 @@ def test_a_key_is_of_what_was_there_before_the_work(
 
     monkeypatch.setattr("pipeline.stages.source.network.count_classes", replaced_meanwhile)
     make_source(project)
-    assert status_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
+    assert freshness_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
 
 
 def test_a_sample_model_gives_way_to_weights_that_came_later(
@@ -496,7 +496,7 @@ def test_a_sample_model_gives_way_to_weights_that_came_later(
     assert is_current(project, step)
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints/make-0123abcd.pth").touch()
-    assert status_of(project, step).reasons == ("the weights that could not be downloaded are there by now",)
+    assert freshness_of(project, step).reasons == ("the weights that could not be downloaded are there by now",)
     write_record(project.paths.source, record.model_copy(update={"origin": WeightsOrigin.IMAGENET1K_V1}))
     assert is_current(project, step)
 
@@ -614,13 +614,13 @@ def test_given_result_that_is_missing_is_not_taken(copied: Path) -> None:
 def test_only_what_needs_torch_is_taken_as_given(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
     """Builds, validations, benchmarks and the manifest are this host's own work."""
     monkeypatch.setattr("pipeline.planning.freshness.installed", lambda _: False)
-    assert taken_as_given(Step(stage, "tiny")) is (stage in GIVEN)
+    assert is_reused(Step(stage, "tiny")) is (stage in GIVEN)
 
 
 @pytest.mark.parametrize("stage", list(Stage))
 def test_nothing_is_taken_as_given_where_torch_is(stage: Stage) -> None:
     """A host with torch makes everything itself."""
-    assert not taken_as_given(Step(stage, "tiny"))
+    assert not is_reused(Step(stage, "tiny"))
 
 
 # What an engine depends on.

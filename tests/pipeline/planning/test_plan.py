@@ -178,8 +178,8 @@ def test_a_module_says_which_gpu_it_needs() -> None:
         [variant for variant in plan.variants if variant.backend is Backend.DYNAMO]
         for plan in (_plan(), Plan(_config(), host(H100)))
     )
-    assert _plan().needs(bare) == "an NVIDIA GPU"
-    assert Plan(_config(), host(H100)).needs(tuned) == "an NVIDIA H100 80GB HBM3"
+    assert _plan().hardware(bare) == "an NVIDIA GPU"
+    assert Plan(_config(), host(H100)).hardware(tuned) == "an NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_engine_target_names_the_gpu_generations(capabilities: object, target: s
     plan = _plan(tensorrt={"compute_capabilities": capabilities})
     (engine,) = _engines(plan)
     assert ([found.name for found in plan.engine_targets], engine.target) == ([target], target)
-    assert plan.needs(engine) == needs
+    assert plan.hardware(engine) == needs
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_tensorrt_without_a_gpu_is_a_target_that_nothing_is_built_for() -> None:
     plan = Plan(_config(), host(flavours=(TRT86,)))
     (found,) = plan.engine_targets
     assert (found.name, found.gpu, found.compute_capabilities) == ("trt8.6", None, ())
-    assert [plan.needs(engine) for engine in _engines(plan)] == ["an NVIDIA GPU"]
+    assert [plan.hardware(engine) for engine in _engines(plan)] == ["an NVIDIA GPU"]
 
 
 def test_configured_flavour_goes_before_the_one_installed() -> None:
@@ -283,7 +283,7 @@ def test_host_without_a_flavour_plans_for_tensorrt_rtx() -> None:
 def test_tuned_engine_needs_the_gpu_that_it_was_tuned_on() -> None:
     """An engine of a flavour that tunes runs on the type of GPU that it names."""
     plan = Plan(_config(), host(H100, flavours=(TRT86,)))
-    assert [plan.needs(engine) for engine in _engines(plan)] == ["an NVIDIA H100 80GB HBM3"]
+    assert [plan.hardware(engine) for engine in _engines(plan)] == ["an NVIDIA H100 80GB HBM3"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_needs_of_the_other_targets_are_phrases() -> None:
     """What runs on a processor and what runs on the host's own GPU say so."""
     plan = _plan()
     assert {
-        variant.target: plan.needs(variant) for variant in plan.variants if variant.backend is not Backend.TENSORRT
+        variant.target: plan.hardware(variant) for variant in plan.variants if variant.backend is not Backend.TENSORRT
     } == {
         CPU_TARGET: "an x86-64 processor",
         GPU_TARGET: "an NVIDIA GPU",
@@ -405,7 +405,7 @@ def test_each_step_needs_what_it_reads(step: str, needs: list[str]) -> None:
     """A step needs the steps whose results it cannot do without."""
     plan = _plan(precisions=["fp16", "int8"])
     stage, subject = step.split(" ")
-    found = plan.dependencies(Step(Stage(stage), subject)).needs
+    found = plan.dependencies(Step(Stage(stage), subject)).requires
     assert [f"{other.stage.value} {other.subject}" for other in found] == needs
 
 
@@ -433,7 +433,7 @@ def test_manifest_follows_everything() -> None:
     plan = _plan()
     *others, manifest, report = plan.steps
     assert plan.dependencies(manifest).follows == tuple(others)
-    assert plan.dependencies(report).needs == (manifest,)
+    assert plan.dependencies(report).requires == (manifest,)
 
 
 def test_variant_is_found_by_its_id() -> None:
@@ -510,7 +510,7 @@ def test_every_plan_is_in_an_order_in_which_it_can_run(plan: Plan) -> None:
     done: set[Step] = set()
     for step in plan.steps:
         before = plan.dependencies(step)
-        assert {*before.needs, *before.follows} <= done
+        assert {*before.requires, *before.follows} <= done
         done.add(step)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.errors import ConfigError, CrashedError, KilledError, PipelineError, StorageError, UnsupportedError
+from model_artifacts.errors import ArtifactError, ConfigError, CrashedError, KilledError, StorageError, UnsupportedError
 from pipeline.system.isolation import describe_exit, last_lines, run_isolated
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def return_and_linger() -> str:
     return "an answer"
 
 
-def refuse(kind: type[PipelineError]) -> None:
+def refuse(kind: type[ArtifactError]) -> None:
     """Fail as this package does."""
     raise kind("it cannot be done", where="here", got="nothing", fix="do without")
 
@@ -161,9 +161,9 @@ def test_large_arguments_and_results_travel(log: Path) -> None:
     assert data == bytes(size)
 
 
-@pytest.mark.parametrize("kind", [PipelineError, StorageError, UnsupportedError])
-def test_an_error_of_this_package_arrives_as_it_was(kind: type[PipelineError], log: Path) -> None:
-    """Type, message and parts of a PipelineError are the same here as there."""
+@pytest.mark.parametrize("kind", [ArtifactError, StorageError, UnsupportedError])
+def test_an_error_of_this_package_arrives_as_it_was(kind: type[ArtifactError], log: Path) -> None:
+    """Type, message and parts of a ArtifactError are the same here as there."""
     with pytest.raises(kind) as here:
         run_isolated(refuse, kind, timeout_seconds=SECONDS, log=log, rerun=RERUN)
     with pytest.raises(kind) as there:

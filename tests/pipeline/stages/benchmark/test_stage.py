@@ -19,7 +19,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
-from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm, What
+from pipeline.stages.benchmark.messages import Ask, Ready, Samples, SampleSet, Started, Warm
 from pipeline.stages.benchmark.results import Measured, baseline_latencies, samples_on_disk
 from pipeline.stages.benchmark.stage import Worker, _measure, await_answer, benchmark_target, group, room_of
 from pipeline.stages.benchmark.worker import first_batches, takes, time_module, timed
@@ -102,7 +102,7 @@ def test_samples_say_which_restart_and_round_they_are_of() -> None:
     found = Measured(cast("Any", None))
     found.keep(0, 1, Samples(Clock.GPU, (1.0, 2.0), (5.0, 6.0)))
     found.keep(1, 1, Samples(Clock.GPU, (3.0,), (7.0,)))
-    what = What(Clock.GPU, 1)
+    what = SampleSet(Clock.GPU, 1)
     arrays = {name: values.tolist() for name, values in samples_on_disk(what, found.rounds[what]).items()}
     assert arrays == {
         "gpu_batch_1": [1.0, 2.0, 3.0],
@@ -245,9 +245,9 @@ def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
     baseline.keep(0, 1, Samples(Clock.GPU, (2.0, 4.0)))
     found = Measured(variant, baseline=baseline)
     for clock, layout in ((Clock.GPU_GRAPH, Layout.CONTIGUOUS), (Clock.GPU, Layout.CHANNELS_LAST)):
-        ((values,),) = baseline_latencies(found, What(clock, 1, layout))
+        ((values,),) = baseline_latencies(found, SampleSet(clock, 1, layout))
         assert list(values) == [2.0, 4.0]
-    assert baseline_latencies(found, What(Clock.HOST, 1)) == []
+    assert baseline_latencies(found, SampleSet(Clock.HOST, 1)) == []
 
 
 def test_rounds_are_kept_apart_and_restarts_have_medians() -> None:
@@ -255,15 +255,15 @@ def test_rounds_are_kept_apart_and_restarts_have_medians() -> None:
     found = Measured(cast("Any", None))
     for restart, values in ((0, (1.0, 1.0)), (0, (3.0,)), (1, (5.0,))):
         found.keep(restart, 8, Samples(Clock.HOST, values))
-    what = What(Clock.HOST, 8)
+    what = SampleSet(Clock.HOST, 8)
     assert [[list(values) for values in rounds] for rounds in found.latencies(what)] == [[[1.0, 1.0], [3.0]], [[5.0]]]
     assert found.medians_of_restarts(what) == [1.0, 5.0]
 
 
 def test_samples_are_named_by_clock_layout_and_batch() -> None:
     """Contiguous images are what everybody has, and are not mentioned."""
-    assert What(Clock.GPU, 8).name == "gpu_batch_8"
-    assert What(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
+    assert SampleSet(Clock.GPU, 8).name == "gpu_batch_8"
+    assert SampleSet(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
 
 
 class Module:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from model_artifacts.records import Clock, Layout
 from pipeline.records import Conditions, Range
-from pipeline.stages.benchmark.messages import What
+from pipeline.stages.benchmark.messages import SampleSet
 from pipeline.stages.benchmark.statistics import interval_of_median, noise_of, settled, summarize
 
-HOST = What(Clock.HOST, 6)
+HOST = SampleSet(Clock.HOST, 6)
 LATENCIES = st.floats(0.01, 100.0)
 
 
@@ -33,7 +33,7 @@ def test_without_a_baseline_there_is_no_speedup() -> None:
 
 def test_summary_says_what_it_is_the_time_of() -> None:
     """A latency on the GPU has its clock, the images' layout, and the host's time to enqueue it."""
-    timing = summarize([[np.array([0.2])]], What(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST), None, 3.5)
+    timing = summarize([[np.array([0.2])]], SampleSet(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST), None, 3.5)
     assert (timing.clock, timing.layout, timing.enqueue_us) == (Clock.GPU_GRAPH, Layout.CHANNELS_LAST, 3.5)
 
 

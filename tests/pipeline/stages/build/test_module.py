@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from model_artifacts.errors import BuildError, UnsupportedError
-from model_artifacts.host.environment import torch_tensorrt
-from model_artifacts.records import Backend, Key, Precision, Profile, Setting, Variant
+from model_artifacts.host.environment import installed_torch_tensorrt
+from model_artifacts.records import Backend, BatchRange, Key, Precision, Setting, Variant
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import open_session
 from model_artifacts.sessions.torch_model import DTYPES, Typed, assemble, in_layout
@@ -176,7 +176,10 @@ def test_versions_that_do_not_belong_together_make_nothing(built: Project) -> No
     project = Project(Plan(built.config, host(H100, torch="2.99.0")), built.paths)
     with pytest.raises(UnsupportedError, match="do not belong together") as caught:
         torchtrt.make_module(project, variant_of(project, Backend.DYNAMO), Key(fields=()))
-    assert f"got:      {torch_tensorrt().name} {torch_tensorrt().version} beside torch 2.99.0" in str(caught.value)
+    assert (
+        f"got:      {installed_torch_tensorrt().name} {installed_torch_tensorrt().version} beside torch 2.99.0"
+        in str(caught.value)
+    )
 
 
 def test_each_variant_keeps_its_engines_apart(project: Project) -> None:
@@ -292,7 +295,7 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Judged:
     monkeypatch.setattr("model_artifacts.host.cuda.use", lambda _: None)
     monkeypatch.setattr("model_artifacts.host.cuda.free_bytes", lambda: 2**30)
 
-    def build_and_judge(backend: Backend, profile: Profile | None = None) -> AccuracyReport:
+    def build_and_judge(backend: Backend, profile: BatchRange | None = None) -> AccuracyReport:
         config = onsite.config.model_copy(update={"profiles": (profile,)}) if profile else onsite.config
         project = Project(Plan(config, onsite.plan.host), onsite.paths)
         variant = variant_of(project, backend)
@@ -360,7 +363,7 @@ def spoilt(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(place, lambda *given: in_layout(assemble(*given), torch.channels_last))
 
 
-BATCH_64 = Profile(min=64, opt=64, max=64)
+BATCH_64 = BatchRange(min=64, opt=64, max=64)
 
 
 @pytest.mark.usefixtures("spoilt")

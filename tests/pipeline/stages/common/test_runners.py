@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from model_artifacts.errors import PipelineError, RunError, UnsupportedError
+from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
@@ -131,7 +131,7 @@ def test_corrupt_weights(copied: Path, content: bytes | None) -> None:
     else:
         project.paths.weights.write_bytes(content)
 
-    with pytest.raises(PipelineError, match=r"weights\.safetensors"), open_runner(project, found):
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors"), open_runner(project, found):
         pass
 
 
@@ -269,7 +269,7 @@ def test_damaged_engine_is_not_loaded(copied: Path) -> None:
         pass
 
     assert str(caught.value).splitlines() == [
-        f"{path} is damaged, or is not what was built",
+        f"{path} is damaged, or is not the recorded file",
         f"  expected: SHA-256 {engine.file.sha256}",
         f"  got:      SHA-256 {hashlib.sha256(data).hexdigest()}",
         f"  fix:      run `python -m pipeline build {ENGINE}`",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import Backend, BatchTiming, Clock, Layout, Precision, Profile, Status
+from model_artifacts.records import Backend, BatchRange, BatchTiming, Clock, Layout, Precision, Status
 from pipeline.stages.manifest.milestones import milestones_of
 from tests.pipeline.cli.test_tables import SKIPPED
 from tests.support.hosts import H100
@@ -49,7 +49,7 @@ def entry(
     *timings: BatchTiming,
     name: str = "",
     status: Status = Status.DEPLOYABLE,
-    profile: Profile | None = None,
+    profile: BatchRange | None = None,
 ) -> ManifestEntry:
     """Return an artifact that ran on the GPU."""
     found = {
@@ -112,7 +112,7 @@ def test_what_may_not_be_deployed_gives_way() -> None:
 
 def test_each_batch_size_has_its_own_rows() -> None:
     """An artifact counts for the sizes that it takes; without eager FP32 at a size there is no speed-up."""
-    fixed = entry(Backend.TENSORRT, Precision.FP16, timing(8, 0.6), profile=Profile(min=8, opt=8, max=8))
+    fixed = entry(Backend.TENSORRT, Precision.FP16, timing(8, 0.6), profile=BatchRange(min=8, opt=8, max=8))
     rows = milestones_of([EAGER, fixed], on_the_h100)
     assert [item.batch for item in rows] == [1] * 6 + [8] * 6
     assert row(rows[:6], "the best engine").id is None

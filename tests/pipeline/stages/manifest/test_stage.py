@@ -10,7 +10,7 @@ import pytest
 from model_artifacts.records import BatchTiming, Clock, FileRecord, ManifestEntry, Status, Workspace
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
-from pipeline.stages.manifest.stage import Found, decide, make_manifest, smallest_workspace
+from pipeline.stages.manifest.stage import VariantRecords, decide, make_manifest, smallest_workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +20,10 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 NEEDS = "an SM80+ GPU"
 
 
-def found(project: Project, variant_id: str) -> Found:
+def found(project: Project, variant_id: str) -> VariantRecords:
     """Return all the records of a variant."""
     variant = project.plan.variant(variant_id)
-    return Found(variant, project.artifact(variant), project.accuracy(variant), project.benchmark(variant))
+    return VariantRecords(variant, project.artifact(variant), project.accuracy(variant), project.benchmark(variant))
 
 
 def entry(project: Project, variant_id: str) -> ManifestEntry:
@@ -54,7 +54,7 @@ def test_what_only_a_reference_evaluator_ran_is_built(built: Project) -> None:
 def test_a_skipped_build_is_skipped(built: Project) -> None:
     """A variant that this host cannot build says why."""
     variant = built.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB")
-    verdict = decide(Found(variant, built.artifact(variant), None, None), NEEDS)
+    verdict = decide(VariantRecords(variant, built.artifact(variant), None, None), NEEDS)
     assert verdict == (Status.SKIPPED, "no NVIDIA driver found")
 
 
@@ -172,7 +172,7 @@ def timing(p50_ms: float, batch: int = 1, clock: Clock = Clock.GPU_GRAPH) -> Bat
     )
 
 
-def timed(project: Project, gibibytes: int, *timings: BatchTiming, engine: str = "") -> Found:
+def timed(project: Project, gibibytes: int, *timings: BatchTiming, engine: str = "") -> VariantRecords:
     """Return a deployable engine with such a workspace; engines of one letter are the same file."""
     item = found(project, ENGINE)
     report = found(project, FP16)
@@ -181,7 +181,7 @@ def timed(project: Project, gibibytes: int, *timings: BatchTiming, engine: str =
     assert report.benchmark
     file = FileRecord(path=f"{gibibytes}", bytes=1, sha256=(engine or f"{gibibytes}") * 64)
     workspace = Workspace(bytes=gibibytes * 2**30, label=f"{gibibytes}GiB")
-    return Found(
+    return VariantRecords(
         item.variant.model_copy(update={"workspace": workspace}),
         item.artifact.model_copy(update={"file": file}),
         report.accuracy,
@@ -189,7 +189,7 @@ def timed(project: Project, gibibytes: int, *timings: BatchTiming, engine: str =
     )
 
 
-def smallest(*family: Found) -> str | None:
+def smallest(*family: VariantRecords) -> str | None:
     """Return the workspace that is to be taken."""
     name = smallest_workspace(list(family), NEEDS)
     return name and name.rpartition("-ws")[2]

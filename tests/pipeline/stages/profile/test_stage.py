@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Precision, Profile
+from model_artifacts.records import BatchRange, Precision
 from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.__main__ import main
@@ -213,7 +213,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 def project(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The tiny project on a host with a GPU, on which its engines run in this process."""
     found = Project.load(copied / "pipeline.yaml")
-    fake: Any = FakeEngine(gpu, Profile(min=1, opt=2, max=4), sample=(3, 32, 32))
+    fake: Any = FakeEngine(gpu, BatchRange(min=1, opt=2, max=4), sample=(3, 32, 32))
 
     @contextmanager
     def open_fake(*_: object) -> Iterator[Engine]:

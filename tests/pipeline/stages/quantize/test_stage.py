@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model_artifacts.errors import PipelineError, QuantizeError
+from model_artifacts.errors import ArtifactError, QuantizeError
 from model_artifacts.records import Graph
 from pipeline.adapters.onnx_graph import opset_of, to_opset
 from pipeline.planning.project import Project
@@ -672,5 +672,5 @@ def test_damaged_fp32_graph(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml")
     project.paths.onnx(Graph.FP32).write_bytes(b"no graph")
 
-    with pytest.raises(PipelineError):
+    with pytest.raises(ArtifactError):
         make_quantized(project, Graph.INT8)

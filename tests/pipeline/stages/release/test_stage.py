@@ -16,7 +16,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 import model_artifacts as pipeline
-from model_artifacts.errors import PipelineError, ReleaseError
+from model_artifacts.errors import ArtifactError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import GitState, Manifest, Status
@@ -206,7 +206,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_whatever_differs_is_refused(released: Release, keys: tuple[Path, Path], how: str, *, demanded: bool) -> None:
     """With a signature demanded, and without."""
     DAMAGE[how](released.folder)
-    with pytest.raises(PipelineError):
+    with pytest.raises(ArtifactError):
         verify_release(released.folder, Verifier(keys[1]) if demanded else None)
 
 
@@ -380,7 +380,7 @@ def test_a_release_that_fails_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.stages.release.stage.pack", full)
-    with pytest.raises(PipelineError, match="No space left on device"):
+    with pytest.raises(ArtifactError, match="No space left on device"):
         make_release(project)
     assert released.folder.is_dir()
     assert {path: path.read_bytes() for path in project.paths.releases.rglob("*") if path.is_file()} == before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Graph, Interpolation, Preprocessing, Profile
+from model_artifacts.records import BatchRange, Graph, Interpolation, Preprocessing
 from pipeline.__main__ import main
 from pipeline.planning.project import Project
 from pipeline.records import AccuracyReport, Outcome
@@ -114,16 +114,16 @@ def test_filled_batches_are_cut_again(samples: int, batch: int, data: st.DataObj
 @pytest.mark.parametrize(
     ("profile", "sizes"),
     [
-        (Profile(min=1, opt=1, max=1), (1,)),
-        (Profile(min=8, opt=8, max=8), (8,)),
-        (Profile(min=1, opt=8, max=32), (1, 8, 17, 32)),
-        (Profile(min=1, opt=2, max=4), (1, 2, 3, 4)),
-        (Profile(min=1, opt=2, max=2), (1, 2)),
-        (Profile(min=2, opt=2, max=4), (2, 3, 4)),
-        (Profile(min=8, opt=8, max=9), (8, 9)),
+        (BatchRange(min=1, opt=1, max=1), (1,)),
+        (BatchRange(min=8, opt=8, max=8), (8,)),
+        (BatchRange(min=1, opt=8, max=32), (1, 8, 17, 32)),
+        (BatchRange(min=1, opt=2, max=4), (1, 2, 3, 4)),
+        (BatchRange(min=1, opt=2, max=2), (1, 2)),
+        (BatchRange(min=2, opt=2, max=4), (2, 3, 4)),
+        (BatchRange(min=8, opt=8, max=9), (8, 9)),
     ],
 )
-def test_checked_sizes_are_the_profile_s_and_an_odd_one(profile: Profile, sizes: tuple[int, ...]) -> None:
+def test_checked_sizes_are_the_profile_s_and_an_odd_one(profile: BatchRange, sizes: tuple[int, ...]) -> None:
     """The smallest, the best, the largest, and one from the middle that kernels do not like."""
     assert checked_sizes(profile) == sizes
 
@@ -131,7 +131,7 @@ def test_checked_sizes_are_the_profile_s_and_an_odd_one(profile: Profile, sizes:
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300)).map(sorted))
 def test_checked_sizes_are_taken(found: list[int]) -> None:
     """Whatever the profile, every size lies in it, and one is odd where the range has any between its ends."""
-    profile = Profile(min=found[0], opt=found[1], max=found[2])
+    profile = BatchRange(min=found[0], opt=found[1], max=found[2])
     sizes = checked_sizes(profile)
     assert all(map(profile.takes, sizes))
     assert any(size % 2 for size in sizes) or profile.is_fixed
