@@ -1,4 +1,4 @@
-"""`python -m model_artifacts`, where the console script is not on the PATH."""
+"""`python -m model_artifacts`: the command line `model-artifacts`, where its script is not on the PATH."""
 
 import sys
 

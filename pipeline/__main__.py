@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
-from model_artifacts.cli.boundary import _guarded
+from model_artifacts.cli.boundary import guarded
+from model_artifacts.cli.process import end_like_ctrl_c, escape_unknown_characters, ignore_further_signals
 from model_artifacts.errors import SourceError, UnsupportedError, UsageError
 from pipeline.cli.commands import COMMANDS, run_command
 from pipeline.planning.steps import Stage, Step
@@ -24,7 +23,6 @@ from pipeline.system.nvtx import nvtx_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
-    from types import FrameType
 
     from model_artifacts.records import ModuleContents
     from pipeline.planning.project import Project
@@ -46,6 +44,9 @@ _HELP = {
 }
 
 
+_REMEDY = "install the building stack: `uv sync`"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
@@ -54,16 +55,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         a signal has ended, 143 when it was asked to end, and 137 when its process was killed.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ≤ is told of it in ASCII
+    escape_unknown_characters()
     if given and given[0] in COMMANDS:
-        return _guarded(given[0], lambda: run_command(given[0], given[1:]), debug="--debug" in given)
+        return guarded(
+            given[0],
+            lambda: run_command(given[0], given[1:]),
+            debug="--debug" in given,
+            remedy=_REMEDY,
+            may_be_cut_short=True,
+        )
     options = _parser().parse_intermixed_args(given)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
     for package in ("pipeline", "model_artifacts"):
         logging.getLogger(package).setLevel(logging.INFO)
-    return _guarded(f"{options.stage} {options.subject or ''}".strip(), lambda: _run(options), debug=options.debug)
+    return guarded(
+        f"{options.stage} {options.subject or ''}".strip(),
+        lambda: _run(options),
+        debug=options.debug,
+        remedy=_REMEDY,
+        may_be_cut_short=options.stage in {"plan", "why", "schema"},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -293,7 +304,7 @@ def _benchmark(project: Project, subject: str) -> int:
 
 
 def _manifest(project: Project, subject: str) -> int:
-    from pipeline.cli.tables import print_manifest
+    from model_artifacts.cli.tables import print_manifest
     from pipeline.stages.manifest.stage import make_manifest
 
     project.plan.check_model(subject)
@@ -380,34 +391,10 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _end_well() -> None:
-    """Let a request to end, and the end of the doit that started this, do what Ctrl-C does: clean up, then stop."""
-    signal.signal(signal.SIGTERM, _end_once)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background has it ignored
-        signal.signal(signal.SIGINT, _end_once)
-    if sys.argv[1:2] and sys.argv[1] in {*COMMANDS, "plan", "why", "schema"}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what only prints may be cut short: `… | head`
-    if parent := os.environ.get(PARENT_VARIABLE):
-        end_with(int(parent))
-
-
-def _end_once(number: int, _frame: FrameType | None) -> None:
-    """Do what Ctrl-C does."""
-    _end_whatever_is_asked()
-    raise KeyboardInterrupt(number)
-
-
-def _end_whatever_is_asked() -> None:
-    """Go on with ending when asked again, by a terminal and by doit say: an exit that is cut short complains.
-
-    So would Python of a signal that has come already and is to be ignored by now, which is why this has a handler.
-    """
-    for request in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(request, lambda _number, _frame: None)
-
-
 if __name__ == "__main__":
-    _end_well()
+    end_like_ctrl_c()
+    if parent := os.environ.get(PARENT_VARIABLE):  # the doit that started this
+        end_with(int(parent))
     status = main()
-    _end_whatever_is_asked()
+    ignore_further_signals()
     sys.exit(status)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from model_artifacts.cli.commands import COMMANDS
 from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:
@@ -42,15 +41,13 @@ def test_every_task_is_one() -> None:
 
 
 def test_every_command_is_one() -> None:
-    """`python -m pipeline NAME` is a command, with options that it has."""
-    asked = [line.split("python -m pipeline ")[1] for line in commands() if "python -m pipeline " in line]
+    """Each `model-artifacts COMMAND` of the workflows and of docs/ci.md exists, with its options."""
+    asked = [line.split("model-artifacts ")[1] for line in commands() if "model-artifacts " in line]
     assert {line.split()[0] for line in asked} == {"push", "pull", "tag"}
     for line in asked:
-        name = line.split()[0]
-        assert name in COMMANDS
-        command = [sys.executable, "-m", "pipeline", name, "--help"]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - our own
-        assert [option for option in re.findall(r"--[a-z-]+", line) if option not in told] == []
+        command = [sys.executable, "-m", "model_artifacts", line.split()[0], "--help"]
+        explained = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - our own
+        assert [option for option in re.findall(r"--[a-z-]+", line) if option not in explained] == []
 
 
 def step_named(words: str) -> dict[str, Any]:
@@ -60,11 +57,11 @@ def step_named(words: str) -> dict[str, Any]:
 
 
 def run_step(
-    words: str, folder: Path, pipeline: str, **environment: str
+    words: str, folder: Path, stand_in: str, **environment: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run a step as GitHub does, with a stand-in for `uv run python -m pipeline`; return also what that was asked."""
+    """Run a step as GitHub does, with a stand-in for `uv run model-artifacts`; return its arguments, too."""
     (folder / "bin").mkdir()
-    (folder / "bin/uv").write_text(f'#!/bin/sh\nshift 4\necho "$@" >> asked\n{pipeline}\n')
+    (folder / "bin/uv").write_text(f'#!/bin/sh\nshift 2\necho "$@" >> asked\n{stand_in}\n')
     (folder / "bin/uv").chmod(0o755)
     (folder / "pipeline.yaml").touch()
     done = subprocess.run(  # noqa: S603 - the repository's own
@@ -105,7 +102,7 @@ def test_what_is_pushed_has_tags_that_a_store_takes(tmp_path: Path, ref: str, mo
     """A branch's slashes are none; and no branch but the default one is the latest release."""
     done, asked = run_step("Push it", tmp_path, "", GITHUB_REF_NAME=ref, MOVES_LATEST=moves)
     assert done.returncode == 0
-    assert asked == [f"push store --config ci.yaml {tags}"]
+    assert asked == [f"push store {tags}"]
     assert "default_branch" in step_named("Push it")["env"]["MOVES_LATEST"]
 
 
@@ -116,7 +113,7 @@ def test_secrets_reach_only_the_steps_that_need_them(path: Path) -> None:
     jobs = yaml.safe_load(text)["jobs"]
     assert all("secrets" not in str(job.get("env", "")) for job in jobs.values())
     holders = [step.get("run", "") for step in steps(text) if "secrets" in str(step.get("env", ""))]
-    assert all("python -m pipeline" in run for run in holders)
+    assert all("uv run model-artifacts" in run for run in holders)
 
 
 def test_what_runs_for_pull_requests_may_write_nothing() -> None:

@@ -39,7 +39,7 @@ from model_artifacts.records.manifest import (
     Milestone,
     Status,
 )
-from model_artifacts.records.releases import StoredRelease, StoreTag
+from model_artifacts.records.releases import LATEST, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
 from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
@@ -59,6 +59,7 @@ __all__ = [
     "CLOCKS",
     "CPU_TARGET",
     "GPU_TARGET",
+    "LATEST",
     "SCHEMA_VERSION",
     "Accuracy",
     "Backend",

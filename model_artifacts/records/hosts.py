@@ -62,7 +62,7 @@ class Host(Record):
 
 
 class DeploymentHost(Record):
-    """What a machine has that runs artifacts: `python -m pipeline host` prints it, `resolve --host` reads it."""
+    """The GPUs and runtimes of a machine: `model-artifacts host` prints them, `resolve --host` reads them."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     machine: str

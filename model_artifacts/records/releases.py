@@ -14,6 +14,9 @@ from model_artifacts.records.base import SCHEMA_VERSION, FileRecord, Record, Sha
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+LATEST = "latest"
+"""The tag that `push` moves and that `pull` reads by default."""
+
 
 def check_paths(files: Collection[FileRecord]) -> None:
     """Refuse paths that lead out of the folder that they are relative to, and one that is there twice."""

@@ -25,7 +25,7 @@ from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import StoreError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import StoredRelease, StoreTag
+from model_artifacts.records import LATEST, StoredRelease, StoreTag
 from model_artifacts.releases.archive import MAX_BYTES, unpacked
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from model_artifacts.releases.staging import staged
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-LATEST = "latest"
 _AT_ONCE = 8
 _MAX_LISTING_BYTES = 64 * 2**20
 _MAX_TAG_BYTES = 4096
@@ -291,7 +290,7 @@ def _digest_of(store: ObjectStore, name: str) -> str:
     path = _tag(name)
     text = store.read(path, _MAX_TAG_BYTES)
     if text is None:
-        raise StoreError(f"{store.shown} has no tag {name}", fix="`python -m pipeline tag URL` lists them")
+        raise StoreError(f"{store.shown} has no tag {name}", fix="`model-artifacts tag URL` lists them")
     try:
         return StoreTag.model_validate_json(text).release
     except ValidationError as exc:
@@ -304,7 +303,7 @@ def _read_listing(store: ObjectStore, digest: str) -> StoredRelease:
     text = store.read(path, _MAX_LISTING_BYTES)
     if text is None:
         raise StoreError(
-            f"{store.shown} has no release {digest}", fix="`python -m pipeline tag URL` lists what there is"
+            f"{store.shown} has no release {digest}", fix="`model-artifacts tag URL` lists what there is"
         )
     got = hashlib.sha256(text).hexdigest()
     if got != digest:

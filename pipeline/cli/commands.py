@@ -1,13 +1,13 @@
-"""`python -m pipeline host`, `resolve`, `release`, `pull` and their like: commands with arguments of their own."""
+"""`python -m pipeline release` and `farm`: commands with options of their own."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.cli import commands as deployment
-from model_artifacts.cli.commands import _parser
+from model_artifacts.cli.options import DEBUG
+from model_artifacts.cli.parser import Parser
 from model_artifacts.releases.signature import Signer
+from pipeline.cli.options import ALLOW_DIRTY, CONFIG, KEYLESS, RELEASE_KEY
 from pipeline.planning.project import Project
 from pipeline.stages.release.stage import make_release
 
@@ -15,40 +15,50 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
-    **deployment.COMMANDS,
     "release": "makes a folder and an archive of what may be deployed, with its evidence; signed with --key",
     "farm": "looks at the machines of the farm: what they are, and that every target has one",
 }
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Run one of `COMMANDS`."""
-    own = {"release": _release, "farm": _farm}
-    return own[name](arguments) if name in own else deployment.run_command(name, arguments)
+    """Run one of `COMMANDS`. Wrong usage ends the process with status 2.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ArtifactError: The command failed.
+    """
+    return {"release": _release, "farm": _farm}[name](arguments)
+
+
+def _parser(name: str) -> Parser:
+    parser = Parser(prog=f"python -m pipeline {name}", description=COMMANDS[name])
+    for option in (DEBUG, CONFIG):
+        option.add_to(parser)
+    return parser
 
 
 def _release(arguments: Sequence[str]) -> int:
     parser = _parser("release")
-    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--key", type=Path, metavar="PEM", help="sign with this private key on an elliptic curve")
-    who.add_argument("--keyless", action="store_true", help="sign as the identity that CI's OIDC vouches for")
-    parser.add_argument("--allow-dirty", action="store_true", help="although files differ from the commit")
+    signing = parser.add_mutually_exclusive_group()
+    for option in (RELEASE_KEY, KEYLESS):
+        option.add_to(signing)
+    ALLOW_DIRTY.add_to(parser)
     options = parser.parse_args(arguments)
     signer = Signer(options.key) if options.key or options.keyless else None
-    made = make_release(Project.load(options.config), signer, allow_dirty=options.allow_dirty)
-    size = made.archive.stat().st_size / 1e6
-    print(f"{len(made.manifest.artifacts)} artifacts, {'signed' if made.signed else 'not signed'}: {made.folder}")
-    print(f"{size:.1f} MB: {made.archive}")
+    release = make_release(Project.load(options.config), signer, allow_dirty=options.allow_dirty)
+    size = release.archive.stat().st_size / 1e6
+    signature = "signed" if release.signed else "not signed"
+    print(f"{len(release.manifest.artifacts)} artifacts, {signature}: {release.folder}")
+    print(f"{size:.1f} MB: {release.archive}")
     return 0
 
 
 def _farm(arguments: Sequence[str]) -> int:
     from pipeline.farm.inspection import look_at_farm
 
-    parser = _parser("farm")
-    parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
+    options = _parser("farm").parse_args(arguments)
     record = look_at_farm(options.config)
     for item in record.hosts:
         host = item.machine

@@ -1,101 +1,22 @@
-"""The manifest as a table in the terminal."""
+"""Tables for the terminal: a profile, a sensitivity measurement, and the changes since the released build."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from model_artifacts.records import Status
-from pipeline.stages.report.choices import latency_of, ties_of
+from model_artifacts.cli.tables import console_for
 from pipeline.stages.report.comparison import Turn, worth_telling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import TextIO
 
-    from model_artifacts.records import Accuracy, Manifest, ManifestEntry, Milestone
+    from model_artifacts.records import Accuracy
     from pipeline.records import LayerProfile, Sensitivity
     from pipeline.stages.report.comparison import Change
-
-_COLOURS = {
-    Status.DEPLOYABLE: "green",
-    Status.BUILT: "cyan",
-    Status.REJECTED: "yellow",
-    Status.FAILED: "red",
-    Status.SKIPPED: "bright_black",
-}
-_WIDE = 160
-"""Columns for a log file, which has no terminal to ask."""
-
-
-def print_manifest(manifest: Manifest, stream: TextIO) -> None:
-    """Print every artifact: variant, size, accuracy, latency, speed-up, status; then the reasons, each once."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
-    batches = sorted({timing.batch for entry in manifest.artifacts for timing in entry.timings})
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("variant", no_wrap=True)
-    table.add_column("size", justify="right")
-    table.add_column("top-1" if manifest.model and manifest.model.labelled else "agreement", justify="right")
-    table.add_column("rel. L2", justify="right")
-    for batch in batches:
-        table.add_column(f"b{batch} p50", justify="right")
-        table.add_column("speed-up", justify="right")
-    table.add_column("status")
-    notes: dict[str, int] = {}
-    ties = {batch: ties_of(manifest.artifacts, batch) for batch in batches}
-    skipped = _skipped_targets(manifest.artifacts)
-    for entry in manifest.artifacts:
-        if entry.target not in skipped:
-            status = Text(entry.status.value + _marks(entry, notes), style=_COLOURS[entry.status])
-            table.add_row(entry.id.split("/", 1)[1], _size(entry), *_accuracy(entry), *_timings(entry, ties), status)
-    for target, entries in skipped.items():
-        status = Text(entries[0].status.value + _marks(entries[0], notes), style=_COLOURS[entries[0].status])
-        table.add_row(f"{target}/* ({len(entries)} variants)", *[""] * (3 + 2 * len(batches)), status)
-    if manifest.model:
-        model = manifest.model
-        console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
-    console.print(table)
-    if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
-        console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
-    if any(ties.values()):
-        console.print(
-            Text(
-                "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap",
-                style="dim",
-            )
-        )
-    doubts = Counter(doubt.what for entry in manifest.artifacts for doubt in entry.noise)
-    if doubts:
-        told = ", ".join(f"{what} ({count} of {len(manifest.artifacts)} artifacts)" for what, count in doubts.items())
-        console.print(Text(f"a noisy run: {told}; the report says how much", style="dim"))
-    for reason, number in notes.items():
-        console.print(Text(f"[{number}] {reason}", style="dim"))
-    _print_milestones(console, manifest.milestones)
-
-
-def _marks(entry: ManifestEntry, notes: dict[str, int]) -> str:
-    """Return what stands behind a status: the number of its reason, which is noted, and what else is to be known."""
-    mark = f" [{notes.setdefault(entry.reason, len(notes) + 1)}]" if entry.reason else ""
-    if entry.executed and entry.executed is not entry.precision:
-        mark += f" ({entry.executed.value})"
-    return mark + (" *" if entry.smallest_workspace == entry.id else "")
-
-
-def _skipped_targets(entries: Sequence[ManifestEntry]) -> dict[str, list[ManifestEntry]]:
-    """Return the targets of which every artifact was skipped for one and the same reason: a row tells it all."""
-    by_target: dict[str, list[ManifestEntry]] = {}
-    for entry in entries:
-        by_target.setdefault(entry.target, []).append(entry)
-    return {
-        target: found
-        for target, found in by_target.items()
-        if len(found) > 1 and {(entry.status, entry.reason) for entry in found} == {(Status.SKIPPED, found[0].reason)}
-    }
-
 
 _HOTTEST = 10
 _COLUMN = 40
@@ -104,7 +25,7 @@ _COLUMN = 40
 
 def print_profile(profile: LayerProfile, stream: TextIO) -> None:
     """Print what takes an artifact's time, the hottest layers and functions first."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    console = console_for(stream)
     console.print(Text(f"{profile.variant_id}, batch {profile.batch}, {profile.runs} runs on {profile.device}"))
     if profile.layers:
         rows = [
@@ -132,7 +53,7 @@ def print_profile(profile: LayerProfile, stream: TextIO) -> None:
 
 def print_sensitivity(found: Sensitivity, stream: TextIO) -> None:
     """Print how much each layer minds being quantised, and what to write into pipeline.yaml."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    console = console_for(stream)
     kind = found.graph.value
     console.print(Text(f"each layer alone in {kind}, {found.samples} calibration images"))
     rows = [
@@ -179,32 +100,9 @@ def _hottest(numbers: Sequence[str], names: Sequence[str], rows: Sequence[Sequen
     return table
 
 
-def _print_milestones(console: Console, milestones: tuple[Milestone, ...]) -> None:
-    """Print the way from eager FP32 to the best engine, a table for every GPU and batch size."""
-    for gpu, batch in dict.fromkeys((row.gpu, row.batch) for row in milestones):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("", "p50", "with a CUDA graph", "speed-up", "rel. L2"):
-            table.add_column(name, justify="right" if name else "left")
-        for name in ("status", "artifact"):
-            table.add_column(name)
-        for row in milestones:
-            if (row.gpu, row.batch) == (gpu, batch):
-                table.add_row(
-                    row.label,
-                    _milliseconds(row.p50_ms),
-                    _milliseconds(row.graph_ms),
-                    f"{row.speedup:.2f}×" if row.speedup else "",
-                    "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
-                    Text(row.status.value, style=_COLOURS[row.status]),
-                    row.id.split("/", 1)[1] if row.id else "",
-                )
-        console.print(Text(f"\nfrom eager FP32 to the best engine: {gpu}, batch {batch}"))
-        console.print(table)
-
-
 def print_changes(changes: Sequence[Change], stream: TextIO) -> None:
     """Print what differs from the released build beyond noise."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    console = console_for(stream)
     told = worth_telling(changes)
     if not told:
         console.print("against the released build: nothing changed beyond noise")
@@ -226,31 +124,3 @@ def print_changes(changes: Sequence[Change], stream: TextIO) -> None:
         turn = Text(change.turn.value, style=colour)
         table.add_row(change.id.split("/", 1)[1], change.metric, change.before, change.after, turn, change.breach)
     console.print(table)
-
-
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.{3 if value < 1 else 2}f} ms"
-
-
-def _size(entry: ManifestEntry) -> str:
-    if entry.file is None:
-        return ""
-    shared = "=" if entry.equals and not entry.file.path.startswith(f"{entry.id}/") else ""
-    return f"{shared}{entry.file.bytes / 1e6:.1f} MB"
-
-
-def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
-    if entry.accuracy is None:
-        return "", ""
-    shown = entry.accuracy.top1_agreement if entry.accuracy.top1 is None else entry.accuracy.top1
-    return f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
-
-
-def _timings(entry: ManifestEntry, ties: Mapping[int, frozenset[str]]) -> list[str]:
-    cells = []
-    for batch, alike in ties.items():
-        timing = latency_of(entry, batch)
-        mark = "≈ " if entry.id in alike else ""
-        cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
-        cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")
-    return cells

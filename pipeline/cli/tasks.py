@@ -141,12 +141,12 @@ class Tasks:
     def triton(self) -> TaskDict:
         """Return the task that writes a model repository for Triton."""
         root = self._project.paths.root
-        command = [sys.executable, "-m", "pipeline", "triton", str(root), "--output", str(root / "triton")]
+        command = [sys.executable, "-m", "model_artifacts", "triton", str(root), "--output", str(root / "triton")]
         return {"actions": [CmdAction(command, shell=False)], "task_dep": [Stage.MANIFEST.value]}
 
     def _verify_command(self, key: str, path: str) -> list[str]:
         release = path or str(self._newest_release())
-        return [sys.executable, "-m", "pipeline", "verify", release, *(["--key", key] if key else [])]
+        return [sys.executable, "-m", "model_artifacts", "verify", release, *(["--key", key] if key else [])]
 
     def _newest_release(self) -> Path:
         from model_artifacts.releases.verification import latest_release

@@ -117,7 +117,7 @@ class Probe(Record):
 
     package: str
     host: str
-    """What `python -m pipeline host` prints there."""
+    """What `model-artifacts host` prints there."""
 
 
 class Cluster:

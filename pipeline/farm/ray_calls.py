@@ -69,7 +69,7 @@ def remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str
 def remote_probe() -> str:
     """Be the task: ask this package, in a process of its own, what this machine is; CUDA is to show all of it."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "pipeline", "host"]
+    command = [sys.executable, "-m", "model_artifacts", "host"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
         raise FarmError(f"{platform.node()} cannot say what it is", got=done.stderr.strip()[-500:])

@@ -222,29 +222,37 @@ def test_the_module_runs_as_a_command() -> None:
     assert done.stdout == ""
 
 
-def test_a_package_that_is_missing_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
-    """As where only the extra `runtime` is installed, and a release is to be verified."""
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    (tmp_path / "release.tar.zst").write_bytes(b"")
-    assert main(["verify", str(tmp_path / "release.tar.zst")]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: verify needs the package zstandard, which is not installed here\n")
-    assert "this project with its extra `verify`" in said
+    """The building stack is installed by `uv sync`."""
+    monkeypatch.setitem(__main__._STAGES, Stage.SOURCE, raises(ModuleNotFoundError(name="safetensors")))  # noqa: SLF001
+    assert main(["source", "tiny", "--config", config]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: source tiny needs the package safetensors, which is not installed here",
+        "  fix:      install the building stack: `uv sync`",
+    ]
 
 
-def test_tritons_package_is_another_extra(
-    monkeypatch: pytest.MonkeyPatch, built: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each command names what it takes itself."""
-    monkeypatch.setitem(sys.modules, "tritonclient", None)
-    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    assert main(["triton", str(built.paths.root), "--output", str(tmp_path / "triton")]) == 1
-    assert "this project with its extra `triton`" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["resolve", "show", "host", "pull", "push", "tag", "gc", "verify", "triton"])
+def test_commands_for_deployments_are_not_those_of_the_build(name: str) -> None:
+    """`model-artifacts` has them."""
+    with pytest.raises(SystemExit) as ended:
+        main([name])
+    assert ended.value.code == 2
 
 
-def test_commands_show_tracebacks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a message recommends can be done."""
-    assert main(["resolve", str(tmp_path), "--debug"]) == 1
-    assert "Traceback" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["release", "farm"])
+def test_a_command_with_options_of_its_own_explains_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` ends with status 0."""
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert "--config FILE" in capsys.readouterr().out
+
+
+def test_a_list_that_nobody_reads_to_its_end_is_no_error(config: str) -> None:
+    """`plan | head -1` prints one line, and no complaint."""
+    command = f"{sys.executable} -m pipeline plan --config {config} | head -1"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)  # noqa: S603, S607
+    assert (done.stdout, done.stderr) == ("python -m pipeline source tiny\n", "")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import plotly.graph_objects as go
 
+from model_artifacts.deployment.choices import latency_of
 from model_artifacts.records import Layout, Status, ranking_clock
-from pipeline.stages.report.choices import latency_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

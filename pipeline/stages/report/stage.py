@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.deployment.choices import choices_of, latency_of
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, processor, tools
 from model_artifacts.host.files import write_bytes
@@ -16,17 +17,16 @@ from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Outcome, ReportRecord
-from pipeline.stages.report.choices import choices_of, latency_of
 from pipeline.stages.report.comparison import breaches_of, compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from model_artifacts.deployment.choices import Choice
     from model_artifacts.records import ManifestEntry, Milestone
     from pipeline.planning.project import Project
     from pipeline.records import BenchmarkReport, Conditions, DataRecord, LayerProfile, OnnxRecord, Sensitivity
     from pipeline.stages.report.charts import Chart
-    from pipeline.stages.report.choices import Choice
     from pipeline.stages.report.comparison import Change
     from pipeline.stages.report.floors import Work
 

@@ -201,14 +201,14 @@ def test_what_needs_a_gpu_says_so_where_it_does_not_start(
 
 BLOCKED = """
 import sys
-for name in ("torch", "torchvision", "doit", "yaml", "onnx", "ray"):
+for name in ("torch", "torchvision", "doit", "yaml", "onnx", "ray", "pipeline"):
     sys.modules[name] = None  # how Python marks what is not there
-from pipeline.__main__ import main
+from model_artifacts.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("command", ["host", "resolve", "verify"])
+@pytest.mark.parametrize("command", ["host", "resolve", "show", "verify"])
 def test_commands_of_deployments_need_no_building_stack(released: Release, command: str) -> None:
     """Where torch, doit and yaml are not installed, they do what they are for."""
     given = [command, *([str(released.folder)] if command != "host" else [])]

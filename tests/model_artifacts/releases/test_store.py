@@ -21,14 +21,15 @@ import pytest
 from s3fs.core import S3File
 
 import model_artifacts as pipeline
+from model_artifacts.cli.main import main
 from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError
-from model_artifacts.records import Precision, StoredRelease
+from model_artifacts.records import LATEST, Precision, StoredRelease
 from model_artifacts.releases.objects import ObjectStore, without_secrets
 from model_artifacts.releases.signature import Verifier
-from model_artifacts.releases.store import LATEST, collect_garbage, move_tag, pull, push, read_tags
+from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
 from model_artifacts.releases.verification import verify_release
-from pipeline.__main__ import main
+from tests.support.command_line import status_of
 from tests.support.keys import pem
 
 if TYPE_CHECKING:
@@ -566,8 +567,8 @@ def test_the_commands_say_what_they_did(
     store: Path, released: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: tuple[Path, Path]
 ) -> None:
     """push, tag, pull, gc: what was sent, which release, what vouches for it."""
-    config = str(released.folder.parents[2] / "pipeline.yaml")
-    assert main(["push", str(store), "--config", config, "--tag", "latest", "--tag", "prod"]) == 0
+    artifacts = str(released.folder.parents[1])
+    assert main(["push", str(store), "--artifacts", artifacts, "--tag", "latest", "--tag", "prod"]) == 0
     said = capsys.readouterr().out
     assert "of tiny-cccccccccccc" in said
     assert re.search(r"^latest [0-9a-f]{64}\nprod [0-9a-f]{64}$", said, re.MULTILINE)
@@ -588,17 +589,16 @@ def test_the_commands_say_what_they_did(
     ("arguments", "message"),
     [
         (["pull", "STORE", "F", "--batch", "2"], "expected --for-host beside a requirement"),
-        (["pull", "STORE", "F", "--identity", "me"], "expected --key, or --identity with --issuer"),
-        (["tag", "STORE", "prod"], "expected what the tag is to stand for"),
-        (["gc", "STORE", "--grace-hours", "-1"], "expected hours, 0 or more"),
+        (["pull", "STORE", "F", "--identity", "me"], "expected --key, or --identity with --issuer, got --identity"),
+        (["tag", "STORE", "prod"], "expected another tag or a release's SHA-256 after prod, got nothing"),
+        (["gc", "STORE", "--grace-hours", "-1"], "expected hours, 0 or more, got '-1'"),
     ],
 )
 def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With status 2, before anything is reached."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    """Wrong usage ends with status 2 and one line, before the store is reached."""
+    assert status_of(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "ab" * 32, "ü"])

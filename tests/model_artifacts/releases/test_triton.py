@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from model_artifacts.cli.main import main
 from model_artifacts.errors import ArtifactError, RunError, TritonError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
@@ -27,7 +28,6 @@ from model_artifacts.records import (
 )
 from model_artifacts.releases.triton import Platform, make_repository, plan_models
 from model_artifacts.releases.verification import verify_release
-from pipeline.__main__ import main
 from tests.model_artifacts.deployment.test_resolution import engine
 from tests.support.hosts import H100, L4, TRT10, TRT86
 from tests.support.manifests import entry, manifest, timing

@@ -288,7 +288,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
     joins = "import pipeline.farm.cluster, sys; sys.exit('model_artifacts.releases.store' in sys.modules)"
     subprocess.run([sys.executable, "-c", joins], check=True)  # noqa: S603 - this repository's own code
-    told = subprocess.run([sys.executable, "-m", "pipeline", "host"], check=True, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-m", "model_artifacts", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)
     assert there.host.torch == "absent"
     write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=NEEDS, host=there),)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from model_artifacts.deployment.choices import choices_of, latency_of, ties_of, verdict_of
 from model_artifacts.records import Clock, FileRecord, Layout, Status
-from pipeline.stages.report.choices import choices_of, latency_of, ties_of
-from tests.support.manifests import SHA, entry, timing
+from tests.support.manifests import SHA, entry, manifest, timing
 
 
 def test_the_fastest_deployable_artifact_is_taken() -> None:
@@ -12,7 +12,7 @@ def test_the_fastest_deployable_artifact_is_taken() -> None:
     fast = entry("fast", timing(1, 1.0), status=Status.REJECTED)
     good, slow = entry("good", timing(1, 2.0)), entry("slow", timing(1, 3.0))
     choice = choices_of([fast, slow, good])[0]
-    assert (choice.wish, choice.entry, choice.ties) == ("lowest latency, batch 1", good, ())
+    assert (choice.goal, choice.entry, choice.ties) == ("lowest latency, batch 1", good, ())
     assert choice.why == "p50 2.000 ms (95 %: 1.980 to 2.020) by the host's clock, 2.00× eager FP32"
 
 
@@ -80,3 +80,11 @@ def test_a_latency_is_the_graph_s_with_contiguous_images() -> None:
     )
     assert latency_of(found, 1) == graph
     assert latency_of(found, 2) is None
+
+
+def test_each_device_has_its_own_verdict() -> None:
+    """Only deployable artifacts count."""
+    gpu, cpu = entry("gpu", timing(1, 1.0)), entry("cpu", timing(1, 9.0), device="a CPU")
+    rejected = entry("bad", timing(1, 0.1), status=Status.REJECTED, device="another")
+    verdict = verdict_of(manifest(gpu, cpu, rejected))
+    assert {device: choices[0].entry for device, choices in verdict.items()} == {"a GPU, driver 580": gpu, "a CPU": cpu}

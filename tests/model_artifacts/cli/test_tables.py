@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
+from model_artifacts.cli.tables import print_manifest, print_verdict
+from model_artifacts.deployment.choices import latency_of
 from model_artifacts.records import (
     Accuracy,
     Backend,
@@ -22,8 +25,6 @@ from model_artifacts.records import (
     Status,
     WeightsOrigin,
 )
-from pipeline.cli.tables import print_manifest
-from pipeline.stages.report.choices import latency_of
 from tests.support.manifests import entry, manifest
 
 ACCURACY = Accuracy(
@@ -334,3 +335,52 @@ def test_a_target_with_several_reasons_keeps_its_rows() -> None:
         "gpu/dynamo-fp32 skipped [1]",
         "gpu/other skipped [2]",
     )
+
+
+@pytest.mark.parametrize(
+    ("columns", "hidden"),
+    [(120, None), (90, "speed-up"), (75, "speed-up, rel. L2"), (65, "speed-up, rel. L2, b8 p50"), (30, None)],
+)
+def test_a_narrow_terminal_gets_fewer_columns(
+    monkeypatch: pytest.MonkeyPatch, columns: int, hidden: str | None
+) -> None:
+    """Values are shown whole and a line names the missing columns; no column is left out in vain."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    shown = _printed(_engine(timings=(_timing(1, 1.0, 2), _timing(8, 4.0, 2))), stream=_Terminal())
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    notes = [line for line in text.splitlines() if line.startswith("columns that a wider terminal shows: ")]
+    assert notes == ([f"columns that a wider terminal shows: {hidden}"] if hidden else [])
+    assert columns == 30 or ("1.00 ms" in text and "…" not in text)
+
+
+def test_a_log_file_gets_all_columns() -> None:
+    """However many batch sizes were timed."""
+    text = _printed(_engine(timings=tuple(_timing(2**power, 1.0, 2) for power in range(10))))
+    assert "a wider terminal" not in text
+
+
+def _verdict(*entries: ManifestEntry) -> str:
+    stream = io.StringIO()
+    print_verdict(manifest(*entries), stream)
+    return stream.getvalue()
+
+
+def test_the_verdict_names_an_artifact_for_each_goal() -> None:
+    """Latency, throughput and memory, by device."""
+    fast = _engine(id="m/t/fast", device="a GPU", timings=(_timing(1, 1.0, 2),))
+    assert [line.strip() for line in _verdict(fast).splitlines()] == [
+        "",
+        "to deploy on a GPU:",
+        "lowest latency, batch 1: t/fast",
+        "p50 1.000 ms (95 %: 1.000 to 1.000) by the host's clock, 2.00× eager FP32",
+        "highest throughput: t/fast",
+        "1 images/s in batches of 1, one batch after the other, 2.00× eager FP32",
+        "smallest file: t/fast",
+        "23.5 MB on disk",
+    ]
+
+
+def test_the_verdict_of_nothing_deployable_says_so() -> None:
+    """A manifest without deployable artifacts has no device to list."""
+    assert _verdict(SKIPPED).strip() == "to deploy: nothing; no artifact was built, validated and timed"

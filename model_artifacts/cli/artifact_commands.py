@@ -1,0 +1,167 @@
+"""Commands for a folder of artifacts: resolve, show, host, triton."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_artifacts.cli.options import FOLDER, REQUIREMENTS, Option, add_group
+
+if TYPE_CHECKING:
+    import argparse
+
+    from model_artifacts.cli.parser import CommandLine
+    from model_artifacts.deployment.resolution import Requirements, Resolution
+
+_INSTALL = "pip install model-artifacts"
+
+HOST = Option(
+    ("--host",), "resolve for another machine, whose `host` command printed this file", type=Path, metavar="FILE"
+)
+JSON = Option(("--json",), "print JSON, for programs", action="store_true")
+SHOWN = Option(
+    ("path",),
+    "a folder of artifacts, or a release: its folder or its .tar.zst; default: artifacts",
+    type=Path,
+    default=Path("artifacts"),
+    metavar="PATH",
+    nargs="?",
+)
+OUTPUT = Option(
+    ("--output",),
+    "the model repository; default: beside the artifacts, with the suffix -triton",
+    type=Path,
+    metavar="FOLDER",
+)
+
+
+def add_artifact_commands(commands: CommandLine) -> None:
+    """Add the commands that read a folder of artifacts."""
+    parser = commands.add(
+        "resolve",
+        "choose the artifact for this machine, or another",
+        example="artifacts/ --max-latency-ms 1 --min-top1 75%",
+        remedy=_INSTALL,
+    )
+    for option in (FOLDER, HOST, JSON):
+        option.add_to(parser)
+    add_group(parser, "requirements", REQUIREMENTS)
+    parser.set_defaults(
+        run=lambda options: _resolve(options.folder, options.host, requirements_of(options), as_json=options.json)
+    )
+
+    parser = commands.add(
+        "show",
+        "print the artifacts, and which of them to deploy",
+        example="artifacts/",
+        remedy='pip install "model-artifacts[verify]"',
+    )
+    SHOWN.add_to(parser)
+    parser.set_defaults(run=lambda options: _show(options.path))
+
+    parser = commands.add(
+        "host", "print this machine's GPUs and runtimes as JSON", example="> h100.json", remedy=_INSTALL
+    )
+    parser.set_defaults(run=lambda _: _host())
+
+    parser = commands.add(
+        "triton",
+        "write a model repository for Triton Inference Server",
+        example="artifacts/ --output models/",
+        remedy='pip install "model-artifacts[triton]"',
+    )
+    for option in (FOLDER, OUTPUT):
+        option.add_to(parser)
+    parser.set_defaults(run=lambda options: _triton(options.folder, options.output))
+
+
+def requirements_of(options: argparse.Namespace) -> Requirements:
+    """Return the caller's requirements."""
+    from model_artifacts.deployment.resolution import Requirements
+
+    return Requirements(
+        batch=options.batch,
+        max_latency_ms=options.max_latency_ms,
+        throughput=options.throughput,
+        min_top1=options.min_top1,
+        precision=options.precision,
+        max_memory_bytes=options.max_memory,
+    )
+
+
+def _resolve(folder: Path, host_file: Path | None, requirements: Requirements, *, as_json: bool) -> int:
+    from model_artifacts.deployment.loading import resolve
+    from model_artifacts.host.record_files import read_record
+    from model_artifacts.records import DeploymentHost
+
+    fix = "`model-artifacts host` prints one there"
+    host = read_record(host_file, DeploymentHost, fix=fix) if host_file else None
+    resolution = resolve(folder, requirements, host)
+    print(_as_json(resolution, folder) if as_json else _as_text(resolution, folder, requirements))
+    return 0
+
+
+def _show(path: Path) -> int:
+    from model_artifacts.cli.tables import print_manifest, print_verdict
+    from model_artifacts.deployment.loading import read_manifest
+    from model_artifacts.releases.archive import unpacked
+
+    if path.is_file():
+        with unpacked(path) as folder:
+            manifest = read_manifest(folder)
+    else:
+        manifest = read_manifest(path)
+    print_manifest(manifest, sys.stdout)
+    print_verdict(manifest, sys.stdout)
+    return 0
+
+
+def _host() -> int:
+    from model_artifacts.deployment.loading import this_host
+
+    print(this_host().to_json(), end="")
+    return 0
+
+
+def _triton(artifacts: Path, output: Path | None) -> int:
+    from model_artifacts.releases.triton import make_repository
+
+    folder = artifacts.resolve()  # inside it, `verify` and `pull` would report files that no release has
+    repository = make_repository(artifacts, output or folder.with_name(f"{folder.name}-triton"))
+    for model in repository.models:
+        print(f"{model.name}  {', '.join(entry.id for entry in model.entries)}")
+    for left in repository.left_out:
+        print(f"not {left.id}: {left.reason}")
+    print(f"{len(repository.models)} models: {repository.folder}")
+    return 0
+
+
+def _as_text(resolution: Resolution, artifacts: Path, requirements: Requirements) -> str:
+    entry, gpu = resolution.entry, resolution.place.gpu
+    where = gpu.name if gpu else "the processor"
+    speed, unit = (
+        (resolution.throughput_per_s, "images/s")
+        if requirements.throughput
+        else (resolution.latency_ms, f"ms at batch {requirements.timed_batch}")
+    )
+    timed = "not timed there" if speed is None else f"{speed:.4g} {unit}"
+    file = f"{artifacts / entry.file.path}" if entry.file else "none"
+    lines = [entry.id, f"  file  {file}", f"  why   {resolution.place.tier.phrase}; {where}; {timed}"]
+    return "\n".join([*lines, *(f"  not   {item.id}: {item.reason}" for item in resolution.rejected)])
+
+
+def _as_json(resolution: Resolution, artifacts: Path) -> str:
+    file, gpu = resolution.entry.file, resolution.place.gpu
+    fields = {
+        "id": resolution.entry.id,
+        "file": str(artifacts / file.path) if file else None,
+        "sha256": file.sha256 if file else None,
+        "tier": resolution.place.tier.name.lower(),
+        "gpu": gpu.uuid if gpu else None,
+        "latency_ms": resolution.latency_ms,
+        "throughput_per_s": resolution.throughput_per_s,
+        "rejected": [{"id": item.id, "reason": item.reason} for item in resolution.rejected],
+    }
+    return json.dumps(fields, indent=2, sort_keys=True)

@@ -1,0 +1,217 @@
+"""Commands for releases and their stores: pull, push, tag, gc, verify."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_artifacts.cli.artifact_commands import requirements_of
+from model_artifacts.cli.options import (
+    HOURS,
+    REQUIREMENTS,
+    SIGNATURE,
+    URL,
+    VERIFY_PATH,
+    Option,
+    add_group,
+)
+from model_artifacts.errors import UsageError
+from model_artifacts.records import LATEST
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from model_artifacts.cli.parser import CommandLine, Parser
+    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.records import FileRecord
+    from model_artifacts.releases.signature import Verifier
+
+_INSTALL_STORE = 'pip install "model-artifacts[store,verify]"'
+_INSTALL_VERIFY = 'pip install "model-artifacts[verify]"'
+
+PULLED = Option(
+    ("folder",), "where to install it; default: artifacts", Path, Path("artifacts"), metavar="FOLDER", nargs="?"
+)
+TAG = Option(("--tag",), f"the tag to install; default: {LATEST}", metavar="NAME", default=LATEST)
+DIGEST = Option(("--release",), "install the release with this digest, without a tag", metavar="SHA256")
+FOR_HOST = Option(
+    ("--for-host",), "install only the artifact that `resolve` chooses for this machine", action="store_true"
+)
+RELEASE = Option(
+    ("release",),
+    "a folder or a .tar.zst; default: the newest one in the artifacts",
+    Path,
+    metavar="RELEASE",
+    nargs="?",
+)
+ARTIFACTS = Option(
+    ("--artifacts",), "the artifacts that hold it; default: artifacts", Path, Path("artifacts"), metavar="FOLDER"
+)
+TAGS = Option(
+    ("--tag",), f"the tag to move to this release; default: {LATEST}; may be repeated", metavar="NAME", action="append"
+)
+AGAIN = Option(("--again",), "send files that the store has, too: they are damaged", action="store_true")
+NAME = Option(("name",), "the tag to make or to move; without it, the tags are listed", metavar="NAME", nargs="?")
+TARGET = Option(("to",), "the release that it names: another tag, or a SHA-256", metavar="TO", nargs="?")
+DELETE = Option(("--delete",), "delete them; without this they are only listed", action="store_true")
+GRACE_HOURS = Option(("--grace-hours",), "keep newer objects; default: 24", HOURS, 24.0, metavar="HOURS")
+PARTIAL = Option(("--partial",), "allow missing artifacts, as after `pull --for-host`", action="store_true")
+
+
+def add_release_commands(commands: CommandLine) -> None:
+    """Add the commands that move releases, and the one that checks a release."""
+    _add_pull(
+        commands.add(
+            "pull",
+            "install a release from a store, once it is verified",
+            example="s3://team/models --tag prod --key release.pub",
+            remedy=_INSTALL_STORE,
+        )
+    )
+    parser = commands.add(
+        "push", "send a release to a store", example="s3://team/models --tag prod", remedy=_INSTALL_STORE
+    )
+    for option in (URL, RELEASE, ARTIFACTS, TAGS, AGAIN):
+        option.add_to(parser)
+    parser.set_defaults(
+        run=lambda options: _push(
+            options.url, options.release, options.artifacts, options.tag or [LATEST], again=options.again
+        )
+    )
+    parser = commands.add(
+        "tag",
+        "list the tags of a store, or move one",
+        example="s3://team/models prod latest",
+        remedy=_INSTALL_STORE,
+    )
+    for option in (URL, NAME, TARGET):
+        option.add_to(parser)
+    parser.set_defaults(run=lambda options: _tag(options.url, options.name, options.to))
+    parser = commands.add(
+        "gc",
+        "list or delete the objects that no tag reaches",
+        example="s3://team/models --delete",
+        remedy=_INSTALL_STORE,
+    )
+    for option in (URL, DELETE, GRACE_HOURS):
+        option.add_to(parser)
+    parser.set_defaults(run=lambda options: _gc(options.url, options.grace_hours, delete=options.delete))
+    parser = commands.add(
+        "verify",
+        "check a release's files, evidence and signature",
+        example="model.tar.zst --key release.pub",
+        remedy=_INSTALL_VERIFY,
+    )
+    for option in (VERIFY_PATH, PARTIAL):
+        option.add_to(parser)
+    add_group(parser, "signature", SIGNATURE)
+    parser.set_defaults(run=lambda options: _verify(options.path, verifier_of(options), partial=options.partial))
+
+
+def _add_pull(parser: Parser) -> None:
+    for option in (URL, PULLED):
+        option.add_to(parser)
+    source = parser.add_mutually_exclusive_group()
+    for option in (TAG, DIGEST):
+        option.add_to(source)
+    FOR_HOST.add_to(parser)
+    add_group(parser, "signature", SIGNATURE)
+    add_group(parser, "requirements (with --for-host)", REQUIREMENTS)
+    parser.set_defaults(
+        run=lambda options: _pull(
+            options.url,
+            options.folder,
+            options.release or options.tag,
+            verifier_of(options),
+            requirements_of(options),
+            for_host=options.for_host,
+        )
+    )
+
+
+def verifier_of(options: argparse.Namespace) -> Verifier | None:
+    """Return the demanded signature, or None.
+
+    Raises:
+        UsageError: The options contradict each other.
+    """
+    from model_artifacts.releases.signature import Verifier
+
+    key, identity, issuer = options.key, options.identity, options.issuer
+    if bool(identity) != bool(issuer) or (key and identity):
+        names = {"--key": key, "--identity": identity, "--issuer": issuer}
+        got = " and ".join(name for name, value in names.items() if value)
+        raise UsageError(f"expected --key, or --identity with --issuer, got {got}")
+    return Verifier(key, identity or "", issuer or "") if key or identity else None
+
+
+def _pull(  # noqa: PLR0913 - the command's options
+    url: str, folder: Path, name: str, verifier: Verifier | None, requirements: Requirements, *, for_host: bool
+) -> int:
+    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.releases.store import pull
+
+    if requirements != Requirements() and not for_host:
+        raise UsageError("expected --for-host beside a requirement, got the requirement alone")
+    pulled = pull(url, folder, name, verifier, requirements if for_host else None)
+    fetched = _megabytes(pulled.fetched)
+    print(f"{pulled.release.name} ({pulled.digest[:12]}…): {len(pulled.fetched)} files were fetched ({fetched})")
+    contents = pulled.entry.id if pulled.entry else _amount(pulled.release.files)
+    print(f"{contents} in {folder}; {_trust(verifier)}")
+    return 0
+
+
+def _push(url: str, release: Path | None, artifacts: Path, tags: Sequence[str], *, again: bool) -> int:
+    from model_artifacts.releases.store import push
+    from model_artifacts.releases.verification import latest_release
+
+    pushed = push(url, release or latest_release(artifacts / "release"), tags, again=again)
+    sent = _megabytes(pushed.sent)
+    print(f"{_amount(pushed.release.files)} of {pushed.release.name}; {len(pushed.sent)} were sent ({sent})")
+    for tag in tags:
+        print(f"{tag} {pushed.digest}")
+    return 0
+
+
+def _tag(url: str, name: str | None, target: str | None) -> int:
+    from model_artifacts.releases.store import StoredTag, move_tag, read_tags
+
+    if name and not target:
+        raise UsageError(f"expected another tag or a release's SHA-256 after {name}, got nothing")
+    moved = [StoredTag(name, move_tag(url, name, target))] if name and target else None
+    for tag in moved or read_tags(url):
+        print(f"{tag.name} {tag.release}")
+    return 0
+
+
+def _gc(url: str, grace_hours: float, *, delete: bool) -> int:
+    from model_artifacts.releases.store import collect_garbage
+
+    garbage = collect_garbage(url, timedelta(hours=grace_hours), delete=delete)
+    for path in garbage.paths:
+        print(f"{'deleted' if delete else 'would delete'} {path}")
+    young = f"; {garbage.young} more are newer than {grace_hours:g} h" if garbage.young else ""
+    print(f"{len(garbage.paths)} objects are reached by no tag{young}")
+    return 0
+
+
+def _verify(path: Path, verifier: Verifier | None, *, partial: bool) -> int:
+    from model_artifacts.releases.verification import verify_release
+
+    manifest = verify_release(path, verifier, partial=partial)
+    print(f"{len(manifest.artifacts)} artifacts are what the release says; {_trust(verifier)}")
+    return 0
+
+
+def _trust(verifier: Verifier | None) -> str:
+    return "the signature holds" if verifier else "no signature was demanded, so nobody vouches for it"
+
+
+def _amount(files: tuple[FileRecord, ...]) -> str:
+    return f"{len(files)} files, {_megabytes(files)}"
+
+
+def _megabytes(files: tuple[FileRecord, ...]) -> str:
+    return f"{sum(file.bytes for file in files) / 1e6:.1f} MB"

@@ -1,0 +1,145 @@
+"""Choices of artifacts by latency, throughput and memory, from the manifest alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.records import CLOCKS, Clock, Layout, Status, ranking_clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry
+
+
+class Choice(NamedTuple):
+    """The artifact to deploy for one goal."""
+
+    goal: str
+    """For example `lowest latency, batch 1`."""
+    entry: ManifestEntry | None
+    """None if no deployable artifact has this measurement."""
+    why: str
+    """The measurement that decided, or the reason for no choice."""
+    ties: tuple[str, ...] = ()
+    """Ids of the artifacts whose measurement does not differ from the chosen one's."""
+
+
+class _Candidate(NamedTuple):
+    entry: ManifestEntry
+    timing: BatchTiming
+
+
+def ties_of(entries: Iterable[ManifestEntry], batch: int) -> frozenset[str]:
+    """Return the ids of the deployable artifacts that tie with the fastest of their device, the fastest included.
+
+    Two latencies tie if their intervals overlap. A fastest artifact without a tie is left out.
+
+    Args:
+        entries: Artifacts of one or more devices.
+        batch: The batch size of the compared latencies.
+    """
+    by_device: dict[tuple[str, Clock], dict[str, BatchTiming]] = {}
+    for entry in entries:
+        if entry.status is Status.DEPLOYABLE and (timing := latency_of(entry, batch)):
+            by_device.setdefault((entry.device, timing.clock), {})[entry.id] = timing
+    ties: set[str] = set()
+    for timings in by_device.values():
+        best = min(timings.values(), key=lambda timing: timing.p50_ms)
+        alike = {name for name, timing in timings.items() if timing.ties_with(best)}
+        ties |= alike if len(alike) > 1 else set()
+    return frozenset(ties)
+
+
+def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
+    """Choose an artifact for latency, one for throughput and one for memory.
+
+    Of artifacts that tie, the one with the smallest file is taken.
+
+    Args:
+        entries: The artifacts of one GPU or of one processor.
+    """
+    deployable = [entry for entry in entries if entry.status is Status.DEPLOYABLE]
+    batches = sorted({timing.batch for entry in deployable for timing in entry.timings})
+    return (_fastest(deployable, batches[0] if batches else 1), _most_images(deployable), _smallest(deployable))
+
+
+def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
+    """Choose for each device that a deployable artifact was timed on.
+
+    Returns:
+        The choices by the name of the GPU or of the processor, in the manifest's order.
+    """
+    by_device: dict[str, list[ManifestEntry]] = {}
+    for entry in manifest.artifacts:
+        if entry.status is Status.DEPLOYABLE and (device := entry.gpu.name if entry.gpu else entry.device):
+            by_device.setdefault(device, []).append(entry)
+    return {device: choices_of(entries) for device, entries in by_device.items()}
+
+
+def _fastest(entries: list[ManifestEntry], batch: int) -> Choice:
+    timed = [_Candidate(entry, timing) for entry in entries if (timing := latency_of(entry, batch))]
+    goal = f"lowest latency, batch {batch}"
+    if not timed:
+        return Choice(goal, None, "nothing that may be deployed was timed")
+    clock = ranking_clock({item.timing.clock for item in timed})
+    alike = [item for item in timed if item.timing.clock is clock]  # the host's clock measures more than a GPU's
+    best = min(alike, key=lambda item: item.timing.p50_ms)
+    chosen, ties = _settle(alike, best)
+    p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
+    latency = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
+    return Choice(goal, chosen.entry, latency + _gain(chosen), ties)
+
+
+def _most_images(entries: list[ManifestEntry]) -> Choice:
+    timed = [
+        _Candidate(entry, timing)
+        for entry in entries
+        for timing in entry.timings
+        if timing.layout is Layout.CONTIGUOUS and timing.clock is not Clock.COPIES
+    ]
+    if not timed:
+        return Choice("highest throughput", None, "nothing that may be deployed was timed")
+    best = max(timed, key=lambda item: item.timing.throughput_per_s)
+    alike = [item for item in timed if (item.timing.batch, item.timing.clock) == (best.timing.batch, best.timing.clock)]
+    chosen, ties = _settle(alike, best)
+    how = "several streams" if chosen.timing.clock is Clock.STREAMS else "one batch after the other"
+    rate = f"{chosen.timing.throughput_per_s:,.0f} images/s in batches of {chosen.timing.batch}, {how}"
+    return Choice("highest throughput", chosen.entry, rate + _gain(chosen), ties)
+
+
+def _settle(candidates: Iterable[_Candidate], best: _Candidate) -> tuple[_Candidate, tuple[str, ...]]:
+    """Return the candidate with the smallest file among those that tie with the best, and the ids of the others."""
+    ties = {item.entry.id: item for item in candidates if item.timing.ties_with(best.timing)}
+    chosen = min(ties.values(), key=lambda item: (item.entry.file.bytes if item.entry.file else 0, item.entry.id))
+    return chosen, tuple(name for name in ties if name != chosen.entry.id)
+
+
+def _gain(chosen: _Candidate) -> str:
+    return f", {chosen.timing.speedup:.2f}× eager FP32" if chosen.timing.speedup else ""
+
+
+def _smallest(entries: list[ManifestEntry]) -> Choice:
+    """Choose by the memory on the GPU if that was measured, else by the size of the file."""
+    measured = [entry for entry in entries if entry.device_memory_bytes is not None]
+    if measured:
+        return _least("smallest GPU memory", measured, lambda entry: entry.device_memory_bytes or 0, "of GPU memory")
+    return _least(
+        "smallest file", [entry for entry in entries if entry.file], lambda e: e.file.bytes if e.file else 0, "on disk"
+    )
+
+
+def _least(goal: str, entries: list[ManifestEntry], size: Callable[[ManifestEntry], int], unit: str) -> Choice:
+    if not entries:
+        return Choice(goal, None, "nothing may be deployed")
+    best = min(entries, key=lambda entry: (size(entry), entry.id))
+    ties = tuple(entry.id for entry in entries if size(entry) == size(best) and entry is not best)
+    return Choice(goal, best, f"{size(best) / 1e6:.1f} MB {unit}", ties)
+
+
+def latency_of(entry: ManifestEntry, batch: int) -> BatchTiming | None:
+    """Return the latency that ranks an artifact at a batch size, on a GPU its CUDA graph's; None if not timed."""
+    timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock is not Clock.STREAMS]
+    return min(
+        timed, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
+    )

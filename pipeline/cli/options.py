@@ -1,0 +1,13 @@
+"""Options of `python -m pipeline` that doit's tasks take, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_artifacts.cli.options import Option
+
+CONFIG = Option(("--config",), "default: pipeline.yaml", type=Path, default=Path("pipeline.yaml"), metavar="FILE")
+RELEASE_KEY = Option(("--key",), "sign with this private key on an elliptic curve", type=Path, metavar="PEM")
+KEYLESS = Option(("--keyless",), "sign as the identity that CI's OIDC vouches for", action="store_true")
+ALLOW_DIRTY = Option(("--allow-dirty",), "make the release although files differ from the commit", action="store_true")
+PRUNE_DELETE = Option(("--delete",), "delete the files; without this they are only listed", action="store_true")
