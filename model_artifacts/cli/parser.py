@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from model_artifacts import __version__
+from model_artifacts.cli.completion import add_completion
 from model_artifacts.cli.options import DEBUG
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class CommandLine:
     def __init__(self, program: str, description: str) -> None:
         self.parser = Parser(prog=program, description=description)
         self.parser.add_argument("--version", action="version", version=__version__)
+        add_completion(self.parser)
         self._commands = self.parser.add_subparsers(
             title="commands", dest="command", metavar="COMMAND", required=True, parser_class=Parser
         )

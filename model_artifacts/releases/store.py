@@ -302,9 +302,7 @@ def _read_listing(store: ObjectStore, digest: str) -> StoredRelease:
     path = _listing(digest)
     text = store.read(path, _MAX_LISTING_BYTES)
     if text is None:
-        raise StoreError(
-            f"{store.shown} has no release {digest}", fix="`model-artifacts tag URL` lists what there is"
-        )
+        raise StoreError(f"{store.shown} has no release {digest}", fix="`model-artifacts tag URL` lists what there is")
     got = hashlib.sha256(text).hexdigest()
     if got != digest:
         raise StoreError(f"{path} of {store.shown} is damaged", expected=f"SHA-256 {digest}", got=f"SHA-256 {got}")

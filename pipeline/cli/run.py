@@ -27,7 +27,8 @@ from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, storage_errors
-from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY, FarmAction
+from pipeline.cli.actions import FarmAction
+from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
 
 if TYPE_CHECKING:
     from typing import Any
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from doit.exceptions import BaseFail
     from doit.task import Task
 
-    from pipeline.cli.tasks import LazyFarm
+    from pipeline.cli.actions import LazyFarm
 
 
 _STATE = Path("artifacts")

@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.errors import FarmError, LostWorkerError, storage_errors
 from model_artifacts.host.files import scratch_folder
@@ -22,7 +22,6 @@ from pipeline.farm.worker import TERM_SECONDS
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import read_farm
 from pipeline.planning.shared_cache import SharedCache
-from pipeline.planning.steps import Stage
 from pipeline.system.isolation import KILLED, describe_exit
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.config.settings import FarmConfig, FarmTarget
     from pipeline.farm.cluster import Node, Running
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import StageSpec
     from pipeline.planning.steps import Step
     from pipeline.records import FarmHost, FarmRecord
 
@@ -77,9 +77,9 @@ class Farm:
             ArtifactError: what it is made from is missing, or its results cannot be written.
         """
         project = self._project
-        workers = project.plan.workers(step)
+        workers = project.schedule.workers(step)
         if workers is None:
-            raise FarmError(f"{step.stage.value} {step.subject} is no step of the farm's")
+            raise FarmError(f"{step.stage} {step.subject} is no step of the farm's")
         cache = SharedCache(project.config.cache) if project.config.cache else None
         if cache and (found := cache.fetch(project, step)):
             say(_told(f"taken from {found}"))
@@ -96,7 +96,7 @@ class Farm:
 
     def _alone(self, joined: _Joined, step: Step, say: Say) -> AbstractContextManager[None]:
         """Keep other drivers from building the same meanwhile."""
-        if step.stage is not Stage.BUILD:
+        if not self._project.schedule.spec(step.stage).tunes:
             return nullcontext()
         told: list[str] = []
 
@@ -134,7 +134,7 @@ class Farm:
         """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
         farm = _of(self._project)
         target = next(item for item in farm.targets if item.worker_kind == workers.worker_kind)
-        needs = NodeRequirements.of(target, alone=_is_timed(step, target))
+        needs = NodeRequirements.of(target, alone=_is_timed(self._project.schedule.spec(step.stage), target))
         packed = pack(self._project, step, workers)
         small = packed.small()
         places = _EligibleNodes(joined.cluster, target, unfit_nodes(target, joined.record))
@@ -353,9 +353,9 @@ class _Incoming:
         return taken
 
 
-def _is_timed(step: Step, target: FarmTarget) -> bool:
-    """Return whether a step times something: TensorRT's builder does, TensorRT-RTX's does not."""
-    return step.stage is not Stage.VALIDATE and (step.stage is not Stage.BUILD or target.builds_on_its_gpu)
+def _is_timed(spec: StageSpec[Any], target: FarmTarget) -> bool:
+    """Return whether a step times something on its GPU: TensorRT's builder does, TensorRT-RTX's does not."""
+    return spec.alone or (spec.tunes and target.builds_on_its_gpu)
 
 
 def _told(line: str, *, error: bool = False) -> PrintedLine:

@@ -7,8 +7,7 @@ decided here, from the plan and the records; what comes back is believed once it
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -19,17 +18,16 @@ from model_artifacts.errors import FarmError, MissingRecordError, RecordError, s
 from model_artifacts.host.files import install_files
 from model_artifacts.host.hashes import describe_bytes
 from model_artifacts.records import FileRecord, Record, StageRecord
-from pipeline.planning.freshness import asked_for, changes, readers
+from pipeline.planning.freshness import changes, comparable
 from pipeline.planning.keys import key_of
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import Project, read_farm
-from pipeline.planning.steps import Stage
+from pipeline.stages.common.inputs import is_whole
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from model_artifacts.records import Variant
     from pipeline.planning.steps import Step
     from pipeline.records import FarmHost
 
@@ -176,11 +174,11 @@ def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
             *_from_artifacts(project, step),
         ]
     unique = {item.record.path: item for item in inputs}
-    command = ("-m", "pipeline", step.stage.value, step.subject, "--config", CONFIG, "--artifacts", ARTIFACTS)
+    command = ("-m", "pipeline", step.stage, step.subject, "--config", CONFIG, "--artifacts", ARTIFACTS)
     parcel = Parcel(
         command=command,
         files=tuple(item.record for item in unique.values()),
-        timed=step.stage is Stage.BENCHMARK,
+        timed=project.schedule.spec(step.stage).timed,
         timeout_seconds=project.config.farm.step_timeout_seconds if project.config.farm else 0,
     )
     return Packed(parcel, tuple(unique.values()))
@@ -202,67 +200,15 @@ def _factory_code(factory: str) -> Iterator[Path]:
 def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:
     """Yield the records that a step reads, and the files that they name."""
     root = project.paths.root
-    for path, files in _taken(project, step):
-        yield _text(f"{ARTIFACTS}/{path.relative_to(root)}", path.read_bytes())
-        for file in files:
-            if not _is_whole(project, file):
+    spec = project.schedule.spec(step.stage)
+    if spec.inputs is None:
+        raise FarmError(f"{step.name} runs on this machine only")
+    for item in spec.inputs(project, project.schedule.subject(step)):
+        yield _text(f"{ARTIFACTS}/{item.path.relative_to(root)}", item.path.read_bytes())
+        for file in item.files:
+            if not is_whole(project, file):
                 raise RecordError(f"{file.path} is not what was made", fix="run `doit`, which makes it again")
             yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), project.file(file))
-
-
-def _is_whole(project: Project, file: FileRecord) -> bool:
-    there = project.file(file)
-    return there.is_file() and digests_in(project.paths.digests).sha256_of(there) == file.sha256
-
-
-class _Taken(NamedTuple):
-    path: Path
-    """The record's."""
-    files: tuple[FileRecord, ...]
-
-
-def _taken(project: Project, step: Step) -> Iterator[_Taken]:
-    """Yield a step's inputs."""
-    plan, paths = project.plan, project.paths
-    if step.stage is Stage.BENCHMARK:
-        target = plan.target(step.subject)
-        baseline = plan.baseline(target)
-        variants = [*plan.variants_on(target), *([baseline] if baseline else [])]
-    else:
-        variants = [plan.variant(step.subject)]
-    source = project.source()
-    yield _Taken(paths.source, (source.weights,) if any(item.backend.is_module for item in variants) else ())
-    if step.stage is not Stage.BUILD:
-        data = project.data()
-        yield _Taken(paths.data, tuple(file for file in data.files if file != data.calibration))
-    for variant in variants:
-        yield from _of_variant(project, step, variant)
-
-
-def _of_variant(project: Project, step: Step, variant: Variant) -> Iterator[_Taken]:
-    plan, paths = project.plan, project.paths
-    if variant.graph:
-        graph = project.onnx(variant.graph)
-        yield _Taken(paths.onnx_record(variant.graph), graph.files)
-    if step.stage is not Stage.BUILD:
-        with suppress(RecordError):  # never built, which is no reason not to time the others
-            yield _Taken(paths.artifact(variant), project.artifact(variant).files)
-    elif project.config.tensorrt.refit:
-        yield from _maybe(project, paths.artifact(variant), partial(project.artifact, variant))
-    if step.stage is Stage.BENCHMARK:
-        yield from _maybe(project, paths.accuracy(variant), partial(project.accuracy, variant))
-    for smaller in plan.family(variant) if step.stage in {Stage.BUILD, Stage.VALIDATE} else ():
-        yield from _maybe(project, paths.artifact(smaller), partial(project.artifact, smaller))
-        if step.stage is Stage.VALIDATE:
-            yield from _maybe(project, paths.accuracy(smaller), partial(project.accuracy, smaller))
-
-
-def _maybe(project: Project, path: Path, read: Callable[[], StageRecord]) -> Iterator[_Taken]:
-    """Yield a record with its files, where there is one and all of it is whole; a step does without, here as there."""
-    with suppress(RecordError):
-        files = read().files
-        if all(_is_whole(project, file) for file in files):
-            yield _Taken(path, files)
 
 
 def check_list(project: Project, step: Step, made: Completed) -> None:
@@ -291,25 +237,30 @@ def accept(project: Project, step: Step, made: Completed, staged: Path) -> None:
         FarmError: a record is missing although all went well, or tells of something else than was asked for.
         StorageError: the files cannot be written.
     """
-    there = Project(project.plan, Paths(staged, project.plan.model), project.config_file)
+    there = Project(project.plan, Paths(staged, project.plan.model), project.stages, project.config_file)
     digests = {file.path: file.sha256 for file in made.files}
     try:
-        records = [read() for read in readers(there, step)]
+        records = [_present(result) for result in there.records(step)]
         for record in records:
             _check(project, step, record, digests)
     except RecordError as exc:
         if made.status != 0 and isinstance(exc, MissingRecordError):
             return  # it has ended before it could leave one, and has said why
         raise FarmError("a worker's results do not hold; nothing of them was kept", got=exc.what) from exc
-    if step.stage is Stage.BUILD:
-        _remove_former(project, step, digests)
+    _remove_former(project, step, digests)
     vouched_for = {file.path for record in records for file in record.files}
     install_files(staged, project.paths.root, sorted(made.files, key=lambda file: file.path not in vouched_for))
 
 
+def _present(result: StageRecord | MissingRecordError) -> StageRecord:
+    if isinstance(result, MissingRecordError):
+        raise result
+    return result
+
+
 def _check(project: Project, step: Step, record: StageRecord, digests: dict[str, str]) -> None:
     """Check that a record is of what was asked for, and that its files have come, or were here."""
-    before, now = (asked_for(project, step, key) for key in (record.key, key_of(project, step)))
+    before, now = (comparable(project, step, key) for key in (record.key, key_of(project, step)))
     if before != now:
         raise RecordError("; ".join(changes(before, now)) or "its key is another")
     for file in record.files:
@@ -322,19 +273,15 @@ def _check(project: Project, step: Step, record: StageRecord, digests: dict[str,
 
 
 def _remove_former(project: Project, step: Step, digests: dict[str, str]) -> None:
-    """Remove what an earlier build has given and this one has not."""
-    paths, variant = project.paths, project.plan.variant(step.subject)
-    for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant), paths.build_log(variant)):
-        if path.relative_to(paths.root).as_posix() not in digests:
+    """Remove files of an earlier result that this one does not have."""
+    spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
+    for path in spec.replaced(project.paths, subject):
+        if path.relative_to(project.paths.root).as_posix() not in digests:
             path.unlink(missing_ok=True)
 
 
 def _places(project: Project, step: Step) -> Iterator[Path]:
-    """Yield where a step's results may lie."""
-    plan = project.plan
-    if step.stage is Stage.BENCHMARK:
-        variants: tuple[Variant, ...] = plan.variants_on(plan.target(step.subject))
-    else:
-        variants = (plan.variant(step.subject),)
-    for variant in variants:
-        yield from project.paths.of_variant(variant)
+    """Yield the places of a step's results."""
+    spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
+    yield from spec.records(project.paths, project.plan, subject)
+    yield from spec.files(project.paths, project.plan, subject)

@@ -6,33 +6,26 @@ A result is current while its record's key is the one computed now, its files ha
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import MissingRecordError, RecordError, StorageError
 from model_artifacts.host.environment import installed
-from model_artifacts.records import Key, KeyField, StageRecord, WeightsOrigin
-from pipeline.planning.keys import key_of, manifest_key
-from pipeline.planning.steps import Stage, Step
-from pipeline.records import (
-    AccuracyReport,
-    Artifact,
-    BenchmarkReport,
-    LayerProfile,
-    Outcome,
-    ReportRecord,
-    SourceRecord,
-)
+from model_artifacts.host.record_files import read_record
+from model_artifacts.records import Key, KeyField, StageRecord
+from pipeline.planning.keys import key_of
+from pipeline.records import Outcome
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
+    from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, LayerProfile, ReportRecord
 
 R = TypeVar("R", bound=StageRecord)
 
@@ -60,50 +53,44 @@ class Freshness:
 
 
 def is_current(project: Project, step: Step) -> bool:
-    """Return whether a step has nothing to do: its results are there, whole, and made from what there is now."""
+    """Return whether a step's results are there, undamaged, and made from the present inputs."""
     return freshness_of(project, step).is_current
 
 
-def freshness_of(project: Project, step: Step, held: Collection[Step] = ()) -> Freshness:
+def freshness_of(project: Project, step: Step, current_steps: Collection[Step] = ()) -> Freshness:
     """Return whether a step has something to do, and why.
 
     Args:
-        project: where its results lie.
-        step: what is asked about.
-        held: steps whose results are known to be current, which the manifest then does not look at again.
+        project: the place of the results.
+        step: the step to look at.
+        current_steps: steps whose results are known to be current; a summary does not look at them again.
 
     Raises:
-        NewerRecordError: a record is there that only a newer version of this package can read.
+        NewerRecordError: a record was written by a newer version of this package.
+        UsageError: the plan has no such step.
     """
+    spec = project.schedule.spec(step.stage)
     try:
-        if step.stage in {Stage.VALIDATE, Stage.PROFILE} and _unbuilt(project, step):
+        if spec.needs_build and _is_unbuilt(project, step):
             return Freshness()
-        found = [_read(reader) for reader in readers(project, step)]
-        records = [record for record in found if isinstance(record, StageRecord)]
-        if missing := [reason for reason in found if isinstance(reason, str)]:
+        results = project.records(step)
+        records = [result for result in results if isinstance(result, StageRecord)]
+        if missing := [result.what for result in results if isinstance(result, MissingRecordError)]:
             return Freshness(tuple(missing) if records else (NOT_MADE,))
-        key = key_of_manifest(project, held) if step.stage is Stage.MANIFEST else key_of(project, step)
+        key = spec.key_beside(project, current_steps) if spec.key_beside else key_of(project, step)
         reasons = [reason for record in records for reason in _reasons(project, step, record, key)]
         return Freshness(tuple(dict.fromkeys(reasons)), max((record.built_at for record in records), default=None))
     except (RecordError, StorageError) as exc:
         return Freshness((exc.what,))
 
 
-def _read(reader: Callable[[], StageRecord]) -> StageRecord | str:
-    """Return a record, or that it is missing."""
-    try:
-        return reader()
-    except MissingRecordError as exc:
-        return exc.what
-
-
 def _reasons(project: Project, step: Step, record: StageRecord, key: Key) -> Iterator[str]:
     """Yield why a record does not hold."""
-    before, now = (asked_for(project, step, key) for key in (record.key, key))
+    before, now = (comparable(project, step, key) for key in (record.key, key))
     if before != now:
         yield from changes(before, now) or ("its key changed",)
     yield from _damage(project, record)
-    yield from _tried_again(project, record)
+    yield from project.schedule.spec(step.stage).retried(project, record)
 
 
 def _damage(project: Project, record: StageRecord) -> Iterator[str]:
@@ -156,52 +143,35 @@ def _by_name(value: object) -> dict[str, Any] | None:
     return None
 
 
-def readers(project: Project, step: Step) -> list[Callable[[], StageRecord]]:
-    """Return what reads a step's records, one of each."""
-    plan = project.plan
-    one: dict[Stage, Callable[[], StageRecord]] = {
-        Stage.SOURCE: project.source,
-        Stage.DATA: project.data,
-        Stage.EXPORT: lambda: project.onnx(plan.graph(step.subject)),
-        Stage.QUANTIZE: lambda: project.onnx(plan.graph(step.subject)),
-        Stage.BUILD: lambda: project.artifact(plan.variant(step.subject)),
-        Stage.VALIDATE: lambda: project.accuracy(plan.variant(step.subject)),
-        Stage.SENSITIVITY: lambda: project.sensitivity(plan.quantized(step.subject)),
-        Stage.PROFILE: lambda: project.layers(plan.variant(step.subject)),
-        Stage.MANIFEST: project.manifest,
-        Stage.REPORT: project.report,
-    }
-    if step.stage in one:
-        return [one[step.stage]]
-    return [partial(project.benchmark, variant) for variant in plan.variants_on(plan.target(step.subject))]
+def is_reused(project: Project, step: Step) -> bool:
+    """Return whether another host's result is used as it is: a build host needs no torch."""
+    return project.schedule.spec(step.stage).needs_torch and not installed("torch")
 
 
-_MADE_WITH_TORCH = {Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE}
-
-_OF_THE_MAKER = frozenset(
-    {"torch", "torchvision", "scikit_learn", "pillow", "onnx", "onnxscript", "onnxruntime"}
-    | {"factory_code", "checkpoint", "folder"}
-)
-"""Fields of keys that tell of the host that made a result, rather than of what the configuration asks for."""
-
-
-def is_reused(step: Step) -> bool:
-    """Return whether a step's results, made elsewhere, are used as they are: a build host needs no torch."""
-    return step.stage in _MADE_WITH_TORCH and not installed("torch")
+def comparable(project: Project, step: Step, key: Key) -> Key:
+    """Drop the key fields that may differ because another machine made the result."""
+    spec = project.schedule.spec(step.stage)
+    dropped: frozenset[str] = frozenset()
+    if is_reused(project, step):
+        dropped = spec.maker_fields
+    elif spec.worker_fields and project.schedule.workers(step):
+        dropped = spec.worker_fields
+    return Key(fields=tuple(field for field in key.fields if field.name not in dropped)) if dropped else key
 
 
-_OF_THE_WORKER = frozenset({"driver", "gpu", "nsight"})
-"""Fields of the keys of what is measured that tell of the one of many workers that has."""
+def failed_before(
+    _project: Project, record: Artifact | AccuracyReport | BenchmarkReport | LayerProfile | ReportRecord
+) -> Iterator[str]:
+    """Yield the reason to repeat a failed step: failures are never cached."""
+    if record.outcome is Outcome.FAILED:
+        yield "it failed the last time"
 
 
-def asked_for(project: Project, step: Step, key: Key) -> Key:
-    """Return what of a step's key must hold for its result to be used here: all of it, of what is made here."""
-    given: frozenset[str] = frozenset()
-    if is_reused(step):
-        given = _OF_THE_MAKER
-    elif step.stage in {Stage.BENCHMARK, Stage.PROFILE} and project.plan.workers(step):
-        given = _OF_THE_WORKER
-    return Key(fields=tuple(field for field in key.fields if field.name not in given)) if given else key
+def failed_or_lacked_before(project: Project, record: Artifact | AccuracyReport | LayerProfile) -> Iterator[str]:
+    """Yield the reasons to repeat a step that failed, or that lacked something which this host may have by now."""
+    yield from failed_before(project, record)
+    if record.retryable:
+        yield "this host may have by now what it lacked"
 
 
 def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
@@ -215,82 +185,55 @@ def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
 def _current(project: Project, step: Step, read: Callable[[], R], key: Key) -> R | None:
     try:
         record = read()
-        before, now = (asked_for(project, step, item) for item in (record.key, key))
+        before, now = (comparable(project, step, item) for item in (record.key, key))
         return record if before == now and not any(_damage(project, record)) else None
     except (RecordError, StorageError):
         return None
 
 
 def current_records(project: Project) -> dict[Path, StageRecord]:
-    """Return the records of variants that are current, those of failures included, by where they lie."""
-    found: dict[Path, StageRecord] = {}
-    for step in _of_variants(project):
-        found |= _current_of(project, step)
-    return found
+    """Return the current records that the manifest reads, those of failures included, by their paths."""
+    records: dict[Path, StageRecord] = {}
+    for step in _in_manifest(project):
+        records |= _current_of(project, step)
+    return records
 
 
-def _of_variants(project: Project) -> list[Step]:
-    return [step for step in project.plan.steps if step.stage in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}]
+def current_paths(project: Project, current_steps: Collection[Step] = ()) -> set[Path]:
+    """Return the paths of the current records that the manifest reads.
+
+    Args:
+        project: the place of the records.
+        current_steps: steps whose results are known to be current, and are not looked at again.
+    """
+    known = [_paths_of(project, step) for step in _in_manifest(project) if step in current_steps]
+    others = [_current_of(project, step) for step in _in_manifest(project) if step not in current_steps]
+    return {path for paths in (*known, *others) for path in paths}
+
+
+def _in_manifest(project: Project) -> list[Step]:
+    return [step for spec in project.stages if spec.in_manifest for step in project.schedule.of(spec.name)]
 
 
 def _current_of(project: Project, step: Step) -> dict[Path, StageRecord]:
-    """Return which of a step's records are current, by where they lie; its key is made once for all of them."""
+    """Return the current records of a step, by their paths; the key is made once for all of them."""
+    kind = project.schedule.spec(step.stage).record
     try:
         key = key_of(project, step)
     except (RecordError, StorageError):
         return {}
-    read = zip(_paths_of(project, step), readers(project, step), strict=True)
-    records = ((path, _current(project, step, reader, key)) for path, reader in read)
+    records = (
+        (path, _current(project, step, partial(read_record, path, kind), key)) for path in _paths_of(project, step)
+    )
     return {path: record for path, record in records if record}
 
 
-def _paths_of(project: Project, step: Step) -> list[Path]:
-    """Return where the records lie that tell of variants, in the order of `readers`."""
-    plan, paths = project.plan, project.paths
-    if step.stage is Stage.BENCHMARK:
-        return [paths.benchmark(variant) for variant in plan.variants_on(plan.target(step.subject))]
-    variant = plan.variant(step.subject)
-    return [paths.artifact(variant) if step.stage is Stage.BUILD else paths.accuracy(variant)]
+def _paths_of(project: Project, step: Step) -> tuple[Path, ...]:
+    """Return the paths of a step's records."""
+    schedule = project.schedule
+    return schedule.spec(step.stage).records(project.paths, project.plan, schedule.subject(step))
 
 
-def key_of_manifest(project: Project, held: Collection[Step] = ()) -> Key:
-    """Return what the manifest depends on: its records, byte for byte, and which of them are current.
-
-    Args:
-        project: where the records lie.
-        held: steps whose results are known to be current, and are not looked at again.
-    """
-    known = {step: _paths_of(project, step) for step in _of_variants(project) if step in held}
-    others = (_current_of(project, step) for step in _of_variants(project) if step not in known)
-    return manifest_key(project, {path for paths in (*known.values(), *others) for path in paths})
-
-
-def _unbuilt(project: Project, step: Step) -> bool:
-    """Nothing was built on purpose, so that there is nothing to validate or to profile."""
+def _is_unbuilt(project: Project, step: Step) -> bool:
+    """Return whether the build was skipped on purpose, which leaves nothing to validate or to profile."""
     return project.artifact(project.plan.variant(step.subject)).outcome is Outcome.SKIPPED
-
-
-def _tried_again(project: Project, record: StageRecord) -> Iterator[str]:
-    """Yield why a result is made again although its key is the same: failures are never cached."""
-    kinds = (Artifact, AccuracyReport, BenchmarkReport, LayerProfile, ReportRecord)
-    if isinstance(record, kinds) and record.outcome is Outcome.FAILED:
-        yield "it failed the last time"
-    if isinstance(record, Artifact | AccuracyReport | LayerProfile) and record.retryable:
-        yield "this host may have by now what it lacked"
-    if isinstance(record, BenchmarkReport) and record.retryable and _is_validated(project, record.variant_id):
-        yield f"{record.variant_id} runs here by now"
-    if isinstance(record, SourceRecord) and record.origin is WeightsOrigin.SAMPLE and _is_downloaded(project):
-        yield "the weights that could not be downloaded are there by now"
-
-
-def _is_validated(project: Project, variant_id: str) -> bool:
-    """Return whether a variant has been run; its target is not timed again for one that still cannot be."""
-    return project.accuracy(project.plan.variant(variant_id)).outcome is Outcome.DONE
-
-
-def _is_downloaded(project: Project) -> bool:
-    """Return whether `auto`, which took the sample model, would find ImageNet's weights in the cache of torch's hub."""
-    model = project.config.model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    checkpoints = Path(os.environ.get("TORCH_HOME") or cache).expanduser() / "hub" / "checkpoints"
-    return model.weights == "auto" and any(checkpoints.glob(f"{model.factory.rpartition(':')[2]}-*.pth"))

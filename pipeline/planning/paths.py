@@ -184,23 +184,3 @@ class Paths:
     def samples(self, variant: Variant) -> Path:
         """Every latency measured."""
         return self.variant(variant) / "benchmark.npz"
-
-    def of_variant(self, variant: Variant) -> tuple[Path, ...]:
-        """Everything that the stages write for a variant alone."""
-        return tuple(
-            where(variant)
-            for where in (
-                self.engine,
-                self.module,
-                self.recipe,
-                self.runtime_cache,
-                self.build_log,
-                self.accuracy,
-                self.benchmark,
-                self.samples,
-                self.layers,
-                self.trace,
-                self.profile_log,
-                self.artifact,
-            )
-        )

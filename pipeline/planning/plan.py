@@ -1,4 +1,4 @@
-"""`Config` → what there is to do: the variants of the matrix and the steps that make them. Pure."""
+"""`Config` → `Plan`: the variants of the matrix, and the targets that they are for. Pure."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from model_artifacts.records import (
 )
 from pipeline.config.settings import Baseline, Executor, ModuleFormat
 from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES
-from pipeline.planning.steps import _LAST, Dependencies, Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.planning.targets import Machines, engine_targets_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from model_artifacts.records import Gpu
     from pipeline.config.settings import Config, FarmTarget
     from pipeline.planning.targets import GpuTarget
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_QUANTIZED = {Precision.INT8, Precision.FP8}
-_QDQ = {Graph.INT8, Graph.FP8}
+QUANTIZED_PRECISIONS = {Precision.INT8, Precision.FP8}
+QDQ = {Graph.INT8, Graph.FP8}
 """Whole, and as TensorRT takes them."""
 _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
 _HALF = {Precision.FP16, Precision.BF16}
@@ -126,16 +128,6 @@ class Plan:
         found = self._gpu_targets.get(target)
         return found.gpu if found else None
 
-    def workers(self, step: Step) -> FarmHost | None:
-        """Return who runs a step; None for this machine, which runs what every target shares."""
-        if step.stage in {Stage.BUILD, Stage.VALIDATE, Stage.PROFILE}:
-            target = self.variant(step.subject).target
-        elif step.stage is Stage.BENCHMARK:
-            target = self.target(step.subject)
-        else:
-            return None
-        return self.workers_of(target)
-
     def workers_of(self, target: str) -> FarmHost | None:
         """Return who runs the variants of a target; None for this machine."""
         found = self._gpu_targets.get(target)
@@ -186,7 +178,7 @@ class Plan:
 
     def _modules(self, target: str) -> list[Variant]:
         """What users compare with, eager FP32 whatever the precisions; then Torch-TensorRT's ways."""
-        cast = [precision for precision in self.config.precisions if precision not in _QUANTIZED]
+        cast = [precision for precision in self.config.precisions if precision not in QUANTIZED_PRECISIONS]
         plain = partial(Variant, model=self.model, target=target)
         found = [plain(backend=Backend.EAGER, precision=item) for item in dict.fromkeys((Precision.FP32, *cast))]
         found += [item.model_copy(update={"layout": Layout.CHANNELS_LAST}) for item in found if item.precision in _HALF]
@@ -214,7 +206,8 @@ class Plan:
                 workspace=workspace,
             )
             for precision in self.config.precisions
-            if precision not in _QUANTIZED or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
+            if precision not in QUANTIZED_PRECISIONS
+            or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
             for graph in (self._graphs_of(precision) if backend is Backend.TENSORRT else (None,))
             for profile in self.config.profiles
             for workspace in self._workspaces(target)
@@ -253,6 +246,11 @@ class Plan:
             found.setdefault(variant.target, []).append(variant)
         return {target: tuple(variants) for target, variants in found.items()}
 
+    @property
+    def families(self) -> Iterable[list[Variant]]:
+        """The variants in groups that differ in the workspace only."""
+        return self._families.values()
+
     @cached_property
     def _families(self) -> dict[Variant, list[Variant]]:
         """The variants by what they have in common but for the workspace."""
@@ -275,151 +273,37 @@ class Plan:
         Raises:
             UsageError: there is none; the message names the closest.
         """
-        return self._find(variant_id, self._by_id, "variant")
+        return find_named(variant_id, self.variants_by_id, "variant")
 
     @cached_property
-    def _by_id(self) -> dict[str, Variant]:
+    def variants_by_id(self) -> dict[str, Variant]:
+        """The variants, by their ids."""
         return {variant.id: variant for variant in self.variants}
 
-    def graph(self, subject: str) -> Graph:
-        """Return the graph that `resnet18/fp16` names.
-
-        Raises:
-            UsageError: the plan has no such graph.
-        """
-        return self._find(subject, {f"{self.model}/{graph.value}": graph for graph in self.graphs}, "graph")
-
-    def quantized(self, subject: str) -> Graph:
-        """Return the int8 or fp8 graph that `resnet18/int8` names, whole and as TensorRT takes it.
-
-        Raises:
-            UsageError: the plan has no such graph.
-        """
-        known = {f"{self.model}/{graph.value}": graph for graph in self.graphs if graph in _QDQ}
-        return self._find(subject, known, "quantised graph")
-
-    def target(self, subject: str) -> str:
-        """Return the target that `resnet18/cpu-x86_64` names.
-
-        Raises:
-            UsageError: the plan has no such target.
-        """
-        return self._find(subject, {f"{self.model}/{target}": target for target in self.targets}, "target")
-
-    def check_model(self, subject: str) -> None:
-        """Check that `subject` is this plan's model.
-
-        Raises:
-            UsageError: it is not.
-        """
-        self._find(subject, {self.model: self.model}, "model")
-
-    @staticmethod
-    def _find(name: str, known: dict[str, _T], kind: str) -> _T:
-        if name in known:
-            return known[name]
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise UsageError(
-            f"no {kind} {name!r} in this configuration",
-            expected=("one of " if close else "") + (", ".join(close) or ", ".join(list(known)[:5])),
-            fix="`python -m pipeline plan` lists every step",
-        )
-
     @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """Every step that `doit` runs, in an order in which they can run."""
-        graphs = [self.graph_step(graph) for graph in self.graphs]
-        return (
-            Step(Stage.SOURCE, self.model),
-            Step(Stage.DATA, self.model),
-            *sorted(graphs, key=lambda step: step.stage is Stage.QUANTIZE),
-            *(Step(Stage.BUILD, variant.id) for variant in self.variants),
-            *(Step(Stage.VALIDATE, variant.id) for variant in self.variants),
-            *(Step(Stage.BENCHMARK, f"{self.model}/{target}") for target in self.targets),
-            Step(Stage.MANIFEST, self.model),
-            Step(Stage.REPORT, self.model),
-        )
-
-    @cached_property
-    def on_demand(self) -> tuple[Step, ...]:
-        """Steps that are run by their name only: nothing is decided by what they tell."""
-        quantized = [graph for graph in self.graphs if graph in _QDQ]
-        return (
-            *(Step(Stage.PROFILE, variant.id) for variant in self.variants),
-            *(Step(Stage.SENSITIVITY, f"{self.model}/{graph.value}") for graph in quantized),
-        )
-
-    def dependencies(self, step: Step) -> Dependencies:
-        """Return the steps that come before one."""
-        if step.stage is Stage.SOURCE:
-            return Dependencies()
-        if step.stage in {Stage.DATA, Stage.EXPORT}:
-            return Dependencies(self._of(Stage.SOURCE))
-        if step.stage is Stage.QUANTIZE:
-            return Dependencies((*self._of(Stage.DATA), self.graph_step(Graph.FP32)))
-        if step.stage is Stage.BUILD:
-            return self._before_build(self.variant(step.subject))
-        if step.stage is Stage.VALIDATE:
-            # Where the engine is the same, so is its accuracy.
-            follows = self._smaller(Stage.VALIDATE, self.variant(step.subject))
-            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)), follows)
-        if step.stage is Stage.BENCHMARK:
-            return self._before_benchmark(step)
-        if step.stage is Stage.SENSITIVITY:
-            return Dependencies((*self._of(Stage.DATA), self.graph_step(Graph.FP32)))
-        if step.stage is Stage.PROFILE:
-            return Dependencies((*self._of(Stage.DATA), Step(Stage.BUILD, step.subject)))
-        if step.stage is Stage.REPORT:
-            return Dependencies(self._of(Stage.MANIFEST))
-        return Dependencies(follows=tuple(other for other in self.steps if other.stage not in _LAST))
-
-    def _before_build(self, variant: Variant) -> Dependencies:
-        """A graph, or the weights; and builds with smaller workspaces, whose engine this one may turn out to be."""
-        required = (self.graph_step(variant.graph),) if variant.graph else self._of(Stage.SOURCE)
-        return Dependencies(required, self._smaller(Stage.BUILD, variant))
-
-    def _smaller(self, stage: Stage, variant: Variant) -> tuple[Step, ...]:
-        """Return the step of the next smaller workspace, which comes after that of the one before."""
-        smaller = self._next_smaller.get(variant.id)
-        return (Step(stage, smaller),) if smaller else ()
-
-    @cached_property
-    def _next_smaller(self) -> dict[str, str]:
-        """The next smaller workspace's variant, by variant, for those that have one."""
-        found: dict[str, str] = {}
-        for family in self._families.values():
-            smaller = last = None
-            for size, variant_id in sorted((item.workspace.bytes, item.id) for item in family if item.workspace):
-                if last and last[0] < size:
-                    smaller = last[1]
-                if smaller:
-                    found[variant_id] = smaller
-                last = size, variant_id
-        return found
-
-    def _before_benchmark(self, step: Step) -> Dependencies:
-        """The images; and everything that would disturb the clock: all builds, validations and earlier benchmarks.
-
-        On a farm's workers that is what runs there; this machine also sends and takes what those do.
-        """
-        workers = self.workers(step)
-        earlier = self._of(Stage.BENCHMARK)
-        others = (*self._of(Stage.BUILD), *self._of(Stage.VALIDATE), *earlier[: earlier.index(step)])
-        if workers:
-            others = tuple(other for other in others if self.workers(other) == workers)
-        return Dependencies(self._of(Stage.DATA), others)
+    def targets_by_subject(self) -> dict[str, str]:
+        """The targets, by the name that a step has for one: `resnet18/cpu-x86_64`."""
+        return {f"{self.model}/{target}": target for target in self.targets}
 
     def graph_step(self, graph: Graph) -> Step:
         """Return the step that makes an ONNX file."""
-        stage = Stage.QUANTIZE if graph.precision in _QUANTIZED else Stage.EXPORT
-        return Step(stage, f"{self.model}/{graph.value}")
+        return Step("quantize" if graph.precision in QUANTIZED_PRECISIONS else "export", f"{self.model}/{graph.value}")
 
-    def _of(self, stage: Stage) -> tuple[Step, ...]:
-        return self._by_stage.get(stage, ())
 
-    @cached_property
-    def _by_stage(self) -> dict[Stage, tuple[Step, ...]]:
-        return {stage: tuple(step for step in self.steps if step.stage is stage) for stage in Stage}
+def find_named(name: str, known: Mapping[str, _T], noun: str) -> _T:
+    """Return the entry of a name.
+
+    Raises:
+        UsageError: there is none; the message lists the closest names.
+    """
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    raise UsageError(
+        f"no {noun} {name!r} in this configuration",
+        expected=("one of " if close else "") + (", ".join(close) or ", ".join(list(known)[:5])),
+        fix="`python -m pipeline plan` lists every step",
+    )
 
 
 def _is_baseline(variant: Variant) -> bool:

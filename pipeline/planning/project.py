@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
 from model_artifacts.host.environment import driver_version, installed_onnxruntime, installed_torch_tensorrt, read_host
@@ -14,7 +15,8 @@ from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Executor
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.schedule import Schedule
+from pipeline.planning.steps import Step
 from pipeline.records import (
     AccuracyReport,
     Artifact,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from model_artifacts.records import FileRecord, Tool
+    from model_artifacts.records import FileRecord, StageRecord, Tool
     from pipeline.config.settings import FarmTarget
+    from pipeline.planning.spec import StageSpec
 
 R = TypeVar("R", bound=Record)
 
@@ -48,17 +51,20 @@ class Project:
 
     plan: Plan
     paths: Paths
+    stages: tuple[StageSpec[Any], ...]
+    """The table of stages, in their order: `pipeline.stages.STAGES`."""
     config_file: Path = Path("pipeline.yaml")
     """What the configuration was read from."""
     on_worker: bool = False
     """Whether this machine works for a farm: then it takes from no cache, and leaves nothing there."""
 
     @classmethod
-    def load(cls, file: Path, artifacts: Path | None = None) -> Project:
-        """Read the configuration, and of the farm what is known of it.
+    def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
+        """Read the configuration and the record of the farm.
 
         Args:
             file: the configuration.
+            stages: the table of stages.
             artifacts: the folder; left out, what the configuration says, relative to its file's folder.
 
         Raises:
@@ -70,19 +76,24 @@ class Project:
         config = load_config(file, host)
         paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
         if config.executor is Executor.LOCAL:
-            return cls(Plan(config, host), paths, file)
+            return cls(Plan(config, host), paths, stages, file)
         farm = read_farm(config, paths)
         targets = {target.worker_kind: target for target in config.farm_targets}
         hosts = tuple(
             _adopted(item, targets[item.worker_kind], host) if item.worker_kind == farm.here else item
             for item in farm.hosts
         )
-        return cls(Plan(config, host, hosts), paths, file, on_worker=farm.here is not None)
+        return cls(Plan(config, host, hosts), paths, stages, file, on_worker=farm.here is not None)
 
     @property
     def config(self) -> Config:
         """The configuration."""
         return self.plan.config
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Every step, and the order between them."""
+        return Schedule(self.plan, self.stages)
 
     def file(self, record: FileRecord) -> Path:
         """Return where a recorded file lies."""
@@ -90,11 +101,11 @@ class Project:
 
     def source(self) -> SourceRecord:
         """Return the record of the model's source."""
-        return self._read(self.paths.source, SourceRecord, Stage.SOURCE, self.plan.model)
+        return self._read(self.paths.source, SourceRecord, "source", self.plan.model)
 
     def data(self) -> DataRecord:
         """Return the record of the images."""
-        return self._read(self.paths.data, DataRecord, Stage.DATA, self.plan.model)
+        return self._read(self.paths.data, DataRecord, "data", self.plan.model)
 
     def onnx(self, graph: Graph) -> OnnxRecord:
         """Return the record of an ONNX file."""
@@ -103,33 +114,33 @@ class Project:
 
     def artifact(self, variant: Variant) -> Artifact:
         """Return the record of a build."""
-        return self._read(self.paths.artifact(variant), Artifact, Stage.BUILD, variant.id)
+        return self._read(self.paths.artifact(variant), Artifact, "build", variant.id)
 
     def accuracy(self, variant: Variant) -> AccuracyReport:
         """Return the record of a validation."""
-        return self._read(self.paths.accuracy(variant), AccuracyReport, Stage.VALIDATE, variant.id)
+        return self._read(self.paths.accuracy(variant), AccuracyReport, "validate", variant.id)
 
     def benchmark(self, variant: Variant) -> BenchmarkReport:
         """Return the record of a benchmark."""
         subject = f"{self.plan.model}/{variant.target}"
-        return self._read(self.paths.benchmark(variant), BenchmarkReport, Stage.BENCHMARK, subject)
+        return self._read(self.paths.benchmark(variant), BenchmarkReport, "benchmark", subject)
 
     def sensitivity(self, graph: Graph) -> Sensitivity:
         """Return the record of how much each layer minds being quantised."""
         subject = f"{self.plan.model}/{graph.value}"
-        return self._read(self.paths.sensitivity(graph), Sensitivity, Stage.SENSITIVITY, subject)
+        return self._read(self.paths.sensitivity(graph), Sensitivity, "sensitivity", subject)
 
     def layers(self, variant: Variant) -> LayerProfile:
         """Return the record of what takes a variant's time."""
-        return self._read(self.paths.layers(variant), LayerProfile, Stage.PROFILE, variant.id)
+        return self._read(self.paths.layers(variant), LayerProfile, "profile", variant.id)
 
     def manifest(self) -> Manifest:
         """Return the manifest."""
-        return self._read(self.paths.manifest, Manifest, Stage.MANIFEST, self.plan.model)
+        return self._read(self.paths.manifest, Manifest, "manifest", self.plan.model)
 
     def report(self) -> ReportRecord:
         """Return the record of the report."""
-        return self._read(self.paths.report_record, ReportRecord, Stage.REPORT, self.plan.model)
+        return self._read(self.paths.report_record, ReportRecord, "report", self.plan.model)
 
     def pixels(self, record: FileRecord) -> npt.NDArray[np.uint8]:
         """Return uint8 NHWC pixels, mapped from disk so that only what is touched is read."""
@@ -137,8 +148,24 @@ class Project:
 
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
 
-    def _read(self, path: Path, kind: type[R], stage: Stage, subject: str) -> R:
+    def _read(self, path: Path, kind: type[R], stage: str, subject: str) -> R:
         return read_record(path, kind, fix=f"run `{Step(stage, subject).command}`")
+
+    def records(self, step: Step) -> list[StageRecord | MissingRecordError]:
+        """Return the records of a step, with the error in place of each that is missing.
+
+        Raises:
+            RecordError: one of them is damaged.
+            UsageError: the plan has no such step.
+        """
+        spec, subject = self.schedule.spec(step.stage), self.schedule.subject(step)
+        return [self._read_or_miss(path, spec.record, step) for path in spec.records(self.paths, self.plan, subject)]
+
+    def _read_or_miss(self, path: Path, kind: type[R], step: Step) -> R | MissingRecordError:
+        try:
+            return self._read(path, kind, step.stage, step.subject)
+        except MissingRecordError as exc:
+            return exc
 
 
 def read_farm(config: Config, paths: Paths) -> FarmRecord:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import RecordError, storage_errors
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import SCHEMA_VERSION, Graph
+from pipeline.planning.spec import EXPORTED, QUANTIZED, WHOLE_QDQ
 from pipeline.records import Artifact, OnnxRecord, SourceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from model_artifacts.records import Variant
     from pipeline.planning.project import Project
 
 _AHEAD_OF_TIME = "rtx-sm"
@@ -69,7 +69,7 @@ def find_leftovers(project: Project) -> Leftovers:
     files = dict.fromkeys(
         path
         for path in (
-            *(folder / name for folder in dropped for name in _names(plan.variants[0], project)),
+            *(folder / name for folder in dropped for name in _names(project)),
             *(paths.engine_cache_of(folder) for folder in dropped),
             *_orphans(project, gone),
             *_graphs(project),
@@ -104,9 +104,19 @@ def delete(project: Project, leftovers: Leftovers) -> None:
                     empty.rmdir()
 
 
-def _names(variant: Variant, project: Project) -> list[str]:
-    """Return what the stages call the files of any variant, its record last."""
-    return [path.name for path in project.paths.of_variant(variant)]
+def _names(project: Project) -> list[str]:
+    """Return the names of the files that the stages write into the folder of a variant, the build's record last."""
+    plan, paths = project.plan, project.paths
+    variant = plan.variants[0]
+    written = dict.fromkeys(
+        path.name
+        for spec in project.stages
+        for subject in spec.subjects.named(plan).values()
+        if spec.subjects.target(subject) == variant.target
+        for path in (*spec.files(paths, plan, subject), *spec.records(paths, plan, subject))
+        if path.parent == paths.variant(variant)
+    )
+    return sorted(written, key=lambda name: name == paths.artifact(variant).name)
 
 
 def _record(project: Project, path: Path) -> Artifact | None:
@@ -151,8 +161,16 @@ def _graphs(project: Project) -> Iterator[Path]:
         except RecordError:
             continue  # there is none, or it is nobody's
         if graph not in project.plan.graphs:
-            yield from (paths.onnx(graph), paths.onnx_opset17(graph), paths.sensitivity(graph))
+            yield from (path for path in _files_of(project, graph) if path != paths.onnx_record(graph))
             yield paths.onnx_record(graph)
+
+
+def _files_of(project: Project, graph: Graph) -> Iterator[Path]:
+    """Yield the places of the files that stages write for a graph."""
+    for spec in project.stages:
+        if spec.subjects in (EXPORTED, QUANTIZED, WHOLE_QDQ):
+            yield from spec.files(project.paths, project.plan, graph)
+            yield from spec.records(project.paths, project.plan, graph)
 
 
 def _is_another(project: Project, path: Path) -> bool:

@@ -19,22 +19,18 @@ from model_artifacts.errors import RecordError, StorageError, StoreError
 from model_artifacts.host.files import install_files, scratch_folder
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Backend
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage
-from pipeline.records import Artifact, CachedStep, OnnxRecord, Outcome
+from pipeline.records import Artifact, CachedStep, Outcome
 
 if TYPE_CHECKING:
-    from model_artifacts.records import FileRecord, Key
+    from model_artifacts.records import FileRecord, Key, StageRecord
     from pipeline.planning.project import Project
     from pipeline.planning.steps import Step
 
 log = logging.getLogger(__name__)
 
-_SHARED = {Stage.EXPORT, Stage.QUANTIZE, Stage.BUILD}
-"""What is the same on every machine that computes the same key. What is measured is not."""
 _MAX_LISTING_BYTES = 2**20
 
 
@@ -42,7 +38,7 @@ class _RecordFile(NamedTuple):
     """Where a step's record lies, and of which kind it is."""
 
     path: Path
-    kind: type[OnnxRecord | Artifact]
+    kind: type[StageRecord]
 
 
 class SharedCache:
@@ -130,18 +126,16 @@ class SharedCache:
 
 
 def _place(project: Project, step: Step) -> _RecordFile | None:
-    """Return where a step's record lies; None for steps whose results are a machine's own."""
-    if step.stage not in _SHARED:
+    """Return the place of a step's record; None for results that belong to one machine."""
+    spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
+    if not spec.is_shared(project.plan, subject):
         return None
-    if step.stage is not Stage.BUILD:
-        return _RecordFile(project.paths.onnx_record(project.plan.graph(step.subject)), OnnxRecord)
-    variant = project.plan.variant(step.subject)
-    compiled = variant.backend is Backend.TENSORRT or variant.backend.is_torch_tensorrt
-    return _RecordFile(project.paths.artifact(variant), Artifact) if compiled else None
+    (path,) = spec.records(project.paths, project.plan, subject)
+    return _RecordFile(path, spec.record)
 
 
 def _listing(step: Step, digest: str) -> str:
-    return f"cache/results/{step.stage.value}/{digest}.json"
+    return f"cache/results/{step.stage}/{digest}.json"
 
 
 def _blob(file: FileRecord) -> str:

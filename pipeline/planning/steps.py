@@ -1,52 +1,35 @@
-"""`Config` → what there is to do: the variants of the matrix and the steps that make them. Pure."""
+"""One step of the pipeline and its place in the order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import NamedTuple
-
-
-class Stage(str, Enum):
-    """The stages in their order; each is a task group of `doit` and a command of `python -m pipeline`."""
-
-    SOURCE = "source"
-    DATA = "data"
-    EXPORT = "export"
-    QUANTIZE = "quantize"
-    BUILD = "build"
-    VALIDATE = "validate"
-    BENCHMARK = "benchmark"
-    MANIFEST = "manifest"
-    REPORT = "report"
-    PROFILE = "profile"
-    SENSITIVITY = "sensitivity"
-
-    @property
-    def by_default(self) -> bool:
-        """Whether `doit` alone runs it; what decides nothing is run by its name."""
-        return self not in {Stage.PROFILE, Stage.SENSITIVITY}
-
-
-_LAST = {Stage.MANIFEST, Stage.REPORT}
-"""What tells of everything else."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One stage applied to one subject: a model, a graph, a variant or a target."""
 
-    stage: Stage
+    stage: str
+    """The stage's name, such as `build`."""
     subject: str
+    """The subject's name, such as `resnet18/fp16`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the step's doit task."""
+        return f"{self.stage}:{self.subject}"
 
     @property
     def command(self) -> str:
-        """What a person pastes to run it."""
-        return f"python -m pipeline {self.stage.value} {self.subject}"
+        """The shell command that runs the step."""
+        return f"python -m pipeline {self.stage} {self.subject}"
 
 
 class Dependencies(NamedTuple):
-    """What comes before a step: what it needs, and what it only comes after, whether or not that succeeded."""
+    """The steps that come before a step."""
 
     requires: tuple[Step, ...] = ()
+    """Steps that must succeed first."""
     follows: tuple[Step, ...] = ()
+    """Steps that must end first, with or without success."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.planning.freshness import Freshness, freshness_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 
 if TYPE_CHECKING:
     from model_artifacts.records import Variant
@@ -25,30 +25,30 @@ def explain(project: Project, variant: Variant) -> str:
     known = {step: freshness_of(project, step) for step in steps}
     lines = []
     for step in steps:
-        before = [other for other in project.plan.dependencies(step).requires if not known[other].is_current]
-        lines.append(f"  {f'{step.stage.value}:{step.subject}':<{_width(steps)}}  {_said(known[step], before)}")
+        before = [other for other in project.schedule.dependencies(step).requires if not known[other].is_current]
+        lines.append(f"  {step.name:<{_width(steps)}}  {_said(known[step], before)}")
     return "\n".join([f"{variant.id} is {_verdict(known)}", *lines])
 
 
 def _steps_of(project: Project, variant: Variant) -> list[Step]:
     """Return the steps up to a variant's validation and its target's benchmark, in their order."""
-    plan = project.plan
+    schedule = project.schedule
     target = f"{variant.model}/{variant.target}"
-    ahead = [Step(Stage.BENCHMARK, target), Step(Stage.VALIDATE, variant.id), Step(Stage.BUILD, variant.id)]
+    ahead = [Step("benchmark", target), Step("validate", variant.id), Step("build", variant.id)]
     found = set(ahead)
     while ahead:
-        required = set(plan.dependencies(ahead.pop()).requires) - found
+        required = set(schedule.dependencies(ahead.pop()).requires) - found
         found |= required
         ahead += required
-    return [step for step in plan.steps if step in found]
+    return [step for step in schedule.steps if step in found]
 
 
 def _verdict(known: dict[Step, Freshness]) -> str:
     """Return what is to be said of the variant; a benchmark's reasons are those of all that it times."""
-    own = {step: status for step, status in known.items() if step.stage is not Stage.BENCHMARK}
+    own = {step: status for step, status in known.items() if step.stage != "benchmark"}
     for step, status in own.items():
         if not status.is_current:
-            return f"stale: {status.reasons[0]} ({step.stage.value})"
+            return f"stale: {status.reasons[0]} ({step.stage})"
     times = [status.since for status in own.values() if status.since]
     return f"up to date since {max(times):%Y-%m-%d %H:%M} UTC" if times else "up to date"
 
@@ -57,8 +57,8 @@ def _said(status: Freshness, before: list[Step]) -> str:
     if not status.is_current:
         return f"stale: {'; '.join(status.reasons)}"
     since = f"up to date since {status.since:%Y-%m-%d %H:%M} UTC" if status.since else "nothing to do"
-    return f"{since}; looked at again after {before[0].stage.value}:{before[0].subject}" if before else since
+    return f"{since}; looked at again after {before[0].name}" if before else since
 
 
 def _width(steps: list[Step]) -> int:
-    return max(len(f"{step.stage.value}:{step.subject}") for step in steps)
+    return max(len(step.name) for step in steps)

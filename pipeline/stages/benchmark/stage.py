@@ -13,7 +13,7 @@ from model_artifacts.host.environment import host_memory_bytes, missing_driver
 from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import CPU_TARGET, Backend
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.stages.benchmark.gpu_watch import watching
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Variant
     from pipeline.config.settings import BenchmarkConfig, Config
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.records import Artifact, BenchmarkReport
 
 
@@ -60,7 +61,7 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
         RecordError: an artifact is missing.
         StorageError: the results cannot be written.
     """
-    key = key_of(project, Step(Stage.BENCHMARK, f"{project.plan.model}/{target}"))
+    key = key_of(project, Step("benchmark", f"{project.plan.model}/{target}"))
     variants = [variant for variant in project.plan.variants if variant.target == target]
     for variant in variants:
         refuse_newer(project.paths.benchmark(variant))
@@ -265,3 +266,14 @@ def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Wo
         if process.is_alive():
             process.kill()
             process.join()
+
+
+def run(project: Project, target: str, console: Console) -> int:
+    """Time a target, and print the variants that could not be timed."""
+    reports = benchmark_target(project, target)
+    failed = [report for report in reports if report.outcome is Outcome.FAILED]
+    for report in failed:
+        console.say(f"FAILED: {report.variant_id}: {report.reason}")
+    for reason in sorted({report.reason for report in reports if report.outcome is Outcome.SKIPPED}):
+        console.say(f"skipped: {reason}")
+    return 1 if failed else 0

@@ -19,7 +19,7 @@ from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, weight_warn
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build_engine, graph_file
 from pipeline.planning.freshness import current
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
@@ -211,7 +211,7 @@ def _apart(
             file,
             timeout_seconds=project.config.tensorrt.build_timeout_seconds,
             log=log,
-            rerun=Step(Stage.BUILD, variant.id).command,
+            rerun=Step("build", variant.id).command,
         )
 
 
@@ -231,7 +231,7 @@ def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Art
     The plan builds smaller workspaces first, so the answer does not depend on what runs in parallel.
     """
     for smaller in project.plan.family(variant):
-        other = current(project, Step(Stage.BUILD, smaller.id), partial(project.artifact, smaller))
+        other = current(project, Step("build", smaller.id), partial(project.artifact, smaller))
         built = other is not None and other.outcome is Outcome.DONE and other.same_as is None
         if other and built and other.layers_sha256 == engine.layers_sha256:
             return other

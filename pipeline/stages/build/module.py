@@ -22,7 +22,7 @@ from model_artifacts.sessions.torch_model import ready_to_compile
 from model_artifacts.tensorrt.flavour import weight_warnings
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.common.model import restore_model
 from pipeline.system.isolation import run_isolated
@@ -129,7 +129,7 @@ def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Co
             path,
             timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
             log=log,
-            rerun=Step(Stage.BUILD, variant.id).command,
+            rerun=Step("build", variant.id).command,
         )
 
 

@@ -10,12 +10,14 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import CPU_TARGET, Backend, Variant
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.common.console import megabytes, say_outcome
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Key
+    from model_artifacts.records import Key, ModuleContents
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
 
 
 def build_variant(project: Project, variant: Variant) -> Artifact:
@@ -27,7 +29,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
         StorageError: the results cannot be written.
     """
     refuse_newer(project.paths.artifact(variant))
-    key = key_of(project, Step(Stage.BUILD, variant.id))
+    key = key_of(project, Step("build", variant.id))
     try:
         artifact = _build(project, variant, key)
     except UnsupportedError as exc:
@@ -114,3 +116,34 @@ def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, rea
         reason=reason,
         log=describe_file(log, project.paths.root) if kept else None,
     )
+
+
+def run(project: Project, variant: Variant, console: Console) -> int:
+    """Build a variant, and print its size, its contents and the time that the build took."""
+    artifact = build_variant(project, variant)
+    return say_outcome(console, artifact.outcome, artifact.reason, _description(artifact))
+
+
+def _description(artifact: Artifact) -> str:
+    if artifact.file is None:
+        return ""
+    shared = f", the same engine as {artifact.same_as}" if artifact.same_as else ""
+    memory = f", {megabytes(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
+    size = f"{megabytes(artifact.file.bytes)}{memory}{_contents(artifact.module)}"
+    return f"{size}, built in {artifact.build_seconds:.1f} s{shared}"
+
+
+_SHOWN = 5
+"""The number of operators that a line names; the record has all."""
+
+
+def _contents(module: ModuleContents | None) -> str:
+    """Return the number of engines in a module, and the operators that stay in PyTorch."""
+    if module is None:
+        return ""
+    times = {item.name: f" ×{item.calls}" for item in module.calls if item.calls > 1}
+    ordered = [item.name for item in module.calls] or module.torch_operators
+    stayed = [name + times.get(name, "") for name in ordered]
+    more = ", …" if len(stayed) > _SHOWN else ""
+    left = f"; in PyTorch stayed {', '.join(stayed[:_SHOWN])}{more}" if stayed else ""
+    return f", {module.segments} TensorRT {'engine' if module.segments == 1 else 'engines'}{left}"

@@ -13,7 +13,7 @@ from model_artifacts.host.environment import installed, missing_gpu, threads
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import CPU_TARGET, Backend, Precision, is_applied
 from model_artifacts.sessions.onnx import onnx_session
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,7 +131,7 @@ def open_module(project: Project, artifact: Artifact) -> Iterator[ModuleSession]
 
 def _verify(path: Path, artifact: Artifact) -> None:
     if artifact.file:
-        check_digest(path, artifact.file, fix=f"run `{Step(Stage.BUILD, artifact.variant.id).command}`")
+        check_digest(path, artifact.file, fix=f"run `{Step('build', artifact.variant.id).command}`")
 
 
 def _weights(project: Project, artifact: Artifact) -> Path | None:

@@ -22,9 +22,10 @@ from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import in_layout, strict_fp32
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
+from pipeline.stages.common.model import restore_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.settings import DataConfig
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.stages.common.images import Images
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     source = project.source()
     paths = project.paths
     refuse_newer(paths.data)
-    key = key_of(project, Step(Stage.DATA, project.plan.model))  # before the images that it tells of can change
+    key = key_of(project, Step("data", project.plan.model))  # before the images that it tells of can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
         split = _split(project.config.data, source, calibration, held_out, bars.told("reading images"))
         validation = split.validation
@@ -200,3 +202,13 @@ def _npy(array: npt.NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def run(project: Project, _model: str, console: Console) -> int:
+    """Make the data, and print the counts, the reference's accuracy and the unreadable images."""
+    record = make_data(project, restore_model(project))
+    top1 = "no labels" if record.reference_top1 is None else f"reference top-1 {record.reference_top1:.1%}"
+    console.say(f"{record.calibration_samples} to calibrate, {record.validation_samples} to validate; {top1}")
+    for file in record.unreadable:
+        console.say(f"unreadable, left out: {file}")
+    return 0

@@ -22,14 +22,17 @@ from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import DTYPES, Typed, count_batch_norms, fold_batch_norms
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
+from pipeline.stages.common.console import megabytes, say_casts
+from pipeline.stages.common.model import restore_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from model_artifacts.records import Preprocessing
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -67,7 +70,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         StorageError: the results cannot be written.
     """
     refuse_newer(project.paths.onnx_record(graph))
-    key = key_of(project, Step(Stage.EXPORT, f"{project.plan.model}/{graph.value}"))  # before the work, of what is read
+    key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the work, of what is read
     folded = fold_batch_norms(model)
     dtype = DTYPES[graph.precision]
     casts = count_casts(folded.model, dtype)
@@ -167,3 +170,12 @@ def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     except _NOT_CONVERTIBLE as exc:
         log.info("stays at opset %d, which TensorRT 8.6 cannot read: %s", onnx_graph.opset_of(model), one_line(exc))
         return model
+
+
+def run(project: Project, graph: Graph, console: Console) -> int:
+    """Export a graph, and print its size and what the cast loses."""
+    record = make_onnx(project, restore_model(project), graph)
+    size = megabytes(record.file.bytes)
+    console.say(f"{size}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
+    say_casts(console, record.casts)
+    return 0

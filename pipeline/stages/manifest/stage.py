@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.cli.tables import print_manifest
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import git_state, now, tools
 from model_artifacts.host.record_files import write_record
@@ -21,16 +23,17 @@ from model_artifacts.records import (
     Variant,
 )
 from pipeline.planning.freshness import current_records
-from pipeline.planning.keys import manifest_key
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome
 from pipeline.stages.manifest.milestones import milestones_of
+from pipeline.stages.manifest.spec import manifest_key
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
 
 
 class Verdict(NamedTuple):
@@ -159,7 +162,7 @@ def _entry(project: Project, found: VariantRecords, everything: list[VariantReco
         rows=accuracy.rows if accuracy else (),
         noise=benchmark.noise if benchmark else (),
         toolchain=artifact.toolchain if artifact else (),
-        rerun=Step(Stage.BUILD, variant.id).command,
+        rerun=Step("build", variant.id).command,
     )
 
 
@@ -232,3 +235,9 @@ def _model(project: Project) -> ManifestModel | None:
         labelled=data.labels is not None,
         reference_top1=data.reference_top1,
     )
+
+
+def run(project: Project, _model: str, _console: Console) -> int:
+    """Make the manifest, and print it as a table."""
+    print_manifest(make_manifest(project), sys.stdout)
+    return 0

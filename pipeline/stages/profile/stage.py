@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +12,9 @@ from model_artifacts.host.environment import driver_version, installed, now, pro
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import CPU_TARGET, Backend, Tool
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import LayerProfile, Outcome
+from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.runners import gpu_of, open_serialized, run_profiled
 from pipeline.stages.profile.profilers import (
     Timed,
@@ -23,6 +25,7 @@ from pipeline.stages.profile.profilers import (
     torch_functions,
     trace_with_nsight,
 )
+from pipeline.stages.profile.table import print_profile
 from pipeline.stages.profile.workload import RUNS, batch_of, images_of, repeated
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
@@ -30,6 +33,7 @@ from pipeline.system.locks import exclusive
 if TYPE_CHECKING:
     from model_artifacts.records import Variant
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.records import Artifact, HotFunction
 
 
@@ -51,7 +55,7 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
         RecordError: the artifact or the data are missing.
         StorageError: the record cannot be written.
     """
-    key = key_of(project, Step(Stage.PROFILE, variant.id))
+    key = key_of(project, Step("profile", variant.id))
     artifact = project.artifact(variant)
     retryable = False
     try:
@@ -105,7 +109,7 @@ def _look(project: Project, artifact: Artifact) -> _Measured:
             artifact,
             timeout_seconds=project.config.validation.timeout_seconds,
             log=project.paths.profile_log(variant),
-            rerun=Step(Stage.PROFILE, variant.id).command,
+            rerun=Step("profile", variant.id).command,
         )
         return seen._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else seen
 
@@ -158,3 +162,12 @@ def _kernels(project: Project, artifact: Artifact) -> _Measured:
 
 def _torch_profiler() -> Tool:
     return Tool(name="torch's profiler", version=version("torch") or "unknown")
+
+
+def run(project: Project, variant: Variant, console: Console) -> int:
+    """Profile a variant, and print the layers and kernels that take its time."""
+    profile = profile_variant(project, variant)
+    if profile.outcome is Outcome.DONE:
+        print_profile(profile, sys.stdout)
+        return 0
+    return say_outcome(console, profile.outcome, profile.reason, "")

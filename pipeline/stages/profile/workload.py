@@ -88,7 +88,7 @@ def main(config: str, variant_id: str) -> None:
     """Run an artifact on its GPU; CUDA's profiler marks say when it has warmed up and when it is done."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    project = Project.load(Path(config))
+    project = Project.load(Path(config), stages=())  # records are read here, and no step is run
     artifact = project.artifact(project.plan.variant(variant_id))
     cuda.use(gpu_of(project, artifact))
     with repeated(project, artifact) as run, cuda.looked_at(), nvtx_range(variant_id):

@@ -30,8 +30,9 @@ from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
+from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Preprocessing
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.records import TensorCast
 
     Weights = dict[str, npt.NDArray[np.float32]]
@@ -113,7 +115,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         StorageError: the results cannot be written.
     """
     refuse_newer(project.paths.onnx_record(graph))
-    key = key_of(project, Step(Stage.QUANTIZE, f"{project.plan.model}/{graph.value}"))  # before the work
+    key = key_of(project, Step("quantize", f"{project.plan.model}/{graph.value}"))  # before the work
     source, calibration = project.onnx(Graph.FP32), project.data().calibration
     left = project.config.leave_unquantized.of(graph)
     path, path17 = project.paths.onnx(graph), project.paths.onnx_opset17(graph)
@@ -357,3 +359,12 @@ def _pools(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
     given = [attribute.ints for attribute in mean.attribute if attribute.name == "axes"]
     given += [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in mean.input[1:]]
     return any({int(axis) % len("NCHW") for axis in axes} == {2, 3} for axes in given)
+
+
+def run(project: Project, graph: Graph, console: Console) -> int:
+    """Quantise a graph, and print its size and what the cast loses."""
+    record = make_quantized(project, graph)
+    also = ", and one of opset 17" if record.opset17 else ""
+    console.say(f"{megabytes(record.file.bytes)}, opset {record.opset}{also}")
+    say_casts(console, record.casts)
+    return 0

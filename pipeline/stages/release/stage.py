@@ -29,7 +29,7 @@ from model_artifacts.releases.verification import (
     sums_of,
 )
 from pipeline.planning.freshness import freshness_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.stages.release.evidence import Asked, bill_of_materials, notices, provenance
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         ReleaseError: something is stale, nothing may be deployed, or the tree is dirty.
         StorageError: the release cannot be written.
     """
-    for stage in (Stage.MANIFEST, Stage.REPORT):
+    for stage in ("manifest", "report"):
         if reasons := freshness_of(project, Step(stage, project.plan.model)).reasons:
-            raise ReleaseError(f"the {stage.value} is not up to date: {reasons[0]}", fix="run `doit` first")
+            raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix="run `doit` first")
     built = project.manifest()
     git = _commit(project, built, allow_dirty=allow_dirty)
     manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
@@ -97,7 +97,7 @@ def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState
             "the manifest was made of another commit than is checked out now",
             expected=git.commit,
             got=built.git.commit if built.git else "no commit",
-            fix=f"run `{Step(Stage.MANIFEST, project.plan.model).command}`, and then `doit`: what is up to date stays",
+            fix=f"run `{Step('manifest', project.plan.model).command}`, and then `doit`: what is up to date stays",
         )
     if git and built.git and built.git.dirty:
         git = built.git

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.choices import choices_of, latency_of
-from model_artifacts.errors import RecordError
-from model_artifacts.host.environment import now, processor, tools
+from model_artifacts.errors import RecordError, UnsupportedError
+from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
 from pipeline.stages.report.comparison import breaches_of, compare
+from pipeline.stages.report.table import print_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from model_artifacts.deployment.choices import Choice
     from model_artifacts.records import ManifestEntry, Milestone
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.records import BenchmarkReport, Conditions, DataRecord, LayerProfile, OnnxRecord, Sensitivity
     from pipeline.stages.report.charts import Chart
     from pipeline.stages.report.comparison import Change
@@ -100,7 +103,7 @@ def make_report(project: Project) -> Report:
     report = Report(project.paths.report, changes)
     reason = "; ".join(f"{change.id}: {change.metric}, {change.breach}" for change in report.breaches)
     record = ReportRecord(
-        key=key_of(project, Step(Stage.REPORT, project.plan.model)),
+        key=key_of(project, Step("report", project.plan.model)),
         built_at=now(),
         toolchain=tools("jinja2", "plotly"),
         outcome=Outcome.FAILED if reason else Outcome.DONE,
@@ -217,7 +220,7 @@ def _benchmark(project: Project, entry: ManifestEntry) -> BenchmarkReport | None
 def _profiles(project: Project) -> list[LayerProfile]:
     """Return the profiles that were made of what lies there now."""
     found = (
-        current(project, Step(Stage.PROFILE, variant.id), partial(project.layers, variant))
+        current(project, Step("profile", variant.id), partial(project.layers, variant))
         for variant in project.plan.variants
         if project.paths.layers(variant).is_file()
     )
@@ -228,7 +231,7 @@ def _sensitivities(project: Project) -> list[Sensitivity]:
     """Return what `doit sensitivity` has found of what lies there now."""
     found = (
         current(
-            project, Step(Stage.SENSITIVITY, f"{project.plan.model}/{graph.value}"), partial(project.sensitivity, graph)
+            project, Step("sensitivity", f"{project.plan.model}/{graph.value}"), partial(project.sensitivity, graph)
         )
         for graph in project.plan.graphs
         if project.paths.sensitivity(graph).is_file()
@@ -271,3 +274,23 @@ def _subnormals_of(record: OnnxRecord, manifest: Manifest) -> Subnormals:
         tuple((entry.id, entry.accuracy.relative_l2) for entry in entries if entry.accuracy),
         tuple(dict.fromkeys(warnings)),
     )
+
+
+def run(project: Project, _model: str, console: Console) -> int:
+    """Make the report, print the changes since the release, and fail if a bound of the release is broken."""
+    missing = [name for name in ("jinja2", "plotly") if not installed(name)]
+    if missing and project.config.release is None:  # a build host needs no page; a bound, though, must be held
+        console.say(f"skipped: {' and '.join(missing)} not installed here")
+        return 0
+    if missing:
+        raise UnsupportedError(f"the report needs {' and '.join(missing)}", fix="install the dependency group `build`")
+    report = make_report(project)
+    if project.config.release:
+        print_changes(report.changes, sys.stdout)
+    console.say(f"the report: {report.path}")
+    for breach in report.breaches:
+        console.error(
+            f"error: {breach.id}: {breach.metric} is {breach.turn.value} than released"
+            f"\n  expected: {breach.breach}\n  got:      {breach.after}, released {breach.before}"
+        )
+    return 1 if report.breaches else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,11 @@ from model_artifacts.host.record_files import write_record
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import LayerSensitivity, Sensitivity
 from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate
+from pipeline.stages.sensitivity.table import print_sensitivity
 from pipeline.stages.validate.gates import judge, measure
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Accuracy, Graph
     from pipeline.config.settings import Gate
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
 
     Logits = npt.NDArray[np.float32]
 
@@ -70,7 +73,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
     ranked = tuple(layer.name for layer in layers)
     proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(found.leaving(left)), gate)
     record = Sensitivity(
-        key=key_of(project, Step(Stage.SENSITIVITY, f"{project.plan.model}/{graph.value}")),
+        key=key_of(project, Step("sensitivity", f"{project.plan.model}/{graph.value}")),
         built_at=now(),
         toolchain=tools("onnx", "onnxruntime-gpu"),
         graph=graph,
@@ -128,3 +131,9 @@ def _sensitivity(whole: onnx.ModelProto, name: str, accuracy: Accuracy) -> Layer
         cosine=accuracy.cosine,
         top1_agreement=accuracy.top1_agreement,
     )
+
+
+def run(project: Project, graph: Graph, _console: Console) -> int:
+    """Measure the sensitivities of a graph, and print them as a table."""
+    print_sensitivity(measure_sensitivity(project, graph), sys.stdout)
+    return 0

@@ -20,7 +20,7 @@ from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
 from model_artifacts.sessions import torch_model
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.source import network
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def make_source(project: Project) -> SourceRecord:
     """
     config = project.config
     refuse_newer(project.paths.source)
-    key = key_of(project, Step(Stage.SOURCE, project.plan.model))  # before what it tells of can change
+    key = key_of(project, Step("source", project.plan.model))  # before what it tells of can change
     weights = _weights(config)
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
     state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
@@ -243,3 +244,10 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tupl
     gram = columns.T @ columns + penalty * torch.eye(columns.shape[1], dtype=features.dtype)
     solution = torch.linalg.solve(gram, columns.T @ targets).float()
     return solution[:-1].T.contiguous(), solution[-1].contiguous()
+
+
+def run(project: Project, _model: str, console: Console) -> int:
+    """Make the source, and print the origin of the weights and the size of the model."""
+    record = make_source(project)
+    console.say(f"{record.origin_detail}: {record.parameters / 1e6:.1f} M parameters, {record.classes} classes")
+    return 0

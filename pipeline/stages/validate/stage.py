@@ -19,8 +19,9 @@ from model_artifacts.records import CPU_TARGET, Backend, GateCheck, LayerShare, 
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome
+from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.validate.batches import batch_sizes_of, check_rows, evaluator, extreme_images, run_batches
 from pipeline.stages.validate.gates import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Key, Variant
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
     from pipeline.records import Artifact
     from pipeline.stages.validate.batches import BatchSizes
 
@@ -63,7 +65,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
         KilledError: on a worker of a farm, somebody has ended the process that ran it.
         StorageError: the report cannot be written.
     """
-    key = key_of(project, Step(Stage.VALIDATE, variant.id))
+    key = key_of(project, Step("validate", variant.id))
     try:
         report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
     except UnsupportedError as exc:
@@ -82,7 +84,7 @@ def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyRep
     other = next((item for item in project.plan.variants if item.id == same), None)
     if other is None:
         return None
-    report = current(project, Step(Stage.VALIDATE, other.id), lambda: project.accuracy(other))
+    report = current(project, Step("validate", other.id), lambda: project.accuracy(other))
     if report is None or report.outcome is not Outcome.DONE:
         return None
     return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
@@ -187,7 +189,7 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
                 artifact,
                 timeout_seconds=project.config.validation.timeout_seconds,
                 log=Path(folder) / "validate.log",
-                rerun=Step(Stage.VALIDATE, variant.id).command,
+                rerun=Step("validate", variant.id).command,
             )
     with open_runner(project, artifact) as run:
         layers = _graph_layers(project, artifact)
@@ -300,3 +302,14 @@ def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
             return load(start, stop)
 
         yield loud
+
+
+def run(project: Project, variant: Variant, console: Console) -> int:
+    """Validate a variant, and print the verdict of its gate."""
+    report = validate_variant(project, variant)
+    if report.accuracy is None:
+        return say_outcome(console, report.outcome, report.reason, "")
+    words = "passes its gate" if report.passed else f"REJECTED: {report.reason}"
+    accuracy = report.accuracy
+    console.say(f"{words} (agreement {accuracy.top1_agreement:.2%}, relative L2 {accuracy.relative_l2:.1e})")
+    return 0

@@ -1,0 +1,139 @@
+"""doit actions: a step's command with prefixed lines, a step on the farm, and a step that is known to be skipped."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from doit.action import BaseAction, CmdAction
+from doit.exceptions import TaskFailed
+
+from model_artifacts.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from doit.exceptions import BaseFail
+    from doit.task import Task
+
+    from pipeline.farm.executor import Farm
+    from pipeline.farm.parcels import PrintedLine
+    from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
+
+
+class PrefixedCommand(CmdAction):
+    """A step's command, whose every line is shown as it comes, with the step's name before it."""
+
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        """Run the command."""
+        return super().execute(*(stream and _Prefixed(stream, f"{self.task.name}: ") for stream in (out, err)))
+
+
+class _Prefixed:
+    """A stream for whole lines."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream = stream
+        self._prefix = prefix
+
+    def write(self, line: str) -> None:
+        self._stream.write(self._prefix + line)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class _WithoutProcess(BaseAction):
+    """A step for which doit starts no process of its own."""
+
+    def __init__(self, step: Step) -> None:
+        self.task: Task | None = None  # doit sets it
+        self.err = self.out = ""
+        self.result: str | None = None
+        self.values: dict[str, object] = {}
+        self._step = step
+
+
+class SkippedStep(_WithoutProcess):
+    """A step that this host lacks the hardware for: its record is written here, where a process would take a second."""
+
+    def __init__(self, project: Project, step: Step) -> None:
+        super().__init__(step)
+        self._project = project
+
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        """Write the record of the skip."""
+        schedule = self._project.schedule
+        console = _Streams(f"{self._step.name}: ", out, err)
+        try:
+            run = schedule.spec(self._step.stage).load()
+            status = run(self._project, schedule.subject(self._step), console)
+        except ArtifactError as exc:
+            return TaskFailed(str(exc), report=True)
+        return TaskFailed(f"exit status {status}", report=True) if status else None
+
+
+class _Streams:
+    """A console on doit's streams."""
+
+    def __init__(self, prefix: str, out: TextIO | None, err: TextIO | None) -> None:
+        self._prefix, self._out, self._err = prefix, out, err
+
+    def say(self, text: str) -> None:
+        if self._out and text:
+            self._out.write(f"{self._prefix}{text}\n")
+
+    def error(self, text: str) -> None:
+        if self._err:
+            self._err.write(f"{self._prefix}{text}\n")
+
+
+class LazyFarm:
+    """The farm, which the first step that runs there joins."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._lock = threading.Lock()
+        self._open: Farm | None = None
+
+    def run(self, step: Step, report: Callable[[PrintedLine], None]) -> int:
+        """Run a step on a worker, report each line that it prints, and return its exit status."""
+        from pipeline.farm.executor import Farm
+
+        with self._lock:
+            self._open = self._open or Farm(self._project)
+        return self._open.run(step, report)
+
+    def stop(self) -> None:
+        """End the steps that run there."""
+        if self._open:
+            self._open.stop()
+
+
+class FarmAction(_WithoutProcess):
+    """A step on the farm; its lines are shown as those of its command would be."""
+
+    def __init__(self, farm: LazyFarm, step: Step) -> None:
+        super().__init__(step)
+        self.farm = farm
+
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        """Run the step."""
+
+        def write(line: str, *, error: bool) -> None:
+            if stream := err if error else out:
+                stream.write(f"{self._step.name}: {line}\n")
+                stream.flush()
+            self.err += line if error else ""
+
+        try:
+            status = self.farm.run(self._step, lambda line: write(line.line, error=line.error))
+        except ArtifactError as exc:
+            write(f"error: {exc}", error=True)
+            return TaskFailed(str(exc), report=True)
+        except Exception as exc:  # noqa: BLE001 - of this step alone, as a command's would be: the others go on
+            write(f"error: unexpected {type(exc).__name__}: {exc}", error=True)
+            return TaskFailed(str(exc), report=True)
+        return TaskFailed(f"exit status {status}", report=True) if status else None

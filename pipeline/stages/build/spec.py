@@ -1,0 +1,127 @@
+"""The stage `build`: engines, Torch-TensorRT modules and other artifacts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.records import CPU_TARGET, Backend
+from pipeline.planning.freshness import failed_or_lacked_before
+from pipeline.planning.keys import code_version, driver_presence, gpu_type, installed_for, make_key
+from pipeline.planning.spec import VARIANT, StageSpec
+from pipeline.records import Artifact
+from pipeline.stages.common import inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from model_artifacts.records import Key, Variant
+    from pipeline.planning.paths import Paths
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.project import Project
+    from pipeline.planning.schedule import Schedule
+    from pipeline.planning.spec import Input
+    from pipeline.planning.steps import Step
+
+VERSION = 2
+"""Raise it when Torch-TensorRT gets other instructions for the same model. Since 2 a model is one graph."""
+
+ENGINE_VERSION = 1
+"""Raise it when TensorRT gets other instructions for the same graph."""
+
+
+def build_key(project: Project, variant: Variant) -> Key:
+    """Return the key of an artifact."""
+    where: dict[str, object] = {}
+    if variant.target != CPU_TARGET:
+        where = {"gpu": gpu_type(project.plan.gpu(variant.target)), "driver": driver_presence(project, variant)}
+    has = installed_for(project, variant.target)
+    if variant.graph is None:
+        source = project.source()
+        compiled = variant.backend.is_torch_tensorrt
+        if compiled:
+            where["compiler"] = VERSION
+        return make_key(
+            variant=variant.id,
+            model=source.key.digest,
+            weights=source.weights.sha256,
+            workspace=variant.workspace,
+            profile=variant.profile,
+            torch=has.torch,
+            torch_tensorrt=has.torch_tensorrt if compiled else None,
+            tensorrt=has.tensorrt if compiled else None,
+            settings=project.config.torch_tensorrt.build_settings if compiled else None,
+            **where,
+        )
+    graph = project.onnx(variant.graph)
+    if variant.backend is not Backend.TENSORRT:
+        return make_key(
+            variant=variant.id,
+            onnx=graph.canonical_sha256,
+            file=graph.file.sha256,
+            **where,
+        )
+    target = project.plan.engine_target(variant)
+    settings = project.config.tensorrt.build_settings
+    return make_key(
+        variant=variant.id,
+        onnx=graph.canonical_sha256,
+        workspace=variant.workspace,
+        profile=variant.profile,
+        compute_capabilities=target.compute_capabilities,
+        gpu=None if target.compute_capabilities else gpu_type(target.gpu),
+        flavour=target.flavour,
+        flavour_version=target.flavour_version,
+        cuda_major=target.cuda_major,
+        settings=settings,
+        weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
+        **code_version(ENGINE_VERSION),
+    )
+
+
+def _requires(schedule: Schedule, variant: Variant) -> tuple[Step, ...]:
+    return (schedule.plan.graph_step(variant.graph),) if variant.graph else schedule.of("source")
+
+
+def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
+    yield inputs.source(project, (variant,))
+    yield from inputs.graph(project, variant)
+    if project.config.tensorrt.refit:
+        yield from inputs.artifact_if_whole(project, variant)
+    for smaller in project.plan.family(variant):
+        yield from inputs.artifact_if_whole(project, smaller)
+
+
+def _own_files(paths: Paths, variant: Variant) -> tuple[Path, ...]:
+    return (paths.engine(variant), paths.module(variant), paths.recipe(variant), paths.build_log(variant))
+
+
+def _is_shared(_plan: Plan, variant: Variant) -> bool:
+    return variant.backend is Backend.TENSORRT or variant.backend.is_torch_tensorrt
+
+
+def _lacks_hardware(plan: Plan, variant: Variant) -> bool:
+    on_gpu = variant.target != CPU_TARGET and plan.gpu(variant.target) is None
+    return on_gpu and variant.backend is not Backend.TENSORRT  # some engines are built without a GPU
+
+
+SPEC = StageSpec(
+    name="build",
+    sentence="TensorRT engines and modules for every precision, batch profile and workspace.",
+    subjects=VARIANT,
+    version=VERSION,
+    record=Artifact,
+    records=lambda paths, _plan, variant: (paths.artifact(variant),),
+    files=lambda paths, _plan, variant: _own_files(paths, variant),
+    replaced=_own_files,
+    key=build_key,
+    run="pipeline.stages.build.stage:run",
+    requires=_requires,
+    follows=lambda schedule, variant: schedule.smaller("build", variant),  # whose engine this one may turn out to be
+    inputs=_inputs,
+    retried=failed_or_lacked_before,
+    is_shared=_is_shared,
+    lacks_hardware=_lacks_hardware,
+    in_manifest=True,
+    tunes=True,
+)

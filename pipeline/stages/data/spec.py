@@ -1,0 +1,57 @@
+"""The stage `data`: calibration and validation images, and the logits of the FP32 reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.environment import version
+from pipeline.planning.keys import code_version, folder_digest, make_key
+from pipeline.planning.spec import MODEL, StageSpec
+from pipeline.records import DataRecord
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+VERSION = 1
+"""Raise it when the same source and settings give other images or other logits."""
+
+
+def data_key(project: Project, _model: str) -> Key:
+    """Return the key of the images and of the reference's logits."""
+    source = project.source()
+    data = project.config.data
+    return make_key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        images=data.images,
+        folder=folder_digest(project, data.images),
+        calibration=data.calibration,
+        validation=data.validation,
+        pillow=version("pillow"),
+        torch=version("torch"),
+        **code_version(VERSION),
+    )
+
+
+SPEC = StageSpec(
+    name="data",
+    sentence="Calibration and validation images, and the FP32 reference's logits.",
+    subjects=MODEL,
+    version=VERSION,
+    record=DataRecord,
+    records=lambda paths, _plan, _model: (paths.data,),
+    files=lambda paths, _plan, _model: (
+        paths.calibration,
+        paths.validation,
+        paths.labels,
+        paths.sample_names,
+        paths.reference,
+    ),
+    key=data_key,
+    run="pipeline.stages.data.stage:run",
+    requires=lambda schedule, _model: schedule.of("source"),
+    needs_torch=True,
+    maker_fields=frozenset({"folder", "pillow", "torch"}),
+)

@@ -1,0 +1,49 @@
+"""The stage `export`: ONNX files in floating point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.environment import version
+from pipeline.planning.keys import make_key
+from pipeline.planning.spec import EXPORTED, StageSpec
+from pipeline.records import OnnxRecord
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Graph, Key
+    from pipeline.planning.project import Project
+
+VERSION = 2
+"""Raise it when the same weights give another graph. Since 2 a graph records nothing of the machine."""
+
+
+def export_key(project: Project, graph: Graph) -> Key:
+    """Return the key of an exported graph."""
+    source = project.source()
+    return make_key(
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        preprocessing=source.preprocessing,
+        exporter=VERSION,
+        graph=graph,
+        torch=version("torch"),
+        onnx=version("onnx"),
+        onnxscript=version("onnxscript"),
+    )
+
+
+SPEC = StageSpec(
+    name="export",
+    sentence="ONNX in fp32, fp16 and bf16: batch-norms folded in FP32, then cast, then exported.",
+    subjects=EXPORTED,
+    version=VERSION,
+    record=OnnxRecord,
+    records=lambda paths, _plan, graph: (paths.onnx_record(graph),),
+    files=lambda paths, _plan, graph: (paths.onnx(graph),),
+    key=export_key,
+    run="pipeline.stages.export.stage:run",
+    requires=lambda schedule, _graph: schedule.of("source"),
+    is_shared=lambda _plan, _graph: True,
+    needs_torch=True,
+    maker_fields=frozenset({"torch", "onnx", "onnxscript"}),
+)

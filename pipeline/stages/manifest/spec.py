@@ -1,0 +1,56 @@
+"""The stage `manifest`: the list of all artifacts and their verdicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.records import Manifest
+from pipeline.planning.freshness import current_paths
+from pipeline.planning.keys import code_version, make_key
+from pipeline.planning.spec import MODEL, StageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+VERSION = 1
+"""Raise it when the same records give another manifest."""
+
+
+def manifest_key(project: Project, current: Collection[Path]) -> Key:
+    """Return the key of the manifest: the digests of the source, of the data, and of the current records of variants.
+
+    Args:
+        project: the place of the records.
+        current: the paths of the current records; all others count as absent.
+    """
+    paths = project.paths
+    records = [paths.source, paths.data]
+    for variant in project.plan.variants:
+        records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
+    read = {paths.source, paths.data, *current}
+    digests = {
+        str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None
+        for path in records
+    }
+    return make_key(records=digests, **code_version(VERSION))
+
+
+SPEC = StageSpec(
+    name="manifest",
+    sentence="artifacts/manifest.json: what was built, and what of it may be deployed.",
+    subjects=MODEL,
+    version=VERSION,
+    record=Manifest,
+    records=lambda paths, _plan, _model: (paths.manifest,),
+    key=lambda project, _model: manifest_key(project, current_paths(project)),
+    key_beside=lambda project, steps: manifest_key(project, current_paths(project, steps)),
+    run="pipeline.stages.manifest.stage:run",
+    follows=lambda schedule, _model: tuple(step for step in schedule.steps if not schedule.spec(step.stage).last),
+    last=True,
+    prints_a_table=True,
+)

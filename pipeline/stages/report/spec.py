@@ -1,0 +1,55 @@
+"""The stage `report`: the page for people, and the comparison with a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.hashes import sha256_of
+from pipeline.planning.freshness import failed_before
+from pipeline.planning.keys import make_key
+from pipeline.planning.spec import MODEL, StageSpec
+from pipeline.records import ReportRecord
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+VERSION = 4
+"""Raise it when the same records give another page."""
+
+
+def report_key(project: Project, _model: str) -> Key:
+    """Return the key of the report, from the manifest, the profiles and the released manifest."""
+    release = project.config.release
+    released = Path(release.manifest) if release else None
+    return make_key(
+        page=VERSION,
+        manifest=sha256_of(project.paths.manifest),
+        profiles=_profiles(project),
+        release=release,
+        released=sha256_of(released) if released and released.is_file() else None,
+    )
+
+
+def _profiles(project: Project) -> list[list[str]]:
+    """Return the digests of the profiles on disk, which are optional."""
+    paths = {variant.id: project.paths.layers(variant) for variant in project.plan.variants}
+    return [[name, sha256_of(path)] for name, path in paths.items() if path.is_file()]
+
+
+SPEC = StageSpec(
+    name="report",
+    sentence="artifacts/report.html: the verdict with its evidence, and what changed since the released build.",
+    subjects=MODEL,
+    version=VERSION,
+    record=ReportRecord,
+    records=lambda paths, _plan, _model: (paths.report_record,),
+    files=lambda paths, _plan, _model: (paths.report,),
+    key=report_key,
+    run="pipeline.stages.report.stage:run",
+    requires=lambda schedule, _model: schedule.of("manifest"),
+    retried=failed_before,
+    last=True,
+    prints_a_table=True,
+)

@@ -1,0 +1,43 @@
+"""The changes since a release as a table in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from model_artifacts.cli.tables import console_for
+from pipeline.stages.report.comparison import Turn, worth_telling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TextIO
+
+    from pipeline.stages.report.comparison import Change
+
+
+def print_changes(changes: Sequence[Change], stream: TextIO) -> None:
+    """Print what differs from the released build beyond noise."""
+    console = console_for(stream)
+    told = worth_telling(changes)
+    if not told:
+        console.print("against the released build: nothing changed beyond noise")
+        return
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title="against the released build", title_justify="left"
+    )
+    for name, justify in (
+        ("artifact", "left"),
+        ("what", "left"),
+        ("released", "right"),
+        ("now", "right"),
+        ("", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of rich's words
+    table.add_column("bound broken")
+    for change in told:
+        colour = {Turn.WORSE: "yellow", Turn.BETTER: "green"}.get(change.turn, "")
+        turn = Text(change.turn.value, style=colour)
+        table.add_row(change.id.split("/", 1)[1], change.metric, change.before, change.after, turn, change.breach)
+    console.print(table)

@@ -1,0 +1,42 @@
+"""The stage `sensitivity`: the accuracy that each quantised layer costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.records import Graph
+from pipeline.planning.keys import make_key
+from pipeline.planning.spec import WHOLE_QDQ, StageSpec
+from pipeline.records import Sensitivity
+from pipeline.stages.quantize.spec import quantize_key
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Key
+    from pipeline.planning.project import Project
+
+VERSION = 1
+"""Raise it when the same graph and images give another table."""
+
+
+def sensitivity_key(project: Project, graph: Graph) -> Key:
+    """Return the key of a table of sensitivities."""
+    return make_key(
+        sensitivity=VERSION,
+        quantized=quantize_key(project, graph).digest,
+        gate=project.config.gates.of(graph.precision),
+    )
+
+
+SPEC = StageSpec(
+    name="sensitivity",
+    sentence="On demand: which layers mind int8 or fp8 most, and which to leave in FP16 for the gate to be kept.",
+    subjects=WHOLE_QDQ,
+    version=VERSION,
+    record=Sensitivity,
+    records=lambda paths, _plan, graph: (paths.sensitivity(graph),),
+    key=sensitivity_key,
+    run="pipeline.stages.sensitivity.stage:run",
+    requires=lambda schedule, _graph: (*schedule.of("data"), schedule.plan.graph_step(Graph.FP32)),
+    on_demand=True,
+    prints_a_table=True,
+)

@@ -1,0 +1,84 @@
+"""The stage `validate`: each artifact against the FP32 reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.environment import version
+from model_artifacts.records import CPU_TARGET, Backend, Precision
+from pipeline.planning.freshness import failed_or_lacked_before
+from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
+from pipeline.planning.spec import VARIANT, StageSpec
+from pipeline.planning.steps import Step
+from pipeline.records import AccuracyReport
+from pipeline.stages.common import inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model_artifacts.records import Key, Variant
+    from pipeline.planning.project import Project
+    from pipeline.planning.spec import Input
+
+VERSION = 4
+"""Raise it when the same artifact and data are judged in another way.
+
+2 judges rows, every batch size, and extreme images. 3 counts products of one quantised operand as floating point.
+4 looks for engines in a module after it is loaded.
+"""
+
+
+def accuracy_key(project: Project, variant: Variant) -> Key:
+    """Return the key of a variant's accuracy."""
+    artifact = project.artifact(variant)
+    data = project.data()
+    has = installed_for(project, variant.target)
+    samples = project.config.validation.reference_evaluator_samples
+    return make_key(
+        judge=VERSION,
+        artifact=build_identity(artifact),
+        reference=data.reference.sha256,
+        validation=data.validation.sha256,
+        labels=data.labels.sha256 if data.labels else None,
+        preprocessing=data.preprocessing,
+        gate=project.config.gates.of(variant.precision),
+        # An fp32 engine may turn out to multiply in TF32.
+        tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
+        batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
+        require_proof=project.config.gates.require_proof,
+        samples=samples if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
+        onnxruntime=has.onnxruntime if variant.backend is Backend.ONNXRUNTIME else None,
+        torch=has.torch if variant.backend in {Backend.EAGER, Backend.INDUCTOR} else None,
+        driver=driver_presence(project, variant),
+        gpu=gpu_type(project.plan.gpu(variant.target)),
+    )
+
+
+def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
+    yield inputs.source(project, (variant,))
+    yield inputs.data(project)
+    yield from inputs.graph(project, variant)
+    yield from inputs.artifact(project, variant)
+    for smaller in project.plan.family(variant):
+        yield from inputs.artifact_if_whole(project, smaller)
+        yield from inputs.accuracy_if_whole(project, smaller)
+
+
+SPEC = StageSpec(
+    name="validate",
+    sentence="Every artifact against the FP32 reference, judged by its precision's gate.",
+    subjects=VARIANT,
+    version=VERSION,
+    record=AccuracyReport,
+    records=lambda paths, _plan, variant: (paths.accuracy(variant),),
+    key=accuracy_key,
+    run="pipeline.stages.validate.stage:run",
+    requires=lambda schedule, variant: (*schedule.of("data"), Step("build", variant.id)),
+    follows=lambda schedule, variant: schedule.smaller("validate", variant),  # equal engines have equal accuracy
+    inputs=_inputs,
+    retried=failed_or_lacked_before,
+    lacks_hardware=lambda plan, variant: variant.target != CPU_TARGET and plan.gpu(variant.target) is None,
+    in_manifest=True,
+    needs_build=True,
+)

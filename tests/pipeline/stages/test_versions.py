@@ -1,0 +1,129 @@
+"""The output of each stage, held to the version of its code.
+
+A change of a stage's output makes results on disk wrong although their keys hold. Its `VERSION` must then be raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+
+from model_artifacts.records import CPU_TARGET, Graph, StageRecord
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.profile.stage import profile_variant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+GOLDEN: dict[str, tuple[int, str]] = {}
+"""The version and the digest of the output, by stage."""
+
+_ELSEWHERE = {"key", "built_at", "toolchain", "device", "noise", "host", "git", "profilers", "milestones", "passed"}
+"""Fields that another machine, or another run, fills differently."""
+_FIXED = {
+    "batch",
+    "opset",
+    "min",
+    "opt",
+    "max",
+    "classes",
+    "folded_batch_norms",
+    "schema_version",
+    "id",
+    "name",
+    "label",
+}
+"""Numbers and names that are equal on every machine."""
+
+
+@pytest.mark.parametrize("stage", [spec.name for spec in STAGES])
+def test_another_output_takes_another_version(stage: str, copied: Path) -> None:
+    """The output of the tiny project is the recorded one, or the version of the stage's code was raised."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    version = project.schedule.spec(stage).version
+    digest = hashlib.sha256("\n".join(_output(project, stage)).encode()).hexdigest()[:16]
+    assert GOLDEN.get(stage) == (version, digest), (
+        f"the output of `{stage}` is not the recorded one: if results on disk are wrong now, raise VERSION in "
+        f"pipeline/stages/{stage}/spec.py; then record ({version}, {digest!r}) here"
+    )
+
+
+def _output(project: Project, stage: str) -> Iterator[str]:
+    """Yield the output of a stage for the CPU as lines, with everything measured left out."""
+    spec = project.schedule.spec(stage)
+    if stage == "profile":
+        yield from _profile(project)
+        return
+    if stage == "sensitivity":
+        spec.load()(project, Graph.INT8, _Silent())
+    if stage == "report":
+        yield from _headings(project.paths.report)
+        return
+    for step in project.schedule.of(stage):
+        if spec.subjects.target(project.schedule.subject(step)) not in {None, CPU_TARGET}:
+            continue
+        for record in project.records(step):
+            assert isinstance(record, StageRecord), record
+            yield f"{step.name} {json.dumps(_skeleton(record.model_dump(mode='json')), sort_keys=True)}"
+    if stage in {"export", "quantize"}:
+        for graph in spec.subjects.named(project.plan).values():
+            yield from _structure(project.paths.onnx(graph))
+
+
+def _profile(project: Project) -> list[str]:
+    """Return the layers of ONNX Runtime's profile, in no order of time."""
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32")
+    layers = profile_variant(project, variant).layers
+    return sorted(f"{layer.name} {layer.kind} {layer.precision} {layer.shape}" for layer in layers)
+
+
+def _headings(page: Path) -> list[str]:
+    """Return the headings of sections and columns, in their order."""
+    text = re.sub(r"<(script|style).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [found[1] for found in re.findall(r"<(h\d|th|dt)\b[^>]*>(.*?)</\1>", text, flags=re.DOTALL)]
+
+
+def _structure(file: Path) -> Iterator[str]:
+    """Yield the nodes and tensors of an ONNX file without the values of its weights."""
+    graph = onnx.load(str(file)).graph
+    for node in graph.node:
+        attributes = sorted(
+            f"{item.name}={onnx.helper.get_attribute_value(item)}" for item in node.attribute if not item.HasField("t")
+        )
+        yield f"{node.op_type} {[*node.input]} {[*node.output]} {attributes}"
+    for tensor in graph.initializer:
+        yield f"{tensor.name} {[*tensor.dims]} {tensor.data_type}"
+
+
+def _skeleton(value: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON
+    """Return a record's JSON without the values that another run or another machine fills differently."""
+    if isinstance(value, dict):
+        return {key: _skeleton(item, key) for key, item in value.items() if key not in _ELSEWHERE}
+    if isinstance(value, list):
+        return [_skeleton(item, name) for item in value if not (isinstance(item, dict) and _on_gpu(item))]
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and name not in _FIXED):
+        return "number"
+    return re.sub(r"\d+(\.\d+)?(e-?\d+)?", "number", value) if isinstance(value, str) and name not in _FIXED else value
+
+
+def _on_gpu(entry: dict[str, Any]) -> bool:
+    """Return whether an entry of the manifest is of a target that depends on the host's GPU."""
+    return entry.get("target", CPU_TARGET) != CPU_TARGET
+
+
+class _Silent:
+    """A console that shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Drop the line."""
+
+    def error(self, text: str) -> None:
+        """Drop the line."""
