@@ -20,9 +20,9 @@ from pipeline.stages import STAGES
 from pipeline.system.nvtx import nvtx_range
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from pipeline.planning.spec import StageSpec
 

@@ -1,8 +1,7 @@
-"""Steps of the plan → doit tasks, and the `doit run` that runs them.
+"""`doit run` with tasks that follow others, whether or not those succeeded.
 
-doit stops at a failed dependency. Here some tasks come after others whether or not those succeeded: the benchmark and
-the manifest tell of what did succeed, too. That is the one thing this `Run` adds; it also turns what can go wrong
-before a task runs into one message.
+doit stops at a failed dependency. The benchmark and the manifest must run after failures, too: they cover the variants
+that succeeded. This `Run` adds that, and turns every error before the first task into one message.
 """
 
 from __future__ import annotations
@@ -40,33 +39,33 @@ if TYPE_CHECKING:
 
 
 _STATE = Path("artifacts")
-"""Where the lock lies that one doit at a time holds."""
+"""The folder of the lock that one doit at a time holds."""
 
 
 class Reporter(ConsoleReporter):
-    """Leaves the talking to the steps; at the end says what failed and how to rerun it."""
+    """A reporter that leaves the output to the steps, and lists the failures at the end with their commands."""
 
     def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
-        """Begin with nothing done."""
+        """Start a run."""
         del tasks
         self._idle = True
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
-        """Say why something is made again; the task will say what it makes."""
+        """Print why a task is stale; its step prints the rest."""
         self._idle = self._idle and not task.actions
         if reasons := (task.meta or {}).get(WHY):
             self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
 
     def skip_uptodate(self, task: Task) -> None:
-        """Say nothing, but of what this host could not have made, and of what was asked for alone."""
+        """Print a line only for a reused result, and for a task that was asked for by name."""
         if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
         if (task.meta or {}).get(REUSED):
-            self.write(f"{task.name}: taken as given: torch is not installed here, and the digests hold\n")
+            self.write(f"{task.name}: reused: torch is not installed here, and the digests hold\n")
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
-        """Keep it for the end; a group fails because a member did, which says nothing new."""
+        """Keep a failure for the end; the failure of a group only repeats that of its member."""
         if task.actions:
             self.failures.append({"task": task, "exception": fail})
             if not isinstance(fail, UnmetDependency) and not any(action.err for action in task.actions):
@@ -89,7 +88,7 @@ class Reporter(ConsoleReporter):
 
 
 class _Tolerant:
-    """A runner's mixin: lets a task that only follows others run although some of them failed."""
+    """A mixin for runners: a task that only follows others runs although some of them failed."""
 
     def select_task(self, node: Any, tasks_dict: Any) -> bool:  # noqa: ANN401 - doit is untyped
         may_fail = (node.task.meta or {}).get(MAY_FAIL, ())
@@ -106,11 +105,11 @@ class _ParallelRunner(_Tolerant, MThreadRunner):
 
 
 _ON_FARM = 256
-"""How many steps may be under way where a farm runs most of them; the cluster queues what finds no worker."""
+"""The steps under way on a farm; the cluster queues those that find no worker."""
 
 
 class _FarmRunner(_ParallelRunner):
-    """Has many steps under way at once; those of this machine are no more than without a farm."""
+    """A runner with many steps under way at once, of which this machine runs no more than without a farm."""
 
     def __init__(self, *arguments: Any, here: int) -> None:  # noqa: ANN401 - doit's own
         super().__init__(*arguments, _ON_FARM)
@@ -227,6 +226,6 @@ class Run(DoitRun):
         return min(int(runner.run_all(self.control.task_dispatcher())), 1)
 
     def _farms(self) -> set[LazyFarm]:
-        """Return the farm, where one of the tasks runs there."""
+        """Return the farm if one of the tasks runs there."""
         actions = [action for task in self.task_list for action in task.actions]
         return {action.farm for action in actions if isinstance(action, FarmAction)}

@@ -1,6 +1,6 @@
-"""Whether the result on disk still is what it should be, and if not, why.
+"""The freshness of a step's results on disk, with the reasons if they are stale.
 
-A result is current while its record's key is the one computed now, its files have their digests, and it did not fail.
+A result is current while its key equals the one computed now, its files have their digests, and it did not fail.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ NOT_MADE = "not made yet"
 """The reason of a step that has never run."""
 
 _SHOWN_CHARACTERS = 40
-"""A value that takes more is not shown: a digest, a list of artifacts."""
+"""The longest value that a reason shows; digests and lists of artifacts are longer."""
 _SHOWN_CHANGES = 3
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """What is known of a step's results on disk."""
+    """The state of a step's results on disk."""
 
     reasons: tuple[str, ...] = ()
-    """Why the step has something to do; none where it has not."""
+    """The reasons to run the step; none if its results are current."""
     since: datetime | None = None
-    """When the newest of its results was made; None where there is nothing, or nothing to be made."""
+    """The time of the newest result; None without results."""
 
     @property
     def is_current(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if the results are up to date."""
         return not self.reasons
 
 
@@ -85,7 +85,7 @@ def freshness_of(project: Project, step: Step, current_steps: Collection[Step] =
 
 
 def _reasons(project: Project, step: Step, record: StageRecord, key: Key) -> Iterator[str]:
-    """Yield why a record does not hold."""
+    """Yield the reasons why a record is stale."""
     before, now = (comparable(project, step, key) for key in (record.key, key))
     if before != now:
         yield from changes(before, now) or ("its key changed",)
@@ -104,7 +104,7 @@ def _damage(project: Project, record: StageRecord) -> Iterator[str]:
 
 
 def changes(before: Key, now: Key) -> tuple[str, ...]:
-    """Return what differs between two keys, a line each: "preprocessing.mean changed: [0.5, 0.5, 0.5] → [0.4, …]"."""
+    """Return the differences between two keys, one line each, such as "classes changed: 10 → 12"."""
     old, new = ({field.name: _value_of(field) for field in key.fields} for key in (before, now))
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -115,7 +115,7 @@ def changes(before: Key, now: Key) -> tuple[str, ...]:
 
 
 def _value_of(field: KeyField) -> object:
-    """Return what a field says; its text where that is no JSON, as in a record that somebody has edited."""
+    """Return the value of a field; its text if that is no JSON, as in an edited record."""
     try:
         return json.loads(field.value)
     except ValueError:
@@ -135,7 +135,7 @@ def _differences(name: str, before: object, now: object) -> Iterator[str]:
 
 
 def _by_name(value: object) -> dict[str, Any] | None:
-    """Return what has names: a mapping, or a list whose items begin with theirs."""
+    """Return a mapping, or a list whose items begin with their names, by name; None for other values."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list) and value and all(isinstance(item, list) and item for item in value):
@@ -168,14 +168,14 @@ def failed_before(
 
 
 def failed_or_lacked_before(project: Project, record: Artifact | AccuracyReport | LayerProfile) -> Iterator[str]:
-    """Yield the reasons to repeat a step that failed, or that lacked something which this host may have by now."""
+    """Yield the reasons to repeat a step that failed, or that lacked hardware or a library."""
     yield from failed_before(project, record)
     if record.retryable:
         yield "this host may have by now what it lacked"
 
 
 def current(project: Project, step: Step, read: Callable[[], R]) -> R | None:
-    """Return a step's record as `read` gives it; None for one that is missing, damaged or made from something else."""
+    """Return a step's record from `read`; None if it is missing, damaged or stale."""
     try:
         return _current(project, step, read, key_of(project, step))
     except (RecordError, StorageError):

@@ -1,4 +1,4 @@
-"""Where everything lies: `Variant` → path, never the reverse."""
+"""The layout of the artifacts folder: `Variant` → path, never the reverse."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ class Paths:
 
     @property
     def folder(self) -> Path:
-        """Everything of this model."""
+        """The folder of this model."""
         return self.root / self.model
 
     @property
     def report(self) -> Path:
-        """What people look at."""
+        """The report, a page for people."""
         return self.root / "report.html"
 
     @property
     def report_record(self) -> Path:
-        """What the report was made from."""
+        """The record of the report."""
         return self.root / "report.json"
 
     @property
     def manifest(self) -> Path:
-        """What may be deployed."""
+        """The manifest."""
         return self.root / "manifest.json"
 
     @property
     def farm(self) -> Path:
-        """What is known of the farm's workers."""
+        """The record of the farm's workers."""
         return self.root / "farm.json"
 
     @property
     def releases(self) -> Path:
-        """What deployments take: a folder and an archive each."""
+        """The releases: a folder and an archive each."""
         return self.root / "release"
 
     @property
     def digests(self) -> Path:
-        """Digests of files that have not changed since they were hashed; may be deleted."""
+        """A cache of digests of unchanged files; deleting it costs only time."""
         return self.root / ".digests.sqlite3"
 
     @property
@@ -71,12 +71,12 @@ class Paths:
 
     @property
     def calibration(self) -> Path:
-        """uint8 NHWC pixels that quantisation is calibrated on."""
+        """uint8 NHWC pixels for calibration."""
         return self.folder / "data" / "calibration.npy"
 
     @property
     def validation(self) -> Path:
-        """uint8 NHWC pixels that variants are judged on."""
+        """uint8 NHWC pixels for validation."""
         return self.folder / "data" / "validation.npy"
 
     @property
@@ -86,7 +86,7 @@ class Paths:
 
     @property
     def sample_names(self) -> Path:
-        """The files that the validation samples are of, where they are of a folder."""
+        """The file names of the validation samples, if they come from a folder."""
         return self.folder / "data" / "samples.json"
 
     @property
@@ -107,7 +107,7 @@ class Paths:
         return self.folder / "onnx" / f"{graph.value}.json"
 
     def sensitivity(self, graph: Graph) -> Path:
-        """The record of how much each layer minds being quantised."""
+        """The record of the layers' sensitivities to quantisation."""
         return self.folder / "onnx" / f"{graph.value}.sensitivity.json"
 
     def variant(self, variant: Variant) -> Path:
@@ -115,7 +115,7 @@ class Paths:
         return self.folder / variant.target / variant.name
 
     def artifact(self, variant: Variant) -> Path:
-        """The record of what a build made."""
+        """The record of a build."""
         return self.variant(variant) / "artifact.json"
 
     def engine(self, variant: Variant) -> Path:
@@ -123,42 +123,42 @@ class Paths:
         return self.variant(variant) / "model.engine"
 
     def module(self, variant: Variant) -> Path:
-        """A saved Torch-TensorRT module; torch wants this suffix of ExportedPrograms and of AOTInductor packages."""
+        """A saved Torch-TensorRT module; torch wants this suffix for ExportedPrograms and AOTInductor packages."""
         return self.variant(variant) / "model.pt2"
 
     def recipe(self, variant: Variant) -> Path:
-        """How to make a module that cannot be saved."""
+        """The recipe of a module that cannot be saved."""
         return self.variant(variant) / "recipe.json"
 
     def engine_cache(self, variant: Variant) -> Path:
-        """Engines that Torch-TensorRT keeps between builds of one variant."""
+        """The engines that Torch-TensorRT keeps between builds of one variant."""
         return self.engine_cache_of(self.variant(variant))
 
     @staticmethod
     def engine_cache_of(folder: Path) -> Path:
-        """Those of the variant that lies in a folder.
+        """Return the engine cache of the variant in a folder.
 
-        They are pickles, which it loads unseen: they lie in this user's own cache, for an artifacts folder may have
-        come from somebody else.
+        Its engines are pickles, which Torch-TensorRT loads unchecked. They lie in this user's own cache, since an
+        artifacts folder may have come from somebody else.
         """
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
         return home / "model-artifact-pipeline" / "engine-cache" / name
 
     def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
-        """What one version of Torch-TensorRT has timed on one type of GPU."""
+        """The timing cache of one version of Torch-TensorRT on one GPU type."""
         return self.root / "timing-cache" / f"torch_tensorrt-{version}-{gpu.slug}.bin"
 
     def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
-        """What one version of a flavour has timed on one type of GPU, for every model."""
+        """The timing cache of one version of a flavour on one GPU type, for every model."""
         return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"
 
     def runtime_cache(self, variant: Variant) -> Path:
-        """Kernels that TensorRT-RTX compiled for this GPU."""
+        """The kernels that TensorRT-RTX compiled for this GPU."""
         return self.variant(variant) / "runtime.cache"
 
     def build_log(self, variant: Variant) -> Path:
-        """What the builder said."""
+        """The builder's log."""
         return self.variant(variant) / "build.log"
 
     def accuracy(self, variant: Variant) -> Path:
@@ -170,17 +170,17 @@ class Paths:
         return self.variant(variant) / "benchmark.json"
 
     def layers(self, variant: Variant) -> Path:
-        """The record of what takes a variant's time."""
+        """The record of a variant's profile."""
         return self.variant(variant) / "layers.json"
 
     def trace(self, variant: Variant) -> Path:
-        """What Nsight Systems recorded."""
+        """The recording of Nsight Systems."""
         return self.variant(variant) / "profile.nsys-rep"
 
     def profile_log(self, variant: Variant) -> Path:
-        """What was said while a variant was profiled."""
+        """The profilers' log."""
         return self.variant(variant) / "profile.log"
 
     def samples(self, variant: Variant) -> Path:
-        """Every latency measured."""
+        """Every measured latency, as arrays."""
         return self.variant(variant) / "benchmark.npz"

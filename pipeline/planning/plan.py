@@ -39,37 +39,37 @@ _T = TypeVar("_T")
 
 QUANTIZED_PRECISIONS = {Precision.INT8, Precision.FP8}
 QDQ = {Graph.INT8, Graph.FP8}
-"""Whole, and as TensorRT takes them."""
+"""Graphs whose every layer is quantised, in the form that TensorRT takes."""
 _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
 _HALF = {Precision.FP16, Precision.BF16}
 _FASTEST_FIRST = (Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32)
-"""What tensor cores take in channels_last without a copy."""
+"""Precisions whose tensor cores take channels_last without a copy."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a configuration asks for, on a host."""
+    """The variants and targets of a configuration on a host."""
 
     config: Config
     host: Host = field(default_factory=Host)
     """This machine."""
     farm: tuple[FarmHost, ...] = ()
-    """The workers of every one of the configuration's `farm.targets`, where those build."""
+    """The workers of each entry of `farm.targets`; empty without a farm."""
 
     @property
     def model(self) -> str:
-        """The model's name, which every subject begins with."""
+        """The model's name, the first part of every subject."""
         return self.config.model.name
 
     @cached_property
     def graphs(self) -> tuple[Graph, ...]:
-        """The ONNX files that the variants need; the FP32 one is what the others are quantised from."""
+        """The ONNX files that the variants need, and FP32, from which the others are quantised."""
         wanted = {variant.graph for variant in self.variants if variant.graph} | {Graph.FP32}
         return tuple(graph for graph in Graph if graph in wanted)
 
     @cached_property
     def _machines(self) -> tuple[Machines, ...]:
-        """Where engines are built and GPUs run them: here, or on the farm's workers."""
+        """The machines that build and run GPU variants: this one, or each kind of the farm's workers."""
         tensorrt = self.config.tensorrt
         if self.config.executor is Executor.RAY:
             return tuple(self._machines_on_farm(target) for target in self.config.farm_targets)
@@ -95,16 +95,16 @@ class Plan:
 
     @cached_property
     def engine_targets(self) -> tuple[GpuTarget, ...]:
-        """What engines are built for.
+        """The targets of engines.
 
         `rtx-sm80+` is TensorRT-RTX's portable default and `rtx-sm75-89` a list; `sm90-h100-80gb-hbm3-trt10.15` is a
-        GPU type, by a flavour that tunes on the GPU.
+        GPU type, for a flavour that times tactics on the GPU.
         """
         return tuple(target for place in self._machines for target in engine_targets_of(place))
 
     @cached_property
     def module_targets(self) -> tuple[GpuTarget, ...]:
-        """What torch's modules run on: `sm90-h100-80gb-hbm3-torch2.11`; of workers, those that have torch."""
+        """The targets of torch's modules, such as `sm90-h100-80gb-hbm3-torch2.11`; only workers with torch have one."""
         found: dict[str, GpuTarget] = {}
         for place in self._machines:
             for gpu in place.gpus if place.workers is None or place.torch != "absent" else ():
@@ -116,32 +116,32 @@ class Plan:
 
     @cached_property
     def _gpu_targets(self) -> dict[str, GpuTarget]:
-        """What engines and modules are built for, by name."""
+        """The targets of engines and modules, by name."""
         return {target.name: target for target in (*self.engine_targets, *self.module_targets)}
 
     def engine_target(self, variant: Variant) -> GpuTarget:
-        """Return what an engine is built for."""
+        """Return the target of an engine."""
         return self._gpu_targets[variant.target]
 
     def gpu(self, target: str) -> Gpu | None:
-        """Return the GPU that a target's variants are run on here; None for the CPU's, and where there is none."""
+        """Return the GPU that runs a target's variants; None for the CPU's target, and on a host without that GPU."""
         found = self._gpu_targets.get(target)
         return found.gpu if found else None
 
     def workers_of(self, target: str) -> FarmHost | None:
-        """Return who runs the variants of a target; None for this machine."""
+        """Return the workers that run the variants of a target; None for this machine."""
         found = self._gpu_targets.get(target)
         return found.workers if found else None
 
     def baseline(self, target: str) -> Variant | None:
-        """Return what a target's latencies are held against: eager FP32 on the same processor or GPU."""
+        """Return the baseline of a target's latencies: eager FP32 on the same processor or GPU."""
         at = self._gpu_targets.get(target)
         there = [item for item in self.module_targets if at and (item.gpu, item.workers) == (at.gpu, at.workers)]
         homes = [item.name for item in there] if at else [CPU_TARGET]
         return next((item for item in self.variants if item.target in homes and _is_baseline(item)), None)
 
     def hardware(self, variant: Variant) -> str:
-        """Return what hardware a variant runs on, as a phrase."""
+        """Return the hardware that a variant runs on, as a phrase."""
         if variant.target == CPU_TARGET:
             return "an x86-64 processor"
         target = self._gpu_targets[variant.target]
@@ -157,7 +157,7 @@ class Plan:
         return (*self._cpu_variants(), *self._gpu_variants())
 
     def _cpu_variants(self) -> list[Variant]:
-        """Eager FP32 is the baseline; ONNX Runtime runs every graph that a CPU can."""
+        """Return the CPU's variants: eager FP32 as the baseline, and each graph that ONNX Runtime can run."""
         variants = [Variant(model=self.model, target=CPU_TARGET, backend=Backend.EAGER, precision=Precision.FP32)]
         for graph in Graph:
             if graph.precision not in self.config.precisions or (graph.is_mixed and not self._left(graph)):
@@ -169,7 +169,7 @@ class Plan:
         return variants
 
     def _gpu_variants(self) -> list[Variant]:
-        """Engines, then torch's modules: precision × profile × workspace, smallest first."""
+        """Return engines, then torch's modules: precision × batch range × workspace, smallest first."""
         engines = [
             variant for target in self.engine_targets for variant in self._compiled(Backend.TENSORRT, target.name)
         ]
@@ -177,7 +177,7 @@ class Plan:
         return [*engines, *modules]
 
     def _modules(self, target: str) -> list[Variant]:
-        """What users compare with, eager FP32 whatever the precisions; then Torch-TensorRT's ways."""
+        """Return the baselines (eager FP32 in every configuration), then Torch-TensorRT's modules."""
         cast = [precision for precision in self.config.precisions if precision not in QUANTIZED_PRECISIONS]
         plain = partial(Variant, model=self.model, target=target)
         found = [plain(backend=Backend.EAGER, precision=item) for item in dict.fromkeys((Precision.FP32, *cast))]
@@ -214,7 +214,7 @@ class Plan:
         ]
 
     def _graphs_of(self, precision: Precision) -> tuple[Graph, ...]:
-        """Return the graphs that engines of a precision are built from; TF32's is FP32's, multiplied otherwise."""
+        """Return the graphs that engines of a precision are built from; TF32 takes the FP32 graph."""
         if precision is Precision.TF32:
             return (Graph.FP32,)
         mixed = [graph for graph in (Graph.INT8_MIXED, Graph.FP8_MIXED) if graph.precision is precision]
@@ -224,7 +224,7 @@ class Plan:
         return self.config.leave_unquantized.of(graph)
 
     def _workspaces(self, target: str) -> list[Workspace]:
-        """Return the sizes on a target, smallest first; percentages are of its GPU's memory."""
+        """Return the workspaces on a target, smallest first; a percentage is of its GPU's memory."""
         gpu = self.gpu(target)
         memory = gpu.memory_bytes if gpu else None
         sized = [(workspace.bytes(memory) or 0, workspace.label) for workspace in self.config.workspaces]
@@ -232,7 +232,7 @@ class Plan:
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
-        """What the variants run on; one interleaved benchmark each."""
+        """The targets of the variants; each has one interleaved benchmark."""
         return tuple(dict.fromkeys(variant.target for variant in self.variants))
 
     def variants_on(self, target: str) -> tuple[Variant, ...]:
@@ -253,7 +253,7 @@ class Plan:
 
     @cached_property
     def _families(self) -> dict[Variant, list[Variant]]:
-        """The variants by what they have in common but for the workspace."""
+        """The variants, grouped by everything but the workspace."""
         families: dict[Variant, list[Variant]] = {}
         for variant in self.variants:
             families.setdefault(variant.family, []).append(variant)

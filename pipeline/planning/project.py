@@ -1,4 +1,4 @@
-"""A configuration and the artifacts folder that belongs to it: where every stage begins."""
+"""A configuration with its artifacts folder: the start of every stage."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Project:
-    """What the stages share: the plan, the folders, and the records that are already there.
+    """The plan, the folders and the records on disk, which all stages share.
 
-    Reading a record that is missing or damaged raises `RecordError`, which names the command that makes it.
+    Reading a missing or damaged record raises `RecordError`, which names the command that makes it.
     """
 
     plan: Plan
@@ -54,9 +54,9 @@ class Project:
     stages: tuple[StageSpec[Any], ...]
     """The table of stages, in their order: `pipeline.stages.STAGES`."""
     config_file: Path = Path("pipeline.yaml")
-    """What the configuration was read from."""
+    """The file of the configuration."""
     on_worker: bool = False
-    """Whether this machine works for a farm: then it takes from no cache, and leaves nothing there."""
+    """True on a worker of a farm, which does not use the shared cache."""
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
@@ -65,7 +65,7 @@ class Project:
         Args:
             file: the configuration.
             stages: the table of stages.
-            artifacts: the folder; left out, what the configuration says, relative to its file's folder.
+            artifacts: the artifacts folder; by default the one that the configuration names, relative to its file.
 
         Raises:
             ConfigError: the configuration is wrong.
@@ -96,7 +96,7 @@ class Project:
         return Schedule(self.plan, self.stages)
 
     def file(self, record: FileRecord) -> Path:
-        """Return where a recorded file lies."""
+        """Return the path of a recorded file."""
         return self.paths.root / record.path
 
     def source(self) -> SourceRecord:
@@ -126,12 +126,12 @@ class Project:
         return self._read(self.paths.benchmark(variant), BenchmarkReport, "benchmark", subject)
 
     def sensitivity(self, graph: Graph) -> Sensitivity:
-        """Return the record of how much each layer minds being quantised."""
+        """Return the record of the layers' sensitivities to quantisation."""
         subject = f"{self.plan.model}/{graph.value}"
         return self._read(self.paths.sensitivity(graph), Sensitivity, "sensitivity", subject)
 
     def layers(self, variant: Variant) -> LayerProfile:
-        """Return the record of what takes a variant's time."""
+        """Return the record of a variant's profile."""
         return self._read(self.paths.layers(variant), LayerProfile, "profile", variant.id)
 
     def manifest(self) -> Manifest:
@@ -143,7 +143,7 @@ class Project:
         return self._read(self.paths.report_record, ReportRecord, "report", self.plan.model)
 
     def pixels(self, record: FileRecord) -> npt.NDArray[np.uint8]:
-        """Return uint8 NHWC pixels, mapped from disk so that only what is touched is read."""
+        """Return uint8 NHWC pixels, mapped from disk, so that only the used ones are read."""
         import numpy  # noqa: PLC0415,ICN001 - planning does without
 
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
@@ -169,11 +169,10 @@ class Project:
 
 
 def read_farm(config: Config, paths: Paths) -> FarmRecord:
-    """Return what is known of the farm.
+    """Return the record of the farm.
 
     Raises:
-        UnknownFarmError: nobody has looked at it yet, the record of that is damaged, or the configuration names others
-            of it now.
+        UnknownFarmError: the record is missing or damaged, or lacks a target of the configuration.
     """
     fix = "run `python -m pipeline farm`; `doit` does by itself"
     try:
@@ -188,9 +187,9 @@ def read_farm(config: Config, paths: Paths) -> FarmRecord:
 
 
 def traits(target: FarmTarget, host: Host, torch_tensorrt: Tool, onnxruntime: Tool) -> dict[str, str]:
-    """Return what must be the same wherever a target's steps run, by what it is called.
+    """Return the facts that must be equal on every machine that runs a target's steps, by name.
 
-    Without a GPU of its own that is the flavour alone: nothing but engines is made there, and nothing runs them.
+    For a target without a GPU that is the flavour alone: its machines build engines and run nothing.
     """
     versions = {tool.name: tool.version for tool in host.flavours}
     found = {"TensorRT": f"{target.flavour.value} {versions.get(target.flavour.value, 'absent')}"}
@@ -203,10 +202,10 @@ def traits(target: FarmTarget, host: Host, torch_tensorrt: Tool, onnxruntime: To
 
 
 def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
-    """Return the workers' description with this worker's own GPU and driver in it.
+    """Return the description of the workers with this worker's own GPU and driver.
 
     Raises:
-        FarmError: it is of another kind.
+        FarmError: this worker differs from the description.
     """
     host = planned.machine
     there = traits(target, host, planned.host.torch_tensorrt, planned.host.onnxruntime)

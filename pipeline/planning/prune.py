@@ -1,4 +1,4 @@
-"""Variants and graphs that pipeline.yaml no longer asks for → their files, and nothing else, deleted."""
+"""The files of variants and graphs that left pipeline.yaml: found, and deleted on request."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 _AHEAD_OF_TIME = "rtx-sm"
-"""What targets are called that are the configuration's, and no host's: `rtx-sm80+`."""
+"""The prefix of targets that depend on the configuration alone, such as `rtx-sm80+`, and on no host."""
 
 
 class Leftovers(NamedTuple):
-    """What lies in the artifacts folder beside what is planned."""
+    """Files in the artifacts folder that the plan does not have."""
 
     files: tuple[Path, ...]
-    """Files and folders of variants and graphs that the configuration no longer asks for."""
+    """The files and folders of variants and graphs that left the configuration."""
     variants: tuple[Path, ...]
     """The folders of those variants."""
     elsewhere: tuple[Path, ...]
-    """Those of variants that the configuration asks for on targets that this host does not have: another host's, and
-    kept."""
+    """The folders of planned variants on targets that this host lacks: another host's, and kept."""
     in_use: tuple[Path, ...]
-    """Files of dropped variants that a planned variant shares, and that are kept for it."""
+    """Files of dropped variants that a planned variant shares: kept."""
     models: tuple[Path, ...] = ()
-    """Folders of models of other names, which another configuration may make: kept."""
+    """The folders of other models, which another configuration may make: kept."""
 
     @property
     def bytes(self) -> int:
-        """How much room the files take."""
+        """The size of the files on disk."""
         inner = [path for file in self.files for path in (file.rglob("*") if file.is_dir() else (file,))]
         return sum(path.stat().st_size for path in inner if path.is_file())
 
 
 def find_leftovers(project: Project) -> Leftovers:
-    """Return what `delete` would delete.
+    """Return the files that `delete` would delete.
 
-    A folder is a variant's because the record in it says so, or one of an older schema. One whose target is not planned
-    here is another host's, as long as the same precision, profile and workspace are planned for some target.
+    A folder belongs to a variant if its record says so, in this schema or an older one. A folder of an unplanned target
+    is another host's if the same precision, batch range and workspace are planned for some target.
 
     Raises:
         StorageError: the artifacts folder cannot be read.
@@ -86,7 +85,7 @@ def find_leftovers(project: Project) -> Leftovers:
 
 
 def delete(project: Project, leftovers: Leftovers) -> None:
-    """Delete records last, so that an interrupted deletion is found again; then the folders left empty.
+    """Delete files, then records, then empty folders: an interrupted deletion is found again by its records.
 
     Raises:
         StorageError: something cannot be deleted.
@@ -120,7 +119,7 @@ def _names(project: Project) -> list[str]:
 
 
 def _record(project: Project, path: Path) -> Artifact | None:
-    """Return a build's record; None for what is not one, or not of the variant whose folder it is in."""
+    """Return a build's record; None for another file, or for a record of another folder's variant."""
     try:
         record = read_record(path, Artifact)
     except RecordError:
@@ -129,23 +128,23 @@ def _record(project: Project, path: Path) -> Artifact | None:
 
 
 def _is_older(path: Path) -> bool:
-    """Return whether a build's record is one that an older version of this package has written."""
+    """Return whether an older version of this package wrote a build's record."""
     try:
-        said = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except ValueError:
         return False
-    version = said.get("schema_version") if isinstance(said, dict) and "variant" in said else None
+    version = record.get("schema_version") if isinstance(record, dict) and "variant" in record else None
     return type(version) is int and version < SCHEMA_VERSION
 
 
 def _is_elsewhere(project: Project, folder: Path) -> bool:
-    """Return whether a variant is planned, but for a target that another host has."""
+    """Return whether a variant is planned, for a target of another host."""
     target, names = folder.parent.name, {variant.name for variant in project.plan.variants}
     return target not in project.plan.targets and not target.startswith(_AHEAD_OF_TIME) and folder.name in names
 
 
 def _orphans(project: Project, gone: list[Artifact]) -> Iterator[Path]:
-    """Yield engines that only dropped variants share, where the variant that built them went before."""
+    """Yield engines that only dropped variants share, and whose own variant is gone already."""
     for record in gone:
         path = project.file(record.file) if record.file and record.same_as else None
         if path and not (path.parent / "artifact.json").exists():
@@ -159,7 +158,7 @@ def _graphs(project: Project) -> Iterator[Path]:
         try:
             read_record(paths.onnx_record(graph), OnnxRecord)
         except RecordError:
-            continue  # there is none, or it is nobody's
+            continue  # there is no record, or a damaged one
         if graph not in project.plan.graphs:
             yield from (path for path in _files_of(project, graph) if path != paths.onnx_record(graph))
             yield paths.onnx_record(graph)
@@ -174,7 +173,7 @@ def _files_of(project: Project, graph: Graph) -> Iterator[Path]:
 
 
 def _is_another(project: Project, path: Path) -> bool:
-    """Return whether a folder is a model's that this configuration does not make."""
+    """Return whether a folder belongs to a model of another configuration."""
     try:
         model = read_record(path, SourceRecord).model
     except RecordError:

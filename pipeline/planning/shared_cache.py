@@ -1,10 +1,10 @@
-"""A step's results ↔ a cache that machines share: what one has made by a key, no other makes again.
+"""A cache of results that machines share: a result with the same key is made only once.
 
-    cache/results/<stage>/<the key's digest>.json   what a step made: its record and its files
-    cache/blobs/<first two digits>/<SHA-256>        those, by their digests
+    cache/results/<stage>/<digest of the key>.json   the listing of a result: its record and its files
+    cache/blobs/<first two digits>/<SHA-256>         the record and the files, by their digests
 
-What is taken has the digests that its listing says and the key that this machine has computed; the record that then
-lies in artifacts/ is the maker's, with its toolchain and time. Whoever can write into the cache is trusted as a maker.
+A fetched result has the digests of its listing and the key that this machine computed. Its record is the maker's, with
+the maker's toolchain and time. Everyone who can write to the cache is trusted as a maker.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ _MAX_LISTING_BYTES = 2**20
 
 
 class _RecordFile(NamedTuple):
-    """Where a step's record lies, and of which kind it is."""
+    """The path and the type of a step's record."""
 
     path: Path
     kind: type[StageRecord]
 
 
 class SharedCache:
-    """Where machines leave what they have made, and find what others have."""
+    """A store of results, by the digests of their keys."""
 
     def __init__(self, url: str) -> None:
-        """Prepare to reach it; nothing is asked yet.
+        """Prepare a connection; nothing is sent yet.
 
         Raises:
-            StoreError: no such kind of URL is known, or its package is not installed.
+            StoreError: the URL has an unknown scheme, or the package for it is not installed.
         """
         self._store = ObjectStore(url)
 
     def fetch(self, project: Project, step: Step) -> str:
-        """Take a step's results from the cache, in place of what is there.
+        """Replace a step's results on disk by those of the cache.
 
         Args:
-            project: what the step is made from must be there.
-            step: what to look for.
+            project: the place of the results; the step's inputs must be there.
+            step: the step to look for.
 
         Returns:
-            where from and when they were made; empty where there are none. A cache that cannot be reached, or is
-            damaged, is told of and has none: the step is made here.
+            their origin and time; empty if the cache has none. If the cache is unreachable or damaged, a warning is
+            printed and the step is built locally.
 
         Raises:
-            RecordError: what the step is made from is missing.
+            RecordError: an input of the step is missing.
             StorageError: the results cannot be written.
         """
         place = _place(project, step)
@@ -80,7 +80,7 @@ class SharedCache:
             return ""
 
     def _take(self, listing: str, key: Key, place: _RecordFile, root: Path, scratch: Path) -> str:
-        """Fetch what a listing names, check it, and put it in its place."""
+        """Fetch the files of a listing, check them, and install them."""
         text = self._store.read(listing, _MAX_LISTING_BYTES)
         if text is None:
             return ""
@@ -95,15 +95,15 @@ class SharedCache:
         return f"{self._store.shown}, made at {record.built_at:%Y-%m-%d %H:%M} UTC"
 
     def _check(self, found: CachedStep, record: str, listing: str) -> None:
-        """Check that what was found lies where the step's own results lie, and nowhere else."""
+        """Check that the listed files belong into the step's own folder."""
         own = PurePosixPath(record).parent
         if found.record.path != record or any(PurePosixPath(file.path).parent != own for file in found.files):
             raise StoreError(f"{listing} of {self._store.shown} names files that are not the step's")
 
     def offer(self, project: Project, step: Step) -> None:
-        """Leave a step's results where other machines find them; a cache that does not take them is told of.
+        """Put a step's results into the cache; if the cache does not take them, a warning is printed.
 
-        Failures are not left there, nor what shares its files with another step.
+        Failures, and results that share files with another step, stay out.
         """
         place = _place(project, step)
         if place is None:

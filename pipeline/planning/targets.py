@@ -1,4 +1,4 @@
-"""`Config` → what there is to do: the variants of the matrix and the steps that make them. Pure."""
+"""The targets of engines and modules: the GPUs and libraries that they are built for. Pure."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GpuTarget:
-    """What one set of engines, or of torch's modules, is built for."""
+    """The target of one set of engines, or of torch's modules."""
 
     name: str
     gpu: Gpu | None
-    """The GPU that they are built on, or else are tried on; None on a host without."""
+    """The GPU that builds them, or tries engines that were built ahead of time; None on a host without one."""
     flavour: EngineFlavour
     """The TensorRT that builds its engines."""
     flavour_version: str
-    """Its full version, "absent" where it is not installed."""
+    """The full version of the flavour; "absent" if it is not installed."""
     cuda_major: int | None = None
-    """Of the CUDA that it is made for, where that is known."""
+    """The major version of the CUDA that the flavour is made for, if known."""
     compute_capabilities: tuple[int, ...] = ()
-    """What they run on, where they are built ahead of time; empty for the GPU alone."""
+    """The compute capabilities of engines that are built ahead of time; empty for engines of one GPU type."""
     workers: FarmHost | None = None
-    """Who builds them, where this machine does not."""
+    """The farm's workers that build them; None on this machine."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Machines of one kind: what they have, and what they are to build."""
+    """Equal machines: their GPUs and libraries, and the compute capabilities to build for."""
 
     gpus: tuple[Gpu, ...]
     torch: str
@@ -47,12 +47,14 @@ class Machines:
     workers: FarmHost | None = None
 
     def target(self, name: str, gpu: Gpu | None, compute_capabilities: tuple[int, ...] = ()) -> GpuTarget:
+        """Return a target of these machines."""
         return GpuTarget(
             name, gpu, self.flavour, self.flavour_version, self.cuda_major, compute_capabilities, self.workers
         )
 
 
 def engine_targets_of(machines: Machines) -> Iterator[GpuTarget]:
+    """Yield the targets of engines: one for all compute capabilities, or one for each GPU type."""
     if machines.compute_capabilities:
         gpu = machines.gpus[0] if machines.gpus else None
         yield machines.target(portable_target(machines.compute_capabilities), gpu, machines.compute_capabilities)

@@ -1,4 +1,4 @@
-"""Variant → why its results are stale, or since when they are up to date, step by step."""
+"""Variant → the reasons why its results are stale, or the time since when they are current, step by step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def explain(project: Project, variant: Variant) -> str:
-    """Return in lines what is known of every step that a variant's results come from.
+    """Return a line on the variant, and one on each step that its results come from.
 
-    The first line is about the variant: the first reason on the way from its weights to its validation, which is what
-    `doit` would begin with. Steps after a stale one may turn out to have nothing to do, once that has been made again.
+    The line on the variant has the first reason from its weights to its validation, with which `doit` would begin.
+    Steps after a stale one may have nothing to do after that has run.
 
     Raises:
         NewerRecordError: a record is there that only a newer version of this package can read.
@@ -44,7 +44,7 @@ def _steps_of(project: Project, variant: Variant) -> list[Step]:
 
 
 def _verdict(known: dict[Step, Freshness]) -> str:
-    """Return what is to be said of the variant; a benchmark's reasons are those of all that it times."""
+    """Return the state of the variant, without the benchmark, whose reasons are those of its whole target."""
     own = {step: status for step, status in known.items() if step.stage != "benchmark"}
     for step, status in own.items():
         if not status.is_current:
