@@ -1,0 +1,39 @@
+"""Records and hypothesis strategies that the tests of records share."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from model_artifacts.records import BatchRange, FileRecord, Interpolation, Key, KeyField, Preprocessing, Record
+
+R = TypeVar("R", bound=Record)
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+KEY = Key(fields=(KeyField(name="a", value="1"),))
+RGB = Preprocessing(
+    resize=32, crop=16, interpolation=Interpolation.BICUBIC, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+)
+
+
+def file_record(name: str) -> FileRecord:
+    """Return the record of a file of one byte."""
+    return FileRecord(path=name, bytes=1, sha256="0" * 64)
+
+
+def reread(record: R) -> R:
+    """Return a record after a round trip through JSON."""
+    return type(record).model_validate_json(record.to_json())
+
+
+TEXTS = st.text(max_size=12)
+COUNTS = st.integers(0, 2**60)
+FINITE = st.floats(0, allow_nan=False, allow_infinity=False)
+
+BATCH_RANGES = st.lists(st.integers(1, 10**6), min_size=3, max_size=3).map(
+    lambda sizes: BatchRange(**dict(zip(("min", "opt", "max"), sorted(sizes), strict=True)))
+)
+
+KEYS = st.lists(st.builds(KeyField, name=TEXTS, value=TEXTS), max_size=3).map(lambda fields: Key(fields=tuple(fields)))
