@@ -1,29 +1,21 @@
-"""Files are written whole or not at all, and read back with a message that helps."""
+"""Files and folders: whole or not there at all, whatever goes wrong."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_artifacts.errors import NewerRecordError, RecordError, StorageError
+from model_artifacts.errors import StorageError
 from model_artifacts.host.files import keeping, replace_folder, replacing, replacing_folder, scratch_folder, write_bytes
-from model_artifacts.host.hashes import describe_file, sha256_of
-from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import FileRecord, Key, StageRecord, Tool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _no_space(*_: object, **__: object) -> None:
@@ -164,178 +156,7 @@ def test_a_folder_that_a_killed_writer_left_goes_a_day_later(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-young", "release"]
 
 
-# Records.
-
-
-def _stage_record() -> StageRecord:
-    return StageRecord(key=Key(fields=()), built_at=datetime(2026, 1, 1, tzinfo=timezone.utc))
-
-
-def test_record_is_read_back(tmp_path: Path) -> None:
-    """What is written as a record is read as the same record."""
-    write_record(tmp_path / "r.json", _stage_record())
-    assert read_record(tmp_path / "r.json", StageRecord) == _stage_record()
-
-
-def test_record_on_disk_is_its_canonical_json(tmp_path: Path) -> None:
-    """The file is UTF-8 text that ends in a newline."""
-    write_record(tmp_path / "r.json", Tool(name="ü", version="1"))
-    assert (tmp_path / "r.json").read_bytes() == '{\n  "name": "ü",\n  "version": "1"\n}\n'.encode()
-
-
-def test_missing_record_is_told_the_fix(tmp_path: Path) -> None:
-    """A record that is not there is named, with the command that makes it."""
-    with pytest.raises(RecordError) as caught:
-        read_record(tmp_path / "r.json", Tool, fix="run `make r`")
-    assert str(caught.value) == f"{tmp_path / 'r.json'} is missing\n  fix:      run `make r`"
-
-
-def test_record_that_is_a_folder_is_told_the_fix(tmp_path: Path) -> None:
-    """What cannot be read for another reason is told with the system's reason."""
-    with pytest.raises(RecordError) as caught:
-        read_record(tmp_path, Tool, fix="run `make r`")
-    assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory\n  fix:      run `make r`"
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"name": "x"'])
-def test_damaged_record_is_told_the_fix(tmp_path: Path, content: bytes) -> None:
-    """Whatever a file holds instead of a record, the message names it, the kind of record and the fix."""
-    path = tmp_path / "r.json"
-    path.write_bytes(content)
-    with pytest.raises(RecordError) as caught:
-        read_record(path, Tool, fix="run `make r`")
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith(f"{path} is not a valid Tool: ")
-    assert lines[-1] == "  fix:      run `make r`"
-
-
-def test_damaged_record_has_no_empty_place(tmp_path: Path) -> None:
-    """Where the whole file is wrong, no place within it is named."""
-    (tmp_path / "r.json").write_text("{")
-    with pytest.raises(RecordError, match="is not a valid Tool: Invalid JSON"):
-        read_record(tmp_path / "r.json", Tool)
-
-
-def test_record_with_a_wrong_field_names_the_field(tmp_path: Path) -> None:
-    """The place within the record is part of the message."""
-    (tmp_path / "r.json").write_text('{"path": "x", "bytes": -1, "sha256": "' + "0" * 64 + '"}')
-    with pytest.raises(RecordError, match="is not a valid FileRecord: bytes: Input should be greater than"):
-        read_record(tmp_path / "r.json", FileRecord)
-
-
-def test_record_of_a_newer_schema_names_the_version(tmp_path: Path) -> None:
-    """A record that a later version of this program wrote is refused because of its schema version."""
-    path = tmp_path / "r.json"
-    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(NewerRecordError, match=r"(?s)r\.json was written by a newer.*got: +schema_version 2.*update"):
-        read_record(path, StageRecord)
-
-
-def test_record_of_a_newer_schema_is_not_replaced(tmp_path: Path) -> None:
-    """What a later version of this program wrote is not lost to an older one."""
-    path = tmp_path / "r.json"
-    newer = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
-    path.write_text(newer)
-    with pytest.raises(NewerRecordError, match="newer version"):
-        write_record(path, _stage_record())
-    assert path.read_text() == newer
-
-
-def test_record_of_an_older_schema_is_made_again(tmp_path: Path) -> None:
-    """It is never misread; its step is told to run, and may replace it."""
-    path = tmp_path / "r.json"
-    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 0'))
-    with pytest.raises(RecordError, match="schema_version: Input should be greater than or equal to 1"):
-        read_record(path, StageRecord)
-    write_record(path, _stage_record())
-    assert read_record(path, StageRecord) == _stage_record()
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", '{"schema_version": "2"}', '{"schema_version": true}', "[" * 100_000])
-def test_what_is_no_record_may_be_replaced(tmp_path: Path, text: str) -> None:
-    """Only a whole number that is too high makes a record newer."""
-    path = tmp_path / "r.json"
-    path.write_text(text)
-    write_record(path, _stage_record())
-    assert read_record(path, StageRecord) == _stage_record()
-
-
-def test_record_of_a_newer_schema_with_new_fields_names_the_version(tmp_path: Path) -> None:
-    """The version is told rather than a field that only the later version has."""
-    path = tmp_path / "r.json"
-    text = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
-    path.write_text(text.replace("{", '{"aaa": 1, "built_by": "me",', 1))
-    with pytest.raises(NewerRecordError, match="schema_version"):
-        read_record(path, StageRecord)
-
-
-@given(st.binary(max_size=60))
-@settings(deadline=None)
-def test_any_bytes_are_no_tool(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    """Random bytes are a record error, never another one."""
-    path = tmp_path_factory.getbasetemp() / "any-record.json"
-    path.write_bytes(data)
-    with pytest.raises(RecordError):
-        read_record(path, Tool)
-
-
 # Digests.
-
-
-def test_digest_is_sha256(tmp_path: Path) -> None:
-    """The digest is that of the file's bytes, also beyond one block of reading."""
-    data = bytes(range(256)) * 8192  # 2 MiB
-    (tmp_path / "x").write_bytes(data)
-    assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()
-
-
-def _appended(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"x")
-
-
-def _replaced(path: Path) -> None:
-    write_bytes(path, b"new")
-
-
-def _rewritten_with_the_old_time(path: Path) -> None:
-    before = path.stat()
-    path.write_bytes(b"new")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-@pytest.mark.parametrize("change", [_appended, _replaced, _rewritten_with_the_old_time])
-def test_changed_file_has_another_digest(tmp_path: Path, change: Callable[[Path], None]) -> None:
-    """A file that changes within one process is read again, same size or not."""
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-    before = sha256_of(path)
-    change(path)
-    assert sha256_of(path) != before
-    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of gigabytes are hashed once a process."""
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-    before = sha256_of(path)
-    monkeypatch.setattr("pathlib.Path.open", _no_space)
-    assert sha256_of(path) == before
-
-
-def test_digest_of_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
-    """A file that is not there is named."""
-    with pytest.raises(StorageError, match="failed: No such file or directory"):
-        sha256_of(tmp_path / "absent")
-
-
-def test_described_file_has_its_path_below_the_root(tmp_path: Path) -> None:
-    """A file's record holds for any place that the artifacts are moved to."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_bytes(b"old")
-    expected = FileRecord(path="a/x", bytes=3, sha256=hashlib.sha256(b"old").hexdigest())
-    assert describe_file(tmp_path / "a" / "x", tmp_path) == expected
 
 
 def test_a_log_is_kept_when_the_work_is_done(tmp_path: Path) -> None:

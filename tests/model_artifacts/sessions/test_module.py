@@ -1,10 +1,8 @@
-"""How torch's modules run, on the CPU; what needs a GPU is in tests/gpu."""
+"""Sessions of torch modules, with a stand-in for Torch-TensorRT on the CPU."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,24 +11,21 @@ import torch
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.factory_code import code_of
-from model_artifacts.host.hashes import sha256_of
-from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, BatchRange, FileRecord, Key, Layout, Precision, Recipe, Variant
+from model_artifacts.records import BatchRange, Layout, Precision
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import Loaded, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.records import Artifact, Outcome
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.common.modules import load_module
-from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import FP16, distance, images, reference
+from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -39,36 +34,6 @@ def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     use(Library(), monkeypatch)
     found = Project.load(copied / "pipeline.yaml")
     return Project(Plan(found.config, host(H100)), found.paths)
-
-
-def named(project: Project, name: str) -> Variant:
-    """Return the variant of this name."""
-    return next(item for item in project.plan.variants if item.name == name and "torch" in item.target)
-
-
-def artifact_of(project: Project, variant: Variant, path: Path, **more: Any) -> Artifact:
-    """Return the record of a file that a build made."""
-    record = FileRecord(path=path.relative_to(project.paths.root).as_posix(), bytes=1, sha256="0" * 64)
-    return Artifact(
-        key=Key(fields=()),
-        built_at=project.source().built_at,
-        variant=variant,
-        outcome=Outcome.DONE,
-        file=record,
-        **more,
-    )
-
-
-def made(project: Project, name: str) -> Artifact:
-    """Build a Torch-TensorRT variant as `make_module` does, but in this process."""
-    variant = named(project, name)
-    in_time = variant.backend is Backend.TORCH_COMPILE
-    path = project.paths.recipe(variant) if in_time else project.paths.module(variant)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = torchtrt._make(project, variant, H100, path)
-    if in_time:
-        write_record(path, torchtrt.recipe_of(project, variant, result.settings))
-    return artifact_of(project, variant, path, module=result.contents)
 
 
 @pytest.mark.parametrize(
@@ -107,47 +72,6 @@ def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> N
     assert {tensor.dtype for tensor in weights} == {torch.float16}
 
 
-def test_only_the_weights_of_a_baseline_lie_in_channels_last(project: Project) -> None:
-    """The baseline that users compare with has them, and says so in its name."""
-    path = project.file(project.source().weights)
-    module = load_module(project, artifact_of(project, named(project, "eager-fp16-channels_last"), path), H100)
-    weights = [tensor for tensor in module.module.parameters() if tensor.ndim == 4]
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights)
-
-
-def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
-    """Both digests are named, and nothing of the file is used."""
-    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
-    weights = project.file(project.source().weights)
-    shutil.copy(weights, weights.with_suffix(".old"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(RunError, match="holds other weights than the recipe was made for") as caught:
-        load_module(project, artifact, H100)
-    assert project.source().weights.sha256 in str(caught.value)
-
-
-def test_a_recipe_of_other_code_is_refused_before_it_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that fit another network of the same shapes would give its numbers: both digests are named."""
-    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
-    monkeypatch.setattr("model_artifacts.sessions.module.code_of", lambda _: "1.2.3")
-    monkeypatch.setattr("model_artifacts.sessions.module.assemble", None)
-    with pytest.raises(RunError, match="is not what the recipe was made with") as caught:
-        load_module(project, artifact, H100)
-    assert "got:      1.2.3" in str(caught.value)
-    assert f"expected: {sha256_of(Path('tests/support/tiny_model.py'))}" in str(caught.value)
-
-
-def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
-    """What the recipe says made it counts, too, whatever the record beside it says."""
-    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
-    assert artifact.file is not None
-    path = project.file(artifact.file)
-    recipe = read_record(path, Recipe)
-    write_record(path, recipe.model_copy(update={"libraries": recipe.libraries[:1]}))
-    with pytest.raises(RunError, match="made by other versions"):
-        load_module(project, artifact, H100)
-
-
 def test_a_recipe_is_compiled_once_its_session_is_open(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """No caller waits for the compiler at a batch size that the recipe names; what was made here can be told."""
     artifact = made(project, "torch_compile-fp16-b1-2-4-ws16MiB")
@@ -179,38 +103,6 @@ def test_a_recipe_is_made_again_without_the_hosts_timings(project: Project, monk
     with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
         run(images(project, 1))
     assert library.seen[-1]["timing_cache_path"] == os.devnull
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda _: {"factory": "os:mkdir"}, r"(?s)calls another function.*tests\.tiny_model:make.*os:mkdir"),
-        (
-            lambda recipe: {"weights": recipe.weights.model_copy(update={"path": "../elsewhere"})},
-            r"names a file outside its folder: \.\./elsewhere",
-        ),
-    ],
-)
-def test_a_recipe_leads_nowhere_else(
-    project: Project, change: Callable[[Recipe], dict[str, object]], message: str
-) -> None:
-    """Neither to another function than the model's, nor out of the folder."""
-    artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
-    path = project.paths.recipe(artifact.variant)
-    recipe = read_record(path, Recipe)
-    shutil.copy(project.file(recipe.weights), project.paths.root.parent / "elsewhere")
-    write_record(path, recipe.model_copy(update=change(recipe)))
-    with pytest.raises(RunError, match=message):
-        load_module(project, artifact, H100)
-
-
-def test_a_module_of_other_versions_is_refused_before_it_is_read(project: Project) -> None:
-    """A .pt2 that another version wrote is not loaded."""
-    artifact = made(project, "dynamo-fp16-b1-ws16MiB")
-    assert artifact.module is not None
-    older = artifact.module.model_copy(update={"libraries": artifact.module.libraries[:1]})
-    with pytest.raises(RunError, match="made by other versions"):
-        load_module(project, artifact.model_copy(update={"module": older}), H100)
 
 
 @pytest.mark.parametrize(
@@ -256,19 +148,6 @@ def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch:
             for layout in Layout:
                 run(images(project, size), layout)
     assert len(library.seen) == 10
-
-
-def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A baseline that runs in Python between two graphs would be no torch.compile to compare with."""
-    monkeypatch.setattr("pipeline.stages.common.modules.restore_model", lambda _: Branches())
-    variant = named(project, "inductor-fp16")
-    module = load_module(project, artifact_of(project, variant, project.file(project.source().weights)), H100)
-    with (
-        open_session(module, variant, (3, 32, 32), None) as run,
-        pytest.raises(RunError, match="cannot run a batch of 2") as caught,
-    ):
-        run(images(project, 2))
-    assert "factories.py:" in str(caught.value)
 
 
 def test_a_session_on_the_cpu_has_no_stream(project: Project) -> None:

@@ -1,12 +1,9 @@
-"""The torch model: factories, checkpoints, heads, strict FP32 and the folding of batch-norms."""
+"""Factories, checkpoints, strict FP32 and the folding of batch-norms."""
 
 from __future__ import annotations
 
 import os
-import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from model_artifacts.errors import ArtifactError, RecordError, SourceError
+from model_artifacts.errors import SourceError
 from model_artifacts.sessions.torch_model import (
     fold_batch_norms,
     import_factory,
@@ -25,36 +22,17 @@ from model_artifacts.sessions.torch_model import (
     replace_head,
     strict_fp32,
 )
-from pipeline.planning.project import Project
-from pipeline.stages.common.model import restore_model
-from pipeline.stages.source.network import cached_file, count_classes, fetch, find_head, imagenet_weights
 from tests.support import factories, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from torchvision.models import WeightsEnum
 
 SHAPE = (3, 32, 32)
 STATE = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
 
 any_bytes = st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda data: b"\x80\x02" + data))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of downloads."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def resnet18(hub: Path) -> WeightsEnum:
-    """Torchvision's entry for ResNet18, with nothing downloaded."""
-    assert not hub.exists()
-    weights = imagenet_weights("torchvision.models:resnet18")
-    assert weights is not None
-    return weights
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -150,43 +128,6 @@ def test_model_is_in_evaluation_mode() -> None:
 
 
 # What a model takes and gives
-
-
-def test_classes_are_counted() -> None:
-    """The number of classes is that of the logits."""
-    assert count_classes(factories.three_classes().eval(), SHAPE) == 3
-
-
-def test_model_with_another_input() -> None:
-    """A model that cannot take the images says what it was given and why it failed."""
-    with pytest.raises(SourceError, match=r"(?s)one input \(batch, 3, 32, 32\).*expected input\[2, 3, 32, 32\]"):
-        count_classes(factories.greyscale().eval(), SHAPE)
-
-
-@pytest.mark.parametrize(
-    ("model", "got"),
-    [
-        (nn.Conv2d(3, 10, 3), r"shape \(2, 10, 30, 30\)"),
-        (nn.Flatten(0), r"shape \(6144,\)"),
-        (nn.Sequential(nn.Flatten(), nn.Unflatten(0, (1, 2)), nn.Flatten(0, 1), nn.Unflatten(1, (1, 3072))), "shape"),
-        (factories.TwoOutputs(), "tuple"),
-    ],
-)
-def test_model_without_logits(model: nn.Module, got: str) -> None:
-    """A model that does not give (batch, classes) is refused with what it gives."""
-    with pytest.raises(SourceError, match=rf"(?s)does not return logits.*one output \(batch, classes\).*got: +{got}"):
-        count_classes(model, SHAPE)
-
-
-def test_head_is_the_last_linear_layer() -> None:
-    """The head is found by its name in the model."""
-    assert find_head(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.ReLU())).name == "1"
-
-
-def test_model_without_a_head() -> None:
-    """A model without a linear layer is told what to use instead of the sample."""
-    with pytest.raises(SourceError, match=r"(?s)ends in torch.nn.Linear.*Conv2d.*name `model.weights`"):
-        find_head(factories.feature_map())
 
 
 def test_head_is_replaced() -> None:
@@ -361,138 +302,6 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
         load_state(model, {"weight": STATE["weight"]}, "here")
 
     assert torch.equal(model.weight, before)
-
-
-# torchvision's weights
-
-
-@pytest.mark.parametrize("spec", ["tests.support.tiny_model:make", "torch.nn:Linear", "torchvision.models:get_model"])
-def test_other_factories_have_no_imagenet_weights(spec: str) -> None:
-    """Only torchvision's own models have ImageNet weights."""
-    assert imagenet_weights(spec) is None
-
-
-def test_cached_weights_are_not_downloaded(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in torch's cache is taken as it is."""
-    file = cached_file(resnet18)
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"weights")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
-
-    assert fetch(resnet18, 1.0) == file
-
-
-def test_weights_are_downloaded(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download goes into torch's cache, is checked against the digest in its name, and may be silent so long."""
-    asked: list[tuple[str, str | None, float | None]] = []
-
-    def download(url: str, target: str, hash_prefix: str | None = None, *, progress: bool = True) -> None:
-        assert not progress
-        asked.append((url, hash_prefix, socket.getdefaulttimeout()))
-        Path(target).write_bytes(b"weights")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-
-    file = fetch(resnet18, 2.5)
-
-    assert file.read_bytes() == b"weights"
-    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd", 2.5)]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [URLError("unreachable"), TimeoutError("silent"), RuntimeError('invalid hash value (expected "f3", got "00")')],
-)
-def test_failed_download(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """A download that fails says why, and where a file fetched by hand may be put."""
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(error))
-
-    with pytest.raises(SourceError, match=r"(?s)cannot be downloaded.*put the file at .*resnet18-f37072fd\.pth"):
-        fetch(resnet18, 1.0)
-
-
-def test_timeout_is_restored(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process's default timeout is what it was, after a failed download too."""
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(URLError("unreachable")))
-    before = socket.getdefaulttimeout()
-
-    with pytest.raises(SourceError):
-        fetch(resnet18, 1.0)
-
-    assert socket.getdefaulttimeout() == before
-
-
-def test_connection_that_breaks_off(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response that ends in the middle (http.client's errors are no OSErrors) is a failed download."""
-    from http.client import IncompleteRead  # noqa: PLC0415 - for this test alone
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(IncompleteRead(b"half")))
-
-    with pytest.raises(SourceError, match="cannot be downloaded"):
-        fetch(resnet18, 1.0)
-
-
-def test_cache_that_cannot_be_made(resnet18: WeightsEnum, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder that cannot be made (a read-only home) is a failed download."""
-    hub.write_text("a file where the folder should be")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(URLError("unreachable")))
-
-    with pytest.raises(SourceError, match="cannot be downloaded"):
-        fetch(resnet18, 1.0)
-
-
-def _raiser(error: Exception) -> Callable[..., None]:
-    def download(*_: object, **__: object) -> None:
-        raise error
-
-    return download
-
-
-# Restoring
-
-
-def test_model_is_restored(built: Project) -> None:
-    """The restored model has the fitted head and the stored weights."""
-    model = restore_model(built)
-
-    stored = read_checkpoint(built.paths.weights)
-    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
-
-
-def test_nothing_to_restore(write_config: Callable[[str], Path]) -> None:
-    """Without the source stage's record the command that makes it is named."""
-    project = Project.load(write_config(factories.configuration()))
-
-    with pytest.raises(RecordError, match="python -m pipeline source tiny"):
-        restore_model(project)
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"x" + data[1:]], ids=["cut", "changed"])
-def test_damaged_weights_are_not_restored(copied: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Stored weights that are damaged are an error of the pipeline's own, not of the library's."""
-    project = Project.load(copied / "pipeline.yaml")
-    project.paths.weights.write_bytes(damage(project.paths.weights.read_bytes()))
-
-    with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
-        restore_model(project)
-
-
-def test_removed_weights_are_not_restored(copied: Path) -> None:
-    """Stored weights that were removed are an error of the pipeline's own."""
-    project = Project.load(copied / "pipeline.yaml")
-    project.paths.weights.unlink()
-
-    with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
-        restore_model(project)
-
-
-@pytest.mark.parametrize("factory", ["three_classes", "feature_map"])
-def test_factory_that_has_changed(copied: Path, monkeypatch: pytest.MonkeyPatch, factory: str) -> None:
-    """A factory that gives another network now is a source error: the stored weights do not fit it."""
-    monkeypatch.setattr(tiny_model, "make", getattr(factories, factory))
-
-    with pytest.raises(SourceError):
-        restore_model(Project.load(copied / "pipeline.yaml"))
 
 
 # Strict FP32
