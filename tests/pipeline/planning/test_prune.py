@@ -1,4 +1,4 @@
-"""Files of variants that pipeline.yaml no longer asks for."""
+"""Prune: leftovers are listed, and deleted on demand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.prune import find_leftovers
 from pipeline.records import Artifact
+from tests.support.configs import rewrite
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     Files = dict[Path, bytes]
+
 
 SMALL = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
@@ -28,14 +30,6 @@ def files(folder: Path) -> Files:
     """Return every file and what it holds, but for the cache of digests."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".digests"))
     return {path: path.read_bytes() for path in found}
-
-
-def rewrite(folder: Path, old: str, new: str) -> str:
-    """Change the configuration; return its path."""
-    config = folder / "pipeline.yaml"
-    assert old in config.read_text()
-    config.write_text(config.read_text().replace(old, new))
-    return str(config)
 
 
 def test_what_is_planned_is_no_leftover(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.__main__ import main
-from tests.pipeline.planning.test_prune import rewrite
+from tests.support.configs import rewrite
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,259 @@
+"""Values of the configuration: sizes, shares, batch ranges, compute capabilities and devices."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from model_artifacts.records import BatchRange
+from pipeline.config.loading import load_config
+from pipeline.config.values import WorkspaceSize
+from tests.support.configs import MATRIX, Problems
+from tests.support.hosts import H100, L4, host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.config.settings import Config
+
+
+# What is accepted.
+
+
+def test_bare_number_is_a_fixed_batch(load: Callable[[str], Config]) -> None:
+    """`8` means from 8 to 8."""
+    assert load(MATRIX).profiles == (BatchRange(min=1, opt=1, max=1), BatchRange(min=1, opt=8, max=32))
+
+
+def test_preprocessing_auto_is_none(load: Callable[[str], Config]) -> None:
+    """`auto` leaves the preprocessing to the weights."""
+    assert load(MATRIX + "preprocessing: auto\n").preprocessing is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("80+", (80, 86, 89, 120)), ("[89, 75]", (75, 89)), ("[120, 89, 86, 80]", (80, 86, 89, 120))],
+)
+def test_compute_capabilities_are_sorted(load: Callable[[str], Config], text: str, expected: tuple[int, ...]) -> None:
+    """A list is sorted, and `80+` stands for the portable one."""
+    config = load(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
+    assert config.tensorrt.compute_capabilities == expected
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("1073741824", 2**30), ("256MiB", 2**28), ("1 GiB", 2**30), ("1.5GiB", 3 * 2**29), ("1GB", 10**9)],
+)
+def test_size_is_read_as_bytes(text: str, size: int) -> None:
+    """Bytes, binary units and decimal units."""
+    assert WorkspaceSize(text=text).bytes(None) == size
+
+
+@given(st.integers(1, 2**20), st.sampled_from([("", 1), ("KiB", 2**10), ("MiB", 2**20), ("GB", 10**9)]))
+@settings(deadline=None)
+def test_size_is_its_number_times_its_unit(number: int, unit: tuple[str, int]) -> None:
+    """No size loses a byte."""
+    assert WorkspaceSize(text=f"{number}{unit[0]}").bytes(None) == number * unit[1]
+
+
+@given(st.integers(1, 100), st.integers(100, 2**40))
+@settings(deadline=None)
+def test_share_is_of_the_gpus_memory(percent: int, memory: int) -> None:
+    """A share is never more than the memory it is of, and within a byte of it exactly."""
+    size = WorkspaceSize(text=f"{percent}%").bytes(memory)
+    assert size is not None
+    assert abs(size - memory * percent / 100) < 1
+    assert size <= memory
+
+
+def test_share_has_no_size_without_a_gpu() -> None:
+    """Where no GPU's memory is known, a share is no number of bytes."""
+    assert WorkspaceSize(text="25%").bytes(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [("1GiB", "1GiB"), ("1 GiB", "1GiB"), ("25%", "25pct"), ("12.5 %", "12.5pct")]
+)
+def test_label_fits_a_file_name(text: str, label: str) -> None:
+    """A label has neither spaces nor per-cent signs."""
+    assert WorkspaceSize(text=text).label == label
+
+
+@given(st.text(max_size=12) | st.from_regex(r"\A[0-9]{1,4}(\.[0-9])? ?([KMG]i?B|%)?.?.?\Z"))
+@settings(deadline=None)
+@example("1GiB/../../x")
+@example("1,5GiB")
+@example("9" * 400 + "GiB")
+def test_any_text_is_a_positive_size_with_a_safe_label_or_refused(text: str) -> None:
+    """Whatever is accepted as a size is above zero, and can be a part of a file's name."""
+    try:
+        size = WorkspaceSize(text=text)
+    except ValueError:
+        return
+    number = size.bytes(100 * 2**30)
+    assert number is not None
+    assert re.fullmatch(r"[\w.]+", size.label), size
+
+
+@pytest.mark.parametrize("text", ["1,5GiB", "1GiB or so", "1/2GiB", "1-2GiB", "1GiB/../../x"])
+def test_size_followed_by_something_else_is_refused(problems: Problems, text: str) -> None:
+    """A size is read whole: `1,5GiB` is not one byte."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: ['{text}']\n")
+    assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {text!r}")
+
+
+@pytest.mark.parametrize("text", ["-1", "-1GiB", "2 bananas", "nan", "''", "GiB", "-25%", "1e3GiB"])
+def test_what_is_no_size_is_refused(problems: Problems, text: str) -> None:
+    """The message shows what a size looks like, and what was written."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [1GiB, {text}]\n")
+    assert problem.startswith("2:20: workspaces[1]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {text.strip(chr(39))!r}")
+
+
+@pytest.mark.parametrize(("text", "got"), [("true", "True"), ("0.5", "0.5"), ("null", "None"), ("[1]", "[1]")])
+def test_workspace_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
+    """A workspace is a number of bytes or a text."""
+    (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n")
+    assert problem.startswith("2:14: workspaces[0]: expected a size such as 256MiB or 1GiB")
+    assert problem.endswith(f"got {got}")
+
+
+@pytest.mark.parametrize("text", ["0", "0MiB", "0.1B"])
+def test_workspace_of_nothing_is_refused(problems: Problems, text: str) -> None:
+    """A workspace has at least one byte."""
+    assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
+        f"2:14: workspaces[0]: expected a size above 0, got '{text}'"
+    ]
+
+
+@pytest.mark.parametrize("text", ["0%", "150%", "100.1 %", "0.0%"])
+def test_share_out_of_range_is_refused(problems: Problems, text: str) -> None:
+    """A share is more than nothing and not more than everything."""
+    assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
+        f"2:14: workspaces[0]: expected a share above 0 % and up to 100 %, got {text!r}"
+    ]
+
+
+def test_share_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
+    """A host without a GPU has no memory that a workspace could be a share of."""
+    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 25%]\n") == [
+        "2:20: '25%' is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
+    ]
+
+
+def test_share_is_accepted_where_there_is_a_gpu(write_config: Callable[[str], Path]) -> None:
+    """With a GPU in the host, a share is a size."""
+    config = load_config(write_config("profiles: [1, 8]\nworkspaces: [25%]\n"), host(H100))
+    assert config.workspaces[0].bytes(H100.memory_bytes) == 20 * 2**30
+
+
+def test_shares_are_of_the_gpu_that_the_device_names(problems: Problems) -> None:
+    """A share that comes out as another entry's size on the chosen GPU is listed twice."""
+    text = "device: 1\nprofiles: [1, 8]\nworkspaces: [50%, 12GiB]\n"
+    assert problems(text, host(H100, L4)) == [f"3:19: listed twice: {12 * 2**30}"]
+
+
+def test_two_shares_that_come_out_equal_are_refused(problems: Problems) -> None:
+    """50% and 50.0 % are one size."""
+    text = "profiles: [1, 8]\nworkspaces: [50%, 50.0 %]\n"
+    assert problems(text, host(H100)) == [f"2:19: listed twice: {40 * 2**30}"]
+
+
+def test_share_that_is_less_than_a_byte_is_a_byte() -> None:
+    """However small a share is, the workspace is a size."""
+    assert WorkspaceSize(text="0.000000001%").bytes(2**30) == 1
+
+
+def test_workspace_listed_twice_in_other_units_is_refused(problems: Problems) -> None:
+    """1024MiB is 1GiB."""
+    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == ["2:20: listed twice: 1073741824"]
+
+
+# Types.
+
+
+@pytest.mark.parametrize("profile", ["{min: true, opt: 8, max: 8}", "{min: '1', opt: 8, max: 8}"])
+def test_profile_of_what_only_converts_is_refused(problems: Problems, profile: str) -> None:
+    """A profile's bounds are whole numbers, and neither `true` nor `"1"` is one."""
+    (found,) = problems(f"profiles: [{profile}, 1, 8]\nworkspaces: [1GiB]\n")
+    assert found.startswith("1:18: profiles[0].min: ")
+
+
+@pytest.mark.parametrize("text", ["true", "1.5", "'1'", "[1]"])
+def test_profile_of_another_type_is_refused(problems: Problems, text: str) -> None:
+    """A profile is a number or a mapping, and the message does not name this program's classes."""
+    (problem,) = problems(f"profiles: [8, {text}, 1]\nworkspaces: [1GiB]\n")
+    assert problem.startswith("1:15: profiles[1]: ")
+    assert "instance of" not in problem
+
+
+# Values.
+
+
+@pytest.mark.parametrize(("bounds"), [(4, 2, 8), (1, 9, 8), (9, 9, 8)])
+def test_profile_out_of_order_is_refused(problems: Problems, bounds: tuple[int, int, int]) -> None:
+    """A profile's tuned batch lies between its smallest and its largest."""
+    low, opt, high = bounds
+    text = f"profiles: [1, 8, {{min: {low}, opt: {opt}, max: {high}}}]\nworkspaces: [1GiB]\n"
+    assert problems(text) == [f"1:18: profiles[2]: expected min ≤ opt ≤ max, got min {low}, opt {opt}, max {high}"]
+
+
+def test_profile_that_lacks_a_bound_is_refused(problems: Problems) -> None:
+    """A missing bound is reported at its profile."""
+    assert problems("profiles: [1, 8, {min: 1, opt: 8}]\nworkspaces: [1GiB]\n") == [
+        "1:18: missing key 'profiles[2].max'"
+    ]
+
+
+def test_profile_of_no_images_is_one_problem(problems: Problems) -> None:
+    """A bare 0 is one mistake, which is not reported once for each of min, opt and max."""
+    (problem,) = problems("profiles: [1, 8, 0]\nworkspaces: [1GiB]\n")
+    assert problem.startswith("1:18: profiles[2]")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("90", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got 90"),
+        ("[]", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got []"),
+        ("[75, 90]", "unknown compute capability 90; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("['75']", "unknown compute capability '75'; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[true]", "unknown compute capability True; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("[[75]]", "unknown compute capability [75]; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+    ],
+)
+def test_unknown_compute_capability_is_refused(problems: Problems, text: str, problem: str) -> None:
+    """An SM that no engine can be built for is told the ones there are."""
+    (found,) = problems(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
+    assert re.fullmatch(r"3:\d+: tensorrt\.compute_capabilities(\[\d\])?: " + re.escape(problem), found)
+
+
+@pytest.mark.parametrize("factory", ["torchvision", "torchvision.models", "a:", ":b", "a b:c", "a:b.c", "1a:b"])
+def test_bad_factory_is_told_the_form(problems: Problems, factory: str) -> None:
+    """A factory that is not `package.module:function` is told that form, not a regular expression."""
+    (problem,) = problems(MATRIX + f"model: {{factory: '{factory}'}}\n")
+    assert problem.startswith("3:18: model.factory: ")
+    assert "package.module:function" in problem
+    assert problem.endswith(f"got {factory!r}")
+
+
+# The device.
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [("-1", "-1"), ("true", "True"), ("1.5", "1.5"), ("[0]", "[0]"), ("~", "None")]
+)
+def test_device_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
+    """A device is a number or a text."""
+    assert problems(MATRIX + f"device: {text}\n") == [
+        f"3:9: device: expected a GPU's number, its UUID, or all, got {got}"
+    ]
