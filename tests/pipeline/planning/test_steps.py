@@ -1,0 +1,97 @@
+"""The order of steps, and the steps that each one requires."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from model_artifacts.records import CPU_TARGET
+from pipeline.planning.plan import Plan
+from pipeline.planning.steps import Stage, Step
+from tests.support.hosts import H100, TRT10, host, workers
+from tests.support.plans import PLANS, farm_plan, plan_of
+
+
+def test_steps_come_in_the_order_of_the_stages() -> None:
+    """Every stage's steps stand together, source first and manifest last."""
+    stages = [step.stage for step in plan_of(precisions=["int8", "fp16"]).steps]
+    assert list(dict.fromkeys(stages)) == [stage for stage in Stage if stage.by_default]
+    assert stages == sorted(stages, key=list(Stage).index)
+
+
+@pytest.mark.parametrize(
+    ("step", "needs"),
+    [
+        ("source m", []),
+        ("data m", ["source m"]),
+        ("export m/fp16", ["source m"]),
+        ("quantize m/int8", ["data m", "export m/fp32"]),
+        ("build m/cpu-x86_64/eager-fp32", ["source m"]),
+        ("build m/cpu-x86_64/onnxruntime-fp16", ["export m/fp16"]),
+        ("build m/rtx-sm80+/int8-b1-ws1GiB", ["quantize m/int8"]),
+        ("build m/gpu/dynamo-fp16-b1-ws1GiB", ["source m"]),
+        ("validate m/gpu/dynamo-fp16-b1-ws1GiB", ["data m", "build m/gpu/dynamo-fp16-b1-ws1GiB"]),
+        ("benchmark m/gpu", ["data m"]),
+        ("manifest m", []),
+    ],
+)
+def test_each_step_needs_what_it_reads(step: str, needs: list[str]) -> None:
+    """A step needs the steps whose results it cannot do without."""
+    plan = plan_of(precisions=["fp16", "int8"])
+    stage, subject = step.split(" ")
+    found = plan.dependencies(Step(Stage(stage), subject)).requires
+    assert [f"{other.stage.value} {other.subject}" for other in found] == needs
+
+
+def test_build_follows_the_builds_with_smaller_workspaces() -> None:
+    """An engine may turn out to be that of a smaller workspace, all of which are built before, one after the other."""
+    plan = plan_of(workspaces=["3GiB", "1GiB", "2GiB"])
+    before = {
+        size: [step.subject[-6:] for step in plan.dependencies(Step(stage, f"m/rtx-sm80+/fp32-b1-ws{size}")).follows]
+        for size in ("1GiB", "2GiB", "3GiB")
+        for stage in (Stage.BUILD, Stage.VALIDATE)
+    }
+    assert before == {"1GiB": [], "2GiB": ["ws1GiB"], "3GiB": ["ws2GiB"]}
+
+
+def test_benchmark_follows_everything_that_would_disturb_the_clock() -> None:
+    """All builds, all validations and the benchmarks before it come first, whether or not they succeed."""
+    plan = plan_of()
+    follows = plan.dependencies(Step(Stage.BENCHMARK, "m/rtx-sm80+")).follows
+    expected = {step for step in plan.steps if step.stage in {Stage.BUILD, Stage.VALIDATE}}
+    assert set(follows) == expected | {Step(Stage.BENCHMARK, "m/cpu-x86_64")}
+
+
+def test_manifest_follows_everything() -> None:
+    """The manifest tells of failures too, so that it comes after all the other steps and needs none."""
+    plan = plan_of()
+    *others, manifest, report = plan.steps
+    assert plan.dependencies(manifest).follows == tuple(others)
+    assert plan.dependencies(report).requires == (manifest,)
+
+
+@given(PLANS)
+@settings(deadline=None)
+def test_every_plan_is_in_an_order_in_which_it_can_run(plan: Plan) -> None:
+    """Whatever the matrix is, what comes before a step stands before it, and is part of the plan."""
+    done: set[Step] = set()
+    for step in plan.steps:
+        before = plan.dependencies(step)
+        assert {*before.requires, *before.follows} <= done
+        done.add(step)
+
+
+TUNED: dict[str, object] = {"accelerator": "H100", "flavour": "tensorrt"}
+AHEAD: dict[str, object] = {"flavour": "tensorrt_rtx"}
+OF_H100 = workers("H100 with tensorrt", host(H100, flavours=(TRT10,)))
+
+OF_PROCESSORS = workers("a processor with tensorrt_rtx", host(torch="absent"))
+
+
+def test_farms_machines_time_without_waiting_for_each_other() -> None:
+    """What is timed comes after what its own machines build and validate; here it comes after everything."""
+    plan = Plan(farm_plan(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
+    after = {target: plan.dependencies(Step(Stage.BENCHMARK, f"m/{target}")).follows for target in plan.targets}
+    assert {plan.workers(step) for step in after["rtx-sm80+"]} == {OF_PROCESSORS}
+    assert {plan.workers(step) for step in after["sm90-h100-80gb-hbm3-trt10.15"]} == {OF_H100}
+    assert {plan.workers(step) for step in after[CPU_TARGET]} == {None, OF_H100, OF_PROCESSORS}
