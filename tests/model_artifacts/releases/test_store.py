@@ -1,77 +1,48 @@
-"""Releases go into a store and come out of it whole and verified, or not at all: a folder, memory, S3, a web server."""
+"""A store of releases: push, pull, tags and garbage."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import functools
 import hashlib
 import http.server
 import json
-import os
 import re
 import shutil
 import threading
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3fs.core import S3File
 
 import model_artifacts as pipeline
 from model_artifacts.cli.main import main
 from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError
 from model_artifacts.records import LATEST, Precision, StoredRelease
-from model_artifacts.releases.objects import ObjectStore, without_secrets
+from model_artifacts.releases.objects import ObjectStore
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
 from model_artifacts.releases.verification import verify_release
 from tests.support.command_line import status_of
 from tests.support.keys import pem
+from tests.support.stores import leftovers, listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from model_artifacts.records import FileRecord
     from pipeline.stages.release.stage import Release
 
+
 NOW = timedelta(0)
 WISH = Requirements(precision=Precision.FP16)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A folder to use as a store."""
-    return tmp_path / "store"
-
-
-@pytest.fixture(params=["folder", "file", "memory", "s3"])
-def url(request: pytest.FixtureRequest, store: Path) -> str:
-    """Each kind of store that can be written."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("s3"))
-    return {"folder": str(store), "file": f"file://{store}", "memory": f"memory://{store.parent.name}"}[request.param]
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    """Return the files below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
 
 
 def blob_of(store: Path, file: FileRecord | None) -> Path:
     """Return where a folder used as a store holds a file."""
     assert file is not None
     return store / "blobs" / file.sha256[:2] / file.sha256
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Return the hidden folders beside a folder."""
-    return [path.name for path in folder.parent.glob(".*")]
 
 
 # There and back.
@@ -161,40 +132,6 @@ def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release,
 # Another release over an older one.
 
 
-@pytest.fixture
-def newer(released: Release, tmp_path: Path) -> Path:
-    """Another release: the same files, but for its licences."""
-    folder = tmp_path / "newer"
-    shutil.copytree(released.folder, folder)
-    (folder / "model.sig").unlink()
-    before = hashlib.sha256((folder / "NOTICES.txt").read_bytes()).hexdigest()
-    (folder / "NOTICES.txt").write_text("other notices\n")
-    after = hashlib.sha256((folder / "NOTICES.txt").read_bytes()).hexdigest()
-    for name in ("provenance.intoto.json", "SHA256SUMS"):
-        text = (folder / name).read_text().replace(before, after)
-        if name == "SHA256SUMS":
-            proof = "provenance.intoto.json"
-            digest = hashlib.sha256((folder / proof).read_bytes()).hexdigest()
-            text = "".join(
-                f"{digest}  {proof}\n" if line.endswith(proof) else f"{line}\n" for line in text.splitlines()
-            )
-        (folder / name).write_text(text)
-    verify_release(folder)
-    return folder
-
-
-def test_a_newer_release_takes_the_place_of_the_old_one(
-    store: Path, released: Release, newer: Path, tmp_path: Path
-) -> None:
-    """Only what changed travels; what the old one had more is gone."""
-    push(str(store), released.folder)
-    pull(str(store), tmp_path / "models")
-    push(str(store), newer)
-    pulled = pull(str(store), tmp_path / "models")
-    assert {file.path for file in pulled.fetched} == {"NOTICES.txt", "provenance.intoto.json", "SHA256SUMS"}
-    assert listing(tmp_path / "models") == listing(newer)
-
-
 def test_tags_move_and_go_back(url: str, released: Release, newer: Path, tmp_path: Path) -> None:
     """A tag stands for what another stands for, or for a digest; old releases stay."""
     old = push(url, released.folder).digest
@@ -204,26 +141,6 @@ def test_tags_move_and_go_back(url: str, released: Release, newer: Path, tmp_pat
     assert [(tag.name, tag.release) for tag in read_tags(url)] == [("latest", new), ("prod", old)]
     assert pull(url, tmp_path / "models", "prod").digest == old
     assert pull(url, tmp_path / "models", new).digest == new
-
-
-def test_where_folders_cannot_be_swapped_they_are_renamed(
-    store: Path, released: Release, newer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on some network file systems."""
-
-    class NoSwap:
-        def renameat2(self, *_: object) -> int:
-            """Fail as a file system does that cannot."""
-            ctypes.set_errno(errno.EINVAL)
-            return -1
-
-    monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: NoSwap())
-    push(str(store), released.folder)
-    pull(str(store), tmp_path / "models")
-    push(str(store), newer)
-    pull(str(store), tmp_path / "models")
-    assert listing(tmp_path / "models") == listing(newer)
-    assert leftovers(tmp_path / "models") == []
 
 
 # Refused: nothing is installed, the old release stays.
@@ -345,22 +262,6 @@ def test_a_signature_tells_of_what_a_host_did_not_pull(
         verify_release(tmp_path / "models", Verifier(keys[1]), partial=True)
 
 
-def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Release, tmp_path: Path) -> None:
-    """Neither a build's, nor a release with files of somebody's in it, nor a file."""
-    push(str(store), released.folder)
-    build = released.folder.parent.parent
-    before = listing(build)
-    with pytest.raises(StoreError, match="holds what no pull has put there"):
-        pull(str(store), build)
-    assert listing(build) == before
-    pull(str(store), tmp_path / "models")
-    (tmp_path / "models/notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"(?s)holds what no pull has put there.*notes\.txt"):
-        pull(str(store), tmp_path / "models")
-    with pytest.raises(StoreError, match="is no folder"):
-        pull(str(store), tmp_path / "models/notes.txt")
-
-
 def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released: Release) -> None:
     """Nothing of it is sent."""
     flip(released.folder / "manifest.json")
@@ -370,49 +271,6 @@ def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released:
 
 
 # Broken transfers.
-
-
-def test_a_broken_pull_goes_on_where_it_was(
-    s3: str, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of what was fetched nothing is fetched again, of a file that was cut short only the rest."""
-    push(s3, released.folder)
-    monkeypatch.setattr("model_artifacts.releases.objects._CHUNK", 1 << 12)
-    asked: list[int] = []
-    entry = max(released.manifest.artifacts, key=lambda item: item.file.bytes if item.file else 0)
-    assert entry.file is not None
-    blob = entry.file.sha256
-    genuine = S3File._fetch_range  # noqa: SLF001 - what reaches the server
-
-    def breaking(self: S3File, start: int, end: int) -> bytes:
-        if blob in self.path:
-            asked.append(start)
-            if len(asked) == 4:
-                raise ConnectionResetError("the line is dead")
-        data: bytes = genuine(self, start, end)
-        return data
-
-    monkeypatch.setattr(S3File, "_fetch_range", breaking)
-    with pytest.raises(StoreError, match="the line is dead"):
-        pull(s3, tmp_path / "models")
-    assert not (tmp_path / "models").exists()
-    assert len(leftovers(tmp_path / "models")) == 1
-    pull(s3, tmp_path / "models")
-    assert asked[:5] == [0, 1 << 12, 2 << 12, 3 << 12, 3 << 12]
-    assert listing(tmp_path / "models") == listing(released.folder)
-
-
-def test_what_a_broken_pull_has_left_damaged_is_fetched_again(store: Path, released: Release, tmp_path: Path) -> None:
-    """A part that is not the beginning of the file is found out, and goes."""
-    digest = push(str(store), released.folder).digest
-    place = tmp_path / f".pulling-models-{digest[:16]}"
-    place.mkdir()
-    (place / "manifest.json.part").write_bytes(b"rubbish")
-    (place / "report.html").write_bytes(b"rubbish")
-    with pytest.raises(StoreError, match=r"manifest\.json is not what was listed"):
-        pull(str(store), tmp_path / "models")
-    pull(str(store), tmp_path / "models")
-    assert listing(tmp_path / "models") == listing(released.folder)
 
 
 def test_a_broken_push_is_not_seen(
@@ -445,26 +303,6 @@ def test_a_damaged_blob_is_sent_again_on_demand(store: Path, released: Release, 
         pull(str(store), tmp_path / "models")
     push(str(store), released.folder, again=True)
     pull(str(store), tmp_path / "models")
-
-
-def test_two_pulls_into_one_folder_do_not_mix(store: Path, released: Release, tmp_path: Path) -> None:
-    """The second is told of the first."""
-    digest = push(str(store), released.folder).digest
-    place = tmp_path / f".pulling-models-{digest[:16]}"
-    place.mkdir()
-    handle = os.open(place, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(StoreError, match="another pull into"):
-        pull(str(store), tmp_path / "models")
-    os.close(handle)
-    pull(str(store), tmp_path / "models")
-
-
-def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path, released: Release) -> None:
-    """A file where its folder should be."""
-    (tmp_path / "store").write_text("")
-    with pytest.raises(StoreError, match=r"(?s)looking for .* failed.*Not a directory"):
-        push(str(tmp_path / "store"), released.folder)
 
 
 # Garbage.
@@ -607,27 +445,6 @@ def test_names_that_are_no_tags_are_refused(store: Path, released: Release, name
     with pytest.raises(StoreError, match="is no name for a tag"):
         push(str(store), released.folder, [name])
     assert not store.exists()
-
-
-def test_other_kinds_of_urls_are_refused() -> None:
-    """By name, with what there is."""
-    with pytest.raises(StoreError, match=r"(?s)is no store that this can use.*s3://.*got:      ftp://"):
-        ObjectStore("ftp://somewhere/models")
-
-
-def test_a_package_that_is_missing_is_named() -> None:
-    """That of Google Cloud Storage is installed by those who use it."""
-    with pytest.raises(StoreError, match=r"(?s)takes a package.*gcsfs"):
-        ObjectStore("gs://bucket/models")
-
-
-def test_secrets_of_urls_are_not_shown() -> None:
-    """Neither a password nor a token, in no message."""
-    url = "http://someone:hunter2@127.0.0.1:9/models?token=hunter3"
-    assert without_secrets(f"{url} failed") == "http://…@127.0.0.1:9/models?… failed"
-    with pytest.raises(StoreError) as failed:
-        pull(url, Path("nowhere"))
-    assert "hunter" not in str(failed.value)
 
 
 def test_a_listing_round_trips() -> None:

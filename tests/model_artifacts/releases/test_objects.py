@@ -1,0 +1,49 @@
+"""Objects of a store: URLs, secrets and missing packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import StoreError
+from model_artifacts.releases.objects import ObjectStore, without_secrets
+from model_artifacts.releases.store import pull, push
+
+if TYPE_CHECKING:
+    from pipeline.stages.release.stage import Release
+
+
+# Broken transfers.
+
+
+def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path, released: Release) -> None:
+    """A file where its folder should be."""
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match=r"(?s)looking for .* failed.*Not a directory"):
+        push(str(tmp_path / "store"), released.folder)
+
+
+# The command line, and what it says.
+
+
+def test_other_kinds_of_urls_are_refused() -> None:
+    """By name, with what there is."""
+    with pytest.raises(StoreError, match=r"(?s)is no store that this can use.*s3://.*got:      ftp://"):
+        ObjectStore("ftp://somewhere/models")
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    """That of Google Cloud Storage is installed by those who use it."""
+    with pytest.raises(StoreError, match=r"(?s)takes a package.*gcsfs"):
+        ObjectStore("gs://bucket/models")
+
+
+def test_secrets_of_urls_are_not_shown() -> None:
+    """Neither a password nor a token, in no message."""
+    url = "http://someone:hunter2@127.0.0.1:9/models?token=hunter3"
+    assert without_secrets(f"{url} failed") == "http://…@127.0.0.1:9/models?… failed"
+    with pytest.raises(StoreError) as failed:
+        pull(url, Path("nowhere"))
+    assert "hunter" not in str(failed.value)
