@@ -1,4 +1,4 @@
-"""How artifacts are timed."""
+"""Benchmarks of a target: groups, rounds, restarts and failures."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from model_artifacts.errors import RunError
-from model_artifacts.records import Clock, Graph, Layout, Variant
+from model_artifacts.records import Clock, Graph
 from pipeline.__main__ import main
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
-from pipeline.stages.benchmark.messages import Ask, Ready, Samples, SampleSet, Started, Warm
-from pipeline.stages.benchmark.results import Measured, baseline_latencies, samples_on_disk
+from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
+from pipeline.stages.benchmark.results import Measured
 from pipeline.stages.benchmark.stage import Worker, _measure, await_answer, benchmark_target, group, room_of
-from pipeline.stages.benchmark.worker import first_batches, takes, time_module, timed
-from tests.support.hosts import H100, L4, host
+from tests.support.hosts import H100, L4
+from tests.support.modules import TORCH, finished, on_an_h100
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from model_artifacts.records import Gpu
+
 
 CPU = "cpu-x86_64"
 HOT, COOL = Reading(900, 2600, 85, 300, 0x20), Reading(1980, 2600, 50, 300, 0)
@@ -40,15 +40,6 @@ def by_name(reports: tuple[BenchmarkReport, ...]) -> dict[str, BenchmarkReport]:
     return {report.variant_id.rpartition("/")[2]: report for report in reports}
 
 
-def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
-    """A round has at least so many runs, and goes on for at least so long."""
-    often = timed(Clock.HOST, Ask(batch=1, runs=3, milliseconds=0.0), lambda: None)
-    long = timed(Clock.HOST, Ask(batch=1, runs=1, milliseconds=20.0), lambda: time.sleep(0.001))
-    assert len(often.milliseconds) == 3
-    assert sum(long.milliseconds) >= 15
-    assert len(long.milliseconds) > 1
-
-
 def test_cpu_latencies_are_by_the_hosts_clock(built: Project) -> None:
     """A processor has no clock of its own, nothing to enqueue and no kernels to keep; a cold start it has, too."""
     report = built.benchmark(built.plan.variant(f"tiny/{CPU}/onnxruntime-fp32"))
@@ -57,16 +48,6 @@ def test_cpu_latencies_are_by_the_hosts_clock(built: Project) -> None:
     assert report.cold_start is not None
     assert 0 < report.cold_start.seconds < 60
     assert report.cold_start.cached_seconds is None
-
-
-def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
-    """An engine is asked for batches of its profile only; what has none takes any."""
-    fixed = built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
-    dynamic = built.plan.variant("tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
-    eager = built.plan.variant(f"tiny/{CPU}/eager-fp32")
-    assert [batch for batch in (1, 2, 4, 5) if takes(fixed, batch)] == [1]
-    assert [batch for batch in (1, 2, 4, 5) if takes(dynamic, batch)] == [1, 2, 4]
-    assert [batch for batch in (1, 2, 4, 5) if takes(eager, batch)] == [1, 2, 4, 5]
 
 
 def test_every_cpu_variant_is_timed_at_every_batch(built: Project) -> None:
@@ -95,21 +76,6 @@ def test_the_raw_samples_are_the_summary(built: Project) -> None:
             assert len(samples[name]) == len(samples[f"{name}_restart"]) == len(samples[f"{name}_round"])
             assert set(samples[f"{name}_restart"]) == set(range(settings.restarts))
             assert set(samples[f"{name}_round"]) == set(range(settings.restarts * settings.rounds))
-
-
-def test_samples_say_which_restart_and_round_they_are_of() -> None:
-    """From what is on disk every percentile and interval can be computed again; so can the host's part."""
-    found = Measured(cast("Any", None))
-    found.keep(0, 1, Samples(Clock.GPU, (1.0, 2.0), (5.0, 6.0)))
-    found.keep(1, 1, Samples(Clock.GPU, (3.0,), (7.0,)))
-    what = SampleSet(Clock.GPU, 1)
-    arrays = {name: values.tolist() for name, values in samples_on_disk(what, found.rounds[what]).items()}
-    assert arrays == {
-        "gpu_batch_1": [1.0, 2.0, 3.0],
-        "gpu_batch_1_restart": [0, 0, 1],
-        "gpu_batch_1_round": [0, 0, 1],
-        "gpu_batch_1_enqueue_us": [5.0, 6.0, 7.0],
-    }
 
 
 def test_the_baseline_is_as_fast_as_itself(built: Project) -> None:
@@ -173,22 +139,6 @@ def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
     theirs.close()
 
 
-def on_an_h100(built: Project) -> Project:
-    """Return the finished tiny project, planned for a host with an H100."""
-    return Project(Plan(built.config, host(H100)), built.paths)
-
-
-TORCH = "sm90-h100-80gb-hbm3-torch2.11"
-
-
-def finished(project: Project, variant: Variant) -> Artifact:
-    """Return the record of a build that went well."""
-    source = project.source()
-    return Artifact(
-        key=source.key, built_at=source.built_at, variant=variant, outcome=Outcome.DONE, file=source.weights
-    )
-
-
 def test_each_group_has_the_baseline_first(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more processes are open at once than a host has room for, and each group is held against eager FP32."""
     monkeypatch.setattr("pipeline.stages.benchmark.stage.host_memory_bytes", lambda: 20 * 2**30)
@@ -236,104 +186,6 @@ def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project)
 def test_nothing_to_time_is_no_group(built: Project) -> None:
     """Where all was skipped, no process is started."""
     assert group(on_an_h100(built), TORCH, []) == []
-
-
-def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
-    """Speed-ups are over what users run: eager FP32 between two events, with contiguous images."""
-    variant = built.plan.variants[0]
-    baseline = Measured(variant)
-    baseline.keep(0, 1, Samples(Clock.GPU, (2.0, 4.0)))
-    found = Measured(variant, baseline=baseline)
-    for clock, layout in ((Clock.GPU_GRAPH, Layout.CONTIGUOUS), (Clock.GPU, Layout.CHANNELS_LAST)):
-        ((values,),) = baseline_latencies(found, SampleSet(clock, 1, layout))
-        assert list(values) == [2.0, 4.0]
-    assert baseline_latencies(found, SampleSet(Clock.HOST, 1)) == []
-
-
-def test_rounds_are_kept_apart_and_restarts_have_medians() -> None:
-    """A round's samples stay together, and a restart's rounds; its median is that of all of them."""
-    found = Measured(cast("Any", None))
-    for restart, values in ((0, (1.0, 1.0)), (0, (3.0,)), (1, (5.0,))):
-        found.keep(restart, 8, Samples(Clock.HOST, values))
-    what = SampleSet(Clock.HOST, 8)
-    assert [[list(values) for values in rounds] for rounds in found.latencies(what)] == [[[1.0, 1.0], [3.0]], [[5.0]]]
-    assert found.medians_of_restarts(what) == [1.0, 5.0]
-
-
-def test_samples_are_named_by_clock_layout_and_batch() -> None:
-    """Contiguous images are what everybody has, and are not mentioned."""
-    assert SampleSet(Clock.GPU, 8).name == "gpu_batch_8"
-    assert SampleSet(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"
-
-
-class Module:
-    """A session that is never run: what is timed of it is replaced."""
-
-    def __init__(self, trouble: str = "") -> None:
-        self.trouble, self.graph_trouble = trouble, ""
-
-    def upload(self, *_: object) -> None:
-        """Take a batch."""
-
-    def enqueue_kernels(self) -> None:
-        """Run."""
-
-    def enqueue(self) -> None:
-        """Replay, or find out that it cannot be captured."""
-        if self.trouble:
-            self.graph_trouble = self.trouble
-            raise RunError("cannot be captured", got=self.trouble)
-
-    def enqueue_with_copies(self) -> None:
-        """Replay with copies around it."""
-        self.enqueue()
-
-    def __call__(self, *_: object) -> None:
-        """Run from the host's memory."""
-
-
-@pytest.fixture
-def module_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a GPU's clock be one call."""
-
-    def once(clock: Clock, _ask: object, _run: object, enqueue: Callable[[], None]) -> Samples:
-        enqueue()
-        return Samples(clock, (1.0,), (2.0,))
-
-    monkeypatch.setattr("pipeline.stages.benchmark.worker.timed_on_gpu", once)
-
-
-@pytest.mark.usefixtures("module_clock")
-def test_a_module_is_timed_by_every_clock() -> None:
-    """Without a CUDA graph, with one, and from the host's memory; the layout of the images is kept."""
-    found = time_module(cast("Any", Module()), Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CHANNELS_LAST)
-    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST]
-    assert {(item.layout, item.note) for item in found} == {(Layout.CHANNELS_LAST, "")}
-
-
-@pytest.mark.usefixtures("module_clock")
-def test_a_module_without_a_cuda_graph_says_why() -> None:
-    """What cannot be captured is timed without, and the reason goes with the samples."""
-    module = cast("Any", Module("operation not permitted when stream is capturing"))
-    for _ in range(2):
-        found = time_module(module, Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CONTIGUOUS)
-        assert [item.clock for item in found] == [Clock.GPU, Clock.HOST]
-        assert {item.note for item in found} == {"no CUDA graph: operation not permitted when stream is capturing"}
-
-
-@pytest.mark.parametrize(
-    ("name", "batches"),
-    [
-        ("torch_compile-fp16-b1-2-4-ws16MiB", [1, 2, 4]),
-        ("dynamo-fp16-b1-2-4-ws16MiB", [1]),
-        ("dynamo-fp16-b1-ws16MiB", [1]),
-        ("eager-fp16", [1]),
-    ],
-)
-def test_a_module_is_ready_when_it_is_compiled(built: Project, name: str, batches: list[int]) -> None:
-    """A cold start ends with the first result; just in time, when every size of the profile has been compiled."""
-    project = on_an_h100(built)
-    assert first_batches(project, finished(project, project.plan.variant(f"tiny/{TORCH}/{name}"))) == batches
 
 
 def with_timing(built: Project, *, restarts: int, rounds: int) -> Project:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.records import Backend, BatchRange, BatchTiming, Clock, Layout, Precision, Status
 from pipeline.stages.manifest.milestones import milestones_of
-from tests.pipeline.cli.test_tables import SKIPPED
 from tests.support.hosts import H100
+from tests.support.manifests import SKIPPED
 
 if TYPE_CHECKING:
     from model_artifacts.records import Gpu, ManifestEntry, Milestone

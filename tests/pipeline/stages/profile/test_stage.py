@@ -1,8 +1,7 @@
-"""What takes an artifact's time: real profilers on the CPU, stand-ins for a GPU's."""
+"""Profiles of variants, on the CPU and on a simulated GPU."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, Precision
 from model_artifacts.sessions.engine import Engine
-from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.__main__ import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Plan
@@ -26,115 +22,18 @@ from pipeline.planning.steps import Stage, Step
 from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.profile import profilers, workload
 from pipeline.stages.profile import stage as profiling
-from pipeline.stages.profile.profilers import (
-    rank_functions,
-    rank_layers,
-    read_kernel_summary,
-    read_onnxruntime_profile,
-    trace_with_nsight,
-)
+from pipeline.stages.profile.profilers import trace_with_nsight
 from pipeline.stages.profile.stage import profile_variant
-from pipeline.system.nvtx import nvtx_range
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100, host
+from tests.support.nsight import SUMMARY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+
 CPU = "tiny/cpu-x86_64"
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
-
-# As Nsight Systems 2024.4 writes it, after what it says of its own work.
-SUMMARY = """Generating SQLite file profile.sqlite from profile.nsys-rep
-Processing [profile.sqlite] with [/opt/nvidia/nsight-systems/reports/cuda_gpu_kern_sum.py]...
-
-Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns),StdDev (ns),Name
-75.0,3000000,20,150000.0,150000.0,149000,151000,500.0,"sm90_xmma_fprop<half, (int)3>"
-25.0,1000000,40,25000.0,25000.0,24000,26000,100.0,copy
-"""
-
-
-def conv(name: str = "conv", kind: str = "Convolution") -> EngineLayer:
-    """Return a layer."""
-    return EngineLayer(name, kind, "tactic", Precision.FP16, "1x64x56x56", 9408)
-
-
-# Pure.
-
-
-def test_the_hottest_layer_is_first() -> None:
-    """Times are microseconds of a batch, shares are of all layers, and copies are counted."""
-    layers, copies = rank_layers([(conv("a"), 0.1), (conv("b"), 0.6), (conv("c", "Reformat"), 0.3)])
-    assert [(layer.name, layer.median_us, layer.share) for layer in layers] == [
-        ("b", 600.0, 0.6),
-        ("c", 300.0, 0.3),
-        ("a", 100.0, 0.1),
-    ]
-    assert copies == 0.3
-    assert (layers[0].kind, layers[0].tactic, layers[0].precision) == ("Convolution", "tactic", Precision.FP16)
-    assert (layers[0].shape, layers[0].weights) == ("1x64x56x56", 9408)
-
-
-def test_no_time_has_no_shares() -> None:
-    """Layers that take nothing divide nothing by zero."""
-    layers, copies = rank_layers([(conv(), 0.0)])
-    assert (layers[0].share, copies) == (0.0, 0.0)
-
-
-def test_the_hottest_function_is_first() -> None:
-    """What took no time is left out."""
-    found = rank_functions([("a", 1, 1.0), ("b", 2, 3.0), ("idle", 5, 0.0)])
-    assert [(item.name, item.calls, item.share) for item in found] == [("b", 2, 0.75), ("a", 1, 0.25)]
-
-
-def test_a_kernel_summary_is_read() -> None:
-    """Names may hold commas, times are nanoseconds, and what nsys says before its table does not matter."""
-    found = read_kernel_summary(SUMMARY)
-    assert [(item.name, item.calls, item.total_us, item.share) for item in found] == [
-        ("sm90_xmma_fprop<half, (int)3>", 20, 3000.0, 0.75),
-        ("copy", 40, 1000.0, 0.25),
-    ]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "SKIPPED: profile.sqlite does not contain CUDA kernel data.", SUMMARY.replace("3000000", "many")]
-)
-def test_another_kernel_summary_is_one_error(text: str) -> None:
-    """What is no table of kernels is not taken for an empty one."""
-    with pytest.raises(RunError, match="nsys wrote"):
-        read_kernel_summary(text)
-
-
-def node(name: str, took: int, **told: object) -> dict[str, Any]:
-    """Return an event of ONNX Runtime's profile."""
-    shown = {"op_name": "Conv", "output_type_shape": [{"float": [1, 8, 4, 4]}], "parameter_size": "400", **told}
-    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": took, "args": shown}
-
-
-def test_nodes_are_read_without_their_warm_up() -> None:
-    """The median of the last runs counts; sessions and fences are no nodes."""
-    events = [{"cat": "Session", "name": "run", "dur": 9}, {"cat": "Node", "name": "a_fence_before", "dur": 9}]
-    events += [node("a", took) for took in (900, 20, 30, 40)]
-    ((layer, taken),) = read_onnxruntime_profile(json.dumps(events), 3)
-    assert layer == EngineLayer("a", "Conv", "", Precision.FP32, "1x8x4x4", 100)
-    assert taken == pytest.approx(0.030)
-
-
-@given(
-    st.one_of(
-        st.text(),
-        st.recursive(
-            st.one_of(st.none(), st.integers(), st.text(), st.just("Node"), st.just("a_kernel_time")),
-            lambda inner: st.one_of(
-                st.lists(inner), st.dictionaries(st.sampled_from(["cat", "name", "dur", "args", "op_name"]), inner)
-            ),
-        ).map(json.dumps),
-    )
-)
-def test_no_profile_of_onnxruntime_breaks_the_reader(text: str) -> None:
-    """Whatever is in the file, the answer is layers or an error of ours."""
-    with suppress(RunError):
-        read_onnxruntime_profile(text, 3)
 
 
 # On the CPU, for real.
@@ -330,25 +229,3 @@ def test_the_workload_runs_between_the_marks(
     workload.main(str(project.config_file), ENGINE)
     assert gpu.looked_at == [True, False]
     assert gpu.idle
-
-
-# NVTX.
-
-
-def test_ranges_are_shown_to_a_profiler_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no profiler told NVTX of itself, the library is not even imported."""
-    shown: list[str] = []
-
-    @contextmanager
-    def annotate(name: str, domain: str) -> Iterator[None]:
-        shown.append(f"{domain}: {name}")
-        yield
-
-    monkeypatch.setattr("nvtx.annotate", annotate)
-    monkeypatch.delenv("NVTX_INJECTION64_PATH", raising=False)
-    with nvtx_range("build"):
-        pass
-    monkeypatch.setenv("NVTX_INJECTION64_PATH", "/opt/libToolsInjection64.so")
-    with nvtx_range("validate"):
-        pass
-    assert shown == ["pipeline: validate"]

@@ -1,0 +1,212 @@
+"""Rewriting of quantised graphs: layers left alone, skip connections, and fp32 graphs with pairs on weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from model_artifacts.records import Graph
+from pipeline.adapters.onnx_graph import opset_of, to_opset
+from pipeline.planning.project import Project
+from pipeline.stages.quantize.stage import make_quantized
+from tests.support.logits import distance, images
+from tests.support.quantized_graphs import (
+    TENSORRT,
+    load,
+    mean_graph,
+    nodes,
+    opset17,
+    read_by,
+    relative_error,
+    residual_graph,
+    run,
+    short_graph,
+    source_of,
+    weights,
+    with_fp8,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(params=["int8", "fp8", "opset17"])
+def summed(residual: Project, request: pytest.FixtureRequest) -> onnx.ModelProto:
+    """Every form of the residual graph that TensorRT takes."""
+    return opset17(residual) if request.param == "opset17" else load(residual, Graph(request.param))
+
+
+def test_int8_has_the_first_convolution(quantized: Project) -> None:
+    """The first convolution takes the image quantised, and its own weights."""
+    first = nodes(load(quantized, Graph.INT8), "Conv")[0]
+
+    assert [source_of(load(quantized, Graph.INT8), name) for name in first.input] == [*["DequantizeLinear"] * 2, ""]
+
+
+def test_fp8_leaves_the_first_convolution(quantized: Project) -> None:
+    """The first convolution sees the image itself, which a cast alone stands before; its weights are FP16."""
+    model = load(quantized, Graph.FP8)
+    first = nodes(model, "Conv")[0]
+
+    assert [source_of(model, name) for name in first.input] == ["Cast", "", ""]
+    assert weights(model)[first.input[1]].dtype == np.float16
+
+
+def test_int8_has_the_pooling_before_the_last_product(residual: Project) -> None:
+    """Global pooling reads a Q/DQ pair, so that what stands before it ends in int8."""
+    assert read_by(load(residual, Graph.INT8), "pooled") == ["neither*"]
+
+
+def test_fp8_leaves_pooling(residual: Project) -> None:
+    """In fp8 what global pooling reads is FP16."""
+    assert read_by(load(residual, Graph.FP8), "pooled") == ["neither"]
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize(("axes", "quantized"), [((-1, -2), True), ((2, 3), True), ((-1,), False), ((1, 2, 3), False)])
+def test_int8_has_means_over_a_map_only(copied: Path, opset: int, axes: tuple[int, ...], *, quantized: bool) -> None:
+    """A mean over height and width is pooling; one over anything else stays in floating point."""
+    project = Project.load(copied / "pipeline.yaml")
+    onnx.save(mean_graph(opset, axes), project.paths.onnx(Graph.FP32))
+
+    make_quantized(project, Graph.INT8)
+
+    assert read_by(load(project, Graph.INT8), "mean")[0] == ("conv*" if quantized else "conv")
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_quantizes_what_follows(residual: Project, graph: Graph) -> None:
+    """Every convolution and matrix product in between takes quantised activations and quantised weights."""
+    model = load(residual, graph)
+
+    between = nodes(model, "Conv", "Gemm")[1:-1]
+    assert [node.name for node in between] == ["a", "b", "c", "d", "hidden"]
+    assert {source_of(model, name) for node in between for name in node.input[:2]} == {"DequantizeLinear"}
+
+
+@pytest.mark.parametrize("graph", TENSORRT)
+def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -> None:
+    """What gives the logits multiplies what it is given, by its own weights."""
+    model = load(residual, graph)
+    last = nodes(model, "Gemm")[-1]
+
+    assert [source_of(model, name) for name in last.input] == ["Relu", ""]
+
+
+@pytest.mark.parametrize("layers", [("conv",), ("conv", "product")], ids=len)
+def test_network_without_layers_in_between_is_quantized(
+    built_folder: Path, tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    """Where the first convolution and the last product are all that there is, fp8 has them, too."""
+    project = with_fp8(built_folder, tmp_path / "project")
+    onnx.save(short_graph(*layers), project.paths.onnx(Graph.FP32))
+
+    make_quantized(project, Graph.FP8)
+
+    found = nodes(load(project, Graph.FP8), "Conv", "Gemm")
+    assert [node.name for node in found] == list(layers)
+    assert {source_of(load(project, Graph.FP8), name) for node in found for name in node.input} == {"DequantizeLinear"}
+
+
+def test_sum_reads_its_convolution_directly(summed: onnx.ModelProto) -> None:
+    """Between a convolution and the sum of its block there is no pair; what the block began with comes through one."""
+    assert read_by(summed, "identity") == ["b", "begun*"]
+
+
+def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelProto) -> None:
+    """What a block begins with is quantised once, for its first convolution and for its sum."""
+    (pair,) = (node for node in nodes(summed, "QuantizeLinear") if node.input[0] == "begun")
+    (narrow,) = (node for node in nodes(summed, "DequantizeLinear") if node.input[0] == pair.output[0])
+
+    assert [node.name for node in summed.graph.node if narrow.output[0] in node.input] == ["a", "identity"]
+
+
+def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
+    """Where the skip connection is a convolution, too, that one comes through a pair."""
+    assert read_by(summed, "projection") == ["c", "d*"]
+
+
+def test_sum_of_neither_is_left_alone(summed: onnx.ModelProto) -> None:
+    """A sum without a convolution is none of a residual block, and stays in floating point."""
+    assert read_by(summed, "neither") == ["gate", "ended"]
+
+
+def test_nothing_unread_is_left(summed: onnx.ModelProto) -> None:
+    """Pairs that nothing reads any more are gone, and so are their scales and zero points."""
+    read = {name for node in summed.graph.node for name in node.input} | {"logits"}
+
+    assert {tensor.name for tensor in summed.graph.initializer} <= read
+    assert {output for node in summed.graph.node for output in node.output} <= read
+
+
+def test_residual_graph_computes_what_it_did(residual: Project, summed: onnx.ModelProto) -> None:
+    """The logits are those of FP32 but for what quantising loses."""
+    given = images(residual)
+    exact = run(residual_graph(), given)
+
+    assert distance(run(summed, given), exact) < 0.06
+
+
+def test_fp8_weights_are_the_models(quantized: Project) -> None:
+    """An E4M3 weight is the FP32 one to half a unit of its three bits, or to half the smallest step near zero."""
+    values, exact = weights(load(quantized, Graph.FP8)), weights(load(quantized, Graph.FP32))
+    scale = values["body.3.weight_scale"].astype(np.float32).reshape(-1, 1, 1, 1)
+    kernel = values["body.3.weight_quantized"].astype(np.float32)
+
+    error = np.abs(kernel * scale - exact["body.3.weight"])
+
+    assert 440 < np.abs(kernel).max() <= 448
+    assert (error <= np.maximum(np.abs(exact["body.3.weight"]) / 16, scale * 2.0**-10) * 1.001).all()
+
+
+def test_opset17_form_is_fp32(built: Project) -> None:
+    """What TensorRT 8.6 reads is of opset 17 and IR version 8, with every weight in FP32."""
+    model = opset17(built)
+    values = weights(model)
+
+    assert (opset_of(model), model.ir_version) == (17, 8)
+    assert {values[name].dtype for node in nodes(model, "Conv", "Gemm") for name in node.input if name in values} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_opset17_form_has_pairs_on_weights(residual: Project) -> None:
+    """Every quantised weight goes through a Q/DQ pair of its own, along the axis of its scales."""
+    model = opset17(residual)
+    made_by = {node.output[0]: node for node in model.graph.node}
+    values = weights(model)
+
+    for node in nodes(model, "Conv", "Gemm")[1:-1]:
+        dequantize = made_by[node.input[1]]
+        quantize = made_by[dequantize.input[0]]
+        assert (quantize.op_type, list(quantize.input[1:])) == ("QuantizeLinear", list(dequantize.input[1:]))
+        assert list(quantize.attribute) == list(dequantize.attribute)
+        assert values[quantize.input[0]].dtype == np.dtype(np.float32)
+
+
+def test_both_int8_forms_hold_the_same_weights(residual: Project) -> None:
+    """Quantising the weights of the opset 17 form gives those of the other, and their scales are equal."""
+    old, new = weights(opset17(residual)), weights(load(residual, Graph.INT8))
+
+    for name in ("a.weight", "d.weight", "hidden.weight"):
+        scale = old[f"{name}_scale"].reshape(-1, *[1] * (old[name].ndim - 1))
+        np.testing.assert_array_equal(np.rint(old[name] / scale), new[f"{name}_quantized"])
+        np.testing.assert_array_equal(old[f"{name}_scale"], new[f"{name}_scale"])
+
+
+def test_opset17_form_is_close_to_the_reference(built: Project) -> None:
+    """The opset 17 form loses no more than the other."""
+    assert relative_error(built, opset17(built)) < 0.03
+
+
+def test_fp32_graph_of_a_later_opset(copied: Path) -> None:
+    """Where the FP32 graph could not be lowered there is no opset 17 form, and the other is made all the same."""
+    project = Project.load(copied / "pipeline.yaml")
+    onnx.save(to_opset(load(project, Graph.FP32), 18), project.paths.onnx(Graph.FP32))
+
+    record = make_quantized(project, Graph.INT8)
+
+    assert (record.opset, record.opset17) == (19, None)

@@ -1,0 +1,78 @@
+"""Charts of the report."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_artifacts.records import Status
+from pipeline.stages.report.charts import batch_scaling, frontier, pareto, workspace_sweep
+from pipeline.stages.report.floors import Peak, Work
+from tests.support.manifests import accuracy, entry, timing
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    """The fastest first; what is slower has to be nearer to the reference, and a rejected artifact beats nobody."""
+    found = [
+        (item, item.timings[0])
+        for item in (
+            entry("exact", timing(1, 9.0), accuracy=accuracy(1e-6)),
+            entry("fast", timing(1, 1.0), accuracy=accuracy(1e-2)),
+            entry("beaten", timing(1, 3.0), accuracy=accuracy(1e-2)),
+            entry("between", timing(1, 2.0), accuracy=accuracy(1e-3)),
+            entry("rejected", timing(1, 0.5), accuracy=accuracy(1e-4), status=Status.REJECTED),
+        )
+    ]
+    assert [item.id.rpartition("/")[2] for item, _ in frontier(found)] == ["fast", "between", "exact"]
+
+
+def test_nothing_timed_is_nothing_drawn() -> None:
+    """A chart of nothing is left out."""
+    silent = entry("x")
+    assert (pareto([silent], 1), batch_scaling([silent], None, None), workspace_sweep([silent])) == (None, None, None)
+
+
+def test_latencies_are_drawn_with_their_intervals() -> None:
+    """A point lies at the median; its bars end where the interval does."""
+    chart = pareto([entry("x", timing(1, 2.0, 0.1))], 1)
+    assert chart is not None
+    (points,) = chart.figure.data
+    assert (points.x, points.y) == ((2.0,), (1e-3,))
+    assert points.error_x.array == pytest.approx((0.2,))
+    assert points.error_x.arrayminus == pytest.approx((0.2,))
+
+
+def test_what_is_exact_has_a_place_on_a_logarithmic_axis() -> None:
+    """A distance of zero is drawn at the edge."""
+    chart = pareto([entry("x", timing(1, 2.0), accuracy=accuracy(0.0))], 1)
+    assert chart is not None
+    assert chart.figure.data[0].y == (1e-7,)
+
+
+def test_limits_are_drawn_where_the_gpu_is_known() -> None:
+    """Two lines more, from the graph's arithmetic and from its bytes."""
+    timed = entry("x", timing(1, 1.0), timing(2, 1.0))
+    work, peak = Work(10**6, 10**6, 10**6), Peak(1e12, 1e12)
+    for known, lines in ((peak, 3), (None, 1)):
+        chart = batch_scaling([timed], work, known)
+        assert chart is not None
+        assert len(chart.figure.data) == lines
+    chart = batch_scaling([timed], work, peak)
+    assert chart is not None
+    assert chart.figure.data[1].y == pytest.approx((5e5, 5e5))  # 2 x 10^6 operations an image at 10^12 a second
+
+
+def test_engines_of_one_batch_size_are_one_line() -> None:
+    """The best that may be deployed at each size; what is rejected does not count."""
+    chart = batch_scaling(
+        [
+            entry("b1", timing(1, 2.0)),
+            entry("slow", timing(1, 4.0)),
+            entry("b8", timing(8, 4.0)),
+            entry("wrong", timing(8, 1.0), status=Status.REJECTED),
+        ],
+        None,
+        None,
+    )
+    assert chart is not None
+    (line,) = chart.figure.data
+    assert (line.x, line.y) == ((1, 8), pytest.approx((500, 2000)))
