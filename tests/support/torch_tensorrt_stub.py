@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch import fx, nn
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pytest
 
     Wrong = Callable[..., bool]
+
 
 LAYERS = {
     "Layers": [
@@ -184,3 +186,8 @@ def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_tensorrt_runtime, "device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr(torch_tensorrt_builder, "device_of", lambda _: torch.device("cpu"))
     monkeypatch.setattr("pipeline.stages.build.module.cuda.use", lambda _: None)
+
+
+def network() -> nn.Module:
+    """Return a small network for 32x32 images."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()

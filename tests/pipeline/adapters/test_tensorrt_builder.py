@@ -1,11 +1,8 @@
-"""TensorRT-RTX, for real: it builds engines without a GPU."""
+"""Building engines with the TensorRT that is installed."""
 
 from __future__ import annotations
 
-import importlib
-import io
 import re
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,20 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model_artifacts.errors import BuildError, RunError, UnsupportedError, is_retryable
+from model_artifacts.errors import BuildError
 from model_artifacts.records import BatchRange, BuiltFor, EngineFlavour, EngineMemory, Graph, Precision, TensorSpec
-from model_artifacts.tensorrt.flavour import BuildLog, Flavour, load_flavour, weight_warnings
-from model_artifacts.tensorrt.refitter import put_weights
-from pipeline.adapters.tensorrt_builder import (
-    BuiltEngine,
-    EngineRequest,
-    _failure,
-    _layers_digest,
-    _measure,
-    build_engine,
-    unsupported,
-)
-from pipeline.config.settings import HardwareCompatibility, TacticSource, TensorRTConfig
+from model_artifacts.tensorrt.flavour import BuildLog, Flavour, load_flavour
+from pipeline.adapters.tensorrt_builder import _failure, _layers_digest, _measure, build_engine, unsupported
+from tests.support.engine_requests import MIB, RANGE, build, request_for, request_of
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
@@ -34,8 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
 
-MIB = 2**20
-RANGE = BatchRange(min=1, opt=2, max=4)
+
 LARGE = BatchRange(min=256, opt=256, max=256)
 
 
@@ -43,90 +30,6 @@ LARGE = BatchRange(min=256, opt=256, max=256)
 def flavour() -> Flavour:
     """The installed TensorRT-RTX."""
     return load_flavour(EngineFlavour.TENSORRT_RTX)
-
-
-def request_of(
-    project: Project,
-    graph: Graph = Graph.FP32,
-    profile: BatchRange = RANGE,
-    workspace_bytes: int = 16 * MIB,
-    compute_capabilities: tuple[int, ...] = (80, 86, 89, 120),
-) -> EngineRequest:
-    """Return a request to build one of the tiny model's graphs."""
-    return EngineRequest(
-        onnx=project.file(project.onnx(graph).file),
-        precision=graph.precision,
-        profile=profile,
-        workspace_bytes=workspace_bytes,
-        compute_capabilities=compute_capabilities,
-        gpu=None,
-        settings=TensorRTConfig(),
-    )
-
-
-def with_setting(request: EngineRequest, name: str, value: object) -> EngineRequest:
-    """Return a request with a setting of the builder."""
-    return replace(request, settings=request.settings.model_copy(update={name: value}))
-
-
-def request_for(file: Path, precision: Precision = Precision.FP32) -> EngineRequest:
-    """Return a request to build a file."""
-    return EngineRequest(file, precision, RANGE, MIB, (80,), None, TensorRTConfig())
-
-
-def build(flavour: Flavour, request: EngineRequest) -> BuiltEngine:
-    """Build an engine."""
-    return build_engine(flavour, request, BuildLog())
-
-
-def test_flavour_knows_its_version(flavour: Flavour) -> None:
-    """The flavour names itself and its full version."""
-    assert flavour.name is EngineFlavour.TENSORRT_RTX
-    assert str(flavour) == f"tensorrt_rtx {flavour.version}"
-    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", flavour.version)
-
-
-def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavour) -> None:
-    """Precisions are the graph's, and nothing is timed."""
-    assert (flavour.strongly_typed, flavour.tunes) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "group"),
-    [
-        (EngineFlavour.TENSORRT_RTX, "the dependency group `rtx`"),
-        (EngineFlavour.TENSORRT, "the extra `tensorrt`"),
-    ],
-)
-@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'x'"), OSError("libnvinfer.so.8: not found")])
-def test_flavour_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, name: EngineFlavour, group: str, error: Exception
-) -> None:
-    """Without the module, or without its libraries, the message says why and what to install."""
-
-    def missing(_: str) -> None:
-        raise error
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-
-    with pytest.raises(UnsupportedError, match=rf"(?s){name.value} is not installed.*{re.escape(str(error))}.*{group}"):
-        load_flavour(name)
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
-    monkeypatch: pytest.MonkeyPatch, *, there: bool
-) -> None:
-    """What is not installed is in the key, as absent; a library that an installed one misses is in none."""
-
-    def missing(_: str) -> None:
-        raise OSError("libcudart.so.13: not found")
-
-    monkeypatch.setattr("model_artifacts.tensorrt.flavour.installed", lambda _: there)
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UnsupportedError) as caught:
-        load_flavour(EngineFlavour.TENSORRT)
-    assert is_retryable(caught.value) is there
 
 
 @pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
@@ -157,61 +60,11 @@ def test_larger_batches_need_more_memory(built: Project, flavour: Flavour) -> No
     assert large.memory.activation_bytes > small.memory.activation_bytes
 
 
-def test_settings_are_recorded(built: Project, flavour: Flavour) -> None:
-    """Every setting of the request is in the result, as applied."""
-    engine = build(flavour, request_of(built))
-
-    assert {setting.name: setting.value for setting in engine.settings if setting.applied} == {
-        "workspace_bytes": str(16 * MIB),
-        "profile": "b1-2-4",
-        "profiling_verbosity": "detailed",
-        "compute_capabilities": "80, 86, 89, 120",
-    }
-
-
 def test_engine_says_what_it_runs_on(built: Project, flavour: Flavour) -> None:
     """An engine that was built ahead of time names its generations and no GPU."""
     assert build(flavour, request_of(built, compute_capabilities=(80, 120))).built_for == BuiltFor(
         flavour=EngineFlavour.TENSORRT_RTX, version=flavour.version, gpu=None, compute_capabilities=(80, 120)
     )
-
-
-def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour) -> None:
-    """TensorRT-RTX multiplies FP32 in TF32 whatever is asked, and the engine's settings say so."""
-    (setting,) = [setting for setting in build(flavour, request_of(built)).settings if setting.name == "tf32"]
-
-    assert (setting.value, setting.applied) == ("off", False)
-    assert "multiplies FP32 in TF32" in setting.note
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("optimization_level", 3),
-        ("tactic_sources", (TacticSource.JIT_CONVOLUTIONS,)),
-        ("hardware_compatibility", HardwareCompatibility.AMPERE_PLUS),
-        ("version_compatible", True),
-        ("refit", True),
-        ("strip_plan", True),
-        ("timing_cache", True),
-    ],
-)
-def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
-    """What a flavour that builds ahead of time cannot apply is in the result, with the reason, and changes nothing."""
-    engine = build(flavour, with_setting(request_of(built, Graph.FP16), name, value))
-
-    (setting,) = [setting for setting in engine.settings if setting.name == name]
-    assert not setting.applied
-    assert setting.note.startswith(f"{flavour} ")
-    assert engine.layers_sha256 == build(flavour, request_of(built, Graph.FP16)).layers_sha256
-
-
-def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:
-    """Nothing is timed ahead of time, and nothing is kept."""
-    engine = build(flavour, with_setting(request_of(built), "timing_cache", value=False))
-
-    assert ("timing_cache", "off", True) in {(item.name, item.value, item.applied) for item in engine.settings}
-    assert engine.timing_cache == b""
 
 
 class _Seen:
@@ -344,12 +197,6 @@ def test_far_too_small_workspace(built: Project, flavour: Flavour, workspace_byt
         build(flavour, request_of(built, workspace_bytes=workspace_bytes))
 
 
-def test_unknown_compute_capability(built: Project, flavour: Flavour) -> None:
-    """A GPU generation that the flavour does not know is refused, with those that it knows."""
-    with pytest.raises(UnsupportedError, match=r"(?s)cannot build for SM 90.*SM120.*SM80"):
-        build(flavour, request_of(built, compute_capabilities=(80, 90)))
-
-
 @pytest.mark.parametrize("content", [b"no graph", b"\x08\x0a\x12"])
 def test_unreadable_graph(tmp_path: Path, flavour: Flavour, content: bytes) -> None:
     """A file that is no ONNX graph is an error with the parser's reason."""
@@ -468,122 +315,3 @@ def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour, m
 
     with pytest.raises(BuildError, match="the builder gave no engine"):
         build(flavour, request)
-
-
-# The log
-
-
-def test_log_from_many_threads() -> None:
-    """No line is lost or mixed with another where many threads write."""
-    log = BuildLog()
-    start = threading.Barrier(8)
-
-    def write(name: int) -> None:
-        start.wait()
-        for number in range(500):
-            log.add("INFO", f"{name} {number}")
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    lines = log.text().splitlines()
-    for name in range(8):
-        own = [line.split()[-1] for line in lines if line.split()[1] == str(name)]
-        assert own == [str(number) for number in range(500)]
-
-
-def test_log_tells_errors_from_the_rest() -> None:
-    """Errors are the builder's own and its internal ones."""
-    log = BuildLog()
-    for severity in ("INFO", "ERROR", "WARNING", "INTERNAL_ERROR"):
-        log.add(severity, severity.lower())
-
-    assert log.errors() == ["error", "internal_error"]
-
-
-def test_log_finds_the_last_match() -> None:
-    """A search gives the last line that matches."""
-    log = BuildLog()
-    for number in (1, 2):
-        log.add("INFO", f"need {number} bytes")
-
-    found = log.search(r"need (\d)")
-
-    assert found
-    assert found[1] == "2"
-
-
-def test_log_writes_every_line_at_once() -> None:
-    """A file that the log is given has each line before the next is said, so that a crash loses none."""
-    file = io.StringIO()
-    log = BuildLog(file)
-
-    log.add("INFO", "first")
-
-    assert file.getvalue() == log.text() == "INFO           first\n"
-
-
-def test_log_finds_nothing() -> None:
-    """A search without a match gives nothing."""
-    assert BuildLog().search("anything") is None
-
-
-# What a builder says of weights. The lines are those of TensorRT 8.4, as NVIDIA/TensorRT#2232 quotes them, and of 8.6.
-
-_LOG_8_4 = """\
-[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
-[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
-[08/11/2022-09:48:36] [TRT] [W] If this is not the desired behavior, please modify the weights or retrain.
-[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_540.weight] had the following issues when converted to FP16:
-[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
-[08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_1.weight] had the following issues when converted to FP16:
-[08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
-"""  # noqa: W291 - as it was printed
-_LOG_8_6 = """\
-WARNING        TensorRT encountered issues when converting weights between types and that could affect accuracy.
-WARNING        Check verbose logs for the list of affected weights.
-WARNING        - 20 weights are affected by this issue: Detected subnormal FP16 values.
-WARNING        - 1 weights are affected by this issue: Detected values less than smallest positive FP16 subnormal value.
-"""
-
-
-@pytest.mark.parametrize(
-    ("log", "said"),
-    [
-        (_LOG_8_4, [("Subnormal FP16 values detected", 2)]),
-        (
-            _LOG_8_6,
-            [
-                ("Detected subnormal FP16 values", 20),
-                ("Detected values less than smallest positive FP16 subnormal value", 1),
-            ],
-        ),
-        ("INFO           - nothing of weights\n", []),
-        ("", []),
-    ],
-)
-def test_warnings_about_weights_are_counted(log: str, said: list[tuple[str, int]]) -> None:
-    """Whether a builder names each weight, again and again, or counts them: issues with how many weights they touch."""
-    assert [(warning.issue, warning.weights) for warning in weight_warnings(log)] == said
-
-
-class WithoutRefitter:
-    """A TensorRT whose bindings gave no refitter for an engine, as they do for one that was not built for that."""
-
-    OnnxParserRefitter = None
-
-    @staticmethod
-    def Refitter(engine: object, logger: object) -> None:  # noqa: N802 - TensorRT's name
-        """Fail as pybind11 does."""
-        del engine, logger
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-
-def test_engine_that_was_not_built_for_other_weights_says_so(tmp_path: Path) -> None:
-    """Seen with TensorRT-RTX 1.4 on an H100; the caller builds it again."""
-    with pytest.raises(RunError, match="the engine cannot be refitted") as caught:
-        put_weights(WithoutRefitter, None, None, BuildLog(), tmp_path / "fp16.onnx")
-    assert "`refit: true`" in str(caught.value)

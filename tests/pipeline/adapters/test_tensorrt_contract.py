@@ -1,4 +1,4 @@
-"""The adapter against genuine bindings of TensorRT 8.6, 10 and 11, without a GPU; see `tests.support.tensorrt_stub`."""
+"""The adapter of TensorRT against NVIDIA's own bindings of three versions, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import Precision
-from tests.support.tensorrt_stub import LAYER, SETTINGS, Case, Report
+from tests.support.tensorrt_contract import BUILDS, CONTRACT, SYMBOLS
+from tests.support.tensorrt_stub import LAYER, Case, Report
 from tests.support.wheels import Wheel, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REPOSITORY = Path(__file__).parents[3]
 
+REPOSITORY = Path(__file__).parents[3]
 
 TRT8 = Wheel("tensorrt_bindings", "8.6.1", last_python=(3, 11))
 TRT10 = Wheel("tensorrt-cu13-bindings", "10.15.1.29")
@@ -32,47 +33,6 @@ only_8 = pytest.mark.parametrize("bindings", [TRT8], ids=str)
 only_10 = pytest.mark.parametrize("bindings", [TRT10], ids=str)
 only_11 = pytest.mark.parametrize("bindings", [TRT11], ids=str)
 newer = pytest.mark.parametrize("bindings", [TRT10, TRT11], ids=str)
-
-BUILDS = [f"build {precision.value} {settings}" for precision in Precision for settings in SETTINGS]
-CONTRACT = [
-    *BUILDS,
-    "build a fixed batch",
-    "build with timings",
-    "build with another GPU's timings",
-    "build with tactic sources that are refused",
-    "build of a bad graph",
-    "build that fails",
-    "load",
-    "load with weights",
-    "load with weights of another",
-    "load what is damaged",
-    "a second context",
-    "refit",
-    "refit what is damaged",
-    "refit that fails",
-    "refit that lacks weights",
-    "refit of other names",
-    "refit without a graph",
-    "profile",
-    "log",
-]
-
-# What the bindings want of the libraries that they are linked with; nothing of it is called.
-SYMBOLS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-    "_ZN11nvuffparser15createUffParserEv",
-    "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
-    "_ZN14nvcaffeparser117createCaffeParserEv",
-    "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
-)
 
 
 @pytest.fixture(scope="session")
