@@ -30,7 +30,7 @@ from pipeline.planning.project import Project
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.release.stage import make_release
 from tests.conftest import REPOSITORY, TINY
-from tests.model_artifacts.deployment.test_resolution import machine, module
+from tests.support.deployables import machine, module
 from tests.support.hosts import H100, host
 from tests.support.torch_tensorrt_stub import Library, use
 

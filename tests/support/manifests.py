@@ -118,3 +118,17 @@ def manifest(*entries: ManifestEntry, milestones: tuple[Milestone, ...] = ()) ->
 
 
 RANGE = BatchRange(min=1, opt=8, max=32)
+
+
+SKIPPED = entry(
+    "dynamo-fp32",
+    id="m/gpu/dynamo-fp32",
+    target="gpu",
+    kind=Backend.DYNAMO,
+    precision=Precision.FP32,
+    status=Status.SKIPPED,
+    reason="no NVIDIA driver found",
+    file=None,
+    accuracy=None,
+    rerun="python -m pipeline build m/gpu/dynamo-fp32",
+)

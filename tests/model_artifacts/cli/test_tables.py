@@ -11,7 +11,6 @@ from model_artifacts.cli.tables import print_manifest, print_verdict
 from model_artifacts.deployment.choices import latency_of
 from model_artifacts.records import (
     Accuracy,
-    Backend,
     BatchTiming,
     Clock,
     Doubt,
@@ -25,7 +24,7 @@ from model_artifacts.records import (
     Status,
     WeightsOrigin,
 )
-from tests.support.manifests import entry, manifest
+from tests.support.manifests import SKIPPED, manifest
 
 ACCURACY = Accuracy(
     samples=100,
@@ -52,18 +51,6 @@ MODEL = ManifestModel(
     images="digits",
     labelled=True,
     reference_top1=0.76,
-)
-SKIPPED = entry(
-    "dynamo-fp32",
-    id="m/gpu/dynamo-fp32",
-    target="gpu",
-    kind=Backend.DYNAMO,
-    precision=Precision.FP32,
-    status=Status.SKIPPED,
-    reason="no NVIDIA driver found",
-    file=None,
-    accuracy=None,
-    rerun="python -m pipeline build m/gpu/dynamo-fp32",
 )
 
 

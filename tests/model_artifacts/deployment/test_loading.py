@@ -18,7 +18,7 @@ from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, BatchRange, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
-from tests.model_artifacts.deployment.test_resolution import engine, machine, module
+from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
 from tests.support.manifests import entry
 

@@ -1,4 +1,4 @@
-"""Which artifact to take on a host, and why not the others. Pure."""
+"""Resolution: the best artifact for a machine, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -17,63 +17,21 @@ from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     Backend,
     BatchRange,
-    BuiltFor,
-    Clock,
     DeploymentHost,
-    EngineFlavour,
     EngineMemory,
     Gpu,
-    GpuType,
     ManifestEntry,
-    ModuleContents,
     Precision,
     Status,
     Tool,
 )
 from tests.support.command_line import status_of
-from tests.support.hosts import H100, L4, RTX, TRT10, host
+from tests.support.deployables import CPU, MODULE_TARGET, engine, machine, module
+from tests.support.hosts import H100, L4
 from tests.support.manifests import accuracy, entry, manifest, timing
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-CPU = "AMD EPYC, 2 cores"
-MODULE_TARGET = "sm90-h100-80gb-hbm3-torch2.11"
-TORCHTRT = Tool(name="torch-tensorrt", version="2.11.0")
-
-
-def machine(*gpus: Gpu, flavours: tuple[Tool, ...] = (TRT10, RTX), **changes: Any) -> DeploymentHost:
-    """Return a machine that has everything, and these GPUs."""
-    plain = DeploymentHost(
-        machine="x86_64",
-        processor=CPU,
-        host=host(*gpus, flavours=flavours),
-        free_memory_bytes=tuple(gpu.memory_bytes for gpu in gpus),
-        driver="580.159" if gpus else "absent",
-        torch_tensorrt=TORCHTRT,
-        onnxruntime=Tool(name="onnxruntime-gpu", version="1.31.1"),
-    )
-    return plain.model_copy(update=changes)
-
-
-def engine(name: str, *milliseconds: float, gpu: Gpu | None = H100, **changes: Any) -> ManifestEntry:
-    """Return an engine tuned on a GPU, or built ahead of time for many; timed at batch 1, 2, …."""
-    tuned = BuiltFor(
-        flavour=EngineFlavour.TENSORRT if gpu else EngineFlavour.TENSORRT_RTX,
-        version=(TRT10 if gpu else RTX).version,
-        gpu=gpu.name if gpu else None,
-        compute_capabilities=(gpu.compute_capability,) if gpu else (80, 86, 89, 120),
-    )
-    times = [timing(batch, p50, clock=Clock.GPU_GRAPH) for batch, p50 in enumerate(milliseconds, 1)]
-    update = {"kind": Backend.TENSORRT, "built_for": tuned, "gpu": GpuType(name=H100.name, compute_capability=90)}
-    return entry(name, *times).model_copy(update=update | changes)
-
-
-def module(name: str, *milliseconds: float) -> ManifestEntry:
-    """Return a Torch-TensorRT module made on an H100."""
-    libraries = (Tool(name="torch", version="2.11.0"), TORCHTRT, TRT10)
-    contents = ModuleContents(segments=1, torch_operators=(), libraries=libraries)
-    return engine(name, *milliseconds, kind=Backend.DYNAMO, built_for=None, module=contents, target=MODULE_TARGET)
 
 
 def onnx(name: str, *milliseconds: float) -> ManifestEntry:
@@ -98,6 +56,7 @@ def reasons(found: Resolution) -> dict[str, str]:
 
 
 # The order of falling back.
+
 
 EVERYTHING = (onnx("onnx", 0.1), module("module", 0.2), engine("portable", 0.3, gpu=None), engine("tuned", 0.4))
 

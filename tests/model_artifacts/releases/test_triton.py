@@ -28,7 +28,7 @@ from model_artifacts.records import (
 )
 from model_artifacts.releases.triton import Platform, make_repository, plan_models
 from model_artifacts.releases.verification import verify_release
-from tests.model_artifacts.deployment.test_resolution import engine
+from tests.support.deployables import engine
 from tests.support.hosts import H100, L4, TRT10, TRT86
 from tests.support.manifests import entry, manifest, timing
 

@@ -1,55 +1,26 @@
-"""doit runs the pipeline: what it runs, what it says, how it ends. Real `doit` processes in a checkout of their own."""
+"""doit's tasks: lists, results, and errors of use."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import ManifestEntry, Precision, Status
-from pipeline.cli.run import _children
 from pipeline.planning.project import Project
 from tests.conftest import TINY
+from tests.support.doit_runs import doit, ran
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model_artifacts.records import ManifestEntry
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
-
-
-def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run doit in a folder."""
-    command = [sys.executable, "-m", "doit", *arguments]
-    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")  # noqa: S603
-
-
-def begin(folder: Path) -> subprocess.Popen[str]:
-    """Start doit, in a session of its own, and return when its first stage is at work."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "doit"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return process
-
-
-def ran(output: str) -> set[str]:
-    """Return the tasks that said something; the manifest's table stands for its own."""
-    said = {line.split(": ")[0] for line in output.splitlines() if line.partition(":")[0] in STAGES}
-    return said | ({"manifest:tiny"} if "speed-up" in output else set())
 
 
 def names(folder: Path) -> list[str]:
@@ -63,7 +34,6 @@ ONNX_FILES = sorted(
         "int8.opset17.onnx",
     ]
 )
-STAGES = {"source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest"}
 
 
 def test_list_reads_like_a_table_of_contents(checkout: Path) -> None:
@@ -141,39 +111,6 @@ def test_one_variant_can_be_asked_for(finished: Path) -> None:
     project = Project.load(finished / "pipeline.yaml")
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     assert ran(doit(finished, f"build:{ENGINE}").stdout) == {f"build:{ENGINE}"}
-
-
-def test_a_failure_stops_nobody_else(finished: Path) -> None:
-    """A variant that fails leaves the others deployable, and the run ends with status 1 and how to repeat it."""
-    config = finished / "pipeline.yaml"
-    text = TINY.replace("[16MiB, 32MiB]", "[1KiB, 16MiB, 32MiB]").replace("max: 4", "max: 64")
-    config.write_text(text.replace("[fp32, fp16, bf16, int8]", "[fp32]"))
-    done = doit(finished)
-    assert done.returncode == 1
-    failed = "build:tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB"
-    assert f"  doit {failed}\n" in done.stdout
-    assert "the workspace is too small: 1,024 bytes" in done.stdout
-    entries = {entry.id: entry for entry in Project.load(config).manifest().artifacts}
-    assert entries[failed.removeprefix("build:")].status is Status.FAILED
-    assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
-    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
-    assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
-
-
-def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
-    """The manifest no longer offers a file that is gone, although no record has changed; the next run says the same."""
-    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
-    graph = finished / "artifacts/tiny/onnx/fp32.onnx"
-    graph.unlink()
-    (graph / "in the way").mkdir(parents=True)
-    done = doit(finished)
-    assert done.returncode == 1
-    assert "manifest:tiny" in ran(done.stdout)
-    assert "manifest:tiny: stale: records.tiny/cpu-x86_64/onnxruntime-fp32/" in done.stdout
-    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml").manifest().artifacts}
-    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.FAILED
-    assert entries["tiny/cpu-x86_64/onnxruntime-fp16"].status is Status.DEPLOYABLE
-    assert "manifest:tiny" not in ran(doit(finished).stdout)
 
 
 @pytest.mark.skipif(not missing_driver(), reason="there is a GPU here")
@@ -268,49 +205,6 @@ def test_a_damaged_cache_of_digests_rebuilds_nothing(finished: Path) -> None:
     assert (done.returncode, ran(done.stdout)) == (0, set())
 
 
-def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
-    """The reason is there before the work; what has never been made needs none."""
-    config = finished / "pipeline.yaml"
-    config.write_text(config.read_text().replace("validation: 100", "validation: 90"))
-    done = doit(finished, "data")
-    assert "data:tiny: stale: validation changed: 100 → 90\n" in done.stdout
-    engine = finished / "artifacts" / ENGINE / "model.engine"
-    engine.unlink()
-    assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is missing\n" in doit(finished, f"build:{ENGINE}").stdout
-    assert "stale" not in doit(finished, "list").stdout
-
-
-def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finished: Path) -> None:
-    """Of many, it would be noise."""
-    assert doit(finished, f"build:{ENGINE}").stdout.startswith(f"build:{ENGINE}: up to date since 20")
-    assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
-
-
-def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
-    """More calibration images: the data, int8's graphs, what is built of them, what judges, times and tells of it."""
-    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
-    config = finished / "pipeline.yaml"
-    config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))
-    done = doit(finished)
-    assert done.returncode == 0, done.stdout
-    variants = [variant for variant in Project.load(config).plan.variants if variant.precision is Precision.INT8]
-    built = {variant.id for variant in variants if not variant.id.startswith("tiny/gpu")}
-    assert ran(done.stdout) == {
-        "data:tiny",
-        "quantize:tiny/int8",
-        "quantize:tiny/int8-cpu",
-        *(f"build:{name}" for name in built),
-        *(f"validate:{name}" for name in built if "cpu" in name),
-        "benchmark:tiny/cpu-x86_64",
-        "manifest:tiny",
-    }
-
-
-def test_a_first_run_has_no_reasons(checkout: Path) -> None:
-    """Nothing is stale where nothing has been."""
-    assert "stale" not in doit(checkout, "source").stdout
-
-
 def test_prune_lists_and_deletes(finished: Path) -> None:
     """`doit prune` only lists; `doit prune --delete` deletes, and the manifest no longer has what was dropped."""
     config = finished / "pipeline.yaml"
@@ -346,23 +240,6 @@ def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-
-
-def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
-    """Ctrl-C ends doit and its stages with one message and leaves nothing half-written."""
-    process = begin(interrupted)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted; run `doit` again" in said
-    assert "Traceback" not in said
-    left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
-    assert [name for name in left if name.startswith(".")] == []
-
-
-def test_a_thread_that_has_ended_by_now_has_no_steps() -> None:
-    """Ending doit looks for the steps of threads, some of which end meanwhile."""
-    assert _children(Path("/proc/self/task/0")) == []
 
 
 def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:

@@ -19,7 +19,7 @@ from pipeline.planning.shared_cache import SharedCache
 from pipeline.planning.steps import Stage, Step
 from pipeline.records import Artifact, CachedStep, Outcome
 from tests.conftest import TINY
-from tests.pipeline.cli.test_tasks import doit
+from tests.support.doit_runs import doit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

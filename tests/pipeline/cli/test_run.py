@@ -1,0 +1,109 @@
+"""`doit run`: failures, reasons, and interrupted runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from model_artifacts.records import Precision, Status
+from pipeline.cli.run import _children
+from pipeline.planning.project import Project
+from tests.conftest import TINY
+from tests.support.doit_runs import begin, doit, ran
+
+ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
+
+
+def test_a_failure_stops_nobody_else(finished: Path) -> None:
+    """A variant that fails leaves the others deployable, and the run ends with status 1 and how to repeat it."""
+    config = finished / "pipeline.yaml"
+    text = TINY.replace("[16MiB, 32MiB]", "[1KiB, 16MiB, 32MiB]").replace("max: 4", "max: 64")
+    config.write_text(text.replace("[fp32, fp16, bf16, int8]", "[fp32]"))
+    done = doit(finished)
+    assert done.returncode == 1
+    failed = "build:tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB"
+    assert f"  doit {failed}\n" in done.stdout
+    assert "the workspace is too small: 1,024 bytes" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(config).manifest().artifacts}
+    assert entries[failed.removeprefix("build:")].status is Status.FAILED
+    assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
+    assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
+
+
+def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
+    """The manifest no longer offers a file that is gone, although no record has changed; the next run says the same."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    graph = finished / "artifacts/tiny/onnx/fp32.onnx"
+    graph.unlink()
+    (graph / "in the way").mkdir(parents=True)
+    done = doit(finished)
+    assert done.returncode == 1
+    assert "manifest:tiny" in ran(done.stdout)
+    assert "manifest:tiny: stale: records.tiny/cpu-x86_64/onnxruntime-fp32/" in done.stdout
+    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml").manifest().artifacts}
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.FAILED
+    assert entries["tiny/cpu-x86_64/onnxruntime-fp16"].status is Status.DEPLOYABLE
+    assert "manifest:tiny" not in ran(doit(finished).stdout)
+
+
+def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
+    """The reason is there before the work; what has never been made needs none."""
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("validation: 100", "validation: 90"))
+    done = doit(finished, "data")
+    assert "data:tiny: stale: validation changed: 100 → 90\n" in done.stdout
+    engine = finished / "artifacts" / ENGINE / "model.engine"
+    engine.unlink()
+    assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is missing\n" in doit(finished, f"build:{ENGINE}").stdout
+    assert "stale" not in doit(finished, "list").stdout
+
+
+def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finished: Path) -> None:
+    """Of many, it would be noise."""
+    assert doit(finished, f"build:{ENGINE}").stdout.startswith(f"build:{ENGINE}: up to date since 20")
+    assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
+
+
+def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
+    """More calibration images: the data, int8's graphs, what is built of them, what judges, times and tells of it."""
+    assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
+    config = finished / "pipeline.yaml"
+    config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))
+    done = doit(finished)
+    assert done.returncode == 0, done.stdout
+    variants = [variant for variant in Project.load(config).plan.variants if variant.precision is Precision.INT8]
+    built = {variant.id for variant in variants if not variant.id.startswith("tiny/gpu")}
+    assert ran(done.stdout) == {
+        "data:tiny",
+        "quantize:tiny/int8",
+        "quantize:tiny/int8-cpu",
+        *(f"build:{name}" for name in built),
+        *(f"validate:{name}" for name in built if "cpu" in name),
+        "benchmark:tiny/cpu-x86_64",
+        "manifest:tiny",
+    }
+
+
+def test_a_first_run_has_no_reasons(checkout: Path) -> None:
+    """Nothing is stale where nothing has been."""
+    assert "stale" not in doit(checkout, "source").stdout
+
+
+def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
+    """Ctrl-C ends doit and its stages with one message and leaves nothing half-written."""
+    process = begin(interrupted)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; run `doit` again" in said
+    assert "Traceback" not in said
+    left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
+    assert [name for name in left if name.startswith(".")] == []
+
+
+def test_a_thread_that_has_ended_by_now_has_no_steps() -> None:
+    """Ending doit looks for the steps of threads, some of which end meanwhile."""
+    assert _children(Path("/proc/self/task/0")) == []
