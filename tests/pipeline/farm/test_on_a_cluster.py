@@ -1,0 +1,362 @@
+"""The farm for real: a Ray cluster of one machine whose nodes claim GPUs, and engines built there ahead of time."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.planning.freshness import is_current
+from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
+from pipeline.records import Outcome
+from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("farm")]
+
+FARM = (
+    ONE_ENGINE
+    + """\
+benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2, streams: 2}}
+executor: ray
+farm:
+  address: {address}
+  connect_timeout_seconds: 300
+  targets:
+    - {{accelerator: H100, flavour: tensorrt_rtx}}
+    - {{accelerator: A10G, flavour: tensorrt_rtx, compute_capabilities: [86]}}
+    - {{flavour: tensorrt_rtx, compute_capabilities: [75, 80]}}
+"""
+)
+H100, A10G, PROCESSOR = (f"tiny/rtx-sm{name}/fp16-b1-ws16MiB" for name in ("80+", "86", "75-80"))
+ENGINES = (H100, A10G, PROCESSOR)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Served]:
+    """A cluster with two machines that claim an H100, one with an A10G, and one with none."""
+    with served(["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""], {}) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def record(cluster: Served) -> str:
+    """What `python -m pipeline farm` keeps of the cluster."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
+        command = [sys.executable, "-m", "pipeline", "farm"]
+        done = subprocess.run(  # noqa: S603 - this repository's own command
+            command, cwd=folder, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, check=True
+        )
+        assert "H100 with tensorrt_rtx: tensorrt_rtx 1.4.0.76, torch 2.11.0" in done.stdout
+        assert "4 machines have the cores or the GPUs that the configuration names" in done.stdout
+        return (Path(folder) / "artifacts/farm.json").read_text()
+
+
+@pytest.fixture
+def folder(checkout: Path, built_folder: Path, cluster: Served, record: str) -> Path:
+    """A checkout that builds on the farm, which was looked at; what every target shares is there already."""
+    for part in ("source", "data", "onnx", "cpu-x86_64"):
+        shutil.copytree(built_folder / "artifacts/tiny" / part, checkout / "artifacts/tiny" / part)
+    (checkout / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
+    (checkout / "artifacts/farm.json").write_text(record)
+    return checkout
+
+
+@pytest.fixture
+def begin(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that begins a command in the checkout, or in another folder; all of them end with the test."""
+    begun = []
+
+    def start(*arguments: str, cwd: Path = folder) -> subprocess.Popen[str]:
+        process = subprocess.Popen(  # noqa: S603 - this repository's own commands
+            [sys.executable, "-m", *arguments],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **LOOPBACK},
+        )
+        begun.append(process)
+        return process
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
+    """A function that runs a command to its end, and returns its exit status and what it said."""
+
+    def to_its_end(*arguments: str, **options: Path) -> tuple[int, str]:
+        process = begin(*arguments, **options)
+        said, _ = process.communicate(timeout=600)
+        return process.returncode, said
+
+    return to_its_end
+
+
+@pytest.fixture
+def on_workers(cluster: Served) -> Callable[..., list[int]]:
+    """A function that returns the processes of a subject's steps, or of all, that workers of this cluster run.
+
+    Other tests run such steps at the same time, in folders of their own.
+    """
+
+    def find(subject: str = "") -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                ours = (process / "cwd").resolve().is_relative_to(cluster.folder)
+                if "pipeline" in command and ours and subject in (command[4], ""):
+                    found.append(int(process.name))
+        return found
+
+    return find
+
+
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def parent(process: int) -> int:
+    """Return who has started a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def project_in(folder: Path) -> Project:
+    """Return the project of a checkout."""
+    return Project.load(folder / "pipeline.yaml")
+
+
+def is_built(folder: Path, subject: str, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Return whether an engine is there, whole and up to date."""
+    monkeypatch.chdir(folder)
+    project = project_in(folder)
+    done = project.artifact(project.plan.variant(subject)).outcome is Outcome.DONE
+    return done and is_current(project, Step(Stage.BUILD, subject))
+
+
+def test_every_target_is_built_where_it_can_be(
+    folder: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One doit, three kinds of machine: engines, what their steps said, and a manifest; then nothing is left to do."""
+    (folder / "artifacts/farm.json").unlink()
+    status, said = run("doit")
+    assert status == 0, said
+    assert "looking at the farm" in said
+    assert all(f"build:{engine}: 0." in said for engine in ENGINES)
+    assert f"validate:{H100}: skipped: no NVIDIA driver found" in said
+    assert all(is_built(folder, engine, monkeypatch) for engine in ENGINES)
+    assert {entry.id for entry in project_in(folder).manifest().artifacts} >= {*ENGINES}
+    assert run("doit") == (0, "everything is up to date\n")
+    assert list(folder.glob("artifacts/.writing-*")) == []
+
+
+PLACES = """\
+import sys
+from pipeline.farm.cluster import Cluster, NodeRequirements
+from pipeline.farm.parcels import Parcel, read_message
+cluster = Cluster.connect(sys.argv[1], 300)
+nodes = {node.id: node for node in cluster.nodes()}
+def began(needs, *avoid):
+    parcel = Parcel(command=("-c", ""), files=(), timeout_seconds=60)
+    said = [read_message(item) for item in cluster.submit(parcel, b"", [], needs, avoid).items(lambda: None)]
+    return said[0].node
+first = began(NodeRequirements("H100", ()))
+for node in (first, began(NodeRequirements("H100", ()), first), began(NodeRequirements("A10G", (), 3))):
+    print(node, *sorted(name for name in nodes[node].resources if name.startswith("accelerator_type:")))
+cluster.close()
+"""
+
+
+def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str]], cluster: Served) -> None:
+    """On a machine with that GPU; on another such one where the first is to be avoided."""
+    (cluster.folder / "places.py").write_text(PLACES)
+    status, said = run("places", cluster.address, cwd=cluster.folder)
+    assert status == 0, said
+    nodes, types = zip(*(line.split() for line in said.splitlines()), strict=True)
+    assert types == ("accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G")
+    assert len({*nodes}) == 3
+
+
+def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
+    folder: Path, run: Callable[..., tuple[int, str]]
+) -> None:
+    """Ray would wait in silence; the message lists what there is."""
+    text = (folder / "pipeline.yaml").read_text()
+    (folder / "pipeline.yaml").write_text(text.replace("accelerator: A10G", "accelerator: L4"))
+    status, said = run("doit")
+    assert status == 1
+    assert "no machine of the farm can run what L4 with tensorrt_rtx needs" in said
+    assert "1 GPU of accelerator type L4" in said
+    assert said.count("1 CPU, 1 GPU, H100") == 2
+    assert "Traceback" not in said
+
+
+def test_nothing_but_loopback_is_used(cluster: Served) -> None:
+    """The cluster's processes listen on, and are connected to, this machine alone."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, remote, *rest = line.split()
+            sockets[rest[6]] = (local, remote)
+    seen = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(cluster.folder).encode() in (process / "environ").read_bytes():
+                links = [str(file.readlink()) for file in (process / "fd").iterdir()]
+                seen += [sockets[link[8:-1]] for link in links if link.startswith("socket:") and link[8:-1] in sockets]
+    assert any(address(local)[1] == int(cluster.address.rpartition(":")[2]) for local, _ in seen)
+    others = {address(end) for ends in seen for end in ends if not address(end)[0].is_loopback}
+    assert {found for found in others if not found[0].is_unspecified} == set()
+    assert {port for found, port in others if found.is_unspecified} == {0}  # of who listens, nobody at the other end
+
+
+def address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """Return what /proc/net/tcp means."""
+    host, _, port = text.partition(":")
+    raw = b"".join(bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8))
+    found = ipaddress.ip_address(socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw))
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found, int(port, 16)
+
+
+@pytest.mark.parametrize("what", ["the step", "the worker"])
+def test_step_whose_worker_is_killed_is_run_again(
+    folder: Path,
+    begin: Callable[..., subprocess.Popen[str]],
+    on_workers: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """As the kernel kills for want of memory, whichever process it takes."""
+    process = begin("pipeline", "build", H100)
+    until(lambda: on_workers(H100))
+    (step,) = on_workers(H100)
+    os.kill(step if what == "the step" else parent(step), signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "it is run again elsewhere, 2 more times at most" in said
+    assert is_built(folder, H100, monkeypatch)
+
+
+def test_worker_that_is_lost_every_time_is_given_up(
+    folder: Path, begin: Callable[..., subprocess.Popen[str]], on_workers: Callable[..., list[int]]
+) -> None:
+    """After as many tries as the configuration has, with the command that repeats it; nothing half-written is left."""
+    text = (folder / "pipeline.yaml").read_text()
+    (folder / "pipeline.yaml").write_text(text + "  retries: 0\n")
+    process = begin("doit", f"build:{H100}")
+    until(lambda: on_workers(H100))
+    os.kill(on_workers(H100)[0], signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert f"build:{H100}: running a step: its process was killed by SIGKILL" in said
+    assert f"build:{H100}: error: its worker was lost 1 times" in said
+    assert f"doit build:{H100}" in said
+    assert not (folder / "artifacts" / H100).exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_doit_ends_its_steps_on_the_farm(
+    begin: Callable[..., subprocess.Popen[str]], folder: Path, on_workers: Callable[..., list[int]], how: signal.Signals
+) -> None:
+    """Ctrl-C, or what a batch system sends, ends what runs elsewhere, in one message."""
+    process = begin("doit", "build")
+    until(on_workers)
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "run `doit` again to go on from here" in said
+    assert "Traceback" not in said
+    assert "*** SIG" not in said  # as Ray would say of it
+    assert on_workers() == []
+    assert list(folder.glob("artifacts/.writing-*")) == []
+
+
+def test_driver_that_was_killed_picks_up_what_had_finished(
+    folder: Path,
+    begin: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., tuple[int, str]],
+    on_workers: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ran for it ends; the next run builds the rest."""
+    process = begin("doit", "build")
+    until(lambda: list(folder.glob("artifacts/tiny/rtx-*/*/artifact.json")))
+    process.kill()
+    until(lambda: not on_workers())
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("artifacts/tiny/rtx-*/*/artifact.json")}
+    status, said = run("doit", "build")
+    assert status == 0, said
+    assert all(is_built(folder, engine, monkeypatch) for engine in ENGINES)
+    finished = [engine for engine in ENGINES if (folder / "artifacts" / engine).name in before]
+    assert [engine for engine in finished if f"build:{engine}: 0." not in said]
+
+
+def test_what_one_machine_has_built_no_other_builds(
+    folder: Path,
+    begin: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Two drivers at once: one builds, the other waits and takes it; a third finds all of it in the store."""
+    (folder / "pipeline.yaml").write_text((folder / "pipeline.yaml").read_text() + f"cache: {tmp_path / 'cache'}\n")
+    other, third = tmp_path / "other", tmp_path / "third"
+    for copy in (other, third):
+        shutil.copytree(folder, copy)
+    both = [begin("pipeline", "build", H100, cwd=cwd) for cwd in (folder, other)]
+    said = sorted(process.communicate(timeout=600)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("built in" in text for text in said) == 1, said
+    assert sum("waiting for" in text and "taken from" in text for text in said) == 1, said
+    assert run("doit", "build")[0] == 0
+    status, output = run("doit", "build", cwd=third)
+    assert status == 0
+    assert output.count("taken from") == 3, output
+    assert "built in" not in output
+    assert all(is_built(third, engine, monkeypatch) for engine in ENGINES)
+
+
+def test_machine_that_is_lost_costs_what_it_ran(
+    folder: Path,
+    begin: Callable[..., subprocess.Popen[str]],
+    on_workers: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step runs on another machine of the kind."""
+    process = begin("pipeline", "build", H100)
+    until(lambda: on_workers(H100))
+    (step,) = on_workers(H100)
+    worker = parent(step)
+    for lost in (parent(worker), worker, step):  # a worker whose machine's own process is gone may still end its step
+        with contextlib.suppress(ProcessLookupError):  # it has gone with the one before
+            os.kill(lost, signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "the worker was lost" in said
+    assert is_built(folder, H100, monkeypatch)
+    until(lambda: not on_workers())

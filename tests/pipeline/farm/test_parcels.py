@@ -1,0 +1,146 @@
+"""Parcels: the inputs of a step, and the checks of its outputs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model_artifacts.errors import FarmError, RecordError
+from model_artifacts.host.hashes import describe_bytes, describe_file
+from model_artifacts.host.record_files import write_record
+from pipeline.farm.parcels import Completed, accept, check_list
+from pipeline.planning.keys import key_of
+from pipeline.planning.project import Project
+from pipeline.planning.steps import Stage, Step
+from tests.support.farm_steps import BUILD, ENGINE, FARM, TWIN, followed, packed, sent
+
+# A step travels, and comes back.
+
+
+def test_only_what_a_step_takes_travels(project: Project) -> None:
+    """An engine takes its graph; no images, no weights, no other graph."""
+    files = {item.record.path for item in packed(project).inputs}
+    kept = {path for path in files if not path.startswith("tests/")}
+    assert kept == {
+        "pipeline.yaml",
+        "artifacts/farm.json",
+        "artifacts/tiny/source/source.json",
+        "artifacts/tiny/onnx/fp16.json",
+        "artifacts/tiny/onnx/fp16.onnx",
+    }
+    assert "tests/support/tiny_model.py" in files  # the factory's own code
+
+
+def test_damaged_input_does_not_travel(project: Project) -> None:
+    """Who sends it says so."""
+    file = project.file(project.onnx(project.plan.graphs[1]).file)
+    assert file.name == "fp16.onnx"
+    file.write_bytes(b"x")
+    with pytest.raises(RecordError, match=r"fp16\.onnx is not what was made"):
+        packed(project)
+
+
+@pytest.mark.parametrize("damaged", ["model.engine", "artifact.json"])
+@pytest.mark.parametrize("step", [BUILD, Step(Stage.BUILD, TWIN)])
+def test_what_a_step_may_do_without_is_left_out_when_it_is_damaged(project: Project, step: Step, damaged: str) -> None:
+    """A former engine, or a twin's, must not keep the step from running that makes it again."""
+    project.config_file.write_text(FARM + "tensorrt: {refit: true}\n")
+    refits = Project.load(project.config_file)
+    former = f"artifacts/{ENGINE}/model.engine"
+    assert former in {item.record.path for item in packed(refits, step).inputs}
+    (project.paths.root / ENGINE / damaged).write_text("{}")
+    files = {item.record.path for item in packed(refits, step).inputs}
+    assert f"artifacts/{ENGINE}/{damaged}" not in files
+
+
+# What comes back is believed once it holds.
+
+
+def test_record_is_put_in_its_place_after_what_it_vouches_for(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their names: a recipe is JSON, too."""
+    variant = project.plan.variant(ENGINE)
+    recipe = tmp_path / ENGINE / "recipe.json"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("{}")
+    files = describe_file(recipe, tmp_path)
+    write_record(tmp_path / ENGINE / "artifact.json", project.artifact(variant).model_copy(update={"file": files}))
+    made = Completed(status=0, files=tuple(describe_file(path, tmp_path) for path in sorted(recipe.parent.iterdir())))
+    order: list[str] = []
+    monkeypatch.setattr(Path, "replace", lambda self, _: order.append(self.name))
+    accept(project, BUILD, made, tmp_path)
+    assert order == ["recipe.json", "artifact.json"]
+
+
+def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
+    """Nothing of the step is kept, and what was there before is."""
+    assert at_home
+    before = describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root)
+    items = sent(packed(project))
+    items[-1] = bytes(len(items[-1]))
+    with pytest.raises(FarmError, match="has not come as its worker announced it"):
+        followed(project, items)
+    assert describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root) == before
+    assert list(project.paths.root.glob(".writing-*")) == []
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "none"])
+def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, change: str) -> None:
+    """A stream that ends early, and one that does not end."""
+    assert at_home
+    *items, last = sent(packed(project))
+    assert isinstance(last, bytes)
+    items += {"fewer": [last[:-1]], "more": [last + b"x"], "none": []}[change]
+    said = "more has come than the worker announced" if change == "more" else "has not come as its worker announced it"
+    with pytest.raises(FarmError, match=said):
+        followed(project, items)
+
+
+@pytest.mark.parametrize(
+    "path", ["manifest.json", "tiny/source/weights.safetensors", "../pipeline.yaml", f"{ENGINE}/other", "/etc/passwd"]
+)
+def test_file_that_is_not_the_steps_is_refused(project: Project, path: str) -> None:
+    """Before a byte of it is taken."""
+    made = Completed(status=0, files=(describe_bytes(path, b""),))
+    with pytest.raises(FarmError, match="a file that is not the step's"):
+        check_list(project, BUILD, made)
+
+
+def test_file_that_comes_twice_is_refused(project: Project) -> None:
+    """Which of them would hold?"""
+    twice = describe_bytes(f"{ENGINE}/model.engine", b"")
+    with pytest.raises(FarmError, match="a file that is not the step's"):
+        check_list(project, BUILD, Completed(status=0, files=(twice, twice)))
+
+
+def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -> None:
+    """A worker that has built from another graph."""
+    path = Path(ENGINE) / "artifact.json"
+    good = project.artifact(project.plan.variant(ENGINE))
+    other = good.model_copy(update={"key": key_of(project, Step(Stage.BUILD, TWIN))})
+    write_record(tmp_path / path, other)
+    made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    with pytest.raises(FarmError, match="do not hold; nothing of them was kept") as caught:
+        accept(project, BUILD, made, tmp_path)
+    assert "variant changed" in str(caught.value)
+    assert project.artifact(project.plan.variant(ENGINE)) == good
+
+
+def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) -> None:
+    """An engine that was announced by its record alone."""
+    project.paths.engine(project.plan.variant(ENGINE)).unlink()
+    path = Path(ENGINE) / "artifact.json"
+    write_record(tmp_path / path, project.artifact(project.plan.variant(ENGINE)))
+    made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
+    with pytest.raises(FarmError, match="nothing of them was kept"):
+        accept(project, BUILD, made, tmp_path)
+
+
+def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -> None:
+    """Exit status 0 alone proves nothing."""
+    shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
+    with pytest.raises(FarmError, match="do not hold"):
+        accept(project, BUILD, Completed(status=0, files=()), tmp_path)
