@@ -141,7 +141,7 @@ def test_a_read_only_disk_is_one_message(disk: Path, step: Step, capsys: pytest.
 
 
 def test_finding_out_what_is_stale_needs_no_right_to_write(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where nothing can be written, what is there can still be asked about."""
+    """Staleness can be determined on a read-only file system."""
     mount("-o", "remount,ro", str(disk.parent))
     assert main(["why", ENGINE, "--config", str(disk / "pipeline.yaml")]) == 0
     assert "is up to date" in capsys.readouterr().out

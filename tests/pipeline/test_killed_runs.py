@@ -206,7 +206,7 @@ def test_a_killed_doit_takes_its_steps_with_it(checkout: Path) -> None:
 
 
 def test_a_killed_benchmark_takes_its_processes_with_it(finished: Path) -> None:
-    """Also those that are in the middle of something: they would disturb what is timed next."""
+    """Busy processes of a killed benchmark end too, because they would disturb the next timing."""
     command = [sys.executable, "-m", "pipeline", "benchmark", "tiny/cpu-x86_64"]
     process = subprocess.Popen(command, cwd=finished, stdout=subprocess.DEVNULL)  # noqa: S603 - fixed arguments
     deadline = time.monotonic() + 60

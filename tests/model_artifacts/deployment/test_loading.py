@@ -44,7 +44,7 @@ def photographs(count: int) -> list[Image.Image]:
 
 
 def test_logits_are_those_that_were_validated(built: Project) -> None:
-    """What a deployment gets for the validation images is what the reference's logits say of them."""
+    """A deployment's logits of the validation images agree with the reference's logits."""
     data = built.data()
     pixels, reference = built.pixels(data.validation), np.load(built.file(data.reference))
     with pipeline.load(built.paths.root, Requirements(precision=Precision.FP32)) as model:
@@ -55,7 +55,7 @@ def test_logits_are_those_that_were_validated(built: Project) -> None:
 
 
 def test_a_wish_decides_what_is_opened(built: Project) -> None:
-    """As it does for `resolve`."""
+    """`load` takes the same requirements as `resolve`."""
     with pipeline.load(built.paths.root, Requirements(precision=Precision.FP16)) as model:
         assert model.entry.precision is Precision.FP16
         assert (
@@ -119,7 +119,7 @@ def moved(file: FileRecord | None, path: str) -> dict[str, object]:
 
 
 def test_a_damaged_file_is_refused_before_it_is_loaded(copied: Path) -> None:
-    """By its digest, whatever it is."""
+    """The digest of every kind of artifact is checked before the file is loaded."""
     file = pipeline.resolve(copied / "artifacts").entry.file
     assert file is not None
     path = copied / "artifacts" / file.path
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(copied: Path) -> None:
 def test_a_file_outside_the_folder_is_refused(
     changed: Callable[[Callable[[ManifestEntry], dict[str, object]]], Path], where: str
 ) -> None:
-    """Neither `..`, nor an absolute path, nor a link leads out of it."""
+    """`..`, absolute paths and links that lead out of the folder are refused."""
     folder = changed(lambda item: moved(item.file, where))
     (folder.parent / "outside.onnx").write_bytes(b"x")
     (folder / "link.onnx").symlink_to(folder.parent / "outside.onnx")
@@ -141,7 +141,7 @@ def test_a_file_outside_the_folder_is_refused(
 
 
 def test_what_was_not_pulled_is_not_taken(copied: Path) -> None:
-    """Without the requirements that it was pulled by, the same artifact is what there is; for another host all count."""
+    """An artifact that was not pulled is passed over here; for another host every artifact counts."""
     folder = copied / "artifacts"
     everything = [item for item in pipeline.resolve(folder).rejected if "was not pulled" in item.reason]
     best, required = pipeline.resolve(folder).entry, pipeline.resolve(folder, Requirements(precision="fp32")).entry
@@ -173,14 +173,14 @@ def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
-    """One type to catch."""
+    """Every failure is an error of one type."""
     with pytest.raises(pipeline.ArtifactError, match=r"manifest\.json is missing"), pipeline.load(tmp_path):
         pass
     assert pipeline.ArtifactError is ArtifactError
 
 
 def test_names_that_are_not_there_are_attribute_errors() -> None:
-    """As of any module."""
+    """An unknown attribute of the package is an AttributeError, as in any module."""
     with pytest.raises(AttributeError, match="no attribute 'loads'"):
         pipeline.loads  # noqa: B018 - that is the test
 
@@ -210,7 +210,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("command", ["host", "resolve", "show", "verify"])
 def test_commands_of_deployments_need_no_building_stack(released: Release, command: str) -> None:
-    """Where torch, doit and yaml are not installed, they do what they are for."""
+    """The commands of deployments work without torch, doit and yaml."""
     given = [command, *([str(released.folder)] if command != "host" else [])]
     subprocess.run([sys.executable, "-c", BLOCKED, *given], check=True, capture_output=True)  # noqa: S603 - our own
 
@@ -227,7 +227,7 @@ print(json.dumps([names, heavy]))
 
 
 def test_neither_torch_nor_doit_is_imported(built: Project) -> None:
-    """Not for resolving, not for running, not for images."""
+    """Resolving, running and preparing images import neither torch nor doit."""
     code = LEAN.format(folder=str(built.paths.root))
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
     names, heavy = json.loads(done.stdout)

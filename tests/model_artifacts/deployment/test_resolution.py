@@ -72,7 +72,7 @@ def test_the_order_of_falling_back_is_stated_and_not_measured(count: int) -> Non
 
 
 def test_without_a_gpu_only_onnx_is_left() -> None:
-    """And every other artifact says what it lacks."""
+    """Every artifact but ONNX says why it cannot run."""
     found = taken(*EVERYTHING, on=machine())
     assert name_of(found) == "onnx"
     assert found.place.gpu is None
@@ -92,7 +92,7 @@ def test_another_gpu_takes_what_was_built_for_many() -> None:
 
 
 def test_of_two_gpus_the_one_that_it_was_tuned_on_is_used() -> None:
-    """Whichever comes first."""
+    """The order of the GPUs does not matter."""
     found = taken(engine("tuned", 0.4), on=machine(L4, H100))
     assert found.place.gpu == H100
 
@@ -107,7 +107,7 @@ def test_of_gpus_that_fit_the_one_with_most_free_memory_is_used(made: ManifestEn
 
 
 def test_where_the_exact_gpu_is_full_another_one_runs_it() -> None:
-    """As the compatible engine that it is there."""
+    """On the other GPU the engine counts as compatible, not as exact."""
     tuned = engine("tuned", 0.4, device_memory_bytes=2**30)
     assert tuned.built_for is not None
     wide = tuned.built_for.model_copy(update={"hardware_compatibility": "ampere_plus"})
@@ -182,7 +182,7 @@ def test_an_engine_of_tensorrt_rtx_runs_with_its_own_version_alone() -> None:
 
 
 def test_a_module_needs_the_libraries_that_made_it() -> None:
-    """In these versions."""
+    """A module loads only with the versions of the libraries that built it."""
     there = machine(H100, torch_tensorrt=Tool(name="torch-tensorrt", version="2.12.0"))
     with pytest.raises(ResolveError, match=r"needs torch-tensorrt 2\.11\.0, got 2\.12\.0"):
         taken(module("module", 0.2), on=there)
@@ -193,7 +193,7 @@ def test_a_module_needs_the_libraries_that_made_it() -> None:
 def test_the_driver_must_run_the_cuda_of_the_installed_tensorrt(
     made: ManifestEntry, driver_cuda: int | None, *, runs: bool
 ) -> None:
-    """Of the same major version, or a later one; what is not known refuses nothing."""
+    """The driver's CUDA has the same major version or a later one; an unknown version refuses nothing."""
     there = machine(H100, driver="535.183.01", driver_cuda=driver_cuda)
     there = there.model_copy(update={"host": there.host.model_copy(update={"cuda_majors": (13, 12)})})
     if runs:
@@ -204,7 +204,7 @@ def test_the_driver_must_run_the_cuda_of_the_installed_tensorrt(
 
 
 def test_onnx_needs_its_runtime_and_processor() -> None:
-    """Both are named."""
+    """The message names the runtime and the processor."""
     absent = Tool(name="onnxruntime", version="absent")
     with pytest.raises(ResolveError, match="needs onnxruntime, which is not installed there"):
         taken(onnx("onnx"), on=machine(onnxruntime=absent))
@@ -216,7 +216,7 @@ def test_onnx_needs_its_runtime_and_processor() -> None:
 
 
 def test_a_precision_is_wished_by_name_too() -> None:
-    """What is none is refused with the names that there are."""
+    """An unknown precision is refused with the names of the known ones."""
     found = taken(onnx("a", 0.1).model_copy(update={"precision": Precision.FP32}), onnx("b", 0.2), precision="fp16")
     assert name_of(found) == "b"
     assert reasons(found) == {"a": "fp32, required fp16"}
@@ -285,13 +285,13 @@ def test_a_latency_of_another_gpu_promises_nothing() -> None:
 
 
 def test_a_latency_of_another_processor_promises_nothing() -> None:
-    """Nor does that of another processor."""
+    """A requirement of speed is not met by a latency that was measured on another processor."""
     with pytest.raises(ResolveError, match="was not timed at batch 1 on another"):
         taken(onnx("onnx", 0.3), on=machine(processor="another"), max_latency_ms=100.0)
 
 
 def test_memory_that_was_seen_counts_more_than_what_was_said() -> None:
-    """And an artifact must fit into what is free."""
+    """The measured memory must fit into the limit and into the free memory."""
     seen = engine("seen", 0.4, device_memory_bytes=2**30)
     assert name_of(taken(seen, max_memory_bytes=2**30)) == "seen"
     with pytest.raises(ResolveError, match="takes 1024 MiB of the GPU's memory, free are 512 MiB"):
@@ -312,7 +312,7 @@ def test_labels_are_needed_for_a_wished_top1() -> None:
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.DEPLOYABLE])
 def test_only_what_is_deployable_is_taken(status: Status) -> None:
-    """Whatever else speaks for it."""
+    """An artifact that is not deployable is never chosen."""
     with pytest.raises(ResolveError, match=f"{status.value}: for a reason"):
         taken(engine("tuned", 0.1, status=status, reason="for a reason"))
 
@@ -339,7 +339,7 @@ def test_an_empty_manifest_says_so() -> None:
 def test_every_artifact_is_taken_or_rejected_for_a_reason(
     entries: list[ManifestEntry], there: DeploymentHost, requirements: Requirements
 ) -> None:
-    """None is forgotten, in whatever order they come; and the order decides nothing."""
+    """Each artifact is chosen or rejected with a reason, and the order of the entries changes nothing."""
     unique = list({item.id: item for item in entries}.values())
     try:
         found = resolve_entry(manifest(*unique), there, requirements)
@@ -362,7 +362,7 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 def test_a_host_is_printed_and_read_back(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What one machine prints, another resolves for."""
+    """A machine resolves for the host that another machine printed."""
     assert main(["host"]) == 0
     printed = capsys.readouterr().out
     assert DeploymentHost.model_validate_json(printed) == this_host()
@@ -417,7 +417,7 @@ def test_nothing_suits_is_one_message(artifacts: Path, capsys: pytest.CaptureFix
 
 
 def test_a_folder_without_a_manifest_says_what_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So does a host's file that is none."""
+    """A folder without a manifest and a file that describes no host are refused with a fix."""
     assert main(["resolve", str(tmp_path)]) == 1
     assert "manifest.json is missing" in capsys.readouterr().err
     write_record(tmp_path / "manifest.json", manifest(*EVERYTHING))

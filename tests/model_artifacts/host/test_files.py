@@ -23,7 +23,7 @@ def _no_space(*_: object, **__: object) -> None:
 
 
 def test_block_that_ends_well_becomes_the_file(tmp_path: Path) -> None:
-    """What was written to the temporary path is what the file holds, and nothing else is left."""
+    """The file has the content of the temporary path, and nothing else is left."""
     path = tmp_path / "new" / "folder" / "x.bin"
     with replacing(path) as temporary:
         temporary.write_bytes(b"new")
@@ -46,7 +46,7 @@ def test_temporary_path_has_the_folder_and_the_suffix_of_the_file(tmp_path: Path
 
 
 def test_file_can_be_read_by_everyone(tmp_path: Path) -> None:
-    """What the pipeline builds is as readable as a file made by `open`, not private as temporary files are."""
+    """Files have the permissions that `open` gives them, not the private ones of temporary files."""
     write_bytes(tmp_path / "x", b"new")
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
 
@@ -70,7 +70,7 @@ def test_block_that_fails_leaves_the_old_file(tmp_path: Path, failure: type[Base
 
 @pytest.mark.parametrize("operation", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
 def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
-    """Wherever the disk fills up, the message says what to do, and the old file is whole."""
+    """The message gives a fix and the old file stays whole, at whichever write the disk fills up."""
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with monkeypatch.context() as patch:
@@ -160,7 +160,7 @@ def test_a_folder_that_a_killed_writer_left_goes_a_day_later(tmp_path: Path) -> 
 
 
 def test_a_log_is_kept_when_the_work_is_done(tmp_path: Path) -> None:
-    """What was appended is there once the block has ended, and not before."""
+    """Appended lines are in the log after the block has ended, and not before."""
     with keeping(tmp_path / "deep" / "build.log") as log:
         log.write_text("said\n")
         assert not (tmp_path / "deep" / "build.log").exists()
@@ -202,7 +202,7 @@ class CannotSwap:
 
 @pytest.mark.parametrize("swaps", [True, False])
 def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool) -> None:
-    """Of the old one nothing is left; where there was none, it is simply there."""
+    """The new folder replaces the old one completely, and works without an old one."""
     if not swaps:
         monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: CannotSwap())
     for text in ("first", "second"):
@@ -215,7 +215,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: bool
 ) -> None:
-    """Whichever way it is tried."""
+    """A failed replacement leaves the old folder, with or without a swap."""
     if not swaps:
         monkeypatch.setattr("model_artifacts.host.files.ctypes.CDLL", lambda *_, **__: CannotSwap())
     old = folder(tmp_path / "old", "old")
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
 
 
 def test_scratch_goes_with_the_block(tmp_path: Path) -> None:
-    """However the block ends."""
+    """A scratch folder is removed even when the block is interrupted."""
 
     def interrupted() -> None:
         with scratch_folder(tmp_path / "root") as scratch:
@@ -238,7 +238,7 @@ def test_scratch_goes_with_the_block(tmp_path: Path) -> None:
 
 
 def test_scratch_that_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
-    """Not before: somebody may still write there; and nothing else goes."""
+    """Younger scratch folders stay, because another process may still write there; other folders stay too."""
     for name, hours in ((".writing-old", 25), (".writing-new", 23), ("models", 25)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()

@@ -22,7 +22,7 @@ def _stage_record() -> StageRecord:
 
 
 def test_record_is_read_back(tmp_path: Path) -> None:
-    """What is written as a record is read as the same record."""
+    """A record that is written and read back is equal."""
     write_record(tmp_path / "r.json", _stage_record())
     assert read_record(tmp_path / "r.json", StageRecord) == _stage_record()
 
@@ -41,7 +41,7 @@ def test_missing_record_is_told_the_fix(tmp_path: Path) -> None:
 
 
 def test_record_that_is_a_folder_is_told_the_fix(tmp_path: Path) -> None:
-    """What cannot be read for another reason is told with the system's reason."""
+    """Other read errors give the system's reason and the fix."""
     with pytest.raises(RecordError) as caught:
         read_record(tmp_path, Tool, fix="run `make r`")
     assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory\n  fix:      run `make r`"
@@ -49,7 +49,7 @@ def test_record_that_is_a_folder_is_told_the_fix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"name": "x"'])
 def test_damaged_record_is_told_the_fix(tmp_path: Path, content: bytes) -> None:
-    """Whatever a file holds instead of a record, the message names it, the kind of record and the fix."""
+    """The message names the file, the type of the record and the fix."""
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(RecordError) as caught:
@@ -60,7 +60,7 @@ def test_damaged_record_is_told_the_fix(tmp_path: Path, content: bytes) -> None:
 
 
 def test_damaged_record_has_no_empty_place(tmp_path: Path) -> None:
-    """Where the whole file is wrong, no place within it is named."""
+    """A message about the whole file names no place within it."""
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(RecordError, match="is not a valid Tool: Invalid JSON"):
         read_record(tmp_path / "r.json", Tool)
@@ -82,7 +82,7 @@ def test_record_of_a_newer_schema_names_the_version(tmp_path: Path) -> None:
 
 
 def test_record_of_a_newer_schema_is_not_replaced(tmp_path: Path) -> None:
-    """What a later version of this program wrote is not lost to an older one."""
+    """An older version of this program does not overwrite a record of a later version."""
     path = tmp_path / "r.json"
     newer = _stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')
     path.write_text(newer)

@@ -18,7 +18,7 @@ def test_json_has_sorted_keys_and_a_newline_at_the_end() -> None:
 
 
 def test_record_cannot_be_changed() -> None:
-    """A record is frozen."""
+    """Assigning to a field of a record is an error."""
     tool = Tool(name="a", version="1")
     with pytest.raises(ValidationError, match="frozen"):
         tool.version = "2"  # type: ignore[misc]

@@ -29,5 +29,5 @@ def test_gpus_slug_is_its_type_as_a_folder_may_be_called(name: str, slug: str) -
 @given(st.text(max_size=30))
 @settings(deadline=None)
 def test_any_gpus_slug_fits_a_folders_name(name: str) -> None:
-    """Whatever a GPU is called, its slug has small letters, digits and single hyphens only."""
+    """A slug has only small letters, digits and single hyphens."""
     assert re.fullmatch(r"sm90-([a-z0-9]+(-[a-z0-9]+)*)?", H100.model_copy(update={"name": name}).slug)

@@ -49,5 +49,5 @@ def timing(p50: float, low: float | None = None, high: float | None = None) -> B
     ],
 )
 def test_overlapping_intervals_are_ties(one: BatchTiming, other: BatchTiming, *, alike: bool) -> None:
-    """What cannot be told apart is said to be equal, whichever comes first."""
+    """Latencies whose intervals overlap are ties, in either order."""
     assert one.ties_with(other) is other.ties_with(one) is alike

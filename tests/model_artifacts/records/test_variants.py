@@ -60,7 +60,7 @@ def test_engines_name_has_no_backend() -> None:
 
 
 def test_other_backends_names_begin_with_the_backend() -> None:
-    """What is no engine is named by its backend, and by its precision where it has no graph."""
+    """A variant of another backend has the backend's name first, and the precision if it has no graph."""
     variant = Variant(model="m", target="cpu-x86_64", backend=Backend.EAGER, precision=Precision.FP32)
     assert variant.id == "m/cpu-x86_64/eager-fp32"
 

@@ -58,7 +58,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 1, target: str 
     ids=lambda bad: f"{bad.name} {bad.type.decode()}",
 )
 def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, bad: tarfile.TarInfo) -> None:
-    """Neither paths nor links, nor anything that is no file."""
+    """Paths and links that lead outside, and entries that are no files, are refused."""
     (tmp_path / "in").mkdir()
     with pytest.raises(ReleaseError):
         unpack(archive(tmp_path, member("manifest.json"), bad), tmp_path / "in")
@@ -69,7 +69,7 @@ def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path: Path, bad: tarfi
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_FILES", 2), ("MAX_BYTES", 2)])
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
-    """Neither too many files nor too large ones."""
+    """Archives with too many files or with too large ones are refused."""
     monkeypatch.setattr(f"model_artifacts.releases.archive.{limit}", value)
     with pytest.raises(ReleaseError, match="holds more than a release has"):
         unpack(archive(tmp_path, *(member(str(number)) for number in range(3))), tmp_path)
@@ -77,7 +77,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_long_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
-    """What says how a file is called may not fill the memory."""
+    """An oversized header is refused before it fills the memory."""
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = kind, 3 * 2**20
     parts = [header.tobuf(tarfile.USTAR_FORMAT), bytes(header.size), member("x").tobuf(), bytes(2048)]
@@ -89,7 +89,7 @@ def test_a_long_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.95])
 def test_a_damaged_archive_is_one_message(released: Release, tmp_path: Path, share: float) -> None:
-    """However short it is."""
+    """A truncated archive gives one message, at any length."""
     path = tmp_path / "short.tar.zst"
     data = released.archive.read_bytes()
     path.write_bytes(data[: int(share * len(data))])

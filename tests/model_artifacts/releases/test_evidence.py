@@ -44,7 +44,7 @@ def without_parts(folder: Path) -> None:
     ],
 )
 def test_evidence_is_demanded_in_full(released: Release, change: Callable[[Path], object], message: str) -> None:
-    """Even where sums and provenance were made to fit what is left."""
+    """A missing part of the evidence is refused, even if sums and provenance match the remaining files."""
     change(released.folder)
     statement = json.loads((released.folder / "provenance.intoto.json").read_text())
     beyond = {"SHA256SUMS", "model.sig", "provenance.intoto.json"}

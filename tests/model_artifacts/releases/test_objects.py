@@ -29,19 +29,19 @@ def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path, released:
 
 
 def test_other_kinds_of_urls_are_refused() -> None:
-    """By name, with what there is."""
+    """The message names the kind of URL and the supported kinds."""
     with pytest.raises(StoreError, match=r"(?s)is no store that this can use.*s3://.*got:      ftp://"):
         ObjectStore("ftp://somewhere/models")
 
 
 def test_a_package_that_is_missing_is_named() -> None:
-    """That of Google Cloud Storage is installed by those who use it."""
+    """The message names the package that a Google Cloud Storage URL needs."""
     with pytest.raises(StoreError, match=r"(?s)takes a package.*gcsfs"):
         ObjectStore("gs://bucket/models")
 
 
 def test_secrets_of_urls_are_not_shown() -> None:
-    """Neither a password nor a token, in no message."""
+    """No message contains a password or a token."""
     url = "http://someone:hunter2@127.0.0.1:9/models?token=hunter3"
     assert without_secrets(f"{url} failed") == "http://…@127.0.0.1:9/models?… failed"
     with pytest.raises(StoreError) as failed:

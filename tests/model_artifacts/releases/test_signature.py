@@ -38,7 +38,7 @@ def project(copied: Path) -> Project:
 def test_a_forger_who_keeps_everything_right_is_caught_by_the_signature_alone(
     released: Release, keys: tuple[Path, Path], project: Project
 ) -> None:
-    """Who makes a whole other release passes every check but this one, which is what a signature is for."""
+    """A complete forged release passes every check except the signature."""
     signature = (released.folder / "model.sig").read_bytes()
     write_record(project.paths.manifest, project.manifest().model_copy(update={"host": "forged"}))
     made = released.folder
@@ -60,7 +60,7 @@ def test_a_forger_who_keeps_everything_right_is_caught_by_the_signature_alone(
 
 
 def test_a_wrong_key_and_a_missing_signature_are_refused(released: Release, project: Project, tmp_path: Path) -> None:
-    """Each by name."""
+    """A wrong key and a missing signature each have their own message."""
     with pytest.raises(ReleaseError, match="the signature does not hold"):
         verify_release(released.folder, Verifier(pem(tmp_path, "theirs")[1]))
     plain = make_release(project)

@@ -39,7 +39,7 @@ def test_a_newer_release_takes_the_place_of_the_old_one(
 def test_where_folders_cannot_be_swapped_they_are_renamed(
     store: Path, released: Release, newer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on some network file systems."""
+    """File systems that cannot swap folders, such as some network ones, get two renames."""
 
     class NoSwap:
         def renameat2(self, *_: object) -> int:
@@ -60,7 +60,7 @@ def test_where_folders_cannot_be_swapped_they_are_renamed(
 
 
 def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Release, tmp_path: Path) -> None:
-    """Neither a build's, nor a release with files of somebody's in it, nor a file."""
+    """A build's folder, a release with foreign files and a plain file are not replaced."""
     push(str(store), released.folder)
     build = released.folder.parent.parent
     before = listing(build)
@@ -81,7 +81,7 @@ def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Rel
 def test_a_broken_pull_goes_on_where_it_was(
     s3: str, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what was fetched nothing is fetched again, of a file that was cut short only the rest."""
+    """A resumed pull fetches no complete file again, and only the rest of a partial one."""
     push(s3, released.folder)
     monkeypatch.setattr("model_artifacts.releases.objects._CHUNK", 1 << 12)
     asked: list[int] = []

@@ -49,7 +49,7 @@ def blob_of(store: Path, file: FileRecord | None) -> Path:
 
 
 def test_what_is_pushed_is_what_is_pulled(url: str, released: Release, tmp_path: Path, keys: tuple[Path, Path]) -> None:
-    """Byte for byte, signature included; and it loads."""
+    """A pulled release equals the pushed one byte for byte, signature included, and loads."""
     pushed = push(url, released.folder)
     pulled = pull(url, tmp_path / "models", verifier=Verifier(keys[1]))
     assert listing(tmp_path / "models") == listing(released.folder)
@@ -69,7 +69,7 @@ def test_an_archive_is_pushed_as_its_folder_is(store: Path, released: Release) -
 
 
 def test_pushing_again_sends_nothing(url: str, released: Release) -> None:
-    """What is there is not sent; a new tag is all that changes."""
+    """A second push sends no existing file; only a new tag is written."""
     first = push(url, released.folder)
     second = push(url, released.folder, ["prod"])
     assert len(first.sent) == len({file.sha256 for file in first.release.files})
@@ -122,7 +122,7 @@ def test_only_what_a_host_needs_is_pulled(
 
 
 def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release, tmp_path: Path) -> None:
-    """The reasons are told."""
+    """The message gives the reasons, and nothing is pulled."""
     push(str(store), released.folder)
     with pytest.raises(ResolveError, match="no artifact of the manifest suits"):
         pull(str(store), tmp_path / "models", for_host=Requirements(max_latency_ms=1e-9))
@@ -217,7 +217,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
 def test_what_is_damaged_is_refused_and_the_old_release_stays(
     store: Path, released: Release, newer: Path, tmp_path: Path, how: str
 ) -> None:
-    """Whatever of it is damaged, nothing of the new one is seen."""
+    """Any damage leaves the old release in place and nothing of the new one."""
     push(str(store), newer)
     pull(str(store), tmp_path / "models")
     shutil.rmtree(store)
@@ -296,7 +296,7 @@ def test_a_broken_push_is_not_seen(
 
 
 def test_a_damaged_blob_is_sent_again_on_demand(store: Path, released: Release, tmp_path: Path) -> None:
-    """As the error of the pull says."""
+    """The repair that the pull's error suggests works."""
     push(str(store), released.folder)
     flip(blob_of(store, released.manifest.artifacts[0].file))
     with pytest.raises(StoreError, match="--again"):
@@ -334,7 +334,7 @@ def test_what_is_new_is_no_garbage_yet(url: str, released: Release) -> None:
 
 
 def test_nothing_is_deleted_while_a_tag_is_damaged(store: Path, released: Release) -> None:
-    """What it reaches is not known."""
+    """The files that a damaged tag refers to are unknown, so nothing is deleted."""
     push(str(store), released.folder)
     (store / "tags/other.json").write_text("{}")
     before = listing(store)
@@ -373,7 +373,7 @@ def test_a_push_sends_again_what_was_collected_meanwhile(
 def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
     store: Path, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the push ended before anything was deleted, it could not see that."""
+    """The collection reports a tag whose files it deleted while a push reused them."""
     push(str(store), newer, ["other"])
     push(str(store), released.folder)
     move_tag(str(store), LATEST, "other")
@@ -441,14 +441,14 @@ def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "ab" * 32, "ü"])
 def test_names_that_are_no_tags_are_refused(store: Path, released: Release, name: str) -> None:
-    """Before anything is sent."""
+    """Invalid names of tags are refused before anything is sent."""
     with pytest.raises(StoreError, match="is no name for a tag"):
         push(str(store), released.folder, [name])
     assert not store.exists()
 
 
 def test_a_listing_round_trips() -> None:
-    """What is written is what is read."""
+    """A listing that is written and read back is equal."""
     file = {"path": "a/b.onnx", "bytes": 3, "sha256": "0" * 64}
     listed = StoredRelease.model_validate({"name": "tiny", "files": [file]})
     assert StoredRelease.model_validate_json(listed.to_json()) == listed

@@ -39,7 +39,7 @@ def test_a_release_verifies_as_folder_and_as_archive(released: Release, keys: tu
 def test_a_release_verifies_by_a_relative_path(
     released: Release, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As people type it."""
+    """A release is verified by a relative path too."""
     monkeypatch.chdir(released.folder.parent)
     assert verify_release(Path(released.folder.name), Verifier(keys[1])) == released.manifest
 
@@ -92,6 +92,6 @@ def test_a_forger_who_keeps_the_sums_right_is_caught_by_the_manifest(released: R
 
 
 def test_a_path_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    """It is named."""
+    """The message names the missing path."""
     with pytest.raises(ReleaseError, match=r"nothing\.tar\.zst cannot be unpacked"):
         verify_release(tmp_path / "nothing.tar.zst")

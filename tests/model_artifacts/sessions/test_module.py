@@ -87,7 +87,7 @@ def test_a_recipe_is_compiled_once_its_session_is_open(project: Project, monkeyp
 
 
 def test_a_saved_module_tells_its_engines_once_loaded(project: Project) -> None:
-    """What a fresh process gets out of the file is what is told, not what the build had in memory."""
+    """The contents are those of the loaded file, not those that the build had in memory."""
     artifact = made(project, "dynamo-fp16-b1-ws16MiB")
     with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
         contents = run.contents()
@@ -151,7 +151,7 @@ def test_a_session_compiles_every_size_and_layout(project: Project, monkeypatch:
 
 
 def test_a_session_on_the_cpu_has_no_stream(project: Project) -> None:
-    """What is timed on a GPU cannot be timed here, and says so."""
+    """A session on the CPU has no CUDA stream to time, and the error says so."""
     variant = named(project, "eager-fp32")
     with (
         open_session(Loaded(torch.nn.Identity()), variant, (3, 32, 32), None) as run,

@@ -61,7 +61,7 @@ def folding_error(model: nn.Module) -> float:
 
 
 def test_factory_is_imported() -> None:
-    """`package.module:function` names a function."""
+    """`package.module:function` is imported as that function."""
     assert import_factory("tests.support.tiny_model:make") is tiny_model.make
 
 
@@ -140,7 +140,7 @@ def test_head_is_replaced() -> None:
 
 
 def test_head_of_another_kind() -> None:
-    """What is not a linear layer is not replaced."""
+    """A head that is not a linear layer is not replaced."""
     with pytest.raises(SourceError, match=r"'0' is no torch.nn.Linear"):
         replace_head(nn.Sequential(nn.ReLU()), "0", 10)
 
@@ -207,7 +207,7 @@ def test_truncated_checkpoint(tmp_path: Path, name: str, share: float) -> None:
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=any_bytes)
 def test_any_other_file_is_no_checkpoint(tmp_path: Path, data: bytes) -> None:
-    """Whatever bytes a file holds, reading it as a checkpoint ends in a source error."""
+    """Reading arbitrary bytes as a checkpoint is a source error."""
     file = tmp_path / "weights.pth"
     file.write_bytes(data)
 

@@ -70,12 +70,12 @@ def test_versions_that_do_not_are_refused(torch_version: str, library: str, word
 
 
 def test_a_module_of_these_versions_is_taken() -> None:
-    """What was made here can be loaded here."""
+    """A module that was built with the installed versions loads."""
     check_made_here(libraries())
 
 
 def test_a_module_that_does_not_say_its_tensorrt_is_taken() -> None:
-    """As older records do not; one that names another TensorRT than the one that is here is refused."""
+    """Older records name no TensorRT and are accepted; a record with another TensorRT is refused."""
     *known, engines = libraries()
     assert engines.name == "tensorrt_rtx"
     check_made_here(tuple(known))
@@ -99,7 +99,7 @@ def test_without_a_driver_the_library_is_not_even_imported() -> None:
 
 
 def test_in_time_a_graph_that_breaks_is_no_silent_eager() -> None:
-    """What torch would run as two graphs with Python between them is an error, which says where in the model."""
+    """A model that torch would split into two graphs is an error that names the line of the model."""
     torch.compiler.reset()
     library = Library()
     compiled = compile_in_time(library, Branches(), {}, lambda _: None)
@@ -111,7 +111,7 @@ def test_in_time_a_graph_that_breaks_is_no_silent_eager() -> None:
 
 
 def test_a_file_that_is_no_module_is_a_clear_error(tmp_path: Path) -> None:
-    """Bytes that torch does not know are refused with their file's name."""
+    """A file of unknown bytes is refused with its name."""
     (tmp_path / "model.pt2").write_bytes(b"no module")
     with pytest.raises(RunError, match=r"torch cannot load .*model\.pt2"):
         load(Library(), Backend.DYNAMO, tmp_path / "model.pt2", None)
@@ -127,7 +127,7 @@ def test_contents_count_engines_and_what_stayed(tmp_path: Path) -> None:
 
 
 def test_contents_of_what_is_all_engine(tmp_path: Path) -> None:
-    """Where everything became an engine, nothing is left to name."""
+    """A model that is one engine has no operators left in PyTorch."""
     assert contents_of(compile_ahead(Library(), network(), module_request(tmp_path)).module).torch_operators == ()
 
 
@@ -160,7 +160,7 @@ def test_contents_of_what_was_loaded() -> None:
 
 
 def test_contents_of_what_is_all_torch(tmp_path: Path) -> None:
-    """Where nothing became an engine, every operator of the model is named."""
+    """A model without an engine lists all of its operators."""
     contents = contents_of(compile_ahead(Library(engines=False), network(), module_request(tmp_path)).module)
     assert contents.segments == 0
     assert "aten.conv2d.default" in contents.torch_operators
@@ -196,7 +196,7 @@ def test_in_time_as_many_sizes_are_compiled_as_there_are() -> None:
 
 
 def test_in_time_too_many_sizes_are_no_silent_eager() -> None:
-    """Whoever forgets to raise torch's limit gets an error, not a model that runs without the library."""
+    """Exceeding torch's limit of recompilations is an error, not an eager run."""
     torch.compiler.reset()
     compiled = compile_in_time(Library(), network(), {}, lambda _: None)
     with torch.inference_mode(), pytest.raises(Exception, match="fullgraph=True"):
@@ -212,7 +212,7 @@ def contents(segments: int, operators: tuple[str, ...], **layers: int) -> Module
 
 
 def test_a_record_is_of_all_sizes() -> None:
-    """What any of them left to PyTorch or computed in another type is in it, and nothing is counted twice."""
+    """The record has every operator left to PyTorch and every other type, of all sizes, counted once."""
     found = of_all_sizes([contents(1, ("a",), fp16=20), contents(2, (), fp16=19, fp32=1), contents(1, ("b",), fp16=20)])
     assert found == contents(2, ("a", "b"), fp16=20, fp32=1)
 
@@ -235,7 +235,7 @@ def test_a_size_without_an_engine_is_none_at_all() -> None:
 
 
 def test_in_time_a_failure_is_no_silent_eager() -> None:
-    """What the library raises reaches the caller."""
+    """An error of the library reaches the caller."""
     torch.compiler.reset()
     compiled = compile_in_time(Library(fails="no engine"), network(), {}, lambda _: None)
     with torch.inference_mode(), pytest.raises(Exception, match="no engine"):

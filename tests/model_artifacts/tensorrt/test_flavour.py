@@ -58,7 +58,7 @@ def test_flavour_is_not_installed(
 def test_flavour_that_cannot_be_imported_may_be_mended_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, *, there: bool
 ) -> None:
-    """What is not installed is in the key, as absent; a library that an installed one misses is in none."""
+    """An installed flavour's missing library is retryable, because no key has it; an absent flavour is not."""
 
     def missing(_: str) -> None:
         raise OSError("libcudart.so.13: not found")
@@ -167,5 +167,5 @@ WARNING        - 1 weights are affected by this issue: Detected values less than
     ],
 )
 def test_warnings_about_weights_are_counted(log: str, said: list[tuple[str, int]]) -> None:
-    """Whether a builder names each weight, again and again, or counts them: issues with how many weights they touch."""
+    """Warnings are counted by issue and weight, in the formats of TensorRT 8.4 and 8.6."""
     assert [(warning.issue, warning.weights) for warning in weight_warnings(log)] == said

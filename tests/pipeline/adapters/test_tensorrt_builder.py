@@ -103,7 +103,7 @@ def test_progress_is_told_of_the_builders_phases(built: Project, flavour: Flavou
 def test_build_says_nothing_on_the_terminal(
     built: Project, flavour: Flavour, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What the builder says, its native code included, goes into the log."""
+    """The builder's output, that of native code included, goes into the log."""
     build(flavour, request_of(built))
 
     assert capfd.readouterr() == ("", "")
@@ -154,7 +154,7 @@ def test_other_precision_gives_other_layers(built: Project, flavour: Flavour) ->
 
 
 def test_plan_without_kernels_is_compared_as_it_is() -> None:
-    """Where a plan names no kernels, every byte of it counts."""
+    """If a plan names no kernels, its digest covers every byte."""
     memory = EngineMemory(activation_bytes=1, weights_bytes=1)
 
     assert _layers_digest(b"plan 1", memory) != _layers_digest(b"plan 2", memory)
@@ -300,7 +300,7 @@ def test_gpu_that_lacks_the_hardware(tmp_path: Path, flavour: Flavour, precision
 
 
 def test_engine_for_other_gpus_is_built_on_any(tmp_path: Path, flavour: Flavour) -> None:
-    """What is built ahead of time does not depend on the GPU of the host that builds it."""
+    """An engine that is built ahead of time does not depend on the GPU of the building host."""
     old = H100.model_copy(update={"compute_capability": 75})
     request = replace(request_for(tmp_path, Precision.BF16), gpu=old)
 
@@ -308,7 +308,7 @@ def test_engine_for_other_gpus_is_built_on_any(tmp_path: Path, flavour: Flavour)
 
 
 def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the probe refuses cannot be built: the tiny model's int8 graph gives no engine."""
+    """A graph that the probe refuses cannot be built: the tiny model's int8 graph gives no engine."""
     request = request_of(built, Graph.INT8, workspace_bytes=64 * MIB)
     assert unsupported(flavour, request) is not None
     monkeypatch.setattr("pipeline.adapters.tensorrt_builder.unsupported", lambda *_: None)

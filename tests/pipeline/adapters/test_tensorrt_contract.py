@@ -105,7 +105,7 @@ def flags(case: Case) -> list[str]:
 
 
 def test_bindings_are_genuine(bindings: Wheel, report: Report) -> None:
-    """What is driven is the version that was asked for."""
+    """The version of the bindings is the one that was requested."""
     assert report.version == bindings.version
 
 
@@ -116,7 +116,7 @@ def test_adapter_keeps_to_the_bindings(report: Report, name: str) -> None:
 
 
 def test_every_case_is_judged(report: Report) -> None:
-    """Whatever is driven is in one of the lists of these tests."""
+    """Every driven case is in one of the lists of these tests."""
     assert {name for name in report.cases if not name.startswith("mistake: ")} == set(CONTRACT)
 
 
@@ -149,7 +149,7 @@ def test_every_setting_is_accounted_for(report: Report) -> None:
     ],
 )
 def test_every_wish_is_recorded(report: Report, name: str, wanted: set[str]) -> None:
-    """What the configuration asks for is among the settings, whether or not the flavour can."""
+    """Every configured setting is recorded, applied or not."""
     assert wanted <= applied(report.cases[f"build fp16 {name}"]).keys()
 
 
@@ -182,7 +182,7 @@ def test_context_runs(report: Report) -> None:
 
 
 def test_a_context_times_its_layers(report: Report) -> None:
-    """What the library reports to a profiler is the time of a batch, also where layers share a name."""
+    """The layer times of the library's profiler are those of one batch, even if layers share a name."""
     assert report.cases["profile"].said == ("conv 0.50", "copy 0.25")
 
 
@@ -199,7 +199,7 @@ def test_layers_are_inspected_with_the_shapes_of_the_context(report: Report) -> 
 
 
 def test_engine_is_inspected_without_a_context(report: Report) -> None:
-    """What an engine says of itself is the inspector's JSON, for no batch in particular."""
+    """An engine's own description is the inspector's JSON, independent of a batch size."""
     case = report.cases["load"]
     before = case.calls[: case.calls.index("IExecutionContext.set_input_shape('image', (2, 3, 8, 8))")]
 
@@ -213,7 +213,7 @@ def test_second_context_shares_the_profile(report: Report) -> None:
 
 
 def test_logger_hears_the_library(report: Report) -> None:
-    """What the genuine class's virtual method is told lands in the log, with its severity."""
+    """Messages to the genuine class's virtual method are logged with their severity."""
     said = [tuple(line.split()) for line in report.cases["log"].said]
 
     assert said == [(name, "hello") for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")]
@@ -230,7 +230,7 @@ def test_timings_are_kept(report: Report) -> None:
 
 
 def test_timings_of_another_gpu_are_dropped(report: Report) -> None:
-    """Where the library refuses a timing cache, an empty one takes its place."""
+    """If the library refuses a timing cache, an empty one replaces it."""
     calls = report.cases["build with another GPU's timings"].calls
 
     assert [call for call in calls if "create_timing_cache" in call] == [
@@ -248,7 +248,7 @@ def test_timings_of_another_gpu_are_dropped(report: Report) -> None:
     ],
 )
 def test_failures_are_told(report: Report, name: str, error: str) -> None:
-    """What the library refuses is an error of the adapter's own."""
+    """A refusal by the library is an error of the adapter."""
     assert report.cases[name].error == error
 
 
@@ -408,7 +408,7 @@ def test_11_has_no_cublas(report: Report) -> None:
 
 @newer
 def test_newer_builds_tell_of_their_progress(report: Report) -> None:
-    """What the genuine monitor's virtual methods are told arrives, and the build goes on."""
+    """Calls of the genuine monitor's virtual methods arrive, and the build goes on."""
     case = report.cases["build fp16 plain"]
 
     assert case.said[3:] == (
@@ -461,7 +461,7 @@ def test_contract_catches(report: Report, mistake: str, caught: str) -> None:
 def test_contract_catches_what_a_flavour_lacks(
     bindings: Wheel, report: Report, mistake: str, missing: str, having: list[Wheel]
 ) -> None:
-    """What only some flavours have is refused in the others, and in no other."""
+    """A feature that only some flavours have is refused in the others alone."""
     violation = report.cases[f"mistake: {mistake}"].violation
 
     assert (violation == "") is (bindings in having)

@@ -55,7 +55,7 @@ def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour)
     ],
 )
 def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
-    """What a flavour that builds ahead of time cannot apply is in the result, with the reason, and changes nothing."""
+    """A setting that the flavour cannot apply is recorded with the reason, and changes nothing."""
     engine = build(flavour, with_setting(request_of(built, Graph.FP16), name, value))
 
     (setting,) = [setting for setting in engine.settings if setting.name == name]

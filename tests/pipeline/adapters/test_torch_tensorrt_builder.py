@@ -98,7 +98,7 @@ def test_what_a_version_lacks_is_not_passed_and_is_recorded(tmp_path: Path) -> N
     [(Precision.FP32, {"disable_tf32", "optimization_level"}), (Precision.FP16, {"optimization_level"})],
 )
 def test_what_tensorrt_rtx_ignores_is_recorded(tmp_path: Path, precision: Precision, refused: set[str]) -> None:
-    """As for plain engines: TensorRT-RTX multiplies FP32 in TF32, and has no levels, whatever it is told."""
+    """TensorRT-RTX multiplies FP32 in TF32 and has no levels; the record says so, as for plain engines."""
     request = module_request(tmp_path, precision=precision, settings=TorchTensorRTConfig(optimization_level=4))
     options = options_of(request, ALL, tunes=False)
     assert {setting.name for setting in options.settings if not setting.applied} == refused

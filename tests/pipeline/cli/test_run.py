@@ -62,7 +62,7 @@ def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
 
 
 def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finished: Path) -> None:
-    """Of many, it would be noise."""
+    """The time is printed for a single task, and not for many."""
     assert doit(finished, f"build:{ENGINE}").stdout.startswith(f"build:{ENGINE}: up to date since 20")
     assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
 

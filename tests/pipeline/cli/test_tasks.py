@@ -191,14 +191,14 @@ def test_a_second_doit_refuses(checkout: Path) -> None:
 
 
 def test_doit_keeps_no_database(finished: Path) -> None:
-    """What is stale is in the records on disk: nothing of doit's own can be damaged or lost."""
+    """Staleness follows from the records on disk; doit has no state of its own to damage or lose."""
     (finished / "artifacts" / ".doit.sqlite3").write_bytes(b"garbage" * 1000)
     assert ran(doit(finished).stdout) <= {"manifest:tiny"}
     assert [path.name for path in (finished / "artifacts").glob(".doit*.db*")] == []
 
 
 def test_a_damaged_cache_of_digests_rebuilds_nothing(finished: Path) -> None:
-    """It only saves time."""
+    """A damaged cache of digests costs only time."""
     doit(finished, "manifest")
     (finished / "artifacts" / ".digests.sqlite3").write_bytes(b"garbage" * 1000)
     done = doit(finished)

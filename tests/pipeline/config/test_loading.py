@@ -218,7 +218,7 @@ def test_several_problems_are_sorted_by_position(problems: Problems) -> None:
 
 
 def test_problems_of_one_position_come_in_a_fixed_order(problems: Problems) -> None:
-    """What is missing of one mapping is listed in the order of its keys, each time the same."""
+    """The missing keys of a mapping are listed in the order of its keys."""
     assert problems(MATRIX + "gates: {fp32: {}}\n") == [
         f"3:15: missing key 'gates.fp32.{key}'" for key in ("cosine", "relative_l2", "top1_agreement", "top1_drop")
     ]
@@ -260,7 +260,7 @@ def test_folder_is_no_configuration(tmp_path: Path) -> None:
 
 
 def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 are reported with their place."""
+    """Bytes that are not UTF-8 are reported with their position."""
     file = tmp_path / "pipeline.yaml"
     file.write_bytes(b"\xff\xfe" + MATRIX.encode("utf-16-le"))
     with pytest.raises(ConfigError) as caught:
@@ -331,7 +331,7 @@ def _unpositioned(file: Path) -> list[str]:
 def test_any_value_anywhere_is_accepted_or_refused_with_a_position(
     tmp_path_factory: pytest.TempPathFactory, where: tuple[str, ...], value: object
 ) -> None:
-    """Whatever stands at a key, the answer is a configuration or positioned problems, never another error."""
+    """Any value at any key gives a configuration or problems with a position, never another error."""
     document = dict(_SOUND)
     document[where[0]] = value if len(where) == 1 else {where[1]: value}
     file = tmp_path_factory.getbasetemp() / "any-value.yaml"
@@ -342,7 +342,7 @@ def test_any_value_anywhere_is_accepted_or_refused_with_a_position(
 @given(st.text(max_size=100))
 @settings(deadline=None)
 def test_any_text_is_accepted_or_refused_with_a_position(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    """Whatever a file says, the answer is a configuration or positioned problems, never another error."""
+    """Any text gives a configuration or problems with a position, never another error."""
     file = tmp_path_factory.getbasetemp() / "any-text.yaml"
     file.write_text(MATRIX + text, encoding="utf-8")
     assert _unpositioned(file) == []
@@ -353,7 +353,7 @@ def test_any_text_is_accepted_or_refused_with_a_position(tmp_path_factory: pytes
 def test_any_bytes_are_accepted_or_refused_with_a_position(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
-    """Whatever bytes a file holds, it is refused with problems that have a position."""
+    """Any bytes give a configuration or problems with a position, never another error."""
     file = tmp_path_factory.getbasetemp() / "any-bytes.yaml"
     file.write_bytes(data)
     assert _unpositioned(file) == []
@@ -442,7 +442,7 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
 
 
 def test_share_of_memory_takes_a_gpu(problems: Problems, load: Callable[[str], Config]) -> None:
-    """Of each of the farm's targets its own; a target without one has none to share."""
+    """A share is of the memory of each target's own GPU; a target without a GPU has none."""
     text = "profiles: [1]\nworkspaces: [25%]\nexecutor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
     assert problems(text) == ["4:18: workspace '25%' is a share of a GPU's memory; expected `accelerator`, or bytes"]
     assert load(text.replace("{flavour: tensorrt_rtx}", ON_H100)).farm_targets[0].worker_kind == "H100 with tensorrt"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def test_repositorys_own_configuration_spells_out_the_defaults() -> None:
-    """What pipeline.yaml shows as defaults are the defaults."""
+    """The defaults in pipeline.yaml are the defaults of the code."""
     needed = {
         "profiles": [1, {"min": 1, "opt": 8, "max": 32}],
         "workspaces": ["256MiB", "1GiB"],
@@ -57,13 +57,13 @@ def test_every_precision_has_its_own_gate(load: Callable[[str], Config], precisi
 
 
 def test_batches_left_out_are_those_that_the_profiles_are_tuned_for(load: Callable[[str], Config]) -> None:
-    """What is timed follows from the profiles, each size once, smallest first."""
+    """The timed batch sizes follow from the batch ranges, each size once, smallest first."""
     config = load("profiles: [{min: 1, opt: 8, max: 32}, 2, {min: 4, opt: 8, max: 8}]\nworkspaces: [1GiB]\n")
     assert config.timed_batches == (2, 8)
 
 
 def test_batches_that_are_given_are_timed_in_their_order(load: Callable[[str], Config]) -> None:
-    """What is timed is what the file says, where it says so."""
+    """Configured batch sizes are timed in their order."""
     assert load(MATRIX + "benchmark: {batches: [8, 1, 32]}\n").timed_batches == (8, 1, 32)
 
 
@@ -219,7 +219,7 @@ def test_device_left_out_is_the_first_gpu(load: Callable[[str], Config]) -> None
 
 
 def test_all_devices_are_the_first_of_every_type(load: Callable[[str], Config]) -> None:
-    """Of two GPUs of one type the one with the smaller number is taken, and types keep CUDA's order."""
+    """The first GPU of each type is chosen, and the types keep CUDA's order."""
     second = L4.model_copy(update={"index": 2, "uuid": "GPU-2"})
     third = H100.model_copy(update={"index": 3, "uuid": "GPU-3"})
     assert load(MATRIX + "device: all\n").gpus(host(H100, L4, second, third)) == (H100, L4)
@@ -233,7 +233,7 @@ def test_gpus_of_one_name_are_one_type(load: Callable[[str], Config]) -> None:
 
 @pytest.mark.parametrize("device", ["0", "all", L4.uuid])
 def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], device: str) -> None:
-    """Whatever the file names, a host without GPUs has none, which is no mistake in the file."""
+    """A host without GPUs accepts any `device` and has no GPU."""
     assert load(MATRIX + f"device: {device}\n").gpus(host()) == ()
 
 
@@ -317,7 +317,7 @@ def test_build_setting_that_cannot_be_is_refused(problems: Problems, text: str, 
 
 
 def test_build_settings_are_those_that_change_an_engine(load: Callable[[str], Config]) -> None:
-    """What only says how long, how often or by whom an engine is built is left out of its settings."""
+    """Settings that do not change an engine are left out of the build settings."""
     text = "flavour: tensorrt, timing_cache: false, kernel_specialization: none, build_timeout_seconds: 9"
     written = load(MATRIX + f"tensorrt: {{{text}, refit: true}}\n").tensorrt.build_settings
     assert written == load(MATRIX + "tensorrt: {refit: true}\n").tensorrt.build_settings
@@ -433,7 +433,7 @@ def test_farm_that_cannot_be_is_refused_where_it_stands(problems: Problems, text
 
 
 def test_farm_has_defaults(load: Callable[[str], Config]) -> None:
-    """Whoever runs `doit` on a machine of the cluster names the targets alone."""
+    """A farm's configuration needs only its targets."""
     farm = load(MATRIX + FARM.format(ON_H100)).farm
     assert farm is not None
     assert (farm.address, farm.retries, farm.step_timeout_seconds) == ("auto", 2, 7200.0)

@@ -53,7 +53,7 @@ def test_compute_capabilities_are_sorted(load: Callable[[str], Config], text: st
     [("1", 1), ("1073741824", 2**30), ("256MiB", 2**28), ("1 GiB", 2**30), ("1.5GiB", 3 * 2**29), ("1GB", 10**9)],
 )
 def test_size_is_read_as_bytes(text: str, size: int) -> None:
-    """Bytes, binary units and decimal units."""
+    """Bytes, binary units and decimal units are accepted."""
     assert WorkspaceSize(text=text).bytes(None) == size
 
 
@@ -75,7 +75,7 @@ def test_share_is_of_the_gpus_memory(percent: int, memory: int) -> None:
 
 
 def test_share_has_no_size_without_a_gpu() -> None:
-    """Where no GPU's memory is known, a share is no number of bytes."""
+    """A share has no number of bytes if no GPU's memory is known."""
     assert WorkspaceSize(text="25%").bytes(None) is None
 
 
@@ -93,7 +93,7 @@ def test_label_fits_a_file_name(text: str, label: str) -> None:
 @example("1,5GiB")
 @example("9" * 400 + "GiB")
 def test_any_text_is_a_positive_size_with_a_safe_label_or_refused(text: str) -> None:
-    """Whatever is accepted as a size is above zero, and can be a part of a file's name."""
+    """An accepted size is above zero, and its label is safe in a file name."""
     try:
         size = WorkspaceSize(text=text)
     except ValueError:
@@ -169,12 +169,12 @@ def test_two_shares_that_come_out_equal_are_refused(problems: Problems) -> None:
 
 
 def test_share_that_is_less_than_a_byte_is_a_byte() -> None:
-    """However small a share is, the workspace is a size."""
+    """The smallest share is one byte."""
     assert WorkspaceSize(text="0.000000001%").bytes(2**30) == 1
 
 
 def test_workspace_listed_twice_in_other_units_is_refused(problems: Problems) -> None:
-    """1024MiB is 1GiB."""
+    """1024MiB and 1GiB are the same workspace."""
     assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == ["2:20: listed twice: 1073741824"]
 
 

@@ -81,7 +81,7 @@ def test_cluster_that_cannot_be_joined_says_why(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_step_is_asked_to_end_once_and_killed_once() -> None:
-    """However many want it to end: asked again, Ray fails at times."""
+    """A task is cancelled once and killed once, because Ray sometimes fails at a second request."""
     ray = Cancelled()
     running = Running(ray, None)
     for force in (False, False, True, False, True):

@@ -77,7 +77,7 @@ def test_step_runs_elsewhere_as_it_runs_here(project: Project, at_home: Path) ->
 
 @pytest.mark.parametrize("stage", [Stage.BUILD, Stage.VALIDATE])
 def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: Stage) -> None:
-    """What a smaller workspace has given travels, too: the same engine is one file, judged once."""
+    """The artifact of a smaller workspace travels too, so that an equal engine is one file and judged once."""
     assert at_home
     step = Step(stage, TWIN)
     status, told = followed(project, sent(packed(project, step)), step)
@@ -101,7 +101,7 @@ def test_benchmark_of_a_target_travels_with_all_of_its_engines(project: Project,
 
 
 def test_failure_comes_back_with_its_record_and_its_log(project: Project, at_home: Path) -> None:
-    """As a failure here leaves them."""
+    """A remote failure leaves the same record and log as a local one."""
     assert at_home
     text = FARM.replace("[16MiB, 32MiB]", "[1KiB]")
     project.config_file.write_text(text)
@@ -160,7 +160,7 @@ def _kill_itself(*_: object) -> None:
 
 
 def test_step_that_is_asked_to_end_says_so(interrupted: Path) -> None:
-    """By the exit status that a shell gives for it."""
+    """A terminated step has the exit status that a shell gives for the signal."""
     process = subprocess.Popen([sys.executable, "-m", "pipeline", "source", "tiny"], cwd=interrupted)
     while not (interrupted / "begun").exists():
         assert process.poll() is None
@@ -194,7 +194,7 @@ def test_step_that_has_crashed_has_failed(project: Project) -> None:
 
 
 def test_refusal_says_why(project: Project) -> None:
-    """In the worker's words."""
+    """The error has the worker's words."""
     with pytest.raises(FarmError, match=r"^no room$"):
         followed(project, [Began(node="n").to_json(), Refused(reason="no room").to_json()])
 
@@ -233,7 +233,7 @@ def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor.
 
 
 def test_step_that_was_lost_runs_on_other_machines() -> None:
-    """Where there are any; what lacks the flavour never gets it, and what was lost nowhere is kept off nothing."""
+    """A lost step avoids its former machines as long as others have the flavour."""
     found = places(Machines(NODE_H100, NODE_PROCESSOR, OTHER), frozenset("h"))
     assert found.avoid() == {"h"}
     found.lost("")
@@ -245,7 +245,7 @@ def test_step_that_was_lost_runs_on_other_machines() -> None:
 
 
 def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project) -> None:
-    """Nor one that a worker was given, which never begins; the message names the setting."""
+    """A step that never begins is given up, and the message names the setting."""
     farm = project.config.farm
     assert farm is not None
     short = project.config.model_copy(update={"farm": farm.model_copy(update={"queue_timeout_seconds": 0.01})})
@@ -257,7 +257,7 @@ def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project)
 
 
 def test_machine_that_is_lost_while_it_times_costs_that_measurement_alone(project: Project) -> None:
-    """What was built and validated there stays, and so does what was timed of other targets."""
+    """Results that the machine built and validated stay, and so do timings of other targets."""
     step = Step(Stage.BENCHMARK, "tiny/rtx-sm80+")
     for variant in project.plan.variants_on(project.plan.target(step.subject)):
         project.paths.benchmark(variant).unlink()
@@ -291,7 +291,7 @@ def test_step_whose_last_machine_goes_while_it_waits_does_not_wait_on() -> None:
 
 
 def test_cluster_that_cannot_be_reached_is_tried_once(project: Project) -> None:
-    """Not by each of hundreds of steps, each for its time."""
+    """Hundreds of steps try an unreachable cluster once, not once each."""
     project.config_file.write_text(FARM.replace("farm: {", "farm: {address: nowhere, "))
     farm = executor.Farm(Project.load(project.config_file))
     with pytest.raises(FarmError, match="got nowhere"):

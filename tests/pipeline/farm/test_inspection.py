@@ -48,7 +48,7 @@ def test_target_runs_where_all_that_it_needs_is(target: FarmTarget, able: list[s
     ],
 )
 def test_target_without_a_machine_is_told_what_there_is(change: dict[str, object], expected: str) -> None:
-    """What it needs, and what every machine has."""
+    """The message has the target's requirements and every machine's resources."""
     with pytest.raises(FarmError) as caught:
         able_nodes(TUNED.model_copy(update=change), NODES)
     assert f"expected: {expected}" in str(caught.value)
@@ -61,7 +61,7 @@ def nodes(*hosts: DeploymentHost) -> list[FarmNode]:
 
 
 def test_machines_that_are_alike_are_one_kind() -> None:
-    """Whatever their driver and their GPU's own number."""
+    """Drivers and GPU numbers may differ between machines of one kind."""
     other = H100.model_copy(update={"uuid": L4.uuid, "index": 3})
     alike = [machine(host(gpu, flavours=(TRT10,))) for gpu in (H100, other)]
     assert common_host(TUNED, nodes(*alike)) == alike[0]
@@ -127,7 +127,7 @@ def test_farm_that_nobody_has_looked_at_is_told_so(project: Project, capsys: pyt
 
 
 def test_farm_whose_record_is_damaged_is_looked_at_again(project: Project) -> None:
-    """As one that nobody has looked at, which doit does by itself."""
+    """A damaged record counts as missing, so that doit inspects the farm again."""
     project.paths.farm.write_text("{")
     with pytest.raises(UnknownFarmError, match="is not a valid FarmRecord"):
         Project.load(project.config_file)
@@ -141,7 +141,7 @@ def test_new_target_has_to_be_looked_at(project: Project) -> None:
 
 
 def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage."""
+    """Inspecting a farm that is not configured is an error of usage."""
     (tmp_path / "pipeline.yaml").write_text(TINY)
     assert main(["farm", "--config", str(tmp_path / "pipeline.yaml")]) == 2
     assert "names no farm" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_only_what_a_step_takes_travels(project: Project) -> None:
 
 
 def test_damaged_input_does_not_travel(project: Project) -> None:
-    """Who sends it says so."""
+    """The sender reports a damaged input."""
     file = project.file(project.onnx(project.plan.graphs[1]).file)
     assert file.name == "fp16.onnx"
     file.write_bytes(b"x")
@@ -61,7 +61,7 @@ def test_what_a_step_may_do_without_is_left_out_when_it_is_damaged(project: Proj
 def test_record_is_put_in_its_place_after_what_it_vouches_for(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever their names: a recipe is JSON, too."""
+    """A record is stored after its files, even if one of these is JSON too, such as a recipe."""
     variant = project.plan.variant(ENGINE)
     recipe = tmp_path / ENGINE / "recipe.json"
     recipe.parent.mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_file_that_is_not_the_steps_is_refused(project: Project, path: str) -> N
 
 
 def test_file_that_comes_twice_is_refused(project: Project) -> None:
-    """Which of them would hold?"""
+    """A list that names a file twice is refused."""
     twice = describe_bytes(f"{ENGINE}/model.engine", b"")
     with pytest.raises(FarmError, match="a file that is not the step's"):
         check_list(project, BUILD, Completed(status=0, files=(twice, twice)))

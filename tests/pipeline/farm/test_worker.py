@@ -112,7 +112,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
 
 
 def test_command_tells_its_lines_as_they_are(at_home: Path) -> None:
-    """Of both streams, in order, the last one without its newline; then its exit status."""
+    """The lines of both streams arrive in order, the last one without a newline, and then the exit status."""
     assert at_home
     code = "import sys; print('a'); print(); print('b', end='', file=sys.stderr); sys.exit(3)"
     began, *said, made = messages(working(command(code)))
@@ -123,7 +123,7 @@ def test_command_tells_its_lines_as_they_are(at_home: Path) -> None:
 
 
 def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
-    """That is what progress is."""
+    """A line arrives while the command still runs, so that progress is visible."""
     assert at_home
     parcel = command("import sys, time; print('begun', flush=True); time.sleep(60)")
     items = worker.work(parcel, b"", lambda _: (), "node")
@@ -132,7 +132,7 @@ def test_line_is_told_before_the_command_ends(at_home: Path) -> None:
 
 
 def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
-    """And removes where it ran."""
+    """A stopped worker ends its command and removes the command's folder."""
     parcel = command("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     items = worker.work(parcel, b"", lambda _: (), "node")
     next(items)
@@ -169,7 +169,7 @@ def test_command_that_takes_too_long_is_ended(at_home: Path) -> None:
 
 
 def test_only_what_is_new_or_other_comes_back(at_home: Path) -> None:
-    """By its path, with its digest, and its bytes in order."""
+    """New and changed files come back with path, digest and bytes, in order."""
     assert at_home
     old, changed = (describe_bytes(f"artifacts/{name}", name.encode()) for name in ("old", "changed"))
     code = "open('artifacts/changed', 'w').write('!'); open('artifacts/new', 'w').write('?'); open('elsewhere', 'w')"
@@ -189,7 +189,7 @@ def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
 
 
 def test_another_version_of_this_package_refuses(at_home: Path) -> None:
-    """By name, before anything is run."""
+    """A version mismatch is refused before anything runs, and the message names the version."""
     assert at_home
     parcel = command("open('/nowhere', 'w')").model_copy(update={"package": f"{__version__}, code 0123"})
     *_, last = messages(working(parcel))
@@ -216,7 +216,7 @@ def _never(number: int) -> Iterator[bytes]:
 
 
 def test_damaged_input_is_fetched_again(at_home: Path) -> None:
-    """What is kept is not trusted, either."""
+    """A kept input is checked too."""
     file = describe_bytes("artifacts/x", LARGE)
     working(command("", file), LARGE)
     (at_home / "blobs" / file.sha256).write_bytes(LARGE[1:])
@@ -225,7 +225,7 @@ def test_damaged_input_is_fetched_again(at_home: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"x", LARGE], ids=["small", "large"])
 def test_input_that_has_changed_on_its_way_is_refused(at_home: Path, content: bytes) -> None:
-    """And not kept."""
+    """An input with another digest is refused and not kept."""
     *_, last = messages(working(command("", describe_bytes("artifacts/x", content)), content[1:] + b"y"))
     assert isinstance(last, Refused)
     assert "artifacts/x has not come as it was sent" in last.reason
@@ -289,7 +289,7 @@ def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:
 
 @given(st.lists(st.binary(max_size=20)))
 def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
-    """Wherever the pipe cuts them."""
+    """Lines do not depend on the sizes of the pipe's reads."""
     lines = worker._Lines(error=False)  # noqa: SLF001 - its one behaviour
     taken = [said.line for piece in (*[piece for piece in pieces if piece], b"") for said in lines.take(piece)]
     whole = b"".join(pieces)
@@ -323,7 +323,7 @@ def test_worker_that_is_not_what_was_planned_with_refuses(
 
 
 def test_worker_without_a_gpu_may_have_more_than_was_planned_with(project: Project) -> None:
-    """What its target's engines do not depend on: another flavour, torch, a GPU."""
+    """Another flavour, torch or a GPU does not matter to a target whose engines do not depend on them."""
     planned = host(flavours=(TRT10, *environment.flavours()), torch="1.0")
     write_record(project.paths.farm, FarmRecord(hosts=(workers(NEEDS, planned),), here=NEEDS))
     adopted = Project.load(project.config_file).plan.workers(BUILD)

@@ -202,13 +202,13 @@ def keyed(**values: str) -> Key:
     ],
 )
 def test_differences_of_keys_are_named(before: Key, now: Key, reasons: tuple[str, ...]) -> None:
-    """Down to the setting, with values that are short enough to read."""
+    """Differences are named down to the setting, with values that are short enough to read."""
     assert changes(before, now) == reasons
 
 
 @pytest.mark.parametrize("value", ["1.0", '[["x",1],["x",2]]', "garbage"])
 def test_a_key_that_differs_makes_stale_whatever_is_told_of_it(copied: Path, value: str) -> None:
-    """Also where the difference is in how a value is written, or in what has no name."""
+    """A key that differs only in the spelling of a value, or in an unnamed part, makes its step stale."""
     project = Project.load(copied / "pipeline.yaml")
     record = project.data()
     fields = tuple(
@@ -356,7 +356,7 @@ def stale_of_the_given(folder: Path) -> set[str]:
 
 @pytest.mark.usefixtures("_without_torch")
 def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
-    """Where the configuration is the same and the digests hold, other versions of the tools change nothing."""
+    """Other versions of the tools change nothing if the configuration and the digests match."""
     assert stale_of_the_given(copied) == set()
 
 
@@ -397,7 +397,7 @@ def test_given_result_that_is_damaged_is_not_taken(copied: Path, damage: str) ->
     ],
 )
 def test_given_result_of_another_configuration_is_not_taken(copied: Path, old: str, new: str, owner: str) -> None:
-    """What was made elsewhere for other settings than this configuration's is stale."""
+    """A reused result of other settings is stale."""
     rewrite(copied, lambda text: text.replace(old, new))
     assert owner in stale_of_the_given(copied)
 

@@ -164,7 +164,7 @@ def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> No
 
 
 def test_another_processor_is_measured_again_and_nothing_else(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So is another number of threads."""
+    """Another processor makes only the CPU's benchmark stale."""
     monkeypatch.setattr("pipeline.planning.keys.processor", lambda: "another")
     assert stale(copied) == {"benchmark:tiny/cpu-x86_64"}
 
@@ -249,7 +249,7 @@ def test_tuned_engine_depends_on_gpu_and_version(built: Project, there: Host, na
 
 @pytest.mark.parametrize("gpus", [(), (H100,), (L4.model_copy(update={"index": 0}),)])
 def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]) -> None:
-    """What is built ahead of time is the same on every host."""
+    """An engine that is built ahead of time has the same key on every host."""
     assert differences(engine_fields(built, host()), engine_fields(built, host(*gpus))) == set()
 
 
@@ -271,7 +271,7 @@ def test_engine_depends_on_what_changes_it(built: Project, name: str, value: obj
 
 @pytest.mark.parametrize("setting", ["refit", "strip_plan"])
 def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, setting: str) -> None:
-    """What takes a GPU to build was not applied on a host without: where there is one, the engine is built anew."""
+    """Settings that need a GPU at build time make the engine stale once the host has a GPU."""
     without = engine_fields(built, host(), **{setting: True})
     assert differences(without, engine_fields(built, host(H100), **{setting: True})) == {"weights_apart"}
 
@@ -281,7 +281,7 @@ def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, set
     ["timing_cache: false", "kernel_specialization: lazy", "build_timeout_seconds: 7", "flavour: tensorrt_rtx"],
 )
 def test_setting_that_changes_no_engine_builds_nothing(copied: Path, setting: str) -> None:
-    """What only says how an engine is built or run leaves builds and validations as they are."""
+    """Settings that do not change an engine leave builds and validations current."""
     rewrite(copied, lambda text: text + f"tensorrt: {{{setting}}}\n")
     assert {name for name in stale(copied) if not name.startswith("benchmark:")} == set()
 

@@ -191,7 +191,7 @@ def test_family_is_the_same_variant_with_smaller_workspaces() -> None:
 
 @pytest.mark.parametrize("subject", ["m/cpu-x86_64/eager-fp32", "m/rtx-sm80+/fp32-b1-ws1GiB"])
 def test_family_of_the_smallest_is_empty(subject: str) -> None:
-    """What has no workspace, and what has the smallest, has no family."""
+    """A variant without a workspace, or with the smallest one, has no family."""
     plan = plan_of(workspaces=["1GiB", "2GiB"])
     assert plan.family(plan.variant(subject)) == ()
 
@@ -228,7 +228,7 @@ def test_misspelt_variant_is_told_the_closest() -> None:
 
 
 def test_variant_like_no_other_is_told_the_first_ones() -> None:
-    """What resembles nothing is answered with at most five of what there is."""
+    """An unknown name without a similar one is answered with at most five names."""
     with pytest.raises(UsageError) as caught:
         plan_of(precisions=["fp32", "fp16", "bf16", "int8"]).variant("???")
     expected = str(caught.value).splitlines()[1]
@@ -258,7 +258,7 @@ def test_another_model_is_refused() -> None:
 @given(PLANS)
 @settings(deadline=None)
 def test_no_two_variants_share_an_id(plan: Plan) -> None:
-    """Whatever the matrix is, ids, which folders are named after, are unique, in any case of letters."""
+    """Ids are unique in every matrix, without regard to case, because folders are named after them."""
     names = [variant.id.lower() for variant in plan.variants]
     assert len(set(names)) == len(names)
 
@@ -280,7 +280,7 @@ def test_farms_baseline_is_of_the_same_machines() -> None:
 
 
 def test_machines_without_torch_build_no_modules() -> None:
-    """Nor is anything skipped for them."""
+    """No module is planned, and none is listed as skipped."""
     plan = Plan(farm_plan(AHEAD), host(), (OF_PROCESSORS,))
     assert plan.module_targets == ()
     assert plan.targets == (CPU_TARGET, "rtx-sm80+")

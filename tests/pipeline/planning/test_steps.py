@@ -73,7 +73,7 @@ def test_manifest_follows_everything() -> None:
 @given(PLANS)
 @settings(deadline=None)
 def test_every_plan_is_in_an_order_in_which_it_can_run(plan: Plan) -> None:
-    """Whatever the matrix is, what comes before a step stands before it, and is part of the plan."""
+    """In every matrix, the requirements of a step come before it and are part of the plan."""
     done: set[Step] = set()
     for step in plan.steps:
         before = plan.dependencies(step)
@@ -89,7 +89,7 @@ OF_PROCESSORS = workers("a processor with tensorrt_rtx", host(torch="absent"))
 
 
 def test_farms_machines_time_without_waiting_for_each_other() -> None:
-    """What is timed comes after what its own machines build and validate; here it comes after everything."""
+    """A farm's benchmark follows the builds of its own machines; the driver's follows everything."""
     plan = Plan(farm_plan(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
     after = {target: plan.dependencies(Step(Stage.BENCHMARK, f"m/{target}")).follows for target in plan.targets}
     assert {plan.workers(step) for step in after["rtx-sm80+"]} == {OF_PROCESSORS}

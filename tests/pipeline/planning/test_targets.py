@@ -37,7 +37,7 @@ def test_engine_target_names_the_gpu_generations(capabilities: object, target: s
     ],
 )
 def test_engine_target_follows_from_gpu_and_flavour(flavours: tuple[Tool, ...], target: str) -> None:
-    """What tunes on the GPU belongs to its type and the library's version; what does not, to generations."""
+    """A tuned engine belongs to a type of GPU and a version; a portable one belongs to GPU generations."""
     (found,) = Plan(config_of(), host(H100, flavours=flavours)).engine_targets
     assert (found.name, found.gpu) == (target, H100)
 
@@ -82,7 +82,7 @@ def test_configured_flavour_goes_before_the_one_installed() -> None:
 
 
 def test_flavour_that_is_not_installed_has_no_version() -> None:
-    """Of a flavour that this host lacks there is no version to know."""
+    """A flavour that the host lacks has no version."""
     (found,) = Plan(config_of(tensorrt={"flavour": "tensorrt"}), host(flavours=(RTX,))).engine_targets
     assert found.flavour_version == "absent"
 
@@ -98,13 +98,13 @@ def test_flavour_that_is_not_installed_has_no_version() -> None:
 def test_target_of_a_flavour_that_is_not_installed_has_no_version(
     config: dict[str, object], installed: Tool, target: str, gpus: tuple[Gpu, ...], prefix: str
 ) -> None:
-    """Where the library's version is not known, its name alone stands in the target's."""
+    """Without a version, a target is named by the library alone."""
     (found,) = Plan(config_of(tensorrt=config), host(*gpus, flavours=(installed,))).engine_targets
     assert found.name == prefix + target
 
 
 def test_host_without_a_flavour_plans_for_tensorrt_rtx() -> None:
-    """Where neither is installed, the default is what installs anywhere."""
+    """The default flavour is TensorRT for RTX, which installs anywhere."""
     (found,) = Plan(config_of()).engine_targets
     assert found.flavour is EngineFlavour.TENSORRT_RTX
 
@@ -132,7 +132,7 @@ def test_each_target_runs_on_its_own_gpu(target: str, index: int | None) -> None
 
 
 def test_host_without_a_gpu_runs_no_target_on_one() -> None:
-    """Where there is no GPU, no target has one."""
+    """On a host without a GPU no target has one."""
     plan = Plan(config_of(), host())
     assert {plan.gpu(target) for target in plan.targets} == {None}
 
@@ -149,7 +149,7 @@ def test_shares_are_of_each_targets_own_gpu() -> None:
 
 
 def test_needs_of_the_other_targets_are_phrases() -> None:
-    """What runs on a processor and what runs on the host's own GPU say so."""
+    """The hardware of the CPU's target and of the GPU's target is a phrase."""
     plan = plan_of()
     assert {
         variant.target: plan.hardware(variant) for variant in plan.variants if variant.backend is not Backend.TENSORRT
@@ -187,7 +187,7 @@ def test_farm_has_the_targets_of_all_its_machines() -> None:
 
 
 def test_farm_runs_what_belongs_to_its_targets() -> None:
-    """What they share, and what runs on this processor, is made here."""
+    """Shared steps and the CPU's steps run on the driver, not on the farm."""
     plan = Plan(farm_plan(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
     where = {
         (step.stage, step.subject.split("/")[1] if "/" in step.subject else ""): plan.workers(step)

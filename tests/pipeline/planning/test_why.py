@@ -39,7 +39,7 @@ def test_a_current_variant_says_since_when(copied: Path, capsys: pytest.CaptureF
 
 
 def test_a_setting_far_up_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What changed in the configuration is what the variant's line says, with both values."""
+    """A variant's line names the changed setting with both values."""
     rewrite(copied, "mean: [0.5, 0.5, 0.5]", "mean: [0.4, 0.5, 0.5]")
     said = why(copied, capsys)
     assert said[0] == f"{ENGINE} is stale: preprocessing.mean changed: [0.5, 0.5, 0.5] → [0.4, 0.5, 0.5] (source)"
@@ -49,7 +49,7 @@ def test_a_setting_far_up_is_named(copied: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_damaged_file_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So is one that is missing."""
+    """A damaged file and a missing file are named."""
     engine = copied / "artifacts" / ENGINE / "model.engine"
     engine.write_bytes(engine.read_bytes()[:-1])
     assert why(copied, capsys)[0] == f"{ENGINE} is stale: {ENGINE}/model.engine is not what was made (build)"

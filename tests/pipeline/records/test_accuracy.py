@@ -19,7 +19,7 @@ from tests.support.records import KEY, NOW
     ],
 )
 def test_report_passes_when_done_and_every_check_passed(outcome: Outcome, checks: list[bool], *, passed: bool) -> None:
-    """What failed or was skipped passes no gate, and neither does one failed check."""
+    """Failed and skipped reports, and reports with a failed check, do not pass."""
     report = AccuracyReport(
         key=KEY,
         built_at=NOW,

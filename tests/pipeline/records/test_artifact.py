@@ -79,7 +79,7 @@ _ARTIFACTS = st.builds(
 @given(_ARTIFACTS)
 @settings(deadline=None)
 def test_artifact_is_the_same_after_json(artifact: Artifact) -> None:
-    """What a build writes is what is read back."""
+    """An artifact's record that is written and read back is equal."""
     assert reread(artifact) == artifact
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_ranges_are_shown_to_a_profiler_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no profiler told NVTX of itself, the library is not even imported."""
+    """Without a profiler, NVTX is not imported."""
     shown: list[str] = []
 
     @contextmanager

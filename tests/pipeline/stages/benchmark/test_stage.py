@@ -140,7 +140,7 @@ def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
 
 
 def test_each_group_has_the_baseline_first(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more processes are open at once than a host has room for, and each group is held against eager FP32."""
+    """Each group has eager FP32 first, and no more processes than the host has memory for."""
     monkeypatch.setattr("pipeline.stages.benchmark.stage.host_memory_bytes", lambda: 20 * 2**30)
     project = on_an_h100(built)
     artifacts = [finished(project, variant) for variant in project.plan.variants if variant.target == TORCH]
@@ -168,7 +168,7 @@ def test_a_small_host_has_room_for_fewer(gpu: Gpu | None, host_bytes: int, room:
 
 
 def test_the_baseline_alone_is_a_group(built: Project) -> None:
-    """Where nothing else was built, eager FP32 is timed all the same."""
+    """Eager FP32 is timed even if nothing else was built."""
     project = on_an_h100(built)
     baseline = project.plan.baseline(TORCH)
     assert baseline is not None
@@ -184,7 +184,7 @@ def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project)
 
 
 def test_nothing_to_time_is_no_group(built: Project) -> None:
-    """Where all was skipped, no process is started."""
+    """If every variant was skipped, no process is started."""
     assert group(on_an_h100(built), TORCH, []) == []
 
 

@@ -89,7 +89,7 @@ def test_a_module_is_timed_by_every_clock() -> None:
 
 @pytest.mark.usefixtures("module_clock")
 def test_a_module_without_a_cuda_graph_says_why() -> None:
-    """What cannot be captured is timed without, and the reason goes with the samples."""
+    """A module that cannot be captured is timed without a CUDA graph, and the samples have the reason."""
     module = cast("Any", Module("operation not permitted when stream is capturing"))
     for _ in range(2):
         found = time_module(module, Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CONTIGUOUS)

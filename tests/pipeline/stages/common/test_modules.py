@@ -44,7 +44,7 @@ def test_only_the_weights_of_a_baseline_lie_in_channels_last(project: Project) -
 
 
 def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
-    """Both digests are named, and nothing of the file is used."""
+    """The message has both digests, and nothing of the file is used."""
     artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
     weights = project.file(project.source().weights)
     shutil.copy(weights, weights.with_suffix(".old"))
@@ -66,7 +66,7 @@ def test_a_recipe_of_other_code_is_refused_before_it_runs(project: Project, monk
 
 
 def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
-    """What the recipe says made it counts, too, whatever the record beside it says."""
+    """The versions in the recipe count, independent of the record beside it."""
     artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
     assert artifact.file is not None
     path = project.file(artifact.file)
@@ -89,7 +89,7 @@ def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
 def test_a_recipe_leads_nowhere_else(
     project: Project, change: Callable[[Recipe], dict[str, object]], message: str
 ) -> None:
-    """Neither to another function than the model's, nor out of the folder."""
+    """A recipe with another function than the model's, or with a path outside the folder, is refused."""
     artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
     path = project.paths.recipe(artifact.variant)
     recipe = read_record(path, Recipe)

@@ -42,7 +42,7 @@ def test_no_time_has_no_shares() -> None:
 
 
 def test_the_hottest_function_is_first() -> None:
-    """What took no time is left out."""
+    """Functions that took no time are left out."""
     found = rank_functions([("a", 1, 1.0), ("b", 2, 3.0), ("idle", 5, 0.0)])
     assert [(item.name, item.calls, item.share) for item in found] == [("b", 2, 0.75), ("a", 1, 0.25)]
 
@@ -60,7 +60,7 @@ def test_a_kernel_summary_is_read() -> None:
     "text", ["", "SKIPPED: profile.sqlite does not contain CUDA kernel data.", SUMMARY.replace("3000000", "many")]
 )
 def test_another_kernel_summary_is_one_error(text: str) -> None:
-    """What is no table of kernels is not taken for an empty one."""
+    """A text that is no table of kernels is an error, not an empty table."""
     with pytest.raises(RunError, match="nsys wrote"):
         read_kernel_summary(text)
 
@@ -92,6 +92,6 @@ def test_nodes_are_read_without_their_warm_up() -> None:
     )
 )
 def test_no_profile_of_onnxruntime_breaks_the_reader(text: str) -> None:
-    """Whatever is in the file, the answer is layers or an error of ours."""
+    """Any file gives layers or a RunError."""
     with suppress(RunError):
         read_onnxruntime_profile(text, 3)

@@ -224,7 +224,7 @@ def test_without_any_profiler_of_kernels_the_layers_are_told(project: Project, m
 def test_the_workload_runs_between_the_marks(
     project: Project, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Nsight Systems runs warms up first, and closes what it opened."""
+    """The profiled process warms up before the marks, and closes its session."""
     monkeypatch.setattr(Project, "load", lambda _: project)
     workload.main(str(project.config_file), ENGINE)
     assert gpu.looked_at == [True, False]

@@ -89,7 +89,7 @@ def test_tensorrt_form_quantizes_what_follows(residual: Project, graph: Graph) -
 
 @pytest.mark.parametrize("graph", TENSORRT)
 def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -> None:
-    """What gives the logits multiplies what it is given, by its own weights."""
+    """The last product reads its inputs directly, with its own weights."""
     model = load(residual, graph)
     last = nodes(model, "Gemm")[-1]
 
@@ -100,7 +100,7 @@ def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -
 def test_network_without_layers_in_between_is_quantized(
     built_folder: Path, tmp_path: Path, layers: tuple[str, ...]
 ) -> None:
-    """Where the first convolution and the last product are all that there is, fp8 has them, too."""
+    """If a network has only a first convolution and a last product, fp8 quantises these."""
     project = with_fp8(built_folder, tmp_path / "project")
     onnx.save(short_graph(*layers), project.paths.onnx(Graph.FP32))
 
@@ -117,7 +117,7 @@ def test_sum_reads_its_convolution_directly(summed: onnx.ModelProto) -> None:
 
 
 def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelProto) -> None:
-    """What a block begins with is quantised once, for its first convolution and for its sum."""
+    """The input of a block is quantised once, for its first convolution and for its sum."""
     (pair,) = (node for node in nodes(summed, "QuantizeLinear") if node.input[0] == "begun")
     (narrow,) = (node for node in nodes(summed, "DequantizeLinear") if node.input[0] == pair.output[0])
 
@@ -125,7 +125,7 @@ def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelPr
 
 
 def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
-    """Where the skip connection is a convolution, too, that one comes through a pair."""
+    """If the skip connection is a convolution too, its output comes through a pair."""
     assert read_by(summed, "projection") == ["c", "d*"]
 
 
@@ -163,7 +163,7 @@ def test_fp8_weights_are_the_models(quantized: Project) -> None:
 
 
 def test_opset17_form_is_fp32(built: Project) -> None:
-    """What TensorRT 8.6 reads is of opset 17 and IR version 8, with every weight in FP32."""
+    """The form for TensorRT 8.6 has opset 17, IR version 8 and FP32 weights."""
     model = opset17(built)
     values = weights(model)
 
@@ -203,7 +203,7 @@ def test_opset17_form_is_close_to_the_reference(built: Project) -> None:
 
 
 def test_fp32_graph_of_a_later_opset(copied: Path) -> None:
-    """Where the FP32 graph could not be lowered there is no opset 17 form, and the other is made all the same."""
+    """If the FP32 graph cannot be lowered to opset 17, only the other form is written."""
     project = Project.load(copied / "pipeline.yaml")
     onnx.save(to_opset(load(project, Graph.FP32), 18), project.paths.onnx(Graph.FP32))
 

@@ -33,7 +33,7 @@ def project(copied: Path) -> Project:
 
 
 def test_the_bill_of_materials_is_valid_and_complete(released: Release) -> None:
-    """By CycloneDX's own schema; every file with its digest, every tool with its version."""
+    """The bill satisfies CycloneDX's schema, with every file's digest and every tool's version."""
     text = (released.folder / "bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     parts = json.loads(text)["components"]
@@ -43,7 +43,7 @@ def test_the_bill_of_materials_is_valid_and_complete(released: Release) -> None:
 
 
 def test_the_provenance_names_commit_weights_and_tools(released: Release) -> None:
-    """As in-toto and SLSA have it, for every file that was there."""
+    """The provenance follows in-toto and SLSA, and covers every file that existed then."""
     statement = json.loads((released.folder / "provenance.intoto.json").read_text())
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
     materials = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
@@ -74,7 +74,7 @@ def test_the_provenance_names_what_was_asked_for_and_read(
 def test_the_provenance_names_the_workflow_that_built(
     project: Project, monkeypatch: pytest.MonkeyPatch, *, in_ci: bool
 ) -> None:
-    """As GitHub's certificates do, and the run; elsewhere nobody is known."""
+    """In CI the builder is the workflow, in the form of GitHub's certificates; elsewhere it is unknown."""
     told = {
         "GITHUB_SERVER_URL": "https://github.com",
         "GITHUB_REPOSITORY": "team/models",
@@ -93,7 +93,7 @@ def test_the_provenance_names_the_workflow_that_built(
 
 
 def test_licences_are_stated_where_packages_state_them(released: Release) -> None:
-    """One line each."""
+    """Each package has one line with its licence."""
     text = (released.folder / "NOTICES.txt").read_text()
     assert "onnx 1.23.2: Apache-2.0" in text
     assert "states none" not in text

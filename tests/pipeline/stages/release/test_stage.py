@@ -37,7 +37,7 @@ def project(copied: Path) -> Project:
 
 
 def test_a_release_has_what_may_be_deployed_and_its_evidence(released: Release, project: Project) -> None:
-    """No more and no less; its manifest tells of nothing else."""
+    """A release has exactly the deployable files and the evidence, and its manifest lists nothing else."""
     built = project.manifest()
     entries = [item for item in built.artifacts if item.id in {entry.id for entry in released.manifest.artifacts}]
     assert {item.status for item in entries} == {Status.DEPLOYABLE}
@@ -56,14 +56,14 @@ def test_a_release_is_loaded_as_it_is(released: Release) -> None:
 
 
 def test_the_sums_are_those_of_the_usual_tool(released: Release) -> None:
-    """`sha256sum -c` reads them."""
+    """`sha256sum -c` accepts the file of sums."""
     tool = shutil.which("sha256sum")
     assert tool is not None
     subprocess.run([tool, "--quiet", "--strict", "-c", "SHA256SUMS"], check=True, cwd=released.folder)  # noqa: S603
 
 
 def test_the_same_build_gives_the_same_archive(copied: Path, tmp_path: Path) -> None:
-    """Byte for byte, wherever it lies and whoever owns it; a signature would be another each time."""
+    """Unsigned archives of one build are equal byte for byte, independent of path and owner."""
     shutil.copytree(copied, tmp_path / "elsewhere")
     (tmp_path / "elsewhere/artifacts/manifest.json").chmod(0o600)
     made = [make_release(Project.load(folder / "pipeline.yaml")) for folder in (copied, tmp_path / "elsewhere")]
@@ -75,7 +75,7 @@ def test_the_same_build_gives_the_same_archive(copied: Path, tmp_path: Path) -> 
 
 
 def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the provenance says so."""
+    """`--allow-dirty` releases a dirty tree, and the provenance says so."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
     with pytest.raises(ReleaseError, match=r"(?s)tracked files differ from the commit.*--allow-dirty"):
         make_release(project)
@@ -84,7 +84,7 @@ def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pyte
 
 
 def test_what_was_built_of_another_commit_is_not_released(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is allowed: the provenance would name a commit that the manifest was not made of."""
+    """A build of another commit is refused with every option."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="d" * 40, dirty=False))
     for allow_dirty in (False, True):
         with pytest.raises(
@@ -105,7 +105,7 @@ def test_what_was_built_of_a_dirty_tree_is_refused_once_it_is_clean(
 
 
 def test_the_commit_is_that_of_the_configurations_folder(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the command is typed; the manifest says the same."""
+    """The commit does not depend on the current folder, and equals the manifest's."""
     asked: list[Path] = []
 
     def state(folder: Path) -> GitState:
@@ -120,7 +120,7 @@ def test_the_commit_is_that_of_the_configurations_folder(project: Project, monke
 
 
 def test_what_is_no_checkout_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the build's key stands for the commit."""
+    """If a folder outside git is allowed, the build's key replaces the commit."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: None)
     with pytest.raises(ReleaseError, match="this is no git checkout"):
         make_release(project)

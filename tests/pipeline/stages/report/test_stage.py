@@ -64,7 +64,7 @@ def on_an_h100(copied: Path) -> Project:
 
 
 def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
-    """What to deploy comes first; every artifact that ran here has a row, and what cannot be deployed its reason."""
+    """The verdict is first; each artifact that ran has a row, and each rejected one a reason."""
     text = text_of(built)
     assert text.index("lowest latency, batch 1") < text.index("Every artifact") < text.index("Not deployable, and why")
     for item in built.manifest().artifacts:
@@ -85,7 +85,7 @@ def test_what_was_not_there_is_not_drawn_but_said(built: Project) -> None:
 
 
 def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
-    """Where a GPU was timed, the way to the best engine, its limits and its workspaces are shown."""
+    """A timed GPU has milestones, hardware limits and a comparison of workspaces."""
     project = on_an_h100(copied)
     make_report(project)
     text = text_of(project)
@@ -96,7 +96,7 @@ def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
 
 
 def test_a_noisy_choice_says_so_on_its_card(copied: Path) -> None:
-    """Whoever reads the verdict alone is warned, too."""
+    """The verdict itself has the warning about noise."""
     project = on_an_h100(copied)
     manifest = project.manifest()
     noisy = tuple(
@@ -110,7 +110,7 @@ def test_a_noisy_choice_says_so_on_its_card(copied: Path) -> None:
 
 
 def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> None:
-    """What is folded away at first: each latency with its tail, and what the gates looked at with value and bound."""
+    """Folded sections have each latency with its tail, and each check with value and bound."""
     text = text_of(built)
     assert "Every latency, by every clock" in text
     report = built.benchmark(built.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
@@ -325,7 +325,7 @@ def test_tables_are_sorted_by_a_click(copied: Path) -> None:
 
 @in_a_browser
 def test_the_page_is_dark_where_people_want_that(copied: Path) -> None:
-    """As their system says."""
+    """The page follows the system's colour scheme."""
     project = on_an_h100(copied)
     make_report(project)
     page = {dark: browsed(project.paths.report, 1300, *options)[2]["page"] for dark, options in SCHEMES.items()}

@@ -56,7 +56,7 @@ def test_batches_are_as_large_as_the_engine_takes(samples: int, batch: int, smal
 
 @given(st.integers(1, 40), st.integers(1, 12), st.data())
 def test_filled_batches_are_cut_again(samples: int, batch: int, data: st.DataObject) -> None:
-    """Whatever the sizes, every sample has its own result, in order, and no filling is left."""
+    """Every sample has its own result, in order, and no filler is left, at any batch size."""
     smallest = data.draw(st.integers(1, batch))
     sizes, results = sizes_of(samples, batch, smallest)
     assert results.ravel().tolist() == [2.0 * index for index in range(samples)]
@@ -85,7 +85,7 @@ def test_checked_sizes_are_the_profile_s_and_an_odd_one(profile: BatchRange, siz
 
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300)).map(sorted))
 def test_checked_sizes_are_taken(found: list[int]) -> None:
-    """Whatever the profile, every size lies in it, and one is odd where the range has any between its ends."""
+    """Every checked size is in the batch range, and one is odd if the range has an odd size inside."""
     profile = BatchRange(min=found[0], opt=found[1], max=found[2])
     sizes = checked_sizes(profile)
     assert all(map(profile.takes, sizes))
