@@ -1,7 +1,8 @@
-"""What CI holds beside behaviour: linters, types, layers, and documents that say the same thing."""
+"""Linters, types, layers, the layout of folders, and documents that agree with the code."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCRIPTS = Path(sys.executable).parent
+PACKAGES = ("model_artifacts", "pipeline")
+INTEGRATION = {
+    "model_artifacts/sessions/test_engine_session.py",
+    "pipeline/adapters/test_tensorrt_contract.py",
+    "pipeline/adapters/test_torch_tensorrt_contract.py",
+    "pipeline/adapters/test_torch_tensorrt_dry_run.py",
+    "pipeline/farm/test_on_a_cluster.py",
+    "pipeline/planning/test_damaged_records.py",
+    "pipeline/stages/test_versions.py",
+    "pipeline/stages/validate/test_gates_catch_faults.py",
+    "pipeline/test_faults.py",
+    "pipeline/test_killed_runs.py",
+}
+"""Test files that cover several modules, and are named after their subject."""
 
 
 @pytest.mark.parametrize(
@@ -78,3 +93,42 @@ def test_a_deployment_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
+
+
+def modules() -> list[Path]:
+    """Return the modules of both packages, relative to the repository."""
+    return sorted(file.relative_to(REPOSITORY) for name in PACKAGES for file in (REPOSITORY / name).rglob("*.py"))
+
+
+def test_tests_are_named_after_modules() -> None:
+    """Each test file has the path of the module that it tests, or is a listed integration test."""
+    tests = REPOSITORY / "tests"
+    there = {file.relative_to(tests).as_posix() for name in PACKAGES for file in (tests / name).rglob("test_*.py")}
+    expected = {(file.parent / f"test_{file.stem.strip('_')}.py").as_posix() for file in modules()}
+    assert sorted(there - expected - INTEGRATION) == []
+    assert sorted(INTEGRATION - there) == []
+
+
+def test_folders_and_modules_are_small() -> None:
+    """A folder has at most 12 modules, a module at most 400 lines, and a test file at most 500."""
+    folders = [file.parent for file in modules() if file.name != "__init__.py"]
+    assert [folder for folder in sorted(set(folders)) if folders.count(folder) > 12] == []
+    assert [file for file in modules() if len((REPOSITORY / file).read_text().splitlines()) > 400] == []
+    assert [file for file in (REPOSITORY / "tests").rglob("*.py") if len(file.read_text().splitlines()) > 500] == []
+
+
+@pytest.mark.parametrize("file", [file for file in modules() if file.name == "__init__.py"], ids=str)
+def test_packages_only_export(file: Path) -> None:
+    """An `__init__.py` has a docstring, imports, and tuples or lists of names such as `__all__`, but no logic."""
+    if file == Path("model_artifacts/__init__.py"):
+        pytest.skip("its `__getattr__` imports a public name on first use, so that `doit list` imports no runtime")
+    body = ast.parse((REPOSITORY / file).read_text()).body
+    assert ast.get_docstring(ast.Module(body, [])), "it has no docstring"
+    assert [ast.unparse(statement) for statement in body[1:] if not _exports(statement)] == []
+
+
+def _exports(statement: ast.stmt) -> bool:
+    """Return whether a statement is an import, or assigns a tuple or a list of names."""
+    if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.List | ast.Tuple):
+        return all(isinstance(item, ast.Constant | ast.Name) for item in statement.value.elts)
+    return isinstance(statement, ast.Import | ast.ImportFrom)
