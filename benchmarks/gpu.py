@@ -20,6 +20,7 @@ from model_artifacts.records import Backend, Clock, Status
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.common.runners import open_serialized
 from pipeline.system.locks import exclusive
 
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 ROUNDS, RUNS = 7, 100
 
 
-def cuda(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is untyped
+def cuda(result: tuple[Any, ...]) -> Any:
     """Return a call's value, without a wrapper of ours."""
     if int(result[0]):
         raise RuntimeError(result[0])
-    return result[1] if len(result) == 2 else result[1:]  # noqa: PLR2004 - status and value
+    return result[1] if len(result) == 2 else result[1:]
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def main() -> int:
     """Print the table; the exit status says whether every bound held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("benchmarks/gpu.yaml"))
-    project = Project.load(parser.parse_args().config)
+    project = Project.load(parser.parse_args().config, STAGES)
     entries = {entry.id: entry for entry in project.manifest().artifacts}
     held = True
     print(f"{'variant':<58} batch   ours ms   bare ms  ratio  enqueue us (bare)  pipeline's p50  status")

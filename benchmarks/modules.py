@@ -13,6 +13,7 @@ from pathlib import Path
 from model_artifacts.records import Backend
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 
 STARTS = 3
 BOUND = 1.5
@@ -52,9 +53,7 @@ def seconds(script: str, *arguments: str) -> float:
     """Return the shortest of several starts, each in a fresh process."""
     found = []
     for _ in range(STARTS):
-        done = subprocess.run(  # noqa: S603 - fixed arguments
-            [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
         found.append(float(done.stdout.split()[-1]))
     return min(found)
 
@@ -64,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("benchmarks/gpu.yaml"))
     config = parser.parse_args().config
-    project = Project.load(config)
+    project = Project.load(config, STAGES)
     held = True
     print(f"{'module':<70} ours s  bare s  ratio")
     for variant in project.plan.variants:

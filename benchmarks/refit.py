@@ -22,6 +22,7 @@ from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
 from pipeline.config.settings import TensorRTConfig
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"))
-    project = Project.load(parser.parse_args().config)
+    project = Project.load(parser.parse_args().config, STAGES)
     gpu = project.plan.host.gpus[0]
     cuda.use(gpu)
     flavour = load_flavour(project.plan.engine_targets[0].flavour)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUDGETS = {"full run": 180.0, "no-op doit": 1.5, "doit list": 0.8, "pytest --cov": 300.0}
@@ -32,7 +33,7 @@ def seconds(*command: str, repeats: int = 1) -> float:
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", *command], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run([sys.executable, "-m", *command], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -55,7 +56,7 @@ def main() -> None:
         show("full run", seconds(*doit), BUDGETS["full run"], "s", at_most=True)
         show("no-op doit", seconds(*doit, repeats=5), BUDGETS["no-op doit"], "s", at_most=True)
         show("doit list", seconds("doit", "list", repeats=5), BUDGETS["doit list"], "s", at_most=True)
-        for entry in Project.load(config).manifest().artifacts:
+        for entry in Project.load(config, STAGES).manifest().artifacts:
             bound = RATIOS.get(entry.id.rpartition("/")[2])
             first = next((timing for timing in entry.timings if timing.batch == 1), None)
             if bound and first and first.speedup:

@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from speed import REPOSITORY, seconds, show
+
+from pipeline.stages import STAGES
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -23,9 +25,11 @@ from model_artifacts.host.record_files import write_record
 from model_artifacts.records import StageRecord
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
 from pipeline.system.digests import Digests
 from tests.conftest import TINY
+
+if TYPE_CHECKING:
+    from pipeline.planning.steps import Step
 
 R = TypeVar("R", bound=StageRecord)
 
@@ -50,8 +54,9 @@ def plan_many(config: Path) -> None:
     """Time the plan of 10,000 variants, with what every step depends on."""
     config.write_text(TINY.replace(SIZES, f"[{', '.join(f'{size}MiB' for size in range(16, 516))}]"))
     began = time.perf_counter()
-    plan = Project.load(config).plan
-    steps = [plan.dependencies(step) for step in plan.steps]
+    project = Project.load(config, STAGES)
+    plan, schedule = project.plan, project.schedule
+    steps = [schedule.dependencies(step) for step in schedule.steps]
     name = "planning 10,000 variants"
     show(name, time.perf_counter() - began, BUDGETS[name], "s", at_most=True)
     print(f"{'':<24} {len(plan.variants):,} variants, {len(steps):,} steps")
@@ -75,26 +80,26 @@ def do_nothing(config: Path) -> None:
     """Time `doit` where 200 variants are up to date."""
     config.write_text(TINY)
     doit("-n", "2", f"config={config}")
-    few = Project.load(config)
+    few = Project.load(config, STAGES)
     config.write_text(TINY.replace(SIZES, f"[{', '.join(f'{size}MiB' for size in range(16, 26))}]"))
-    many = Project.load(config)
-    for step in many.plan.steps:
+    many = Project.load(config, STAGES)
+    for step in many.schedule.steps:
         multiply(few, many, step)
     doit(f"config={config}")
     show("no-op doit, 200 variants", seconds("doit", f"config={config}", repeats=5), 2.0, "s", at_most=True)
-    print(f"{'':<24} {len(many.plan.variants)} variants, {len(many.plan.steps)} steps")
+    print(f"{'':<24} {len(many.plan.variants)} variants, {len(many.schedule.steps)} steps")
     show("doit list", seconds("doit", "list", f"config={config}", repeats=5), BUDGETS["doit list"], "s", at_most=True)
 
 
 def multiply(few: Project, many: Project, step: Step) -> None:
     """Give a variant of a new workspace what the smallest workspace's has, as if it had been built."""
-    if step.stage not in {Stage.BUILD, Stage.VALIDATE}:
+    if step.stage not in {"build", "validate"}:
         return
     variant = many.plan.variant(step.subject)
     like = next(item for item in few.plan.variants if item.family == variant.family)
     if variant in few.plan.variants:
         return
-    if step.stage is Stage.BUILD:
+    if step.stage == "build":
         record = few.artifact(like)
         files = {}
         for field, file in (("file", record.file), ("log", record.log)):
@@ -124,7 +129,9 @@ def build_side_by_side(folder: Path) -> None:
             "precisions: [fp32, fp16, bf16]\nprofiles: [1, 4]\nworkspaces: [256MiB]\nbenchmark: {baselines: []}\n"
         )
         steps = [
-            step for step in Project.load(config).plan.steps if "/rtx-" in step.subject and step.stage is Stage.BUILD
+            step
+            for step in Project.load(config, STAGES).schedule.steps
+            if "/rtx-" in step.subject and step.stage == "build"
         ]
         doit(f"config={config}", "-n", "2", "data", "export")
         began = time.perf_counter()
@@ -141,7 +148,7 @@ def doit(*arguments: str) -> None:
         CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "doit", *arguments]
-    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

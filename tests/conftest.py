@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from model_artifacts.records import GitState
 from model_artifacts.releases.signature import Signer
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.release.stage import Release, make_release
 
 if TYPE_CHECKING:
@@ -78,11 +79,11 @@ def _build_everything(folder: Path) -> None:
     before = Path.cwd()
     os.chdir(REPOSITORY)  # where `tests.support.tiny_model` can be imported from
     try:
-        project = Project.load(folder / "pipeline.yaml")
+        project = Project.load(folder / "pipeline.yaml", STAGES)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pipeline.stages.manifest.stage.git_state", lambda _: COMMIT)
-            for step in project.plan.steps:
-                assert main([step.stage.value, step.subject, "--config", config]) == 0, step
+            for step in project.schedule.steps:
+                assert main([step.stage, step.subject, "--config", config]) == 0, step
     finally:
         os.chdir(before)
 
@@ -90,7 +91,7 @@ def _build_everything(folder: Path) -> None:
 @pytest.fixture
 def built(built_folder: Path) -> Project:
     """The finished tiny project, to be read only."""
-    return Project.load(built_folder / "pipeline.yaml")
+    return Project.load(built_folder / "pipeline.yaml", STAGES)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def finished(checkout: Path, built_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A private key, and the public one that belongs to it."""
-    from tests.support.keys import pem  # noqa: PLC0415 - which GPU hosts do not have the packages for
+    from tests.support.keys import pem
 
     return pem(tmp_path_factory.mktemp("keys"), "ours")
 
@@ -143,13 +144,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
     """A signed release of the finished tiny project, as if it were built from a commit."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
-    return make_release(Project.load(copied / "pipeline.yaml"), Signer(keys[0]))
+    return make_release(Project.load(copied / "pipeline.yaml", STAGES), Signer(keys[0]))
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A server on loopback that speaks S3, and its address."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - which GPU hosts do not have
+    from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -169,7 +170,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    import boto3  # noqa: PLC0415 - the same
+    import boto3
 
     client: Any = boto3.client("s3")
     name = "bucket-" + hashlib.sha256(str(id(monkeypatch)).encode()).hexdigest()[:12]

@@ -23,10 +23,11 @@ from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
 from model_artifacts.sessions.torch_tensorrt_runtime import libraries
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.release.stage import make_release
 from tests.conftest import REPOSITORY, TINY
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SECRET = "correct-horse-battery-staple"  # noqa: S105 - it opens nothing
+SECRET = "correct-horse-battery-staple"
 
 
 class Payload:
@@ -60,7 +61,7 @@ def mark(tmp_path: Path) -> Path:
 
 def test_the_payload_works(mark: Path) -> None:
     """Or else nothing here would be shown."""
-    pickle.loads(pickle.dumps(Payload(mark)))  # noqa: S301 - our own
+    pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.is_dir()
 
 
@@ -156,7 +157,9 @@ def test_an_engine_cache_of_an_artifacts_folder_is_not_used(
 ) -> None:
     """Torch-TensorRT unpickles it: only what this user's builds have written is there to be found, by nobody else."""
     settings = built.config.torch_tensorrt.model_copy(update={"engine_cache": True})
-    project = Project(Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100)), built.paths)
+    project = Project(
+        Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100)), built.paths, STAGES
+    )
     variant = next(item for item in project.plan.variants if item.backend is Backend.DYNAMO)
     use(Library(), monkeypatch)
     assert torchtrt._make(project, variant, H100, tmp_path / "made.pt2")
@@ -171,12 +174,12 @@ def test_an_engine_cache_of_an_artifacts_folder_is_not_used(
 def test_arrays_are_read_without_pickle(copied: Path, mark: Path, name: str) -> None:
     """Even where the record has the digest of an array of objects, what they hold is not run."""
     config = copied / "pipeline.yaml"
-    paths = Project.load(config).paths
+    paths = Project.load(config, STAGES).paths
     file = getattr(paths, name)
     np.save(file, np.array([Payload(mark)], dtype=object), allow_pickle=True)
     record = paths.data.read_text()
     digest = sha256_of(file)
-    data = Project.load(config).data()
+    data = Project.load(config, STAGES).data()
     known = {
         "calibration": data.calibration,
         "validation": data.validation,
@@ -203,7 +206,7 @@ def test_a_configuration_makes_no_objects(tmp_path: Path, mark: Path) -> None:
 def test_no_pickle_is_released(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch-TensorRT's engine cache lies beside an artifact, and stays there."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=False))
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     for variant in project.plan.variants:
         cache = project.paths.engine_cache(variant)
         cache.mkdir(parents=True)
@@ -225,7 +228,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_line(copied: Path) -> 
         ["manifest", "tiny"],
         ["report", "tiny"],
     ):
-        done = subprocess.run(  # noqa: S603 - fixed arguments
+        done = subprocess.run(
             [sys.executable, "-m", "pipeline", *command, "--config", str(config), "--debug"],
             check=True,
             cwd=REPOSITORY,

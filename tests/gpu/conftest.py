@@ -14,10 +14,10 @@ import pytest
 
 from model_artifacts.host.environment import installed, missing_driver
 from model_artifacts.records import Backend, Precision
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         return _built(folder / "pipeline.yaml")
     if GIVEN not in os.environ:
         pytest.skip(f"torch is not installed here, and {GIVEN} names no project")
-    return Project.load(Path(os.environ[GIVEN]))
+    return Project.load(Path(os.environ[GIVEN]), STAGES)
 
 
 _MODULES = (
@@ -69,7 +69,7 @@ def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
     folder = tmp_path_factory.mktemp("modules")
     (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     shutil.copytree(project.paths.root, folder / "artifacts")
-    found = Project.load(folder / "pipeline.yaml")
+    found = Project.load(folder / "pipeline.yaml", STAGES)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         list(threads.map(lambda name: _through(found, name, folder / "pipeline.yaml"), _MODULES))
     return found
@@ -78,21 +78,19 @@ def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 def _through(project: Project, name: str, config: Path) -> None:
     """Build and validate a module, as doit does it."""
     subject = f"{project.plan.model}/{project.plan.module_targets[0].name}/{name}"
-    for stage in (Stage.BUILD, Stage.VALIDATE):
-        subprocess.run(  # noqa: S603 - fixed arguments
-            [sys.executable, "-m", "pipeline", stage.value, subject, "--config", str(config)], check=False
-        )
+    for stage in ("build", "validate"):
+        subprocess.run([sys.executable, "-m", "pipeline", stage, subject, "--config", str(config)], check=False)
 
 
 def _built(config: Path) -> Project:
     """Run every step but those of the CPU and of modules."""
-    project = Project.load(config)
+    project = Project.load(config, STAGES)
     plan = project.plan
     targets = tuple(f"{plan.model}/{target.name}" for target in plan.engine_targets)
-    for step in plan.steps:
-        engine = step.subject.startswith(targets) and step.stage is not Stage.BENCHMARK
-        if engine or step.stage not in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}:
-            assert main([step.stage.value, step.subject, "--config", str(config)]) == 0, step
+    for step in project.schedule.steps:
+        engine = step.subject.startswith(targets) and step.stage != "benchmark"
+        if engine or step.stage not in {"build", "validate", "benchmark"}:
+            assert main([step.stage, step.subject, "--config", str(config)]) == 0, step
     return project
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from model_artifacts.host.environment import installed
 from model_artifacts.records import Backend, Clock
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.benchmark.gpu_watch import read_sensors
 from pipeline.stages.common.runners import gpu_of
 from tests.gpu.conftest import TINY_ON_A_GPU
@@ -28,7 +29,7 @@ def reports_of(project: Project, target: str, folder: Path) -> dict[str, Benchma
     """Benchmark a copy of a project's target, and return what was timed, by the variants' names."""
     (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     shutil.copytree(project.paths.root, folder / "artifacts")
-    copy = Project.load(folder / "pipeline.yaml")
+    copy = Project.load(folder / "pipeline.yaml", STAGES)
     main(["benchmark", f"{copy.plan.model}/{target}", "--config", str(folder / "pipeline.yaml")])
     variants = [variant for variant in copy.plan.variants if variant.target == target]
     reports = {variant.name: copy.benchmark(variant) for variant in variants}

@@ -14,7 +14,7 @@ from model_artifacts.host.environment import installed
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, EngineFlavour, Precision
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from tests.gpu.conftest import TINY_ON_A_GPU
 from tests.support.logits import FP16, distance, reference
 

@@ -13,6 +13,7 @@ from model_artifacts.records import Backend, Layout, Precision
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.common.runners import gpu_of, open_module
 from pipeline.stages.validate.gates import judge, measure
 from tests.support.logits import FP16, images
@@ -78,7 +79,7 @@ def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_p
     target = tmp_path / "artifacts" / artifact.file.path
     target.parent.mkdir(parents=True)
     target.write_bytes(modules.file(artifact.file).read_bytes()[:-9] + b"x" * 9)
-    other = Project(modules.plan, Paths(tmp_path / "artifacts", modules.plan.model))
+    other = Project(modules.plan, Paths(tmp_path / "artifacts", modules.plan.model), STAGES)
     with pytest.raises(RunError, match="is damaged"), open_module(other, artifact):
         pass
 
@@ -88,11 +89,11 @@ def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> No
 
     A version that gives right ones proves nothing here; that the gate rejects wrong ones is tested without a GPU.
     """
-    import torch  # noqa: PLC0415 - hosts that build engines may have none
-    from torchvision.models import resnet18  # noqa: PLC0415 - the same
+    import torch
+    from torchvision.models import resnet18
 
-    from model_artifacts.sessions import torch_tensorrt_runtime  # noqa: PLC0415 - the same
-    from model_artifacts.sessions.torch_model import in_layout, ready_to_compile  # noqa: PLC0415 - the same
+    from model_artifacts.sessions import torch_tensorrt_runtime
+    from model_artifacts.sessions.torch_model import in_layout, ready_to_compile
 
     gpu = gpu_of(modules, artifact_of(modules, "torch_compile-fp16-b1-ws64MiB"))
     library, device = torch_tensorrt_runtime.load_library(), torch_tensorrt_runtime.device_of(gpu)

@@ -16,11 +16,12 @@ import pytest
 
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_current
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact
+from pipeline.stages import STAGES
 from tests.support.doit_runs import doit, ran
 from tests.support.leftovers import record_paths, temporaries, unwhole
 
@@ -33,24 +34,24 @@ pytestmark = pytest.mark.faults
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
 STEPS = [
-    Step(Stage.SOURCE, "tiny"),
-    Step(Stage.DATA, "tiny"),
-    Step(Stage.EXPORT, "tiny/fp16"),
-    Step(Stage.QUANTIZE, "tiny/int8"),
-    Step(Stage.BUILD, ENGINE),
-    Step(Stage.BUILD, "tiny/cpu-x86_64/onnxruntime-fp16"),
-    Step(Stage.VALIDATE, "tiny/cpu-x86_64/onnxruntime-fp16"),
-    Step(Stage.BENCHMARK, "tiny/cpu-x86_64"),
-    Step(Stage.MANIFEST, "tiny"),
-    Step(Stage.REPORT, "tiny"),
+    Step("source", "tiny"),
+    Step("data", "tiny"),
+    Step("export", "tiny/fp16"),
+    Step("quantize", "tiny/int8"),
+    Step("build", ENGINE),
+    Step("build", "tiny/cpu-x86_64/onnxruntime-fp16"),
+    Step("validate", "tiny/cpu-x86_64/onnxruntime-fp16"),
+    Step("benchmark", "tiny/cpu-x86_64"),
+    Step("manifest", "tiny"),
+    Step("report", "tiny"),
 ]
 """One of every stage that a run has."""
-by_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step.stage.value}:{step.subject}")
+by_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step.stage}:{step.subject}")
 
 
 def run(step: Step, config: Path) -> int:
     """Run a step in this process, and return its exit status."""
-    return main([step.stage.value, step.subject, "--config", str(config)])
+    return main([step.stage, step.subject, "--config", str(config)])
 
 
 # No room, no right.
@@ -63,7 +64,7 @@ def mount(*arguments: str) -> None:
     """Mount something, or skip the test: where nobody looks, in CI, that is a failure."""
     tool = shutil.which(AS_ROOT[0] if AS_ROOT else "mount")
     command = [*AS_ROOT, "mount", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True) if tool else None  # noqa: S603
+    done = subprocess.run(command, check=False, capture_output=True, text=True) if tool else None
     if done is None or done.returncode:
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up(f"cannot mount: {done.stderr.strip() if done else 'no such command'}; `unshare -rm pytest …` can")
@@ -80,7 +81,7 @@ def disk(tmp_path: Path, built_folder: Path) -> Iterator[Path]:
         time_little(folder / "project/pipeline.yaml")
         yield folder / "project"
     finally:
-        subprocess.run([*AS_ROOT, "umount", "-l", str(folder)], check=True)  # noqa: S603 - as mounted
+        subprocess.run([*AS_ROOT, "umount", "-l", str(folder)], check=True)
 
 
 def time_little(config: Path) -> None:
@@ -103,7 +104,7 @@ def spoil(project: Project, step: Step) -> None:
 
 @pytest.mark.parametrize(
     ("step", "left"),
-    [*((step, 0) for step in STEPS), *((step, 8192) for step in STEPS if step.stage is not Stage.BENCHMARK)],
+    [*((step, 0) for step in STEPS), *((step, 8192) for step in STEPS if step.stage != "benchmark")],
     ids=str,
 )
 def test_a_full_disk_is_one_message_and_loses_nothing(
@@ -111,7 +112,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
 ) -> None:
     """No step writes half of anything; with room again, the same command does its work."""
     config = disk / "pipeline.yaml"
-    project = Project.load(config)
+    project = Project.load(config, STAGES)
     spoil(project, step)
     fill(disk / "filler", left)
     status = run(step, config)
@@ -132,7 +133,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
 def test_a_read_only_disk_is_one_message(disk: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
     """A step that cannot write says so, and what to do."""
     config = disk / "pipeline.yaml"
-    spoil(Project.load(config), step)
+    spoil(Project.load(config, STAGES), step)
     mount("-o", "remount,ro", str(disk.parent))
     assert run(step, config) == 1
     said = capsys.readouterr().err
@@ -151,7 +152,7 @@ def test_finding_out_what_is_stale_needs_no_right_to_write(disk: Path, capsys: p
 def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
     """A command that is pasted refuses before it writes anything over what a newer version has made."""
     config = copied / "pipeline.yaml"
-    project = Project.load(config)
+    project = Project.load(config, STAGES)
     record = record_paths(project, step)[0]
     record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     before = {path: path.read_bytes() for path in project.paths.folder.rglob("*") if path.is_file()}
@@ -165,7 +166,7 @@ def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys:
 
 def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path) -> None:
     """The one that came second says so; what the first makes is whole."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     both = [
         subprocess.Popen(
@@ -178,16 +179,14 @@ def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path)
     refused = next(text for process, text in zip(both, said, strict=True) if process.returncode)
     assert refused.startswith("error: another doit is running in this folder")
     assert unwhole(project) == []
-    assert is_current(project, Step(Stage.BUILD, ENGINE))
+    assert is_current(project, Step("build", ENGINE))
 
 
 def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> None:
     """Commands that people paste know no lock: the last one to finish is what is there."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     both = [
-        subprocess.Popen(  # noqa: S603 - fixed arguments
-            [sys.executable, "-m", "pipeline", "build", ENGINE], cwd=finished, stdout=subprocess.DEVNULL
-        )
+        subprocess.Popen([sys.executable, "-m", "pipeline", "build", ENGINE], cwd=finished, stdout=subprocess.DEVNULL)
         for _ in range(2)
     ]
     assert [process.wait(120) for process in both] == [0, 0]
@@ -200,18 +199,18 @@ def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> 
 
 def test_a_clock_that_was_set_back_makes_nothing_stale(copied: Path) -> None:
     """Results and files from the future are what they are."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     path = project.paths.artifact(project.plan.variant(ENGINE))
     future = datetime(2099, 1, 1, tzinfo=timezone.utc)
     write_record(path, read_record(path, Artifact).model_copy(update={"built_at": future}))
     for file in project.paths.root.rglob("*"):
         os.utime(file, (future.timestamp(), future.timestamp()))
-    steps = [step for step in project.plan.steps if step.stage not in {Stage.MANIFEST, Stage.REPORT}]
+    steps = [step for step in project.schedule.steps if step.stage not in {"manifest", "report"}]
     assert [step for step in steps if not is_current(project, step)] == []
     engine = project.paths.engine(project.plan.variant(ENGINE))
     engine.write_bytes(engine.read_bytes()[:-1] + b"x")
     os.utime(engine, (future.timestamp(), future.timestamp()))
-    assert not is_current(project, Step(Stage.BUILD, ENGINE))
+    assert not is_current(project, Step("build", ENGINE))
 
 
 # Elsewhere.
@@ -222,7 +221,7 @@ def test_a_clock_that_was_set_back_makes_nothing_stale(copied: Path) -> None:
 )
 def test_a_terminal_that_knows_no_unicode_is_told_in_ascii(finished: Path, locale: dict[str, str]) -> None:
     """In a folder with an umlaut and with a locale without one, a run works, and says what it says."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     done = subprocess.run(
         [sys.executable, "-m", "doit"], check=False, cwd=finished, capture_output=True, env={**os.environ, **locale}
@@ -239,8 +238,8 @@ def test_descriptors_and_temporary_folders_come_back(copied: Path, capsys: pytes
     """Steps that work and steps that fail leave as many open files and temporary folders as there were."""
     config = copied / "pipeline.yaml"
     time_little(config)
-    project = Project.load(config)
-    steps = [step for step in STEPS if step.stage not in {Stage.SOURCE, Stage.EXPORT, Stage.REPORT}]
+    project = Project.load(config, STAGES)
+    steps = [step for step in STEPS if step.stage not in {"source", "export", "report"}]
     for step in steps:
         assert run(step, config) == 0  # what is loaded once stays loaded
     before = open_files(), names_in(tempfile.gettempdir())
@@ -263,7 +262,7 @@ def names_in(folder: str) -> list[str]:
 
 def test_only_the_damaged_is_made_again(finished: Path) -> None:
     """A flipped bit in one engine rebuilds that engine, says so, and validates nothing that is the same afterwards."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     engine = project.paths.engine(project.plan.variant(ENGINE))
     data = bytearray(engine.read_bytes())
     data[len(data) // 2] ^= 1
@@ -272,4 +271,4 @@ def test_only_the_damaged_is_made_again(finished: Path) -> None:
     assert done.returncode == 0
     assert f"build:{ENGINE}: stale: {ENGINE}/model.engine is not what was made" in done.stdout
     assert {name for name in ran(done.stdout) if name.startswith("build:")} <= {f"build:{ENGINE}", f"build:{TWIN}"}
-    assert freshness_of(project, Step(Stage.BUILD, ENGINE)).reasons != (NOT_MADE,)
+    assert freshness_of(project, Step("build", ENGINE)).reasons != (NOT_MADE,)

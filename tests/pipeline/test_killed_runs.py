@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.host.files import replacing
-from pipeline.planning.freshness import readers
+from model_artifacts.records import StageRecord
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import begin, doit
 from tests.support.leftovers import record_paths, temporaries, unwhole
@@ -36,23 +37,23 @@ SMALL = (
     .replace("benchmark: {batches: [1, 2], restarts: 2", "benchmark: {baselines: [], batches: [1], restarts: 1")
 )
 INTERRUPTED = [
-    Step(Stage.SOURCE, "tiny"),
-    Step(Stage.DATA, "tiny"),
-    Step(Stage.EXPORT, "tiny/fp32"),
-    Step(Stage.QUANTIZE, "tiny/int8"),
-    Step(Stage.BUILD, "tiny/rtx-sm80+/fp32-b1-ws16MiB"),
-    Step(Stage.VALIDATE, "tiny/cpu-x86_64/onnxruntime-fp32"),
-    Step(Stage.BENCHMARK, "tiny/cpu-x86_64"),
-    Step(Stage.MANIFEST, "tiny"),
-    Step(Stage.REPORT, "tiny"),
+    Step("source", "tiny"),
+    Step("data", "tiny"),
+    Step("export", "tiny/fp32"),
+    Step("quantize", "tiny/int8"),
+    Step("build", "tiny/rtx-sm80+/fp32-b1-ws16MiB"),
+    Step("validate", "tiny/cpu-x86_64/onnxruntime-fp32"),
+    Step("benchmark", "tiny/cpu-x86_64"),
+    Step("manifest", "tiny"),
+    Step("report", "tiny"),
 ]
 """One of every stage of that run."""
 
 
 def kept_work(project: Project) -> dict[Path, bytes]:
     """Return the records that are there, all but those that tell of many others."""
-    many = {Stage.MANIFEST, Stage.REPORT, Stage.BENCHMARK}
-    steps = [step for step in project.plan.steps if step.stage not in many]
+    many = {"manifest", "report", "benchmark"}
+    steps = [step for step in project.schedule.steps if step.stage not in many]
     paths = {path for step in steps for path in record_paths(project, step) if path.exists()}
     return {path: path.read_bytes() for path in paths}
 
@@ -126,7 +127,12 @@ def take_away(project: Project, step: Step) -> dict[Path, bytes]:
     """Remove what a step alone has made, its records last, as if it had never run; return it."""
     paths = record_paths(project, step)
     folders = {path.parent for path in paths}
-    files = [project.file(file) for read in readers(project, step) for file in read().files]
+    files = [
+        project.file(file)
+        for record in project.records(step)
+        if isinstance(record, StageRecord)
+        for file in record.files
+    ]
     own = [file for file in files if file.parent in folders]
     removed = {path: path.read_bytes() for path in (*own, *paths)}
     for path in removed:
@@ -137,33 +143,33 @@ def take_away(project: Project, step: Step) -> dict[Path, bytes]:
 def test_killed_at_any_instant_a_run_goes_on_where_it_was(finished: Path) -> None:
     """After 50 kills, in every stage, nothing is half-written, nothing done again, and the manifest the usual one."""
     (finished / "pipeline.yaml").write_text(SMALL)
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     for step in INTERRUPTED:
         take_away(project, step)
     seconds = Run(finished).seconds()
     expected = told(project)
     seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}; undisturbed: {seconds}")  # noqa: T201 - shown where this fails
-    chance = random.Random(seed)  # noqa: S311 - no secret
+    print(f"seed {seed}; undisturbed: {seconds}")
+    chance = random.Random(seed)
     hits = dict.fromkeys(seconds, 0)
     for number in range(2 * KILLS):
         step = INTERRUPTED[number % len(INTERRUPTED)]
         removed = take_away(project, step)
         done = kept_work(project)
-        after = chance.uniform(0, seconds[step.stage.value])
-        hit = Run(finished).kill(step.stage.value, after, alone=chance.random() < 0.5)
-        hits[step.stage.value] += hit
+        after = chance.uniform(0, seconds[step.stage])
+        hit = Run(finished).kill(step.stage, after, alone=chance.random() < 0.5)
+        hits[step.stage] += hit
         if not hit:
-            seconds[step.stage.value] *= 0.7  # the machine was busier then
+            seconds[step.stage] *= 0.7  # the machine was busier then
         assert unwhole(project) == []
         assert {path: path.read_bytes() for path in done} == done, "work that was done was done again, or lost"
         if sum(hits.values()) >= KILLS and all(hits.values()):
             break
         for path, data in removed.items() if hit else ():  # so that the next run begins with its own step
             path.write_bytes(data)
-    print(f"hits {hits}")  # noqa: T201 - the same
+    print(f"hits {hits}")
     assert sum(hits.values()) >= KILLS
-    assert all(hits[step.stage.value] for step in INTERRUPTED)
+    assert all(hits[step.stage] for step in INTERRUPTED)
     ended = doit(finished)
     assert ended.returncode == 0, ended.stderr
     assert {path: path.read_bytes() for path in done} == done
@@ -208,7 +214,7 @@ def test_a_killed_doit_takes_its_steps_with_it(checkout: Path) -> None:
 def test_a_killed_benchmark_takes_its_processes_with_it(finished: Path) -> None:
     """Busy processes of a killed benchmark end too, because they would disturb the next timing."""
     command = [sys.executable, "-m", "pipeline", "benchmark", "tiny/cpu-x86_64"]
-    process = subprocess.Popen(command, cwd=finished, stdout=subprocess.DEVNULL)  # noqa: S603 - fixed arguments
+    process = subprocess.Popen(command, cwd=finished, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (workers := children_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)

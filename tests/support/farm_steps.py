@@ -9,7 +9,7 @@ from pipeline.config.settings import FarmTarget
 from pipeline.farm import executor, worker
 from pipeline.farm.cluster import Node
 from pipeline.farm.parcels import Message, Packed, Parcel, PrintedLine, is_small, pack, read_message
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from tests.conftest import TINY
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
-BUILD = Step(Stage.BUILD, ENGINE)
+BUILD = Step("build", ENGINE)
 NEEDS = "a processor with tensorrt_rtx"
 FARM = TINY + "executor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
 AHEAD = FarmTarget(flavour=EngineFlavour.TENSORRT_RTX)
@@ -27,7 +27,7 @@ TUNED = FarmTarget(flavour=EngineFlavour.TENSORRT, accelerator="H100")
 
 def packed(project: Project, step: Step = BUILD) -> Packed:
     """Return what travels for a step."""
-    found = project.plan.workers(step)
+    found = project.schedule.workers(step)
     assert found is not None
     return pack(project, step, found)
 
@@ -57,7 +57,7 @@ def messages(items: list[str | bytes]) -> list[Message]:
 def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[PrintedLine]]:
     """Return what the driver makes of that: the exit status, and what was told."""
     told: list[PrintedLine] = []
-    trip = executor._Trip(project, step, lambda: None, told.append)  # noqa: SLF001 - without a cluster
+    trip = executor._Trip(project, step, lambda: None, told.append)
     return trip.follow(iter(items)), told
 
 

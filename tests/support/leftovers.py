@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.planning.freshness import freshness_of
-from pipeline.planning.steps import Stage, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.planning.project import Project
+    from pipeline.planning.steps import Step
 
 
 def unwhole(project: Project) -> list[str]:
@@ -21,7 +21,7 @@ def unwhole(project: Project) -> list[str]:
     for path in project.paths.root.rglob("*.json"):
         with contextlib.suppress(FileNotFoundError):
             json.loads(path.read_bytes())
-    for step in project.plan.steps:
+    for step in project.schedule.steps:
         reasons = freshness_of(project, step).reasons
         found += [f"{step}: {reason}" for reason in reasons if "not what was made" in reason or "not a valid" in reason]
     return found
@@ -34,17 +34,5 @@ def temporaries(folder: Path) -> list[Path]:
 
 def record_paths(project: Project, step: Step) -> list[Path]:
     """Return where a step's records lie."""
-    plan, paths = project.plan, project.paths
-    one = {
-        Stage.SOURCE: lambda: paths.source,
-        Stage.DATA: lambda: paths.data,
-        Stage.EXPORT: lambda: paths.onnx_record(plan.graph(step.subject)),
-        Stage.QUANTIZE: lambda: paths.onnx_record(plan.graph(step.subject)),
-        Stage.BUILD: lambda: paths.artifact(plan.variant(step.subject)),
-        Stage.VALIDATE: lambda: paths.accuracy(plan.variant(step.subject)),
-        Stage.MANIFEST: lambda: paths.manifest,
-        Stage.REPORT: lambda: paths.report_record,
-    }
-    if step.stage in one:
-        return [one[step.stage]()]
-    return [paths.benchmark(variant) for variant in plan.variants_on(plan.target(step.subject))]
+    spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
+    return [*spec.records(project.paths, project.plan, subject)]

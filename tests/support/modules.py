@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def on_an_h100(built: Project) -> Project:
     """Return the finished tiny project, planned for a host with an H100."""
-    return Project(Plan(built.config, host(H100)), built.paths)
+    return Project(Plan(built.config, host(H100)), built.paths, STAGES)
 
 
 TORCH = "sm90-h100-80gb-hbm3-torch2.11"

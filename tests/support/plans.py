@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hypothesis import strategies as st
 
 from model_artifacts.records import Backend, Precision, Variant
 from pipeline.config.settings import Config
 from pipeline.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from pipeline.planning.steps import Stage
+from pipeline.planning.schedule import Schedule
+from pipeline.stages import STAGES
 
 
 def config_of(**values: object) -> Config:
@@ -30,9 +27,14 @@ def engines_of(plan: Plan) -> list[Variant]:
     return [variant for variant in plan.variants if variant.backend is Backend.TENSORRT]
 
 
-def commands_of(plan: Plan, stage: Stage) -> list[str]:
+def schedule_of(plan: Plan) -> Schedule:
+    """Return the schedule of a plan, with every stage."""
+    return Schedule(plan, STAGES)
+
+
+def commands_of(plan: Plan, stage: str) -> list[str]:
     """Return the subjects of a stage, in order."""
-    return [step.subject for step in plan.steps if step.stage is stage]
+    return [step.subject for step in schedule_of(plan).of(stage)]
 
 
 PLANS = st.builds(

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.records import Graph
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from tests.support.logits import distance, images, reference
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def with_fp8(built_folder: Path, folder: Path) -> Project:
     shutil.copytree(built_folder, folder)
     config = folder / "pipeline.yaml"
     config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
-    return Project.load(config)
+    return Project.load(config, STAGES)
 
 
 def residual_graph() -> onnx.ModelProto:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage
+from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def stale(folder: Path) -> set[str]:
     """Return the steps that have something to do, but for the manifest."""
-    project = Project.load(folder / "pipeline.yaml")
-    steps = [step for step in project.plan.steps if step.stage is not Stage.MANIFEST]
-    return {f"{step.stage.value}:{step.subject}" for step in steps if not is_current(project, step)}
+    project = Project.load(folder / "pipeline.yaml", STAGES)
+    steps = [step for step in project.schedule.steps if step.stage != "manifest"]
+    return {f"{step.stage}:{step.subject}" for step in steps if not is_current(project, step)}
 
 
 def rewrite(folder: Path, change: Change) -> None:

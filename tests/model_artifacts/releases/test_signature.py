@@ -14,6 +14,7 @@ from model_artifacts.records import Manifest
 from model_artifacts.releases.signature import Signer, Verifier
 from model_artifacts.releases.verification import verify_release
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.release.stage import Release, make_release
 from tests.conftest import COMMIT
 from tests.support.keys import pem
@@ -32,7 +33,7 @@ def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project, to do anything with."""
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 def test_a_forger_who_keeps_everything_right_is_caught_by_the_signature_alone(

@@ -16,6 +16,7 @@ from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.benchmark import worker
 from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
 from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu
@@ -278,8 +279,8 @@ def test_gpu_is_timed_by_its_own_clock(engine: Engine) -> None:
 @pytest.fixture
 def served(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> tuple[Project, Artifact]:
     """The tiny project on a host with a GPU, and an engine of it that runs there."""
-    found = Project.load(copied / "pipeline.yaml")
-    project = Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
     fake: Any = FakeEngine(gpu, BatchRange(min=2, opt=2, max=4), sample=(3, 32, 32))
 
     @contextmanager
@@ -295,7 +296,7 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
     """An engine is started without kernels and again with them, which lie beside it then."""
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
-    project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths)
+    project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths, STAGES)
     ready, cache = cold_start(project, artifact)
     assert ready.cold_start is not None
     assert ready.cold_start.cached_seconds is not None
@@ -307,7 +308,7 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
     """A worker says that it is ready, and what that took; it warms up, and then answers by every clock."""
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
-    project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths)
+    project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths, STAGES)
     ours, theirs = multiprocessing.Pipe()
     ours.send(Started())  # its turn
     ours.send(Ask(batch=2, runs=3, milliseconds=0.0, warm_up_seconds=5.0))
@@ -333,7 +334,7 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:
     """A validation gives logits of every sample, and what the layers multiply in."""
     project, artifact = served
-    seen = stage._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
+    seen = stage._run_engine(project, artifact)
     assert seen.logits.shape == (project.data().validation_samples, 10)
     assert [(share.precision, share.layers) for share in seen.layers] == [(Precision.FP16, 1)]
     assert seen.device.startswith("NVIDIA H100 80GB HBM3, driver ")

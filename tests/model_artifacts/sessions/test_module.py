@@ -17,6 +17,7 @@ from model_artifacts.sessions.module import Loaded, model_of, open_session
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.common.modules import load_module
 from tests.support.hosts import H100, host
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the finished tiny project, planned for an H100 that is the CPU, with Torch-TensorRT's stand-in."""
     use(Library(), monkeypatch)
-    found = Project.load(copied / "pipeline.yaml")
-    return Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    return Project(Plan(found.config, host(H100)), found.paths, STAGES)
 
 
 @pytest.mark.parametrize(

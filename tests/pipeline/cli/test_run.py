@@ -9,6 +9,7 @@ from pathlib import Path
 from model_artifacts.records import Precision, Status
 from pipeline.cli.run import _children
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import begin, doit, ran
 
@@ -26,7 +27,7 @@ def test_a_failure_stops_nobody_else(finished: Path) -> None:
     failed = "build:tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB"
     assert f"  doit {failed}\n" in done.stdout
     assert "the workspace is too small: 1,024 bytes" in done.stdout
-    entries = {entry.id: entry for entry in Project.load(config).manifest().artifacts}
+    entries = {entry.id: entry for entry in Project.load(config, STAGES).manifest().artifacts}
     assert entries[failed.removeprefix("build:")].status is Status.FAILED
     assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
     assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
@@ -43,7 +44,7 @@ def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Pa
     assert done.returncode == 1
     assert "manifest:tiny" in ran(done.stdout)
     assert "manifest:tiny: stale: records.tiny/cpu-x86_64/onnxruntime-fp32/" in done.stdout
-    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml").manifest().artifacts}
+    entries = {entry.id: entry for entry in Project.load(finished / "pipeline.yaml", STAGES).manifest().artifacts}
     assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.FAILED
     assert entries["tiny/cpu-x86_64/onnxruntime-fp16"].status is Status.DEPLOYABLE
     assert "manifest:tiny" not in ran(doit(finished).stdout)
@@ -74,7 +75,9 @@ def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
     config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))
     done = doit(finished)
     assert done.returncode == 0, done.stdout
-    variants = [variant for variant in Project.load(config).plan.variants if variant.precision is Precision.INT8]
+    variants = [
+        variant for variant in Project.load(config, STAGES).plan.variants if variant.precision is Precision.INT8
+    ]
     built = {variant.id for variant in variants if not variant.id.startswith("tiny/gpu")}
     assert ran(done.stdout) == {
         "data:tiny",

@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from model_artifacts.host.environment import missing_driver
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import doit, ran
 
@@ -86,7 +87,7 @@ def test_given_result_that_is_damaged_is_one_message(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    Project.load(finished / "pipeline.yaml").paths.weights.write_bytes(b"damaged")
+    Project.load(finished / "pipeline.yaml", STAGES).paths.weights.write_bytes(b"damaged")
     done = doit(finished, "build:tiny/rtx-sm80+/fp16-b1-ws16MiB")
     assert done.returncode == 1
     assert "source needs torch, which is not installed here" in done.stderr + done.stdout
@@ -95,7 +96,7 @@ def test_given_result_that_is_damaged_is_one_message(
 
 def test_a_deleted_engine_is_built_again(finished: Path) -> None:
     """Only the deleted engine, the variant that shares it and what judges them are run again."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     done = doit(finished, "-n", "1")
     assert done.returncode == 0
@@ -108,7 +109,7 @@ def test_a_deleted_engine_is_built_again(finished: Path) -> None:
 
 def test_one_variant_can_be_asked_for(finished: Path) -> None:
     """`doit build:VARIANT` builds that variant, and nothing that it does not need."""
-    project = Project.load(finished / "pipeline.yaml")
+    project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     assert ran(doit(finished, f"build:{ENGINE}").stdout) == {f"build:{ENGINE}"}
 
@@ -139,7 +140,8 @@ def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> Non
         return entry.id, entry.status, entry.reason, entry.equals, agreement, entry.inputs, entry.outputs
 
     parallel, alone = (
-        {entry.id: outcome(entry) for entry in found.manifest().artifacts} for found in (Project.load(file), built)
+        {entry.id: outcome(entry) for entry in found.manifest().artifacts}
+        for found in (Project.load(file, STAGES), built)
     )
     both = parallel.keys() & alone.keys()
     assert len(both) > len(parallel) / 2
@@ -176,7 +178,7 @@ def test_a_wrong_configuration_is_one_message(checkout: Path) -> None:
 def test_another_configuration_can_be_named(finished: Path) -> None:
     """`doit config=FILE` runs another file, and its commands name it."""
     (finished / "pipeline.yaml").rename(finished / "other.yaml")
-    project = Project.load(finished / "other.yaml")
+    project = Project.load(finished / "other.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     done = doit(finished, "config=other.yaml", f"build:{ENGINE}")
     assert (done.returncode, ran(done.stdout)) == (0, {f"build:{ENGINE}"})
@@ -246,7 +248,7 @@ def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
     """Other processes in another folder give the same weights, images and graphs, byte for byte, by the same keys."""
     done = doit(checkout, "source", "data", "export", "quantize", "build:tiny/cpu-x86_64/onnxruntime-fp16")
     assert done.returncode == 0, done.stderr
-    project = Project.load(checkout / "pipeline.yaml")
+    project = Project.load(checkout / "pipeline.yaml", STAGES)
     made = [
         (item.source(), item.data(), *(item.onnx(graph) for graph in item.plan.graphs)) for item in (project, built)
     ]

@@ -15,6 +15,7 @@ from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
 from tests.support.configs import KEYS, MATRIX, ON_H100, Problems
 from tests.support.hosts import H100, L4, host
+from tests.support.plans import schedule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -425,8 +426,8 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
             seen["refused"] += 1
             return
         seen["accepted"] += 1
-        plan = Plan(config, host(H100))
-        assert all(set(plan.dependencies(step).requires) <= set(plan.steps) for step in plan.steps)
+        schedule = schedule_of(Plan(config, host(H100)))
+        assert all(set(schedule.dependencies(step).requires) <= set(schedule.steps) for step in schedule.steps)
         file.write_text(_written(document, flow=True))
         assert load_config(file) == config
         sizes = [size.text for size in config.workspaces]

@@ -12,6 +12,7 @@ from model_artifacts.host import environment
 from model_artifacts.host.record_files import write_record
 from pipeline.planning.project import Project
 from pipeline.records import FarmRecord
+from pipeline.stages import STAGES
 from tests.support.farm_steps import FARM, NEEDS
 from tests.support.hosts import workers
 
@@ -24,7 +25,7 @@ def project(copied: Path) -> Project:
     """The finished tiny project, whose engines are a farm's from now on."""
     (copied / "pipeline.yaml").write_text(FARM)
     write_record(copied / "artifacts/farm.json", FarmRecord(hosts=(workers(NEEDS, environment.read_host()),)))
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 @pytest.fixture

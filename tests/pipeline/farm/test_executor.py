@@ -21,8 +21,8 @@ from model_artifacts.errors import FarmError, LostWorkerError
 from model_artifacts.host import environment
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import DeploymentHost, EngineFlavour, Tool
-from pipeline.__main__ import main
-from pipeline.cli.tasks import FarmAction
+from pipeline.cli.actions import FarmAction
+from pipeline.cli.main import main
 from pipeline.config.settings import FarmTarget
 from pipeline.farm import executor
 from pipeline.farm.cluster import Node, NodeRequirements, Probe, Running
@@ -32,8 +32,9 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import FarmRecord, Outcome
+from pipeline.stages import STAGES
 from tests.support.farm_steps import (
     AHEAD,
     BUILD,
@@ -75,8 +76,8 @@ def test_step_runs_elsewhere_as_it_runs_here(project: Project, at_home: Path) ->
     assert list((at_home / "work").iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", [Stage.BUILD, Stage.VALIDATE])
-def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: Stage) -> None:
+@pytest.mark.parametrize("stage", ["build", "validate"])
+def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: str) -> None:
     """The artifact of a smaller workspace travels too, so that an equal engine is one file and judged once."""
     assert at_home
     step = Step(stage, TWIN)
@@ -89,7 +90,7 @@ def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: S
 def test_benchmark_of_a_target_travels_with_all_of_its_engines(project: Project, at_home: Path) -> None:
     """Here no GPU runs them, which is what comes back."""
     assert at_home
-    step = Step(Stage.BENCHMARK, "tiny/rtx-sm80+")
+    step = Step("benchmark", "tiny/rtx-sm80+")
     found = packed(project, step)
     names = {item.record.path for item in found.inputs}
     assert found.parcel.timed
@@ -105,8 +106,8 @@ def test_failure_comes_back_with_its_record_and_its_log(project: Project, at_hom
     assert at_home
     text = FARM.replace("[16MiB, 32MiB]", "[1KiB]")
     project.config_file.write_text(text)
-    small = Project.load(project.config_file)
-    step = Step(Stage.BUILD, "tiny/rtx-sm80+/fp16-b1-ws1KiB")
+    small = Project.load(project.config_file, STAGES)
+    step = Step("build", "tiny/rtx-sm80+/fp16-b1-ws1KiB")
     status, told = followed(small, sent(packed(small, step)), step)
     artifact = small.artifact(small.plan.variant(step.subject))
     assert (status, artifact.outcome) == (1, Outcome.FAILED)
@@ -212,24 +213,25 @@ def test_what_nobody_says_is_refused(project: Project, item: str | bytes) -> Non
 @pytest.mark.parametrize(
     ("stage", "flavour", "timed"),
     [
-        (Stage.BENCHMARK, EngineFlavour.TENSORRT_RTX, True),
-        (Stage.PROFILE, EngineFlavour.TENSORRT_RTX, True),
-        (Stage.BUILD, EngineFlavour.TENSORRT, True),
-        (Stage.BUILD, EngineFlavour.TENSORRT_RTX, False),
-        (Stage.VALIDATE, EngineFlavour.TENSORRT, False),
-        (Stage.VALIDATE, EngineFlavour.TENSORRT_RTX, False),
+        ("benchmark", EngineFlavour.TENSORRT_RTX, True),
+        ("profile", EngineFlavour.TENSORRT_RTX, True),
+        ("build", EngineFlavour.TENSORRT, True),
+        ("build", EngineFlavour.TENSORRT_RTX, False),
+        ("validate", EngineFlavour.TENSORRT, False),
+        ("validate", EngineFlavour.TENSORRT_RTX, False),
     ],
 )
-def test_what_is_timed_shares_no_gpu(stage: Stage, flavour: EngineFlavour, *, timed: bool) -> None:
+def test_what_is_timed_shares_no_gpu(stage: str, flavour: EngineFlavour, *, timed: bool) -> None:
     """Measurements, profiles, and the builds of TensorRT, which times its tactics."""
     target = FarmTarget(flavour=flavour, accelerator="H100", steps_per_gpu=4)
-    needs = NodeRequirements.of(target, alone=executor._is_timed(Step(stage, ENGINE), target))  # noqa: SLF001 - without a cluster
+    spec = next(spec for spec in STAGES if spec.name == stage)
+    needs = NodeRequirements.of(target, alone=executor._is_timed(spec, target))
     assert needs.gpus == (1 if timed else 0.25)
 
 
 def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor._EligibleNodes:
     """Return where a step of a processor's may run."""
-    return executor._EligibleNodes(machines, AHEAD, unfit)  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
+    return executor._EligibleNodes(machines, AHEAD, unfit)  # type: ignore[arg-type]
 
 
 def test_step_that_was_lost_runs_on_other_machines() -> None:
@@ -250,7 +252,7 @@ def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project)
     assert farm is not None
     short = project.config.model_copy(update={"farm": farm.model_copy(update={"queue_timeout_seconds": 0.01})})
     plan = Plan(short, project.plan.host, project.plan.farm)
-    trip = executor._Trip(Project(plan, project.paths), BUILD, lambda: None, print)  # noqa: SLF001 - without a cluster
+    trip = executor._Trip(Project(plan, project.paths, STAGES), BUILD, lambda: None, print)
     time.sleep(0.02)
     with pytest.raises(FarmError, match=r"(?s)no worker was free in 0\.01 s.*farm\.queue_timeout_seconds"):
         trip.check_time()
@@ -258,12 +260,12 @@ def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project)
 
 def test_machine_that_is_lost_while_it_times_costs_that_measurement_alone(project: Project) -> None:
     """Results that the machine built and validated stay, and so do timings of other targets."""
-    step = Step(Stage.BENCHMARK, "tiny/rtx-sm80+")
-    for variant in project.plan.variants_on(project.plan.target(step.subject)):
+    step = Step("benchmark", "tiny/rtx-sm80+")
+    for variant in project.plan.variants_on(project.schedule.subject(step)):
         project.paths.benchmark(variant).unlink()
-    kept = [other for other in project.plan.steps if other.stage in {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}]
+    kept = [other for other in project.schedule.steps if other.stage in {"build", "validate", "benchmark"}]
     before = {other for other in kept if is_current(project, other)}
-    assert {other.stage for other in before} == {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}
+    assert {other.stage for other in before} == {"build", "validate", "benchmark"}
     with pytest.raises(LostWorkerError):
         followed(project, [Began(node="n").to_json()], step)
     assert {other for other in kept if is_current(project, other)} == before
@@ -293,7 +295,7 @@ def test_step_whose_last_machine_goes_while_it_waits_does_not_wait_on() -> None:
 def test_cluster_that_cannot_be_reached_is_tried_once(project: Project) -> None:
     """Hundreds of steps try an unreachable cluster once, not once each."""
     project.config_file.write_text(FARM.replace("farm: {", "farm: {address: nowhere, "))
-    farm = executor.Farm(Project.load(project.config_file))
+    farm = executor.Farm(Project.load(project.config_file, STAGES))
     with pytest.raises(FarmError, match="got nowhere"):
         farm.run(BUILD, print)
     with pytest.raises(FarmError, match="the first step that tried says why"):
@@ -331,7 +333,7 @@ def test_farm_that_has_changed_since_planning_is_planned_for_anew(
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
     with pytest.raises(FarmError, match="not what they were when this was planned"):
         executor.Farm(project).run(BUILD, print)
-    (found,) = Project.load(project.config_file).plan.farm
+    (found,) = Project.load(project.config_file, STAGES).plan.farm
     assert found.host.host.flavours == there.host.flavours
 
 
@@ -343,7 +345,7 @@ def test_what_was_left_in_the_cache_meanwhile_is_taken(project: Project, monkeyp
     monkeypatch.setattr(executor, "Flights", lambda *_: Alone())
     monkeypatch.setattr(executor, "SharedCache", lambda _: FilledMeanwhile())
     told: list[PrintedLine] = []
-    assert executor.Farm(Project.load(project.config_file)).run(BUILD, told.append) == 0
+    assert executor.Farm(Project.load(project.config_file, STAGES)).run(BUILD, told.append) == 0
     assert told == [PrintedLine(error=False, line="taken from there")]
 
 
@@ -427,13 +429,13 @@ def test_step_that_falls_silent_when_stopped_is_not_run_again(
     """It was cancelled, not lost: nothing is said of another machine, and nothing more is sent."""
     cluster: Any = Sending()
     record = FarmRecord(hosts=project.plan.farm)
-    joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
+    joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]
     monkeypatch.setattr(executor.Farm, "_join", lambda _: joined)
     farm = executor.Farm(project)
-    cluster.stop = farm._stopped.set  # noqa: SLF001 - as a signal does, without waiting for what runs
+    cluster.stop = farm._stopped.set
     told: list[PrintedLine] = []
     with pytest.raises(FarmError, match="stopped before it had ended"):
-        farm.run(Step(Stage.VALIDATE, ENGINE), told.append)
+        farm.run(Step("validate", ENGINE), told.append)
     assert told == []
     assert len(cluster.steps) == 1
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import FarmError, UnknownFarmError
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.farm.inspection import able_nodes, common_host, look_at_farm, unfit_nodes
 from pipeline.planning.project import Project
 from pipeline.records import FarmNode, FarmRecord
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.farm_steps import AHEAD, FARM, NODES, TUNED
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host, machine
@@ -121,7 +122,7 @@ def test_farm_that_nobody_has_looked_at_is_told_so(project: Project, capsys: pyt
     """With the command that does."""
     project.paths.farm.unlink()
     with pytest.raises(UnknownFarmError, match="nobody has looked at the farm yet"):
-        Project.load(project.config_file)
+        Project.load(project.config_file, STAGES)
     assert main(["plan", "--config", str(project.config_file)]) == 1
     assert "python -m pipeline farm" in capsys.readouterr().err
 
@@ -130,14 +131,14 @@ def test_farm_whose_record_is_damaged_is_looked_at_again(project: Project) -> No
     """A damaged record counts as missing, so that doit inspects the farm again."""
     project.paths.farm.write_text("{")
     with pytest.raises(UnknownFarmError, match="is not a valid FarmRecord"):
-        Project.load(project.config_file)
+        Project.load(project.config_file, STAGES)
 
 
 def test_new_target_has_to_be_looked_at(project: Project) -> None:
     """Its workers are not known yet."""
     project.config_file.write_text(FARM.replace("[{f", "[{accelerator: L4, flavour: tensorrt}, {f"))
     with pytest.raises(UnknownFarmError, match="L4 with tensorrt"):
-        Project.load(project.config_file)
+        Project.load(project.config_file, STAGES)
 
 
 def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,9 @@ import pytest
 
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def record(cluster: Served) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
         command = [sys.executable, "-m", "pipeline", "farm"]
-        done = subprocess.run(  # noqa: S603 - this repository's own command
+        done = subprocess.run(
             command, cwd=folder, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, check=True
         )
         assert "H100 with tensorrt_rtx: tensorrt_rtx 1.4.0.76, torch 2.11.0" in done.stdout
@@ -83,7 +84,7 @@ def begin(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     begun = []
 
     def start(*arguments: str, cwd: Path = folder) -> subprocess.Popen[str]:
-        process = subprocess.Popen(  # noqa: S603 - this repository's own commands
+        process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=cwd,
             stdout=subprocess.PIPE,
@@ -147,7 +148,7 @@ def parent(process: int) -> int:
 
 def project_in(folder: Path) -> Project:
     """Return the project of a checkout."""
-    return Project.load(folder / "pipeline.yaml")
+    return Project.load(folder / "pipeline.yaml", STAGES)
 
 
 def is_built(folder: Path, subject: str, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -155,7 +156,7 @@ def is_built(folder: Path, subject: str, monkeypatch: pytest.MonkeyPatch) -> boo
     monkeypatch.chdir(folder)
     project = project_in(folder)
     done = project.artifact(project.plan.variant(subject)).outcome is Outcome.DONE
-    return done and is_current(project, Step(Stage.BUILD, subject))
+    return done and is_current(project, Step("build", subject))
 
 
 def test_every_target_is_built_where_it_can_be(

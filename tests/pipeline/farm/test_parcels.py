@@ -13,7 +13,8 @@ from model_artifacts.host.record_files import write_record
 from pipeline.farm.parcels import Completed, accept, check_list
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
 from tests.support.farm_steps import BUILD, ENGINE, FARM, TWIN, followed, packed, sent
 
 # A step travels, and comes back.
@@ -43,11 +44,11 @@ def test_damaged_input_does_not_travel(project: Project) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["model.engine", "artifact.json"])
-@pytest.mark.parametrize("step", [BUILD, Step(Stage.BUILD, TWIN)])
+@pytest.mark.parametrize("step", [BUILD, Step("build", TWIN)])
 def test_what_a_step_may_do_without_is_left_out_when_it_is_damaged(project: Project, step: Step, damaged: str) -> None:
     """A former engine, or a twin's, must not keep the step from running that makes it again."""
     project.config_file.write_text(FARM + "tensorrt: {refit: true}\n")
-    refits = Project.load(project.config_file)
+    refits = Project.load(project.config_file, STAGES)
     former = f"artifacts/{ENGINE}/model.engine"
     assert former in {item.record.path for item in packed(refits, step).inputs}
     (project.paths.root / ENGINE / damaged).write_text("{}")
@@ -120,7 +121,7 @@ def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -
     """A worker that has built from another graph."""
     path = Path(ENGINE) / "artifact.json"
     good = project.artifact(project.plan.variant(ENGINE))
-    other = good.model_copy(update={"key": key_of(project, Step(Stage.BUILD, TWIN))})
+    other = good.model_copy(update={"key": key_of(project, Step("build", TWIN))})
     write_record(tmp_path / path, other)
     made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
     with pytest.raises(FarmError, match="do not hold; nothing of them was kept") as caught:

@@ -26,11 +26,12 @@ from model_artifacts.host import environment
 from model_artifacts.host.hashes import describe_bytes
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import DeploymentHost, Tool
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.farm import executor, worker
 from pipeline.farm.parcels import SMALL_BYTES, Began, Completed, PrintedLine, Refused, read_message, this_package
 from pipeline.planning.project import Project
 from pipeline.records import FarmHost, FarmRecord
+from pipeline.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.support.farm_steps import BUILD, ENGINE, FARM, NEEDS, command, followed, messages, packed, sent, working
 from tests.support.hosts import H100, TRT10, host, workers
@@ -98,12 +99,12 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     assert at_home
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
     joins = "import pipeline.farm.cluster, sys; sys.exit('model_artifacts.releases.store' in sys.modules)"
-    subprocess.run([sys.executable, "-c", joins], check=True)  # noqa: S603 - this repository's own code
+    subprocess.run([sys.executable, "-c", joins], check=True)
     told = subprocess.run([sys.executable, "-m", "model_artifacts", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)
     assert there.host.torch == "absent"
     write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=NEEDS, host=there),)))
-    planned = Project.load(project.config_file)
+    planned = Project.load(project.config_file, STAGES)
     status, said = followed(planned, sent(packed(planned)))
     assert status == 0, said
 
@@ -250,7 +251,7 @@ def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list
         items = iter(working(command(code, *files), *contents))
         made = next(message for item in items if isinstance(message := read_message(str(item)), Completed))
         assert made == Completed(status=0, files=tuple(describe_bytes(str(i), c) for i, c in enumerate(contents)))
-        incoming = executor._Incoming(items)  # noqa: SLF001 - without a cluster
+        incoming = executor._Incoming(items)
         for number, file in enumerate(made.files):
             incoming.receive(file, Path(folder) / file.path)
             assert (Path(folder) / file.path).read_bytes() == contents[number]
@@ -290,7 +291,7 @@ def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:
 @given(st.lists(st.binary(max_size=20)))
 def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
     """Lines do not depend on the sizes of the pipe's reads."""
-    lines = worker._Lines(error=False)  # noqa: SLF001 - its one behaviour
+    lines = worker._Lines(error=False)
     taken = [said.line for piece in (*[piece for piece in pieces if piece], b"") for said in lines.take(piece)]
     whole = b"".join(pieces)
     expected = whole.split(b"\n")[: None if whole and not whole.endswith(b"\n") else -1]
@@ -319,14 +320,14 @@ def test_worker_that_is_not_what_was_planned_with_refuses(
     there = DeploymentHost.model_validate({**dict(this_host()), **planned})
     write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=needs, host=there),), here=needs))
     with pytest.raises(FarmError, match=f"this worker's {what} is not what was planned with"):
-        Project.load(project.config_file)
+        Project.load(project.config_file, STAGES)
 
 
 def test_worker_without_a_gpu_may_have_more_than_was_planned_with(project: Project) -> None:
     """Another flavour, torch or a GPU does not matter to a target whose engines do not depend on them."""
     planned = host(flavours=(TRT10, *environment.flavours()), torch="1.0")
     write_record(project.paths.farm, FarmRecord(hosts=(workers(NEEDS, planned),), here=NEEDS))
-    adopted = Project.load(project.config_file).plan.workers(BUILD)
+    adopted = Project.load(project.config_file, STAGES).schedule.workers(BUILD)
     assert adopted == workers(NEEDS, planned)
 
 

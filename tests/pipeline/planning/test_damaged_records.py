@@ -41,6 +41,7 @@ from pipeline.records import (
     Sensitivity,
     SourceRecord,
 )
+from pipeline.stages import STAGES
 from tests.support.hosts import H100, RTX, host, workers
 from tests.support.manifests import accuracy
 
@@ -183,7 +184,7 @@ def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project
 
 def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
     """The step that makes such a record says what is wrong with it."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     (project.paths.root / "tiny/data/data.json").write_text('{"key": 1}')
-    step = next(step for step in project.plan.steps if step.stage.value == "data")
+    step = next(step for step in project.schedule.steps if step.stage == "data")
     assert "data.json is not a valid DataRecord" in freshness_of(project, step).reasons[0]

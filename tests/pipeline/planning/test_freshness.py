@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Graph, Key, KeyField, WeightsOrigin
+from model_artifacts.records import Graph, Key, KeyField, StageRecord, WeightsOrigin
 from pipeline.planning.freshness import changes, freshness_of, is_current, is_reused
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.source.network import count_classes
 from pipeline.stages.source.stage import make_source
+from tests.support.facts import replace_fact
 from tests.support.staleness import rewrite, stale
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
-
-    from model_artifacts.records import StageRecord
 
     Change = Callable[[str], str]
 
@@ -38,8 +38,8 @@ TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
 def test_after_a_run_nothing_is_stale(copied: Path) -> None:
     """A finished project is current, manifest included, also where its folder was moved to."""
     assert stale(copied) == set()
-    project = Project.load(copied / "pipeline.yaml")
-    assert is_current(project, Step(Stage.MANIFEST, "tiny"))
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    assert is_current(project, Step("manifest", "tiny"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_means_nothing_changes_nothing(copied: Path, change: Change) -> Non
 
 def test_touching_files_changes_nothing(copied: Path) -> None:
     """A file with a new time and the old content is current."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.weights.touch()
     assert stale(copied) == set()
 
@@ -106,7 +106,7 @@ def test_other_gpus_are_another_target(copied: Path) -> None:
     built = {name for name in stale(copied) if name.startswith("build:")}
     assert built
     assert all("/rtx-sm89/" in name for name in built)
-    assert Project.load(copied / "pipeline.yaml").paths.root.joinpath("tiny", "rtx-sm80+").is_dir()
+    assert Project.load(copied / "pipeline.yaml", STAGES).paths.root.joinpath("tiny", "rtx-sm80+").is_dir()
 
 
 def test_the_factorys_code_is_in_the_source(copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_factorys_code_is_in_the_source(copied: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
 def test_a_damaged_engine_is_noticed(copied: Path, damage: str) -> None:
     """A deleted, truncated or bit-flipped engine makes its build stale, and that of the variant that shares it."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     file = project.paths.engine(project.plan.variant(ENGINE))
     data = bytearray(file.read_bytes())
     if damage == "delete":
@@ -134,29 +134,16 @@ def test_a_damaged_engine_is_noticed(copied: Path, damage: str) -> None:
 
 
 def records(project: Project, step: Step) -> list[tuple[Path, StageRecord]]:
-    """Return where a step's records lie, and what they say."""
-    paths, plan = project.paths, project.plan
-    if step.stage is Stage.SOURCE:
-        return [(paths.source, project.source())]
-    if step.stage is Stage.DATA:
-        return [(paths.data, project.data())]
-    if step.stage in {Stage.EXPORT, Stage.QUANTIZE}:
-        graph = plan.graph(step.subject)
-        return [(paths.onnx_record(graph), project.onnx(graph))]
-    if step.stage is Stage.BENCHMARK:
-        return [
-            (paths.benchmark(item), project.benchmark(item)) for item in plan.variants_on(plan.target(step.subject))
-        ]
-    variant = plan.variant(step.subject)
-    if step.stage is Stage.BUILD:
-        return [(paths.artifact(variant), project.artifact(variant))]
-    return [(paths.accuracy(variant), project.accuracy(variant))] if paths.accuracy(variant).exists() else []
+    """Return the paths and the records of a step, without those that are missing."""
+    spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
+    pairs = zip(spec.records(project.paths, project.plan, subject), project.records(step), strict=True)
+    return [(path, record) for path, record in pairs if isinstance(record, StageRecord)]
 
 
 def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path) -> None:
     """Made from another value of any one field, a result is stale; so is, of others, only what names its key."""
-    project = Project.load(copied / "pipeline.yaml")
-    steps = [step for step in project.plan.steps if step.stage not in {Stage.MANIFEST, Stage.REPORT}]
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    steps = [step for step in project.schedule.steps if step.stage not in {"manifest", "report"}]
     kinds = {}
     for step in steps:
         for path, record in records(project, step)[:1]:
@@ -171,9 +158,7 @@ def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path
             reasons = freshness_of(project, step).reasons
             assert len(reasons) == 1
             assert reasons[0].startswith(f"{field.name} changed")
-        names = {
-            item for item in steps if step.stage is not Stage.BENCHMARK and key_in(project, item, record.key.digest)
-        }
+        names = {item for item in steps if step.stage != "benchmark" and key_in(project, item, record.key.digest)}
         assert {item for item in steps if not is_current(project, item)} == {step} | names
         write_record(path, record)
     assert stale(copied) == set()
@@ -209,22 +194,22 @@ def test_differences_of_keys_are_named(before: Key, now: Key, reasons: tuple[str
 @pytest.mark.parametrize("value", ["1.0", '[["x",1],["x",2]]', "garbage"])
 def test_a_key_that_differs_makes_stale_whatever_is_told_of_it(copied: Path, value: str) -> None:
     """A key that differs only in the spelling of a value, or in an unnamed part, makes its step stale."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     record = project.data()
     fields = tuple(
         field.model_copy(update={"value": value}) if field.name == "calibration" else field
         for field in record.key.fields
     )
     write_record(project.paths.data, record.model_copy(update={"key": Key(fields=fields)}))
-    assert freshness_of(project, Step(Stage.DATA, "tiny")).reasons
+    assert freshness_of(project, Step("data", "tiny")).reasons
 
 
 def test_a_difference_that_cannot_be_named_is_one(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is taken for current because nothing could be said."""
     monkeypatch.setattr("pipeline.planning.freshness.changes", lambda *_: ())
     rewrite(copied, lambda text: text.replace("calibration: 32", "calibration: 48"))
-    project = Project.load(copied / "pipeline.yaml")
-    assert freshness_of(project, Step(Stage.DATA, "tiny")).reasons == ("its key changed",)
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    assert freshness_of(project, Step("data", "tiny")).reasons == ("its key changed",)
 
 
 def key_in(project: Project, step: Step, digest: str) -> bool:
@@ -247,8 +232,8 @@ def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, re
     """Its own step, for a reason that has the setting's name and both values; later steps once that was made again."""
     rewrite(copied, lambda text: text.replace(old, new))
     assert stale(copied) == steps
-    project = Project.load(copied / "pipeline.yaml")
-    found = [freshness_of(project, step).reasons for step in project.plan.steps]
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    found = [freshness_of(project, step).reasons for step in project.schedule.steps]
     assert next(reasons for reasons in found if reasons) == (reason,)
 
 
@@ -264,14 +249,14 @@ def test_the_only_copy_of_a_file_may_move_with_its_folder(copied: Path, tmp_path
 
 def test_an_edited_record_is_noticed(copied: Path) -> None:
     """A record that is not a valid record any more makes its step stale."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.data.write_text("{}")
     assert DATA in stale(copied)
 
 
 def test_failures_are_not_cached(copied: Path) -> None:
     """A build that failed is tried again although nothing has changed."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     path = project.paths.artifact(project.plan.variant(ENGINE))
     record = read_record(path, Artifact)
     write_record(path, record.model_copy(update={"outcome": Outcome.FAILED, "reason": "out of memory"}))
@@ -280,9 +265,9 @@ def test_failures_are_not_cached(copied: Path) -> None:
 
 def test_what_a_host_may_have_by_now_is_tried_again(copied: Path) -> None:
     """A variant that was skipped for what can be mended is tried again; its target is timed again once it runs."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
-    validate, benchmark = Step(Stage.VALIDATE, variant.id), Step(Stage.BENCHMARK, "tiny/cpu-x86_64")
+    validate, benchmark = Step("validate", variant.id), Step("benchmark", "tiny/cpu-x86_64")
     judged, lacking = project.accuracy(variant), {"outcome": Outcome.SKIPPED, "retryable": True}
     write_record(project.paths.benchmark(variant), project.benchmark(variant).model_copy(update=lacking))
     write_record(project.paths.accuracy(variant), judged.model_copy(update=lacking))
@@ -297,9 +282,9 @@ def test_a_key_is_of_what_was_there_before_the_work(
 ) -> None:
     """A checkpoint that is replaced while the source is made leaves a source that is stale."""
     checkpoint = tmp_path / "weights.safetensors"
-    shutil.copy(Project.load(copied / "pipeline.yaml").paths.weights, checkpoint)
+    shutil.copy(Project.load(copied / "pipeline.yaml", STAGES).paths.weights, checkpoint)
     rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
 
     def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int]) -> int:
         checkpoint.write_bytes(b"other")
@@ -307,7 +292,7 @@ def test_a_key_is_of_what_was_there_before_the_work(
 
     monkeypatch.setattr("pipeline.stages.source.network.count_classes", replaced_meanwhile)
     make_source(project)
-    assert freshness_of(project, Step(Stage.SOURCE, "tiny")).reasons == ("checkpoint changed",)
+    assert freshness_of(project, Step("source", "tiny")).reasons == ("checkpoint changed",)
 
 
 def test_a_sample_model_gives_way_to_weights_that_came_later(
@@ -315,8 +300,8 @@ def test_a_sample_model_gives_way_to_weights_that_came_later(
 ) -> None:
     """With `auto`, the sample model is a makeshift: it is made anew once the weights lie where torch keeps them."""
     rewrite(copied, lambda text: text.replace("weights: sample", "weights: auto"))
-    project = Project.load(copied / "pipeline.yaml")
-    step = Step(Stage.SOURCE, "tiny")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    step = Step("source", "tiny")
     record = project.source().model_copy(update={"key": key_of(project, step), "origin": WeightsOrigin.SAMPLE})
     write_record(project.paths.source, record)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -330,28 +315,28 @@ def test_a_sample_model_gives_way_to_weights_that_came_later(
 
 def test_skipped_builds_have_nothing_to_validate(copied: Path) -> None:
     """A variant that was skipped on purpose needs no validation record to be current."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     variant = project.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB")
     project.paths.accuracy(variant).unlink(missing_ok=True)
-    assert is_current(project, Step(Stage.VALIDATE, variant.id))
+    assert is_current(project, Step("validate", variant.id))
 
 
 # What a build host without torch is given.
 
 
-GIVEN = [Stage.SOURCE, Stage.DATA, Stage.EXPORT, Stage.QUANTIZE]
+GIVEN = ["source", "data", "export", "quantize"]
 
 
 @pytest.fixture
 def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """This host has no torch, and other versions of everything that made what it is given."""
     monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
-    monkeypatch.setattr("pipeline.planning.keys.version", lambda _: "another")
+    replace_fact(monkeypatch, "version", lambda _: "another")
 
 
 def stale_of_the_given(folder: Path) -> set[str]:
     """Return the steps of the stages that need torch which have something to do."""
-    return {name for name in stale(folder) if Stage(name.partition(":")[0]) in GIVEN}
+    return {name for name in stale(folder) if name.partition(":")[0] in GIVEN}
 
 
 @pytest.mark.usefixtures("_without_torch")
@@ -362,7 +347,7 @@ def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
 
 def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch, results of another version of it are stale."""
-    monkeypatch.setattr("pipeline.planning.keys.version", lambda _: "another")
+    replace_fact(monkeypatch, "version", lambda _: "another")
     assert SOURCE in stale_of_the_given(copied)
 
 
@@ -370,7 +355,7 @@ def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, m
 @pytest.mark.parametrize("damage", ["weights", "calibration", "reference", "fp16", "int8"])
 def test_given_result_that_is_damaged_is_not_taken(copied: Path, damage: str) -> None:
     """A flipped bit in a file that was made elsewhere makes its step stale, and no step that does not own it."""
-    paths = Project.load(copied / "pipeline.yaml").paths
+    paths = Project.load(copied / "pipeline.yaml", STAGES).paths
     owners = {
         "weights": (paths.weights, SOURCE),
         "calibration": (paths.calibration, DATA),
@@ -405,18 +390,18 @@ def test_given_result_of_another_configuration_is_not_taken(copied: Path, old: s
 @pytest.mark.usefixtures("_without_torch")
 def test_given_result_that_is_missing_is_not_taken(copied: Path) -> None:
     """Nothing is taken for given that is not there."""
-    Project.load(copied / "pipeline.yaml").paths.onnx_record(Graph.FP16).unlink()
+    Project.load(copied / "pipeline.yaml", STAGES).paths.onnx_record(Graph.FP16).unlink()
     assert stale_of_the_given(copied) == {"export:tiny/fp16"}
 
 
-@pytest.mark.parametrize("stage", list(Stage))
-def test_only_what_needs_torch_is_taken_as_given(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+@pytest.mark.parametrize("stage", [spec.name for spec in STAGES])
+def test_only_what_needs_torch_is_taken_as_given(monkeypatch: pytest.MonkeyPatch, stage: str, built: Project) -> None:
     """Builds, validations, benchmarks and the manifest are this host's own work."""
     monkeypatch.setattr("pipeline.planning.freshness.installed", lambda _: False)
-    assert is_reused(Step(stage, "tiny")) is (stage in GIVEN)
+    assert is_reused(built, Step(stage, "tiny")) is (stage in GIVEN)
 
 
-@pytest.mark.parametrize("stage", list(Stage))
-def test_nothing_is_taken_as_given_where_torch_is(stage: Stage) -> None:
+@pytest.mark.parametrize("stage", [spec.name for spec in STAGES])
+def test_nothing_is_taken_as_given_where_torch_is(stage: str, built: Project) -> None:
     """A host with torch makes everything itself."""
-    assert not is_reused(Step(stage, "tiny"))
+    assert not is_reused(built, Step(stage, "tiny"))

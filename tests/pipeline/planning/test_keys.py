@@ -15,7 +15,9 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
+from tests.support.facts import replace_fact
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host
 from tests.support.staleness import rewrite, stale
 
@@ -48,7 +50,7 @@ def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
 ) -> None:
     """No stage is run again for a library that it does not use."""
     real = version
-    monkeypatch.setattr("pipeline.planning.keys.version", lambda name: "9.9" if name == package else real(name))
+    replace_fact(monkeypatch, "version", lambda name: "9.9" if name == package else real(name))
     found = stale(copied)
     assert {name.partition(":")[0] for name in found} == stages
     if package.startswith("onnx"):
@@ -65,8 +67,8 @@ def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
 def fields_of(project: Project) -> dict[Step, dict[str, str]]:
     """Return the keys of the steps whose inputs are there, field by field."""
     found = {}
-    for step in project.plan.steps:
-        if step.stage is not Stage.MANIFEST:
+    for step in project.schedule.steps:
+        if step.stage != "manifest":
             with contextlib.suppress(RecordError):
                 found[step] = {field.name: field.value for field in key_of(project, step).fields}
     return found
@@ -78,7 +80,7 @@ def with_config(part: str, **update: object) -> Callable[[Project, pytest.Monkey
     def change(project: Project, _: pytest.MonkeyPatch) -> Project:
         changed = getattr(project.config, part).model_copy(update=update)
         config = project.config.model_copy(update={part: changed})
-        return Project(Plan(config, project.plan.host), project.paths)
+        return Project(Plan(config, project.plan.host), project.paths, STAGES)
 
     return change
 
@@ -97,14 +99,16 @@ def with_data(name: str) -> Callable[[Project, pytest.MonkeyPatch], Project]:
 
 def with_host(**update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
     """Return what changes the host."""
-    return lambda project, _: Project(Plan(project.config, project.plan.host.model_copy(update=update)), project.paths)
+    return lambda project, _: Project(
+        Plan(project.config, project.plan.host.model_copy(update=update)), project.paths, STAGES
+    )
 
 
 def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
     """Return what changes something that keys read of this machine."""
 
     def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
-        patch.setattr(f"pipeline.planning.keys.{name}", lambda: value)
+        replace_fact(patch, name, lambda: value)
         return project
 
     return change
@@ -113,28 +117,28 @@ def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatc
 INPUTS = {
     "Torch-TensorRT": (
         with_patch("torch_tensorrt", Tool(name="torch-tensorrt-rtx", version="9")),
-        {("torch_tensorrt", Stage.BUILD)},
+        {("torch_tensorrt", "build")},
     ),
-    "TensorRT's CUDA": (with_host(cuda_majors=(12, 13)), {("cuda_major", Stage.BUILD)}),
-    "Torch-TensorRT's CUDA": (with_host(cuda_majors=(13, 12)), {("tensorrt", Stage.BUILD)}),
-    "the threads": (with_patch("threads", 99), {("threads", Stage.BENCHMARK)}),
-    "the labels": (with_data("labels"), {("labels", Stage.VALIDATE)}),
-    "the reference's logits": (with_data("reference"), {("reference", Stage.VALIDATE)}),
-    "the validation images": (with_data("validation"), {("validation", Stage.VALIDATE)}),
-    "proof": (with_config("gates", require_proof=True), {("require_proof", Stage.VALIDATE)}),
+    "TensorRT's CUDA": (with_host(cuda_majors=(12, 13)), {("cuda_major", "build")}),
+    "Torch-TensorRT's CUDA": (with_host(cuda_majors=(13, 12)), {("tensorrt", "build")}),
+    "the threads": (with_patch("threads", 99), {("threads", "benchmark")}),
+    "the labels": (with_data("labels"), {("labels", "validate")}),
+    "the reference's logits": (with_data("reference"), {("reference", "validate")}),
+    "the validation images": (with_data("validation"), {("validation", "validate")}),
+    "proof": (with_config("gates", require_proof=True), {("require_proof", "validate")}),
     "the evaluator's samples": (
         with_config("validation", reference_evaluator_samples=3),
-        {("samples", Stage.VALIDATE)},
+        {("samples", "validate")},
     ),
     "how long a validation may take": (with_config("validation", timeout_seconds=3.0), set()),
     "hardware compatibility": (
         with_config("tensorrt", hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),
-        {("settings", Stage.BUILD)},
+        {("settings", "build")},
     ),
-    "tactic sources": (with_config("tensorrt", tactic_sources=(TacticSource.CUDNN,)), {("settings", Stage.BUILD)}),
+    "tactic sources": (with_config("tensorrt", tactic_sources=(TacticSource.CUDNN,)), {("settings", "build")}),
     "the timed batches": (
         with_config("benchmark", batches=(1,)),
-        {("batches", Stage.BENCHMARK), ("settings", Stage.BENCHMARK)},
+        {("batches", "benchmark"), ("settings", "benchmark")},
     ),
 }
 
@@ -144,7 +148,7 @@ def test_what_goes_into_a_result_is_in_its_key(built: Project, monkeypatch: pyte
     """Another value of one input changes the fields that are of it, in the stages that use it, and nothing else."""
     change, fields = INPUTS[name]
     there = host(H100, flavours=(TRT10, RTX)).model_copy(update={"cuda_majors": (13, 13)})
-    project = Project(Plan(built.config, there), built.paths)
+    project = Project(Plan(built.config, there), built.paths, STAGES)
     before = fields_of(project)
     after = fields_of(change(project, monkeypatch))
     assert before.keys() == after.keys()
@@ -157,7 +161,7 @@ def test_what_goes_into_a_result_is_in_its_key(built: Project, monkeypatch: pyte
 def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> None:
     """Another version of that one, and not of the other, makes compiled modules stale, and no baseline."""
     rtx, newer = (host(H100, flavours=(TRT10, Tool(name="tensorrt_rtx", version=number))) for number in ("1.4", "1.5"))
-    before, after = (fields_of(Project(Plan(built.config, there), built.paths)) for there in (rtx, newer))
+    before, after = (fields_of(Project(Plan(built.config, there), built.paths, STAGES)) for there in (rtx, newer))
     changed = {step.subject.rpartition("/")[2] for step in before if before[step] != after[step]}
     assert installed_torch_tensorrt().name == "torch-tensorrt-rtx"
     assert changed == {item.name for item in Plan(built.config, rtx).variants if item.backend.is_torch_tensorrt}
@@ -165,23 +169,23 @@ def test_a_module_is_of_the_tensorrt_that_it_is_built_with(built: Project) -> No
 
 def test_another_processor_is_measured_again_and_nothing_else(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another processor makes only the CPU's benchmark stale."""
-    monkeypatch.setattr("pipeline.planning.keys.processor", lambda: "another")
+    replace_fact(monkeypatch, "processor", lambda: "another")
     assert stale(copied) == {"benchmark:tiny/cpu-x86_64"}
 
 
 def test_another_driver_is_measured_again_and_nothing_else(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of builds and validations say whether there is a driver; only benchmarks and profiles say which."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
     steps = {
-        "build": Step(Stage.BUILD, f"{target}/eager-fp32"),
-        "benchmark": Step(Stage.BENCHMARK, target),
-        "engines": Step(Stage.BENCHMARK, "tiny/rtx-sm80+"),
+        "build": Step("build", f"{target}/eager-fp32"),
+        "benchmark": Step("benchmark", target),
+        "engines": Step("benchmark", "tiny/rtx-sm80+"),
     }
-    monkeypatch.setattr("pipeline.planning.keys.missing_driver", lambda: "")
+    replace_fact(monkeypatch, "missing_driver", lambda: "")
     found = []
     for driver in ("580", "590"):
-        monkeypatch.setattr("pipeline.planning.keys.driver_version", lambda driver=driver: driver)
+        replace_fact(monkeypatch, "driver_version", lambda driver=driver: driver)
         found.append({name: key_of(project, step) for name, step in steps.items()})
     assert [name for name in steps if found[0][name] != found[1][name]] == ["benchmark", "engines"]
 
@@ -191,10 +195,10 @@ def test_a_checkpoints_content_is_in_the_source(copied: Path, tmp_path: Path) ->
     checkpoint = tmp_path / "weights.pth"
     checkpoint.write_bytes(b"one")
     rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
-    step = Step(Stage.SOURCE, "tiny")
-    before = key_of(Project.load(copied / "pipeline.yaml"), step)
+    step = Step("source", "tiny")
+    before = key_of(Project.load(copied / "pipeline.yaml", STAGES), step)
     checkpoint.write_bytes(b"two")
-    assert key_of(Project.load(copied / "pipeline.yaml"), step) != before
+    assert key_of(Project.load(copied / "pipeline.yaml", STAGES), step) != before
 
 
 def test_an_image_folders_files_are_in_the_data(copied: Path, tmp_path: Path) -> None:
@@ -202,16 +206,16 @@ def test_an_image_folders_files_are_in_the_data(copied: Path, tmp_path: Path) ->
     images = tmp_path / "images"
     (images / "0").mkdir(parents=True)
     rewrite(copied, lambda text: text.replace("data: {", f"data: {{images: {images}, "))
-    step = Step(Stage.DATA, "tiny")
-    before = key_of(Project.load(copied / "pipeline.yaml"), step)
+    step = Step("data", "tiny")
+    before = key_of(Project.load(copied / "pipeline.yaml", STAGES), step)
     (images / "0" / "new.png").write_bytes(b"x")
-    assert key_of(Project.load(copied / "pipeline.yaml"), step) != before
+    assert key_of(Project.load(copied / "pipeline.yaml", STAGES), step) != before
 
 
 def test_the_driver_is_in_no_key_of_what_needs_none(built: Project) -> None:
     """Keys of CPU variants and of engines built ahead of time say nothing of a driver."""
     for variant_id in ("tiny/cpu-x86_64/onnxruntime-fp16", ENGINE):
-        names = [field.name for field in key_of(built, Step(Stage.BUILD, variant_id)).fields]
+        names = [field.name for field in key_of(built, Step("build", variant_id)).fields]
         assert "driver" not in names
 
 
@@ -223,7 +227,7 @@ def engine_fields(project: Project, there: Host, **settings: object) -> dict[str
     tensorrt = project.config.tensorrt.model_copy(update=settings)
     plan = Plan(project.config.model_copy(update={"tensorrt": tensorrt}), there)
     variant = next(item for item in plan.variants if item.graph is Graph.FP16 and item.profile)
-    key = key_of(Project(plan, project.paths), Step(Stage.BUILD, variant.id))
+    key = key_of(Project(plan, project.paths, STAGES), Step("build", variant.id))
     return {field.name: field.value for field in key.fields}
 
 
@@ -308,30 +312,30 @@ def test_how_modules_are_compiled_makes_modules_stale(
     """A setting that changes a module is in its key, and in no key of what is not compiled by it."""
     settings = built.config.torch_tensorrt.model_copy(update=change)
     changed = Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100))
-    before, after = Project(Plan(built.config, host(H100)), built.paths), Project(changed, built.paths)
+    before, after = Project(Plan(built.config, host(H100)), built.paths, STAGES), Project(changed, built.paths, STAGES)
     names = ("eager-fp16", "inductor-fp16", "dynamo-fp16-b1-ws16MiB", "torch_compile-fp16-b1-ws16MiB")
     ids = {name: f"tiny/sm90-h100-80gb-hbm3-torch2.11/{name}" for name in names} | {"engine": ENGINE}
-    steps = {name: Step(Stage.BUILD, variant_id) for name, variant_id in ids.items()}
+    steps = {name: Step("build", variant_id) for name, variant_id in ids.items()}
     assert [name for name, step in steps.items() if key_of(before, step) != key_of(after, step)] == stale
 
 
 def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
     """The key of a module, and of a baseline on a GPU, says which type it was made on; the CPU's baseline says none."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     target = "tiny/sm90-h100-80gb-hbm3-torch2.11"
     for variant_id, has in (
         (f"{target}/dynamo-fp16-b1-ws16MiB", True),
         (f"{target}/eager-fp32", True),
         ("tiny/cpu-x86_64/eager-fp32", False),
     ):
-        names = {field.name for field in key_of(project, Step(Stage.BUILD, variant_id)).fields}
+        names = {field.name for field in key_of(project, Step("build", variant_id)).fields}
         assert ("gpu" in names) is has
 
 
 def test_a_graph_of_an_older_quantizer_is_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the quantiser itself changes, its graphs are stale, and nothing else is before they are made."""
-    project = Project.load(copied / "pipeline.yaml")
-    monkeypatch.setattr("pipeline.planning.keys._QUANTIZER", 99)
-    stale = [step for step in project.plan.steps if not is_current(project, step)]
-    assert {step.stage for step in stale} == {Stage.QUANTIZE}
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    monkeypatch.setattr("pipeline.stages.quantize.spec.VERSION", 99)
+    stale = [step for step in project.schedule.steps if not is_current(project, step)]
+    assert {step.stage for step in stale} == {"quantize"}
     assert {step.subject for step in stale} == {"tiny/int8", "tiny/int8-cpu"}

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from model_artifacts.errors import UsageError
 from model_artifacts.records import CPU_TARGET, GPU_TARGET, Backend, Graph, Precision
 from pipeline.planning.plan import Plan
-from pipeline.planning.steps import Stage
 from tests.support.hosts import H100, L4, TRT10, TRT86, host, workers
-from tests.support.plans import PLANS, commands_of, config_of, engines_of, farm_plan, plan_of
+from tests.support.plans import PLANS, commands_of, config_of, engines_of, farm_plan, plan_of, schedule_of
 
 
 def test_layers_that_are_left_make_variants_of_their_own() -> None:
@@ -19,7 +18,7 @@ def test_layers_that_are_left_make_variants_of_their_own() -> None:
     assert left.graphs == (Graph.FP32, Graph.INT8, Graph.INT8_CPU, Graph.FP8, Graph.INT8_MIXED, Graph.INT8_MIXED_CPU)
     engines = [variant.name for variant in left.variants if variant.backend is Backend.TENSORRT]
     assert engines == ["int8-b1-ws1GiB", "int8-mixed-b1-ws1GiB", "fp8-b1-ws1GiB"]
-    assert {step.subject for step in left.on_demand if step.stage is Stage.SENSITIVITY} == {"m/int8", "m/fp8"}
+    assert {step.subject for step in schedule_of(left).on_demand if step.stage == "sensitivity"} == {"m/int8", "m/fp8"}
     assert not any(graph.is_mixed for graph in plan_of(precisions=["int8"]).graphs)
 
 
@@ -37,7 +36,9 @@ MODULES = (
 
 def test_plan_of_one_precision_is_spelt_out() -> None:
     """The smallest matrix has exactly these steps."""
-    assert [step.command.removeprefix("python -m pipeline ") for step in plan_of(precisions=["fp16"]).steps] == [
+    assert [
+        step.command.removeprefix("python -m pipeline ") for step in schedule_of(plan_of(precisions=["fp16"])).steps
+    ] == [
         "source m",
         "data m",
         "export m/fp32",
@@ -62,8 +63,8 @@ def test_fp32_graph_is_always_exported() -> None:
     """Quantisation starts from the FP32 graph, which is made even where no variant runs it."""
     plan = plan_of(precisions=["int8"])
     assert plan.graphs == (Graph.FP32, Graph.INT8, Graph.INT8_CPU)
-    assert commands_of(plan, Stage.EXPORT) == ["m/fp32"]
-    assert commands_of(plan, Stage.QUANTIZE) == ["m/int8", "m/int8-cpu"]
+    assert commands_of(plan, "export") == ["m/fp32"]
+    assert commands_of(plan, "quantize") == ["m/int8", "m/int8-cpu"]
 
 
 def test_eager_fp32_is_always_the_first_variant() -> None:
@@ -157,14 +158,14 @@ def test_tf32_is_the_fp32_graph_under_a_name_of_its_own() -> None:
 def test_tf32_and_fp32_differ_in_precision_alone() -> None:
     """Both engines are built from one export."""
     plan = plan_of(precisions=["fp32", "tf32"])
-    assert commands_of(plan, Stage.EXPORT) == ["m/fp32"]
+    assert commands_of(plan, "export") == ["m/fp32"]
     assert [engine.precision for engine in engines_of(plan)] == [Precision.FP32, Precision.TF32]
 
 
 def test_fp8_is_quantised_as_int8_is() -> None:
     """FP8 is calibrated, ONNX Runtime simulates it on a processor, and no module is cast to it."""
     plan = plan_of(precisions=["fp8"])
-    assert commands_of(plan, Stage.QUANTIZE) == ["m/fp8"]
+    assert commands_of(plan, "quantize") == ["m/fp8"]
     assert [(variant.target, variant.backend) for variant in plan.variants if variant.precision is Precision.FP8] == [
         (CPU_TARGET, Backend.ONNXRUNTIME),
         ("rtx-sm80+", Backend.TENSORRT),
@@ -202,21 +203,6 @@ def test_variant_is_found_by_its_id() -> None:
     assert [plan.variant(variant.id) for variant in plan.variants] == list(plan.variants)
 
 
-def test_graph_is_found_by_its_subject() -> None:
-    """`m/int8-cpu` names the graph for processors."""
-    assert plan_of(precisions=["int8"]).graph("m/int8-cpu") is Graph.INT8_CPU
-
-
-def test_target_is_found_by_its_subject() -> None:
-    """`m/rtx-sm80+` names the engines' target."""
-    assert plan_of().target("m/rtx-sm80+") == "rtx-sm80+"
-
-
-def test_model_is_accepted_by_its_name() -> None:
-    """The plan's own model is no error."""
-    plan_of().check_model("m")  # does not raise
-
-
 def test_misspelt_variant_is_told_the_closest() -> None:
     """A variant that is not there is answered with those that resemble it, the closest first."""
     with pytest.raises(UsageError) as caught:
@@ -234,25 +220,6 @@ def test_variant_like_no_other_is_told_the_first_ones() -> None:
     expected = str(caught.value).splitlines()[1]
     assert expected.count("m/") == 5
     assert expected.endswith("m/cpu-x86_64/onnxruntime-int8")
-
-
-@pytest.mark.parametrize("subject", ["m/int8", "fp32", "other/fp32"])
-def test_graph_that_no_variant_needs_is_refused(subject: str) -> None:
-    """A graph outside the plan is a usage error that names the kind."""
-    with pytest.raises(UsageError, match=f"no graph '{subject}' in this configuration"):
-        plan_of().graph(subject)
-
-
-def test_target_that_is_not_planned_is_refused() -> None:
-    """A target outside the plan is a usage error that names the kind."""
-    with pytest.raises(UsageError, match="no target 'm/rtx-sm90' in this configuration"):
-        plan_of().target("m/rtx-sm90")
-
-
-def test_another_model_is_refused() -> None:
-    """A model that the configuration is not about is a usage error with the one it is about."""
-    with pytest.raises(UsageError, match=r"(?s)no model 'n' in this configuration\n  expected: .*\bm\b"):
-        plan_of().check_model("n")
 
 
 @given(PLANS)

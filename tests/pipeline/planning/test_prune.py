@@ -9,11 +9,12 @@ import pytest
 
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Precision
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.prune import find_leftovers
 from pipeline.records import Artifact
+from pipeline.stages import STAGES
 from tests.support.configs import rewrite
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path
     assert all("bf16" in f"{path.parent.name}/{path.name}" for path in gone)
     assert mine.read_text() == "mine"
     assert not (mine.parent.parent / "bf16-b1-ws32MiB").exists()
-    project = Project.load(copied / "pipeline.yaml")
-    assert all(is_current(project, step) for step in project.plan.steps if step.stage.value in {"build", "validate"})
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    assert all(is_current(project, step) for step in project.schedule.steps if step.stage in {"build", "validate"})
     assert main(["prune", "--config", config]) == 0
 
 
@@ -78,9 +79,11 @@ def test_a_file_that_a_planned_variant_shares_is_kept(copied: Path, capsys: pyte
     assert f"kept: {engine}, which a planned variant shares" in capsys.readouterr().out
     assert engine.exists()
     assert not (engine.parent / "artifact.json").exists()
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     assert not find_leftovers(project).variants
-    assert [step.subject for step in project.plan.steps if step.subject == TWIN and not is_current(project, step)] == []
+    assert [
+        step.subject for step in project.schedule.steps if step.subject == TWIN and not is_current(project, step)
+    ] == []
 
 
 def test_another_hosts_artifacts_are_kept(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +121,7 @@ def test_a_record_in_another_variants_folder_deletes_nothing(copied: Path) -> No
     record = read_record(source, Artifact)
     other = record.variant.model_copy(update={"target": "rtx-sm89"})
     write_record(folder / "artifact.json", record.model_copy(update={"variant": other}))
-    assert find_leftovers(Project.load(copied / "pipeline.yaml")).files == ()
+    assert find_leftovers(Project.load(copied / "pipeline.yaml", STAGES)).files == ()
 
 
 def test_an_engine_goes_with_the_last_variant_that_shares_it(copied: Path) -> None:
@@ -137,7 +140,7 @@ def test_engines_for_other_gpus_are_the_configurations_own(copied: Path) -> None
     """What is built ahead of time for GPUs that the configuration no longer names is no other host's."""
     config = copied / "pipeline.yaml"
     config.write_text(config.read_text() + "tensorrt: {compute_capabilities: [89]}\n")
-    found = find_leftovers(Project.load(config))
+    found = find_leftovers(Project.load(config, STAGES))
     assert (copied / "artifacts" / SMALL) in found.variants
     assert not found.elsewhere
 

@@ -12,12 +12,13 @@ import pytest
 from model_artifacts.errors import StoreError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.shared_cache import SharedCache
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, CachedStep, Outcome
+from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import doit
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
-BUILD = Step(Stage.BUILD, ENGINE)
-EXPORT = Step(Stage.EXPORT, "tiny/fp16")
+BUILD = Step("build", ENGINE)
+EXPORT = Step("export", "tiny/fp16")
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def cache(tmp_path: Path) -> Path:
 def project(copied: Path, cache: Path) -> Project:
     """A finished project of one machine, whose engine and graph are in the cache."""
     (copied / "pipeline.yaml").write_text(TINY + f"cache: {cache}\n")
-    found = Project.load(copied / "pipeline.yaml")
+    found = Project.load(copied / "pipeline.yaml", STAGES)
     for step in (EXPORT, BUILD):
         SharedCache(str(cache)).offer(found, step)
     return found
@@ -52,14 +53,14 @@ def other(project: Project, tmp_path: Path) -> Project:
     """The same project on another machine, which has not built the engine yet."""
     folder = tmp_path / "other machine"
     shutil.copytree(project.config_file.parent, folder)
-    found = Project.load(folder / "pipeline.yaml")
+    found = Project.load(folder / "pipeline.yaml", STAGES)
     shutil.rmtree(found.paths.artifact(found.plan.variant(ENGINE)).parent)
     return found
 
 
 def run(project: Project, step: Step) -> int:
     """Run a step as the command line does."""
-    return main([step.stage.value, step.subject, "--config", str(project.config_file)])
+    return main([step.stage, step.subject, "--config", str(project.config_file)])
 
 
 def engine(project: Project) -> Path:
@@ -119,7 +120,7 @@ def test_a_bucket_is_a_cache(project: Project, other: Project, s3: str) -> None:
     assert engine(other).read_bytes() == engine(project).read_bytes()
 
 
-@pytest.mark.parametrize("step", [Step(Stage.VALIDATE, ENGINE), Step(Stage.BUILD, "tiny/cpu-x86_64/onnxruntime-fp32")])
+@pytest.mark.parametrize("step", [Step("validate", ENGINE), Step("build", "tiny/cpu-x86_64/onnxruntime-fp32")])
 def test_what_is_a_machines_own_is_not_shared(project: Project, cache: Path, step: Step) -> None:
     """What was measured, and what is nothing but another step's file."""
     shutil.rmtree(cache)
@@ -132,7 +133,7 @@ def test_what_shares_a_file_is_not_shared(project: Project, cache: Path) -> None
     """Another machine may have another file there."""
     assert project.artifact(project.plan.variant(TWIN)).same_as == ENGINE
     shutil.rmtree(cache)
-    SharedCache(str(cache)).offer(project, Step(Stage.BUILD, TWIN))
+    SharedCache(str(cache)).offer(project, Step("build", TWIN))
     assert not cache.exists()
 
 
@@ -212,7 +213,7 @@ def test_a_key_of_another_is_not_believed(other: Project, project: Project, cach
     record = read_record(path, Artifact)
     fields = (*record.key.fields[:-1], record.key.fields[-1].model_copy(update={"value": "another"}))
     write_record(path, record.model_copy(update={"key": record.key.model_copy(update={"fields": fields})}))
-    from model_artifacts.host.hashes import describe_file  # noqa: PLC0415 - for this alone
+    from model_artifacts.host.hashes import describe_file
 
     forged = describe_file(path, project.paths.root)
     said = CachedStep.model_validate_json(listing(cache).read_text()).model_copy(update={"record": forged})
@@ -248,7 +249,7 @@ def test_two_checkouts_build_once(checkout: Path, finished: Path, tmp_path: Path
     steps = [f"build:{ENGINE}", "export:tiny/fp16"]
     assert checkout == finished
     (checkout / "pipeline.yaml").write_text(TINY + f"cache: {cache}\n")
-    project = Project.load(checkout / "pipeline.yaml")
+    project = Project.load(checkout / "pipeline.yaml", STAGES)
     shutil.rmtree(project.paths.artifact(project.plan.variant(ENGINE)).parent)
     first = doit(checkout, *steps)
     assert first.returncode == 0, first.stderr

@@ -6,9 +6,8 @@ import pytest
 
 from model_artifacts.records import CPU_TARGET, GPU_TARGET, Backend, EngineFlavour, Gpu, Tool, Workspace
 from pipeline.planning.plan import Plan
-from pipeline.planning.steps import Stage
 from tests.support.hosts import H100, L4, RTX, TRT10, TRT86, host, workers
-from tests.support.plans import config_of, engines_of, farm_plan, plan_of
+from tests.support.plans import config_of, engines_of, farm_plan, plan_of, schedule_of
 
 
 @pytest.mark.parametrize(
@@ -189,15 +188,16 @@ def test_farm_has_the_targets_of_all_its_machines() -> None:
 def test_farm_runs_what_belongs_to_its_targets() -> None:
     """Shared steps and the CPU's steps run on the driver, not on the farm."""
     plan = Plan(farm_plan(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
+    schedule = schedule_of(plan)
     where = {
-        (step.stage, step.subject.split("/")[1] if "/" in step.subject else ""): plan.workers(step)
-        for step in plan.steps
+        (step.stage, step.subject.split("/")[1] if "/" in step.subject else ""): schedule.workers(step)
+        for step in schedule.steps
     }
     tuned = {stage for (stage, _), found in where.items() if found == OF_H100}
-    assert tuned == {Stage.BUILD, Stage.VALIDATE, Stage.BENCHMARK}
-    assert where[Stage.BUILD, "rtx-sm80+"] == OF_PROCESSORS
+    assert tuned == {"build", "validate", "benchmark"}
+    assert where["build", "rtx-sm80+"] == OF_PROCESSORS
     assert {found for (_, target), found in where.items() if target in {"", CPU_TARGET, "fp32"}} == {None}
-    assert {plan.workers(step) for step in plan.on_demand} == {None, OF_H100, OF_PROCESSORS}
+    assert {schedule.workers(step) for step in schedule.on_demand} == {None, OF_H100, OF_PROCESSORS}
 
 
 def test_share_of_memory_is_of_each_targets_own_gpu() -> None:

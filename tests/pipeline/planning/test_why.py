@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from tests.support.configs import rewrite
 
 if TYPE_CHECKING:

@@ -103,7 +103,7 @@ def _structure(file: Path) -> Iterator[str]:
         yield f"{tensor.name} {[*tensor.dims]} {tensor.data_type}"
 
 
-def _skeleton(value: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON
+def _skeleton(value: Any, name: str = "") -> Any:
     """Return a record's JSON without the values that another run or another machine fills differently."""
     if isinstance(value, dict):
         return {key: _skeleton(item, key) for key, item in value.items() if key not in _ELSEWHERE}
@@ -116,7 +116,7 @@ def _skeleton(value: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON
 
 def _on_gpu(entry: dict[str, Any]) -> bool:
     """Return whether an entry of the manifest is of a target that depends on the host's GPU."""
-    return entry.get("target", CPU_TARGET) != CPU_TARGET
+    return bool(entry.get("target", CPU_TARGET) != CPU_TARGET)
 
 
 class _Silent:

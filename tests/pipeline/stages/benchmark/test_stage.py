@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from model_artifacts.records import Clock, Graph
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, BenchmarkReport, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
 from pipeline.stages.benchmark.results import Measured
@@ -99,7 +100,7 @@ def test_engines_are_not_timed_without_a_gpu(built: Project) -> None:
 
 def test_one_broken_variant_costs_nobody_else(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A variant that cannot be opened fails alone; one that was never built is skipped; the others are timed."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.onnx(Graph.FP16).write_bytes(b"not a model")
     project.paths.artifact(project.plan.variant(f"tiny/{CPU}/onnxruntime-int8")).unlink()
     assert main(["benchmark", f"tiny/{CPU}", "--config", str(copied / "pipeline.yaml")]) == 1
@@ -115,7 +116,7 @@ def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypat
     (copied / "dying.py").write_text("import os\n\ndef make():\n    os._exit(3)\n")
     monkeypatch.syspath_prepend(str(copied))
     monkeypatch.setenv("PYTHONPATH", str(copied))
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     source = project.paths.source
     source.write_text(source.read_text().replace("tests.support.tiny_model:make", "dying:make"))
     reports = by_name(benchmark_target(project, CPU))
@@ -191,7 +192,7 @@ def test_nothing_to_time_is_no_group(built: Project) -> None:
 def with_timing(built: Project, *, restarts: int, rounds: int) -> Project:
     """Return the finished tiny project, configured to time more often."""
     settings = built.config.benchmark.model_copy(update={"restarts": restarts, "rounds": rounds})
-    return Project(Plan(built.config.model_copy(update={"benchmark": settings}), built.plan.host), built.paths)
+    return Project(Plan(built.config.model_copy(update={"benchmark": settings}), built.plan.host), built.paths, STAGES)
 
 
 class Answers:

@@ -27,8 +27,9 @@ from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.build.engine import can_be_refitted, make_engine
 from tests.support.hosts import H100, TRT10, host
 
@@ -41,13 +42,13 @@ SMALL, LARGE = "tiny/rtx-sm80+/fp16-b1-ws16MiB", "tiny/rtx-sm80+/fp16-b1-ws32MiB
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project to build in again."""
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 def build(project: Project, variant_id: str) -> Artifact:
     """Build a variant's engine, without a record."""
     variant = project.plan.variant(variant_id)
-    return make_engine(project, variant, key_of(project, Step(Stage.BUILD, variant_id)))
+    return make_engine(project, variant, key_of(project, Step("build", variant_id)))
 
 
 def of(project: Project, variant_id: str) -> tuple[Variant, Artifact]:
@@ -189,7 +190,7 @@ def test_builder_that_takes_too_long_is_stopped(project: Project) -> None:
     """A build has its configured time and no more, and its log is kept."""
     limit = project.config.tensorrt.model_copy(update={"build_timeout_seconds": 0.01})
     config = project.config.model_copy(update={"tensorrt": limit})
-    hurried = Project(Plan(config, project.plan.host), project.paths)
+    hurried = Project(Plan(config, project.plan.host), project.paths, STAGES)
 
     with pytest.raises(CrashedError, match=r"(?s)no result in 0\.01 s.*python -m pipeline build " + re.escape(SMALL)):
         build(hurried, SMALL)
@@ -215,7 +216,7 @@ def test_tensorrt_needs_a_gpu(project: Project) -> None:
     """A flavour that tunes builds nothing where there is no GPU, and says so before it is imported."""
     flavour = project.config.tensorrt.model_copy(update={"flavour": EngineFlavour.TENSORRT})
     config = project.config.model_copy(update={"tensorrt": flavour})
-    other = Project(Plan(config, host(flavours=(TRT10,))), project.paths)
+    other = Project(Plan(config, host(flavours=(TRT10,))), project.paths, STAGES)
 
     with pytest.raises(UnsupportedError, match=missing_driver() or "CUDA shows no GPU"):
         build(other, "tiny/trt10.15/fp16-b1-ws16MiB")
@@ -240,7 +241,7 @@ def tuned(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     config = project.config.model_copy(update={"tensorrt": settings})
     monkeypatch.setattr("pipeline.stages.build.engine._build", _built)
     monkeypatch.setattr("pipeline.stages.build.engine._refit", _refitted)
-    return Project(Plan(config, host(H100, flavours=(TRT10,))), project.paths)
+    return Project(Plan(config, host(H100, flavours=(TRT10,))), project.paths, STAGES)
 
 
 def _built(_: EngineFlavour, request: EngineRequest, __: Path) -> BuiltEngine:
@@ -295,7 +296,7 @@ def test_other_weights_are_put_into_the_engine(tuned: Project) -> None:
     assert [setting.value for setting in artifact.settings if setting.name == "refitted"] == [
         f"from {first.file.sha256[:12]}"
     ]
-    assert artifact.key == key_of(tuned, Step(Stage.BUILD, TUNED))
+    assert artifact.key == key_of(tuned, Step("build", TUNED))
     assert (artifact.layers_sha256, artifact.memory) == (first.layers_sha256, first.memory)
 
 

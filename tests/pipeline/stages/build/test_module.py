@@ -21,8 +21,9 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.build import module as torchtrt
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.modules import load_module
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 def project(built: Project) -> Project:
     """The finished tiny project, planned for a host with an H100."""
     both = built.config.torch_tensorrt.model_copy(update={"formats": tuple(ModuleFormat)})
-    return Project(Plan(built.config.model_copy(update={"torch_tensorrt": both}), host(H100)), built.paths)
+    return Project(Plan(built.config.model_copy(update={"torch_tensorrt": both}), host(H100)), built.paths, STAGES)
 
 
 def variant_of(project: Project, backend: Backend, precision: Precision = Precision.FP16) -> Variant:
@@ -134,7 +135,7 @@ NO_ENGINE = "deserialize_cuda_engine(): incompatible function arguments. The fol
         ("Unsupported SM", "incompatible function arguments.*; Unsupported SM"),
     ],
 )
-def test_a_builder_without_an_engine_says_why(  # noqa: PLR0913 - two fixtures more than is usual
+def test_a_builder_without_an_engine_says_why(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: Backend, says: str, expected: str
 ) -> None:
     """The error is what TensorRT said, not what Torch-TensorRT fell over afterwards."""
@@ -173,7 +174,7 @@ def test_a_host_without_a_gpu_makes_nothing(built: Project) -> None:
 
 def test_versions_that_do_not_belong_together_make_nothing(built: Project) -> None:
     """They are told apart before anything is compiled."""
-    project = Project(Plan(built.config, host(H100, torch="2.99.0")), built.paths)
+    project = Project(Plan(built.config, host(H100, torch="2.99.0")), built.paths, STAGES)
     with pytest.raises(UnsupportedError, match="do not belong together") as caught:
         torchtrt.make_module(project, variant_of(project, Backend.DYNAMO), Key(fields=()))
     assert (
@@ -187,7 +188,7 @@ def test_each_variant_keeps_its_engines_apart(project: Project) -> None:
     on = project.config.model_copy(
         update={"torch_tensorrt": project.config.torch_tensorrt.model_copy(update={"engine_cache": True})}
     )
-    cached = Project(Plan(on, project.plan.host), project.paths)
+    cached = Project(Plan(on, project.plan.host), project.paths, STAGES)
     modules = [item for item in cached.plan.variants if item.backend.is_torch_tensorrt]
     folders = [torchtrt.request_of(cached, item, H100).engine_cache for item in modules]
     assert len(set(folders)) == len(modules) > 1
@@ -198,7 +199,7 @@ def test_each_source_keeps_its_engines_apart(project: Project, monkeypatch: pyte
     """Nor does it tell strides and paddings apart: a model with others is another one, and starts with no engines."""
     settings = project.config.torch_tensorrt.model_copy(update={"engine_cache": True})
     cached = Project(
-        Plan(project.config.model_copy(update={"torch_tensorrt": settings}), project.plan.host), project.paths
+        Plan(project.config.model_copy(update={"torch_tensorrt": settings}), project.plan.host), project.paths, STAGES
     )
     variant, source = variant_of(cached, Backend.DYNAMO), cached.source()
     before = torchtrt.request_of(cached, variant, H100).engine_cache
@@ -242,8 +243,8 @@ def onsite(copied: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> P
         return function(*arguments)
 
     monkeypatch.setattr("pipeline.stages.build.module.run_isolated", here)
-    found = Project.load(copied / "pipeline.yaml")
-    return Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    return Project(Plan(found.config, host(H100)), found.paths, STAGES)
 
 
 @pytest.mark.parametrize(("backend", "file"), [(Backend.DYNAMO, "model.pt2"), (Backend.TORCH_COMPILE, "recipe.json")])
@@ -260,7 +261,7 @@ def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend,
     assert artifact.module.segments == 1
     assert {setting.name for setting in artifact.settings} >= {"workspace_size", "min_block_size"}
     assert onsite.paths.build_log(variant).read_text() == "the compiler's words"
-    assert is_current(onsite, Step(Stage.BUILD, variant.id))
+    assert is_current(onsite, Step("build", variant.id))
     loaded = load_module(onsite, artifact, H100)
     with open_session(loaded, variant, (3, 32, 32), None) as run:
         assert np.allclose(run(images(onsite, 1)), reference(onsite, 1), rtol=0.02, atol=0.02)
@@ -297,7 +298,7 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Judged:
 
     def build_and_judge(backend: Backend, profile: BatchRange | None = None) -> AccuracyReport:
         config = onsite.config.model_copy(update={"profiles": (profile,)}) if profile else onsite.config
-        project = Project(Plan(config, onsite.plan.host), onsite.paths)
+        project = Project(Plan(config, onsite.plan.host), onsite.paths, STAGES)
         variant = variant_of(project, backend)
         build_variant(project, variant)
         return validate_variant(project, variant)
@@ -328,7 +329,7 @@ def test_a_module_without_engines_once_loaded_is_rejected(judged: Judged, monkey
 def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
     judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
-    tunes: bool,  # noqa: FBT001 - pytest passes it by name
+    tunes: bool,
     alone: list[str],
 ) -> None:
     """A recipe is compiled anew by every validation, which TensorRT does by timing."""

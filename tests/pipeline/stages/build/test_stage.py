@@ -8,12 +8,14 @@ import pytest
 
 from model_artifacts.errors import BuildError, RecordError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, ModuleContents, OperatorCalls
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages import STAGES
+from pipeline.stages.build import stage
 from pipeline.stages.build.stage import _build, _onnx, build_variant
 from tests.support.hosts import H100, host
 
@@ -30,7 +32,7 @@ EAGER = "tiny/cpu-x86_64/eager-fp32"
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project to build in again."""
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 def artifact(project: Project, variant_id: str) -> Artifact:
@@ -54,7 +56,7 @@ def test_record_is_written(project: Project, variant_id: str) -> None:
     record = build(project, variant_id)
 
     assert artifact(project, variant_id) == record
-    assert record.key == key_of(project, Step(Stage.BUILD, variant_id))
+    assert record.key == key_of(project, Step("build", variant_id))
 
 
 @pytest.mark.parametrize("variant_id", [ENGINE, ONNXRUNTIME, EAGER])
@@ -95,7 +97,7 @@ def test_skipped(built: Project, variant_id: str, reason: str) -> None:
 
 def test_a_gpu_without_torch_makes_no_module(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that builds engines needs no torch; its modules are skipped with that reason."""
-    on_gpu = Project(Plan(project.config, host(H100)), project.paths)
+    on_gpu = Project(Plan(project.config, host(H100)), project.paths, STAGES)
     monkeypatch.setattr("pipeline.stages.build.stage.installed", lambda module: module != "torch")
 
     record = build_variant(on_gpu, on_gpu.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/eager-fp16"))
@@ -105,7 +107,7 @@ def test_a_gpu_without_torch_makes_no_module(project: Project, monkeypatch: pyte
 
 def test_a_baseline_on_a_gpu_is_its_weights(project: Project) -> None:
     """What torch runs as it is needs no build: its file is the source's weights."""
-    on_gpu = Project(Plan(project.config, host(H100)), project.paths)
+    on_gpu = Project(Plan(project.config, host(H100)), project.paths, STAGES)
 
     record = build_variant(on_gpu, on_gpu.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/inductor-fp16"))
 
@@ -170,7 +172,7 @@ def test_failure_before_the_builder_has_no_log(project: Project) -> None:
     broken = variant.model_copy(update={"profile": None})
 
     with pytest.raises(BuildError, match="is no engine"):
-        _build(project, broken, key_of(project, Step(Stage.BUILD, ENGINE)))
+        _build(project, broken, key_of(project, Step("build", ENGINE)))
 
     assert not project.paths.build_log(variant).exists()
 
@@ -201,4 +203,29 @@ def test_variant_without_a_graph(project: Project) -> None:
     variant = project.plan.variant(EAGER)
 
     with pytest.raises(BuildError, match="names no graph"):
-        _onnx(project, variant, key_of(project, Step(Stage.BUILD, EAGER)))
+        _onnx(project, variant, key_of(project, Step("build", EAGER)))
+
+
+@pytest.mark.parametrize(
+    ("segments", "operators", "words"),
+    [
+        (1, (), ", 1 TensorRT engine"),
+        (2, ("aten.a",), ", 2 TensorRT engines; in PyTorch stayed aten.a"),
+        (
+            3,
+            tuple("abcdefg"),
+            ", 3 TensorRT engines; in PyTorch stayed a, b, c, d, e, …",
+        ),
+    ],
+)
+def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple[str, ...], words: str) -> None:
+    """What a build prints of a module counts its engines, and names what they left."""
+    contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
+    assert stage._contents(contents) == words
+
+
+def test_what_stayed_in_pytorch_is_counted() -> None:
+    """The most frequent operators come first, with how often they are called."""
+    calls = (OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1))
+    contents = ModuleContents(segments=1, torch_operators=("aten.a", "aten.b"), calls=calls, libraries=())
+    assert stage._contents(contents) == ", 1 TensorRT engine; in PyTorch stayed aten.b ×59, aten.a"

@@ -10,6 +10,7 @@ import torch
 from model_artifacts.errors import ArtifactError, RecordError, SourceError
 from model_artifacts.sessions.torch_model import read_checkpoint
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from tests.support import factories, tiny_model
 
@@ -28,7 +29,7 @@ def test_model_is_restored(built: Project) -> None:
 
 def test_nothing_to_restore(write_config: Callable[[str], Path]) -> None:
     """Without the source stage's record the command that makes it is named."""
-    project = Project.load(write_config(factories.configuration()))
+    project = Project.load(write_config(factories.configuration()), STAGES)
 
     with pytest.raises(RecordError, match="python -m pipeline source tiny"):
         restore_model(project)
@@ -37,7 +38,7 @@ def test_nothing_to_restore(write_config: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"x" + data[1:]], ids=["cut", "changed"])
 def test_damaged_weights_are_not_restored(copied: Path, damage: Callable[[bytes], bytes]) -> None:
     """Stored weights that are damaged are an error of the pipeline's own, not of the library's."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.weights.write_bytes(damage(project.paths.weights.read_bytes()))
 
     with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
@@ -46,7 +47,7 @@ def test_damaged_weights_are_not_restored(copied: Path, damage: Callable[[bytes]
 
 def test_removed_weights_are_not_restored(copied: Path) -> None:
     """Stored weights that were removed are an error of the pipeline's own."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.weights.unlink()
 
     with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
@@ -59,4 +60,4 @@ def test_factory_that_has_changed(copied: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(tiny_model, "make", getattr(factories, factory))
 
     with pytest.raises(SourceError):
-        restore_model(Project.load(copied / "pipeline.yaml"))
+        restore_model(Project.load(copied / "pipeline.yaml", STAGES))

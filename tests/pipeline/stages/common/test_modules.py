@@ -16,6 +16,7 @@ from model_artifacts.records import Recipe
 from model_artifacts.sessions.module import open_session
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.common.modules import load_module
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the finished tiny project, planned for an H100 that is the CPU, with Torch-TensorRT's stand-in."""
     use(Library(), monkeypatch)
-    found = Project.load(copied / "pipeline.yaml")
-    return Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    return Project(Plan(found.config, host(H100)), found.paths, STAGES)
 
 
 def test_only_the_weights_of_a_baseline_lie_in_channels_last(project: Project) -> None:

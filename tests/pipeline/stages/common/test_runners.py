@@ -16,6 +16,7 @@ from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.common.runners import _weights, gpu_of, open_runner, open_serialized
 from tests.support.hosts import H100, host
 
@@ -107,9 +108,9 @@ def test_runners_give_float32_logits(built: Project, name: str, size: int) -> No
 
 @pytest.mark.parametrize(("backend", "message"), [(False, "ONNX Runtime"), (True, "onnx.reference")])
 @pytest.mark.parametrize("content", [b"no graph", b"", None], ids=["corrupt", "empty", "missing"])
-def test_corrupt_graph(copied: Path, backend: bool, message: str, content: bytes | None) -> None:  # noqa: FBT001
+def test_corrupt_graph(copied: Path, backend: bool, message: str, content: bytes | None) -> None:
     """A file that is no ONNX graph cannot be loaded, and is named."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     found = reference_artifact(project, Graph.FP32) if backend else artifact(project, f"{CPU}/onnxruntime-fp32")
     file = project.paths.onnx(Graph.FP32)
     if content is None:
@@ -124,7 +125,7 @@ def test_corrupt_graph(copied: Path, backend: bool, message: str, content: bytes
 @pytest.mark.parametrize("content", [b"no weights", None], ids=["corrupt", "missing"])
 def test_corrupt_weights(copied: Path, content: bytes | None) -> None:
     """Weights that cannot be read are an error of the pipeline's own that names them."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     found = artifact(project, f"{CPU}/eager-fp32")
     if content is None:
         project.paths.weights.unlink()
@@ -186,7 +187,7 @@ def test_module_without_torch(built: Project, monkeypatch: pytest.MonkeyPatch) -
 
 def test_onnxruntime_without_cuda(built: Project) -> None:
     """On a GPU, an ONNX Runtime that has no CUDA provider is unsupported, and does not run on the CPU instead."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     variant = project.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/onnxruntime-fp16")
     on_cpu = artifact(built, "tiny/cpu-x86_64/onnxruntime-fp16")
 
@@ -199,7 +200,7 @@ def test_onnxruntime_without_cuda(built: Project) -> None:
 
 def test_damaged_weights(copied: Path) -> None:
     """Weights of another digest are refused before torch reads them."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     weights = project.file(project.source().weights)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
 
@@ -229,7 +230,7 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 
 def test_engine_without_a_gpu_is_unsupported(built: Project) -> None:
     """An engine is loaded nowhere but into a GPU's memory."""
-    project = Project(Plan(built.config, host()), built.paths)
+    project = Project(Plan(built.config, host()), built.paths, STAGES)
 
     with (
         pytest.raises(UnsupportedError, match=missing_driver() or "CUDA shows no GPU"),
@@ -240,14 +241,14 @@ def test_engine_without_a_gpu_is_unsupported(built: Project) -> None:
 
 def test_gpu_of_an_artifact_is_its_targets(built: Project) -> None:
     """A portable engine runs on the GPU that the configuration names."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
 
     assert gpu_of(project, artifact(built, ENGINE)) == H100
 
 
 def test_engine_that_does_not_say_what_it_runs_on(built: Project) -> None:
     """An engine of which nothing is known is not tried."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     unknown = artifact(built, ENGINE).model_copy(update={"built_for": None})
 
     with pytest.raises(RunError, match="does not say what its engine runs on"), open_serialized(project, unknown):
@@ -256,8 +257,8 @@ def test_engine_that_does_not_say_what_it_runs_on(built: Project) -> None:
 
 def test_damaged_engine_is_not_loaded(copied: Path) -> None:
     """An engine with a flipped bit is refused before any library sees it, with both digests and the command."""
-    found = Project.load(copied / "pipeline.yaml")
-    project = Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
     engine = artifact(project, ENGINE)
     assert engine.file is not None
     path = project.file(engine.file)
@@ -278,7 +279,7 @@ def test_damaged_engine_is_not_loaded(copied: Path) -> None:
 
 def test_engine_for_a_version_that_is_not_here_is_not_loaded(built: Project) -> None:
     """A whole engine of another version is refused by what its record says, before the library sees it."""
-    project = Project(Plan(built.config, host(H100)), built.paths)
+    project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     engine = artifact(built, ENGINE)
     assert engine.built_for is not None
     older = engine.model_copy(update={"built_for": engine.built_for.model_copy(update={"version": "1.0.0.0"})})
@@ -318,6 +319,6 @@ def test_graphs_run_without_torch(built: Project) -> None:
         "    print(run(numpy.zeros((1, 3, 32, 32), 'float32')).shape, 'torch' in sys.modules)\n"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert done.stdout.split("\n")[0] == "(1, 10) False"

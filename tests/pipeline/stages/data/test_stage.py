@@ -18,6 +18,7 @@ from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import strict_fp32
 from pipeline.planning.project import Project
 from pipeline.records import DataRecord, ImagesOrigin
+from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data, reference_logits
 from pipeline.stages.source.stage import make_source
@@ -35,7 +36,7 @@ def make(write_config: Callable[[str], Path]) -> Callable[[str, str], tuple[Proj
     """A function that runs the source and the data stage of a factory with a `data:` section."""
 
     def run(factory: str, section: str) -> tuple[Project, DataRecord]:
-        project = Project.load(write_config(factories.configuration(factory, more=f"data: {section}")))
+        project = Project.load(write_config(factories.configuration(factory, more=f"data: {section}")), STAGES)
         make_source(project)
         return project, make_data(project, restore_model(project))
 
@@ -163,7 +164,7 @@ def test_labels_of_other_images_do_not_stay(copied: Path) -> None:
     """Images without labels leave no labels of earlier images beside them."""
     config = copied / "pipeline.yaml"
     config.write_text(config.read_text().replace("data: {", "data: {images: photographs, "))
-    project = Project.load(config)
+    project = Project.load(config, STAGES)
 
     make_data(project, restore_model(project))
 

@@ -16,6 +16,7 @@ from model_artifacts.records import Graph
 from pipeline.adapters.onnx_graph import canonical_digest, opset_of
 from pipeline.planning.project import Project
 from pipeline.records import TensorCast
+from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export import stage as export
 from pipeline.stages.export.stage import count_casts, make_onnx
@@ -60,7 +61,7 @@ def three(write_config: Callable[[str], Path]) -> Project:
 
 def sourced(write_config: Callable[[str], Path], factory: str) -> Project:
     """Return a project that has been through the source stage."""
-    project = Project.load(write_config(factories.configuration(factory)))
+    project = Project.load(write_config(factories.configuration(factory)), STAGES)
     make_source(project)
     return project
 
@@ -139,7 +140,7 @@ def test_layers_keep_the_exporters_names(built: Project) -> None:
 
 def test_exporting_twice_gives_the_same_graph(copied: Path) -> None:
     """Two exports of one model have the same digest and the same names of nodes."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     before, names = project.onnx(Graph.FP16), [node.name for node in load(project, Graph.FP16).graph.node]
 
     after = make_onnx(project, restore_model(project), Graph.FP16)
@@ -274,7 +275,7 @@ def test_invalid_graph_is_not_kept(three: Project, monkeypatch: pytest.MonkeyPat
 
 def test_failed_export_keeps_the_earlier_graph(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that fails leaves the earlier file as it was."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     before = project.paths.onnx(Graph.FP16).read_bytes()
 
     def fail(*_: object, **__: object) -> None:

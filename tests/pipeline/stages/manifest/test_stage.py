@@ -10,6 +10,7 @@ import pytest
 from model_artifacts.records import BatchTiming, Clock, FileRecord, ManifestEntry, Status, Workspace
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.manifest.stage import VariantRecords, decide, make_manifest, smallest_workspace
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def test_the_manifest_is_sorted_json(built: Project) -> None:
 
 def test_a_changed_file_is_not_deployable(copied: Path) -> None:
     """A flipped byte in an ONNX file takes away what its records said."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     item = entry(project, FP16)
     assert item.file
     file = project.file(item.file)
@@ -155,7 +156,7 @@ def test_with_nothing_built_everything_has_failed(copied: Path) -> None:
     """A manifest of an empty folder lists every variant as not built, and no model."""
     text = (copied / "pipeline.yaml").read_text()
     (copied / "pipeline.yaml").write_text("artifacts: empty\n" + text)
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     manifest = make_manifest(project)
     assert manifest.model is None
     assert {item.status for item in manifest.artifacts} == {Status.FAILED}

@@ -14,12 +14,13 @@ import pytest
 from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, Precision
 from model_artifacts.sessions.engine import Engine
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import LayerProfile, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.profile import profilers, workload
 from pipeline.stages.profile import stage as profiling
 from pipeline.stages.profile.profilers import trace_with_nsight
@@ -41,7 +42,7 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
 
 def test_onnxruntime_tells_its_nodes(copied: Path) -> None:
     """Every node with its operator, its type, its output's shape, and its share of the time."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     profile = profile_variant(project, project.plan.variant(f"{CPU}/onnxruntime-fp32"))
     assert (profile.outcome, profile.batch) == (Outcome.DONE, 1)
     assert sum(layer.share for layer in profile.layers) == pytest.approx(1, abs=0.01)
@@ -52,7 +53,7 @@ def test_onnxruntime_tells_its_nodes(copied: Path) -> None:
 
 def test_torch_tells_its_operators(copied: Path) -> None:
     """Eager has no layers; its operators are the functions that are hot."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     profile = profile_variant(project, project.plan.variant(f"{CPU}/eager-fp32"))
     assert (profile.outcome, profile.layers) == (Outcome.DONE, ())
     assert any("convolution" in item.name for item in profile.functions)
@@ -62,15 +63,15 @@ def test_torch_tells_its_operators(copied: Path) -> None:
 def test_profile_is_printed_and_recorded(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command shows the hottest layers, and is up to date afterwards; the report is not."""
     config = copied / "pipeline.yaml"
-    step = Step(Stage.PROFILE, f"{CPU}/onnxruntime-fp32")
-    assert not is_current(Project.load(config), step)
+    step = Step("profile", f"{CPU}/onnxruntime-fp32")
+    assert not is_current(Project.load(config, STAGES), step)
     assert main(["profile", step.subject, "--config", str(config)]) == 0
     said = capsys.readouterr().out
     assert "computes in" in said
     assert "tactic" not in said  # a column in which nothing is told
     assert "of their time is spent on copies and conversions" in said
-    assert is_current(Project.load(config), step)
-    assert not is_current(Project.load(config), Step(Stage.REPORT, "tiny"))
+    assert is_current(Project.load(config, STAGES), step)
+    assert not is_current(Project.load(config, STAGES), Step("report", "tiny"))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_profile_is_printed_and_recorded(copied: Path, capsys: pytest.CaptureFix
 )
 def test_what_cannot_be_profiled_says_why(copied: Path, subject: str, reason: str) -> None:
     """It is skipped with its reason, which is recorded."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     profile = profile_variant(project, project.plan.variant(subject))
     assert profile.outcome is Outcome.SKIPPED
     assert reason in profile.reason
@@ -87,7 +88,7 @@ def test_what_cannot_be_profiled_says_why(copied: Path, subject: str, reason: st
 
 def test_a_damaged_artifact_fails(copied: Path) -> None:
     """An ONNX file that cannot be read is a failure with the file's name."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     variant = project.plan.variant(f"{CPU}/onnxruntime-fp32")
     artifact = project.artifact(variant)
     assert artifact.file is not None
@@ -111,7 +112,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 @pytest.fixture
 def project(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The tiny project on a host with a GPU, on which its engines run in this process."""
-    found = Project.load(copied / "pipeline.yaml")
+    found = Project.load(copied / "pipeline.yaml", STAGES)
     fake: Any = FakeEngine(gpu, BatchRange(min=1, opt=2, max=4), sample=(3, 32, 32))
 
     @contextmanager
@@ -124,7 +125,7 @@ def project(copied: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(profiling, "open_serialized", open_fake)
     monkeypatch.setattr(workload, "open_serialized", open_fake)
     monkeypatch.setattr(profiling, "run_isolated", here)
-    return Project(Plan(found.config, host(H100)), found.paths, found.config_file)
+    return Project(Plan(found.config, host(H100)), found.paths, STAGES, found.config_file)
 
 
 def install_nsys(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from model_artifacts.records import Graph
 from pipeline.adapters.onnx_graph import opset_of, to_opset
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.quantize.stage import make_quantized
 from tests.support.logits import distance, images
 from tests.support.quantized_graphs import (
@@ -69,7 +70,7 @@ def test_fp8_leaves_pooling(residual: Project) -> None:
 @pytest.mark.parametrize(("axes", "quantized"), [((-1, -2), True), ((2, 3), True), ((-1,), False), ((1, 2, 3), False)])
 def test_int8_has_means_over_a_map_only(copied: Path, opset: int, axes: tuple[int, ...], *, quantized: bool) -> None:
     """A mean over height and width is pooling; one over anything else stays in floating point."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     onnx.save(mean_graph(opset, axes), project.paths.onnx(Graph.FP32))
 
     make_quantized(project, Graph.INT8)
@@ -204,7 +205,7 @@ def test_opset17_form_is_close_to_the_reference(built: Project) -> None:
 
 def test_fp32_graph_of_a_later_opset(copied: Path) -> None:
     """If the FP32 graph cannot be lowered to opset 17, only the other form is written."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     onnx.save(to_opset(load(project, Graph.FP32), 18), project.paths.onnx(Graph.FP32))
 
     record = make_quantized(project, Graph.INT8)

@@ -17,6 +17,7 @@ from model_artifacts.records import Graph
 from pipeline.adapters.onnx_graph import opset_of
 from pipeline.planning.project import Project
 from pipeline.records import TensorCast
+from pipeline.stages import STAGES
 from pipeline.stages.quantize.stage import make_quantized
 from tests.support.quantized_graphs import TENSORRT, load, nodes, opset17, relative_error, scales, source_of, weights
 
@@ -96,7 +97,7 @@ def test_casts_to_fp16_are_counted(quantized: Project, graph: Graph) -> None:
 
 def test_values_beyond_fp16_are_counted(copied: Path) -> None:
     """A bias that fp16 cannot hold becomes infinite, as in the FP16 graph, and the record says so."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     model = load(project, Graph.FP32)
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "body.8.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([1e5, 1e-9, 1e-5, *[0] * 7], np.float32), bias.name))
@@ -181,7 +182,7 @@ def test_record_names_the_calibration_set(built: Project, graph: Graph) -> None:
 
 def test_quantizing_twice_gives_the_same_graph(copied: Path) -> None:
     """The same calibration gives the same graph."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     before = project.onnx(Graph.INT8).canonical_sha256
 
     assert make_quantized(project, Graph.INT8).canonical_sha256 == before
@@ -189,7 +190,7 @@ def test_quantizing_twice_gives_the_same_graph(copied: Path) -> None:
 
 def test_quantizing_says_nothing(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The quantiser's own advice does not reach the terminal."""
-    make_quantized(Project.load(copied / "pipeline.yaml"), Graph.INT8)
+    make_quantized(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8)
 
     assert capfd.readouterr() == ("", "")
 
@@ -198,14 +199,14 @@ def test_quantizing_leaves_logging_as_it_is(copied: Path) -> None:
     """The level of the root logger, which is everybody's, is what it was."""
     logging.getLogger().setLevel(logging.WARNING)
 
-    make_quantized(Project.load(copied / "pipeline.yaml"), Graph.INT8_CPU)
+    make_quantized(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8_CPU)
 
     assert logging.getLogger().level == logging.WARNING
 
 
 def test_two_quantizations_at_once(copied: Path) -> None:
     """Two processes that quantise into one folder give what one after the other gives, and leave no other files."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     folder = project.paths.onnx(Graph.INT8).parent
     files = sorted(path.name for path in folder.iterdir())
     before = {graph: project.onnx(graph).canonical_sha256 for graph in BOTH}
@@ -214,7 +215,7 @@ def test_two_quantizations_at_once(copied: Path) -> None:
         project.paths.onnx_record(graph).unlink()
     command, config = [sys.executable, "-m", "pipeline", "quantize"], ["--config", str(copied / "pipeline.yaml")]
 
-    processes = [subprocess.Popen([*command, f"tiny/{graph.value}", *config]) for graph in BOTH]  # noqa: S603 - ours
+    processes = [subprocess.Popen([*command, f"tiny/{graph.value}", *config]) for graph in BOTH]
 
     assert [process.wait(120) for process in processes] == [0, 0]
     assert {graph: project.onnx(graph).canonical_sha256 for graph in BOTH} == before
@@ -244,7 +245,7 @@ def broken_graph(dtype: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("graph", BOTH)
 def test_graph_that_cannot_be_calibrated(copied: Path, graph: Graph) -> None:
     """A graph that ONNX Runtime cannot run cannot be calibrated: a quantisation error, and the earlier file stays."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     onnx.save(broken_graph(TensorProto.BFLOAT16), project.paths.onnx(Graph.FP32))
     before = project.paths.onnx(graph).read_bytes()
 
@@ -261,7 +262,7 @@ def test_quantizer_that_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise ValueError("Invalid model\nsecond line")
 
     monkeypatch.setattr("pipeline.stages.quantize.stage.quantize_static", fail)
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     files = sorted(project.paths.onnx(Graph.INT8).parent.iterdir())
 
     with pytest.raises(QuantizeError, match=r"(?s)cannot be quantised.*got: +ValueError: Invalid model$"):
@@ -272,7 +273,7 @@ def test_quantizer_that_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_damaged_fp32_graph(copied: Path) -> None:
     """An FP32 graph that is no ONNX file is an error of the pipeline's own."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.onnx(Graph.FP32).write_bytes(b"no graph")
 
     with pytest.raises(ArtifactError):

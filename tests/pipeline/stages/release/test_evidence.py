@@ -12,6 +12,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import GitState
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.release.stage import Release, make_release
 from tests.conftest import COMMIT, REPOSITORY
 from tests.support.releases import listing
@@ -29,7 +30,7 @@ def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project, to do anything with."""
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 def test_the_bill_of_materials_is_valid_and_complete(released: Release) -> None:
@@ -62,7 +63,7 @@ def test_the_provenance_names_what_was_asked_for_and_read(
     """The configuration by its own name, the options, and the record of the images by its digest."""
     (copied / "pipeline.yaml").rename(copied / "ci.yaml")
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
-    made = make_release(Project.load(copied / "ci.yaml"), allow_dirty=True)
+    made = make_release(Project.load(copied / "ci.yaml", STAGES), allow_dirty=True)
     build = json.loads((made.folder / "provenance.intoto.json").read_text())["predicate"]["buildDefinition"]
     assert build["externalParameters"] == {"configuration": "ci.yaml", "command": "doit release --allow-dirty"}
     known = {item["name"]: item["digest"] for item in build["resolvedDependencies"] if "name" in item}

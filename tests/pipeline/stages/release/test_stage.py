@@ -13,8 +13,9 @@ from model_artifacts.errors import ArtifactError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import GitState, Manifest, Status
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.manifest.stage import make_manifest
 from pipeline.stages.release.stage import Release, make_release
 from tests.conftest import COMMIT
@@ -33,7 +34,7 @@ def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(copied: Path) -> Project:
     """A finished project, to do anything with."""
-    return Project.load(copied / "pipeline.yaml")
+    return Project.load(copied / "pipeline.yaml", STAGES)
 
 
 def test_a_release_has_what_may_be_deployed_and_its_evidence(released: Release, project: Project) -> None:
@@ -59,14 +60,14 @@ def test_the_sums_are_those_of_the_usual_tool(released: Release) -> None:
     """`sha256sum -c` accepts the file of sums."""
     tool = shutil.which("sha256sum")
     assert tool is not None
-    subprocess.run([tool, "--quiet", "--strict", "-c", "SHA256SUMS"], check=True, cwd=released.folder)  # noqa: S603
+    subprocess.run([tool, "--quiet", "--strict", "-c", "SHA256SUMS"], check=True, cwd=released.folder)
 
 
 def test_the_same_build_gives_the_same_archive(copied: Path, tmp_path: Path) -> None:
     """Unsigned archives of one build are equal byte for byte, independent of path and owner."""
     shutil.copytree(copied, tmp_path / "elsewhere")
     (tmp_path / "elsewhere/artifacts/manifest.json").chmod(0o600)
-    made = [make_release(Project.load(folder / "pipeline.yaml")) for folder in (copied, tmp_path / "elsewhere")]
+    made = [make_release(Project.load(folder / "pipeline.yaml", STAGES)) for folder in (copied, tmp_path / "elsewhere")]
     assert sha256_of(made[0].archive) == sha256_of(made[1].archive)
     assert not made[0].signed
 
@@ -131,7 +132,7 @@ def test_what_is_stale_is_not_released(project: Project, copied: Path) -> None:
     """The reason is in the message."""
     project.paths.manifest.unlink()
     with pytest.raises(ReleaseError, match="the manifest is not up to date: not made yet"):
-        make_release(Project.load(copied / "pipeline.yaml"))
+        make_release(Project.load(copied / "pipeline.yaml", STAGES))
 
 
 def test_nothing_deployable_is_no_release(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

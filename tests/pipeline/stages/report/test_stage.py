@@ -14,12 +14,13 @@ import pytest
 from model_artifacts.errors import RecordError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Clock, Doubt, Manifest, Milestone, ModuleContents, OperatorCalls, Status
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.report.stage import make_report
 from tests.support.hosts import H100, host
 from tests.support.manifests import RANGE, accuracy, entry, timing
@@ -39,8 +40,8 @@ def text_of(project: Project) -> str:
 
 def on_an_h100(copied: Path) -> Project:
     """Return the tiny project on a host with an H100, with a manifest of what might have been timed there."""
-    found = Project.load(copied / "pipeline.yaml")
-    project = Project(Plan(found.config, host(H100)), found.paths)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
     target = "sm90-h100-80gb-hbm3-torch2.11"
     eager = entry(
         "eager-fp32", timing(1, 2.0, clock=Clock.GPU), timing(2, 2.2, clock=Clock.GPU), kind=Backend.EAGER,
@@ -121,7 +122,7 @@ def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> No
 
 def test_a_module_that_is_mostly_pytorch_says_so(copied: Path) -> None:
     """The page counts a module's engines and what they left, of older records by name alone."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     manifest = project.manifest()
     counted = ModuleContents(
         segments=2,
@@ -146,7 +147,7 @@ def test_a_module_that_is_mostly_pytorch_says_so(copied: Path) -> None:
 
 def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:
     """A reason that is markup is shown, not run."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     manifest = project.manifest()
     nasty = manifest.artifacts[0].model_copy(update={"reason": "<script>alert(1)</script>", "status": Status.FAILED})
     write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": (nasty, *manifest.artifacts[1:])}))
@@ -157,8 +158,8 @@ def test_what_names_and_reasons_hold_is_text(copied: Path) -> None:
 
 def test_the_report_is_current_until_something_changes(copied: Path) -> None:
     """It is made again for another manifest, or where the page was edited, and for nothing else."""
-    project = Project.load(copied / "pipeline.yaml")
-    step = Step(Stage.REPORT, "tiny")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    step = Step("report", "tiny")
     assert is_current(project, step)
     project.paths.report.write_text("edited")
     assert not is_current(project, step)
@@ -173,7 +174,7 @@ def test_the_report_is_current_until_something_changes(copied: Path) -> None:
 
 def released(copied: Path, change: Callable[[Manifest], Manifest]) -> Path:
     """Write a released manifest that differs from this build's, and have the configuration name it."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     path = copied / "released.json"
     write_record(path, change(project.manifest()))
     with (copied / "pipeline.yaml").open("a") as file:
@@ -208,7 +209,7 @@ def test_the_same_build_keeps_its_release(copied: Path, capsys: pytest.CaptureFi
     released(copied, lambda manifest: manifest)
     assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
     assert "nothing changed beyond noise" in capsys.readouterr().out
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     assert "Nothing changed beyond noise." in text_of(project)
 
 
@@ -220,9 +221,9 @@ def test_a_slower_build_breaks_its_release(copied: Path, capsys: pytest.CaptureF
     assert "cpu-x86_64/onnxruntime-fp32" in printed.out
     assert "≤ +3.0%" in printed.out
     assert "error: tiny/cpu-x86_64/onnxruntime-fp32: p50 at batch 1, host is worse than released" in printed.err
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     assert project.report().outcome is Outcome.FAILED
-    assert not is_current(project, Step(Stage.REPORT, "tiny"))
+    assert not is_current(project, Step("report", "tiny"))
 
 
 def test_a_release_that_is_missing_is_one_message(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +250,7 @@ def test_a_host_without_the_page_s_libraries_does_without(
 
 def test_no_manifest_is_no_report(copied: Path) -> None:
     """The report is of the manifest."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.manifest.unlink()
     with pytest.raises(RecordError):
         make_report(project)
@@ -288,7 +289,7 @@ def browsed(page: Path, width: int, *options: str) -> tuple[str, list[str], dict
         "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=10000",
         *options, probed.resolve().as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - fixed
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout)
     assert told is not None
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], json.loads(told[1])
@@ -337,7 +338,7 @@ SCHEMES = {False: (), True: ("--blink-settings=preferredColorScheme=0",)}
 
 def test_the_page_is_in_the_package() -> None:
     """The template lies beside the code that renders it, so that it is installed with it."""
-    import pipeline.stages.report as report_package  # noqa: PLC0415 - its file is what this is about
+    import pipeline.stages.report as report_package
 
     assert Path(str(report_package.__file__)).with_name("report.html.jinja").is_file()
 

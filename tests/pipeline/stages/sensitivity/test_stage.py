@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import QuantizeError
 from model_artifacts.records import Graph, Precision
-from pipeline.__main__ import main
 from pipeline.adapters.onnx_graph import layer_shares
+from pipeline.cli.main import main
 from pipeline.config.settings import Gate
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
-from pipeline.planning.steps import Stage, Step
+from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
 from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate, make_quantized
 from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
@@ -65,7 +66,7 @@ def configured(folder: Path, text: str) -> Project:
     """Add to the tiny project's configuration."""
     config = folder / "pipeline.yaml"
     config.write_text(config.read_text() + text)
-    return Project.load(config)
+    return Project.load(config, STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def measured(built_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """The tiny project's sensitivity to int8, with a gate that plain int8 misses; to be read only."""
     folder = tmp_path_factory.mktemp("sensitive") / "project"
     shutil.copytree(built_folder, folder)
-    plain = measure_sensitivity(Project.load(folder / "pipeline.yaml"), Graph.INT8).plain.relative_l2
+    plain = measure_sensitivity(Project.load(folder / "pipeline.yaml", STAGES), Graph.INT8).plain.relative_l2
     gate = f"gates: {{int8: {{cosine: 0.5, relative_l2: {0.8 * plain:.9f}, top1_agreement: 0.5, top1_drop: 0.5}}}}\n"
     project = configured(folder, gate)
     return project, measure_sensitivity(project, Graph.INT8)
@@ -101,7 +102,7 @@ def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Projec
     assert found.kept
     assert found.proposal == tuple(layer.name for layer in found.layers[: len(found.proposal)])
     assert found.calibration_sha256 == project.data().calibration.sha256
-    assert is_current(project, Step(Stage.SENSITIVITY, "tiny/int8"))
+    assert is_current(project, Step("sensitivity", "tiny/int8"))
 
 
 def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
@@ -114,15 +115,15 @@ def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
     assert main(["sensitivity", "tiny/int8", "--config", config]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("leave_unquantized:"))
     project = configured(folder, f"{line}\n")
-    stale = [step for step in project.plan.steps if step.stage is Stage.QUANTIZE and not is_current(project, step)]
+    stale = [step for step in project.schedule.steps if step.stage == "quantize" and not is_current(project, step)]
     assert {step.subject for step in stale} == {"tiny/int8-mixed", "tiny/int8-mixed-cpu"}
-    assert {Step(Stage.BUILD, "tiny/rtx-sm80+/int8-mixed-b1-ws16MiB")} < set(project.plan.steps)
+    assert {Step("build", "tiny/rtx-sm80+/int8-mixed-b1-ws16MiB")} < set(project.schedule.steps)
     for step in stale:
-        assert main([step.stage.value, step.subject, "--config", config]) == 0
+        assert main([step.stage, step.subject, "--config", config]) == 0
     kept = {}
     for name in ("onnxruntime-int8", "onnxruntime-int8-cpu", "onnxruntime-int8-mixed", "onnxruntime-int8-mixed-cpu"):
-        for stage in (Stage.BUILD, Stage.VALIDATE):
-            assert main([stage.value, f"tiny/cpu-x86_64/{name}", "--config", config]) == 0
+        for stage in ("build", "validate"):
+            assert main([stage, f"tiny/cpu-x86_64/{name}", "--config", config]) == 0
         kept[name] = project.accuracy(project.plan.variant(f"tiny/cpu-x86_64/{name}"))
     assert not kept["onnxruntime-int8"].passed
     assert "relative L2" in kept["onnxruntime-int8"].reason
@@ -136,7 +137,7 @@ def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
 @pytest.mark.parametrize("graph", [Graph.INT8_MIXED, Graph.INT8_MIXED_CPU])
 def test_what_is_left_multiplies_in_floating_point(copied: Path, graph: Graph) -> None:
     """The named layer is FP16 for TensorRT and FP32 for a processor, and everything else is as it was."""
-    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)[1].name
+    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8).model)[1].name
     project = configured(copied, f"leave_unquantized: {{int8: [{name}]}}\n")
     record = make_quantized(project, graph)
     assert record.left_unquantized == (name,)
@@ -153,8 +154,8 @@ def test_fp8_has_its_own_table(copied: Path) -> None:
     """The same is measured of fp8, where the first convolution is in floating point already."""
     config = copied / "pipeline.yaml"
     config.write_text(config.read_text().replace("int8]", "int8, fp8]"))
-    found = measure_sensitivity(Project.load(config), Graph.FP8)
-    whole = {node.name for node in quantized_layers(calibrate(Project.load(config), Graph.INT8).model)}
+    found = measure_sensitivity(Project.load(config, STAGES), Graph.FP8)
+    whole = {node.name for node in quantized_layers(calibrate(Project.load(config, STAGES), Graph.INT8).model)}
     assert {layer.name for layer in found.layers} < whole
     assert found.plain.relative_l2 > 0
 
@@ -164,7 +165,7 @@ def test_fp8_has_its_own_table(copied: Path) -> None:
 
 def test_a_layer_that_is_not_there_is_named(copied: Path) -> None:
     """The message has the closest names."""
-    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)[0].name
+    name = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8).model)[0].name
     project = configured(copied, f"leave_unquantized: {{int8: [{name}x]}}\n")
     with pytest.raises(QuantizeError, match=rf"(?s)names '{name}x', which is no quantised.*expected: one of.*{name}"):
         make_quantized(project, Graph.INT8_MIXED)
@@ -172,7 +173,7 @@ def test_a_layer_that_is_not_there_is_named(copied: Path) -> None:
 
 def test_leaving_every_layer_is_refused(copied: Path) -> None:
     """Nothing would be int8."""
-    layers = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml"), Graph.INT8).model)
+    layers = quantized_layers(calibrate(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8).model)
     names = ", ".join(node.name for node in layers)
     project = configured(copied, f"leave_unquantized: {{int8: [{names}]}}\n")
     with pytest.raises(QuantizeError, match="names every layer"):

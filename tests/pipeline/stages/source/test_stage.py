@@ -16,6 +16,7 @@ from model_artifacts.records import Interpolation, WeightsOrigin
 from model_artifacts.sessions.torch_model import read_checkpoint
 from pipeline.planning.project import Project
 from pipeline.records import ImagesOrigin
+from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
 from pipeline.stages.source.stage import IMAGENET, make_source
@@ -60,7 +61,7 @@ def cache(hub: Path, data: bytes | None = None) -> Path:
 
 def project_of(write_config: Callable[[str], Path], factory: str, weights: str) -> Project:
     """Return a project with this factory and these weights."""
-    return Project.load(write_config(factories.configuration(factory, weights=weights)))
+    return Project.load(write_config(factories.configuration(factory, weights=weights)), STAGES)
 
 
 def test_factory_weights(write_config: Callable[[str], Path]) -> None:
@@ -170,7 +171,7 @@ def test_imagenet_preprocessing(write_config: Callable[[str], Path], hub: Path) 
     text = factories.configuration(RESNET, weights="auto")
     own = next(line for line in text.splitlines() if line.startswith("preprocessing:"))
 
-    record = make_source(Project.load(write_config(text.replace(own, "preprocessing: auto"))))
+    record = make_source(Project.load(write_config(text.replace(own, "preprocessing: auto")), STAGES))
 
     assert record.preprocessing == IMAGENET
 
@@ -278,7 +279,7 @@ def test_resnet18_sample_recognises_digits(write_config: Callable[[str], Path]) 
     """The real sample model, ResNet18 at full size, knows nine of ten digits that it was not fitted on."""
     text = factories.configuration(RESNET, weights="sample", more="data: {calibration: 1, validation: 200}")
     own = next(line for line in text.splitlines() if line.startswith("preprocessing:"))
-    project = Project.load(write_config(text.replace(own, "preprocessing: auto")))
+    project = Project.load(write_config(text.replace(own, "preprocessing: auto")), STAGES)
     make_source(project)
 
     record = make_data(project, restore_model(project))

@@ -15,6 +15,7 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, OnnxRecord
+from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import reference_logits
 from pipeline.stages.export.stage import make_onnx
@@ -36,7 +37,7 @@ VARIANT = "tiny/cpu-x86_64/onnxruntime-fp16"
 
 def validated(copied: Path, edit: Edit) -> AccuracyReport:
     """Edit the fp16 graph, keep the records true, and validate it: what a build with this fault in it would meet."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     file = project.paths.onnx(Graph.FP16)
     model = onnx.load(file)
     edit(model)
@@ -105,7 +106,7 @@ def swapped_channels(model: onnx.ModelProto) -> None:
 
 def colour(copied: Path) -> None:
     """Give the grey digits a colour, so that the channels differ, and have the reference see them so."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     data = project.data()
     pixels = (project.pixels(data.validation) * np.array([1.0, 0.7, 0.4])).astype(np.uint8)
     np.save(project.paths.validation, pixels)
@@ -202,7 +203,7 @@ def test_coloured_digits_are_no_fault(copied: Path) -> None:
 
 def test_an_fp16_graph_left_in_fp32_is_rejected(copied: Path) -> None:
     """Its numbers are better than fp16's, and it is not what was asked for."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     wide = onnx.load(project.paths.onnx(Graph.FP32))
     report = validated(copied, lambda model: model.CopyFrom(wide))
     assert [check.metric for check in report.checks if not check.passed] == ["precision in the graph"]
@@ -211,7 +212,7 @@ def test_an_fp16_graph_left_in_fp32_is_rejected(copied: Path) -> None:
 
 def test_an_engine_of_older_weights_is_rejected(copied: Path) -> None:
     """What was built of other weights than the reference's does not pass for theirs."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     model = restore_model(project)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -227,7 +228,7 @@ def test_an_engine_of_older_weights_is_rejected(copied: Path) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_good_builds_raise_no_alarm(copied: Path, seed: int) -> None:
     """Ten networks of other weights, cast to fp16 and exported as always, pass all that a validation looks at."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     torch.manual_seed(seed)
     model = make().eval()
     data = project.data()

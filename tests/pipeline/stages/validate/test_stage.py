@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.records import AccuracyReport, Outcome
+from pipeline.stages import STAGES
 from pipeline.stages.validate.stage import validate_variant
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ def test_engines_wait_for_a_gpu(built: Project) -> None:
 
 def test_what_was_not_built_is_not_judged(copied: Path) -> None:
     """Validating a variant whose build was skipped says that, rather than failing."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     report = validate_variant(project, project.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB"))
     assert (report.outcome, report.reason) == (Outcome.SKIPPED, "not built: no NVIDIA driver found")
 
 
 def test_an_artifact_that_does_not_load_is_a_failure(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An ONNX file that ONNX Runtime cannot read fails its variant, with exit status 1 and a record."""
-    project = Project.load(copied / "pipeline.yaml")
+    project = Project.load(copied / "pipeline.yaml", STAGES)
     project.paths.onnx(Graph.FP16).write_bytes(b"not a model")
     assert main(["validate", FP16, "--config", str(copied / "pipeline.yaml")]) == 1
     assert "ONNX Runtime cannot load" in capsys.readouterr().err
