@@ -155,7 +155,15 @@ class StageSpec(Generic[S]):
     prints_a_table: bool = False
     """True for a stage whose output is a table, which doit shows without the step's name on each line."""
 
+    def __reduce__(self) -> tuple[Callable[[str], StageSpec[Any]], tuple[str]]:
+        """Travel to a worker process by the name of the stage's package: its functions cannot be pickled."""
+        return _spec_in, (self.run.partition(":")[0].rpartition(".")[0],)
+
     def load(self) -> Callable[[Project, S, Console], int]:
         """Import the function that runs a step."""
         module, _, function = self.run.partition(":")
         return getattr(import_module(module), function)  # type: ignore[no-any-return]
+
+
+def _spec_in(package: str) -> StageSpec[Any]:
+    return import_module(f"{package}.spec").SPEC  # type: ignore[no-any-return]
