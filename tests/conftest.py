@@ -106,9 +106,15 @@ def copied(built_folder: Path, tmp_path: Path) -> Path:
 def checkout(tmp_path: Path) -> Path:
     """A folder with what doit needs, the tiny model's configuration, and nothing built."""
     folder = tmp_path / "a checkout with späces"
-    (folder / "tests").mkdir(parents=True)
+    (folder / "tests/support").mkdir(parents=True)
     (folder / "artifacts").mkdir()
-    for name in ("dodo.py", "pyproject.toml", "tests/__init__.py", "tests/support/tiny_model.py"):
+    for name in (
+        "dodo.py",
+        "pyproject.toml",
+        "tests/__init__.py",
+        "tests/support/__init__.py",
+        "tests/support/tiny_model.py",
+    ):
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "pipeline.yaml").write_text(TINY)
     return folder

@@ -112,8 +112,8 @@ def test_other_gpus_are_another_target(copied: Path) -> None:
 def test_the_factorys_code_is_in_the_source(copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Editing the file that the model's factory lies in makes the source stale."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "tiny_model.py").write_text("def make(): ...\n")
+    (tmp_path / "tests" / "support").mkdir(parents=True)
+    (tmp_path / "tests" / "support" / "tiny_model.py").write_text("def make(): ...\n")
     assert SOURCE in stale(copied)
 
 
