@@ -1,7 +1,7 @@
-"""The exception tree: everything this package raises on purpose.
+"""The exceptions that both packages raise on purpose.
 
-Third-party errors are translated into these at one boundary each (`raise … from exc`), so that the command line can
-turn every expected failure into one message a person can act on.
+Each boundary to a third-party library translates the library's errors into these (`raise … from exc`). The command
+line can then show every expected failure as one message with a remedy.
 """
 
 from __future__ import annotations
@@ -17,23 +17,35 @@ if TYPE_CHECKING:
 
 
 class ArtifactError(Exception):
-    """Something failed, and `str()` of it says what, where, what was expected, what was got and what to do.
+    """An expected failure; `str()` is its message for people.
+
+    The message names the failure and, if known, the place, the expected and the actual value, and the fix.
 
     Attributes:
-        exit_code: the process's exit status: 2 for usage and configuration, 1 for work that failed.
+        exit_code: exit status of the process: 2 for usage and configuration errors, 1 for failed work.
+        what: the failure alone, without the details.
+        got: the actual value or the library's own message; empty if unknown.
     """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", fix: str = "") -> None:
-        """Compose the message from its parts; empty parts are left out."""
+        """Compose the message from its parts; empty parts are left out.
+
+        Args:
+            what: the failure, as a short sentence.
+            where: the file, folder or machine that it concerns.
+            expected: the value that would have been right.
+            got: the actual value, or the library's own message.
+            fix: the remedy for the user.
+        """
         self.what = what
         self.got = got
         details = (("where", where), ("expected", expected), ("got", got), ("fix", fix))
         super().__init__("\n".join([what, *(f"  {label + ':':<10}{text}" for label, text in details if text)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Travel between processes as what it says."""
+        """Pickle the finished message, which processes exchange."""
         return _restore, (type(self), str(self), self.what, self.got)
 
 
@@ -45,131 +57,141 @@ def _restore(kind: type[ArtifactError], text: str, what: str, got: str) -> Artif
 
 
 class UsageError(ArtifactError):
-    """The command line asked for something that does not exist."""
+    """A request for something that does not exist."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """The configuration file is wrong; all of its problems at once."""
+    """All problems of a configuration file.
+
+    Attributes:
+        problems: one line per problem, each of which begins with its `file:line:column`.
+    """
 
     def __init__(self, file: Path, problems: Sequence[str]) -> None:
-        """List the problems, each of which begins with its `file:line:column`."""
+        """Compose one message from all problems.
+
+        Args:
+            file: the configuration file.
+            problems: one line per problem, each of which begins with its `file:line:column`.
+        """
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{file} has {count}", *(f"  {problem}" for problem in problems)]))
 
 
 class RecordError(ArtifactError):
-    """A record on disk is missing, damaged or of another schema version."""
+    """A record on disk that is missing, damaged or of an older schema version."""
 
 
 class MissingRecordError(RecordError):
-    """There is no such record: its step has not run."""
+    """A missing record: its step has not run."""
 
 
 class NewerRecordError(ArtifactError):
-    """A record was written by a newer version of this package; this one neither reads nor replaces it."""
+    """A record from a newer version of this package; this version neither reads nor replaces it."""
 
 
 class SourceError(ArtifactError):
-    """The model's factory or its weights cannot be had."""
+    """A model factory or weights that cannot be loaded."""
 
 
 class DataError(ArtifactError):
-    """The images cannot be read."""
+    """Images that cannot be read or used."""
 
 
 class ExportError(ArtifactError):
-    """The model cannot be exported to ONNX."""
+    """A model that cannot be exported to ONNX."""
 
 
 class QuantizeError(ArtifactError):
-    """The graph cannot be quantised."""
+    """A graph that cannot be quantised."""
 
 
 class BuildError(ArtifactError):
-    """An engine cannot be built."""
+    """An engine or a module that cannot be built."""
 
 
 class RunError(ArtifactError):
-    """An artifact cannot be loaded or run."""
+    """An artifact that cannot be loaded or run."""
 
 
 class CrashedError(ArtifactError):
-    """A process that did risky work died, hung, or raised what nobody expected."""
+    """A process for risky work that died, hung or raised an unexpected exception."""
 
 
 class KilledError(CrashedError):
-    """Somebody else has ended such a process: the kernel for want of memory, or whoever stops a machine."""
+    """A process for risky work that was killed from outside: for lack of memory, or with its machine."""
 
     exit_code = 128 + signal.SIGKILL
+    """137, which shells report for a process that SIGKILL ended."""
 
 
 class UnsupportedError(ArtifactError):
-    """This host, flavour or graph cannot do it, whatever is tried: the variant is skipped, not failed."""
+    """Work that this host, flavour or graph can never do: the variant is skipped, not failed."""
 
 
 class RetryableError(UnsupportedError):
-    """This host cannot do it as it is: skipped like what never can be, and tried again by the next run."""
+    """Work that this host cannot do at present: the variant is skipped, and the next run tries it again."""
 
 
 def is_retryable(exc: UnsupportedError) -> bool:
-    """Return whether what was missing may be there the next time, without a key telling of it."""
+    """Return True if the next run may succeed although no staleness key has changed."""
     return isinstance(exc, RetryableError)
 
 
 class ResolveError(ArtifactError):
-    """No artifact of a manifest suits a host and what its caller wishes."""
+    """A manifest without an artifact for the host and the caller's requirements."""
 
 
 class ReleaseError(ArtifactError):
-    """A release cannot be made, or is not what it says it is."""
+    """A release that cannot be made, or that fails its verification."""
 
 
 class TritonError(ArtifactError):
-    """A model repository for Triton Inference Server cannot be made."""
+    """A model repository for Triton Inference Server that cannot be made."""
 
 
 class StoreError(ArtifactError):
-    """A store of releases cannot be reached, or what it holds is not what it should be."""
+    """A store of releases that is unreachable, or that holds damaged or unexpected files."""
 
 
 class FarmError(ArtifactError):
-    """The farm cannot be reached, has no worker that a step can run on, or one did not do what it should."""
+    """An unreachable farm, a farm without a worker for a step, or a worker that failed."""
 
 
 class UnknownFarmError(FarmError):
-    """Nobody has looked at the farm yet, or not at what the configuration names of it now."""
+    """A farm without a valid record, or with a record that lacks workers of the configuration."""
 
 
 class LostWorkerError(FarmError):
-    """A worker, or its machine, went away while it ran a step; another may run it."""
+    """A worker or a machine that was lost during a step; another worker may run the step."""
 
 
 class StorageError(ArtifactError):
-    """A file cannot be written or read: permissions, a full disk, a missing folder."""
+    """A file that cannot be written or read: permissions, a full disk, a missing folder."""
 
 
 def one_line(exc: BaseException) -> str:
-    """Return an exception's type and the first line of what it says, for a message's `got`."""
+    """Return an exception's type and the first line of its message, at most 300 characters."""
     lines = str(exc).strip().splitlines()
     return f"{type(exc).__name__}: {lines[0]}"[:300] if lines else type(exc).__name__
 
 
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Translate `OSError` raised inside into a `StorageError` that says what was being done.
+    """Translate an `OSError` of the block into a `StorageError` that names the action.
 
     Args:
-        doing: what fails, as a phrase: "writing artifacts/x.json".
+        doing: the action as a phrase, such as "writing artifacts/x.json".
 
     Raises:
-        StorageError: for any `OSError`.
+        StorageError: the block raised an `OSError`.
     """
     fixes = {
-        errno.ENOSPC: "free some disk space, then run the command again; nothing half-written was left",
-        errno.EDQUOT: "free some of your quota, then run the command again; nothing half-written was left",
+        errno.ENOSPC: "free some disk space, then run the command again; no half-written file was left",
+        errno.EDQUOT: "free some of your quota, then run the command again; no half-written file was left",
         errno.EACCES: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
         errno.EPERM: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
         errno.EROFS: "remount it writable, or work in a copy of the checkout elsewhere",

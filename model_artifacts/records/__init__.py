@@ -1,4 +1,4 @@
-"""Frozen, validated records of what a manifest, a release and a host hold."""
+"""Frozen, validated records of manifests, releases and hosts."""
 
 from model_artifacts.records.accuracy import Accuracy, ClassDrop, GateCheck, RowCheck
 from model_artifacts.records.artifacts import (

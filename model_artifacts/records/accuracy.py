@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of an artifact's accuracy against the FP32 reference."""
 
 from __future__ import annotations
 
@@ -13,57 +10,72 @@ from model_artifacts.records.base import Count, Record, Share
 
 
 class GateCheck(Record):
-    """One bound of a gate against the value that was measured."""
+    """A measured value and its bound in a precision's gate."""
 
     metric: str
+    """Name of the metric, such as `relative L2`."""
     bound: str
+    """The bound as text, such as `≤ 0.002`."""
     value: str
+    """The measured value as text."""
     passed: bool
+    """True if the value keeps the bound."""
 
 
 class ClassDrop(Record):
-    """A class, and how much less of it is recognised than by the reference."""
+    """A class and its drop in recognition against the reference."""
 
     name: str
-    """As the model calls it, or its number."""
+    """The model's name for the class, or its number."""
     samples: PositiveInt
+    """Number of labelled samples of the class."""
     drop: float
-    """The reference's share of right answers less this one's."""
+    """The reference's share of correct answers minus the artifact's."""
 
 
 class RowCheck(Record):
-    """How far a row's logits depend on the rows beside it, at one batch size."""
+    """Dependence of a row's logits on the other rows of its batch, at one batch size."""
 
     batch: PositiveInt
+    """Number of rows in a batch."""
     reference_l2: Annotated[float, Field(ge=0)]
-    """The distance of the first samples' logits to the reference's, run in batches of this size."""
+    """Relative L2 distance to the reference of the first samples' logits, run in batches of this size."""
     relative_l2: Annotated[float, Field(ge=0)]
-    """The largest ‖a - b‖ / ‖a‖ of a row's logits a, and b of the same row among others: in another place of the batch,
-    and beside copies of one."""
+    """Largest ‖a - b‖ / ‖a‖ of a row, where a and b are its logits beside different rows. The row is run at another
+    place of the batch, and beside copies of one image."""
 
 
 class Accuracy(Record):
-    """How close an artifact's logits are to the FP32 reference's."""
+    """Distance of an artifact's logits to the FP32 reference's."""
 
     samples: PositiveInt
+    """Number of samples."""
     finite: bool
+    """True if no logit is NaN or infinite."""
     cosine: float
     """Mean over the samples of the cosine between the two rows of logits."""
     cosine_min: float
+    """Smallest cosine of a sample."""
     relative_l2: float
     """‖logits - reference‖ / ‖reference‖, over all samples (Frobenius norm)."""
     max_abs: float
+    """Largest absolute difference of a logit to the reference's."""
     top1_agreement: Share
+    """Share of samples with the same predicted class as the reference."""
     top1_agreement_low: Share
-    """Lower end of the Wilson score interval at 95 %."""
+    """Lower end of the agreement's Wilson score interval at 95 %."""
     top1_agreement_high: Share
+    """Upper end of that interval."""
     top1: Share | None
-    """Share of samples whose label is predicted, where there are labels."""
+    """Share of samples whose label is predicted; None without labels."""
     top1_drop: float | None
-    """The reference's top-1 less this one's."""
+    """The reference's `top1` minus the artifact's; None without labels."""
     top5: Share | None = None
-    """Share of samples whose label is among the five largest logits, where there are labels and more classes."""
+    """Share of samples whose label is among the five largest logits. None without labels, or with five classes or
+    fewer."""
     top5_drop: float | None = None
+    """The reference's `top5` minus the artifact's; None if `top5` is."""
     worst_class: ClassDrop | None = None
-    """The class whose share of right answers drops most, of those with enough samples."""
+    """The class with the largest drop, among the classes with enough samples."""
     worst_sample: Count
+    """Index of the sample with the largest distance to the reference."""

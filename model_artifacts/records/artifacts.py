@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of an artifact: its hosts, build settings, memory, layers and contents."""
 
 from __future__ import annotations
 
@@ -20,38 +17,42 @@ if TYPE_CHECKING:
 
 
 _AMPERE = 80
-"""The compute capability that `ampere_plus` begins with."""
+"""First compute capability of `ampere_plus`: SM 8.0."""
 
 _MAJORS = {(8, 10), (10, 11)}
-"""Across which major versions TensorRT runs version-compatible engines: its support matrix, "Engine Portability"
-(docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html). TensorRT-RTX runs its own version's
-alone (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html).
+"""Pairs of major versions (build, runtime) across which TensorRT runs version-compatible engines.
+
+Source: its support matrix, "Engine Portability"
+(docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html). TensorRT-RTX runs only engines of
+its own version (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html).
 """
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return a version's numbers; none of what is no version, such as "absent"."""
+    """Return the numbers of a version; () for other text, such as "absent"."""
     parts = version.split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
 class BuiltFor(Record):
-    """What a serialized engine runs on: the flavour that made it, in this version, on these GPUs."""
+    """The TensorRT and the GPUs that run a serialized engine."""
 
     flavour: EngineFlavour
+    """The flavour that built the engine."""
     version: str
+    """Full version of that flavour."""
     gpu: str | None
-    """The name of the GPU that it was tuned on; None for one built ahead of time."""
+    """Name of the GPU that the engine was tuned on; None for an engine built ahead of time."""
     compute_capabilities: tuple[int, ...]
-    """Of that GPU; or the list that it was built for ahead of time."""
+    """Compute capability of that GPU, or the list for which the engine was built ahead of time; 80 is SM 8.0."""
     version_compatible: bool = False
-    """Later versions of TensorRT run it, too; no earlier one does."""
+    """True if later versions of TensorRT run the engine, too; earlier versions never do."""
     hardware_compatibility: str = "none"
-    """Which other GPUs run it: `none`, `same_compute_capability` or `ampere_plus`."""
+    """Other GPUs that run the engine: `none`, `same_compute_capability` or `ampere_plus`."""
 
     def runs_on(self, gpu: Gpu) -> bool:
-        """Return whether a GPU is one of those."""
-        if self.gpu is None:  # built ahead of time; the library itself says what of a list it takes
+        """Return True if the engine runs on a GPU."""
+        if self.gpu is None:  # built ahead of time: the library itself chooses from the list
             return gpu.compute_capability >= min(self.compute_capabilities)
         if self.hardware_compatibility == "ampere_plus":
             return gpu.compute_capability >= _AMPERE
@@ -60,7 +61,14 @@ class BuiltFor(Record):
         return gpu.name == self.gpu
 
     def runs_with(self, flavour: EngineFlavour, version: str) -> bool:
-        """Return whether a TensorRT is one of those: the same version, or a later one where it was built for that."""
+        """Return True if a TensorRT runs the engine.
+
+        The flavour must be the engine's. The version must be the same, or a later one for a version-compatible engine.
+
+        Args:
+            flavour: the installed flavour.
+            version: its full version.
+        """
         if self.flavour is not flavour or self.version == version:
             return self.flavour is flavour
         if not self.version_compatible or flavour is not EngineFlavour.TENSORRT:
@@ -70,82 +78,96 @@ class BuiltFor(Record):
 
 
 class Setting(Record):
-    """A build setting: applied, or asked for where the flavour cannot."""
+    """A requested build setting, which the flavour applied or did not support."""
 
     name: str
+    """Name of the setting, such as `workspace_bytes`."""
     value: str
+    """The requested value as text."""
     applied: bool
+    """True if the flavour applied the setting."""
     note: str = ""
+    """Reason why the setting was not applied; empty if it was."""
 
 
 def is_applied(name: str, settings: Collection[Setting]) -> bool:
-    """Return whether a setting was asked for, and the flavour has applied it."""
+    """Return True if a setting was requested and the flavour applied it."""
     return any(setting.name == name and setting.applied for setting in settings)
 
 
 class EngineMemory(Record):
-    """What an engine says it needs."""
+    """GPU memory that an engine needs, as its library reports it."""
 
     activation_bytes: Count
-    """Of each execution context: activations and scratch (`device_memory_size`)."""
+    """Bytes for each execution context: activations and scratch memory (`device_memory_size`)."""
     weights_bytes: Count | None
-    """None where the builder does not say."""
+    """Bytes for the weights; None if the builder does not report them."""
 
 
 class LayerShare(Record):
-    """How many of an engine's convolutions and matrix products multiply in a type."""
+    """Number of an engine's convolutions and matrix products that multiply in one type."""
 
     precision: Precision | None
-    """None for one that the inspector does not tell, or that is none of ours."""
+    """The type; None if the inspector does not report it, or if it is no `Precision`."""
     layers: PositiveInt
+    """Number of these layers."""
     examples: tuple[str, ...]
-    """Names of a few of them."""
+    """Names of a few of these layers."""
 
 
 class WeightWarning(Record):
-    """What a builder said of weights that it converted."""
+    """A builder's warning about weights that it converted."""
 
     issue: str
-    """In its own words, such as `Detected subnormal FP16 values`."""
+    """The builder's own words, such as `Detected subnormal FP16 values`."""
     weights: PositiveInt
-    """How many tensors."""
+    """Number of weight tensors with this issue."""
 
 
 class OperatorCalls(Record):
-    """An operator, and how often a module calls it."""
+    """An operator and the number of its calls in a module."""
 
     name: str
+    """PyTorch's name of the operator."""
     calls: PositiveInt
+    """Number of calls."""
 
 
 class ModuleContents(Record):
-    """What Torch-TensorRT made of a module, and what it left."""
+    """Contents of a Torch-TensorRT module: its engines, and the operators left to PyTorch."""
 
     segments: Count
-    """TensorRT engines in it."""
+    """Number of TensorRT engines."""
     torch_operators: tuple[str, ...]
-    """Operators that stayed in PyTorch, each once."""
+    """Operators left to PyTorch, each once."""
     calls: tuple[OperatorCalls, ...] = ()
-    """The same with how often each is called, the most frequent first; older records have none."""
+    """The same operators with their numbers of calls, the most frequent first; empty in older records."""
     layers: tuple[LayerShare, ...] = ()
-    """The types of its engines' convolutions and matrix products, from their inspector."""
+    """Types of the engines' convolutions and matrix products, from the engines' inspector."""
     libraries: tuple[Tool, ...]
-    """What made it, and what it takes to load it: torch and Torch-TensorRT in these versions."""
+    """Versions of torch and Torch-TensorRT that made the module and that load it."""
 
 
 class Recipe(Record):
-    """How to make a module that cannot be saved: `recipe.json`."""
+    """Recipe of a module that cannot be saved: `recipe.json`."""
 
     variant: Variant
+    """The variant that the recipe makes."""
     factory: str
+    """The model's factory, `module:function`."""
     code: str = ""
-    """The digest of the factory's file, or the version of the package that it comes from; older recipes have none."""
+    """SHA-256 of the factory's file, or the version of the factory's package; empty in older recipes."""
     replaced_head: str | None
+    """Name of the final linear layer, if the sample model has its own; else None."""
     classes: PositiveInt
+    """Number of classes."""
     weights: FileRecord
+    """File of the model's weights."""
     input_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """(channels, height, width)."""
+    """(channels, height, width) of one sample."""
     warm_up: tuple[PositiveInt, ...]
-    """The batch sizes that are compiled before the first one counts."""
+    """Batch sizes to compile for before the first real batch."""
     settings: tuple[Setting, ...]
+    """Settings for Torch-TensorRT."""
     libraries: tuple[Tool, ...]
+    """Versions of torch and Torch-TensorRT that the recipe was written with."""

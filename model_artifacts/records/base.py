@@ -1,6 +1,7 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
+"""Base classes and field types of all records.
 
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
+A record refuses unknown fields, is validated once when it is created, and round-trips through JSON. Field names carry
+the units.
 """
 
 from __future__ import annotations
@@ -12,77 +13,94 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 SCHEMA_VERSION = 1
-"""The version of every record on disk; part of every staleness key."""
+"""Version of every record on disk; part of every staleness key."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in lower-case hexadecimal: 64 digits."""
 Whole = Annotated[int, Field(strict=True, ge=1)]
-"""A whole number of at least 1; `true` and `"8"` are not numbers."""
+"""A whole number of at least 1; `true` and `"8"` are refused."""
 Count = Annotated[int, Field(ge=0)]
+"""A whole number of at least 0."""
 Share = Annotated[float, Field(ge=0, le=1)]
+"""A fraction from 0 to 1."""
 Milliseconds = Annotated[float, Field(ge=0)]
+"""A duration in milliseconds."""
 Microseconds = Annotated[float, Field(ge=0)]
+"""A duration in microseconds."""
 
 
 class Record(BaseModel):
-    """Frozen, closed, and comparable; NaN and infinity are refused because JSON has neither."""
+    """Base of all records: frozen, closed and comparable. NaN and infinity are refused, because JSON has neither."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        validate_by_name=True,  # an alias is the key in JSON of a field that Python has by a better name
+        validate_by_name=True,  # an alias is a field's key in JSON; the name in Python is the better one
         validate_by_alias=True,
         serialize_by_alias=True,
     )
 
     def to_json(self) -> str:
-        """Return the record as JSON in canonical form: sorted keys, two spaces, a newline at the end."""
+        """Return the record as canonical JSON: sorted keys, an indent of two spaces, a newline at the end."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 class FileRecord(Record):
-    """A file under artifacts/, by its path there, its size and its digest."""
+    """A file by its path, its size and its digest."""
 
     path: str
+    """Path below artifacts/, or below a release's folder."""
     bytes: Count
+    """Size in bytes."""
     sha256: Sha256
+    """SHA-256 of the file's bytes."""
 
 
 class Tool(Record):
-    """A package that took part, with its full version."""
+    """A package or tool and its full version."""
 
     name: str
+    """Name of the package."""
     version: str
+    """Full version; "absent" if the package is not installed."""
 
 
 class KeyField(Record):
-    """One thing that a result depends on, flattened to text."""
+    """One dependency of a result, flattened to text."""
 
     name: str
+    """Name of the dependency."""
     value: str
+    """Its value as text, such as a digest or a version."""
 
 
 class Key(Record):
-    """The staleness key: a result is current while its key is."""
+    """A staleness key: a result is up to date as long as its key is unchanged."""
 
     fields: tuple[KeyField, ...]
+    """All dependencies of the result."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the fields as canonical JSON."""
+        """SHA-256 of the fields as canonical JSON, in hexadecimal."""
         text = json.dumps([[field.name, field.value] for field in self.fields], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class StageRecord(Record):
-    """What every stage writes beside its results."""
+    """Base of the records that stages write beside their results."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
     key: Key
+    """Staleness key of the results."""
     built_at: AwareDatetime
+    """Time of the run, in UTC, to the second."""
     toolchain: tuple[Tool, ...] = ()
+    """Packages that took part, with their versions."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The files that this record vouches for."""
+        """Result files of the stage, each with its digest."""
         return ()

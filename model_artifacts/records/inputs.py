@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of a model's preprocessing, inputs, outputs and weights."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from model_artifacts.records.base import Record, Whole
 
 
 class Interpolation(str, Enum):
-    """How an image is resized (Pillow's filters of these names)."""
+    """Filter for resizing an image (Pillow's filter of the same name)."""
 
     NEAREST = "nearest"
     BILINEAR = "bilinear"
@@ -22,16 +19,21 @@ class Interpolation(str, Enum):
 
 
 class Preprocessing(Record):
-    """From an image file to the network's input: resize the short side, centre crop, scale to [0, 1], normalise.
+    """Steps from an image file to the network's input: resize the short side, centre crop, scale to [0, 1], normalise.
 
-    The input is float32 in NCHW order; one mean makes it greyscale, three RGB.
+    The input is float32 in NCHW order. One mean makes it greyscale, three make it RGB.
     """
 
     resize: Whole
+    """Length of the short side after resizing, in pixels."""
     crop: Whole
+    """Side of the square crop in pixels, at most `resize`."""
     interpolation: Interpolation
+    """Filter of the resize."""
     mean: tuple[Annotated[float, Field(strict=True)], ...]
+    """Mean of each channel, subtracted after scaling to [0, 1]."""
     std: tuple[Annotated[float, Field(strict=True)], ...]
+    """Standard deviation of each channel, the divisor after that."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocessing:
@@ -48,28 +50,36 @@ class Preprocessing(Record):
 
     @property
     def channels(self) -> int:
-        """1 for greyscale, 3 for RGB."""
+        """Number of channels: 1 for greyscale, 3 for RGB."""
         return len(self.mean)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one sample."""
+        """Shape of one sample: (channels, height, width)."""
         return (self.channels, self.crop, self.crop)
 
 
 class TensorSpec(Record):
-    """An input or output: a string in the shape is a dynamic axis."""
+    """An input or output of a model."""
 
     name: str
+    """Name of the tensor."""
     shape: tuple[int | str, ...]
+    """Sizes of the axes; a string is a dynamic axis."""
     dtype: str
+    """Element type, such as `float32`."""
     layout: str
+    """Order of the axes, such as `NCHW`."""
 
 
 class WeightsOrigin(str, Enum):
-    """Where the weights came from."""
+    """Origin of a model's weights."""
 
     IMAGENET1K_V1 = "IMAGENET1K_V1"
+    """torchvision's weights of this name."""
     CHECKPOINT = "checkpoint"
+    """A file with a state dict."""
     FACTORY = "factory"
+    """The weights that the factory itself returns."""
     SAMPLE = "sample"
+    """The sample model: a seeded backbone with a head fitted on digits."""

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of measured latencies, and the clocks that measure them."""
 
 from __future__ import annotations
 
@@ -18,97 +15,105 @@ if TYPE_CHECKING:
 
 
 class Clock(str, Enum):
-    """What a latency is the time of."""
+    """Clock of a latency: the interval that it covers."""
 
     HOST = "host"
-    """A call: input and output in the host's memory, by the host's clock."""
+    """A whole call by the host's clock, with input and output in the host's memory."""
     GPU = "gpu"
-    """The work on the GPU, between two events on its stream; input and output stay there."""
+    """The work on the GPU, between two events on its stream; input and output stay in GPU memory."""
     GPU_GRAPH = "gpu-graph"
-    """The same, replayed as a CUDA graph."""
+    """The same work, replayed as a CUDA graph."""
     COPIES = "copies"
-    """The graph with the copies from and to pinned memory of the host around it, all on one stream."""
+    """The CUDA graph, and the copies from and to pinned host memory around it, all on one stream."""
     STREAMS = "streams"
-    """Several batches at once, each on its own stream: the time a batch. Throughput, not latency."""
+    """Several batches at once, each on its own stream: the time per batch. A throughput, not a latency."""
 
     @property
     def phrase(self) -> str:
-        """How it was timed, as a message says it."""
+        """The clock as a phrase in messages."""
         return {
             Clock.HOST: "by the host's clock",
             Clock.GPU: "on the GPU, without a CUDA graph",
             Clock.GPU_GRAPH: "on the GPU, as a CUDA graph",
             Clock.COPIES: "with the copies to and from the GPU",
-            Clock.STREAMS: "a batch, with several streams",
+            Clock.STREAMS: "per batch, with several streams",
         }[self]
 
 
 CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.COPIES, Clock.HOST, Clock.STREAMS)
-"""The one that tells most of an engine first."""
+"""All clocks; the one that says most about an engine comes first."""
 
 
 def ranking_clock(clocks: Collection[Clock]) -> Clock:
-    """Return the clock that variants are compared by: a CUDA graph's, without one the GPU's, on a CPU the host's.
+    """Return the clock for comparisons: with a CUDA graph, else on the GPU, and on a CPU by the host.
 
-    Every other one is paced by the host's launches and copies too.
+    The other clocks also measure the host's launches and copies.
 
     Args:
-        clocks: those that a variant was timed by, at least one.
+        clocks: the clocks that timed a variant, at least one.
     """
     return min(clocks, key=CLOCKS.index)
 
 
 class BatchTiming(Record):
-    """Latencies of whole batches."""
+    """Latencies of whole batches, at one batch size and by one clock."""
 
     batch: PositiveInt
+    """Number of images in a batch."""
     clock: Clock = Clock.HOST
+    """The clock that measured the latencies."""
     layout: Layout = Layout.CONTIGUOUS
-    """Of the images."""
+    """Memory layout of the images."""
     runs: PositiveInt
+    """Number of timed batches."""
     p50_ms: Milliseconds
+    """Median."""
     p90_ms: Milliseconds
+    """90th percentile."""
     p99_ms: Milliseconds
+    """99th percentile."""
     p50_low_ms: Milliseconds | None = None
+    """Lower end of the median's 95 % bootstrap interval, over all rounds of all restarts."""
     p50_high_ms: Milliseconds | None = None
-    """The ends of the median's 95 % bootstrap interval, over all rounds of all restarts."""
+    """Upper end of that interval."""
     throughput_per_s: Annotated[float, Field(ge=0)]
-    """Images a second: batch / p50."""
+    """Images per second: batch / p50."""
     speedup: float | None
-    """p50 of eager FP32 at this batch, measured in the same rounds, over this p50."""
+    """Median of eager FP32 at this batch, measured in the same rounds, divided by this median."""
     enqueue_us: Microseconds | None = None
     """Median time that the host spends to put one batch on the GPU's stream."""
 
     @property
     def interval_ms(self) -> tuple[float, float]:
-        """The ends of the median's interval; the median itself twice where there is none."""
+        """Both ends of the median's interval; the median itself twice if there is no interval."""
         return (
             self.p50_ms if self.p50_low_ms is None else self.p50_low_ms,
             self.p50_ms if self.p50_high_ms is None else self.p50_high_ms,
         )
 
     def ties_with(self, other: BatchTiming) -> bool:
-        """Return whether two medians cannot be told apart, because their intervals overlap."""
+        """Return True if the intervals of two medians overlap, so that the medians may be equal."""
         (low, high), (other_low, other_high) = self.interval_ms, other.interval_ms
         return max(low, other_low) <= min(high, other_high)
 
 
 class ColdStart(Record):
-    """From opening an artifact to its first result, in a process that has CUDA and the library loaded."""
+    """Time from opening an artifact to its first result, in a process with CUDA and the library already loaded."""
 
     seconds: Annotated[float, Field(ge=0)]
+    """The time without a runtime cache."""
     cached_seconds: Annotated[float, Field(ge=0)] | None
-    """The same with the runtime cache that lies beside the engine, where the flavour has one."""
+    """The time with the runtime cache beside the engine; None if the flavour has no such cache."""
 
 
 class Doubt(Record):
-    """A reason not to trust latencies to the last digit."""
+    """A reason for doubt about the last digits of latencies."""
 
     what: str
-    """A sentence that many variants may share."""
+    """The reason, in words that many variants may share."""
     detail: str
-    """How much, or which, of this variant."""
+    """The extent or the cause for this variant."""
 
     def __str__(self) -> str:
-        """Return both as one sentence."""
+        """Return the reason and its detail as one line."""
         return f"{self.what}: {self.detail}"

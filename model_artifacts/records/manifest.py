@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""The manifest and its parts: the model, the artifacts and the milestones."""
 
 from __future__ import annotations
 
@@ -18,120 +15,178 @@ from model_artifacts.records.variants import Backend, BatchRange, Graph, Precisi
 
 
 class Status(str, Enum):
-    """What the manifest says of an artifact."""
+    """Deployment status of an artifact."""
 
     DEPLOYABLE = "deployable"
+    """Built, run in full by its own runtime, and within its precision's gate."""
     BUILT = "built"
+    """Built, but not validated on its hardware, or validated by a reference evaluator only."""
     REJECTED = "rejected"
+    """Outside its precision's gate."""
     FAILED = "failed"
+    """Without a successful build or validation, or with a failed benchmark."""
     SKIPPED = "skipped"
+    """Not built, because this host, flavour or graph does not support it."""
 
 
 class GitState(Record):
-    """The commit that built the manifest."""
+    """State of the checkout that wrote the manifest."""
 
     commit: str
+    """Full hash of the commit."""
     dirty: bool
+    """True if tracked files differed from the commit."""
 
 
 class ManifestModel(Record):
-    """What deployments need to know of a model, whichever artifact they take."""
+    """Facts about the model that all artifacts share."""
 
     name: str
+    """Name of the model in the configuration."""
     factory: str
+    """The model's factory, `module:function`."""
     weights_origin: WeightsOrigin
+    """Origin of the weights."""
     weights_detail: str
+    """Description of that origin, such as a file's name."""
     weights_sha256: Sha256
+    """Digest of the file of weights."""
     class_names: tuple[str, ...] | None
+    """Names of the classes, in the order of the logits; None if unknown."""
     preprocessing: Preprocessing
+    """Steps from an image file to the input."""
     images: str
+    """Description of the images for calibration and validation."""
     labelled: bool
+    """True if the validation images have labels."""
     reference_top1: Share | None
+    """The FP32 reference's share of correct answers on the validation images; None without labels."""
 
 
 class GpuType(Record):
-    """A type of GPU, of which there may be many."""
+    """A type of GPU, rather than one device of that type."""
 
     name: str
+    """CUDA's name of the type."""
     compute_capability: PositiveInt
-    """90 is SM 9.0."""
+    """Major and minor version in one number: 90 is SM 9.0."""
 
 
 class ManifestEntry(Record):
     """One artifact of the manifest."""
 
     id: str
+    """Variant of the artifact: `model/target/name`."""
     model: str
+    """Name of the model."""
     target: str
+    """Hosts that the artifact is for, such as `cpu-x86_64`."""
     kind: Backend
+    """Backend that runs the artifact."""
     precision: Precision
+    """Requested precision."""
     graph: Graph | None
+    """ONNX graph of the artifact; None for backends without one."""
     profile: BatchRange | None
+    """Batch range; None if the artifact takes any batch size."""
     workspace_bytes: int | None
+    """The builder's limit of scratch memory, in bytes; None for backends without one."""
     status: Status
+    """Deployment status."""
     reason: str
+    """Reason for the status; empty for a deployable artifact."""
     file: FileRecord | None
+    """The artifact's file; None if there is none."""
     built_for: BuiltFor | None
+    """Hosts that run the engine; None for other artifacts."""
     module: ModuleContents | None
+    """Contents of a Torch-TensorRT module; None for other artifacts."""
     executed: Precision | None
-    """What it computed in, where that can be told and was seen."""
+    """Precision that the artifact computed in; None if unknown."""
     layers: tuple[LayerShare, ...]
+    """Types of the engine's convolutions and matrix products, from its inspector."""
     device_memory_bytes: int | None
+    """GPU memory in use after one run of every timed batch size, without CUDA's own context."""
     cold_start: ColdStart | None
+    """Time to the first result; None if it was not measured."""
     runtime_cache: FileRecord | None
+    """Kernels that TensorRT-RTX compiled for this GPU; None for other artifacts."""
     smallest_workspace: str | None
-    """Of the variants that differ in the workspace only, the one with the smallest that is within 1 % of the best
-    latency."""
+    """Variant with the smallest workspace and a latency within 1 % of the best, among the variants that differ in the
+    workspace only. None if none of them was timed."""
     equals: tuple[str, ...]
-    """Variants whose engine is the same, and which share this file."""
+    """Variants with the same engine, which share this file."""
     inputs: tuple[TensorSpec, ...]
+    """The artifact's inputs."""
     outputs: tuple[TensorSpec, ...]
+    """The artifact's outputs."""
     build_seconds: float | None
+    """Duration of the build; None without a build."""
     weight_warnings: tuple[WeightWarning, ...]
+    """The builder's warnings about weights."""
     memory: EngineMemory | None
+    """GPU memory that the engine needs; None for other artifacts."""
     settings: tuple[Setting, ...]
+    """Build settings, applied or unsupported."""
     evaluator: str
+    """Library and version that ran the validation; empty without a validation."""
     accuracy: Accuracy | None
+    """Accuracy against the FP32 reference; None without a validation."""
     checks: tuple[GateCheck, ...]
+    """Checks of the precision's gate."""
     proven: bool
+    """True if the lower end of the agreement's Wilson interval passes the gate, too."""
     gpu: GpuType | None
-    """What it was made, validated and timed on; None for a processor, and where no GPU was there."""
+    """GPU that built, validated and timed the artifact; None for a processor, and on hosts without a GPU."""
     device: str
-    """What it was timed on, with the driver or how many cores."""
+    """Device that timed the artifact, with its driver or its number of cores."""
     timings: tuple[BatchTiming, ...]
+    """Latencies, one entry per batch size, clock and layout."""
     rows: tuple[RowCheck, ...]
+    """Dependence of a row's logits on the other rows, one entry per checked batch size."""
     noise: tuple[Doubt, ...]
+    """Reasons for doubt about the latencies."""
     toolchain: tuple[Tool, ...]
+    """Packages that built the artifact."""
     rerun: str
-    """The command that builds it again."""
+    """The command that builds the artifact again."""
 
 
 class Milestone(Record):
-    """One step on the way from eager FP32 to the best engine, at one batch size on one GPU."""
+    """A step on the way from eager FP32 to the best engine, at one batch size on one GPU."""
 
     gpu: str
+    """Name of the GPU."""
     batch: PositiveInt
+    """Number of images in a batch."""
     label: str
+    """Name of the step, such as `dynamo FP16`."""
     id: str | None
-    """The fastest artifact of its kind that may be deployed, or else one that tells why there is none; None where the
+    """The fastest deployable artifact of this step, or else one whose reason explains why there is none. None if the
     plan has no such artifact."""
     status: Status
+    """Status of that artifact; `skipped` without one."""
     p50_ms: Milliseconds | None
-    """As users run it: without a CUDA graph."""
+    """Median latency without a CUDA graph, as users run it."""
     graph_ms: Milliseconds | None
-    """Replayed as a CUDA graph."""
+    """Median latency of a replayed CUDA graph."""
     speedup: float | None
-    """Eager FP32's `p50_ms`, in the same rounds, over the better of the two."""
+    """Eager FP32's `p50_ms`, in the same rounds, divided by the lower of these two latencies."""
     relative_l2: float | None
+    """Relative L2 distance of the artifact's logits to the reference."""
 
 
 class Manifest(StageRecord):
-    """`artifacts/manifest.json`: what was built, and what of it may be deployed. Sorted, so that diffs are readable."""
+    """`artifacts/manifest.json`: all artifacts with their deployment status. Sorted, so that diffs are readable."""
 
     git: GitState | None
-    """The commit that was checked out when the manifest was last written; what is up to date is not written again."""
+    """The commit at the last change of the manifest, which is not written again while it is up to date. None outside a
+    repository."""
     host: str
+    """Operating system and architecture, such as `Linux x86_64`."""
     model: ManifestModel | None
+    """The model; None if its source or its data are missing."""
     artifacts: tuple[ManifestEntry, ...]
+    """One entry per variant, sorted by id."""
     milestones: tuple[Milestone, ...]
-    """From eager FP32 to the best engine, where anything was timed on a GPU."""
+    """Steps from eager FP32 to the best engine; empty if nothing was timed on a GPU."""

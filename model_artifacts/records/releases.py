@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of a store of releases."""
 
 from __future__ import annotations
 
@@ -19,7 +16,11 @@ LATEST = "latest"
 
 
 def check_paths(files: Collection[FileRecord]) -> None:
-    """Refuse paths that lead out of the folder that they are relative to, and one that is there twice."""
+    """Refuse paths that lead out of their folder, and duplicate paths.
+
+    Raises:
+        ValueError: a path is not a plain relative path, or occurs twice.
+    """
     paths = [file.path for file in files]
     for path in paths:
         parts = path.split("/")
@@ -30,13 +31,14 @@ def check_paths(files: Collection[FileRecord]) -> None:
 
 
 class StoredRelease(Record):
-    """`releases/<its SHA-256>.json` of a store: the files of a release, each of which is an object by its digest."""
+    """`releases/<its SHA-256>.json` of a store: a release's files, each stored as an object under its digest."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
     name: str
-    """As its folder was called: `<model>-<commit>`."""
+    """Name of the release's folder: `<model>-<commit>`."""
     files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=100_000)]
-    """Sorted by their paths below the release's folder."""
+    """The files, sorted by their paths below the release's folder."""
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> StoredRelease:
@@ -45,12 +47,14 @@ class StoredRelease(Record):
 
     @property
     def total_bytes(self) -> int:
-        """Of all files together."""
+        """Size of all files together, in bytes."""
         return sum(file.bytes for file in self.files)
 
 
 class StoreTag(Record):
-    """`tags/<name>.json` of a store: which release a name stands for."""
+    """`tags/<name>.json` of a store: the release that a name stands for."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
     release: Sha256
+    """Digest of the release's record in the store."""

@@ -1,4 +1,4 @@
-"""The manifest's JSON Schema, made from its records."""
+"""JSON Schema of the manifest, made from its records."""
 
 from __future__ import annotations
 

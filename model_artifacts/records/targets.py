@@ -1,4 +1,4 @@
-"""`Config` → what there is to do: the variants of the matrix and the steps that make them. Pure."""
+"""Names of the targets for ONNX files and torch modules. Pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ if TYPE_CHECKING:
 
 
 CPU_TARGET = "cpu-x86_64"
+"""Target of artifacts for the processor."""
 GPU_TARGET = "gpu"
-"""What torch's modules run on, where there is no GPU to name."""
+"""Target of torch modules on a host without a GPU."""
 
 
 def module_target(gpu: Gpu, torch: str) -> str:
-    """Return what torch's modules on a GPU are grouped under: `sm90-h100-80gb-hbm3-torch2.11`."""
+    """Return the target of torch modules on a GPU, such as `sm90-h100-80gb-hbm3-torch2.11`."""
     return f"{gpu.slug}-torch{major_minor(torch)}"
 
 
 def major_minor(version: str) -> str:
-    """Return the first two parts of a version; nothing of one that is absent."""
+    """Return the first two parts of a version; an empty string for "absent"."""
     return "" if version == "absent" else ".".join(version.split(".")[:2])

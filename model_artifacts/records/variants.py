@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Variants of the build matrix: backend, precision, graph, batch range and workspace."""
 
 from __future__ import annotations
 
@@ -16,34 +13,37 @@ class Precision(str, Enum):
     """The type that convolutions and matrix products compute in."""
 
     FP32 = "fp32"
-    """Strict: IEEE single precision, nothing rounded on the way into a multiplication."""
+    """IEEE single precision, strict: multiplications take unrounded inputs."""
     TF32 = "tf32"
-    """FP32 tensors whose mantissas are cut to 10 bits for multiplications on tensor cores."""
+    """FP32 tensors; tensor cores multiply them with mantissas of 10 bits."""
     FP16 = "fp16"
+    """IEEE half precision."""
     BF16 = "bf16"
+    """bfloat16."""
     INT8 = "int8"
+    """8-bit integers."""
     FP8 = "fp8"
-    """E4M3."""
+    """8-bit floating point, E4M3."""
 
 
 class Graph(str, Enum):
-    """An ONNX file of the model. Precision lives in the graph, never in builder flags."""
+    """An ONNX graph of the model. The graph sets the precision, builder flags never do."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
-    """QDQ as TensorRT wants it: symmetric int8 activations, biases left in floating point."""
+    """QDQ for TensorRT: symmetric int8 activations, biases left in floating point."""
     INT8_CPU = "int8-cpu"
-    """QDQ as x86 accelerates it: asymmetric uint8 activations."""
+    """QDQ for x86 processors: asymmetric uint8 activations."""
     FP8 = "fp8"
-    """QDQ in E4M3 at INT8's places; everything else in FP16."""
+    """QDQ in E4M3 at the places of INT8; everything else in FP16."""
     INT8_MIXED = "int8-mixed"
-    """INT8 but for the layers that the configuration leaves unquantised."""
+    """INT8 without the layers that the configuration leaves unquantised."""
     INT8_MIXED_CPU = "int8-mixed-cpu"
-    """INT8_CPU but for those."""
+    """INT8_CPU without those layers."""
     FP8_MIXED = "fp8-mixed"
-    """FP8 but for those."""
+    """FP8 without those layers."""
 
     @property
     def precision(self) -> Precision:
@@ -52,70 +52,77 @@ class Graph(str, Enum):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether layers of it are left unquantised on request."""
+        """True if the configuration leaves layers of the graph unquantised."""
         return self in {Graph.INT8_MIXED, Graph.INT8_MIXED_CPU, Graph.FP8_MIXED}
 
     @property
     def for_x86(self) -> bool:
-        """Whether its activations are as x86 accelerates them, rather than as TensorRT takes them."""
+        """True if the graph's activations are for x86 processors rather than for TensorRT."""
         return self in {Graph.INT8_CPU, Graph.INT8_MIXED_CPU}
 
 
 class Backend(str, Enum):
-    """What runs an artifact."""
+    """Backend that runs an artifact."""
 
     EAGER = "eager"
+    """PyTorch in eager mode."""
     ONNXRUNTIME = "onnxruntime"
+    """ONNX Runtime."""
     ONNX_REFERENCE = "onnx-reference"
+    """ONNX's reference evaluator."""
     TENSORRT = "tensorrt"
+    """A TensorRT engine, of either flavour."""
     INDUCTOR = "inductor"
-    """torch.compile's own, with max-autotune."""
+    """torch.compile's own compiler, with max-autotune."""
     DYNAMO = "dynamo"
     """Torch-TensorRT ahead of time, saved as an ExportedProgram."""
     DYNAMO_AOTI = "dynamo_aoti"
-    """The same, saved as an AOTInductor package."""
+    """Torch-TensorRT ahead of time, saved as an AOTInductor package."""
     TORCH_COMPILE = "torch_compile"
     """Torch-TensorRT just in time, from a recipe."""
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is there to compare with, and never deployed."""
+        """True for a baseline, which serves for comparison and is never deployed."""
         return self in {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
 
     @property
     def is_torch_tensorrt(self) -> bool:
-        """Whether Torch-TensorRT makes it."""
+        """True if Torch-TensorRT makes the artifact."""
         return self in {*AHEAD_OF_TIME, Backend.TORCH_COMPILE}
 
     @property
     def is_module(self) -> bool:
-        """Whether it runs as a torch module."""
+        """True if the artifact runs as a torch module."""
         return self.is_torch_tensorrt or self in {Backend.EAGER, Backend.INDUCTOR}
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """How the images may lie that it is run with; inductor chooses by itself, and tunes for minutes for each."""
+        """Layouts of the images to run; inductor chooses one by itself, and each would cost minutes of tuning."""
         only_contiguous = self is Backend.INDUCTOR or not self.is_module
         return (Layout.CONTIGUOUS,) if only_contiguous else tuple(Layout)
 
 
 AHEAD_OF_TIME = frozenset({Backend.DYNAMO, Backend.DYNAMO_AOTI})
-"""What Torch-TensorRT compiles once and saves."""
+"""Backends whose modules Torch-TensorRT compiles once and saves."""
 
 
 class Layout(str, Enum):
-    """How an image batch, or a convolution's weights, lie in memory."""
+    """Memory layout of an image batch, or of a convolution's weights."""
 
     CONTIGUOUS = "contiguous"
     CHANNELS_LAST = "channels_last"
 
 
 class BatchRange(Record):
-    """The batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
+    """Batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
 
     min: Whole
+    """Smallest batch size."""
     opt: Whole
+    """Batch size that the engine is tuned for."""
     max: Whole
+    """Largest batch size."""
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
@@ -124,34 +131,36 @@ class BatchRange(Record):
         return self
 
     def takes(self, batch: int) -> bool:
-        """Return whether a batch of this size lies in the range."""
+        """Return True if a batch size lies in the range."""
         return self.min <= batch <= self.max
 
     @property
     def is_fixed(self) -> bool:
-        """It is one batch size, not a range."""
+        """True if the range is a single batch size."""
         return self.min == self.max
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batch sizes that it names, each once, in order."""
+        """The sizes `min`, `opt` and `max`, each once, in ascending order."""
         return tuple(sorted({self.min, self.opt, self.max}))
 
     @property
     def label(self) -> str:
-        """`b8` for a fixed batch, `b1-8-32` for a range."""
+        """Short name: `b8` for a fixed batch, `b1-8-32` for a range."""
         return f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
 
 
 class Workspace(Record):
-    """The most scratch memory that the builder may plan with."""
+    """Limit of the scratch memory that the builder may plan with."""
 
     bytes: PositiveInt
+    """The limit in bytes."""
     label: str
+    """The limit as the configuration writes it, such as `1GiB`."""
 
     @property
     def name(self) -> str:
-        """`ws1GiB`."""
+        """The workspace in names of variants, such as `ws1GiB`."""
         return f"ws{self.label}"
 
 
@@ -159,21 +168,28 @@ class Variant(Record):
     """One cell of the matrix."""
 
     model: str
+    """Name of the model."""
     target: str
+    """Hosts that the artifact is for, such as `cpu-x86_64`."""
     backend: Backend
+    """Backend that runs the artifact."""
     precision: Precision
+    """Requested precision."""
     graph: Graph | None = None
+    """ONNX graph of the artifact; None for backends without one."""
     profile: BatchRange | None = None
+    """Batch range; None if the artifact takes any batch size."""
     workspace: Workspace | None = None
+    """The builder's limit of scratch memory; None for backends without one."""
     layout: Layout = Layout.CONTIGUOUS
-    """Of the weights."""
+    """Memory layout of the weights."""
 
     @property
     def name(self) -> str:
-        """`fp16-b1-8-32-ws1GiB` for an engine; other backends put their name in front."""
+        """Name within the target: `fp16-b1-8-32-ws1GiB` for an engine. Other backends put their own name in front."""
         backend = [] if self.backend is Backend.TENSORRT else [self.backend.value]
         graph = self.graph if self.graph and self.graph.precision is self.precision else None
-        kind = graph.value if graph else self.precision.value  # tf32 has the graph of fp32
+        kind = graph.value if graph else self.precision.value  # tf32 shares the graph of fp32
         profile = [self.profile.label] if self.profile else []
         workspace = [self.workspace.name] if self.workspace else []
         layout = [] if self.layout is Layout.CONTIGUOUS else [self.layout.value]
@@ -181,20 +197,21 @@ class Variant(Record):
 
     @property
     def family(self) -> Variant:
-        """What it has in common with the variants that differ from it in the workspace only."""
+        """The same variant without a workspace, common to all variants that differ in the workspace only."""
         return self.model_copy(update={"workspace": None})
 
     @property
     def id(self) -> str:
-        """`model/target/name`: what commands, folders and the manifest call it."""
+        """Identifier in commands, folders and the manifest: `model/target/name`."""
         return f"{self.model}/{self.target}/{self.name}"
 
 
 class KernelSpecialization(str, Enum):
-    """When TensorRT-RTX compiles kernels for the shapes that an engine of several batch sizes really sees."""
+    """Time at which TensorRT-RTX compiles kernels for the actual shapes of an engine with several batch sizes."""
 
     EAGER = "eager"
-    """Before the first batch of a size runs."""
+    """Compile before the first batch of a size runs."""
     LAZY = "lazy"
-    """In the background, while slower kernels serve."""
+    """Compile in the background, while slower kernels run."""
     NONE = "none"
+    """Never compile kernels for a shape."""
