@@ -1,8 +1,8 @@
-"""Writes what is generated of the docs: `doit docs` runs it, and a test holds the files to it.
+"""Generator of the docs from docstrings: `doit docs` runs it, and a test compares its output with the files.
 
-api.md                the public API, from its docstrings
-manifest.md           the records of artifacts/manifest.json, from theirs
-manifest.schema.json  the same as JSON Schema
+api.md                the public API
+manifest.md           the records of artifacts/manifest.json
+manifest.schema.json  the same records as JSON Schema
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ _FOLDER = Path(__file__).parent
 _API = """\
 # The public API
 
-What `import model_artifacts` gives, for machines that run artifacts. `pip install "model-artifact-pipeline[runtime]"` runs
-engines and ONNX files, the extras `verify` and `store` pull releases; neither brings torch or doit. Everything that is
-raised on purpose is a `ArtifactError`, whose text says what, where, expected, got and what to do. This page is
-generated: `doit docs`.
+The functions and classes of `import model_artifacts`, for machines that run artifacts. Install them with
+`pip install "model-artifacts[tensorrt-rtx]"`. The extras `tensorrt`, `tensorrt-rtx`, `onnxruntime` and
+`onnxruntime-gpu` run artifacts; `verify` and `store` pull releases. None of them brings torch or doit. Every expected
+failure raises an `ArtifactError`, whose text names the failure, the place, the expected and the actual value, and the
+fix. This page is generated: `doit docs`.
 
 """
 _MANIFEST = """\
 # artifacts/manifest.json
 
-Each record, field by field; [manifest.schema.json](manifest.schema.json) says the same to programs. The file is
-canonical: keys and artifacts are sorted, units are in the names, and `built_at` is the only time, so that a diff of
-two manifests is readable. This page is generated: `doit docs`.
+The records of the manifest, field by field; [manifest.schema.json](manifest.schema.json) is the same for programs. A
+diff of two manifests is readable: keys and artifacts are sorted, and `built_at` is the only time. Names of fields
+contain the units. This page is generated: `doit docs`.
 
 """
 _CONFIG = ConfigDict(
@@ -50,7 +51,7 @@ _CONFIG = ConfigDict(
 
 
 def generated() -> dict[Path, str]:
-    """Return what each of the files has to hold."""
+    """Return each generated file and its text."""
     loader = GriffeLoader(docstring_parser="google")
     package = loader.load("model_artifacts")
     loader.resolve_aliases()
@@ -65,7 +66,7 @@ def generated() -> dict[Path, str]:
 
 
 def _page(item: Object) -> str:
-    """Return a class or a function with its docstrings, without links: they would lead to other pages than this."""
+    """Return a class or a function with its docstrings as Markdown, without links, whose targets are missing here."""
     text = re.sub(r"\[([^\[\]]*)\]\(#[^()]*\)", r"\1", render_object_docs(item, _CONFIG))
     text = re.sub(r"</?code>", "`", text).replace("**`", "`").replace("`**", "`")
     text = re.sub(r"^(#+ `)model_artifacts\.[a-z_.]+\.", r"\1", text, flags=re.MULTILINE)
@@ -73,16 +74,16 @@ def _page(item: Object) -> str:
 
 
 def _table(record: Class) -> str:
-    """Return a record, or the names of an enumeration, as a table."""
+    """Return a record, or an enumeration, as a Markdown table."""
     members = [item.final_target if isinstance(item, Alias) else item for item in record.all_members.values()]
     fields = [item for item in members if isinstance(item, Attribute)]
     shown = [item for item in fields if not item.name.startswith(("_", "model_")) and "property" not in item.labels]
-    rows = [f"| `{_said(item)}` | {_text(item)} |" for item in shown]
+    rows = [f"| `{_label(item)}` | {_text(item)} |" for item in shown]
     return "\n".join([f"## `{record.name}`", "", _text(record), "", "| | |", "|---|---|", *rows])
 
 
-def _said(item: Attribute) -> str:
-    """Return a field and its type, or the text that an enumeration's name stands for."""
+def _label(item: Attribute) -> str:
+    """Return a field's name and type, or the value of an enumeration's member."""
     if item.annotation is None:
         return str(item.value).strip("'\"")
     return f"{item.name}: {item.annotation}".replace("|", "\\|")

@@ -1,1 +1,1 @@
-"""Host."""
+"""Access to this host: its GPUs, CUDA, files, record files and digests."""

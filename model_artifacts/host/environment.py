@@ -1,4 +1,4 @@
-"""What this host is: package versions, processor, NVIDIA driver, git commit. Read, never guessed."""
+"""Facts about this host, read from the system: package versions, GPUs, processor, NVIDIA driver, git commit."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _DISTRIBUTIONS = {
     ),
     EngineFlavour.TENSORRT_RTX: ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
 }
-"""Which installed distribution tells a module's version; those with the bindings know it best."""
+"""Distributions whose version is the module's; the ones with the bindings come first, as the most exact."""
 
 
 def now() -> datetime:
-    """Return the present, in UTC, to the second."""
+    """Return the present time in UTC, to the second."""
     return datetime.now(timezone.utc).replace(microsecond=0)
 
 
 @cache
 def version(package: str) -> str:
-    """Return the installed version of a package, "absent" where there is none."""
+    """Return the installed version of a package; "absent" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -53,42 +53,42 @@ def tools(*packages: str) -> tuple[Tool, ...]:
 
 
 def threads() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def installed(module: str) -> bool:
-    """Return whether a top-level module can be found; it is not imported."""
+    """Return True if a top-level module is installed; the module is not imported."""
     return importlib.util.find_spec(module) is not None
 
 
 def read_host() -> Host:
-    """Return this host's GPUs and TensorRTs; neither is touched, so this is quick."""
-    found = flavours()
-    majors = tuple(cuda_major(EngineFlavour(tool.name)) for tool in found)
-    return Host(gpus=gpus(), flavours=found, cuda_majors=majors, torch=version("torch"))
+    """Return this host's GPUs and TensorRT flavours, without opening a GPU or importing a library."""
+    present = flavours()
+    majors = tuple(cuda_major(EngineFlavour(tool.name)) for tool in present)
+    return Host(gpus=gpus(), flavours=present, cuda_majors=majors, torch=version("torch"))
 
 
 def installed_torch_tensorrt() -> Tool:
-    """Return the installed Torch-TensorRT: it has two names, of which one excludes the other."""
-    found = (Tool(name=name, version=version(name)) for name in ("torch-tensorrt", "torch-tensorrt-rtx"))
-    return next((tool for tool in found if tool.version != "absent"), Tool(name="torch-tensorrt", version="absent"))
+    """Return the installed Torch-TensorRT; its two packages exclude each other."""
+    packages = (Tool(name=name, version=version(name)) for name in ("torch-tensorrt", "torch-tensorrt-rtx"))
+    return next((tool for tool in packages if tool.version != "absent"), Tool(name="torch-tensorrt", version="absent"))
 
 
 def tensorrt_of(library: Tool) -> EngineFlavour:
-    """Return the TensorRT that a Torch-TensorRT builds its engines with."""
+    """Return the flavour that a Torch-TensorRT package builds its engines with."""
     return EngineFlavour.TENSORRT_RTX if library.name == "torch-tensorrt-rtx" else EngineFlavour.TENSORRT
 
 
 def installed_onnxruntime() -> Tool:
-    """Return the installed ONNX Runtime: with CUDA, or the plain one."""
-    found = [Tool(name=name, version=version(name)) for name in ("onnxruntime-gpu", "onnxruntime")]
-    return next((tool for tool in found if tool.version != "absent"), found[-1])
+    """Return the installed ONNX Runtime: `onnxruntime-gpu`, else `onnxruntime`."""
+    packages = [Tool(name=name, version=version(name)) for name in ("onnxruntime-gpu", "onnxruntime")]
+    return next((tool for tool in packages if tool.version != "absent"), packages[-1])
 
 
 @cache
 def flavours() -> tuple[Tool, ...]:
-    """Return the installed TensorRTs with their full versions: `tensorrt` before `tensorrt_rtx`."""
+    """Return the installed flavours with their full versions: `tensorrt` before `tensorrt_rtx`."""
     return tuple(
         Tool(name=flavour.value, version=_flavour_version(flavour))
         for flavour in EngineFlavour
@@ -102,24 +102,24 @@ def _flavour_version(flavour: EngineFlavour) -> str:
 
 
 def cuda_major(flavour: EngineFlavour) -> int | None:
-    """Return the major version of the CUDA that an installed TensorRT is made for; None where its name does not say."""
-    found = re.search(r"-cu(\d+)", _distribution(flavour))
-    return int(found[1]) if found else None
+    """Return the major version of CUDA in the name of a flavour's distribution; None if the name has none."""
+    suffix = re.search(r"-cu(\d+)", _distribution(flavour))
+    return int(suffix[1]) if suffix else None
 
 
 def _distribution(flavour: EngineFlavour) -> str:
-    """Return which distribution a TensorRT was installed from, "" where none is known."""
+    """Return the distribution that a flavour was installed from; an empty string if none is known."""
     return next((name for name in _DISTRIBUTIONS[flavour] if version(name) != "absent"), "")
 
 
 def missing_gpu() -> str:
-    """Return why there is no GPU here, where there is none."""
+    """Return the reason for the lack of a GPU, on a host without one."""
     return missing_driver() or "CUDA shows no GPU"
 
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs that CUDA shows this process (`CUDA_VISIBLE_DEVICES` counts), in its order."""
+    """Return the GPUs that this process may use (see `CUDA_VISIBLE_DEVICES`), in CUDA's order."""
     if missing_driver():
         return ()
     from cuda.bindings import driver  # noqa: PLC0415 - 0.2 s that hosts without a driver save
@@ -147,10 +147,10 @@ def _gpu(driver: ModuleType, index: int) -> Gpu:
 
 @cache
 def driver_version() -> str:
-    """Return the NVIDIA driver's version such as 580.159.04, "absent" where there is none."""
+    """Return the NVIDIA driver's version, such as 580.159.04; "absent" without a driver."""
     if missing_driver():
         return "absent"
-    import pynvml  # noqa: PLC0415 - hosts without a driver do without
+    import pynvml  # noqa: PLC0415 - hosts without a driver do not need it
 
     try:
         pynvml.nvmlInit()
@@ -161,7 +161,7 @@ def driver_version() -> str:
 
 @cache
 def driver_cuda() -> int | None:
-    """Return the latest CUDA that the driver runs, by its major version; a forward-compatible libcuda counts."""
+    """Return the major version of the latest CUDA that the driver runs, a forward-compatible libcuda included."""
     if missing_driver():
         return None
     from cuda.bindings import driver  # noqa: PLC0415 - 0.2 s that hosts without a driver save
@@ -172,20 +172,20 @@ def driver_cuda() -> int | None:
 
 @cache
 def processor() -> str:
-    """Return the processor's name as the system gives it, with the cores that this process may use."""
+    """Return the processor's name from the system, and the number of cores that this process may use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {threads()} cores"
 
 
 def host_memory_bytes() -> int:
-    """Return how much memory this host has."""
+    """Return the size of this host's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @cache
 def missing_driver() -> str | None:
-    """Return why no NVIDIA driver can be used here, None where one can."""
+    """Return the reason why no NVIDIA driver can be used here; None if one can."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -199,7 +199,7 @@ def missing_driver() -> str | None:
 
 
 def git_state(folder: Path) -> GitState | None:
-    """Return the commit checked out in `folder` and whether tracked files differ from it; None outside a repository."""
+    """Return the commit of a checkout and the state of its tracked files; None outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -209,7 +209,7 @@ def git_state(folder: Path) -> GitState | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
-            ["git", "-C", str(folder), *arguments],  # noqa: S607 - git is where the PATH says
+            ["git", "-C", str(folder), *arguments],  # noqa: S607 - PATH decides which git
             check=False,
             capture_output=True,
             text=True,

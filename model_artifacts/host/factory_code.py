@@ -1,8 +1,4 @@
-"""The staleness key: what each result depends on.
-
-Not in any key: the time, the host's name, where the checkout lies, when files were touched, comments and key order of
-the configuration.
-"""
+"""Version of the code of a model's factory, for staleness keys and recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +10,14 @@ from model_artifacts.host.hashes import sha256_of
 
 
 def code_of(factory: str) -> str:
-    """Return the digest of a factory's own file, or the version of the package that it comes from."""
+    """Return the SHA-256 of the file that defines a factory, or the version of the factory's package.
+
+    Args:
+        factory: the factory, `module:function`.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
     module = factory.split(":", maxsplit=1)[0]
     if here := _file_of(module, Path()):
         return sha256_of(here)

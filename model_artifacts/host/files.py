@@ -1,4 +1,4 @@
-"""Files that are never half-written: write beside the target, flush to disk, then rename over it."""
+"""Atomic writes of files and folders: write beside the target, flush to disk, then rename over it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of renameat2(2)."""
+"""Constants of renameat2(2)."""
 _TEMPORARY = ".writing-"
-"""What names of files begin with that are not whole yet."""
+"""Prefix of the names of unfinished files."""
 _LEFT_SECONDS = 24 * 3600.0
-"""A temporary folder as old as this is nobody's any more."""
+"""Age of a temporary folder after which no process uses it any more."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Hand out a temporary path in the folder of `path`; when the block ends well it becomes `path`.
+    """Yield a temporary path in the folder of `path`; if the block succeeds, it becomes `path`.
 
-    An exception, an interrupt included, removes the temporary file and leaves what was at `path`. What a process that
-    was killed could not remove, the next one that writes `path` does.
+    An exception, an interrupt included, removes the temporary file and leaves the former `path` in place. A killed
+    process leaves its temporary file; the next process that writes `path` removes it.
 
     Raises:
         StorageError: the folder or the file cannot be written.
@@ -56,20 +56,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _begin(path: Path) -> tuple[int, Path]:
-    """Make a temporary file for `path`, and hold its lock; again, where a sweep has come between the two."""
+    """Make a temporary file for `path` and lock it; repeat this if a sweep removed the file before the lock."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent)
         with suppress(OSError):  # the file system has no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)  # whoever sweeps holds it for a moment
+            fcntl.flock(handle, fcntl.LOCK_EX)  # a sweep in another process holds the lock for a moment
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary files of `path` that nobody writes any more: their writers hold a lock that ends with them."""
+    """Remove abandoned temporary files of `path`: a live writer holds a lock, which ends with its process."""
     for left in path.parent.glob(f"{_TEMPORARY}{glob.escape(path.name)}.*"):
-        with suppress(OSError):  # another process has removed it, or it is somebody else's
+        with suppress(OSError):  # another process has removed the file, or another user owns it
             handle = os.open(left, os.O_RDWR)
             try:
                 if _try_to_lock(handle):
@@ -81,19 +81,19 @@ def _sweep(path: Path) -> None:
 def _try_to_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or the file system has no locks
+    except OSError:  # another process holds the lock, or the file system has no locks
         return False
     return True
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Hand out an empty folder beside `folder`; when the block ends well it takes the place of `folder`.
+    """Yield an empty folder beside `folder`; if the block succeeds, it replaces `folder`.
 
-    What a killed process left there goes a day later.
+    A killed process leaves its temporary folder, which is removed a day later.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the folder cannot be written.
     """
     with storage_errors(f"writing {folder}"), _temporary_folder(folder.parent) as scratch:
         scratch.chmod(0o755)
@@ -102,7 +102,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sweep_folders(root: Path) -> None:
-    """Remove temporary folders that are nobody's any more."""
+    """Remove temporary folders that are older than a day."""
     for left in root.glob(f"{_TEMPORARY}*"):
         with suppress(FileNotFoundError):
             if left.is_dir() and time.time() - left.stat().st_mtime > _LEFT_SECONDS:
@@ -111,13 +111,15 @@ def _sweep_folders(root: Path) -> None:
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
-    """Hand out an empty folder in `root` that goes with the block; what a killed process left goes a day later.
+    """Yield an empty folder in `root`, which is removed after the block.
+
+    A killed process leaves its folder, which is removed a day later.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the folder cannot be written.
     """
     with ExitStack() as stack:
-        with storage_errors(f"writing {root}"):  # what goes wrong in the block has words of its own
+        with storage_errors(f"writing {root}"):  # errors of the block itself pass unchanged
             scratch = stack.enter_context(_temporary_folder(root))
         yield scratch
 
@@ -134,13 +136,17 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put a folder in the place of another, if there is one, in one step where the file system can.
+    """Replace a folder by another, in one step if the file system can do that.
 
-    Elsewhere, as on some network file systems, there is a moment in which neither is there; the old one comes back
-    when the new one cannot take its place.
+    Some network file systems cannot. There, for a moment, neither folder is in place, and after a failure the old
+    folder is put back.
+
+    Args:
+        new: the folder to put in place.
+        old: the folder to replace; it may be missing.
 
     Raises:
-        OSError: it cannot be done; the old one is there as before.
+        OSError: the folder cannot be replaced; the old one is in place as before.
     """
     if not old.exists():
         new.rename(old)
@@ -169,7 +175,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -177,10 +183,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def keeping(path: Path) -> Iterator[Path]:
-    """Hand out an empty file to append to, a log; however the block ends, what it then holds becomes `path`.
+    """Yield an empty log file to append to; at the end of the block, even after an error, it becomes `path`.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / path.name
@@ -192,13 +198,18 @@ def keeping(path: Path) -> Iterator[Path]:
 
 
 def install_files(staged: Path, root: Path, files: Iterable[FileRecord]) -> None:
-    """Move files from one folder to another on the same disk, each in one step, in their order: records belong last.
+    """Move files from one folder to another on the same disk, each in one step.
+
+    Args:
+        staged: the folder that holds the files.
+        root: the folder to move them to.
+        files: the files, in the order of the moves; records belong last.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: a file cannot be written.
     """
     with storage_errors(f"writing {root}"):
         for file in files:
-            there = root / file.path
-            there.parent.mkdir(parents=True, exist_ok=True)
-            (staged / file.path).replace(there)
+            target = root / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (staged / file.path).replace(target)

@@ -1,4 +1,4 @@
-"""Files that are never half-written: write beside the target, flush to disk, then rename over it."""
+"""Digests of files: SHA-256, file records, and checks against them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal; read once a process while the file does not change.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Each process reads an unchanged file only once.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     with storage_errors(f"reading {path}"):
         stat = path.stat()
@@ -34,15 +36,20 @@ def _sha256(path: Path, *_identity: int) -> str:
 
 
 def describe_bytes(path: str, data: bytes) -> FileRecord:
-    """Return the record of a file with these bytes."""
+    """Return the record of a file with these bytes.
+
+    Args:
+        path: the path to record.
+        data: the file's bytes.
+    """
     return FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def describe_file(path: Path, root: Path) -> FileRecord:
-    """Return the record of a file under `root`: path, size and digest.
+    """Return the record of a file below `root`: path, size and digest.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     with storage_errors(f"reading {path}"):
         size = path.stat().st_size
@@ -50,16 +57,16 @@ def describe_file(path: Path, root: Path) -> FileRecord:
 
 
 def check_digest(path: Path, file: FileRecord, fix: str) -> None:
-    """Check a file before it is loaded: a damaged engine can crash its process, and a module holds code.
+    """Check a file's digest before it is loaded: a damaged engine can crash the process, and a module contains code.
 
     Args:
         path: the file.
         file: its record.
-        fix: the remedy that the message names.
+        fix: the remedy for the error message.
 
     Raises:
-        RunError: its SHA-256 differs from the record's.
-        StorageError: it cannot be read.
+        RunError: the SHA-256 differs from the record's.
+        StorageError: the file cannot be read.
     """
     if (got := sha256_of(path)) != file.sha256:
         raise RunError(

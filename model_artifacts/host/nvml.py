@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU while something is timed on it: who else computes there, its clocks, heat and power."""
+"""Access to NVML: a GPU's free memory, and its handle for further queries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def free_memory_bytes(gpu: Gpu) -> int | None:
-    """Return how much memory of a GPU nobody holds; None where NVML does not tell."""
+    """Return a GPU's free memory in bytes; None without a driver, or if NVML does not report it."""
     if missing_driver():
         return None
-    import pynvml  # noqa: PLC0415 - hosts without a driver do without
+    import pynvml  # noqa: PLC0415 - hosts without a driver do not need it
 
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(gpu_handle(pynvml, gpu)).free)
@@ -25,5 +25,14 @@ def free_memory_bytes(gpu: Gpu) -> int | None:
 
 
 def gpu_handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
+    """Initialise NVML, and return its handle of a GPU.
+
+    Args:
+        pynvml: the imported module.
+        gpu: a GPU of this host.
+
+    Raises:
+        pynvml.NVMLError: NVML does not start, or has no such GPU.
+    """
     pynvml.nvmlInit()
     return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)

@@ -1,4 +1,4 @@
-"""The progress of long work: a bar a phase on a terminal, a line now and then elsewhere."""
+"""Progress of long work: one bar per phase on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _QUIET_SECONDS = 5.0
-"""Work that takes no longer says nothing; longer work says a line as often."""
+"""Seconds between two lines; shorter work writes none."""
 
 
 class Bars:
-    """Shows phases, which it may be told of by several threads. A context manager."""
+    """Display of phases, open as a context manager; several threads may report to it."""
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
-        """Begin with nothing shown; bars appear where `stream` is a terminal."""
+        """Create an empty display.
+
+        Args:
+            stream: the output; a terminal shows bars, other streams get lines.
+        """
         self._stream = stream
         self._lock = threading.Lock()
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self._steps: dict[str, int] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        """Show bars, on a terminal."""
+        """Start the bars, if the stream is a terminal."""
         if self._stream.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bars = Progress(*columns, console=Console(file=self._stream), transient=True)
@@ -42,41 +46,59 @@ class Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._bars:
             self._bars.stop()
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins."""
+        """Begin a phase.
+
+        Args:
+            phase: name of the phase.
+            parent: name of the phase that contains it; None for an outermost phase.
+            steps: number of steps of the phase.
+        """
         with self._lock:
             self._steps[phase] = steps
             if self._bars:
                 self._tasks[phase] = self._bars.add_task(f"  {phase}" if parent else phase, total=steps)
 
     def step(self, phase: str, done: int) -> None:
-        """A step of it is done."""
+        """Show the number of finished steps of a phase.
+
+        Args:
+            phase: name of the phase.
+            done: number of finished steps.
+        """
         with self._lock:
             if self._bars and phase in self._tasks:
                 self._bars.update(self._tasks[phase], completed=done)
-            elif not self._bars and time.monotonic() - self._said >= _QUIET_SECONDS:
-                self._said = time.monotonic()
+            elif not self._bars and time.monotonic() - self._last_line >= _QUIET_SECONDS:
+                self._last_line = time.monotonic()
                 self._stream.write(f"{phase}: {done} of {self._steps.get(phase, done)}\n")
                 self._stream.flush()
 
     def finish(self, phase: str) -> None:
-        """It is over."""
+        """End a phase and remove its bar."""
         with self._lock:
             if self._bars and phase in self._tasks:
                 self._bars.remove_task(self._tasks.pop(phase))
 
-    def told(self, phase: str) -> Callable[[int, int], None]:
-        """Return what a phase tells how many of how many are done."""
+    def reporting(self, phase: str) -> Callable[[int, int], None]:
+        """Return a function for a phase's progress.
 
-        def seen(done: int, total: int) -> None:
+        Args:
+            phase: name of the phase.
+
+        Returns:
+            (finished steps, all steps) → None; it begins, advances and ends the phase.
+        """
+
+        def report(done: int, total: int) -> None:
             if phase not in self._steps:
                 self.start(phase, None, total)
             self.step(phase, done)
             if done == total:
                 self.finish(phase)
 
-        return seen
+        return report

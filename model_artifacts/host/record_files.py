@@ -1,4 +1,4 @@
-"""Files that are never half-written: write beside the target, flush to disk, then rename over it."""
+"""Records as JSON files: atomic writes, validated reads, and a refusal of newer schema versions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record as canonical JSON.
 
     Raises:
-        StorageError: it cannot be written.
-        NewerRecordError: what is there was written by a newer version of this package.
+        StorageError: the file cannot be written.
+        NewerRecordError: a newer version of this package wrote the present file.
     """
     refuse_newer(path)
     write_bytes(path, record.to_json().encode())
 
 
 def read_record(path: Path, kind: type[R], fix: str = "") -> R:
-    """Read a record back.
+    """Read and validate a record.
+
+    Args:
+        path: the record's file.
+        kind: the record's class.
+        fix: the remedy for the error message.
 
     Raises:
-        MissingRecordError: there is none.
-        RecordError: it is not such a record, or of an older schema version.
-        NewerRecordError: it is of a newer schema version.
+        MissingRecordError: the file is missing.
+        RecordError: the file cannot be read, is no such record, or has an older schema version.
+        NewerRecordError: the record has a newer schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -51,20 +56,20 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
 
 
 def refuse_newer(path: Path) -> None:
-    """Stop before a record is misread, or it and its files are lost, that a newer version of this package has written.
+    """Refuse a record from a newer version of this package, before it is misread or overwritten.
 
     Raises:
-        NewerRecordError: it has.
+        NewerRecordError: the record has a newer schema version.
     """
     try:
-        written = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return  # nothing there, or nothing that anybody could read
-    version = written.get("schema_version") if isinstance(written, dict) else None
+        return  # no file, or no readable JSON
+    version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise NewerRecordError(
-            f"{path} was written by a newer version of this project",
+            f"{path} was written by a newer version of this package",
             expected=f"schema_version {SCHEMA_VERSION} or older",
             got=f"schema_version {version}",
-            fix="update this checkout, or delete the file to have it made again",
+            fix="update this package, or delete the file and run its step again",
         )

@@ -1,1 +1,1 @@
-"""Tensorrt."""
+"""TensorRT for deployments: flavours, runtime, inspector and refitter, without a builder."""

@@ -1,4 +1,4 @@
-"""Which TensorRT is there, and what it says while it works."""
+"""TensorRT flavours, and the log of their messages."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flavour:
-    """An imported TensorRT, and what it can do."""
+    """An imported TensorRT flavour and its abilities."""
 
     name: EngineFlavour
+    """The flavour."""
     version: str
+    """Full version of its module."""
     module: ModuleType
+    """The imported module."""
 
     @property
     def strongly_typed(self) -> bool:
-        """Precisions are the graph's. Without this (8.6) they are flags, and the builder chooses among them."""
+        """True if the graph sets the precisions. In TensorRT 8.6 flags do, and the builder chooses among them."""
         return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     @property
     def tunes(self) -> bool:
-        """Builds on the GPU, by timing tactics. TensorRT-RTX builds ahead of time, for compute capabilities."""
+        """True if builds time tactics on the GPU. TensorRT-RTX builds ahead of time, for compute capabilities."""
         return not hasattr(self.module, "ComputeCapability")
 
     def __str__(self) -> str:
@@ -43,12 +46,12 @@ def load_flavour(name: EngineFlavour) -> Flavour:
     """Import a flavour.
 
     Raises:
-        UnsupportedError: it is not installed.
-        RetryableError: it is, but its libraries are missing.
+        UnsupportedError: the flavour is not installed.
+        RetryableError: the flavour is installed, but its libraries are missing.
     """
     try:
         module = importlib.import_module(name.value)
-    except (ImportError, OSError) as exc:  # OSError: a wheel that loads its libraries by itself, and misses one
+    except (ImportError, OSError) as exc:  # OSError: the wheel loads its libraries by itself, and one is missing
         group = "the dependency group `rtx`" if name is EngineFlavour.TENSORRT_RTX else "the extra `tensorrt`"
         kind = RetryableError if installed(name.value) else UnsupportedError
         raise kind(
@@ -58,16 +61,25 @@ def load_flavour(name: EngineFlavour) -> Flavour:
 
 
 class BuildLog:
-    """What a library says, line by line, in the order in which its threads said it."""
+    """Log of a library's messages, in the order in which its threads wrote them."""
 
     def __init__(self, file: TextIO | None = None) -> None:
-        """Begin empty; `file` gets every line at once, so that it survives a crash."""
+        """Create an empty log.
+
+        Args:
+            file: gets every line immediately, so that the lines survive a crash.
+        """
         self._lines: list[tuple[str, str]] = []
         self._file = file
         self._lock = threading.Lock()
 
     def add(self, severity: str, message: str) -> None:
-        """Append a line."""
+        """Append a line.
+
+        Args:
+            severity: TensorRT's name of the severity, such as `WARNING`.
+            message: the message.
+        """
         with self._lock:
             self._lines.append((severity, message))
             if self._file:
@@ -75,15 +87,15 @@ class BuildLog:
                 self._file.flush()
 
     def text(self) -> str:
-        """Return the whole log, a line each, severity first."""
+        """Return the whole log: one line per message, the severity first."""
         return "".join(f"{severity:<14} {message}\n" for severity, message in self._lines)
 
     def errors(self) -> list[str]:
-        """Return the messages of errors."""
+        """Return the messages of severity `ERROR` and `INTERNAL_ERROR`."""
         return [message for severity, message in self._lines if severity in {"ERROR", "INTERNAL_ERROR"}]
 
     def search(self, pattern: str) -> re.Match[str] | None:
-        """Return the last match of `pattern` in any message."""
+        """Return the last match of a regular expression in any message; None without a match."""
         matches = [match for _, message in self._lines if (match := re.search(pattern, message))]
         return matches[-1] if matches else None
 
@@ -94,22 +106,25 @@ _ISSUE = re.compile(r"(?:\[W\]|^WARNING)\s+- (.+)$")
 
 
 def weight_warnings(log: str) -> tuple[WeightWarning, ...]:
-    """Return what a builder's log says of weights that FP16 does not hold.
+    """Return a builder's warnings about weights that FP16 cannot represent.
 
-    TensorRT says so where it converts weights itself. Until 8.5 it names each weight, maybe for every tactic it tries;
-    from 8.6 on it says "20 weights are affected by this issue: Detected subnormal FP16 values." A graph that is in FP16
-    already gives no reason to: what its cast lost is counted by the export.
+    TensorRT warns if it converts the weights itself. Up to 8.5 it names each weight, possibly for every tactic that it
+    tries. From 8.6 on it counts: "20 weights are affected by this issue: Detected subnormal FP16 values". A graph that
+    is already in FP16 causes no warnings; the export counts the losses of its cast.
+
+    Args:
+        log: the whole text of the log.
     """
     named: dict[str, set[str]] = {}
     counted: dict[str, int] = {}
     weight = ""
     for line in log.splitlines():
-        if found := _COUNTED.search(line):
-            counted[_sentence(found.group(2))] = int(found.group(1))
-        elif found := _NAMED.search(line):
-            weight = found.group(1)
-        elif found := _ISSUE.search(line):
-            named.setdefault(_sentence(found.group(1)), set()).add(weight)
+        if match := _COUNTED.search(line):
+            counted[_sentence(match.group(2))] = int(match.group(1))
+        elif match := _NAMED.search(line):
+            weight = match.group(1)
+        elif match := _ISSUE.search(line):
+            named.setdefault(_sentence(match.group(1)), set()).add(weight)
     counts = {issue: len(weights) for issue, weights in named.items()} | counted
     return tuple(WeightWarning(issue=issue, weights=count) for issue, count in counts.items())
 
@@ -119,7 +134,12 @@ def _sentence(text: str) -> str:
 
 
 def make_logger(trt: ModuleType, log: BuildLog) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
-    """Return a logger for the library, which appends to `log` and never raises."""
+    """Return a logger for the library, which appends to a log and never raises.
+
+    Args:
+        trt: the flavour's module.
+        log: the log to append to.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]  # the base exists once a flavour is imported
         def __init__(self) -> None:

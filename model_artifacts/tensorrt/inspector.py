@@ -1,4 +1,4 @@
-"""An engine's layers, as its inspector tells them: which type each convolution and matrix product multiplies in."""
+"""Layers of an engine, read from its inspector, and the types in which they multiply."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from model_artifacts.records import LayerShare, Precision
 
 _MULTIPLIES = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|fullyconnected|\bfc\b", re.IGNORECASE)
-"""Layer types of convolutions and matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and 10),
-`correlation` (TensorRT-RTX)."""
+"""Types of layers that are convolutions or matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and
+10), `correlation` (TensorRT-RTX)."""
 
 _COPIES = re.compile(r"reformat|copy|shuffle|transpose|reorder|^move$|^cast$", re.IGNORECASE)
-"""Layer types that compute nothing: `Reformat`, `Shuffle` (8.6 and 10), ONNX's `Transpose` and `Cast`, and ONNX
+"""Types of layers that compute nothing: `Reformat`, `Shuffle` (8.6 and 10), ONNX's `Transpose` and `Cast`, and ONNX
 Runtime's `ReorderInput`."""
 
 _TYPES = (
@@ -24,7 +24,7 @@ _TYPES = (
     (re.compile(r"half|fp16|float16", re.IGNORECASE), Precision.FP16),
     (re.compile(r"float|fp32", re.IGNORECASE), Precision.FP32),
 )
-"""What the inspector calls a tensor's type or format (`Half`, `Two wide channel vectorized row major FP16 format`)."""
+"""The inspector's names of a tensor's type or format: `Half`, `Two wide channel vectorized row major FP16 format`."""
 
 _EXAMPLES = 3
 
@@ -34,29 +34,39 @@ class EngineLayer:
     """One layer of an engine."""
 
     name: str
+    """The library's name of the layer."""
     kind: str
+    """Type of the layer, in the library's words."""
     tactic: str
+    """Name of the kernel; empty if the inspector does not report it."""
     precision: Precision | None
-    """What it multiplies in; None where it does not multiply, or does not tell."""
+    """Type in which the layer multiplies; None if it does not multiply, or if the type is unknown."""
     shape: str = ""
-    """Of its first output, such as `1x64x112x112`; nothing where it is not told."""
+    """Shape of the first output, such as `1x64x112x112`; empty if unknown."""
     weights: int = 0
-    """How many values; 0 also where they are not told."""
+    """Number of weight values; 0 also if unknown."""
 
     @property
     def multiplies(self) -> bool:
-        """It is a convolution or a matrix product."""
+        """True for a convolution or a matrix product."""
         return _MULTIPLIES.search(self.kind) is not None
 
     @property
     def only_copies(self) -> bool:
-        """It changes a tensor's layout, type or place, and computes nothing."""
+        """True for a layer that changes a tensor's layout, type or place, and computes nothing."""
         return _COPIES.search(self.kind) is not None
 
 
 def read_layers(text: str) -> tuple[EngineLayer, ...]:
-    """Return the layers in an inspector's JSON; empty where the engine was built without details."""
-    layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 writes control characters as they are
+    """Return the layers in an inspector's JSON.
+
+    Args:
+        text: the inspector's JSON.
+
+    Returns:
+        the layers; none if the engine was built without detailed profiling verbosity.
+    """
+    layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 writes control characters unescaped
     return tuple(_layer(layer) for layer in layers if isinstance(layer, dict))
 
 
@@ -81,26 +91,26 @@ def _shape(layer: dict[str, Any]) -> str:
 
 
 def _precision(layer: dict[str, Any], tactic: str) -> Precision | None:
-    """Return the type of a layer's first input; FP32 that a tensor core multiplies says so in its tactic's name.
+    """Return the type of a layer's first input; a tactic's name shows if tensor cores multiply FP32 as TF32.
 
-    TensorRT does not tell an input's type where shapes are dynamic ("N/A due to dynamic shapes"): then the weights' is
-    taken.
+    For dynamic shapes TensorRT does not report an input's type ("N/A due to dynamic shapes"). Then the type of the
+    weights counts.
     """
     inputs, weights = layer.get("Inputs") or [], layer.get("Weights")
     first = inputs[0] if inputs and isinstance(inputs[0], dict) else {}
     shown = [str(first.get(name, "")) for name in ("Format/Datatype", "Datatype", "Format")]
     shown.append(str(weights.get("Type", "")) if isinstance(weights, dict) else "")
-    found = next((precision for text in shown for pattern, precision in _TYPES if pattern.search(text)), None)
-    return Precision.TF32 if found is Precision.FP32 and "tf32" in tactic.lower() else found
+    named = next((precision for text in shown for pattern, precision in _TYPES if pattern.search(text)), None)
+    return Precision.TF32 if named is Precision.FP32 and "tf32" in tactic.lower() else named
 
 
 def shares(layers: tuple[EngineLayer, ...]) -> tuple[LayerShare, ...]:
-    """Count the convolutions and matrix products by the type that they multiply in, the most frequent first."""
-    found: dict[Precision | None, list[str]] = {}
+    """Count the convolutions and matrix products by the type in which they multiply, the most frequent first."""
+    by_type: dict[Precision | None, list[str]] = {}
     for layer in layers:
         if layer.multiplies:
-            found.setdefault(layer.precision, []).append(layer.name)
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+            by_type.setdefault(layer.precision, []).append(layer.name)
+    ordered = sorted(by_type.items(), key=lambda item: -len(item[1]))
     return tuple(
         LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))
         for precision, names in ordered

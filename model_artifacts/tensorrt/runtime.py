@@ -1,4 +1,4 @@
-"""Serialized engine → contexts that put batches on a CUDA stream."""
+"""Serialized engine → execution contexts that run batches on a CUDA stream."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
+"""TensorRT's names of types → the records' names."""
 
 
 @dataclass
 class LoadedEngine:
-    """A deserialised engine: shared by threads, each of which makes a context of its own."""
+    """A deserialised engine, which threads may share; each thread opens its own context."""
 
     flavour: Flavour
+    """The flavour that loaded the engine."""
     inputs: tuple[TensorSpec, ...]
+    """The engine's inputs."""
     outputs: tuple[TensorSpec, ...]
+    """The engine's outputs."""
     batches: BatchRange
-    """The batch sizes that its profile takes."""
+    """Batch range of the engine's optimization profile."""
     activation_bytes: int
+    """GPU memory for each execution context, in bytes."""
     _engine: Any
     _log: BuildLog
 
@@ -39,47 +44,55 @@ class LoadedEngine:
         """Open an execution context.
 
         Args:
-            stream: the CUDA stream that it is set up on.
-            cache: what an earlier context's `runtime_cache()` gave; flavours without one ignore it.
-            specialization: when kernels are compiled for shapes; flavours that do not compile then ignore it.
+            stream: handle of the CUDA stream for the set-up.
+            cache: the `runtime_cache()` of an earlier context; flavours without a runtime cache ignore it.
+            specialization: time at which kernels are compiled for shapes; flavours that never compile ignore it.
 
         Raises:
-            RunError: the GPU has no room for it, or the cache cannot be used.
+            RunError: the GPU has too little free memory, or the profile or the cache cannot be used.
         """
-        config, kept = self._runtime_config(cache, specialization)
+        config, runtime_cache = self._runtime_config(cache, specialization)
         context = self._engine.create_execution_context(*([] if config is None else [config]))
         if context is None:
-            raise refused("the GPU has no room for an execution context", self._log, f"{self.activation_bytes:,} bytes")
-        chosen = context.active_optimization_profile == 0  # the first context's is chosen for it
+            raise refused(
+                "the GPU has too little free memory for an execution context",
+                self._log,
+                f"{self.activation_bytes:,} bytes",
+            )
+        chosen = context.active_optimization_profile == 0  # the library chooses it for the first context
         if not chosen and not context.set_optimization_profile_async(0, stream):
-            raise refused("the engine's profile cannot be used", self._log, "a profile that contexts may share")
-        opened = ExecutionContext(self.flavour, context, config, kept, self._log)
+            raise refused(
+                "the engine's optimization profile cannot be used", self._log, "a profile that contexts may share"
+            )
+        opened = ExecutionContext(self.flavour, context, config, runtime_cache, self._log)
         try:
             yield opened
         finally:
             opened.release()
 
     def inspect(self) -> str:
-        """Return the inspector's JSON; of an engine of several batch sizes it leaves the tensors' types open."""
+        """Return the inspector's JSON, which lacks the tensors' types for an engine of several batch sizes."""
         return _inspected(self.flavour.module, self._engine)
 
     def _runtime_config(self, cache: bytes | None, specialization: KernelSpecialization) -> tuple[Any, Any]:
-        """Return the configuration and the runtime cache, which must outlive the context: the library holds neither."""
+        """Return the configuration and the runtime cache; the library keeps neither alive, so the context must."""
         trt = self.flavour.module
         if not hasattr(getattr(trt, "IRuntimeConfig", None), "create_runtime_cache"):
             return None, None
         config = self._engine.create_runtime_config()
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.name)
-        kept = config.create_runtime_cache()
-        if cache and not kept.deserialize(cache):
-            raise refused("the runtime cache cannot be used", self._log, "one that this flavour wrote on such a GPU")
-        config.set_runtime_cache(kept)
-        return config, kept
+        runtime_cache = config.create_runtime_cache()
+        if cache and not runtime_cache.deserialize(cache):
+            raise refused(
+                "the runtime cache cannot be used", self._log, "a cache of this flavour from the same type of GPU"
+            )
+        config.set_runtime_cache(runtime_cache)
+        return config, runtime_cache
 
 
 class ExecutionContext:
-    """What runs one batch at a time."""
+    """An execution context, which runs one batch at a time."""
 
     def __init__(self, flavour: Flavour, context: Any, config: Any, cache: Any, log: BuildLog) -> None:  # noqa: ANN401 - TensorRT is untyped
         self._flavour = flavour
@@ -90,65 +103,83 @@ class ExecutionContext:
         self._profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Say which shape the next batch has.
+        """Set an input's shape for the next batch.
+
+        Args:
+            name: name of the input.
+            shape: sizes of all axes, the batch first.
 
         Raises:
-            RunError: the engine does not take it.
+            RunError: the engine does not accept the shape.
         """
         if not self._context.set_input_shape(name, shape):
-            raise refused(f"the engine does not take {name} of shape {shape}", self._log)
+            raise refused(f"the engine does not accept {name} of shape {shape}", self._log)
 
     def set_address(self, name: str, pointer: int) -> None:
-        """Say where in the GPU's memory a tensor lies.
+        """Set a tensor's address in GPU memory.
+
+        Args:
+            name: name of the input or output.
+            pointer: address of the first element.
 
         Raises:
-            RunError: the engine does not take it.
+            RunError: the engine does not accept the address.
         """
         if not self._context.set_tensor_address(name, pointer):
-            raise refused(f"the engine does not take an address for {name}", self._log)
+            raise refused(f"the engine does not accept a memory address for {name}", self._log)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape, now that the inputs' are known."""
+        """Return a tensor's shape, which follows from the shapes of the inputs."""
         return tuple(self._context.get_tensor_shape(name))
 
     def enqueue(self, stream: int) -> None:
         """Put the batch on a stream.
 
+        Args:
+            stream: handle of the CUDA stream.
+
         Raises:
-            RunError: the engine could not.
+            RunError: the engine cannot be run.
         """
         if not self._context.execute_async_v3(stream):
-            raise refused("the engine could not be run", self._log)
+            raise refused("the engine cannot be run", self._log)
 
     def layers(self) -> tuple[EngineLayer, ...]:
-        """Return what the inspector says of the engine's layers, for the shapes that were set last."""
+        """Return the engine's layers from its inspector, for the shapes set last."""
         return read_layers(_inspected(self._flavour.module, self._context.engine, self._context))
 
     def time_layers(self, stream: int, runs: int) -> dict[str, float]:
-        """Run batches, and return the median time of each layer by its name, in milliseconds.
+        """Run batches, and return the median time per batch of each layer, in milliseconds.
 
-        The context goes on timing its layers afterwards, which makes it slow.
+        Afterwards the context still times its layers, which makes it slow.
+
+        Args:
+            stream: handle of the CUDA stream.
+            runs: number of batches.
+
+        Returns:
+            the layer's name → its time.
 
         Raises:
-            RunError: the engine could not be run.
+            RunError: the engine cannot be run.
         """
         times: dict[str, list[float]] = {}
         self._profiler = _make_profiler(self._flavour.module, times)
         self._context.profiler = self._profiler
         for _ in range(runs):
-            self.enqueue(stream)  # waits for the batch, and reports, as `enqueue_emits_profile` is by default
-        # A name that several layers have counts as often as it is reported in a batch.
-        return {name: median(found) * len(found) / runs for name, found in times.items()}
+            self.enqueue(stream)  # by default (`enqueue_emits_profile`) it waits for the batch and reports
+        # Several layers may share a name: it counts as often as a batch reports it.
+        return {name: median(samples) * len(samples) / runs for name, samples in times.items()}
 
     def runtime_cache(self) -> bytes | None:
-        """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""
+        """Return the kernels compiled for this GPU so far; None for flavours that compile none."""
         if self._cache is None:
             return None
         written = self._cache.serialize()
         return None if written is None else bytes(written)
 
     def release(self) -> None:
-        """Give back its memory: the context's first, then what it uses."""
+        """Free the context's memory, then the objects that it uses."""
         self._context = None
         self._profiler = None
         self._config = None
@@ -157,15 +188,17 @@ class ExecutionContext:
 
 @contextmanager
 def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> Iterator[LoadedEngine]:
-    """Deserialise an engine on the current GPU. Its digest must have been checked: a damaged one can crash the process.
+    """Deserialise an engine on the current GPU.
+
+    The caller has checked the engine's digest: a damaged engine can crash the process.
 
     Args:
-        flavour: the one that built it.
+        flavour: the flavour that built the engine.
         plan: the serialized engine.
-        weights: the ONNX file whose weights a stripped engine is refitted with.
+        weights: the ONNX file with the weights of an engine that was built without them; None for other engines.
 
     Raises:
-        RunError: it is damaged, or for another GPU or version.
+        RunError: the engine is damaged or is for another GPU or version, or the weights do not fit.
     """
     trt = flavour.module
     log = BuildLog()
@@ -191,15 +224,15 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
     try:
         yield loaded
     finally:
-        loaded._engine = None  # noqa: SLF001 - the engine goes before the runtime that made it
+        loaded._engine = None  # noqa: SLF001 - the engine is freed before its runtime
 
 
 def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN401 - TensorRT is untyped
-    """Return what a context reports every layer's time to."""
+    """Return a profiler that collects every layer's times in milliseconds."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]  # untyped
         def __init__(self) -> None:
-            trt.IProfiler.__init__(self)  # which pybind asks for
+            trt.IProfiler.__init__(self)  # pybind requires this
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
             times.setdefault(layer_name, []).append(ms)
@@ -225,7 +258,13 @@ def _spec(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is u
 
 
 def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    """Return the spec of a network's or an engine's input or output; four axes are taken for NCHW."""
+    """Return the spec of an input or output of a network or an engine; four axes are taken for NCHW.
+
+    Args:
+        name: name of the tensor.
+        shape: sizes of the axes; -1 is the dynamic batch.
+        dtype: TensorRT's type of the elements.
+    """
     axes = tuple("batch" if size == -1 else int(size) for size in shape)
     kind = str(dtype).rpartition(".")[2]
     return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])

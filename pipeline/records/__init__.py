@@ -1,4 +1,4 @@
-"""Frozen, validated records of what the stages leave on disk, one module a stage."""
+"""Frozen, validated records of the stages' results on disk, one module per stage."""
 
 from pipeline.records.accuracy import AccuracyReport
 from pipeline.records.artifact import Artifact

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of the validate stage."""
 
 from __future__ import annotations
 
@@ -12,28 +9,35 @@ from pipeline.records.outcome import Outcome
 
 
 class AccuracyReport(StageRecord):
-    """A variant judged by its precision's gate: `accuracy.json` beside the artifact."""
+    """Verdict of a precision's gate on a variant: `accuracy.json` beside the artifact."""
 
     variant_id: str
+    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
+    """Outcome of the validation."""
     reason: str = ""
+    """Reason for a skipped, failed or rejected variant; empty if it passed."""
     retryable: bool = Field(default=False, alias="mendable")
-    """Whether it was skipped for what this host may have the next time: then it is tried again."""
+    """True if the variant was skipped, but the next run tries it again, because this host may change."""
     evaluator: str = ""
+    """Library and version that ran the artifact; empty if it was not run."""
     accuracy: Accuracy | None = None
+    """Accuracy against the FP32 reference; None if the artifact was not run."""
     checks: tuple[GateCheck, ...] = ()
+    """Checks of the precision's gate."""
     proven: bool = False
-    """The Wilson lower bound clears the agreement gate too."""
+    """True if the lower end of the agreement's Wilson interval passes the gate, too."""
     executed: Precision | None = None
-    """What the artifact computed in, as far as it can be told: an fp32 engine that multiplied in TF32 says tf32, and is
-    held to tf32's gate."""
+    """Precision that the artifact computed in; None if unknown. An fp32 engine that multiplied in TF32 has tf32 here,
+    and must pass tf32's gate."""
     layers: tuple[LayerShare, ...] = ()
-    """The types of an engine's convolutions and matrix products, from its inspector."""
+    """Types of an engine's convolutions and matrix products, from its inspector."""
     rows: tuple[RowCheck, ...] = ()
-    """At the smallest, the best, the largest and an odd batch size that the artifact takes."""
+    """Dependence on other rows at the smallest, the best, the largest and an odd batch size of the artifact."""
     device: str = ""
+    """GPU and driver that ran the artifact; empty on a processor."""
 
     @property
     def passed(self) -> bool:
-        """Every check of the gate passed."""
+        """True if the artifact was run and passed every check of the gate."""
         return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)

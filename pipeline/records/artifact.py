@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of the build stage."""
 
 from __future__ import annotations
 
@@ -25,35 +22,46 @@ from pipeline.records.outcome import Outcome
 
 
 class Artifact(StageRecord):
-    """What a build made of a variant: `<model>/<target>/<variant>/artifact.json`."""
+    """Result of a variant's build: `<model>/<target>/<variant>/artifact.json`."""
 
     variant: Variant
+    """The variant."""
     outcome: Outcome
+    """Outcome of the build."""
     reason: str = ""
+    """Reason for a failed or skipped build; empty if it succeeded."""
     retryable: bool = Field(default=False, alias="mendable")
-    """Whether it was skipped for what this host may have the next time: then it is tried again."""
+    """True if the variant was skipped, but the next run tries it again, because this host may change."""
     file: FileRecord | None = None
+    """The artifact's file; None if there is none."""
     log: FileRecord | None = None
+    """The builder's log; None if there is none."""
     inputs: tuple[TensorSpec, ...] = ()
+    """The artifact's inputs."""
     outputs: tuple[TensorSpec, ...] = ()
+    """The artifact's outputs."""
     settings: tuple[Setting, ...] = ()
+    """Build settings, applied or unsupported."""
     memory: EngineMemory | None = None
+    """GPU memory that an engine needs; None for other artifacts."""
     built_for: BuiltFor | None = None
-    """What an engine runs on."""
+    """Hosts that run an engine; None for other artifacts."""
     module: ModuleContents | None = None
-    """What is in a Torch-TensorRT module."""
+    """Contents of a Torch-TensorRT module; None for other artifacts."""
     timing_cache_sha256: Sha256 | None = None
     """Digest of the timing cache after the build, for flavours that time tactics."""
     structure_sha256: Sha256 | None = None
-    """Of the graph that an engine was built from: with other weights for the same structure it can be refitted."""
+    """Digest of the structure of an engine's graph. The engine can be refitted with other weights of this structure."""
     layers_sha256: Sha256 | None = None
-    """Digest of the engine's layers; equal for engines that do the same work."""
+    """Digest of an engine's layers; equal for engines that do the same work."""
     same_as: str | None = None
-    """The variant whose file this one shares, because both engines are the same."""
+    """Id of the variant with the same engine, whose file this variant shares; None without one."""
     build_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Duration of the build."""
     weight_warnings: tuple[WeightWarning, ...] = ()
+    """The builder's warnings about weights."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The artifact's file and the builder's log, where there are such."""
+        """The artifact's file and the builder's log, as far as they exist."""
         return tuple(file for file in (self.file, self.log) if file)

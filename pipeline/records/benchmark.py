@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of the benchmark stage."""
 
 from __future__ import annotations
 
@@ -12,52 +9,67 @@ from pipeline.records.outcome import Outcome
 
 
 class Range(Record):
-    """What a sensor showed over a run."""
+    """Range of a sensor's readings over a run."""
 
     low: float
+    """Smallest reading."""
     median: float
+    """Median reading."""
     high: float
+    """Largest reading."""
 
 
 class Conditions(Record):
-    """What NVML told of a GPU while something was timed on it."""
+    """State of a GPU during timing, read through NVML."""
 
     sm_clock_mhz: Range
+    """Clock of the streaming multiprocessors, in MHz."""
     memory_clock_mhz: Range
+    """Clock of the memory, in MHz."""
     temperature_c: Range
+    """Temperature of the GPU, in °C."""
     power_w: Range
+    """Power draw, in W."""
     throttled_by: tuple[str, ...]
-    """Why its clocks were held down, in NVML's words, each once; being idle is no reason."""
+    """NVML's reasons for reduced clocks, each once; being idle is no reason."""
 
 
 class BenchmarkReport(StageRecord):
-    """A variant's latencies: `benchmark.json` beside the artifact."""
+    """Latencies of a variant: `benchmark.json` beside the artifact."""
 
     variant_id: str
+    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
+    """Outcome of the benchmark."""
     reason: str = ""
+    """Reason for a failed or skipped benchmark, or notes on a successful one."""
     retryable: bool = Field(default=False, alias="mendable")
-    """Whether it was skipped for what this host may have the next time: then it is tried again."""
+    """True if the variant was skipped, but the next run tries it again, because this host may change."""
     device: str = ""
+    """GPU and driver, or processor and its number of cores."""
     threads: Count = 0
+    """Number of processor cores that the process could use."""
     timings: tuple[BatchTiming, ...] = ()
+    """Latencies, one entry per batch size, clock and layout."""
     samples: FileRecord | None = None
-    """Every latency measured: npz, one array `<clock>_batch_<n>` a clock and batch size, in milliseconds."""
+    """Every measured latency: npz with one array `<clock>_batch_<n>` per clock and batch size, in milliseconds."""
     cold_start: ColdStart | None = None
+    """Time to the first result; None if it was not measured."""
     device_memory_bytes: Count | None = None
-    """What it had taken from the GPU's free memory after its first run of every timed batch size, CUDA's own context
-    not counted."""
+    """GPU memory that the artifact took until after its first run of every timed batch size, without CUDA's own
+    context."""
     runtime_cache: FileRecord | None = None
-    """The kernels that TensorRT-RTX compiled for this GPU, for the next process to load."""
+    """Kernels that TensorRT-RTX compiled for this GPU, which the next process can load."""
     disturbed_by: tuple[str, ...] = ()
-    """Other processes that computed on the GPU meanwhile."""
+    """Other processes that computed on the GPU at the same time."""
     restarts: Count = 0
-    """How often it was opened and timed anew, each time in a fresh process."""
+    """Number of times that the artifact was opened and timed, each time in a new process."""
     conditions: Conditions | None = None
+    """State of the GPU during timing; None without a GPU or without NVML's readings."""
     noise: tuple[Doubt, ...] = ()
-    """Why these latencies are not to be trusted to the last digit."""
+    """Reasons for doubt about the latencies."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The raw samples, and the runtime cache."""
+        """The raw samples and the runtime cache, as far as they exist."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of a step's result in the shared cache."""
 
 from __future__ import annotations
 
@@ -14,13 +11,14 @@ from model_artifacts.records.releases import check_paths
 
 
 class CachedStep(Record):
-    """`cache/results/<stage>/<key>.json` of a store: what a step made; each file of it is an object by its digest."""
+    """`cache/results/<stage>/<key>.json` of a store: a step's result, each file of which is an object by its digest."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
     record: FileRecord
-    """The step's own, by its path below artifacts/."""
+    """The step's own record, by its path below artifacts/."""
     files: Annotated[tuple[FileRecord, ...], Field(max_length=1000)]
-    """What that record vouches for."""
+    """Result files that the step's record lists."""
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> CachedStep:

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of the data stage."""
 
 from __future__ import annotations
 
@@ -13,35 +10,50 @@ from model_artifacts.records import FileRecord, Preprocessing, Share, StageRecor
 
 
 class ImagesOrigin(str, Enum):
-    """Where the images came from."""
+    """Origin of the images."""
 
     DIGITS = "digits"
+    """scikit-learn's digits."""
     PHOTOGRAPHS = "photographs"
+    """Crops of scikit-learn's two photographs, without labels."""
     FOLDER = "folder"
+    """A folder of image files."""
 
 
 class DataRecord(StageRecord):
-    """Calibration and validation batches, and what the FP32 reference says of them: `<model>/data/data.json`.
+    """Calibration and validation images, and the FP32 reference's logits: `<model>/data/data.json`.
 
-    Pixels are uint8 NHWC after resize and crop, before normalisation; logits are float32 (samples, classes).
+    Pixels are uint8 in NHWC order, after resize and crop and before normalisation. Logits are float32 of shape
+    (samples, classes).
     """
 
     origin: ImagesOrigin
+    """Origin of the images."""
     origin_detail: str
+    """Description of that origin, such as the folder."""
     preprocessing: Preprocessing
+    """Steps from an image file to the input."""
     calibration: FileRecord
+    """Pixels for calibration, npy."""
     calibration_samples: PositiveInt
+    """Number of images for calibration."""
     validation: FileRecord
+    """Pixels for validation, npy."""
     validation_samples: PositiveInt
+    """Number of images for validation."""
     labels: FileRecord | None
+    """Class indices of the validation images (samples,), npy; None without labels."""
     reference: FileRecord
+    """Logits of the FP32 reference for the validation images, npy."""
     reference_top1: Share | None
+    """The reference's share of correct answers; None without labels."""
     unreadable: tuple[str, ...]
+    """Image files that could not be read and were left out."""
     names: FileRecord | None = None
-    """The validation samples' files, where they are of a folder: a JSON list of paths in it."""
+    """JSON list of the validation images' paths in their folder; None for other origins."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Pixels, labels and names where there are any, and the reference's logits."""
+        """Pixels, labels and names as far as they exist, and the reference's logits."""
         optional = tuple(file for file in (self.labels, self.names) if file)
         return (self.calibration, self.validation, *optional, self.reference)

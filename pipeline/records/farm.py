@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of the farm's machines."""
 
 from __future__ import annotations
 
@@ -13,31 +10,36 @@ from model_artifacts.records import SCHEMA_VERSION, DeploymentHost, Host, Record
 
 
 class FarmHost(Record):
-    """What the workers of one or more of the farm's targets are: those that a target's needs name are all alike."""
+    """The common host of all workers of one kind, which one or more of the farm's targets require."""
 
     worker_kind: str = Field(alias="needs")
-    """What a target asks of its workers: `H100 with tensorrt`."""
+    """Kind of the workers, such as `H100 with tensorrt`."""
     host: DeploymentHost
+    """Description of these workers, which are all alike."""
 
     @property
     def machine(self) -> Host:
-        """The GPUs and libraries of these workers."""
+        """GPUs and libraries of these workers."""
         return self.host.host
 
 
 class FarmNode(Record):
-    """A machine of the farm, as it was when it was looked at."""
+    """A machine of the farm at the time of its inspection."""
 
     id: str
-    """Which the cluster gives each time that a machine joins it."""
+    """The cluster's identifier, new each time that a machine joins."""
     host: DeploymentHost
+    """The machine's own description."""
 
 
 class FarmRecord(Record):
-    """The farm, as `python -m pipeline farm` has found it: `farm.json`. Plans are made from it."""
+    """Result of `python -m pipeline farm`: `farm.json`, from which plans are made."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
     hosts: tuple[FarmHost, ...]
+    """One entry per kind of worker."""
     nodes: tuple[FarmNode, ...] = ()
+    """The inspected machines, sorted by identifier."""
     here: str | None = None
-    """On a worker: the needs of which it is a host."""
+    """On a worker, its own kind; None on the driver."""

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of the export and quantize stages."""
 
 from __future__ import annotations
 
@@ -11,39 +8,49 @@ from model_artifacts.records import Count, FileRecord, Graph, Record, Sha256, St
 
 
 class TensorCast(Record):
-    """What casting one tensor to a narrower type does to its values."""
+    """Losses from the cast of one tensor to a narrower type."""
 
     name: str
+    """Name of the tensor."""
     elements: Count
+    """Number of values."""
     underflow: Count
-    """Non-zero values that become zero."""
+    """Number of non-zero values that become zero."""
     subnormal: Count
-    """Values that stay non-zero below the type's smallest normal number."""
+    """Number of values that stay non-zero, but below the type's smallest normal number."""
     overflow: Count
-    """Finite values that become infinite."""
+    """Number of finite values that become infinite."""
 
 
 class OnnxRecord(StageRecord):
     """An ONNX file: `<model>/onnx/<graph>.json`."""
 
     graph: Graph
+    """The graph in the file."""
     file: FileRecord
+    """The ONNX file."""
     canonical_sha256: Sha256
-    """Digest of what the graph computes: see `onnx_graph.canonical_digest`."""
+    """Digest of the graph's computation: see `onnx_graph.canonical_digest`."""
     structure_sha256: Sha256
-    """Digest of the same but for the weights' values: see `onnx_graph.structure_digest`."""
+    """Digest of the computation without the weights' values: see `onnx_graph.structure_digest`."""
     opset: PositiveInt
+    """Version of ONNX's operator set."""
     inputs: tuple[TensorSpec, ...]
+    """The graph's inputs."""
     outputs: tuple[TensorSpec, ...]
+    """The graph's outputs."""
     folded_batch_norms: Count
+    """Number of batch-norms folded into convolutions."""
     casts: tuple[TensorCast, ...]
+    """Losses from the casts of weights to a narrower type."""
     calibration_sha256: Sha256 | None = None
+    """Digest of the calibration images; None for a graph without quantisation."""
     left_unquantized: tuple[str, ...] = ()
     """Layers that the configuration leaves in floating point."""
     opset17: FileRecord | None = None
-    """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17: FP32 instead of FP16 around what is
-    quantised, and weights in FP32 behind Q/DQ pairs. None where `file` itself is of opset 17, or the FP32 graph is
-    not."""
+    """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17. The layers around the quantised ones are in
+    FP32 instead of FP16, and the weights are in FP32 behind Q/DQ pairs. None if `file` itself has opset 17, or if the
+    FP32 graph has a later one."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Outcome of a stage for a variant."""
 
 from __future__ import annotations
 
@@ -9,8 +6,11 @@ from enum import Enum
 
 
 class Outcome(str, Enum):
-    """How a stage ended for a variant."""
+    """Outcome of a stage for a variant."""
 
     DONE = "done"
+    """The stage finished its work."""
     FAILED = "failed"
+    """The stage ended with an error."""
     SKIPPED = "skipped"
+    """This host, flavour or graph does not support the work."""

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of the profile stage."""
 
 from __future__ import annotations
 
@@ -12,63 +9,70 @@ from pipeline.records.outcome import Outcome
 
 
 class LayerTime(Record):
-    """A layer of an engine, or a node of an ONNX graph, and the time that it takes."""
+    """Time of a layer of an engine, or of a node of an ONNX graph."""
 
     name: str
+    """The library's name of the layer."""
     kind: str
-    """Its type, in the library's words."""
+    """Type of the layer, in the library's words."""
     precision: Precision | None = None
-    """What it multiplies in, or gives; None where it is not told."""
+    """Type in which the layer multiplies, or of its output; None if unknown."""
     tactic: str = ""
     """The kernel that the builder chose."""
     shape: str = ""
-    """Of its first output, such as `1x64x112x112`."""
+    """Shape of the first output, such as `1x64x112x112`."""
     weights: Count = 0
-    """How many values; 0 also where they are not told."""
+    """Number of weight values; 0 also if unknown."""
     median_us: Microseconds
-    """For one batch."""
+    """Median time for one batch."""
     share: Share
-    """Of the time of all layers."""
+    """Fraction of the time of all layers."""
 
 
 class HotFunction(Record):
-    """A kernel of a GPU, or an operator of torch on a CPU, and the time spent in it."""
+    """Time spent in a GPU kernel, or in an operator of torch on a CPU."""
 
     name: str
+    """Name of the kernel or operator."""
     calls: PositiveInt
+    """Number of calls."""
     total_us: Microseconds
-    """In all calls."""
+    """Time of all calls together."""
     share: Share
-    """Of the time in all functions."""
+    """Fraction of the time in all functions."""
 
 
 class LayerProfile(StageRecord):
-    """What takes a variant's time: `layers.json` beside the artifact."""
+    """Profile of a variant's time: `layers.json` beside the artifact."""
 
     variant_id: str
+    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
+    """Outcome of the profile."""
     reason: str = ""
-    """Why there is no profile, or what is missing from it."""
+    """Reason for a missing profile, or for a part that is missing from it."""
     retryable: bool = Field(default=False, alias="mendable")
-    """Whether it was skipped for what this host may have the next time: then it is tried again."""
+    """True if the variant was skipped, but the next run tries it again, because this host may change."""
     device: str = ""
+    """GPU and driver, or processor and its number of cores."""
     batch: Count = 0
+    """Number of images in a batch."""
     runs: Count = 0
-    """How many batches the times are of."""
+    """Number of profiled batches."""
     layers: tuple[LayerTime, ...] = ()
-    """The hottest first."""
+    """Layers, the slowest first."""
     copy_share: Share = 0.0
-    """Of the layers' time, in those that only reformat, convert or copy."""
+    """Fraction of the layers' time in layers that only reformat, convert or copy."""
     functions: tuple[HotFunction, ...] = ()
-    """The hottest first."""
+    """Functions, the slowest first."""
     profilers: tuple[Tool, ...] = ()
-    """What measured layers and functions."""
+    """Profilers that measured the layers and functions."""
     command: str = ""
-    """What recorded the trace."""
+    """Command that recorded the trace."""
     trace: FileRecord | None = None
-    """For Nsight Systems to open."""
+    """Trace for Nsight Systems; None without one."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The trace."""
+        """The trace, if there is one."""
         return (self.trace,) if self.trace else ()

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of the report stage."""
 
 from __future__ import annotations
 
@@ -10,12 +7,14 @@ from pipeline.records.outcome import Outcome
 
 
 class ReportRecord(StageRecord):
-    """The report for people: `artifacts/report.json` beside `report.html`."""
+    """Record of the report for people: `artifacts/report.json` beside `report.html`."""
 
     outcome: Outcome
-    """FAILED where the build breaks a bound that the configuration sets against a released one."""
+    """FAILED if the build exceeds the configuration's bounds for a comparison with a release."""
     reason: str = ""
+    """The exceeded bounds; empty if there are none."""
     file: FileRecord
+    """The page, `report.html`."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Records of the sensitivity stage."""
 
 from __future__ import annotations
 
@@ -13,33 +10,38 @@ from model_artifacts.records import Accuracy, Count, Graph, Record, Sha256, Shar
 
 
 class LayerSensitivity(Record):
-    """What quantising one layer, and no other, does to the logits."""
+    """Effect on the logits of quantising one layer alone."""
 
     name: str
-    """What `leave_unquantized` in pipeline.yaml calls it."""
+    """Name of the layer, as in `leave_unquantized` of pipeline.yaml."""
     kind: str
-    """Its ONNX operator."""
+    """ONNX operator of the layer."""
     weights: Count
-    """How many values."""
+    """Number of weight values."""
     relative_l2: Annotated[float, Field(ge=0)]
+    """Relative L2 distance of the logits to those without quantisation."""
     cosine: Annotated[float, Field(ge=-1, le=1)]
+    """Mean cosine between the two rows of logits of a sample."""
     top1_agreement: Share
+    """Share of samples with the same predicted class as without quantisation."""
 
 
 class Sensitivity(StageRecord):
-    """How much each layer minds being quantised: `<model>/onnx/<graph>.sensitivity.json`."""
+    """Sensitivity of each layer to quantisation: `<model>/onnx/<graph>.sensitivity.json`."""
 
     graph: Graph
+    """The quantised graph, int8 or fp8."""
     samples: PositiveInt
-    """Calibration images; those of validation stay unseen."""
+    """Number of calibration images; the validation images are not used."""
     calibration_sha256: Sha256
+    """Digest of the calibration images."""
     layers: tuple[LayerSensitivity, ...]
-    """The most sensitive first."""
+    """Layers, the most sensitive first."""
     plain: Accuracy
-    """With every layer quantised."""
+    """Accuracy with every layer quantised, against the graph without quantisation."""
     proposal: tuple[str, ...]
-    """The layers to leave unquantised for the gate to be kept: the fewest of the most sensitive."""
+    """The fewest of the most sensitive layers that must stay unquantised to keep the gate."""
     proposed: Accuracy
-    """With those left."""
+    """Accuracy with the proposed layers left unquantised."""
     kept: bool
-    """Whether the gate is kept then."""
+    """True if that accuracy keeps the gate."""

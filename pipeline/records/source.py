@@ -1,7 +1,4 @@
-"""Records: the frozen, validated types that cross modules and that JSON files hold.
-
-A record refuses unknown fields, is checked once when it is made, and round-trips through JSON. Units are in the names.
-"""
+"""Record of the source stage."""
 
 from __future__ import annotations
 
@@ -11,32 +8,41 @@ from model_artifacts.records import Count, FileRecord, Preprocessing, StageRecor
 
 
 class SourceRecord(StageRecord):
-    """The model as the rest of the pipeline takes it: `<model>/source/source.json`."""
+    """The model and its weights, for all later stages: `<model>/source/source.json`."""
 
     model: str
+    """Name of the model in the configuration."""
     factory: str
+    """The model's factory, `module:function`."""
     origin: WeightsOrigin
+    """Origin of the weights."""
     origin_detail: str
+    """Description of that origin, such as a file's name."""
     weights: FileRecord
+    """The state dict as safetensors."""
     parameters: Count
+    """Number of parameters."""
     classes: PositiveInt
+    """Number of classes, which is the length of a row of logits."""
     class_names: tuple[str, ...] | None
+    """Names of the classes, in the order of the logits; None if unknown."""
     replaced_head: str | None
-    """The name of the final linear layer, where the sample model has one of its own."""
+    """Name of the final linear layer, if the sample model has its own; else None."""
     preprocessing: Preprocessing
+    """Steps from an image file to the input."""
 
     @property
     def input(self) -> TensorSpec:
-        """What the model takes."""
+        """The model's input: float32 images in NCHW order."""
         shape = ("batch", *self.preprocessing.input_shape)
         return TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW")
 
     @property
     def output(self) -> TensorSpec:
-        """What the model gives."""
+        """The model's output: float32 logits (batch, classes)."""
         return TensorSpec(name="logits", shape=("batch", self.classes), dtype="float32", layout="NC")
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The weights."""
+        """The file of weights."""
         return (self.weights,)

@@ -68,10 +68,10 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     refuse_newer(paths.data)
     key = key_of(project, Step("data", project.plan.model))  # before the images that it tells of can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
-        split = _split(project.config.data, source, calibration, held_out, bars.told("reading images"))
+        split = _split(project.config.data, source, calibration, held_out, bars.reporting("reading images"))
         validation = split.validation
         log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
-        reference = reference_logits(model, validation.pixels, source.preprocessing, bars.told("FP32 reference"))
+        reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
     _save(paths.reference, reference)
     if validation.labels is not None:
         _save(paths.labels, validation.labels)

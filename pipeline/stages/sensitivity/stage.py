@@ -63,7 +63,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         return measure(_run(model, images), reference, None)
 
     with Bars() as bars:
-        told = bars.told("layers quantised one at a time")
+        told = bars.reporting("layers quantised one at a time")
         layers = []
         for done, name in enumerate(names, start=1):
             layers.append(_sensitivity(whole, name, accuracy_of(found.quantizing(name))))

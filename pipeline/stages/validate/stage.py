@@ -295,7 +295,7 @@ def _loader(project: Project) -> Load:
 def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
     """Hand out what loads samples, and shows how many of them have been asked for."""
     with Bars() as bars:
-        told = bars.told(phase)
+        told = bars.reporting(phase)
 
         def loud(start: int, stop: int) -> Logits:
             told(start, samples)

@@ -39,7 +39,7 @@ def test_call_that_failed_says_it_in_cudas_words() -> None:
     assert str(caught.value) == "a CUDA call failed\n  got:      cudaErrorInvalidValue: invalid argument"
 
 
-@pytest.mark.parametrize(("driver", "got"), [(12080, "one for CUDA 12.8"), (0, "no driver")])
+@pytest.mark.parametrize(("driver", "got"), [(12080, "a driver for CUDA 12.8"), (0, "no driver")])
 def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch, driver: int, got: str) -> None:
     """Any driver for CUDA's generation will do; the one that is there is told, and what to do is update it."""
     success = runtime.cudaError_t.cudaSuccess
@@ -49,7 +49,7 @@ def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.Monke
         cuda.check((runtime.cudaError_t.cudaErrorInsufficientDriver,))
     assert str(caught.value).splitlines() == [
         "the NVIDIA driver is too old",
-        "  expected: one for CUDA 13",
+        "  expected: a driver for CUDA 13",
         f"  got:      {got}",
         "  fix:      update the driver",
     ]
@@ -171,14 +171,16 @@ def test_dlpack_that_is_not_contiguous_is_refused() -> None:
 
 def test_dlpack_that_its_owner_refuses_is_one_message() -> None:
     """A tensor that torch does not hand over, as one that requires a gradient, is refused in torch's words."""
-    with pytest.raises(RunError, match=r"(?s)the array cannot be taken\n +got: +BufferError: .*gradient.*"):
+    with pytest.raises(
+        RunError, match=r"(?s)the array cannot be read through DLPack\n +got: +BufferError: .*gradient.*"
+    ):
         _from_dlpack(torch.zeros(2, requires_grad=True), STREAM)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])
 def test_type_that_is_none_of_ours_is_refused(dtype: torch.dtype) -> None:
     """A type that is neither a number nor a truth value of numpy's is refused with DLPack's code for it."""
-    with pytest.raises(RunError, match=r"none of numpy's\n +got: +DLPack type code \d+"):
+    with pytest.raises(RunError, match=r"numpy has no type for the array\n +got: +DLPack type code \d+"):
         _from_dlpack(torch.zeros(2, dtype=dtype), STREAM)
 
 

@@ -180,7 +180,7 @@ def test_gpu_without_room_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cuda, "runtime", fake)
     loaded: Any = FakeEngine(fake, BatchRange(min=1, opt=1, max=1))
     with (
-        pytest.raises(RunError, match=r"(?s)no room for a buffer.*192 bytes free.*100 bytes free"),
+        pytest.raises(RunError, match=r"(?s)too little free memory for a buffer.*192 bytes free.*100 bytes free"),
         Engine(loaded, H100).session(),
     ):
         pass
