@@ -1,4 +1,4 @@
-"""GPU memory, streams, events and graphs through cuda-bindings, without torch. Callers close the objects they create."""
+"""GPU memory, streams, events and graphs through cuda-bindings, without torch; callers close all that they create."""
 
 from __future__ import annotations
 
