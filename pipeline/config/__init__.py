@@ -1,1 +1,1 @@
-"""Config."""
+"""The configuration `pipeline.yaml`: its YAML, its settings and their checks."""

@@ -1,4 +1,4 @@
-"""`pipeline.yaml` → `Config`: the only reader of the configuration, and every check that needs nothing else."""
+"""`pipeline.yaml` → `Config`: the only reader of the configuration, with the checks across several values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import Host, Precision
 from pipeline.config.settings import Config, Executor, portable_target
+from pipeline.config.values import in_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,24 +29,27 @@ def load_config(file: Path, host: Host | None = None) -> Config:
 
     Args:
         file: the YAML file.
-        host: whose GPUs `device` and percentages of memory mean; None is one without.
+        host: the machine that `device` and percentages of memory refer to; None is a machine without GPUs.
 
     Raises:
-        ConfigError: lists every problem with its `file:line:column`.
+        UsageError: the file cannot be read.
+        ConfigError: the file has problems; the error lists all of them, each with its `file:line:column`.
     """
-    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - what loads an engine reads no YAML
+    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - a process that loads an engine reads no YAML
 
     try:
         data = file.read_bytes()
     except OSError as exc:
         raise UsageError(
             f"the configuration {file} cannot be read: {exc.strerror}",
-            fix="run from the project's folder, or name a file: `--config FILE`, with doit `config=FILE`",
+            fix="run from the project's folder, or name the file: `--config FILE`, with doit `config=FILE`",
         ) from exc
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise ConfigError(file, [f"{file}:1:1: not UTF-8 text: {exc.reason} at byte {exc.start}"]) from exc
+        raise ConfigError(
+            file, [f"{file}:1:1: not UTF-8 text: {exc.reason} at byte {exc.start}; save it as UTF-8"]
+        ) from exc
     source = parse_yaml(file, text)
     if source.data is None and source.problems:
         raise ConfigError(file, source.problems)
@@ -60,22 +64,24 @@ def load_config(file: Path, host: Host | None = None) -> Config:
 
 
 def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
-    """What no single value can know: (location, problem) pairs."""
+    """Return the problems that several values have together, as pairs of location and text."""
     on_farm = config.executor is Executor.RAY
     gpus = () if on_farm else config.gpus(host)
     problems = [*(_farm_checks(config) if on_farm else _device_checks(config, host, gpus))]
     if config.farm and not on_farm:
-        problems.append((("farm",), "is of `executor: ray`, and the executor is local; add that, or take this out"))
+        problems.append((("farm",), "`farm` needs `executor: ray`; set it or remove `farm`"))
     memory = gpus[0].memory_bytes if gpus else None
     for index, batch in enumerate(config.timed_batches):
         if not any(profile.takes(batch) for profile in config.profiles):
             labels = ", ".join(profile.label for profile in config.profiles)
-            problems.append((("benchmark", "batches", index), f"batch {batch} lies in no profile ({labels})"))
+            outside = f"batch {batch} lies in none of the profiles {labels}; remove it or add a profile that holds it"
+            problems.append((("benchmark", "batches", index), outside))
     left = config.leave_unquantized
     for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
         if names and precision not in config.precisions:
-            refusal = f"layers of {precision.value} are named, and `precisions` does not have it"
-            problems.append((("leave_unquantized", precision.value), refusal))
+            name = precision.value
+            refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
+            problems.append((("leave_unquantized", name), refusal))
     lists: dict[Location, list[str]] = {
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
@@ -88,76 +94,90 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     }
     for place, entries in lists.items():
         repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
-        problems += [((*place, index), f"listed twice: {entry}") for index, entry in repeats]
+        twice = f"`{_name(place)}` lists the same entry twice"
+        problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
 
 
 def _device_checks(config: Config, host: Host, gpus: tuple[Gpu, ...]) -> Iterator[tuple[Location, str]]:
-    """Yield what this host's GPUs refuse."""
+    """Yield the problems with the GPUs of this host, as pairs of location and text."""
     if host.gpus and not gpus:
         there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in host.gpus)
-        yield ("device",), f"no GPU {config.device!r} here; expected one of {there}, or all"
+        yield ("device",), f"`device`: this host has no GPU {config.device!r}; expected one of {there}, or all"
     if not config.tensorrt.compute_capabilities and not host.gpus:
         refusal = "`current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
+        refusal = f"`tensorrt.compute_capabilities`: {refusal}"
         yield ("tensorrt", "compute_capabilities"), refusal
     for index, workspace in enumerate(config.workspaces):
         if workspace.percent is not None and not host.gpus:
-            refusal = f"{workspace.text!r} is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
-            yield ("workspaces", index), refusal
+            share = f"{workspace.text!r} is a share of a GPU's memory, and this host has no GPU"
+            yield ("workspaces", index), f"{share}; expected bytes, such as 1GiB"
 
 
 def _farm_checks(config: Config) -> Iterator[tuple[Location, str]]:
-    """Yield what cannot be, or says nothing, where workers build."""
+    """Yield the settings that are wrong or without effect if workers build, as pairs of location and text."""
     if config.farm is None:
-        yield ("executor",), "ray takes a key `farm`: {targets: [{accelerator: H100, flavour: tensorrt}]}"
+        yield (
+            ("executor",),
+            "`executor: ray` needs `farm`, such as farm: {targets: [{accelerator: H100, flavour: tensorrt}]}",
+        )
     if config.device != "0":
-        yield ("device",), "is a GPU of this machine, and `farm.targets` says what is built for; leave it out"
+        yield (
+            ("device",),
+            "`device` is a GPU of this machine, but `farm.targets` names the GPUs to build for; remove it",
+        )
     if config.tensorrt.flavour:
-        yield ("tensorrt", "flavour"), "every one of `farm.targets` names its own; leave it out"
+        yield ("tensorrt", "flavour"), "every one of `farm.targets` names its own flavour; remove `tensorrt.flavour`"
     if config.torch_tensorrt.engine_cache:
-        yield ("torch_tensorrt", "engine_cache"), "is kept on one machine, and workers keep none; leave it out"
+        refusal = "`torch_tensorrt.engine_cache` needs `executor: local`, because workers keep no engines; remove it"
+        yield ("torch_tensorrt", "engine_cache"), refusal
     names: dict[str, int] = {}
     for index, target in enumerate(config.farm_targets):
         yield from _target_checks(config, target, ("farm", "targets", index))
         if ahead := config.compute_capabilities_of(target):
             name = portable_target(ahead)
             if (first := names.setdefault(name, index)) != index:
-                same = f"makes the same engines as farm.targets[{first}], {name}"
-                yield ("farm", "targets", index), f"{same}; give it other `compute_capabilities`, or `current`"
+                same = f"`farm.targets[{index}]` builds the same engines ({name}) as `farm.targets[{first}]`"
+                yield ("farm", "targets", index), f"{same}; set other `compute_capabilities`, or `current`"
 
 
 def _target_checks(config: Config, target: FarmTarget, place: Location) -> Iterator[tuple[Location, str]]:
-    """Yield what one of the farm's targets cannot be."""
+    """Yield the problems of one of the farm's targets, as pairs of location and text."""
     if target.builds_on_its_gpu and target.compute_capabilities is not None:
-        yield (*place, "compute_capabilities"), "TensorRT builds for the GPU that it runs on; leave it out"
+        refusal = "TensorRT builds only for the GPU that it runs on; remove `compute_capabilities`"
+        yield (*place, "compute_capabilities"), refusal
     if target.accelerator is not None:
         return
     if target.steps_per_gpu > 1:
-        yield (*place, "steps_per_gpu"), "is of a target with a GPU; expected `accelerator`, or leave it out"
+        yield (
+            (*place, "steps_per_gpu"),
+            "`steps_per_gpu` needs a target with a GPU; set `accelerator` or remove `steps_per_gpu`",
+        )
     if not config.compute_capabilities_of(target):
-        kind = "TensorRT" if target.builds_on_its_gpu else "`compute_capabilities: current`"
-        yield place, f"{kind} builds on the GPU that it is for; expected `accelerator`, such as H100"
+        setting = "flavour: tensorrt" if target.builds_on_its_gpu else "compute_capabilities: current"
+        yield place, f"`{setting}` builds on the GPU that the engine is for; set `accelerator`, such as H100"
     for workspace in config.workspaces:
         if workspace.percent is not None:
-            yield place, f"workspace {workspace.text!r} is a share of a GPU's memory; expected `accelerator`, or bytes"
+            share = f"workspace {workspace.text!r} is a share of a GPU's memory, and this target has no GPU"
+            yield place, f"{share}; set `accelerator`, or give the workspace in bytes"
 
 
 def _problems(source: YamlSource, error: ValidationError) -> list[str]:
-    """Say each of pydantic's errors with its position."""
+    """Return the message of each of pydantic's errors, with its position."""
     problems = []
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         if detail["type"] == "too_short" and detail["input"]:
-            continue  # its items are wrong, and said to be
+            continue  # only its items are wrong, and they have messages of their own
         if location in source.unreadable:
-            continue  # said to be
+            continue  # the YAML reader has reported it
         place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
         problems.append(f"{place}: {_explain(detail, location, _name(location))}")
     return problems
 
 
 def _sorted(file: Path, problems: Iterable[str]) -> list[str]:
-    """Each problem once, in the order of the file; those of one position in the order in which they were found."""
+    """Return each problem once, in the order of the file. Problems of one position keep their order."""
 
     def order(problem: str) -> tuple[int, int]:
         line, column, _ = problem.removeprefix(f"{file}:").split(":", 2)
@@ -167,7 +187,7 @@ def _sorted(file: Path, problems: Iterable[str]) -> list[str]:
 
 
 def _name(location: Location) -> str:
-    """`profiles[1].max`."""
+    """Return a location as text: `profiles[1].max`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return "".join(parts).removeprefix(".") if location else "the file"
 
@@ -176,12 +196,22 @@ _EXPECTED = {
     "model_type": "a mapping",
     "tuple_type": "a list",
     "too_short": "at least one entry",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
 }
-"""What pydantic says in Python's words, in YAML's."""
+"""pydantic's types of errors → the expected value in YAML's words."""
 
 
 def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
-    got = detail["input"]
+    """Return the message of one of pydantic's errors, without its position."""
+    got = in_yaml(detail["input"])
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -192,17 +222,19 @@ def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
     if detail["type"] == "value_error":
         return f"{name}: {detail['ctx']['error']}"
     if detail["type"] == "enum":
-        close = difflib.get_close_matches(str(got), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
+        close = difflib.get_close_matches(
+            str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1
+        )
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{name}: expected {detail['ctx']['expected']}, got {got!r}{hint}"
+        return f"{name}: expected {detail['ctx']['expected']}, got {got}{hint}"
     if detail["type"] in _EXPECTED:
-        return f"{name}: expected {_EXPECTED[detail['type']]}, got {got!r}"
+        return f"{name}: expected {_EXPECTED[detail['type']].format(**detail.get('ctx', {}))}, got {got}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{name}: {message}, got {got!r}"
+    return f"{name}: {message}, got {got}"
 
 
 def _known_keys(location: Location) -> list[str]:
-    """Return the keys that the mapping at `location` may have."""
+    """Return the known keys of the mapping at `location`."""
     model: type[BaseModel] = Config
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""`pipeline.yaml` → `Config`: the only reader of the configuration, and every check that needs nothing else."""
+"""Settings of `pipeline.yaml`: one record for each of its sections, with the defaults and the bounds of every value."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from model_artifacts.records import (
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
     Flag,
+    Name,
     Number,
     WorkspaceSize,
     check_factory,
@@ -39,40 +40,44 @@ R = TypeVar("R", bound=Record)
 
 
 class ModelConfig(Record):
-    """Which model, and whose weights."""
+    """The model: its factory and its weights."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "resnet18"
+    name: Name = "resnet18"
+    """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
+    """`package.module:function`; the function returns a torch.nn.Module."""
     weights: str = "auto"
-    """auto | IMAGENET1K_V1 | sample | factory | a path ending in .pth, .pt or .safetensors."""
+    """auto, IMAGENET1K_V1, sample, factory, or a path that ends in .pth, .pt or .safetensors."""
     download_timeout_seconds: Annotated[Number, Field(gt=0)] = 10.0
-    """How long a download may be silent before it counts as failed."""
+    """Seconds without a byte after which a download has failed."""
 
 
 class DataConfig(Record):
-    """Which images, and how many."""
+    """The images and their numbers."""
 
     images: str = "auto"
-    """auto | digits | photographs | the path of a folder with one folder of images a class."""
+    """auto, digits, photographs, or the path of a folder with one folder of images for each class."""
     calibration: Whole = 128
+    """Images for the calibration of quantised graphs."""
     validation: Whole = 500
+    """Images for validation."""
 
 
 class Unquantized(Record):
-    """Layers that stay in FP16 in variants of their own, `int8-mixed` and `fp8-mixed`: see `doit sensitivity`."""
+    """Layers that stay in FP16 in the variants `int8-mixed` and `fp8-mixed`. `doit sensitivity` proposes them."""
 
     int8: tuple[str, ...] = ()
     fp8: tuple[str, ...] = ()
 
     def of(self, graph: Graph) -> tuple[str, ...]:
-        """Return the layers that are left unquantised in a graph."""
+        """Return the names of the layers that stay unquantised in a graph."""
         if not graph.is_mixed:
             return ()
         return self.fp8 if graph.precision is Precision.FP8 else self.int8
 
 
 class TacticSource(str, Enum):
-    """Where a builder may take kernels from; which of them a flavour knows is its own affair."""
+    """A library or group of kernels that a builder may use. Each flavour supports some of them."""
 
     CUBLAS = "cublas"
     CUBLAS_LT = "cublas_lt"
@@ -82,7 +87,7 @@ class TacticSource(str, Enum):
 
 
 class HardwareCompatibility(str, Enum):
-    """Which other GPUs an engine that was tuned on one shall run on."""
+    """The other GPUs that an engine runs on, beside the one that it was tuned on."""
 
     NONE = "none"
     AMPERE_PLUS = "ampere_plus"
@@ -90,68 +95,78 @@ class HardwareCompatibility(str, Enum):
 
 
 def _without(settings: R, *names: str) -> R:
-    """Return settings as if some of them had been left out."""
+    """Return a copy of the settings with the defaults of the named ones."""
     return settings.model_copy(update={name: type(settings).model_fields[name].default for name in names})
 
 
 class TensorRTConfig(Record):
-    """How engines are built. What a flavour cannot apply is recorded as such beside the engine."""
+    """Settings of the engine builds. A setting that a flavour cannot apply is recorded as unsupported."""
 
     flavour: Annotated[EngineFlavour | None, BeforeValidator(parse_auto)] = None
-    """None, written `auto`, takes `tensorrt` where it is installed, else `tensorrt_rtx`."""
+    """None, written `auto`, takes `tensorrt` if it is installed, else `tensorrt_rtx`."""
     compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(parse_compute_capabilities)] = (
         PORTABLE_COMPUTE_CAPABILITIES
     )
-    """The GPU generations that one TensorRT-RTX engine runs on; `80+` is Ampere and everything later; empty, written
-    `current`, is this host's GPU. TensorRT's engines belong to the GPU that built them, always."""
+    """GPU generations that one TensorRT-RTX engine runs on.
+
+    `80+` is Ampere and everything later. Empty, written `current`, is this host's GPU. TensorRT ignores the setting,
+    because its engines always belong to the GPU that built them.
+    """
     optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
-    """How long the builder looks for faster kernels; None leaves the flavour's default."""
+    """The effort of the search for faster kernels, 0 to 5. None is the flavour's default."""
     tactic_sources: Annotated[tuple[TacticSource, ...], Field(min_length=1)] | None = None
-    """None leaves the flavour's default."""
+    """None is the flavour's default."""
     hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
     version_compatible: Flag = False
+    """Engines that later versions of TensorRT run, too."""
     refit: Flag = False
-    """Engines whose weights can be replaced; where nothing else is new, TensorRT's are not built again."""
+    """Engines with replaceable weights. If only the weights are new, a TensorRT engine is not built again."""
     strip_plan: Flag = False
+    """Engines without weights. The runner adds those of the ONNX file."""
     timing_cache: Flag = True
+    """Reuse of kernel timings by later builds."""
     kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER
+    """Compilation of kernels for single shapes, by the runtime of TensorRT-RTX."""
     build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+    """Time limit of one build, in seconds."""
 
     @property
     def build_settings(self) -> TensorRTConfig:
-        """What changes an engine; the rest is as if it had been left out."""
+        """The settings that change an engine. All others have their defaults."""
         return _without(self, "flavour", "timing_cache", "kernel_specialization", "build_timeout_seconds")
 
 
 class ModuleFormat(str, Enum):
-    """How a module that was compiled ahead of time is saved."""
+    """The file format of a module that was compiled ahead of time."""
 
     EXPORTED_PROGRAM = "exported_program"
     AOT_INDUCTOR = "aot_inductor"
-    """Takes a C++ compiler and, on two cores, three quarters of a minute."""
+    """Needs a C++ compiler. Saving takes about 45 s on two cores."""
 
 
 class TorchTensorRTConfig(Record):
-    """How Torch-TensorRT compiles modules. What a version does not have is recorded as such beside the module."""
+    """Settings of Torch-TensorRT. A setting that a version lacks is recorded as unsupported beside the module."""
 
     formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = (ModuleFormat.EXPORTED_PROGRAM,)
-    """How `dynamo` modules are saved; each is an artifact of its own."""
+    """The file formats of `dynamo` modules. Each is an artifact of its own."""
     min_block_size: Whole = 5
-    """How many operators in a row are worth a TensorRT engine; fewer stay in PyTorch."""
+    """The least number of successive operators for a TensorRT engine. Fewer stay in PyTorch."""
     optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
-    """How long the builder looks for faster kernels; None leaves the library's default."""
+    """The effort of the search for faster kernels, 0 to 5. None is the library's default."""
     require_full_compilation: Flag = False
-    """Fail where an operator would stay in PyTorch."""
+    """Failure of the build if an operator would stay in PyTorch."""
     engine_cache: Flag = False
-    """Keep engines between builds, in a folder for each variant and source: the library's key ignores the workspace.
+    """Reuse of engines by later builds, from a folder for each variant and source.
 
-    Such engines can be refitted with other weights, and may be slower for it.
+    The folders are apart because the library's own cache key ignores the workspace. Cached engines can be refitted with
+    other weights, and may be slower for that reason.
     """
     build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+    """Time limit of one build, in seconds."""
 
     @property
     def build_settings(self) -> TorchTensorRTConfig:
-        """What changes a module; the rest is as if it had been left out."""
+        """The settings that change a module. All others have their defaults."""
         return _without(self, "formats", "build_timeout_seconds")
 
 
@@ -159,15 +174,19 @@ class Gate(Record):
     """The bounds that a variant must keep to be deployable."""
 
     cosine: Annotated[Number, Field(ge=-1, le=1)]
+    """The least cosine similarity of the logits, as a mean over the samples."""
     relative_l2: Annotated[Number, Field(ge=0)]
+    """The largest relative L2 error of the logits."""
     top1_agreement: Annotated[Number, Field(ge=0, le=1)]
+    """The least share of samples with the same top-1 class."""
     top1_drop: Annotated[Number, Field(ge=-1, le=1)]
+    """The largest drop of the top-1 accuracy; 0.01 is one percentage point."""
     class_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
-    """Of the worst class; None records it without judging."""
+    """The largest drop of the top-1 accuracy of the worst class. None records the drop without a bound."""
 
 
 class Gates(Record):
-    """One gate a precision, against the strict FP32 reference. The numbers come from the design."""
+    """One gate for each precision, against the strict FP32 reference. The defaults come from the design."""
 
     fp32: Gate = Gate(cosine=0.99999, relative_l2=1e-5, top1_agreement=0.999, top1_drop=0.001)
     tf32: Gate = Gate(cosine=0.99999, relative_l2=2e-3, top1_agreement=0.999, top1_drop=0.001)
@@ -176,7 +195,7 @@ class Gates(Record):
     int8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
     fp8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
     require_proof: Flag = False
-    """Reject what agrees often enough, but on too few samples to prove it (Wilson 95 %)."""
+    """Rejection of variants that agree often enough, on too few samples to prove it (Wilson 95 %)."""
 
     def of(self, precision: Precision) -> Gate:
         """Return the gate of a precision."""
@@ -192,118 +211,121 @@ class Gates(Record):
 
 
 class ValidationConfig(Record):
-    """How variants are judged."""
+    """Settings of the validation."""
 
     reference_evaluator_samples: Whole = 8
-    """How many samples the slow reference evaluator sees (bf16, which no CPU runtime runs)."""
+    """Samples for the slow reference evaluator. It runs bf16, which no CPU runtime runs."""
     timeout_seconds: Annotated[Number, Field(gt=0)] = 1800.0
-    """How long one engine may take."""
+    """Time limit of one engine, in seconds."""
 
 
 class Baseline(str, Enum):
-    """What else is built and timed on a GPU, for comparison; eager always is."""
+    """A baseline that is timed on a GPU for comparison. Eager PyTorch always is one."""
 
     INDUCTOR = "inductor"
-    """torch.compile with max-autotune, in the fastest of the precisions: it tunes for minutes for each batch size."""
+    """torch.compile with max-autotune, in the fastest precision. It tunes for minutes for each batch size."""
     ONNXRUNTIME = "onnxruntime"
     """ONNX Runtime's CUDA provider."""
 
 
 class BenchmarkConfig(Record):
-    """What is timed."""
+    """Settings of the benchmark."""
 
     baselines: tuple[Baseline, ...] = tuple(Baseline)
-
     batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
-    """Left out, the batch that each profile is tuned for."""
+    """Batch sizes to time. None takes the optimum of each profile."""
     restarts: Whole = 3
-    """How often every variant is opened and timed anew, each time in a fresh process."""
+    """Repetitions of the whole measurement, each in fresh processes."""
     warmup_runs: Whole = 2
-    """A median of at least so many runs; variants warm up until two such medians in a row agree within 2 %."""
+    """The least number of runs in a warm-up median. Warm-up ends when two medians in a row agree within 2 %."""
     warmup_seconds: Annotated[Number, Field(gt=0)] = 1.0
-    """No longer than this, at each batch size."""
+    """The longest warm-up at each batch size, in seconds."""
     rounds: Whole = 2
-    """Of each restart; every round times every variant once: A B C A B C."""
+    """Rounds in each restart. A round times every variant once: A B C A B C."""
     runs_per_round: Whole = 4
+    """The least number of runs of a variant in a round."""
     gpu_round_ms: Annotated[Number, Field(gt=0)] = 50.0
-    """On a GPU, where a run is short, a round goes on for as long."""
+    """The least duration of a variant's round on a GPU, in milliseconds, because runs there are short."""
     streams: Whole = 4
-    """How many batches an engine runs at once where throughput counts; 1 leaves that out."""
+    """Batches that an engine runs at once in the throughput measurement. 1 leaves the measurement out."""
 
     @property
     def timing_settings(self) -> BenchmarkConfig:
-        """What changes how latencies are measured; the rest is as if it had been left out."""
+        """The settings that change the latencies. All others have their defaults."""
         return _without(self, "baselines")
 
 
 class ReleaseConfig(Record):
-    """What this build is held against."""
+    """The released build that this one is compared with, and the accepted differences."""
 
     manifest: Annotated[str, StringConstraints(min_length=1)]
-    """The released build's manifest.json."""
+    """The path of the released build's manifest.json."""
     max_latency_increase: Annotated[float, BeforeValidator(share_of("%", 0.01))] = 0.03
-    """Beyond noise: where the intervals overlap, nothing has changed."""
+    """The largest relative increase of a latency, beyond noise. If the intervals overlap, nothing has changed."""
     max_top1_drop: Annotated[float, BeforeValidator(share_of("pt", 0.01))] = 0.001
+    """The largest drop of the top-1 accuracy; 0.001 is 0.1 percentage points."""
 
 
 class Executor(str, Enum):
-    """Where the steps of GPUs run."""
+    """The place where the steps of GPUs run."""
 
     LOCAL = "local"
+    """This machine."""
     RAY = "ray"
-    """On workers of a Ray cluster that have what a target needs."""
+    """Workers of a Ray cluster that meet a target's requirements."""
 
 
 class FarmTarget(Record):
-    """What is built on the farm, and what a worker must have for it."""
+    """A target that the farm builds for, and its requirements of a worker."""
 
     flavour: EngineFlavour
-    accelerator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """The type of GPU as Ray calls it: H100, A10G, L4. None takes workers without one, which build ahead of time."""
+    accelerator: Name | None = None
+    """Ray's name of the GPU type: H100, A10G, L4. None takes workers without a GPU, which build ahead of time."""
     compute_capabilities: Annotated[tuple[int, ...] | None, BeforeValidator(parse_compute_capabilities)] = None
-    """Instead of those of `tensorrt:`; left out, those."""
+    """GPU generations in place of `tensorrt.compute_capabilities`. None takes those."""
     resources: tuple[Annotated[str, StringConstraints(min_length=1), AfterValidator(check_own_resource)], ...] = ()
-    """Custom resources that nodes declare: what tells two kinds of H100, or of installations, apart."""
+    """Custom resources that nodes declare. They tell apart two kinds of H100, or two installations."""
     steps_per_gpu: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
-    """How many steps share a GPU, and its memory, that time nothing; whatever is timed has one to itself."""
+    """Steps without timing that share a GPU and its memory. A step that times kernels or latencies runs alone."""
 
     @property
     def worker_kind(self) -> str:
-        """What a worker must have, as a phrase: `H100 with tensorrt`; workers of one phrase are all alike."""
+        """The requirements of a worker as a phrase: `H100 with tensorrt`. Workers with one phrase are all alike."""
         return f"{self.accelerator or 'a processor'} with {' and '.join((self.flavour.value, *sorted(self.resources)))}"
 
     @property
     def builds_on_its_gpu(self) -> bool:
-        """Whether an engine belongs to the GPU that has built it, whatever `compute_capabilities` says."""
+        """True if an engine belongs to the GPU that built it, regardless of `compute_capabilities`."""
         return self.flavour is EngineFlavour.TENSORRT
 
 
 class FarmConfig(Record):
-    """Which cluster, and for what it builds."""
+    """The Ray cluster and the targets that it builds for."""
 
     address: Annotated[str, StringConstraints(min_length=1)] = "auto"
-    """The head's `host:port`; `auto` is the cluster that this machine is a node of."""
+    """The head's `host:port`. `auto` is the cluster that this machine is a node of."""
     targets: Annotated[tuple[FarmTarget, ...], Field(min_length=1)]
     retries: Annotated[int, Field(strict=True, ge=0)] = 2
-    """How often a step is run again, elsewhere, whose worker was lost."""
+    """Further attempts of a step on other machines after the loss of its worker."""
     step_timeout_seconds: Annotated[Number, Field(gt=0)] = 7200.0
-    """How long a step may take on a worker; waiting for one does not count."""
+    """Time limit of a step on a worker, in seconds. The wait for a worker does not count."""
     queue_timeout_seconds: Annotated[Number, Field(gt=0)] = 86400.0
-    """How long a step may wait for a worker that is free."""
+    """The longest wait for a free worker, in seconds."""
     connect_timeout_seconds: Annotated[Number, Field(gt=0)] = 120.0
-    """How long the cluster may take to be reached, and each of its machines to say what it is."""
+    """Time limit for the connection, and for each machine's description of itself, in seconds."""
 
 
 class Config(Record):
     """All of `pipeline.yaml`."""
 
     artifacts: Annotated[str, StringConstraints(min_length=1)] = "artifacts"
+    """The output folder, relative to the configuration file."""
     model: ModelConfig = ModelConfig()
     preprocessing: Annotated[Preprocessing | None, BeforeValidator(parse_auto)] = None
-    """None, written `auto`, takes the weights' own."""
+    """None, written `auto`, takes the preprocessing of the weights."""
     data: DataConfig = DataConfig()
     device: Annotated[str, BeforeValidator(parse_device)] = "0"
-    """Which GPU engines are built for and run on: CUDA's number, a UUID, or `all` different types."""
+    """The GPU to build for and run on: CUDA's number, a UUID, or `all` for one of each type."""
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = (
         Precision.FP32,
         Precision.FP16,
@@ -319,20 +341,20 @@ class Config(Record):
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     release: ReleaseConfig | None = None
-    """What this build is held against; None where nothing was released yet."""
+    """The released build for comparison. None compares nothing."""
     cache: Annotated[str, StringConstraints(min_length=1)] | None = None
-    """Where machines share what they build: a folder, s3:// or gs://; None shares nothing."""
+    """The cache that machines share: a folder, s3:// or gs://. None shares nothing."""
     executor: Executor = Executor.LOCAL
-    """Where the steps of GPUs run; everything else runs here."""
+    """The place where the steps of GPUs run. All other steps run on this machine."""
     farm: FarmConfig | None = None
 
     @property
     def farm_targets(self) -> tuple[FarmTarget, ...]:
-        """What is built elsewhere; none where everything is built here."""
+        """The farm's targets. Empty if this machine builds everything."""
         return self.farm.targets if self.farm else ()
 
     def compute_capabilities_of(self, target: FarmTarget) -> tuple[int, ...]:
-        """Return what a farm's target builds engines for ahead of time; empty for its GPU alone."""
+        """Return the compute capabilities that a farm target builds for ahead of time. Empty is its own GPU alone."""
         if target.builds_on_its_gpu:
             return ()
         own = target.compute_capabilities
@@ -340,11 +362,11 @@ class Config(Record):
 
     @property
     def timed_batches(self) -> tuple[int, ...]:
-        """The batch sizes that are timed."""
+        """The batch sizes that are timed: those of `benchmark.batches`, else the optimum of each profile."""
         return self.benchmark.batches or tuple(sorted({profile.opt for profile in self.profiles}))
 
     def gpus(self, host: Host) -> tuple[Gpu, ...]:
-        """Return those of the host's GPUs that `device` names: one, none, or the first of every type."""
+        """Return the host's GPUs that `device` names: one, none, or the first of every type."""
         if self.device == "all":
             types = {gpu.slug: gpu for gpu in reversed(host.gpus)}
             return tuple(sorted(types.values(), key=lambda gpu: gpu.index))
@@ -352,6 +374,6 @@ class Config(Record):
 
 
 def portable_target(compute_capabilities: tuple[int, ...]) -> str:
-    """Return what engines are grouped under that TensorRT-RTX builds ahead of time: `rtx-sm80+`, `rtx-sm75-89`."""
+    """Return the target name of engines that TensorRT-RTX builds ahead of time: `rtx-sm80+`, `rtx-sm75-89`."""
     portable = compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES
     return "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, compute_capabilities))

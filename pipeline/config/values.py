@@ -1,11 +1,15 @@
-"""`pipeline.yaml` → `Config`: the only reader of the configuration, and every check that needs nothing else."""
+"""Values of `pipeline.yaml`: their types, and the checks that need no other value.
+
+A check raises `ValueError` with the expected and the written value. pydantic collects these errors.
+"""
 
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError, model_validator
 
 from model_artifacts.records import Record
 
@@ -14,14 +18,18 @@ if TYPE_CHECKING:
 
 
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-"""What TensorRT-RTX of any version can build for without a GPU (its `ComputeCapability` enumerations)."""
+"""GPU generations that some TensorRT-RTX version builds for without a GPU (its `ComputeCapability` enumerations)."""
 
 PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
-"""What TensorRT-RTX builds for by default: Ampere, Ada and Blackwell, and whatever comes later (its documentation,
-"CPU-Only AOT and TensorRT-RTX Engines")."""
+"""The default GPU generations of TensorRT-RTX: Ampere, Ada, Blackwell and later ones.
+
+Source: its documentation, "CPU-Only AOT and TensorRT-RTX Engines".
+"""
 
 Number = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?|\d+(\.\d+)?\s*%", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -29,50 +37,96 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
 
 
+def in_yaml(value: object) -> str:
+    """Return a value for a message, spelt as in YAML: `true`, `null`, `2026-01-01`; text in quotes."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, date) else repr(value)
+
+
+def check_name(value: str) -> str:
+    """Return a name that is safe as a part of a path.
+
+    Raises:
+        ValueError: the text has other characters, or begins with one of `._-`.
+    """
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"expected letters, digits and ._- after a first letter or digit, got {value!r}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
 def parse_batch_range(value: object) -> object:
-    """A bare number is a fixed batch."""
+    """Return the mapping of a batch range; a number `n` is the fixed batch {min: n, opt: n, max: n}.
+
+    Raises:
+        ValueError: the value is neither a mapping nor a number of at least 1.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError(f"expected a batch of at least 1, got {value}")
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict):
-        raise ValueError(f"expected a batch size or {{min, opt, max}}, got {value!r}")  # noqa: TRY004 - as above
+        raise ValueError(f"expected a batch size or {{min, opt, max}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
     return value
 
 
 def parse_auto(value: object) -> object:
+    """Return None for `auto`, and any other value unchanged."""
     return None if value == "auto" else value
 
 
 def parse_device(value: object) -> object:
+    """Return a device as text.
+
+    Raises:
+        ValueError: the value is neither text nor a number of at least 0.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
-        raise ValueError(f"expected a GPU's number, its UUID, or all, got {value!r}")
+        raise ValueError(f"expected a GPU's number, its UUID, or all, got {in_yaml(value)}")
     return str(value)
 
 
 def parse_compute_capabilities(value: object) -> object:
-    """`80+` is the portable default; a list is sorted, and every entry must be known; `current` is none."""
+    """Return GPU generations in ascending order, each once.
+
+    `80+` is `PORTABLE_COMPUTE_CAPABILITIES`. `current` is empty.
+
+    Raises:
+        ValueError: the value is none of these and no list of `KNOWN_COMPUTE_CAPABILITIES`.
+    """
     if value in ("current", ()):
         return ()
     if value in ("80+", PORTABLE_COMPUTE_CAPABILITIES):
         return PORTABLE_COMPUTE_CAPABILITIES
     known = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
     if not isinstance(value, list) or not value:
-        raise ValueError(f"expected 80+, current or a list out of {known}, got {value!r}")
+        raise ValueError(f"expected 80+, current or a list of {known}, got {in_yaml(value)}")
     unknown = [item for item in value if type(item) is not int or item not in KNOWN_COMPUTE_CAPABILITIES]
     if unknown:
-        raise ValueError(f"unknown compute capability {unknown[0]!r}; expected 80+, current or a list out of {known}")
+        raise ValueError(
+            f"unknown compute capability {in_yaml(unknown[0])}; expected 80+, current or a list of {known}"
+        )
     return tuple(sorted(set(value)))
 
 
 def parse_workspace(value: object) -> object:
+    """Return the fields of a `WorkspaceSize` from bytes or text.
+
+    Raises:
+        ValueError: the value is neither a whole number nor text.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"expected {_SIZE_EXAMPLES}, got {value!r}")  # noqa: TRY004 - pydantic collects ValueErrors
+        raise ValueError(f"expected {_SIZE_EXAMPLES}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
     return {"text": str(value).strip()}
 
 
 class WorkspaceSize(Record):
-    """A workspace as written: bytes, or a percentage of the GPU's total memory."""
+    """A workspace as written in the file: bytes, or a percentage of the GPU's total memory."""
 
     text: str
 
@@ -94,46 +148,61 @@ class WorkspaceSize(Record):
 
     @property
     def percent(self) -> float | None:
-        """The share of the GPU's memory, in per cent, if that is what was written."""
+        """The share of the GPU's memory in per cent. None for a size in bytes."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", self.text)
         return float(match[1]) if match else None
 
     @property
     def label(self) -> str:
-        """The text as a file name may hold it: `1GiB`, `25pct`."""
+        """The text in a form for file names: `1GiB`, `25pct`."""
         return re.sub(r"\s+", "", self.text).replace("%", "pct")
 
     def bytes(self, gpu_memory_bytes: int | None) -> int | None:
-        """Return the size in bytes; None for a percentage where no GPU's memory is known."""
+        """Return the size in bytes. None for a percentage without a known GPU memory."""
         if self.percent is None:
             return int(TypeAdapter(ByteSize).validate_python(self.text))
         return None if gpu_memory_bytes is None else max(int(gpu_memory_bytes * self.percent / 100), 1)
 
 
 def check_factory(value: str) -> str:
+    """Return a factory's `package.module:function`.
+
+    Raises:
+        ValueError: the text has another form.
+    """
     if not _FACTORY.fullmatch(value):
         raise ValueError(f"expected package.module:function, got {value!r}")
     return value
 
 
 def share_of(unit: str, size: float) -> Callable[[object], object]:
-    """Return a validator of a share with its unit: `3%`, `0.1pt`; a bare number says nothing of its unit."""
+    """Return a validator for a number with its unit, such as `3%` or `0.1pt`. A bare number has no unit and is refused.
+
+    Args:
+        unit: the unit's text.
+        size: the value of one unit: 0.01 for `%`.
+    """
 
     def validate(value: object) -> object:
         number = value.removesuffix(unit).strip() if isinstance(value, str) and value.endswith(unit) else ""
         if not re.fullmatch(r"\d+(\.\d+)?", number):
             raise ValueError(
-                f"expected a number with its unit, such as {3 if unit == '%' else 0.1}{unit}, got {value!r}"
+                f"expected a number with its unit, such as {3 if unit == '%' else 0.1}{unit}, got {in_yaml(value)}"
             )
         return float(number) * size
 
     return validate
 
 
-_RAYS_OWN = re.compile(r"CPU|GPU|memory|object_store_memory|(node|accelerator_type):.*")
+_RESOURCES_OF_RAY = re.compile(r"CPU|GPU|memory|object_store_memory|(node|accelerator_type):.*")
 
 
 def check_own_resource(name: str) -> str:
-    if _RAYS_OWN.fullmatch(name):
-        raise ValueError(f"{name} is a resource of Ray's own; expected one that nodes declare")
+    """Return the name of a custom resource.
+
+    Raises:
+        ValueError: Ray itself defines a resource of this name.
+    """
+    if _RESOURCES_OF_RAY.fullmatch(name):
+        raise ValueError(f"Ray itself defines the resource {name}; expected a custom resource that nodes declare")
     return name

@@ -1,4 +1,4 @@
-"""YAML text → plain data, and where in the text each part of it stands."""
+"""YAML text → plain data, with the position of each part in the text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class YamlSource:
     """A parsed YAML file.
 
     Attributes:
-        data: mappings, lists and scalars; None where the file did not parse.
-        problems: what is wrong with the YAML itself, each beginning with its position.
-        unreadable: where `data` holds None because of one of the problems.
+        file: the path, for positions.
+        data: mappings, lists and scalars; None if the file is not valid YAML.
+        problems: the errors of the YAML itself, each with its position in front.
+        unreadable: the locations at which `data` holds None because of a problem.
     """
 
     file: Path
@@ -33,24 +34,30 @@ class YamlSource:
     _keys: dict[Location, yaml.Mark] = field(repr=False)
 
     def position(self, location: Location) -> str:
-        """Return `file:line:column` of the value at `location`, or of the nearest parent that the file spells out."""
+        """Return `file:line:column` of the value at `location`, or of its nearest parent in the file."""
         while location and location not in self._marks:
             location = location[:-1]
         return _position(self.file, self._marks.get(location))
 
     def key_position(self, location: Location) -> str:
-        """Return `file:line:column` of the key that ends `location`."""
+        """Return `file:line:column` of the last key of `location`."""
         return _position(self.file, self._keys.get(location))
 
 
 def parse_yaml(file: Path, text: str) -> YamlSource:
-    """Parse `text`, collecting every duplicate key and every anchor rather than stopping at the first."""
+    """Parse YAML and collect all of its problems, such as duplicate keys and aliases.
+
+    Args:
+        file: the path, for positions.
+        text: the YAML.
+    """
     reader = _Reader(file)
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = reader.read(node, ()) if node else {}
     except yaml.MarkedYAMLError as exc:
-        reader.complain(exc.problem_mark, f"not valid YAML: {exc.problem or exc.context}")
+        problem = ", ".join(part for part in (exc.context, exc.problem) if part)
+        reader.complain(exc.problem_mark, f"not valid YAML: {problem}")
         data = None
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position)
@@ -68,7 +75,7 @@ _ALIAS = "an alias"
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves aliases unresolved, so that each is known where it stands."""
+    """A loader that does not resolve aliases, so that each keeps its own position."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if not self.check_event(yaml.AliasEvent):
@@ -77,13 +84,15 @@ class _Loader(yaml.SafeLoader):
         return yaml.ScalarNode(_ALIAS, event.anchor, event.start_mark, event.end_mark)
 
 
-# YAML 1.2 reads 1e-5 as the number that it is; PyYAML knows 1.1, for which it is a word.
+# YAML 1.2 reads 1e-5 as a number. PyYAML implements YAML 1.1, which reads it as text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 class _Reader:
+    """Reads the data of YAML nodes, and notes positions and problems."""
+
     def __init__(self, file: Path) -> None:
         self.file = file
         self.marks: dict[Location, yaml.Mark] = {}
@@ -93,9 +102,11 @@ class _Reader:
         self._scalars = yaml.SafeLoader("")
 
     def complain(self, mark: yaml.Mark | None, problem: str) -> None:
+        """Add a problem with its position."""
         self.problems.append(f"{_position(self.file, mark)}: {problem}")
 
     def read(self, node: yaml.Node, location: Location) -> object:
+        """Return the data of a node, None for an unreadable part."""
         self.marks[location] = node.start_mark
         if node.tag == _ALIAS:
             self.unreadable.add(location)
@@ -105,7 +116,7 @@ class _Reader:
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*location, index)) for index, item in enumerate(node.value)]
-        # A value such as `2026-13-45` looks like a date but is none; what a tag does not fit raises anything.
+        # `2026-13-45` looks like a date and is none. A value that does not fit its tag may raise any of these errors.
         try:
             return self._scalars.construct_object(node)
         except (ValueError, OverflowError) as exc:

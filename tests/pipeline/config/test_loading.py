@@ -96,7 +96,7 @@ def test_key_that_is_no_word_is_refused(problems: Problems, key: str) -> None:
     ("text", "problem"),
     [
         ("model: [a]\n", "3:8: model: expected a mapping, got ['a']"),
-        ("model:\n", "3:7: model: expected a mapping, got None"),
+        ("model:\n", "3:7: model: expected a mapping, got null"),
         ("gates: {fp32: 1}\n", "3:15: gates.fp32: expected a mapping, got 1"),
         ("precisions: fp32\n", "3:13: precisions: expected a list, got 'fp32'"),
         ("precisions: {fp32: 1}\n", "3:13: precisions: expected a list, got {'fp32': 1}"),
@@ -137,7 +137,9 @@ def test_file_of_nothing_but_null_is_refused_with_a_problem(problems: Problems, 
 
 def test_batch_outside_every_profile_is_refused(problems: Problems) -> None:
     """A batch that no engine takes is reported where it stands, with the profiles there are."""
-    assert problems(MATRIX + "benchmark: {batches: [1, 64]}\n") == ["3:26: batch 64 lies in no profile (b1, b1-8-32)"]
+    assert problems(MATRIX + "benchmark: {batches: [1, 64]}\n") == [
+        "3:26: batch 64 lies in none of the profiles b1, b1-8-32; remove it or add a profile that holds it"
+    ]
 
 
 # The device.
@@ -148,7 +150,7 @@ def test_device_that_the_host_lacks_is_told_those_that_it_has(problems: Problems
     """A GPU that is not there is answered with number, name and UUID of each that is."""
     assert problems(MATRIX + f"device: {device}\n", host(H100, L4)) == [
         (
-            f"3:9: no GPU {device!r} here; expected one of 0 (NVIDIA H100 80GB HBM3, {H100.uuid}), "
+            f"3:9: `device`: this host has no GPU {device!r}; expected one of 0 (NVIDIA H100 80GB HBM3, {H100.uuid}), "
             f"1 (NVIDIA L4, {L4.uuid}), or all"
         )
     ]
@@ -157,7 +159,7 @@ def test_device_that_the_host_lacks_is_told_those_that_it_has(problems: Problems
 def test_device_that_the_host_lacks_is_one_problem(problems: Problems) -> None:
     """A share of the memory of a GPU that is not there is no mistake of its own."""
     (problem,) = problems("device: 7\nprofiles: [1, 8]\nworkspaces: [25%]\n", host(H100))
-    assert problem.startswith("1:9: no GPU '7' here")
+    assert problem.startswith("1:9: `device`: this host has no GPU '7'")
 
 
 # How engines are built.
@@ -172,7 +174,10 @@ def test_current_is_the_hosts_own_gpu(write_config: Callable[[str], Path]) -> No
 def test_current_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
     """Without a GPU there is no generation that `current` could be."""
     assert problems(MATRIX + "tensorrt: {compute_capabilities: current}\n") == [
-        "3:34: `current` is this host's GPU, and it has none; expected 80+ or a list of compute capabilities"
+        (
+            "3:34: `tensorrt.compute_capabilities`: `current` is this host's GPU, and it has none; "
+            "expected 80+ or a list of compute capabilities"
+        )
     ]
 
 
@@ -189,7 +194,7 @@ def test_impossible_date_is_one_problem(problems: Problems) -> None:
 def test_date_is_no_name(problems: Problems) -> None:
     """A name that YAML reads as a date is reported as no string."""
     (problem,) = problems(MATRIX + "model: {name: 2026-01-01}\n")
-    assert problem.startswith("3:15: model.name: input should be a valid string, got ")
+    assert problem.startswith("3:15: model.name: expected text, got 2026-01-01")
 
 
 def test_alias_is_one_problem(problems: Problems) -> None:
@@ -229,15 +234,15 @@ def test_layers_are_left_of_a_precision_that_is_built(problems: Problems) -> Non
     """Names for int8 where nothing is int8 would change nothing; a name that is there twice is a mistake."""
     text = MATRIX + "precisions: [fp32, fp8]\nleave_unquantized: {int8: [conv], fp8: [a, a]}\n"
     assert problems(text) == [
-        "4:27: layers of int8 are named, and `precisions` does not have it",
-        "4:44: listed twice: a",
+        "4:27: `leave_unquantized.int8` needs int8 in `precisions`; add it or remove the layers",
+        "4:44: `leave_unquantized.fp8` lists the same entry twice: a; remove one of them",
     ]
 
 
 def test_cross_checks_come_with_the_yamls_own_problems(problems: Problems) -> None:
     """A duplicate key does not hide a batch that lies in no profile."""
     assert problems("profiles: [1]\nworkspaces: [1GiB]\nbenchmark: {batches: [8]}\nworkspaces: [2GiB]\n") == [
-        "3:23: batch 8 lies in no profile (b1)",
+        "3:23: batch 8 lies in none of the profiles b1; remove it or add a profile that holds it",
         "4:1: duplicate key 'workspaces'; remove one of them",
     ]
 
@@ -266,7 +271,7 @@ def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe" + MATRIX.encode("utf-16-le"))
     with pytest.raises(ConfigError) as caught:
         load_config(file)
-    assert caught.value.problems == (f"{file}:1:1: not UTF-8 text: invalid start byte at byte 0",)
+    assert caught.value.problems == (f"{file}:1:1: not UTF-8 text: invalid start byte at byte 0; save it as UTF-8",)
 
 
 def test_folder_name_with_a_colon_is_no_obstacle(tmp_path: Path) -> None:
@@ -445,5 +450,10 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
 def test_share_of_memory_takes_a_gpu(problems: Problems, load: Callable[[str], Config]) -> None:
     """A share is of the memory of each target's own GPU; a target without a GPU has none."""
     text = "profiles: [1]\nworkspaces: [25%]\nexecutor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\n"
-    assert problems(text) == ["4:18: workspace '25%' is a share of a GPU's memory; expected `accelerator`, or bytes"]
+    assert problems(text) == [
+        (
+            "4:18: workspace '25%' is a share of a GPU's memory, and this target has no GPU; "
+            "set `accelerator`, or give the workspace in bytes"
+        )
+    ]
     assert load(text.replace("{flavour: tensorrt_rtx}", ON_H100)).farm_targets[0].worker_kind == "H100 with tensorrt"

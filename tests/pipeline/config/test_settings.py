@@ -73,21 +73,21 @@ def test_batches_that_are_given_are_timed_in_their_order(load: Callable[[str], C
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("data: {calibration: true}\n", "3:21: data.calibration: input should be a valid integer, got True"),
-        ("data: {calibration: '8'}\n", "3:21: data.calibration: input should be a valid integer, got '8'"),
-        ("data: {calibration: 8.0}\n", "3:21: data.calibration: input should be a valid integer, got 8.0"),
-        ("data: {calibration: 0}\n", "3:21: data.calibration: input should be greater than or equal to 1, got 0"),
-        ("data: {images: 3}\n", "3:16: data.images: input should be a valid string, got 3"),
-        ("model: {name: 7}\n", "3:15: model.name: input should be a valid string, got 7"),
+        ("data: {calibration: true}\n", "3:21: data.calibration: expected a whole number, got true"),
+        ("data: {calibration: '8'}\n", "3:21: data.calibration: expected a whole number, got '8'"),
+        ("data: {calibration: 8.0}\n", "3:21: data.calibration: expected a whole number, got 8.0"),
+        ("data: {calibration: 0}\n", "3:21: data.calibration: expected at least 1, got 0"),
+        ("data: {images: 3}\n", "3:16: data.images: expected text, got 3"),
+        ("model: {name: 7}\n", "3:15: model.name: expected text, got 7"),
         (
             "benchmark: {batches: [1, true]}\n",
-            "3:26: benchmark.batches[1]: input should be a valid integer, got True",
+            "3:26: benchmark.batches[1]: expected a whole number, got true",
         ),
         (
             "model: {download_timeout_seconds: 0}\n",
-            "3:35: model.download_timeout_seconds: input should be greater than 0, got 0",
+            "3:35: model.download_timeout_seconds: expected a number above 0, got 0",
         ),
-        ("gates: {require_proof: 3}\n", "3:24: gates.require_proof: input should be a valid boolean"),
+        ("gates: {require_proof: 3}\n", "3:24: gates.require_proof: expected true or false, got 3"),
     ],
 )
 def test_wrong_type_is_refused_at_the_value(problems: Problems, text: str, problem: str) -> None:
@@ -142,10 +142,22 @@ def test_precision_like_no_other_is_told_all(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("profiles: [1, 8, 8]\nworkspaces: [1GiB]\n", "1:18: listed twice: b8"),
-        ("profiles: [1, 8, {min: 8, opt: 8, max: 8}]\nworkspaces: [1GiB]\n", "1:18: listed twice: b8"),
-        (MATRIX + "precisions: [int8, fp16, int8]\n", "3:26: listed twice: int8"),
-        (MATRIX + "benchmark: {batches: [1, 8, 1]}\n", "3:29: listed twice: 1"),
+        (
+            "profiles: [1, 8, 8]\nworkspaces: [1GiB]\n",
+            "1:18: `profiles` lists the same entry twice: b8; remove one of them",
+        ),
+        (
+            "profiles: [1, 8, {min: 8, opt: 8, max: 8}]\nworkspaces: [1GiB]\n",
+            "1:18: `profiles` lists the same entry twice: b8; remove one of them",
+        ),
+        (
+            MATRIX + "precisions: [int8, fp16, int8]\n",
+            "3:26: `precisions` lists the same entry twice: int8; remove one of them",
+        ),
+        (
+            MATRIX + "benchmark: {batches: [1, 8, 1]}\n",
+            "3:29: `benchmark.batches` lists the same entry twice: 1; remove one of them",
+        ),
     ],
 )
 def test_entry_listed_twice_is_refused(problems: Problems, text: str, problem: str) -> None:
@@ -195,7 +207,7 @@ def test_number_that_is_none_is_refused(problems: Problems, number: str) -> None
     """A gate of NaN, which nothing passes, and one of infinity, which everything passes, are refused."""
     text = f"gates: {{fp32: {{cosine: 0.9, relative_l2: {number}, top1_agreement: 0.9, top1_drop: 0}}}}\n"
     got = number.strip(".")
-    assert problems(MATRIX + text) == [f"3:42: gates.fp32.relative_l2: input should be a finite number, got {got}"]
+    assert problems(MATRIX + text) == [f"3:42: gates.fp32.relative_l2: expected a finite number, got {got}"]
 
 
 # The device.
@@ -277,15 +289,15 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
         ),
         (
             "optimization_level: 6",
-            "3:32: tensorrt.optimization_level: input should be less than or equal to 5, got 6",
+            "3:32: tensorrt.optimization_level: expected at most 5, got 6",
         ),
         (
             "optimization_level: -1",
-            "3:32: tensorrt.optimization_level: input should be greater than or equal to 0, got -1",
+            "3:32: tensorrt.optimization_level: expected at least 0, got -1",
         ),
         (
             "optimization_level: true",
-            "3:32: tensorrt.optimization_level: input should be a valid integer, got True",
+            "3:32: tensorrt.optimization_level: expected a whole number, got true",
         ),
         ("tactic_sources: []", "3:28: tensorrt.tactic_sources: expected at least one entry, got []"),
         ("tactic_sources: cublas", "3:28: tensorrt.tactic_sources: expected a list, got 'cublas'"),
@@ -305,9 +317,9 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
         ),
         (
             "version_compatible: 'yes'",
-            "3:32: tensorrt.version_compatible: input should be a valid boolean, got 'yes'",
+            "3:32: tensorrt.version_compatible: expected true or false, got 'yes'",
         ),
-        ("build_timeout_seconds: 0", "3:35: tensorrt.build_timeout_seconds: input should be greater than 0, got 0"),
+        ("build_timeout_seconds: 0", "3:35: tensorrt.build_timeout_seconds: expected a number above 0, got 0"),
         ("refitt: true", "3:12: unknown key 'tensorrt.refitt'; did you mean 'refit'?"),
     ],
 )
@@ -367,61 +379,67 @@ def test_bounds_without_their_unit_are_refused(load: Callable[[str], Config], te
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("executor: ray\n", "3:11: ray takes a key `farm`: {targets: [{accelerator: H100, flavour: tensorrt}]}"),
+        (
+            "executor: ray\n",
+            "3:11: `executor: ray` needs `farm`, such as farm: {targets: [{accelerator: H100, flavour: tensorrt}]}",
+        ),
         (
             f"farm: {{targets: [{ON_H100}]}}\n",
-            "3:7: is of `executor: ray`, and the executor is local; add that, or take this out",
+            "3:7: `farm` needs `executor: ray`; set it or remove `farm`",
         ),
         (FARM.format(""), "4:17: farm.targets: expected at least one entry, got []"),
         *(
             (
                 FARM.format(f"{{flavour: tensorrt_rtx, resources: [a100, '{name}']}}"),
-                f"4:60: farm.targets[0].resources[1]: {name} is a resource of Ray's own; expected",
+                f"4:60: farm.targets[0].resources[1]: Ray itself defines the resource {name}; expected",
             )
             for name in ("CPU", "GPU", "memory", "object_store_memory", "node:10.0.0.1", "accelerator_type:H100")
         ),
         (FARM.format("{accelerator: H100}"), "4:18: missing key 'farm.targets[0].flavour'"),
         (
             FARM.format("{flavour: tensorrt}"),
-            "4:18: TensorRT builds on the GPU that it is for; expected `accelerator`, such as H100",
+            "4:18: `flavour: tensorrt` builds on the GPU that the engine is for; set `accelerator`, such as H100",
         ),
         (
             FARM.format("{flavour: tensorrt_rtx, compute_capabilities: current}"),
-            "4:18: `compute_capabilities: current` builds on the GPU that it is for; expected `accelerator`",
+            "4:18: `compute_capabilities: current` builds on the GPU that the engine is for; set `accelerator`",
         ),
         (
             FARM.format("{accelerator: H100, flavour: tensorrt, compute_capabilities: [80]}"),
-            "4:79: TensorRT builds for the GPU that it runs on; leave it out",
+            "4:79: TensorRT builds only for the GPU that it runs on; remove `compute_capabilities`",
         ),
         (
             FARM.format("{flavour: tensorrt_rtx}, {accelerator: L4, flavour: tensorrt_rtx}"),
-            "4:43: makes the same engines as farm.targets[0], rtx-sm80+; give it other",
+            "4:43: `farm.targets[1]` builds the same engines (rtx-sm80+) as `farm.targets[0]`; set other",
         ),
-        (FARM.format(f"{ON_H100}, {ON_H100}"), "4:58: listed twice: "),
-        (FARM.format(f"{ON_H100}, {ON_H100[:-1]}, steps_per_gpu: 2}}"), "4:58: listed twice: "),
+        (FARM.format(f"{ON_H100}, {ON_H100}"), "4:58: `farm.targets` lists the same entry twice: "),
+        (
+            FARM.format(f"{ON_H100}, {ON_H100[:-1]}, steps_per_gpu: 2}}"),
+            "4:58: `farm.targets` lists the same entry twice: ",
+        ),
         (
             FARM.format("{flavour: tensorrt_rtx, steps_per_gpu: 2}"),
-            "4:57: is of a target with a GPU; expected `accelerator`, or leave it out",
+            "4:57: `steps_per_gpu` needs a target with a GPU; set `accelerator` or remove `steps_per_gpu`",
         ),
         (
             FARM.format(f"{ON_H100[:-1]}, steps_per_gpu: 0}}"),
-            "4:72: farm.targets[0].steps_per_gpu: input should be greater than or equal to 1, got 0",
+            "4:72: farm.targets[0].steps_per_gpu: expected at least 1, got 0",
         ),
         (
             FARM.format(ON_H100) + "device: 1\n",
-            "5:9: is a GPU of this machine, and `farm.targets` says what is built for; leave it out",
+            "5:9: `device` is a GPU of this machine, but `farm.targets` names the GPUs to build for; remove it",
         ),
         (
             FARM.format(ON_H100) + "tensorrt: {flavour: tensorrt}\n",
-            "5:21: every one of `farm.targets` names its own; leave it out",
+            "5:21: every one of `farm.targets` names its own flavour; remove `tensorrt.flavour`",
         ),
         (
             FARM.format(ON_H100) + "torch_tensorrt: {engine_cache: true}\n",
-            "5:32: is kept on one machine, and workers keep none; leave it out",
+            "5:32: `torch_tensorrt.engine_cache` needs `executor: local`, because workers keep no engines; remove it",
         ),
         (
             FARM.format(ON_H100)[:-2] + ", retries: -1}\n",
-            "4:68: farm.retries: input should be greater than or equal to 0, got -1",
+            "4:68: farm.retries: expected at least 0, got -1",
         ),
         ("executor: slurm\n", "3:11: executor: expected 'local' or 'ray', got 'slurm'"),
     ],

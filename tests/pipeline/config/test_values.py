@@ -119,7 +119,7 @@ def test_what_is_no_size_is_refused(problems: Problems, text: str) -> None:
     assert problem.endswith(f"got {text.strip(chr(39))!r}")
 
 
-@pytest.mark.parametrize(("text", "got"), [("true", "True"), ("0.5", "0.5"), ("null", "None"), ("[1]", "[1]")])
+@pytest.mark.parametrize(("text", "got"), [("true", "true"), ("0.5", "0.5"), ("null", "null"), ("[1]", "[1]")])
 def test_workspace_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
     """A workspace is a number of bytes or a text."""
     (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n")
@@ -146,7 +146,7 @@ def test_share_out_of_range_is_refused(problems: Problems, text: str) -> None:
 def test_share_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
     """A host without a GPU has no memory that a workspace could be a share of."""
     assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 25%]\n") == [
-        "2:20: '25%' is a share of a GPU's memory, and this host has none; expected bytes: 1GiB"
+        "2:20: '25%' is a share of a GPU's memory, and this host has no GPU; expected bytes, such as 1GiB"
     ]
 
 
@@ -159,13 +159,17 @@ def test_share_is_accepted_where_there_is_a_gpu(write_config: Callable[[str], Pa
 def test_shares_are_of_the_gpu_that_the_device_names(problems: Problems) -> None:
     """A share that comes out as another entry's size on the chosen GPU is listed twice."""
     text = "device: 1\nprofiles: [1, 8]\nworkspaces: [50%, 12GiB]\n"
-    assert problems(text, host(H100, L4)) == [f"3:19: listed twice: {12 * 2**30}"]
+    assert problems(text, host(H100, L4)) == [
+        f"3:19: `workspaces` lists the same entry twice: {12 * 2**30}; remove one of them"
+    ]
 
 
 def test_two_shares_that_come_out_equal_are_refused(problems: Problems) -> None:
     """50% and 50.0 % are one size."""
     text = "profiles: [1, 8]\nworkspaces: [50%, 50.0 %]\n"
-    assert problems(text, host(H100)) == [f"2:19: listed twice: {40 * 2**30}"]
+    assert problems(text, host(H100)) == [
+        f"2:19: `workspaces` lists the same entry twice: {40 * 2**30}; remove one of them"
+    ]
 
 
 def test_share_that_is_less_than_a_byte_is_a_byte() -> None:
@@ -175,7 +179,9 @@ def test_share_that_is_less_than_a_byte_is_a_byte() -> None:
 
 def test_workspace_listed_twice_in_other_units_is_refused(problems: Problems) -> None:
     """1024MiB and 1GiB are the same workspace."""
-    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == ["2:20: listed twice: 1073741824"]
+    assert problems("profiles: [1, 8]\nworkspaces: [1GiB, 1024MiB]\n") == [
+        "2:20: `workspaces` lists the same entry twice: 1073741824; remove one of them"
+    ]
 
 
 # Types.
@@ -223,12 +229,12 @@ def test_profile_of_no_images_is_one_problem(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("90", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got 90"),
-        ("[]", "expected 80+, current or a list out of 75, 80, 86, 89, 120, 121, got []"),
-        ("[75, 90]", "unknown compute capability 90; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
-        ("['75']", "unknown compute capability '75'; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
-        ("[true]", "unknown compute capability True; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
-        ("[[75]]", "unknown compute capability [75]; expected 80+, current or a list out of 75, 80, 86, 89, 120, 121"),
+        ("90", "expected 80+, current or a list of 75, 80, 86, 89, 120, 121, got 90"),
+        ("[]", "expected 80+, current or a list of 75, 80, 86, 89, 120, 121, got []"),
+        ("[75, 90]", "unknown compute capability 90; expected 80+, current or a list of 75, 80, 86, 89, 120, 121"),
+        ("['75']", "unknown compute capability '75'; expected 80+, current or a list of 75, 80, 86, 89, 120, 121"),
+        ("[true]", "unknown compute capability true; expected 80+, current or a list of 75, 80, 86, 89, 120, 121"),
+        ("[[75]]", "unknown compute capability [75]; expected 80+, current or a list of 75, 80, 86, 89, 120, 121"),
     ],
 )
 def test_unknown_compute_capability_is_refused(problems: Problems, text: str, problem: str) -> None:
@@ -250,7 +256,7 @@ def test_bad_factory_is_told_the_form(problems: Problems, factory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "got"), [("-1", "-1"), ("true", "True"), ("1.5", "1.5"), ("[0]", "[0]"), ("~", "None")]
+    ("text", "got"), [("-1", "-1"), ("true", "true"), ("1.5", "1.5"), ("[0]", "[0]"), ("~", "null")]
 )
 def test_device_of_another_type_is_refused(problems: Problems, text: str, got: str) -> None:
     """A device is a number or a text."""

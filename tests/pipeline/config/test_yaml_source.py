@@ -134,7 +134,7 @@ def test_syntax_error_is_reported_with_its_position() -> None:
 def test_second_document_is_refused() -> None:
     """A file is one document."""
     (problem,) = _problems("a: 1\n---\nb: 2\n")
-    assert problem == "c.yaml:2:1: not valid YAML: but found another document"
+    assert problem == "c.yaml:2:1: not valid YAML: expected a single document in the stream, but found another document"
 
 
 def test_control_character_is_reported_with_its_position() -> None:
