@@ -1,4 +1,4 @@
-"""ONNX files as the pipeline sees them: inputs, outputs, operator sets, casts, and a digest of what they compute."""
+"""Facts about ONNX graphs: inputs, outputs, operator sets, losses of casts, layers, and digests of the computation."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ def check(file: Path) -> None:
 
     Raises:
         onnx.checker.ValidationError: the graph is not valid.
-        onnx.shape_inference.InferenceError: its shapes contradict each other.
+        onnx.shape_inference.InferenceError: the graph's shapes contradict each other.
     """
     onnx.checker.check_model(str(file), full_check=True)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Return the version of the default operator set."""
+    """Return the version of a model's default operator set."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
 def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return the model in another version of the default operator set, with the oldest IR version that holds it.
+    """Return a copy of the model in another version of the default operator set.
 
-    The model itself stays as it is. What the exporter notes beside nodes (stack traces) is lost.
+    The copy has the oldest IR version that holds the operator set. It loses the exporter's notes on nodes, such as
+    stack traces.
 
     Raises:
-        onnx.version_converter.ConvertError: an operator has no counterpart there.
-        RuntimeError: the same, noticed elsewhere in the converter.
-        onnx.checker.ValidationError: the converter's result is not valid; it passes over what it does not know.
-        onnx.shape_inference.InferenceError: the same.
+        onnx.version_converter.ConvertError: an operator has no counterpart in the version.
+        RuntimeError: an operator has no counterpart; another part of the converter noticed it.
+        onnx.checker.ValidationError: the result is not valid, because the converter skips unknown operators.
+        onnx.shape_inference.InferenceError: the result's shapes contradict each other, for the same reason.
     """
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
@@ -57,7 +58,7 @@ def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def _drop_default_noop(node: onnx.NodeProto) -> None:
-    """Leave out `noop_with_empty_axes=0`, the default: the converter keeps it where opset 17 has no such attribute."""
+    """Remove the default `noop_with_empty_axes=0`. The converter keeps it, although opset 17 has no such attribute."""
     kept = [item for item in node.attribute if (item.name, item.i) != ("noop_with_empty_axes", 0)]
     if len(kept) < len(node.attribute):
         del node.attribute[:]
@@ -70,10 +71,10 @@ def count_cast(
     """Count the values of one tensor that a cast loses or makes subnormal.
 
     Args:
-        name: the tensor's.
-        wide: its values before.
-        narrow: its values afterwards, of the same shape, in a type that numpy compares with `wide`.
-        smallest_normal: of the type that it was cast to; 2⁻¹⁴ for float16.
+        name: the tensor's name.
+        wide: the values before the cast.
+        narrow: the values after the cast, of the same shape, in a dtype that numpy compares with `wide`.
+        smallest_normal: the smallest normal number of the narrow type; 2⁻¹⁴ for float16.
     """
     return TensorCast(
         name=name,
@@ -85,7 +86,7 @@ def count_cast(
 
 
 def tensor_specs(values: list[pb.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    """Return the specs of a graph's inputs or outputs; four axes are taken for NCHW."""
+    """Return the specs of a graph's inputs or outputs, with the first axes of NCHW as the layout."""
     specs = []
     for value in values:
         tensor = value.type.tensor_type
@@ -108,10 +109,10 @@ _EXAMPLES = 3
 
 
 def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
-    """Return how many convolutions and matrix products multiply in which type, the most frequent first.
+    """Count the convolutions and matrix products by the type of their multiplication, the most frequent first.
 
-    A product of two dequantised tensors multiplies in the type that they were stored in: that is what a runtime makes
-    of it. With one of them in floating point, it multiplies in floating point.
+    A product of two dequantised tensors counts as one in their stored type, because runtimes execute it so. With one
+    operand in floating point, it counts as floating point.
 
     Raises:
         onnx.shape_inference.InferenceError: the graph's types contradict each other.
@@ -120,22 +121,22 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     stored = {node.output[0]: types.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
-    found: dict[Precision | None, list[str]] = {}
+    layers: dict[Precision | None, list[str]] = {}
     for node in graph.node:
         if node.op_type in _MULTIPLIES:
-            read = node.input[:2]
-            narrow = stored if all(name in stored for name in read) else types
-            kinds = {_MULTIPLIED_IN.get(narrow.get(name) or 0) for name in read}
-            found.setdefault(kinds.pop() if len(kinds) == 1 else None, []).append(node.name)
+            operands = node.input[:2]
+            operand_types = stored if all(name in stored for name in operands) else types
+            precisions = {_MULTIPLIED_IN.get(operand_types.get(name) or 0) for name in operands}
+            layers.setdefault(precisions.pop() if len(precisions) == 1 else None, []).append(node.name)
     shares = [
-        LayerShare(precision=kind, layers=len(names), examples=tuple(names[:_EXAMPLES]))
-        for kind, names in found.items()
+        LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))
+        for precision, names in layers.items()
     ]
     return tuple(sorted(shares, key=lambda share: -share.layers))
 
 
 def forget_origin(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of its own run: stack traces with this machine's paths, and counters."""
+    """Remove the exporter's notes on its own run: stack traces with paths of this machine, and counters."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -143,19 +144,21 @@ def forget_origin(model: onnx.ModelProto) -> None:
 
 
 def canonical_digest(model: onnx.ModelProto) -> str:
-    """Return the SHA-256 of what the graph computes.
+    """Return the SHA-256 of a graph's computation.
 
-    Counted: nodes with their attributes, initialisers with their values (external data must have been loaded), inputs,
-    outputs, functions and operator sets. Not counted: names of nodes, producer, documentation, metadata, how values are
-    encoded.
+    The digest covers nodes with their attributes, initialisers with their values, inputs, outputs, functions and
+    operator sets. It leaves out names of nodes, the producer, documentation, metadata and the encoding of values.
+
+    Args:
+        model: the model, with its external data loaded.
     """
     return _digest(model, _graph(model.graph, _tensor))
 
 
 def structure_digest(model: onnx.ModelProto) -> str:
-    """Return the SHA-256 of the same, but for the initialisers' values: equal for graphs that differ in weights alone.
+    """Return the SHA-256 of a graph's computation without its weights.
 
-    Their names, types and shapes count.
+    Graphs that differ in weights alone have the same digest. The names, types and shapes of initialisers count.
     """
     return _digest(model, _graph(model.graph, _shape))
 

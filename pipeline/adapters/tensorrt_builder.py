@@ -1,4 +1,4 @@
-"""ONNX → serialized engine, by whichever flavour: every setting applied, or recorded as unsupported."""
+"""ONNX graph → serialized engine, by either flavour of TensorRT, with the reason if there is none."""
 
 from __future__ import annotations
 
@@ -34,66 +34,69 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """What is told of a long build; called from the builder's threads."""
+    """A receiver of a long build's progress. The builder's threads call it."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins."""
+        """Begin a phase of so many steps."""
 
     def step(self, phase: str, done: int) -> None:
-        """A step of it is done."""
+        """Note that so many steps of a phase are done."""
 
     def finish(self, phase: str) -> None:
-        """It is over."""
+        """End a phase."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What to build."""
+    """The description of an engine to build."""
 
     onnx: Path
     precision: Precision
     profile: BatchRange
     workspace_bytes: int
     compute_capabilities: tuple[int, ...]
-    """The GPU generations to build for ahead of time; empty for the current GPU."""
+    """The GPU generations to build for ahead of time. Empty for the current GPU."""
     gpu: Gpu | None
-    """The current GPU, where there is one."""
+    """The current GPU. None on a machine without one."""
     settings: TensorRTConfig
     onnx_opset17: Path | None = None
-    """The same graph for a flavour that is not strongly typed, where `onnx` is too new for it."""
+    """The same graph for a flavour without strong typing, if `onnx` is too new for it."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialized engine and what its builder said of it."""
+    """A serialized engine and the facts that its builder reported."""
 
     plan: bytes
+    """The serialized engine."""
     memory: EngineMemory
     layers_sha256: str
+    """Equal for engines that do the same work."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     settings: tuple[Setting, ...]
     built_for: BuiltFor
     timing_cache: bytes
-    """What the flavour has timed so far; empty where it times nothing."""
+    """The timing cache after the build. Empty if the flavour times nothing or the setting is off."""
     seconds: float
+    """Duration of the build."""
 
 
 def build_engine(
     flavour: Flavour, request: EngineRequest, log: BuildLog, progress: Progress | None = None, timings: bytes = b""
 ) -> BuiltEngine:
-    """Build an engine whose precisions are the graph's.
+    """Build an engine with the precisions of its graph.
 
     Args:
-        flavour: which TensorRT.
-        request: the graph, the batch range, the workspace and where it shall run.
-        log: filled with everything that the builder says, also when it fails.
-        progress: told of the builder's phases, where the flavour tells of them.
+        flavour: the TensorRT library.
+        request: the graph, the batch range, the workspace and the GPUs.
+        log: receives all messages of the builder, also of a failed build.
+        progress: receives the builder's phases, if the flavour reports them.
         timings: the timing cache of earlier builds, for flavours that keep one.
 
     Raises:
-        BuildError: the builder gave no engine; the reason is taken from its log.
-        UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
+        BuildError: the builder returned no engine; the error has the reason from its log.
+        UnsupportedError: the flavour or the GPU does not support the request.
     """
     if reason := unsupported(flavour, request):
         raise UnsupportedError(reason)
@@ -131,12 +134,12 @@ def build_engine(
 
 
 def graph_file(flavour: Flavour, request: EngineRequest) -> Path:
-    """Return the ONNX file that a flavour takes of those that there are."""
+    """Return the request's ONNX file for a flavour: that of opset 17 if the flavour is not strongly typed."""
     return request.onnx_opset17 if request.onnx_opset17 and not flavour.strongly_typed else request.onnx
 
 
 def unsupported(flavour: Flavour, request: EngineRequest) -> str | None:
-    """Return why a flavour or a GPU cannot build this; None where nothing is known against it."""
+    """Return the reason why a flavour or a GPU cannot build an engine. None if there is no known reason."""
     trt, gpu, precision = flavour.module, request.gpu, request.precision
     if flavour.tunes and gpu is None:
         return f"{flavour} builds engines on the GPU that they are for, and this host has none"
@@ -153,7 +156,7 @@ def unsupported(flavour: Flavour, request: EngineRequest) -> str | None:
 
 
 def _no_quantized_convolutions(flavour: Flavour, request: EngineRequest) -> str | None:
-    """Find out by building one, which takes a moment where nothing is tuned."""
+    """Return the reason if quantised convolutions fail, by a build of one. It takes a moment without tuning."""
     trt = flavour.module
     logger = make_logger(trt, BuildLog())
     narrow = trt.int8 if request.precision is Precision.INT8 else trt.fp8
@@ -202,7 +205,7 @@ def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting
 
 
 def _measure(flavour: Flavour, plan: bytes, log: BuildLog) -> tuple[EngineMemory, str]:
-    """Return what memory the engine needs, and the digest of its layers: from itself, or from its builder's log."""
+    """Return the memory of an engine and the digest of its layers, from the engine itself or from its builder's log."""
     weights = _logged(log, r"Total Weights Memory: (\d+)")
     if flavour.tunes:
         with load_engine(flavour, plan) as engine:
@@ -210,7 +213,9 @@ def _measure(flavour: Flavour, plan: bytes, log: BuildLog) -> tuple[EngineMemory
             return memory, hashlib.sha256(engine.inspect().encode()).hexdigest()
     activation = _logged(log, r"Total Activation Memory: (\d+)")
     if activation is None:
-        raise BuildError("the builder did not say what memory the engine needs")
+        raise BuildError(
+            "the builder did not report the memory of the engine", expected="`Total Activation Memory: …` in its log"
+        )
     memory = EngineMemory(activation_bytes=activation, weights_bytes=weights)
     return memory, _layers_digest(plan, memory)
 
@@ -218,9 +223,9 @@ def _measure(flavour: Flavour, plan: bytes, log: BuildLog) -> tuple[EngineMemory
 def _layers_digest(plan: bytes, memory: EngineMemory) -> str:
     """Return a digest that is equal for engines that do the same work.
 
-    Plans are not reproducible byte for byte: they hold the workspace and counters. A TensorRT-RTX plan names its
-    compiled kernels by a hash of their code (`fqn=__myl_Conv_0x…`), and those names, in order, with the memory that
-    they need, are what the engine does. A plan that names none is compared as it is.
+    Plans are not reproducible byte for byte, because they hold the workspace and counters. A TensorRT-RTX plan names
+    its compiled kernels by a hash of their code (`fqn=__myl_Conv_0x…`). The digest covers these names, in order, and
+    the engine's memory. For a plan without such names it covers all bytes.
     """
     kernels = re.findall(rb"fqn=([\w]+)", plan)
     digest = hashlib.sha256(b"\n".join(kernels) if kernels else plan)
@@ -234,42 +239,44 @@ def _logged(log: BuildLog, pattern: str) -> int | None:
 
 
 def _failure(log: BuildLog, request: EngineRequest) -> BuildError:
-    """Find the reason in the log; the builder itself returns None."""
+    """Return the error of a failed build. The reason stands in the log, because the builder itself returns None."""
     errors = log.errors()
     return explain(log, request.workspace_bytes) or BuildError(
-        "the builder gave no engine", got=errors[0][:500] if errors else "no error in its log"
+        "the builder returned no engine", got=errors[0][:500] if errors else "no error in its log"
     )
 
 
 def explain(log: BuildLog, workspace_bytes: int) -> BuildError | None:
-    """Return why there is no engine, and what to do about it; None where the log does not tell.
+    """Return the reason of a failed build with its fix. None if the log holds no known reason.
 
     Args:
-        log: what the builder has said.
-        workspace_bytes: what it was given.
+        log: the builder's messages.
+        workspace_bytes: the builder's limit of scratch memory.
     """
     budget = log.search(r"Exceeded mem budget of (\d+)\. Need (\d+)")
     if budget:
-        # The budget is the workspace plus the weights, so what the workspace must hold is the need less the weights.
+        # The log's budget is the workspace plus the weights. The workspace itself must hold the need less the weights.
         needed = int(budget[2]) - (int(budget[1]) - workspace_bytes)
         return BuildError(
             f"the workspace is too small: {workspace_bytes:,} bytes, and the engine needs {needed:,}",
-            fix=f"give `workspaces` in pipeline.yaml at least {-(-needed // 2**20)}MiB",
+            fix=f"raise `workspaces` in pipeline.yaml to at least {-(-needed // 2**20)}MiB",
         )
     if log.search(r"within workspace limit|insufficient workspace"):
         return BuildError(
-            f"the workspace is too small: {workspace_bytes:,} bytes, in which no kernel runs some operation",
-            fix="give `workspaces` in pipeline.yaml more",
+            f"the workspace is too small: {workspace_bytes:,} bytes, and some operation has no kernel that needs less",
+            fix="raise `workspaces` in pipeline.yaml",
         )
     if log.search(r"(?i)out ?of ?memory"):
         return BuildError(
             "the GPU ran out of memory while building",
-            fix="free GPU memory (`nvidia-smi` shows who has it), or use a profile with a smaller batch",
+            fix="free GPU memory (`nvidia-smi` lists its users), or use a profile with a smaller batch",
         )
     return None
 
 
 def _monitor(trt: ModuleType, progress: Progress) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
+    """Return an adapter from TensorRT's progress monitor to `progress`."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # the base exists once a flavour is imported
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -279,7 +286,7 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:  # noqa: ANN401 - Tens
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             progress.step(phase_name, step + 1)
-            return True  # go on; whoever cancels ends the process
+            return True  # never cancel: a cancelled build is ended with its process
 
         def phase_finish(self, phase_name: str) -> None:
             progress.finish(phase_name)

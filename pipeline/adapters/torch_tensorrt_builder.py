@@ -1,4 +1,4 @@
-"""The one place that knows Torch-TensorRT's versions: which settings each has, and how it compiles, saves and loads."""
+"""PyTorch module → module with TensorRT engines, by any version of Torch-TensorRT: settings, compilation and files."""
 
 from __future__ import annotations
 
@@ -40,45 +40,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleRequest:
-    """What to compile, and how."""
+    """The description of a module to compile."""
 
-    mode: Backend
+    backend: Backend
+    """`torch_compile`, or one of `dynamo`'s."""
     precision: Precision
     profile: BatchRange
     input_shape: tuple[int, int, int]
-    """(channels, height, width)."""
+    """(channels, height, width), without the batch."""
     workspace_bytes: int
     gpu: Gpu
     settings: TorchTensorRTConfig
     timing_cache: Path | None
-    """None where its TensorRT times no tactics."""
+    """The file of the timing cache. None if its TensorRT times no tactics."""
     engine_cache: Path | None
-    """The variant's own folder; None keeps no engines."""
+    """The variant's folder of engines. None keeps no engines."""
 
 
 class Compiled(NamedTuple):
-    """A module that runs TensorRT engines, and how it was made."""
+    """A module that runs TensorRT engines, with its settings."""
 
     module: nn.Module
     settings: tuple[Setting, ...]
 
 
 class Options(NamedTuple):
-    """The keyword arguments of one version, and what became of every setting."""
+    """The keyword arguments for one version, with every setting as applied or unsupported."""
 
     arguments: dict[str, object]
     settings: tuple[Setting, ...]
 
 
 def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) -> Options:
-    """Return a request's settings as a version takes them. Pure.
+    """Return a request's settings as keyword arguments of a version. Pure.
 
-    Precision is the module's own: engines are strongly typed, by a setting until 2.12 and always from 2.13 on.
+    The precision is the module's own, because engines are strongly typed: by a setting until 2.12, always from 2.13 on.
 
     Args:
-        request: what to compile.
-        known: the names of that version's settings.
-        tunes: its TensorRT times tactics; TensorRT-RTX does not, and ignores what is for that.
+        request: the module to compile.
+        known: the names of the version's settings.
+        tunes: True if its TensorRT times tactics. TensorRT-RTX does not, and ignores settings for that.
     """
     wanted: dict[str, object] = {
         "workspace_size": request.workspace_bytes,
@@ -86,7 +87,7 @@ def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) ->
         "disable_tf32": request.precision is Precision.FP32,
         "use_explicit_typing": True,
         "pass_through_build_failures": True,
-        # The default is one file of the host, which builds that run side by side would read half-written.
+        # The default is one file for the whole host. Builds in parallel would read it half-written.
         "timing_cache_path": str(request.timing_cache or os.devnull),
     }
     if request.settings.optimization_level is not None:
@@ -97,14 +98,14 @@ def options_of(request: ModuleRequest, known: frozenset[str], *, tunes: bool) ->
         wanted |= {
             **dict.fromkeys(sorted(ENGINE_CACHES), True),
             "engine_cache_dir": str(request.engine_cache),
-            "immutable_weights": False,  # by default they are, and the library neither keeps nor takes such engines
+            "immutable_weights": False,  # with immutable weights, the default, the library caches no engines
         }
     refused = {name: "this version has no such setting" for name in wanted if name not in known}
     if "use_explicit_typing" in refused:
         refused["use_explicit_typing"] = "this version has no such setting: its engines are always strongly typed"
     if not tunes:
-        refused |= {name: why for name, why in _IGNORED.items() if wanted.get(name, False) is not False}
-    if request.mode is Backend.TORCH_COMPILE and "require_full_compilation" in wanted:
+        refused |= {name: reason for name, reason in _IGNORED.items() if wanted.get(name, False) is not False}
+    if request.backend is Backend.TORCH_COMPILE and "require_full_compilation" in wanted:
         refused["require_full_compilation"] = "torch_compile leaves to PyTorch what it cannot convert"
     private = {"timing_cache_path", "engine_cache_dir"}  # paths of this host
     settings = tuple(
@@ -122,30 +123,35 @@ _IGNORED = {
 
 
 def _shown(value: object) -> str:
+    """Return a setting's value as text, with on and off for flags."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
 
 
 def times_tactics() -> bool:
-    """Return whether the installed Torch-TensorRT times kernels while it builds: TensorRT-RTX compiles them later."""
+    """Return True if the installed Torch-TensorRT times kernels during a build. That of TensorRT-RTX does not."""
     return installed_torch_tensorrt().name == "torch-tensorrt"
 
 
 _PACKAGES_CRASH = {("torch-tensorrt-rtx", "2.11")}
-"""Whose AOTInductor packages end the process that loads them by SIGSEGV, unless it has made them.
+"""Versions whose AOTInductor packages crash every process that loads them (SIGSEGV), except the one that made them.
 
-Seen on an H100 with torch 2.11, also after CUDA was used there; pytorch/TensorRT#3879 is alike.
+Measured on an H100 with torch 2.11, also in processes that used CUDA before. pytorch/TensorRT#3879 is similar.
 """
 
 
-def check_format(mode: Backend, library: Tool) -> None:
-    """Check that what a version saves can be loaded again.
+def check_format(backend: Backend, library: Tool) -> None:
+    """Check that a version can load the modules that it saves.
+
+    Args:
+        backend: the module's, with its file format.
+        library: Torch-TensorRT.
 
     Raises:
-        UnsupportedError: it cannot.
+        UnsupportedError: loading crashes the process.
     """
-    if mode is Backend.DYNAMO_AOTI and (library.name, ".".join(library.version.split(".")[:2])) in _PACKAGES_CRASH:
+    if backend is Backend.DYNAMO_AOTI and (library.name, ".".join(library.version.split(".")[:2])) in _PACKAGES_CRASH:
         raise UnsupportedError(
             f"an AOTInductor package of {library.name} {library.version} crashes every process that loads it",
             fix="take `exported_program`, or another version",
@@ -153,7 +159,7 @@ def check_format(mode: Backend, library: Tool) -> None:
 
 
 def known_settings(library: ModuleType) -> frozenset[str]:
-    """Return the names of the installed version's settings; what it does not know it would drop in silence."""
+    """Return the names of the installed version's settings. The version drops unknown settings without a message."""
     fields = {field.name for field in dataclasses.fields(library.dynamo.CompilationSettings)}
     parameters = inspect.signature(library.dynamo.compile).parameters.values()
     return frozenset(fields | {item.name for item in parameters if item.kind is not item.VAR_KEYWORD})
@@ -164,14 +170,14 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
 
     Args:
         library: Torch-TensorRT.
-        module: on the GPU, in its precision, with contiguous weights; float32 in, float32 out.
-        request: what to compile.
+        module: a module on the GPU, in its precision, with contiguous weights. Inputs and outputs are float32.
+        request: its batch range, its settings and the GPU.
 
     Raises:
-        BuildError: torch cannot trace it, or TensorRT cannot build it.
+        BuildError: torch cannot trace the module, or TensorRT cannot build its engines.
     """
     options = options_of(request, known_settings(library), tunes=times_tactics())
-    # The largest batch: torch takes one of a single image for a size that is always 1.
+    # The largest batch, because torch takes a batch of 1 for a constant size.
     example = torch.zeros(request.profile.max, *request.input_shape, device=device_of(request.gpu))
     shapes = None
     if not request.profile.is_fixed:
@@ -188,8 +194,8 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
     return Compiled(compiled, options.settings)
 
 
-class _Keeper(logging.Handler):
-    """Appends to a log what a library says through Python's."""
+class _LogHandler(logging.Handler):
+    """Copies the errors of a Python logger to a build log."""
 
     def __init__(self, log: BuildLog) -> None:
         super().__init__(logging.ERROR)
@@ -200,39 +206,40 @@ class _Keeper(logging.Handler):
 
 
 @contextlib.contextmanager
-def compiling(what: str, workspace_bytes: int) -> Iterator[None]:
-    """Translate what the library raises: where TensorRT's builder gave no engine, it fails at what is None.
+def compiling(failure: str, workspace_bytes: int) -> Iterator[None]:
+    """Translate the library's errors. Without an engine from TensorRT's builder it fails with an error about None.
 
     Args:
-        what: fails.
-        workspace_bytes: what the builder is given.
+        failure: the message of the error.
+        workspace_bytes: the builder's limit of scratch memory.
 
     Raises:
-        BuildError: with the builder's reason where it gave one.
+        BuildError: the compilation failed. The error has the builder's reason, if there is one.
     """
     log = BuildLog()
-    logger, keeper = logging.getLogger(BUILDER_LOGGER), _Keeper(log)
-    logger.addHandler(keeper)
+    logger, handler = logging.getLogger(BUILDER_LOGGER), _LogHandler(log)
+    logger.addHandler(handler)
     try:
         yield
     except torch._dynamo.exc.Unsupported as exc:  # noqa: SLF001 - there is no public name
         raise untraceable(exc) from exc
     except Exception as exc:
-        raise explain(log, workspace_bytes) or _not_compiled(what, exc, log.errors()) from exc
+        raise explain(log, workspace_bytes) or _not_compiled(failure, exc, log.errors()) from exc
     finally:
-        logger.removeHandler(keeper)
+        logger.removeHandler(handler)
 
 
-def _not_compiled(what: str, error: Exception, said: list[str]) -> BuildError:
-    if not said and "deserialize_cuda_engine" in str(error):
-        fix = "give `workspaces` in pipeline.yaml more, which is what it lacks most often"
-        return BuildError(what, got="TensorRT's builder gave no engine, and no reason", fix=fix)
-    return BuildError(what, got="; ".join([reason_of(error), *(words[:300] for words in said[:1])]))
+def _not_compiled(failure: str, error: Exception, messages: list[str]) -> BuildError:
+    """Return the error of a failed compilation, with the builder's first error message."""
+    if not messages and "deserialize_cuda_engine" in str(error):
+        fix = "raise `workspaces` in pipeline.yaml; too little workspace is the most frequent cause"
+        return BuildError(failure, got="TensorRT's builder returned no engine, and no reason", fix=fix)
+    return BuildError(failure, got="; ".join([reason_of(error), *(text[:300] for text in messages[:1])]))
 
 
 @contextlib.contextmanager
 def detailed_layers(library: ModuleType) -> Iterator[None]:
-    """Have engines built that tell the types of their layers; the library has a switch for it in its debugger only."""
+    """Build engines that report the types of their layers. The library's only switch for this is in its debugger."""
     debugger = getattr(library.dynamo, "Debugger", None)
     if debugger is None:
         yield
@@ -244,6 +251,7 @@ def detailed_layers(library: ModuleType) -> Iterator[None]:
 
 
 def _input(library: ModuleType, request: ModuleRequest) -> Any:  # noqa: ANN401 - untyped
+    """Return the library's description of the input, for the request's batch range."""
     profile = request.profile
     low, best, high = ((size, *request.input_shape) for size in (profile.min, profile.opt, profile.max))
     if profile.is_fixed:
@@ -252,12 +260,12 @@ def _input(library: ModuleType, request: ModuleRequest) -> Any:  # noqa: ANN401 
 
 
 def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path: Path) -> None:
-    """Write a compiled module: an ExportedProgram, or an AOTInductor package.
+    """Write a compiled module as an ExportedProgram or as an AOTInductor package, by its backend.
 
     Raises:
-        BuildError: it cannot be saved, or this version does not know the format.
+        BuildError: this version cannot save the module in the format.
     """
-    form = "aot_inductor" if request.mode is Backend.DYNAMO_AOTI else "exported_program"
+    form = "aot_inductor" if request.backend is Backend.DYNAMO_AOTI else "exported_program"
     try:
         library.save(compiled, str(path), output_format=form, arg_inputs=[_input(library, request)])
     except Exception as exc:

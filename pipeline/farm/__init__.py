@@ -1,13 +1,15 @@
 """Steps that run on other machines: `executor: ray`.
 
-    inspection  which machines there are, and whether each target has one: `farm.json`, which plans are made from
-    parcels     a step ↔ what travels: its command, its inputs by digest, what it has made
-    worker      runs a parcel on the machine that has it
-    cluster     Ray
-    sent        inputs on the cluster, while steps need them
-    flights     two drivers do not build the same at once
-    executor    the driver's side of a step: sends it, follows it, takes what it has made
+    inspection  the cluster's machines and the host of each target, in `farm.json`, which plans use
+    parcels     a step's command, its inputs by digest and its results, as they travel
+    worker      the run of a parcel, on the worker's side
+    cluster     a Ray cluster: its nodes, tasks and objects
+    ray_calls   the calls of Ray, with its errors translated
+    sent        inputs on the cluster, for as long as a step needs them
+    flights     leases of keys, so that two drivers do not build the same at once
+    incoming    a worker's results, received and checked
+    executor    the driver's side of a step: it sends the step, follows it and takes its results
 
-Where a step runs changes nothing else: its record, its key, its log and its messages are those of one that ran here.
-Nothing is imported here: a worker takes `cluster`, for which its environment need not have what a driver does.
+The place of a step changes nothing else. Its record, its key, its log and its messages are those of a local run.
+This module imports nothing: workers import only `cluster`, and their environment may lack a driver's packages.
 """

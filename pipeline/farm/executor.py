@@ -1,8 +1,10 @@
-"""Runs steps on the farm as `doit` runs them here: what they print is shown, what they make lies in artifacts/."""
+"""The driver's side of steps on the farm.
+
+Their output is shown and their results lie in artifacts/, as after a local run.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import threading
@@ -11,10 +13,11 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_artifacts.errors import FarmError, LostWorkerError, storage_errors
+from model_artifacts.errors import FarmError, LostWorkerError
 from model_artifacts.host.files import scratch_folder
 from pipeline.farm.cluster import Cluster, NodeRequirements
 from pipeline.farm.flights import Flights
+from pipeline.farm.incoming import Incoming
 from pipeline.farm.inspection import able_nodes, look, unfit_nodes
 from pipeline.farm.parcels import Began, Completed, PrintedLine, Refused, accept, check_list, pack, read_message
 from pipeline.farm.sent import Sent
@@ -27,9 +30,7 @@ from pipeline.system.isolation import KILLED, describe_exit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
-    from model_artifacts.records import FileRecord
     from pipeline.config.settings import FarmConfig, FarmTarget
     from pipeline.farm.cluster import Node, Running
     from pipeline.planning.project import Project
@@ -37,23 +38,28 @@ if TYPE_CHECKING:
     from pipeline.planning.steps import Step
     from pipeline.records import FarmHost, FarmRecord
 
-    Say = Callable[[PrintedLine], None]
+    Report = Callable[[PrintedLine], None]
+    """Receives every line of a step's output."""
 
 _SILENCE_SECONDS = 60.0
-"""Beyond the time that a step is given: for what it has made to come back."""
+"""Time for the results to arrive, in addition to the time limit of a step."""
 _LOOK_SECONDS = 10.0
-"""How often it is seen that a step that waits can still run somewhere."""
+"""Interval of the checks that some machine can still run a waiting step."""
 _STOP_SECONDS = TERM_SECONDS + 5.0
-"""How long steps may take to end when asked to, and their commands before them; then their workers are killed."""
+"""The time for steps and their commands to end after a request. Then their workers are killed."""
 _OF_A_SIGNAL = 128
-"""What is added to a signal's number where a command's exit status tells of it, as a shell's does."""
+"""Shells add it to the number of the signal that ended a command, for the exit status."""
 
 
 class Farm:
-    """A driver of the cluster; it joins when the first step is to run."""
+    """A driver of the cluster. The first step joins the cluster."""
 
     def __init__(self, project: Project) -> None:
-        """Nothing is reached yet."""
+        """Begin without a connection.
+
+        Args:
+            project: the configuration and the artifacts.
+        """
         self._project = project
         self._joining = threading.Lock()
         self._joined: _Joined | None = None
@@ -62,105 +68,110 @@ class Farm:
         self._running: set[Running] = set()
         self._stopped = threading.Event()
 
-    def run(self, step: Step, say: Say) -> int:
-        """Run a step on a worker; or take what another machine has made of it.
+    def run(self, step: Step, report: Report) -> int:
+        """Run a step on a worker, or copy its results from the shared cache.
 
         Args:
-            step: of a target that the farm builds.
-            say: is told every line.
+            step: a step of one of the farm's targets.
+            report: receives every line of the step's output.
 
         Returns:
-            its exit status.
+            The step's exit status.
 
         Raises:
-            FarmError: it could not be run, or what came back does not hold.
-            ArtifactError: what it is made from is missing, or its results cannot be written.
+            FarmError: no worker could run the step, or its results failed their check.
+            ArtifactError: an input of the step is missing, or its results cannot be written.
         """
         project = self._project
         workers = project.schedule.workers(step)
         if workers is None:
-            raise FarmError(f"{step.stage} {step.subject} is no step of the farm's")
+            raise FarmError(f"the farm does not run the step {step.stage} {step.subject}")
         cache = SharedCache(project.config.cache) if project.config.cache else None
-        if cache and (found := cache.fetch(project, step)):
-            say(_told(f"taken from {found}"))
+        if cache and (origin := cache.fetch(project, step)):
+            report(_line(f"taken from {origin}"))
             return 0
         joined = self._join()
-        with self._alone(joined, step, say):
-            if cache and (found := cache.fetch(project, step)):  # left there since, by whoever was alone before
-                say(_told(f"taken from {found}"))
+        with self._alone(joined, step, report):
+            if cache and (origin := cache.fetch(project, step)):  # another driver may have built it meanwhile
+                report(_line(f"taken from {origin}"))
                 return 0
-            status = self._run_somewhere(joined, step, workers, say)
+            status = self._run_somewhere(joined, step, workers, report)
             if status == 0 and cache:
                 cache.offer(project, step)
             return status
 
-    def _alone(self, joined: _Joined, step: Step, say: Say) -> AbstractContextManager[None]:
-        """Keep other drivers from building the same meanwhile."""
+    def _alone(self, joined: _Joined, step: Step, report: Report) -> AbstractContextManager[None]:
+        """Return a context in which no other driver builds the same."""
         if not self._project.schedule.spec(step.stage).tunes:
             return nullcontext()
-        told: list[str] = []
+        holders: set[str] = set()
 
         def waiting(holder: str) -> None:
             self._check_stopped()
-            if holder not in told:
-                say(_told(f"waiting for {holder}, which builds the same"))
-            told.append(holder)
+            if holder not in holders:
+                report(_line(f"waiting for {holder}, which builds the same"))
+            holders.add(holder)
 
         return joined.flights.alone(key_of(self._project, step).digest, waiting)
 
     def _join(self) -> _Joined:
-        """Join the cluster, and see that it still is what the plan was made for."""
+        """Join the cluster, and check that its machines are those of the plan."""
         with self._joining:
             self._check_stopped()
             if self._refused:
-                raise FarmError("the farm cannot be used; the first step that tried says why")
+                raise FarmError("the farm cannot be used; see the error of the first step")
             if self._joined is None:
-                self._refused = True  # unless what follows goes well
+                self._refused = True  # until all of the following has succeeded
                 farm = _of(self._project)
                 before = read_farm(self._project.config, self._project.paths)
                 cluster = Cluster.connect(farm.address, farm.connect_timeout_seconds)
                 record = look(cluster, farm, self._project.paths, self._check_stopped)
                 if {*record.hosts} - {*before.hosts}:
                     raise FarmError(
-                        "the farm's machines are not what they were when this was planned",
-                        fix="run `doit` again: it plans for what they are now",
+                        "the farm's machines have changed since the plan was made",
+                        fix="run `doit` again; it makes a new plan",
                     )
                 flights = Flights(cluster, f"{platform.node()}, process {os.getpid()}")
                 self._joined = _Joined(cluster, record, flights, Sent(cluster.put))
                 self._refused = False
             return self._joined
 
-    def _run_somewhere(self, joined: _Joined, step: Step, workers: FarmHost, say: Say) -> int:
-        """Run a step; where its worker is lost, elsewhere, as often as the configuration lets it."""
+    def _run_somewhere(self, joined: _Joined, step: Step, workers: FarmHost, report: Report) -> int:
+        """Run a step. After the loss of its worker, run it elsewhere, up to `farm.retries` times.
+
+        Raises:
+            FarmError: no machine can run the step, or its workers were lost too often.
+        """
         farm = _of(self._project)
         target = next(item for item in farm.targets if item.worker_kind == workers.worker_kind)
-        needs = NodeRequirements.of(target, alone=_is_timed(self._project.schedule.spec(step.stage), target))
+        requirements = NodeRequirements.of(target, alone=_is_timed(self._project.schedule.spec(step.stage), target))
         packed = pack(self._project, step, workers)
         small = packed.small()
         places = _EligibleNodes(joined.cluster, target, unfit_nodes(target, joined.record))
         with joined.sent.holding(packed.large) as large:
             for tries_left in range(farm.retries, -1, -1):
                 avoid = places.avoid()
-                trip = _Trip(self._project, step, partial(places.check, avoid), say)
+                trip = _Trip(self._project, step, partial(places.check, avoid), report)
                 try:
-                    running = joined.cluster.submit(packed.parcel, small, large, needs, avoid)
+                    running = joined.cluster.submit(packed.parcel, small, large, requirements, avoid)
                     return self._try(trip, running)
                 except LostWorkerError as exc:
-                    self._check_stopped()  # what was cancelled falls silent, too
+                    self._check_stopped()  # a cancelled step looks like one with a lost worker
                     places.lost(trip.node)
-                    again = f"it is run again elsewhere, {tries_left} more times at most" if tries_left else "given up"
-                    say(_told(f"{exc.what}: {exc.got}; {again}", error=True))
+                    again = f"trying again elsewhere, {tries_left} tries left" if tries_left else "no tries left"
+                    report(_line(f"{exc.what}: {exc.got}; {again}", error=True))
         raise FarmError(
-            f"its worker was lost {farm.retries + 1} times",
-            fix="see the cluster's logs for why, such as too little memory; or raise farm.retries",
+            f"the step's worker was lost {farm.retries + 1} times",
+            fix="look in the cluster's logs for the reason, such as too little memory, or raise farm.retries",
         )
 
     def _check_stopped(self) -> None:
+        """Raise `FarmError` if this driver is stopping."""
         if self._stopped.is_set():
-            raise FarmError("stopped before it had ended")
+            raise FarmError("the step was stopped before its end")
 
     def _try(self, trip: _Trip, running: Running) -> int:
-        """Follow a step to its end, and leave nothing running on the cluster that nobody waits for."""
+        """Follow a step to its end. After an error, end it on the cluster, too."""
 
         def look() -> None:
             self._check_stopped()
@@ -178,7 +189,7 @@ class Farm:
                 self._running.discard(running)
 
     def stop(self) -> None:
-        """End what runs for this driver, and see that it has ended."""
+        """End all steps of this driver, and wait for their end."""
         self._stopped.set()
         for force in (False, True):
             with self._running_lock:
@@ -195,174 +206,147 @@ class _Joined(NamedTuple):
 
     cluster: Cluster
     record: FarmRecord
-    """What its machines are."""
+    """The description of its machines."""
     flights: Flights
     sent: Sent
 
 
 class _EligibleNodes:
-    """Where a step may run: on machines that have what its target needs, other than those that have lost it."""
+    """The machines for a step: those that meet its target's requirements, without those that lost it before."""
 
     def __init__(self, cluster: Cluster, target: FarmTarget, unfit: frozenset[str]) -> None:
         self._cluster, self._target, self._unfit = cluster, target, unfit
         self._lost: frozenset[str] = frozenset()
 
     def lost(self, node: str) -> None:
-        """Take note of a machine that has lost the step; it may have been lost before it was anywhere."""
+        """Note a machine that lost the step. An empty name is a loss before the step had a machine."""
         self._lost |= {node} - {""}
 
     def avoid(self) -> frozenset[str]:
-        """Return where the next try is not to run; where no other machine is left, one that has lost it may.
+        """Return the machines that the next try avoids. Without another machine, those that lost the step may run it.
 
         Raises:
-            FarmError: no machine can run it any more.
+            FarmError: no machine can run the step any more.
         """
         others = {node.id for node in self._able()} - self._lost
         return self._unfit | self._lost if others else self._unfit
 
     def check(self, avoid: frozenset[str]) -> None:
-        """Check that a try that waits for a machine can still get one.
+        """Check that a waiting try can still get a machine.
+
+        Args:
+            avoid: the machines that the try avoids.
 
         Raises:
-            LostWorkerError: those that it waits for have gone, and there are others.
-            FarmError: no machine can run it any more.
+            LostWorkerError: the machines that the try waits for are gone, and there are others.
+            FarmError: no machine can run the step any more.
         """
         if {node.id for node in self._able()} <= avoid:
-            raise LostWorkerError("waiting for a machine", got="those that could run it have left the cluster")
+            raise LostWorkerError(
+                "waiting for a machine", got="the machines that could run the step have left the cluster"
+            )
 
     def _able(self) -> list[Node]:
+        """Return the machines of the cluster that can run the step now."""
         return able_nodes(self._target, self._cluster.nodes(), self._unfit)
 
 
 class _Trip:
-    """One try at a step: what its worker says and gives, until it has ended."""
+    """One try of a step: its worker's messages and results, until the end."""
 
-    def __init__(self, project: Project, step: Step, check_places: Callable[[], None], say: Say) -> None:
+    def __init__(self, project: Project, step: Step, check_places: Callable[[], None], report: Report) -> None:
         self.node = ""
-        self._project, self._step, self._check_places, self._say = project, step, check_places, say
+        self._project, self._step, self._check_places, self._report = project, step, check_places, report
         self._farm = _of(project)
         self._deadline = time.monotonic() + self._farm.queue_timeout_seconds
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def check_time(self) -> None:
-        """Check that it has not taken too long, and while it waits for a worker, that there still can be one.
+        """Check the time limits, and during the wait for a worker that a machine can still run the step.
 
         Raises:
-            FarmError: it has, or there cannot.
+            LostWorkerError: the machines that the try waits for are gone.
+            FarmError: a limit is over, or no machine can run the step any more.
         """
         now = time.monotonic()
         if now > self._deadline and not self.node:
             raise FarmError(
                 f"no worker was free in {self._farm.queue_timeout_seconds:g} s",
-                fix="raise farm.queue_timeout_seconds, add machines, or see what they are busy with: `ray status`",
+                fix="raise farm.queue_timeout_seconds, add machines, or look at their load with `ray status`",
             )
         if now > self._deadline:
             raise FarmError(
-                f"nothing has come back in {self._farm.step_timeout_seconds:g} s, which is all that a step is given",
-                fix="raise farm.step_timeout_seconds, or see why it takes so long",
+                f"the step has not come back in {self._farm.step_timeout_seconds:g} s, the time limit of a step",
+                fix="raise farm.step_timeout_seconds, or look in the step's output for the reason",
             )
         if not self.node and now > self._next_look:
             self._next_look = now + _LOOK_SECONDS
             self._check_places()
 
     def follow(self, items: Iterator[str | bytes]) -> int:
-        """Tell what the worker says, take what it gives, and return the step's exit status.
+        """Report the worker's output, take its results, and return the step's exit status.
+
+        Args:
+            items: the worker's messages, and the bytes of its results.
 
         Raises:
-            LostWorkerError: the worker has gone, or the step's process was killed.
-            FarmError: it refuses, or what it gives does not hold.
-            StorageError: it cannot be written here.
+            LostWorkerError: the worker is gone, or the step's process was killed.
+            FarmError: the worker refused the step, or its results failed their check.
+            StorageError: the results cannot be written here.
         """
         for item in items:
-            message = read_message(item if isinstance(item, str) else "bytes that nothing announces")
+            message = read_message(item if isinstance(item, str) else "bytes without a message before them")
             if isinstance(message, Began):
                 self.node = message.node
                 self._deadline = time.monotonic() + self._farm.step_timeout_seconds + _SILENCE_SECONDS
             elif isinstance(message, PrintedLine):
-                self._say(message)
+                self._report(message)
             elif isinstance(message, Refused):
                 raise FarmError(message.reason)
             else:
                 return self._take(message, items)
-        raise LostWorkerError("running a step: the worker was lost", got="it fell silent")
+        raise LostWorkerError("running a step: the worker was lost", got="its messages ended before the step")
 
-    def _take(self, made: Completed, items: Iterator[str | bytes]) -> int:
-        ended = _OF_A_SIGNAL - made.status if made.status > _OF_A_SIGNAL else made.status
+    def _take(self, completed: Completed, items: Iterator[str | bytes]) -> int:
+        """Receive a step's results, check them and put them in their places. Return the exit status.
+
+        Raises:
+            LostWorkerError: the step's process was killed.
+            FarmError: the results failed their check.
+            StorageError: the results cannot be written here.
+        """
+        status = completed.status
+        ended = _OF_A_SIGNAL - status if status > _OF_A_SIGNAL else status
         if ended in KILLED:
             raise LostWorkerError("running a step", got=describe_exit(ended))
-        check_list(self._project, self._step, made)
-        incoming = _Incoming(items)
+        check_list(self._project, self._step, completed)
+        incoming = Incoming(items)
         with scratch_folder(self._project.paths.root) as staged:
-            for file in made.files:
+            for file in completed.files:
                 incoming.receive(file, staged / file.path)
             incoming.end()
-            accept(self._project, self._step, made, staged)
-        if made.status < 0:
-            self._say(_told(describe_exit(made.status), error=True))
-        return made.status
-
-
-class _Incoming:
-    """The bytes of what a worker has made: one file after another, in pieces that know nothing of files."""
-
-    def __init__(self, items: Iterator[str | bytes]) -> None:
-        self._items = items
-        self._rest = memoryview(b"")
-
-    def receive(self, file: FileRecord, path: Path) -> None:
-        """Write the next file.
-
-        Raises:
-            FarmError: it is not what was announced.
-            StorageError: it cannot be written.
-        """
-        digest, left = hashlib.sha256(), file.bytes
-        with storage_errors(f"writing {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as out:
-                while left and (piece := self._take(left)):
-                    left -= len(piece)
-                    digest.update(piece)
-                    out.write(piece)
-                out.flush()
-                os.fsync(out.fileno())
-            path.chmod(0o644)
-        if left or digest.hexdigest() != file.sha256:
-            raise FarmError(
-                f"{file.path} has not come as its worker announced it; nothing of the step was kept",
-                expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
-                got=f"{file.bytes - left:,} bytes, SHA-256 {digest.hexdigest()}",
-                fix="run it again; should it repeat, look at that machine's memory and disk",
-            )
-
-    def end(self) -> None:
-        """Check that nothing has come beyond what was announced.
-
-        Raises:
-            FarmError: there is more.
-        """
-        if self._rest:
-            raise FarmError("more has come than the worker announced; nothing of the step was kept")
-
-    def _take(self, most: int) -> memoryview:
-        """Return the next bytes; none at the end."""
-        if not self._rest:
-            piece = next(self._items, None)
-            self._rest = memoryview(piece if isinstance(piece, bytes) else b"")
-        taken, self._rest = self._rest[:most], self._rest[most:]
-        return taken
+            accept(self._project, self._step, completed, staged)
+        if status < 0:
+            self._report(_line(describe_exit(status), error=True))
+        return status
 
 
 def _is_timed(spec: StageSpec[Any], target: FarmTarget) -> bool:
-    """Return whether a step times something on its GPU: TensorRT's builder does, TensorRT-RTX's does not."""
+    """Return True if a step times something. TensorRT's builder times kernels, that of TensorRT-RTX does not."""
     return spec.alone or (spec.tunes and target.builds_on_its_gpu)
 
 
-def _told(line: str, *, error: bool = False) -> PrintedLine:
+def _line(line: str, *, error: bool = False) -> PrintedLine:
+    """Return a line of the driver's own, in a step's output."""
     return PrintedLine(error=error, line=line)
 
 
 def _of(project: Project) -> FarmConfig:
+    """Return the configuration of the farm.
+
+    Raises:
+        FarmError: the configuration has none.
+    """
     if project.config.farm is None:
-        raise FarmError("the configuration has no farm")
+        raise FarmError("the configuration has no `farm`", fix="add `executor: ray` and `farm` to pipeline.yaml")
     return project.config.farm

@@ -1,7 +1,7 @@
-"""Which keys are being built on a cluster, and by whom: two drivers do not build the same at once.
+"""Leases of keys on a cluster, so that two drivers do not build the same at once.
 
-A driver renews what it holds; what one holds that was killed is free again soon after. Nothing rests on this but work
-that is done twice: a result is right whoever has built it.
+A driver renews its leases. Those of a killed driver end after `_LEASE_SECONDS`. A lost lease costs duplicate work and
+nothing else, because every driver's result is right.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ _NAME = "flights"
 _LEASE_SECONDS = 20.0
 _RENEWED_EVERY_SECONDS = 5.0
 _PATIENCE_SECONDS = 30.0
+"""Time limit of the board's answer."""
 
 
 class Board:
-    """Who builds which key; the cluster has one."""
+    """The leases of all drivers. The cluster has one board."""
 
     def __init__(self) -> None:
-        """Begin with nobody building anything."""
+        """Begin without leases."""
         self._held: dict[str, tuple[str, float]] = {}
 
     def take(self, key: str, driver: str, now: float | None = None) -> str:
-        """Let a driver build a key, unless another does.
+        """Lease a key to a driver, unless another driver holds it. A second call renews the lease.
 
         Args:
-            key: what it would build.
-            driver: who asks; again, to renew.
-            now: in seconds; left out, the board's own clock.
+            key: the digest of the key.
+            driver: the name of the driver that asks.
+            now: the time in seconds; None takes the board's own clock.
 
         Returns:
-            who builds it now.
+            The name of the driver that holds the key now.
         """
         now = time.monotonic() if now is None else now
         holder, until = self._held.get(key, (driver, now))
@@ -50,20 +51,20 @@ class Board:
         return driver
 
     def give(self, key: str, driver: str) -> None:
-        """Let others build a key."""
+        """End a driver's lease of a key."""
         if self._held.get(key, ("", 0.0))[0] == driver:
             del self._held[key]
 
 
 class Flights:
-    """A driver's view of the board."""
+    """A driver's leases."""
 
     def __init__(self, cluster: Cluster, driver: str) -> None:
-        """Nothing is asked yet.
+        """Begin without leases. The first lease reaches the board.
 
         Args:
-            cluster: on which the board is.
-            driver: this one's name, for the others' messages.
+            cluster: the board's cluster.
+            driver: this driver's name, for the messages of the others.
         """
         self._cluster = cluster
         self._driver = driver
@@ -74,11 +75,11 @@ class Flights:
 
     @contextmanager
     def alone(self, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold a key while the block runs.
+        """Hold the lease of a key while the block runs.
 
         Args:
-            key: what the block builds.
-            waiting: called every second while another driver holds it, with its name; what it raises ends this.
+            key: the digest of the key.
+            waiting: called every second with the name of the driver that holds the key; an exception ends the wait.
         """
         while (holder := self._take(key)) != self._driver:
             waiting(holder)
@@ -94,10 +95,11 @@ class Flights:
             with self._lock:
                 self._mine.discard(key)
                 board = self._board
-            if board:  # nobody waits for its answer: what it does not hear of is free again when the lease ends
+            if board:  # no wait for the answer: without this call the lease ends by itself
                 board.give.remote(key, self._driver)
 
     def _renew(self) -> None:
+        """Renew this driver's leases for ever, as a thread."""
         while True:
             time.sleep(_RENEWED_EVERY_SECONDS)
             with self._lock:
@@ -106,7 +108,7 @@ class Flights:
                 self._take(key)
 
     def _take(self, key: str) -> str:
-        """Ask the board who builds a key now; one that has gone, with its process, is begun anew."""
+        """Return the driver that holds a key now, by the board. If the board's process has ended, start a new board."""
         for _ in range(2):
             with suppress(FarmError):
                 with self._lock:
@@ -114,4 +116,4 @@ class Flights:
                     board = self._board
                 return str(self._cluster.ask(board.take.remote(key, self._driver), _PATIENCE_SECONDS))
             self._board = None
-        return self._driver  # nobody to ask: work may be done twice, and is right all the same
+        return self._driver  # without a board, two drivers may build the same: duplicate work, right results

@@ -1,7 +1,7 @@
-"""The cluster's machines → `farm.json`: what each of the configuration's targets would run on.
+"""The cluster's machines → `farm.json`: the host of each target of the configuration.
 
-Refused before anything is sent: a target that no machine can run, for which Ray would wait in silence; and machines of
-one kind that are not alike.
+Two problems are errors here, before any step is sent. A target that no machine can run: Ray would wait for one without
+a message. Machines for one target that differ.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
 from pipeline.config.loading import load_config
-from pipeline.farm.cluster import Cluster, Node, NodeRequirements, Probe
-from pipeline.farm.parcels import this_package
+from pipeline.farm.cluster import Cluster, Node, NodeRequirements
+from pipeline.farm.parcels import Probe, this_package
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
 from pipeline.records import FarmHost, FarmNode, FarmRecord
@@ -30,47 +30,53 @@ if TYPE_CHECKING:
 
 
 def look_at_farm(file: Path) -> FarmRecord:
-    """Ask the cluster's machines what they are, and keep that as `farm.json`.
+    """Join the cluster, probe its machines, and write their description to `farm.json`.
 
     Args:
         file: the configuration.
 
     Raises:
-        ConfigError: it is wrong.
-        UsageError: it names no farm.
+        ConfigError: the configuration has problems.
+        UsageError: the configuration has no `farm`.
         FarmError: the cluster cannot be reached, or cannot run one of the targets.
         StorageError: the record cannot be written.
     """
     config = load_config(file, read_host())
     if config.farm is None:
-        raise UsageError(f"{file} names no farm", expected="executor: ray, and a key `farm` with its targets")
+        raise UsageError(f"{file} has no `farm`", expected="`executor: ray`, and `farm` with its targets")
     cluster = Cluster.connect(config.farm.address, config.farm.connect_timeout_seconds)
     return look(cluster, config.farm, Paths(file.parent / config.artifacts, config.model.name))
 
 
 def look(cluster: Cluster, farm: FarmConfig, paths: Paths, check: Callable[[], None] = lambda: None) -> FarmRecord:
-    """Do so on a cluster that this process has joined; machines that were asked before are not asked again.
+    """Probe the machines of a joined cluster, and write their description to `farm.json`.
+
+    Machines that the record describes already are not probed again.
 
     Args:
-        cluster: the machines.
-        farm: what they are for.
-        paths: where the record lies.
-        check: called every few seconds while they are waited for; what it raises ends this.
+        cluster: the joined cluster.
+        farm: the targets and the time limit of the probes.
+        paths: the artifacts folder, with the record.
+        check: called every few seconds during the probes; an exception ends them.
+
+    Raises:
+        FarmError: the cluster cannot be reached, or cannot run one of the targets.
+        StorageError: the record cannot be written.
     """
     nodes = cluster.nodes()
     able = {target.worker_kind: able_nodes(target, nodes) for target in farm.targets}
-    asked = {node.id: node for found in able.values() for node in found}
-    known = {item.id: item for item in _known(paths).nodes if item.id in asked}
-    pending = {node.id: cluster.probe(node) for node in asked.values() if node.id not in known}
+    needed = {node.id: node for able_for_target in able.values() for node in able_for_target}
+    known = {item.id: item for item in _known(paths).nodes if item.id in needed}
+    pending = {node.id: cluster.probe(node) for node in needed.values() if node.id not in known}
     deadline = time.monotonic() + farm.connect_timeout_seconds
     for name, answer in pending.items():
-        known[name] = _described(asked[name], answer.result(deadline, check))
+        known[name] = _described(needed[name], answer.result(deadline, check))
     before = {item.worker_kind: item.host for item in _known(paths).hosts}
     hosts = {}
     for target in farm.targets:
         host = common_host(target, [known[node.id] for node in able[target.worker_kind]])
         former = before.get(target.worker_kind, host)
-        same = _traits(former, target) == _traits(host, target)  # then the plan does not change with who comes first
+        same = _traits(former, target) == _traits(host, target)  # an equal host must not change the plan
         hosts[target.worker_kind] = FarmHost(worker_kind=target.worker_kind, host=former if same else host)
     record = FarmRecord(hosts=tuple(hosts.values()), nodes=tuple(known[name] for name in sorted(known)))
     if record != _known(paths):
@@ -82,26 +88,27 @@ def able_nodes(target: FarmTarget, nodes: Sequence[Node], unfit: Collection[str]
     """Return the machines that can run a target's steps.
 
     Args:
-        target: what they are to run.
-        nodes: all that there are.
-        unfit: of which those are known to lack something that the cluster does not know of.
+        target: the farm's target.
+        nodes: all machines of the cluster.
+        unfit: ids of machines that lack something which the cluster does not know, such as a flavour.
 
     Raises:
-        FarmError: none of them can.
+        FarmError: no machine can run them.
     """
-    needs = NodeRequirements.of(target)
-    if found := [node for node in nodes if needs.met_by(node) and node.id not in unfit]:
-        return found
-    there = "; ".join(node.shown for node in nodes) or "no machine at all"
+    requirements = NodeRequirements.of(target)
+    if able := [node for node in nodes if requirements.met_by(node) and node.id not in unfit]:
+        return able
+    present = "; ".join(node.shown for node in nodes) or "no machine at all"
     raise FarmError(
-        f"no machine of the farm can run what {target.worker_kind} needs",
-        expected=needs.shown,
-        got=there,
-        fix="start one with `ray start --address=HOST:PORT`, or take the target out of farm.targets",
+        f"no machine of the farm can run steps of the target {target.worker_kind}",
+        expected=requirements.shown,
+        got=present,
+        fix="start such a machine with `ray start --address=HOST:PORT`, or remove the target from farm.targets",
     )
 
 
 def _known(paths: Paths) -> FarmRecord:
+    """Return the record of earlier probes, empty if it is missing or damaged."""
     try:
         return read_record(paths.farm, FarmRecord)
     except ArtifactError:
@@ -109,10 +116,10 @@ def _known(paths: Paths) -> FarmRecord:
 
 
 def _described(node: Node, probe: Probe) -> FarmNode:
-    """Return what a machine says of itself.
+    """Return the description of a machine from its probe.
 
     Raises:
-        FarmError: it has another version of this package.
+        FarmError: the machine has another version of this package, or its answer is no description.
     """
     if probe.package != this_package():
         raise FarmError(
@@ -124,25 +131,30 @@ def _described(node: Node, probe: Probe) -> FarmNode:
     try:
         return FarmNode(id=node.id, host=DeploymentHost.model_validate_json(probe.host))
     except ValidationError as exc:
-        raise FarmError(f"{node.address} does not say what it is", got=probe.host[:200]) from exc
+        raise FarmError(f"{node.address} did not describe itself", got=probe.host[:200]) from exc
 
 
 def unfit_nodes(target: FarmTarget, record: FarmRecord) -> frozenset[str]:
-    """Return the machines that lack a target's flavour, and so build nothing for it; Ray does not know of flavours."""
+    """Return the ids of machines without a target's flavour. Ray does not know flavours, and would choose them."""
     return frozenset(node.id for node in record.nodes if not _has_flavour(node, target))
 
 
 def _has_flavour(node: FarmNode, target: FarmTarget) -> bool:
+    """Return True if a machine has the target's flavour of TensorRT."""
     return target.flavour.value in {tool.name for tool in node.host.host.flavours}
 
 
 def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost:
-    """Return what a target's machines are, which in all that engines depend on are alike.
+    """Return the host that all machines of a target have in common.
 
-    Those that lack its flavour are not the target's.
+    The machines are alike in everything that engines depend on. Those without the target's flavour do not count.
+
+    Args:
+        target: the farm's target.
+        nodes: the machines that can run its steps.
 
     Raises:
-        FarmError: they are not, or lack what the target needs.
+        FarmError: the machines differ, or lack the target's flavour or its GPU.
     """
     flavours = {tool.name for node in nodes for tool in node.host.host.flavours}
     if target.flavour.value not in flavours:
@@ -150,31 +162,32 @@ def common_host(target: FarmTarget, nodes: Sequence[FarmNode]) -> DeploymentHost
             f"the machines for {target.worker_kind} lack its flavour",
             expected=target.flavour.value,
             got=", ".join(sorted(flavours)) or "no TensorRT",
-            fix="install it on those that are to build for this target; the others may do without",
+            fix="install it on the machines that shall build for this target; the others do not need it",
         )
-    kinds: dict[str, list[FarmNode]] = {}
+    alike: dict[str, list[FarmNode]] = {}
     for node in nodes:
         if _has_flavour(node, target):
-            kinds.setdefault("; ".join(_traits(node.host, target).values()), []).append(node)
-    if len(kinds) > 1:
+            alike.setdefault("; ".join(_traits(node.host, target).values()), []).append(node)
+    if len(alike) > 1:
         raise FarmError(
-            f"the machines for {target.worker_kind} are not alike, so that it would be chance what a step gives",
-            expected="the same versions and the same GPU; or a resource that only some declare, named in the target's "
-            "`resources`",
-            got="; and ".join(f"{len(alike)} with {kind}" for kind, alike in kinds.items()),
+            f"the machines for {target.worker_kind} are not alike, and a step's result would depend on its machine",
+            expected="the same versions and the same GPU; or a custom resource of the machines to use, named in the "
+            "target's `resources`",
+            got="; and ".join(f"{len(group)} with {shown}" for shown, group in alike.items()),
         )
-    ((node, *_),) = kinds.values()
+    ((node, *_),) = alike.values()
     host = node.host
-    if not target.accelerator:  # whatever GPU one of them has is not what this is built on
+    if not target.accelerator:  # the target builds without a GPU, even on a machine that has one
         plain = host.host.model_copy(update={"gpus": ()})
         return host.model_copy(update={"host": plain, "free_memory_bytes": (), "driver": "absent"})
     if target.builds_on_its_gpu and not host.host.gpus:
         raise FarmError(
-            f"the machines for {target.worker_kind} claim a GPU, and their driver shows none",
+            f"the machines for {target.worker_kind} declare a GPU to Ray, but their driver shows none",
             got=f"driver: {host.driver}",
         )
     return host
 
 
 def _traits(host: DeploymentHost, target: FarmTarget) -> dict[str, str]:
+    """Return everything of a host that a target's engines depend on."""
     return traits(target, host.host, host.torch_tensorrt, host.onnxruntime)

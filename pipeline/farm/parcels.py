@@ -1,7 +1,7 @@
-"""What travels to a worker and back: a step's command, its inputs by digest, and what it has made.
+"""Parcels and messages between a driver and its workers: a step's command, its inputs by digest, and its results.
 
-Nothing is pickled: a parcel and a message are JSON, and files are bytes. Which files a step takes and may give is
-decided here, from the plan and the records; what comes back is believed once it holds.
+Parcels and messages are JSON, and files are bytes; nothing is pickled. The plan and the records decide here which files
+a step reads and may write. The driver accepts a worker's results only after all checks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from pipeline.records import FarmHost
 
 SMALL_BYTES = 64 * 1024
-"""Files of up to this size travel together with what names them; a larger one is an object of its own on the cluster,
-and a machine keeps it for the next step.
+"""The size limit of files that travel together with their parcel.
+
+A larger file is an object of its own on the cluster, and a machine keeps it for later steps.
 """
 CONFIG = "pipeline.yaml"
+"""The configuration's path on a worker, in the folder of its step."""
 ARTIFACTS = "artifacts"
-"""Where the configuration and the artifacts lie on a worker, in the folder that it runs a step in."""
+"""The artifacts' path on a worker, in the folder of its step."""
 
 
 @cache
@@ -52,56 +54,66 @@ def this_package() -> str:
 
 
 def is_small(file: FileRecord) -> bool:
-    """Return whether a file travels together with others."""
+    """Return True if a file travels together with its parcel."""
     return file.bytes <= SMALL_BYTES
 
 
 class Parcel(Record):
-    """A command and what it takes."""
+    """A command and its files."""
 
     package: str = Field(default_factory=this_package)
-    """What has packed it; a worker that is another refuses."""
+    """The driver's version of this package. A worker with another version refuses the parcel."""
     command: tuple[str, ...]
-    """What follows Python's name."""
+    """The arguments of Python."""
     files: tuple[FileRecord, ...]
-    """By their paths below the folder that the command runs in."""
+    """The inputs, by their paths below the command's folder."""
     timed: bool = False
-    """Whether the command measures what users will see."""
+    """True if the command measures latencies."""
     timeout_seconds: float
 
 
+class Probe(Record):
+    """A machine's description of itself."""
+
+    package: str
+    """Its version of this package, as `this_package` returns it."""
+    host: str
+    """Its GPUs and libraries: a `DeploymentHost` as JSON."""
+
+
 class Began(Record):
-    """A worker has taken a parcel."""
+    """The message that a worker has begun a parcel."""
 
     kind: Literal["began"] = "began"
     node: str
-    """What the cluster calls its machine."""
+    """The cluster's id of the machine."""
 
 
 class PrintedLine(Record):
-    """A line that the command has printed."""
+    """A line of the command's output."""
 
     kind: Literal["said"] = "said"
     error: bool
-    """To standard error."""
+    """True for a line of standard error."""
     line: str
 
 
 class Completed(Record):
-    """The command has ended; the bytes of `files` follow, in their order."""
+    """The message that the command has ended. The bytes of `files` follow, in their order."""
 
     kind: Literal["made"] = "made"
     status: int
-    """The exit status; below 0 the signal that has ended it."""
+    """The exit status. Below 0 it is the number of the signal that ended the command."""
     files: tuple[FileRecord, ...]
-    """What is new or other than it was, by its path in the artifacts folder."""
+    """New and changed files, by their paths in the artifacts folder."""
 
 
 class Refused(Record):
-    """The worker could not run it."""
+    """The message that the worker could not run the parcel."""
 
     kind: Literal["refused"] = "refused"
     reason: str
+    """The text of the error."""
 
 
 Message = Began | PrintedLine | Completed | Refused
@@ -109,26 +121,30 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def read_message(text: str) -> Message:
-    """Return what a worker says.
+    """Return a worker's message from its JSON.
 
     Raises:
-        FarmError: that is nothing which one says.
+        FarmError: the text is no known message.
     """
     try:
         return _MESSAGE.validate_json(text)
     except ValidationError as exc:
-        raise FarmError("a worker said what this version does not know", got=text[:200]) from exc
+        raise FarmError("a worker sent a message that this version does not know", got=text[:200]) from exc
 
 
 class Input(NamedTuple):
-    """A file that travels."""
+    """A file that travels to a worker."""
 
     record: FileRecord
-    """By its path below the folder that the command runs in."""
+    """The file, by its path below the command's folder."""
     content: Path | bytes
 
     def read(self) -> bytes:
-        """Return its bytes."""
+        """Return the file's bytes.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
@@ -140,33 +156,34 @@ class Packed(NamedTuple):
 
     @property
     def large(self) -> tuple[Input, ...]:
-        """What travels by itself."""
+        """The large inputs, each of which travels by itself."""
         return tuple(item for item in self.inputs if not is_small(item.record))
 
     def small(self) -> bytes:
-        """Return all others, one after another.
+        """Return the bytes of all other inputs, one after another.
 
         Raises:
             StorageError: one of them cannot be read.
         """
-        with storage_errors("reading what travels to a worker"):
+        with storage_errors("reading a worker's inputs"):
             return b"".join(item.read() for item in self.inputs if is_small(item.record))
 
 
 def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
-    """Return what a worker takes to run a step.
+    """Return a step's command with all of its inputs.
 
     Args:
-        project: what the step is made from must be there.
-        step: of a target that the farm builds.
-        workers: who run it.
+        project: the configuration and the artifacts, with the step's inputs.
+        step: a step of one of the farm's targets.
+        workers: the workers of this target.
 
     Raises:
-        RecordError: what it is made from is missing or damaged.
-        StorageError: a file cannot be read.
+        FarmError: the stage runs only on the driver's machine.
+        RecordError: an input is missing or damaged.
+        StorageError: an input cannot be read.
     """
     farm = read_farm(project.config, project.paths).model_copy(update={"here": workers.worker_kind, "nodes": ()})
-    with storage_errors("reading what travels to a worker"):
+    with storage_errors("reading a worker's inputs"):
         inputs = [
             _text(CONFIG, project.config_file.read_bytes()),
             _text(f"{ARTIFACTS}/{project.paths.farm.name}", farm.to_json().encode()),
@@ -185,11 +202,12 @@ def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
 
 
 def _text(path: str, data: bytes) -> Input:
+    """Return bytes as an input."""
     return Input(describe_bytes(path, data), data)
 
 
 def _factory_code(factory: str) -> Iterator[Path]:
-    """Yield the Python files of a factory that lies here rather than in an installed package."""
+    """Yield the Python files of a factory from the current folder; none for an installed package."""
     top = Path(factory.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
     if top.is_dir():
         yield from sorted(top.rglob("*.py"))
@@ -198,78 +216,94 @@ def _factory_code(factory: str) -> Iterator[Path]:
 
 
 def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:
-    """Yield the records that a step reads, and the files that they name."""
+    """Yield the records that a step reads, with their files.
+
+    Raises:
+        FarmError: the stage runs only on the driver's machine.
+        RecordError: a file is missing or damaged.
+    """
     root = project.paths.root
     spec = project.schedule.spec(step.stage)
     if spec.inputs is None:
-        raise FarmError(f"{step.name} runs on this machine only")
+        raise FarmError(f"{step.name} runs only on the driver's machine")
     for item in spec.inputs(project, project.schedule.subject(step)):
         yield _text(f"{ARTIFACTS}/{item.path.relative_to(root)}", item.path.read_bytes())
         for file in item.files:
             if not is_whole(project, file):
-                raise RecordError(f"{file.path} is not what was made", fix="run `doit`, which makes it again")
+                raise RecordError(f"{file.path} does not match its record", fix="run `doit`, which makes it again")
             yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), project.file(file))
 
 
-def check_list(project: Project, step: Step, made: Completed) -> None:
-    """Check that a worker gives what a step may make, and nothing else, before any of it is taken.
-
-    Raises:
-        FarmError: it gives something else.
-    """
-    allowed = {path.relative_to(project.paths.root).as_posix() for path in _places(project, step)}
-    names = [file.path for file in made.files]
-    wrong = [name for name in names if name not in allowed] or [name for name in names if names.count(name) > 1]
-    if wrong:
-        raise FarmError(f"a worker gave a file that is not the step's: {wrong[0]}; nothing of it was kept")
-
-
-def accept(project: Project, step: Step, made: Completed, staged: Path) -> None:
-    """Put what a worker has made in its place, once it holds.
+def check_list(project: Project, step: Step, completed: Completed) -> None:
+    """Check that a step may write all files that its worker announces, before any of them is received.
 
     Args:
-        project: where.
-        step: which has been run.
-        made: what came back.
-        staged: the folder in which its files lie, each with its digest.
+        project: the configuration and the artifacts.
+        step: the step that ran.
+        completed: the worker's message.
 
     Raises:
-        FarmError: a record is missing although all went well, or tells of something else than was asked for.
+        FarmError: a file is not the step's, or is announced twice.
+    """
+    allowed = {path.relative_to(project.paths.root).as_posix() for path in _places(project, step)}
+    names = [file.path for file in completed.files]
+    wrong = [name for name in names if name not in allowed] or [name for name in names if names.count(name) > 1]
+    if wrong:
+        raise FarmError(f"a worker sent a file that is not the step's: {wrong[0]}; nothing of the step was kept")
+
+
+def accept(project: Project, step: Step, completed: Completed, staged: Path) -> None:
+    """Check a worker's results, and move them to their places.
+
+    Args:
+        project: the configuration and the artifacts.
+        step: the step that ran.
+        completed: the worker's message.
+        staged: the folder of the received files, whose digests are right.
+
+    Raises:
+        FarmError: a record is missing after exit status 0, is of another key, or does not match its files.
         StorageError: the files cannot be written.
     """
-    there = Project(project.plan, Paths(staged, project.plan.model), project.stages, project.config_file)
-    digests = {file.path: file.sha256 for file in made.files}
+    received = Project(project.plan, Paths(staged, project.plan.model), project.stages, project.config_file)
+    digests = {file.path: file.sha256 for file in completed.files}
     try:
-        records = [_present(result) for result in there.records(step)]
+        records = [_present(result) for result in received.records(step)]
         for record in records:
             _check(project, step, record, digests)
     except RecordError as exc:
-        if made.status != 0 and isinstance(exc, MissingRecordError):
-            return  # it has ended before it could leave one, and has said why
-        raise FarmError("a worker's results do not hold; nothing of them was kept", got=exc.what) from exc
+        if completed.status != 0 and isinstance(exc, MissingRecordError):
+            return  # the step failed before its record, and has printed the reason
+        raise FarmError("a worker's results failed their check; nothing of them was kept", got=exc.what) from exc
     _remove_former(project, step, digests)
-    vouched_for = {file.path for record in records for file in record.files}
-    install_files(staged, project.paths.root, sorted(made.files, key=lambda file: file.path not in vouched_for))
+    # Records come last, so that each is in its place only after its files.
+    recorded = {file.path for record in records for file in record.files}
+    install_files(staged, project.paths.root, sorted(completed.files, key=lambda file: file.path not in recorded))
 
 
 def _present(result: StageRecord | MissingRecordError) -> StageRecord:
+    """Return a record, or raise the error of a missing one."""
     if isinstance(result, MissingRecordError):
         raise result
     return result
 
 
 def _check(project: Project, step: Step, record: StageRecord, digests: dict[str, str]) -> None:
-    """Check that a record is of what was asked for, and that its files have come, or were here."""
+    """Check a record's key and its files, received or already here.
+
+    Raises:
+        RecordError: the key or a file does not match.
+    """
     before, now = (comparable(project, step, key) for key in (record.key, key_of(project, step)))
     if before != now:
-        raise RecordError("; ".join(changes(before, now)) or "its key is another")
+        raise RecordError("; ".join(changes(before, now)) or "its record has another key")
     for file in record.files:
         path = project.file(file)
         own = digests.get(file.path)
         if own is None and path.is_file():
             own = digests_in(project.paths.digests).sha256_of(path)
         if own != file.sha256:
-            raise RecordError(f"{file.path} is not what its record says")
+            raise RecordError(f"{file.path} does not match its record")
 
 
 def _remove_former(project: Project, step: Step, digests: dict[str, str]) -> None:
@@ -281,7 +315,7 @@ def _remove_former(project: Project, step: Step, digests: dict[str, str]) -> Non
 
 
 def _places(project: Project, step: Step) -> Iterator[Path]:
-    """Yield the places of a step's results."""
+    """Yield the paths that a step may write."""
     spec, subject = project.schedule.spec(step.stage), project.schedule.subject(step)
     yield from spec.records(project.paths, project.plan, subject)
     yield from spec.files(project.paths, project.plan, subject)

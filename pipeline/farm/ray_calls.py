@@ -1,4 +1,4 @@
-"""The one place that knows Ray: nodes, tasks, objects, and what goes wrong with them."""
+"""Calls of Ray: connections, waits, the functions that run as its tasks, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
 from model_artifacts.errors import ArtifactError, FarmError, LostWorkerError, one_line
-from pipeline.farm.cluster import Probe
-from pipeline.farm.parcels import Parcel, this_package
+from pipeline.farm.parcels import Parcel, Probe, this_package
 from pipeline.farm.worker import work
 
 if TYPE_CHECKING:
@@ -27,31 +26,57 @@ if TYPE_CHECKING:
 
 
 _LOOK_SECONDS = 5.0
-"""How often something else than the worker's words is looked at, such as the time."""
+"""Interval of the checks during a wait, such as that of the time limit."""
 
 TRY_SECONDS = 40.0
-"""How long Ray takes to see that nobody answers."""
+"""The time that Ray takes to notice a missing answer."""
+
+NO_ANSWER = "check that the machine is up and reachable, or raise farm.connect_timeout_seconds"
+"""The fix for an answer that does not arrive in time."""
 
 _NAMESPACE = f"model-artifact-pipeline-{__version__}"
 
 
 def on_node(node: Node) -> object:
+    """Return the scheduling strategy that runs a task on a node and nowhere else."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - see `connect`
 
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
-def wait_for(ray: Any, thing: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
-    """Wait until something has come to this machine; every few seconds `look`."""
+def wait_for(ray: Any, item: Any, doing: str, look: Callable[[], None]) -> None:  # noqa: ANN401 - Ray's
+    """Wait until an object is on this machine.
+
+    Args:
+        ray: the module.
+        item: the object's reference, or a task's generator.
+        doing: the purpose, for messages: "running a step".
+        look: called every few seconds; an exception ends the wait.
+
+    Raises:
+        LostWorkerError: the worker or its node is gone.
+        FarmError: Ray failed in another way.
+    """
     ready: list[Any] = []
     while not ready:
         look()
         with ray_errors(doing):
-            ready, _ = ray.wait([thing], timeout=_LOOK_SECONDS)
+            ready, _ = ray.wait([item], timeout=_LOOK_SECONDS)
 
 
-def get_value(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - what a task gives
-    """Return an object's value, which may have to come from another machine; every few seconds `look`."""
+def get_value(ray: Any, reference: Any, doing: str, look: Callable[[], None]) -> Any:  # noqa: ANN401 - of any type
+    """Return an object's value, which may come from another machine.
+
+    Args:
+        ray: the module.
+        reference: the object's.
+        doing: the purpose, for messages: "running a step".
+        look: called every few seconds; an exception ends the wait.
+
+    Raises:
+        LostWorkerError: the worker or its node is gone.
+        FarmError: the task or Ray failed in another way.
+    """
     while True:
         look()
         with ray_errors(doing), suppress(ray.exceptions.GetTimeoutError):
@@ -59,38 +84,52 @@ def get_value(ray: Any, reference: Any, doing: str, look: Callable[[], None]) ->
 
 
 def remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str | bytes]:
-    """Be the task: `work`, with inputs out of Ray's object store."""
-    import ray  # noqa: PLC0415 - of the worker
+    """Run a parcel as a Ray task: `work`, with inputs from Ray's object store."""
+    import ray  # noqa: PLC0415 - only the worker needs it here
 
     node = ray.get_runtime_context().get_node_id()
     yield from work(Parcel.model_validate_json(text), small, lambda number: map(ray.get, large[number]), node)
 
 
 def remote_probe() -> str:
-    """Be the task: ask this package, in a process of its own, what this machine is; CUDA is to show all of it."""
+    """Return this machine's `Probe` as JSON, as a Ray task.
+
+    A process of its own describes the machine, with all GPUs visible to CUDA.
+
+    Raises:
+        FarmError: that process failed.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-m", "model_artifacts", "host"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
-        raise FarmError(f"{platform.node()} cannot say what it is", got=done.stderr.strip()[-500:])
+        raise FarmError(
+            f"{platform.node()} cannot describe itself: `python -m pipeline host` failed",
+            got=done.stderr.strip()[-500:],
+        )
     return Probe(package=this_package(), host=done.stdout).to_json()
 
 
 def check_reachable(address: str, timeout_seconds: float, own: str) -> None:
-    """Check that a connection can be made, where Ray would look for minutes.
+    """Check that a Ray head answers, because Ray itself would try for minutes.
+
+    Args:
+        address: the head's `host:port`.
+        timeout_seconds: the longest wait.
+        own: this machine's address, as Ray takes it in place of localhost.
 
     Raises:
-        FarmError: it cannot, or the address is none.
+        FarmError: nothing answers, or the address has another form.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise FarmError(f"farm.address takes host:port or auto, got {address}")
-    seen = own if host in {"localhost", "127.0.0.1", "::1"} else host  # as Ray takes it
+    used = own if host in {"localhost", "127.0.0.1", "::1"} else host  # as Ray replaces it
     try:
-        socket.create_connection((seen, int(port)), timeout=timeout_seconds).close()
+        socket.create_connection((used, int(port)), timeout=timeout_seconds).close()
     except OSError as exc:
         raise FarmError(
-            f"no Ray cluster answers at {seen}:{port}",
+            f"no Ray cluster answers at {used}:{port}",
             got=one_line(exc),
             fix="start its head with `ray start --head`, or correct farm.address",
         ) from exc
@@ -115,7 +154,10 @@ def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
 
 @contextmanager
 def keep_signals() -> Iterator[None]:
-    """Keep what signals do here: Ray takes SIGTERM for itself, in Python and, in whatever thread it is, below that."""
+    """Restore the handlers of SIGTERM after the block.
+
+    Ray replaces them: Python's, and in any thread also the one of the process below it.
+    """
     before = signal.getsignal(signal.SIGTERM)
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
     get.restype = put.restype = ctypes.c_void_p
@@ -125,12 +167,20 @@ def keep_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-        put(signal.SIGTERM, ctypes.c_void_p(below))  # else a stack trace of Ray's goes before what we say
+        put(signal.SIGTERM, ctypes.c_void_p(below))  # else Ray prints a stack trace before this project's message
 
 
 @contextmanager
 def ray_errors(doing: str) -> Iterator[None]:
-    """Translate what Ray raises."""
+    """Translate Ray's errors.
+
+    Args:
+        doing: the purpose, for messages: "running a step".
+
+    Raises:
+        LostWorkerError: the worker or its node is gone.
+        FarmError: the task or Ray failed in another way.
+    """
     from ray import exceptions  # noqa: PLC0415 - see `connect`
 
     lost = (
@@ -149,17 +199,17 @@ def ray_errors(doing: str) -> Iterator[None]:
     except exceptions.TaskCancelledError as exc:
         raise FarmError(f"{doing}: it was cancelled") from exc
     except exceptions.GetTimeoutError as exc:
-        raise FarmError(f"{doing}: no answer in time", fix="raise farm.connect_timeout_seconds, or see why") from exc
+        raise FarmError(f"{doing}: no answer in time", fix=NO_ANSWER) from exc
     except exceptions.RayTaskError as exc:
         cause = exc.cause if isinstance(exc.cause, Exception) else exc
         if isinstance(cause, ArtifactError):
             raise FarmError(str(cause)) from exc
         if isinstance(cause, ImportError):
             raise FarmError(
-                f"{doing}: the machine cannot run this package",
+                f"{doing}: the machine cannot import this package",
                 got=one_line(cause),
                 fix=f"install model-artifact-pipeline {__version__} with its extra `farm` on every machine of the farm",
             ) from exc
-        raise FarmError(f"{doing}: unexpected on the worker", got=one_line(cause)) from exc
+        raise FarmError(f"{doing}: an unexpected error on the worker", got=one_line(cause)) from exc
     except (exceptions.RayError, ConnectionError) as exc:
         raise FarmError(f"{doing} failed", got=one_line(exc)) from exc

@@ -1,4 +1,4 @@
-"""Inputs on the cluster: each is put there once for all steps that take it, and stays no longer than one needs it."""
+"""Inputs on the cluster: one copy for all steps that take it, removed after the last of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.farm.parcels import Input
 
     Objects = list[Any]
-    """A file in pieces, as the cluster calls them."""
+    """A file as the cluster's references to its pieces."""
 
 
 @dataclass
@@ -22,18 +22,20 @@ class _Held:
     """An input that steps need."""
 
     users: int = 0
+    """Steps that need it now."""
     objects: Objects | None = None
+    """None until the cluster has it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Sent:
-    """The inputs of the steps that are under way."""
+    """The inputs of all running steps."""
 
     def __init__(self, put: Callable[[Path | bytes], Objects]) -> None:
-        """Begin with none.
+        """Begin without inputs.
 
         Args:
-            put: gives a file to the cluster.
+            put: sends a file to the cluster and returns its objects.
         """
         self._put = put
         self._lock = threading.Lock()
@@ -41,18 +43,19 @@ class Sent:
 
     @contextmanager
     def holding(self, inputs: Sequence[Input]) -> Iterator[list[Objects]]:
-        """Hand out a step's inputs as objects of the cluster, which go with the last step that needs them."""
+        """Hand out a step's inputs as objects of the cluster, and remove them after their last step."""
         with ExitStack() as stack:
             yield [stack.enter_context(self._holding(item)) for item in inputs]
 
     @contextmanager
     def _holding(self, item: Input) -> Iterator[Objects]:
+        """Hand out one input, and send it first if the cluster lacks it."""
         digest = item.record.sha256
         with self._lock:
             held = self._held.setdefault(digest, _Held())
             held.users += 1
         try:
-            with held.lock:  # others that need the same wait for it; nobody else does
+            with held.lock:  # steps that need the same input wait, others do not
                 if held.objects is None:
                     held.objects = self._put(item.content)
             yield held.objects

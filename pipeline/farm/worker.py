@@ -1,10 +1,10 @@
-"""What a worker does with a parcel: lay out its files, run its command, tell what it says, give back what it makes.
+"""The run of a parcel on a worker: it lays out the files, runs the command, and returns output and results.
 
-It knows nothing of the cluster: inputs are what a function gives, and what it tells are the items of an iterator.
+The module does not depend on the cluster. A function returns the inputs, and an iterator yields the messages.
 
-    <temporary folder>/pipeline-farm-<user>/blobs/<SHA-256>   large inputs, kept for later parcels, hashed once each
-    <temporary folder>/pipeline-farm-<user>/timing-cache/     what builders have timed on this machine
-    <temporary folder>/pipeline-farm-<user>/work/<process>-…  where a command runs; gone with it
+    <temporary folder>/pipeline-farm-<user>/blobs/<SHA-256>   large inputs, each hashed once and kept for later parcels
+    <temporary folder>/pipeline-farm-<user>/timing-cache/     kernel timings of this machine
+    <temporary folder>/pipeline-farm-<user>/work/<process>-…  a command's folder, removed after it
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ if TYPE_CHECKING:
     from pipeline.farm.parcels import Parcel
 
     Content = Callable[[int], Iterable[bytes]]
-    """The number of one of a parcel's large files, among those → its bytes, in pieces."""
+    """The index of one of a parcel's large files → its bytes, in pieces."""
 
 CHUNK_BYTES = 16 * 2**20
-"""What travels at once."""
+"""The size of a piece of a large file."""
 _INLINE_BYTES = 80_000
-"""What a cluster hands on at once; Ray puts 100 kB or more into shared memory first, which takes some 8 ms."""
+"""The size of a small piece. Ray puts 100 kB or more into shared memory first, which takes about 8 ms."""
 _INLINE_PIECES = 8
-"""Up to so many of those; more is sent faster in large pieces."""
+"""The largest number of small pieces. More bytes travel faster in large pieces."""
 _KEPT_BYTES = 20 * 2**30
-"""How much of inputs a machine keeps; those go that were not used for the longest time."""
+"""The limit of kept inputs on a machine. The least recently used are removed first."""
 _USED_SECONDS = 3600.0
-"""How exactly it is known when an input was last used; each note of it has the input hashed again."""
+"""The accuracy of an input's time of last use. Each update of the time costs another hash of the input."""
 _LOOK_SECONDS = 0.1
-"""How soon it is seen that the worker was asked to stop."""
+"""The interval of the checks for a request to stop."""
 TERM_SECONDS = 5.0
-"""How long a command may take to end when asked to; then it is killed."""
+"""The time for a command to end after SIGTERM. Then it is killed."""
 
 
 def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator[str | bytes]:
     """Run a parcel's command.
 
     Args:
-        parcel: what to run, and on what.
-        small: the bytes of its small files, one after another.
-        content: gives those of the others.
-        node: what the cluster calls this machine.
+        parcel: the command and its files.
+        small: the bytes of the small files, one after another.
+        content: returns the bytes of a large file.
+        node: the cluster's id of this machine.
 
     Yields:
-        messages as JSON: `Began`, `PrintedLine` for every line, then `Completed`, after which come the bytes of what was made, one
-        file after another, in pieces; or `Refused`.
+        Messages as JSON: `Began`, a `PrintedLine` for every line, and `Completed`. The bytes of the results follow,
+        one file after another, in pieces. After an error, `Refused` ends the messages.
     """
     yield Began(node=node).to_json()
     deadline = time.monotonic() + parcel.timeout_seconds
@@ -83,33 +83,40 @@ def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator
         with _folder() as folder:
             _lay_out(parcel, small, content, folder)
             root = folder / ARTIFACTS
-            before = _looks(root)
+            before = _states(root)
             status = yield from _run(parcel, folder, deadline)
-            after = _looks(root)
-            made = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
-            yield Completed(status=status, files=made).to_json()
-            few = sum(file.bytes for file in made) < _INLINE_PIECES * _INLINE_BYTES
-            yield from pieces(*(root / file.path for file in made), size=_INLINE_BYTES if few else CHUNK_BYTES)
+            after = _states(root)
+            results = tuple(describe_file(path, root) for path in after if before.get(path) != after[path])
+            yield Completed(status=status, files=results).to_json()
+            few = sum(file.bytes for file in results) < _INLINE_PIECES * _INLINE_BYTES
+            yield from pieces(*(root / file.path for file in results), size=_INLINE_BYTES if few else CHUNK_BYTES)
     except ArtifactError as exc:
         yield Refused(reason=str(exc)).to_json()
 
 
-def _looks(root: Path) -> dict[Path, tuple[int, int, int]]:
-    """Return what changes of every file below a folder when somebody writes it, in the order of their paths."""
-    found = {}
+def _states(root: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return inode, size and time of change of every file below a folder, in the order of the paths.
+
+    A write changes at least one of them.
+    """
+    states = {}
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if path.is_file() and not path.is_symlink() and not hidden:
             stat = path.stat()
-            found[path] = stat.st_ino, stat.st_size, stat.st_mtime_ns
-    return found
+            states[path] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return states
 
 
 def pieces(*paths: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Yield the bytes of files, one after another, as they travel: all pieces but the last have a size.
+    """Yield the bytes of files, one after another, in pieces of one size. The last piece may be smaller.
+
+    Args:
+        paths: the files.
+        size: bytes of a piece.
 
     Raises:
-        StorageError: one cannot be read.
+        StorageError: a file cannot be read.
     """
     rest = b""
     for path in paths:
@@ -124,19 +131,20 @@ def pieces(*paths: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
 
 
 def _home() -> Path:
+    """Return this user's folder on the machine."""
     return Path(tempfile.gettempdir()) / f"pipeline-farm-{os.getuid()}"
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Hand out an empty folder that goes with the block; those of workers that were killed go, too."""
-    there = _home() / "work"
-    with storage_errors(f"writing {there}"):
-        there.mkdir(parents=True, exist_ok=True)
-        for left in there.iterdir():
+    """Hand out an empty folder and remove it after the block. Folders of killed workers are removed, too."""
+    parent = _home() / "work"
+    with storage_errors(f"writing {parent}"):
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.iterdir():
             if not Path("/proc", left.name.partition("-")[0]).exists():
                 shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=there))
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
     try:
         yield folder
     finally:
@@ -144,10 +152,10 @@ def _folder() -> Iterator[Path]:
 
 
 def _lay_out(parcel: Parcel, small: bytes, content: Content, folder: Path) -> None:
-    """Write a parcel's files into a folder, each with its digest.
+    """Write a parcel's files into a folder and check their digests.
 
     Raises:
-        FarmError: one of them would lie elsewhere, or has not come as it was sent.
+        FarmError: a file's path leads out of the folder, or its bytes do not match its digest.
         StorageError: the folder cannot be written.
     """
     together, numbers = BytesIO(small), count()
@@ -155,7 +163,7 @@ def _lay_out(parcel: Parcel, small: bytes, content: Content, folder: Path) -> No
         for file in parcel.files:
             path = folder / file.path
             if ".." in path.parts or not path.is_relative_to(folder):
-                raise FarmError(f"a parcel's file would lie outside of its folder: {file.path}")
+                raise FarmError(f"the path of a parcel's file leads out of its folder: {file.path}")
             path.parent.mkdir(parents=True, exist_ok=True)
             if is_small(file):
                 data = together.read(file.bytes)
@@ -166,7 +174,10 @@ def _lay_out(parcel: Parcel, small: bytes, content: Content, folder: Path) -> No
             if not _copied(blob, path, file):
                 _receive(content(number), blob, file)
                 if not _copied(blob, path, file):
-                    raise FarmError(f"{file.path} has come, and is damaged on {platform.node()}'s disk")
+                    raise FarmError(
+                        f"{file.path} arrived, but its copy on the disk of {platform.node()} is damaged",
+                        fix="check that machine's disk and memory",
+                    )
         artifacts = folder / ARTIFACTS
         if artifacts.is_dir():
             timings = _home() / "timing-cache"
@@ -175,17 +186,19 @@ def _lay_out(parcel: Parcel, small: bytes, content: Content, folder: Path) -> No
 
 
 def _check(file: FileRecord, sha256: str) -> None:
-    """Check what has come.
+    """Check the digest of a received input.
 
     Raises:
-        FarmError: it is not what was sent.
+        FarmError: the digest is another.
     """
     if sha256 != file.sha256:
-        raise FarmError(f"{file.path} has not come as it was sent", expected=file.sha256, got=f"SHA-256 {sha256}")
+        raise FarmError(
+            f"{file.path} arrived with other bytes than were sent", expected=file.sha256, got=f"SHA-256 {sha256}"
+        )
 
 
 def _copied(blob: Path, path: Path, file: FileRecord) -> bool:
-    """Copy what is kept of an input, and return whether it is there and whole."""
+    """Copy a kept input. Return False if it is missing or damaged."""
     try:
         if digests_in(_home() / "digests.sqlite3").sha256_of(blob) != file.sha256:
             return False
@@ -198,10 +211,10 @@ def _copied(blob: Path, path: Path, file: FileRecord) -> bool:
 
 
 def _receive(pieces: Iterable[bytes], blob: Path, file: FileRecord) -> None:
-    """Keep an input that has come, if it is what was sent.
+    """Keep a received input.
 
     Raises:
-        FarmError: it is not.
+        FarmError: the input has another digest.
     """
     digest = hashlib.sha256()
     with replacing(blob) as temporary:
@@ -214,14 +227,14 @@ def _receive(pieces: Iterable[bytes], blob: Path, file: FileRecord) -> None:
 
 
 def _make_room(folder: Path, keep: Path) -> None:
-    """Remove the inputs that were not used for the longest time, where there are too many."""
-    found = []
+    """Remove the least recently used inputs, if there are too many."""
+    kept = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another worker makes room, too
+        with suppress(FileNotFoundError):  # another worker may remove inputs at the same time
             stat = path.stat()
-            found.append((stat.st_mtime, stat.st_size, path))
-    excess = sum(size for _, size, _ in found) - _KEPT_BYTES
-    for _, size, path in sorted(found):
+            kept.append((stat.st_mtime, stat.st_size, path))
+    excess = sum(size for _, size, _ in kept) - _KEPT_BYTES
+    for _, size, path in sorted(kept):
         if excess <= 0:
             return
         if path != keep:
@@ -230,10 +243,10 @@ def _make_room(folder: Path, keep: Path) -> None:
 
 
 def _run(parcel: Parcel, folder: Path, deadline: float) -> Generator[str, None, int]:
-    """Run the command; yield what it says; return its exit status.
+    """Run the command, yield its output as messages, and return its exit status.
 
     Raises:
-        FarmError: it takes too long, and was ended.
+        FarmError: the command took too long and was ended.
     """
     process = subprocess.Popen(  # noqa: S603 - this package's own command
         [sys.executable, *parcel.command],
@@ -251,9 +264,9 @@ def _run(parcel: Parcel, folder: Path, deadline: float) -> Generator[str, None, 
             while selector.get_map():
                 if time.monotonic() > deadline:
                     raise FarmError(
-                        f"the step has not ended in {parcel.timeout_seconds:g} s, and was ended",
+                        f"the step took longer than {parcel.timeout_seconds:g} s and was ended",
                         where=platform.node(),
-                        fix="raise farm.step_timeout_seconds, or see why it takes so long",
+                        fix="raise farm.step_timeout_seconds, or look in the step's output for the reason",
                     )
                 for key, _ in selector.select(_LOOK_SECONDS):
                     data = os.read(key.fd, CHUNK_BYTES)
@@ -266,14 +279,14 @@ def _run(parcel: Parcel, folder: Path, deadline: float) -> Generator[str, None, 
 
 
 class _Lines:
-    """Bytes → whole lines."""
+    """The bytes of a stream, split into whole lines."""
 
     def __init__(self, *, error: bool) -> None:
         self._error = error
         self._rest = b""
 
     def take(self, data: bytes) -> list[PrintedLine]:
-        """Return the lines that are whole by now; at the end, which has no bytes, also one that is not."""
+        """Return the lines that are complete now. Empty data is the end, and completes the last line."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if not data and self._rest:
             lines.append(self._rest)
@@ -282,13 +295,13 @@ class _Lines:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the command, unless it has ended."""
+    """End the command if it still runs: by SIGTERM, and after `TERM_SECONDS` by SIGKILL."""
     try:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(TERM_SECONDS)
-    finally:  # too slow; or the worker was asked again, and is to end at once
+    finally:  # the command is too slow, or a second request to stop interrupted the wait
         if process.poll() is None:
             process.kill()
             process.wait()

@@ -57,7 +57,7 @@ def workers(needs: str, there: Host) -> FarmHost:
 def module_request(
     folder: Path,
     *,
-    mode: Backend = Backend.DYNAMO,
+    backend: Backend = Backend.DYNAMO,
     precision: Precision = Precision.FP16,
     profile: BatchRange | None = None,
     settings: TorchTensorRTConfig | None = None,
@@ -65,7 +65,7 @@ def module_request(
     """Return a request for a module of 32x32 images on the H100, with a workspace of 16 MiB."""
     chosen = settings or TorchTensorRTConfig()
     return ModuleRequest(
-        mode=mode,
+        backend=backend,
         precision=precision,
         profile=profile or BatchRange(min=1, opt=1, max=1),
         input_shape=(3, 32, 32),

@@ -81,7 +81,7 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
 
 def in_time(library: Any, folder: Path, precision: Precision) -> Case:
     """Compile just in time, without engines: what would have been one runs in torch."""
-    request = module_request(folder, mode=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
+    request = module_request(folder, backend=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
     known = torch_tensorrt_builder.known_settings(library)
     options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
     model = ready_to_compile(make_model("tests.support.tiny_model:make"), precision)

@@ -105,7 +105,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
     settings, source = project.config.torch_tensorrt, project.source()
     timings = project.paths.module_timing_cache(installed_torch_tensorrt().version, gpu)
     return ModuleRequest(
-        mode=variant.backend,
+        backend=variant.backend,
         precision=variant.precision,
         profile=variant.profile,
         input_shape=source.preprocessing.input_shape,

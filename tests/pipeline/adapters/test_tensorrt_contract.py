@@ -243,7 +243,7 @@ def test_timings_of_another_gpu_are_dropped(report: Report) -> None:
     ("name", "error"),
     [
         ("build of a bad graph", "BuildError: TensorRT cannot read the ONNX graph"),
-        ("build that fails", "BuildError: the builder gave no engine"),
+        ("build that fails", "BuildError: the builder returned no engine"),
         ("load what is damaged", "RunError: the engine cannot be loaded"),
     ],
 )

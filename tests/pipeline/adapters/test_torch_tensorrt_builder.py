@@ -109,7 +109,7 @@ def test_what_tensorrt_rtx_ignores_is_recorded(tmp_path: Path, precision: Precis
 def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
     """The library ignores it there; here the record says so."""
     request = module_request(
-        tmp_path, mode=Backend.TORCH_COMPILE, settings=TorchTensorRTConfig(require_full_compilation=True)
+        tmp_path, backend=Backend.TORCH_COMPILE, settings=TorchTensorRTConfig(require_full_compilation=True)
     )
     options = options_of(request, ALL, tunes=True)
     (setting,) = (item for item in options.settings if item.name == "require_full_compilation")
@@ -132,7 +132,7 @@ def test_a_record_gives_back_what_was_passed(
     tmp_path_factory: pytest.TempPathFactory, settings: TorchTensorRTConfig, mode: Backend, precision: Precision
 ) -> None:
     """A recipe's settings stand for the arguments of the build, but for its caches: neither timings nor engines."""
-    request = module_request(tmp_path_factory.getbasetemp(), mode=mode, precision=precision, settings=settings)
+    request = module_request(tmp_path_factory.getbasetemp(), backend=mode, precision=precision, settings=settings)
     options = options_of(request, ALL, tunes=True)
     caches = {"cache_built_engines", "reuse_cached_engines", "engine_cache_dir"}
     passed = {name: value for name, value in options.arguments.items() if name not in caches}
@@ -161,7 +161,7 @@ def test_a_saved_module_computes_what_the_model_does(tmp_path: Path, profile: Ba
 
 def test_a_package_is_asked_for_by_its_format(tmp_path: Path) -> None:
     """The same module as an AOTInductor package is another format of the same call."""
-    library, request = Library(), module_request(tmp_path, mode=Backend.DYNAMO_AOTI)
+    library, request = Library(), module_request(tmp_path, backend=Backend.DYNAMO_AOTI)
     save(library, compile_ahead(library, network(), request).module, request, tmp_path / "model.pt2")
     assert library.saved_as == ["aot_inductor"]
 

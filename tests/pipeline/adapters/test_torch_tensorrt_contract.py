@@ -85,7 +85,7 @@ def test_no_setting_is_passed_that_a_version_lacks(
 ) -> None:
     """Whatever is configured, only what the version knows is passed: it would drop the rest in silence."""
     known = sources(wheel).settings()
-    options = options_of(module_request(tmp_path, mode=mode, settings=ALL_ON), known, tunes=wheel is not RTX)
+    options = options_of(module_request(tmp_path, backend=mode, settings=ALL_ON), known, tunes=wheel is not RTX)
     assert set(options.arguments) <= known
 
 

@@ -25,8 +25,8 @@ from pipeline.cli.actions import FarmAction
 from pipeline.cli.main import main
 from pipeline.config.settings import FarmTarget
 from pipeline.farm import executor
-from pipeline.farm.cluster import Node, NodeRequirements, Probe, Running
-from pipeline.farm.parcels import Began, Completed, PrintedLine, Refused, read_message, this_package
+from pipeline.farm.cluster import Node, NodeRequirements, Running
+from pipeline.farm.parcels import Began, Completed, PrintedLine, Probe, Refused, read_message, this_package
 from pipeline.farm.sent import Sent
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
@@ -298,7 +298,7 @@ def test_cluster_that_cannot_be_reached_is_tried_once(project: Project) -> None:
     farm = executor.Farm(Project.load(project.config_file, STAGES))
     with pytest.raises(FarmError, match="got nowhere"):
         farm.run(BUILD, print)
-    with pytest.raises(FarmError, match="the first step that tried says why"):
+    with pytest.raises(FarmError, match="see the error of the first step"):
         farm.run(BUILD, print)
 
 
@@ -331,7 +331,7 @@ def test_farm_that_has_changed_since_planning_is_planned_for_anew(
     """The step is not run; the next doit finds what the machines are now."""
     there = machine(host(flavours=(Tool(name="tensorrt_rtx", version="1.7.1.116"),)))
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
-    with pytest.raises(FarmError, match="not what they were when this was planned"):
+    with pytest.raises(FarmError, match="have changed since the plan was made"):
         executor.Farm(project).run(BUILD, print)
     (found,) = Project.load(project.config_file, STAGES).plan.farm
     assert found.host.host.flavours == there.host.flavours
@@ -387,7 +387,7 @@ def test_driver_that_joins_can_be_stopped(project: Project, monkeypatch: pytest.
         farm.stop()
         assert time.monotonic() - began < 5
         on.set()
-        with pytest.raises(FarmError, match="stopped before it had ended"):
+        with pytest.raises(FarmError, match="the step was stopped before its end"):
             running.result(30)
 
 
@@ -434,7 +434,7 @@ def test_step_that_falls_silent_when_stopped_is_not_run_again(
     farm = executor.Farm(project)
     cluster.stop = farm._stopped.set
     told: list[PrintedLine] = []
-    with pytest.raises(FarmError, match="stopped before it had ended"):
+    with pytest.raises(FarmError, match="the step was stopped before its end"):
         farm.run(Step("validate", ENGINE), told.append)
     assert told == []
     assert len(cluster.steps) == 1

@@ -109,7 +109,7 @@ def test_target_without_a_gpu_takes_machines_whatever_else_they_have(first: int)
     [
         (host(H100, flavours=(RTX,)), "the machines for H100 with tensorrt lack its flavour"),
         (host(H100, flavours=()), "no TensorRT"),
-        (host(flavours=(TRT10,)), "claim a GPU, and their driver shows none"),
+        (host(flavours=(TRT10,)), "declare a GPU to Ray, but their driver shows none"),
     ],
 )
 def test_machines_that_lack_what_a_target_takes_are_refused(there: object, problem: str) -> None:
@@ -145,7 +145,7 @@ def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys
     """Inspecting a farm that is not configured is an error of usage."""
     (tmp_path / "pipeline.yaml").write_text(TINY)
     assert main(["farm", "--config", str(tmp_path / "pipeline.yaml")]) == 2
-    assert "names no farm" in capsys.readouterr().err
+    assert "has no `farm`" in capsys.readouterr().err
 
 
 # The cluster that is not there.

@@ -210,7 +210,7 @@ def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
     (folder / "pipeline.yaml").write_text(text.replace("accelerator: A10G", "accelerator: L4"))
     status, said = run("doit")
     assert status == 1
-    assert "no machine of the farm can run what L4 with tensorrt_rtx needs" in said
+    assert "no machine of the farm can run steps of the target L4 with tensorrt_rtx" in said
     assert "1 GPU of accelerator type L4" in said
     assert said.count("1 CPU, 1 GPU, H100") == 2
     assert "Traceback" not in said
@@ -259,7 +259,7 @@ def test_step_whose_worker_is_killed_is_run_again(
     os.kill(step if what == "the step" else parent(step), signal.SIGKILL)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "it is run again elsewhere, 2 more times at most" in said
+    assert "trying again elsewhere, 2 tries left" in said
     assert is_built(folder, H100, monkeypatch)
 
 
@@ -275,7 +275,7 @@ def test_worker_that_is_lost_every_time_is_given_up(
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert f"build:{H100}: running a step: its process was killed by SIGKILL" in said
-    assert f"build:{H100}: error: its worker was lost 1 times" in said
+    assert f"build:{H100}: error: the step's worker was lost 1 times" in said
     assert f"doit build:{H100}" in said
     assert not (folder / "artifacts" / H100).exists()
 

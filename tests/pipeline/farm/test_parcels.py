@@ -39,7 +39,7 @@ def test_damaged_input_does_not_travel(project: Project) -> None:
     file = project.file(project.onnx(project.plan.graphs[1]).file)
     assert file.name == "fp16.onnx"
     file.write_bytes(b"x")
-    with pytest.raises(RecordError, match=r"fp16\.onnx is not what was made"):
+    with pytest.raises(RecordError, match=r"fp16\.onnx does not match its record"):
         packed(project)
 
 
@@ -82,7 +82,7 @@ def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
     before = describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root)
     items = sent(packed(project))
     items[-1] = bytes(len(items[-1]))
-    with pytest.raises(FarmError, match="has not come as its worker announced it"):
+    with pytest.raises(FarmError, match="arrived with other bytes than its worker announced"):
         followed(project, items)
     assert describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root) == before
     assert list(project.paths.root.glob(".writing-*")) == []
@@ -95,7 +95,11 @@ def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, chang
     *items, last = sent(packed(project))
     assert isinstance(last, bytes)
     items += {"fewer": [last[:-1]], "more": [last + b"x"], "none": []}[change]
-    said = "more has come than the worker announced" if change == "more" else "has not come as its worker announced it"
+    said = (
+        "more bytes arrived than the worker announced"
+        if change == "more"
+        else "arrived with other bytes than its worker announced"
+    )
     with pytest.raises(FarmError, match=said):
         followed(project, items)
 
@@ -124,7 +128,7 @@ def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -
     other = good.model_copy(update={"key": key_of(project, Step("build", TWIN))})
     write_record(tmp_path / path, other)
     made = Completed(status=0, files=(describe_file(tmp_path / path, tmp_path),))
-    with pytest.raises(FarmError, match="do not hold; nothing of them was kept") as caught:
+    with pytest.raises(FarmError, match="failed their check; nothing of them was kept") as caught:
         accept(project, BUILD, made, tmp_path)
     assert "variant changed" in str(caught.value)
     assert project.artifact(project.plan.variant(ENGINE)) == good
@@ -143,5 +147,5 @@ def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) ->
 def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -> None:
     """Exit status 0 alone proves nothing."""
     shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
-    with pytest.raises(FarmError, match="do not hold"):
+    with pytest.raises(FarmError, match="failed their check"):
         accept(project, BUILD, Completed(status=0, files=()), tmp_path)

@@ -27,7 +27,8 @@ from model_artifacts.host.hashes import describe_bytes
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import DeploymentHost, Tool
 from pipeline.cli.main import main
-from pipeline.farm import executor, worker
+from pipeline.farm import worker
+from pipeline.farm.incoming import Incoming
 from pipeline.farm.parcels import SMALL_BYTES, Began, Completed, PrintedLine, Refused, read_message, this_package
 from pipeline.planning.project import Project
 from pipeline.records import FarmHost, FarmRecord
@@ -164,7 +165,7 @@ def test_command_that_takes_too_long_is_ended(at_home: Path) -> None:
     """With what to do about it."""
     *_, last = messages(working(command("import time; time.sleep(60)", seconds=0.3)))
     assert isinstance(last, Refused)
-    assert "has not ended in 0.3 s" in last.reason
+    assert "took longer than 0.3 s" in last.reason
     assert "farm.step_timeout_seconds" in last.reason
     assert list((at_home / "work").iterdir()) == []
 
@@ -229,7 +230,7 @@ def test_input_that_has_changed_on_its_way_is_refused(at_home: Path, content: by
     """An input with another digest is refused and not kept."""
     *_, last = messages(working(command("", describe_bytes("artifacts/x", content)), content[1:] + b"y"))
     assert isinstance(last, Refused)
-    assert "artifacts/x has not come as it was sent" in last.reason
+    assert "artifacts/x arrived with other bytes than were sent" in last.reason
     assert [*at_home.glob("blobs/*")] == []
 
 
@@ -251,7 +252,7 @@ def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list
         items = iter(working(command(code, *files), *contents))
         made = next(message for item in items if isinstance(message := read_message(str(item)), Completed))
         assert made == Completed(status=0, files=tuple(describe_bytes(str(i), c) for i, c in enumerate(contents)))
-        incoming = executor._Incoming(items)
+        incoming = Incoming(items)
         for number, file in enumerate(made.files):
             incoming.receive(file, Path(folder) / file.path)
             assert (Path(folder) / file.path).read_bytes() == contents[number]

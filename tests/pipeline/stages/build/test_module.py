@@ -130,8 +130,8 @@ NO_ENGINE = "deserialize_cuda_engine(): incompatible function arguments. The fol
     ("says", "expected"),
     [
         ("no tactics to implement it within workspace limit", "the workspace is too small: 16,777,216 bytes"),
-        ("Exceeded mem budget of 16777216. Need 33554432", "give `workspaces` in pipeline.yaml at least 32MiB"),
-        ("", "TensorRT's builder gave no engine, and no reason"),
+        ("Exceeded mem budget of 16777216. Need 33554432", "raise `workspaces` in pipeline.yaml to at least 32MiB"),
+        ("", "TensorRT's builder returned no engine, and no reason"),
         ("Unsupported SM", "incompatible function arguments.*; Unsupported SM"),
     ],
 )
