@@ -104,7 +104,7 @@ def remote_probe() -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
         raise FarmError(
-            f"{platform.node()} cannot describe itself: `python -m pipeline host` failed",
+            f"{platform.node()} cannot describe itself: its command `host` failed",
             got=done.stderr.strip()[-500:],
         )
     return Probe(package=this_package(), host=done.stdout).to_json()
@@ -156,7 +156,7 @@ def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
 def keep_signals() -> Iterator[None]:
     """Restore the handlers of SIGTERM after the block.
 
-    Ray replaces them: Python's, and in any thread also the one of the process below it.
+    Ray replaces Python's handler, and from any thread also the C handler below it.
     """
     before = signal.getsignal(signal.SIGTERM)
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
