@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 ROUNDS, RUNS = 7, 100
 
 
-def cuda(result: tuple[Any, ...]) -> Any:
+def cuda(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is untyped
     """Return a call's value, without a wrapper of ours."""
     if int(result[0]):
         raise RuntimeError(result[0])
-    return result[1] if len(result) == 2 else result[1:]
+    return result[1] if len(result) == 2 else result[1:]  # noqa: PLR2004 - status and value
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def main() -> None:
             fill(folder, count)
             for workers in sorted({1, threads()}):
                 command = [sys.executable, __file__, "--read", str(folder), str(workers)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed
                 rate, peak = done.stdout.split()
                 rates.append(float(rate))
                 print(f"{count:>6}  {workers:>9}  {rate:>8}  {peak:>4}", flush=True)

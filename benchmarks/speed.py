@@ -33,7 +33,7 @@ def seconds(*command: str, repeats: int = 1) -> float:
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", *command], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", *command], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 

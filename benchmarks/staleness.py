@@ -148,7 +148,7 @@ def doit(*arguments: str) -> None:
         CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "doit", *arguments]
-    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _ROUNDS = 5
 
 
 def _serve(ready: Connection) -> None:
-    from moto.server import ThreadedMotoServer
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - in this process alone
 
     with contextlib.redirect_stderr(io.StringIO()):
         server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)

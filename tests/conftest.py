@@ -141,7 +141,7 @@ def finished(checkout: Path, built_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A private key, and the public one that belongs to it."""
-    from tests.support.keys import pem
+    from tests.support.keys import pem  # noqa: PLC0415 - which GPU hosts do not have the packages for
 
     return pem(tmp_path_factory.mktemp("keys"), "ours")
 
@@ -156,7 +156,7 @@ def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A server on loopback that speaks S3, and its address."""
-    from moto.server import ThreadedMotoServer
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - which GPU hosts do not have
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -176,7 +176,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    import boto3
+    import boto3  # noqa: PLC0415 - the same
 
     client: Any = boto3.client("s3")
     name = "bucket-" + hashlib.sha256(str(id(monkeypatch)).encode()).hexdigest()[:12]

@@ -47,7 +47,7 @@ INTEGRATION = {
 def test_the_code_is_clean(command: list[str]) -> None:
     """Each of the tools finds nothing to say."""
     tool = [str(SCRIPTS / command[0]), *command[1:]]
-    done = subprocess.run(tool, check=False, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(tool, check=False, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603 - fixed
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -80,7 +80,7 @@ def test_planning_imports_neither_torch_nor_tensorrt() -> None:
     code = (
         "import pipeline.cli.tasks, sys; print({'torch', 'tensorrt_rtx', 'onnx', 'onnxruntime'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "set()"
 
 
@@ -91,7 +91,7 @@ def test_a_deployment_needs_no_torch() -> None:
         "import model_artifacts.tensorrt.runtime, sys;"
         "print([m for m in ('torch', 'doit', 'yaml', 'rich', 'filelock', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
 
 

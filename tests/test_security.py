@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SECRET = "correct-horse-battery-staple"
+SECRET = "correct-horse-battery-staple"  # noqa: S105 - it opens nothing
 
 
 class Payload:
@@ -61,7 +61,7 @@ def mark(tmp_path: Path) -> Path:
 
 def test_the_payload_works(mark: Path) -> None:
     """Or else nothing here would be shown."""
-    pickle.loads(pickle.dumps(Payload(mark)))
+    pickle.loads(pickle.dumps(Payload(mark)))  # noqa: S301 - our own
     assert mark.is_dir()
 
 
@@ -228,7 +228,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_line(copied: Path) -> 
         ["manifest", "tiny"],
         ["report", "tiny"],
     ):
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - fixed arguments
             [sys.executable, "-m", "pipeline", *command, "--config", str(config), "--debug"],
             check=True,
             cwd=REPOSITORY,

@@ -64,7 +64,7 @@ def mount(*arguments: str) -> None:
     """Mount something, or skip the test: where nobody looks, in CI, that is a failure."""
     tool = shutil.which(AS_ROOT[0] if AS_ROOT else "mount")
     command = [*AS_ROOT, "mount", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True) if tool else None
+    done = subprocess.run(command, check=False, capture_output=True, text=True) if tool else None  # noqa: S603
     if done is None or done.returncode:
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up(f"cannot mount: {done.stderr.strip() if done else 'no such command'}; `unshare -rm pytest …` can")
@@ -81,7 +81,7 @@ def disk(tmp_path: Path, built_folder: Path) -> Iterator[Path]:
         time_little(folder / "project/pipeline.yaml")
         yield folder / "project"
     finally:
-        subprocess.run([*AS_ROOT, "umount", "-l", str(folder)], check=True)
+        subprocess.run([*AS_ROOT, "umount", "-l", str(folder)], check=True)  # noqa: S603 - as mounted
 
 
 def time_little(config: Path) -> None:
@@ -186,7 +186,9 @@ def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> 
     """Commands that people paste know no lock: the last one to finish is what is there."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     both = [
-        subprocess.Popen([sys.executable, "-m", "pipeline", "build", ENGINE], cwd=finished, stdout=subprocess.DEVNULL)
+        subprocess.Popen(  # noqa: S603 - fixed arguments
+            [sys.executable, "-m", "pipeline", "build", ENGINE], cwd=finished, stdout=subprocess.DEVNULL
+        )
         for _ in range(2)
     ]
     assert [process.wait(120) for process in both] == [0, 0]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def doit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run doit in a folder."""
     command = [sys.executable, "-m", "doit", *arguments]
-    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8")  # noqa: S603
 
 
 def begin(folder: Path) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 It knows what is open, so that tests can tell that everything was given back. What a real GPU does is in tests/gpu.
 """
+# ruff: noqa: D102,N802 - the methods are CUDA's functions
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def served(claims: Sequence[str], environment: Mapping[str, str]) -> Iterator[Se
         folder = Path(name)
         said = folder / "said"
         with said.open("w") as errors:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - this repository's own script
                 [sys.executable, "-m", "tests.support.farm_cluster", *claims],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.PIPE,
@@ -105,8 +105,8 @@ def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
 def main(claims: list[str]) -> None:
     """Serve until nobody wants it any more."""
     os.environ.update(LOOPBACK)
-    from ray._private import services
-    from ray.cluster_utils import Cluster
+    from ray._private import services  # noqa: PLC0415 - after the environment
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - the same
 
     services.get_node = patient(services.get_node)
     common = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
@@ -116,7 +116,7 @@ def main(claims: list[str]) -> None:
         resources = {claim: 1} if claim else {}
         cluster.add_node(wait=False, num_cpus=1, num_gpus=len(resources), resources=resources, **common)
     cluster.wait_for_nodes(timeout=START_SECONDS)
-    print(cluster.address, flush=True)
+    print(cluster.address, flush=True)  # noqa: T201 - what it prints is its result
     sys.stdin.read()
     cluster.shutdown()
 

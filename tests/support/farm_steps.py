@@ -57,7 +57,7 @@ def messages(items: list[str | bytes]) -> list[Message]:
 def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[PrintedLine]]:
     """Return what the driver makes of that: the exit status, and what was told."""
     told: list[PrintedLine] = []
-    trip = executor._Trip(project, step, lambda: None, told.append)
+    trip = executor._Trip(project, step, lambda: None, told.append)  # noqa: SLF001 - without a cluster
     return trip.follow(iter(items)), told
 
 

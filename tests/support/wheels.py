@@ -77,7 +77,7 @@ def installers() -> Iterator[list[str]]:
 def fetch(command: list[str], folder: Path) -> str:
     """Return why a command could not unpack a wheel into a folder; nothing where it did."""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - fixed arguments
             [*command, f"--target={folder}"],
             check=False,
             env={**os.environ, "UV_HTTP_RETRIES": "1"},

@@ -32,7 +32,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
     """Run a command line of bash."""
-    return subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+    return subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)  # noqa: S603, S607
 
 
 def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def paths(built: Project, tmp_path: Path) -> dict[str, str]:
         ("push STORE RELEASE", "zstandard", '"model-artifacts[store,verify]"'),
     ],
 )
-def test_a_missing_package_is_named_with_its_extra(
+def test_a_missing_package_is_named_with_its_extra(  # noqa: PLR0913 - three values and three fixtures
     arguments: str,
     package: str,
     remedy: str,
@@ -216,7 +216,7 @@ def test_a_reader_that_ends_is_no_error(built: Project, command: str) -> None:
 def test_sigterm_ends_like_ctrl_c(tmp_path: Path) -> None:
     """A command that is asked to end says so in one line, and ends with status 143."""
     os.mkfifo(tmp_path / "manifest.json")  # reading it waits
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - our own
         [sys.executable, "-m", "model_artifacts", "resolve", str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
     with (tmp_path / "manifest.json").open("wb"):  # opens once the command reads
@@ -230,7 +230,7 @@ def test_a_terminal_without_unicode_gets_escapes(built: Project) -> None:
     """`≈` is escaped, where Python would raise an error."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "model_artifacts", "show", str(built.paths.root)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603 - our own
     assert "\\xd7" in done.stdout
 
 
@@ -240,5 +240,5 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\nfrom model_artifacts.cli.main import command_line\ncommand_line()\n"
         "print({'numpy', 'rich', 'shtab', 'fsspec', 'zstandard', 'model_signing', 'onnxruntime'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603 - our own
     assert done.stdout.strip() == "set()"

@@ -182,7 +182,7 @@ def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
 def test_names_that_are_not_there_are_attribute_errors() -> None:
     """An unknown attribute of the package is an AttributeError, as in any module."""
     with pytest.raises(AttributeError, match="no attribute 'loads'"):
-        pipeline.loads
+        pipeline.loads  # noqa: B018 - that is the test
 
 
 @pytest.mark.parametrize("made", [engine("engine", 0.1, gpu=H100), module("module", 0.1)])
@@ -212,7 +212,7 @@ sys.exit(main(sys.argv[1:]))
 def test_commands_of_deployments_need_no_building_stack(released: Release, command: str) -> None:
     """The commands of deployments work without torch, doit and yaml."""
     given = [command, *([str(released.folder)] if command != "host" else [])]
-    subprocess.run([sys.executable, "-c", BLOCKED, *given], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", BLOCKED, *given], check=True, capture_output=True)  # noqa: S603 - our own
 
 
 LEAN = """
@@ -229,7 +229,7 @@ print(json.dumps([names, heavy]))
 def test_neither_torch_nor_doit_is_imported(built: Project) -> None:
     """Resolving, running and preparing images import neither torch nor doit."""
     code = LEAN.format(folder=str(built.paths.root))
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
     names, heavy = json.loads(done.stdout)
     assert len(names) == 1
     assert heavy == []

@@ -195,7 +195,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
     "no tag": (lambda store, _: (store / "tags/latest.json").unlink(), "has no tag latest"),
     "a path that leads out": (lambda store, _: relist(store, at("../outside")), "paths that stay in"),
     "a path deep inside that leads out": (lambda store, _: relist(store, at("a/../../outside")), "paths that stay in"),
-    "an absolute path": (lambda store, _: relist(store, at("/tmp/outside")), "paths that stay in"),
+    "an absolute path": (lambda store, _: relist(store, at("/tmp/outside")), "paths that stay in"),  # noqa: S108
     "one path twice": (lambda store, _: relist(store, lambda said: said["files"].append(said["files"][0])), "once"),
     "a file too many": (
         lambda store, _: relist(

@@ -360,9 +360,9 @@ def test_what_was_written_is_held_against_the_manifest(
     artifacts: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Whatever of it is wrong, no repository is made."""
-    import model_artifacts.releases.triton as module
+    import model_artifacts.releases.triton as module  # noqa: PLC0415 - to spoil what it writes
 
-    genuine = module._write_model
+    genuine = module._write_model  # noqa: SLF001 - the same
     spoil, message = FAULTS[how]
 
     def spoiled(folder: Path, *arguments: Any) -> None:

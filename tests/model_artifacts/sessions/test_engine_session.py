@@ -334,7 +334,7 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:
     """A validation gives logits of every sample, and what the layers multiply in."""
     project, artifact = served
-    seen = stage._run_engine(project, artifact)
+    seen = stage._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
     assert seen.logits.shape == (project.data().validation_samples, 10)
     assert [(share.precision, share.layers) for share in seen.layers] == [(Precision.FP16, 1)]
     assert seen.device.startswith("NVIDIA H100 80GB HBM3, driver ")

@@ -253,7 +253,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_malicious_checkpoint_runs_nothing(tmp_path: Path, zipped: bool) -> None:
+def test_malicious_checkpoint_runs_nothing(tmp_path: Path, zipped: bool) -> None:  # noqa: FBT001
     """A pickle that would run a command is refused, and the command does not run."""
     marker, file = tmp_path / "marker", tmp_path / "weights.pth"
     torch.save({"weight": Payload(marker)}, file, _use_new_zipfile_serialization=zipped)

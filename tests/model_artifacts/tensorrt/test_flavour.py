@@ -142,7 +142,7 @@ _LOG_8_4 = """\
 [08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
 [08/11/2022-09:48:36] [TRT] [W] Weights [name=Conv_1.weight] had the following issues when converted to FP16:
 [08/11/2022-09:48:36] [TRT] [W]  - Subnormal FP16 values detected. 
-"""
+"""  # noqa: W291 - as it was printed
 _LOG_8_6 = """\
 WARNING        TensorRT encountered issues when converting weights between types and that could affect accuracy.
 WARNING        Check verbose logs for the list of affected weights.

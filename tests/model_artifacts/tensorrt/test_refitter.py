@@ -20,7 +20,7 @@ class WithoutRefitter:
     OnnxParserRefitter = None
 
     @staticmethod
-    def Refitter(engine: object, logger: object) -> None:
+    def Refitter(engine: object, logger: object) -> None:  # noqa: N802 - TensorRT's name
         """Fail as pybind11 does."""
         del engine, logger
         raise TypeError("pybind11::init(): factory function returned nullptr")

@@ -43,7 +43,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("there is no C compiler (cc, gcc) for the stub libraries")
     folder = tmp_path_factory.mktemp("stubs")
     (folder / "stub.c").write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
-    subprocess.run(
+    subprocess.run(  # noqa: S603 - fixed arguments
         [compiler, "-shared", "-fPIC", "-o", folder / "stub.so", folder / "stub.c"], check=True, capture_output=True
     )
     for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers"):
@@ -62,7 +62,7 @@ def drive(stubs: Path, wheels: Path) -> Callable[[Wheel], subprocess.CompletedPr
         if isinstance(folder, str):
             return folder
         libraries = os.pathsep.join(filter(None, (str(stubs), os.environ.get("LD_LIBRARY_PATH"))))
-        return subprocess.run(
+        return subprocess.run(  # noqa: S603 - fixed arguments
             [sys.executable, "-m", "tests.support.tensorrt_stub", folder],
             check=False,
             cwd=REPOSITORY,

@@ -193,7 +193,7 @@ def test_format_that_a_version_cannot_load_is_not_made(
     mode: Backend,
     name: str,
     version: str,
-    refused: bool,
+    refused: bool,  # noqa: FBT001 - pytest passes it by name
 ) -> None:
     """A package that crashes every process is no artifact; other versions are tried."""
     said = pytest.raises(UnsupportedError, match="crashes every process that loads it") if refused else nullcontext()

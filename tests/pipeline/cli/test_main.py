@@ -229,5 +229,5 @@ def test_a_command_with_options_of_its_own_explains_them(name: str, capsys: pyte
 def test_a_list_that_nobody_reads_to_its_end_is_no_error(config: str) -> None:
     """`plan | head -1` prints one line, and no complaint."""
     command = f"{sys.executable} -m pipeline plan --config {config} | head -1"
-    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)  # noqa: S603, S607
     assert (done.stdout, done.stderr) == ("python -m pipeline source tiny\n", "")

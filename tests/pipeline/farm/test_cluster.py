@@ -74,7 +74,7 @@ def test_cluster_that_cannot_be_joined_says_why(monkeypatch: pytest.MonkeyPatch,
         raise RuntimeError(said)
 
     monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: open(os.devnull))
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: open(os.devnull))  # noqa: PTH123,SIM115
     with pytest.raises(FarmError, match=what) as caught:
         Cluster.connect("10.0.0.1:6379", 5)
     assert said.split(maxsplit=1)[0] in str(caught.value)

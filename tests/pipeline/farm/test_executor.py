@@ -225,13 +225,13 @@ def test_what_is_timed_shares_no_gpu(stage: str, flavour: EngineFlavour, *, time
     """Measurements, profiles, and the builds of TensorRT, which times its tactics."""
     target = FarmTarget(flavour=flavour, accelerator="H100", steps_per_gpu=4)
     spec = next(spec for spec in STAGES if spec.name == stage)
-    needs = NodeRequirements.of(target, alone=executor._is_timed(spec, target))
+    needs = NodeRequirements.of(target, alone=executor._is_timed(spec, target))  # noqa: SLF001 - without a cluster
     assert needs.gpus == (1 if timed else 0.25)
 
 
 def places(machines: Machines, unfit: frozenset[str] = frozenset()) -> executor._EligibleNodes:
     """Return where a step of a processor's may run."""
-    return executor._EligibleNodes(machines, AHEAD, unfit)  # type: ignore[arg-type]
+    return executor._EligibleNodes(machines, AHEAD, unfit)  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
 
 
 def test_step_that_was_lost_runs_on_other_machines() -> None:
@@ -252,7 +252,7 @@ def test_step_that_finds_no_free_worker_does_not_wait_for_ever(project: Project)
     assert farm is not None
     short = project.config.model_copy(update={"farm": farm.model_copy(update={"queue_timeout_seconds": 0.01})})
     plan = Plan(short, project.plan.host, project.plan.farm)
-    trip = executor._Trip(Project(plan, project.paths, STAGES), BUILD, lambda: None, print)
+    trip = executor._Trip(Project(plan, project.paths, STAGES), BUILD, lambda: None, print)  # noqa: SLF001 - without a cluster
     time.sleep(0.02)
     with pytest.raises(FarmError, match=r"(?s)no worker was free in 0\.01 s.*farm\.queue_timeout_seconds"):
         trip.check_time()
@@ -429,10 +429,10 @@ def test_step_that_falls_silent_when_stopped_is_not_run_again(
     """It was cancelled, not lost: nothing is said of another machine, and nothing more is sent."""
     cluster: Any = Sending()
     record = FarmRecord(hosts=project.plan.farm)
-    joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]
+    joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster
     monkeypatch.setattr(executor.Farm, "_join", lambda _: joined)
     farm = executor.Farm(project)
-    cluster.stop = farm._stopped.set
+    cluster.stop = farm._stopped.set  # noqa: SLF001 - as a signal does, without waiting for what runs
     told: list[PrintedLine] = []
     with pytest.raises(FarmError, match="the step was stopped before its end"):
         farm.run(Step("validate", ENGINE), told.append)

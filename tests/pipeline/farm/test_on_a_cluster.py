@@ -60,7 +60,7 @@ def record(cluster: Served) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
         command = [sys.executable, "-m", "pipeline", "farm"]
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - this repository's own command
             command, cwd=folder, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, check=True
         )
         assert "H100 with tensorrt_rtx: tensorrt_rtx 1.4.0.76, torch 2.11.0" in done.stdout
@@ -84,7 +84,7 @@ def begin(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     begun = []
 
     def start(*arguments: str, cwd: Path = folder) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - this repository's own commands
             [sys.executable, "-m", *arguments],
             cwd=cwd,
             stdout=subprocess.PIPE,

@@ -30,4 +30,4 @@ def test_input_stays_on_the_cluster_while_a_step_needs_it(tmp_path: Path) -> Non
         assert put == [tmp_path / "graph", b"text"]
     with held.holding((graph,)) as later:
         assert later == [[3]]
-    assert held._held == {}
+    assert held._held == {}  # noqa: SLF001 - what it is for

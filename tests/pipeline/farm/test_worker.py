@@ -100,7 +100,7 @@ def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, wit
     assert at_home
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
     joins = "import pipeline.farm.cluster, sys; sys.exit('model_artifacts.releases.store' in sys.modules)"
-    subprocess.run([sys.executable, "-c", joins], check=True)
+    subprocess.run([sys.executable, "-c", joins], check=True)  # noqa: S603 - this repository's own code
     told = subprocess.run([sys.executable, "-m", "model_artifacts", "host"], check=True, capture_output=True, text=True)
     there = DeploymentHost.model_validate_json(told.stdout)
     assert there.host.torch == "absent"
@@ -292,7 +292,7 @@ def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:
 @given(st.lists(st.binary(max_size=20)))
 def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
     """Lines do not depend on the sizes of the pipe's reads."""
-    lines = worker._Lines(error=False)
+    lines = worker._Lines(error=False)  # noqa: SLF001 - its one behaviour
     taken = [said.line for piece in (*[piece for piece in pieces if piece], b"") for said in lines.take(piece)]
     whole = b"".join(pieces)
     expected = whole.split(b"\n")[: None if whole and not whole.endswith(b"\n") else -1]

@@ -127,7 +127,7 @@ def return_a_lambda() -> object:
 
 def print_and_warn() -> None:
     """Print, and say something on standard error, both by way of Python."""
-    print("progress")
+    print("progress")  # noqa: T201 - that is the point
     logging.getLogger("library").warning("careful")
 
 
@@ -348,7 +348,7 @@ def parent(log: Path) -> Iterator[subprocess.Popen[str]]:
         "run_isolated(hang_stubbornly, timeout_seconds=60, log=Path(sys.argv[1]), rerun='')"
     )
     command = [sys.executable, "-c", code, str(log)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:  # noqa: S603
         yield process
         process.kill()
 

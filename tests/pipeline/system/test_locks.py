@@ -47,7 +47,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def holder(how: str = "exclusive") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the H100 until it is sent a line, or ended."""
     command = [sys.executable, "-c", HOLDER.format(how=how)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"

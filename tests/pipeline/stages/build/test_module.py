@@ -135,7 +135,7 @@ NO_ENGINE = "deserialize_cuda_engine(): incompatible function arguments. The fol
         ("Unsupported SM", "incompatible function arguments.*; Unsupported SM"),
     ],
 )
-def test_a_builder_without_an_engine_says_why(
+def test_a_builder_without_an_engine_says_why(  # noqa: PLR0913 - two fixtures more than is usual
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: Backend, says: str, expected: str
 ) -> None:
     """The error is what TensorRT said, not what Torch-TensorRT fell over afterwards."""
@@ -329,7 +329,7 @@ def test_a_module_without_engines_once_loaded_is_rejected(judged: Judged, monkey
 def test_what_times_tactics_when_it_is_loaded_has_the_gpu_to_itself(
     judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
-    tunes: bool,
+    tunes: bool,  # noqa: FBT001 - pytest passes it by name
     alone: list[str],
 ) -> None:
     """A recipe is compiled anew by every validation, which TensorRT does by timing."""

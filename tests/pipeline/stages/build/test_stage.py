@@ -221,11 +221,11 @@ def test_variant_without_a_graph(project: Project) -> None:
 def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple[str, ...], words: str) -> None:
     """What a build prints of a module counts its engines, and names what they left."""
     contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
-    assert stage._contents(contents) == words
+    assert stage._contents(contents) == words  # noqa: SLF001 - without a compiler
 
 
 def test_what_stayed_in_pytorch_is_counted() -> None:
     """The most frequent operators come first, with how often they are called."""
     calls = (OperatorCalls(name="aten.b", calls=59), OperatorCalls(name="aten.a", calls=1))
     contents = ModuleContents(segments=1, torch_operators=("aten.a", "aten.b"), calls=calls, libraries=())
-    assert stage._contents(contents) == ", 1 TensorRT engine; in PyTorch stayed aten.b ×59, aten.a"
+    assert stage._contents(contents) == ", 1 TensorRT engine; in PyTorch stayed aten.b ×59, aten.a"  # noqa: SLF001 - without a compiler

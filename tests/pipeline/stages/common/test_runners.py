@@ -108,7 +108,7 @@ def test_runners_give_float32_logits(built: Project, name: str, size: int) -> No
 
 @pytest.mark.parametrize(("backend", "message"), [(False, "ONNX Runtime"), (True, "onnx.reference")])
 @pytest.mark.parametrize("content", [b"no graph", b"", None], ids=["corrupt", "empty", "missing"])
-def test_corrupt_graph(copied: Path, backend: bool, message: str, content: bytes | None) -> None:
+def test_corrupt_graph(copied: Path, backend: bool, message: str, content: bytes | None) -> None:  # noqa: FBT001
     """A file that is no ONNX graph cannot be loaded, and is named."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     found = reference_artifact(project, Graph.FP32) if backend else artifact(project, f"{CPU}/onnxruntime-fp32")
@@ -319,6 +319,6 @@ def test_graphs_run_without_torch(built: Project) -> None:
         "    print(run(numpy.zeros((1, 3, 32, 32), 'float32')).shape, 'torch' in sys.modules)\n"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603 - ours
 
     assert done.stdout.split("\n")[0] == "(1, 10) False"

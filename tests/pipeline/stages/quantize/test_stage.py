@@ -215,7 +215,7 @@ def test_two_quantizations_at_once(copied: Path) -> None:
         project.paths.onnx_record(graph).unlink()
     command, config = [sys.executable, "-m", "pipeline", "quantize"], ["--config", str(copied / "pipeline.yaml")]
 
-    processes = [subprocess.Popen([*command, f"tiny/{graph.value}", *config]) for graph in BOTH]
+    processes = [subprocess.Popen([*command, f"tiny/{graph.value}", *config]) for graph in BOTH]  # noqa: S603 - ours
 
     assert [process.wait(120) for process in processes] == [0, 0]
     assert {graph: project.onnx(graph).canonical_sha256 for graph in BOTH} == before

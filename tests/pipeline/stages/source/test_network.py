@@ -141,7 +141,7 @@ def test_timeout_is_restored(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPa
 
 def test_connection_that_breaks_off(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that ends in the middle (http.client's errors are no OSErrors) is a failed download."""
-    from http.client import IncompleteRead
+    from http.client import IncompleteRead  # noqa: PLC0415 - for this test alone
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(IncompleteRead(b"half")))
 
