@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,17 @@ from pipeline.config.loading import load_config
 from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+_GENERATED = {"api.md", "manifest.md"}
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "artifacts/README.md")
+    for path in REPOSITORY.glob(pattern)
+    if path.name not in _GENERATED
+)
+"""The pages that are written by hand."""
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +69,43 @@ def test_the_farm_of_the_docs_is_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "pipeline.yaml").write_text(own + text)
     config = load_config(tmp_path / "pipeline.yaml")
     assert [target.accelerator for target in config.farm_targets] == ["H100", "L4", "RTX-PRO-6000"]
+
+
+def _prose(page: Path) -> Iterator[str]:
+    """Yield the lines of a page outside its code blocks."""
+    in_code = False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            in_code = not in_code
+        elif not in_code:
+            yield line
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = [line.lstrip("#").strip().lower() for line in _prose(page) if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Relative links lead to files and headings that exist."""
+    links = [link for line in _prose(page) for link in re.findall(r"\]\(([^)\s]+)\)", line)]
+    broken = []
+    for link in (link for link in links if not re.match(r"[a-z]+:", link)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_no_line_of_prose_is_too_long(page: Path) -> None:
+    """Lines outside tables and code have at most 120 characters."""
+    assert [line for line in _prose(page) if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_readme_is_short() -> None:
+    """The README has fewer than 150 lines."""
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) < 150
