@@ -264,7 +264,7 @@ def test_input_that_would_lie_elsewhere_is_refused(at_home: Path, path: str) -> 
     """Nothing is written outside of the step's folder."""
     *_, last = messages(working(command("", describe_bytes(path, b"x")), b"x"))
     assert isinstance(last, Refused)
-    assert "outside of its folder" in last.reason
+    assert "leads out of its folder" in last.reason
     assert list((at_home / "work").iterdir()) == []
 
 
