@@ -21,7 +21,7 @@ from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.common.runners import open_serialized
+from pipeline.stages.common.opening import open_serialized
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:

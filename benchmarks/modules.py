@@ -22,9 +22,9 @@ OURS = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from pipeline.project import Project
-from pipeline.runners import open_module
-from pipeline.module_runner import load_libraries
+from pipeline.planning.project import Project
+from pipeline.stages.common.opening import open_module
+from pipeline.stages.common.modules import load_libraries
 project = Project.load(Path(sys.argv[1]))
 artifact = project.artifact(project.plan.variant(sys.argv[2]))
 load_libraries(artifact)

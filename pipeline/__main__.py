@@ -5,7 +5,7 @@ import sys
 
 from model_artifacts.cli.process import end_like_ctrl_c, ignore_further_signals
 from pipeline.cli.main import main
-from pipeline.system.isolation import PARENT_VARIABLE, end_with
+from pipeline.system.processes import PARENT_VARIABLE, end_with
 
 if __name__ == "__main__":
     end_like_ctrl_c()

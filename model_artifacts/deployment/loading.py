@@ -10,14 +10,14 @@ Takes numpy, and the runtime of what is resolved: no torch where that is an engi
 from __future__ import annotations
 
 import platform
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.resolution import Requirements, Resolution, Tier, resolve_entry
-from model_artifacts.errors import RunError, UnsupportedError, one_line
+from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
+from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import (
     driver_cuda,
     driver_version,
@@ -29,18 +29,19 @@ from model_artifacts.host.environment import (
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.host.nvml import free_memory_bytes
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Precision, Variant, is_applied
-from model_artifacts.sessions.onnx import onnx_session
+from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Variant, is_applied
+from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts, open_artifact
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
     from PIL import Image
 
-    from model_artifacts.records import BatchRange, Gpu, ManifestEntry, Preprocessing
+    from model_artifacts.records import BatchRange, ManifestEntry, Preprocessing
+    from model_artifacts.sessions.opening import Runner
 
     Batch = npt.NDArray[np.float32]
 
@@ -48,6 +49,8 @@ ANY = Requirements()
 """No wishes: the fastest at batch 1."""
 _AT_ONCE = 32
 """How many images are run together where an artifact takes any number: memory is not the caller's to think of."""
+
+_FIX = "pull the artifact again, or build it again"
 
 
 def this_host() -> DeploymentHost:
@@ -105,7 +108,7 @@ def _absent(root: Path, manifest: Manifest) -> set[str]:
 class Model:
     """An artifact that runs, for the thread that opened it."""
 
-    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Callable[[Batch], Batch]) -> None:
+    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner) -> None:
         self.resolution = resolution
         """What was taken, and why not the others."""
         self._facts = facts
@@ -138,7 +141,7 @@ class Model:
         Raises:
             RunError: the artifact does not take such a batch.
         """
-        return self._run(batch)
+        return np.asarray(self._run(batch))
 
     def predict(self, images: Sequence[Image.Image]) -> tuple[str, ...]:
         """Return the most likely class of each image: its name, or its number where names are not known.
@@ -195,86 +198,65 @@ def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) ->
     if manifest.model is None:
         raise RunError(f"{root / 'manifest.json'} says nothing of the model", fix="take a finished build")
     found = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
-    with ExitStack() as stack:
-        if found.place.tier is Tier.ONNX:
-            run = _open_onnx(root, found)
-        elif found.place.tier is Tier.TORCH_TENSORRT:
-            run = _open_module(root, found, manifest.model, stack)
-        else:
-            run = _open_engine(root, found, stack)
+    with open_artifact(_file_of(root, found, manifest.model)) as run:
         yield Model(found, manifest.model, run)
 
 
 def checked_file(root: Path, file: FileRecord | None) -> Path:
-    """Return where a file of a manifest lies, once it is what the manifest says.
+    """Return the path of a manifest's file, after a check of its digest.
 
     Args:
         root: the folder with manifest.json.
-        file: as the manifest has it.
+        file: the manifest's record of the file.
 
     Raises:
-        RunError: there is none, it leads out of the folder, or it is damaged.
+        RunError: there is none, it lies outside the folder, or it is damaged.
+    """
+    path, record = _recorded(root, file)
+    check_digest(path, record, fix=_FIX)
+    return path
+
+
+def _recorded(root: Path, file: FileRecord | None) -> tuple[Path, FileRecord]:
+    """Return the path of a manifest's file, and its record.
+
+    Raises:
+        RunError: there is none, or it lies outside the folder.
     """
     if file is None:
         raise RunError("the manifest names no file")
     path = root / file.path
     if not path.resolve().is_relative_to(root.resolve()):
         raise RunError(f"the manifest names a file outside its folder: {file.path}", fix="do not use this manifest")
-    check_digest(path, file, fix="pull or build the artifacts again")
-    return path
+    return path, file
 
 
-def _gpu(found: Resolution) -> Gpu:
-    if found.place.gpu is None:
-        raise UnsupportedError(f"{found.entry.id} needs a GPU")
-    return found.place.gpu
+def _file_of(root: Path, found: Resolution, model: ManifestModel) -> ArtifactFile:
+    """Return the file of a resolved artifact.
 
-
-def _open_engine(root: Path, found: Resolution, stack: ExitStack) -> Callable[[Batch], Batch]:
-    from model_artifacts.sessions.engine import open_engine  # noqa: PLC0415 - only where there is a GPU
-    from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - the same
-
+    Raises:
+        RunError: the manifest names no file in its folder, or the runtime cache is damaged.
+        UnsupportedError: the engine has no weights.
+    """
     entry = found.entry
-    if entry.built_for is None:
-        raise RunError(f"{entry.id} does not say what its engine runs on")
     if is_applied("strip_plan", entry.settings):
         raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
-    plan = checked_file(root, entry.file).read_bytes()
-    cache = checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None
-    flavour = load_flavour(entry.built_for.flavour)
-    engine = stack.enter_context(open_engine(flavour, plan, entry.built_for, _gpu(found)))
-    session = stack.enter_context(engine.session(cache=cache))
-
-    def run(batch: Batch) -> Batch:
-        return np.asarray(session(batch))
-
-    return run
-
-
-def _open_module(root: Path, found: Resolution, facts: ManifestModel, stack: ExitStack) -> Callable[[Batch], Batch]:
-    from model_artifacts.sessions.module import Saved, load_compiled, open_session  # noqa: PLC0415 - which needs torch
-
-    entry, gpu = found.entry, _gpu(found)
-    if entry.module is None:
-        raise RunError(f"{entry.id} does not say what made it")
-    variant = Variant(
-        model=entry.model, target=entry.target, backend=entry.kind, precision=entry.precision, profile=entry.profile
+    path, record = _recorded(root, entry.file)
+    return ArtifactFile(
+        id=entry.id,
+        variant=Variant(
+            model=entry.model,
+            target=entry.target,
+            backend=entry.kind,
+            precision=entry.precision,
+            graph=entry.graph,
+            profile=entry.profile,
+        ),
+        path=path,
+        gpu=found.place.gpu,
+        fix=_FIX,
+        record=record,
+        built_for=entry.built_for,
+        runtime_cache=checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None,
+        module=ModuleFacts(entry.module, model.factory, model.preprocessing.input_shape, root),
     )
-    saved = Saved(variant, entry.module, checked_file(root, entry.file), facts.factory)
-    module = load_compiled(root, saved, gpu)
-    return stack.enter_context(open_session(module, variant, facts.preprocessing.input_shape, gpu))
-
-
-def _open_onnx(root: Path, found: Resolution) -> Callable[[Batch], Batch]:
-    entry = found.entry
-    tf32 = entry.precision is Precision.TF32
-    session = onnx_session(checked_file(root, entry.file), entry.graph, found.place.gpu, tf32=tf32)
-    name = session.get_inputs()[0].name
-
-    def run(batch: Batch) -> Batch:
-        try:
-            return np.asarray(session.run(None, {name: batch})[0], dtype=np.float32)
-        except Exception as exc:  # onnxruntime's exceptions have no common public base
-            raise RunError(f"{entry.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
-
-    return run

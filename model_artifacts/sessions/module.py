@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.host import cuda
     from model_artifacts.records import Gpu, ModuleContents, Variant
+    from model_artifacts.sessions.opening import ArtifactFile
 
     Batch = npt.NDArray[np.float32]
 
@@ -47,47 +48,34 @@ class Loaded:
     """The batch sizes that are compiled before it counts as open."""
 
 
-class Saved(NamedTuple):
-    """What Torch-TensorRT made, and what its folder says of it."""
-
-    variant: Variant
-    contents: ModuleContents
-    """What made it, and has to be here."""
-    path: Path
-    """A saved module, or a recipe, which is compiled anew. Its digest must have been checked."""
-    factory: str
-    """The model's; a recipe that names another function is not followed."""
-
-
-def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
-    """Return what Torch-TensorRT made, where it runs.
+def load_compiled(file: ArtifactFile) -> Loaded:
+    """Return a Torch-TensorRT module on its device.
 
     Args:
-        root: the artifacts folder, in which a recipe finds its weights.
-        saved: what it is.
-        gpu: which GPU; None is the CPU.
+        file: a saved module, or a recipe, which is compiled anew. The caller has checked its digest.
 
     Raises:
         UnsupportedError: this host lacks Torch-TensorRT or its driver.
-        RunError: it was made by other versions, cannot be read, or is a recipe of something else.
+        RunError: other versions made the module, it cannot be read, or the recipe belongs to another model.
     """
-    torch_tensorrt_runtime.check_made_here(saved.contents.libraries)
-    if saved.variant.backend is not Backend.TORCH_COMPILE:
-        module = torch_tensorrt_runtime.load(
-            torch_tensorrt_runtime.load_library(), saved.variant.backend, saved.path, gpu
-        )
-        # A package is no module that could be looked into.
+    facts, backend = file.module, file.variant.backend
+    if facts is None or facts.contents is None:
+        raise RunError(f"{file.id} does not record the libraries that made it", fix=file.fix)
+    torch_tensorrt_runtime.check_made_here(facts.contents.libraries)
+    if backend is not Backend.TORCH_COMPILE:
+        module = torch_tensorrt_runtime.load(torch_tensorrt_runtime.load_library(), backend, file.path, file.gpu)
+        # An AOTInductor package is no torch module, and shows nothing of its contents.
         return Loaded(module, [module] if isinstance(module, nn.Module) else [])
-    recipe = read_record(saved.path, Recipe, fix=f"run `python -m pipeline build {saved.variant.id}`")
+    recipe = read_record(file.path, Recipe, fix=file.fix)
     torch_tensorrt_runtime.check_made_here(recipe.libraries)
-    if recipe.factory != saved.factory:
+    if recipe.factory != facts.factory:
         raise RunError(
-            f"{saved.path} calls another function than makes the model",
-            expected=saved.factory,
+            f"{file.path} calls another function than the model's factory",
+            expected=facts.factory,
             got=recipe.factory,
-            fix="do not use it, or build it again",
+            fix=f"do not use it; {file.fix}",
         )
-    model = model_of(root, recipe).to(torch_tensorrt_runtime.device_of(gpu))
+    model = model_of(facts.root, recipe, file.fix).to(torch_tensorrt_runtime.device_of(file.gpu))
     library = torch_tensorrt_runtime.load_library()
     arguments = torch_tensorrt_runtime.arguments_of(recipe.settings)
     parts: list[nn.Module] = []
@@ -96,8 +84,13 @@ def load_compiled(root: Path, saved: Saved, gpu: Gpu | None) -> Loaded:
     )
 
 
-def model_of(root: Path, recipe: Recipe) -> nn.Module:
-    """Return the model that a recipe of an artifacts folder starts from, ready to be compiled, on the CPU.
+def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
+    """Return a recipe's model, ready to be compiled, on the CPU.
+
+    Args:
+        root: the artifacts folder, which holds the weights.
+        recipe: the recipe.
+        fix: the remedy for a recipe that does not fit, as messages name it.
 
     Raises:
         RunError: the weights or the factory's code are not those that the recipe was made for, or the weights lie
@@ -112,14 +105,14 @@ def model_of(root: Path, recipe: Recipe) -> nn.Module:
             f"{weights} holds other weights than the recipe was made for",
             expected=f"SHA-256 {recipe.weights.sha256}",
             got=f"SHA-256 {got}",
-            fix=f"run `python -m pipeline build {recipe.variant.id}`",
+            fix=fix,
         )
     if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
         raise RunError(
             f"the code of {recipe.factory} is not what the recipe was made with",
             expected=recipe.code,
             got=code,
-            fix=f"run it where that code is, or run `python -m pipeline build {recipe.variant.id}`",
+            fix=f"use the code that the recipe was made with, or {fix}",
         )
     model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
     return ready_to_compile(model, recipe.variant.precision)

@@ -210,12 +210,12 @@ def reason_of(error: Exception) -> str:
     return one_line(error) + place
 
 
-def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
+def load(library: ModuleType, backend: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
     """Read a saved module. Its digest must have been checked: what it holds is code.
 
     Args:
         library: Torch-TensorRT, imported, so that torch knows its operators.
-        mode: how it was saved.
+        backend: the backend that it was saved for.
         path: the file.
         gpu: where it shall run.
 
@@ -225,7 +225,7 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
     del library
     try:
         with _no_pickles():
-            return _load(mode, path, gpu)
+            return _load(backend, path, gpu)
     except pickle.UnpicklingError as exc:
         raise RunError(
             f"{path} holds pickled objects, which are not loaded",
@@ -237,8 +237,8 @@ def load(library: ModuleType, mode: Backend, path: Path, gpu: Gpu | None) -> nn.
         raise RunError(f"torch cannot load {path}", got=one_line(exc)) from exc
 
 
-def _load(mode: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
-    if mode is Backend.DYNAMO_AOTI:
+def _load(backend: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
+    if backend is Backend.DYNAMO_AOTI:
         from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
 
         index = -1 if gpu is None else gpu.index

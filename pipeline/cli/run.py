@@ -7,11 +7,9 @@ that succeeded. This `Run` adds that, and turns every error before the first tas
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +26,7 @@ from doit.task import Stream
 from model_artifacts.errors import ArtifactError, storage_errors
 from pipeline.cli.actions import FarmAction
 from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
+from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
     from typing import Any
@@ -126,39 +125,6 @@ _PATIENCE_SECONDS = 10.0
 """How long steps may take to end when asked to; then they are killed."""
 
 
-def _end_steps() -> None:
-    """End the steps that are running, and see that they have: a signal to doit alone has not reached them."""
-    steps = [pid for thread in Path("/proc/self/task").glob("*") for pid in _children(thread)]
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    _send(steps, signal.SIGTERM)
-    while any(map(_runs, steps)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _send([pid for pid in steps if _runs(pid)], signal.SIGKILL)
-
-
-def _children(thread: Path) -> list[int]:
-    """Return the processes that a thread has started; none of one that has ended by now."""
-    try:
-        return [int(pid) for pid in (thread / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _send(processes: list[int], how: signal.Signals) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, how)
-
-
-def _runs(process: int) -> bool:
-    """Return whether a process still does something; one that nobody has waited for yet does not."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in {"Z", "X"}
-
-
 class Run(DoitRun):
     """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
 
@@ -198,7 +164,7 @@ class Run(DoitRun):
             message, status = f"error: {exc}\n", exc.exit_code
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
-                _end_steps()
+                end_children(_PATIENCE_SECONDS)
                 for farm in self._farms():
                     farm.stop()
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1

@@ -25,7 +25,7 @@ from pipeline.farm.worker import TERM_SECONDS
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import read_farm
 from pipeline.planning.shared_cache import SharedCache
-from pipeline.system.isolation import KILLED, describe_exit
+from pipeline.system.processes import KILLED, describe_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,6 @@ import os
 import platform
 import selectors
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from model_artifacts.host.hashes import describe_file
 from pipeline.farm.parcels import ARTIFACTS, Began, Completed, PrintedLine, Refused, is_small, this_package
 from pipeline.system.digests import digests_in
 from pipeline.system.isolation import step_environment
+from pipeline.system.processes import end_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -275,7 +275,7 @@ def _run(parcel: Parcel, folder: Path, deadline: float) -> Generator[str, None, 
                         selector.unregister(key.fileobj)
         return process.wait()
     finally:
-        _end(process)
+        end_command(process, TERM_SECONDS)
 
 
 class _Lines:
@@ -292,19 +292,3 @@ class _Lines:
             lines.append(self._rest)
             self._rest = b""
         return [PrintedLine(error=self._error, line=line.decode(errors="replace")) for line in lines]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the command if it still runs: by SIGTERM, and after `TERM_SECONDS` by SIGKILL."""
-    try:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(TERM_SECONDS)
-    finally:  # the command is too slow, or a second request to stop interrupted the wait
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, storage_errors
+from pipeline.system.processes import KILLED, PARENT_VARIABLE, ask_to_end, describe_exit, live_with, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +36,6 @@ _EXIT_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
-_PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
-KILLED = {-signal.SIGKILL, -signal.SIGTERM}
-"""How processes end that somebody else has ended: the kernel for want of memory, or whoever stops a machine."""
-PARENT_VARIABLE = "PIPELINE_PARENT"
-"""The environment variable in which a process tells those that it starts whom to end with."""
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
 """As faulthandler writes it; a traceback has a comma before the `in`."""
 
@@ -78,32 +72,19 @@ def run_isolated(
             theirs.close()  # so that the other end's closing is seen here
             done, value = _ask(process, ours, (function, arguments), timeout_seconds)
         except TimeoutError:
-            process.terminate()
-            process.join(_TERM_SECONDS)
-            what = f"no result in {timeout_seconds:g} s, which is all that it was given"
-            raise _crashed(what, log, rerun) from None
+            ask_to_end(process, _TERM_SECONDS)
+            raise _crashed(f"no result within the limit of {timeout_seconds:g} s", log, rerun) from None
         except EOFError:
             process.join(_EXIT_SECONDS)
-            kind = KilledError if process.exitcode in KILLED else CrashedError
-            raise _crashed(describe_exit(process.exitcode), log, rerun, kind) from None
+            error = KilledError if process.exitcode in KILLED else CrashedError
+            raise _crashed(describe_exit(process.exitcode), log, rerun, error) from None
         else:
             process.join(_EXIT_SECONDS)
         finally:
-            _end(process)
+            release(process, _EXIT_SECONDS)
     if done:
         return value  # type: ignore[no-any-return]  # what the function returned
     raise value
-
-
-def describe_exit(status: int | None) -> str:
-    """Return what a process that gave no answer died of: a signal's name, or its exit status."""
-    if status is None:
-        return "its process hung up, but did not end"
-    if status >= 0:
-        return f"its process ended without a result (exit status {status})"
-    names = {int(known): known.name for known in signal.Signals}
-    hint = ", as the kernel does when memory is short" if status == -signal.SIGKILL else ""
-    return f"its process was killed by {names.get(-status, f'signal {-status}')}{hint}"
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
@@ -123,9 +104,9 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
     return [line[:_LINE_LENGTH] for line in telling if not line.startswith("Extension modules:")][-count:]
 
 
-def _crashed(what: str, log: Path, rerun: str, kind: type[CrashedError] = CrashedError) -> CrashedError:
-    said = "".join(f"\n{'':12}{line}" for line in last_lines(log)) or " nothing"
-    return kind(what, got=f"last log lines:{said}", fix=_fix(rerun))
+def _crashed(headline: str, log: Path, rerun: str, error: type[CrashedError] = CrashedError) -> CrashedError:
+    lines = "".join(f"\n{'':12}{line}" for line in last_lines(log)) or " nothing"
+    return error(headline, got=f"last log lines:{lines}", fix=_fix(rerun))
 
 
 def _fix(rerun: str) -> str:
@@ -168,15 +149,6 @@ def _ask(process: BaseProcess, connection: Connection, request: object, seconds:
     raise TimeoutError
 
 
-def _end(process: BaseProcess) -> None:
-    """Kill a process, unless it has ended: native code does not look at gentler signals."""
-    if process.pid is not None:
-        process.kill()
-        process.join(_EXIT_SECONDS)
-    with suppress(ValueError):  # one that is stuck in the driver cannot be had back
-        process.close()
-
-
 def step_environment(*, timed: bool) -> dict[str, str]:
     """Return the environment variables of a step that this process starts, and that ends with it.
 
@@ -188,28 +160,6 @@ def step_environment(*, timed: bool) -> dict[str, str]:
         return common
     keep = str(2**32)
     return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
-
-
-def live_with(parent: int) -> None:
-    """Have this process end when its parent does, however that ends; and leave interrupts to the parent.
-
-    Args:
-        parent: its process id.
-    """
-    end_with(parent, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-
-
-def end_with(parent: int, how: signal.Signals = signal.SIGTERM) -> None:
-    """Have this process sent a signal when its parent ends: a parent that is killed can end nothing itself.
-
-    Args:
-        parent: its process id.
-        how: what is sent.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
-    if os.getppid() != parent:  # it died before that took effect
-        os._exit(1)
 
 
 def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:

@@ -14,7 +14,7 @@ from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.benchmark.gpu_watch import read_sensors
-from pipeline.stages.common.runners import gpu_of
+from pipeline.stages.common.opening import gpu_of
 from tests.gpu.conftest import TINY_ON_A_GPU
 
 if TYPE_CHECKING:

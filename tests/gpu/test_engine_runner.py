@@ -23,7 +23,7 @@ from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.benchmark.gpu_watch import others
-from pipeline.stages.common.runners import gpu_of, open_serialized
+from pipeline.stages.common.opening import gpu_of, open_serialized
 from pipeline.system.isolation import run_isolated
 from tests.support.logits import FP16, distance, images, reference
 

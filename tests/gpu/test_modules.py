@@ -14,7 +14,7 @@ from pipeline.planning.paths import Paths
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.common.runners import gpu_of, open_module
+from pipeline.stages.common.opening import gpu_of, open_module
 from pipeline.stages.validate.gates import judge, measure
 from tests.support.logits import FP16, images
 

@@ -1,4 +1,7 @@
-"""What a variant's process and the benchmark tell each other."""
+"""Messages between the benchmark and a variant's process.
+
+A process that cannot go on sends an `Ending` in place of an answer, and ends.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +58,6 @@ class Warm:
     """The answer to an `Ask` that only warms up."""
 
     settled: bool
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What the process says instead of anything else; it has ended then."""
-
-    what: str
-    skipped: bool = False
-    retryable: bool = False
 
 
 class SampleSet(NamedTuple):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.records import Conditions
     from pipeline.stages.benchmark.gpu_watch import Reading
     from pipeline.stages.benchmark.messages import Samples
+    from pipeline.stages.common.outcomes import Ending
 
     Latencies = npt.NDArray[np.float64]
 
@@ -44,20 +45,14 @@ class Measured:
     variant: Variant
     rounds: dict[SampleSet, list[Round]] = field(default_factory=dict)
     ready: Ready = field(default_factory=Ready)
-    error: str = ""
-    skipped: str = ""
-    retryable: bool = False
+    ending: Ending | None = None
+    """Present once the variant was skipped or has failed: nothing more is asked of it."""
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
     readings: list[Reading] = field(default_factory=list)
     """What the GPU's sensors showed while it was timed."""
     baseline: Measured | None = None
     """What was timed in the same rounds for comparison."""
-
-    @property
-    def over(self) -> bool:
-        """Nothing more is to be asked of it."""
-        return bool(self.error or self.skipped)
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""
@@ -83,17 +78,8 @@ class Measured:
 
 def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
     variant = found.variant
-    if found.over:
-        outcome = Outcome.FAILED if found.error else Outcome.SKIPPED
-        reason = found.error or found.skipped
-        return BenchmarkReport(
-            key=key,
-            built_at=now(),
-            variant_id=variant.id,
-            outcome=outcome,
-            reason=reason,
-            retryable=found.retryable,
-        )
+    if found.ending:
+        return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, **found.ending._asdict())
     gpu = project.plan.gpu(variant.target)
     notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
     ranking = ranking_clock({what.clock for what in found.rounds})

@@ -16,11 +16,12 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.stages.benchmark.gpu_watch import watching
-from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
+from pipeline.stages.benchmark.messages import Ask, Ready, Started, Warm
 from pipeline.stages.benchmark.results import Measured, report_of
 from pipeline.stages.benchmark.worker import serve, takes
-from pipeline.system.isolation import describe_exit
+from pipeline.stages.common.outcomes import Ending
 from pipeline.system.locks import exclusive
+from pipeline.system.processes import describe_exit, kill, reap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,8 @@ _START_SECONDS = 300.0
 """How long a variant's process may take to start, and then to load its artifact; nine import torch at once."""
 _ANSWER_SECONDS = 600.0
 """How long one round of one variant may take."""
+_EXIT_SECONDS = 5.0
+"""How long a process may take to end by itself once its connection is closed; then it is killed."""
 _PROCESSES = 12
 """How many variants are timed against each other, besides the baseline."""
 _PROCESS_BYTES = 4 * 2**30
@@ -77,8 +80,9 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     reports = []
     for variant in variants:
         timed = shared.get(variant.id, variant.id)
-        found = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
-        report = report_of(project, key, found or Measured(variant, skipped=reasons[variant.id]))
+        result = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
+        untimed = Measured(variant, ending=Ending(Outcome.SKIPPED, reasons[variant.id]))
+        report = report_of(project, key, result or untimed)
         write_record(project.paths.benchmark(variant), report)
         reports.append(report)
     return tuple(reports)
@@ -158,7 +162,7 @@ def _one_restart(
     """Open every artifact in a fresh process, and time all in turn."""
     settings = project.config.benchmark
     with ExitStack() as stack:
-        open_now = [pair for pair in zip(artifacts, measured, strict=True) if not pair[1].over]
+        open_now = [pair for pair in zip(artifacts, measured, strict=True) if not pair[1].ending]
         pairs = [
             (stack.enter_context(_worker(project, artifact, first=restart == 0)), item) for artifact, item in open_now
         ]
@@ -187,11 +191,11 @@ def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) 
     waiting = [pairs] if not apart else [[pair] for pair in pairs]
     for turn in waiting:
         for worker, item in turn:
-            if not item.over:
+            if not item.ending:
                 with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
                     worker.connection.send(Started())
         for worker, item in turn:
-            answer = None if item.over else await_answer(worker, item, _seconds_to_open(item.variant, config))
+            answer = None if item.ending else await_answer(worker, item, _seconds_to_open(item.variant, config))
             if isinstance(answer, Ready) and apart:
                 item.ready = answer
 
@@ -219,7 +223,7 @@ def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkCo
 
 
 def _ask(worker: Worker, item: Measured, ask: Ask) -> object:
-    if item.over:
+    if item.ending:
         return None
     with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
         worker.connection.send(ask)
@@ -230,20 +234,17 @@ def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
     """Return what a variant's process says; None where something went wrong, which is then kept."""
     try:
         if not worker.connection.poll(seconds):
-            worker.process.kill()  # it must not work on while the others are timed
-            item.error = f"no answer in {seconds:.0f} s"
+            kill(worker.process)  # it must not work on while the others are timed
+            item.ending = Ending(Outcome.FAILED, f"no answer in {seconds:.0f} s")
             return None
         answer = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join(1)
-        item.error = describe_exit(worker.process.exitcode)
+        item.ending = Ending(Outcome.FAILED, describe_exit(worker.process.exitcode))
         return None
-    if not isinstance(answer, Trouble):
+    if not isinstance(answer, Ending):
         return answer
-    if answer.skipped:
-        item.skipped, item.retryable = answer.what, answer.retryable
-    else:
-        item.error = answer.what
+    item.ending = answer
     return None
 
 
@@ -258,14 +259,11 @@ def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Wo
     try:
         yield Worker(process, ours)
     except BaseException:
-        process.kill()  # nobody waits for what it would still say
+        kill(process)  # nobody waits for its answer
         raise
     finally:
         ours.close()
-        process.join(5)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        reap(process, _EXIT_SECONDS)
 
 
 def run(project: Project, target: str, console: Console) -> int:

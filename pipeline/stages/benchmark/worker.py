@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, is_retryable
+from model_artifacts.errors import ArtifactError, RunError
 from model_artifacts.host.environment import installed
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import CPU_TARGET, Backend, Clock, ColdStart, Layout, ranking_clock
+from model_artifacts.sessions.opening import package_of
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Trouble, Warm
+from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
 from pipeline.stages.benchmark.statistics import settled
-from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
-from pipeline.system.isolation import live_with
+from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.common.outcomes import ending_of
+from pipeline.system.processes import live_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,12 +67,10 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
             _serve_runner(connection, project, artifact)
     except (EOFError, KeyboardInterrupt):
         return
-    except UnsupportedError as exc:
-        connection.send(Trouble(exc.what, skipped=True, retryable=is_retryable(exc)))
     except ArtifactError as exc:
-        connection.send(Trouble(str(exc)))
-    except Exception as exc:  # noqa: BLE001 - whatever a library raises is this variant's failure
-        connection.send(Trouble(str(RunError(f"running failed: {type(exc).__name__}: {exc}"))))
+        connection.send(ending_of(exc))
+    except Exception as exc:  # noqa: BLE001 - any library's error is this variant's failure
+        connection.send(ending_of(RunError(f"running failed: {type(exc).__name__}: {exc}")))
 
 
 def _start(connection: Connection, gpu: Gpu | None) -> None:
@@ -111,9 +111,9 @@ def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
 
 def _serve_runner(connection: Connection, project: Project, artifact: Artifact) -> None:
     """Time calls by the host's clock, after the cold start has been timed: opening it, to its first result."""
-    library = "torch" if artifact.variant.backend.is_module else "onnxruntime"
-    if installed(library):  # else opening it says so
-        import_module(library)  # which is not the artifact's doing
+    package = package_of(artifact.variant.backend)
+    if package and installed(package):  # opening reports a missing package
+        import_module(package)  # the import is no part of the artifact's cold start
     _start(connection, None)
     images = images_of(project, timed_batches(project, artifact.variant)[0])
     began = time.perf_counter()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from model_artifacts.records import Key
+    from model_artifacts.records import FileRecord, Key
     from pipeline.planning.project import Project
 
 logger = logging.getLogger(__name__)
@@ -65,29 +65,26 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
         raise UnsupportedError(missing_gpu())
+    timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu)
     with exclusive(request.gpu if times_tactics else None):
         began = time.perf_counter()
-        timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu)
         former = _former(project, variant, key)
         engine = _refit_apart(project, former, request) if former else None
         engine = engine or _apart(_build, project, variant, request, timings)
         if engine.timing_cache:
             write_bytes(timings, engine.timing_cache)
         seconds = time.perf_counter() - began
-    path = project.paths.engine(variant)
     twin = _same_engine(project, variant, engine)
-    if twin is None:
-        write_bytes(path, engine.plan)
-    else:
-        path.unlink(missing_ok=True)
+    file = _store(project, variant, engine, twin)
+    log = project.paths.build_log(variant)
     return Artifact(
         key=key,
         built_at=now(),
         toolchain=(*tools(), Tool(name=target.flavour.value, version=engine.built_for.version)),
         variant=variant,
         outcome=Outcome.DONE,
-        file=twin.file if twin else describe_file(path, project.paths.root),
-        log=describe_file(project.paths.build_log(variant), project.paths.root),
+        file=file,
+        log=describe_file(log, project.paths.root),
         inputs=engine.inputs,
         outputs=engine.outputs,
         settings=engine.settings,
@@ -98,8 +95,18 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         layers_sha256=engine.layers_sha256,
         same_as=twin.variant.id if twin else None,
         build_seconds=round(seconds, 3),
-        weight_warnings=weight_warnings(project.paths.build_log(variant).read_text(errors="replace")),
+        weight_warnings=weight_warnings(log.read_text(errors="replace")),
     )
+
+
+def _store(project: Project, variant: Variant, engine: BuiltEngine, twin: Artifact | None) -> FileRecord | None:
+    """Write an engine's file, or remove an earlier one where a twin's file is shared; return its record."""
+    path = project.paths.engine(variant)
+    if twin is None:
+        write_bytes(path, engine.plan)
+        return describe_file(path, project.paths.root)
+    path.unlink(missing_ok=True)
+    return twin.file
 
 
 def _request(project: Project, variant: Variant) -> EngineRequest:

@@ -1,10 +1,10 @@
-"""Variant → artifact, whichever backend runs it, and what happens when that fails."""
+"""Variant → artifact of any backend, or the record of a build that failed or was skipped."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import BuildError, CrashedError, KilledError, UnsupportedError, is_retryable
+from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
@@ -13,32 +13,27 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.common.console import megabytes, say_outcome
+from pipeline.stages.common.outcomes import attempt
 
 if TYPE_CHECKING:
     from model_artifacts.records import Key, ModuleContents
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
+    from pipeline.stages.common.outcomes import Ending
 
 
 def build_variant(project: Project, variant: Variant) -> Artifact:
-    """Build a variant and record how that went: done, skipped with a reason, or failed with one.
+    """Build a variant, and record its outcome: done, or skipped or failed with a reason.
 
     Raises:
-        RecordError: what the variant is built from is missing.
-        KilledError: on a worker of a farm, somebody has ended the builder.
+        RecordError: the source or the graph is missing.
+        KilledError: on a worker of a farm, something outside has ended the builder.
         StorageError: the results cannot be written.
     """
     refuse_newer(project.paths.artifact(variant))
     key = key_of(project, Step("build", variant.id))
-    try:
-        artifact = _build(project, variant, key)
-    except UnsupportedError as exc:
-        skipped = _unbuilt(project, variant, key, Outcome.SKIPPED, str(exc))
-        artifact = skipped.model_copy(update={"retryable": is_retryable(exc)})
-    except (BuildError, CrashedError) as exc:
-        if isinstance(exc, KilledError) and project.on_worker:
-            raise  # which says nothing of the variant: the farm tries it on another machine
-        artifact = _unbuilt(project, variant, key, Outcome.FAILED, str(exc))
+    build = attempt(lambda: _build(project, variant, key), BuildError, on_worker=project.on_worker, full_reason=True)
+    artifact = build.result or _unbuilt(project, variant, key, build.ending)
     write_record(project.paths.artifact(variant), artifact)
     return artifact
 
@@ -99,21 +94,22 @@ def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
     )
 
 
-def _unbuilt(project: Project, variant: Variant, key: Key, outcome: Outcome, reason: str) -> Artifact:
-    """Return the record of a build that gave nothing, and remove what an earlier one gave."""
+def _unbuilt(project: Project, variant: Variant, key: Key, ending: Ending) -> Artifact:
+    """Return the record of a build without a result, and remove the files of an earlier one."""
     paths = project.paths
     for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant)):
         path.unlink(missing_ok=True)
     log = project.paths.build_log(variant)
-    kept = outcome is Outcome.FAILED and log.is_file()
+    kept = ending.outcome is Outcome.FAILED and log.is_file()
     if not kept:
         log.unlink(missing_ok=True)
     return Artifact(
         key=key,
         built_at=now(),
         variant=variant,
-        outcome=outcome,
-        reason=reason,
+        outcome=ending.outcome,
+        reason=ending.reason,
+        retryable=ending.retryable,
         log=describe_file(log, project.paths.root) if kept else None,
     )
 

@@ -18,7 +18,7 @@ from PIL import Image
 from model_artifacts.errors import DataError
 from model_artifacts.records import Preprocessing
 from model_artifacts.sessions.preprocessing import to_pixels
-from pipeline.system.isolation import live_with
+from pipeline.system.processes import live_with
 
 if TYPE_CHECKING:
     from pathlib import Path

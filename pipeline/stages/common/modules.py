@@ -1,4 +1,4 @@
-"""Torch module → a session that turns batches into logits, on the CPU or on a GPU."""
+"""A project's torch module of any backend, loaded on its device. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model_artifacts.errors import RunError
+from model_artifacts.host.environment import threads
 from model_artifacts.records import Backend
 from model_artifacts.sessions import torch_tensorrt_runtime
-from model_artifacts.sessions.module import FORMATS, Loaded, Saved, load_compiled
+from model_artifacts.sessions.module import FORMATS, Loaded, load_compiled
 from model_artifacts.sessions.torch_model import DTYPES, Typed, in_layout
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.opening import file_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,47 +29,45 @@ _MAX_AUTOTUNE: dict[str, str | int | bool | Callable[..., object]] = {
     "autotune_num_choices_displayed": 0,
     "max_autotune_report_choices_stats": False,
 }
-"""What torch calls max-autotune-no-cudagraphs, without what it prints of every kernel it tries.
+"""The options of torch's mode max-autotune-no-cudagraphs, without its printed line for every kernel tried.
 
-Its own CUDA graphs are off: the session captures every module's in the same way.
+Torch's own CUDA graphs stay off: the session captures every module's graph in the same way.
 """
 
 
 def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded:
-    """Return an artifact's module, where it runs. Its file's digest must have been checked.
+    """Return an artifact's module on its device. The caller has checked the file's digest.
 
     Args:
-        project: where the artifact lies.
+        project: the project that holds the artifact.
         artifact: a module of any backend.
-        gpu: which GPU; None is the CPU.
+        gpu: the GPU; None for the CPU.
 
     Raises:
         UnsupportedError: this host lacks Torch-TensorRT or its driver.
-        RunError: it was made by other versions, or cannot be read.
+        RunError: other versions made the module, or it cannot be read.
     """
+    torch.set_num_threads(threads())
     variant = artifact.variant
-    if not variant.backend.is_torch_tensorrt:
-        typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
-        module = in_layout(typed, FORMATS[variant.layout]).to(torch_tensorrt_runtime.device_of(gpu))
-        if variant.backend is Backend.EAGER:
-            return Loaded(module)
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of inductor about its own code
-        return Loaded(
-            torch.compile(  # type: ignore[arg-type]  # a module again
-                module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
-            )
+    if variant.backend.is_torch_tensorrt:
+        return load_compiled(file_on(project, artifact, gpu))
+    typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
+    module = in_layout(typed, FORMATS[variant.layout]).to(torch_tensorrt_runtime.device_of(gpu))
+    if variant.backend is Backend.EAGER:
+        return Loaded(module)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # inductor about its own code
+    return Loaded(
+        torch.compile(  # type: ignore[arg-type]  # a module again
+            module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
         )
-    if artifact.module is None or artifact.file is None:
-        raise RunError(f"{variant.id} does not say what made it")
-    saved = Saved(variant, artifact.module, project.file(artifact.file), project.source().factory)
-    return load_compiled(project.paths.root, saved, gpu)
+    )
 
 
 def load_libraries(artifact: Artifact) -> None:
-    """Import what an artifact takes, so that a cold start does not count the import.
+    """Import an artifact's libraries, so that a cold start does not count the import.
 
     Raises:
-        UnsupportedError: this host lacks it.
+        UnsupportedError: this host lacks one of them.
     """
     if artifact.variant.backend.is_torch_tensorrt:
         torch_tensorrt_runtime.load_library()

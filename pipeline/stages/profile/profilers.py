@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +15,16 @@ from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.files import scratch_folder
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import FileRecord, Precision, Tool
+from model_artifacts.sessions.opening import onnxruntime_runner, onnxruntime_session
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.records import HotFunction, LayerTime
+from pipeline.system.processes import kill_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from model_artifacts.records import Variant
+    from model_artifacts.sessions.opening import ArtifactFile, Batch
     from pipeline.planning.project import Project
 
 _MOST = 50
@@ -148,7 +150,7 @@ def _nsys(command: list[str]) -> str:
         try:
             out, err = process.communicate(timeout=_SECONDS)
         except BaseException as exc:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_session(process)
             if isinstance(exc, subprocess.TimeoutExpired):
                 raise RunError(f"nsys gave no result in {_SECONDS} s", got=" ".join(command)) from exc
             raise
@@ -179,6 +181,30 @@ def torch_functions(run: Callable[[], None], *, on_gpu: bool) -> tuple[HotFuncti
 
 
 # ONNX Runtime's profile
+
+
+def run_profiled(file: ArtifactFile, images: Batch, runs: int, folder: Path) -> str:
+    """Run an ONNX file over and over with ONNX Runtime, which times every node.
+
+    Args:
+        file: the artifact.
+        images: float32 (batch, channels, height, width).
+        runs: the number of batches.
+        folder: the folder for the profile.
+
+    Returns:
+        the profile, JSON.
+
+    Raises:
+        UnsupportedError: this host cannot run it.
+        RunError: it cannot be loaded or run.
+    """
+    session = onnxruntime_session(file, profile=str(folder / "profile"))
+    run = onnxruntime_runner(file, session)
+    for _ in range(runs):
+        run(images)
+    return Path(session.end_profiling()).read_text()
+
 
 _ORT_TYPES = {
     "float": Precision.FP32,

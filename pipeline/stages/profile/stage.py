@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import CrashedError, RunError, UnsupportedError, is_retryable
+from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import CPU_TARGET, Backend, Tool
@@ -15,13 +15,15 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.common.console import say_outcome
-from pipeline.stages.common.runners import gpu_of, open_serialized, run_profiled
+from pipeline.stages.common.opening import file_of, gpu_of, open_serialized
+from pipeline.stages.common.outcomes import attempt
 from pipeline.stages.profile.profilers import (
     Timed,
     Trace,
     has_nsight,
     rank_layers,
     read_onnxruntime_profile,
+    run_profiled,
     torch_functions,
     trace_with_nsight,
 )
@@ -53,27 +55,22 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
 
     Raises:
         RecordError: the artifact or the data are missing.
+        KilledError: on a worker of a farm, something outside has ended the profiled process.
         StorageError: the record cannot be written.
     """
     key = key_of(project, Step("profile", variant.id))
     artifact = project.artifact(variant)
-    retryable = False
-    try:
-        seen = _look(project, artifact)
-        outcome, reason = Outcome.DONE, seen.missing
-    except UnsupportedError as exc:
-        seen, outcome, reason, retryable = _Measured(), Outcome.SKIPPED, exc.what, is_retryable(exc)
-    except (RunError, CrashedError) as exc:
-        seen, outcome, reason = _Measured(), Outcome.FAILED, str(exc)
-    done = outcome is Outcome.DONE
+    profiling = attempt(lambda: _look(project, artifact), RunError, on_worker=project.on_worker)
+    seen, ending = profiling.result or _Measured(), profiling.ending
+    done = ending.outcome is Outcome.DONE
     profile = LayerProfile(
         key=key,
         built_at=now(),
         toolchain=tools("torch", "onnxruntime-gpu"),
         variant_id=variant.id,
-        outcome=outcome,
-        reason=reason,
-        retryable=retryable,
+        outcome=ending.outcome,
+        reason=seen.missing if done else ending.reason,
+        retryable=ending.retryable,
         device=_device(project, artifact) if done else "",
         batch=batch_of(project, variant) if done else 0,
         runs=RUNS if done else 0,
@@ -122,7 +119,7 @@ def _on_cpu(project: Project, artifact: Artifact) -> _Measured:
             return _Measured(functions=torch_functions(lambda: run(RUNS), on_gpu=False), profilers=(_torch_profiler(),))
     images = images_of(project, batch_of(project, variant))
     with tempfile.TemporaryDirectory() as folder:
-        text = run_profiled(project, artifact, images, 2 * RUNS, Path(folder))
+        text = run_profiled(file_of(project, artifact), images, 2 * RUNS, Path(folder))
     tool = Tool(name="ONNX Runtime's profiler", version=version("onnxruntime-gpu") or "unknown")
     return _Measured(rank_layers(read_onnxruntime_profile(text, RUNS)), profilers=(tool,))
 

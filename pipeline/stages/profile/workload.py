@@ -1,6 +1,6 @@
 """An artifact as something to run over and over: what every profiler looks at.
 
-python -m pipeline.profiling.workload CONFIG VARIANT    runs it between the marks that Nsight Systems waits for
+python -m pipeline.stages.profile.workload CONFIG VARIANT    runs it between the marks that Nsight Systems waits for
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from model_artifacts.records import CPU_TARGET, Backend
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.project import Project
-from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.system.nvtx import nvtx_range
 
 if TYPE_CHECKING:

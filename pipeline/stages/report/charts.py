@@ -38,9 +38,9 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
     if not found:
         return None
     figure = go.Figure()
-    for kind in dict.fromkeys(entry.kind for entry, _ in found):
-        members = [(entry, timing) for entry, timing in found if entry.kind is kind]
-        figure.add_trace(_points(kind.value, members))
+    for backend in dict.fromkeys(entry.kind for entry, _ in found):
+        members = [(entry, timing) for entry, timing in found if entry.kind is backend]
+        figure.add_trace(_points(backend.value, members))
     best = frontier(found)
     if len(best) > 1:
         figure.add_trace(

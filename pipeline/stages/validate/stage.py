@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import CrashedError, KilledError, RunError, UnsupportedError, is_retryable, one_line
+from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
@@ -22,7 +22,8 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.common.console import say_outcome
-from pipeline.stages.common.runners import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.common.outcomes import attempt
 from pipeline.stages.validate.batches import batch_sizes_of, check_rows, evaluator, extreme_images, run_batches
 from pipeline.stages.validate.gates import (
     executed_precision,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact
+    from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.validate.batches import BatchSizes
 
     Logits = npt.NDArray[np.float32]
@@ -66,14 +68,12 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
         StorageError: the report cannot be written.
     """
     key = key_of(project, Step("validate", variant.id))
-    try:
-        report = _of_same_engine(project, variant, key) or _validate(project, variant, key)
-    except UnsupportedError as exc:
-        report = _unjudged(variant, key, Outcome.SKIPPED, exc.what, retryable=is_retryable(exc))
-    except (RunError, CrashedError) as exc:
-        if isinstance(exc, KilledError) and project.on_worker:
-            raise  # which says nothing of the variant: the farm tries it on another machine
-        report = _unjudged(variant, key, Outcome.FAILED, str(exc))
+    validation = attempt(
+        lambda: _of_same_engine(project, variant, key) or _validate(project, variant, key),
+        RunError,
+        on_worker=project.on_worker,
+    )
+    report = validation.result or _unjudged(variant, key, validation.ending)
     write_record(project.paths.accuracy(variant), report)
     return report
 
@@ -90,15 +90,15 @@ def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyRep
     return report.model_copy(update={"key": key, "built_at": now(), "variant_id": variant.id})
 
 
-def _unjudged(variant: Variant, key: Key, outcome: Outcome, reason: str, *, retryable: bool = False) -> AccuracyReport:
+def _unjudged(variant: Variant, key: Key, ending: Ending) -> AccuracyReport:
     return AccuracyReport(
         key=key,
         built_at=now(),
         toolchain=tools(*_TOOLS),
         variant_id=variant.id,
-        outcome=outcome,
-        reason=reason,
-        retryable=retryable,
+        outcome=ending.outcome,
+        reason=ending.reason,
+        retryable=ending.retryable,
     )
 
 

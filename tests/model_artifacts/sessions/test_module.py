@@ -66,7 +66,8 @@ def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> N
     factory = "tests.support.factories:in_channels_last"
     given = [tensor for tensor in make_model(factory).parameters() if tensor.ndim == 4]
     assert not all(tensor.is_contiguous() for tensor in given)
-    model = model_of(project.paths.root, recipe.model_copy(update={"factory": factory, "code": code_of(factory)}))
+    recipe = recipe.model_copy(update={"factory": factory, "code": code_of(factory)})
+    model = model_of(project.paths.root, recipe, "build it again")
     weights = [tensor for tensor in model.parameters() if tensor.ndim == 4]
     assert weights
     assert all(tensor.is_contiguous() for tensor in weights)

@@ -129,10 +129,10 @@ def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
     st.sampled_from([Precision.FP32, Precision.TF32, Precision.FP16]),
 )
 def test_a_record_gives_back_what_was_passed(
-    tmp_path_factory: pytest.TempPathFactory, settings: TorchTensorRTConfig, mode: Backend, precision: Precision
+    tmp_path_factory: pytest.TempPathFactory, settings: TorchTensorRTConfig, backend: Backend, precision: Precision
 ) -> None:
     """A recipe's settings stand for the arguments of the build, but for its caches: neither timings nor engines."""
-    request = module_request(tmp_path_factory.getbasetemp(), backend=mode, precision=precision, settings=settings)
+    request = module_request(tmp_path_factory.getbasetemp(), backend=backend, precision=precision, settings=settings)
     options = options_of(request, ALL, tunes=True)
     caches = {"cache_built_engines", "reuse_cached_engines", "engine_cache_dir"}
     passed = {name: value for name, value in options.arguments.items() if name not in caches}
@@ -181,7 +181,7 @@ def test_what_the_library_raises_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "version", "refused"),
+    ("backend", "name", "version", "refused"),
     [
         (Backend.DYNAMO_AOTI, "torch-tensorrt-rtx", "2.11.0", True),
         (Backend.DYNAMO_AOTI, "torch-tensorrt-rtx", "2.12.0", False),
@@ -190,7 +190,7 @@ def test_what_the_library_raises_is_a_clear_error(tmp_path: Path) -> None:
     ],
 )
 def test_format_that_a_version_cannot_load_is_not_made(
-    mode: Backend,
+    backend: Backend,
     name: str,
     version: str,
     refused: bool,  # noqa: FBT001 - pytest passes it by name
@@ -198,4 +198,4 @@ def test_format_that_a_version_cannot_load_is_not_made(
     """A package that crashes every process is no artifact; other versions are tried."""
     said = pytest.raises(UnsupportedError, match="crashes every process that loads it") if refused else nullcontext()
     with said:
-        torch_tensorrt_builder.check_format(mode, Tool(name=name, version=version))
+        torch_tensorrt_builder.check_format(backend, Tool(name=name, version=version))

@@ -79,13 +79,13 @@ ALL_ON = TorchTensorRTConfig(optimization_level=2, require_full_compilation=True
 
 
 @every
-@pytest.mark.parametrize("mode", [Backend.DYNAMO, Backend.DYNAMO_AOTI, Backend.TORCH_COMPILE])
+@pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.DYNAMO_AOTI, Backend.TORCH_COMPILE])
 def test_no_setting_is_passed_that_a_version_lacks(
-    sources: Callable[[Wheel], Sources], wheel: Wheel, mode: Backend, tmp_path: Path
+    sources: Callable[[Wheel], Sources], wheel: Wheel, backend: Backend, tmp_path: Path
 ) -> None:
     """Whatever is configured, only what the version knows is passed: it would drop the rest in silence."""
     known = sources(wheel).settings()
-    options = options_of(module_request(tmp_path, backend=mode, settings=ALL_ON), known, tunes=wheel is not RTX)
+    options = options_of(module_request(tmp_path, backend=backend, settings=ALL_ON), known, tunes=wheel is not RTX)
     assert set(options.arguments) <= known
 
 

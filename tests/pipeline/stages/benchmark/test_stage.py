@@ -22,6 +22,7 @@ from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
 from pipeline.stages.benchmark.results import Measured
 from pipeline.stages.benchmark.stage import Worker, _measure, await_answer, benchmark_target, group, room_of
+from pipeline.stages.common.outcomes import Ending
 from tests.support.hosts import H100, L4
 from tests.support.modules import TORCH, finished, on_an_h100
 
@@ -135,7 +136,8 @@ def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
     item = Measured(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
     answer = await_answer(Worker(process, ours), item, 0.01)
     process.join(10)
-    assert (answer, item.error, process.exitcode) == (None, "no answer in 0 s", -signal.SIGKILL)
+    assert (answer, item.ending) == (None, Ending(Outcome.FAILED, "no answer in 0 s"))
+    assert process.exitcode == -signal.SIGKILL
     ours.close()
     theirs.close()
 

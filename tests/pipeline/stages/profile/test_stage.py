@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model_artifacts.errors import RunError
+from model_artifacts.errors import KilledError, RunError
 from model_artifacts.records import BatchRange, Precision
 from model_artifacts.sessions.engine import Engine
 from pipeline.cli.main import main
@@ -96,6 +97,29 @@ def test_a_damaged_artifact_fails(copied: Path) -> None:
     profile = profile_variant(project, variant)
     assert profile.outcome is Outcome.FAILED
     assert artifact.file.path in profile.reason
+
+
+def _kill_itself(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("on_worker", [False, True])
+def test_a_killed_profiler_fails_here_and_is_retried_by_a_farm(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, *, on_worker: bool
+) -> None:
+    """A killed process is a failure on this machine; on a worker it leaves no record, and the farm tries another."""
+    found = Project.load(copied / "pipeline.yaml")
+    project = Project(found.plan, found.paths, found.config_file, on_worker=on_worker)
+    variant = project.plan.variant(f"{CPU}/onnxruntime-fp32")
+    monkeypatch.setattr(profiling, "_on_cpu", _kill_itself)
+
+    if on_worker:
+        with pytest.raises(KilledError, match="SIGKILL"):
+            profile_variant(project, variant)
+        assert not project.paths.layers(variant).exists()
+    else:
+        profile = profile_variant(project, variant)
+        assert (profile.outcome, "SIGKILL" in profile.reason) == (Outcome.FAILED, True)
 
 
 # On a GPU, whose part is played.

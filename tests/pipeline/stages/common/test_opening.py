@@ -17,7 +17,7 @@ from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.common.runners import _weights, gpu_of, open_runner, open_serialized
+from pipeline.stages.common.opening import _weights, gpu_of, open_runner, open_serialized
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def test_gpu_artifact_with_a_driver_and_no_gpu(built: Project, monkeypatch: pyte
 
 def test_module_without_torch(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch is missing, its modules are unsupported, and engines are not concerned."""
-    monkeypatch.setattr("pipeline.stages.common.runners.installed", lambda module: module != "torch")
+    monkeypatch.setattr("model_artifacts.sessions.opening.installed", lambda module: module != "torch")
 
     with (
         pytest.raises(UnsupportedError, match="torch is not installed here"),
@@ -213,7 +213,7 @@ def test_damaged_weights(copied: Path) -> None:
 
 def test_runtime_that_is_not_installed(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An artifact whose runtime is not there is unsupported, and the runtime is named."""
-    monkeypatch.setattr("pipeline.stages.common.runners.installed", lambda module: module != "onnxruntime")
+    monkeypatch.setattr("model_artifacts.sessions.opening.installed", lambda module: module != "onnxruntime")
 
     with (
         pytest.raises(UnsupportedError, match="onnxruntime is not installed here"),
@@ -251,7 +251,7 @@ def test_engine_that_does_not_say_what_it_runs_on(built: Project) -> None:
     project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     unknown = artifact(built, ENGINE).model_copy(update={"built_for": None})
 
-    with pytest.raises(RunError, match="does not say what its engine runs on"), open_serialized(project, unknown):
+    with pytest.raises(RunError, match="does not record which TensorRT and GPU"), open_serialized(project, unknown):
         pass
 
 
@@ -312,7 +312,7 @@ def test_graphs_run_without_torch(built: Project) -> None:
     """A deployment that runs an ONNX artifact imports no torch."""
     script = (
         "import sys; from pathlib import Path; from pipeline.planning.project import Project\n"
-        "from pipeline.stages.common.runners import open_runner; import numpy\n"
+        "from pipeline.stages.common.opening import open_runner; import numpy\n"
         f"project = Project.load(Path({str(built.paths.root.parent / 'pipeline.yaml')!r}))\n"
         f"artifact = project.artifact(project.plan.variant('{CPU}/onnxruntime-fp32'))\n"
         "with open_runner(project, artifact) as run:\n"

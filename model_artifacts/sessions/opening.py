@@ -1,0 +1,213 @@
+"""An artifact's file → a function from batches to logits: digest, runtime and errors, in one place for all backends.
+
+Builds and deployments both open their artifacts here. Importing this module imports no runtime and no torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model_artifacts.errors import RunError, UnsupportedError, one_line
+from model_artifacts.host.environment import installed
+from model_artifacts.host.hashes import check_digest
+from model_artifacts.records import Backend, Precision
+from model_artifacts.sessions.onnx import onnx_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from onnxruntime import InferenceSession
+
+    from model_artifacts.records import BuiltFor, FileRecord, Gpu, ModuleContents, Variant
+    from model_artifacts.sessions.engine import Engine
+    from model_artifacts.sessions.module import Loaded, ModuleSession
+
+    Batch = npt.NDArray[np.float32]
+
+    Runner = Callable[[Batch], Batch]
+
+_PACKAGES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+
+
+class ModuleFacts(NamedTuple):
+    """The facts that opening a torch module takes."""
+
+    contents: ModuleContents | None
+    """The module's contents with the libraries that made it; None if Torch-TensorRT did not make it."""
+    factory: str
+    """The model's factory; a recipe that names another function is refused."""
+    input_shape: tuple[int, int, int]
+    """(channels, height, width)."""
+    root: Path
+    """The artifacts folder, in which a recipe finds its weights."""
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """An artifact's file on this machine, with the facts that opening it takes."""
+
+    id: str
+    """The artifact's name in messages."""
+    variant: Variant
+    path: Path
+    gpu: Gpu | None
+    """The GPU to run on; None for the CPU."""
+    fix: str
+    """The remedy for a damaged or unsuitable file, as an imperative."""
+    record: FileRecord | None
+    """The record whose digest the file must have; None skips the check."""
+    built_for: BuiltFor | None = None
+    """The TensorRT and the GPUs that an engine runs with."""
+    weights: Path | None = None
+    """The ONNX file of an engine that was built without its weights."""
+    runtime_cache: bytes | None = None
+    """Kernels that an earlier session of the engine compiled."""
+    module: ModuleFacts | None = None
+    """Present for a torch module."""
+
+
+def package_of(backend: Backend) -> str | None:
+    """Return the package that runs a backend's artifacts; None for an engine, whose flavour decides. Pure."""
+    return "torch" if backend.is_module else _PACKAGES.get(backend)
+
+
+def require_package(backend: Backend) -> None:
+    """Check that the package of a backend is installed.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    package = package_of(backend)
+    if package and not installed(package):
+        raise UnsupportedError(f"{package} is not installed here")
+
+
+@contextmanager
+def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) -> Iterator[Runner]:
+    """Open an artifact of any backend.
+
+    Args:
+        file: the artifact.
+        load: loads a torch module in place of `load_compiled`.
+
+    Yields:
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+
+    Raises:
+        UnsupportedError: this host lacks the runtime.
+        RunError: the file is damaged, or cannot be loaded.
+    """
+    backend = file.variant.backend
+    require_package(backend)
+    if backend is Backend.TENSORRT:
+        with open_engine_file(file) as engine, engine.session(cache=file.runtime_cache) as session:
+            yield session
+    elif backend.is_module:
+        with open_module_file(file, load) as module:
+            yield module
+    elif backend is Backend.ONNXRUNTIME:
+        yield onnxruntime_runner(file, onnxruntime_session(file))
+    else:
+        yield _reference_runner(file)
+
+
+@contextmanager
+def open_engine_file(file: ArtifactFile) -> Iterator[Engine]:
+    """Load a serialized engine into its GPU's memory, after a check of its digest.
+
+    Raises:
+        UnsupportedError: this host lacks the engine's TensorRT, or there is no GPU.
+        RunError: the engine is damaged, or built for another GPU or version.
+    """
+    from model_artifacts.sessions.engine import open_engine  # noqa: PLC0415 - only where there is a GPU
+    from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - the same
+
+    if file.gpu is None:
+        raise UnsupportedError(f"{file.id} needs a GPU")
+    if file.built_for is None:
+        raise RunError(f"{file.id} does not record which TensorRT and GPU its engine is for", fix=file.fix)
+    _check(file)
+    flavour = load_flavour(file.built_for.flavour)
+    with open_engine(flavour, file.path.read_bytes(), file.built_for, file.gpu, file.weights) as engine:
+        yield engine
+
+
+@contextmanager
+def open_module_file(file: ArtifactFile, load: Callable[[], Loaded] | None = None) -> Iterator[ModuleSession]:
+    """Load a torch module, after a check of its digest, and open a session of it.
+
+    Args:
+        file: the artifact.
+        load: loads the module in place of `load_compiled`.
+
+    Raises:
+        UnsupportedError: this host lacks torch, Torch-TensorRT or the driver.
+        RunError: the module is damaged, or other versions made it.
+    """
+    require_package(file.variant.backend)
+    from model_artifacts.sessions.module import load_compiled, open_session  # noqa: PLC0415 - only here is torch needed
+
+    if file.module is None:
+        raise RunError(f"{file.id} is not a torch module")
+    _check(file)
+    loaded = load() if load else load_compiled(file)
+    with open_session(loaded, file.variant, file.module.input_shape, file.gpu) as session:
+        yield session
+
+
+def onnxruntime_session(file: ArtifactFile, profile: str = "") -> InferenceSession:
+    """Load an ONNX file into ONNX Runtime, after a check of its digest.
+
+    Args:
+        file: the artifact.
+        profile: the prefix of the profiles' file names, to time every node; empty for no profile.
+
+    Raises:
+        UnsupportedError: onnxruntime is missing, or has no CUDA.
+        RunError: the file is damaged, or is not an ONNX graph.
+    """
+    require_package(Backend.ONNXRUNTIME)
+    _check(file)
+    variant = file.variant
+    return onnx_session(file.path, variant.graph, file.gpu, tf32=variant.precision is Precision.TF32, profile=profile)
+
+
+def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:
+    """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails."""
+    name = session.get_inputs()[0].name
+    return _translated(file, lambda batch: np.asarray(session.run(None, {name: batch})[0], dtype=np.float32))
+
+
+def _reference_runner(file: ArtifactFile) -> Runner:
+    import onnx  # noqa: PLC0415 - only needed here
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - the same
+
+    _check(file)
+    try:
+        model = onnx.load(file.path)
+        evaluator = ReferenceEvaluator(model)
+        name = model.graph.input[0].name
+    except Exception as exc:  # protobuf's DecodeError, OSError, and onnx's own types for operators it lacks
+        raise RunError(f"onnx.reference cannot load {file.path}", got=one_line(exc)) from exc
+    return _translated(file, lambda batch: np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32))
+
+
+def _translated(file: ArtifactFile, run: Runner) -> Runner:
+    def guarded(batch: Batch) -> Batch:
+        try:
+            return run(batch)
+        except Exception as exc:  # each runtime raises types of its own, without a common public base
+            raise RunError(f"{file.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
+
+    return guarded
+
+
+def _check(file: ArtifactFile) -> None:
+    if file.record is not None:
+        check_digest(file.path, file.record, fix=file.fix)
