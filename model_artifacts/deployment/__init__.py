@@ -1,1 +1,1 @@
-"""Deployment."""
+"""Resolve an artifact for a host, and load it."""

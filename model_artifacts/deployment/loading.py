@@ -1,10 +1,10 @@
-"""What a machine that runs artifacts does with an artifacts folder: resolve what to take, verify it, run it.
+"""Deployments: resolve, verify and run an artifact of an artifacts folder.
 
-    with pipeline.load("artifacts/") as model:
+    with model_artifacts.load("artifacts/") as model:
         logits = model(batch)
         names = model.predict([image])
 
-Takes numpy, and the runtime of what is resolved: no torch where that is an engine or an ONNX file, and no doit ever.
+This needs numpy and the runtime of the resolved artifact: no torch for an engine or an ONNX file, and never doit.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     Batch = npt.NDArray[np.float32]
 
 ANY = Requirements()
-"""No wishes: the fastest at batch 1."""
+"""No requirements: the fastest artifact at batch 1."""
 _AT_ONCE = 32
-"""How many images are run together where an artifact takes any number: memory is not the caller's to think of."""
+"""The number of images in a batch, for an artifact that takes any number. It bounds the memory in use."""
 
 _FIX = "pull the artifact again, or build it again"
 
 
 def this_host() -> DeploymentHost:
-    """Return what this machine has; no GPU and no library is touched, but for asking the driver."""
+    """Return this machine's description. It queries the driver, but uses no GPU and imports no library."""
     host = read_host()
     return DeploymentHost(
         machine=platform.machine(),
@@ -72,8 +72,8 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
     """Return the manifest of an artifacts folder.
 
     Raises:
-        RecordError: there is none, or it is damaged.
-        NewerRecordError: it was written by a newer version of this package.
+        RecordError: the manifest is missing or damaged.
+        NewerRecordError: a newer version of this package wrote it.
     """
     return read_record(
         Path(artifacts) / "manifest.json", Manifest, fix="name a folder that `doit` or `pull` has filled"
@@ -83,16 +83,16 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
 def resolve(
     artifacts: str | os.PathLike[str], requirements: Requirements = ANY, host: DeploymentHost | None = None
 ) -> Resolution:
-    """Return which artifact of a folder to take, and why not the others; nothing is loaded.
+    """Return the artifact to take from a folder, and the reasons against the others. Nothing is loaded.
 
     Args:
         artifacts: the folder with manifest.json.
-        requirements: what is wanted of it.
-        host: for which machine; None is this one, which takes only what the folder has.
+        requirements: the caller's requirements.
+        host: the machine to resolve for; None for this one, which takes only artifacts whose files are in the folder.
 
     Raises:
-        ResolveError: none suits; the message says why not, artifact by artifact.
-        RecordError: there is no manifest, or it is damaged.
+        ResolveError: no artifact suits; the message has the reason for each.
+        RecordError: the manifest is missing or damaged.
     """
     manifest = read_manifest(artifacts)
     if host:
@@ -110,23 +110,23 @@ class Model:
 
     def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner) -> None:
         self.resolution = resolution
-        """What was taken, and why not the others."""
+        """The artifact taken, and the reasons against the others."""
         self._facts = facts
         self._run = run
 
     @property
     def entry(self) -> ManifestEntry:
-        """What the manifest says of it: accuracy, latencies, what it computed in."""
+        """The manifest's entry: accuracy, latencies, the precision it computed in."""
         return self.resolution.entry
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """From an image to the input."""
+        """The steps from an image to the input."""
         return self._facts.preprocessing
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the logits stand for; None where that is not known."""
+        """The names of the logits' classes; None if unknown."""
         return self._facts.class_names
 
     def __call__(self, batch: Batch) -> Batch:
@@ -144,13 +144,13 @@ class Model:
         return np.asarray(self._run(batch))
 
     def predict(self, images: Sequence[Image.Image]) -> tuple[str, ...]:
-        """Return the most likely class of each image: its name, or its number where names are not known.
+        """Return the most likely class of each image: its name, or its number if names are unknown.
 
-        The images are resized, cropped and normalised as the manifest says, and run in batches that the artifact takes;
-        where those are larger, the last image fills them up.
+        The images are resized, cropped and normalised as the manifest records. They run in batches that the artifact
+        takes. If its smallest batch is larger, copies of the last image fill it up.
 
         Args:
-            images: of any size and mode.
+            images: images of any size and mode.
 
         Raises:
             RunError: the artifact cannot run them.
@@ -160,8 +160,8 @@ class Model:
         profile, names = self.entry.profile, self.class_names
         step = profile.max if profile else _AT_ONCE
         chunks = [images[start : start + step] for start in range(0, len(images), step)]
-        found = [index for chunk in chunks for index in self._most_likely(chunk)]
-        return tuple(names[index] if names else str(index) for index in found)
+        indices = [index for chunk in chunks for index in self._most_likely(chunk)]
+        return tuple(names[index] if names else str(index) for index in indices)
 
     def _most_likely(self, images: Sequence[Image.Image]) -> list[int]:
         spec = self.preprocessing
@@ -171,7 +171,7 @@ class Model:
 
 
 def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
-    """Return a batch that is not smaller than an artifact takes."""
+    """Return a batch filled up to the smallest size that the artifact takes."""
     missing = max(0, profile.min - len(batch)) if profile else 0
     return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
 
@@ -182,24 +182,26 @@ def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) ->
 
     Args:
         artifacts: the folder with manifest.json.
-        requirements: what is wanted of the artifact.
+        requirements: the caller's requirements.
 
     Yields:
-        what turns batches into logits, and images into names of classes.
+        the model, which turns batches into logits, and images into names of classes.
 
     Raises:
-        ResolveError: nothing suits; the message says why not, artifact by artifact.
-        RecordError: there is no manifest, or it is damaged.
+        ResolveError: no artifact suits; the message has the reason for each.
+        RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
-        UnsupportedError: what it takes does not start here.
+        UnsupportedError: a library that the artifact needs does not start here.
     """
     root = Path(artifacts)
     manifest = read_manifest(root)
     if manifest.model is None:
-        raise RunError(f"{root / 'manifest.json'} says nothing of the model", fix="take a finished build")
-    found = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
-    with open_artifact(_file_of(root, found, manifest.model)) as run:
-        yield Model(found, manifest.model, run)
+        raise RunError(
+            f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
+        )
+    resolution = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
+    with open_artifact(_file_of(root, resolution, manifest.model)) as run:
+        yield Model(resolution, manifest.model, run)
 
 
 def checked_file(root: Path, file: FileRecord | None) -> Path:
@@ -231,14 +233,14 @@ def _recorded(root: Path, file: FileRecord | None) -> tuple[Path, FileRecord]:
     return path, file
 
 
-def _file_of(root: Path, found: Resolution, model: ManifestModel) -> ArtifactFile:
+def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> ArtifactFile:
     """Return the file of a resolved artifact.
 
     Raises:
         RunError: the manifest names no file in its folder, or the runtime cache is damaged.
         UnsupportedError: the engine has no weights.
     """
-    entry = found.entry
+    entry = resolution.entry
     if is_applied("strip_plan", entry.settings):
         raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
     path, record = _recorded(root, entry.file)
@@ -253,7 +255,7 @@ def _file_of(root: Path, found: Resolution, model: ManifestModel) -> ArtifactFil
             profile=entry.profile,
         ),
         path=path,
-        gpu=found.place.gpu,
+        gpu=resolution.place.gpu,
         fix=_FIX,
         record=record,
         built_for=entry.built_for,

@@ -1,8 +1,8 @@
-"""Manifest × host × requirements → the artifact to take there, and why not the others. Pure: nothing is loaded or run.
+"""Manifest × host × requirements → the artifact to take, and the reasons against the others. Pure.
 
-What comes first is stated, not measured: an engine that was tuned on this very type of GPU, then one that also runs
-here, then a Torch-TensorRT module, then ONNX. Among equals the faster one at the required batch size, or the one with
-more throughput; what was not measured here comes after what was.
+The order of preference is fixed, not measured: an engine tuned on this type of GPU, another engine that runs here, a
+Torch-TensorRT module, an ONNX file. Within one tier the faster artifact at the required batch size wins, or the one
+with more throughput. Artifacts that were not measured here come after those that were.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _X86 = "x86_64"
 
 
 class Tier(IntEnum):
-    """How well an artifact suits a host, the best first: the order of falling back."""
+    """A measure of how well an artifact suits a host, best first: the order of preference."""
 
     EXACT_ENGINE = 0
     COMPATIBLE_ENGINE = 1
@@ -34,10 +34,10 @@ class Tier(IntEnum):
 
     @property
     def phrase(self) -> str:
-        """As messages name it."""
+        """The tier's phrase in messages."""
         return {
             Tier.EXACT_ENGINE: "an engine tuned on this GPU",
-            Tier.COMPATIBLE_ENGINE: "an engine that runs on this GPU, too",
+            Tier.COMPATIBLE_ENGINE: "an engine that also runs on this GPU",
             Tier.TORCH_TENSORRT: "a Torch-TensorRT module",
             Tier.ONNX: "an ONNX file",
         }[self]
@@ -45,26 +45,26 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a caller wants of an artifact; None asks for nothing."""
+    """A caller's requirements for an artifact; None requires nothing."""
 
     batch: int | None = None
-    """That the artifact takes; without one, 1 or, for throughput, any."""
+    """A batch size that the artifact takes. The default is 1 or, for throughput, any."""
     max_latency_ms: float | None = None
-    """Of the median at `timed_batch`, as it was measured on this type of GPU or processor."""
+    """The bound on the median latency at `timed_batch`, as measured on this type of GPU or processor."""
     throughput: bool = False
-    """Prefer images a second to milliseconds a batch."""
+    """Prefer images per second to milliseconds per batch."""
     min_top1: float | None = None
-    """The share of labelled validation images that it recognises."""
+    """The smallest share of labelled validation images with a correct top-1 class."""
     precision: Precision | str | None = None
-    """Or its name: `fp16`."""
+    """The precision, or its name, such as `fp16`."""
     max_memory_bytes: int | None = None
-    """Of the GPU."""
+    """The bound on the GPU's memory."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no precision.
+        """Refuse an unknown precision.
 
         Raises:
-            UsageError: with the names that there are.
+            UsageError: the precision is unknown; the message lists the known ones.
         """
         names = [precision.value for precision in Precision]
         if self.precision is not None and self.precision not in names:
@@ -77,11 +77,11 @@ class Requirements:
 
 
 class Device(NamedTuple):
-    """Where on a host an artifact runs."""
+    """A device of a host that an artifact runs on."""
 
     tier: Tier
     gpu: Gpu | None
-    """None for the processor."""
+    """The GPU; None for the CPU."""
 
 
 class Rejection(NamedTuple):
@@ -92,16 +92,16 @@ class Rejection(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """What to take."""
+    """The artifact to take."""
 
     entry: ManifestEntry
     place: Device
     latency_ms: float | None
-    """The median at the required batch size, where it was measured on such a GPU or processor."""
+    """The median at the required batch size, if measured on such a GPU or processor."""
     throughput_per_s: float | None
-    """Images a second, at the required batch size or the best one."""
+    """Images per second, at the required batch size or the best one."""
     rejected: tuple[Rejection, ...]
-    """All others, in the manifest's order."""
+    """All other artifacts, in the manifest's order."""
 
 
 class _Candidate(NamedTuple):
@@ -111,7 +111,7 @@ class _Candidate(NamedTuple):
     throughput_per_s: float | None
 
     def rank(self, requirements: Requirements) -> tuple[float, ...]:
-        """Return what sorts candidates: the tier, then speed, then accuracy."""
+        """Return the sort key: tier, then speed, then accuracy."""
         latency = math.inf if self.latency_ms is None else self.latency_ms
         speed = -(self.throughput_per_s or 0.0) if requirements.throughput else latency
         accuracy = self.entry.accuracy.relative_l2 if self.entry.accuracy else math.inf
@@ -124,25 +124,25 @@ def resolve_entry(
     """Return the artifact to take on a host.
 
     Args:
-        manifest: what there is.
-        host: where it shall run.
-        requirements: what is wanted of it.
-        absent: the ids of artifacts whose files are not there.
+        manifest: the artifacts.
+        host: the host to run on.
+        requirements: the caller's requirements.
+        absent: the ids of artifacts whose files are missing.
 
     Raises:
-        ResolveError: none suits; the message says why not, artifact by artifact.
+        ResolveError: no artifact suits; the message has the reason for each.
     """
     candidates: list[_Candidate] = []
     reasons: dict[str, str] = {}
     for entry in manifest.artifacts:
-        found = "was not pulled: its file is not there" if entry.id in absent else _candidate(entry, host, requirements)
+        found = "was not pulled: its file is missing" if entry.id in absent else _candidate(entry, host, requirements)
         if isinstance(found, _Candidate):
             candidates.append(found)
         else:
             reasons[entry.id] = found
     if not candidates:
         raise ResolveError(
-            "no artifact of the manifest suits this host and these wishes",
+            "no artifact of the manifest suits this host and the requirements",
             got="".join(f"\n    {name}: {reason}" for name, reason in reasons.items()) or "an empty manifest",
             fix="build for this host (`doit`), or lower the requirements",
         )
@@ -153,7 +153,7 @@ def resolve_entry(
 
 
 def _why_not(item: _Candidate, best: _Candidate, requirements: Requirements) -> str:
-    """Return why an artifact that suits is not the one to take."""
+    """Return the reason why an artifact that suits is not the one to take."""
     if item.place.tier != best.place.tier:
         return f"fits, but falls back: {item.place.tier.phrase}, and there is {best.place.tier.phrase}"
     mine, its = (
@@ -169,15 +169,15 @@ def _why_not(item: _Candidate, best: _Candidate, requirements: Requirements) -> 
     return (
         "fits, but is less accurate"
         if item.rank(requirements) > best.rank(requirements)
-        else "fits as well, and comes later by name"
+        else "fits equally, but comes later by name"
     )
 
 
 def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Requirements) -> _Candidate | str:
-    """Return an artifact that suits, or why it does not."""
+    """Return an artifact that suits, or the reason why it does not."""
     if entry.status is not Status.DEPLOYABLE:
-        said = entry.reason.startswith(entry.status.value)
-        return entry.reason if said else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
+        names_status = entry.reason.startswith(entry.status.value)
+        return entry.reason if names_status else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
     if reason := _unmet(entry, requirements):
         return reason
     places = _places(entry, host)
@@ -194,14 +194,15 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Require
         if latency is None:
             return f"was not timed at batch {requirements.timed_batch} on {where}"
         if latency > requirements.max_latency_ms:
-            return f"{latency:.4g} ms at batch {requirements.timed_batch}, required at most {requirements.max_latency_ms:g} ms"
+            got = f"{latency:.4g} ms at batch {requirements.timed_batch}"
+            return f"{got}, required at most {requirements.max_latency_ms:g} ms"
     counted = times.items() if requirements.batch is None else [(requirements.batch, latency or 0.0)]
     rates = [1e3 * batch / milliseconds for batch, milliseconds in counted if milliseconds]
     return _Candidate(entry, place, latency, max(rates, default=None))
 
 
 def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
-    """Return which requirements an artifact does not meet on any host."""
+    """Return the requirements that an artifact cannot meet on any host; empty if it meets them all."""
     if requirements.precision is not None and entry.precision != requirements.precision:
         return f"{entry.precision.value}, required {Precision(requirements.precision).value}"
     profile = entry.profile
@@ -216,13 +217,13 @@ def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
 
 
 def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
-    """Return where an artifact runs on a host, the best place first, or why nowhere."""
+    """Return the devices of a host that an artifact runs on, the best first, or the reason why there are none."""
     if entry.kind is Backend.TENSORRT:
         return _places_of_engine(entry, host)
     if entry.kind.is_torch_tensorrt:
         return _places_of_module(entry, host)
     if entry.kind is not Backend.ONNXRUNTIME:
-        return f"{entry.kind.value} is there to compare with, not to deploy"
+        return f"{entry.kind.value} is a baseline to compare with, not to deploy"
     if host.onnxruntime.version == "absent":
         return "needs onnxruntime, which is not installed there"
     if entry.target == CPU_TARGET:
@@ -233,7 +234,7 @@ def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
 def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     built_for = entry.built_for
     if built_for is None:
-        return "does not say what it runs on"
+        return "does not record the TensorRT and GPU it is for"
     if host.driver == "absent" or not host.host.gpus:
         return "needs an NVIDIA GPU with its driver"
     versions = {tool.name: tool.version for tool in host.host.flavours}
@@ -256,14 +257,14 @@ def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Device
 
 
 def _roomiest_first(gpus: Sequence[Gpu], host: DeploymentHost) -> list[Gpu]:
-    """Return GPUs by the memory that is free on each; where that is not known, in their own order at the end."""
+    """Return GPUs by their free memory, largest first; those of unknown free memory come last, in their own order."""
     free = {gpu.uuid: bytes_ for gpu, bytes_ in zip(host.host.gpus, host.free_memory_bytes, strict=True)}
     return sorted(gpus, key=lambda gpu: -(free[gpu.uuid] or 0))
 
 
 def _places_of_module(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     if entry.module is None:
-        return "does not say what made it"
+        return "does not record the libraries that made it"
     have = {tool.name: tool.version for tool in (*host.host.flavours, host.torch_tensorrt)}
     have["torch"] = host.host.torch
     for tool in entry.module.libraries:
@@ -280,7 +281,7 @@ def _driver_too_old(host: DeploymentHost, flavour: EngineFlavour) -> str:
 
 
 def _on_gpu_target(entry: ManifestEntry, host: DeploymentHost, tier: Tier) -> list[Device] | str:
-    """Return the GPUs of the type that something of torch's target was made on."""
+    """Return the GPUs of the type that a target of torch was built on."""
     fitting = [gpu for gpu in host.host.gpus if module_target(gpu, host.host.torch) == entry.target]
     if host.driver != "absent" and fitting:
         return [Device(tier, gpu) for gpu in _roomiest_first(fitting, host)]
@@ -292,13 +293,16 @@ def _names(gpus: Sequence[Gpu]) -> str:
 
 
 def _too_large(entry: ManifestEntry, place: Device, host: DeploymentHost, requirements: Requirements) -> str:
-    """Return why an artifact has no room on a GPU: by what it was seen to take, or else by what it says it needs."""
-    said = entry.memory.activation_bytes + (entry.memory.weights_bytes or 0) if entry.memory else None
-    needed = entry.device_memory_bytes if entry.device_memory_bytes is not None else said
+    """Return the reason why an artifact does not fit into a GPU's memory; empty if it fits.
+
+    The measured memory counts or, without a measurement, the builder's own figure.
+    """
+    planned = entry.memory.activation_bytes + (entry.memory.weights_bytes or 0) if entry.memory else None
+    needed = entry.device_memory_bytes if entry.device_memory_bytes is not None else planned
     if place.gpu is None:
         return ""
     if requirements.max_memory_bytes is not None and needed is None:
-        return "does not say how much of the GPU's memory it takes"
+        return "does not record how much of the GPU's memory it takes"
     free = host.free_memory_bytes[host.host.gpus.index(place.gpu)]
     bounds = {"required at most": requirements.max_memory_bytes, "free are": free}
     for words, bound in bounds.items():
@@ -308,7 +312,7 @@ def _too_large(entry: ManifestEntry, place: Device, host: DeploymentHost, requir
 
 
 def _times(entry: ManifestEntry, place: Device, host: DeploymentHost) -> dict[int, float]:
-    """Return the medians in milliseconds by batch size, by the clock that ranks; none of another GPU or processor."""
+    """Return the medians in milliseconds by batch size, by the ranking clock; none from another GPU or processor."""
     timed = entry.gpu.name if entry.gpu else entry.device
     here = timed == (place.gpu.name if place.gpu else host.processor)
     if not here or not entry.timings:

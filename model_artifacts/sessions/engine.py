@@ -1,9 +1,9 @@
-"""Serialized engine → sessions that turn batches into logits, on the GPU, without torch.
+"""Serialized engine → sessions that run batches on the GPU, without torch.
 
     with open_engine(flavour, plan, built_for, gpu) as engine, engine.session() as run:
         logits = run(images)
 
-One engine serves many threads, each with a session of its own.
+Many threads share one engine. Each has a session of its own.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
 
 _GRAPHS = 8
-"""How many batch sizes a session keeps a CUDA graph for."""
+"""The number of batch sizes whose CUDA graphs a session keeps."""
 
 
 def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
-    """Check that an engine is for this library and this GPU, before either sees it.
+    """Check that an engine is built for this library and this GPU, before either reads it.
 
     Raises:
-        RunError: it is for another; the message names both.
+        RunError: it is built for another; the message names both.
     """
     fix = "build it here (`doit`), or take the artifact of this host's target"
     if not built_for.runs_with(flavour.name, flavour.version):
@@ -72,7 +72,7 @@ class Engine:
 
     @property
     def batches(self) -> BatchRange:
-        """The batch sizes that it takes."""
+        """The batch sizes that the engine takes."""
         return self._loaded.batches
 
     @contextmanager
@@ -83,12 +83,12 @@ class Engine:
         cache: bytes | None = None,
         specialization: KernelSpecialization = KernelSpecialization.EAGER,
     ) -> Iterator[Session]:
-        """Open an execution context with its stream and buffers, for the thread that opens it.
+        """Open an execution context with its stream and buffers, for the calling thread.
 
         Args:
-            cuda_graph: replay a captured graph instead of putting every kernel on the stream anew.
-            cache: kernels that an earlier session's `runtime_cache()` gave, for flavours that compile some.
-            specialization: when such flavours compile kernels for the shapes that they see.
+            cuda_graph: replay a captured graph instead of enqueuing every kernel again.
+            cache: kernels from an earlier session's `runtime_cache()`, for flavours that compile some at run time.
+            specialization: the time at which such flavours compile kernels for the shapes in use.
 
         Raises:
             RunError: the GPU has no room, or the cache is damaged.
@@ -111,14 +111,14 @@ def open_engine(
     """Load an engine into a GPU's memory.
 
     Args:
-        flavour: this host's.
-        plan: the serialized engine; its digest must have been checked.
-        built_for: what its record says that it is for.
-        gpu: which GPU.
+        flavour: this host's flavour.
+        plan: the serialized engine. The caller has checked its digest.
+        built_for: the TensorRT and the GPUs in the engine's record.
+        gpu: the GPU.
         weights: the ONNX file of a stripped engine.
 
     Raises:
-        RunError: it is for another GPU or library, is damaged, or does not fit into the GPU's memory.
+        RunError: the engine is built for another GPU or library, is damaged, or does not fit into the GPU's memory.
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
@@ -129,7 +129,7 @@ def open_engine(
 
 
 class Session:
-    """Turns batches into logits. Its buffers hold one batch and are used again for the next."""
+    """A session that turns batches into logits. Its buffers hold one batch, and serve the next one again."""
 
     def __init__(
         self, loaded: LoadedEngine, context: ExecutionContext, stream: cuda.Stream, *, cuda_graph: bool
@@ -148,7 +148,7 @@ class Session:
         self._bound = 0
 
     def allocate(self) -> None:
-        """Take memory for the largest batch.
+        """Allocate memory for the largest batch.
 
         Raises:
             RunError: the GPU has no room.
@@ -163,7 +163,7 @@ class Session:
         self._bound = self._device[self._input.name].pointer
 
     def close(self) -> None:
-        """Give everything back; what it returned from the GPU's memory is no longer valid."""
+        """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
         for graph in self._graphs.values():
             graph.close()
         for memory in self._device.values():
@@ -186,15 +186,15 @@ class Session:
             session, which the next batch overwrites.
 
         Raises:
-            RunError: the batch is not what the engine takes, or running failed.
+            RunError: the engine does not take such a batch, or running failed.
         """
         return self._run_on_gpu(batch) if cuda.on_gpu(batch) else self._run_from_host(np.asarray(batch))
 
     def prepare(self, size: int) -> None:
-        """Make the next `enqueue` run this many images out of the session's own buffer.
+        """Make the next `enqueue` run this number of images from the session's own buffer.
 
         Raises:
-            RunError: the engine does not take so many.
+            RunError: the engine does not take this batch size.
         """
         own = self._device[self._input.name].pointer
         if size == self._batch and self._bound == own:
@@ -203,17 +203,17 @@ class Session:
         self._shape_for(size)
 
     def upload(self, batch: npt.NDArray[Any]) -> None:
-        """Put a batch from the host's memory into the session's own buffer, and prepare for its size."""
+        """Copy a batch from the host's memory into the session's own buffer, and prepare for its size."""
         self._check(batch.shape, batch.dtype)
         self.prepare(len(batch))
         cuda.copy_to_gpu(self._own_input(batch.shape), np.ascontiguousarray(batch), self.stream)
         self.stream.synchronize()
 
     def enqueue(self) -> None:
-        """Put the prepared batch on the stream, and do not wait for it.
+        """Enqueue the prepared batch on the stream without waiting for it.
 
         Raises:
-            RunError: the engine could not.
+            RunError: the engine failed.
         """
         if self._graph is not None:
             self._graph.launch()
@@ -221,21 +221,22 @@ class Session:
             self.enqueue_kernels()
 
     def enqueue_kernels(self) -> None:
-        """Do as `enqueue` does without a CUDA graph, whether or not the session has one.
+        """Enqueue as `enqueue` does, but always without a CUDA graph.
 
         Raises:
-            RunError: the engine could not.
+            RunError: the engine failed.
         """
         self._context.enqueue(self.stream.handle)
 
     def enqueue_with_copies(self) -> npt.NDArray[Any]:
-        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+        """Enqueue as `enqueue` does, with copies from pinned host memory before and back to it after.
 
         Returns:
-            where the logits land once the stream has come so far; the next call overwrites them.
+            the host's array that the logits are copied to. It is valid once the stream has finished, until the next
+            call.
 
         Raises:
-            RunError: the engine could not.
+            RunError: the engine failed.
         """
         staged = self._staged()
         cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
@@ -246,27 +247,27 @@ class Session:
         return landed
 
     def _staged(self) -> npt.NDArray[Any]:
-        """Return the prepared batch's place in pinned host memory."""
+        """Return the pinned host memory for the prepared batch."""
         return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
 
     def shares(self) -> tuple[LayerShare, ...]:
-        """Return how many of the engine's convolutions and matrix products multiply in which type, by its inspector."""
+        """Return the number of convolutions and matrix products by the type that they multiply in, from the inspector."""
         return shares(self._context.layers())
 
     def time_layers(self, runs: int) -> tuple[tuple[EngineLayer, float], ...]:
         """Run the prepared batch, and return every layer with its median time, in milliseconds.
 
-        The session is of no other use afterwards: it goes on timing.
+        The session is of no other use afterwards, because it goes on timing.
 
         Raises:
-            RunError: the engine could not.
+            RunError: the engine failed.
         """
         known = {layer.name: layer for layer in self._context.layers()}
         times = self._context.time_layers(self.stream.handle, runs)
         return tuple((known.get(name) or EngineLayer(name, "", "", None), taken) for name, taken in times.items())
 
     def runtime_cache(self) -> bytes | None:
-        """Return the kernels that were compiled for this GPU so far; None where the flavour compiles none."""
+        """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
     def _run_from_host(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -282,7 +283,7 @@ class Session:
     def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray:  # noqa: ANN401
         array = cuda.view(batch, self.stream)
         self._check(array.shape, array.dtype)
-        if self._cuda_graph:  # a graph reads where it was captured to read
+        if self._cuda_graph:  # a graph reads the address that it was captured with
             self.prepare(array.shape[0])
             cuda.copy_on_gpu(self._own_input(array.shape), array, self.stream)
         else:
@@ -313,7 +314,7 @@ class Session:
         self._graph = self._graph_for(size) if self._cuda_graph else None
 
     def _graph_for(self, size: int) -> cuda.Graph:
-        """Return the graph for a batch size; the engine must have run once before it can be captured."""
+        """Return the graph for a batch size. The engine must run once before a capture."""
         if size not in self._graphs:
             if len(self._graphs) >= _GRAPHS:
                 self._graphs.pop(next(iter(self._graphs))).close()
@@ -326,7 +327,7 @@ class Session:
         return tuple(int(size) for size in self._input.shape[1:])
 
     def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Check what the engine would read out of bounds or wrongly."""
+        """Check a batch that the engine would otherwise read out of bounds or misread."""
         fits = len(shape) > 0 and shape[1:] == self._sample() and self._loaded.batches.takes(shape[0])
         if not fits or dtype != self._dtype:
             raise self._refusal(f"{dtype} {tuple(shape)}")

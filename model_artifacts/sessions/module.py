@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
 
 _WARM_UP = 3
-"""How often a module runs before its CUDA graph is captured, as torch's documentation of CUDAGraph has it."""
+"""The number of runs before a CUDA graph is captured, from torch's documentation of CUDAGraph."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A module where it runs, and what there is to know of it."""
+    """A module on its device."""
 
     module: nn.Module
     parts: list[nn.Module] = field(default_factory=list)
-    """What Torch-TensorRT has made of it: the module, or one for each batch size that has been compiled here."""
+    """The parts that Torch-TensorRT compiled: the module, or one for each batch size compiled in this process."""
     warm_up: tuple[int, ...] = ()
-    """The batch sizes that are compiled before it counts as open."""
+    """The batch sizes that are compiled before the module counts as open."""
 
 
 def load_compiled(file: ArtifactFile) -> Loaded:
@@ -93,26 +93,25 @@ def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
         fix: the remedy for a recipe that does not fit, as messages name it.
 
     Raises:
-        RunError: the weights or the factory's code are not those that the recipe was made for, or the weights lie
-            outside the folder.
-        SourceError: they do not fit the factory's model.
+        RunError: the weights or the factory's code differ from the recipe's, or the weights lie outside the folder.
+        SourceError: the weights do not fit the factory's model.
     """
     weights = root / recipe.weights.path
     if not weights.resolve().is_relative_to(root.resolve()):
         raise RunError(f"the recipe names a file outside its folder: {recipe.weights.path}", fix="do not use it")
     if (got := sha256_of(weights)) != recipe.weights.sha256:
         raise RunError(
-            f"{weights} holds other weights than the recipe was made for",
+            f"{weights} does not hold the recipe's weights",
             expected=f"SHA-256 {recipe.weights.sha256}",
             got=f"SHA-256 {got}",
             fix=fix,
         )
     if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
         raise RunError(
-            f"the code of {recipe.factory} is not what the recipe was made with",
+            f"the code of {recipe.factory} has changed since the recipe was written",
             expected=recipe.code,
             got=code,
-            fix=f"use the code that the recipe was made with, or {fix}",
+            fix=f"use the code of that time, or {fix}",
         )
     model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
     return ready_to_compile(model, recipe.variant.precision)
@@ -122,15 +121,15 @@ def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
 def open_session(
     loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
 ) -> Iterator[ModuleSession]:
-    """Open a module for the thread that opens it: no gradients, and TF32 only where the variant is not strict.
+    """Open a session for the calling thread, without gradients, and with TF32 unless the variant is strict FP32.
 
-    What is compiled just in time has been for the sizes of its recipe once the session is open.
+    A module that is compiled just in time has been compiled for its recipe's batch sizes once the session is open.
 
     Args:
         loaded: float32 (batch, channels, height, width) → float32 (batch, classes).
-        variant: what it is.
+        variant: the module's variant.
         input_shape: (channels, height, width).
-        gpu: which GPU; None is the CPU.
+        gpu: the GPU; None for the CPU.
 
     Raises:
         RunError: the GPU cannot be used.
@@ -155,7 +154,7 @@ def open_session(
 
 
 class ModuleSession:
-    """Runs batches out of a buffer of its own, with a CUDA graph for every size and layout that was prepared."""
+    """A session with buffers of its own, and a CUDA graph for every prepared batch size and layout."""
 
     def __init__(
         self,
@@ -178,24 +177,24 @@ class ModuleSession:
         self._now = (0, Layout.CONTIGUOUS)
         self._logits = torch.empty(0)
         self.graph_trouble = ""
-        """Why this module has no CUDA graph, where it has none."""
+        """The reason why this module has no CUDA graph; empty if it has one."""
 
     @property
     def stream(self) -> cuda.Stream:
-        """The CUDA stream that all its work is on.
+        """The CUDA stream of all its work.
 
         Raises:
-            RunError: it runs on the CPU.
+            RunError: the module runs on the CPU.
         """
         if self._stream is None:
             raise RunError(f"{self._variant.id} runs on the CPU, and has no CUDA stream")
         return self._stream
 
     def warm_up(self) -> None:
-        """Run every batch size that the module is to be compiled for.
+        """Run every batch size that the module must be compiled for.
 
         Raises:
-            RunError: one of them could not.
+            RunError: one of them failed.
         """
         for size in self._loaded.warm_up:
             self.prepare(size)
@@ -203,7 +202,7 @@ class ModuleSession:
             self.result()
 
     def contents(self) -> ModuleContents | None:
-        """Return what Torch-TensorRT has made of the sizes that have run; None where that cannot be looked into."""
+        """Return the contents of the parts that Torch-TensorRT compiled so far; None for an opaque module."""
         parts = [torch_tensorrt_runtime.contents_of(part) for part in self._loaded.parts]
         return torch_tensorrt_runtime.of_all_sizes(parts) if parts else None
 
@@ -212,20 +211,20 @@ class ModuleSession:
 
         Args:
             batch: float32 (batch, channels, height, width), contiguous.
-            layout: how the images lie in the memory that the module reads.
+            layout: the memory layout of the images that the module reads.
 
         Returns:
             float32 (batch, classes), a new array.
 
         Raises:
-            RunError: the batch is not what the module takes, or running failed.
+            RunError: the module does not take such a batch, or running failed.
         """
         self.upload(batch, layout)
         self.enqueue_kernels()
         return self.result()
 
     def result(self) -> Batch:
-        """Wait for what was enqueued last.
+        """Wait for the batch that was enqueued last.
 
         Returns:
             float32 (batch, classes), a new array.
@@ -238,10 +237,10 @@ class ModuleSession:
             return np.array(self._logits.float().cpu().numpy(), dtype=np.float32)
 
     def upload(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> None:
-        """Put a batch into the session's own buffer, and prepare for its size.
+        """Copy a batch into the session's own buffer, and prepare for its size.
 
         Raises:
-            RunError: the batch is not what the module takes.
+            RunError: the module does not take such a batch.
         """
         self._check(batch)
         self.prepare(len(batch), layout)
@@ -249,10 +248,10 @@ class ModuleSession:
             self._inputs[self._now].copy_(torch.from_numpy(batch))
 
     def prepare(self, size: int, layout: Layout = Layout.CONTIGUOUS) -> None:
-        """Make the next `enqueue` run this many images out of the session's own buffer.
+        """Make the next `enqueue` run this number of images from the session's own buffer.
 
         Raises:
-            RunError: there is no room for them.
+            RunError: the device has no room for them.
         """
         self._now = (size, layout)
         if self._now not in self._inputs:
@@ -261,32 +260,32 @@ class ModuleSession:
                 self._inputs[self._now] = image.to(memory_format=FORMATS[layout])
 
     def enqueue_kernels(self) -> None:
-        """Put the prepared batch on the stream, and do not wait for it.
+        """Enqueue the prepared batch on the stream without waiting for it.
 
         Raises:
-            RunError: the module could not.
+            RunError: the module failed.
         """
         with self._translated():
             self._logits = self._module(self._inputs[self._now])
 
     def enqueue(self) -> None:
-        """Do as `enqueue_kernels` does by replaying a CUDA graph, which the first call for a size captures.
+        """Enqueue as `enqueue_kernels` does, by a CUDA graph that the first call for a batch size captures.
 
         Raises:
-            RunError: the module could not, or cannot be captured; `graph_trouble` then says why.
+            RunError: the module failed, or cannot be captured; then `graph_trouble` holds the reason.
         """
-        found = self._graphs.get(self._now)
-        if found is None:
-            found = self._graphs.setdefault(self._now, self._capture())
-        graph, self._logits = found
+        captured = self._graphs.get(self._now)
+        if captured is None:
+            captured = self._graphs.setdefault(self._now, self._capture())
+        graph, self._logits = captured
         with self._translated():
             graph.replay()
 
     def enqueue_with_copies(self) -> None:
-        """Do as `enqueue` does, between the copies of the batch from pinned host memory and of the logits back there.
+        """Enqueue as `enqueue` does, with copies from pinned host memory before and back to it after.
 
         Raises:
-            RunError: the module could not, or cannot be captured.
+            RunError: the module failed, or cannot be captured.
         """
         if self._now not in self._pinned:
             with self._translated():
@@ -313,7 +312,7 @@ class ModuleSession:
         return graph, logits
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free the session's memory."""
         self._graphs.clear()
         self._inputs.clear()
         self._pinned.clear()

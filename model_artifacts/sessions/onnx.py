@@ -1,4 +1,4 @@
-"""Artifact → a context manager that turns a batch into logits; knows of torch only once a module is opened."""
+"""ONNX file → ONNX Runtime session. Importing this module does not import onnxruntime."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 
 _CUDA_PROVIDER = "CUDAExecutionProvider"
 _ERRORS, _FATAL = 3, 4
-"""What ONNX Runtime is to say (https://onnxruntime.ai/docs/api/python/api_summary.html); its warnings are about
-providers that a host lacks, and what a caller must know it raises."""
+"""Log levels of ONNX Runtime (https://onnxruntime.ai/docs/api/python/api_summary.html). Its warnings concern providers
+that a host lacks; it raises whatever a caller must know.
+"""
 
 
 def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
-    """Run a graph whose Q/DQ pairs are placed for TensorRT as ONNX Runtime does in its stead.
+    """Run a graph with TensorRT's placement of Q/DQ pairs in ONNX Runtime, as a stand-in for TensorRT.
 
     Args:
         model: the serialized graph.
         images: float32 (samples, channels, height, width).
-        batch: how many at once.
+        batch: the batch size.
 
     Returns:
         float32 (samples, classes).
 
     Raises:
-        RunError: it cannot be loaded or run.
+        RunError: the graph cannot be loaded or run.
     """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
+    import onnxruntime  # noqa: PLC0415 - only needed here
 
     options, unwanted = _session_options(stands_in=True)
     try:
@@ -61,13 +62,13 @@ def _for_tensorrt(graph: Graph) -> bool:
 
 
 def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
-    """Return options, and the optimisations to leave out.
+    """Return session options, and the optimisations to disable.
 
     Args:
-        stands_in: for TensorRT: fusions for x86 would change its numbers, and one of the basic optimisations quantises
-            biases that are in floating point on purpose, and garbles float8.
+        stands_in: true for a stand-in for TensorRT. Fusions for x86 would change its numbers. One of the basic
+            optimisations quantises biases that are in floating point on purpose, and garbles float8.
     """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
+    import onnxruntime  # noqa: PLC0415 - only needed here
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
@@ -84,17 +85,17 @@ def onnx_session(
     """Load an ONNX file into ONNX Runtime.
 
     Args:
-        file: the graph.
-        graph: which of the pipeline's it is; one that is placed for TensorRT is run as it stands.
-        gpu: where it runs; None is the processor.
-        tf32: whether a GPU may multiply in TF32.
-        profile: what the names of profiles begin with, where every node is to be timed.
+        file: the ONNX file.
+        graph: the pipeline's graph in the file; one with TensorRT's placement of Q/DQ pairs is run without fusions.
+        gpu: the GPU; None for the CPU.
+        tf32: let a GPU multiply in TF32.
+        profile: the prefix of the profiles' file names, to time every node; empty for no profile.
 
     Raises:
         UnsupportedError: this onnxruntime has no CUDA, or its libraries are missing.
-        RunError: it is no such file.
+        RunError: the file is not an ONNX graph.
     """
-    import onnxruntime  # noqa: PLC0415 - only where it runs something
+    import onnxruntime  # noqa: PLC0415 - only needed here
 
     options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
     if profile:
@@ -113,6 +114,6 @@ def onnx_session(
     if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
         raise RetryableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
     if gpu is not None:
-        # It calls an error what is none: every convolution in FP16 for which cuDNN's first choice has no plan.
+        # ONNX Runtime logs harmless errors: every FP16 convolution for which cuDNN's first choice has no plan.
         onnxruntime.set_default_logger_severity(_FATAL)
     return session

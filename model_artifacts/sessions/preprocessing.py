@@ -1,4 +1,4 @@
-"""From an image to the network's input, with Pillow and numpy alone: what a deployment must do too."""
+"""Image → the network's input, with Pillow and numpy alone, as a deployment needs it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Resize the short side, then cut out the centre.
+    """Resize the short side, then crop the centre.
 
     The arithmetic is torchvision's (`Resize` of the short side with the long one truncated, `CenterCrop` with rounded
-    offsets), so that weights trained behind its transforms see what they were trained on.
+    offsets), so that weights trained behind its transforms get the pixels that they were trained on.
 
     Returns:
         uint8 pixels (crop, crop, channels).

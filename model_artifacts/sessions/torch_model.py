@@ -1,4 +1,4 @@
-"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+"""The torch model: its factory, weights, head, casts and folds. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 SEED = 0
-"""Every factory is called with this seed, so that random weights are the same ones every time."""
+"""The seed of every call of a factory, so that random weights are the same each time."""
 
 
 def import_factory(spec: str) -> Factory:
     """Return the callable that `package.module:function` names.
 
     Raises:
-        SourceError: it cannot be imported or is not callable.
+        SourceError: it cannot be imported, or is not callable.
     """
     module_name, name = spec.split(":")
     fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
@@ -42,7 +42,7 @@ def import_factory(spec: str) -> Factory:
         raise SourceError(f"the model's factory {spec!r} cannot be imported", got=one_line(exc), fix=fix) from exc
     if not callable(factory):
         raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
-    return factory  # type: ignore[no-any-return]  # checked as far as it can be
+    return factory  # type: ignore[no-any-return]  # the check above is all that can be known
 
 
 def make_model(spec: str) -> nn.Module:
@@ -52,7 +52,7 @@ def make_model(spec: str) -> nn.Module:
         the module in evaluation mode, in float32, on the CPU.
 
     Raises:
-        SourceError: the factory fails or returns something else than a module.
+        SourceError: the factory fails, or does not return a module.
     """
     factory = import_factory(spec)
     torch.manual_seed(SEED)
@@ -68,12 +68,16 @@ def make_model(spec: str) -> nn.Module:
 
 
 def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
-    """Put a fresh linear layer with `classes` outputs where the head was, and return it."""
+    """Replace the head with a fresh linear layer of `classes` outputs, and return it.
+
+    Raises:
+        SourceError: the model has no such linear layer.
+    """
     parent_name, _, attribute = name.rpartition(".")
     old = dict(model.named_modules()).get(name)
     if not isinstance(old, nn.Linear):
         raise SourceError(
-            f"the model's layer {name!r} is no torch.nn.Linear any more",
+            f"the model's layer {name!r} is not a torch.nn.Linear any more",
             got=type(old).__name__ if old else "no such layer",
             fix="the factory has changed: run `doit` to make the source again",
         )
@@ -86,7 +90,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str)
     """Load weights whose names and shapes must all match.
 
     Raises:
-        SourceError: lists the missing, the extra and the misshapen.
+        SourceError: some are missing, superfluous or of another shape; the message lists them.
     """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
@@ -106,10 +110,10 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str)
 def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from a .pth, .pt or .safetensors file, without running code from it.
 
-    A state dict under the key `state_dict` or `model`, and names that begin with `module.`, are understood.
+    A state dict may lie under the key `state_dict` or `model`, and its names may begin with `module.`.
 
     Raises:
-        SourceError: missing, truncated, or not a checkpoint.
+        SourceError: the file is missing, truncated, or not a checkpoint.
     """
     expected = "a state dict saved by torch.save or safetensors"
     if not file.is_file():
@@ -119,7 +123,7 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
             loaded: object = load_file(file)
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as exc:  # bytes that are no checkpoint make torch's reader raise almost anything
+    except Exception as exc:  # for bytes that are no checkpoint, torch's reader raises almost any type
         raise SourceError(
             "the weights file is damaged, or not a checkpoint that is safe to load",
             where=str(file),
@@ -143,12 +147,12 @@ def assemble(factory: str, replaced_head: str | None, classes: int, weights: Pat
 
     Args:
         factory: `package.module:function`.
-        replaced_head: the name of the final linear layer, where it is not the factory's own.
-        classes: how many logits that layer gives.
+        replaced_head: the name of the final linear layer that replaced the factory's own; None if none did.
+        classes: the number of logits of that layer.
         weights: a .safetensors file.
 
     Raises:
-        SourceError: they do not fit the factory's model.
+        SourceError: the weights do not fit the factory's model.
     """
     model = make_model(factory)
     if replaced_head:
@@ -159,14 +163,14 @@ def assemble(factory: str, replaced_head: str | None, classes: int, weights: Pat
 
 @contextmanager
 def strict_fp32() -> Iterator[None]:
-    """No gradients and no shortcuts: matrix products and convolutions in full FP32, no TF32."""
+    """Run without gradients, and with matrix products and convolutions in full FP32, never TF32."""
     with _arithmetic("highest", tf32=False):
         yield
 
 
 @contextmanager
 def fastest() -> Iterator[None]:
-    """No gradients; FP32 may be multiplied in TF32, and cuDNN tries its algorithms for the shapes that it sees."""
+    """Run without gradients, with TF32 allowed for FP32, and with cuDNN's choice of algorithms by trial for each shape."""
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -195,11 +199,11 @@ DTYPES = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
-"""What a module is cast to, by the precision that it shall compute in."""
+"""The type that a module is cast to, by the precision to compute in."""
 
 
 class Typed(nn.Module):
-    """Takes and gives float32 whatever it computes in, so that every precision is called the same way."""
+    """A module with float32 input and output, whichever type it computes in: all precisions are called the same way."""
 
     def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -218,7 +222,7 @@ def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 class Folded(NamedTuple):
-    """A model with its batch-norms folded into the layers before them, and how many were."""
+    """A model with its batch-norms folded into the layers before them, and the number of folded ones."""
 
     model: nn.Module
     batch_norms: int
@@ -227,8 +231,8 @@ class Folded(NamedTuple):
 def fold_batch_norms(model: nn.Module) -> Folded:
     """Fold batch-norms in FP32, before any cast.
 
-    A model that torch.fx cannot trace, or that calls a layer with weights more than once, is returned as it is: torch
-    folds what follows a layer's one call into all of them.
+    Some models are returned unchanged: those that torch.fx cannot trace, and those that call a layer with weights more
+    than once. For these, torch folds the batch-norm after one call into all calls.
     """
     try:
         with warnings.catch_warnings():
@@ -239,14 +243,14 @@ def fold_batch_norms(model: nn.Module) -> Folded:
             if len(weighted) != len(set(weighted)):
                 return Folded(model, 0)
             folded = fuse(model.eval())
-    except Exception as exc:  # noqa: BLE001 - fx raises whatever the model's own code raises on a proxy
+    except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
         logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
     return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
 
 
 def count_batch_norms(model: nn.Module) -> int:
-    """Return how many batch-norms a model has."""
+    """Return the number of batch-norms of a model."""
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
 
 
@@ -255,10 +259,10 @@ def _shorten(names: list[str]) -> str:
 
 
 def ready_to_compile(model: nn.Module, precision: Precision) -> nn.Module:
-    """Return a model as Torch-TensorRT gets it: batch-norms folded, cast, weights contiguous, float32 in and out.
+    """Return a model in Torch-TensorRT's form: batch-norms folded, cast, contiguous weights, float32 in and out.
 
-    Weights that lie in channels_last gave wrong numbers in torch_compile mode (relative errors up to 1.8 at a batch of
-    64, torch-tensorrt-rtx 2.11), with no warning: here they never do.
+    With weights in channels_last the backend torch_compile gave wrong numbers, without a warning (relative errors up to
+    1.8 at a batch of 64, torch-tensorrt-rtx 2.11). Contiguous weights avoid that.
     """
     typed = Typed(fold_batch_norms(model).model, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
     return in_layout(typed, torch.contiguous_format)

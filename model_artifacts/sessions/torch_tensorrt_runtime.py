@@ -1,4 +1,4 @@
-"""The one place that knows Torch-TensorRT's versions: which settings each has, and how it compiles, saves and loads."""
+"""Torch-TensorRT at run time: its versions, its import, its saved modules and recipes, and a look into their contents."""
 
 from __future__ import annotations
 
@@ -40,45 +40,47 @@ if TYPE_CHECKING:
 
 
 BUILDER_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
-"""Which logger Torch-TensorRT hands on to what TensorRT says."""
+"""The logger that passes on TensorRT's messages in Torch-TensorRT."""
 _SEGMENT = "execute_engine"
-"""The operator that runs an engine, in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
+"""The operator that runs an engine in a module that was saved and loaded (`torch.ops.tensorrt.execute_engine`)."""
 
 
 def device_of(gpu: Gpu | None) -> torch.device:
-    """Return what torch calls a GPU; None is the CPU."""
+    """Return torch's device for a GPU; None for the CPU."""
     return torch.device("cpu") if gpu is None else torch.device("cuda", gpu.index)
 
 
 ENGINE_CACHES = frozenset({"cache_built_engines", "reuse_cached_engines"})
-"""Settings of a build alone: a module that is made again from its recipe reads and writes no engines."""
+"""Settings of a build alone. A module that is compiled again from its recipe reads and writes no engine cache."""
 
 _SWITCHES = {"on": True, "off": False}
 
 
 def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
-    """Return the keyword arguments that a recipe's applied settings stand for: switches and whole numbers.
+    """Return the keyword arguments for a recipe's applied settings: switches and whole numbers.
 
-    Nothing is kept of what is compiled, and no timings: the library's default is one file of the host for all.
+    Neither compiled engines nor timings are kept: the library's default timing cache is one file for the whole host.
 
     Raises:
-        RunError: one of them is neither.
+        RunError: a setting is neither a switch nor a whole number.
     """
     applied = {setting.name: setting.value for setting in without_caches(settings) if setting.applied}
-    strange = {name: value for name, value in applied.items() if value not in _SWITCHES and not value.isdecimal()}
-    if strange:
-        raise RunError("the recipe's settings cannot be read", expected="on, off or a whole number", got=str(strange))
+    unreadable = {name: value for name, value in applied.items() if value not in _SWITCHES and not value.isdecimal()}
+    if unreadable:
+        raise RunError(
+            "the recipe's settings cannot be read", expected="on, off or a whole number", got=str(unreadable)
+        )
     arguments = {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
     return {**arguments, "timing_cache_path": os.devnull}
 
 
 def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """Return the settings that a module takes wherever it is made."""
+    """Return the settings that hold on every machine."""
     return tuple(setting for setting in settings if setting.name not in ENGINE_CACHES)
 
 
 def libraries() -> tuple[Tool, ...]:
-    """Return what a module belongs to: torch, Torch-TensorRT and its TensorRT, in the versions installed here."""
+    """Return the libraries that a module depends on: torch, Torch-TensorRT and its TensorRT, in the installed versions."""
     library = installed_torch_tensorrt()
     engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
     return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
@@ -103,14 +105,14 @@ def check_libraries(torch_version: str, library: Tool) -> None:
 
 
 def check_made_here(made_with: tuple[Tool, ...]) -> None:
-    """Check that a saved module was made by the versions installed here: no other can be trusted to read it.
+    """Check that the installed versions made a saved module, because no others can be trusted to read it.
 
     Raises:
-        RunError: names both.
+        RunError: other versions made it; the message names both.
     """
     if made_with not in {libraries(), libraries()[:2]}:  # older records do not name TensorRT
         raise RunError(
-            "the module was made by other versions",
+            "other versions made the module",
             expected=_joined(made_with),
             got=_joined(libraries()),
             fix="install those versions, or build the module again",
@@ -132,31 +134,31 @@ def load_library() -> ModuleType:
     check_libraries(version("torch"), installed_torch_tensorrt())
     _hide_missing_plugins()
     before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # it tells of every optional package that it does not find, of some as an error
+    logging.disable(logging.ERROR)  # it logs every optional package that is missing, some as an error
     try:
-        import torch_tensorrt as library  # noqa: PLC0415 - seconds, and impossible without a driver
-    except Exception as exc:  # it raises a bare Exception where its TensorRT is missing
+        import torch_tensorrt as library  # noqa: PLC0415 - it takes seconds, and fails without a driver
+    except Exception as exc:  # it raises a bare Exception if its TensorRT is missing
         raise RetryableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     finally:
         logging.disable(before)
     for name in ("torch_tensorrt", BUILDER_LOGGER):
-        logging.getLogger(name).setLevel(logging.ERROR)  # it warns of its own defaults in every process, several times
+        logging.getLogger(name).setLevel(logging.ERROR)  # in every process it warns of its own defaults, several times
     return library  # type: ignore[no-any-return]  # untyped
 
 
 def _hide_missing_plugins() -> None:
-    """Let Torch-TensorRT see that TensorRT-RTX has no plugins in Python.
+    """Mark TensorRT-RTX's Python plugins as missing for Torch-TensorRT.
 
-    The wheel of 1.4.0.76 has a package `tensorrt_rtx.plugin` whose bindings it lacks; Torch-TensorRT 2.11 looks into it
-    when it is imported, and dies of that.
+    The wheel of 1.4.0.76 has a package `tensorrt_rtx.plugin`, but lacks its bindings. Torch-TensorRT 2.11 imports that
+    package, and fails.
     """
     rtx = installed("tensorrt_rtx_bindings") and not installed("tensorrt")
     if rtx and importlib.util.find_spec("tensorrt_rtx_bindings.plugin") is None:
-        sys.modules.setdefault("tensorrt.plugin", None)  # type: ignore[arg-type]  # how Python marks what is not there
+        sys.modules.setdefault("tensorrt.plugin", None)  # type: ignore[arg-type]  # Python's mark for a module that does not exist
 
 
 def untraceable(error: Exception) -> BuildError:
-    """Return what to raise where torch cannot take a model as one graph."""
+    """Return the error for a model that torch cannot take as one graph."""
     return BuildError(
         "torch cannot trace the model",
         expected="one graph: no control flow that depends on the values of tensors",
@@ -165,15 +167,15 @@ def untraceable(error: Exception) -> BuildError:
 
 
 def compile_in_time(
-    library: ModuleType, module: nn.Module, arguments: Mapping[str, object], seen: Callable[[nn.Module], None]
+    library: ModuleType, module: nn.Module, arguments: Mapping[str, object], on_compiled: Callable[[nn.Module], None]
 ) -> nn.Module:
-    """Return a module that is compiled when it first sees a batch of some size.
+    """Return a module that is compiled when it first runs a batch of some size.
 
     Args:
         library: Torch-TensorRT.
-        module: as `compile_ahead` takes it.
-        arguments: what `options_of` returned.
-        seen: is given what was compiled, every time.
+        module: the module, in the form that `ready_to_compile` returns.
+        arguments: Torch-TensorRT's options.
+        on_compiled: called with every part that was compiled.
     """
     backend = library.dynamo.backend.torch_tensorrt_backend
 
@@ -181,26 +183,26 @@ def compile_in_time(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the library about its own calls
             compiled = backend(graph, inputs, options=dict(arguments))
-        seen(compiled)
+        on_compiled(compiled)
         return compiled  # type: ignore[no-any-return]  # untyped
 
-    # Each batch size is compiled for itself, as the library's own torch_compile mode does it; all of it or nothing.
+    # Each batch size is compiled by itself, as by the library's own torch_compile; the whole model or nothing.
     return torch.compile(  # type: ignore[return-value]  # a module again
         module, backend=compile_graph, dynamic=False, fullgraph=True
     )
 
 
 def unlimited_sizes() -> contextlib.AbstractContextManager[object]:
-    """Have torch compile for every batch size and layout that is run: by default it stops at eight graphs."""
+    """Let torch compile for every batch size and layout that is run. By default it stops at eight graphs."""
     return torch._dynamo.config.patch(  # type: ignore[no-any-return]  # noqa: SLF001 - untyped, and there is no other way
         recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize
     )
 
 
 def reason_of(error: Exception) -> str:
-    """Return what went wrong in one line, with the place in the model's code where torch tells it.
+    """Return an error's reason in one line, with the place in the model's code if torch reports it.
 
-    Torch wraps what a backend raises, and says only that it did.
+    Torch wraps a backend's error, and its own message does not repeat it.
     """
     inner = getattr(error, "inner_exception", None)
     if isinstance(inner, Exception):
@@ -211,16 +213,16 @@ def reason_of(error: Exception) -> str:
 
 
 def load(library: ModuleType, backend: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
-    """Read a saved module. Its digest must have been checked: what it holds is code.
+    """Read a saved module. The caller has checked its digest, because the file holds code.
 
     Args:
         library: Torch-TensorRT, imported, so that torch knows its operators.
-        backend: the backend that it was saved for.
+        backend: the backend that the module was saved for.
         path: the file.
-        gpu: where it shall run.
+        gpu: the GPU; None for the CPU.
 
     Raises:
-        RunError: it is not such a file.
+        RunError: the file is not a saved module of this backend.
     """
     del library
     try:
@@ -242,7 +244,7 @@ def _load(backend: Backend, path: Path, gpu: Gpu | None) -> nn.Module:
         from torch._inductor import aoti_load_package  # noqa: PLC0415 - only for this format
 
         index = -1 if gpu is None else gpu.index
-        # Each session has its own module; locks between threads would be in the way of CUDA graphs.
+        # Each session has a module of its own, and locks between threads would get in the way of CUDA graphs.
         return aoti_load_package(  # type: ignore[return-value]  # called as a module is
             str(path), run_single_threaded=True, device_index=index
         )
@@ -257,11 +259,11 @@ _loading = threading.Lock()
 
 @contextlib.contextmanager
 def _no_pickles() -> Iterator[None]:
-    """Have torch unpickle tensors alone, whichever of its calls reads a file.
+    """Let torch unpickle tensors alone, whichever of its calls reads a file.
 
-    It asks `weights_only=False` for what an archive calls pickled, for sample inputs, for weights and constants in
-    their older form, and for the format before 2.8; the variable overrules that. Engines are no pickles of Python's:
-    torch's own reader in C++ makes nothing but the classes that are registered there.
+    Torch asks for `weights_only=False` for an archive's pickled parts, sample inputs, older forms of weights and
+    constants, and the format before 2.8. The environment variable overrules that. Engines are not Python pickles:
+    torch's reader in C++ creates only classes that are registered there.
     """
     with _loading:
         before = os.environ.get(_ONLY_TENSORS)
@@ -275,19 +277,19 @@ def _no_pickles() -> Iterator[None]:
 
 
 def contents_of(compiled: nn.Module) -> ModuleContents:
-    """Return how many engines a compiled or loaded module has, what they compute in, and what stayed in PyTorch."""
-    made: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
+    """Return the number of engines in a compiled or loaded module, their precisions, and the operators left in PyTorch."""
+    compiled_parts: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
     graphs = [part for part in compiled.modules() if isinstance(part, torch.fx.GraphModule)]
     calls = [(graph, node) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
     runs = [(graph, node) for graph, node in calls if _SEGMENT in str(node.target)]
-    told = [str(engine.get_layer_info()) for engine in made]
-    told += [str(engine.get_engine_layer_info()) for graph, node in runs for engine in _engines(graph, node)]
+    texts = [str(engine.get_layer_info()) for engine in compiled_parts]
+    texts += [str(engine.get_engine_layer_info()) for graph, node in runs for engine in _engines(graph, node)]
     operators = Counter(str(node.target) for _, node in calls if not _is_plumbing(node.target))
     return ModuleContents(
-        segments=len(made) + len(runs),
+        segments=len(compiled_parts) + len(runs),
         torch_operators=tuple(sorted(operators)),
         calls=_counted(operators),
-        layers=shares(tuple(layer for text in told for layer in read_layers(text))),
+        layers=shares(tuple(layer for text in texts for layer in read_layers(text))),
         libraries=libraries(),
     )
 
@@ -298,33 +300,33 @@ def _counted(operators: Counter[str]) -> tuple[OperatorCalls, ...]:
 
 
 def _engines(graph: torch.fx.GraphModule, run: torch.fx.Node) -> list[Any]:
-    """Return the engine that an operator of a loaded module runs."""
+    """Return the engines that an operator of a loaded module runs."""
     owned = [attrgetter(str(item.target))(graph) for item in run.all_input_nodes if item.op == "get_attr"]
     return [item for item in owned if hasattr(item, "get_engine_layer_info")]
 
 
-def of_all_sizes(seen: Sequence[ModuleContents]) -> ModuleContents:
-    """Return what a module holds that was compiled for one batch size after another: the worst of each. Pure.
+def of_all_sizes(parts: Sequence[ModuleContents]) -> ModuleContents:
+    """Return the contents of a module that was compiled for several batch sizes: the worst of each. Pure.
 
     Args:
-        seen: one for each size, at least one.
+        parts: the contents for each batch size, at least one.
     """
-    segments = [contents.segments for contents in seen]
+    segments = [contents.segments for contents in parts]
     layers: dict[Precision | None, LayerShare] = {}
-    for share in (share for contents in seen for share in contents.layers):
+    for share in (share for contents in parts for share in contents.layers):
         layers[share.precision] = max(share, layers.get(share.precision, share), key=lambda item: item.layers)
     operators = Counter[str]()
-    for contents in seen:
+    for contents in parts:
         operators |= Counter({item.name: item.calls for item in contents.calls})  # the larger count of each
     return ModuleContents(
         segments=max(segments) if all(segments) else 0,
-        torch_operators=tuple(sorted({name for contents in seen for name in contents.torch_operators})),
+        torch_operators=tuple(sorted({name for contents in parts for name in contents.torch_operators})),
         calls=_counted(operators),
         layers=tuple(sorted(layers.values(), key=lambda share: -share.layers)),
-        libraries=seen[0].libraries,
+        libraries=parts[0].libraries,
     )
 
 
 def _is_plumbing(target: object) -> bool:
-    """Unpacking a tuple, reading a size, and running an engine are no operators that stayed."""
+    """Return true for operators that only unpack a tuple, read a size or run an engine."""
     return getattr(target, "__name__", "") == "getitem" or any(name in str(target) for name in (_SEGMENT, "sym_size"))

@@ -1,6 +1,6 @@
-"""Digests of files, kept between processes for as long as the files do not change: an engine is hashed once.
+"""Digests of files, cached between processes until a file changes, so that an engine is hashed once.
 
-What is loaded or shipped is hashed anyway; this decides staleness only.
+They decide staleness only. Files that are loaded or released are always hashed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SETTLED_SECONDS = 2.0
-"""A younger file may change again within the clock's grain, and look the same: git calls that racily clean."""
+"""The age from which an unchanged file is trusted. A younger one may change again within the clock's grain and look the
+same (git's "racily clean").
+"""
 _SMALL_BYTES = 1 << 16
-"""Hashing less takes no longer than asking."""
+"""Smaller files are hashed directly: that takes no longer than a look into the cache."""
 _BUSY_SECONDS = 5.0
 
 
 class Digests:
-    """A cache that many processes share; without it, or where it is damaged, everything is hashed."""
+    """A cache that many processes share. If it is missing or damaged, every file is hashed."""
 
     def __init__(self, file: Path) -> None:
-        """Name the cache's file; it is made when there is something to keep."""
+        """Name the cache's file, which is created with the first digest."""
         self._file = file
         self._lock = threading.Lock()
         self._known: sqlite3.Connection | None = None
@@ -40,7 +42,7 @@ class Digests:
         """Return the SHA-256 of a file's bytes, in hexadecimal.
 
         Raises:
-            StorageError: it cannot be read.
+            StorageError: the file cannot be read.
         """
         with storage_errors(f"reading {path}"):
             stat = path.stat()
@@ -53,7 +55,7 @@ class Digests:
         """Return the SHA-256 of the names and bytes of a folder's files, at any depth, in hexadecimal.
 
         Raises:
-            StorageError: one of them cannot be read.
+            StorageError: one of the files cannot be read.
         """
         with storage_errors(f"reading {folder}"):
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -75,9 +77,9 @@ class Digests:
             try:
                 row = self._open().execute("SELECT sha256 FROM digests WHERE path = ? AND look = ?", (path, look))
                 found = row.fetchone()
-            except sqlite3.OperationalError:  # not there, locked, or in a folder that cannot be written
+            except sqlite3.OperationalError:  # missing, locked, or in a folder that cannot be written
                 return None
-            except sqlite3.DatabaseError:  # damaged: it is made anew
+            except sqlite3.DatabaseError:  # damaged: start a new one
                 self._known = None
                 with suppress(OSError):
                     self._file.unlink(missing_ok=True)
@@ -91,7 +93,7 @@ class Digests:
 
     def _open(self) -> sqlite3.Connection:
         if self._known is None:
-            # One connection for all threads, which the lock lets in one by one.
+            # All threads share one connection, one at a time by the lock.
             known = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, check_same_thread=False)
             known.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, look TEXT, sha256 TEXT)")
             self._known = known
@@ -99,16 +101,16 @@ class Digests:
 
 
 def _look(stat: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file does."""
+    """Return the attributes that change when a file does."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _is_young(changed: float) -> bool:
-    """Return whether a file was changed so lately, or so far in the future, that it may look the same changed again."""
+    """Return true if a file changed so recently, or so far in the future, that another change might not show."""
     return time.time() - changed < _SETTLED_SECONDS
 
 
 @cache
 def digests_in(file: Path) -> Digests:
-    """Return this process's view of the cache in a file."""
+    """Return this process's instance of the cache in a file."""
     return Digests(file)

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TERM_SECONDS = 2.0
-"""How long a process may take to end when asked to; then it is killed."""
+"""The grace period of a process that is asked to end; then it is killed."""
 _EXIT_SECONDS = 10.0
-"""How long one that is ending by itself may take: the driver frees what it held on the GPU."""
+"""The grace period of a process that is ending by itself: the driver frees its memory on the GPU."""
 _LOOK_SECONDS = 1.0
 _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
-"""As faulthandler writes it; a traceback has a comma before the `in`."""
+"""A line of a stack that faulthandler wrote; a traceback has a comma before the `in`."""
 
 
 def run_isolated(
@@ -46,21 +46,21 @@ def run_isolated(
     """Run a function in a process of its own, which ends before this returns.
 
     Args:
-        function: importable by its module's name; it, its arguments and its result can be pickled.
-        arguments: what it is called with.
-        timeout_seconds: how long it may take, the start of the process included.
-        log: what the process and its native libraries write to standard error is appended here.
-        rerun: the command that repeats it, for the message.
+        function: importable by its module's name. It, its arguments and its result can be pickled.
+        arguments: the function's arguments.
+        timeout_seconds: the time limit, the start of the process included.
+        log: the file that standard error of the process and of its native libraries is appended to.
+        rerun: the command that repeats the work, for messages.
 
     Returns:
-        what the function returned.
+        the function's result.
 
     Raises:
-        ArtifactError: what the function raised, of the same type and with the same message.
+        ArtifactError: the function raised it; type and message are the same.
         StorageError: the log cannot be written.
-        KilledError: somebody has ended the process, and the message has the log's last lines.
-        CrashedError: it died or took too long, likewise; or the function raised something else, and the log has its
-            traceback.
+        KilledError: something outside has ended the process. The message has the log's last lines.
+        CrashedError: the process died or took too long, and the message has the log's last lines; or the function
+            raised any other error, and the log has its traceback.
     """
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
     ours, theirs = context.Pipe()
@@ -69,7 +69,7 @@ def run_isolated(
         try:
             with _interrupts_held():
                 process.start()
-            theirs.close()  # so that the other end's closing is seen here
+            theirs.close()  # so that this end notices when the other end closes
             done, value = _ask(process, ours, (function, arguments), timeout_seconds)
         except TimeoutError:
             ask_to_end(process, _TERM_SECONDS)
@@ -83,14 +83,14 @@ def run_isolated(
         finally:
             release(process, _EXIT_SECONDS)
     if done:
-        return value  # type: ignore[no-any-return]  # what the function returned
+        return value  # type: ignore[no-any-return]  # the function's result
     raise value
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """Return the last lines of a log that say something, each cut to 200 characters; none if it cannot be read.
+    """Return the last lines of a log that have content, each cut to 200 characters; none if it cannot be read.
 
-    Of a stack that faulthandler wrote, the innermost frame counts, so that the words before it are not crowded out.
+    Of a stack that faulthandler wrote only the innermost frame counts, so that earlier lines are not crowded out.
     """
     try:
         with log.open("rb") as file:
@@ -115,11 +115,11 @@ def _fix(rerun: str) -> str:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let interrupts wait, here and in a process that is started: neither is to be caught half-started.
+    """Delay interrupts in this process and in one that it starts, so that neither is interrupted half-started.
 
-    Another thread may still take one; then the process finds that nothing is asked of it, and ends by itself.
+    Another thread may still receive one. Then the new process gets no request, and ends by itself.
     """
-    resource_tracker.ensure_running()  # when multiprocessing starts it, it lets interrupts in again
+    resource_tracker.ensure_running()  # if multiprocessing started it later, interrupts would be let in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -128,22 +128,22 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _ask(process: BaseProcess, connection: Connection, request: object, seconds: float) -> tuple[bool, Any]:
-    """Return (True, result) or (False, error).
+    """Send a request, and return (True, result) or (False, error).
 
     Raises:
         EOFError: the process has ended without an answer.
         TimeoutError: it has not answered in time.
     """
     deadline = time.monotonic() + seconds
-    with suppress(ConnectionError):  # its last words may still lie there
+    with suppress(ConnectionError):  # its last message may still be there
         connection.send(request)
     while (left := deadline - time.monotonic()) > 0:
         if connection.poll(min(left, _LOOK_SECONDS)):
             try:
-                return connection.recv()  # type: ignore[no-any-return]  # what `_serve` has sent
+                return connection.recv()  # type: ignore[no-any-return]  # sent by `_serve`
             except OSError as exc:  # it died in the middle of its answer
                 raise EOFError from exc
-        # Processes that it has started may hold the connection open after its end, hence this look.
+        # Processes that it has started may hold the connection open after its end, hence this check.
         if not process.is_alive() and not connection.poll():
             raise EOFError
     raise TimeoutError
@@ -152,8 +152,8 @@ def _ask(process: BaseProcess, connection: Connection, request: object, seconds:
 def step_environment(*, timed: bool) -> dict[str, str]:
     """Return the environment variables of a step that this process starts, and that ends with it.
 
-    What is timed is to be what users see. In other steps glibc keeps freed memory, because giving back every large
-    tensor costs a tenth of their time.
+    A timed step runs as a user's process would. In other steps glibc keeps freed memory, because giving back every
+    large tensor costs a tenth of their time.
     """
     common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     if timed:
@@ -163,7 +163,7 @@ def step_environment(*, timed: bool) -> dict[str, str]:
 
 
 def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
-    """Be the new process: take (function, arguments), send (True, result) or (False, error)."""
+    """Run in the new process: receive (function, arguments), send (True, result) or (False, error)."""
     live_with(parent)
     try:
         with storage_errors(f"writing {log}"):
@@ -171,12 +171,12 @@ def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
         os.dup2(descriptor, 2)
         os.close(descriptor)
         faulthandler.enable(all_threads=False)
-        faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # where did it hang?
+        faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # a hang leaves its stack in the log
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         function, arguments = connection.recv()
         connection.send((True, function(*arguments)))
     except ArtifactError as exc:
         connection.send((False, exc))
-    except Exception as exc:  # noqa: BLE001 - whatever a library raises, the parent must hear of it
+    except Exception as exc:  # noqa: BLE001 - the parent must receive any library's error
         traceback.print_exc(file=sys.stderr)
         connection.send((False, CrashedError(f"it raised {one_line(exc)}", fix=_fix(rerun))))

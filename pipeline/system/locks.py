@@ -1,4 +1,4 @@
-"""Who works on a host and on a GPU: what is timed alone, everything else side by side."""
+"""Locks of a host and of its GPUs: timed work runs alone, everything else side by side."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PATIENCE_SECONDS = 2.0
 
 @contextmanager
 def working(*, alone: bool) -> Iterator[None]:
-    """Work on this host: beside other steps, or alone to be timed, as their threads would be in what is measured.
+    """Work on this host: beside other steps, or alone for timed work, whose results other threads would change.
 
-    Taken before a GPU's lock, always, so that two processes do not wait for each other.
+    Always acquired before a GPU's lock, so that two processes do not wait for each other.
 
     Raises:
         StorageError: the lock's file cannot be written.
@@ -35,13 +35,14 @@ def working(*, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def exclusive(gpu: Gpu | None) -> Iterator[None]:
-    """Hold a GPU alone: nothing else of ours works on it while something is timed, a builder's own tactics included.
+    """Hold a GPU alone, so that no other step works on it during timed work, a builder's timing of tactics included.
 
-    The lock is the host's, not the checkout's: two checkouts, or two users, do not time on one GPU at once. It ends
+    The lock belongs to the host, not to the checkout: two checkouts or two users do not time on one GPU at once. It
+    ends
     with the process that holds it.
 
     Args:
-        gpu: which; None holds nothing.
+        gpu: the GPU; None holds nothing.
 
     Raises:
         StorageError: the lock's file cannot be written.
@@ -52,10 +53,10 @@ def exclusive(gpu: Gpu | None) -> Iterator[None]:
 
 @contextmanager
 def shared(gpu: Gpu | None) -> Iterator[None]:
-    """Work on a GPU beside others who do: only what is timed is kept waiting, and waited for.
+    """Work on a GPU beside other untimed steps; only timed work excludes it.
 
     Args:
-        gpu: which; None holds nothing.
+        gpu: the GPU; None holds nothing.
 
     Raises:
         StorageError: the lock's file cannot be written.
@@ -75,7 +76,7 @@ def _held(gpu: Gpu | None, *, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
-    from filelock import ReadWriteLock, Timeout  # noqa: PLC0415 - 0.1 s that listing and planning save
+    from filelock import ReadWriteLock, Timeout  # noqa: PLC0415 - it takes 0.1 s, which listing and planning save
 
     path = Path(tempfile.gettempdir()) / "pipeline-locks" / f"{name}.lock"
     with storage_errors(f"locking {path}"):
@@ -94,7 +95,7 @@ def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
 
 
 def _make_common(path: Path) -> None:
-    """Make a file that every user may open; a sticky folder, as /tmp is, would keep others' files closed."""
+    """Create a file that every user may open. In a sticky folder, as /tmp is, other users' files could not be opened."""
     folder = path.parent
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)

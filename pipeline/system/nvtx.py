@@ -1,4 +1,4 @@
-"""Named ranges for Nsight Systems; nothing at all where it does not look."""
+"""Named ranges for Nsight Systems; without a profiler they do nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _INJECTED = "NVTX_INJECTION64_PATH"
-"""Where a profiler tells NVTX which library hears of the ranges (NVTX, nvtxDetail/nvtxInit.h)."""
+"""The environment variable by which a profiler names NVTX's receiving library (NVTX, nvtxDetail/nvtxInit.h)."""
 
 
 @contextmanager
 def nvtx_range(name: str) -> Iterator[None]:
-    """Show what is done inside as a range of this name."""
+    """Show the enclosed work as a range of this name."""
     if _INJECTED not in os.environ or not installed("nvtx"):
         yield
         return
-    import nvtx  # noqa: PLC0415 - 0.3 s that runs without a profiler save
+    import nvtx  # noqa: PLC0415 - it takes 0.3 s, which runs without a profiler save
 
     with nvtx.annotate(name, domain="pipeline"):
         yield

@@ -152,7 +152,7 @@ def test_what_was_not_pulled_is_not_taken(copied: Path) -> None:
     found = pipeline.resolve(folder)
     assert everything == []
     assert found.entry == other
-    assert {item.id: item.reason for item in found.rejected}[best.id] == "was not pulled: its file is not there"
+    assert {item.id: item.reason for item in found.rejected}[best.id] == "was not pulled: its file is missing"
     assert pipeline.resolve(folder, host=pipeline.this_host()).entry == best
     with pipeline.load(folder) as model:
         assert model.entry == other
@@ -162,7 +162,7 @@ def test_a_manifest_without_a_model_is_refused(copied: Path) -> None:
     """There is no preprocessing to be had."""
     path = copied / "artifacts" / "manifest.json"
     write_record(path, read_record(path, Manifest).model_copy(update={"model": None}))
-    with pytest.raises(RunError, match="says nothing of the model"), pipeline.load(path.parent):
+    with pytest.raises(RunError, match="does not describe the model"), pipeline.load(path.parent):
         pass
 
 

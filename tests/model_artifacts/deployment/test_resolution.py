@@ -240,7 +240,7 @@ def test_of_equally_fast_ones_the_more_accurate_one_is_taken() -> None:
     found = taken(engine("far", 0.2, accuracy=accuracy(1e-2)), engine("near", 0.2, accuracy=accuracy(1e-3)))
     assert name_of(found) == "near"
     assert reasons(found) == {"far": "fits, but is less accurate"}
-    assert reasons(taken(engine("b", 0.2), engine("a", 0.2))) == {"b": "fits as well, and comes later by name"}
+    assert reasons(taken(engine("b", 0.2), engine("a", 0.2))) == {"b": "fits equally, but comes later by name"}
 
 
 def test_throughput_is_of_the_best_batch_size_unless_one_is_wished() -> None:
@@ -297,7 +297,7 @@ def test_memory_that_was_seen_counts_more_than_what_was_said() -> None:
     with pytest.raises(ResolveError, match="takes 1024 MiB of the GPU's memory, free are 512 MiB"):
         taken(seen, on=machine(H100, free_memory_bytes=(2**29,)))
     assert name_of(taken(seen, on=machine(H100, free_memory_bytes=(None,)))) == "seen"
-    with pytest.raises(ResolveError, match="does not say how much"):
+    with pytest.raises(ResolveError, match="does not record how much"):
         taken(engine("silent", 0.4), max_memory_bytes=2**30)
 
 

@@ -79,13 +79,13 @@ def test_a_module_that_does_not_say_its_tensorrt_is_taken() -> None:
     *known, engines = libraries()
     assert engines.name == "tensorrt_rtx"
     check_made_here(tuple(known))
-    with pytest.raises(RunError, match="made by other versions"):
+    with pytest.raises(RunError, match="other versions made the module"):
         check_made_here((*known, engines.model_copy(update={"version": "1.0"})))
 
 
 def test_a_module_of_another_version_is_refused() -> None:
     """The message names the versions that made it and those that are here."""
-    with pytest.raises(RunError, match="made by other versions") as caught:
+    with pytest.raises(RunError, match="other versions made the module") as caught:
         check_made_here((Tool(name="torch", version="2.10.0"), Tool(name="torch-tensorrt", version="2.10.0")))
     assert "expected: torch 2.10.0, torch-tensorrt 2.10.0" in str(caught.value)
     assert f"got:      torch {torch.__version__.partition('+')[0]}" in str(caught.value)
