@@ -251,7 +251,7 @@ class Session:
         return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
 
     def shares(self) -> tuple[LayerShare, ...]:
-        """Return the number of convolutions and matrix products by the type that they multiply in, from the inspector."""
+        """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
         return shares(self._context.layers())
 
     def time_layers(self, runs: int) -> tuple[tuple[EngineLayer, float], ...]:

@@ -170,7 +170,7 @@ def strict_fp32() -> Iterator[None]:
 
 @contextmanager
 def fastest() -> Iterator[None]:
-    """Run without gradients, with TF32 allowed for FP32, and with cuDNN's choice of algorithms by trial for each shape."""
+    """Run without gradients, with TF32 allowed for FP32, and with cuDNN's algorithms chosen by trial."""
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

@@ -1,4 +1,4 @@
-"""Torch-TensorRT at run time: its versions, its import, its saved modules and recipes, and a look into their contents."""
+"""Torch-TensorRT at run time: its versions, its import, its saved modules and recipes, and their contents."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
 
 
 def libraries() -> tuple[Tool, ...]:
-    """Return the libraries that a module depends on: torch, Torch-TensorRT and its TensorRT, in the installed versions."""
+    """Return a module's libraries in their installed versions: torch, Torch-TensorRT and its TensorRT."""
     library = installed_torch_tensorrt()
     engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
     return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
@@ -277,7 +277,7 @@ def _no_pickles() -> Iterator[None]:
 
 
 def contents_of(compiled: nn.Module) -> ModuleContents:
-    """Return the number of engines in a compiled or loaded module, their precisions, and the operators left in PyTorch."""
+    """Return a compiled or loaded module's engines, their precisions, and the operators left in PyTorch."""
     compiled_parts: list[Any] = [part for part in compiled.modules() if hasattr(part, "get_layer_info")]
     graphs = [part for part in compiled.modules() if isinstance(part, torch.fx.GraphModule)]
     calls = [(graph, node) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]

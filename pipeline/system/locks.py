@@ -95,7 +95,7 @@ def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
 
 
 def _make_common(path: Path) -> None:
-    """Create a file that every user may open. In a sticky folder, as /tmp is, other users' files could not be opened."""
+    """Create a file that every user may open: in a sticky folder such as /tmp, others' files could not be opened."""
     folder = path.parent
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""Benchmark."""
+"""Latency and throughput of a target's artifacts."""

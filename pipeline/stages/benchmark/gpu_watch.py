@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU while something is timed on it: who else computes there, its clocks, heat and power."""
+"""NVML's view of a GPU during a measurement: other processes, clocks, temperature and power."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ _REASONS = {
 
 
 class Reading(NamedTuple):
-    """What the sensors showed at one moment."""
+    """The sensors' values at one moment."""
 
     sm_clock_mhz: float
     memory_clock_mhz: float
     temperature_c: float
     power_w: float
     reasons: int
-    """Bits of why its clocks were held down."""
+    """The bits of the reasons for lowered clocks."""
 
 
 @dataclass
 class Watch:
-    """What was seen so far."""
+    """The observations so far."""
 
     strangers: tuple[str, ...] = ()
     """Other processes that computed on the GPU."""
     readings: list[Reading] = field(default_factory=list)
 
     def look(self, gpu: Gpu, ours: frozenset[int]) -> None:
-        """Look now."""
+        """Observe the GPU once."""
         self.strangers = tuple(dict.fromkeys((*self.strangers, *others(gpu, ours))))
         if reading := read_sensors(gpu):
             self.readings.append(reading)
 
     @property
     def conditions(self) -> Conditions | None:
-        """What the sensors showed; None where they showed nothing."""
+        """The ranges of the sensors' values; None without a reading."""
         return conditions_of(self.readings)
 
 
 @contextmanager
 def watching(gpu: Gpu | None, ours: frozenset[int]) -> Iterator[Watch]:
-    """Look at a GPU ten times a second until the block ends.
+    """Observe a GPU ten times a second until the block ends.
 
     Args:
-        gpu: which; None is not looked at.
+        gpu: the GPU; None is not observed.
         ours: process ids that are not strangers.
     """
     watch = Watch()
@@ -92,7 +92,7 @@ def watching(gpu: Gpu | None, ours: frozenset[int]) -> Iterator[Watch]:
 
 
 def conditions_of(readings: Sequence[Reading]) -> Conditions | None:
-    """Return the ranges of readings, and every reason for slow clocks; None where nothing was read."""
+    """Return the ranges of readings, and every reason for lowered clocks; None without a reading."""
     if not readings:
         return None
     seen = 0
@@ -113,7 +113,7 @@ def _range(values: list[float]) -> Range:
 
 
 def read_sensors(gpu: Gpu) -> Reading | None:
-    """Return what a GPU's sensors show now; None where there is no driver, or NVML does not tell."""
+    """Return a GPU's sensor values; None without a driver, or if NVML does not report them."""
     if missing_driver():
         return None
     import pynvml  # noqa: PLC0415 - hosts without a driver do without
@@ -127,7 +127,7 @@ def read_sensors(gpu: Gpu) -> Reading | None:
             pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
         )
-    except pynvml.NVMLError:  # a sensor that this GPU lacks; the report then says nothing of any
+    except pynvml.NVMLError:  # the GPU lacks a sensor; the report then has no conditions
         return None
 
 
@@ -135,8 +135,8 @@ def others(gpu: Gpu, ours: frozenset[int]) -> tuple[str, ...]:
     """Return the processes that compute on a GPU and are not `ours`, with the memory that they hold.
 
     Args:
-        gpu: which.
-        ours: process ids that do not count; this process is always one.
+        gpu: the GPU.
+        ours: process ids that do not count; this process never does.
     """
     if missing_driver():
         return ()

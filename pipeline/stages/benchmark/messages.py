@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """The process has imported its libraries; sent back, it is its turn to open the artifact."""
+    """A message that the process has imported its libraries. Sent back, it lets the process open the artifact."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The artifact is open."""
+    """A message that the artifact is open."""
 
     cold_start: ColdStart | None = None
     device_memory_bytes: int | None = None
@@ -30,15 +30,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the process is asked to time."""
+    """A request to time a batch size."""
 
     batch: int
     runs: int
-    """How many at least."""
+    """The smallest number of runs."""
     milliseconds: float
-    """How long at least."""
+    """The shortest duration."""
     warm_up_seconds: float = 0.0
-    """Above 0: only warm up, until the medians settle, for no longer than this."""
+    """The time limit of a warm-up until the medians settle; 0 times the batches instead."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Samples:
     enqueue_us: tuple[float, ...] = ()
     layout: Layout = Layout.CONTIGUOUS
     note: str = ""
-    """What could not be timed beside it, and why."""
+    """The reason why another clock could not be timed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Warm:
 
 
 class SampleSet(NamedTuple):
-    """What samples are of."""
+    """The clock, batch size and layout of samples."""
 
     clock: Clock
     batch: int
@@ -69,6 +69,6 @@ class SampleSet(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What their array is called on disk."""
+        """The name of their array on disk."""
         layout = "" if self.layout is Layout.CONTIGUOUS else f"_{self.layout.value}"
         return f"{self.clock.value}{layout}_batch_{self.batch}"

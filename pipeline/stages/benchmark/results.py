@@ -1,4 +1,4 @@
-"""Artifacts × batch sizes → `BenchmarkReport`: interleaved rounds, one process a variant, every sample kept."""
+"""Samples of variants → `BenchmarkReport`, and the file that keeps every sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Round(NamedTuple):
-    """What one round of one restart gave."""
+    """The samples of one round of one restart."""
 
     restart: int
     samples: Samples
@@ -40,26 +40,26 @@ class Round(NamedTuple):
 
 @dataclass
 class Measured:
-    """One variant's samples, or what went wrong."""
+    """A variant's samples, or the reason why there are none."""
 
     variant: Variant
     rounds: dict[SampleSet, list[Round]] = field(default_factory=dict)
     ready: Ready = field(default_factory=Ready)
     ending: Ending | None = None
-    """Present once the variant was skipped or has failed: nothing more is asked of it."""
+    """Present once the variant was skipped or has failed: it gets no more requests."""
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
     readings: list[Reading] = field(default_factory=list)
-    """What the GPU's sensors showed while it was timed."""
+    """The GPU's sensor values during the measurement."""
     baseline: Measured | None = None
-    """What was timed in the same rounds for comparison."""
+    """The baseline, timed in the same rounds."""
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""
         self.rounds.setdefault(SampleSet(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
 
     def latencies(self, what: SampleSet) -> list[list[Latencies]]:
-        """Return the samples of one kind, in milliseconds, an array a round, a list of those a restart."""
+        """Return a sample set's latencies in milliseconds: for each restart a list with one array per round."""
         by_restart: dict[int, list[Latencies]] = {}
         for found in self.rounds.get(what, ()):
             milliseconds = np.array(found.samples.milliseconds, dtype=np.float64)
@@ -72,11 +72,12 @@ class Measured:
 
     @property
     def conditions(self) -> Conditions | None:
-        """What the sensors showed over all restarts."""
+        """The ranges of the sensors' values over all restarts."""
         return conditions_of(self.readings)
 
 
 def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
+    """Return a variant's report, and store its samples."""
     variant = found.variant
     if found.ending:
         return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, **found.ending._asdict())
@@ -117,10 +118,10 @@ def _timing(found: Measured, what: SampleSet) -> BatchTiming:
 
 
 def baseline_latencies(found: Measured, what: SampleSet) -> list[list[Latencies]]:
-    """Return eager FP32's latencies, contiguous, that a kind is held against.
+    """Return the latencies of eager FP32 with contiguous images, as the baseline of a sample set.
 
-    On the GPU's clock that is what users run: between two events, without a CUDA graph. Copies and whole calls are held
-    against the same of eager FP32.
+    On the GPU's clock that is a plain user's run: between two events, without a CUDA graph. Copies and whole calls are
+    compared with copies and whole calls of eager FP32.
     """
     clock = Clock.GPU if what.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else what.clock
     return found.baseline.latencies(SampleSet(clock, what.batch)) if found.baseline else []
@@ -137,10 +138,10 @@ def _store(project: Project, variant: Variant, found: Measured) -> FileRecord:
 
 
 def samples_on_disk(what: SampleSet, rounds: list[Round]) -> dict[str, npt.NDArray[np.generic]]:
-    """Return everything that a kind's percentiles and intervals are made of, as arrays of one length.
+    """Return the arrays, all of one length, from which a sample set's percentiles and intervals follow.
 
-    `host_batch_1` has milliseconds, `host_batch_1_restart` and `…_round` say which of them each sample is of, and
-    `…_enqueue_us` what the host took, where that was timed.
+    `host_batch_1` holds milliseconds. `host_batch_1_restart` and `…_round` hold the restart and the round of each
+    sample, and `…_enqueue_us` the host's time to enqueue it, if that was timed.
     """
     lengths = [len(found.samples.milliseconds) for found in rounds]
     arrays: dict[str, npt.NDArray[np.generic]] = {

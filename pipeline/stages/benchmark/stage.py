@@ -1,4 +1,4 @@
-"""Artifacts × batch sizes → `BenchmarkReport`: interleaved rounds, one process a variant, every sample kept."""
+"""Artifacts × batch sizes → `BenchmarkReport`: interleaved rounds, one process per variant, all samples kept."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ log = logging.getLogger(__name__)
 _NOT_BUILT = "not built: what it is made from is missing, or the build was not run or died"
 
 _START_SECONDS = 300.0
-"""How long a variant's process may take to start, and then to load its artifact; nine import torch at once."""
+"""The time limit for the start of a variant's process, and again for loading its artifact. Nine import torch at once.
+"""
 _ANSWER_SECONDS = 600.0
-"""How long one round of one variant may take."""
+"""The time limit of one variant's round."""
 _EXIT_SECONDS = 5.0
-"""How long a process may take to end by itself once its connection is closed; then it is killed."""
+"""The grace period of a process to end by itself after its connection is closed; then it is killed."""
 _PROCESSES = 12
-"""How many variants are timed against each other, besides the baseline."""
+"""The number of variants timed against each other, besides the baseline."""
 _PROCESS_BYTES = 4 * 2**30
-"""What each may take of a host's memory and of a GPU's: libraries, CUDA's context, weights, a batch's activations."""
+"""The share of a host's and of a GPU's memory for each: libraries, CUDA's context, weights, a batch's activations."""
 
 
 def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ...]:
-    """Time a target's variants against each other and record each one's latencies.
+    """Time a target's variants against each other, and record each one's latencies.
 
-    Every round times every variant once (A B C A B C), so that a change of the machine's pace hits all alike. Each
-    variant has a process of its own, only one of them works at a time, and all are started anew several times.
+    Every round times every variant once (A B C A B C), so that a change of the machine's speed affects all alike. Each
+    variant has a process of its own, only one of them works at a time, and all are restarted several times.
 
     Returns:
-        one report a variant, in the plan's order.
+        one report per variant, in the plan's order.
 
     Raises:
         RecordError: an artifact is missing.
@@ -89,7 +90,7 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
 
 
 def group(project: Project, target: str, artifacts: list[Artifact]) -> list[list[Artifact]]:
-    """Return what is timed together: no more processes than a host has room for, each time beside the baseline.
+    """Return the groups to time together: no more processes than the host has room for, each group with the baseline.
 
     The baseline of engines is eager FP32 on the same GPU, which belongs to another target.
     """
@@ -106,7 +107,7 @@ def group(project: Project, target: str, artifacts: list[Artifact]) -> list[list
 
 
 def room_of(gpu: Gpu | None, host_bytes: int) -> int:
-    """Return how many variants may be open at once, besides the baseline, in the memory of the host and of its GPU."""
+    """Return the number of variants that fit into the memory of the host and of its GPU, besides the baseline."""
     memories = (host_bytes, gpu.memory_bytes) if gpu else (host_bytes,)
     return max(1, min(_PROCESSES, *(memory // _PROCESS_BYTES for memory in memories)))
 
@@ -120,7 +121,7 @@ class Worker:
 
 
 def _shared(artifacts: list[Artifact]) -> dict[str, str]:
-    """Return, by the variants that share the engine of another, that other, which is timed for both."""
+    """Return a map from variants that share another's engine to that other, which is timed for both."""
     ids = {artifact.variant.id for artifact in artifacts}
     return {artifact.variant.id: artifact.same_as for artifact in artifacts if artifact.same_as in ids}
 
@@ -129,11 +130,11 @@ def _artifact(project: Project, variant: Variant) -> Artifact | None:
     try:
         return project.artifact(variant)
     except RecordError:
-        return None  # its build failed, which is no reason not to time the others
+        return None  # a failed build does not keep the others from being timed
 
 
 def _untimed(artifact: Artifact) -> str:
-    """Return why an artifact is not timed, nothing where it is."""
+    """Return the reason why an artifact is not timed; empty if it is."""
     if artifact.outcome is not Outcome.DONE:
         return f"not built: {artifact.reason.splitlines()[0]}"
     if artifact.variant.backend is Backend.ONNX_REFERENCE:
@@ -145,7 +146,7 @@ def _untimed(artifact: Artifact) -> str:
 
 
 def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> list[Measured]:
-    """Time a group, started anew as often as the configuration says."""
+    """Time a group, with the configured number of restarts."""
     measured = [Measured(artifact.variant) for artifact in artifacts]
     for restart in range(project.config.benchmark.restarts):
         _one_restart(project, gpu, artifacts, measured, restart)
@@ -185,14 +186,20 @@ def _one_restart(
 
 
 def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) -> None:
-    """Have all artifacts opened, and keep what that took: apart, one after the other, it is each one's own."""
+    """Open all artifacts and wait for them.
+
+    Args:
+        pairs: the processes and the results.
+        config: the configuration, for its time limits.
+        apart: open one after the other, and keep each one's own cold start.
+    """
     for worker, item in pairs:
         await_answer(worker, item, _START_SECONDS)
     waiting = [pairs] if not apart else [[pair] for pair in pairs]
     for turn in waiting:
         for worker, item in turn:
             if not item.ending:
-                with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+                with suppress(BrokenPipeError):  # it has ended, but its last message may still be there
                     worker.connection.send(Started())
         for worker, item in turn:
             answer = None if item.ending else await_answer(worker, item, _seconds_to_open(item.variant, config))
@@ -206,7 +213,7 @@ def _seconds_to_open(variant: Variant, config: Config) -> float:
 
 
 def _warm_up(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig) -> None:
-    """Have a variant run until it keeps its pace."""
+    """Run a variant until its latency settles."""
     on_gpu = item.variant.target != CPU_TARGET
     ask = Ask(batch, settings.warmup_runs, settings.gpu_round_ms / 5 if on_gpu else 0.0, settings.warmup_seconds)
     answer = _ask(worker, item, ask)
@@ -215,7 +222,7 @@ def _warm_up(worker: Worker, item: Measured, batch: int, settings: BenchmarkConf
 
 
 def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig, restart: int) -> None:
-    """Have one variant timed, and keep what comes back; a process that dies costs its own variant only."""
+    """Time one variant, and keep the samples. If its process dies, only this variant fails."""
     on_gpu = item.variant.target != CPU_TARGET
     answer = _ask(worker, item, Ask(batch, settings.runs_per_round, settings.gpu_round_ms if on_gpu else 0.0))
     for samples in answer if isinstance(answer, tuple) else ():
@@ -225,13 +232,13 @@ def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkCo
 def _ask(worker: Worker, item: Measured, ask: Ask) -> object:
     if item.ending:
         return None
-    with suppress(BrokenPipeError):  # it has ended, and its last words may still lie there
+    with suppress(BrokenPipeError):  # it has ended, but its last message may still be there
         worker.connection.send(ask)
     return await_answer(worker, item, _ANSWER_SECONDS)
 
 
 def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
-    """Return what a variant's process says; None where something went wrong, which is then kept."""
+    """Return the answer of a variant's process; None after a failure, whose ending is kept."""
     try:
         if not worker.connection.poll(seconds):
             kill(worker.process)  # it must not work on while the others are timed
@@ -250,7 +257,7 @@ def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
 
 @contextmanager
 def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Worker]:
-    """Start a process that has the artifact open and times it when asked; end it afterwards."""
+    """Start a process that opens the artifact and times it on request; end it afterwards."""
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a library's threads
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, project, artifact), kwargs={"first": first}, daemon=True)

@@ -21,32 +21,33 @@ if TYPE_CHECKING:
     Latencies = npt.NDArray[np.float64]
 
 _SETTLED = 0.02
-"""Two medians in a row that differ by less are taken for the pace that will stay."""
+"""The largest relative difference of two medians in a row at a settled speed."""
 _RESAMPLES = 2000
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantiles of Student's t with 1 to 9 degrees of freedom; with more they are smaller."""
 _LARGEST = 700.0
 """The logarithm of nearly the largest float."""
 _RESTARTS_DIFFER = 0.05
-"""Restarts whose medians differ by more say something of the machine, not of the variant."""
+"""A larger relative difference between the medians of restarts is the machine's doing, not the variant's."""
 _SLOWED = ("power cap", "slowdown", "power brake")
 
 
 def settled(medians: Sequence[float]) -> bool:
-    """Return whether the last two medians of a warm-up differ by at most 2 %."""
+    """Return true if the last two medians of a warm-up differ by at most 2 %."""
     return any(abs(after - before) <= _SETTLED * before for before, after in [*pairwise(medians)][-1:])
 
 
 def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Return the 95 % interval of the median: a percentile bootstrap (B. Efron, Annals of Statistics 7, 1979), widened.
 
-    Restarts are resampled, and rounds in each: what is of one restart, or of one round, shares the machine's mood. From
-    three restarts a bootstrap cannot tell how much they differ, and would hold the median in three of four cases only;
-    so the interval is at least Student's t of the restarts' medians (W. S. Gosset, Biometrika 6, 1908), of their
-    logarithms, since machines differ by shares.
+    Restarts are resampled, and rounds in each, because samples of one restart or one round are correlated. A bootstrap
+    from three restarts underestimates their spread, and would hold the median in three of four cases only. So the
+    interval
+    is at least Student's t of the logarithms of the restarts' medians (W. S. Gosset, Biometrika 6, 1908), as machines
+    differ by factors.
 
     Args:
-        restarts: the median of each round, a sequence a restart, at least one of each.
+        restarts: the median of each round, one sequence per restart, at least one of each.
     """
     random = np.random.default_rng(0)
     count, most = len(restarts), max(map(len, restarts))
@@ -73,10 +74,10 @@ def summarize(
     """Return the percentiles of latencies of whole batches, and the speed-up over the baseline's median.
 
     Args:
-        restarts: milliseconds, an array a round, a sequence of those a restart; at least one of each.
-        what: they are of.
+        restarts: milliseconds, one array per round, one sequence of those per restart; at least one of each.
+        what: the sample set's clock, batch size and layout.
         baseline: eager FP32's milliseconds at this batch, measured in the same rounds.
-        enqueue_us: the median time that the host takes to enqueue one, in microseconds.
+        enqueue_us: the host's median time to enqueue one batch, in microseconds.
     """
     latencies = np.concatenate([found for rounds in restarts for found in rounds])
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
@@ -103,14 +104,13 @@ def noise_of(
     strangers: Sequence[str],
     conditions: Conditions | None,
 ) -> tuple[Doubt, ...]:
-    """Return why latencies are not to be trusted to the last digit; nothing where all was quiet.
+    """Return the reasons to doubt the last digits of latencies; empty after a quiet run.
 
     Args:
-        restarts: for every batch size, the median of each restart by the clock that variants are compared by, in
-            milliseconds.
-        unsettled: what was still getting faster or slower when its time to warm up was over.
+        restarts: for every batch size the median of each restart by the ranking clock, in milliseconds.
+        unsettled: batch sizes whose latency had not settled when the warm-up ended.
         strangers: other processes on the GPU.
-        conditions: what NVML told.
+        conditions: the ranges of NVML's values.
     """
     found = [Doubt(what="others computed on the GPU", detail=", ".join(strangers))] if strangers else []
     apart = max((max(medians) / min(medians) - 1 for medians in restarts if min(medians) > 0), default=0.0)

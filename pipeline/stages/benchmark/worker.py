@@ -1,4 +1,4 @@
-"""A variant's process: opens one artifact, and times it whenever it is asked to."""
+"""A variant's process: it opens one artifact, and times it on request."""
 
 from __future__ import annotations
 
@@ -40,20 +40,21 @@ if TYPE_CHECKING:
     Time = Callable[[Ask, Images], tuple[Samples, ...]]
 
 _SETTLE_SECONDS = 0.05
-"""How long a variant waits before its turn, for the threads of the one before it to stop spinning; then it runs once
-untimed, to have its own data in the caches."""
+"""The pause before a variant's turn, in which the threads of the previous variant stop spinning. Then it runs once
+untimed, to have its own data in the caches.
+"""
 _DEPTH = 8
-"""How many batches wait on each stream: enough that none runs dry."""
+"""The number of batches queued on each stream, so that none runs dry."""
 
 
 def serve(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
-    """Open an artifact when told to, then answer every `Ask`, until the other end closes.
+    """Open an artifact on request, then answer every `Ask`, until the other end closes.
 
     Args:
-        connection: to the benchmark.
-        project: where the artifact lies.
-        artifact: what is timed.
-        first: of its restarts; the first one times the cold start, which takes opening it more than once.
+        connection: the connection to the benchmark.
+        project: the project that holds the artifact.
+        artifact: the artifact to time.
+        first: true for the first restart, which times the cold start and for that opens the artifact more than once.
     """
     if parent := multiprocessing.parent_process():
         live_with(parent.pid or 0)
@@ -74,7 +75,7 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
 
 
 def _start(connection: Connection, gpu: Gpu | None) -> None:
-    """Have CUDA start, which is not the artifact's doing, say so, and wait until it is this process's turn."""
+    """Start CUDA, which is no part of the artifact's cold start, report that, and wait for this process's turn."""
     if gpu:
         from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -95,7 +96,7 @@ def _answer(connection: Connection, project: Project, measure: Time) -> None:
 
 
 def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
-    """Run until two medians in a row agree by the clock that variants are compared by, or the time is over."""
+    """Run until two medians in a row agree by the ranking clock, or the time is over."""
     medians: dict[Layout, list[float]] = {}
     end = time.perf_counter() + ask.warm_up_seconds
     while time.perf_counter() < end:
@@ -110,7 +111,7 @@ def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
 
 
 def _serve_runner(connection: Connection, project: Project, artifact: Artifact) -> None:
-    """Time calls by the host's clock, after the cold start has been timed: opening it, to its first result."""
+    """Time calls by the host's clock, after the cold start, which lasts from opening to the first result."""
     package = package_of(artifact.variant.backend)
     if package and installed(package):  # opening reports a missing package
         import_module(package)  # the import is no part of the artifact's cold start
@@ -160,7 +161,7 @@ def _time_engine(runs: Sequence[Session], ask: Ask, images: Images) -> tuple[Sam
 
 
 def _kept_kernels(project: Project, artifact: Artifact) -> bytes | None:
-    """Return what the first restart has kept."""
+    """Return the kernels that the first restart has kept."""
     path = project.paths.runtime_cache(artifact.variant)
     return path.read_bytes() if path.is_file() else None
 
@@ -192,7 +193,7 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact) 
 
 
 def time_module(run: ModuleSession, ask: Ask, images: Images, layout: Layout) -> list[Samples]:
-    """Time a module with images in one layout: its kernels, its CUDA graph where it has one, copies, whole calls."""
+    """Time a module with images in one layout: kernels, CUDA graph if it has one, copies, and whole calls."""
     run.upload(images, layout)
     found = [timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels)]
     if not run.graph_trouble:
@@ -208,7 +209,7 @@ def time_module(run: ModuleSession, ask: Ask, images: Images, layout: Layout) ->
 
 
 def first_batches(project: Project, artifact: Artifact) -> list[int]:
-    """Return the batch sizes that a module has run once it is ready: what it is compiled for, or else one."""
+    """Return the batch sizes that a module runs during its cold start: those it is compiled for, or else one."""
     variant = artifact.variant
     if variant.backend is Backend.TORCH_COMPILE and variant.profile:
         return list(variant.profile.sizes)
@@ -216,18 +217,18 @@ def first_batches(project: Project, artifact: Artifact) -> list[int]:
 
 
 def timed_batches(project: Project, variant: Variant) -> list[int]:
-    """Return the batch sizes that are timed of a variant, or else the one that it is tuned for."""
+    """Return the batch sizes to time of a variant, or else the one that it is tuned for."""
     batches = [batch for batch in project.config.timed_batches if takes(variant, batch)]
     return batches or [variant.profile.opt if variant.profile else 1]
 
 
 def takes(variant: Variant, batch: int) -> bool:
-    """Return whether a variant runs batches of this size; on the CPU, all do."""
+    """Return true if a variant takes batches of this size; on the CPU, all do."""
     return variant.profile is None or variant.profile.takes(batch)
 
 
 def cold_start(project: Project, artifact: Artifact) -> tuple[Ready, bytes | None]:
-    """Time open → first result; where kernels are compiled then, keep them beside the engine, and time it with them."""
+    """Time open → first result. If that compiles kernels, keep them beside the engine, and time it again with them."""
     batches = timed_batches(project, artifact.variant)
     cold = _open_and_run(project, artifact, batches, None)
     if cold.cache is None:
@@ -240,12 +241,12 @@ def cold_start(project: Project, artifact: Artifact) -> tuple[Ready, bytes | Non
 
 
 class _Opened(NamedTuple):
-    """What opening an engine took and gave."""
+    """The cost and the results of opening an engine."""
 
     seconds: float
-    """Until the first batch's result."""
+    """The time until the first batch's result."""
     used_bytes: int
-    """Of the GPU's memory, after all batches have run."""
+    """The GPU's memory in use after all batches have run."""
     cache: bytes | None
     """The kernels of all batches."""
 
@@ -269,7 +270,7 @@ def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cach
 
 
 def images_of(project: Project, batch: int) -> Images:
-    """Return validation images as the network takes them, over and over where there are too few."""
+    """Return validation images as the network's input, repeated if there are too few."""
     data = project.data()
     pixels = project.pixels(data.validation)
     return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
@@ -287,10 +288,10 @@ def timed(clock: Clock, ask: Ask, call: Callable[[], object]) -> Samples:
 
 
 def timed_on_gpu(clock: Clock, ask: Ask, session: Session | ModuleSession, enqueue: Callable[[], object]) -> Samples:
-    """Time the work between two events on the stream, one batch at a time; and the host's time to enqueue it.
+    """Time the work between two events on the stream, one batch at a time, and the host's time to enqueue it.
 
-    A batch that is not timed goes before each, as trtexec does it: the GPU is busy while the host enqueues the timed
-    one, and does not wait for it between the events. What the host takes is told apart.
+    An untimed batch precedes each timed one, as in trtexec. So the GPU is busy while the host enqueues the timed batch,
+    and does not wait for the host between the events. The host's time is reported separately.
     """
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -316,7 +317,7 @@ def timed_on_gpu(clock: Clock, ask: Ask, session: Session | ModuleSession, enque
 
 
 def timed_on_streams(ask: Ask, sessions: Sequence[Session]) -> Samples:
-    """Keep all sessions' streams filled, and time a batch: how long all took, over how many there were."""
+    """Keep all sessions' streams filled, and time a batch: the total time divided by the number of batches."""
     latencies: list[float] = []
     began = time.perf_counter()
     while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:

@@ -1,1 +1,1 @@
-"""Build."""
+"""Variants → engines, modules and other artifacts."""

@@ -1,4 +1,4 @@
-"""ONNX → serialized TensorRT engine, its builder's log beside it (`<model>/<target>/<variant>/`)."""
+"""ONNX → serialized TensorRT engine, with its builder's log beside it (`<model>/<target>/<variant>/`)."""
 
 from __future__ import annotations
 
@@ -35,29 +35,31 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REFITTED = "refitted"
-"""What the record's settings call an engine whose weights were replaced."""
+"""The setting by which a record marks an engine whose weights were replaced."""
 
 
 def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
-    """Build a variant's engine; where a smaller workspace has given the same one, share its file.
+    """Build a variant's engine, or share the file of a smaller workspace that gave the same engine.
 
-    Where nothing but the weights is new, and the flavour puts those into an engine faster than it builds one, it does.
+    An earlier engine is refitted instead if only its weights have changed, and if the flavour refits faster than it
+    builds.
 
-    The builder works in a process of its own, so that nothing it does ends this one. One that times its tactics has
+    The builder works in a process of its own, so that its crash does not end this one. A builder that times its tactics
+    has
     the GPU to itself.
 
     Args:
-        project: the variant's graph must be there.
+        project: the project, with the variant's graph.
         variant: an engine of the plan.
-        key: what the result depends on.
+        key: the engine's staleness key.
 
     Returns:
         the artifact, not yet written as a record.
 
     Raises:
-        BuildError: the builder gave no engine. Its log is beside where the engine would be.
-        CrashedError: the builder died, or took too long; likewise.
-        UnsupportedError: the flavour or the GPU cannot do this, whatever is tried.
+        BuildError: the builder returned no engine. Its log lies beside the engine's place.
+        CrashedError: the builder died, or took too long. Its log lies there, too.
+        UnsupportedError: the flavour or the GPU cannot build this variant.
         StorageError: the results cannot be written.
     """
     request = _request(project, variant)
@@ -100,7 +102,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
 
 
 def _store(project: Project, variant: Variant, engine: BuiltEngine, twin: Artifact | None) -> FileRecord | None:
-    """Write an engine's file, or remove an earlier one where a twin's file is shared; return its record."""
+    """Write an engine's file, or remove an earlier one if a twin's file is shared; return its record."""
     path = project.paths.engine(variant)
     if twin is None:
         write_bytes(path, engine.plan)
@@ -127,15 +129,15 @@ def _request(project: Project, variant: Variant) -> EngineRequest:
 
 
 def can_be_refitted(former: Artifact, key: Key, structure: str) -> bool:
-    """Return whether a new key asks for a former engine with other weights and nothing else.
+    """Return true if a new key differs from a former engine's only by the weights, and a refit is faster than a build.
 
-    Only where that is faster than a rebuild with its timing cache: TensorRT's, not TensorRT-RTX's (on an H100 1.7 s +
-    2.4 s against 0.3 s). Quantised graphs are built again: their scales belong to the weights.
+    A refit is faster for TensorRT, not for TensorRT-RTX with its timing cache (on an H100 1.7 s + 2.4 s against 0.3 s).
+    Quantised graphs are built again, because their scales belong to the weights.
 
     Args:
-        former: what was built of the variant before.
-        key: what the engine to build depends on.
-        structure: of the graph to build from.
+        former: the variant's earlier artifact.
+        key: the staleness key of the engine to build.
+        structure: the digest of the structure of the graph to build from.
     """
     changed = {field.name for field in {*former.key.fields} ^ {*key.fields}}
     graph = former.variant.graph
@@ -158,7 +160,7 @@ def _structure(project: Project, variant: Variant) -> str:
 
 
 def _former(project: Project, variant: Variant, key: Key) -> Artifact | None:
-    """Return what was built of a variant before, where its file is whole and can be refitted."""
+    """Return a variant's earlier artifact if its file is whole and can be refitted."""
     try:
         former = project.artifact(variant)
     except RecordError:
@@ -170,7 +172,7 @@ def _former(project: Project, variant: Variant, key: Key) -> Artifact | None:
 
 
 def _refit_apart(project: Project, former: Artifact, request: EngineRequest) -> BuiltEngine | None:
-    """Return the former engine with the graph's weights; None where the library refuses, for it to be built again."""
+    """Return the former engine with the graph's weights; None if the library refuses, so that it is built again."""
     if former.file is None or former.memory is None or former.built_for is None or former.layers_sha256 is None:
         return None
     try:
@@ -195,7 +197,7 @@ def _refit_apart(project: Project, former: Artifact, request: EngineRequest) -> 
 
 
 def _refit(name: EngineFlavour, request: EngineRequest, path: Path) -> bytes:
-    """Refit; standard error is the log, as it is when an engine is built."""
+    """Refit an engine. Standard error is the log, as in a build."""
     flavour = load_flavour(name)
     if request.gpu is not None:
         cuda.use(request.gpu)
@@ -209,7 +211,7 @@ def _apart(
     request: EngineRequest,
     file: Path,
 ) -> T:
-    """Build or refit in a process of its own; its log is kept however that ends."""
+    """Build or refit in a process of its own. The log is kept in any case."""
     with keeping(project.paths.build_log(variant)) as log:
         return run_isolated(
             work,
@@ -223,7 +225,7 @@ def _apart(
 
 
 def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:
-    """Build; standard error is the log, and what native code prints there belongs into it, too."""
+    """Build an engine. Standard error is the log, so that it also holds the output of native code."""
     flavour = load_flavour(name)
     if request.gpu is not None and not request.compute_capabilities:
         cuda.use(request.gpu)
@@ -233,9 +235,9 @@ def _build(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltE
 
 
 def _same_engine(project: Project, variant: Variant, engine: BuiltEngine) -> Artifact | None:
-    """Return the build with the smallest workspace that has given this very engine, if there is one.
+    """Return the build with the smallest workspace that gave this very engine; None if there is none.
 
-    The plan builds smaller workspaces first, so the answer does not depend on what runs in parallel.
+    The plan builds smaller workspaces first, so the answer does not depend on other steps that run at the same time.
     """
     for smaller in project.plan.family(variant):
         other = current(project, Step("build", smaller.id), partial(project.artifact, smaller))

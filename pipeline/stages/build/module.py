@@ -1,4 +1,4 @@
-"""Model → Torch-TensorRT module, or the recipe of one that cannot be saved (`<model>/<target>/<variant>/`)."""
+"""Model → Torch-TensorRT module, or a recipe if it cannot be saved (`<model>/<target>/<variant>/`)."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ if TYPE_CHECKING:
 
 
 class _Compiled(NamedTuple):
-    """What the process that compiled has to tell."""
+    """The result of the process that compiled."""
 
     contents: ModuleContents
     settings: tuple[Setting, ...]
 
 
 def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
-    """Compile a variant in a process of its own, and save what can be saved.
+    """Compile a variant in a process of its own, and save the module or its recipe.
 
-    A module that is compiled just in time is compiled here, too: what stays in PyTorch is seen then, and what cannot be
-    compiled fails now.
+    A module of the backend torch_compile is compiled here, too. That shows the operators that stay in PyTorch, and a
+    model that cannot be compiled fails now.
 
     Args:
-        project: the source stage must have run.
+        project: the project, with the source stage's results.
         variant: a Torch-TensorRT module of the plan.
-        key: what the result depends on.
+        key: the module's staleness key.
 
     Returns:
         the artifact, not yet written as a record.
 
     Raises:
-        BuildError: it cannot be traced, compiled or saved, or nothing of it became an engine.
+        BuildError: the model cannot be traced, compiled or saved, or no part of it became an engine.
         CrashedError: the process died or took too long.
-        UnsupportedError: this host cannot, whatever is tried.
+        UnsupportedError: this host cannot compile the variant.
         StorageError: the results cannot be written.
     """
     gpu = project.plan.gpu(variant.target)
@@ -72,7 +72,7 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
     torch_tensorrt_runtime.check_libraries(project.plan.host.torch, installed_torch_tensorrt())
     torch_tensorrt_builder.check_format(variant.backend, installed_torch_tensorrt())
     path = project.paths.recipe(variant) if variant.backend is Backend.TORCH_COMPILE else project.paths.module(variant)
-    # TensorRT-RTX times no tactics when it builds: others may work on the GPU meanwhile.
+    # TensorRT-RTX times no tactics in a build, so that other steps may use the GPU meanwhile.
     work = exclusive if torch_tensorrt_builder.times_tactics() else shared
     with work(gpu), replacing(path) as temporary:
         began = time.perf_counter()
@@ -99,7 +99,7 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
 
 
 def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
-    """Return what to compile, and how."""
+    """Return the request for a variant's module."""
     if variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no module with a profile and a workspace")
     settings, source = project.config.torch_tensorrt, project.source()
@@ -113,13 +113,13 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
         gpu=gpu,
         settings=settings,
         timing_cache=timings if torch_tensorrt_builder.times_tactics() else None,
-        # The library's key tells neither workspaces nor the attributes of a model's operators apart.
+        # The library's key ignores the workspace and the attributes of a model's operators.
         engine_cache=project.paths.engine_cache(variant) / source.key.digest[:16] if settings.engine_cache else None,
     )
 
 
 def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled:
-    """Compile in a process of its own; its log is kept however that ends."""
+    """Compile in a process of its own. The log is kept in any case."""
     with keeping(project.paths.build_log(variant)) as log:
         return run_isolated(
             _make,
@@ -157,7 +157,7 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
 
 @contextmanager
 def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
-    """Have a build time into a copy that becomes the cache once it has succeeded: the library writes it in place."""
+    """Let a build write timings into a copy, which replaces the cache if it succeeds: the library writes in place."""
     if request.timing_cache is None:
         yield request
         return
@@ -168,19 +168,19 @@ def _own_timings(request: ModuleRequest) -> Iterator[ModuleRequest]:
 
 
 def _compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest, path: Path) -> _Compiled:
-    """Have a module compiled, and save it."""
+    """Compile a module, and save it."""
     compiled = torch_tensorrt_builder.compile_ahead(library, module, request)
     torch_tensorrt_builder.save(library, compiled.module, request, path)
     return _Compiled(torch_tensorrt_runtime.contents_of(compiled.module), compiled.settings)
 
 
 def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequest, _: Path) -> _Compiled:
-    """Have a module compiled for each batch size, and tell of all of them."""
+    """Compile a module for each batch size, and return the contents for all of them."""
     known = torch_tensorrt_builder.known_settings(library)
     options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
-    seen: list[ModuleContents] = []
+    parts: list[ModuleContents] = []
     compiled = torch_tensorrt_runtime.compile_in_time(
-        library, module, options.arguments, lambda part: seen.append(torch_tensorrt_runtime.contents_of(part))
+        library, module, options.arguments, lambda part: parts.append(torch_tensorrt_runtime.contents_of(part))
     )
     with (
         torch.inference_mode(),
@@ -189,20 +189,20 @@ def _compile_in_time(library: ModuleType, module: nn.Module, request: ModuleRequ
     ):
         for size in request.profile.sizes:
             _compile_for(compiled, size, request)
-    if not seen:
+    if not parts:
         raise BuildError("torch.compile left the whole model to Python", got="no graph was compiled")
-    return _Compiled(torch_tensorrt_runtime.of_all_sizes(seen), options.settings)
+    return _Compiled(torch_tensorrt_runtime.of_all_sizes(parts), options.settings)
 
 
 def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
-    """Have a module compiled for a batch size by running one."""
-    what = f"Torch-TensorRT cannot compile the model for batches of {size}"
-    with torch_tensorrt_builder.compiling(what, request.workspace_bytes):
+    """Compile a module for a batch size by running one batch."""
+    failure = f"Torch-TensorRT cannot compile the model for batches of {size}"
+    with torch_tensorrt_builder.compiling(failure, request.workspace_bytes):
         module(torch.zeros(size, *request.input_shape, device=torch_tensorrt_runtime.device_of(request.gpu)))
 
 
 def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:
-    """Return how a module is made again, wherever the weights, the factory and these versions are."""
+    """Return the recipe by which a module is compiled again, given the weights, the factory and these versions."""
     source = project.source()
     return Recipe(
         variant=variant,

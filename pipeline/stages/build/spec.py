@@ -74,7 +74,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         flavour_version=target.flavour_version,
         cuda_major=target.cuda_major,
         settings=settings,
-        weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # which takes a GPU
+        weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # refitting needs a GPU
         **code_version(ENGINE_VERSION),
     )
 
@@ -117,7 +117,7 @@ SPEC = StageSpec(
     key=build_key,
     run="pipeline.stages.build.stage:run",
     requires=_requires,
-    follows=lambda schedule, variant: schedule.smaller("build", variant),  # whose engine this one may turn out to be
+    follows=lambda schedule, variant: schedule.smaller("build", variant),  # it may share the engine of one of them
     inputs=_inputs,
     retried=failed_or_lacked_before,
     is_shared=_is_shared,

@@ -62,7 +62,7 @@ def _require_gpu(project: Project, variant: Variant) -> None:
 
 
 def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
-    """An ONNX file is an artifact as it is."""
+    """Return the artifact of an ONNX file, which is the graph's own file."""
     if variant.graph is None:
         raise BuildError(f"{variant.id} names no graph")
     graph = project.onnx(variant.graph)
@@ -72,7 +72,7 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
         toolchain=graph.toolchain,
         variant=variant,
         outcome=Outcome.DONE,
-        # FP32 around what is quantised: a processor has no FP16 to gain from.
+        # FP32 around the quantised layers, because a CPU gains nothing from FP16
         file=graph.opset17 if graph.opset17 and variant.target == CPU_TARGET else graph.file,
         inputs=graph.inputs,
         outputs=graph.outputs,
@@ -80,7 +80,7 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
 
 
 def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
-    """The weights are the artifact; the factory in the manifest makes the module, and torch compiles it if it shall."""
+    """Return the artifact of a baseline: the weights. The manifest's factory makes the module from them."""
     source = project.source()
     return Artifact(
         key=key,

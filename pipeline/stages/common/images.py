@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits and photographs, or a folder with one folder of images a class."""
+"""Sources of images: scikit-learn's digits and photographs, or a folder with one subfolder of images per class."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DIGITS_TO_FIT = 800
-"""How many of the 1,797 digits the sample model's head is fitted on; it never sees the rest."""
+"""The number of the 1,797 digits that the sample model's head is fitted on. It never sees the others."""
 DIGIT_CLASSES = 10
 UNREADABLE_LIMIT = 0.01
-"""The share of images that may be unreadable before the folder counts as damaged."""
+"""The share of unreadable images above which a folder counts as damaged."""
 
 _DIGIT_SIZE = 224
 _PATCHES_SEED = 0
@@ -43,9 +43,9 @@ class Images:
 
     Attributes:
         pixels: uint8 (samples, crop, crop, channels).
-        labels: int64 (samples,) class indices; None where nothing is labelled.
+        labels: int64 (samples,) class indices; None without labels.
         unreadable: the files that could not be read.
-        names: of the samples, as paths in their folder; nothing where they are not of one.
+        names: the samples' paths in their folder; empty for other sources.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -65,7 +65,7 @@ def digits(spec: Preprocessing, start: int, count: int) -> Images:
     Raises:
         DataError: there are not that many.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - half a second that few stages need
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - it takes half a second, and few stages need it
 
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.images))[start : start + count]
@@ -81,11 +81,11 @@ def digits(spec: Preprocessing, start: int, count: int) -> Images:
 
 
 def photographs(spec: Preprocessing, start: int, count: int) -> Images:
-    """Return unlabelled random crops of scikit-learn's two photographs, the same ones every time.
+    """Return unlabelled random crops of scikit-learn's two photographs, the same each time.
 
-    Each is a square of half to all of a photograph's height, mirrored half of the time.
+    Each is a square of half to all of a photograph's height. Half of them are mirrored.
     """
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415 - half a second that few stages need
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415 - it takes half a second, and few stages need it
 
     originals = [Image.fromarray(picture) for picture in load_sample_images().images]
 
@@ -104,13 +104,13 @@ def photographs(spec: Preprocessing, start: int, count: int) -> Images:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder that has one folder a class, in a fixed shuffled order."""
+    """The images of a folder with one subfolder per class, in a fixed shuffled order."""
 
     folder: Path
     files: tuple[Path, ...]
     labels: tuple[int, ...]
 
-    def read(  # noqa: PLR0913 - what is read, where to, and what its neighbours need of it
+    def read(  # noqa: PLR0913 - the images, their file, and the state of the other spans
         self,
         spec: Preprocessing,
         span: range,
@@ -119,20 +119,20 @@ class ImageFolder:
         before: Sequence[str] = (),
         total: int | None = None,
         workers: int = 1,
-        seen: Callable[[int, int], None] = lambda _done, _total: None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Images:
-        """Read the images of these numbers, leaving out those that cannot be read.
+        """Read the images of these numbers, except those that cannot be read.
 
-        They are decoded some at a time and go straight to disk, so that memory does not grow with their number.
+        They are decoded in parts and written straight to disk, so that memory does not grow with their number.
 
         Args:
-            spec: how they are made into pixels.
-            span: their numbers; a folder may have fewer.
-            file: where their pixels are written, as .npy.
-            before: what could not be read of other spans.
-            total: how many images all spans have, of which 1 % may be unreadable; left out, those of this one.
-            workers: how many processes decode.
-            seen: is told how many of how many have been read.
+            spec: the preprocessing.
+            span: the images' numbers; a folder may have fewer.
+            file: the .npy file for their pixels.
+            before: unreadable files of other spans.
+            total: the number of images in all spans, of which 1 % may be unreadable; None for this span's.
+            workers: the number of processes that decode.
+            on_progress: called with the number of images read, and their total.
 
         Returns:
             the images, their pixels mapped from `file`.
@@ -160,7 +160,7 @@ class ImageFolder:
                         pixels.append(found)
                         kept.append(index)
                 self._check([*before, *unreadable], total or len(files))
-                seen(start + len(part), len(files))
+                on_progress(start + len(part), len(files))
         if not kept:
             self._check(unreadable, 0)
         labels = np.array([self.labels[span.start + index] for index in kept], dtype=np.int64)
@@ -168,7 +168,7 @@ class ImageFolder:
         return Images(np.load(file, mmap_mode="r"), labels, tuple(unreadable), names)
 
     def _check(self, unreadable: list[str], total: int) -> None:
-        """Fail as soon as it is certain that too many cannot be read."""
+        """Raise an error as soon as too many images are certain to be unreadable."""
         if len(unreadable) <= UNREADABLE_LIMIT * total:
             return
         shown = ", ".join(unreadable[:5]) + (" …" if len(unreadable) > 5 else "")  # noqa: PLR2004 - enough to act on
@@ -182,10 +182,10 @@ class ImageFolder:
 
 
 class PixelFile:
-    """A .npy file of images that grows one by one. A context manager, at whose end the file says how many there are."""
+    """A .npy file of images that grows one by one. The context manager's end writes their number into the header."""
 
     def __init__(self, file: Path, spec: Preprocessing, expected: int) -> None:
-        """Begin with none of the `expected` images."""
+        """Start without any of the `expected` images."""
         self._path = file
         self._shape = (spec.crop, spec.crop, spec.channels)
         self._expected = expected
@@ -198,7 +198,7 @@ class PixelFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write how many there are; numpy leaves room in a header for the first axis to change."""
+        """Write the number of images; numpy leaves room in a header for the first axis to change."""
         if self._count != self._expected:
             self._file.seek(0)
             if self._write_header(self._count) != self._header:
@@ -219,14 +219,14 @@ class PixelFile:
 _FEW = 64
 """Fewer images are decoded faster than processes start."""
 _AT_ONCE = 64
-"""How many images of each worker are on their way at once; memory is bounded by it."""
+"""The number of images per worker in flight at once, which bounds memory."""
 
 _Decode = Callable[["Sequence[Path]", Preprocessing], "Iterable[npt.NDArray[np.uint8] | None]"]
 
 
 @contextmanager
 def _decoding(workers: int) -> Iterator[_Decode]:
-    """Yield what decodes files, in their order: here, or in processes."""
+    """Yield a function that decodes files in their order, in this process or in others."""
     if workers == 1:
         yield lambda files, spec: (_pixels(file, spec) for file in files)
         return
@@ -239,15 +239,15 @@ def _decoding(workers: int) -> Iterator[_Decode]:
             except BrokenProcessPool as exc:
                 raise DataError(
                     "a process that reads images died",
-                    got="no word of it, as when memory is short or a decoder crashes",
-                    fix="free memory, or look for a damaged image with fewer of them: `data.validation`",
+                    got="no message from it, as when memory is short or a decoder crashes",
+                    fix="free memory, or lower `data.validation` to find a damaged image",
                 ) from exc
 
         yield decode
 
 
 def _pixels(file: Path, spec: Preprocessing) -> npt.NDArray[np.uint8] | None:
-    """Return an image's pixels, None where it cannot be read: the caller counts and names those."""
+    """Return an image's pixels; None if it cannot be read. The caller counts and names those."""
     try:
         with Image.open(file) as image:
             return to_pixels(image, spec)
@@ -256,12 +256,12 @@ def _pixels(file: Path, spec: Preprocessing) -> npt.NDArray[np.uint8] | None:
 
 
 def open_folder(folder: Path, classes: int, class_names: Sequence[str] | None) -> ImageFolder:
-    """List a folder's images and number their classes.
+    """List a folder's images, and number their classes.
 
-    Folders that are named like the model's classes are numbered by name, otherwise in sorted order.
+    Subfolders with the names of the model's classes are numbered by name, others in sorted order.
 
     Raises:
-        DataError: no such folder, no images, or classes that are not the model's.
+        DataError: the folder is missing, has no images, or its classes are not the model's.
     """
     expected = "a folder with one folder of images a class"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+"""The project's model with its weights. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def restore_model(project: Project) -> nn.Module:
 
     Raises:
         RecordError: the source stage has not run.
-        SourceError: the factory has changed since.
+        SourceError: the factory has changed since the source stage ran.
     """
     source = project.source()
     return assemble(source.factory, source.replaced_head, source.classes, project.file(source.weights))

@@ -183,7 +183,9 @@ def _split(
     rest = range(first, first + config.validation)
     total = min(rest.stop, len(folder.files))
     chosen = folder.read(spec, range(first), calibration, total=total, workers=workers)
-    held_out = folder.read(spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, seen=seen)
+    held_out = folder.read(
+        spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, on_progress=seen
+    )
     return _Split(ImagesOrigin.FOLDER, f"{wanted}, {len(folder.files)} images", chosen, held_out)
 
 

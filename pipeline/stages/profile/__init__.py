@@ -1,1 +1,1 @@
-"""Batch ranges."""
+"""Layers and kernels that take an artifact's time."""

@@ -1,4 +1,4 @@
-"""What each profiler writes → layers and functions. Pure but for running nsys."""
+"""Outputs of the profilers → layers and functions. Pure, except for running nsys and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 _MOST = 50
-"""How many functions are kept: the rest take next to nothing."""
+"""The number of functions kept; the rest take next to no time."""
 _NAME = 300
-"""Templates of C++ have names of kilobytes."""
+"""The longest name kept: C++ templates have names of kilobytes."""
 _SECONDS = 600
 
 
@@ -42,7 +42,7 @@ class Timed(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What Nsight Systems gave."""
+    """The results of Nsight Systems."""
 
     functions: tuple[HotFunction, ...]
     command: str
@@ -71,7 +71,7 @@ def rank_layers(timed: Iterable[tuple[EngineLayer, float]]) -> Timed:
 
 
 def rank_functions(found: Iterable[tuple[str, int, float]]) -> tuple[HotFunction, ...]:
-    """Return (name, calls, microseconds in all) as records, the hottest first; those that took no time are left out."""
+    """Return (name, calls, total microseconds) as records, the hottest first, without those that took no time."""
     timed = sorted(((name, calls, taken) for name, calls, taken in found if taken > 0), key=lambda item: -item[2])
     total = sum(taken for _, _, taken in timed)
     return tuple(
@@ -91,7 +91,7 @@ def read_kernel_summary(text: str) -> tuple[HotFunction, ...]:
     """Return the kernels of `nsys stats --report cuda_gpu_kern_sum --format csv`.
 
     Raises:
-        RunError: it is no such summary.
+        RunError: the text is no such summary.
     """
     lines = text.splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith("Time (%),")), None)
@@ -107,7 +107,7 @@ def read_kernel_summary(text: str) -> tuple[HotFunction, ...]:
 
 
 def has_nsight() -> bool:
-    """Return whether Nsight Systems is installed."""
+    """Return true if Nsight Systems is installed."""
     return shutil.which("nsys") is not None
 
 
@@ -115,7 +115,7 @@ def trace_with_nsight(project: Project, variant: Variant) -> Trace:
     """Run a variant under Nsight Systems, and keep its report.
 
     Raises:
-        RunError: nsys failed, or wrote something else.
+        RunError: nsys failed, or wrote no report.
     """
     path = project.paths.trace(variant)
     command = [
@@ -143,7 +143,7 @@ def trace_with_nsight(project: Project, variant: Variant) -> Trace:
 
 
 def _nsys(command: list[str]) -> str:
-    """Run nsys, and return what it prints; what it runs ends with it, however that ends."""
+    """Run nsys, and return its output. The processes that it starts end with it in any case."""
     with subprocess.Popen(  # noqa: S603 - fixed words, and a variant of the plan
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -163,17 +163,17 @@ def _nsys(command: list[str]) -> str:
 
 
 def torch_functions(run: Callable[[], None], *, on_gpu: bool) -> tuple[HotFunction, ...]:
-    """Return what a run spends its time in, as torch's profiler sees it.
+    """Return the hot functions of a run, from torch's profiler.
 
     Args:
         run: runs batches, and waits for them.
-        on_gpu: CUPTI tells of every kernel, whoever launched it; otherwise torch tells of its own operators.
+        on_gpu: profile every kernel by CUPTI, whichever library launched it; otherwise torch's own operators.
     """
     from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - hosts that build engines may have none
 
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as found:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as profiler:
         run()
-    events = found.key_averages()
+    events = profiler.key_averages()
     if on_gpu:
         events = [event for event in events if event.device_type.name == "CUDA"]
         return rank_functions((event.key, event.count, event.self_device_time_total) for event in events)
@@ -216,14 +216,14 @@ _ORT_TYPES = {
 
 
 def read_onnxruntime_profile(text: str, runs: int) -> tuple[tuple[EngineLayer, float], ...]:
-    """Return the nodes of the profile that ONNX Runtime writes, with the median time of the last runs in milliseconds.
+    """Return the nodes of ONNX Runtime's profile, with the median time of the last runs in milliseconds.
 
     Args:
         text: JSON, a list of events.
-        runs: how many batches at its end count; earlier ones warmed up.
+        runs: the number of batches at its end that count; earlier ones warmed up.
 
     Raises:
-        RunError: it is no such profile.
+        RunError: the text is no such profile.
     """
     try:
         events = [event for event in json.loads(text) if event.get("cat") == "Node" and _is_kernel(event)]
@@ -243,10 +243,10 @@ def _is_kernel(event: dict[str, Any]) -> bool:
 
 
 def _node(name: str, event: dict[str, Any]) -> EngineLayer:
-    told = event["args"]
-    outputs = told.get("output_type_shape") or [{}]
+    facts = event["args"]
+    outputs = facts.get("output_type_shape") or [{}]
     kind, sizes = next(iter(outputs[0].items()), ("", []))
     precision = _ORT_TYPES.get(kind)
-    weights = int(told.get("parameter_size") or 0)
+    weights = int(facts.get("parameter_size") or 0)
     width = {Precision.FP32: 4, Precision.INT8: 1}.get(precision, 2) if precision else 1
-    return EngineLayer(name, str(told["op_name"]), "", precision, "x".join(map(str, sizes)), weights // width)
+    return EngineLayer(name, str(facts["op_name"]), "", precision, "x".join(map(str, sizes)), weights // width)

@@ -1,4 +1,4 @@
-"""Artifact → `LayerProfile`: which layers and kernels take its time. It decides nothing; people look at it."""
+"""Artifact → `LayerProfile`: the layers and kernels that take its time. It is for people, and decides nothing."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 
 class _Measured(NamedTuple):
-    """What the profilers told."""
+    """The profilers' results."""
 
     timed: Timed = Timed((), 0.0)
     functions: tuple[HotFunction, ...] = ()
     profilers: tuple[Tool, ...] = ()
     trace: Trace | None = None
     missing: str = ""
-    """What they did not tell, and why."""
+    """The missing results, and the reason."""
 
 
 def profile_variant(project: Project, variant: Variant) -> LayerProfile:
-    """Run a variant under the profilers that this host has for it, and record what takes its time.
+    """Run a variant under the profilers of this host, and record the layers and kernels that take its time.
 
     Raises:
         RecordError: the artifact or the data are missing.
@@ -60,8 +60,8 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
     """
     key = key_of(project, Step("profile", variant.id))
     artifact = project.artifact(variant)
-    profiling = attempt(lambda: _look(project, artifact), RunError, on_worker=project.on_worker)
-    seen, ending = profiling.result or _Measured(), profiling.ending
+    profiling = attempt(lambda: _profile(project, artifact), RunError, on_worker=project.on_worker)
+    measured, ending = profiling.result or _Measured(), profiling.ending
     done = ending.outcome is Outcome.DONE
     profile = LayerProfile(
         key=key,
@@ -69,17 +69,17 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
         toolchain=tools("torch", "onnxruntime-gpu"),
         variant_id=variant.id,
         outcome=ending.outcome,
-        reason=seen.missing if done else ending.reason,
+        reason=measured.missing if done else ending.reason,
         retryable=ending.retryable,
         device=_device(project, artifact) if done else "",
         batch=batch_of(project, variant) if done else 0,
         runs=RUNS if done else 0,
-        layers=seen.timed.layers,
-        copy_share=seen.timed.copy_share,
-        functions=seen.trace.functions if seen.trace else seen.functions,
-        profilers=(*seen.profilers, *((seen.trace.tool,) if seen.trace else ())),
-        command=seen.trace.command if seen.trace else "",
-        trace=seen.trace.file if seen.trace else None,
+        layers=measured.timed.layers,
+        copy_share=measured.timed.copy_share,
+        functions=measured.trace.functions if measured.trace else measured.functions,
+        profilers=(*measured.profilers, *((measured.trace.tool,) if measured.trace else ())),
+        command=measured.trace.command if measured.trace else "",
+        trace=measured.trace.file if measured.trace else None,
     )
     write_record(project.paths.layers(variant), profile)
     return profile
@@ -90,8 +90,8 @@ def _device(project: Project, artifact: Artifact) -> str:
     return processor() if on_cpu else f"{gpu_of(project, artifact).name}, driver {driver_version()}"
 
 
-def _look(project: Project, artifact: Artifact) -> _Measured:
-    """Profile in a process of its own, which may die of it, while nothing else is timed."""
+def _profile(project: Project, artifact: Artifact) -> _Measured:
+    """Profile in a process of its own, which may crash, while nothing else is timed."""
     variant = artifact.variant
     if artifact.outcome is not Outcome.DONE:
         raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
@@ -100,7 +100,7 @@ def _look(project: Project, artifact: Artifact) -> _Measured:
     on_gpu = variant.target != CPU_TARGET
     gpu = gpu_of(project, artifact) if on_gpu else None
     with exclusive(gpu):
-        seen = run_isolated(
+        measured = run_isolated(
             _on_gpu if on_gpu else _on_cpu,
             project,
             artifact,
@@ -108,11 +108,11 @@ def _look(project: Project, artifact: Artifact) -> _Measured:
             log=project.paths.profile_log(variant),
             rerun=Step("profile", variant.id).command,
         )
-        return seen._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else seen
+        return measured._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else measured
 
 
 def _on_cpu(project: Project, artifact: Artifact) -> _Measured:
-    """ONNX Runtime times its nodes, and torch's profiler its operators."""
+    """Profile on the CPU: ONNX Runtime times its nodes, torch's profiler its operators."""
     variant = artifact.variant
     if variant.backend is not Backend.ONNXRUNTIME:
         with repeated(project, artifact) as run:
@@ -125,13 +125,13 @@ def _on_cpu(project: Project, artifact: Artifact) -> _Measured:
 
 
 def _on_gpu(project: Project, artifact: Artifact) -> _Measured:
-    """An engine's own profiler times its layers; CUPTI the kernels, where Nsight Systems will not."""
+    """Profile on a GPU: an engine's own profiler times its layers, and CUPTI the kernels unless Nsight Systems will."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     cuda.use(gpu_of(project, artifact))
-    seen = _kernels(project, artifact)
+    measured = _kernels(project, artifact)
     if artifact.variant.backend is not Backend.TENSORRT or artifact.built_for is None:
-        return seen
+        return measured
     images = images_of(project, batch_of(project, artifact.variant))
     specialization = project.config.tensorrt.kernel_specialization
     with (
@@ -142,7 +142,7 @@ def _on_gpu(project: Project, artifact: Artifact) -> _Measured:
         session.enqueue_kernels()
         timed = rank_layers(session.time_layers(RUNS))
     tool = Tool(name=f"{artifact.built_for.flavour.value}'s profiler", version=artifact.built_for.version)
-    return seen._replace(timed=timed, profilers=(tool, *seen.profilers))
+    return measured._replace(timed=timed, profilers=(tool, *measured.profilers))
 
 
 def _kernels(project: Project, artifact: Artifact) -> _Measured:
@@ -152,7 +152,7 @@ def _kernels(project: Project, artifact: Artifact) -> _Measured:
         return _Measured(missing="no kernels: neither Nsight Systems nor torch is installed here")
     import torch  # noqa: PLC0415 - hosts that build engines may have none
 
-    torch.cuda.init()  # type: ignore[no-untyped-call]  # CUPTI looks from here on
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # CUPTI records from here on
     with repeated(project, artifact) as run:
         return _Measured(functions=torch_functions(lambda: run(RUNS), on_gpu=True), profilers=(_torch_profiler(),))
 

@@ -1,4 +1,4 @@
-"""An artifact as something to run over and over: what every profiler looks at.
+"""An artifact as a repeatable workload for all profilers.
 
 python -m pipeline.stages.profile.workload CONFIG VARIANT    runs it between the marks that Nsight Systems waits for
 """
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from pipeline.records import Artifact
 
 RUNS = 20
-"""Batches that are profiled."""
+"""The number of profiled batches."""
 _WARM_UP = 5
 
 
 def batch_of(project: Project, variant: Variant) -> int:
-    """Return the batch size that is profiled: what a variant is tuned for, or the first that is timed."""
+    """Return the batch size to profile: the one that a variant is tuned for, or the first timed one."""
     return variant.profile.opt if variant.profile else project.config.timed_batches[0]
 
 
 def images_of(project: Project, batch: int) -> npt.NDArray[np.float32]:
-    """Return validation images as the network takes them, over and over where there are too few."""
+    """Return validation images as the network's input, repeated if there are too few."""
     data = project.data()
     pixels = project.pixels(data.validation)
     return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
@@ -45,9 +45,9 @@ def images_of(project: Project, batch: int) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def repeated(project: Project, artifact: Artifact) -> Iterator[Callable[[int], None]]:
-    """Open an artifact, and yield a function that runs so many batches and waits for them; it has warmed up.
+    """Open an artifact, warm it up, and yield a function that runs a number of batches and waits for them.
 
-    On a GPU the batch already lies there, and no CUDA graph hides the kernels.
+    On a GPU the batch already lies in its memory, and no CUDA graph hides the kernels.
     """
     images = images_of(project, batch_of(project, artifact.variant))
     with _single(project, artifact, images) as (run_one, wait):
@@ -85,7 +85,7 @@ def _single(
 
 
 def main(config: str, variant_id: str) -> None:
-    """Run an artifact on its GPU; CUDA's profiler marks say when it has warmed up and when it is done."""
+    """Run an artifact on its GPU. CUDA's profiler marks enclose the runs after the warm-up."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     project = Project.load(Path(config), stages=())  # records are read here, and no step is run

@@ -1,1 +1,1 @@
-"""Validate."""
+"""Artifacts against the FP32 reference, judged by gates."""

@@ -1,4 +1,4 @@
-"""Artifact × validation batches → `AccuracyReport`, judged by the precision's gate."""
+"""Batch sizes and batches of a validation: which sizes to run, extreme images, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ if TYPE_CHECKING:
 _BATCH = 32
 
 _LARGEST_BATCH = 64
-"""A larger one shows nothing more, and takes memory."""
+"""A larger batch shows nothing more, and takes memory."""
 _ROWS = 64
-"""How many samples are run at every batch size."""
+"""The number of samples that run at every batch size."""
 _ANY_SIZES = (1, 3, _BATCH)
-"""What is tried of an artifact that takes any batch."""
+"""The batch sizes to try of an artifact that takes any."""
 
 
 class BatchSizes(NamedTuple):
-    """The batch sizes that an artifact is run with."""
+    """The batch sizes that an artifact runs with."""
 
     most: int
-    """For all samples."""
+    """The batch size for all samples."""
     smallest: int
-    """What it takes at least; fewer samples are filled up."""
+    """The smallest batch that the artifact takes; fewer samples are filled up."""
     checked: tuple[int, ...]
-    """For the rows."""
+    """The batch sizes for checks of rows."""
 
 
 def checked_sizes(profile: BatchRange) -> tuple[int, ...]:
-    """Return a profile's smallest, best and largest batch, and an odd one from the middle: kernels like even ones."""
+    """Return a profile's smallest, best and largest batch, and an odd one between: kernels prefer even ones."""
     middle = (profile.min + profile.max) // 2 | 1
     odd = middle if profile.takes(middle) else middle - 2
     return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
 
 
 def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | None) -> BatchSizes:
+    """Return the batch sizes to run a variant with; a profile of None stands for any size."""
     if profile is None:
-        # What tunes itself for every size runs one that is timed, too, and no other.
+        # A backend that tunes itself for every size runs one timed size only.
         timed = [size for size in project.config.timed_batches if size <= _LARGEST_BATCH]
         on_gpu = variant.target != CPU_TARGET
         most = max(timed, default=_BATCH) if on_gpu else _BATCH
@@ -64,13 +65,13 @@ def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | Non
             BatchSizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else BatchSizes(most, 1, _ANY_SIZES)
         )
     most = max(profile.min, min(profile.max, _LARGEST_BATCH))
-    if variant.backend is Backend.TORCH_COMPILE:  # compiled for each size that it sees
+    if variant.backend is Backend.TORCH_COMPILE:  # compiled for each batch size that it runs
         return BatchSizes(most, most, profile.sizes)
     return BatchSizes(most, profile.min, checked_sizes(profile))
 
 
 def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return what no validation set has and a camera may send: all black, all white, and a checkerboard of both.
+    """Return images that no validation set has, but that a camera may send: black, white, and a checkerboard.
 
     Returns:
         uint8 (3, crop, crop, channels).
@@ -86,8 +87,8 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
     Args:
         run: float32 (size, channels, height, width) → float32 (size, classes).
         load: (start, stop) → those samples.
-        reference: (samples, classes).
-        size: of the batches.
+        reference: the reference's logits (samples, classes).
+        size: the batch size.
     """
     count = min(len(reference), max(_ROWS, size))
     logits = run_batches(run, load, count, batch=size, smallest=size)
@@ -108,6 +109,7 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
 
 
 def evaluator(artifact: Artifact, samples: int, total: int) -> str:
+    """Return the library that computes an artifact's logits, with its version, as the report names it."""
     backend = artifact.variant.backend
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
@@ -133,9 +135,10 @@ def run_batches(
     Args:
         run: float32 (batch, channels, height, width) → float32 (batch, classes).
         load: (start, stop) → those samples.
-        samples: how many there are.
-        batch: how many at once.
-        smallest: how many at least; the last batch is filled up by repeating its samples, and cut again.
+        samples: the number of samples.
+        batch: the batch size.
+        smallest: the smallest batch size allowed. The last batch repeats its samples to fill up, and the surplus logits
+            are dropped.
 
     Returns:
         float32 (samples, classes).

@@ -1,4 +1,4 @@
-"""Logits against the reference's → metrics, held against the gate of a precision. Pure."""
+"""Logits and the reference's logits → metrics, compared with the bounds of a precision's gate. Pure."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ if TYPE_CHECKING:
 
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
-"""The quantiser leaves the last product in floating point, in fp8 the first convolution; a network may be short."""
+"""The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
 _Z95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
 _TOP = 5
 _CLASS_SAMPLES = 5
-"""A class with fewer samples says nothing of its own."""
+"""The smallest number of samples for a judgement of a class."""
 _PART_SAMPLES = 1024
-"""How many samples are compared at once: in float64 all of 50,000 would take gigabytes."""
+"""The number of samples compared at once. In float64 all 50,000 would take gigabytes."""
 _PART = 1.1
-"""A part of the samples may lie this much farther from the reference than all of them may."""
+"""The factor by which a part of the samples may exceed the bound on the distance of all."""
 
 
 def executed_precision(
     asked: Precision, layers: tuple[LayerShare, ...], relative_l2: float, strict_l2: float
 ) -> Precision | None:
-    """Return what an engine computed in: the type of most of its convolutions and matrix products.
+    """Return the precision that an engine computed in: the type of most of its convolutions and matrix products.
 
-    TF32 hides among FP32: tensors of both are FP32, and a library that does not name its kernels does not tell. Then
-    the numbers do: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
+    TF32 is hard to tell from FP32: both have FP32 tensors, and some libraries do not name their kernels. Then the
+    numbers
+    decide: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
 
     Args:
-        asked: what was asked for.
-        layers: what the engine's inspector tells; nothing where it has no convolutions.
+        asked: the requested precision.
+        layers: the shares from the engine's inspector; empty without convolutions.
         relative_l2: the distance to the strict FP32 reference.
-        strict_l2: the largest that strict FP32 keeps.
+        strict_l2: the largest distance of strict FP32.
     """
     if not layers:
         return None
@@ -59,15 +60,15 @@ def executed_precision(
 def judge_layers(
     claimed: Precision, layers: tuple[LayerShare, ...], metric: str = "executed precision", left_out: int = 0
 ) -> tuple[GateCheck, ...]:
-    """Hold the share of convolutions and matrix products that multiply in the claimed type against its bound.
+    """Compare the share of convolutions and matrix products in the claimed type with its bound.
 
-    Of a quantised network one may be left out, however short it is: the quantiser leaves the last.
+    A quantised network may have one other layer, however short it is, because the quantiser leaves the last one.
 
     Args:
-        claimed: what most of them shall multiply in.
-        layers: what an inspector or an ONNX file tells.
-        metric: what the check is called.
-        left_out: how many the configuration leaves unquantised, which the bound is not of.
+        claimed: the precision that most of them must multiply in.
+        layers: the shares from an inspector or an ONNX file.
+        metric: the name of the check.
+        left_out: the number of layers that the configuration leaves unquantised. The bound does not count them.
     """
     total = sum(share.layers for share in layers)
     if total == 0:
@@ -96,8 +97,8 @@ def measure(
     Args:
         logits: (samples, classes).
         reference: (samples, classes).
-        labels: class indices (samples,), where there are any.
-        class_names: what the classes are called; None calls them by their numbers.
+        labels: class indices (samples,); None without labels.
+        class_names: the names of the classes; None for their numbers.
 
     Raises:
         RunError: the shapes differ.
@@ -132,7 +133,7 @@ def measure(
 
 
 class _Distances(NamedTuple):
-    """How far samples are from the reference; an array a sample each."""
+    """Distances between samples and the reference, as one array per measure."""
 
     cosines: npt.NDArray[np.float64]
     errors: npt.NDArray[np.float64]
@@ -170,12 +171,12 @@ def relative_l2(logits: Logits, reference: Logits) -> float:
 
 
 def _finite(logits: Logits) -> npt.NDArray[np.float64]:
-    """Where a logit is NaN or infinite the whole sample counts as nothing; JSON has no number for it."""
+    """Return the logits in float64, with 0 for a sample that has a NaN or an infinity: JSON has no number for those."""
     return np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, 0.0).astype(np.float64)
 
 
 def _top(count: int, got: Logits, want: Logits, labels: Labels | None) -> tuple[float | None, float | None]:
-    """Return the share of samples whose label is among the `count` largest logits, and the reference's less that."""
+    """Return the share of samples with their label among the `count` largest logits, and its drop."""
     if labels is None:
         return None, None
     right, before = (_hits(count, logits, labels) for logits in (got, want))
@@ -183,12 +184,12 @@ def _top(count: int, got: Logits, want: Logits, labels: Labels | None) -> tuple[
 
 
 def _drop(before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:
-    """Return by what share the hits went down, exactly: a difference of two shares may miss a bound by 1e-17."""
+    """Return the drop in the share of hits, exactly: a difference of two shares may miss a bound by 1e-17."""
     return (int(before.sum()) - int(right.sum())) / len(before)
 
 
 def _hits(count: int, logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
-    """Return for each sample whether its label's logit is among the `count` largest; of equals the first is.
+    """Return for each sample true if its label's logit is among the `count` largest. The first of equal logits counts.
 
     A sample with a logit that is not finite is no hit.
     """
@@ -201,13 +202,13 @@ def _hits(count: int, logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
 def worst_class(
     got: Logits, want: Logits, labels: Labels, class_names: Sequence[str] | None = None
 ) -> ClassDrop | None:
-    """Return the class whose share of right answers drops most below the reference's; None where all have few samples.
+    """Return the class whose share of right answers drops most from the reference's; None if all have few samples.
 
     Args:
         got: logits (samples, classes).
-        want: the reference's.
+        want: the reference's logits.
         labels: class indices (samples,).
-        class_names: what the classes are called.
+        class_names: the names of the classes.
     """
     drops = []
     right, before = _hits(1, got, labels), _hits(1, want, labels)
@@ -222,11 +223,11 @@ def worst_class(
 
 
 def row_dependence(alone: Logits, among_others: Logits) -> float:
-    """Return how far the farthest row moved: the largest ‖a - b‖ / ‖a‖; a row that is not finite moved by all it is.
+    """Return the largest relative change of a row, ‖a - b‖ / ‖a‖; a row that is not finite counts as zeros.
 
     Args:
         alone: logits (rows, classes).
-        among_others: the same rows', computed in other company.
+        among_others: the same rows' logits, computed beside other rows.
     """
     want, got = _finite(alone), _finite(among_others)
     distances = np.linalg.norm(got - want, axis=1)
@@ -234,7 +235,7 @@ def row_dependence(alone: Logits, among_others: Logits) -> float:
 
 
 def judge_rows(rows: tuple[RowCheck, ...], gate: Gate) -> tuple[GateCheck, ...]:
-    """Hold the worst batch size against the gate: its distance to the reference, and what neighbours do to a row."""
+    """Compare the worst batch size with the gate: the distance to the reference, and the effect of other rows."""
     if not rows:
         return ()
     far = max(rows, key=lambda row: row.reference_l2)
@@ -250,7 +251,7 @@ def judge_rows(rows: tuple[RowCheck, ...], gate: Gate) -> tuple[GateCheck, ...]:
 
 
 def judge_finite(metric: str, logits: Logits | None) -> tuple[GateCheck, ...]:
-    """Hold logits against being finite, where there are any."""
+    """Check that logits are finite; no check without logits."""
     if logits is None:
         return ()
     finite = bool(np.isfinite(logits).all())
@@ -261,8 +262,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Return the Wilson score interval at 95 % of a share (E. B. Wilson, JASA 22, 1927).
 
     Args:
-        successes: from 0 to `trials`.
-        trials: at least 1.
+        successes: a count from 0 to `trials`.
+        trials: a count of at least 1.
     """
     share = successes / trials
     spread = _Z95**2 / trials
@@ -272,7 +273,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def judge(accuracy: Accuracy, gate: Gate, *, require_proof: bool) -> tuple[GateCheck, ...]:
-    """Hold every metric against its bound; the drop in labelled top-1 only where there are labels."""
+    """Compare every metric with its bound; the drop in labelled top-1 only with labels."""
     checks = [
         GateCheck(
             metric="finite outputs", bound="all", value="all" if accuracy.finite else "not all", passed=accuracy.finite

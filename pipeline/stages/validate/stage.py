@@ -60,11 +60,11 @@ _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
 
 
 def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
-    """Run a variant on the validation set, compare with the reference, and judge it.
+    """Run a variant on the validation set, compare it with the reference, and judge it.
 
     Raises:
         RecordError: the artifact or the data are missing.
-        KilledError: on a worker of a farm, somebody has ended the process that ran it.
+        KilledError: on a worker of a farm, something outside has ended the process that ran it.
         StorageError: the report cannot be written.
     """
     key = key_of(project, Step("validate", variant.id))
@@ -79,7 +79,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
 
 
 def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyReport | None:
-    """Return the report of the variant whose engine this one shares: the same file gives the same logits."""
+    """Return the report of the variant that has the same engine: the same file gives the same logits."""
     same = project.artifact(variant).same_as
     other = next((item for item in project.plan.variants if item.id == same), None)
     if other is None:
@@ -109,23 +109,23 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     data = project.data()
     reference = np.load(project.file(data.reference))
     labels = np.load(project.file(data.labels)) if data.labels else None
-    seen = _run(project, artifact)
-    samples = len(seen.logits)
+    outputs = _run(project, artifact)
+    samples = len(outputs.logits)
     names = project.source().class_names
-    accuracy = measure(seen.logits, reference[:samples], None if labels is None else labels[:samples], names)
+    accuracy = measure(outputs.logits, reference[:samples], None if labels is None else labels[:samples], names)
     gates = project.config.gates
-    executed = executed_precision(variant.precision, seen.layers, accuracy.relative_l2, gates.fp32.relative_l2)
+    executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, gates.fp32.relative_l2)
     as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
     claimed = Precision.TF32 if as_tf32 else variant.precision
     gate = gates.of(claimed)
     checks = judge(accuracy, gate, require_proof=gates.require_proof)
     left_out = len(project.onnx(variant.graph).left_unquantized) if variant.graph else 0
-    checks += judge_layers(claimed, seen.layers, left_out=left_out)
-    checks += judge_layers(claimed, seen.graph_layers, "precision in the graph", left_out)
-    checks += judge_rows(seen.rows, gate)
-    checks += judge_finite("finite outputs of extreme images", seen.extremes)
-    if seen.channels_last is not None:
-        distance = relative_l2(seen.channels_last, reference[:samples])
+    checks += judge_layers(claimed, outputs.layers, left_out=left_out)
+    checks += judge_layers(claimed, outputs.graph_layers, "precision in the graph", left_out)
+    checks += judge_rows(outputs.rows, gate)
+    checks += judge_finite("finite outputs of extreme images", outputs.extremes)
+    if outputs.channels_last is not None:
+        distance = relative_l2(outputs.channels_last, reference[:samples])
         passed = distance <= gate.relative_l2
         metric, bound = "relative L2 of images in channels_last", f"≤ {gate.relative_l2:g}"
         checks += (GateCheck(metric=metric, bound=bound, value=f"{distance:.6g}", passed=passed),)
@@ -144,14 +144,14 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         checks=checks,
         proven=accuracy.top1_agreement_low >= gate.top1_agreement,
         executed=executed,
-        layers=seen.layers,
-        rows=seen.rows,
-        device=seen.device,
+        layers=outputs.layers,
+        rows=outputs.rows,
+        device=outputs.device,
     )
 
 
 def _sample(project: Project, number: int) -> str:
-    """Return what a validation sample is called: its number, and its file where the images are of a folder."""
+    """Return the name of a validation sample: its number, and its file if the images come from a folder."""
     names = project.data().names
     if names is None:
         return str(number)
@@ -159,19 +159,19 @@ def _sample(project: Project, number: int) -> str:
 
 
 class _Outputs(NamedTuple):
-    """What runs of an artifact gave."""
+    """The results of running an artifact."""
 
     logits: Logits
-    """Of all samples, or the first of them."""
+    """The logits of all samples, or of the first ones."""
     rows: tuple[RowCheck, ...] = ()
     extremes: Logits | None = None
-    """Of images that no validation set has: see `extreme_images`."""
+    """The logits of images that no validation set has: see `extreme_images`."""
     channels_last: Logits | None = None
-    """The logits where the images lay in channels_last, which only torch's modules on a GPU take."""
+    """The logits for images in channels_last, which only torch modules on a GPU take."""
     layers: tuple[LayerShare, ...] = ()
-    """What an engine's inspector tells."""
+    """The shares from an engine's inspector."""
     graph_layers: tuple[LayerShare, ...] = ()
-    """What an ONNX file says, where nothing tells what was made of it."""
+    """The shares from an ONNX file, for a runtime without an inspector."""
     device: str = ""
 
 
@@ -193,15 +193,15 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
             )
     with open_runner(project, artifact) as run:
         layers = _graph_layers(project, artifact)
-        if backend is Backend.ONNX_REFERENCE:  # numerics only, and slowly: nothing that could be deployed
+        if backend is Backend.ONNX_REFERENCE:  # it shows numerics alone, is slow, and is never deployed
             samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
-            with _telling(_loader(project), "validating", samples) as load:
+            with _with_progress(_loader(project), "validating", samples) as load:
                 return _Outputs(run_batches(run, load, samples), graph_layers=layers)
-        return _look(run, project, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
+        return _run_all(run, project, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
 def _times_kernels(backend: Backend) -> bool:
-    """Return whether a module times kernels when it first runs, for which it needs the GPU to itself."""
+    """Return true if a module times kernels when it first runs, so that it needs the GPU to itself."""
     if backend is not Backend.TORCH_COMPILE:
         return backend is Backend.INDUCTOR
     from pipeline.adapters.torch_tensorrt_builder import (  # noqa: PLC0415 - hosts that run engines have no torch
@@ -212,7 +212,7 @@ def _times_kernels(backend: Backend) -> bool:
 
 
 def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...]:
-    """Return what the convolutions and matrix products of an artifact's ONNX file multiply in; none without one."""
+    """Return the precisions of the convolutions and matrix products in an ONNX file; empty without one."""
     if artifact.variant.graph is None or artifact.file is None:
         return ()
     import onnx  # noqa: PLC0415 - hosts that run engines may have none
@@ -222,19 +222,19 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
     path = project.file(artifact.file)
     try:
         return layer_shares(onnx.load(path))
-    except Exception as exc:  # protobuf's DecodeError, OSError, and what shape inference raises
+    except Exception as exc:  # protobuf's DecodeError, OSError, and the errors of shape inference
         raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
 
 
-def _look(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
+def _run_all(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
     load, samples = _loader(project), data.validation_samples
     reference = np.load(project.file(data.reference))
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes
-    with _telling(load, "validating", samples) as loud:
-        logits = run_batches(run, loud, samples, batch=most, smallest=smallest)
+    with _with_progress(load, "validating", samples) as loading:
+        logits = run_batches(run, loading, samples, batch=most, smallest=smallest)
     return _Outputs(
         logits,
         tuple(check_rows(run, load, reference, size) for size in checked),
@@ -243,7 +243,7 @@ def _look(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
 
 
 def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
-    """Run an engine on its GPU, in a process that may die of it."""
+    """Run an engine on its GPU, in a process that may crash."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     gpu = gpu_of(project, artifact)
@@ -253,12 +253,12 @@ def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
         open_serialized(project, artifact) as engine,
         engine.session(specialization=specialization) as session,
     ):
-        seen = _look(session, project, batch_sizes_of(project, artifact.variant, engine.batches))
-        return seen._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
+        outputs = _run_all(session, project, batch_sizes_of(project, artifact.variant, engine.batches))
+        return outputs._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
 
 
 def _run_module(project: Project, artifact: Artifact) -> _Outputs:
-    """Run a torch module on its GPU with images in both layouts, in a process that may die of it."""
+    """Run a torch module on its GPU with images in both layouts, in a process that may crash."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     gpu = gpu_of(project, artifact)
@@ -266,19 +266,19 @@ def _run_module(project: Project, artifact: Artifact) -> _Outputs:
     sizes = batch_sizes_of(project, artifact.variant, artifact.variant.profile)
     channels_last = None
     with open_module(project, artifact) as session:
-        seen = _look(session, project, sizes)
+        outputs = _run_all(session, project, sizes)
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            with _telling(_loader(project), "validating in channels_last", samples) as load:
+            with _with_progress(_loader(project), "validating in channels_last", samples) as load:
                 channels_last = run_batches(run, load, samples, batch=sizes.most, smallest=sizes.smallest)
         loaded = session.contents()
     if loaded is not None and loaded.segments == 0:
         left = ", ".join(loaded.torch_operators)
         raise RunError(f"{artifact.variant.id} has no TensorRT engine once it is loaded", got=f"in PyTorch: {left}")
-    # What is compiled anew tells no layers: only a build asks for engines that do.
+    # A module compiled from its recipe shows no layers: only a build asks for engines that do.
     known = [contents.layers for contents in (loaded, artifact.module) if contents and contents.layers]
-    return seen._replace(
+    return outputs._replace(
         channels_last=channels_last,
         layers=known[0] if known else (),
         device=f"{gpu.name}, driver {driver_version()}",
@@ -287,21 +287,21 @@ def _run_module(project: Project, artifact: Artifact) -> _Outputs:
 
 def _loader(project: Project) -> Load:
     data = project.data()
-    # Mapped anew each time: what stays mapped counts as this process's memory, and 50,000 images are 7.5 GB.
+    # Mapped again each time: mapped pages count as this process's memory, and 50,000 images take 7.5 GB.
     return lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing)
 
 
 @contextmanager
-def _telling(load: Load, phase: str, samples: int) -> Iterator[Load]:
-    """Hand out what loads samples, and shows how many of them have been asked for."""
+def _with_progress(load: Load, phase: str, samples: int) -> Iterator[Load]:
+    """Yield a loader of samples that shows its progress."""
     with Bars() as bars:
-        told = bars.reporting(phase)
+        progress = bars.reporting(phase)
 
-        def loud(start: int, stop: int) -> Logits:
-            told(start, samples)
+        def loading(start: int, stop: int) -> Logits:
+            progress(start, samples)
             return load(start, stop)
 
-        yield loud
+        yield loading
 
 
 def run(project: Project, variant: Variant, console: Console) -> int:

@@ -16,10 +16,12 @@ from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.benchmark import worker
-from pipeline.stages.benchmark.messages import Ask, Ready, Started, Trouble, Warm
+from pipeline.stages.benchmark.messages import Ask, Ready, Started, Warm
 from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu
+from pipeline.stages.common.outcomes import Ending
 from pipeline.stages.validate import stage
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100, host
@@ -327,8 +329,8 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
         (Clock.HOST, 3),
         (Clock.STREAMS, 3),
     ]
-    assert isinstance(trouble, Trouble)
-    assert not trouble.skipped
+    assert isinstance(trouble, Ending)
+    assert trouble.outcome is Outcome.FAILED
 
 
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:

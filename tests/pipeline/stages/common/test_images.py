@@ -314,7 +314,7 @@ def test_progress_is_told_up_to_the_end(tmp_path: Path) -> None:
     """Whoever wants to know hears how many of how many have been read."""
     told: list[tuple[int, int]] = []
     many(tmp_path / "images", 70).read(
-        SMALL, range(70), tmp_path / "pixels.npy", seen=lambda *counts: told.append(counts)
+        SMALL, range(70), tmp_path / "pixels.npy", on_progress=lambda *counts: told.append(counts)
     )
     assert told == [(64, 70), (70, 70)]
 
@@ -326,7 +326,7 @@ def test_too_many_unreadable_images_fail_early(tmp_path: Path) -> None:
         file.write_bytes(b"")
     told: list[int] = []
     with pytest.raises(DataError, match="5 of 200 images cannot be read"):
-        folder.read(SMALL, range(200), tmp_path / "pixels.npy", seen=lambda done, _: told.append(done))
+        folder.read(SMALL, range(200), tmp_path / "pixels.npy", on_progress=lambda done, _: told.append(done))
     assert told == []
 
 
