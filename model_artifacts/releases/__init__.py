@@ -1,1 +1,1 @@
-"""Releases."""
+"""Releases: verification, archives, signatures, stores, and model repositories for Triton."""

@@ -1,4 +1,7 @@
-"""A release's folder ↔ one .tar.zst: the same bytes from the same files, and only plain files on the way back."""
+"""A release's folder ↔ one .tar.zst.
+
+The same files always give the same bytes. Unpacking accepts plain files only.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,25 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _LEVEL = 10
-"""Engines hardly shrink, ONNX files a little; higher levels take minutes for nothing."""
+"""Zstandard's level. Engines hardly shrink, ONNX files a little; higher levels take minutes for nothing."""
 MAX_BYTES = 64 * 2**30
+"""The most bytes that an archive may unpack to: 64 GiB."""
 MAX_FILES = 100_000
+"""The most files that an archive may hold."""
 _MAX_HEADER_BYTES = 2**20
-"""Of all that may come between two files: a long name, and what fills up blocks."""
+"""The most bytes between the contents of two files: headers, long names and the padding of blocks."""
 
 
 def pack(folder: Path, archive: Path, when: datetime) -> None:
-    """Write a folder as an archive: sorted, of nobody, with one time for all.
+    """Write a folder as an archive, reproducibly: sorted names, no owner, one modification time.
+
+    Args:
+        folder: the folder to pack.
+        archive: the .tar.zst to write.
+        when: the modification time of every file.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the archive cannot be written.
     """
     import zstandard  # noqa: PLC0415 - not installed in deployments
 
@@ -47,10 +57,13 @@ def pack(folder: Path, archive: Path, when: datetime) -> None:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Hand out a release's folder: itself, or what an archive holds, until the block ends.
+    """Yield a release's folder; an archive is unpacked into a temporary folder for the length of the block.
+
+    Args:
+        path: a release's folder or its .tar.zst.
 
     Raises:
-        ReleaseError: it is neither, or the archive holds links, paths that lead out of it, or too much.
+        ReleaseError: `path` is neither, or the archive holds links, paths that lead out of it, or too much data.
     """
     if path.is_dir():
         yield path
@@ -61,10 +74,14 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write what an archive holds into a folder.
+    """Unpack an archive into a folder.
+
+    Args:
+        archive: a .tar.zst.
+        folder: the folder to write to.
 
     Raises:
-        ReleaseError: it is no archive, or it holds links, paths that lead out of it, or too much.
+        ReleaseError: the file is no archive, or it holds links, paths that lead out of it, or too much data.
     """
     import zstandard  # noqa: PLC0415 - not installed in deployments
 
@@ -79,28 +96,34 @@ def unpack(archive: Path, folder: Path) -> None:
                 total += member.size
                 path = PurePosixPath(member.name)
                 if not member.isreg() or path.is_absolute() or ".." in path.parts:
-                    raise ReleaseError(f"{archive} holds something that is no plain file in it: {member.name}")
+                    raise ReleaseError(
+                        f"{archive} holds a link, a special file or a path that leads out of it", got=member.name
+                    )
                 if number >= MAX_FILES or total > MAX_BYTES:
                     raise _too_much(archive)
                 stream.left = member.size + _MAX_HEADER_BYTES
                 tar.extract(member, folder, filter="data")
     except (tarfile.TarError, zstandard.ZstdError, OSError, EOFError, RecursionError) as exc:
         raise ReleaseError(
-            f"{archive} cannot be unpacked", expected="a .tar.zst of a release", got=one_line(exc)
+            f"{archive} cannot be unpacked", expected="the .tar.zst of a release", got=one_line(exc)
         ) from exc
 
 
 class _Bounded:
-    """A stream that ends in an error where more comes than was announced: tarfile reads headers of any size."""
+    """A stream that fails once it gives more bytes than announced, because tarfile reads headers of any size."""
 
     def __init__(self, stream: IO[bytes], archive: Path) -> None:
         self._stream = stream
         self._archive = archive
         self.left = _MAX_HEADER_BYTES
-        """How many bytes may come."""
+        """The number of bytes that it may still give."""
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes."""
+        """Return at most `count` of the next bytes.
+
+        Raises:
+            ReleaseError: the stream has given more bytes than announced.
+        """
         data = self._stream.read(count)
         self.left -= len(data)
         if self.left < 0:
@@ -109,4 +132,6 @@ class _Bounded:
 
 
 def _too_much(archive: Path) -> ReleaseError:
-    return ReleaseError(f"{archive} holds more than a release has: {MAX_FILES:,} files, 64 GiB, names of some bytes")
+    return ReleaseError(
+        f"{archive} holds more than a release may", expected=f"at most {MAX_FILES:,} files and 64 GiB, with short names"
+    )

@@ -1,4 +1,4 @@
-"""A folder that is filled beside the one that it replaces, and takes its place in one step."""
+"""Staging folder of a pull: filled beside the folder that it replaces, then swapped in one step."""
 
 from __future__ import annotations
 
@@ -22,47 +22,58 @@ if TYPE_CHECKING:
 
 
 class Staged:
-    """A release that is not installed yet."""
+    """A release before its installation."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
-        """Where its files lie until then."""
+        """Folder of its files until then."""
         self._folder = folder
 
     def has(self, file: FileRecord) -> bool:
-        """Return whether a file is there, or was installed already; another one in its place goes."""
-        mine = self.path / file.path
-        if not mine.is_file() and _is(old := self._folder / file.path, file):
-            mine.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(old, mine)
-        if _is(mine, file):
+        """Return True if a file is staged; take it from the installed release if it has the same.
+
+        A staged file with another size or digest is removed.
+        """
+        staged_file = self.path / file.path
+        if not staged_file.is_file() and _matches(old := self._folder / file.path, file):
+            staged_file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old, staged_file)
+        if _matches(staged_file, file):
             return True
-        mine.unlink(missing_ok=True)
+        staged_file.unlink(missing_ok=True)
         return False
 
     def keep_only(self, paths: Collection[str]) -> None:
-        """Remove what an earlier try has left of other files."""
+        """Remove other files that an earlier pull left.
+
+        Args:
+            paths: the paths to keep, below the release's folder.
+        """
         for path in list(self.path.rglob("*")):
             if path.is_file() and path.relative_to(self.path).as_posix() not in paths:
                 path.unlink()
 
     def install(self) -> None:
-        """Take the folder's place; what was there before is removed after that."""
+        """Replace the folder in one step, then remove its former contents.
+
+        Raises:
+            OSError: the folder cannot be replaced; it is unchanged.
+        """
         replace_folder(self.path, self._folder)
 
 
 @contextmanager
 def staged(folder: Path, digest: str) -> Iterator[Staged]:
-    """Hand out a place to fill, with what an earlier try has left there of the same release.
+    """Yield a staging folder, which still holds the files of an interrupted pull of the same release.
 
-    When a release turns out not to be what it says, the place goes; whatever else fails, it stays to be gone on with.
+    It is removed if the release fails its verification. After any other failure it stays for the next pull.
 
     Args:
-        folder: what it is going to replace.
-        digest: the release's.
+        folder: the folder to replace.
+        digest: the release's SHA-256.
 
     Raises:
-        StoreError: the folder holds something else than a release, or another process works on the same.
+        StoreError: the folder holds other files than a release's, or another process pulls the same release into it.
         StorageError: the folder cannot be written.
     """
     folder = folder.resolve()
@@ -88,25 +99,25 @@ def _alone(place: Path, folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise StoreError(f"another pull into {folder} is running", fix="wait for it, or stop it") from exc
+            raise StoreError(f"another pull into {folder} is running", fix="wait for it or stop it") from exc
         yield
     finally:
         os.close(handle)
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace what was not pulled."""
-    fix = "name a new folder, or one that was pulled into before"
+    """Raise `StoreError` if the folder holds files that no pull wrote."""
+    fix = "name a new folder, or the folder of an earlier pull"
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is no folder", fix=fix)
     ours = release_paths(folder) if (folder / SUMS).is_file() else set()
     for path in folder.rglob("*"):
         if not path.is_dir() and (name := path.relative_to(folder).as_posix()) not in ours:
-            raise StoreError(f"{folder} holds what no pull has put there", got=name, fix=fix)
+            raise StoreError(f"{folder} holds a file that no pull wrote; the folder is kept", got=name, fix=fix)
 
 
-def _is(path: Path, file: FileRecord) -> bool:
-    """Return whether a path is a file, no link, and what a record says of it."""
+def _matches(path: Path, file: FileRecord) -> bool:
+    """Return True if a path is a plain file, no link, with a record's size and digest."""
     if path.is_symlink() or not path.is_file():
         return False
     return path.stat().st_size == file.bytes and sha256_of(path) == file.sha256

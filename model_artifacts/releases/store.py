@@ -1,32 +1,34 @@
-"""Releases ↔ a store: a folder, S3, Google Cloud Storage, or any web server to pull from.
+"""Releases ↔ a store: a folder, S3, Google Cloud Storage, or a web server to pull from.
 
-    blobs/<first two digits>/<SHA-256>   the files, each once, whichever releases have them
-    releases/<SHA-256>.json              what a release consists of; its name is its own digest
-    tags/<name>.json                     which release a name stands for: the only objects that change
-
-A release is listed after its files are there, and a tag moves after that: readers never see half of one. What is pulled
-is checked byte by byte, verified as `verify` does, and takes its folder's place in one step.
+A push writes a release's files first, then its listing, then the tags, so that readers never get a part of a release.
+A pull checks every file's digest, verifies the release as `verify` does, and replaces its folder in one step.
+`listings` describes the objects.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-from pydantic import ValidationError
 
 from model_artifacts.deployment.loading import read_manifest, this_host
 from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import StoreError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import LATEST, StoredRelease, StoreTag
-from model_artifacts.releases.archive import MAX_BYTES, unpacked
+from model_artifacts.records import LATEST, StoredRelease
+from model_artifacts.releases.archive import unpacked
+from model_artifacts.releases.listings import (
+    check_tag,
+    digest_of,
+    listing_path,
+    reachable_paths,
+    read_listing,
+    tag_names,
+    write_tag,
+)
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from model_artifacts.releases.staging import staged
 from model_artifacts.releases.verification import EVIDENCE, check_release, entry_files, verify_release
@@ -44,65 +46,65 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _AT_ONCE = 8
-_MAX_LISTING_BYTES = 64 * 2**20
-_MAX_TAG_BYTES = 4096
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+"""Number of concurrent transfers."""
 
 
 class Pushed(NamedTuple):
-    """What a push did."""
+    """Result of a push."""
 
     release: StoredRelease
     digest: str
+    """SHA-256 of the release's listing."""
     sent: tuple[FileRecord, ...]
-    """The others were there."""
+    """Files that the store did not have yet."""
 
 
 class Pulled(NamedTuple):
-    """What a pull did."""
+    """Result of a pull."""
 
     release: StoredRelease
     digest: str
+    """SHA-256 of the release's listing."""
     fetched: tuple[FileRecord, ...]
-    """The others were taken from what was installed before, or are not for this host."""
+    """Files from the store; the others were installed already, or are not for this host."""
     entry: ManifestEntry | None
-    """The one that was pulled, where it was for one host."""
+    """The artifact of a pull for one host; None for a whole release."""
 
 
 class StoredTag(NamedTuple):
-    """A name, and the digest of the release that it stands for."""
+    """A tag with its release's digest."""
 
     name: str
     release: str
 
 
 class Garbage(NamedTuple):
-    """What no tag of a store reaches."""
+    """Objects that no tag of a store reaches."""
 
     paths: tuple[str, ...]
+    """Paths of those older than the grace period."""
     young: int
-    """How many more were left because they are too new: of a push that goes on, perhaps."""
+    """Number of younger ones, which a running push may still need."""
 
 
 def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: bool = False) -> Pushed:
-    """Put a release into a store, and then let tags stand for it.
+    """Verify a release, copy it to a store, then move tags to it.
 
     Args:
-        url: the store.
-        release: a release's folder or archive, which is verified first.
-        tags: the names to move.
-        again: send also what is there already.
+        url: the store's URL, or a folder.
+        release: the release's folder or archive.
+        tags: the names of the tags to move or create.
+        again: True also sends files that the store has already.
 
     Raises:
-        ReleaseError: the release is not what it says it is.
-        StoreError: the store cannot be reached, or not be written.
-        StorageError: the same, of a folder.
+        ReleaseError: the release fails its verification.
+        StoreError: the store cannot be reached or written, or a tag's name is not valid.
+        StorageError: the store is a folder and cannot be written.
     """
     store = ObjectStore(url)
     store.demand_writable()
     for tag in tags:
-        _check_tag(tag)
+        check_tag(tag)
     with unpacked(release) as folder:
         verify_release(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -113,25 +115,25 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
         _send(store, folder, missing)
         text = listing.to_json().encode()
         digest = hashlib.sha256(text).hexdigest()
-        store.write(_listing(digest), text)
+        store.write(listing_path(digest), text)
         for tag in tags:
-            store.write(_tag(tag), StoreTag(release=digest).to_json().encode())
-        # Garbage that was collected meanwhile, by tags of before, may be what was there; from here on, tags reach it.
+            write_tag(store, tag, digest)
+        # A garbage collection by the former tags may have removed files meanwhile. From here on, tags reach them.
         _send(store, folder, _missing(store, different))
-        if store.size(_listing(digest)) is None:
-            store.write(_listing(digest), text)
+        if store.size(listing_path(digest)) is None:
+            store.write(listing_path(digest), text)
     return Pushed(listing, digest, tuple(missing))
 
 
 def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord]:
-    """Return which files a store does not have in their size."""
+    """Return the files that a store lacks, or has in another size."""
     sizes = _at_once(lambda file: store.size(blob_path(file.sha256)), files)
     return [file for file, size in zip(files, sizes, strict=True) if size != file.bytes]
 
 
 def _send(store: ObjectStore, folder: Path, files: Sequence[FileRecord]) -> None:
-    with _Progress("pushing", files) as told:
-        _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, told), files)
+    with _Progress("pushing", files) as report:
+        _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files)
 
 
 def pull(
@@ -141,27 +143,27 @@ def pull(
     verifier: Verifier | None = None,
     for_host: Requirements | None = None,
 ) -> Pulled:
-    """Install a release of a store in a folder: verified first, and then in one step.
+    """Fetch a release from a store, verify it, then install it in one step.
 
-    What was installed before stays until then, whatever goes wrong. What a broken pull has fetched, the next one uses.
+    An earlier release in the folder stays until then, and stays if anything fails. An interrupted pull is resumed.
 
     Args:
-        url: the store.
-        folder: what becomes the release; what is there must be one that was pulled before, or empty.
+        url: the store's URL, or a folder.
+        folder: the folder to install to: absent, empty, or the folder of an earlier pull.
         name: a tag, or a release's SHA-256.
-        verifier: whose signature is demanded; None demands none, and then nobody vouches for what is pulled.
-        for_host: take only the artifact that `resolve` picks for this host by such a requirements, beside the evidence; None
-            takes everything.
+        verifier: the required signature; None checks no signature, so that the release's origin stays unproven.
+        for_host: the requirements by which `resolve` chooses the only artifact to fetch, beside the evidence; None
+            fetches all artifacts.
 
     Raises:
-        ReleaseError: it is not what it says it is, or the signature that is demanded is missing or another's.
+        ReleaseError: the release fails its verification, or the signature is missing or another signer's.
         ResolveError: no artifact suits this host.
-        StoreError: the store cannot be reached, or what it holds is damaged or leads out of the folder.
+        StoreError: the store cannot be reached, or its objects are missing, damaged or would leave the folder.
         StorageError: the folder cannot be written.
     """
     store = ObjectStore(url)
-    digest = _digest_of(store, name)
-    listing = _read_listing(store, digest)
+    digest = digest_of(store, name)
+    listing = read_listing(store, digest)
     with staged(folder, digest) as place:
         files = _Files(store, listing, place)
         wanted = {file.path for file in listing.files}
@@ -179,30 +181,41 @@ def pull(
 
 
 class _Files:
-    """Fetches the files of a release into a folder; remembers which."""
+    """Files of a release, fetched into a staging folder."""
 
     def __init__(self, store: ObjectStore, listing: StoredRelease, place: Staged) -> None:
         self._store = store
         self._by_path = {file.path: file for file in listing.files}
         self._place = place
         self.fetched: list[FileRecord] = []
+        """Files fetched from the store so far."""
 
     def fetch(self, paths: Iterable[str]) -> None:
-        """Fetch those that are not there yet."""
+        """Fetch the files that are not staged yet.
+
+        Raises:
+            StoreError: an object is missing or damaged, or the store cannot be reached.
+            StorageError: a file cannot be written.
+        """
         files = [self._by_path[path] for path in sorted(paths) if path in self._by_path]
         missing = [file for file in files if not self._place.has(file)]
-        with _Progress("pulling", missing) as told:
-            _at_once(lambda file: self._fetch(file, told), missing)
+        with _Progress("pulling", missing) as report:
+            _at_once(lambda file: self._fetch(file, report), missing)
         self.fetched += missing
 
-    def _fetch(self, file: FileRecord, told: Callable[[int], None]) -> None:
-        fix = "run this again; where it stays so, push the release again with --again"
-        self._store.fetch(blob_path(file.sha256), file, self._place.path / file.path, told, fix)
+    def _fetch(self, file: FileRecord, report: Callable[[int], None]) -> None:
+        fix = "pull again; if that fails, too, push the release again with --again"
+        self._store.fetch(blob_path(file.sha256), file, self._place.path / file.path, report, fix)
 
     def of_entry(self, entry: ManifestEntry) -> set[str]:
-        """Return the paths of an artifact's files, of which some are named by others."""
+        """Return the paths of an artifact's files, and fetch its own file, which may name others.
+
+        Raises:
+            StoreError: the release lacks the artifact's file, or the file cannot be fetched.
+            RecordError: a recipe is damaged.
+        """
         if entry.file is None or entry.file.path not in self._by_path:
-            raise StoreError(f"the release does not have the file of {entry.id}", fix="do not use it")
+            raise StoreError(f"the release has no file of {entry.id}", fix="do not use it")
         self.fetch([entry.file.path])
         return {file.path for file in entry_files(entry, self._place.path)} & self._by_path.keys()
 
@@ -214,130 +227,67 @@ def read_tags(url: str) -> tuple[StoredTag, ...]:
         StoreError: the store cannot be reached or listed, or a tag is damaged.
     """
     store = ObjectStore(url)
-    return tuple(StoredTag(name, _digest_of(store, name)) for name in _tag_names(store))
-
-
-def _tag_names(store: ObjectStore) -> list[str]:
-    """Return the tags that a store has; what a push that was killed has left of one is none."""
-    names = [PurePosixPath(item.path).stem for item in store.objects("tags")]
-    return [name for name in names if _is_tag(name)]
+    return tuple(StoredTag(name, digest_of(store, name)) for name in tag_names(store))
 
 
 def move_tag(url: str, tag: str, to: str) -> str:
-    """Let a tag stand for a release that is there, and return the release's digest.
+    """Move a tag to a release of the store, or create it.
 
     Args:
-        url: the store.
-        tag: the name to move, or to make.
+        url: the store's URL, or a folder.
+        tag: the tag's name.
         to: another tag, or a release's SHA-256.
 
+    Returns:
+        the release's digest.
+
     Raises:
-        StoreError: there is no such release, or the store cannot be reached or written.
+        StoreError: there is no such release, the tag's name is not valid, or the store cannot be reached or written.
+        StorageError: the store is a folder and cannot be written.
     """
     store = ObjectStore(url)
     store.demand_writable()
-    _check_tag(tag)
-    digest = _digest_of(store, to)
-    _read_listing(store, digest)
-    store.write(_tag(tag), StoreTag(release=digest).to_json().encode())
+    check_tag(tag)
+    digest = digest_of(store, to)
+    read_listing(store, digest)
+    write_tag(store, tag, digest)
     return digest
 
 
 def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garbage:
-    """Return, or delete, what no tag of a store reaches, and nothing that is younger than a grace.
+    """List, and optionally delete, the objects that no tag reaches and that are older than a grace period.
 
     Args:
-        url: the store.
-        grace: a push writes its files before its tag; they are not garbage.
-        delete: whether it goes; once deleted, a release can no longer be pulled by its digest.
+        url: the store's URL, or a folder.
+        grace: the least age of garbage; younger objects may belong to a running push, which writes its tag last.
+        delete: True deletes the garbage. A release without a tag can then no longer be pulled by its digest.
 
     Raises:
-        StoreError: the store cannot be reached or listed, or a tag or a listing is damaged: then nothing is deleted.
-            Or a push has just let a tag stand for what was deleted.
+        StoreError: the store cannot be reached or listed, or a tag or a listing is damaged; nothing is deleted then.
+            Also if a push moved a tag to a deleted object meanwhile.
     """
     store = ObjectStore(url)
     store.demand_writable()
     unreached = [item for folder in ("blobs", "releases") for item in store.objects(folder)]
-    kept = _reached(store)
+    kept = reachable_paths(store)
     unreached = [item for item in unreached if item.path not in kept]
     before = datetime.now(timezone.utc) - grace
     old = [item.path for item in unreached if item.changed and item.changed.astimezone(timezone.utc) < before]
     if delete:
         _at_once(store.remove, old)
-        # A push whose tag moved since sends again what it then finds gone; what it did not find gone is told here.
-        gone = [path for path in _reached(store).intersection(old) if store.size(path) is None]
+        # A push checks its files again after moving its tag. Objects deleted after that check are reported here.
+        gone = [path for path in reachable_paths(store).intersection(old) if store.size(path) is None]
         if gone:
-            what = "a push has let a tag stand for what was just deleted"
-            raise StoreError(what, got=f"{len(gone)} objects, such as {min(gone)}", fix="push that release again")
+            raise StoreError(
+                "a push moved a tag to objects that were just deleted",
+                got=f"{len(gone)} objects, such as {min(gone)}",
+                fix="push that release again",
+            )
     return Garbage(tuple(old), len(unreached) - len(old))
 
 
-def _reached(store: ObjectStore) -> set[str]:
-    """Return the paths of all objects that tags reach."""
-    paths = set()
-    for name in _tag_names(store):
-        digest = _digest_of(store, name)
-        files = _read_listing(store, digest).files
-        paths |= {_listing(digest), *(blob_path(file.sha256) for file in files)}
-    return paths
-
-
-def _digest_of(store: ObjectStore, name: str) -> str:
-    """Return the digest of a release by a tag, or by itself."""
-    if _DIGEST.fullmatch(name):
-        return name
-    _check_tag(name)
-    path = _tag(name)
-    text = store.read(path, _MAX_TAG_BYTES)
-    if text is None:
-        raise StoreError(f"{store.shown} has no tag {name}", fix="`model-artifacts tag URL` lists them")
-    try:
-        return StoreTag.model_validate_json(text).release
-    except ValidationError as exc:
-        raise StoreError(f"{path} of {store.shown} is damaged", fix="move the tag again") from exc
-
-
-def _read_listing(store: ObjectStore, digest: str) -> StoredRelease:
-    """Return what a release consists of, once that is what its digest says."""
-    path = _listing(digest)
-    text = store.read(path, _MAX_LISTING_BYTES)
-    if text is None:
-        raise StoreError(f"{store.shown} has no release {digest}", fix="`model-artifacts tag URL` lists what there is")
-    got = hashlib.sha256(text).hexdigest()
-    if got != digest:
-        raise StoreError(f"{path} of {store.shown} is damaged", expected=f"SHA-256 {digest}", got=f"SHA-256 {got}")
-    try:
-        listing = StoredRelease.model_validate_json(text)
-    except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        raise StoreError(f"{path} of {store.shown} lists no release", got=first["msg"], fix="do not use it") from exc
-    if listing.total_bytes > MAX_BYTES:
-        expected = f"at most {MAX_BYTES:,} bytes"
-        raise StoreError(f"{listing.name} is too large", expected=expected, got=f"{listing.total_bytes:,} bytes")
-    return listing
-
-
-def _is_tag(name: str) -> bool:
-    return bool(_TAG.fullmatch(name)) and not _DIGEST.fullmatch(name)
-
-
-def _check_tag(name: str) -> None:
-    if not _is_tag(name):
-        raise StoreError(
-            f"{name!r} is no name for a tag", expected="letters, digits, `.`, `_` and `-`, 128 at most, and no digest"
-        )
-
-
-def _listing(digest: str) -> str:
-    return f"releases/{digest}.json"
-
-
-def _tag(name: str) -> str:
-    return f"tags/{name}.json"
-
-
 def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do something with each of many things, several at a time; the first failure ends it."""
+    """Call a function with every item, several at a time; the first failure cancels the rest and is raised."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -348,7 +298,7 @@ def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 class _Progress:
-    """A bar of megabytes, which several threads move. A context manager."""
+    """A progress bar in MB for several threads; a context manager that yields the function to report bytes to."""
 
     def __init__(self, doing: str, files: Iterable[FileRecord]) -> None:
         self._phase = f"{doing}, MB"

@@ -1,8 +1,6 @@
-"""A finished build → one folder and one archive that deployments take: only what may be deployed, with its evidence.
+"""Verification of a release: its files against SHA256SUMS, the manifest, the evidence and the signature.
 
-`<artifacts>/release/<model>-<commit>/` holds the manifest of what is in it, the files at their places, the report, a
-CycloneDX bill of materials, in-toto provenance (SLSA v1), the licences of what made it, SHA256SUMS, and, with a key, an
-OpenSSF model signature over all of that.
+A release's folder holds the manifest, the artifacts' files at the manifest's paths, and the files of `EVIDENCE`.
 """
 
 from __future__ import annotations
@@ -27,31 +25,34 @@ if TYPE_CHECKING:
 MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
 BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
 EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
-"""What every release has beside its artifacts' files."""
-_TAKE_AGAIN = "take the release from where it was made again"
+"""A release's files beside those of its artifacts: all required but the signature."""
+_COPY_AGAIN = "copy or pull the release again"
 
 
 def latest_release(releases: Path) -> Path:
-    """Return the folder of the release that was made last.
+    """Return the newest release's folder, by the modification time of its SHA256SUMS.
+
+    Args:
+        releases: the folder of a build's releases, `<artifacts>/release`.
 
     Raises:
-        ReleaseError: there is none.
+        ReleaseError: the folder holds no release.
     """
-    made = [path.parent for path in releases.glob(f"*/{SUMS}")]
-    if not made:
+    folders = [path.parent for path in releases.glob(f"*/{SUMS}")]
+    if not folders:
         raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
-    return max(made, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
+    return max(folders, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
 
 
 def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
-    """Return the files that an artifact consists of.
+    """Return an artifact's files: its own, its runtime cache, and the weights that a recipe names.
 
     Args:
-        entry: as the manifest has it.
-        root: the folder that holds the artifact's own file, which may name others.
+        entry: the artifact's entry of the manifest.
+        root: the folder of the manifest, in which the artifact's own file must lie.
 
     Raises:
-        RecordError: that file is damaged.
+        RecordError: a recipe is missing or damaged.
     """
     files = [file for file in (entry.file, entry.runtime_cache) if file]
     if entry.kind is Backend.TORCH_COMPILE and entry.file:
@@ -60,32 +61,32 @@ def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a release by name, but for those that tell of all others.
+    """Return the SHA-256 of a release's files by name, without SHA256SUMS and the signature.
 
     Raises:
-        ReleaseError: there is a link, whose target may change.
+        ReleaseError: the folder holds a link, whose target could change.
     """
     paths = sorted(folder.rglob("*"))
     for link in (path for path in paths if path.is_symlink()):
-        raise ReleaseError(f"{link.relative_to(folder)} is a link, and a release holds files alone")
+        raise ReleaseError(f"{link.relative_to(folder)} is a link; a release holds plain files only")
     names = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
 
 
 def verify_release(path: Path, verifier: Verifier | None = None, *, partial: bool = False) -> Manifest:
-    """Check a release folder, or an archive, against everything that it says of itself.
+    """Check a release against its SHA256SUMS, manifest and evidence, and optionally its signature.
 
     Args:
-        path: the folder, or the .tar.zst.
-        verifier: whose signature is demanded; None demands none, and then nobody vouches for it.
-        partial: files of artifacts may be missing, as they are after a pull for one host.
+        path: the release's folder, or its .tar.zst.
+        verifier: the required signature; None checks no signature, so that the release's origin stays unproven.
+        partial: True allows missing files of artifacts, as after a pull for one host.
 
     Returns:
-        its manifest.
+        the release's manifest.
 
     Raises:
-        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
-        RecordError: the manifest is damaged.
+        ReleaseError: a file differs, is missing or is not listed, or the signature is missing or another signer's.
+        RecordError: the manifest is missing or damaged.
     """
     with unpacked(path) as folder:
         return check_release(folder, verifier, partial=partial)
@@ -94,29 +95,37 @@ def verify_release(path: Path, verifier: Verifier | None = None, *, partial: boo
 def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> Manifest:
     """Check a release's folder, as `verify_release` does.
 
+    Args:
+        folder: the release's folder.
+        verifier: the required signature; None checks no signature.
+        partial: True allows missing files of artifacts.
+
+    Returns:
+        the release's manifest.
+
     Raises:
-        ReleaseError: something differs, is missing, or is too much; or the signature is missing or another's.
-        RecordError: the manifest is damaged.
+        ReleaseError: a file differs, is missing or is not listed, or the signature is missing or another signer's.
+        RecordError: the manifest is missing or damaged.
     """
-    listed, found = _listed(folder), sums_of(folder)
-    absent = {name: digest for name, digest in listed.items() if name not in found} if partial else {}
+    listed, present = _listed(folder), sums_of(folder)
+    absent = {name: digest for name, digest in listed.items() if name not in present} if partial else {}
     for name in sorted(EVIDENCE - {SUMS, SIGNATURE} - listed.keys()):
-        raise ReleaseError(f"the release has no {name}", expected=f"{SUMS} lists it", fix=_TAKE_AGAIN)
+        raise ReleaseError(f"the release has no {name}", expected=f"{name} listed in {SUMS}", fix=_COPY_AGAIN)
     if verifier:
         verifier.verify(folder, absent)
-    for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name) and (name not in absent or name in EVIDENCE):
+    for name in sorted(listed.keys() | present.keys()):
+        if listed.get(name) != present.get(name) and (name not in absent or name in EVIDENCE):
             raise ReleaseError(
-                f"{name} is not what {SUMS} says",
+                f"{name} does not match {SUMS}",
                 expected=listed.get(name, "no such file"),
-                got=found.get(name, "no such file"),
+                got=present.get(name, "no such file"),
             )
-    manifest = read_record(folder / MANIFEST, Manifest, fix=_TAKE_AGAIN)
+    manifest = read_record(folder / MANIFEST, Manifest, fix=_COPY_AGAIN)
     for entry in manifest.artifacts:
         for file in (entry.file, entry.runtime_cache):
             if file and listed.get(file.path) != file.sha256:
                 raise ReleaseError(
-                    f"{entry.id}: {file.path} is not what the manifest says",
+                    f"{entry.id}: {file.path} does not match the manifest",
                     expected=f"SHA-256 {file.sha256}",
                     got=listed.get(file.path, "no such file in the release"),
                 )
@@ -128,21 +137,21 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ReleaseError(f"{path.name} cannot be read", got=one_line(exc), fix=_TAKE_AGAIN) from exc
+        raise ReleaseError(f"{path.name} cannot be read", got=one_line(exc), fix=_COPY_AGAIN) from exc
 
 
 def release_paths(folder: Path) -> set[str]:
-    """Return the paths below a release's folder that its files have, whether or not they are there.
+    """Return the paths of a release's files below its folder, missing ones included.
 
     Raises:
-        ReleaseError: there is no SHA256SUMS.
+        ReleaseError: SHA256SUMS is missing or cannot be read.
     """
     return _listed(folder).keys() | {SUMS, SIGNATURE}
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Return the digests that SHA256SUMS lists, by name."""
+    """Return the SHA-256 of the files that SHA256SUMS lists, by name."""
     if not (folder / SUMS).is_file():
-        raise ReleaseError(f"{SUMS} is missing", fix=_TAKE_AGAIN)
+        raise ReleaseError(f"{SUMS} is missing", fix=_COPY_AGAIN)
     lines = (line.partition("  ") for line in _text(folder / SUMS).splitlines())
     return {name: digest for digest, _, name in lines}

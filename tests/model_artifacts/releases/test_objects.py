@@ -30,13 +30,13 @@ def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path, released:
 
 def test_other_kinds_of_urls_are_refused() -> None:
     """The message names the kind of URL and the supported kinds."""
-    with pytest.raises(StoreError, match=r"(?s)is no store that this can use.*s3://.*got:      ftp://"):
+    with pytest.raises(StoreError, match=r"(?s)is no supported store.*s3://.*got:      ftp://"):
         ObjectStore("ftp://somewhere/models")
 
 
 def test_a_package_that_is_missing_is_named() -> None:
     """The message names the package that a Google Cloud Storage URL needs."""
-    with pytest.raises(StoreError, match=r"(?s)takes a package.*gcsfs"):
+    with pytest.raises(StoreError, match=r"(?s)needs a package.*gcsfs"):
         ObjectStore("gs://bucket/models")
 
 

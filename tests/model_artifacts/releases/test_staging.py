@@ -64,12 +64,12 @@ def test_a_folder_that_was_not_pulled_is_not_replaced(store: Path, released: Rel
     push(str(store), released.folder)
     build = released.folder.parent.parent
     before = listing(build)
-    with pytest.raises(StoreError, match="holds what no pull has put there"):
+    with pytest.raises(StoreError, match="holds a file that no pull wrote"):
         pull(str(store), build)
     assert listing(build) == before
     pull(str(store), tmp_path / "models")
     (tmp_path / "models/notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"(?s)holds what no pull has put there.*notes\.txt"):
+    with pytest.raises(StoreError, match=r"(?s)holds a file that no pull wrote.*notes\.txt"):
         pull(str(store), tmp_path / "models")
     with pytest.raises(StoreError, match="is no folder"):
         pull(str(store), tmp_path / "models/notes.txt")
@@ -115,7 +115,7 @@ def test_what_a_broken_pull_has_left_damaged_is_fetched_again(store: Path, relea
     place.mkdir()
     (place / "manifest.json.part").write_bytes(b"rubbish")
     (place / "report.html").write_bytes(b"rubbish")
-    with pytest.raises(StoreError, match=r"manifest\.json is not what was listed"):
+    with pytest.raises(StoreError, match=r"manifest\.json differs from its listed digest"):
         pull(str(store), tmp_path / "models")
     pull(str(store), tmp_path / "models")
     assert listing(tmp_path / "models") == listing(released.folder)

@@ -172,7 +172,7 @@ def at(path: str) -> Callable[[dict[str, Any]], object]:
 DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
     "a flipped byte of an artifact": (
         lambda store, made: flip(blob_of(store, made.manifest.artifacts[0].file)),
-        "is not what was listed",
+        "differs from its listed digest",
     ),
     "a missing blob": (
         lambda store, made: blob_of(store, made.manifest.artifacts[0].file).unlink(),
@@ -180,11 +180,11 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
     ),
     "a blob cut short": (
         lambda store, made: blob_of(store, made.manifest.artifacts[0].file).write_bytes(b"short"),
-        "is not what was listed",
+        "differs from its listed digest",
     ),
     "a blob that goes on": (
         lambda store, made: blob_of(store, made.manifest.artifacts[0].file).write_bytes(bytes(10**7)),
-        "is not what was listed",
+        "differs from its listed digest",
     ),
     "a flipped byte of the listing": (
         lambda store, _: flip(next((store / "releases").iterdir())),
@@ -201,9 +201,9 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
         lambda store, _: relist(
             store, lambda said: said["files"].append({**said["files"][0], "path": "zzz/extra.bin"})
         ),
-        "zzz/extra.bin is not what SHA256SUMS says",
+        "zzz/extra.bin does not match SHA256SUMS",
     ),
-    "a file too few": (lambda store, _: relist(store, lambda said: said["files"].pop()), "SHA256SUMS says"),
+    "a file too few": (lambda store, _: relist(store, lambda said: said["files"].pop()), "does not match SHA256SUMS"),
     "more than a release has": (
         lambda store, _: relist(store, lambda said: said["files"][0].update(bytes=2**40)),
         "too large",
@@ -386,7 +386,7 @@ def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
 
     monkeypatch.setattr("model_artifacts.releases.store._AT_ONCE", 1)
     monkeypatch.setattr(ObjectStore, "remove", pushing)
-    with pytest.raises(StoreError, match=r"a tag stand for what was just deleted|has no release"):
+    with pytest.raises(StoreError, match=r"a tag to objects that were just deleted|has no release"):
         collect_garbage(str(store), NOW, delete=True)
 
 
@@ -442,7 +442,7 @@ def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "ab" * 32, "ü"])
 def test_names_that_are_no_tags_are_refused(store: Path, released: Release, name: str) -> None:
     """Invalid names of tags are refused before anything is sent."""
-    with pytest.raises(StoreError, match="is no name for a tag"):
+    with pytest.raises(StoreError, match="is no valid tag"):
         push(str(store), released.folder, [name])
     assert not store.exists()
 

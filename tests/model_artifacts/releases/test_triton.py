@@ -26,7 +26,8 @@ from model_artifacts.records import (
     Status,
     TensorSpec,
 )
-from model_artifacts.releases.triton import Platform, make_repository, plan_models
+from model_artifacts.releases.triton import make_repository
+from model_artifacts.releases.triton_models import Platform, plan_models
 from model_artifacts.releases.verification import verify_release
 from tests.support.deployables import engine
 from tests.support.hosts import H100, L4, TRT10, TRT86
@@ -149,7 +150,7 @@ def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
             plan("stripped", 1.0, settings=(Setting(name="strip_plan", value="true", applied=True),)),
             "without its weights",
         ),
-        (onnx("int8", Graph.INT8, 1), "its int8 places are TensorRT's"),
+        (onnx("int8", Graph.INT8, 1), "its Q/DQ pairs are placed for TensorRT"),
         (onnx("fp32", Graph.FP32, 1, target="sm90-h100"), "without TF32"),
     ],
     ids=lambda item: item.id if isinstance(item, ManifestEntry) else "",
@@ -264,7 +265,7 @@ def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pyte
     found = sorted(path.name for path in (tmp_path / "triton").iterdir())
     assert found == [".model-artifact-pipeline", "tiny-fp16-onnx", "tiny-fp32-onnx", "tiny-int8-cpu-onnx"]
     assert "3 models: " in said
-    assert "its int8 places are TensorRT's" in said
+    assert "its Q/DQ pairs are placed for TensorRT" in said
     config = config_of(tmp_path / "triton/tiny-fp32-onnx")
     assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 2)
     assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_CPU]
@@ -292,7 +293,7 @@ def test_models_of_others_stay(artifacts: Callable[..., Path], tmp_path: Path, *
         make_repository(root, folder)
     (folder / "theirs/1").mkdir(parents=True)
     (folder / "theirs/config.pbtxt").write_text('name: "theirs"')
-    with pytest.raises(TritonError, match=r"(?s)holds what was not written here.*theirs"):
+    with pytest.raises(TritonError, match=r"(?s)holds files that this command did not write.*theirs"):
         make_repository(root, folder)
     assert (folder / "theirs/config.pbtxt").is_file()
 
@@ -308,7 +309,7 @@ def test_a_folder_that_is_no_repository_is_not_replaced(artifacts: Callable[...,
     """Whatever is in it stays."""
     root = artifacts(plan("a", 1.0))
     for folder in (root, root / "manifest.json"):
-        with pytest.raises(TritonError, match="holds what was not written here"):
+        with pytest.raises(TritonError, match="holds files that this command did not write"):
             make_repository(root, folder)
     assert (root / "manifest.json").is_file()
 
@@ -327,7 +328,7 @@ def test_a_damaged_engine_is_not_served(artifacts: Callable[..., Path], tmp_path
 def test_nothing_to_serve_is_an_error_with_the_reasons(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """As with TensorRT-RTX alone."""
     root = artifacts(engine("rtx", 1.0, gpu=None))
-    with pytest.raises(TritonError, match=r"(?s)can serve nothing.*none of TensorRT-RTX"):
+    with pytest.raises(TritonError, match=r"(?s)can serve no artifact.*none of TensorRT-RTX"):
         make_repository(root, tmp_path / "triton")
     assert not (tmp_path / "triton").exists()
 
@@ -350,8 +351,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes": (lambda folder: (folder / "1/model.sm90.plan").write_bytes(b"x"), r"digest of model\.sm90\.plan"),
     "gpu": (lambda folder: replaced(folder, 'key: "9.0"', 'key: "9.1"'), "files by GPU"),
     "sample": (lambda folder: (folder / "warmup/image").write_bytes(b"1234"), "bytes of image"),
-    "syntax": (lambda folder: replaced(folder, "max_batch_size: 8", "max_batch_size: eight"), "is no configuration"),
-    "field": (lambda folder: replaced(folder, "max_batch_size", "maximum_batch_size"), "is no configuration"),
+    "syntax": (
+        lambda folder: replaced(folder, "max_batch_size: 8", "max_batch_size: eight"),
+        "is no valid configuration",
+    ),
+    "field": (lambda folder: replaced(folder, "max_batch_size", "maximum_batch_size"), "is no valid configuration"),
 }
 
 

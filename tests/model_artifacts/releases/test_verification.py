@@ -84,7 +84,7 @@ def test_a_forger_who_keeps_the_sums_right_is_caught_by_the_manifest(released: R
     append(file)
     sums = released.folder / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(before, sha256_of(file)))
-    with pytest.raises(ReleaseError, match=r"fp16\.onnx is not what the manifest says"):
+    with pytest.raises(ReleaseError, match=r"fp16\.onnx does not match the manifest"):
         verify_release(released.folder)
 
 

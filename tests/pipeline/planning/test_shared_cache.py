@@ -181,7 +181,7 @@ def of_the_graph(cache: Path, _: Project) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path, Project], object], str]] = {
-    "other bytes": (flipped, "is not what was listed"),
+    "other bytes": (flipped, "differs from its listed digest"),
     "no bytes": (gone, "there is no such object"),
     "no JSON": (lambda cache, _: listing(cache).write_text("{"), "Invalid JSON"),
     "another step's": (of_the_graph, "names files that are not the step's"),
@@ -240,7 +240,7 @@ def test_a_cache_of_an_unknown_kind_is_an_error(other: Project, capsys: pytest.C
     """A mistake of the configuration is not passed over."""
     other.config_file.write_text(TINY + "cache: ftp://somewhere\n")
     assert run(other, BUILD) == StoreError.exit_code
-    assert "ftp://somewhere is no store" in capsys.readouterr().err
+    assert "ftp://somewhere is no supported store" in capsys.readouterr().err
 
 
 def test_two_checkouts_build_once(checkout: Path, finished: Path, tmp_path: Path) -> None:

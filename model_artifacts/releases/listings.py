@@ -1,0 +1,137 @@
+"""Objects of a store: paths of releases and tags, and their checked reading.
+
+    blobs/<first two digits>/<SHA-256>   files, each stored once for all releases
+    releases/<SHA-256>.json              list of a release's files, named by its own digest
+    tags/<name>.json                     digest of a tag's release
+
+Blobs and listings never change; tags do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from model_artifacts.errors import StoreError
+from model_artifacts.records import StoredRelease, StoreTag
+from model_artifacts.releases.archive import MAX_BYTES
+from model_artifacts.releases.objects import blob_path
+
+if TYPE_CHECKING:
+    from model_artifacts.releases.objects import ObjectStore
+
+_MAX_LISTING_BYTES = 64 * 2**20
+_MAX_TAG_BYTES = 4096
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def listing_path(digest: str) -> str:
+    """Return the path of a release's listing."""
+    return f"releases/{digest}.json"
+
+
+def write_tag(store: ObjectStore, tag: str, digest: str) -> None:
+    """Move a tag to a release, or create it.
+
+    Raises:
+        StoreError: the store cannot be reached or refuses the write.
+        StorageError: the store is a folder and cannot be written.
+    """
+    store.write(_tag_path(tag), StoreTag(release=digest).to_json().encode())
+
+
+def _tag_path(name: str) -> str:
+    return f"tags/{name}.json"
+
+
+def check_tag(name: str) -> None:
+    """Check that a name is valid for a tag.
+
+    Raises:
+        StoreError: the name has other characters, is too long, or looks like a digest.
+    """
+    if not _is_tag(name):
+        raise StoreError(
+            f"{name!r} is no valid tag",
+            expected="at most 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit, and no SHA-256",
+        )
+
+
+def _is_tag(name: str) -> bool:
+    return bool(_TAG.fullmatch(name)) and not _DIGEST.fullmatch(name)
+
+
+def tag_names(store: ObjectStore) -> list[str]:
+    """Return the names of a store's tags; temporary files of a killed push are left out.
+
+    Raises:
+        StoreError: the store cannot be reached or listed.
+    """
+    names = [PurePosixPath(item.path).stem for item in store.objects("tags")]
+    return [name for name in names if _is_tag(name)]
+
+
+def digest_of(store: ObjectStore, name: str) -> str:
+    """Return the digest of a release.
+
+    Args:
+        store: the store.
+        name: a tag, or a release's SHA-256, which is returned unchecked.
+
+    Raises:
+        StoreError: the tag is invalid, missing or damaged, or the store cannot be reached.
+    """
+    if _DIGEST.fullmatch(name):
+        return name
+    check_tag(name)
+    path = _tag_path(name)
+    text = store.read(path, _MAX_TAG_BYTES)
+    if text is None:
+        raise StoreError(f"{store.shown} has no tag {name}", fix="list the tags with `model-artifacts tag URL`")
+    try:
+        return StoreTag.model_validate_json(text).release
+    except ValidationError as exc:
+        raise StoreError(f"{path} of {store.shown} is damaged", fix="move the tag again") from exc
+
+
+def read_listing(store: ObjectStore, digest: str) -> StoredRelease:
+    """Return a release's listing, checked against its digest.
+
+    Raises:
+        StoreError: the listing is missing or damaged, its files are too large, or the store cannot be reached.
+    """
+    path = listing_path(digest)
+    text = store.read(path, _MAX_LISTING_BYTES)
+    if text is None:
+        raise StoreError(f"{store.shown} has no release {digest}", fix="list the tags with `model-artifacts tag URL`")
+    got = hashlib.sha256(text).hexdigest()
+    if got != digest:
+        raise StoreError(f"{path} of {store.shown} is damaged", expected=f"SHA-256 {digest}", got=f"SHA-256 {got}")
+    try:
+        listing = StoredRelease.model_validate_json(text)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        raise StoreError(f"{path} of {store.shown} lists no release", got=first["msg"], fix="do not use it") from exc
+    if listing.total_bytes > MAX_BYTES:
+        expected = f"at most {MAX_BYTES:,} bytes"
+        raise StoreError(f"{listing.name} is too large", expected=expected, got=f"{listing.total_bytes:,} bytes")
+    return listing
+
+
+def reachable_paths(store: ObjectStore) -> set[str]:
+    """Return the paths of all listings and blobs that tags reach.
+
+    Raises:
+        StoreError: the store cannot be reached or listed, or a tag or a listing is missing or damaged.
+    """
+    paths = set()
+    for name in tag_names(store):
+        digest = digest_of(store, name)
+        files = read_listing(store, digest).files
+        paths |= {listing_path(digest), *(blob_path(file.sha256) for file in files)}
+    return paths
