@@ -1,1 +1,1 @@
-"""Data."""
+"""Stage `data`: calibration images, validation images and the FP32 reference."""

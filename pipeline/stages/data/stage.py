@@ -1,4 +1,4 @@
-"""Images → calibration and validation batches, and the FP32 reference's logits (`<model>/data/`)."""
+"""Images → calibration images, validation images and the FP32 reference's logits (`<model>/data/`)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BATCH = 32
 
 
 class _Split(NamedTuple):
-    """Images whose pixels are mapped from the files that they were written to."""
+    """Calibration and validation images, with pixels mapped from their files."""
 
     origin: ImagesOrigin
     detail: str
@@ -53,20 +53,22 @@ class _Split(NamedTuple):
 
 
 def make_data(project: Project, model: nn.Module) -> DataRecord:
-    """Store the images and what the strict FP32 reference says of them.
+    """Store the images and the strict FP32 reference's logits of them.
 
     Args:
         project: the source stage must have run.
-        model: the restored model.
+        model: the restored model, in FP32.
 
     Raises:
-        DataError: the images cannot be had.
+        DataError: the images are missing, too few or unreadable, or the reference gives NaN or infinity.
+        RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
+        NewerRecordError: a newer version of this project wrote the present record.
     """
     source = project.source()
     paths = project.paths
     refuse_newer(paths.data)
-    key = key_of(project, Step("data", project.plan.model))  # before the images that it tells of can change
+    key = key_of(project, Step("data", project.plan.model))  # before the images can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
         split = _split(project.config.data, source, calibration, held_out, bars.reporting("reading images"))
         validation = split.validation
@@ -107,21 +109,21 @@ def reference_logits(
     model: nn.Module,
     pixels: npt.NDArray[np.uint8],
     spec: Preprocessing,
-    seen: Callable[[int, int], None] = lambda _done, _total: None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> npt.NDArray[np.float32]:
     """Run the model strictly in FP32 on the CPU.
 
     Args:
-        model: in FP32.
-        pixels: uint8 (samples, height, width, channels), maybe mapped from disk.
-        spec: how they become the network's input.
-        seen: is told how many of how many are done.
+        model: the network, in FP32.
+        pixels: uint8 (samples, height, width, channels), possibly mapped from disk.
+        spec: the preprocessing from pixels to the network's input.
+        report: receives the number of finished samples and their total after each batch.
 
     Returns:
         float32 (samples, classes).
 
     Raises:
-        DataError: the reference itself gives NaN or infinity.
+        DataError: the reference gives NaN or infinity.
     """
     channels_last = in_layout(model, torch.channels_last)  # a third faster on a CPU, and still FP32
     batches = []
@@ -129,40 +131,41 @@ def reference_logits(
         for start in range(0, len(pixels), _BATCH):
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
             batches.append(channels_last(torch.from_numpy(batch)).numpy())
-            seen(min(start + _BATCH, len(pixels)), len(pixels))
+            report(min(start + _BATCH, len(pixels)), len(pixels))
     logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
     if not np.isfinite(logits).all():
-        raise DataError("the FP32 reference gives NaN or infinity: these weights cannot be validated against")
+        raise DataError("the FP32 reference gives NaN or infinity, so that nothing can be validated with these weights")
     return logits
 
 
 def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the same images: what stays mapped counts as this process's memory, and 50,000 images are 7.5 GB."""
+    """Return the same images in a new mapping, which frees the pages read so far: 50,000 images are 7.5 GB."""
     if isinstance(pixels, np.memmap) and pixels.filename is not None:
         return np.load(pixels.filename, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's types do not know
     return pixels
 
 
 def _split(
-    config: DataConfig, source: SourceRecord, calibration: Path, validation: Path, seen: Callable[[int, int], None]
+    config: DataConfig, source: SourceRecord, calibration: Path, validation: Path, report: Callable[[int, int], None]
 ) -> _Split:
-    """Write the images that the configuration names; `auto` gives the sample its digits and others photographs."""
+    """Write the configured images; `auto` means digits for the sample model and photographs for others."""
     spec = source.preprocessing
-    wanted = config.images
-    if wanted == "auto":
-        wanted = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
-    if wanted == "digits":
+    name = config.images
+    if name == "auto":
+        name = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
+    if name == "digits":
         if source.classes != images.DIGIT_CLASSES:
             raise DataError(
-                "digits have ten classes, and the model has others",
+                "the digits' classes are not the model's",
                 expected=f"{images.DIGIT_CLASSES} classes",
                 got=str(source.classes),
-                fix="set `data.images` in pipeline.yaml to `photographs` or to a folder of the model's classes",
+                fix="set `data.images` in pipeline.yaml to `photographs`, or to a folder of the model's classes",
             )
         if config.calibration > images.DIGITS_TO_FIT:
             raise DataError(
-                f"too few digits to calibrate on: {config.calibration}",
+                "there are too few digits for calibration",
                 expected=f"`data.calibration` up to {images.DIGITS_TO_FIT}",
+                got=str(config.calibration),
             )
         return _Split(
             ImagesOrigin.DIGITS,
@@ -170,29 +173,29 @@ def _split(
             _stored(images.digits(spec, 0, config.calibration), calibration),
             _stored(images.digits(spec, images.DIGITS_TO_FIT, config.validation), validation),
         )
-    if wanted == "photographs":
+    if name == "photographs":
         return _Split(
             ImagesOrigin.PHOTOGRAPHS,
             "crops of scikit-learn's two photographs, without labels",
             _stored(images.photographs(spec, 0, config.calibration), calibration),
             _stored(images.photographs(spec, config.calibration, config.validation), validation),
         )
-    folder = images.open_folder(Path(wanted), source.classes, source.class_names)
+    folder = images.open_folder(Path(name), source.classes, source.class_names)
     first = min(config.calibration, max(1, len(folder.files) // 2))
     workers = threads()
     rest = range(first, first + config.validation)
     total = min(rest.stop, len(folder.files))
     chosen = folder.read(spec, range(first), calibration, total=total, workers=workers)
     held_out = folder.read(
-        spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, on_progress=seen
+        spec, rest, validation, before=chosen.unreadable, total=total, workers=workers, on_progress=report
     )
-    return _Split(ImagesOrigin.FOLDER, f"{wanted}, {len(folder.files)} images", chosen, held_out)
+    return _Split(ImagesOrigin.FOLDER, f"{name}, {len(folder.files)} images", chosen, held_out)
 
 
-def _stored(found: Images, file: Path) -> Images:
-    """Write images that are few enough for memory, and return them as they are on disk."""
-    file.write_bytes(_npy(found.pixels))
-    return replace(found, pixels=np.load(file, mmap_mode="r"))
+def _stored(loaded: Images, file: Path) -> Images:
+    """Write images that fit into memory, and return them with pixels mapped from the file."""
+    file.write_bytes(_npy(loaded.pixels))
+    return replace(loaded, pixels=np.load(file, mmap_mode="r"))
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
@@ -200,7 +203,7 @@ def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 
 def _npy(array: npt.NDArray[np.generic]) -> bytes:
-    """Return an array as a file holds it: numpy's own writing to a full disk does not say that it is full."""
+    """Return an array as the bytes of a .npy file, because `np.save` to a full disk does not report the full disk."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""Export."""
+"""Stage `export`: ONNX graphs in FP32, FP16 and BF16."""

@@ -1,4 +1,4 @@
-"""Model → ONNX in FP32, FP16 and BF16: batch-norms folded in FP32, then cast, then exported (`<model>/onnx/`)."""
+"""Model → ONNX in FP32, FP16 and BF16 (`<model>/onnx/`): fold batch-norms in FP32, cast, export."""
 
 from __future__ import annotations
 
@@ -35,16 +35,20 @@ if TYPE_CHECKING:
     from pipeline.planning.spec import Console
 
 INPUT, OUTPUT = "image", "logits"
+"""Names of the graph's input and output."""
 
 OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
-"""17 is the last that TensorRT 8.6's parser reads (onnx-tensorrt 8.6-GA, docs/operators.md), and all later runtimes
-read it too; operators take bfloat16 from 22 on."""
+"""Opset of each graph.
+
+17 is the last that TensorRT 8.6's parser reads (onnx-tensorrt 8.6-GA, docs/operators.md); all later runtimes read it,
+too. Operators take bfloat16 from 22 on.
+"""
 
 _EXPORTER_OPSET = 18
-"""The oldest that torch's exporter writes; what is older is converted from it."""
+"""Oldest opset that torch's exporter writes; older ones are converted from it."""
 
 _EXTERNAL_DATA_BYTES = 2**31 - 2**20
-"""A protobuf message ends at 2 GiB; larger weights go into a file beside it."""
+"""Most bytes of weights in one file: a protobuf message ends at 2 GiB, and larger weights need a file beside it."""
 
 
 _NOT_CONVERTIBLE = (
@@ -63,14 +67,17 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     Args:
         project: the source stage must have run.
         model: the restored model, in FP32.
-        graph: which precision.
+        graph: the precision.
 
     Raises:
-        ExportError: torch cannot trace the model, the result is not valid ONNX, or it is larger than one file.
+        ExportError: torch cannot trace the model, its batch size is fixed, the result is not valid ONNX, or the weights
+            are too large for one file.
+        RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
+        NewerRecordError: a newer version of this project wrote the present record.
     """
     refuse_newer(project.paths.onnx_record(graph))
-    key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the work, of what is read
+    key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the inputs can change
     folded = fold_batch_norms(model)
     dtype = DTYPES[graph.precision]
     casts = count_casts(folded.model, dtype)
@@ -97,7 +104,11 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
 
 def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:
-    """Count, tensor by tensor, the values that a cast to `dtype` loses or makes subnormal; empty for FP32."""
+    """Count the values that a cast to `dtype` turns into zero, infinity or a subnormal number.
+
+    Returns:
+        one record for each floating-point tensor; empty for FP32.
+    """
     if dtype is torch.float32:
         return ()
     smallest_normal = torch.finfo(dtype).smallest_normal
@@ -113,14 +124,16 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
     weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if weights_bytes > _EXTERNAL_DATA_BYTES:
         raise ExportError(
-            "the model is too large for one ONNX file", expected="weights up to 2 GiB", got=f"{weights_bytes:,} bytes"
+            "the model is too large for one ONNX file",
+            expected="weights of at most 2 GiB",
+            got=f"{weights_bytes:,} bytes",
         )
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript; nothing a user can act on
+            warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript, of no use to users
             program = torch.onnx.export(
                 model,
                 (torch.zeros(2, *spec.input_shape),),
@@ -129,7 +142,7 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes={INPUT: {0: batch}},
-                # The exporter's own folding leaves float32 weights in a bf16 graph; what is left to fold stays.
+                # Not with batch-norms left: the exporter's folding of them leaves float32 weights in a bf16 graph.
                 optimize=count_batch_norms(model) == 0,
                 verbose=False,
             )
@@ -137,7 +150,7 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
         reason = next((line for line in str(exc.__cause__ or exc).splitlines() if line.strip()), type(exc).__name__)
         raise ExportError(
             "torch cannot export the model to ONNX",
-            expected="a model that torch.export traces: no control flow that depends on the values of tensors",
+            expected="a model that torch.export can trace: no control flow that depends on the values of tensors",
             got=reason[:300],
         ) from exc
     if program is None:
@@ -152,8 +165,8 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
     if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
         raise ExportError(
             "the model runs with one batch size only",
-            expected="a model whose first axis, in and out, is the batch, of any size",
-            got=f"{graph.input[0].type.tensor_type.shape.dim[0].dim_value} images a batch, fixed",
+            expected="a batch of any size as the first axis of input and output",
+            got=f"a fixed batch of {graph.input[0].type.tensor_type.shape.dim[0].dim_value} images",
         )
     lowered = _lowered(exported, opset)
     onnx_graph.forget_origin(lowered)
@@ -162,13 +175,15 @@ def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> on
 
 
 def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return the model in `opset`; as it is where that cannot be, since only TensorRT 8.6 needs the older one."""
+    """Return the model in `opset`, or unchanged if the converter fails: only TensorRT 8.6 needs the older opset."""
     if onnx_graph.opset_of(model) <= opset:
         return model
     try:
         return onnx_graph.to_opset(model, opset)
     except _NOT_CONVERTIBLE as exc:
-        log.info("stays at opset %d, which TensorRT 8.6 cannot read: %s", onnx_graph.opset_of(model), one_line(exc))
+        log.info(
+            "the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", onnx_graph.opset_of(model), one_line(exc)
+        )
         return model
 
 

@@ -1,1 +1,1 @@
-"""Manifest."""
+"""Stage `manifest`: status of all artifacts, in manifest.json."""

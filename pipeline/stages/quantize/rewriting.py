@@ -1,7 +1,7 @@
-"""FP32 ONNX + calibration batches → int8 or fp8 QDQ ONNX, in a process of its own (`<model>/onnx/int8*.onnx`, …).
+"""Rewriting of QDQ graphs, ONNX Runtime's → TensorRT's: other types and scales, moved and removed Q/DQ pairs.
 
-ONNX Runtime calibrates and places the Q/DQ pairs. What TensorRT takes is then derived from its result: scales are
-rounded to fp16 first and weights quantised with the rounded ones, so that fp16 and FP32 forms hold the same numbers.
+Scales are rounded to fp16 first and weights quantised with the rounded scales, so that a graph's fp16 and FP32 forms
+hold the same numbers.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 
 
 _INT8_LIMIT = 127
-"""TensorRT's int8 is symmetric: -128 is left out."""
+"""Largest int8 magnitude; TensorRT's int8 is symmetric and has no -128."""
 
 
 class _Kind(NamedTuple):
-    """A type that values are quantised to."""
+    """A type of quantised values."""
 
     onnx_type: int
+    """`TensorProto` data type."""
     limit: int
-    """The largest magnitude that is used of it."""
+    """Largest magnitude in use."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As numpy has it."""
+        """The type as numpy's dtype."""
         dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(self.onnx_type)
         return dtype
 
@@ -46,16 +47,17 @@ QUANTIZED_TYPES = {
     Precision.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
     Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
 }
+"""Type of the quantised values of each precision."""
 QUANTIZED_OPERATORS = {"Conv", "Gemm", "MatMul"}
 """Operators that multiply by weights."""
 
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
-    """Return the layers of a graph whose weights are quantised, in its order."""
+    """Return the layers of a QDQ graph whose input or weights are quantised, in the graph's order."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
-    found = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
-    return tuple(node for node, makers in zip(layers, found, strict=True) if any(map(_is_dequantized, makers)))
+    producers = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
+    return tuple(node for node, makers in zip(layers, producers, strict=True) if any(map(_is_dequantized, makers)))
 
 
 def _is_dequantized(node: onnx.NodeProto) -> bool:
@@ -63,28 +65,28 @@ def _is_dequantized(node: onnx.NodeProto) -> bool:
 
 
 def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> onnx.ModelProto:
-    """Return a quantised graph in which some nodes read what was there before it was quantised.
+    """Return a copy of a QDQ graph in which some nodes read unquantised tensors.
 
     Args:
-        model: with Q/DQ pairs; it stays as it is.
+        model: a graph with Q/DQ pairs; it is not changed.
         weights: the FP32 graph's initialisers, by name.
-        names: of nodes; those of Q/DQ nodes mean nothing.
+        names: the names of the nodes; names of Q/DQ nodes are ignored.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    nodes = {output: node for node in found.graph.node for output in node.output}
-    tensors = {tensor.name for tensor in found.graph.initializer}
-    for node in found.graph.node:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = {output: node for node in copy.graph.node for output in node.output}
+    tensors = {tensor.name for tensor in copy.graph.initializer}
+    for node in copy.graph.node:
         if node.name in names and node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
             node.input[:] = [_before(nodes, tensors, weights, name) for name in node.input]
-    restored = _read(found) & weights.keys() - tensors
-    found.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
-    _drop_unread(found)
-    return found
+    restored = _read(copy) & weights.keys() - tensors
+    copy.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
+    _drop_unread(copy)
+    return copy
 
 
 def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weights, name: str) -> str:
-    """Return what a tensor was quantised from; itself where it was not."""
+    """Return the name of the tensor in front of a Q/DQ pair; `name` itself if there is no pair."""
     narrow = nodes.get(name)
     if narrow is None or not _is_dequantized(narrow):
         return name
@@ -96,10 +98,10 @@ def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weight
 
 
 def carry_skips_in_int8(model: onnx.ModelProto) -> None:
-    """Let the sum of a residual block read its skip connection through a Q/DQ pair, and its convolution directly.
+    """Quantise skip connections: each sum reads its skip through a Q/DQ pair and its convolution directly.
 
-    TensorRT then makes one int8 kernel of convolution, sum, activation and the next quantisation (its documentation,
-    "Quantize the residual input").
+    TensorRT then fuses convolution, sum, activation and the next quantisation into one int8 kernel (TensorRT's
+    documentation, "Quantize the residual input"). The graph is changed in place.
     """
     made_by = {output: node for node in model.graph.node for output in node.output}
     pairs = {_behind_pair(made_by, node.output[0]): node.output[0] for node in model.graph.node}
@@ -114,7 +116,7 @@ def carry_skips_in_int8(model: onnx.ModelProto) -> None:
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
-    """Remove the pairs and initialisers that nothing reads any more."""
+    """Remove the Q/DQ pairs and initialisers that no node reads."""
     for kind in ("DequantizeLinear", "QuantizeLinear"):
         read = _read(model)
         for node in [item for item in model.graph.node if item.op_type == kind and item.output[0] not in read]:
@@ -125,12 +127,13 @@ def _drop_unread(model: onnx.ModelProto) -> None:
 
 
 def _read(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the tensors that a node or the graph's output reads."""
     graph = model.graph
     return {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
 
 
 def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
-    """Return the tensor that a Q/DQ pair in front of `name` quantises; None where there is no pair."""
+    """Return the name of the computed tensor that a Q/DQ pair quantises to `name`; None without a pair."""
     narrow = made_by.get(name)
     wide = made_by.get(narrow.input[0]) if narrow is not None and narrow.op_type == "DequantizeLinear" else None
     source = wide.input[0] if wide is not None and wide.op_type == "QuantizeLinear" else None
@@ -138,31 +141,31 @@ def _behind_pair(made_by: dict[str, onnx.NodeProto], name: str) -> str | None:
 
 
 def requantize(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.ModelProto:
-    """Return an int8 QDQ graph quantised to `kind`, with scales that fp16 holds exactly.
+    """Return a copy of an int8 QDQ graph, quantised to `kind` with scales that fp16 holds exactly.
 
     Args:
-        placed: what the quantiser made.
+        placed: the quantiser's int8 graph; it is not changed.
         weights: the FP32 graph's initialisers, by name.
-        kind: float8 needs a graph of opset 19.
+        kind: the type of the quantised values; float8 needs a graph of opset 19.
     """
     model = onnx.ModelProto()
     model.CopyFrom(placed)
-    del model.graph.value_info[:]  # which says int8
+    del model.graph.value_info[:]  # it names int8 as the type
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     for scale, zero_point in {(node.input[1], node.input[2]) for node in pairs}:
-        replace_node(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
-        replace_node(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
+        replace_tensor(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
+        replace_tensor(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
     for node in _weight_nodes(model):
         weight = weights[node.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)]
         steps = weight / _broadcast(numpy_helper.to_array(tensors[node.input[1]]), node, weight.ndim)
         whole = np.rint(steps) if kind.onnx_type == TensorProto.INT8 else steps
-        replace_node(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
+        replace_tensor(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
     return model
 
 
 def _fp16_scale(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Return the next larger numbers that fp16 holds exactly: nothing leaves the range, and none becomes zero."""
+    """Round scales up to numbers that fp16 holds exactly: no value leaves the range, and no scale becomes zero."""
     nearest = scale.astype(np.float16)
     above = np.nextafter(nearest, np.float16(np.inf))
     return np.asarray(np.where(nearest < scale, above, nearest), dtype=np.float32)
@@ -175,30 +178,32 @@ def _weight_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _broadcast(scale: npt.NDArray[np.float32], node: onnx.NodeProto, rank: int) -> npt.NDArray[np.float32]:
-    """Return a weight's scale in a shape that numpy multiplies along the node's axis; one scale stays as it is."""
+    """Reshape a weight's scales for numpy's broadcasting along the node's axis; a single scale becomes a scalar."""
     if scale.size == 1:
         return scale.reshape(())
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     return scale.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
 
 
-def replace_node(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
+def replace_tensor(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
+    """Replace an initialiser's type, shape and values; its name stays."""
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), tensor.name))
 
 
 def put_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Change a QDQ graph so that its weights are FP32, quantised by a node of their own: TensorRT 8 reads no others.
+    """Replace quantised weights by FP32 weights with a QuantizeLinear node each, the only form that TensorRT 8 reads.
 
-    The values are those of the quantised weights, so that quantising them loses nothing.
+    The FP32 values are those of the quantised weights, so that quantising them again loses nothing. The graph is
+    changed in place and returned.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _weight_nodes(model):
-        quantized, scale, _ = node.input  # one node a weight: that is how the quantiser places them
+        quantized, scale, _ = node.input  # the quantiser places one node for each weight
         tensor = tensors[quantized]
         values = numpy_helper.to_array(tensor)
         step = _broadcast(numpy_helper.to_array(tensors[scale]), node, values.ndim)
         tensor.name = quantized.removesuffix(TENSOR_NAME_QUANT_SUFFIX)
-        replace_node(tensor, values * step)
+        replace_tensor(tensor, values * step)
         pair = onnx.NodeProto(op_type="QuantizeLinear", name=f"{tensor.name}_QuantizeLinear", output=[quantized])
         pair.input.extend([tensor.name, *node.input[1:]])
         pair.attribute.extend(node.attribute)

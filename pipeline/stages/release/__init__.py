@@ -1,1 +1,1 @@
-"""Release."""
+"""Stage `release`: folder and archive of the deployable artifacts."""

@@ -1,1 +1,1 @@
-"""Report."""
+"""Stage `report`: comparison and report.html."""

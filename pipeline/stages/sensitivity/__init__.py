@@ -1,1 +1,1 @@
-"""Sensitivity."""
+"""Stage `sensitivity`: the layers' sensitivities to quantisation."""

@@ -1,4 +1,4 @@
-"""A quantised graph → how much each layer minds being quantised, and which to leave so that the gate is kept."""
+"""A quantised graph → each layer's sensitivity to quantisation, and a proposal of layers to leave unquantised."""
 
 from __future__ import annotations
 
@@ -38,40 +38,41 @@ _BATCH = 16
 
 
 def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
-    """Quantise one layer at a time, then leave the most sensitive in floating point until the gate is kept.
+    """Quantise one layer at a time, then leave the most sensitive ones in floating point until the gate passes.
 
-    Everything is run by ONNX Runtime on the CPU over the calibration images, and held against the same graph with
-    nothing quantised: what is validated on must not choose the graph.
+    ONNX Runtime runs the graphs on the CPU with the calibration images. The reference is the same graph with no layer
+    quantised. Validation images are not used, because they must not influence the graph.
 
     Args:
         project: the export of FP32 and the data stage must have run.
-        graph: int8 or fp8, whole.
+        graph: int8 or fp8 for TensorRT, with all layers quantised.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
-        RunError: it cannot be run.
+        RunError: a graph cannot be run.
+        RecordError: a record of the export or of the data stage is missing or damaged.
         StorageError: the record cannot be written.
     """
     data = project.data()
     images = to_input(np.asarray(project.pixels(data.calibration)), data.preprocessing)
-    found = calibrate(project, graph)
-    names = [node.name for node in quantized_layers(found.model)]
-    whole = found.leaving([node.name for node in found.model.graph.node])
+    calibrated = calibrate(project, graph)
+    names = [node.name for node in quantized_layers(calibrated.model)]
+    whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
     reference = _run(whole, images)
 
     def accuracy_of(model: onnx.ModelProto) -> Accuracy:
         return measure(_run(model, images), reference, None)
 
     with Bars() as bars:
-        told = bars.reporting("layers quantised one at a time")
+        report = bars.reporting("layers quantised one at a time")
         layers = []
         for done, name in enumerate(names, start=1):
-            layers.append(_sensitivity(whole, name, accuracy_of(found.quantizing(name))))
-            told(done, len(names))
+            layers.append(_sensitivity(whole, name, accuracy_of(calibrated.quantizing(name))))
+            report(done, len(names))
     layers.sort(key=lambda layer: -layer.relative_l2)
-    plain, gate = accuracy_of(found.model), project.config.gates.of(graph.precision)
+    plain, gate = accuracy_of(calibrated.model), project.config.gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
-    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(found.leaving(left)), gate)
+    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(calibrated.leaving(left)), gate)
     record = Sensitivity(
         key=key_of(project, Step("sensitivity", f"{project.plan.model}/{graph.value}")),
         built_at=now(),
@@ -92,16 +93,16 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
 def propose(
     ranked: tuple[str, ...], plain: Accuracy, accuracy_of: Callable[[tuple[str, ...]], Accuracy], gate: Gate
 ) -> tuple[tuple[str, ...], Accuracy]:
-    """Return the fewest of the most sensitive layers that must stay in floating point for the gate to be kept.
+    """Return the fewest of the most sensitive layers that must stay in floating point for the gate to pass.
 
     Args:
-        ranked: the layers, the most sensitive first.
-        plain: what quantising all of them gives.
-        accuracy_of: the layers that are left → what quantising the others gives.
-        gate: the precision's.
+        ranked: the names of the layers, the most sensitive first.
+        plain: the accuracy with all layers quantised.
+        accuracy_of: the layers left in floating point → the accuracy with the others quantised.
+        gate: the precision's gate.
 
     Returns:
-        the layers, and what leaving them gives; where nothing keeps the gate, all but the least sensitive.
+        the layers and the resulting accuracy; all layers but the least sensitive if none passes the gate.
     """
     left: tuple[str, ...] = ()
     accuracy = plain
@@ -112,7 +113,7 @@ def propose(
 
 
 def keeps(accuracy: Accuracy, gate: Gate) -> bool:
-    """Return whether a gate is kept."""
+    """Return True if an accuracy passes a gate."""
     return all(check.passed for check in judge(accuracy, gate, require_proof=False))
 
 

@@ -1,1 +1,1 @@
-"""Source."""
+"""Stage `source`: the model's weights and preprocessing."""

@@ -1,4 +1,7 @@
-"""The torch model: its factory, its weights, its head. Imported only by stages that need torch."""
+"""The torch model of the source stage: number of classes, last linear layer, torchvision's weights.
+
+Importing this module imports torch.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,14 @@ if TYPE_CHECKING:
 
 
 def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return how many logits the model gives for an image.
+    """Return the number of logits that the model gives for one image.
+
+    Args:
+        model: the network, in FP32 and evaluation mode.
+        input_shape: (channels, height, width).
 
     Raises:
-        SourceError: the model does not take one image batch or does not return (batch, classes).
+        SourceError: the model does not take a batch of images, or does not return (batch, classes).
     """
     expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
     try:
@@ -37,31 +44,35 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
 
 
 class Head(NamedTuple):
-    """The final linear layer, by its name in the model."""
+    """The last linear layer, with its name in the model."""
 
     name: str
     layer: nn.Linear
 
 
 def find_head(model: nn.Module) -> Head:
-    """Return the last linear layer.
+    """Return the last linear layer, in the order of `named_modules`.
 
     Raises:
-        SourceError: there is none.
+        SourceError: the model has no linear layer.
     """
     layers = [Head(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise SourceError(
             "the sample model needs a network that ends in torch.nn.Linear",
-            got=f"{type(model).__name__}, which has none",
-            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+            got=f"{type(model).__name__}, without one",
+            fix="set `model.weights` in pipeline.yaml to a .pth or .safetensors file, or to `factory`",
         )
     return layers[-1]
 
 
 def imagenet_weights(spec: str) -> WeightsEnum | None:
-    """Return torchvision's IMAGENET1K_V1 weights of a factory, None where it has none."""
-    from torchvision.models import get_model_weights  # noqa: PLC0415 - a second that few stages need
+    """Return torchvision's IMAGENET1K_V1 weights of a factory; None if torchvision has none.
+
+    Args:
+        spec: the factory, "module:function".
+    """
+    from torchvision.models import get_model_weights  # noqa: PLC0415 - takes a second, and few stages need it
 
     try:
         weights = get_model_weights(import_factory(spec))
@@ -71,19 +82,19 @@ def imagenet_weights(spec: str) -> WeightsEnum | None:
 
 
 def cached_file(weights: WeightsEnum) -> Path:
-    """Return where torch's hub keeps these weights, whether or not they are there."""
+    """Return the path of these weights in torch's hub cache; the file may be absent."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
 
 
 def fetch(weights: WeightsEnum, silence_seconds: float) -> Path:
-    """Return the weights' file from torch's cache, downloading it first where it is not there.
+    """Return the weights' file from torch's hub cache; download it first if it is absent.
 
     Args:
         weights: torchvision's entry.
-        silence_seconds: how long the server may say nothing.
+        silence_seconds: the socket's timeout: the longest pause of the server.
 
     Raises:
-        SourceError: it cannot be downloaded.
+        SourceError: the download fails.
     """
     file = cached_file(weights)
     if file.is_file():

@@ -1,4 +1,4 @@
-"""Configuration → the model's weights and how its images are prepared (`<model>/source/`)."""
+"""Configuration → the model's weights and the preprocessing of its images (`<model>/source/`)."""
 
 from __future__ import annotations
 
@@ -35,24 +35,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of red, green and blue in ImageNet, of values from 0 to 1."""
 
 IMAGENET = Preprocessing(
     resize=256, crop=224, interpolation=Interpolation.BILINEAR, mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
-"""torchvision's for IMAGENET1K_V1."""
+"""torchvision's preprocessing for IMAGENET1K_V1."""
 
 SAMPLE = Preprocessing(resize=224, crop=224, interpolation=Interpolation.BILINEAR, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-"""The sample model's digits come at 224×224 and are taken as they are."""
+"""Preprocessing of the sample model, whose digits already have 224×224 pixels."""
 
 SAMPLE_RIDGE = 60.0
-"""λ of the sample model's head. Smaller ones fit better and magnify rounding errors until correct engines miss their
-gates. With TF32's rounding simulated on held-out digits: relative L2 1.7e-3 at 30, 1.5e-3 at 60, 1.4e-3 at 100; top-1
-on all 997 of them 92.5 % at 60, 91.8 % at 80, 91.0 % at 100."""
+"""Penalty λ of the ridge regression that fits the sample model's head.
+
+A smaller λ fits better but magnifies rounding errors, until correct engines miss their gates. With TF32's rounding
+simulated on held-out digits, the relative L2 is 1.7e-3 at 30, 1.5e-3 at 60 and 1.4e-3 at 100. Top-1 on all 997
+held-out digits is 92.5 % at 60, 91.8 % at 80 and 91.0 % at 100.
+"""
 SAMPLE_RESIDUAL_SCALE = 0.5
-"""The weight of each residual branch's last batch-norm. A random network's branches add noise that a trained one's do
-not: at 1, TF32 on an H100 was 2.4e-3 from FP32, outside its gate of 2e-3, and FP16 7.0e-3, outside 5e-3."""
+"""Weight of the last batch-norm of each residual branch of the sample model.
+
+The branches of a random network add noise that a trained network's do not. At a weight of 1, the relative L2 to FP32 on
+an H100 was 2.4e-3 for TF32, outside its gate of 2e-3, and 7.0e-3 for FP16, outside 5e-3.
+"""
 SAMPLE_NORM_IMAGES = 400
-"""How many of the fitting digits the sample model's batch-norm statistics are taken from."""
+"""Number of digits that give the sample model's batch-norm statistics."""
 
 _BATCH = 50
 
@@ -67,15 +74,16 @@ class _Weights(NamedTuple):
 
 
 def make_source(project: Project) -> SourceRecord:
-    """Get the model's weights from where the configuration says, and store them.
+    """Store the model's weights and preprocessing from the configured source.
 
     Raises:
-        SourceError: the factory or the named weights cannot be had.
+        SourceError: the factory or the named weights are not available or do not fit.
         StorageError: the results cannot be written.
+        NewerRecordError: a newer version of this project wrote the present record.
     """
     config = project.config
     refuse_newer(project.paths.source)
-    key = key_of(project, Step("source", project.plan.model))  # before what it tells of can change
+    key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
     weights = _weights(config)
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
     state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
@@ -100,15 +108,19 @@ def make_source(project: Project) -> SourceRecord:
 
 
 def _weights(config: Config) -> _Weights:
-    """Choose the source; a named one that cannot be had is an error, `auto` falls back to the sample, loudly."""
-    wanted = config.model.weights
-    if wanted == "sample":
+    """Return the weights of the configured source; `auto` falls back to the sample model, with warnings.
+
+    Raises:
+        SourceError: a source that the configuration names is not available.
+    """
+    name = config.model.weights
+    if name == "sample":
         return _sample(config)
-    if wanted == "factory":
+    if name == "factory":
         return _from_factory(config)
-    if wanted == "IMAGENET1K_V1":
+    if name == "IMAGENET1K_V1":
         return _imagenet(config)
-    if wanted != "auto":
+    if name != "auto":
         return _checkpoint(config)
     if network.imagenet_weights(config.model.factory) is None:
         return _from_factory(config)
@@ -118,8 +130,8 @@ def _weights(config: Config) -> _Weights:
         for line in str(exc).splitlines():
             log.warning("WARNING: %s", line)
         log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
-        log.warning("WARNING: good for trying the pipeline, not for deployment; `model.weights` names others.")
-        log.warning("WARNING: `python -m pipeline source %s` tries the download again.", config.model.name)
+        log.warning("WARNING: use it to try the pipeline, not for deployment; set `model.weights` for other weights.")
+        log.warning("WARNING: to try the download again, run `python -m pipeline source %s`.", config.model.name)
         return _sample(config)
 
 
@@ -164,7 +176,7 @@ def _from_factory(config: Config) -> _Weights:
 
 
 def _sample(config: Config) -> _Weights:
-    """Fit the sample model: seeded backbone, batch-norm statistics by one pass, head in closed form."""
+    """Fit the sample model: a seeded backbone, batch-norm statistics by one pass, and a head in closed form."""
     preprocessing = _preprocessing(config, SAMPLE)
     model = torch_model.in_layout(torch_model.make_model(config.model.factory), torch.channels_last)
     head = network.find_head(model)
@@ -173,7 +185,7 @@ def _sample(config: Config) -> _Weights:
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
-    with torch.no_grad():  # not inference_mode: what is computed here becomes parameters
+    with torch.no_grad():  # not inference_mode: the results become parameters
         _set_norm_statistics(model, digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing)
         features = _features(torch_model.fold_batch_norms(model).model, head.name, digits.pixels, preprocessing)
         weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
@@ -187,7 +199,7 @@ def _sample(config: Config) -> _Weights:
 
 
 def _damp_residuals(model: nn.Module) -> None:
-    """Weaken the branches of residual blocks as torchvision writes them; other networks have none, and stay."""
+    """Weaken the branches of torchvision's residual blocks; other networks stay unchanged."""
     for block in model.modules():
         norms = [getattr(block, name, None) for name in ("bn3", "bn2")]
         last = next((norm for norm in norms if isinstance(norm, nn.BatchNorm2d)), None)
@@ -200,7 +212,7 @@ def _tensor(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:
 
 
 def _set_norm_statistics(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> None:
-    """Set every batch-norm's statistics to those of one pass over `pixels`; nothing else is in training mode."""
+    """Set every batch-norm's statistics by one pass over `pixels`; only batch-norms are in training mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -212,7 +224,7 @@ def _set_norm_statistics(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: 
 
 
 def _features(model: nn.Module, head: str, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:
-    """Return what goes into the head: (samples, features), float64."""
+    """Return the inputs of the head: float64 (samples, features)."""
     caught: list[torch.Tensor] = []
     hook = (
         dict(model.named_modules())
@@ -226,18 +238,23 @@ def _features(model: nn.Module, head: str, pixels: npt.NDArray[np.uint8], spec: 
         hook.remove()
     if not caught:
         raise SourceError(
-            f"the sample model's head {head!r} takes no part when the model runs",
+            f"the model does not call the sample model's head {head!r}",
             expected="a network whose last torch.nn.Linear gives the logits",
-            fix="name `model.weights` in pipeline.yaml: a .pth or .safetensors file, or `factory`",
+            fix="set `model.weights` in pipeline.yaml to a .pth or .safetensors file, or to `factory`",
         )
     return torch.cat(caught).double()
 
 
 def _ridge(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Solve (AᵀA + λI) W = AᵀY for one-hot Y, where A is the features with a column of ones.
+    """Solve (AᵀA + λI) W = AᵀY; A is the features with a column of ones, Y the one-hot labels.
+
+    Args:
+        features: float64 (samples, features).
+        labels: int64 (samples,).
+        penalty: λ.
 
     Returns:
-        weight (classes, features) and bias (classes,), float32.
+        float32 weight (classes, features) and bias (classes,).
     """
     columns = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
     targets = nn.functional.one_hot(labels, images.DIGIT_CLASSES).to(features.dtype)
