@@ -1,4 +1,4 @@
-"""The manifest's entries → the way from eager FP32 to the best engine, which users ask for first. Pure."""
+"""The manifest's entries → milestones: the speed of each step from eager FP32 to the best engine. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class _Kind(NamedTuple):
+    """A row of the table of milestones."""
+
     label: str
     backends: frozenset[Backend]
     precision: Precision | None
-    """None is any."""
+    """None for any."""
 
 
 _KINDS = (
@@ -30,11 +32,11 @@ _KINDS = (
 
 
 def milestones_of(entries: Sequence[ManifestEntry], gpu_of: Callable[[str], Gpu | None]) -> tuple[Milestone, ...]:
-    """Return a row a kind, for every GPU and every batch size that was timed on it.
+    """Return the milestones of every GPU, for every batch size with a timing on it.
 
     Args:
-        entries: of the manifest.
-        gpu_of: a target's name → the GPU that it runs on here; None for the CPU's.
+        entries: the manifest's entries.
+        gpu_of: a target's name → its GPU on this host; None for the CPU's target.
     """
     by_gpu: dict[str, list[ManifestEntry]] = {}
     for entry in entries:
@@ -42,9 +44,9 @@ def milestones_of(entries: Sequence[ManifestEntry], gpu_of: Callable[[str], Gpu 
             by_gpu.setdefault(gpu.name, []).append(entry)
     return tuple(
         row
-        for gpu_name, found in by_gpu.items()
-        for batch in sorted({timing.batch for entry in found for timing in entry.timings})
-        for row in _rows(gpu_name, batch, found)
+        for gpu_name, members in by_gpu.items()
+        for batch in sorted({timing.batch for entry in members for timing in entry.timings})
+        for row in _rows(gpu_name, batch, members)
     )
 
 
@@ -53,7 +55,7 @@ def _rows(gpu: str, batch: int, entries: list[ManifestEntry]) -> list[Milestone]
 
 
 def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntry | None:
-    """Return the fastest that may be deployed, or else the first that says why it may not."""
+    """Return the fastest deployable entry, or else the fastest with another status; None if none is of this kind."""
     alike = [
         entry
         for entry in entries
@@ -74,7 +76,7 @@ def _pace(entry: ManifestEntry, batch: int) -> float:
 
 
 def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None) -> Milestone:
-    """Return a row; its speed-up is the timing's own, over eager FP32 in the same rounds."""
+    """Return a milestone; its speed-up is the timing's, over eager FP32 in the same rounds."""
     fastest = _fastest(entry, batch) if entry else None
     return Milestone(
         gpu=gpu,
@@ -90,10 +92,10 @@ def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None) -> Miles
 
 
 def _fastest(entry: ManifestEntry, batch: int) -> BatchTiming | None:
-    """Return the better of both ways; eager FP32 is what users run, which is without a CUDA graph."""
+    """Return the faster timing of with and without a CUDA graph; eager FP32 runs without one, as users run it."""
     clocks = (Clock.GPU,) if entry.kind is Backend.EAGER else (Clock.GPU, Clock.GPU_GRAPH)
-    found = [timing for clock in clocks if (timing := _timing(entry, batch, clock))]
-    return min(found, key=lambda timing: timing.p50_ms, default=None)
+    timings = [timing for clock in clocks if (timing := _timing(entry, batch, clock))]
+    return min(timings, key=lambda timing: timing.p50_ms, default=None)
 
 
 def _timing(entry: ManifestEntry, batch: int, clock: Clock) -> BatchTiming | None:

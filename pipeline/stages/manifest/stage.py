@@ -1,4 +1,4 @@
-"""Records → `artifacts/manifest.json`: what was built, and what of it may be deployed."""
+"""Records → `artifacts/manifest.json`: the facts and the status of every artifact."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ class Verdict(NamedTuple):
 
 
 def make_manifest(project: Project) -> Manifest:
-    """Write the manifest from the records that are current; nothing is said of what an older configuration built.
+    """Write the manifest from the current records; results of an older configuration are left out.
 
     Raises:
         StorageError: the manifest cannot be written.
+        NewerRecordError: a newer version of this project wrote the present manifest.
     """
     records = current_records(project)
-    found = [_find(project.paths, variant, records) for variant in project.plan.variants]
-    entries = tuple(sorted((_entry(project, item, found) for item in found), key=lambda entry: entry.id))
+    everything = [_records_of(project.paths, variant, records) for variant in project.plan.variants]
+    entries = tuple(sorted((_entry(project, item, everything) for item in everything), key=lambda entry: entry.id))
     manifest = Manifest(
         key=manifest_key(project, records),
         toolchain=tools(),
@@ -67,7 +68,7 @@ def make_manifest(project: Project) -> Manifest:
 
 
 class VariantRecords(NamedTuple):
-    """A variant's records: None for one that is missing, or made from something else than what there is now."""
+    """A variant with its current records; None for a record that is missing or stale."""
 
     variant: Variant
     artifact: Artifact | None
@@ -75,23 +76,23 @@ class VariantRecords(NamedTuple):
     benchmark: BenchmarkReport | None
 
 
-def decide(found: VariantRecords, hardware: str) -> Verdict:
-    """Return what may be said of a variant.
+def decide(records: VariantRecords, hardware: str) -> Verdict:
+    """Return a variant's status.
 
-    Deployable is what was built, ran in full through the runtime that it is for, and kept its precision's gate.
+    A variant is deployable if it was built, ran completely in the runtime that deployments use, and passed its gate.
 
     Args:
-        found: the records.
-        hardware: what hardware the variant runs on.
+        records: the variant with its current records.
+        hardware: the hardware that the variant runs on, such as "an SM80+ GPU".
     """
-    variant, artifact, accuracy, benchmark = found
+    variant, artifact, accuracy, benchmark = records
     if artifact is None:
-        return Verdict(Status.FAILED, "not built: what it is made from is missing, or the build was not run or died")
+        return Verdict(Status.FAILED, "not built: an input is missing, or the build did not run or died")
     if artifact.outcome is not Outcome.DONE:
         status = Status.FAILED if artifact.outcome is Outcome.FAILED else Status.SKIPPED
         return Verdict(status, artifact.reason)
     if accuracy is None:
-        return Verdict(Status.FAILED, "not validated: the validation was not run or died")
+        return Verdict(Status.FAILED, "not validated: the validation did not run or died")
     if accuracy.outcome is Outcome.FAILED:
         return Verdict(Status.FAILED, f"validation failed: {accuracy.reason}")
     if accuracy.outcome is Outcome.SKIPPED:
@@ -107,7 +108,7 @@ def decide(found: VariantRecords, hardware: str) -> Verdict:
     return Verdict(Status.DEPLOYABLE, "")
 
 
-def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> VariantRecords:
+def _records_of(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> VariantRecords:
     artifact, accuracy, benchmark = (
         records.get(path) for path in (paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant))
     )
@@ -119,9 +120,9 @@ def _find(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> V
     )
 
 
-def _entry(project: Project, found: VariantRecords, everything: list[VariantRecords]) -> ManifestEntry:
-    variant, artifact, accuracy, benchmark = found
-    verdict = decide(found, project.plan.hardware(variant))
+def _entry(project: Project, records: VariantRecords, everything: list[VariantRecords]) -> ManifestEntry:
+    variant, artifact, accuracy, benchmark = records
+    verdict = decide(records, project.plan.hardware(variant))
     gpu = project.plan.gpu(variant.target)
     return ManifestEntry(
         id=variant.id,
@@ -145,7 +146,7 @@ def _entry(project: Project, found: VariantRecords, everything: list[VariantReco
         smallest_workspace=smallest_workspace(
             [other for other in everything if other.variant.family == variant.family], project.plan.hardware(variant)
         ),
-        equals=_equals(found, everything),
+        equals=_equals(records, everything),
         inputs=artifact.inputs if artifact else (),
         outputs=artifact.outputs if artifact else (),
         weight_warnings=artifact.weight_warnings if artifact else (),
@@ -167,54 +168,57 @@ def _entry(project: Project, found: VariantRecords, everything: list[VariantReco
 
 
 _WITHIN = 1.01
-"""Latencies within 1 % of the best are as good as the best."""
+"""Largest ratio to the best latency that counts as equal: 1 % more."""
 
 
 def smallest_workspace(family: list[VariantRecords], hardware: str) -> str | None:
-    """Return which of the variants that differ in the workspace only has the smallest that costs no speed.
+    """Return the variant with the smallest workspace that costs no speed.
 
-    Equal engines share a file, and so the best latency that any of them showed: what differs between them is noise.
+    Equal engines share a file, so that differences between their latencies are noise: the best one counts for all.
 
     Args:
-        family: those variants with their records.
-        hardware: what hardware they run on.
+        family: the variants that differ in their workspace only, with their records.
+        hardware: the hardware that they run on.
 
     Returns:
-        the id of a deployable variant whose latency is within 1 % of the best; None where none was timed.
+        the id of a deployable variant whose latency is within 1 % of the best; None if no variant was timed.
     """
     best: dict[str, float] = {}
     timed: list[tuple[int, str, str]] = []
-    for found in family:
-        latency = _latency(found)
-        ready = decide(found, hardware).status is Status.DEPLOYABLE
-        if ready and latency is not None and found.artifact and found.artifact.file and found.variant.workspace:
-            digest = found.artifact.file.sha256
+    for member in family:
+        latency = _latency(member)
+        ready = decide(member, hardware).status is Status.DEPLOYABLE
+        if ready and latency is not None and member.artifact and member.artifact.file and member.variant.workspace:
+            digest = member.artifact.file.sha256
             best[digest] = min(latency, best.get(digest, latency))
-            timed.append((found.variant.workspace.bytes, found.variant.id, digest))
+            timed.append((member.variant.workspace.bytes, member.variant.id, digest))
     fast = [(size, name) for size, name, digest in timed if best[digest] <= min(best.values()) * _WITHIN]
     return min(fast)[1] if fast else None
 
 
-def _latency(found: VariantRecords) -> float | None:
-    """Return the median at the batch that the profile is tuned for (or else the largest), by the GPU's clock if any."""
-    if found.benchmark is None or not found.benchmark.timings:
+def _latency(records: VariantRecords) -> float | None:
+    """Return the median latency in ms at the tuned batch size, or else at the largest; None without a timing.
+
+    The GPU's clock is preferred to the host's.
+    """
+    if records.benchmark is None or not records.benchmark.timings:
         return None
-    tuned = found.variant.profile.opt if found.variant.profile else 0
+    tuned = records.variant.profile.opt if records.variant.profile else 0
     chosen = min(
-        (timing for timing in found.benchmark.timings if timing.layout is Layout.CONTIGUOUS),
+        (timing for timing in records.benchmark.timings if timing.layout is Layout.CONTIGUOUS),
         key=lambda timing: (timing.batch != tuned, -timing.batch, CLOCKS.index(timing.clock)),
     )
     return chosen.p50_ms
 
 
-def _equals(found: VariantRecords, everything: list[VariantRecords]) -> tuple[str, ...]:
-    """Return the other variants whose engine is this one's file."""
-    if found.artifact is None or found.artifact.file is None or found.artifact.layers_sha256 is None:
+def _equals(records: VariantRecords, everything: list[VariantRecords]) -> tuple[str, ...]:
+    """Return the ids of the other variants that share this variant's engine file."""
+    if records.artifact is None or records.artifact.file is None or records.artifact.layers_sha256 is None:
         return ()
     return tuple(
         other.variant.id
         for other in everything
-        if other.artifact and other.variant != found.variant and other.artifact.file == found.artifact.file
+        if other.artifact and other.variant != records.variant and other.artifact.file == records.artifact.file
     )
 
 
@@ -222,7 +226,7 @@ def _model(project: Project) -> ManifestModel | None:
     try:
         source, data = project.source(), project.data()
     except RecordError:
-        return None  # nothing is built without them, and every entry says so
+        return None  # without them nothing is built, and every entry has that reason
     return ManifestModel(
         name=source.model,
         factory=source.factory,

@@ -1,4 +1,4 @@
-"""What a release says of itself in the formats that others read: CycloneDX, in-toto with SLSA provenance, licences."""
+"""Evidence of a release: CycloneDX bill of materials, in-toto statement with SLSA provenance, and licences."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ _PROJECT = "model-artifact-pipeline"
 _PREDICATE = "https://slsa.dev/provenance/v1"
 _BUILD_TYPE = "urn:model-artifact-pipeline:doit:v1"
 _BUILDER = "urn:model-artifact-pipeline:local"
-"""Whoever ran it, where it was no workflow of GitHub's: only a signature says who."""
+"""Builder outside GitHub's workflows; only a signature identifies the person."""
 
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
-"""Of URLs, RFC 9562."""
+"""UUID namespace of URLs (RFC 9562)."""
 
 
 def tools_of(manifest: Manifest) -> tuple[Tool, ...]:
-    """Return what made a manifest's artifacts, each version once."""
-    found = {(tool.name, tool.version): tool for entry in manifest.artifacts for tool in entry.toolchain}
-    return tuple(found[key] for key in sorted(found) if key[1] != "absent")
+    """Return the tools that made a manifest's artifacts, sorted, each version once."""
+    tools = {(tool.name, tool.version): tool for entry in manifest.artifacts for tool in entry.toolchain}
+    return tuple(tools[key] for key in sorted(tools) if key[1] != "absent")
 
 
 def bill_of_materials(manifest: Manifest, files: Sequence[FileRecord]) -> str:
-    """Return a CycloneDX 1.6 document in JSON: the model, its files with digests, and what made them."""
+    """Return a CycloneDX 1.6 document in JSON: the model, its files with digests, and the tools that made them.
+
+    Args:
+        manifest: the release's manifest.
+        files: the files of its artifacts.
+    """
     from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415 - not installed in deployments
     from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415 - the same
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415 - the same
@@ -83,42 +88,43 @@ def _purl(tool: Tool) -> PackageURL:
     return PackageURL("generic" if tool.name == "python" else "pypi", name=tool.name, version=tool.version)
 
 
-class Asked(NamedTuple):
-    """What was to be released, and how."""
+class ReleaseRequest(NamedTuple):
+    """Parameters of a release, for its provenance."""
 
     git: GitState | None
-    """The commit that it was built from, where one is known."""
+    """Commit of the build; None if unknown."""
     options: tuple[str, ...]
+    """Options of the command line, without paths of keys."""
 
 
 def _builder() -> tuple[str, dict[str, str]]:
-    """Return who built, and which run of theirs it was: in GitHub's CI the workflow, as its OIDC names it."""
-    told = os.environ
-    if not told.get("GITHUB_WORKFLOW_REF"):
+    """Return the builder's id and its run; in GitHub's CI the workflow, named as in its OIDC tokens."""
+    environment = os.environ
+    if not environment.get("GITHUB_WORKFLOW_REF"):
         return _BUILDER, {}
-    server = told.get("GITHUB_SERVER_URL", "https://github.com")
-    run = f"{told.get('GITHUB_REPOSITORY', '')}/actions/runs/{told.get('GITHUB_RUN_ID', '')}"
-    attempt = told.get("GITHUB_RUN_ATTEMPT", "1")
-    return f"{server}/{told['GITHUB_WORKFLOW_REF']}", {"invocationId": f"{server}/{run}/attempts/{attempt}"}
+    server = environment.get("GITHUB_SERVER_URL", "https://github.com")
+    run = f"{environment.get('GITHUB_REPOSITORY', '')}/actions/runs/{environment.get('GITHUB_RUN_ID', '')}"
+    attempt = environment.get("GITHUB_RUN_ATTEMPT", "1")
+    return f"{server}/{environment['GITHUB_WORKFLOW_REF']}", {"invocationId": f"{server}/{run}/attempts/{attempt}"}
 
 
-def provenance(manifest: Manifest, sums: Mapping[str, str], asked: Asked, read: Mapping[str, str]) -> str:
+def provenance(manifest: Manifest, sums: Mapping[str, str], request: ReleaseRequest, inputs: Mapping[str, str]) -> str:
     """Return an in-toto statement in JSON, with SLSA v1 provenance of every file.
 
     Args:
-        manifest: of the release.
-        sums: the files' digests by name.
-        asked: what was to be released.
-        read: digests by name of what is not in the release: the configuration first, then the record of the images.
+        manifest: the release's manifest.
+        sums: the SHA-256 of the release's files by name.
+        request: the parameters of the release.
+        inputs: the SHA-256 by name of inputs outside the release: first the configuration, then the images' record.
     """
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - not installed in deployments
     from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # noqa: PLC0415 - the same
     from in_toto_attestation.v1.statement import Statement  # noqa: PLC0415 - the same
 
-    materials: list[dict[str, Any]] = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in read.items()]
-    if asked.git:
-        dirty = " (with changes that are not committed)" if asked.git.dirty else ""
-        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": asked.git.commit}})
+    materials: list[dict[str, Any]] = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in inputs.items()]
+    if request.git:
+        dirty = " (with changes that are not committed)" if request.git.dirty else ""
+        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": request.git.commit}})
     if manifest.model:
         materials.append({"name": manifest.model.weights_detail, "digest": {"sha256": manifest.model.weights_sha256}})
     materials += [{"uri": _purl(tool).to_string()} for tool in tools_of(manifest)]
@@ -127,8 +133,8 @@ def provenance(manifest: Manifest, sums: Mapping[str, str], asked: Asked, read: 
         "buildDefinition": {
             "buildType": _BUILD_TYPE,
             "externalParameters": {
-                "configuration": next(iter(read)),
-                "command": " ".join(["doit release", *asked.options]),
+                "configuration": next(iter(inputs)),
+                "command": " ".join(["doit release", *request.options]),
             },
             "internalParameters": {"host": manifest.host},
             "resolvedDependencies": materials,
@@ -145,15 +151,15 @@ def provenance(manifest: Manifest, sums: Mapping[str, str], asked: Asked, read: 
 
 
 def notices(manifest: Manifest) -> str:
-    """Return the licences of what made the artifacts, as their packages state them."""
+    """Return the licences of the tools that made the artifacts, as their packages state them."""
     model = manifest.model
-    lines = ["What made these artifacts, and under which licence each states to be.", ""]
+    lines = ["Tools that made these artifacts, with the licence that each package states.", ""]
     lines += [f"{tool.name} {tool.version}: {_licence(tool)}" for tool in tools_of(manifest)]
     if model:
         lines += ["", f"Weights: {model.weights_origin.value}, {model.weights_detail}; images: {model.images}."]
     lines += [
         "",
-        "The terms of the weights and of the images are those of whoever gave them; they are not stated here.",
+        "The terms of the weights and of the images are those of their providers; they are not stated here.",
         "",
         f"{_PROJECT}, which made the release:",
         "",
@@ -163,7 +169,7 @@ def notices(manifest: Manifest) -> str:
 
 
 def _own_licence() -> str:
-    """Return this project's licence in full, where it is installed with it."""
+    """Return the full text of this project's licence, or its SPDX id if the text is not installed."""
     try:
         return importlib.metadata.distribution(_PROJECT).read_text("licenses/LICENSE") or "Apache-2.0"
     except importlib.metadata.PackageNotFoundError:
@@ -174,9 +180,13 @@ def _licence(tool: Tool) -> str:
     if tool.name == "python":
         return "PSF-2.0"
     try:
-        told = importlib.metadata.metadata(tool.name)
+        metadata = importlib.metadata.metadata(tool.name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed where this was written"
-    classifiers = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier") or () if "License ::" in text]
-    fields = [*(told.get_all("License-Expression") or ()), "; ".join(classifiers), *(told.get_all("License") or ())]
+    classifiers = [text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") or () if "License ::" in text]
+    fields = [
+        *(metadata.get_all("License-Expression") or ()),
+        "; ".join(classifiers),
+        *(metadata.get_all("License") or ()),
+    ]
     return next((field.strip().splitlines()[0] for field in fields if field.strip()), "states none")

@@ -1,8 +1,8 @@
-"""A finished build → one folder and one archive that deployments take: only what may be deployed, with its evidence.
+"""A finished build → a release: one folder and one archive with the deployable artifacts and their evidence.
 
-`<artifacts>/release/<model>-<commit>/` holds the manifest of what is in it, the files at their places, the report, a
-CycloneDX bill of materials, in-toto provenance (SLSA v1), the licences of what made it, SHA256SUMS, and, with a key, an
-OpenSSF model signature over all of that.
+`<artifacts>/release/<model>-<commit>/` holds the manifest and files of the deployable artifacts, the report, and the
+evidence: a CycloneDX bill of materials, in-toto provenance (SLSA v1), the tools' licences and SHA256SUMS. A signed
+release also has an OpenSSF model signature over all files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model_artifacts.releases.verification import (
 )
 from pipeline.planning.freshness import freshness_of
 from pipeline.planning.steps import Step
-from pipeline.stages.release.evidence import Asked, bill_of_materials, notices, provenance
+from pipeline.stages.release.evidence import ReleaseRequest, bill_of_materials, notices, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,24 +43,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Release:
-    """What was made."""
+    """A finished release."""
 
     folder: Path
     archive: Path
+    """The same as a .tar.zst."""
     manifest: Manifest
     signed: bool
 
 
 def make_release(project: Project, signer: Signer | None = None, *, allow_dirty: bool = False) -> Release:
-    """Write the release folder and its archive.
+    """Write the release's folder and archive.
 
     Args:
-        project: everything must be up to date.
-        signer: who vouches for it; None leaves it unsigned.
-        allow_dirty: release although files differ from the commit, or no commit is known; the provenance says so.
+        project: the manifest and the report must be up to date.
+        signer: the signer; None leaves the release unsigned.
+        allow_dirty: True releases even if files differ from the commit or no commit is known; the provenance says so.
 
     Raises:
-        ReleaseError: something is stale, nothing may be deployed, or the tree is dirty.
+        ReleaseError: the manifest or the report is stale, no artifact is deployable, the checkout differs from the
+            manifest's commit, a file differs from its digest, or signing fails.
+        RecordError: a record is missing or damaged.
         StorageError: the release cannot be written.
     """
     for stage in ("manifest", "report"):
@@ -71,12 +74,12 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
     if not manifest.artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
-        raise ReleaseError("nothing may be deployed", expected=expected, fix="see the table that `doit` prints")
+        raise ReleaseError("no artifact is deployable", expected=expected, fix="see the reasons in the table of `doit`")
     name = f"{project.plan.model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
-        _fill(project, manifest, scratch, Asked(git, _options(signer, allow_dirty=allow_dirty)))
+        _fill(project, manifest, scratch, ReleaseRequest(git, _options(signer, allow_dirty=allow_dirty)))
         if signer:
             signer.sign(scratch)
         pack(scratch, archive, manifest.built_at)
@@ -84,32 +87,36 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
 
 
 def _options(signer: Signer | None, *, allow_dirty: bool) -> tuple[str, ...]:
-    """Return what was asked for, as the command line has it; where a key lies is nobody's business."""
+    """Return the command line's options; the path of a key is left out, because provenance is public."""
     signing = () if signer is None else ("--key",) if signer.key else ("--keyless",)
     return (*signing, *(("--allow-dirty",) if allow_dirty else ()))
 
 
 def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState | None:
-    """Return what is checked out where the configuration lies, which the manifest must have been made of, too."""
+    """Return the state of the configuration's checkout, which must be at the manifest's commit.
+
+    Raises:
+        ReleaseError: the manifest is of another commit, or the checkout is dirty or none and `allow_dirty` is False.
+    """
     git = git_state(project.config_file.parent)
     if git and (built.git is None or built.git.commit != git.commit):
         raise ReleaseError(
-            "the manifest was made of another commit than is checked out now",
+            "the manifest was made from another commit than the checked-out one",
             expected=git.commit,
             got=built.git.commit if built.git else "no commit",
-            fix=f"run `{Step('manifest', project.plan.model).command}`, and then `doit`: what is up to date stays",
+            fix=f"run `{Step('manifest', project.plan.model).command}`, then `doit`; up-to-date results are kept",
         )
     if git and built.git and built.git.dirty:
         git = built.git
     if not allow_dirty and (git is None or git.dirty):
-        what = (
-            "this is no git checkout"
+        obstacle = (
+            "the configuration is in no git checkout"
             if git is None
-            else "tracked files differ from the commit, or did when it was built"
+            else "tracked files differ from the commit, or did during the build"
         )
         raise ReleaseError(
-            f"{what}: nobody could build this release again",
-            fix="commit first, and make the manifest anew, or release all the same with --allow-dirty",
+            f"{obstacle}, so that this release could not be built again",
+            fix="commit the changes and make the manifest again, or release anyway with --allow-dirty",
         )
     return git
 
@@ -120,27 +127,28 @@ def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
             yield entry
 
 
-def _fill(project: Project, manifest: Manifest, folder: Path, asked: Asked) -> None:
+def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRequest) -> None:
+    """Write all files of a release but its signature."""
     files = _files(project, manifest)
     for file in files:
         there = folder / file.path
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.file(file), there)
         if sha256_of(there) != file.sha256:
-            raise ReleaseError(f"{file.path} is not what was built", fix="run `doit`")
+            raise ReleaseError(f"{file.path} changed since it was built", fix="run `doit`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
     write_bytes(folder / NOTICES, notices(manifest).encode())
     write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
-    read = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
-    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), asked, read).encode())
+    inputs = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
+    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), request, inputs).encode())
     lines = [f"{digest}  {name}\n" for name, digest in sums_of(folder).items()]
     write_bytes(folder / SUMS, "".join(lines).encode())
 
 
 def _files(project: Project, manifest: Manifest) -> tuple[FileRecord, ...]:
-    """Return the files of a manifest's artifacts, each once, recipes' weights included."""
-    found: dict[str, FileRecord] = {}
+    """Return the files of a manifest's artifacts, recipes' weights included, each once and sorted by path."""
+    files: dict[str, FileRecord] = {}
     for entry in manifest.artifacts:
-        found.update({file.path: file for file in entry_files(entry, project.paths.root)})
-    return tuple(found[path] for path in sorted(found))
+        files.update({file.path: file for file in entry_files(entry, project.paths.root)})
+    return tuple(files[path] for path in sorted(files))

@@ -1,4 +1,4 @@
-"""Entries of the manifest → plotly figures. What a chart shows is in the records, and nothing else."""
+"""The manifest's entries → plotly figures, drawn from records alone."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ if TYPE_CHECKING:
 
 _MARKS = {Status.DEPLOYABLE: "circle", Status.REJECTED: "x"}
 _SMALLEST_L2 = 1e-7
-"""What is exact is drawn here, since a logarithm has no zero."""
+"""Relative L2 at which exact artifacts are drawn, because a logarithmic axis has no zero."""
 
 
 class Chart(NamedTuple):
-    """A figure with its heading."""
+    """A figure with its title."""
 
     title: str
     figure: go.Figure
 
 
 def short(entry: ManifestEntry) -> str:
-    """Return what a chart calls an artifact: without the model's name."""
+    """Return an artifact's id without the model's name."""
     return entry.id.split("/", 1)[1]
 
 
 def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
-    """Return latency against the distance to the reference at a batch, with intervals; None where nothing was timed."""
-    found = [(entry, timing) for entry in entries if entry.accuracy and (timing := latency_of(entry, batch))]
-    if not found:
+    """Draw latency (ms, with 95 % intervals) against relative L2 to the reference, at one batch size.
+
+    Returns:
+        the chart; None if no entry has both an accuracy and a timing at this batch size.
+    """
+    timed = [(entry, timing) for entry in entries if entry.accuracy and (timing := latency_of(entry, batch))]
+    if not timed:
         return None
     figure = go.Figure()
-    for backend in dict.fromkeys(entry.kind for entry, _ in found):
-        members = [(entry, timing) for entry, timing in found if entry.kind is backend]
+    for backend in dict.fromkeys(entry.kind for entry, _ in timed):
+        members = [(entry, timing) for entry, timing in timed if entry.kind is backend]
         figure.add_trace(_points(backend.value, members))
-    best = frontier(found)
+    best = frontier(timed)
     if len(best) > 1:
         figure.add_trace(
             go.Scatter(
-                name="nothing is both faster and nearer",
+                name="Pareto frontier",
                 mode="lines",
                 x=[timing.p50_ms for _, timing in best],
                 y=[_distance(entry) for entry, _ in best],
@@ -53,16 +57,18 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
                 hoverinfo="skip",
             )
         )
-    clocks = ", ".join(dict.fromkeys(timing.clock.phrase for _, timing in found))
-    figure.update_xaxes(title=f"median latency, ms ({clocks})", type="log", tickformat="~g")  # not "2" for 0.2
+    clocks = ", ".join(dict.fromkeys(timing.clock.phrase for _, timing in timed))
+    figure.update_xaxes(
+        title=f"median latency, ms ({clocks})", type="log", tickformat="~g"
+    )  # the default shows 0.2 as "2"
     figure.update_yaxes(title="relative L2 to the FP32 reference", type="log", exponentformat="power", dtick=1)
     return Chart(f"Latency against accuracy, batch {batch}", figure)
 
 
-def frontier(found: Sequence[tuple[ManifestEntry, BatchTiming]]) -> list[tuple[ManifestEntry, BatchTiming]]:
-    """Return the Pareto frontier, the fastest first: what may be deployed, and nothing beats in both measures."""
+def frontier(timed: Sequence[tuple[ManifestEntry, BatchTiming]]) -> list[tuple[ManifestEntry, BatchTiming]]:
+    """Return the Pareto frontier of the deployable entries by latency and relative L2, the fastest first."""
     best: list[tuple[ManifestEntry, BatchTiming]] = []
-    for entry, timing in sorted(found, key=lambda item: (item[1].p50_ms, _distance(item[0]))):
+    for entry, timing in sorted(timed, key=lambda item: (item[1].p50_ms, _distance(item[0]))):
         if entry.status is Status.DEPLOYABLE and (not best or _distance(entry) < _distance(best[-1][0])):
             best.append((entry, timing))
     return best
@@ -92,16 +98,25 @@ def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.S
 
 
 def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Peak | None) -> Chart | None:
-    """Return the best images a second by batch, and the rates that the GPU's arithmetic and bandwidth allow."""
-    from pipeline.stages.report.floors import floor_of  # noqa: PLC0415 - beside what it is for
+    """Draw the best throughput (images/s) by batch size, with the limits of the GPU's arithmetic and bandwidth.
+
+    Args:
+        entries: the entries of one device.
+        work: the work of one image; None draws no limits.
+        peak: the GPU's peak rates; None draws no limits.
+
+    Returns:
+        the chart; None if fewer than two batch sizes were timed.
+    """
+    from pipeline.stages.report.floors import floor_of  # noqa: PLC0415 - imports onnx, which is slow
 
     lines = _best_rates(entries)
     batches = {batch for rates in lines.values() for batch in rates}
-    if len(batches) < 2:  # noqa: PLR2004 - one size scales with nothing
+    if len(batches) < 2:  # noqa: PLR2004 - one size shows no scaling
         return None
     figure = go.Figure()
-    for name, found in lines.items():
-        figure.add_trace(_line(name, sorted(found), [found[size] for size in sorted(found)]))
+    for name, rates in lines.items():
+        figure.add_trace(_line(name, sorted(rates), [rates[size] for size in sorted(rates)]))
     if work and peak:
         sizes = sorted(batches)
         floors = [floor_of(work, peak, size) for size in sizes]
@@ -109,17 +124,17 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
             ("limit of arithmetic, FP16", [floor.arithmetic_ms for floor in floors]),
             ("limit of bandwidth, FP16", [floor.bandwidth_ms for floor in floors]),
         ):
-            rates = [size / time * 1e3 for size, time in zip(sizes, times, strict=True)]
-            figure.add_trace(_line(name, sizes, rates, dash="dot"))
+            bound = [size / time * 1e3 for size, time in zip(sizes, times, strict=True)]
+            figure.add_trace(_line(name, sizes, bound, dash="dot"))
     figure.update_xaxes(title="images a batch", type="log", tickvals=sorted(batches))
     figure.update_yaxes(title="images a second", type="log", tickformat=",~g")
     return Chart("Throughput by batch size", figure)
 
 
 def _best_rates(entries: Sequence[ManifestEntry]) -> dict[str, dict[int, float]]:
-    """Return, by what runs it and in which precision, the most images a second that may be deployed, by batch size.
+    """Return the best throughput of deployable entries, images/s by batch size, for each backend and precision.
 
-    Engines of one batch size are points of one line: who scales a batch picks another engine.
+    Engines of different batch sizes share a line, because another batch size means another engine.
     """
     lines: dict[str, dict[int, float]] = {}
     for entry in entries:
@@ -135,7 +150,7 @@ def _contiguous(entry: ManifestEntry) -> list[BatchTiming]:
 
 
 def _clock_of(entry: ManifestEntry) -> Clock:
-    """A line is of one clock: the graph's where there is one."""
+    """Return the clock of an entry's points: the CUDA graph's if there is one."""
     return ranking_clock({timing.clock for timing in entry.timings})
 
 
@@ -151,7 +166,11 @@ def _line(name: str, x: Sequence[float], y: Sequence[float], dash: str = "solid"
 
 
 def workspace_sweep(entries: Sequence[ManifestEntry]) -> Chart | None:
-    """Return the latency by workspace, a line for what else is equal; None where nothing was timed with two."""
+    """Draw the latency (ms) by workspace (MiB), one line for each family of engines.
+
+    Returns:
+        the chart; None if no family was timed with two workspaces.
+    """
     lines: dict[str, dict[int, float]] = {}
     for entry in entries:
         batch = entry.profile.opt if entry.profile else 0
@@ -160,13 +179,13 @@ def workspace_sweep(entries: Sequence[ManifestEntry]) -> Chart | None:
             name = f"{entry.target}: {entry.kind.value} {entry.precision.value} b{batch}"
             lines.setdefault(name, {})[entry.workspace_bytes] = timing.p50_ms
     figure = go.Figure()
-    for name, found in lines.items():
-        if len(found) > 1:
-            sizes = sorted(found)
-            figure.add_trace(_line(name, [size / 2**20 for size in sizes], [found[size] for size in sizes]))
+    for name, latencies in lines.items():
+        if len(latencies) > 1:
+            sizes = sorted(latencies)
+            figure.add_trace(_line(name, [size / 2**20 for size in sizes], [latencies[size] for size in sizes]))
     if not figure.data:
         return None
-    ticks = sorted({size for found in lines.values() for size in found})
+    ticks = sorted({size for latencies in lines.values() for size in latencies})
     figure.update_xaxes(
         title="workspace, MiB",
         type="log",

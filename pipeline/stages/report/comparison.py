@@ -1,4 +1,4 @@
-"""Two manifests → what got slower, less accurate, larger, or went missing. Pure."""
+"""Two manifests → changes in status, latency and accuracy, and the broken bounds. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pipeline.config.settings import ReleaseConfig
 
 _BEYOND = 0.03
-"""Without intervals, a latency that moved by less is taken for the same."""
+"""Share by which a latency without intervals must change to count as changed."""
 
 
 class Turn(str, Enum):
-    """Which way something went."""
+    """Direction of a change."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -27,7 +27,7 @@ class Turn(str, Enum):
 
 
 class Change(NamedTuple):
-    """One thing about one artifact, before and now."""
+    """One fact of an artifact, before and after."""
 
     id: str
     metric: str
@@ -35,23 +35,25 @@ class Change(NamedTuple):
     after: str
     turn: Turn
     by: float | None = None
-    """Of a latency or a size the share by which it grew; of a top-1 or an agreement the drop; None of anything else."""
+    """Growth of a latency as a share, or drop of top-1 or agreement; None for other facts."""
     breach: str = ""
-    """The bound of the configuration that it breaks."""
+    """The configured bound that the change breaks; empty if none."""
 
 
 def compare(before: Manifest, after: Manifest, bounds: ReleaseConfig | None = None) -> tuple[Change, ...]:
-    """Return what differs between two manifests, the artifacts of both in order.
+    """Compare two manifests.
 
-    A latency has changed where the 95 % intervals do not overlap; without intervals, where it moved by more than 3 %.
-    Latencies of two devices or drivers are not compared. A bound holds by the clock that variants are compared by, and
-    with several streams: by others a busy host breaks it. What was measured and no longer is cannot be held to its
-    bound, which breaks it.
+    A latency counts as changed if the 95 % intervals do not overlap; without intervals, if it moved by more than 3 %.
+    Latencies of different devices or drivers are not compared. Bounds apply to the ranking clock and to several streams
+    only, because a busy host would break those of other clocks. A measurement that is missing now breaks its bound.
 
     Args:
-        before: the released one.
-        after: this build's.
-        bounds: what must not be exceeded; None bounds nothing.
+        before: the released manifest.
+        after: this build's manifest.
+        bounds: the configured bounds; None checks none.
+
+    Returns:
+        the facts of all artifacts, sorted by id; unchanged ones have the turn `SAME`.
     """
     old = {entry.id: entry for entry in before.artifacts}
     new = {entry.id: entry for entry in after.artifacts}
@@ -74,7 +76,7 @@ def worth_telling(changes: Iterable[Change]) -> tuple[Change, ...]:
 
 
 def breaches_of(changes: Iterable[Change]) -> tuple[Change, ...]:
-    """Return the changes that break a bound."""
+    """Return the changes that break a configured bound."""
     return tuple(change for change in changes if change.breach)
 
 
@@ -82,7 +84,7 @@ def _compared(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | No
     changes = []
     if old.status is not new.status:
         turn = _of_status(old.status, new.status)
-        breach = "what was deployable must stay so" if bounds and turn is Turn.WORSE else ""
+        breach = "must stay deployable" if bounds and turn is Turn.WORSE else ""
         changes.append(Change(new.id, "status", old.status.value, new.status.value, turn, breach=breach))
     changes += _latencies(old, new, bounds)
     changes += _accuracies(old, new, bounds)
@@ -96,20 +98,20 @@ def _of_status(old: Status, new: Status | None) -> Turn:
 
 
 def _latencies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
-    now = {_what(timing): timing for timing in new.timings}
+    now = {_metric(timing): timing for timing in new.timings}
     bounded = {ranking_clock({timing.clock for timing in old.timings}), Clock.STREAMS} if old.timings else set()
     changes = []
     for timing in old.timings:
-        held_to = bounds if timing.clock in bounded else None
-        if found := now.get(_what(timing)):
-            changes.append(_latency(new.id, timing, found, held_to, alike=old.device == new.device))
-        elif held_to or new.timings:
-            changes.append(_missing(new.id, _what(timing), _shown(timing), held_to))
+        limits = bounds if timing.clock in bounded else None
+        if after := now.get(_metric(timing)):
+            changes.append(_latency(new.id, timing, after, limits, alike=old.device == new.device))
+        elif limits or new.timings:
+            changes.append(_missing(new.id, _metric(timing), _shown(timing), limits))
     return changes
 
 
 def _missing(name: str, metric: str, before: str, bounds: ReleaseConfig | None) -> Change:
-    breach = "must be measured to be held to its bound" if bounds else ""
+    breach = "must be measured" if bounds else ""
     return Change(name, metric, before, "not measured", Turn.WORSE if bounds else Turn.UNKNOWN, breach=breach)
 
 
@@ -117,7 +119,7 @@ def _shown(timing: BatchTiming) -> str:
     return f"{timing.p50_ms:.4g} ms"
 
 
-def _what(timing: BatchTiming) -> str:
+def _metric(timing: BatchTiming) -> str:
     layout = "" if timing.layout is Layout.CONTIGUOUS else f", {timing.layout.value}"
     return f"p50 at batch {timing.batch}, {timing.clock.value}{layout}"
 
@@ -128,7 +130,7 @@ def _latency(name: str, old: BatchTiming, new: BatchTiming, bounds: ReleaseConfi
     breach = ""
     if bounds and turn is Turn.WORSE and grown > bounds.max_latency_increase:
         breach = f"≤ +{bounds.max_latency_increase:.1%}"
-    return Change(name, _what(new), _shown(old), _shown(new), turn, grown, breach)
+    return Change(name, _metric(new), _shown(old), _shown(new), turn, grown, breach)
 
 
 def _turn_of_latency(old: BatchTiming, new: BatchTiming, grown: float) -> Turn:
@@ -150,7 +152,7 @@ def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | 
         else (old.accuracy.top1_agreement, new.accuracy.top1_agreement)
     )
     before, after = (value or 0.0 for value in pair)
-    drop = round(before - after, 9)  # shares of whole samples: what is exactly the bound keeps it
+    drop = round(before - after, 9)  # shares of whole samples: a drop of exactly the bound is allowed
     turn = Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
     breach = ""
     if bounds and drop > bounds.max_top1_drop:

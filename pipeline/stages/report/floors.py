@@ -1,4 +1,4 @@
-"""What a GPU cannot go below: the arithmetic of a network at its peak rate, and its bytes at its bandwidth. Pure."""
+"""Lower bounds of a network's latency on a GPU: its arithmetic at the peak rate, its bytes at the bandwidth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Peak(NamedTuple):
-    """A GPU's limits."""
+    """A GPU's peak rates."""
 
     fp16_flops: float
-    """Dense FP16 with tensor cores, FLOP/s."""
+    """Dense FP16 on tensor cores, FLOP/s."""
     bandwidth: float
-    """Of its memory, bytes/s."""
+    """Memory bandwidth, bytes/s."""
 
 
 _PEAKS = {
@@ -39,42 +39,49 @@ _PEAKS = {
     "RTX 4090": Peak(330e12, 1.008e12),
     "RTX 3090": Peak(142e12, 0.936e12),
 }
-"""By a part of the GPU's name; the first that fits counts. From NVIDIA's datasheets and, of GeForce, the whitepapers of
-Ampere GA102, Ada and Blackwell RTX: without sparsity, accumulating in FP16 where that is faster."""
+"""Peak rates by a part of the GPU's name; the first match counts.
+
+Sources: NVIDIA's datasheets; for GeForce the whitepapers of Ampere GA102, Ada and Blackwell RTX. The rates are without
+sparsity, and accumulate in FP16 where that is faster.
+"""
 
 
 class Work(NamedTuple):
-    """What one image takes."""
+    """The work of one image."""
 
     macs: int
-    """Multiplications with an addition each, in convolutions and matrix products."""
+    """Multiply-adds of the convolutions and matrix products."""
     weight_values: int
+    """Number of weights."""
     boundary_values: int
-    """Of the input and the output."""
+    """Number of values of the input and the output."""
 
 
 class Floor(NamedTuple):
-    """The least time that a batch can take, in milliseconds."""
+    """Lower bounds of a batch's latency, in ms."""
 
     arithmetic_ms: float
     bandwidth_ms: float
 
 
 def peak_of(gpu_name: str) -> Peak | None:
-    """Return a GPU's limits, None for one that is not in the table."""
+    """Return a GPU's peak rates; None for a GPU that is not in the table."""
     return next(
         (peak for part, peak in _PEAKS.items() if re.search(rf"(?<!\w){re.escape(part)}(?!\w)", gpu_name)), None
     )
 
 
 def floor_of(work: Work, peak: Peak, batch: int) -> Floor:
-    """Return the floor of a batch in FP16: two FLOPs a MAC; weights once, each image and its logits once."""
+    """Return the lower bounds of a batch in FP16.
+
+    A multiply-add counts as two FLOPs. The weights are read once; each image is read and its logits written once.
+    """
     moved = 2 * (work.weight_values + batch * work.boundary_values)
     return Floor(2 * work.macs * batch / peak.fp16_flops * 1e3, moved / peak.bandwidth * 1e3)
 
 
 def work_of(model: onnx.ModelProto) -> Work:
-    """Count what one image takes from a graph's shapes.
+    """Count the work of one image from a graph's shapes.
 
     Raises:
         onnx.shape_inference.InferenceError: the graph's shapes contradict each other.
@@ -88,12 +95,12 @@ def work_of(model: onnx.ModelProto) -> Work:
 
 
 def _shape(value: pb.ValueInfoProto) -> tuple[int, ...]:
-    """Return a shape with a batch of one."""
+    """Return a tensor's shape, with 1 for a free size."""
     return tuple(int(dim.dim_value) or 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def _macs(node: pb.NodeProto, shapes: dict[str, tuple[int, ...]], weights: dict[str, tuple[int, ...]]) -> int:
-    """A convolution multiplies every output by a kernel's weights of its group; a product, every output by a column."""
+    """Return a node's multiply-adds: output values × a group's kernel weights, or × the inner length of a product."""
     output = math.prod(shapes.get(node.output[0], ()))
     if node.op_type == "Conv":
         return output * math.prod(weights.get(node.input[1], ())[1:])

@@ -1,4 +1,4 @@
-"""The manifest and its records → `artifacts/report.html`: one file that needs nothing else, the verdict first."""
+"""The manifest and its records → `artifacts/report.html`, one self-contained file."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """What was written, and how this build compares with the released one."""
+    """The written report, with the comparison to the released build."""
 
     path: Path
     changes: tuple[Change, ...]
+    """Empty if the configuration names no released manifest."""
 
     @property
     def breaches(self) -> tuple[Change, ...]:
-        """What breaks a bound of the configuration."""
+        """Changes that break a configured bound."""
         return breaches_of(self.changes)
 
 
 class Device(NamedTuple):
-    """A GPU, or the processor, and the artifacts that run on it."""
+    """A GPU or the processor, with the artifacts that run on it."""
 
     name: str
     entries: tuple[ManifestEntry, ...]
@@ -56,12 +57,13 @@ class Device(NamedTuple):
     charts: tuple[str, ...]
     """Figures as HTML."""
     missing: tuple[str, ...]
-    """Charts that are not there, and why."""
+    """Reasons for the charts that are missing."""
     conditions: Conditions | None
+    """Clocks, temperature and power while it was timed; None if they were not recorded."""
 
 
 class Subnormals(NamedTuple):
-    """What a cast lost, beside what it cost."""
+    """Losses of a cast, with the accuracy of its artifacts."""
 
     graph: str
     tensors: int
@@ -69,24 +71,29 @@ class Subnormals(NamedTuple):
     subnormal: int
     overflow: int
     worst: tuple[tuple[str, int], ...]
-    """The tensors with most subnormal values."""
+    """Tensors with the most subnormal values, and their numbers."""
     accuracy: tuple[tuple[str, float], ...]
-    """Artifacts of this graph with their distance to the reference."""
+    """Artifacts of this precision, with their relative L2 to the reference."""
     warnings: tuple[str, ...]
-    """What builders said."""
+    """Warnings of engine builders about weights."""
 
 
 _WORST = 5
+"""Number of tensors shown of a cast."""
 _HOTTEST = 10
-"""How many layers, and how many kernels, are shown of a profile; its record has all."""
+"""Number of layers, and of kernels, shown of a profile; its record has all."""
 
 
 def make_report(project: Project) -> Report:
-    """Write the report, and compare with the released manifest if the configuration names one.
+    """Write the report, with a comparison if the configuration names a released manifest.
+
+    Args:
+        project: the manifest stage must have run.
 
     Raises:
-        RecordError: the manifest is missing, or the released one cannot be read.
+        RecordError: the manifest or the released one is missing or damaged.
         StorageError: the report cannot be written.
+        NewerRecordError: a newer version of this project wrote the present record.
     """
     manifest = project.manifest()
     release = project.config.release
@@ -95,7 +102,7 @@ def make_report(project: Project) -> Report:
         released = read_record(
             Path(release.manifest),
             Manifest,
-            fix="set `release.manifest` in pipeline.yaml to a released build's manifest.json",
+            fix="set `release.manifest` in pipeline.yaml to the manifest.json of a released build",
         )
         changes = compare(released, manifest, release)
     html = _render(project, manifest, changes)
@@ -115,7 +122,7 @@ def make_report(project: Project) -> Report:
 
 
 def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the report takes it
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only the report needs it
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 - the same
 
     environment = Environment(
@@ -137,20 +144,21 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         changes=[change for change in changes if change.turn.value != "same"],
         compared=project.config.release is not None,
         release=project.config.release,
-        untold=[entry for entry in manifest.artifacts if entry.status is not Status.DEPLOYABLE],
+        not_deployable=[entry for entry in manifest.artifacts if entry.status is not Status.DEPLOYABLE],
         plotly=get_plotlyjs(),
     )
 
 
 def _devices(project: Project, manifest: Manifest) -> list[Device]:
-    """Return what runs on one device together: engines and modules of one GPU are alternatives."""
-    found: dict[str, list[ManifestEntry]] = {}
+    """Return the devices with their artifacts, of all targets: engines and modules of one GPU are alternatives."""
+    by_device: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
         gpu = project.plan.gpu(entry.target)
         name = processor() if entry.target == CPU_TARGET else gpu.name if gpu else ""
         if name:
-            found.setdefault(name, []).append(entry)
-    return [_device(project, manifest, name, tuple(entries)) for name, entries in sorted(found.items(), reverse=True)]
+            by_device.setdefault(name, []).append(entry)
+    devices = sorted(by_device.items(), reverse=True)
+    return [_device(project, manifest, name, tuple(entries)) for name, entries in devices]
 
 
 def _device(project: Project, manifest: Manifest, name: str, entries: tuple[ManifestEntry, ...]) -> Device:
@@ -163,7 +171,7 @@ def _device(project: Project, manifest: Manifest, name: str, entries: tuple[Mani
 
 def _charts(project: Project, name: str, entries: Sequence[ManifestEntry]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from pipeline.stages.report.charts import batch_scaling, pareto, workspace_sweep  # noqa: PLC0415 - plotly is slow
-    from pipeline.stages.report.floors import peak_of  # noqa: PLC0415 - onnx is
+    from pipeline.stages.report.floors import peak_of  # noqa: PLC0415 - onnx is slow
 
     peak = peak_of(name)
     batches = sorted({timing.batch for entry in entries for timing in entry.timings})
@@ -172,13 +180,13 @@ def _charts(project: Project, name: str, entries: Sequence[ManifestEntry]) -> tu
     sweep = workspace_sweep(entries)
     missing = []
     if not batches:
-        missing.append("Nothing was timed here.")
+        missing.append("No latencies: no artifact was timed on this device.")
     if scaling is None and batches:
-        missing.append("Throughput by batch size: only one size was timed.")
+        missing.append("No throughput by batch size: only one batch size was timed.")
     if scaling is not None and peak is None:
-        missing.append("Limits of arithmetic and bandwidth: this device's are not known to the report.")
+        missing.append("No limits of arithmetic and bandwidth: this device's peak rates are unknown.")
     if sweep is None and batches:
-        missing.append("Workspace: nothing was timed with two of them.")
+        missing.append("No latency by workspace: no engine was timed with two workspaces.")
     charts = [chart for chart in (*drawn, scaling, sweep) if chart]
     return tuple(_html(chart) for chart in charts), tuple(missing)
 
@@ -207,36 +215,36 @@ def _work(project: Project) -> Work | None:
     try:
         return work_of(onnx.load(project.file(project.onnx(Graph.FP32).file)))
     except (RecordError, OSError):
-        return None  # a manifest may outlive the ONNX files; the limits are then left out
+        return None  # a manifest may outlive the ONNX files; the chart then has no limits
 
 
 def _benchmark(project: Project, entry: ManifestEntry) -> BenchmarkReport | None:
     try:
         return project.benchmark(project.plan.variant(entry.id))
     except RecordError:
-        return None  # never timed, which the manifest has said
+        return None  # never timed, as the manifest reports
 
 
 def _profiles(project: Project) -> list[LayerProfile]:
-    """Return the profiles that were made of what lies there now."""
-    found = (
+    """Return the profiles of the present artifacts; stale ones are left out."""
+    profiles = (
         current(project, Step("profile", variant.id), partial(project.layers, variant))
         for variant in project.plan.variants
         if project.paths.layers(variant).is_file()
     )
-    return [profile for profile in found if profile and profile.outcome is Outcome.DONE]
+    return [profile for profile in profiles if profile and profile.outcome is Outcome.DONE]
 
 
 def _sensitivities(project: Project) -> list[Sensitivity]:
-    """Return what `doit sensitivity` has found of what lies there now."""
-    found = (
+    """Return the sensitivities of the present graphs; stale ones are left out."""
+    records = (
         current(
             project, Step("sensitivity", f"{project.plan.model}/{graph.value}"), partial(project.sensitivity, graph)
         )
         for graph in project.plan.graphs
         if project.paths.sensitivity(graph).is_file()
     )
-    return [record for record in found if record]
+    return [record for record in records if record]
 
 
 def _data(project: Project) -> DataRecord | None:
@@ -247,15 +255,15 @@ def _data(project: Project) -> DataRecord | None:
 
 
 def _subnormals(project: Project, manifest: Manifest) -> list[Subnormals]:
-    found = []
+    losses = []
     for graph in project.plan.graphs:
         try:
             record = project.onnx(graph)
         except RecordError:
-            continue  # never exported: its artifacts say so
+            continue  # never exported, as its artifacts' entries report
         if record.casts:
-            found.append(_subnormals_of(record, manifest))
-    return found
+            losses.append(_subnormals_of(record, manifest))
+    return losses
 
 
 def _subnormals_of(record: OnnxRecord, manifest: Manifest) -> Subnormals:

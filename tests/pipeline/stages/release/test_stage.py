@@ -92,7 +92,7 @@ def test_what_was_built_of_another_commit_is_not_released(project: Project, monk
             ReleaseError, match=r"(?s)another commit.*ddd.*ccc.*python -m pipeline manifest tiny"
         ) as told:
             make_release(project, allow_dirty=allow_dirty)
-        assert "and then `doit`" in str(told.value)
+        assert ", then `doit`" in str(told.value)
 
 
 def test_what_was_built_of_a_dirty_tree_is_refused_once_it_is_clean(
@@ -101,7 +101,7 @@ def test_what_was_built_of_a_dirty_tree_is_refused_once_it_is_clean(
     """Putting changes away does not make what was built of them the commit's."""
     built = project.manifest().model_copy(update={"git": GitState(commit="c" * 40, dirty=True)})
     monkeypatch.setattr(Project, "manifest", lambda _: built)
-    with pytest.raises(ReleaseError, match="or did when it was built"):
+    with pytest.raises(ReleaseError, match="or did during the build"):
         make_release(project)
 
 
@@ -123,7 +123,7 @@ def test_the_commit_is_that_of_the_configurations_folder(project: Project, monke
 def test_what_is_no_checkout_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a folder outside git is allowed, the build's key replaces the commit."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: None)
-    with pytest.raises(ReleaseError, match="this is no git checkout"):
+    with pytest.raises(ReleaseError, match="the configuration is in no git checkout"):
         make_release(project)
     assert make_release(project, allow_dirty=True).folder.name == f"tiny-{project.manifest().key.digest[:12]}"
 
@@ -138,7 +138,7 @@ def test_what_is_stale_is_not_released(project: Project, copied: Path) -> None:
 def test_nothing_deployable_is_no_release(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty release helps nobody."""
     monkeypatch.setattr("pipeline.stages.release.stage._deployable", lambda _: ())
-    with pytest.raises(ReleaseError, match="nothing may be deployed"):
+    with pytest.raises(ReleaseError, match="no artifact is deployable"):
         make_release(project)
 
 

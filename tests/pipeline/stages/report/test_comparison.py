@@ -94,7 +94,7 @@ def test_top1_may_drop_within_its_bound(
 @pytest.mark.parametrize(
     ("before", "after", "turn", "breach"),
     [
-        (Status.DEPLOYABLE, Status.REJECTED, Turn.WORSE, "what was deployable must stay so"),
+        (Status.DEPLOYABLE, Status.REJECTED, Turn.WORSE, "must stay deployable"),
         (Status.REJECTED, Status.DEPLOYABLE, Turn.BETTER, ""),
         (Status.BUILT, Status.SKIPPED, Turn.UNKNOWN, ""),
     ],
