@@ -1,12 +1,17 @@
-"""What the farm costs, on a Ray cluster of this machine alone; prints figures of one run, fails where a bound breaks.
+"""Measure the farm's overhead on a Ray cluster of this machine alone; fail if a bound is broken.
 
     python benchmarks/farm.py --nodes 50 --tasks 1000 --only many
 
-First, on two nodes, the overhead of a task: the same command directly, and as a step of doit's that is packed, sent,
-run, checked and put in its place, in turn; its command copies an engine that was built before. Then what a second
-machine takes with a warm store. Then the makespan of many tasks of one second on nodes of one core each; tasks / nodes
-seconds would be ideal. Fifty nodes are 150 processes of Ray, which take some minutes to start on two cores (on 16, more
-than one), and 12 GB. `--only` leaves out the one or the other.
+Part `steps`, on two nodes:
+
+* the overhead of a step, as the difference between its command run directly and run through the farm: packed, sent,
+  run, checked and installed. Both are measured in turns; the command copies an engine that was built before.
+* the time of a second machine with a warm store.
+
+Part `many`: the makespan of many tasks of one second on nodes of one core each; tasks / nodes seconds would be ideal.
+Fifty nodes are 150 processes of Ray and 12 GB. They take some minutes to start on 2 cores, and more than one on 16.
+
+`--only` runs one part.
 """
 
 from __future__ import annotations
@@ -27,8 +32,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from pipeline.stages import STAGES
-
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the tests' cluster
 
 from model_artifacts.host.hashes import describe_file
@@ -38,6 +41,7 @@ from pipeline.farm.cluster import Cluster, NodeRequirements
 from pipeline.farm.parcels import Completed, Input, Packed, Parcel, PrintedLine, Refused, pack, read_message
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
 from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, served
 
 if TYPE_CHECKING:
@@ -63,45 +67,63 @@ LIGHT = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
 }
-"""What keeps fifty nodes on one machine from being busy with themselves."""
+"""Ray's settings that keep fifty idle nodes on one machine from using its cores."""
 LARGE_BYTES = 45_000_000
-"""As ResNet18's FP32 engine has."""
+"""Size of ResNet18's FP32 engine."""
 OVERHEAD_MS = 50
+"""Upper bound of a step's overhead with a tiny model's engine."""
 MAKESPAN = 1.15
+"""Upper bound of the makespan's ratio to the ideal."""
 
 
 def run(cluster: Cluster) -> None:
-    """Run a command of a second on the cluster, as a driver does."""
+    """Run a command of one second on the cluster, like a driver.
+
+    Raises:
+        SystemExit: the command failed or was refused.
+    """
     running = cluster.submit(
         Parcel(command=SECOND, files=(), timeout_seconds=60), b"", [], NodeRequirements(None, ()), ()
     )
     for item in running.items(lambda: None):
         message = read_message(item if isinstance(item, str) else "")
         if isinstance(message, Refused) or (isinstance(message, Completed) and message.status != 0):
-            raise SystemExit(f"it failed: {message}")
+            raise SystemExit(f"the command failed: {message}")
 
 
 def directly(command: tuple[str, ...], folder: Path) -> float:
-    """Run a command here."""
+    """Run a Python command on this machine, and return its duration in seconds.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
     began = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, cwd=folder)  # noqa: S603 - one of the above
     return time.perf_counter() - began
 
 
 def farmed(farm: executor.Farm) -> float:
-    """Run a step as doit has it run: packed, sent, checked and put in its place."""
+    """Run a step like doit: packed, sent, checked and installed; return its duration in seconds.
+
+    Raises:
+        SystemExit: the step failed.
+    """
     began = time.perf_counter()
-    told: list[PrintedLine] = []
-    if farm.run(BUILD, told.append) != 0:
-        raise SystemExit(f"it failed: {told}")
+    lines: list[PrintedLine] = []
+    if farm.run(BUILD, lines.append) != 0:
+        raise SystemExit(f"the step failed: {lines}")
     return time.perf_counter() - began
 
 
 def write_project(folder: Path, address: str) -> None:
-    """Make what an engine of a tiny model is built from, and look at the farm."""
-    (folder / "tests").mkdir()
-    for name in ("__init__.py", "tiny_model.py"):
-        shutil.copy(REPOSITORY / "tests" / name, folder / "tests")
+    """Write a project of a tiny model, look at the farm, and run the stages before the build.
+
+    Raises:
+        CalledProcessError: a stage failed.
+    """
+    (folder / "tests" / "support").mkdir(parents=True)
+    for name in ("tests/__init__.py", "tests/support/__init__.py", "tests/support/tiny_model.py"):
+        shutil.copy(REPOSITORY / name, folder / name)
     (folder / "pipeline.yaml").write_text(CONFIG.format(address=address))
     for arguments in (["farm"], ["source", "tiny"], ["data", "tiny"], ["export", "tiny/fp32"], ["export", "tiny/fp16"]):
         command = [sys.executable, "-m", "pipeline", *arguments]
@@ -109,7 +131,7 @@ def write_project(folder: Path, address: str) -> None:
 
 
 def prepare_results(project: Project, size: int | None) -> None:
-    """Lay what the step has given, with an engine of another size, where a command copies it from."""
+    """Copy the step's results, with an engine of `size` random bytes, to the folder that `COPY` copies from."""
     artifact = project.artifact(project.plan.variant(BUILD.subject))
     assert artifact.file  # noqa: S101 - it was built
     results = Path("results")
@@ -122,26 +144,26 @@ def prepare_results(project: Project, size: int | None) -> None:
 
 
 def pack_copying(project: Project, step: Step, workers: FarmHost) -> Packed:
-    """Pack a step whose command copies prepared results: what is left is the farm's own."""
-    found = pack(project, step, workers)
+    """Pack a step with a command that only copies prepared results, so that the rest of its time is the farm's."""
+    packed = pack(project, step, workers)
     paths = (path for path in Path("results").rglob("*") if path.is_file())
     results = (Input(describe_file(path, Path()), path) for path in paths)
-    inputs = (*found.inputs, *results)
+    inputs = (*packed.inputs, *results)
     files = tuple(item.record for item in inputs)
-    return Packed(found.parcel.model_copy(update={"command": COPY, "files": files}), inputs)
+    return Packed(packed.parcel.model_copy(update={"command": COPY, "files": files}), inputs)
 
 
 def measure_overhead() -> bool:
-    """Print what a task takes beyond its command, and return whether that is within its bound."""
+    """Print the overhead of a step, and return True if it is within its bound."""
     project = Project.load(Path("pipeline.yaml"), STAGES)
     farm = executor.Farm(project)
-    farmed(farm)  # what an engine's build gives
+    farmed(farm)  # builds the engine whose results are copied later
     overheads = []
     for name, size in (("an engine of a tiny model", None), (f"an engine of {LARGE_BYTES / 1e6:.0f} MB", LARGE_BYTES)):
         prepare_results(project, size)
         with patch.object(executor, "pack", pack_copying):
             for _ in range(4):
-                farmed(farm)  # the worker's start, and the inputs' way to it
+                farmed(farm)  # without the worker's start and the first transfer of the inputs
             pairs = [(directly(COPY, Path()), farmed(farm)) for _ in range(ROUNDS)]
         here, there = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
         overheads.append(there - here)
@@ -150,29 +172,29 @@ def measure_overhead() -> bool:
 
 
 def measure_second_run() -> bool:
-    """Print what a second machine takes with a warm store, and return whether it built nothing."""
+    """Print the time of a second machine with a warm store, and return True if it built nothing."""
     shutil.rmtree("results")
     text = Path("pipeline.yaml").read_text()
     Path("pipeline.yaml").write_text(f"{text}cache: {Path('cache').absolute()}\n")
     first = farmed(executor.Farm(Project.load(Path("pipeline.yaml"), STAGES)))
     shutil.rmtree(Path("artifacts") / BUILD.subject)
-    began, told = time.perf_counter(), list[PrintedLine]()
-    status = executor.Farm(Project.load(Path("pipeline.yaml"), STAGES)).run(BUILD, told.append)
+    began, lines = time.perf_counter(), list[PrintedLine]()
+    status = executor.Farm(Project.load(Path("pipeline.yaml"), STAGES)).run(BUILD, lines.append)
     took = time.perf_counter() - began
-    taken = status == 0 and [said.line.startswith("taken from") for said in told] == [True]
+    reused = status == 0 and [printed.line.startswith("taken from") for printed in lines] == [True]
     print(
-        f"an engine that is built and left in the store: {1e3 * first:.0f} ms; with a warm store: {1e3 * took:.0f} ms",
+        f"an engine, built and copied to the store: {1e3 * first:.0f} ms; with a warm store: {1e3 * took:.0f} ms",
         flush=True,
     )
-    return taken
+    return reused
 
 
 def measure_makespan(cluster: Cluster, tasks: int) -> bool:
-    """Print how long many tasks take, against the ideal, and return whether that is within its bound."""
-    import ray  # noqa: PLC0415 - once its environment is set
+    """Print the makespan of many tasks and its ratio to the ideal; return True if that is within its bound."""
+    import ray  # noqa: PLC0415 - reads its environment when it is imported
 
     nodes = [node for node in cluster.nodes() if NodeRequirements(None, ()).met_by(node)]
-    with ThreadPoolExecutor(os.cpu_count()) as few:  # every node's worker, started; not all at once on this machine
+    with ThreadPoolExecutor(os.cpu_count()) as few:  # start every node's worker, but not all at once on this machine
         list(few.map(lambda node: cluster.probe(node).result(time.monotonic() + 300, lambda: None), nodes))
     with ThreadPoolExecutor(256) as threads:
         for count in (len(nodes), tasks):
@@ -191,7 +213,7 @@ def measure_makespan(cluster: Cluster, tasks: int) -> bool:
 
 @contextmanager
 def joined(nodes: int) -> Iterator[Cluster]:
-    """Start a cluster of so many nodes on this machine, and join it."""
+    """Yield a new cluster of this machine with a number of nodes."""
     with served([""] * nodes, LIGHT) as there:
         cluster = Cluster.connect(there.address, 60)
         yield cluster
@@ -199,17 +221,17 @@ def joined(nodes: int) -> Iterator[Cluster]:
 
 
 def measure_steps() -> dict[str, bool]:
-    """Measure what steps of doit's take, and return which bounds hold."""
+    """Measure single steps, and return each bound with True if it holds."""
     with joined(2) as cluster, tempfile.TemporaryDirectory() as folder:
         write_project(Path(folder), cluster.address)
-        os.chdir(folder)  # where the model's factory lies
+        os.chdir(folder)  # the model's factory is imported from there
         overhead, second = measure_overhead(), measure_second_run()
         os.chdir(REPOSITORY)
     return {f"overhead of at most {OVERHEAD_MS} ms": overhead, "nothing built again with a warm store": second}
 
 
 def measure_many(nodes: int, tasks: int) -> dict[str, bool]:
-    """Measure many tasks, and return which bounds hold."""
+    """Measure many tasks, and return each bound with True if it holds."""
     began = time.perf_counter()
     with joined(nodes) as cluster:
         print(f"{nodes} nodes have started in {time.perf_counter() - began:.0f} s", flush=True)
@@ -217,7 +239,11 @@ def measure_many(nodes: int, tasks: int) -> dict[str, bool]:
 
 
 def main() -> None:
-    """Measure, on two clusters, each in a process of its own: a process joins one cluster in its life."""
+    """Measure on two clusters, each in a process of its own, because a process can join only one.
+
+    Raises:
+        SystemExit: a bound is broken.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=50)
     parser.add_argument("--tasks", type=int, default=1000)
@@ -233,7 +259,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             held |= process.submit(measure).result()
     if broken := [bound for bound, holds in held.items() if not holds]:
-        raise SystemExit(f"not held: {', '.join(broken)}")
+        raise SystemExit(f"broken bounds: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

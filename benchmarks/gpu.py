@@ -1,4 +1,4 @@
-"""Prints every engine's speed beside that of a bare loop over the same plan, which uses TensorRT and CUDA directly.
+"""Compare every engine's speed with a bare loop over the same plan, which calls TensorRT and CUDA directly.
 
 python benchmarks/gpu.py --config benchmarks/gpu.yaml    after `doit config=benchmarks/gpu.yaml`, on a GPU host
 """
@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROUNDS, RUNS = 7, 100
+"""Rounds of both in turns, and timed runs a round."""
 
 
 def cuda(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is untyped
-    """Return a call's value, without a wrapper of ours."""
+    """Return the value of a cuda-bindings call.
+
+    Raises:
+        RuntimeError: the call failed.
+    """
     if int(result[0]):
         raise RuntimeError(result[0])
     return result[1] if len(result) == 2 else result[1:]  # noqa: PLR2004 - status and value
@@ -39,7 +44,11 @@ def cuda(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is unt
 
 @contextmanager
 def bare(artifact: Artifact, plan: bytes, batch: int) -> Iterator[tuple[Callable[[], None], int]]:
-    """Yield a function that replays a CUDA graph of the plan, and its stream: no line of the pipeline's runner."""
+    """Yield a function that replays a CUDA graph of the plan, and its stream, without the pipeline's runner.
+
+    Raises:
+        RuntimeError: the artifact is no engine, or a CUDA call failed.
+    """
     if artifact.built_for is None:
         raise RuntimeError(artifact.variant.id)
     trt = load_flavour(artifact.built_for.flavour).module
@@ -77,11 +86,11 @@ def bare(artifact: Artifact, plan: bytes, batch: int) -> Iterator[tuple[Callable
 
 
 def timed(enqueue: Callable[[], None], stream: int) -> tuple[list[float], list[float]]:
-    """Return milliseconds between two events around each replay, and the host's microseconds to enqueue it."""
+    """Return the ms between two events around each replay, and the host's microseconds to enqueue it."""
     start, end = cuda(runtime.cudaEventCreate()), cuda(runtime.cudaEventCreate())
     latencies, enqueues = [], []
     for _ in range(RUNS):
-        enqueue()  # keeps the GPU busy while the host enqueues what is timed, as the pipeline does
+        enqueue()  # keeps the GPU busy while the host enqueues the timed run, like the pipeline
         runtime.cudaEventRecord(start, stream)
         before = time.perf_counter()
         enqueue()
@@ -93,7 +102,14 @@ def timed(enqueue: Callable[[], None], stream: int) -> tuple[list[float], list[f
 
 
 def compare(project: Project, artifact: Artifact, batch: int) -> tuple[float, float, float, float]:
-    """Return our p50 and the bare loop's in ms, and the two medians of enqueueing in microseconds, in turns."""
+    """Time the pipeline's runner and the bare loop in turns.
+
+    Returns:
+        the p50 of both in ms, then the median time to enqueue of both in microseconds, the pipeline's first.
+
+    Raises:
+        RuntimeError: the artifact is no engine.
+    """
     if artifact.file is None or artifact.variant.profile is None:
         raise RuntimeError(artifact.variant.id)
     plan = project.file(artifact.file).read_bytes()
@@ -103,16 +119,16 @@ def compare(project: Project, artifact: Artifact, batch: int) -> tuple[float, fl
         session.prepare(batch)
         with bare(artifact, plan, batch) as (replay, stream):
             for _ in range(ROUNDS):
-                for kept, found in zip(ours, timed(session.enqueue, session.stream.handle), strict=True):
-                    kept.extend(found)
-                for kept, found in zip(theirs, timed(replay, stream), strict=True):
-                    kept.extend(found)
+                for times, measured in zip(ours, timed(session.enqueue, session.stream.handle), strict=True):
+                    times.extend(measured)
+                for times, measured in zip(theirs, timed(replay, stream), strict=True):
+                    times.extend(measured)
     p50, bare_p50 = statistics.median(ours[0]), statistics.median(theirs[0])
     return p50, bare_p50, statistics.median(ours[1]), statistics.median(theirs[1])
 
 
 def main() -> int:
-    """Print the table; the exit status says whether every bound held."""
+    """Print the table; return 0 if every bound held, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("benchmarks/gpu.yaml"))
     project = Project.load(parser.parse_args().config, STAGES)
@@ -135,7 +151,7 @@ def main() -> int:
             if timing.batch == variant.profile.opt and timing.clock is Clock.GPU_GRAPH
         ]
         shown = f"{graph[0]:.4f}" if graph else "-"
-        near = [abs(found - theirs) <= max(theirs * 0.02, 0.005) for found in (ours, *graph)]
+        near = [abs(p50 - theirs) <= max(theirs * 0.02, 0.005) for p50 in (ours, *graph)]
         held = held and all(near) and enqueue <= bare_enqueue + 5.0
         print(
             f"{variant.target + '/' + variant.name:<58} {variant.profile.opt:>5} {ours:>9.4f} {theirs:>9.4f} "
@@ -143,7 +159,7 @@ def main() -> int:
             flush=True,
         )
     print(
-        "every p50, here and the pipeline's, within 2 % or 5 us of the bare loop's, every enqueue within 5 us"
+        "every p50, here and by the pipeline, is within 2 % or 5 us of the bare loop's; every enqueue within 5 us"
         if held
         else "A BOUND DID NOT HOLD"
     )

@@ -1,4 +1,4 @@
-"""Prints how fast a folder of JPEGs is read, by how many processes, and what memory that takes, in one run.
+"""Measure the reading of a folder of JPEGs: images a second by number of processes, and peak memory.
 
 python benchmarks/images.py --images 2000
 """
@@ -22,11 +22,11 @@ from pipeline.stages.common.images import open_folder
 
 SPEC = Preprocessing(resize=256, crop=224, interpolation=Interpolation.BILINEAR, mean=(0.5,) * 3, std=(0.5,) * 3)
 TIMES = 4
-"""How much larger the second folder is, whose memory must not be."""
+"""Ratio of the second folder's size to the first's; their peak memories must be equal."""
 
 
 def fill(folder: Path, count: int) -> None:
-    """Write photographs of noise, 500 x 375 as ImageNet's are."""
+    """Write JPEGs of noise with ImageNet's size, 500 x 375 pixels."""
     (folder / "class").mkdir(parents=True)
     random = np.random.default_rng(0)
     for index in range(count):
@@ -35,7 +35,7 @@ def fill(folder: Path, count: int) -> None:
 
 
 def read(folder: Path, workers: int) -> None:
-    """Read a folder, and print images a second and the peak of this process's memory."""
+    """Read a folder; print the images a second and this process's peak memory in MB."""
     images = open_folder(folder, 1, None)
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
@@ -46,7 +46,7 @@ def read(folder: Path, workers: int) -> None:
 
 
 def main() -> None:
-    """Print the table, each row from a process of its own."""
+    """Print the table; each row is measured in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--read", nargs=2, metavar=("FOLDER", "WORKERS"), help=argparse.SUPPRESS)
@@ -54,7 +54,7 @@ def main() -> None:
     if options.read:
         read(Path(options.read[0]), int(options.read[1]))
         return
-    print("images  processes  images/s  peak memory of the first, MB")
+    print("images  processes  images/s  peak memory of the main process, MB")
     with tempfile.TemporaryDirectory() as scratch:
         rates = []
         for count in (options.images, options.images * TIMES):
@@ -62,7 +62,7 @@ def main() -> None:
             fill(folder, count)
             for workers in sorted({1, threads()}):
                 command = [sys.executable, __file__, "--read", str(folder), str(workers)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed
+                done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed arguments
                 rate, peak = done.stdout.split()
                 rates.append(float(rate))
                 print(f"{count:>6}  {workers:>9}  {rate:>8}  {peak:>4}", flush=True)

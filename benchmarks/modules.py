@@ -1,4 +1,4 @@
-"""Prints how long a saved module takes from loading to its first result, beside the library's own calls.
+"""Compare the time from loading a saved module to its first result with the same by the library's own calls.
 
 python benchmarks/modules.py --config benchmarks/gpu.yaml    after `doit config=benchmarks/gpu.yaml`, on a GPU host
 """
@@ -16,16 +16,19 @@ from pipeline.records import Outcome
 from pipeline.stages import STAGES
 
 STARTS = 3
+"""Starts of each; the shortest counts."""
 BOUND = 1.5
+"""Largest allowed ratio of the pipeline's time to the library's."""
 
 OURS = """
 import sys, time
 import numpy as np
 from pathlib import Path
 from pipeline.planning.project import Project
-from pipeline.stages.common.opening import open_module
+from pipeline.stages import STAGES
 from pipeline.stages.common.modules import load_libraries
-project = Project.load(Path(sys.argv[1]))
+from pipeline.stages.common.opening import open_module
+project = Project.load(Path(sys.argv[1]), STAGES)
 artifact = project.artifact(project.plan.variant(sys.argv[2]))
 load_libraries(artifact)
 import torch
@@ -50,18 +53,22 @@ print(time.perf_counter() - began)
 
 
 def seconds(script: str, *arguments: str) -> float:
-    """Return the shortest of several starts, each in a fresh process."""
-    found = []
+    """Return the shortest time in seconds of several starts of a script, each in a fresh process.
+
+    Raises:
+        CalledProcessError: the script failed.
+    """
+    times = []
     for _ in range(STARTS):
         done = subprocess.run(  # noqa: S603 - fixed arguments
             [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True
         )
-        found.append(float(done.stdout.split()[-1]))
-    return min(found)
+        times.append(float(done.stdout.split()[-1]))
+    return min(times)
 
 
 def main() -> int:
-    """Print the table; the exit status says whether the bound held."""
+    """Print the table; return 0 if the bound held, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("benchmarks/gpu.yaml"))
     config = parser.parse_args().config
@@ -79,7 +86,7 @@ def main() -> int:
         bare = seconds(BARE, str(project.file(artifact.file)), ",".join(map(str, shape)))
         held = held and ours <= bare * BOUND
         print(f"{variant.target + '/' + variant.name:<70} {ours:6.2f}  {bare:6.2f}  {ours / bare:5.2f}", flush=True)
-    print(f"every ratio within {BOUND}" if held else "A BOUND DID NOT HOLD")
+    print(f"every ratio is within {BOUND}" if held else "A BOUND DID NOT HOLD")
     return 0 if held else 1
 
 

@@ -1,9 +1,9 @@
-"""How long an engine takes to be built again with its timings, and to be refitted, by the TensorRT installed here.
+"""Compare the time of refitting an engine with that of rebuilding it with its timing cache, by the installed TensorRT.
 
     python benchmarks/refit.py --config benchmarks/gpu.yaml    after `doit config=… export`, on a GPU host
 
-The engine is refitted with the weights that it has: how long that takes does not depend on what they are. Each is
-done in turn, in this process, which has the library loaded; the medians and the ratio are printed.
+The engine is refitted with its own weights, because the time does not depend on their values. Both are measured in
+turns, in this process, with the library loaded. The medians and their ratio are printed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROUNDS = 3
+"""Repetitions; the median counts."""
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Return how many seconds something takes, and what it gives."""
+    """Return the duration of a call in seconds, and its result."""
     began = time.perf_counter()
-    made = work()
-    return time.perf_counter() - began, made
+    result = work()
+    return time.perf_counter() - began, result
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure both for FP32 and FP16, and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"))
     project = Project.load(parser.parse_args().config, STAGES)
@@ -70,7 +71,7 @@ def main() -> None:
                 refits.append(timed(partial(refit_engine, flavour, engine.plan, weights, BuildLog()))[0])
         rebuild, refit = statistics.median(again), statistics.median(refits)
         print(
-            f"{flavour} {graph.value}: first build {cold:.2f} s, rebuild with its timings {rebuild:.2f} s, "
+            f"{flavour} {graph.value}: first build {cold:.2f} s, rebuild with its timing cache {rebuild:.2f} s, "
             f"refit {refit:.2f} s: {refit / rebuild:.2f} of a rebuild"
         )
 

@@ -1,7 +1,7 @@
-"""Prints how long the pipeline itself takes: a full run, a run with nothing to do, `doit list`; and the CPU speed-ups.
+"""Measure the pipeline itself: a full run, a run with nothing to do, `doit list`, and the speed-ups on the CPU.
 
-python benchmarks/speed.py            a full run into a temporary folder
-python benchmarks/speed.py --tests    the test suite, too
+python benchmarks/speed.py            with a full run into a temporary folder
+python benchmarks/speed.py --tests    with the test suite, too
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pipeline.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUDGETS = {"full run": 180.0, "no-op doit": 1.5, "doit list": 0.8, "pytest --cov": 300.0}
-"""Seconds on 2 cores."""
+"""Upper bounds in seconds, on 2 cores."""
 RATIOS = {"onnxruntime-fp32": 1.8, "onnxruntime-int8-cpu": 2.5}
-"""At least this many times as fast as eager FP32 at batch 1."""
+"""Lower bounds of the speed-up over eager FP32 at batch 1."""
 
 
 def seconds(*command: str, repeats: int = 1) -> float:
-    """Run a command from the repository and return the median of its wall times.
+    """Run a Python module in the repository and return the median of its wall times in seconds.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the command failed.
     """
     times = []
     for _ in range(repeats):
@@ -39,7 +39,7 @@ def seconds(*command: str, repeats: int = 1) -> float:
 
 
 def show(name: str, value: float, bound: float, unit: str, *, at_most: bool) -> None:
-    """Print a figure beside its bound."""
+    """Print a figure with its bound."""
     good = value <= bound if at_most else value >= bound
     print(
         f"{name:<24} {value:8.2f} {unit}   {'≤' if at_most else '≥'} {bound:g}   {'ok' if good else 'MISSED'}",
@@ -48,7 +48,7 @@ def show(name: str, value: float, bound: float, unit: str, *, at_most: bool) -> 
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print each figure with its bound."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "pipeline.yaml"
         shutil.copy(REPOSITORY / "pipeline.yaml", config)

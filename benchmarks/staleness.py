@@ -1,7 +1,7 @@
-"""Prints what finding out costs that there is nothing to do, beside its bounds, and what two processes at once bring.
+"""Measure planning, hashing and a run with nothing to do, and optionally the gain of two processes.
 
-python benchmarks/staleness.py            with the tiny model of the tests, 200 variants, and 10,000 in the plan
-python benchmarks/staleness.py --builds   also `doit -n 2` against `-n 1`, building engines of ResNet18: minutes
+python benchmarks/staleness.py            with the tests' tiny model: a run of 200 variants, a plan of 10,000
+python benchmarks/staleness.py --builds   also `doit -n 2` against `-n 1`, with engines of ResNet18; takes minutes
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from speed import REPOSITORY, seconds, show
 
-from pipeline.stages import STAGES
-
 sys.path.insert(0, str(REPOSITORY))
 
 from model_artifacts.host.hashes import describe_file
@@ -25,6 +23,7 @@ from model_artifacts.host.record_files import write_record
 from model_artifacts.records import StageRecord
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.system.digests import Digests
 from tests.conftest import TINY
 
@@ -36,11 +35,11 @@ R = TypeVar("R", bound=StageRecord)
 SIZES = "[16MiB, 32MiB]"
 ENGINE_BYTES = 50 * 10**6
 BUDGETS = {"no-op doit, 200 variants": 2.0, "doit list": 0.8, "planning 10,000 variants": 3.0}
-"""Seconds on 2 cores."""
+"""Upper bounds in seconds, on 2 cores."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print each figure with its bound."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan_many(folder / "plan.yaml")
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def plan_many(config: Path) -> None:
-    """Time the plan of 10,000 variants, with what every step depends on."""
+    """Time a plan of 10,000 variants, with the dependencies of every step."""
     config.write_text(TINY.replace(SIZES, f"[{', '.join(f'{size}MiB' for size in range(16, 516))}]"))
     began = time.perf_counter()
     project = Project.load(config, STAGES)
@@ -63,21 +62,21 @@ def plan_many(config: Path) -> None:
 
 
 def hash_once(folder: Path) -> None:
-    """Time asking for the digest of an engine the first time, and in another process's place."""
+    """Time the digest of an engine, first without and then with the digest cache on disk."""
     engine = folder / "model.engine"
     engine.write_bytes(bytes(ENGINE_BYTES))
-    time.sleep(2.1)  # a file that is younger than the clock's grain is hashed every time
+    time.sleep(2.1)  # the digest of a file younger than the clock's resolution is not cached
     times = []
     for _ in range(2):
         digests = Digests(folder / "digests.sqlite3")
         began = time.perf_counter()
         digests.sha256_of(engine)
         times.append(time.perf_counter() - began)
-    print(f"{'digest of 50 MB':<24} {1e3 * times[0]:8.2f} ms, {1e3 * times[1]:.2f} ms once known")
+    print(f"{'digest of 50 MB':<24} {1e3 * times[0]:8.2f} ms, {1e3 * times[1]:.2f} ms once cached")
 
 
 def do_nothing(config: Path) -> None:
-    """Time `doit` where 200 variants are up to date."""
+    """Time `doit` with 200 up-to-date variants."""
     config.write_text(TINY)
     doit("-n", "2", f"config={config}")
     few = Project.load(config, STAGES)
@@ -92,7 +91,7 @@ def do_nothing(config: Path) -> None:
 
 
 def multiply(few: Project, many: Project, step: Step) -> None:
-    """Give a variant of a new workspace what the smallest workspace's has, as if it had been built."""
+    """Copy the files and records of an equal variant to one with a new workspace, as if it had been built."""
     if step.stage not in {"build", "validate"}:
         return
     variant = many.plan.variant(step.subject)
@@ -114,12 +113,12 @@ def multiply(few: Project, many: Project, step: Step) -> None:
 
 
 def keep(path: Path, record: R, project: Project, step: Step, **update: object) -> None:
-    """Write a record with the key that is right for it."""
+    """Write a record with its step's current key."""
     write_record(path, record.model_copy(update={"key": key_of(project, step), **update}))
 
 
 def build_side_by_side(folder: Path) -> None:
-    """Time the same builds one by one and two at once."""
+    """Time the same builds with one process and with two."""
     times = []
     for number in (1, 2):
         config = folder / f"{number}" / "pipeline.yaml"
@@ -142,10 +141,10 @@ def build_side_by_side(folder: Path) -> None:
 
 
 def doit(*arguments: str) -> None:
-    """Run doit from the repository.
+    """Run doit in the repository.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: doit failed.
     """
     command = [sys.executable, "-m", "doit", *arguments]
     subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # noqa: S603

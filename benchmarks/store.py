@@ -1,9 +1,9 @@
-"""How fast a release of 60 MB is pulled from an S3 server on loopback, beside a plain copy of its files.
+"""Compare the speed of pulling a 60 MB file from an S3 server on loopback with a plain copy, s3fs and boto3.
 
     uv run python benchmarks/store.py
 
-The server is moto's, in a process of its own; the copy reads and writes the same bytes on the same disk. Both are
-repeated in turn, with what s3fs and boto3 take alone; the medians and their ratios are printed.
+The server is moto's, in a process of its own. The copy reads and writes the same bytes on the same disk. All are
+repeated in turns; the medians in MB/s and their ratios to the plain copy are printed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _ROUNDS = 5
 
 
 def _serve(ready: Connection) -> None:
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - in this process alone
+    """Run moto's server for an hour, and send its host and port."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - needed in the server's process only
 
     with contextlib.redirect_stderr(io.StringIO()):
         server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
@@ -45,13 +46,14 @@ def _serve(ready: Connection) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    """Return the duration of a call in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure, and print the medians and ratios."""
     mine, theirs = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
     server.start()

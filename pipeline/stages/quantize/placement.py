@@ -91,7 +91,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
 def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
     """Return the names of the layers that stay in floating point; empty if the graph has no others.
 
-    These are the last matrix product, because eight-bit logits tie, and for fp8 the first convolution, because three
+    The last matrix product stays, because eight-bit logits tie. For fp8 the first convolution stays, too, because three
     bits of mantissa are too few for the image.
     """
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]

@@ -61,8 +61,8 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         allow_dirty: True releases even if files differ from the commit or no commit is known; the provenance says so.
 
     Raises:
-        ReleaseError: the manifest or the report is stale, no artifact is deployable, the checkout differs from the
-            manifest's commit, a file differs from its digest, or signing fails.
+        ReleaseError: the manifest, the report or an artifact's file is stale; no artifact is deployable; the checkout
+            differs from the manifest's commit; or signing fails.
         RecordError: a record is missing or damaged.
         StorageError: the release cannot be written.
     """
