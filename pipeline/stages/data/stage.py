@@ -213,7 +213,9 @@ def run(project: Project, _model: str, console: Console) -> int:
     """Make the data, and print the counts, the reference's accuracy and the unreadable images."""
     record = make_data(project, restore_model(project))
     top1 = "no labels" if record.reference_top1 is None else f"reference top-1 {record.reference_top1:.1%}"
-    console.say(f"{record.calibration_samples} to calibrate, {record.validation_samples} to validate; {top1}")
+    console.say(
+        f"images: {record.calibration_samples} for calibration, {record.validation_samples} for validation; {top1}"
+    )
     for file in record.unreadable:
         console.say(f"unreadable, left out: {file}")
     return 0

@@ -188,7 +188,7 @@ def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def run(project: Project, graph: Graph, console: Console) -> int:
-    """Export a graph, and print its size and what the cast loses."""
+    """Export a graph, and print its size and the losses of the cast."""
     record = make_onnx(project, restore_model(project), graph)
     size = megabytes(record.file.bytes)
     console.say(f"{size}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")

@@ -42,7 +42,7 @@ def manifest_key(project: Project, current: Collection[Path]) -> Key:
 
 SPEC = StageSpec(
     name="manifest",
-    sentence="artifacts/manifest.json: what was built, and what of it may be deployed.",
+    sentence="artifacts/manifest.json: the facts and the status of every artifact.",
     subjects=MODEL,
     version=VERSION,
     record=Manifest,

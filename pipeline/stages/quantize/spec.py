@@ -39,7 +39,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
 
 SPEC = StageSpec(
     name="quantize",
-    sentence="ONNX in int8: calibrated QDQ for TensorRT, and for this processor.",
+    sentence="ONNX in int8 and fp8: calibrated QDQ for TensorRT, and int8 for this processor.",
     subjects=QUANTIZED,
     version=VERSION,
     record=OnnxRecord,

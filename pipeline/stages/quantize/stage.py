@@ -291,9 +291,9 @@ def _quiet() -> Iterator[None]:
 
 
 def run(project: Project, graph: Graph, console: Console) -> int:
-    """Quantise a graph, and print its size and what the cast loses."""
+    """Quantise a graph, and print its size and the losses of the cast."""
     record = make_quantized(project, graph)
-    also = ", and one of opset 17" if record.opset17 else ""
-    console.say(f"{megabytes(record.file.bytes)}, opset {record.opset}{also}")
+    second = ", and a form of opset 17" if record.opset17 else ""
+    console.say(f"{megabytes(record.file.bytes)}, opset {record.opset}{second}")
     say_casts(console, record.casts)
     return 0

@@ -40,7 +40,7 @@ def _profiles(project: Project) -> list[list[str]]:
 
 SPEC = StageSpec(
     name="report",
-    sentence="artifacts/report.html: the verdict with its evidence, and what changed since the released build.",
+    sentence="artifacts/report.html: the best artifacts with their evidence, and the changes since the released build.",
     subjects=MODEL,
     version=VERSION,
     record=ReportRecord,

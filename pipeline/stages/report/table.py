@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 def print_changes(changes: Sequence[Change], stream: TextIO) -> None:
-    """Print what differs from the released build beyond noise."""
+    """Print the changes from the released build that exceed noise."""
     console = console_for(stream)
-    told = worth_telling(changes)
-    if not told:
-        console.print("against the released build: nothing changed beyond noise")
+    shown = worth_telling(changes)
+    if not shown:
+        console.print("comparison with the released build: nothing changed beyond noise")
         return
     table = Table(
-        box=None, pad_edge=False, header_style="bold", title="against the released build", title_justify="left"
+        box=None, pad_edge=False, header_style="bold", title="comparison with the released build", title_justify="left"
     )
     for name, justify in (
         ("artifact", "left"),
-        ("what", "left"),
+        ("fact", "left"),
         ("released", "right"),
-        ("now", "right"),
-        ("", "left"),
+        ("this build", "right"),
+        ("change", "left"),
     ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of rich's words
-    table.add_column("bound broken")
-    for change in told:
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich's type is a literal
+    table.add_column("broken bound")
+    for change in shown:
         colour = {Turn.WORSE: "yellow", Turn.BETTER: "green"}.get(change.turn, "")
         turn = Text(change.turn.value, style=colour)
         table.add_row(change.id.split("/", 1)[1], change.metric, change.before, change.after, turn, change.breach)

@@ -29,7 +29,7 @@ def sensitivity_key(project: Project, graph: Graph) -> Key:
 
 SPEC = StageSpec(
     name="sensitivity",
-    sentence="On demand: which layers mind int8 or fp8 most, and which to leave in FP16 for the gate to be kept.",
+    sentence="On demand: each layer's sensitivity to int8 or fp8, and the layers to leave in FP16 to pass the gate.",
     subjects=WHOLE_QDQ,
     version=VERSION,
     record=Sensitivity,

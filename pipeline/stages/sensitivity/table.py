@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from pipeline.records import Sensitivity
 
 
-def print_sensitivity(found: Sensitivity, stream: TextIO) -> None:
-    """Print how much each layer minds being quantised, and what to write into pipeline.yaml."""
+def print_sensitivity(record: Sensitivity, stream: TextIO) -> None:
+    """Print each layer's sensitivity, and the lines for pipeline.yaml that leave the proposed layers unquantised."""
     console = console_for(stream)
-    kind = found.graph.value
-    console.print(Text(f"each layer alone in {kind}, {found.samples} calibration images"))
+    graph = record.graph.value
+    console.print(Text(f"one layer at a time in {graph}, {record.samples} calibration images"))
     rows = [
         (
             f"{layer.relative_l2:.1e}",
@@ -30,19 +30,19 @@ def print_sensitivity(found: Sensitivity, stream: TextIO) -> None:
             layer.name,
             layer.kind,
         )
-        for layer in found.layers
+        for layer in record.layers
     ]
     console.print(without_empty_columns(("rel. L2", "cosine", "agreement", "weights"), ("layer", "operator"), rows))
-    console.print(Text(f"all of them in {kind}: {_accuracy_of(found.plain)}"))
-    if not found.proposal:
-        console.print(Text("which keeps the gate on these images: nothing has to stay in floating point"))
+    console.print(Text(f"all layers in {graph}: {_accuracy_of(record.plain)}"))
+    if not record.proposal:
+        console.print(Text("these images pass the gate: no layer has to stay in floating point"))
         return
-    verdict = "which keeps the gate on these images" if found.kept else "which still MISSES the gate: take fp16"
-    console.print(Text(f"all but {len(found.proposal)}: {_accuracy_of(found.proposed)}, {verdict}"))
-    if found.kept:
-        names = ", ".join(found.proposal)
-        stream.write(f"in pipeline.yaml, for variants {kind}-mixed beside {kind}:\n")
-        stream.write(f"leave_unquantized: {{{kind}: [{names}]}}\n")
+    verdict = "these images pass the gate" if record.kept else "these images still MISS the gate; use fp16"
+    console.print(Text(f"all layers but {len(record.proposal)}: {_accuracy_of(record.proposed)}; {verdict}"))
+    if record.kept:
+        names = ", ".join(record.proposal)
+        stream.write(f"to add variants {graph}-mixed beside {graph}, put this line into pipeline.yaml:\n")
+        stream.write(f"leave_unquantized: {{{graph}: [{names}]}}\n")
 
 
 def _accuracy_of(accuracy: Accuracy) -> str:

@@ -55,8 +55,8 @@ held-out digits is 92.5 % at 60, 91.8 % at 80 and 91.0 % at 100.
 SAMPLE_RESIDUAL_SCALE = 0.5
 """Weight of the last batch-norm of each residual branch of the sample model.
 
-The branches of a random network add noise that a trained network's do not. At a weight of 1, the relative L2 to FP32
-was 2.4e-3 for TF32 and 7.0e-3 for FP16 on an H100, outside their gates of 2e-3 and 5e-3.
+The branches of a random network add noise that a trained network's do not. At a weight of 1 on an H100, relative L2 to
+FP32 was 2.4e-3 for TF32 and 7.0e-3 for FP16, outside their gates of 2e-3 and 5e-3.
 """
 SAMPLE_NORM_IMAGES = 400
 """Number of digits that give the sample model's batch-norm statistics."""
