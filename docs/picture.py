@@ -6,6 +6,7 @@ python docs/picture.py resnet18    after `doit`
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -41,7 +42,7 @@ def output_of(command: list[str]) -> str:
 def main() -> None:
     """Run `python -m pipeline manifest MODEL`, and write its picture."""
     command = ["python", "-m", "pipeline", "manifest", *sys.argv[1:]]
-    console = Console(record=True, width=_COLUMNS, file=Path(os.devnull).open("w", encoding="utf-8"))
+    console = Console(record=True, width=_COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(output_of([sys.executable, *command[1:]])))
     # The picture names no font of the network: whoever looks at it has a monospaced one.
     form = re.sub(r"<!--.*?-->|@font-face {{.*?}}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
