@@ -122,7 +122,7 @@ class _FarmRunner(_ParallelRunner):
 
 
 _PATIENCE_SECONDS = 10.0
-"""How long steps may take to end when asked to; then they are killed."""
+"""The grace period of running steps; after it they are killed."""
 
 
 class Run(DoitRun):

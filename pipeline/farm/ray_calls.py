@@ -136,6 +136,11 @@ def check_reachable(address: str, timeout_seconds: float, own: str) -> None:
 
 
 def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
+    """Join a cluster as a driver.
+
+    Raises:
+        FarmError: no cluster answers, or it has another version of Ray or of Python.
+    """
     try:
         ray.init(address=address, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except Exception as exc:  # RuntimeError, ConnectionError, ValueError: Ray has no one type for it

@@ -44,8 +44,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
     An earlier engine is refitted instead if only its weights have changed, and if the flavour refits faster than it
     builds.
 
-    The builder works in a process of its own, so that its crash does not end this one. A builder that times its tactics
-    has
+    The builder works in a process of its own, so that its crash does not end this one. A builder that times tactics has
     the GPU to itself.
 
     Args:

@@ -74,8 +74,8 @@ def test_what_was_made_elsewhere_is_taken_as_given(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     done = doit(finished)
     assert done.returncode == 0, done.stdout + done.stderr
-    given = [line for line in done.stdout.splitlines() if "taken as given" in line]
-    assert given[0] == "source:tiny: taken as given: torch is not installed here, and the digests hold"
+    given = [line for line in done.stdout.splitlines() if "reused" in line]
+    assert given[0] == "source:tiny: reused: torch is not installed here, and the digests hold"
     assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize"}
     assert done.stdout.splitlines()[-1] == "everything is up to date"
 

@@ -116,7 +116,7 @@ def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatc
 
 INPUTS = {
     "Torch-TensorRT": (
-        with_patch("torch_tensorrt", Tool(name="torch-tensorrt-rtx", version="9")),
+        with_patch("installed_torch_tensorrt", Tool(name="torch-tensorrt-rtx", version="9")),
         {("torch_tensorrt", "build")},
     ),
     "TensorRT's CUDA": (with_host(cuda_majors=(12, 13)), {("cuda_major", "build")}),

@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from pipeline.system.processes import _runs, ask_to_end, describe_exit, end_command, kill_session, reap, release
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pipeline.system.processes import (
+    _children,
+    _runs,
+    ask_to_end,
+    describe_exit,
+    end_command,
+    kill_session,
+    reap,
+    release,
+)
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 WILLING = "import time; print('up', flush=True); time.sleep(60)"
@@ -139,3 +145,8 @@ def test_a_process_that_never_started_is_released() -> None:
 def test_exits_in_words(status: int | None, text: str) -> None:
     """Every way to end has its words, signals without a name included."""
     assert describe_exit(status) == text
+
+
+def test_a_thread_that_has_ended_has_no_children() -> None:
+    """Threads may end while the processes of all threads are listed."""
+    assert _children(Path("/proc/self/task/0")) == []

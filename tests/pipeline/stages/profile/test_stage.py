@@ -108,8 +108,8 @@ def test_a_killed_profiler_fails_here_and_is_retried_by_a_farm(
     copied: Path, monkeypatch: pytest.MonkeyPatch, *, on_worker: bool
 ) -> None:
     """A killed process is a failure on this machine; on a worker it leaves no record, and the farm tries another."""
-    found = Project.load(copied / "pipeline.yaml")
-    project = Project(found.plan, found.paths, found.config_file, on_worker=on_worker)
+    found = Project.load(copied / "pipeline.yaml", STAGES)
+    project = Project(found.plan, found.paths, STAGES, found.config_file, on_worker=on_worker)
     variant = project.plan.variant(f"{CPU}/onnxruntime-fp32")
     monkeypatch.setattr(profiling, "_on_cpu", _kill_itself)
 
