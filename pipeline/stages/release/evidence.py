@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import FileRecord, GitState, Manifest, Tool
 
 
-_PROJECT = "model-artifact-pipeline"
+_PROJECT = "model-artifacts"
 _PREDICATE = "https://slsa.dev/provenance/v1"
 _BUILD_TYPE = "urn:model-artifact-pipeline:doit:v1"
 _BUILDER = "urn:model-artifact-pipeline:local"
