@@ -52,10 +52,13 @@ def load_flavour(name: EngineFlavour) -> Flavour:
     try:
         module = importlib.import_module(name.value)
     except (ImportError, OSError) as exc:  # OSError: the wheel loads its libraries by itself, and one is missing
-        group = "the dependency group `rtx`" if name is EngineFlavour.TENSORRT_RTX else "the extra `tensorrt`"
+        extra = name.value.replace("_", "-")
+        group = "rtx" if name is EngineFlavour.TENSORRT_RTX else "datacenter"
         kind = RetryableError if installed(name.value) else UnsupportedError
         raise kind(
-            f"{name.value} is not installed, or cannot be imported", got=one_line(exc), fix=f"install {group}"
+            f"{name.value} is not installed, or cannot be imported",
+            got=one_line(exc),
+            fix=f"install the extra `{extra}` of model-artifacts; for building, the dependency group `{group}`",
         ) from exc
     return Flavour(name, str(module.__version__), module)
 

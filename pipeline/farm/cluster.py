@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import FarmError
-from pipeline.farm.parcels import Probe
 from pipeline.farm.ray_calls import (
     NO_ANSWER,
     TRY_SECONDS,
@@ -268,8 +267,8 @@ class Pending:
         self._doing = f"probing {node.address}"
         self._reference = reference
 
-    def result(self, deadline: float, look: Callable[[], None]) -> Probe:
-        """Return the machine's description of itself.
+    def result(self, deadline: float, look: Callable[[], None]) -> str:
+        """Return the JSON that `model-artifacts host` prints there.
 
         Args:
             deadline: the end of the wait, by `time.monotonic`.
@@ -284,7 +283,7 @@ class Pending:
             if time.monotonic() > deadline:
                 raise FarmError(f"{self._doing}: no answer in time", fix=NO_ANSWER)
 
-        return Probe.model_validate_json(get_value(self._ray, self._reference, self._doing, look_at_the_time))
+        return str(get_value(self._ray, self._reference, self._doing, look_at_the_time))
 
 
 class Running:

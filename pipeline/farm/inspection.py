@@ -17,7 +17,6 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
 from pipeline.config.loading import load_config
 from pipeline.farm.cluster import Cluster, Node, NodeRequirements
-from pipeline.farm.parcels import Probe, this_package
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
 from pipeline.records import FarmHost, FarmNode, FarmRecord
@@ -115,23 +114,16 @@ def _known(paths: Paths) -> FarmRecord:
         return FarmRecord(hosts=())
 
 
-def _described(node: Node, probe: Probe) -> FarmNode:
-    """Return the description of a machine from its probe.
+def _described(node: Node, printed: str) -> FarmNode:
+    """Return the description of a machine from the JSON that it printed.
 
     Raises:
-        FarmError: the machine has another version of this package, or its answer is no description.
+        FarmError: the answer is no description.
     """
-    if probe.package != this_package():
-        raise FarmError(
-            f"{node.address} has another version of this package",
-            expected=this_package(),
-            got=probe.package,
-            fix="install the same version on every machine of the farm",
-        )
     try:
-        return FarmNode(id=node.id, host=DeploymentHost.model_validate_json(probe.host))
+        return FarmNode(id=node.id, host=DeploymentHost.model_validate_json(printed))
     except ValidationError as exc:
-        raise FarmError(f"{node.address} did not describe itself", got=probe.host[:200]) from exc
+        raise FarmError(f"{node.address} did not describe itself", got=printed[:200]) from exc
 
 
 def unfit_nodes(target: FarmTarget, record: FarmRecord) -> frozenset[str]:

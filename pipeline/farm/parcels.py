@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+import model_artifacts
+import pipeline
 from model_artifacts import __version__
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, storage_errors
 from model_artifacts.host.files import install_files
@@ -42,14 +44,25 @@ ARTIFACTS = "artifacts"
 """The artifacts' path on a worker, in the folder of its step."""
 
 
+CODE = ("*.py", "*.jinja", "py.typed")
+"""The files of both packages that a driver sends to its workers."""
+
+
+def code_folders() -> tuple[Path, ...]:
+    """Return the folders of both packages, as this process has imported them."""
+    return tuple(Path(package.__path__[0]) for package in (model_artifacts, pipeline))
+
+
 @cache
 def this_package() -> str:
-    """Return this package's version with a digest of its code, which tells two checkouts of one version apart."""
+    """Return the version with a digest of both packages' code.
+
+    Workers get the code from the driver, so a difference means that Python took it from elsewhere on the worker.
+    """
     digest = hashlib.sha256()
-    folder = Path(__file__).parent.parent.parent
-    packages = (folder / "model_artifacts", folder / "pipeline")
-    for path in sorted(file for package in packages for file in package.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    for folder in code_folders():
+        for path in sorted(path for pattern in CODE for path in folder.rglob(pattern)):
+            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return f"{__version__}, code {digest.hexdigest()[:12]}"
 
 
@@ -62,7 +75,7 @@ class Parcel(Record):
     """A command and its files."""
 
     package: str = Field(default_factory=this_package)
-    """The driver's version of this package. A worker with another version refuses the parcel."""
+    """The driver's version of this package and its code. A worker that runs other code refuses the parcel."""
     command: tuple[str, ...]
     """The arguments of Python."""
     files: tuple[FileRecord, ...]
@@ -70,15 +83,6 @@ class Parcel(Record):
     timed: bool = False
     """True if the command measures latencies."""
     timeout_seconds: float
-
-
-class Probe(Record):
-    """A machine's description of itself."""
-
-    package: str
-    """Its version of this package, as `this_package` returns it."""
-    host: str
-    """Its GPUs and libraries: a `DeploymentHost` as JSON."""
 
 
 class Began(Record):

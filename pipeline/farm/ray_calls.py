@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
 from model_artifacts.errors import ArtifactError, FarmError, LostWorkerError, one_line
-from pipeline.farm.parcels import Parcel, Probe, this_package
+from pipeline.farm.parcels import CODE, Parcel, code_folders
 from pipeline.farm.worker import work
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def remote_work(text: str, small: bytes, large: list[list[Any]]) -> Iterator[str
 
 
 def remote_probe() -> str:
-    """Return this machine's `Probe` as JSON, as a Ray task.
+    """Return the output of `model-artifacts host` on this machine, as a Ray task.
 
     A process of its own describes the machine, with all GPUs visible to CUDA.
 
@@ -107,7 +108,7 @@ def remote_probe() -> str:
             f"{platform.node()} cannot describe itself: its command `host` failed",
             got=done.stderr.strip()[-500:],
         )
-    return Probe(package=this_package(), host=done.stdout).to_json()
+    return done.stdout
 
 
 def check_reachable(address: str, timeout_seconds: float, own: str) -> None:
@@ -135,14 +136,36 @@ def check_reachable(address: str, timeout_seconds: float, own: str) -> None:
         ) from exc
 
 
+def sent_code(empty: str) -> dict[str, object]:
+    """Return the `runtime_env` that sends both packages of this process to the workers.
+
+    Ray puts the sent folders first on the PYTHONPATH of a worker, and the processes of its steps inherit that.
+
+    Args:
+        empty: an empty folder, which becomes the workers' current folder. Without a `working_dir`, Ray puts the
+            driver's current folder first on the workers' `sys.path`. A checkout at the same path on a worker would then
+            shadow the code that was sent.
+    """
+    # Ray matches a package's own folder as ".". "*" and "*.*" match it, too, and Ray then sends an empty package.
+    excludes = ["?*.?*", *(f"!{pattern}" for pattern in CODE), "__pycache__"]
+    return {"py_modules": [str(folder) for folder in code_folders()], "working_dir": empty, "excludes": excludes}
+
+
 def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
-    """Join a cluster as a driver.
+    """Join a cluster as a driver, and send the code that its workers run.
 
     Raises:
         FarmError: no cluster answers, or it has another version of Ray or of Python.
     """
     try:
-        ray.init(address=address, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        with tempfile.TemporaryDirectory() as empty:
+            ray.init(
+                address=address,
+                namespace=_NAMESPACE,
+                runtime_env=sent_code(empty),
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     except Exception as exc:  # RuntimeError, ConnectionError, ValueError: Ray has no one type for it
         text = " ".join(str(exc).split())
         skew = "ersion mismatch" in text
@@ -211,9 +234,9 @@ def ray_errors(doing: str) -> Iterator[None]:
             raise FarmError(str(cause)) from exc
         if isinstance(cause, ImportError):
             raise FarmError(
-                f"{doing}: the machine cannot import this package",
+                f"{doing}: the machine lacks a package",
                 got=one_line(cause),
-                fix=f"install model-artifact-pipeline {__version__} with its extra `farm` on every machine of the farm",
+                fix=f"install model-artifacts {__version__} with its extra `farm` on every machine of the farm",
             ) from exc
         raise FarmError(f"{doing}: an unexpected error on the worker", got=one_line(cause)) from exc
     except (exceptions.RayError, ConnectionError) as exc:

@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import ArtifactError, FarmError, StorageError, storage_errors
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
-from pipeline.farm.parcels import ARTIFACTS, Began, Completed, PrintedLine, Refused, is_small, this_package
+from pipeline.farm.parcels import (
+    ARTIFACTS,
+    Began,
+    Completed,
+    PrintedLine,
+    Refused,
+    code_folders,
+    is_small,
+    this_package,
+)
 from pipeline.system.digests import digests_in
 from pipeline.system.isolation import step_environment
 from pipeline.system.processes import end_command
@@ -75,10 +84,10 @@ def work(parcel: Parcel, small: bytes, content: Content, node: str) -> Generator
     try:
         if parcel.package != this_package():
             raise FarmError(
-                "the worker has another version of this package",
+                "the worker runs other code than this driver has sent",
                 expected=parcel.package,
-                got=f"{this_package()} on {platform.node()}",
-                fix="install the same version on every machine of the farm",
+                got=f"{this_package()} on {platform.node()}, from {', '.join(map(str, code_folders()))}",
+                fix="start Ray there without a PYTHONPATH or a sitecustomize that has this package",
             )
         with _folder() as folder:
             _lay_out(parcel, small, content, folder)

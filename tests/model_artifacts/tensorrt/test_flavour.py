@@ -35,8 +35,8 @@ def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavou
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        (EngineFlavour.TENSORRT_RTX, "the dependency group `rtx`"),
-        (EngineFlavour.TENSORRT, "the extra `tensorrt`"),
+        (EngineFlavour.TENSORRT_RTX, "`tensorrt-rtx` of .* for building, the dependency group `rtx`"),
+        (EngineFlavour.TENSORRT, "`tensorrt` of .* for building, the dependency group `datacenter`"),
     ],
 )
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'x'"), OSError("libnvinfer.so.8: not found")])

@@ -26,7 +26,7 @@ from pipeline.cli.main import main
 from pipeline.config.settings import FarmTarget
 from pipeline.farm import executor
 from pipeline.farm.cluster import Node, NodeRequirements, Running
-from pipeline.farm.parcels import Began, Completed, PrintedLine, Probe, Refused, read_message, this_package
+from pipeline.farm.parcels import Began, Completed, PrintedLine, Refused, read_message
 from pipeline.farm.sent import Sent
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
@@ -314,11 +314,11 @@ class Answering(Machines):
         assert node == NODE_PROCESSOR
         return self
 
-    def result(self, deadline: float, look: Callable[[], None]) -> Probe:
+    def result(self, deadline: float, look: Callable[[], None]) -> str:
         """Answer in time."""
         assert time.monotonic() < deadline
         look()
-        return Probe(package=this_package(), host=self._there.to_json())
+        return self._there.to_json()
 
     def put(self, content: object) -> list[object]:
         """Take a file."""

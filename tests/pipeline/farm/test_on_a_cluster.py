@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pipeline.farm.parcels import code_folders
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
@@ -47,10 +48,22 @@ H100, A10G, PROCESSOR = (f"tiny/rtx-sm{name}/fp16-b1-ws16MiB" for name in ("80+"
 ENGINES = (H100, A10G, PROCESSOR)
 
 
+WITHOUT_THE_CHECKOUT = """\
+import sys
+from pathlib import Path
+
+sys.path[:] = [entry for entry in sys.path if not Path(entry, "dodo.py").is_file()]
+"""
+"""A `sitecustomize` that hides an editable install, so that workers have the build half only from their driver."""
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Served]:
-    """A cluster with two machines that claim an H100, one with an A10G, and one with none."""
-    with served(["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""], {}) as there:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A cluster with two machines that claim an H100, one with an A10G, and one with none; none has the checkout."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(WITHOUT_THE_CHECKOUT)
+    claims = ["accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G", ""]
+    with served(claims, {"PYTHONPATH": str(folder)}) as there:
         yield there
 
 
@@ -200,6 +213,53 @@ def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str
     nodes, types = zip(*(line.split() for line in said.splitlines()), strict=True)
     assert types == ("accelerator_type:H100", "accelerator_type:H100", "accelerator_type:A10G")
     assert len({*nodes}) == 3
+
+
+ALONE = """\
+import importlib.util, sys
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(ray.get(ray.remote(lambda: str(importlib.util.find_spec("pipeline"))).remote()))
+"""
+SENT = """\
+import os, sys
+from pipeline.farm.cluster import Cluster, NodeRequirements
+from pipeline.farm.parcels import Parcel, PrintedLine, read_message
+os.chdir("hostile")
+cluster = Cluster.connect(sys.argv[1], 300)
+code = '''
+import model_artifacts, pipeline
+from pathlib import Path
+for package in (model_artifacts, pipeline):
+    print(*(path for path in Path(package.__path__[0]).rglob("*.*") if path.suffix != ".pyc"), sep=chr(10))
+'''
+parcel = Parcel(command=("-c", code), files=(), timeout_seconds=60)
+for item in cluster.submit(parcel, b"", [], NodeRequirements(None, ()), ()).items(lambda: None):
+    message = read_message(item)
+    if isinstance(message, PrintedLine):
+        print(message.line)
+cluster.close()
+"""
+
+
+def test_workers_take_the_code_from_the_driver(
+    folder: Path, run: Callable[..., tuple[int, str]], cluster: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker without the build half runs a step with the driver's packages, of which only code has travelled."""
+    (cluster.folder / "alone.py").write_text(ALONE)
+    assert run("alone", cluster.address, cwd=cluster.folder) == (0, "None\n")
+    (cluster.folder / "sent.py").write_text(SENT)
+    (cluster.folder / "hostile").mkdir()
+    (cluster.folder / "hostile/pipeline.py").write_text("raise SystemExit(1)")
+    status, said = run("sent", cluster.address, cwd=cluster.folder)
+    assert status == 0, said
+    sent = {Path(line.partition("/_ray_pkg_")[2].partition("/")[2]) for line in said.splitlines()}
+    ours = {path.relative_to(code.parent) for code in code_folders() for path in code.rglob("*.*")}
+    assert sent == {path for path in ours if path.suffix != ".pyc"}
+    assert {path.suffix for path in sent} == {".py", ".jinja", ".typed"}
+    status, said = run("pipeline", "build", PROCESSOR)
+    assert status == 0, said
+    assert is_built(folder, PROCESSOR, monkeypatch)
 
 
 def test_target_that_no_machine_has_is_refused_before_anything_is_sent(

@@ -10,7 +10,7 @@ import pytest
 from model_artifacts.errors import FarmError, RecordError
 from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import write_record
-from pipeline.farm.parcels import Completed, accept, check_list
+from pipeline.farm.parcels import Completed, accept, check_list, code_folders, this_package
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
@@ -149,3 +149,15 @@ def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -
     shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
     with pytest.raises(FarmError, match="failed their check"):
         accept(project, BUILD, Completed(status=0, files=()), tmp_path)
+
+
+def test_digest_of_the_code_covers_both_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change in either package changes it, and a copy elsewhere has the same."""
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in code_folders()]
+    monkeypatch.setattr("pipeline.farm.parcels.code_folders", lambda: folders)
+    digests = [this_package(), this_package.__wrapped__()]
+    for folder in folders:
+        (folder / "py.typed").write_text("changed")
+        digests.append(this_package.__wrapped__())
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3

@@ -64,8 +64,8 @@ sys.meta_path = [Only if finder is PathFinder else finder for finder in sys.meta
 
 @pytest.fixture
 def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """What processes do not find from here on: all but what `pip install ".[runtime,farm]"` brings."""
-    there = brought_by("model-artifact-pipeline", "runtime", "farm")
+    """Hide from new processes all but `pip install "model-artifacts[tensorrt-rtx,onnxruntime-gpu,farm]"`."""
+    there = brought_by("model-artifacts", "tensorrt-rtx", "onnxruntime-gpu", "farm")
     owners = importlib.metadata.packages_distributions().items()
     hidden = {module for module, names in owners if not {normalized(name) for name in names} & there}
     (tmp_path / "only").mkdir()
@@ -190,13 +190,13 @@ def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
     assert (at_home / "timing-cache/t").is_file()
 
 
-def test_another_version_of_this_package_refuses(at_home: Path) -> None:
-    """A version mismatch is refused before anything runs, and the message names the version."""
+def test_worker_that_imports_other_code_refuses(at_home: Path) -> None:
+    """Nothing is run, and the message names both versions."""
     assert at_home
     parcel = command("open('/nowhere', 'w')").model_copy(update={"package": f"{__version__}, code 0123"})
     *_, last = messages(working(parcel))
     assert isinstance(last, Refused)
-    assert "another version of this package" in last.reason
+    assert "the worker runs other code than this driver has sent" in last.reason
     assert f"expected: {__version__}, code 0123\n  got:      {this_package()} on" in last.reason
 
 
