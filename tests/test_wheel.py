@@ -113,12 +113,10 @@ def environment(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> 
     folder = tmp_path / "environment"
     extras = ",".join(EXTRAS)
     # uv takes a wheel's own requirements for indirect ones: pyproject.toml names them directly.
-    direct = [option for extra in EXTRAS for option in ("--extra", extra)]
+    direct = ["-r", str(REPOSITORY / "pyproject.toml"), *(f"--extra={extra}" for extra in EXTRAS)]
+    options = [f"--python={folder}", "--only-binary=:all:", f"--resolution={request.param}"]
     uv("venv", "--python", sys.executable, folder)
-    uv(
-        *("pip", "install", "--python", folder, "--only-binary=:all:", f"--resolution={request.param}"),
-        *(f"{wheel}[{extras}]", "-r", REPOSITORY / "pyproject.toml", *direct),
-    )
+    uv("pip", "install", *options, f"{wheel}[{extras}]", *direct)
     return folder
 
 
