@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 from model_artifacts.records import Precision, Status
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import begin, doit, ran
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
