@@ -319,7 +319,7 @@ def test_only_what_is_deployable_is_taken(status: Status) -> None:
 
 def test_baselines_are_not_deployed() -> None:
     """Eager torch is in the manifest to compare with."""
-    with pytest.raises(ResolveError, match="eager is there to compare with"):
+    with pytest.raises(ResolveError, match="eager is a baseline to compare with"):
         taken(engine("eager", 0.1, kind=Backend.EAGER))
 
 

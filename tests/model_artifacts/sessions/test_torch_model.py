@@ -141,7 +141,7 @@ def test_head_is_replaced() -> None:
 
 def test_head_of_another_kind() -> None:
     """A head that is not a linear layer is not replaced."""
-    with pytest.raises(SourceError, match=r"'0' is no torch.nn.Linear"):
+    with pytest.raises(SourceError, match=r"'0' is not a torch.nn.Linear any more"):
         replace_head(nn.Sequential(nn.ReLU()), "0", 10)
 
 

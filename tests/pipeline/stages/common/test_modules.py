@@ -80,7 +80,7 @@ def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _: {"factory": "os:mkdir"}, r"(?s)calls another function.*tests\.tiny_model:make.*os:mkdir"),
+        (lambda _: {"factory": "os:mkdir"}, r"(?s)calls another function.*tests\.support\.tiny_model:make.*os:mkdir"),
         (
             lambda recipe: {"weights": recipe.weights.model_copy(update={"path": "../elsewhere"})},
             r"names a file outside its folder: \.\./elsewhere",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import model_artifacts as pipeline
+from model_artifacts.cli.main import main as deploy
 from model_artifacts.errors import ArtifactError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
@@ -169,17 +170,14 @@ def test_commands_release_and_verify(
     said = capsys.readouterr().out
     assert f"4 artifacts, signed: {project.paths.releases}/tiny-cccccccccccc\n" in said
     folder = str(next(project.paths.releases.glob("*/")))
-    assert main(["verify", folder, "--key", str(keys[1])]) == 0
+    assert deploy(["verify", folder, "--key", str(keys[1])]) == 0
     assert capsys.readouterr().out == "4 artifacts are what the release says; the signature holds\n"
-    assert main(["verify", f"{folder}.tar.zst"]) == 0
+    assert deploy(["verify", f"{folder}.tar.zst"]) == 0
     assert "so nobody vouches for it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [["release", "--key", "a", "--keyless"], ["verify", "x", "--identity", "me"], ["verify"]]
-)
-def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
-    """Both ways to sign at once, half an identity, nothing to verify."""
+def test_two_ways_to_sign_are_wrong_usage() -> None:
+    """A key and CI's identity exclude each other."""
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        main(["release", "--key", "a", "--keyless"])
     assert ended.value.code == 2

@@ -243,7 +243,7 @@ def test_a_host_without_the_page_s_libraries_does_without(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A build host needs no page; where a released build is to be held against, its absence is an error."""
-    monkeypatch.setattr("model_artifacts.host.environment.installed", lambda name: name != "plotly")
+    monkeypatch.setattr("pipeline.stages.report.stage.installed", lambda name: name != "plotly")
     command = ["report", "tiny", "--config", str(copied / "pipeline.yaml")]
     assert main(command) == 0
     assert "skipped: plotly not installed here" in capsys.readouterr().out

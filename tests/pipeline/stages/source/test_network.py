@@ -76,7 +76,7 @@ def test_head_is_the_last_linear_layer() -> None:
 
 def test_model_without_a_head() -> None:
     """A model without a linear layer is told what to use instead of the sample."""
-    with pytest.raises(SourceError, match=r"(?s)ends in torch.nn.Linear.*Conv2d.*name `model.weights`"):
+    with pytest.raises(SourceError, match=r"(?s)ends in torch.nn.Linear.*Conv2d.*set `model.weights`"):
         find_head(factories.feature_map())
 
 
