@@ -11,27 +11,45 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from model_artifacts.errors import RecordError, StorageError, StoreError
 from model_artifacts.host.files import install_files, scratch_folder
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record
+from model_artifacts.records import SCHEMA_VERSION, FileRecord, Record
+from model_artifacts.records.releases import check_paths
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
-from pipeline.records import Artifact, CachedStep, Outcome
+from pipeline.records import Artifact, Outcome
 
 if TYPE_CHECKING:
-    from model_artifacts.records import FileRecord, Key, StageRecord
+    from model_artifacts.records import Key, StageRecord
     from pipeline.planning.project import Project
     from pipeline.planning.steps import Step
 
 log = logging.getLogger(__name__)
 
 _MAX_LISTING_BYTES = 2**20
+
+
+class CachedStep(Record):
+    """`cache/results/<stage>/<key>.json` of a store: a step's result, each file of which is an object by its digest."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of the record's schema."""
+    record: FileRecord
+    """The step's own record, by its path below artifacts/."""
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=1000)]
+    """Result files that the step's record lists."""
+
+    @model_validator(mode="after")
+    def _stays_in_its_folder(self) -> CachedStep:
+        check_paths((self.record, *self.files))
+        return self
 
 
 class _RecordFile(NamedTuple):

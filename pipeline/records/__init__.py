@@ -3,7 +3,6 @@
 from pipeline.records.accuracy import AccuracyReport
 from pipeline.records.artifact import Artifact
 from pipeline.records.benchmark import BenchmarkReport, Conditions, Range
-from pipeline.records.cache import CachedStep
 from pipeline.records.data import DataRecord, ImagesOrigin
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
@@ -17,7 +16,6 @@ __all__ = [
     "AccuracyReport",
     "Artifact",
     "BenchmarkReport",
-    "CachedStep",
     "Conditions",
     "DataRecord",
     "FarmHost",

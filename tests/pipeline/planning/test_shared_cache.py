@@ -15,9 +15,9 @@ from model_artifacts.records import Graph
 from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
-from pipeline.planning.shared_cache import SharedCache
+from pipeline.planning.shared_cache import CachedStep, SharedCache
 from pipeline.planning.steps import Step
-from pipeline.records import Artifact, CachedStep, Outcome
+from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import doit
