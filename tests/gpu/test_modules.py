@@ -80,6 +80,8 @@ def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_p
     target.parent.mkdir(parents=True)
     target.write_bytes(modules.file(artifact.file).read_bytes()[:-9] + b"x" * 9)
     other = Project(modules.plan, Paths(tmp_path / "artifacts", modules.plan.model), STAGES)
+    other.paths.source.parent.mkdir(parents=True)
+    other.paths.source.write_bytes(modules.paths.source.read_bytes())
     with pytest.raises(RunError, match="is damaged"), open_module(other, artifact):
         pass
 
