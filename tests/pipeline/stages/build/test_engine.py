@@ -192,7 +192,9 @@ def test_builder_that_takes_too_long_is_stopped(project: Project) -> None:
     config = project.config.model_copy(update={"tensorrt": limit})
     hurried = Project(Plan(config, project.plan.host), project.paths, STAGES)
 
-    with pytest.raises(CrashedError, match=r"(?s)no result in 0\.01 s.*python -m pipeline build " + re.escape(SMALL)):
+    with pytest.raises(
+        CrashedError, match=r"(?s)no result within the limit of 0\.01 s.*python -m pipeline build " + re.escape(SMALL)
+    ):
         build(hurried, SMALL)
 
     assert project.paths.build_log(project.plan.variant(SMALL)).is_file()
