@@ -17,11 +17,11 @@ from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import CPU_TARGET, Backend, Clock, ColdStart, Layout, ranking_clock
 from model_artifacts.sessions.opening import package_of
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
 from pipeline.stages.benchmark.statistics import settled
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import ending_of
+from pipeline.stages.common.samples import images_of
 from pipeline.system.processes import live_with
 
 if TYPE_CHECKING:
@@ -267,13 +267,6 @@ def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cach
         for batch in images[1:]:
             run(batch)
         return _Opened(round(seconds, 4), max(0, before - cuda.free_bytes()), run.runtime_cache())
-
-
-def images_of(project: Project, batch: int) -> Images:
-    """Return validation images as the network's input, repeated if there are too few."""
-    data = project.data()
-    pixels = project.pixels(data.validation)
-    return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
 
 
 def timed(clock: Clock, ask: Ask, call: Callable[[], object]) -> Samples:

@@ -17,6 +17,7 @@ from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import file_of, gpu_of, open_serialized
 from pipeline.stages.common.outcomes import attempt
+from pipeline.stages.common.samples import images_of
 from pipeline.stages.profile.profilers import (
     Timed,
     Trace,
@@ -28,7 +29,7 @@ from pipeline.stages.profile.profilers import (
     trace_with_nsight,
 )
 from pipeline.stages.profile.table import print_profile
-from pipeline.stages.profile.workload import RUNS, batch_of, images_of, repeated
+from pipeline.stages.profile.workload import RUNS, batch_of, repeated
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
 

@@ -10,17 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from model_artifacts.records import CPU_TARGET, Backend
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.project import Project
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
+from pipeline.stages.common.samples import images_of
 from pipeline.system.nvtx import nvtx_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import Variant
@@ -34,13 +33,6 @@ _WARM_UP = 5
 def batch_of(project: Project, variant: Variant) -> int:
     """Return the batch size to profile: the one that a variant is tuned for, or the first timed one."""
     return variant.profile.opt if variant.profile else project.config.timed_batches[0]
-
-
-def images_of(project: Project, batch: int) -> npt.NDArray[np.float32]:
-    """Return validation images as the network's input, repeated if there are too few."""
-    data = project.data()
-    pixels = project.pixels(data.validation)
-    return to_input(np.resize(pixels[:batch], (batch, *pixels.shape[1:])), data.preprocessing)
 
 
 @contextmanager
