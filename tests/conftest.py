@@ -1,4 +1,4 @@
-"""What tests share: a small configuration, and one project that has been through every stage."""
+"""Shared fixtures: a small configuration, and one project that has been through every stage."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def copied(built_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what doit needs, the tiny model's configuration, and nothing built."""
+    """A folder with doit's files and the tiny model's configuration, and nothing built."""
     folder = tmp_path / "a checkout with späces"
     (folder / "tests/support").mkdir(parents=True)
     (folder / "artifacts").mkdir()

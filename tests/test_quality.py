@@ -59,7 +59,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def test_the_readme_shows_the_table_of_contents() -> None:
-    """The README's table of contents is what `doit list` prints."""
+    """The README's table of contents equals the output of `doit list`."""
     done = subprocess.run(
         [sys.executable, "-m", "doit", "list"], check=True, cwd=REPOSITORY, capture_output=True, text=True
     )
@@ -67,7 +67,7 @@ def test_the_readme_shows_the_table_of_contents() -> None:
 
 
 def test_the_default_configuration_is_the_commented_one(write_config: Callable[[str], Path]) -> None:
-    """pipeline.yaml shows the defaults: what it says of any other key is what leaving the key out gives."""
+    """pipeline.yaml shows the defaults: leaving out any other key gives the shown value."""
     shown = load_config(REPOSITORY / "pipeline.yaml")
     bare = load_config(write_config("profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [256MiB, 1GiB]\n"))
     assert bare.timed_batches == shown.timed_batches
@@ -76,7 +76,7 @@ def test_the_default_configuration_is_the_commented_one(write_config: Callable[[
 
 
 def test_planning_imports_neither_torch_nor_tensorrt() -> None:
-    """`doit list` stays instant: what dodo.py imports is light."""
+    """dodo.py imports light modules only, so that `doit list` is instant."""
     code = (
         "import pipeline.cli.tasks, sys; print({'torch', 'tensorrt_rtx', 'onnx', 'onnxruntime'} & sys.modules.keys())"
     )
@@ -85,7 +85,7 @@ def test_planning_imports_neither_torch_nor_tensorrt() -> None:
 
 
 def test_a_deployment_needs_no_torch() -> None:
-    """What loads and runs an engine imports nothing but the package's own dependencies."""
+    """Loading and running an engine imports only the package's own dependencies."""
     code = (
         "import model_artifacts.records, model_artifacts.sessions.preprocessing, model_artifacts.sessions.engine;"
         "import model_artifacts.tensorrt.runtime, sys;"

@@ -1,4 +1,4 @@
-"""Benchmarks on a real GPU: every clock, memory, and what NVML saw."""
+"""Benchmarks on a real GPU: every clock, memory, and NVML's readings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ON_GPU = {Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST}
 
 
 def reports_of(project: Project, target: str, folder: Path) -> dict[str, BenchmarkReport]:
-    """Benchmark a copy of a project's target, and return what was timed, by the variants' names."""
+    """Benchmark a copy of a project's target, and return the reports by the variants' names."""
     (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     shutil.copytree(project.paths.root, folder / "artifacts")
     copy = Project.load(folder / "pipeline.yaml", STAGES)

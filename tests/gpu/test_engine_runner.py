@@ -1,4 +1,4 @@
-"""Engines on a real GPU: what comes out, what is refused, and that everything is given back."""
+"""Engines on a real GPU: results, refusals, and the release of all resources."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def gpu(project: Project, artifact: Artifact) -> Gpu:
 
 
 def test_logits_are_the_references_within_fp16s_gate(project: Project, ranged: Artifact) -> None:
-    """A numpy batch gives the reference's logits, but for what FP16 rounds."""
+    """A numpy batch gives the reference's logits within FP16's rounding."""
     with open_serialized(project, ranged) as engine, engine.session() as run:
         assert distance(run(images(project, 3)), reference(project, 3)) < FP16
 
@@ -68,7 +68,7 @@ def test_every_batch_size_gives_the_same_with_and_without_a_graph(
 
 
 def test_a_result_survives_the_next_batch(project: Project, fixed: Artifact) -> None:
-    """What a numpy batch gave is the caller's own."""
+    """The result of a numpy batch belongs to the caller."""
     with open_serialized(project, fixed) as engine, engine.session() as run:
         first = run(images(project, 1))
         kept = first.copy()
@@ -119,7 +119,7 @@ def test_a_torch_tensor_is_taken_through_dlpack(project: Project, ranged: Artifa
 def test_what_the_engine_does_not_take_is_refused_before_it_runs(
     project: Project, ranged: Artifact, change: Any, got: str
 ) -> None:
-    """A wrong type, shape, batch or layout is refused with what was expected and got; the session goes on."""
+    """A wrong type, shape, batch or layout is refused with expected and got, and the session goes on."""
     batch = images(project, 2)
     if batch.shape[1:] != (3, 32, 32):
         pytest.skip("these are written for the tiny project")
@@ -132,7 +132,7 @@ def test_what_the_engine_does_not_take_is_refused_before_it_runs(
 
 
 def taken_by(cycle: Callable[[], None]) -> int:
-    """Return the bytes of the GPU's memory that 200 cycles take for good; the first 25 load what stays anyway."""
+    """Return the GPU memory in bytes that 200 cycles keep; the first 25 load lasting parts of the library."""
     for count in range(225):
         if count == 25:
             free = cuda.free_bytes()
@@ -167,7 +167,7 @@ def library_alone(project: Project, artifact: Artifact, compiled: bytes | None) 
 
 
 def test_memory_comes_back_after_200_cycles(project: Project, fixed: Artifact) -> None:
-    """Opening, running and closing takes nothing for good but what the library itself keeps of every context.
+    """Opening, running and closing keeps only the memory that the library itself keeps of every context.
 
     TensorRT-RTX 1.4 keeps some 40 KB, seen with its own calls alone; TensorRT 8.6 nothing.
     """
@@ -253,7 +253,7 @@ def take_crumbs(taken: list[cuda.Memory]) -> None:
 
 
 def test_no_room_on_the_gpu_is_a_clear_error(project: Project, ranged: Artifact) -> None:
-    """Where the GPU's memory is taken, opening fails with what was needed and what is free."""
+    """Opening fails with the needed and the free memory if the GPU's memory is taken."""
     cuda.use(gpu(project, ranged))
     with open_serialized(project, ranged) as engine:
         taken = [cuda.Memory(cuda.free_bytes() - 2**21)]

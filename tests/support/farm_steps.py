@@ -26,21 +26,21 @@ TUNED = FarmTarget(flavour=EngineFlavour.TENSORRT, accelerator="H100")
 
 
 def packed(project: Project, step: Step = BUILD) -> Packed:
-    """Return what travels for a step."""
+    """Return the packed inputs of a step."""
     found = project.schedule.workers(step)
     assert found is not None
     return pack(project, step, found)
 
 
 def working(parcel: Parcel, *contents: bytes) -> list[str | bytes]:
-    """Return what a worker says of a parcel, and gives."""
+    """Return the messages and files of a worker for a parcel."""
     small = [content for file, content in zip(parcel.files, contents, strict=True) if is_small(file)]
     large = [content for file, content in zip(parcel.files, contents, strict=True) if not is_small(file)]
     return [*worker.work(parcel, b"".join(small), lambda number: iter([large[number]]), "node")]
 
 
 def sent(found: Packed) -> list[str | bytes]:
-    """Return what a worker says of a packed step, and gives."""
+    """Return the messages and files of a worker for a packed step."""
     return working(found.parcel, *(item.read() for item in found.inputs))
 
 
@@ -50,12 +50,12 @@ def command(code: str, *files: FileRecord, seconds: float = 60) -> Parcel:
 
 
 def messages(items: list[str | bytes]) -> list[Message]:
-    """Return what a worker says."""
+    """Return the messages of a worker."""
     return [read_message(item) for item in items if isinstance(item, str)]
 
 
 def followed(project: Project, items: list[str | bytes], step: Step = BUILD) -> tuple[int, list[PrintedLine]]:
-    """Return what the driver makes of that: the exit status, and what was told."""
+    """Return the driver's result: the exit status and the reported lines."""
     told: list[PrintedLine] = []
     trip = executor._Trip(project, step, lambda: None, told.append)  # noqa: SLF001 - without a cluster
     return trip.follow(iter(items)), told

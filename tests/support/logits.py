@@ -1,4 +1,4 @@
-"""What a runner is given and held against: a project's images, and what its FP32 reference says of them."""
+"""A project's images and the FP32 reference's logits, as input and expectation of runners."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images(project: Project, count: int | None = None) -> npt.NDArray[np.float32
 
 
 def reference(project: Project, count: int | None = None) -> npt.NDArray[np.float32]:
-    """Return what the FP32 reference says of them."""
+    """Return the FP32 reference's logits of the images."""
     logits: npt.NDArray[np.float32] = np.load(project.file(project.data().reference))[:count]
     return logits
 

@@ -1,4 +1,4 @@
-"""Manifests as a GPU would give them, in numbers that were made up: for what is made of manifests."""
+"""Manifests of a GPU with made-up numbers."""
 
 from __future__ import annotations
 

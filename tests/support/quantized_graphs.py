@@ -51,7 +51,7 @@ def with_fp8(built_folder: Path, folder: Path) -> Project:
 
 
 def residual_graph() -> onnx.ModelProto:
-    """Return a network with sums of every kind.
+    """Return a network with three sums: a convolution and the skip, two convolutions, and no convolution.
 
     The first is of a convolution and what the block began with, the second of two convolutions, the third of neither.
     """
@@ -169,7 +169,7 @@ def mean_graph(opset: int, axes: tuple[int, ...]) -> onnx.ModelProto:
 
 
 def read_by(model: onnx.ModelProto, name: str) -> list[str]:
-    """Return what a node reads, with a `*` where that goes through a Q/DQ pair."""
+    """Return the inputs of a node, with a `*` for each one behind a Q/DQ pair."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     (reader,) = (node for node in model.graph.node if node.name == name)
     found = []

@@ -32,7 +32,7 @@ ALL_ON = TorchTensorRTConfig(min_block_size=1, optimization_level=1, require_ful
 
 
 class Case(Record):
-    """What came of one compilation."""
+    """The outcome of one compilation."""
 
     segments: int
     stayed: tuple[str, ...]
@@ -41,14 +41,14 @@ class Case(Record):
 
 
 class Report(Record):
-    """What came of all of them."""
+    """The outcomes of all compilations."""
 
     version: str
     cases: dict[str, Case]
 
 
 def pretend_a_gpu() -> None:
-    """Answer what the library asks of a GPU before it uses one."""
+    """Answer the library's questions about a GPU before it uses one."""
     memory = 80 * 2**30
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda.current_device = lambda: 0
@@ -80,7 +80,7 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
 
 
 def in_time(library: Any, folder: Path, precision: Precision) -> Case:
-    """Compile just in time, without engines: what would have been one runs in torch."""
+    """Compile just in time without engines: the parts for engines run in torch."""
     request = module_request(folder, backend=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
     known = torch_tensorrt_builder.known_settings(library)
     options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())

@@ -1,4 +1,4 @@
-"""A stand-in for Torch-TensorRT on a machine without a GPU: what it calls engines are torch's own graphs."""
+"""A stand-in for Torch-TensorRT on a machine without a GPU: its engines are torch's own graphs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Input:
 
     @property
     def dynamic_shapes(self) -> tuple[dict[int, Any]] | None:
-        """What torch.export takes for it."""
+        """Return torch.export's form of a batch range."""
         if "shape" in self.given:
             return None
         return ({0: torch.export.Dim("batch", min=self.given["min_shape"][0], max=self.given["max_shape"][0])},)
@@ -67,7 +67,7 @@ class Input:
 
 @torch.library.custom_op("stand_in::execute_engine", mutates_args=())
 def _execute_engine(result: torch.Tensor) -> torch.Tensor:
-    """Mark in a saved module what an engine gave."""
+    """Mark the output of an engine in a saved module."""
     return result.clone()
 
 
@@ -77,7 +77,7 @@ def _(result: torch.Tensor) -> torch.Tensor:
 
 
 class Engine(nn.Module):
-    """Runs a graph, and says what an engine's inspector says."""
+    """A graph that runs in torch and reports like an engine's inspector."""
 
     def __init__(self, graph: Callable[..., Any], wrong: Wrong = lambda *_: False) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Engine(nn.Module):
         return json.dumps(LAYERS)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        """Return what the graph returns, or twice that."""
+        """Return the graph's output, or twice that."""
         results = self._hidden[0](*inputs)
         if isinstance(results, torch.Tensor):
             return _execute_engine(results)
@@ -108,7 +108,7 @@ def weights_in_channels_last(*inputs: torch.Tensor) -> bool:
 
 
 class Library(ModuleType):
-    """What `import torch_tensorrt` gives.
+    """The stand-in for the module `torch_tensorrt`.
 
     Args:
         stays: an operator that stays in PyTorch behind the engine.

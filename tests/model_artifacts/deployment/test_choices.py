@@ -1,4 +1,4 @@
-"""What to deploy, and why."""
+"""The choice of an artifact to deploy, and its reasons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_fastest_deployable_artifact_is_taken() -> None:
 
 
 def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
-    """What cannot be told apart by latency is told apart by size."""
+    """The smallest file wins among equal latencies."""
     small = FileRecord(path="s", bytes=10, sha256=SHA)
     best, near = entry("best", timing(1, 1.0)), entry("near", timing(1, 1.01), file=small)
     choice = choices_of([best, near])[0]
@@ -26,7 +26,7 @@ def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
 
 
 def test_latencies_of_two_clocks_are_not_compared() -> None:
-    """What only the host has timed is not held against a CUDA graph on the GPU, whatever its number."""
+    """Latencies by the host's clock are never compared with those of a CUDA graph on the GPU."""
     host, graph = entry("host", timing(1, 0.19)), entry("graph", timing(1, 0.2, clock=Clock.GPU_GRAPH))
     choice = choices_of([host, graph])[0]
     assert choice.entry == graph
@@ -68,7 +68,7 @@ def test_nothing_deployable_gives_no_choice() -> None:
 
 
 def test_a_latency_is_the_graph_s_with_contiguous_images() -> None:
-    """Of all that was timed at a batch, what tells most of the artifact; several streams are no latency."""
+    """An artifact's latency is that of its CUDA graph with contiguous images; several streams give none."""
     graph = timing(1, 2.0, clock=Clock.GPU_GRAPH)
     found = entry(
         "x",

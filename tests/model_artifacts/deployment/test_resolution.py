@@ -41,12 +41,12 @@ def onnx(name: str, *milliseconds: float) -> ManifestEntry:
 
 
 def taken(*entries: ManifestEntry, on: DeploymentHost | None = None, **wishes: Any) -> Resolution:
-    """Return what is taken."""
+    """Return the chosen artifact."""
     return resolve_entry(manifest(*entries), on or machine(H100), Requirements(**wishes))
 
 
 def name_of(found: Resolution) -> str:
-    """Return the last part of what was taken."""
+    """Return the last part of the chosen artifact's id."""
     return found.entry.id.rpartition("/")[2]
 
 
@@ -156,7 +156,7 @@ def test_hardware_compatibility_counts(compatibility: str, gpu: Gpu, *, fits: bo
 def test_the_full_version_counts_unless_the_engine_is_version_compatible(
     made: str, have: str, *, compatible: bool, runs: bool
 ) -> None:
-    """Another version runs none, but a later one what was built for that, as far as TensorRT documents it."""
+    """Only a version-compatible engine runs on another version, a later one, as TensorRT documents it."""
     tuned = engine("tuned", 0.4)
     assert tuned.built_for is not None
     built_for = tuned.built_for.model_copy(update={"version": made, "version_compatible": compatible})
@@ -225,7 +225,7 @@ def test_a_precision_is_wished_by_name_too() -> None:
 
 
 def test_the_faster_one_is_taken_and_the_slower_one_says_by_how_much() -> None:
-    """At batch 1 where none is required; what was not timed comes last."""
+    """Latency at batch 1 counts by default, and artifacts without a timing come last."""
     found = taken(engine("slow", 0.4), engine("fast", 0.2), engine("untimed"))
     assert name_of(found) == "fast"
     assert found.latency_ms == 0.2
@@ -236,7 +236,7 @@ def test_the_faster_one_is_taken_and_the_slower_one_says_by_how_much() -> None:
 
 
 def test_of_equally_fast_ones_the_more_accurate_one_is_taken() -> None:
-    """Accuracy is what is left to choose by."""
+    """Accuracy decides between artifacts of equal speed."""
     found = taken(engine("far", 0.2, accuracy=accuracy(1e-2)), engine("near", 0.2, accuracy=accuracy(1e-3)))
     assert name_of(found) == "near"
     assert reasons(found) == {"far": "fits, but is less accurate"}
@@ -252,7 +252,7 @@ def test_throughput_is_of_the_best_batch_size_unless_one_is_wished() -> None:
 
 
 def test_a_batch_size_must_lie_in_the_profile() -> None:
-    """For throughput any does, unless one is required."""
+    """Any batch range suits a requirement of throughput without a batch size."""
     fixed = engine("b2", 0.2, 0.3, profile=BatchRange(min=2, opt=2, max=2))
     assert name_of(taken(fixed, batch=2)) == "b2"
     assert name_of(taken(fixed, throughput=True)) == "b2"
@@ -272,14 +272,14 @@ def test_a_batch_size_must_lie_in_the_profile() -> None:
     ids=str,
 )
 def test_a_wish_that_is_not_met_is_the_reason(wishes: dict[str, Any], reason: str) -> None:
-    """With what was required and what there is."""
+    """The reason has the requirement and the artifact's value."""
     memory = EngineMemory(activation_bytes=2 * 2**20, weights_bytes=2**20)
     with pytest.raises(ResolveError, match=reason):
         taken(engine("tuned", 0.4, memory=memory), **wishes)
 
 
 def test_a_latency_of_another_gpu_promises_nothing() -> None:
-    """A requirement of speed is met only by what was timed on such a GPU."""
+    """Only a timing on the same type of GPU meets a requirement of speed."""
     with pytest.raises(ResolveError, match="was not timed at batch 1 on NVIDIA L4"):
         taken(engine("portable", 0.3, gpu=None), on=machine(L4), max_latency_ms=100.0)
 
@@ -379,7 +379,7 @@ def test_a_host_is_printed_and_read_back(artifacts: Path, capsys: pytest.Capture
 
 
 def test_programs_are_answered_in_json(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the digest that is to be checked before the file is loaded."""
+    """The JSON answer has the digest for the check before loading."""
     write_record(artifacts / "host.json", machine(H100))
     assert main(["resolve", str(artifacts), "--host", str(artifacts / "host.json"), "--json"]) == 0
     said = capsys.readouterr().out
@@ -409,7 +409,7 @@ def test_wrong_requirements_are_wrong_usage(
 
 
 def test_nothing_suits_is_one_message(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With status 1 and every reason."""
+    """The command ends with status 1 and every reason."""
     assert main(["resolve", str(artifacts), "--min-top1", "99%"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: no artifact of the manifest suits this host")

@@ -1,4 +1,4 @@
-"""What this host is."""
+"""The facts of this host."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_processor_ends_with_its_cores() -> None:
 def test_processor_without_a_name_is_named_by_its_architecture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
 ) -> None:
-    """Where the system gives no name, the architecture stands in for it."""
+    """The architecture stands for a processor without a name."""
     cpuinfo = tmp_path / "cpuinfo"
     if content is not None:
         cpuinfo.write_text(content)
@@ -129,7 +129,7 @@ def test_the_cuda_of_a_tensorrt_is_in_its_packages_name(
 
 @pytest.mark.usefixtures("fresh_driver")
 def test_host_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the driver's library is absent, that is the reason given."""
+    """The reason names the missing library of the driver."""
 
     def absent(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
@@ -165,7 +165,7 @@ def test_driver_that_is_there_must_start(monkeypatch: pytest.MonkeyPatch, status
 
 @pytest.fixture
 def fresh_host() -> Iterator[None]:
-    """What is installed and plugged in is found anew, before the test and after it."""
+    """Forget the cached packages and GPUs before and after a test."""
     caches = (
         environment.gpus,
         environment.flavours,
@@ -182,7 +182,7 @@ def fresh_host() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_host")
 def test_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no driver is, no GPU is, and the driver's version is said to be absent."""
+    """A host without a driver has no GPU, and its driver's version is "absent"."""
     monkeypatch.setattr(environment, "missing_driver", lambda: "no NVIDIA driver found")
     assert environment.gpus() == ()
     assert environment.driver_version() == "absent"
@@ -191,7 +191,7 @@ def test_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("fresh_host")
 def test_the_drivers_cuda_is_a_major_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As libcuda gives it: 13010 is CUDA 13.1."""
+    """The major version comes from libcuda's number: 13010 is CUDA 13.1."""
     driver = pytest.importorskip("cuda.bindings.driver")
     monkeypatch.setattr(environment, "missing_driver", lambda: None)
     monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: (driver.CUresult.CUDA_SUCCESS, 13010))
@@ -279,25 +279,25 @@ def test_subfolder_belongs_to_its_repository(repository: Path) -> None:
 
 
 def test_folder_outside_a_repository_has_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no repository there is no commit."""
+    """A folder outside a repository has no commit."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment.git_state(tmp_path) is None
 
 
 def test_repository_without_a_commit_has_no_state(tmp_path: Path) -> None:
-    """Where nothing was committed there is no commit."""
+    """A repository without a commit has no state."""
     _git(tmp_path, "init", "--quiet")
     assert environment.git_state(tmp_path) is None
 
 
 def test_host_without_git_has_no_state(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where git is not installed nothing is known of a commit."""
+    """A host without git knows no commit."""
     monkeypatch.setenv("PATH", str(repository))
     assert environment.git_state(repository) is None
 
 
 def test_repository_that_git_cannot_compare_is_not_called_clean(repository: Path) -> None:
-    """Where git knows the commit but fails to compare the files, the state is not said to be clean."""
+    """The state is not clean if git knows the commit but fails to compare the files."""
     (repository / ".git" / "index").write_bytes(b"damaged")
     state = environment.git_state(repository)
     assert state is None or state.dirty

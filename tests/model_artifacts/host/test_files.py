@@ -106,7 +106,7 @@ def test_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
 
 
 def test_folder_in_a_files_place_stays(tmp_path: Path) -> None:
-    """A folder where a file should be is a storage error, and keeps what is in it."""
+    """A folder in the place of a file is a storage error, and keeps its contents."""
     (tmp_path / "x" / "precious").mkdir(parents=True)
     with pytest.raises(StorageError, match="failed: Is a directory"):
         write_bytes(tmp_path / "x", b"new")
@@ -168,7 +168,7 @@ def test_a_log_is_kept_when_the_work_is_done(tmp_path: Path) -> None:
 
 
 def test_a_log_is_kept_when_the_work_fails(tmp_path: Path) -> None:
-    """A failure's log is what is needed most, and replaces that of an earlier success."""
+    """The log of a failure stays, and replaces the log of an earlier success."""
     (tmp_path / "build.log").write_text("all well")
 
     def work() -> None:

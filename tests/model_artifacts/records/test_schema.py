@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY
 
 
 def test_documentation_holds_the_schema() -> None:
-    """docs/manifest.schema.json is what the records make, byte for byte."""
+    """docs/manifest.schema.json equals the schema of the records, byte for byte."""
     assert (REPOSITORY / "docs" / "manifest.schema.json").read_text(encoding="utf-8") == manifest_schema()
 
 

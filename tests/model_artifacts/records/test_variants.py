@@ -81,7 +81,7 @@ def test_precision_is_named_where_the_graph_is_another_precisions() -> None:
 
 @pytest.mark.parametrize("graph", list(Graph))
 def test_graphs_precision_begins_its_name(graph: Graph) -> None:
-    """A graph's precision is what its name begins with."""
+    """A graph's name begins with its precision."""
     assert graph.value.split("-")[0] == graph.precision.value
 
 

@@ -1,4 +1,4 @@
-"""A model repository for Triton: what is in it, what is not and why, and configurations that its own code reads."""
+"""Triton's model repository: models, omissions with reasons, and configurations that Triton's code reads."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_server_has_one_version_of_tensorrt() -> None:
 
 
 def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
-    """As clients choose between them."""
+    """Clients choose between precisions, batch ranges and forms by the name of the model."""
     models, left = plan_models(
         of(
             plan("a", 1.0),
@@ -164,7 +164,7 @@ def test_what_triton_cannot_run_is_told(bad: ManifestEntry, reason: str) -> None
 
 
 def test_what_may_not_be_deployed_is_not_mentioned() -> None:
-    """Nor are baselines."""
+    """Baselines and artifacts that are not deployable are not mentioned."""
     rejected = plan("a", 1.0, status=Status.REJECTED)
     assert plan_models(of(rejected, onnx("b", Graph.FP32, 1, kind=Backend.EAGER))) == ((), ())
 
@@ -272,7 +272,7 @@ def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_repository_replaces_an_older_one(artifacts: Callable[..., Path], tmp_path: Path) -> None:
-    """What is no longer deployable is gone."""
+    """Models that are no longer deployable disappear."""
     root = artifacts(plan("a", 1.0), plan("b", 1.0, profile=ONE))
     make_repository(root, tmp_path / "triton")
     whole = read_record(root / "manifest.json", Manifest)
@@ -286,7 +286,7 @@ def test_a_repository_replaces_an_older_one(artifacts: Callable[..., Path], tmp_
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_models_of_others_stay(artifacts: Callable[..., Path], tmp_path: Path, *, marked: bool) -> None:
-    """In a repository of theirs, and beside what was written into ours."""
+    """Models of other writers stay, in their repository and in ours."""
     folder = tmp_path / "triton"
     root = artifacts(plan("a", 1.0))
     if marked:
@@ -326,7 +326,7 @@ def test_a_damaged_engine_is_not_served(artifacts: Callable[..., Path], tmp_path
 
 
 def test_nothing_to_serve_is_an_error_with_the_reasons(artifacts: Callable[..., Path], tmp_path: Path) -> None:
-    """As with TensorRT-RTX alone."""
+    """A build with TensorRT-RTX alone has nothing for Triton, and the error lists the reasons."""
     root = artifacts(engine("rtx", 1.0, gpu=None))
     with pytest.raises(TritonError, match=r"(?s)can serve no artifact.*none of TensorRT-RTX"):
         make_repository(root, tmp_path / "triton")

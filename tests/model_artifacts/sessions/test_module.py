@@ -75,7 +75,7 @@ def test_weights_are_contiguous_whatever_the_factory_gave(project: Project) -> N
 
 
 def test_a_recipe_is_compiled_once_its_session_is_open(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No caller waits for the compiler at a batch size that the recipe names; what was made here can be told."""
+    """Opening a recipe compiles it for every named batch size, and the contents can be reported."""
     artifact = made(project, "torch_compile-fp16-b1-2-4-ws16MiB")
     library = Library()
     use(library, monkeypatch)
@@ -118,7 +118,7 @@ def test_a_recipe_is_made_again_without_the_hosts_timings(project: Project, monk
     ],
 )
 def test_what_a_module_does_not_take_is_refused(project: Project, change: Any, got: str) -> None:
-    """A wrong type, shape, batch or layout is refused with what was expected and got; the session goes on."""
+    """A wrong type, shape, batch or layout is refused with expected and got, and the session goes on."""
     artifact = made(project, "dynamo-fp16-b1-2-4-ws16MiB")
     with open_session(load_module(project, artifact, H100), artifact.variant, (3, 32, 32), None) as run:
         with pytest.raises(RunError, match="takes other batches") as caught:

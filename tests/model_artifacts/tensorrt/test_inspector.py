@@ -1,4 +1,4 @@
-"""What an engine's inspector tells of its layers: real excerpts, and anything."""
+"""Layers as an engine's inspector reports them: real excerpts, and arbitrary JSON."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def read(*layers: object) -> tuple[EngineLayer, ...]:
 
 
 def precision(layer: object) -> Precision | None:
-    """Return what one layer is read to multiply in."""
+    """Return the type in which one layer is read to multiply."""
     return read(layer)[0].precision
 
 
@@ -173,7 +173,7 @@ def test_a_layer_tells_its_output_and_its_weights() -> None:
 
 @pytest.mark.parametrize("kind", ["Reformat", "Shuffle", "copy", "Transpose", "ReorderInput", "Cast"])
 def test_copies_are_known(kind: str) -> None:
-    """What computes nothing is counted apart; a convolution is none of it, nor a kernel that casts and convolves."""
+    """Layers that compute nothing are counted apart; a kernel that casts and convolves is not one of them."""
     assert EngineLayer("x", kind, "", None).only_copies
     assert not EngineLayer("x", "CaskConvolution", "", None).only_copies
     assert not EngineLayer("x", "CastConvolution", "", None).only_copies
@@ -245,12 +245,12 @@ def test_tf32_with_dynamic_shapes_is_told_by_the_tactic() -> None:
     ],
 )
 def test_convolutions_and_matrix_products_multiply(kind: str, *, counts: bool) -> None:
-    """What is neither a convolution nor a matrix product has no part in an engine's precision."""
+    """Only convolutions and matrix products count for an engine's precision."""
     assert read(cask("x", FP16_FORMAT, kind=kind))[0].multiplies is counts
 
 
 def test_parameter_type_tells_what_a_kernel_is_for() -> None:
-    """Where a layer's kind is the library's, the kind of its parameters says what it does."""
+    """The type of a layer's parameters gives its operation if the layer's own type is the library's."""
     assert read(cask("x", FP16_FORMAT, kind="CaskV3") | {"ParameterType": "Convolution"})[0].multiplies
 
 
@@ -264,7 +264,7 @@ def test_reformat_does_not_count() -> None:
 
 
 def test_most_frequent_type_comes_first_with_a_few_names() -> None:
-    """Of ten convolutions in one type three are named; types are ordered by how many there are."""
+    """Three of ten convolutions in one type are named, and types are ordered by their counts."""
     layers = [cask("first", FP32_FORMAT), *(cask(f"c{index}", FP16_FORMAT) for index in range(10))]
     assert shares(read(*layers)) == (
         LayerShare(precision=Precision.FP16, layers=10, examples=("c0", "c1", "c2")),

@@ -1,4 +1,4 @@
-"""ONNX files: the digest of what they compute, their operator sets, and what a cast loses."""
+"""ONNX files: the digest of their computation, their operator sets, and the losses of a cast."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_digest_notices(other: onnx.ModelProto) -> None:
 
 
 def test_structure_ignores_what_weights_hold() -> None:
-    """Other values of the same weights are the same structure; the digest of what is computed is another."""
+    """Other values of the weights keep the digest of the structure and change that of the computation."""
     other = graph(weight=WEIGHT + np.float32(1e-7))
     assert structure_digest(other) == structure_digest(graph())
     assert structure_digest(other) != canonical_digest(other)
@@ -361,13 +361,13 @@ def test_cast_is_counted() -> None:
 def test_layers_multiply_in_the_type_of_their_operands(
     built: Project, kind: Graph, shares: list[tuple[Precision, int]]
 ) -> None:
-    """Each of the pipeline's own graphs says what it computes in; dequantised operands count as what they were."""
+    """Each graph tells the type that its layers compute in; dequantised operands count as quantised."""
     found = layer_shares(onnx.load(built.paths.onnx(kind)))
     assert [(share.precision, share.layers) for share in found] == shares
 
 
 def test_one_quantised_operand_makes_no_quantised_product() -> None:
-    """Its other operand is in floating point, and so is what multiplies them."""
+    """A product with one operand in floating point is a product in floating point."""
     model = graph()
     scale = numpy_helper.from_array(np.array(0.5, np.float32), "scale")
     model.graph.initializer.append(scale)

@@ -67,8 +67,8 @@ def test_engine_says_what_it_runs_on(built: Project, flavour: Flavour) -> None:
     )
 
 
-class _Seen:
-    """Keeps what a builder tells of its phases."""
+class _Phases:
+    """The phases that a builder reports."""
 
     def __init__(self) -> None:
         self.phases: dict[str, int] = {}
@@ -91,7 +91,7 @@ class _Seen:
 
 def test_progress_is_told_of_the_builders_phases(built: Project, flavour: Flavour) -> None:
     """Every phase that begins ends, and no step is past its phase's number of steps."""
-    seen = _Seen()
+    seen = _Phases()
 
     build_engine(flavour, request_of(built), BuildLog(), seen)
 
@@ -154,7 +154,7 @@ def test_other_precision_gives_other_layers(built: Project, flavour: Flavour) ->
 
 
 def test_plan_without_kernels_is_compared_as_it_is() -> None:
-    """If a plan names no kernels, its digest covers every byte."""
+    """The digest of a plan without names of kernels covers every byte."""
     memory = EngineMemory(activation_bytes=1, weights_bytes=1)
 
     assert _layers_digest(b"plan 1", memory) != _layers_digest(b"plan 2", memory)
@@ -258,7 +258,7 @@ def test_failure_says_what_the_log_says(tmp_path: Path, message: str, says: str)
 
 
 def test_memory_that_is_not_reported(flavour: Flavour) -> None:
-    """A builder that does not say what memory an engine needs is an error, not a zero."""
+    """A builder that reports no memory of an engine is an error, not a zero."""
     with pytest.raises(BuildError, match=r"did not report the memory"):
         _measure(flavour, b"plan", BuildLog())
 
@@ -291,7 +291,7 @@ def test_what_is_not_quantized_is_not_probed(tmp_path: Path, flavour: Flavour, p
 
 @pytest.mark.parametrize(("precision", "needed"), [(Precision.TF32, 80), (Precision.BF16, 80), (Precision.FP8, 89)])
 def test_gpu_that_lacks_the_hardware(tmp_path: Path, flavour: Flavour, precision: Precision, needed: int) -> None:
-    """A type that the GPU cannot multiply in is refused with what it needs and what it is."""
+    """A type that the GPU cannot multiply in is refused with the needed and the present compute capability."""
     old = H100.model_copy(update={"name": "Tesla T4", "compute_capability": 75})
     request = replace(request_for(tmp_path, precision), compute_capabilities=(), gpu=old)
 

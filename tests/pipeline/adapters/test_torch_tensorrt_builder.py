@@ -167,7 +167,7 @@ def test_a_package_is_asked_for_by_its_format(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_trace_is_a_clear_error(tmp_path: Path) -> None:
-    """Control flow that depends on values is named as what torch does not take."""
+    """The error names control flow that depends on values as the part that torch does not trace."""
     with pytest.raises(BuildError, match="torch cannot trace the model") as caught:
         compile_ahead(Library(), Branches(), module_request(tmp_path))
     assert "no control flow that depends on the values of tensors" in str(caught.value)

@@ -83,7 +83,7 @@ def test_what_was_made_elsewhere_is_taken_as_given(
 def test_given_result_that_is_damaged_is_one_message(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without torch, a result that cannot be taken as given says what to do, and stops what builds on it."""
+    """A damaged result that cannot be reused without torch has a fix, and stops the steps that build on it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HIDES_TORCH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
@@ -95,7 +95,7 @@ def test_given_result_that_is_damaged_is_one_message(
 
 
 def test_a_deleted_engine_is_built_again(finished: Path) -> None:
-    """Only the deleted engine, the variant that shares it and what judges them are run again."""
+    """Only the deleted engine, the variant that shares it, and their validations and benchmarks run again."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     done = doit(finished, "-n", "1")
@@ -117,7 +117,7 @@ def test_one_variant_can_be_asked_for(finished: Path) -> None:
 @pytest.mark.skipif(not missing_driver(), reason="there is a GPU here")
 @pytest.mark.parametrize(("stage", "name"), [("build", "tiny/gpu/dynamo-fp16-b1-ws16MiB"), ("validate", ENGINE)])
 def test_what_lacks_its_gpu_is_recorded_as_its_command_does(finished: Path, stage: str, name: str) -> None:
-    """Doit writes by itself, without a process, what the pasted command writes; and says the same."""
+    """Doit writes the record of a skip without a process, with the same contents and message as the command."""
     record = finished / "artifacts" / name / {"build": "artifact.json", "validate": "accuracy.json"}[stage]
     before = json.loads(record.read_text())
     record.unlink()
@@ -208,7 +208,7 @@ def test_a_damaged_cache_of_digests_rebuilds_nothing(finished: Path) -> None:
 
 
 def test_prune_lists_and_deletes(finished: Path) -> None:
-    """`doit prune` only lists; `doit prune --delete` deletes, and the manifest no longer has what was dropped."""
+    """`doit prune` only lists; `doit prune --delete` deletes, and the manifest loses the dropped variants."""
     config = finished / "pipeline.yaml"
     config.write_text(config.read_text().replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]"))
     engine = finished / "artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/model.engine"
@@ -260,7 +260,7 @@ def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
 
 
 def test_only_one_field_of_the_manifest_is_a_time(built: Project) -> None:
-    """It is sorted and canonical, so that a diff of two manifests shows what changed."""
+    """The manifest is sorted and canonical, so that a diff of two manifests shows the changes."""
     before = built.manifest()
     text = before.to_json()
     stamp = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")

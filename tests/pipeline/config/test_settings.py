@@ -91,7 +91,7 @@ def test_batches_that_are_given_are_timed_in_their_order(load: Callable[[str], C
     ],
 )
 def test_wrong_type_is_refused_at_the_value(problems: Problems, text: str, problem: str) -> None:
-    """A value of a wrong type is reported where it stands, with what was written."""
+    """A value of a wrong type is reported at its place, with the written value."""
     (found,) = problems(MATRIX + text)
     assert found.startswith(problem)
 
@@ -161,7 +161,7 @@ def test_precision_like_no_other_is_told_all(problems: Problems) -> None:
     ],
 )
 def test_entry_listed_twice_is_refused(problems: Problems, text: str, problem: str) -> None:
-    """A list that says what to do names each thing once."""
+    """A list names each entry once."""
     assert problems(text) == [problem]
 
 
@@ -324,7 +324,7 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
     ],
 )
 def test_build_setting_that_cannot_be_is_refused(problems: Problems, text: str, problem: str) -> None:
-    """Each of a builder's settings that is wrong is reported where it stands, with what is right."""
+    """Each wrong setting of a builder is reported at its place, with the accepted values."""
     assert problems(MATRIX + f"tensorrt: {{{text}}}\n") == [problem]
 
 
@@ -445,7 +445,7 @@ def test_bounds_without_their_unit_are_refused(load: Callable[[str], Config], te
     ],
 )
 def test_farm_that_cannot_be_is_refused_where_it_stands(problems: Problems, text: str, problem: str) -> None:
-    """With what to do instead."""
+    """A wrong farm is reported at its place, with the fix."""
     (found,) = problems(MATRIX + text)
     assert found.startswith(problem)
 

@@ -113,7 +113,7 @@ def test_size_followed_by_something_else_is_refused(problems: Problems, text: st
 
 @pytest.mark.parametrize("text", ["-1", "-1GiB", "2 bananas", "nan", "''", "GiB", "-25%", "1e3GiB"])
 def test_what_is_no_size_is_refused(problems: Problems, text: str) -> None:
-    """The message shows what a size looks like, and what was written."""
+    """The message shows the form of a size and the written value."""
     (problem,) = problems(f"profiles: [1, 8]\nworkspaces: [1GiB, {text}]\n")
     assert problem.startswith("2:20: workspaces[1]: expected a size such as 256MiB or 1GiB")
     assert problem.endswith(f"got {text.strip(chr(39))!r}")
@@ -151,7 +151,7 @@ def test_share_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
 
 
 def test_share_is_accepted_where_there_is_a_gpu(write_config: Callable[[str], Path]) -> None:
-    """With a GPU in the host, a share is a size."""
+    """A share of the memory is a size on a host with a GPU."""
     config = load_config(write_config("profiles: [1, 8]\nworkspaces: [25%]\n"), host(H100))
     assert config.workspaces[0].bytes(H100.memory_bytes) == 20 * 2**30
 

@@ -30,6 +30,6 @@ def project(copied: Path) -> Project:
 
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where workers of this test keep their files."""
+    """The folder for the files of this test's workers."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"pipeline-farm-{os.getuid()}"

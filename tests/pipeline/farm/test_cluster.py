@@ -16,7 +16,7 @@ from tests.support.farm_steps import AHEAD, TUNED, Cancelled
 
 
 def test_whole_gpu_or_none_is_asked_for() -> None:
-    """With its type, and every resource that the target names; what names no GPU takes none."""
+    """A target with a GPU asks for its type and every named resource; one without asks for no GPU."""
     needs = NodeRequirements.of(TUNED.model_copy(update={"resources": ("pcie",)}))
     marks = {"accelerator_type:H100": 0.001, "pcie": 0.001}
     assert needs.options() == {"num_cpus": 1, "num_gpus": 1, "resources": marks}
@@ -33,7 +33,7 @@ def test_as_many_share_a_gpu_as_are_to(sharing: int) -> None:
 
 
 def test_step_is_kept_off_machines_by_their_names() -> None:
-    """All others may take it: Ray spreads what is run again."""
+    """A step that runs again avoids the named machines; all others may take it."""
     options = NodeRequirements.of(AHEAD).options({"b1", "a0"})
     selector = {"ray.io/node-id": "!in(a0,b1)"}
     assert options == {"num_cpus": 1, "num_gpus": 0, "resources": {}, "label_selector": selector}
@@ -68,7 +68,7 @@ def test_address_without_a_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_cluster_that_cannot_be_joined_says_why(monkeypatch: pytest.MonkeyPatch, said: str, what: str) -> None:
-    """In Ray's words, and with what to do."""
+    """The error has Ray's words and the fix."""
 
     def refuse(**_: object) -> None:
         raise RuntimeError(said)

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 def test_step_runs_elsewhere_as_it_runs_here(project: Project, at_home: Path) -> None:
-    """With nothing but what was packed: the same key, an engine with its record, and what was printed."""
+    """A worker with only the packed files gives the same key, an engine with its record, and the printed lines."""
     shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
     status, told = followed(project, sent(packed(project)))
     assert status == 0
@@ -88,7 +88,7 @@ def test_step_finds_its_twin_elsewhere(project: Project, at_home: Path, stage: s
 
 
 def test_benchmark_of_a_target_travels_with_all_of_its_engines(project: Project, at_home: Path) -> None:
-    """Here no GPU runs them, which is what comes back."""
+    """A worker without a GPU reports that no engine of the target ran."""
     assert at_home
     step = Step("benchmark", "tiny/rtx-sm80+")
     found = packed(project, step)
@@ -171,7 +171,7 @@ def test_step_that_is_asked_to_end_says_so(interrupted: Path) -> None:
 
 
 def test_step_that_fails_without_a_record_has_its_own_status(project: Project, at_home: Path) -> None:
-    """It has said why; what was there before stays."""
+    """A step that fails without a record keeps its exit status, and earlier results stay."""
     assert at_home
     project.paths.build_log(project.plan.variant(ENGINE)).unlink()
     items = sent(packed(project))
@@ -273,7 +273,7 @@ def test_machine_that_is_lost_while_it_times_costs_that_measurement_alone(projec
 
 
 def test_step_whose_last_machine_goes_while_it_waits_does_not_wait_on() -> None:
-    """It is tried on one that has lost it, where that is all there is; without any, it is told what there is."""
+    """A step tries a machine that lost it before if no other is left, and fails if none is left."""
     machines = Machines(NODE_PROCESSOR, OTHER)
     found = places(machines)
     found.lost("p")
@@ -328,7 +328,7 @@ class Answering(Machines):
 def test_farm_that_has_changed_since_planning_is_planned_for_anew(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is not run; the next doit finds what the machines are now."""
+    """The step does not run, and the next doit plans for the present machines."""
     there = machine(host(flavours=(Tool(name="tensorrt_rtx", version="1.7.1.116"),)))
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
     with pytest.raises(FarmError, match="have changed since the plan was made"):
@@ -370,7 +370,7 @@ class FilledMeanwhile:
 
 
 def test_driver_that_joins_can_be_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopping waits for nobody's connection; what was to follow it does not."""
+    """Stopping does not wait for a pending connection, and nothing runs after it."""
     going, on = threading.Event(), threading.Event()
 
     def connect(*_: object) -> Answering:
@@ -399,7 +399,7 @@ class Silent(Running):
         self._stop = stop
 
     def items(self, look: Callable[[], None]) -> Iterator[str | bytes]:
-        """End without a word, as what is cancelled does."""
+        """End without a message, like a cancelled step."""
         look()
         self._stop()
         return iter(())
@@ -441,7 +441,7 @@ def test_step_that_falls_silent_when_stopped_is_not_run_again(
 
 
 def test_what_nobody_expects_fails_one_step(project: Project) -> None:
-    """The others go on with the others, and it says what it was."""
+    """An unexpected error fails its own step with a message, and the other steps go on."""
 
     class Broken:
         def run(self, *_: object) -> int:

@@ -86,7 +86,7 @@ def test_machines_that_are_not_alike_are_refused(gpu: Gpu, flavours: tuple[Tool,
 
 
 def test_machines_that_lack_a_flavour_are_not_the_targets() -> None:
-    """H100s with TensorRT and a processor with TensorRT-RTX are one cluster; each builds what it can."""
+    """Each machine of a cluster builds only for the flavours that it has."""
     tuned, ahead = nodes(machine(host(H100, flavours=(TRT10,))), machine(host(flavours=(RTX,))))
     both = (tuned, ahead)
     assert common_host(AHEAD, both) == ahead.host
@@ -98,7 +98,7 @@ def test_machines_that_lack_a_flavour_are_not_the_targets() -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_target_without_a_gpu_takes_machines_whatever_else_they_have(first: int) -> None:
-    """Its engines depend on the flavour alone; a GPU that is there is not what they are built on."""
+    """A target without a GPU takes any machine with its flavour, with or without a GPU."""
     two = nodes(machine(host(H100, flavours=(TRT10, RTX), torch="absent")), machine(host(flavours=(RTX,))))
     found = common_host(AHEAD, [two[first], two[1 - first]])
     assert (found.host.gpus, found.driver) == ((), "absent")
@@ -119,7 +119,7 @@ def test_machines_that_lack_what_a_target_takes_are_refused(there: object, probl
 
 
 def test_farm_that_nobody_has_looked_at_is_told_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the command that does."""
+    """The error for an unknown farm names the command that looks at it."""
     project.paths.farm.unlink()
     with pytest.raises(UnknownFarmError, match="nobody has looked at the farm yet"):
         Project.load(project.config_file, STAGES)
@@ -152,7 +152,7 @@ def test_configuration_without_a_farm_has_none_to_look_at(tmp_path: Path, capsys
 
 
 def test_ray_that_is_not_installed_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the extra that has it."""
+    """The error names the extra that installs Ray."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(FarmError, match="its extra `farm`"):
         look_at_farm(project.config_file)

@@ -80,7 +80,7 @@ def normalized(name: str) -> str:
 
 
 def brought_by(package: str, *extras: str) -> set[str]:
-    """Return what a package brings with it, itself included."""
+    """Return the requirements of a package, with itself."""
     found: set[str] = set()
     left = [(normalized(package), extras)]
     while left:
@@ -96,7 +96,7 @@ def brought_by(package: str, *extras: str) -> set[str]:
 
 
 def test_worker_takes_what_its_extras_bring(project: Project, at_home: Path, without_torch: set[str]) -> None:
-    """No torch, no doit, nothing of the driver's store: it says what it is, and builds an engine."""
+    """A worker with its extras alone, without torch and doit, describes itself and builds an engine."""
     assert at_home
     assert {"torch", "torchvision", "doit", "fsspec", "sklearn"} <= without_torch
     joins = "import pipeline.farm.cluster, sys; sys.exit('model_artifacts.releases.store' in sys.modules)"
@@ -162,7 +162,7 @@ def test_worker_that_is_stopped_twice_kills_its_command(at_home: Path) -> None:
 
 
 def test_command_that_takes_too_long_is_ended(at_home: Path) -> None:
-    """With what to do about it."""
+    """A command over its time limit ends with the setting to change."""
     *_, last = messages(working(command("import time; time.sleep(60)", seconds=0.3)))
     assert isinstance(last, Refused)
     assert "took longer than 0.3 s" in last.reason

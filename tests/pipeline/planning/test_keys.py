@@ -75,7 +75,7 @@ def fields_of(project: Project) -> dict[Step, dict[str, str]]:
 
 
 def with_config(part: str, **update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
-    """Return what changes settings of one part of the configuration."""
+    """Return a change of settings in one part of the configuration."""
 
     def change(project: Project, _: pytest.MonkeyPatch) -> Project:
         changed = getattr(project.config, part).model_copy(update=update)
@@ -86,7 +86,7 @@ def with_config(part: str, **update: object) -> Callable[[Project, pytest.Monkey
 
 
 def with_data(name: str) -> Callable[[Project, pytest.MonkeyPatch], Project]:
-    """Return what changes one file of the data."""
+    """Return a change of one file of the data."""
 
     def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
         data = project.data()
@@ -98,14 +98,14 @@ def with_data(name: str) -> Callable[[Project, pytest.MonkeyPatch], Project]:
 
 
 def with_host(**update: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
-    """Return what changes the host."""
+    """Return a change of the host."""
     return lambda project, _: Project(
         Plan(project.config, project.plan.host.model_copy(update=update)), project.paths, STAGES
     )
 
 
 def with_patch(name: str, value: object) -> Callable[[Project, pytest.MonkeyPatch], Project]:
-    """Return what changes something that keys read of this machine."""
+    """Return a change of a fact of this machine that keys read."""
 
     def change(project: Project, patch: pytest.MonkeyPatch) -> Project:
         replace_fact(patch, name, lambda: value)
@@ -291,7 +291,7 @@ def test_setting_that_changes_no_engine_builds_nothing(copied: Path, setting: st
 
 
 def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
-    """When kernels are compiled changes latencies."""
+    """The time of kernel compilation changes latencies, so the setting is in the benchmark's key."""
     rewrite(copied, lambda text: text + "tensorrt: {kernel_specialization: lazy}\n")
     assert "benchmark:tiny/rtx-sm80+" in stale(copied)
 
@@ -309,7 +309,7 @@ def test_kernel_specialization_is_the_benchmarks(copied: Path) -> None:
 def test_how_modules_are_compiled_makes_modules_stale(
     built: Project, change: dict[str, object], stale: list[str]
 ) -> None:
-    """A setting that changes a module is in its key, and in no key of what is not compiled by it."""
+    """A setting of Torch-TensorRT is in the keys of its modules, and in no other key."""
     settings = built.config.torch_tensorrt.model_copy(update=change)
     changed = Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100))
     before, after = Project(Plan(built.config, host(H100)), built.paths, STAGES), Project(changed, built.paths, STAGES)
@@ -333,7 +333,7 @@ def test_a_module_belongs_to_a_type_of_gpu(built: Project) -> None:
 
 
 def test_a_graph_of_an_older_quantizer_is_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the quantiser itself changes, its graphs are stale, and nothing else is before they are made."""
+    """A new version of the quantiser makes its graphs stale, and nothing else before they are made."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     monkeypatch.setattr("pipeline.stages.quantize.spec.VERSION", 99)
     stale = [step for step in project.schedule.steps if not is_current(project, step)]

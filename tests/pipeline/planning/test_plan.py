@@ -100,7 +100,7 @@ def test_inductor_is_tuned_in_the_fastest_precision_only(precisions: list[str], 
 
 
 def test_baselines_are_built_as_the_configuration_says() -> None:
-    """Eager is always there; what is not asked for is not planned."""
+    """The plan has eager and the baselines of the configuration, and no others."""
     for wanted in ([], ["inductor"], ["onnxruntime"]):
         plan = plan_of(precisions=["fp16"], benchmark={"baselines": wanted})
         found = {variant.backend.value for variant in plan.variants if variant.target == GPU_TARGET}
@@ -108,7 +108,7 @@ def test_baselines_are_built_as_the_configuration_says() -> None:
 
 
 def test_modules_are_saved_as_the_configuration_says() -> None:
-    """Each format is an artifact of its own, and what is not asked for is not planned."""
+    """The plan has one artifact for each format of the configuration, and no others."""
     for formats in (["exported_program"], ["aot_inductor"], ["exported_program", "aot_inductor"]):
         plan = plan_of(precisions=["fp16"], torch_tensorrt={"formats": formats})
         backends = {variant.backend for variant in plan.variants}

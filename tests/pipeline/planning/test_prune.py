@@ -28,7 +28,7 @@ TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
 
 
 def files(folder: Path) -> Files:
-    """Return every file and what it holds, but for the cache of digests."""
+    """Return every file with its contents, except the cache of digests."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".digests"))
     return {path: path.read_bytes() for path in found}
 
@@ -42,7 +42,7 @@ def test_what_is_planned_is_no_leftover(copied: Path, capsys: pytest.CaptureFixt
 
 
 def test_nothing_is_deleted_unless_asked(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --delete the files are listed, with what they take."""
+    """Without --delete the files are only listed, with their size."""
     config = rewrite(copied, "[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]")
     before = files(copied)
     assert main(["prune", "--config", config]) == 0
@@ -53,7 +53,7 @@ def test_nothing_is_deleted_unless_asked(copied: Path, capsys: pytest.CaptureFix
 
 
 def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path) -> None:
-    """Folders that are empty then go, too; what somebody else put into one stays, and so does every other file."""
+    """Empty folders go, too; foreign files and all other files stay."""
     config = rewrite(copied, "[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]")
     mine = copied / "artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/notes.txt"
     mine.write_text("mine")
@@ -87,7 +87,7 @@ def test_a_file_that_a_planned_variant_shares_is_kept(copied: Path, capsys: pyte
 
 
 def test_another_hosts_artifacts_are_kept(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was built for a GPU that this host lacks is not pruned while its precision, profile and size are planned."""
+    """Builds for a GPU that this host lacks stay while their precision, batch range and workspace are planned."""
     record = read_record(copied / "artifacts" / SMALL / "artifact.json", Artifact)
     for precision, graph in ((Precision.FP16, Graph.FP16), (Precision.BF16, Graph.BF16)):
         update = {"target": "sm90-h100-trt10.15", "precision": precision, "graph": graph}
@@ -114,7 +114,7 @@ def test_what_no_record_vouches_for_is_nobodys(copied: Path) -> None:
 
 
 def test_a_record_in_another_variants_folder_deletes_nothing(copied: Path) -> None:
-    """What a record says counts only where that variant lies."""
+    """A record counts only in the folder of its own variant."""
     source = copied / "artifacts" / SMALL / "artifact.json"
     folder = copied / "artifacts/tiny/rtx-sm80+/copy"
     folder.mkdir()
@@ -137,7 +137,7 @@ def test_an_engine_goes_with_the_last_variant_that_shares_it(copied: Path) -> No
 
 
 def test_engines_for_other_gpus_are_the_configurations_own(copied: Path) -> None:
-    """What is built ahead of time for GPUs that the configuration no longer names is no other host's."""
+    """Engines ahead of time for GPUs that left the configuration do not count as another host's."""
     config = copied / "pipeline.yaml"
     config.write_text(config.read_text() + "tensorrt: {compute_capabilities: [89]}\n")
     found = find_leftovers(Project.load(config, STAGES))
@@ -146,7 +146,7 @@ def test_engines_for_other_gpus_are_the_configurations_own(copied: Path) -> None
 
 
 def test_a_dropped_precision_takes_its_graphs(copied: Path) -> None:
-    """With their records; those that others are made from stay."""
+    """The graphs of a dropped precision go with their records; graphs that others are made from stay."""
     config = rewrite(copied, "[fp32, fp16, bf16, int8]", "[fp16]")
     assert main(["prune", "--delete", "--config", config]) == 0
     left = sorted(path.name for path in (copied / "artifacts/tiny/onnx").iterdir())

@@ -20,7 +20,7 @@ from tests.support.plans import config_of, engines_of, farm_plan, plan_of, sched
     ],
 )
 def test_engine_target_names_the_gpu_generations(capabilities: object, target: str, needs: str) -> None:
-    """An engine's target, and what it says it needs, follow from the compute capabilities."""
+    """An engine's target and its hardware follow from the compute capabilities."""
     plan = plan_of(tensorrt={"compute_capabilities": capabilities})
     (engine,) = engines_of(plan)
     assert ([found.name for found in plan.engine_targets], engine.target) == ([target], target)

@@ -16,7 +16,7 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 
 
 def why(folder: Path, capsys: pytest.CaptureFixture[str], variant: str = ENGINE) -> list[str]:
-    """Return what the command prints."""
+    """Return the output of the command."""
     assert main(["why", variant, "--config", str(folder / "pipeline.yaml")]) == 0
     return capsys.readouterr().out.splitlines()
 

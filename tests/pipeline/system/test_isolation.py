@@ -1,4 +1,4 @@
-"""How risky work is kept in a process of its own."""
+"""Risky work in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS = 60.0
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Where a process's standard error goes."""
+    """The file for a process's standard error."""
     return tmp_path / "log"
 
 
@@ -121,7 +121,7 @@ def stumble() -> None:
 
 
 def return_a_lambda() -> object:
-    """Return what cannot be sent."""
+    """Return a value that cannot be pickled."""
     return lambda: None
 
 
@@ -132,7 +132,7 @@ def print_and_warn() -> None:
 
 
 def interrupt_itself() -> str:
-    """Be sent what Ctrl-C on a terminal sends."""
+    """Send this process the signal of Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     return "still here"
@@ -147,7 +147,7 @@ class Fragile:
 
 
 def test_a_result_comes_back_from_another_process(log: Path) -> None:
-    """The function runs elsewhere, and what it returns is returned."""
+    """The function runs in another process, and its result is returned."""
     pid, value, _ = run_isolated(echo, ("a", 1), 0, timeout_seconds=SECONDS, log=log, rerun=RERUN)
     assert value == ("a", 1)
     assert pid != os.getpid()
@@ -193,7 +193,7 @@ def test_a_result_that_cannot_be_sent_is_a_crash(log: Path) -> None:
 
 
 def test_arguments_that_cannot_be_read_are_a_crash(log: Path) -> None:
-    """What fails before the function begins is said, with the fix."""
+    """A failure before the function begins is reported with the fix."""
     message = crash(log, echo, Fragile(), 0)
     assert "raised ValueError" in message
     assert RERUN in message
@@ -217,14 +217,14 @@ def test_a_segfault_says_its_signal_and_place(log: Path) -> None:
 
 
 def test_sigkill_hints_at_memory(log: Path) -> None:
-    """What the kernel does when memory is short is said to be likely that."""
+    """The message names a lack of memory as the likely cause of SIGKILL."""
     message = crash(log, die, signal.SIGKILL)
     assert message.startswith("its process was killed by SIGKILL, as the kernel does when memory is short\n")
     assert "last log lines: nothing" in message
 
 
 def test_the_last_words_of_native_code_are_in_the_message(log: Path) -> None:
-    """What was written to descriptor 2 before an abort is shown, cut to 200 characters a line."""
+    """The message has the last lines of descriptor 2 before an abort, cut to 200 characters each."""
     message = crash(log, complain_and_abort)
     assert "killed by SIGABRT" in message
     shown = [line.strip() for line in message.splitlines() if "complaint" in line]
@@ -257,7 +257,7 @@ def test_a_hang_that_ignores_sigterm_is_killed(log: Path) -> None:
 
 
 def test_a_death_is_noticed_while_a_grandchild_lives(log: Path) -> None:
-    """What a dead process has started does not make this wait for it."""
+    """A child of a dead process does not delay the error."""
     began = time.monotonic()
     assert "SIGKILL" in crash(log, leave_a_process_behind)
     assert time.monotonic() - began < 10
@@ -269,7 +269,7 @@ def test_an_answer_counts_although_the_process_ends_late(log: Path) -> None:
 
 
 def test_standard_error_is_appended_and_output_stays(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What is printed appears here; what is said on standard error comes after what was in the log."""
+    """Standard output appears here, and standard error is appended to the log."""
     log.write_text("before\n")
     run_isolated(print_and_warn, timeout_seconds=SECONDS, log=log, rerun=RERUN)
     assert capfd.readouterr() == ("progress\n", "")
@@ -365,7 +365,7 @@ def test_ctrl_c_ends_both(parent: subprocess.Popen[str], log: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_process_that_somebody_has_ended_is_told_from_one_that_crashed(number: signal.Signals, log: Path) -> None:
-    """Where there is more memory it may not be killed; a crash comes again."""
+    """A killed process may succeed on a host with more memory; a crash comes again."""
     with pytest.raises(KilledError, match=number.name):
         run_isolated(die, number, timeout_seconds=SECONDS, log=log, rerun=RERUN)
     with pytest.raises(CrashedError, match="SIGSEGV") as caught:

@@ -70,7 +70,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 def test_a_module_is_saved_with_its_contents(
     project: Project, library: Library, tmp_path: Path, backend: Backend
 ) -> None:
-    """What is made ahead of time is a file, and the record says what is in it."""
+    """A module that is compiled ahead of time is a file, and its record lists its contents."""
     made = torchtrt._make(project, variant_of(project, backend), H100, tmp_path / "model.pt2")
     assert (tmp_path / "model.pt2").stat().st_size > 0
     assert (made.contents.segments, made.contents.torch_operators) == (1, ())
@@ -80,7 +80,7 @@ def test_a_module_is_saved_with_its_contents(
 def test_a_module_in_time_is_compiled_for_every_size_of_its_profile(
     project: Project, library: Library, tmp_path: Path
 ) -> None:
-    """What is compiled just in time is compiled now, too, for the smallest, the best and the largest batch."""
+    """The build compiles a just-in-time module for the smallest, the best and the largest batch."""
     variant = next(item for item in project.plan.variants if item.name == "torch_compile-fp16-b1-2-4-ws16MiB")
     made = torchtrt._make(project, variant, H100, tmp_path / "recipe.json")
     assert len(library.seen) == 3
@@ -114,7 +114,7 @@ def test_a_module_that_is_all_pytorch_fails(
 
 
 def test_a_failure_in_time_fails_the_build(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What Torch-TensorRT raises while it compiles just in time is the build's error."""
+    """An exception of Torch-TensorRT's just-in-time compilation is the build's error."""
     use(Library(fails="out of workspace"), monkeypatch)
     with pytest.raises(BuildError, match="cannot compile the model for batches of 1") as caught:
         torchtrt._make(project, variant_of(project, Backend.TORCH_COMPILE), H100, tmp_path / "recipe.json")
@@ -138,7 +138,7 @@ NO_ENGINE = "deserialize_cuda_engine(): incompatible function arguments. The fol
 def test_a_builder_without_an_engine_says_why(  # noqa: PLR0913 - two fixtures more than is usual
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: Backend, says: str, expected: str
 ) -> None:
-    """The error is what TensorRT said, not what Torch-TensorRT fell over afterwards."""
+    """The error has TensorRT's message, not the later exception of Torch-TensorRT."""
     use(Library(fails=NO_ENGINE, says=says), monkeypatch)
     with pytest.raises(BuildError, match=expected):
         torchtrt._make(project, variant_of(project, backend), H100, tmp_path / "file")
@@ -196,7 +196,7 @@ def test_each_variant_keeps_its_engines_apart(project: Project) -> None:
 
 
 def test_each_source_keeps_its_engines_apart(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it tell strides and paddings apart: a model with others is another one, and starts with no engines."""
+    """A model with other strides and paddings is another source, and starts without cached engines."""
     settings = project.config.torch_tensorrt.model_copy(update={"engine_cache": True})
     cached = Project(
         Plan(project.config.model_copy(update={"torch_tensorrt": settings}), project.plan.host), project.paths, STAGES
@@ -268,7 +268,7 @@ def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend,
 
 
 def test_a_build_that_fails_leaves_no_module(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier build left is removed, the log stays, and the reason is in the record."""
+    """A failed build removes the earlier module, keeps the log, and records the reason."""
     variant = variant_of(onsite, Backend.DYNAMO)
     build_variant(onsite, variant)
     use(Library(fails="no converter"), monkeypatch)
@@ -308,7 +308,7 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Judged:
 
 @pytest.mark.parametrize("backend", [Backend.DYNAMO, Backend.TORCH_COMPILE])
 def test_a_module_is_judged_in_both_layouts(judged: Judged, backend: Backend) -> None:
-    """Its report has the gate's checks, one for images in channels_last, and what its engines computed in."""
+    """The report has the gate's checks, a check for images in channels_last, and the engines' precisions."""
     report = judged(backend)
     assert report.outcome is Outcome.DONE, report.reason
     assert report.passed, report.reason
@@ -318,7 +318,7 @@ def test_a_module_is_judged_in_both_layouts(judged: Judged, backend: Backend) ->
 
 
 def test_a_module_without_engines_once_loaded_is_rejected(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the build had in memory is no proof of what a fresh process gets."""
+    """A module is judged by the engines that a fresh process loads, not by those of the build."""
     monkeypatch.setattr("model_artifacts.sessions.torch_tensorrt_runtime._SEGMENT", "no operator")
     report = judged(Backend.DYNAMO)
     assert report.outcome is Outcome.FAILED

@@ -139,7 +139,7 @@ def test_unreadable_images_are_recorded(make: Callable[[str, str], tuple[Project
 
 
 def test_samples_of_a_folder_have_names(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
-    """So that a rejected variant can name the image that it is most wrong about; digits and crops have numbers only."""
+    """Samples of a folder keep their file names, so a rejection names its worst image; others have numbers only."""
     fill(tmp_path / "pictures", 3, 4)
     project, record = make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}")
     assert record.names in record.files
@@ -172,7 +172,7 @@ def test_labels_of_other_images_do_not_stay(copied: Path) -> None:
 
 
 def test_reference_is_the_models_own_logits(built: Project) -> None:
-    """The reference is what the model gives in strict FP32, sample by sample, whatever the batch."""
+    """The reference holds the model's strict FP32 logits, sample by sample, for every batch size."""
     data = built.data()
     pixels = built.pixels(data.validation)[40:43]
     model = restore_model(built)
@@ -212,7 +212,7 @@ def test_reference_takes_any_number_of_images(built: Project) -> None:
 
 
 def test_reference_of_many_images_takes_no_more_memory(built: Project, tmp_path: Path) -> None:
-    """What lies on disk is mapped part by part: no more of it counts as this process's memory than is being run."""
+    """Images on disk are mapped part by part, so memory holds only the part that runs."""
     spec = built.data().preprocessing
     file = tmp_path / "many.npy"
     np.save(file, np.zeros((5_000, 32, 32, 3), dtype=np.uint8))

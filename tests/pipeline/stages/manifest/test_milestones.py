@@ -95,7 +95,7 @@ def test_speedups_are_over_eager_as_users_run_it() -> None:
 
 
 def test_the_fastest_of_a_kind_is_shown() -> None:
-    """Of several workspaces, or of both ways to save a module, the fastest counts."""
+    """The fastest of several workspaces or formats stands for its backend."""
     slow = entry(Backend.DYNAMO, Precision.FP16, timing(1, 0.4), name="slow")
     fast = entry(Backend.DYNAMO_AOTI, Precision.FP16, timing(1, 0.3), name="fast")
     assert row(milestones_of([EAGER, slow, fast], on_the_h100), "dynamo FP16").id == "m/gpu/fast-fp16"
@@ -126,7 +126,7 @@ def test_images_in_channels_last_do_not_count() -> None:
 
 
 def test_nothing_is_said_of_a_cpu() -> None:
-    """What ran on a CPU is no step on this way."""
+    """Artifacts of a CPU are no milestones."""
     assert milestones_of([EAGER], lambda _: None) == ()
 
 

@@ -70,7 +70,7 @@ def test_layers_keep_their_names(quantized: Project, graph: Graph) -> None:
 
 @pytest.mark.parametrize(("graph", "bound"), [(Graph.INT8, 0.03), (Graph.FP8, 0.06)])
 def test_tensorrt_form_is_close_to_the_reference(quantized: Project, graph: Graph, bound: float) -> None:
-    """The logits are the FP32 reference's but for what quantising the type loses."""
+    """The logits differ from the FP32 reference's by the loss of quantisation alone."""
     assert relative_error(quantized, load(quantized, graph)) < bound
 
 
@@ -196,7 +196,7 @@ def test_quantizing_says_nothing(copied: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_quantizing_leaves_logging_as_it_is(copied: Path) -> None:
-    """The level of the root logger, which is everybody's, is what it was."""
+    """Quantising restores the level of the root logger."""
     logging.getLogger().setLevel(logging.WARNING)
 
     make_quantized(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8_CPU)
@@ -205,7 +205,7 @@ def test_quantizing_leaves_logging_as_it_is(copied: Path) -> None:
 
 
 def test_two_quantizations_at_once(copied: Path) -> None:
-    """Two processes that quantise into one folder give what one after the other gives, and leave no other files."""
+    """Two processes that quantise into one folder give the results of a sequence, and leave no other files."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     folder = project.paths.onnx(Graph.INT8).parent
     files = sorted(path.name for path in folder.iterdir())

@@ -11,7 +11,7 @@ from tests.support.manifests import accuracy, entry, timing
 
 
 def test_the_frontier_is_what_nothing_beats_in_both() -> None:
-    """The fastest first; what is slower has to be nearer to the reference, and a rejected artifact beats nobody."""
+    """The frontier begins with the fastest artifact; slower ones must be more accurate, and rejected ones do not count."""
     found = [
         (item, item.timings[0])
         for item in (
@@ -62,7 +62,7 @@ def test_limits_are_drawn_where_the_gpu_is_known() -> None:
 
 
 def test_engines_of_one_batch_size_are_one_line() -> None:
-    """The best that may be deployed at each size; what is rejected does not count."""
+    """The line has the best deployable engine of each size, and no rejected one."""
     chart = batch_scaling(
         [
             entry("b1", timing(1, 2.0)),

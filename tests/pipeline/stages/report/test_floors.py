@@ -1,4 +1,4 @@
-"""What a GPU cannot go below."""
+"""The limits of a GPU's arithmetic and bandwidth."""
 
 from __future__ import annotations
 

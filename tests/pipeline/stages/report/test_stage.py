@@ -39,7 +39,7 @@ def text_of(project: Project) -> str:
 
 
 def on_an_h100(copied: Path) -> Project:
-    """Return the tiny project on a host with an H100, with a manifest of what might have been timed there."""
+    """Return the tiny project on a host with an H100, with a manifest of made-up timings."""
     found = Project.load(copied / "pipeline.yaml", STAGES)
     project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
     target = "sm90-h100-80gb-hbm3-torch2.11"
@@ -125,7 +125,7 @@ def test_every_clock_percentile_and_check_can_be_looked_up(built: Project) -> No
 
 
 def test_a_module_that_is_mostly_pytorch_says_so(copied: Path) -> None:
-    """The page counts a module's engines and what they left, of older records by name alone."""
+    """The page counts a module's engines and the operators outside them; older records have names alone."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     manifest = project.manifest()
     counted = ModuleContents(
@@ -231,7 +231,7 @@ def test_a_slower_build_breaks_its_release(copied: Path, capsys: pytest.CaptureF
 
 
 def test_a_release_that_is_missing_is_one_message(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A released manifest that cannot be read is an error that names it and what to do."""
+    """An unreadable manifest of a release is an error with its path and the fix."""
     released(copied, lambda manifest: manifest).unlink()
     assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
     said = capsys.readouterr().err
@@ -285,7 +285,7 @@ addEventListener("load", () => {
 
 
 def browsed(page: Path, width: int, *options: str) -> tuple[str, list[str], dict[str, Any]]:
-    """Open a page in headless Chromium; return the page as it then is, its console, and what the probe saw."""
+    """Open a page in headless Chromium, and return its final DOM, its console and the probe's result."""
     probed = page.with_name("probed.html")
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
     command = [

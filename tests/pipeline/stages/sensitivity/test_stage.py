@@ -1,4 +1,4 @@
-"""Which layers mind being quantised, and variants that leave those in floating point."""
+"""The layers that lose most accuracy by quantisation, and variants that leave them in floating point."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_each_layer_is_quantised_alone(measured: tuple[Project, Sensitivity]) ->
 
 
 def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Project, Sensitivity]) -> None:
-    """It is the most sensitive layers, no more than are needed, and it is said what they give."""
+    """The proposal has the fewest, most sensitive layers, and their result."""
     project, found = measured
     bound = project.config.gates.int8.relative_l2
     assert found.plain.relative_l2 > bound >= found.proposed.relative_l2
@@ -108,7 +108,7 @@ def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Projec
 def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
     measured: tuple[Project, Sensitivity], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the command prints goes into pipeline.yaml; of the graphs, only the mixed ones are made, and they pass."""
+    """The printed lines work in pipeline.yaml: only the mixed graphs are new, and they pass."""
     folder = tmp_path / "project"
     shutil.copytree(measured[0].config_file.parent, folder)
     config = str(folder / "pipeline.yaml")
@@ -181,6 +181,6 @@ def test_leaving_every_layer_is_refused(copied: Path) -> None:
 
 
 def test_an_unknown_subject_is_one_message(built_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what TensorRT takes, in int8 or fp8, has a table."""
+    """Only TensorRT's graphs in int8 and fp8 have a table."""
     assert main(["sensitivity", "tiny/int8-cpu", "--config", str(built_folder / "pipeline.yaml")]) == 2
     assert "no quantised graph 'tiny/int8-cpu'" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_checked_sizes_are_taken(found: list[int]) -> None:
 
 
 def checked(mix: float, size: int) -> tuple[float, float]:
-    """Return what the check says of a runner that adds a share of each row's neighbour to it."""
+    """Return the check's result for a runner that adds a share of each row's neighbour to the row."""
     source = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
     def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
