@@ -1,4 +1,4 @@
-"""What is generated of the docs is what the code says."""
+"""The generated pages equal their sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGES = sorted(
 
 @pytest.fixture(scope="module")
 def generated() -> dict[Path, str]:
-    """What `doit docs` writes, with Python 3.11 or later."""
+    """The output of `doit docs`, with Python 3.11 or later."""
     pytest.importorskip("griffe2md")
     written: dict[Path, str] = runpy.run_path(str(REPOSITORY / "docs/generate.py"))["generated"]()
     return written
@@ -41,7 +41,7 @@ def test_the_docs_are_those_of_the_docstrings(generated: dict[Path, str]) -> Non
 
 
 def test_everything_public_is_documented(generated: dict[Path, str]) -> None:
-    """With what it is, and what it raises."""
+    """Each public name has a description and its errors."""
     text = generated[REPOSITORY / "docs/api.md"]
     assert [name for name in pipeline.__all__ if f"## `{name}`" not in text] == []
     assert "](#" not in text
@@ -56,14 +56,14 @@ def test_every_record_of_the_manifest_is_documented(generated: dict[Path, str]) 
 
 
 def test_the_cluster_is_one_for_ray() -> None:
-    """What docs/farm.md has `ray up` start is what Ray's own schema takes."""
+    """The cluster of docs/farm.md fits Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415 - it takes a second
 
     validate_config(prepare_config(yaml.safe_load((REPOSITORY / "docs/cluster.yaml").read_text())))
 
 
 def test_the_farm_of_the_docs_is_a_configuration(tmp_path: Path) -> None:
-    """With the matrix of this repository's own."""
+    """The farm of docs/farm.md is valid with this repository's matrix."""
     text = (REPOSITORY / "docs/farm.md").read_text().split("```yaml\n")[1].split("```")[0]
     own = (REPOSITORY / "pipeline.yaml").read_text().replace("executor: local", "# executor: local")
     (tmp_path / "pipeline.yaml").write_text(own + text)

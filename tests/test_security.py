@@ -49,13 +49,13 @@ class Payload:
         self.mark = mark
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Say what to call."""
+        """Return the call that unpickling makes."""
         return os.mkdir, (str(self.mark),)
 
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """What is there once a payload has run."""
+    """The file that a payload leaves when it runs."""
     return tmp_path / "the payload has run"
 
 
@@ -66,7 +66,7 @@ def test_the_payload_works(mark: Path) -> None:
 
 
 def test_a_module_with_another_digest_is_not_loaded(copied: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch would unpickle is refused before torch sees it."""
+    """A changed module is refused before torch unpickles it."""
     path = copied / "artifacts" / "manifest.json"
     manifest = read_record(path, Manifest)
     file = next(item.file for item in manifest.artifacts if item.file)
@@ -104,7 +104,7 @@ def called_pickled(path: Path, folder: str, name: str, payload: bytes) -> None:
 
 
 def in_the_format_of_2_7(path: Path, payload: bytes) -> None:
-    """Write what torch 2.7 wrote."""
+    """Write a file in the format of torch 2.7."""
     with zipfile.ZipFile(path) as old:
         program = next(old.read(name) for name in old.namelist() if name.endswith("models/model.json"))
     with zipfile.ZipFile(path, "w") as new:
@@ -132,7 +132,7 @@ PICKLES: dict[str, Callable[[Path, bytes], None]] = {
 def test_a_module_of_the_right_digest_runs_no_pickle(
     copied: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Wherever torch would unpickle one in a .pt2: the file is refused, and what asks for pickles later gets them."""
+    """A pickle anywhere in a .pt2 is refused, and later users of pickle are not affected."""
     use(Library(), monkeypatch)
     artifacts = copied / "artifacts"
     path, pickled = artifacts / "model.pt2", io.BytesIO()
@@ -155,7 +155,7 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
 def test_an_engine_cache_of_an_artifacts_folder_is_not_used(
     built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Torch-TensorRT unpickles it: only what this user's builds have written is there to be found, by nobody else."""
+    """Torch-TensorRT unpickles only engines that this user's builds wrote, in a private folder."""
     settings = built.config.torch_tensorrt.model_copy(update={"engine_cache": True})
     project = Project(
         Plan(built.config.model_copy(update={"torch_tensorrt": settings}), host(H100)), built.paths, STAGES
@@ -172,7 +172,7 @@ def test_an_engine_cache_of_an_artifacts_folder_is_not_used(
 
 @pytest.mark.parametrize("name", ["calibration", "validation", "reference", "labels"])
 def test_arrays_are_read_without_pickle(copied: Path, mark: Path, name: str) -> None:
-    """Even where the record has the digest of an array of objects, what they hold is not run."""
+    """An array of objects runs no code, even with the recorded digest."""
     config = copied / "pipeline.yaml"
     paths = Project.load(config, STAGES).paths
     file = getattr(paths, name)

@@ -1,4 +1,4 @@
-"""What CI is told to run exists."""
+"""The commands of the workflows exist."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_store_that_cannot_be_read_ends_the_release(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tags", "held"), [("latest-h100 abc", True), ("latest-l4 abc", False)])
 def test_a_build_is_held_against_the_last_release_where_there_is_one(tmp_path: Path, tags: str, *, held: bool) -> None:
-    """Of the same type of GPU."""
+    """A build is compared with the last release of the same type of GPU."""
     done, asked = run_step("Hold this build", tmp_path, f'[ "$1" = pull ] || echo {tags}')
     assert done.returncode == 0
     assert asked == ["tag store", *(["pull store released --tag latest-h100"] if held else [])]
@@ -117,7 +117,7 @@ def test_secrets_reach_only_the_steps_that_need_them(path: Path) -> None:
 
 
 def test_what_runs_for_pull_requests_may_write_nothing() -> None:
-    """Whoever opens one decides what runs."""
+    """Workflows of pull requests have read access only, because their author decides the code."""
     said = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
     assert said["permissions"] == {"contents": "read"}
     assert "secrets" not in (REPOSITORY / ".github/workflows/ci.yml").read_text()

@@ -1,1 +1,1 @@
-"""What only a GPU can show; skipped elsewhere, with the reason."""
+"""Tests that need a GPU; skipped elsewhere, with the reason."""

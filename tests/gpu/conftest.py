@@ -1,4 +1,4 @@
-"""A project whose engines were built on this GPU, and what the tests open of it."""
+"""A project whose engines were built on this GPU, and its opened artifacts."""
 
 from __future__ import annotations
 

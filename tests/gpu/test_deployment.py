@@ -52,7 +52,7 @@ def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
 @pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 @pytest.mark.parametrize("kind", [Backend.DYNAMO, Backend.TORCH_COMPILE])
 def test_a_module_is_loaded_where_there_is_no_engine(modules: Project, kind: Backend, tmp_path: Path) -> None:
-    """What dynamo saved, and what torch_compile's recipe says, by the manifest alone, within the gate."""
+    """A dynamo module and a torch_compile recipe load by the manifest alone, and stay within the gate."""
     (tmp_path / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     artifacts = tmp_path / "artifacts"
     shutil.copytree(modules.paths.root, artifacts)

@@ -29,7 +29,7 @@ COMPILED = (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
 
 
 def artifact_of(project: Project, name: str) -> Artifact:
-    """Return what was built of the variant of this name."""
+    """Return the build of the variant of this name."""
     target = project.plan.module_targets[0].name
     return project.artifact(project.plan.variant(f"{project.plan.model}/{target}/{name}"))
 
@@ -48,7 +48,7 @@ def test_every_module_passes_its_gate(modules: Project, name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_module_is_tensorrt_and_proves_its_precision(modules: Project, name: str) -> None:
-    """All of the tiny network becomes engines, whose inspector tells what they multiply in."""
+    """The whole tiny network becomes engines, whose inspector reports their precision."""
     artifact = artifact_of(modules, name)
     assert artifact.module is not None
     assert (artifact.module.segments, artifact.module.torch_operators) == (1, ())
@@ -60,7 +60,7 @@ def test_a_module_is_tensorrt_and_proves_its_precision(modules: Project, name: s
 @pytest.mark.parametrize("name", [*COMPILED, "eager-fp16-channels_last"])
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_cuda_graph_gives_the_same(modules: Project, name: str, layout: Layout) -> None:
-    """Replayed as a graph, a batch gives what its kernels give; the next batch gives its own logits."""
+    """A replayed graph gives the logits of its kernels, and the next batch gives its own logits."""
     artifact = artifact_of(modules, name)
     size = 1 if artifact.variant.profile and artifact.variant.profile.max == 1 else 2
     with open_module(modules, artifact) as run:
@@ -87,7 +87,7 @@ def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_p
 
 
 def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> None:
-    """Where this version gives wrong numbers from such weights at batch 64, the gate says so of ResNet18.
+    """The gate rejects ResNet18 if this version gives wrong numbers from such weights at batch 64.
 
     A version that gives right ones proves nothing here; that the gate rejects wrong ones is tested without a GPU.
     """

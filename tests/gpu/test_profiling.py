@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_kernels(profile: LayerProfile) -> None:
-    """Hold kernels against what must be true of them."""
+    """Check the facts that hold for every list of kernels."""
     assert profile.outcome is Outcome.DONE, profile.reason
     assert profile.functions, profile.reason
     assert sum(item.share for item in profile.functions) == pytest.approx(1, abs=0.02)

@@ -1,4 +1,4 @@
-"""Engines whose weights are replaced on a real GPU give what engines built from those weights give."""
+"""Engines with replaced weights on a real GPU equal engines that were built from those weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def flavour(project: Project) -> Flavour:
 
 @pytest.fixture(scope="module")
 def request_of(project: Project) -> EngineRequest:
-    """What the FP16 graph's refittable engine of batch 2 is built from."""
+    """The request for the FP16 graph's refittable engine of batch 2."""
     record = project.onnx(Graph.FP16)
     return EngineRequest(
         onnx=project.file(record.file),
@@ -66,7 +66,7 @@ def trained_on(file: Path, folder: Path) -> Path:
 
 
 def logits(project: Project, flavour: Flavour, engine: BuiltEngine, plan: bytes) -> npt.NDArray[np.float32]:
-    """Return what a plan says of two images."""
+    """Return the logits of a plan for two images."""
     with open_engine(flavour, plan, engine.built_for, project.plan.host.gpus[0]) as opened, opened.session() as run:
         return np.array(run(images(project, 2)))
 
@@ -74,7 +74,7 @@ def logits(project: Project, flavour: Flavour, engine: BuiltEngine, plan: bytes)
 def test_a_refitted_engine_gives_what_a_new_one_gives(
     project: Project, flavour: Flavour, request_of: EngineRequest, tmp_path: Path
 ) -> None:
-    """And neither gives what the old one gave."""
+    """A refitted engine gives the logits of a new one, and both differ from the old one's."""
     old = build_engine(flavour, request_of, BuildLog())
     other = trained_on(graph_file(flavour, request_of), tmp_path)
     new = build_engine(flavour, replace(request_of, onnx=other, onnx_opset17=None), BuildLog())

@@ -1,4 +1,4 @@
-"""What a failure says, and what it makes of the operating system's own errors."""
+"""Messages of failures, and translations of the operating system's errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_error_keeps_what_and_got_for_reports() -> None:
 
 @pytest.mark.parametrize("kind", [BuildError, UnsupportedError, UsageError])
 def test_error_survives_a_journey_between_processes(kind: type[ArtifactError]) -> None:
-    """Type, message, what and got are the same on the other side of a pipe."""
+    """Type, message, headline and got survive a pipe between processes."""
     error = kind("it broke", where="here", expected="a", got="b", fix="do c")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert (type(again), str(again), again.what, again.got) == (kind, str(error), "it broke", "b")
@@ -62,7 +62,7 @@ def test_config_error_survives_a_journey_between_processes() -> None:
     ],
 )
 def test_one_line_is_type_and_first_line(error: Exception, line: str) -> None:
-    """Of another library's error a message repeats its type and one line of readable length."""
+    """The text of a library's error is its type and its first line, cut to a readable length."""
     assert one_line(error) == line
 
 
@@ -99,7 +99,7 @@ def test_config_error_lists_every_problem() -> None:
     ],
 )
 def test_storage_errors_say_what_to_do(number: int, fix: str) -> None:
-    """Each failure of the disk that a person can act on comes with what to do."""
+    """Each failure of the disk that a person can mend has a fix."""
     with pytest.raises(StorageError) as caught, storage_errors("writing x"):
         raise OSError(number, os.strerror(number), "/data/x")
     lines = str(caught.value).splitlines()

@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
 
 @by_step
 def test_a_read_only_disk_is_one_message(disk: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
-    """A step that cannot write says so, and what to do."""
+    """A step that cannot write ends with a message and its fix."""
     config = disk / "pipeline.yaml"
     spoil(Project.load(config, STAGES), step)
     mount("-o", "remount,ro", str(disk.parent))
@@ -150,7 +150,7 @@ def test_finding_out_what_is_stale_needs_no_right_to_write(disk: Path, capsys: p
 
 @by_step
 def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command that is pasted refuses before it writes anything over what a newer version has made."""
+    """A command refuses before it replaces files of a newer version."""
     config = copied / "pipeline.yaml"
     project = Project.load(config, STAGES)
     record = record_paths(project, step)[0]
@@ -165,7 +165,7 @@ def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys:
 
 
 def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path) -> None:
-    """The one that came second says so; what the first makes is whole."""
+    """The second doit refuses with a message, and the results of the first are whole."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     both = [
@@ -183,7 +183,7 @@ def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path)
 
 
 def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> None:
-    """Commands that people paste know no lock: the last one to finish is what is there."""
+    """Commands take no lock: the result of the last one to finish stays."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     both = [
         subprocess.Popen(  # noqa: S603 - fixed arguments
@@ -200,7 +200,7 @@ def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> 
 
 
 def test_a_clock_that_was_set_back_makes_nothing_stale(copied: Path) -> None:
-    """Results and files from the future are what they are."""
+    """Results and files from the future stay current."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     path = project.paths.artifact(project.plan.variant(ENGINE))
     future = datetime(2099, 1, 1, tzinfo=timezone.utc)
@@ -222,7 +222,7 @@ def test_a_clock_that_was_set_back_makes_nothing_stale(copied: Path) -> None:
     "locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}]
 )
 def test_a_terminal_that_knows_no_unicode_is_told_in_ascii(finished: Path, locale: dict[str, str]) -> None:
-    """In a folder with an umlaut and with a locale without one, a run works, and says what it says."""
+    """A run works in a folder with an umlaut under an ASCII locale, and prints escaped characters."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     done = subprocess.run(

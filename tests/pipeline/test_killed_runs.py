@@ -59,7 +59,7 @@ def kept_work(project: Project) -> dict[Path, bytes]:
 
 
 def told(project: Project) -> dict[str, Any]:
-    """Return what the manifest says, but for what is measured anew and an engine's bytes, which may be others."""
+    """Return the manifest's contents without measurements and without the bytes of engines."""
     said = project.manifest().model_dump(mode="json")
     for entry in said["artifacts"]:
         for name in ("timings", "noise", "build_seconds", "cold_start", "device_memory_bytes", "runtime_cache"):
@@ -124,7 +124,7 @@ class Run:
 
 
 def take_away(project: Project, step: Step) -> dict[Path, bytes]:
-    """Remove what a step alone has made, its records last, as if it had never run; return it."""
+    """Remove the files of a step alone, its records last, as if it had never run, and return the step."""
     paths = record_paths(project, step)
     folders = {path.parent for path in paths}
     files = [

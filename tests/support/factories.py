@@ -1,4 +1,4 @@
-"""Tiny models for what can go wrong with a model, and the configuration that takes one of them."""
+"""Tiny models for each kind of trouble with a model, and the configuration that takes one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CUDA that keeps its memory in the host and does everything at once, and an engine that runs on it.
+"""A synchronous CUDA with its memory in the host, and an engine that runs on it.
 
 It knows what is open, so that tests can tell that everything was given back. What a real GPU does is in tests/gpu.
 """
@@ -43,7 +43,7 @@ class FakeRuntime:
         self._graphs: dict[int, list[Callable[[], None]]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the real one has of constants and descriptions."""
+        """Return the constants and descriptions of the real module."""
         return getattr(runtime, name)
 
     @property
@@ -210,7 +210,7 @@ class FakeContext:
         return (self.images[0], self._classes)
 
     def enqueue(self, _: int) -> None:
-        """Compute, now or when the graph is replayed; a graph computes what the batch was when it was captured."""
+        """Compute, now or at the replay of the graph, with the batch size of the capture."""
         images, source, target = self.images, self.addresses["image"], self.addresses["logits"]
 
         def work() -> None:
@@ -221,7 +221,7 @@ class FakeContext:
         self._cuda.do(work)
 
     def runtime_cache(self) -> bytes:
-        """Return what was compiled: as many kernels as batches."""
+        """Return the compiled kernels: one for each batch size."""
         return b"kernel" * self.enqueued
 
     def time_layers(self, stream: int, runs: int) -> dict[str, float]:
@@ -236,7 +236,7 @@ class FakeContext:
 
 
 class FakeEngine:
-    """What a loaded engine is to a session."""
+    """A loaded engine, as a session uses it."""
 
     def __init__(
         self, cuda: FakeRuntime, batches: BatchRange, sample: tuple[int, int, int] = (3, 4, 4), classes: int = 10

@@ -1,4 +1,4 @@
-"""A Ray cluster of one machine, for tests: a head that runs nothing, and nodes that claim what the arguments say.
+"""A Ray cluster of one machine for tests: a head that runs nothing, and nodes that claim the arguments' resources.
 
     python -m tests.support.farm_cluster accelerator_type:H100 accelerator_type:A10G ""
 

@@ -37,7 +37,7 @@ def host(*gpus: Gpu, flavours: tuple[Tool, ...] = (RTX,), torch: str = "2.11.0")
 
 
 def machine(there: Host, driver: str = "absent") -> DeploymentHost:
-    """Return what a machine with this says of itself."""
+    """Return the description of a machine with these parts."""
     return DeploymentHost(
         machine="x86_64",
         processor="an x86-64 processor, 16 cores",

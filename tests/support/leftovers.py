@@ -1,4 +1,4 @@
-"""What lies in a folder of artifacts: records, and files that should not be there."""
+"""The contents of a folder of artifacts: records, and files that should not be there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def unwhole(project: Project) -> list[str]:
-    """Return what is wrong with what lies on disk, but for what is missing, or made from something else than now."""
+    """Return the damage on disk, without missing and stale results."""
     found = []
     for path in project.paths.root.rglob("*.json"):
         with contextlib.suppress(FileNotFoundError):

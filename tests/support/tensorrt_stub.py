@@ -1,4 +1,4 @@
-"""Drives the adapter on a TensorRT's genuine bindings, whose objects are stand-ins; prints what happened as JSON.
+"""Drives the adapter on a TensorRT's genuine bindings with stand-in objects, and prints the outcome as JSON.
 
     python -m tests.support.tensorrt_stub FOLDER    # the folder holds the package `tensorrt_bindings`
 
@@ -64,7 +64,7 @@ class ContractError(TypeError):
 
 
 def signatures(docstring: str | None) -> list[inspect.Signature]:
-    """Return what pybind's docstring says a method takes: one signature an overload."""
+    """Return the signatures in pybind's docstring of a method, one for each overload."""
     found = _SIGNATURE.finditer(docstring or "")
     return [inspect.Signature(list(_parameters(one["parameters"])), return_annotation=one["returns"]) for one in found]
 
@@ -97,7 +97,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 class Library(ModuleType):
-    """A genuine module whose factories give stand-ins: what the adapter takes for TensorRT."""
+    """A genuine module whose factories return stand-ins, in the place of TensorRT."""
 
     def __init__(self, genuine: ModuleType, answers: Callable[[Library], Mapping[str, Any]]) -> None:
         """Wrap a module; the answers are values, or functions of a call's arguments, by `Class.member`."""
@@ -142,7 +142,7 @@ class Library(ModuleType):
         raise ContractError(f"{name}: {'; '.join(problems) or 'its signature is unknown'}")
 
     def answer(self, name: str, returns: str, args: list[object]) -> object:
-        """Return what was said for this member; else something of the type that it returns."""
+        """Return the set answer of this member, or a value of the type that it returns."""
         if name in self.answers:
             said = self.answers[name]
             return said(*args) if callable(said) else said
@@ -163,7 +163,7 @@ class Library(ModuleType):
         return issubclass(value.genuine_class, found) if isinstance(value, Standin) else isinstance(value, found)
 
     def _class(self, annotation: str) -> Any:
-        """Return a class by what a docstring calls it: `tensorrt.IBuilder`, or `nvinfer1::IEngineInspector` in C++."""
+        """Return a class by its name in a docstring: `tensorrt.IBuilder`, or `nvinfer1::IEngineInspector` in C++."""
         name = re.split(r"\.|::", annotation)[-1]
         for known in (name, name.removeprefix("I")):
             if inspect.isclass(found := getattr(self.genuine, known, None)):
@@ -214,7 +214,7 @@ def _shown(value: object) -> str:
 
 
 class Case(Record):
-    """What came of one use of the adapter."""
+    """The outcome of one use of the adapter."""
 
     calls: tuple[str, ...] = ()
     violation: str = ""
@@ -229,7 +229,7 @@ class Case(Record):
 
 
 class Report(Record):
-    """What came of driving one flavour."""
+    """The outcomes for one flavour."""
 
     version: str
     cases: dict[str, Case]
@@ -255,7 +255,7 @@ LAYER = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Name": "im
 
 
 def _answers(library: Library) -> dict[str, Any]:
-    """Return what a network and an engine with one input and one output say."""
+    """Return the answers of a network and an engine with one input and one output."""
     trt = library.genuine
     shapes = {"image": trt.Dims((-1, 3, 8, 8)), "logits": trt.Dims((-1, 10))}
     image, logits = (

@@ -194,7 +194,7 @@ def test_completion_knows_commands_options_and_paths(tmp_path: Path) -> None:
 
 
 def test_completion_names_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without shtab the message says what to install."""
+    """The message names the package to install if shtab is missing."""
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert status_of(["--print-completion", "bash"]) == 1
     assert capsys.readouterr().err.splitlines() == [

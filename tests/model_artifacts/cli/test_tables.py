@@ -133,7 +133,7 @@ def test_batch_that_was_not_timed_is_empty() -> None:
 
 
 def test_latency_without_a_baseline_has_no_speedup() -> None:
-    """Where no eager FP32 was timed there is nothing to be faster than."""
+    """A latency without a timed eager FP32 has no speed-up."""
     text = _printed(_engine(timings=(_timing(1, 1.234, None),)))
     assert "×" not in text
     assert "1.23 ms" in text
@@ -169,7 +169,7 @@ def test_shared_file_is_marked() -> None:
     ],
 )
 def test_preferred_timing_is_the_gpus_own(clocks: tuple[Clock, ...], shown: Clock) -> None:
-    """Of the clocks that timed a batch the CUDA graph's is shown, then the GPU's, then the host's."""
+    """The CUDA graph's clock comes first, then the GPU's, then the host's."""
     timings = tuple(_timing(1, 1.0, None).model_copy(update={"clock": clock}) for clock in clocks)
     found = latency_of(_engine(timings=timings), 1)
     assert found is not None
@@ -182,7 +182,7 @@ def test_preferred_timing_of_a_batch_that_was_not_timed_is_none() -> None:
 
 
 def test_latency_below_a_millisecond_has_microseconds() -> None:
-    """0.2123 ms is not 0.21 ms, where a tenth of that is what engines differ in."""
+    """Latencies below a millisecond show microseconds, since engines differ by those."""
     assert "0.212 ms" in _printed(_engine(timings=(_timing(1, 0.2123, None),)))
 
 
@@ -193,13 +193,13 @@ def test_other_executed_precision_is_told() -> None:
 
 
 def test_executed_precision_that_was_asked_for_is_not_told() -> None:
-    """What computed as asked needs no remark."""
+    """An artifact that computed in its own precision has no remark."""
     entry = _engine(precision=Precision.FP16, executed=Precision.FP16)
     assert _cells(_printed(entry), "rtx").endswith("deployable")
 
 
 def test_smallest_workspace_is_starred_and_explained() -> None:
-    """The workspace to take is marked, and a line below says what the mark is."""
+    """The recommended workspace has a mark, and a line below explains the mark."""
     small, large = "m/rtx-sm80+/fp16-b1-ws1GiB", "m/rtx-sm80+/fp16-b1-ws2GiB"
     text = _printed(_engine(smallest_workspace=small), _engine(id=large, smallest_workspace=small))
     assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[-2:] == ["deployable", "*"]
@@ -229,7 +229,7 @@ def test_model_stands_above_the_table() -> None:
 
 
 def test_manifest_without_a_model_begins_with_the_table() -> None:
-    """Where the model could not be had, the table is all there is."""
+    """A manifest without a model begins with the table."""
     assert _printed(SKIPPED, model=None).splitlines()[0].split()[0] == "variant"
 
 
@@ -242,7 +242,7 @@ def test_brackets_are_printed_as_they_are() -> None:
 
 
 def test_log_file_has_no_colours() -> None:
-    """What is no terminal gets no escape sequences, and lines wide enough for the table."""
+    """A log file gets no escape sequences, and lines wide enough for the table."""
     text = _printed(_engine(), SKIPPED)
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) > 80
@@ -301,7 +301,7 @@ def test_a_milestone_that_nothing_reached_is_shown_as_such() -> None:
 
 
 def test_without_milestones_there_is_no_such_table() -> None:
-    """Where nothing was timed on a GPU, nothing is said of the way there."""
+    """A manifest without timings on a GPU has no table of milestones."""
     assert "the best engine" not in _printed(_engine())
 
 
@@ -315,7 +315,7 @@ def test_a_target_that_was_skipped_as_a_whole_is_one_row() -> None:
 
 
 def test_a_target_with_several_reasons_keeps_its_rows() -> None:
-    """Where reasons differ, each artifact is shown."""
+    """Each artifact of a target has its row if the reasons differ."""
     other = SKIPPED.model_copy(update={"id": "m/gpu/other", "reason": "torch is not installed here"})
     text = _printed(SKIPPED, other)
     assert (_cells(text, "gpu/dynamo"), _cells(text, "gpu/other")) == (

@@ -83,7 +83,7 @@ def test_images_become_names_of_classes(built: Project) -> None:
 def test_images_are_run_in_batches_that_the_artifact_takes(
     built: Project, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int] | None, expected: list[int]
 ) -> None:
-    """Larger ones are filled up, and what fills them is in no answer; what takes any batch gets none that is huge."""
+    """Batches are padded to the smallest size without trace in the answer, and cut to a moderate size."""
     monkeypatch.setattr("model_artifacts.deployment.loading._AT_ONCE", 4)
     facts = built.manifest().model
     assert facts is not None

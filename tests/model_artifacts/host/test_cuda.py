@@ -1,4 +1,4 @@
-"""GPU memory, as far as can be told without a GPU: what an array is, and what a failed call says."""
+"""GPU memory, as far as it shows without a GPU: arrays, and messages of failed calls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_call_that_failed_says_it_in_cudas_words() -> None:
 
 @pytest.mark.parametrize(("driver", "got"), [(12080, "a driver for CUDA 12.8"), (0, "no driver")])
 def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch, driver: int, got: str) -> None:
-    """Any driver for CUDA's generation will do; the one that is there is told, and what to do is update it."""
+    """The message has the present driver and the fix: any driver for CUDA's generation."""
     success = runtime.cudaError_t.cudaSuccess
     monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, driver))
     monkeypatch.setattr(runtime, "cudaRuntimeGetVersion", lambda: (success, 13040))
@@ -71,7 +71,7 @@ def test_size_is_that_of_numpys_array(shape: tuple[int, ...], dtype: str) -> Non
 
 
 def test_interface_is_version_3_and_contiguous() -> None:
-    """What torch, CuPy and Numba ask for: shape, type, address, and that it may be written."""
+    """The interface has the fields that torch, CuPy and Numba read: shape, type, address, and write access."""
     array = DeviceArray(4096, (2, 3), np.dtype("float32"))
     assert array.__cuda_array_interface__ == {
         "shape": (2, 3),
@@ -86,7 +86,7 @@ def test_interface_is_version_3_and_contiguous() -> None:
     "array", [np.zeros(3, np.float32), torch.zeros(3), [1, 2], None, b"x"], ids=["numpy", "torch", "list", "None", "b"]
 )
 def test_what_lies_in_the_hosts_memory_is_not_on_the_gpu(array: object) -> None:
-    """Arrays of numpy and torch's tensors on a processor say so; what says nothing is not on a GPU."""
+    """Arrays of numpy and torch's tensors on a processor are not on a GPU, nor are objects without an interface."""
     assert not cuda.on_gpu(array)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a long build."""
+"""The progress bars of a long build."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(stream: io.StringIO) -> str:
-    """Tell of a build of two phases, one within the other, and return what was shown."""
+    """Report a build with one phase inside another, and return the shown lines."""
     with Bars(stream) as shown:
         shown.start("Building engine", None, 6)
         shown.start("Timing tactics", "Building engine", 57)
@@ -98,7 +98,7 @@ def test_bars_are_taken_away_after_an_error() -> None:
 
 @pytest.mark.usefixtures("_terminal")
 def test_phase_within_another_is_indented() -> None:
-    """What belongs to a phase stands below it, further in."""
+    """An inner phase stands below its outer phase, indented."""
     stream = Terminal()
     with Bars(stream) as shown:
         shown.start("Outer", None, 2)

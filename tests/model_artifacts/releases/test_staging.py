@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def test_a_newer_release_takes_the_place_of_the_old_one(
     store: Path, released: Release, newer: Path, tmp_path: Path
 ) -> None:
-    """Only what changed travels; what the old one had more is gone."""
+    """Only changed files travel, and files of the old release alone disappear."""
     push(str(store), released.folder)
     pull(str(store), tmp_path / "models")
     push(str(store), newer)

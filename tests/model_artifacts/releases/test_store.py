@@ -80,7 +80,7 @@ def test_pushing_again_sends_nothing(url: str, released: Release) -> None:
 def test_a_web_server_is_enough_to_pull_from(
     store: Path, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that knows no ranges of bytes, even: what a broken pull has left of a file is fetched from its beginning."""
+    """A web server without byte ranges suffices: an interrupted file is fetched from its beginning."""
     digest = push(str(store), released.folder).digest
     part = tmp_path / f".pulling-models-{digest[:16]}" / "manifest.json.part"
     part.parent.mkdir()
@@ -133,7 +133,7 @@ def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release,
 
 
 def test_tags_move_and_go_back(url: str, released: Release, newer: Path, tmp_path: Path) -> None:
-    """A tag stands for what another stands for, or for a digest; old releases stay."""
+    """A tag moves to the release of another tag or digest, and old releases stay."""
     old = push(url, released.folder).digest
     new = push(url, newer).digest
     assert move_tag(url, "prod", LATEST) == new
@@ -165,7 +165,7 @@ def relist(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def at(path: str) -> Callable[[dict[str, Any]], object]:
-    """Return what sends the first file of a listing elsewhere."""
+    """Return a change of a listing that sends its first file elsewhere."""
     return lambda said: said["files"][0].update(path=path)
 
 
@@ -309,7 +309,7 @@ def test_a_damaged_blob_is_sent_again_on_demand(store: Path, released: Release, 
 
 
 def test_garbage_is_what_no_tag_reaches(url: str, released: Release, newer: Path, tmp_path: Path) -> None:
-    """Listed first, deleted on demand; what is left can be pulled."""
+    """Garbage is listed first and deleted on demand, and the remaining releases can be pulled."""
     push(url, released.folder)
     push(url, newer)
     only_old = {file.sha256 for file in push(url, released.folder, ["old"]).release.files} - {
@@ -344,7 +344,7 @@ def test_nothing_is_deleted_while_a_tag_is_damaged(store: Path, released: Releas
 
 
 def reused(url: str, released: Release, newer: Path, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
-    """Push what another release has left, and collect it as garbage just before a kind of object is written."""
+    """Push a release over leftovers that the garbage collection removes just before a kind of object is written."""
     push(url, newer, ["other"])
     push(url, released.folder)
     move_tag(url, LATEST, "other")
@@ -404,7 +404,7 @@ def test_what_a_killed_push_has_left_is_no_tag(store: Path, released: Release) -
 def test_the_commands_say_what_they_did(
     store: Path, released: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: tuple[Path, Path]
 ) -> None:
-    """push, tag, pull, gc: what was sent, which release, what vouches for it."""
+    """The commands push, tag, pull and gc print the amount, the release and the signature's state."""
     artifacts = str(released.folder.parents[1])
     assert main(["push", str(store), "--artifacts", artifacts, "--tag", "latest", "--tag", "prod"]) == 0
     said = capsys.readouterr().out

@@ -30,7 +30,7 @@ def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_release_verifies_as_folder_and_as_archive(released: Release, keys: tuple[Path, Path]) -> None:
-    """With the signature that is demanded, and without demanding one."""
+    """Folder and archive verify with a demanded signature and without one."""
     for path in (released.folder, released.archive):
         assert verify_release(path, Verifier(keys[1])) == released.manifest
         assert verify_release(path) == released.manifest
@@ -71,14 +71,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("demanded", [True, False])
 def test_whatever_differs_is_refused(released: Release, keys: tuple[Path, Path], how: str, *, demanded: bool) -> None:
-    """With a signature demanded, and without."""
+    """Every difference is refused, with a demanded signature and without one."""
     DAMAGE[how](released.folder)
     with pytest.raises(ArtifactError):
         verify_release(released.folder, Verifier(keys[1]) if demanded else None)
 
 
 def test_a_forger_who_keeps_the_sums_right_is_caught_by_the_manifest(released: Release) -> None:
-    """A changed engine with a changed SHA256SUMS is not what the manifest and the provenance say."""
+    """A changed engine with a matching SHA256SUMS contradicts the manifest and the provenance."""
     file = released.folder / "tiny/onnx/fp16.onnx"
     before = sha256_of(file)
     append(file)

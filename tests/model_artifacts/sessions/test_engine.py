@@ -1,4 +1,4 @@
-"""Which engines are for which hosts, and what batches they take: as far as can be told without a GPU."""
+"""The fit of engines to hosts, and their batches, as far as they show without a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCHES = BatchRange(min=2, opt=4, max=8)
 
 
 def refusal(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> list[str]:
-    """Return the lines of what is said of an engine that does not fit."""
+    """Return the lines of the error for an engine that does not fit."""
     with pytest.raises(RunError) as caught:
         check_fits(built_for, flavour, gpu)
     return str(caught.value).splitlines()
@@ -56,7 +56,7 @@ def changed(built_for: BuiltFor, **values: object) -> BuiltFor:
     ids=["its own", "portable", "later SM", "version", "same SM", "Ada", "Ampere"],
 )
 def test_engine_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
-    """An engine runs on what it was built on, and on what it says that it is compatible with."""
+    """An engine runs on the GPU that it was built on, and on those that it is compatible with."""
     check_fits(built_for, flavour, gpu)  # does not raise
 
 
@@ -126,7 +126,7 @@ def test_portable_engine_needs_its_first_generation() -> None:
 
 
 def loaded(batches: BatchRange = BATCHES) -> Any:
-    """Return what is known of an engine that is not there: (2 to 8, 3, 4, 4) → (batch, 10)."""
+    """Return the facts of an absent engine: (2 to 8, 3, 4, 4) → (batch, 10)."""
     image = TensorSpec(name="image", shape=("batch", 3, 4, 4), dtype="float32", layout="NCHW")
     logits = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
     return SimpleNamespace(inputs=(image,), outputs=(logits,), batches=batches)
@@ -154,7 +154,7 @@ def session(batches: BatchRange = BATCHES) -> Session:
     ],
 )
 def test_batch_that_the_engine_does_not_take(shape: tuple[int, ...], dtype: str) -> None:
-    """Another size, shape or type is refused with what is taken and what was given."""
+    """Another size, shape or type is refused with expected and got."""
     with pytest.raises(RunError) as caught:
         session()(np.zeros(shape, dtype))
     assert str(caught.value).splitlines()[:3] == [
@@ -178,7 +178,7 @@ def test_batch_that_is_not_contiguous() -> None:
 
 
 def test_upload_checks_the_batch() -> None:
-    """What is uploaded for timing is checked as what is run is."""
+    """An upload for timing is checked like a batch that runs."""
     with pytest.raises(RunError, match="the engine takes other batches"):
         session().upload(np.zeros((1, 3, 4, 4), np.float32))
 
@@ -196,6 +196,6 @@ def test_session_without_buffers_has_nothing_to_give_back() -> None:
 
 
 def test_engine_tells_what_it_takes() -> None:
-    """Input, output and batch sizes are those of what was loaded."""
+    """Input, output and batch range are those of the loaded engine."""
     engine = Engine(loaded(), H100)
     assert (engine.input.name, engine.output.name, engine.batches) == ("image", "logits", BATCHES)

@@ -1,4 +1,4 @@
-"""Sessions of an engine, on a CUDA that keeps its memory in the host: what comes out, and that all is given back."""
+"""Sessions of an engine on a CUDA with memory in the host: results, and the release of all resources."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def images(count: int) -> npt.NDArray[np.float32]:
 
 
 def logits(count: int) -> npt.NDArray[np.float32]:
-    """Return what the network gives for them."""
+    """Return the network's logits for these images."""
     return (np.arange(count)[:, None] + np.arange(10)[None]).astype(np.float32)
 
 
@@ -104,7 +104,7 @@ def test_result_stays_when_the_next_batch_runs(engine: Engine) -> None:
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_array_on_the_gpu_gives_one_on_the_gpu(gpu: FakeRuntime, engine: Engine, *, cuda_graph: bool) -> None:
-    """What lies on the GPU is run there, and the logits stay there, too."""
+    """A batch on the GPU runs there, and its logits stay there."""
     with engine.session(cuda_graph=cuda_graph) as run:
         memory, array = uploaded(gpu, images(3))
         found = run(array)
@@ -138,7 +138,7 @@ class Foreign:
 
 @pytest.mark.parametrize(("facts", "stream"), [({"stream": 77}, 77), ({"version": 2}, 1)])
 def test_array_is_waited_for(gpu: FakeRuntime, engine: Engine, facts: dict[str, object], stream: int) -> None:
-    """Work comes after what the owner has put on its stream; an owner that cannot tell is waited for on the spot."""
+    """Work follows the owner's stream; an owner without a stream is waited for at once."""
     with engine.session() as run:
         memory, array = uploaded(gpu, images(1))
         run(Foreign(array, **facts))
@@ -177,7 +177,7 @@ def test_preparing_the_same_size_again_changes_nothing(engine: Engine, loaded: A
 
 
 def test_gpu_without_room_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A buffer that does not fit is an error with both sizes, and what was allocated before it is given back."""
+    """A buffer without room is an error with both sizes, and earlier allocations are released."""
     fake = FakeRuntime(total=100)
     monkeypatch.setattr(cuda, "runtime", fake)
     loaded: Any = FakeEngine(fake, BatchRange(min=1, opt=1, max=1))
@@ -208,7 +208,7 @@ def test_work_that_cannot_be_captured_leaves_nothing_behind(gpu: FakeRuntime, en
 
 
 def test_compiled_kernels_are_handed_on(engine: Engine, loaded: Any) -> None:
-    """A session tells what it compiled, and takes what another one told."""
+    """A session exports its compiled kernels, and another one imports them."""
     with engine.session(cuda_graph=False) as run:
         run(images(1))
         kept = run.runtime_cache()
@@ -218,7 +218,7 @@ def test_compiled_kernels_are_handed_on(engine: Engine, loaded: Any) -> None:
 
 @pytest.mark.parametrize(("sizes", "expected"), [((), None), ((2,), Precision.FP16)], ids=["before", "after"])
 def test_layers_are_those_of_the_session(engine: Engine, sizes: tuple[int, ...], expected: Precision | None) -> None:
-    """A session tells what the layers multiply in; types that follow from the batch are known once one has run."""
+    """A session reports the precision of its layers; types that follow from the batch are known after a run."""
     with engine.session() as run:
         for size in sizes:
             run(images(size))
@@ -226,7 +226,7 @@ def test_layers_are_those_of_the_session(engine: Engine, sizes: tuple[int, ...],
 
 
 def test_layers_are_told_with_their_times(engine: Engine) -> None:
-    """The inspector's layer is joined with its time; what it does not know has a time only."""
+    """The inspector's layer is joined with its time; an unknown layer has a time only."""
     with engine.session(cuda_graph=False) as run:
         run.upload(images(2))
         found = run.time_layers(3)
@@ -240,7 +240,7 @@ def test_layers_are_told_with_their_times(engine: Engine) -> None:
 
 
 def test_engine_of_one_input_is_opened(gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fits is loaded, and gives sessions."""
+    """An engine that fits is loaded, and gives sessions."""
     assert opened(FakeEngine(gpu, RANGE), monkeypatch) == RANGE
 
 
@@ -307,7 +307,7 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
 
 
 def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> None:
-    """A worker says that it is ready, and what that took; it warms up, and then answers by every clock."""
+    """A worker reports its cold start, warms up, and then answers by every clock."""
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
     project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths, STAGES)
@@ -334,7 +334,7 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
 
 
 def test_engine_is_judged_by_all_samples_and_its_layers(served: tuple[Project, Artifact]) -> None:
-    """A validation gives logits of every sample, and what the layers multiply in."""
+    """A validation has the logits of every sample and the precisions of the layers."""
     project, artifact = served
     seen = stage._run_engine(project, artifact)  # noqa: SLF001 - in a process of its own otherwise
     assert seen.logits.shape == (project.data().validation_samples, 10)

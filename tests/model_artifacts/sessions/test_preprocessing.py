@@ -1,4 +1,4 @@
-"""Preprocessing gives what torchvision's transforms give."""
+"""Preprocessing equals torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_input_equals_torchvisions() -> None:
 
 
 def test_whole_chain_equals_torchvisions() -> None:
-    """From an odd-sized photograph to the network's input, every bit is what torchvision's preset gives."""
+    """The network's input of an odd-sized photograph equals torchvision's preset, bit for bit."""
     spec = spec_of(63, 57)
     reference = transforms.Compose(
         [

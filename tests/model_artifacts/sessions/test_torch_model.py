@@ -333,7 +333,7 @@ def test_strict_fp32_allows_no_shortcut() -> None:
 
 @pytest.mark.usefixtures("shortcuts")
 def test_strict_fp32_restores_settings() -> None:
-    """Afterwards the settings are what they were, after an error too."""
+    """The settings are restored afterwards, also after an error."""
     with pytest.raises(KeyError), strict_fp32():
         raise KeyError
 

@@ -63,7 +63,7 @@ def test_versions_that_belong_together_pass() -> None:
     ],
 )
 def test_versions_that_do_not_are_refused(torch_version: str, library: str, words: list[str]) -> None:
-    """The message names both versions, or what is missing."""
+    """The message names both versions, or the missing library."""
     with pytest.raises(UnsupportedError) as caught:
         check_libraries(torch_version, Tool(name="torch-tensorrt", version=library))
     assert all(word in str(caught.value) for word in words)
@@ -132,7 +132,7 @@ def test_contents_of_what_is_all_engine(tmp_path: Path) -> None:
 
 
 class LoadedEngine:
-    """What torch reads of an engine in a file."""
+    """Torch's view of an engine in a file."""
 
     def get_engine_layer_info(self) -> str:
         """Return the inspector's JSON."""
@@ -204,7 +204,7 @@ def test_in_time_too_many_sizes_are_no_silent_eager() -> None:
 
 
 def contents(segments: int, operators: tuple[str, ...], **layers: int) -> ModuleContents:
-    """Return what was compiled for one batch size."""
+    """Return the contents of a module that was compiled for one batch size."""
     shares = tuple(
         LayerShare(precision=Precision(name), layers=count, examples=(name,)) for name, count in layers.items()
     )

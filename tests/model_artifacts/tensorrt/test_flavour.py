@@ -43,7 +43,7 @@ def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavou
 def test_flavour_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, name: EngineFlavour, group: str, error: Exception
 ) -> None:
-    """Without the module, or without its libraries, the message says why and what to install."""
+    """The message names the reason and the package to install if the module or its libraries are missing."""
 
     def missing(_: str) -> None:
         raise error

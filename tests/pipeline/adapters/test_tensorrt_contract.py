@@ -83,7 +83,7 @@ def bindings(request: pytest.FixtureRequest) -> Wheel:
 
 @pytest.fixture
 def report(bindings: Wheel, drive: Callable[[Wheel], subprocess.CompletedProcess[str] | str]) -> Report:
-    """What came of driving the adapter on a flavour's genuine bindings, in a process of their own."""
+    """The outcome of the adapter on a flavour's genuine bindings, in a process of their own."""
     done = drive(bindings)
     if isinstance(done, str):
         pytest.skip(done)
@@ -154,7 +154,7 @@ def test_every_wish_is_recorded(report: Report, name: str, wanted: set[str]) -> 
 
 
 def test_engine_is_described(report: Report) -> None:
-    """An engine's inputs and outputs are what the flavour's genuine dimensions and types say."""
+    """An engine's inputs and outputs have the flavour's genuine dimensions and types."""
     engine, loaded = (report.cases[name] for name in ("build fp16 plain", "load"))
 
     assert [(spec.name, spec.shape, spec.dtype) for spec in engine.inputs] == [("image", ("batch", 3, 8, 8), "float32")]
@@ -230,7 +230,7 @@ def test_timings_are_kept(report: Report) -> None:
 
 
 def test_timings_of_another_gpu_are_dropped(report: Report) -> None:
-    """If the library refuses a timing cache, an empty one replaces it."""
+    """An empty timing cache replaces one that the library refuses."""
     calls = report.cases["build with another GPU's timings"].calls
 
     assert [call for call in calls if "create_timing_cache" in call] == [
@@ -336,7 +336,7 @@ def test_8_refits_nothing_from_onnx(report: Report, name: str) -> None:
 
 @only_8
 def test_8_puts_weights_into_engines_by_their_names(report: Report) -> None:
-    """Its parser has called them as the graph does; what does not fit is told."""
+    """The parser names weights as the graph does, and a weight that does not fit is reported."""
     cases = report.cases
     assert "Refitter.set_named_weights('weight', Weights)" in cases["refit"].calls
     assert cases["refit"].said == ("host memory",)

@@ -1,4 +1,4 @@
-"""What the adapter uses of Torch-TensorRT, against the sources in the wheels of every version from 2.11 to 2.14."""
+"""The adapter's use of Torch-TensorRT, against the sources in the wheels of versions 2.11 to 2.14."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Sources:
         return {item.arg for item in (*arguments.args, *arguments.kwonlyargs)}
 
     def settings(self) -> frozenset[str]:
-        """Return what `known_settings` finds in this version once it is imported."""
+        """Return the result of `known_settings` in this version."""
         settings = next(
             item
             for item in self.body("dynamo/_settings.py").body
@@ -83,7 +83,7 @@ ALL_ON = TorchTensorRTConfig(optimization_level=2, require_full_compilation=True
 def test_no_setting_is_passed_that_a_version_lacks(
     sources: Callable[[Wheel], Sources], wheel: Wheel, backend: Backend, tmp_path: Path
 ) -> None:
-    """Whatever is configured, only what the version knows is passed: it would drop the rest in silence."""
+    """Only settings that the version knows are passed, because it drops the rest in silence."""
     known = sources(wheel).settings()
     options = options_of(module_request(tmp_path, backend=backend, settings=ALL_ON), known, tunes=wheel is not RTX)
     assert set(options.arguments) <= known
@@ -133,7 +133,7 @@ def test_inputs_and_device_take_what_they_are_given(sources: Callable[[Wheel], S
 
 @every
 def test_engines_tell_their_layers(sources: Callable[[Wheel], Sources], wheel: Wheel) -> None:
-    """What runs an engine can be asked for its layers."""
+    """The class that runs an engine reports its layers."""
     assert sources(wheel).function("dynamo/runtime/_TorchTensorRTModule.py", "TorchTensorRTModule.get_layer_info")
 
 

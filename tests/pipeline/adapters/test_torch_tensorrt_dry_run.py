@@ -19,7 +19,7 @@ IN_TIME = [f"in time {precision.value}" for precision in PRECISIONS]
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """What came of driving the adapter, in a process of its own."""
+    """The outcome of driving the adapter in a process of its own."""
     if installed_torch_tensorrt().version == "absent":
         pytest.skip("Torch-TensorRT is not installed here")
     done = subprocess.run(
@@ -46,14 +46,14 @@ def test_all_of_the_model_is_one_engine(report: Report, name: str) -> None:
 
 @pytest.mark.parametrize("name", AHEAD)
 def test_the_library_takes_every_setting(report: Report, name: str) -> None:
-    """This version has all of them; what its TensorRT ignores is not said to be applied."""
+    """This version has all settings; those that its TensorRT ignores are not recorded as applied."""
     ignored = set() if times_tactics() else {"optimization_level", *(["disable_tf32"] if "fp32" in name else [])}
     assert {setting.name for setting in report.cases[name].settings if not setting.applied} == ignored
 
 
 @pytest.mark.parametrize("name", IN_TIME)
 def test_what_runs_just_in_time_is_the_model(report: Report, name: str) -> None:
-    """What the library made of the model computes what the model does."""
+    """The library's form of the model computes the model's logits."""
     assert report.cases[name].same_logits
 
 

@@ -38,7 +38,7 @@ def config(built_folder: Path) -> str:
 
 
 def test_help_explains_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` names each stage with what it makes, and ends with status 0."""
+    """`--help` lists each stage with its sentence, and ends with status 0."""
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     said = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_a_step_without_what_it_needs_names_the_command(
 def test_stage_that_needs_torch_says_so_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a build host without torch the message says what is missing, and what to run and copy from where."""
+    """A build host without torch gets the missing inputs, the command to run elsewhere and the folder to copy."""
     monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
     assert main(["source", "resnet18"]) == 1
     assert capsys.readouterr().err.splitlines() == [
@@ -165,14 +165,14 @@ def test_debug_shows_the_traceback(
 def test_a_full_disk_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str
 ) -> None:
-    """An error of the file system that no stage expected still says what to do."""
+    """An unexpected error of the file system still has a fix."""
     monkeypatch.setattr("pipeline.stages.source.stage.run", raises(OSError(28, "No space left on device")))
     assert main(["source", "tiny", "--config", config]) == 1
     assert "free some disk space" in capsys.readouterr().err
 
 
 def test_a_workspace_too_small_fails_with_its_reason(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such a build ends with status 1 and what to change."""
+    """A build with too small a workspace ends with status 1 and the setting to change."""
     file = copied / "pipeline.yaml"
     file.write_text(file.read_text().replace("[16MiB, 32MiB]", "[1KiB]"))
     assert main(["build", "tiny/rtx-sm80+/fp32-b1-ws1KiB", "--config", str(file)]) == 1

@@ -128,7 +128,7 @@ def test_file_that_is_no_mapping_is_refused(problems: Problems, text: str) -> No
 
 @pytest.mark.parametrize("text", ["---\n", "~", "null\n"])
 def test_file_of_nothing_but_null_is_refused_with_a_problem(problems: Problems, text: str) -> None:
-    """A file that says nothing is told what is missing: never "0 problems"."""
+    """An empty file has a problem that names the missing keys, never "0 problems"."""
     assert all(re.match(r"\d+:\d+: the file: ", problem) for problem in problems(text))
 
 
@@ -413,7 +413,7 @@ def _written(document: dict[str, Any], *, flow: bool) -> str:
 
 @pytest.mark.no_cover
 def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> None:
-    """What is accepted has a plan in which every step's needs are planned, and means the same however it is spelt.
+    """Each document has a plan with all required steps, in every spelling, or a problem with a position.
 
     So does what is read, written out in full.
     Many are accepted and many are refused: neither half is tested in vain.

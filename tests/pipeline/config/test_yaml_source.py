@@ -55,7 +55,7 @@ def test_keys_that_look_like_numbers_stay_as_written() -> None:
     ],
 )
 def test_position_is_the_values_own_or_its_nearest_parents(location: tuple[str | int, ...], position: str) -> None:
-    """A value's position is where it begins; what is absent is placed at the parent that lacks it."""
+    """A value's position is its beginning; an absent value has the position of its parent."""
     assert parse_yaml(FILE, "a: 1\nb:\n  c: [1, 2]\n").position(location) == position
 
 
@@ -80,7 +80,7 @@ def test_equal_keys_of_different_mappings_are_no_duplicates() -> None:
 
 
 def test_alias_is_refused() -> None:
-    """An alias is a problem whose text says what to do instead."""
+    """An alias is a problem, and its text has the fix."""
     (problem,) = _problems("a: &x [1]\nb: *x\n")
     assert problem.endswith(": anchors and aliases are not supported; write the value twice")
 
@@ -103,7 +103,7 @@ def test_key_that_is_no_word_is_refused(key: str) -> None:
 
 
 def test_impossible_date_is_reported_with_its_position() -> None:
-    """What looks like a date but is none is a problem, not a traceback."""
+    """An impossible date is a problem, not a traceback."""
     assert _problems("a: 1\nb: 2026-13-45\n") == ("c.yaml:2:4: cannot read '2026-13-45': month must be in 1..12",)
 
 
@@ -201,14 +201,14 @@ _DATA = st.recursive(
 @given(st.dictionaries(_KEYS, _DATA, max_size=4))
 @settings(deadline=None)
 def test_plain_data_comes_back_as_it_was_written(data: dict[str, object]) -> None:
-    """What a YAML writer writes of plain data is read as the same data."""
+    """Plain data in a YAML writer's form is read back unchanged."""
     text = yaml.dump(data, Dumper=_WithoutAliases)
     source = parse_yaml(FILE, text)
     assert (source.data, source.problems) == (data, ())
 
 
 class _WithoutAliases(yaml.SafeDumper):
-    """A writer that repeats what it meets twice."""
+    """A YAML writer that repeats shared values."""
 
     def ignore_aliases(self, data: object) -> bool:
         """Write every value out."""

@@ -18,7 +18,7 @@ def test_one_driver_builds_a_key_at_a_time() -> None:
 
 
 def test_what_a_killed_driver_holds_is_free_soon() -> None:
-    """A driver that lives renews what it holds."""
+    """A living driver renews its claims, and those of a killed driver expire."""
     board = Board()
     board.take("k", "a", now=0)
     assert board.take("k", "b", now=19) == "a"

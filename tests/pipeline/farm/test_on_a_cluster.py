@@ -69,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def record(cluster: Served) -> str:
-    """What `python -m pipeline farm` keeps of the cluster."""
+    """The record of the cluster by `python -m pipeline farm`."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
         command = [sys.executable, "-m", "pipeline", "farm"]
@@ -83,7 +83,7 @@ def record(cluster: Served) -> str:
 
 @pytest.fixture
 def folder(checkout: Path, built_folder: Path, cluster: Served, record: str) -> Path:
-    """A checkout that builds on the farm, which was looked at; what every target shares is there already."""
+    """A checkout that builds on a known farm, with all shared steps done."""
     for part in ("source", "data", "onnx", "cpu-x86_64"):
         shutil.copytree(built_folder / "artifacts/tiny" / part, checkout / "artifacts/tiny" / part)
     (checkout / "pipeline.yaml").write_text(FARM.format(address=cluster.address))
@@ -116,7 +116,7 @@ def begin(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def run(begin: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
-    """A function that runs a command to its end, and returns its exit status and what it said."""
+    """A function that runs a command to its end, and returns its exit status and its output."""
 
     def to_its_end(*arguments: str, **options: Path) -> tuple[int, str]:
         process = begin(*arguments, **options)
@@ -175,7 +175,7 @@ def is_built(folder: Path, subject: str, monkeypatch: pytest.MonkeyPatch) -> boo
 def test_every_target_is_built_where_it_can_be(
     folder: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One doit, three kinds of machine: engines, what their steps said, and a manifest; then nothing is left to do."""
+    """One doit builds on three kinds of machine, prints the steps' lines and writes a manifest; nothing is left to do."""
     (folder / "artifacts/farm.json").unlink()
     status, said = run("doit")
     assert status == 0, said
@@ -265,7 +265,7 @@ def test_workers_take_the_code_from_the_driver(
 def test_target_that_no_machine_has_is_refused_before_anything_is_sent(
     folder: Path, run: Callable[..., tuple[int, str]]
 ) -> None:
-    """Ray would wait in silence; the message lists what there is."""
+    """The message lists the present machines, where Ray would wait in silence."""
     text = (folder / "pipeline.yaml").read_text()
     (folder / "pipeline.yaml").write_text(text.replace("accelerator: A10G", "accelerator: L4"))
     status, said = run("doit")
@@ -296,7 +296,7 @@ def test_nothing_but_loopback_is_used(cluster: Served) -> None:
 
 
 def address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
-    """Return what /proc/net/tcp means."""
+    """Return the address in a line of /proc/net/tcp."""
     host, _, port = text.partition(":")
     raw = b"".join(bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8))
     found = ipaddress.ip_address(socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw))
@@ -312,7 +312,7 @@ def test_step_whose_worker_is_killed_is_run_again(
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    """As the kernel kills for want of memory, whichever process it takes."""
+    """A step runs again if its worker is killed, as for want of memory."""
     process = begin("pipeline", "build", H100)
     until(lambda: on_workers(H100))
     (step,) = on_workers(H100)
@@ -344,7 +344,7 @@ def test_worker_that_is_lost_every_time_is_given_up(
 def test_interrupted_doit_ends_its_steps_on_the_farm(
     begin: Callable[..., subprocess.Popen[str]], folder: Path, on_workers: Callable[..., list[int]], how: signal.Signals
 ) -> None:
-    """Ctrl-C, or what a batch system sends, ends what runs elsewhere, in one message."""
+    """Ctrl-C, or a batch system's signal, ends the steps elsewhere with one message."""
     process = begin("doit", "build")
     until(on_workers)
     process.send_signal(how)
@@ -364,7 +364,7 @@ def test_driver_that_was_killed_picks_up_what_had_finished(
     on_workers: Callable[..., list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What ran for it ends; the next run builds the rest."""
+    """Steps of a killed driver end, and the next run builds the rest."""
     process = begin("doit", "build")
     until(lambda: list(folder.glob("artifacts/tiny/rtx-*/*/artifact.json")))
     process.kill()

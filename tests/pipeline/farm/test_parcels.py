@@ -77,7 +77,7 @@ def test_record_is_put_in_its_place_after_what_it_vouches_for(
 
 
 def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
-    """Nothing of the step is kept, and what was there before is."""
+    """Nothing of the step is kept, and earlier results stay."""
     assert at_home
     before = describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root)
     items = sent(packed(project))

@@ -1,4 +1,4 @@
-"""Whatever a record or a manifest on disk holds, it is read as what it says, or refused by name."""
+"""Damaged records and manifests: read with their own contents, or refused by name."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ every_kind = pytest.mark.parametrize("name", [*KINDS, *_WRITTEN])
 @pytest.mark.no_cover
 @every_kind
 def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, tmp_path: Path, name: str) -> None:
-    """One change anywhere: what is accepted says the same when it is written again, what is not names the file."""
+    """An accepted change survives another write, and a refused one names the file."""
     sound, kind = written(built, name)
     path, content = tmp_path / "changed.json", json.loads(sound)
 
@@ -164,7 +164,7 @@ def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, 
 @pytest.mark.no_cover
 @every_kind
 def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project, tmp_path: Path, name: str) -> None:
-    """As disks and copies damage files."""
+    """Damage of disks and copies ends in a message."""
     sound, kind = written(built, name)
     path = tmp_path / "damaged.json"
 
@@ -183,7 +183,7 @@ def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project
 
 
 def test_damaged_records_are_stale_for_that_reason(copied: Path) -> None:
-    """The step that makes such a record says what is wrong with it."""
+    """The step of a damaged record is stale, and its reason names the damage."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     (project.paths.root / "tiny/data/data.json").write_text('{"key": 1}')
     step = next(step for step in project.schedule.steps if step.stage == "data")

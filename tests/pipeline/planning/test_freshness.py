@@ -141,7 +141,7 @@ def records(project: Project, step: Step) -> list[tuple[Path, StageRecord]]:
 
 
 def test_every_field_of_every_key_makes_its_step_stale_and_no_other(copied: Path) -> None:
-    """Made from another value of any one field, a result is stale; so is, of others, only what names its key."""
+    """Another value of any key field makes its step stale, and no step but those whose keys name that key."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     steps = [step for step in project.schedule.steps if step.stage not in {"manifest", "report"}]
     kinds = {}
@@ -264,7 +264,7 @@ def test_failures_are_not_cached(copied: Path) -> None:
 
 
 def test_what_a_host_may_have_by_now_is_tried_again(copied: Path) -> None:
-    """A variant that was skipped for what can be mended is tried again; its target is timed again once it runs."""
+    """A variant with a retryable skip is tried again, and its target is timed again after it runs."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp16")
     validate, benchmark = Step("validate", variant.id), Step("benchmark", "tiny/cpu-x86_64")
@@ -298,7 +298,7 @@ def test_a_key_is_of_what_was_there_before_the_work(
 def test_a_sample_model_gives_way_to_weights_that_came_later(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `auto`, the sample model is a makeshift: it is made anew once the weights lie where torch keeps them."""
+    """The sample model of `auto` is replaced after the weights appear in torch's cache."""
     rewrite(copied, lambda text: text.replace("weights: sample", "weights: auto"))
     project = Project.load(copied / "pipeline.yaml", STAGES)
     step = Step("source", "tiny")
@@ -329,7 +329,7 @@ GIVEN = ["source", "data", "export", "quantize"]
 
 @pytest.fixture
 def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This host has no torch, and other versions of everything that made what it is given."""
+    """A host without torch, and with other versions of all tools."""
     monkeypatch.setattr("pipeline.planning.freshness.installed", lambda module: module != "torch")
     replace_fact(monkeypatch, "version", lambda _: "another")
 
@@ -346,7 +346,7 @@ def test_results_made_elsewhere_are_taken_as_given(copied: Path) -> None:
 
 
 def test_results_made_elsewhere_are_made_again_where_they_can_be(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch, results of another version of it are stale."""
+    """A host with torch finds results of another version of torch stale."""
     replace_fact(monkeypatch, "version", lambda _: "another")
     assert SOURCE in stale_of_the_given(copied)
 

@@ -1,4 +1,4 @@
-"""Where everything lies."""
+"""The layout of the artifacts folder."""
 
 from __future__ import annotations
 

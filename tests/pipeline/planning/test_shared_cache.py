@@ -1,4 +1,4 @@
-"""What one machine has made, another takes from the cache: by the same key, checked, and never what failed."""
+"""The shared cache: results by key, checked, and no failures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def engine(project: Project) -> Path:
 
 
 def listing(cache: Path, stage: str = "build") -> Path:
-    """Return what the cache says of the engine, or of the graph."""
+    """Return the cache's listing of the engine, or of the graph."""
     (found,) = (cache / "cache/results" / stage).iterdir()
     return found
 
@@ -89,7 +89,7 @@ def test_what_is_in_the_cache_is_not_made_again(
 
 
 def test_what_is_not_in_the_cache_is_made_and_left_there(other: Project, cache: Path) -> None:
-    """For the next machine."""
+    """A missing result is made, and put into the cache for the next machine."""
     shutil.rmtree(cache)
     assert run(other, BUILD) == 0
     shutil.rmtree(engine(other).parent)
@@ -105,7 +105,7 @@ def test_another_key_finds_nothing(other: Project) -> None:
 
 
 def test_graphs_are_shared_too(other: Project, project: Project) -> None:
-    """With every form of them."""
+    """A shared graph has all of its forms."""
     for path in other.paths.onnx_record(Graph.FP16).parent.glob("fp16*"):
         path.unlink()
     assert SharedCache(str(other.config.cache)).fetch(other, EXPORT)
@@ -114,7 +114,7 @@ def test_graphs_are_shared_too(other: Project, project: Project) -> None:
 
 
 def test_a_bucket_is_a_cache(project: Project, other: Project, s3: str) -> None:
-    """As a folder is."""
+    """A bucket serves as a cache like a folder."""
     SharedCache(s3).offer(project, BUILD)
     assert s3 in SharedCache(s3).fetch(other, BUILD)
     assert engine(other).read_bytes() == engine(project).read_bytes()
@@ -122,7 +122,7 @@ def test_a_bucket_is_a_cache(project: Project, other: Project, s3: str) -> None:
 
 @pytest.mark.parametrize("step", [Step("validate", ENGINE), Step("build", "tiny/cpu-x86_64/onnxruntime-fp32")])
 def test_what_is_a_machines_own_is_not_shared(project: Project, cache: Path, step: Step) -> None:
-    """What was measured, and what is nothing but another step's file."""
+    """Measurements, and results that are only another step's file, stay out of the cache."""
     shutil.rmtree(cache)
     SharedCache(str(cache)).offer(project, step)
     assert SharedCache(str(cache)).fetch(project, step) == ""
@@ -165,7 +165,7 @@ def gone(cache: Path, project: Project) -> None:
 
 
 def relisted(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Project], None]:
-    """Return what changes the listing."""
+    """Return a change of the listing."""
 
     def apply(cache: Path, _: Project) -> None:
         said = json.loads(listing(cache).read_text())
@@ -244,7 +244,7 @@ def test_a_cache_of_an_unknown_kind_is_an_error(other: Project, capsys: pytest.C
 
 
 def test_two_checkouts_build_once(checkout: Path, finished: Path, tmp_path: Path) -> None:
-    """Doit in a second checkout takes what the first one has left, and builds nothing."""
+    """Doit in a second checkout takes the results of the first one, and builds nothing."""
     cache = tmp_path / "cache"
     steps = [f"build:{ENGINE}", "export:tiny/fp16"]
     assert checkout == finished

@@ -62,7 +62,7 @@ def test_a_file_that_was_just_written_is_hashed_every_time(tmp_path: Path, reads
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, reads: list[Path]) -> None:
-    """What cannot be read knows nothing; from then on it knows again."""
+    """An unreadable cache is empty, and works again from then on."""
     file = settled(tmp_path / "engine", LARGE)
     (tmp_path / "cache").write_bytes(b"garbage" * 1000)
     for _ in range(3):

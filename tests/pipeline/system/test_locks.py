@@ -1,4 +1,4 @@
-"""Who works on a GPU: what is timed alone, everything else side by side."""
+"""Locks of a GPU and a host: timed work alone, all other work side by side."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_lock_ends_with_the_process_that_holds_it() -> None:
 
 
 def test_a_host_that_is_timed_on_is_held_whole() -> None:
-    """Threads of other steps would be in what is measured; steps that are not timed go on side by side."""
+    """A timed step has the host to itself; steps without timing go on side by side."""
     taken = threading.Event()
 
     def time_something() -> None:
@@ -145,13 +145,13 @@ def test_other_gpus_are_not_held() -> None:
 
 
 def test_no_gpu_holds_nothing(tmp_path: Path) -> None:
-    """Where nothing is timed on a GPU, nothing is locked and no file is made."""
+    """No lock and no file is made without a GPU."""
     with exclusive(None), exclusive(None):
         assert list(tmp_path.iterdir()) == []
 
 
 def test_lock_is_given_back_after_an_error() -> None:
-    """What goes wrong while a GPU is held does not hold it for ever."""
+    """An error releases the GPU's lock."""
     with pytest.raises(ZeroDivisionError), exclusive(H100):
         raise ZeroDivisionError
     with exclusive(H100):

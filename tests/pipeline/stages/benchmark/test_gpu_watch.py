@@ -1,4 +1,4 @@
-"""What is made of NVML's answers. NVML itself is asked on a GPU host (tests/gpu)."""
+"""The use of NVML's answers. NVML itself answers on a GPU host (tests/gpu)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.hosts import H100
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """What NVML shall answer: processes, to be filled by a test."""
+    """NVML's answers: processes, to be filled by a test."""
     pynvml = pytest.importorskip("pynvml")
     answer: list[SimpleNamespace] = []
     monkeypatch.setattr("pipeline.stages.benchmark.gpu_watch.missing_driver", lambda: None)
@@ -30,7 +30,7 @@ def process(pid: int, mebibytes: int | None = 100) -> SimpleNamespace:
 
 
 def test_host_without_a_driver_has_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no driver is, nobody computes on a GPU."""
+    """A host without a driver has no other processes on a GPU."""
     monkeypatch.setattr("pipeline.stages.benchmark.gpu_watch.missing_driver", lambda: "no NVIDIA driver found")
     assert others(H100, frozenset()) == ()
 
@@ -42,25 +42,25 @@ def test_others_are_named_with_their_memory(nvml: list[SimpleNamespace]) -> None
 
 
 def test_our_own_processes_are_no_others(nvml: list[SimpleNamespace]) -> None:
-    """Where all are ours, nobody disturbs."""
+    """Our own processes do not count as disturbing."""
     nvml += [process(11), process(12)]
     assert others(H100, frozenset({11, 12})) == ()
 
 
 def test_idle_gpu_has_no_others(nvml: list[SimpleNamespace]) -> None:
-    """Where nobody computes, nobody disturbs."""
+    """An idle GPU has no disturbing process."""
     assert nvml == []
     assert others(H100, frozenset({11})) == ()
 
 
 def test_processes_outside_the_container_are_counted(nvml: list[SimpleNamespace]) -> None:
-    """Where NVML's numbers are another namespace's, only how many there are besides ours can be told."""
+    """Only the number of other processes is known if NVML's numbers are of another namespace."""
     nvml += [process(901), process(902), process(903)]
     assert others(H100, frozenset({11})) == ("processes outside this container: 2",)
 
 
 def test_as_many_processes_as_ours_are_ours(nvml: list[SimpleNamespace]) -> None:
-    """Where another namespace shows as many processes as we have, they are taken for ours."""
+    """Processes of another namespace count as ours if there are as many as we have."""
     nvml += [process(901)]
     assert others(H100, frozenset({11})) == ()
 
@@ -104,7 +104,7 @@ def test_sensors_are_read_in_their_units() -> None:
 
 
 def test_bits_are_nvml_s_own() -> None:
-    """What this project calls each reason is the bit that NVML means."""
+    """The bit of each named reason is NVML's own."""
     pynvml = pytest.importorskip("pynvml")
     named = {
         "clocks set by an application": pynvml.nvmlClocksEventReasonApplicationsClocksSetting,
@@ -133,7 +133,7 @@ def test_conditions_are_ranges_and_every_reason() -> None:
 
 
 def test_nothing_read_is_nothing_said() -> None:
-    """Where no sensor was read there are no conditions."""
+    """A run without readings has no conditions."""
     assert conditions_of([]) is None
 
 
@@ -150,12 +150,12 @@ def test_a_sensor_that_is_missing_is_no_error(sensors: list[SimpleNamespace], mo
 
 
 def test_a_host_without_a_driver_has_no_sensors() -> None:
-    """Where no driver is, nothing is read."""
+    """A host without a driver has no readings."""
     assert read_sensors(H100) is None
 
 
 def test_a_watch_sees_who_came_and_went(sensors: list[SimpleNamespace]) -> None:
-    """What was there at any look is told after the block, with what the sensors showed."""
+    """The report after the block has every process of any look, and the sensors' ranges."""
     sensors.append(process(11))
     with watching(H100, frozenset({11})) as watch:
         sensors.append(process(12, 640))

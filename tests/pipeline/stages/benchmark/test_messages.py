@@ -7,6 +7,6 @@ from pipeline.stages.benchmark.messages import SampleSet
 
 
 def test_samples_are_named_by_clock_layout_and_batch() -> None:
-    """Contiguous images are what everybody has, and are not mentioned."""
+    """The name omits the common layout, contiguous."""
     assert SampleSet(Clock.GPU, 8).name == "gpu_batch_8"
     assert SampleSet(Clock.GPU_GRAPH, 1, Layout.CHANNELS_LAST).name == "gpu-graph_channels_last_batch_1"

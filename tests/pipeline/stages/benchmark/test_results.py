@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_samples_say_which_restart_and_round_they_are_of() -> None:
-    """From what is on disk every percentile and interval can be computed again; so can the host's part."""
+    """The stored samples suffice to compute every percentile and interval again, and the host's part."""
     found = Measured(cast("Any", None))
     found.keep(0, 1, Samples(Clock.GPU, (1.0, 2.0), (5.0, 6.0)))
     found.keep(1, 1, Samples(Clock.GPU, (3.0,), (7.0,)))
@@ -28,7 +28,7 @@ def test_samples_say_which_restart_and_round_they_are_of() -> None:
 
 
 def test_a_cuda_graph_is_held_against_eager_without_one(built: Project) -> None:
-    """Speed-ups are over what users run: eager FP32 between two events, with contiguous images."""
+    """Speed-ups are over eager FP32 between two events with contiguous images, as users run it."""
     variant = built.plan.variants[0]
     baseline = Measured(variant)
     baseline.keep(0, 1, Samples(Clock.GPU, (2.0, 4.0)))

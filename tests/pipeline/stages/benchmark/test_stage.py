@@ -187,7 +187,7 @@ def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project)
 
 
 def test_nothing_to_time_is_no_group(built: Project) -> None:
-    """If every variant was skipped, no process is started."""
+    """No process is started if every variant was skipped."""
     assert group(on_an_h100(built), TORCH, []) == []
 
 
@@ -198,7 +198,7 @@ def with_timing(built: Project, *, restarts: int, rounds: int) -> Project:
 
 
 class Answers:
-    """The end of a pipe of a variant's process that answers at once, and keeps what it was asked."""
+    """The end of a pipe to a variant's process that answers at once and keeps the requests."""
 
     def __init__(self, name: str, asked: list[tuple[str, str]]) -> None:
         self.name, self.asked = name, asked
@@ -224,7 +224,7 @@ class Answers:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What the processes of variants are asked, in its order; none is started."""
+    """The requests to the processes of variants, in order; no process is started."""
     found: list[tuple[str, str]] = []
 
     @contextmanager

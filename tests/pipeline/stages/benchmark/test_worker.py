@@ -33,7 +33,7 @@ def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
 
 
 def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
-    """An engine is asked for batches of its profile only; what has none takes any."""
+    """An engine gets batches of its range only; an artifact without a range takes any."""
     fixed = built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
     dynamic = built.plan.variant("tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
     eager = built.plan.variant(f"tiny/{CPU}/eager-fp32")
@@ -43,7 +43,7 @@ def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
 
 
 class Module:
-    """A session that is never run: what is timed of it is replaced."""
+    """A session that never runs; its timings are replaced."""
 
     def __init__(self, trouble: str = "") -> None:
         self.trouble, self.graph_trouble = trouble, ""

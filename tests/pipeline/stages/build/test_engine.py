@@ -68,7 +68,7 @@ def test_engine_lies_in_its_variants_folder(project: Project) -> None:
 
 
 def test_log_lies_beside_the_engine(project: Project) -> None:
-    """What the builder said is kept, and the record vouches for it."""
+    """The builder's log is kept, and the record has its digest."""
     artifact = build(project, SMALL)
 
     assert artifact.log is not None
@@ -76,7 +76,7 @@ def test_log_lies_beside_the_engine(project: Project) -> None:
 
 
 def test_record_is_complete(project: Project) -> None:
-    """An artifact says how to call the engine, what it needs and how it was built."""
+    """An artifact's record has the engine's inputs and outputs, its memory and its settings."""
     artifact = build(project, SMALL)
 
     assert artifact.outcome is Outcome.DONE
@@ -105,7 +105,7 @@ def test_sharing_removes_the_earlier_file(project: Project) -> None:
 
 
 def test_missing_twin_is_not_shared(project: Project) -> None:
-    """Where the other engine's file is gone, the engine is stored."""
+    """An engine is stored if the file of its twin is gone."""
     variant, small = of(project, SMALL)
     project.paths.engine(variant).unlink()
 
@@ -116,7 +116,7 @@ def test_missing_twin_is_not_shared(project: Project) -> None:
 
 
 def test_changed_twin_is_not_shared(project: Project) -> None:
-    """Where the other engine's file is no longer the one that was built, the engine is stored."""
+    """An engine is stored if the file of its twin has changed since the build."""
     variant, _ = of(project, SMALL)
     path = project.paths.engine(variant)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -125,7 +125,7 @@ def test_changed_twin_is_not_shared(project: Project) -> None:
 
 
 def test_twin_without_a_record_is_not_shared(project: Project) -> None:
-    """Where the other build has no record, the engine is stored."""
+    """An engine is stored if the other build has no record."""
     variant, _ = of(project, SMALL)
     project.paths.artifact(variant).unlink()
 
@@ -133,7 +133,7 @@ def test_twin_without_a_record_is_not_shared(project: Project) -> None:
 
 
 def test_twin_of_another_graph_is_not_shared(project: Project) -> None:
-    """Where the other engine was built from another graph, with other weights, the engine is stored."""
+    """An engine is stored if the other engine has another graph, with other weights."""
     record = project.onnx(Graph.FP16)
     other = record.model_copy(update={"canonical_sha256": "0" * 64})
     write_record(project.paths.onnx_record(Graph.FP16), other)
@@ -142,7 +142,7 @@ def test_twin_of_another_graph_is_not_shared(project: Project) -> None:
 
 
 def test_other_engine_is_not_shared(project: Project) -> None:
-    """Where the other engine does other work, the engine is stored."""
+    """An engine is stored if the other engine does other work."""
     variant, small = of(project, SMALL)
     write_record(project.paths.artifact(variant), small.model_copy(update={"layers_sha256": "0" * 64}))
 
@@ -158,7 +158,7 @@ def test_failed_twin_is_not_shared(project: Project) -> None:
 
 
 def test_failed_build_keeps_its_log(project: Project) -> None:
-    """What the builder said is written before the error is raised."""
+    """The builder's log is written before the error is raised."""
     project.paths.onnx(Graph.FP16).write_bytes(b"no graph")
     variant, _ = of(project, SMALL)
     project.paths.build_log(variant).unlink()
@@ -170,7 +170,7 @@ def test_failed_build_keeps_its_log(project: Project) -> None:
 
 
 def test_int8_is_unsupported(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    """An int8 engine is refused with the flavour's reason, and what native code says of it stays off the terminal."""
+    """An int8 engine is refused with the flavour's reason, and messages of native code stay off the terminal."""
     with pytest.raises(UnsupportedError, match="cannot build int8 convolutions for SM 80, 86, 89, 120"):
         build(project, "tiny/rtx-sm80+/int8-b1-ws16MiB")
 
@@ -203,7 +203,7 @@ def test_builder_that_takes_too_long_is_stopped(project: Project) -> None:
 def test_builder_that_dies_costs_its_own_process_only(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A builder that crashes is an error that names the signal, with what it had said in its log."""
+    """A builder that crashes is an error that names the signal, and its log keeps the messages before it."""
     module = "import os, sys\nsys.stderr.write('about to die\\n')\nsys.stderr.flush()\nos.abort()\n"
     (tmp_path / "tensorrt_rtx.py").write_text(module)
     monkeypatch.syspath_prepend(str(tmp_path))  # the builder's process inherits it
@@ -288,7 +288,7 @@ def built_once(project: Project) -> Artifact:
 
 
 def test_other_weights_are_put_into_the_engine(tuned: Project) -> None:
-    """Nothing is tuned again; the record says what the engine was made of."""
+    """A refit times no tactics, and the record names the new weights."""
     first = built_once(tuned)
     assert first.file is not None
     retrained(tuned)
@@ -303,7 +303,7 @@ def test_other_weights_are_put_into_the_engine(tuned: Project) -> None:
 
 
 def test_refitted_engines_are_refitted_again(tuned: Project) -> None:
-    """Of both times the last is told."""
+    """The record has the time of the last refit."""
     built_once(tuned)
     retrained(tuned)
     second = built_once(tuned)
@@ -318,7 +318,7 @@ def test_refitted_engines_are_refitted_again(tuned: Project) -> None:
 def test_an_engine_that_refuses_is_built_again(
     tuned: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And says why."""
+    """The reason why an engine cannot be refitted is printed."""
     built_once(tuned)
     retrained(tuned)
     monkeypatch.setattr("pipeline.stages.build.engine._refit", _refused)
@@ -330,7 +330,7 @@ def test_an_engine_that_refuses_is_built_again(
 
 
 def test_a_damaged_engine_is_built_again(tuned: Project) -> None:
-    """Nothing is put into what is not what was built."""
+    """A damaged engine is never refitted."""
     first = built_once(tuned)
     assert first.file is not None
     tuned.file(first.file).write_bytes(b"damaged")

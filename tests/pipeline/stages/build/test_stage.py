@@ -1,4 +1,4 @@
-"""How a build ends: done, skipped with a reason, or failed with one; and what stays on disk."""
+"""The outcome of a build: done, skipped or failed with a reason, and the files on disk."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_done(built: Project, variant_id: str) -> None:
 
 
 def test_onnx_file_is_an_artifact_as_it_is(built: Project) -> None:
-    """What ONNX Runtime runs is the exported graph itself."""
+    """ONNX Runtime's artifact is the exported graph itself."""
     record = artifact(built, ONNXRUNTIME)
 
     assert record.file == built.onnx(Graph.FP16).file
@@ -88,7 +88,7 @@ def test_eager_artifact_is_the_weights(built: Project) -> None:
     ("variant_id", "reason"), [(INT8, "cannot build int8 convolutions"), (DYNAMO, missing_driver() or "no Torch")]
 )
 def test_skipped(built: Project, variant_id: str, reason: str) -> None:
-    """What this host or flavour cannot do is skipped, with the reason and without a file."""
+    """A build that this host or flavour cannot do is skipped, with the reason and without a file."""
     record = artifact(built, variant_id)
 
     assert (record.outcome, record.file, record.log) == (Outcome.SKIPPED, None, None)
@@ -106,7 +106,7 @@ def test_a_gpu_without_torch_makes_no_module(project: Project, monkeypatch: pyte
 
 
 def test_a_baseline_on_a_gpu_is_its_weights(project: Project) -> None:
-    """What torch runs as it is needs no build: its file is the source's weights."""
+    """A baseline that torch runs needs no build: its file is the source's weights."""
     on_gpu = Project(Plan(project.config, host(H100)), project.paths, STAGES)
 
     record = build_variant(on_gpu, on_gpu.plan.variant("tiny/sm90-h100-80gb-hbm3-torch2.11/inductor-fp16"))
@@ -161,7 +161,7 @@ def test_skipped_build_removes_the_earlier_engine(project: Project) -> None:
 
 @pytest.mark.usefixtures("_uninstalled")
 def test_skipped_build_says_what_to_do(project: Project) -> None:
-    """Where something can be done about a skipped build, its reason says what."""
+    """The reason of a skipped build has the fix if there is one."""
     assert "the dependency group `rtx`" in build(project, ENGINE).reason
 
 
@@ -219,7 +219,7 @@ def test_variant_without_a_graph(project: Project) -> None:
     ],
 )
 def test_a_module_that_is_partly_pytorch_says_so(segments: int, operators: tuple[str, ...], words: str) -> None:
-    """What a build prints of a module counts its engines, and names what they left."""
+    """The printed line counts a module's engines and names the operators in PyTorch."""
     contents = ModuleContents(segments=segments, torch_operators=operators, libraries=())
     assert stage._contents(contents) == words  # noqa: SLF001 - without a compiler
 

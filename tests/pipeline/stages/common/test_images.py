@@ -113,7 +113,7 @@ def test_photographs_have_no_labels() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    """A folder that does not exist is named, with what it should hold."""
+    """A missing folder is named, with its expected contents."""
     with pytest.raises(DataError, match=r"(?s)does not exist.*gone.*one folder of images a class"):
         open_folder(tmp_path / "gone", 3, None)
 
@@ -289,7 +289,7 @@ def many(folder: Path, count: int, size: int = 12) -> ImageFolder:
 
 
 def test_workers_write_the_same_bytes_in_the_same_order(tmp_path: Path) -> None:
-    """However many processes decode, the file is the same, and so are the names of what cannot be read."""
+    """The file and the names of unreadable images do not depend on the number of decoding processes."""
     folder = many(tmp_path / "images", 300)
     (tmp_path / "images" / "cat" / "00123.png").write_bytes(b"no image")
     alone = folder.read(SMALL, range(300), tmp_path / "alone.npy", workers=1)

@@ -153,7 +153,7 @@ def test_artifact_without_a_file(built: Project) -> None:
 
 @pytest.mark.parametrize("variant_id", ["tiny/rtx-sm80+/fp16-b1-ws16MiB", "tiny/gpu/dynamo-fp16-b1-ws16MiB"])
 def test_gpu_artifact_without_a_driver(built: Project, monkeypatch: pytest.MonkeyPatch, variant_id: str) -> None:
-    """What needs a GPU is unsupported where there is no driver."""
+    """An artifact for a GPU is unsupported on a host without a driver."""
     monkeypatch.setattr("model_artifacts.host.environment.missing_driver", lambda: "no NVIDIA driver found")
 
     with (
@@ -175,7 +175,7 @@ def test_gpu_artifact_with_a_driver_and_no_gpu(built: Project, monkeypatch: pyte
 
 
 def test_module_without_torch(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch is missing, its modules are unsupported, and engines are not concerned."""
+    """Modules are unsupported on a host without torch, and engines are not concerned."""
     monkeypatch.setattr("model_artifacts.sessions.opening.installed", lambda module: module != "torch")
 
     with (
@@ -278,7 +278,7 @@ def test_damaged_engine_is_not_loaded(copied: Path) -> None:
 
 
 def test_engine_for_a_version_that_is_not_here_is_not_loaded(built: Project) -> None:
-    """A whole engine of another version is refused by what its record says, before the library sees it."""
+    """A whole engine of another version is refused by its record, before the library reads it."""
     project = Project(Plan(built.config, host(H100)), built.paths, STAGES)
     engine = artifact(built, ENGINE)
     assert engine.built_for is not None

@@ -1,4 +1,4 @@
-"""Model → ONNX: one form of graph in every precision, and what a cast loses."""
+"""Model → ONNX: one form of graph in every precision, and the losses of a cast."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_what_has_no_older_form_stays(write_config: Callable[[str], Path], caplo
 
 
 def test_digest_is_of_what_is_written(built: Project) -> None:
-    """The record's digest is that of the converted graph in the file, not of what the exporter gave."""
+    """The record's digest is that of the converted graph in the file, not of the exporter's graph."""
     assert built.onnx(Graph.FP32).canonical_sha256 == canonical_digest(load(built, Graph.FP32))
 
 
@@ -213,7 +213,7 @@ def test_whole_numbers_are_not_cast() -> None:
 
 
 def test_data_dependent_control_flow(write_config: Callable[[str], Path]) -> None:
-    """A model whose way depends on the values of tensors is refused, and the message says what to look for."""
+    """A model with control flow that depends on tensors is refused, and the message describes the cause."""
     project = sourced(write_config, "tests.support.factories:DataDependent")
 
     with pytest.raises(ExportError, match=r"(?s)torch cannot export.*control flow that depends.*data-dependent"):
@@ -231,7 +231,7 @@ def test_fixed_batch(write_config: Callable[[str], Path]) -> None:
 
 
 def test_model_too_large_for_one_file(three: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights beyond what a protobuf message holds are refused before the export, with their size."""
+    """Weights beyond the limit of a protobuf message are refused before the export, with their size."""
     monkeypatch.setattr(export, "_EXTERNAL_DATA_BYTES", 500)
 
     with pytest.raises(ExportError, match=r"(?s)too large for one ONNX file.*got: +588 bytes"):

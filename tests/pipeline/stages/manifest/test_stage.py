@@ -1,4 +1,4 @@
-"""What the manifest says."""
+"""The contents of the manifest."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_an_entry_has_what_a_deployment_asks(built: Project) -> None:
 
 
 def test_the_model_is_described_once(built: Project) -> None:
-    """The manifest says where the weights come from, how images are prepared and what the classes are called."""
+    """The manifest has the origin of the weights, the preprocessing and the names of the classes."""
     model = built.manifest().model
     assert model is not None
     assert model.weights_origin.value == "sample"
@@ -140,7 +140,7 @@ def test_the_manifest_is_sorted_json(built: Project) -> None:
 
 
 def test_a_changed_file_is_not_deployable(copied: Path) -> None:
-    """A flipped byte in an ONNX file takes away what its records said."""
+    """A flipped byte in an ONNX file invalidates its records."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     item = entry(project, FP16)
     assert item.file
@@ -203,18 +203,18 @@ def test_smallest_workspace_is_the_smallest_that_costs_no_speed(built: Project) 
 
 
 def test_best_workspace_may_be_the_largest(built: Project) -> None:
-    """Where memory buys speed, the smallest is not taken."""
+    """A larger workspace wins if it buys speed."""
     assert smallest(timed(built, 1, timing(2.0)), timed(built, 2, timing(1.0))) == "2GiB"
 
 
 def test_equal_engines_have_one_speed(built: Project) -> None:
-    """What two variants of one file differ in is noise: the best that either showed is both's."""
+    """The difference between two variants of one file is noise, so the better timing counts for both."""
     family = (timed(built, 1, timing(1.5), engine="a"), timed(built, 2, timing(1.0), engine="a"))
     assert smallest(*family) == "1GiB"
 
 
 def test_rejected_engine_is_not_taken(built: Project) -> None:
-    """However fast it is, what may not be deployed is no measure of what may."""
+    """A rejected engine is no measure for deployable ones, however fast it is."""
     fast = timed(built, 1, timing(0.1))
     assert fast.accuracy
     missed = fast.accuracy.checks[0].model_copy(update={"passed": False})
@@ -223,7 +223,7 @@ def test_rejected_engine_is_not_taken(built: Project) -> None:
 
 
 def test_without_timings_no_workspace_is_better(built: Project) -> None:
-    """Where nothing was timed there is nothing to choose by."""
+    """No workspace is recommended without timings."""
     untimed = timed(built, 2)
     assert smallest(timed(built, 1)._replace(benchmark=None), untimed) is None
     assert smallest() is None
@@ -242,7 +242,7 @@ def test_workspaces_are_compared_by_the_gpus_own_clock(built: Project) -> None:
 
 
 def test_without_the_tuned_batch_the_largest_is_compared(built: Project) -> None:
-    """Where other batches than the tuned one were timed, the largest shows most of the engine."""
+    """The largest timed batch counts if the tuned one was not timed."""
     small = timed(built, 1, timing(1.0, batch=2), timing(2.0, batch=4))
     assert smallest(small, timed(built, 2, timing(2.0, batch=2), timing(1.0, batch=4))) == "2GiB"
 

@@ -48,7 +48,7 @@ def test_the_hottest_function_is_first() -> None:
 
 
 def test_a_kernel_summary_is_read() -> None:
-    """Names may hold commas, times are nanoseconds, and what nsys says before its table does not matter."""
+    """Names may hold commas, times are nanoseconds, and messages before the table are ignored."""
     found = read_kernel_summary(SUMMARY)
     assert [(item.name, item.calls, item.total_us, item.share) for item in found] == [
         ("sm90_xmma_fprop<half, (int)3>", 20, 3000.0, 0.75),

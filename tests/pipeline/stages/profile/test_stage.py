@@ -200,7 +200,7 @@ def test_nsight_systems_tells_the_kernels(project: Project, tmp_path: Path, monk
 def test_nsight_systems_that_fails_is_a_failure(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
 ) -> None:
-    """A profile without what was asked for is none."""
+    """A profile fails if Nsight Systems fails."""
     install_nsys(tmp_path, monkeypatch, script)
     profile = profiled(project)
     assert profile.outcome is Outcome.FAILED

@@ -57,12 +57,12 @@ def test_fp8_leaves_the_first_convolution(quantized: Project) -> None:
 
 
 def test_int8_has_the_pooling_before_the_last_product(residual: Project) -> None:
-    """Global pooling reads a Q/DQ pair, so that what stands before it ends in int8."""
+    """Global pooling reads a Q/DQ pair, so that the layer before it ends in int8."""
     assert read_by(load(residual, Graph.INT8), "pooled") == ["neither*"]
 
 
 def test_fp8_leaves_pooling(residual: Project) -> None:
-    """In fp8 what global pooling reads is FP16."""
+    """The input of global pooling is FP16 in fp8."""
     assert read_by(load(residual, Graph.FP8), "pooled") == ["neither"]
 
 
@@ -101,7 +101,7 @@ def test_tensorrt_form_keeps_the_last_product(residual: Project, graph: Graph) -
 def test_network_without_layers_in_between_is_quantized(
     built_folder: Path, tmp_path: Path, layers: tuple[str, ...]
 ) -> None:
-    """If a network has only a first convolution and a last product, fp8 quantises these."""
+    """A network with only a first convolution and a last product has both quantised in fp8."""
     project = with_fp8(built_folder, tmp_path / "project")
     onnx.save(short_graph(*layers), project.paths.onnx(Graph.FP32))
 
@@ -113,7 +113,7 @@ def test_network_without_layers_in_between_is_quantized(
 
 
 def test_sum_reads_its_convolution_directly(summed: onnx.ModelProto) -> None:
-    """Between a convolution and the sum of its block there is no pair; what the block began with comes through one."""
+    """A block's sum reads its convolution directly, and its skip connection through a Q/DQ pair."""
     assert read_by(summed, "identity") == ["b", "begun*"]
 
 
@@ -126,7 +126,7 @@ def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelPr
 
 
 def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
-    """If the skip connection is a convolution too, its output comes through a pair."""
+    """The output of a convolution in the skip connection comes through a Q/DQ pair."""
     assert read_by(summed, "projection") == ["c", "d*"]
 
 
@@ -144,7 +144,7 @@ def test_nothing_unread_is_left(summed: onnx.ModelProto) -> None:
 
 
 def test_residual_graph_computes_what_it_did(residual: Project, summed: onnx.ModelProto) -> None:
-    """The logits are those of FP32 but for what quantising loses."""
+    """The logits differ from FP32's by the loss of quantisation alone."""
     given = images(residual)
     exact = run(residual_graph(), given)
 
@@ -204,7 +204,7 @@ def test_opset17_form_is_close_to_the_reference(built: Project) -> None:
 
 
 def test_fp32_graph_of_a_later_opset(copied: Path) -> None:
-    """If the FP32 graph cannot be lowered to opset 17, only the other form is written."""
+    """Only the other form is written if the FP32 graph cannot be lowered to opset 17."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     onnx.save(to_opset(load(project, Graph.FP32), 18), project.paths.onnx(Graph.FP32))
 

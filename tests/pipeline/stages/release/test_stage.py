@@ -99,7 +99,7 @@ def test_what_was_built_of_another_commit_is_not_released(project: Project, monk
 def test_what_was_built_of_a_dirty_tree_is_refused_once_it_is_clean(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Putting changes away does not make what was built of them the commit's."""
+    """A build of a dirty tree stays dirty after the changes are put away."""
     built = project.manifest().model_copy(update={"git": GitState(commit="c" * 40, dirty=True)})
     monkeypatch.setattr(Project, "manifest", lambda _: built)
     with pytest.raises(ReleaseError, match="or did during the build"):
@@ -122,7 +122,7 @@ def test_the_commit_is_that_of_the_configurations_folder(project: Project, monke
 
 
 def test_what_is_no_checkout_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a folder outside git is allowed, the build's key replaces the commit."""
+    """The build's key replaces the commit of an allowed folder outside git."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: None)
     with pytest.raises(ReleaseError, match="the configuration is in no git checkout"):
         make_release(project)
@@ -165,7 +165,7 @@ def test_a_release_that_fails_leaves_the_old_one(
 def test_commands_release_and_verify(
     project: Project, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They say where it lies, whether it is signed, and what was checked."""
+    """The commands print the folder, the state of the signature and the number of checked artifacts."""
     assert main(["release", "--config", str(project.config_file), "--key", str(keys[0])]) == 0
     said = capsys.readouterr().out
     assert f"4 artifacts, signed: {project.paths.releases}/tiny-cccccccccccc\n" in said

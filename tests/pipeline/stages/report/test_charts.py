@@ -11,7 +11,7 @@ from tests.support.manifests import accuracy, entry, timing
 
 
 def test_the_frontier_is_what_nothing_beats_in_both() -> None:
-    """The frontier begins with the fastest artifact; slower ones must be more accurate, and rejected ones do not count."""
+    """The frontier begins with the fastest artifact; slower ones must be more accurate; rejected ones do not count."""
     found = [
         (item, item.timings[0])
         for item in (

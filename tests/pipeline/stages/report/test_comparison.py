@@ -38,12 +38,12 @@ def without_interval(p50: float) -> BatchTiming:
     ],
 )
 def test_a_latency_changes_beyond_noise_only(before: BatchTiming, after: BatchTiming, turn: Turn, breach: str) -> None:
-    """Overlapping intervals are the same; what is slower within the bound is told, beyond it is a breach."""
+    """Overlapping intervals are equal; a slower one is reported within the bound, and is a breach beyond it."""
     assert turn_of(before, after) == (turn, breach)
 
 
 def test_a_bound_holds_by_the_clock_that_variants_are_compared_by() -> None:
-    """A busy host slows what it launches and copies: that is told, and breaks nothing; with several streams it does."""
+    """A slower host's clock is reported and breaks no bound, except for several streams."""
     clocks = (Clock.GPU_GRAPH, Clock.GPU, Clock.HOST, Clock.STREAMS)
     old = manifest(entry("a", *(timing(1, 1.0, 0.001, clock) for clock in clocks)))
     new = manifest(entry("a", *(timing(1, 1.2, 0.001, clock) for clock in clocks)))
@@ -100,14 +100,14 @@ def test_top1_may_drop_within_its_bound(
     ],
 )
 def test_a_status_that_changed_is_told(before: Status, after: Status, turn: Turn, breach: str) -> None:
-    """What may no longer be deployed breaks the release."""
+    """An artifact that is no longer deployable breaks the release."""
     old, new = (manifest(entry("a", status=status, accuracy=None)) for status in (before, after))
     (change,) = compare(old, new, BOUNDS)
     assert (change.metric, change.turn, change.breach) == ("status", turn, breach)
 
 
 def test_artifacts_that_came_and_went_are_told() -> None:
-    """What was deployable and is gone is worse; what is new is neither."""
+    """A missing deployable artifact is worse; a new artifact is neither worse nor better."""
     changes = compare(manifest(entry("gone"), entry("skipped", status=Status.SKIPPED)), manifest(entry("new")), BOUNDS)
     assert [(change.id.rpartition("/")[2], change.after, change.turn) for change in changes] == [
         ("gone", "absent", Turn.WORSE),

@@ -49,7 +49,7 @@ def test_classes_are_counted() -> None:
 
 
 def test_model_with_another_input() -> None:
-    """A model that cannot take the images says what it was given and why it failed."""
+    """A model that cannot take the images is refused with their shape and its error."""
     with pytest.raises(SourceError, match=r"(?s)one input \(batch, 3, 32, 32\).*expected input\[2, 3, 32, 32\]"):
         count_classes(factories.greyscale().eval(), SHAPE)
 
@@ -64,7 +64,7 @@ def test_model_with_another_input() -> None:
     ],
 )
 def test_model_without_logits(model: nn.Module, got: str) -> None:
-    """A model that does not give (batch, classes) is refused with what it gives."""
+    """A model whose output is not (batch, classes) is refused with the shape of its output."""
     with pytest.raises(SourceError, match=rf"(?s)does not return logits.*one output \(batch, classes\).*got: +{got}"):
         count_classes(model, SHAPE)
 
@@ -75,7 +75,7 @@ def test_head_is_the_last_linear_layer() -> None:
 
 
 def test_model_without_a_head() -> None:
-    """A model without a linear layer is told what to use instead of the sample."""
+    """A model without a linear layer is refused with the alternatives to the sample weights."""
     with pytest.raises(SourceError, match=r"(?s)ends in torch.nn.Linear.*Conv2d.*set `model.weights`"):
         find_head(factories.feature_map())
 
@@ -129,7 +129,7 @@ def test_failed_download(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_timeout_is_restored(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process's default timeout is what it was, after a failed download too."""
+    """The process's default timeout is restored, also after a failed download."""
     monkeypatch.setattr(torch.hub, "download_url_to_file", _raiser(URLError("unreachable")))
     before = socket.getdefaulttimeout()
 

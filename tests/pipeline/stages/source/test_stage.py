@@ -1,4 +1,4 @@
-"""Where the weights come from: checkpoints, factories, torchvision, and the sample model."""
+"""The origin of the weights: checkpoints, factories, torchvision, and the sample model."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_named_imagenet_weights_that_cannot_be_had(write_config: Callable[[str],
 
 
 def test_named_imagenet_weights_of_another_factory(write_config: Callable[[str], Path]) -> None:
-    """A factory that is not torchvision's has no ImageNet weights, and the message says what to write instead."""
+    """A factory outside torchvision has no ImageNet weights, and the message names the alternatives."""
     with pytest.raises(SourceError, match=r"(?s)no IMAGENET1K_V1 weights for tests.support.tiny_model:make.*`factory`"):
         make_source(project_of(write_config, "tests.support.tiny_model:make", "IMAGENET1K_V1"))
 
@@ -216,7 +216,7 @@ def test_auto_names_a_damaged_cache(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where a damaged file in the cache is why `auto` falls back, the warning says which file to remove."""
+    """The warning names the damaged file in the cache that makes `auto` fall back."""
     file = cache(hub, b"<html>blocked</html>")
     monkeypatch.setattr("pipeline.stages.source.stage._sample", _stop)
 

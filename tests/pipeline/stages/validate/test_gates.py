@@ -1,4 +1,4 @@
-"""How logits are measured against the reference's, and held against a gate."""
+"""Logits measured against the reference's, and judged by a gate."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_labels_give_top1_and_its_drop() -> None:
-    """With labels, top-1 and how much it falls below the reference's are known."""
+    """Labels give top-1 and its drop below the reference."""
     accuracy = measure(logits((1, 0), (1, 0)), logits((1, 0), (0, 1)), np.array([0, 1]))
     assert (accuracy.top1, accuracy.top1_drop) == (0.5, 0.5)
     assert "labelled top-1 drop" in failed(accuracy)
@@ -177,7 +177,7 @@ def layers(*found: tuple[Precision | None, int]) -> tuple[LayerShare, ...]:
 def test_executed_precision_is_that_of_most_layers(
     asked: Precision, found: tuple[LayerShare, ...], relative_l2: float, executed: Precision | None
 ) -> None:
-    """An engine computed in what most of its convolutions multiply in; numbers tell TF32 from strict FP32."""
+    """The precision of most convolutions is the engine's, and the distance separates TF32 from strict FP32."""
     assert executed_precision(asked, found, relative_l2, 1e-5) is executed
 
 
@@ -237,7 +237,7 @@ def test_top5_counts_labels_among_the_five_largest() -> None:
 
 
 def test_five_classes_have_no_top5() -> None:
-    """Where every label is among the five largest, nothing is said."""
+    """Five classes have no top-5 accuracy."""
     assert measure(logits((1, 2, 3, 4, 5)), logits((1, 2, 3, 4, 5)), np.array([0])).top5 is None
 
 
@@ -250,7 +250,7 @@ def test_top1_is_argmax_whatever_is_equal(rows: npt.NDArray[np.float32], labels:
 
 
 def test_the_worst_class_is_named() -> None:
-    """Of the classes with enough samples, the one that drops most is told, by its name."""
+    """The class that drops most, among those with enough samples, is reported by name."""
     labels = np.array([0] * 5 + [1] * 10 + [2])
     want = np.eye(3, dtype=np.float32)[labels]
     got = want.copy()
@@ -314,7 +314,7 @@ def test_a_part_of_the_samples_may_lie_a_little_farther() -> None:
 
 
 def test_no_rows_are_not_judged() -> None:
-    """What was not run at any batch size has nothing to hold against the gate."""
+    """An artifact without runs at batch sizes has no check of its rows."""
     assert judge_rows((), GATE) == ()
 
 

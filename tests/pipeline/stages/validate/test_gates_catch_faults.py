@@ -36,7 +36,7 @@ VARIANT = "tiny/cpu-x86_64/onnxruntime-fp16"
 
 
 def validated(copied: Path, edit: Edit) -> AccuracyReport:
-    """Edit the fp16 graph, keep the records true, and validate it: what a build with this fault in it would meet."""
+    """Edit the fp16 graph, keep the records true, and return its validation, as of a faulty build."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     file = project.paths.onnx(Graph.FP16)
     model = onnx.load(file)
@@ -196,13 +196,13 @@ def test_what_hides_from_the_usual_metrics_is_found_by_its_own(copied: Path, nam
 
 
 def test_coloured_digits_are_no_fault(copied: Path) -> None:
-    """What the faults are seeded into passes without them."""
+    """The data and graph of the seeded faults pass without a fault."""
     colour(copied)
     assert validated(copied, lambda _: None).passed
 
 
 def test_an_fp16_graph_left_in_fp32_is_rejected(copied: Path) -> None:
-    """Its numbers are better than fp16's, and it is not what was asked for."""
+    """A graph in FP32 is rejected as fp16, although its numbers are better."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     wide = onnx.load(project.paths.onnx(Graph.FP32))
     report = validated(copied, lambda model: model.CopyFrom(wide))
@@ -211,7 +211,7 @@ def test_an_fp16_graph_left_in_fp32_is_rejected(copied: Path) -> None:
 
 
 def test_an_engine_of_older_weights_is_rejected(copied: Path) -> None:
-    """What was built of other weights than the reference's does not pass for theirs."""
+    """A build of other weights than the reference's does not pass."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
     model = restore_model(project)
     with torch.no_grad():
