@@ -175,7 +175,7 @@ def is_built(folder: Path, subject: str, monkeypatch: pytest.MonkeyPatch) -> boo
 def test_every_target_is_built_where_it_can_be(
     folder: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One doit builds on three kinds of machine, prints the steps' lines and writes a manifest; nothing is left to do."""
+    """One doit builds on three kinds of machine and writes a manifest, and leaves nothing to do."""
     (folder / "artifacts/farm.json").unlink()
     status, said = run("doit")
     assert status == 0, said
