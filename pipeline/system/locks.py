@@ -38,8 +38,7 @@ def exclusive(gpu: Gpu | None) -> Iterator[None]:
     """Hold a GPU alone, so that no other step works on it during timed work, a builder's timing of tactics included.
 
     The lock belongs to the host, not to the checkout: two checkouts or two users do not time on one GPU at once. It
-    ends
-    with the process that holds it.
+    ends with the process that holds it.
 
     Args:
         gpu: the GPU; None holds nothing.

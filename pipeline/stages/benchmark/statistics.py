@@ -42,9 +42,8 @@ def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, floa
 
     Restarts are resampled, and rounds in each, because samples of one restart or one round are correlated. A bootstrap
     from three restarts underestimates their spread, and would hold the median in three of four cases only. So the
-    interval
-    is at least Student's t of the logarithms of the restarts' medians (W. S. Gosset, Biometrika 6, 1908), as machines
-    differ by factors.
+    interval is at least Student's t of the logarithms of the restarts' medians (W. S. Gosset, Biometrika 6, 1908), as
+    machines differ by factors.
 
     Args:
         restarts: the median of each round, one sequence per restart, at least one of each.

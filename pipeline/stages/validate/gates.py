@@ -40,8 +40,7 @@ def executed_precision(
     """Return the precision that an engine computed in: the type of most of its convolutions and matrix products.
 
     TF32 is hard to tell from FP32: both have FP32 tensors, and some libraries do not name their kernels. Then the
-    numbers
-    decide: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
+    numbers decide: TF32 keeps 10 bits of a mantissa, so that its error is a hundred times strict FP32's bound.
 
     Args:
         asked: the requested precision.
