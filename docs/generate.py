@@ -15,6 +15,7 @@ from griffe import Alias, Attribute, Class, GriffeLoader, Object
 from griffe2md import ConfigDict, render_object_docs
 
 import model_artifacts
+from model_artifacts import records
 from model_artifacts.records import manifest_schema
 
 _FOLDER = Path(__file__).parent
@@ -57,10 +58,10 @@ def generated() -> dict[Path, str]:
     loader.resolve_aliases()
     public = [package[name].final_target for name in model_artifacts.__all__]
     schema = manifest_schema()
-    records = [package[f"records.{name}"] for name in ["Manifest", *sorted(json.loads(schema)["$defs"])]]
+    documented = [package[f"records.{name}"] for name in ["Manifest", *sorted(json.loads(schema)["$defs"])]]
     return {
         _FOLDER / "api.md": _API + "\n\n".join(map(_page, public)) + "\n",
-        _FOLDER / "manifest.md": _MANIFEST + "\n\n".join(map(_table, records)) + "\n",
+        _FOLDER / "manifest.md": _MANIFEST + "\n\n".join(map(_table, documented)) + "\n",
         _FOLDER / "manifest.schema.json": schema,
     }
 
@@ -78,15 +79,16 @@ def _table(record: Class) -> str:
     members = [item.final_target if isinstance(item, Alias) else item for item in record.all_members.values()]
     fields = [item for item in members if isinstance(item, Attribute)]
     shown = [item for item in fields if not item.name.startswith(("_", "model_")) and "property" not in item.labels]
-    rows = [f"| `{_label(item)}` | {_text(item)} |" for item in shown]
+    rows = [f"| `{_label(record, item)}` | {_text(item)} |" for item in shown]
     return "\n".join([f"## `{record.name}`", "", _text(record), "", "| | |", "|---|---|", *rows])
 
 
-def _label(item: Attribute) -> str:
-    """Return a field's name and type, or the value of an enumeration's member."""
+def _label(record: Class, item: Attribute) -> str:
+    """Return a field's key in JSON and its type, or the value of an enumeration's member."""
     if item.annotation is None:
         return str(item.value).strip("'\"")
-    return f"{item.name}: {item.annotation}".replace("|", "\\|")
+    key = getattr(records, record.name).model_fields[item.name].alias or item.name
+    return f"{key}: {item.annotation}".replace("|", "\\|")
 
 
 def _text(item: Object) -> str:

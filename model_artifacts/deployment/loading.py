@@ -249,7 +249,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         variant=Variant(
             model=entry.model,
             target=entry.target,
-            backend=entry.kind,
+            backend=entry.backend,
             precision=entry.precision,
             graph=entry.graph,
             profile=entry.profile,

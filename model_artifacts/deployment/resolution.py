@@ -218,12 +218,12 @@ def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
 
 def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
     """Return the devices of a host that an artifact runs on, the best first, or the reason why there are none."""
-    if entry.kind is Backend.TENSORRT:
+    if entry.backend is Backend.TENSORRT:
         return _places_of_engine(entry, host)
-    if entry.kind.is_torch_tensorrt:
+    if entry.backend.is_torch_tensorrt:
         return _places_of_module(entry, host)
-    if entry.kind is not Backend.ONNXRUNTIME:
-        return f"{entry.kind.value} is a baseline to compare with, not to deploy"
+    if entry.backend is not Backend.ONNXRUNTIME:
+        return f"{entry.backend.value} is a baseline to compare with, not to deploy"
     if host.onnxruntime.version == "absent":
         return "needs onnxruntime, which is not installed there"
     if entry.target == CPU_TARGET:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from model_artifacts.records.accuracy import Accuracy, GateCheck, RowCheck
 from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare, ModuleContents, Setting, WeightWarning
@@ -81,7 +81,7 @@ class ManifestEntry(Record):
     """Name of the model."""
     target: str
     """Hosts that the artifact is for, such as `cpu-x86_64`."""
-    kind: Backend
+    backend: Backend = Field(alias="kind")
     """Backend that runs the artifact."""
     precision: Precision
     """Requested precision."""

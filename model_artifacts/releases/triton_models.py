@@ -102,7 +102,7 @@ def plan_models(manifest: Manifest) -> tuple[tuple[TritonModel, ...], tuple[Left
     left: dict[str, str] = {}
     groups: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
-        if entry.status is not Status.DEPLOYABLE or entry.kind.is_baseline:
+        if entry.status is not Status.DEPLOYABLE or entry.backend.is_baseline:
             continue
         if reason := _obstacle(entry):
             left[entry.id] = reason
@@ -119,18 +119,18 @@ def plan_models(manifest: Manifest) -> tuple[tuple[TritonModel, ...], tuple[Left
 
 def _obstacle(entry: ManifestEntry) -> str:
     """Return the reason why Triton cannot run a deployable artifact; empty if it can."""
-    if entry.kind is Backend.DYNAMO:
+    if entry.backend is Backend.DYNAMO:
         return "Triton loads torch's AOTInductor packages (`formats: [aot_inductor]`), but no ExportedPrograms"
-    if entry.kind is Backend.TORCH_COMPILE:
+    if entry.backend is Backend.TORCH_COMPILE:
         return "a recipe is compiled in Python when it is opened, so that Triton has nothing to load"
-    if entry.kind is Backend.TENSORRT:
+    if entry.backend is Backend.TENSORRT:
         if entry.built_for is None or entry.built_for.flavour is not EngineFlavour.TENSORRT:
             return "Triton runs TensorRT engines, but none of TensorRT-RTX"
         if entry.built_for.gpu is None:
             return "the GPU that it was built for is unknown"
         if is_applied("strip_plan", entry.settings):
             return "it was built without its weights"
-    if entry.kind is Backend.ONNXRUNTIME and entry.graph:
+    if entry.backend is Backend.ONNXRUNTIME and entry.graph:
         if entry.graph.precision in {Precision.INT8, Precision.FP8} and not entry.graph.for_x86:
             return "its Q/DQ pairs are placed for TensorRT; the validation ran without optimisers that Triton leaves on"
         if entry.target != CPU_TARGET and entry.precision is Precision.FP32:
@@ -139,9 +139,9 @@ def _obstacle(entry: ManifestEntry) -> str:
 
 
 def _platform(entry: ManifestEntry) -> Platform:
-    if entry.kind is Backend.TENSORRT:
+    if entry.backend is Backend.TENSORRT:
         return Platform.TENSORRT
-    return Platform.AOTI if entry.kind is Backend.DYNAMO_AOTI else Platform.ONNX
+    return Platform.AOTI if entry.backend is Backend.DYNAMO_AOTI else Platform.ONNX
 
 
 def _name(entry: ManifestEntry) -> str:

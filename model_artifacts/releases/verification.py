@@ -55,7 +55,7 @@ def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
         RecordError: a recipe is missing or damaged.
     """
     files = [file for file in (entry.file, entry.runtime_cache) if file]
-    if entry.kind is Backend.TORCH_COMPILE and entry.file:
+    if entry.backend is Backend.TORCH_COMPILE and entry.file:
         files.append(read_record(root / entry.file.path, Recipe).weights)
     return tuple(files)
 

@@ -36,7 +36,7 @@ def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend)
     """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone."""
     pixels = project.pixels(project.data().validation)[:8]
     with pipeline.load(artifacts, pipeline.Requirements(precision=Precision.FP16)) as model:
-        assert model.entry.kind is kind
+        assert model.entry.backend is kind
         images = to_input(pixels, model.preprocessing)
         profile = model.entry.profile
         step = profile.max if profile else 1
@@ -58,6 +58,6 @@ def test_a_module_is_loaded_where_there_is_no_engine(modules: Project, kind: Bac
     shutil.copytree(modules.paths.root, artifacts)
     assert main(["manifest", modules.plan.model, "--config", str(tmp_path / "pipeline.yaml")]) == 0
     manifest = read_manifest(artifacts)
-    entries = tuple(entry for entry in manifest.artifacts if entry.kind is kind)
+    entries = tuple(entry for entry in manifest.artifacts if entry.backend is kind)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": entries}))
     assert distance_of_what_is_loaded(modules, artifacts, kind) < FP16

@@ -47,7 +47,7 @@ def engine(name: str, *milliseconds: float, gpu: Gpu | None = H100, **changes: A
         compute_capabilities=(gpu.compute_capability,) if gpu else (80, 86, 89, 120),
     )
     times = [timing(batch, p50, clock=Clock.GPU_GRAPH) for batch, p50 in enumerate(milliseconds, 1)]
-    update = {"kind": Backend.TENSORRT, "built_for": tuned, "gpu": GpuType(name=H100.name, compute_capability=90)}
+    update = {"backend": Backend.TENSORRT, "built_for": tuned, "gpu": GpuType(name=H100.name, compute_capability=90)}
     return entry(name, *times).model_copy(update=update | changes)
 
 
@@ -55,4 +55,4 @@ def module(name: str, *milliseconds: float) -> ManifestEntry:
     """Return a Torch-TensorRT module made on an H100."""
     libraries = (Tool(name="torch", version="2.11.0"), TORCHTRT, TRT10)
     contents = ModuleContents(segments=1, torch_operators=(), libraries=libraries)
-    return engine(name, *milliseconds, kind=Backend.DYNAMO, built_for=None, module=contents, target=MODULE_TARGET)
+    return engine(name, *milliseconds, backend=Backend.DYNAMO, built_for=None, module=contents, target=MODULE_TARGET)

@@ -57,10 +57,10 @@ def served(claims: Sequence[str], environment: Mapping[str, str]) -> Iterator[Se
 
     Args:
         claims: its arguments.
-        environment: what its processes have besides this one's.
+        environment: additional variables of its processes.
 
     Raises:
-        RuntimeError: it does not start; with what it said.
+        RuntimeError: it does not start; the message has its errors.
     """
     with tempfile.TemporaryDirectory(prefix="farm-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)

@@ -59,7 +59,7 @@ def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntr
     alike = [
         entry
         for entry in entries
-        if entry.kind in kind.backends
+        if entry.backend in kind.backends
         and kind.precision in {None, entry.precision}
         and (entry.profile is None or entry.profile.takes(batch))
     ]
@@ -93,7 +93,7 @@ def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None) -> Miles
 
 def _fastest(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the faster timing of with and without a CUDA graph; eager FP32 runs without one, as users run it."""
-    clocks = (Clock.GPU,) if entry.kind is Backend.EAGER else (Clock.GPU, Clock.GPU_GRAPH)
+    clocks = (Clock.GPU,) if entry.backend is Backend.EAGER else (Clock.GPU, Clock.GPU_GRAPH)
     timings = [timing for clock in clocks if (timing := _timing(entry, batch, clock))]
     return min(timings, key=lambda timing: timing.p50_ms, default=None)
 

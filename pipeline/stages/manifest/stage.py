@@ -128,7 +128,7 @@ def _entry(project: Project, records: VariantRecords, everything: list[VariantRe
         id=variant.id,
         model=variant.model,
         target=variant.target,
-        kind=variant.backend,
+        backend=variant.backend,
         precision=variant.precision,
         graph=variant.graph,
         profile=variant.profile,

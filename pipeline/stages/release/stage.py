@@ -123,7 +123,7 @@ def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState
 
 def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
     for entry in manifest.artifacts:
-        if entry.status is Status.DEPLOYABLE and entry.file and not entry.kind.is_baseline:
+        if entry.status is Status.DEPLOYABLE and entry.file and not entry.backend.is_baseline:
             yield entry
 
 

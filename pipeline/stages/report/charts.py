@@ -42,8 +42,8 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
     if not timed:
         return None
     figure = go.Figure()
-    for backend in dict.fromkeys(entry.kind for entry, _ in timed):
-        members = [(entry, timing) for entry, timing in timed if entry.kind is backend]
+    for backend in dict.fromkeys(entry.backend for entry, _ in timed):
+        members = [(entry, timing) for entry, timing in timed if entry.backend is backend]
         figure.add_trace(_points(backend.value, members))
     best = frontier(timed)
     if len(best) > 1:
@@ -140,7 +140,7 @@ def _best_rates(entries: Sequence[ManifestEntry]) -> dict[str, dict[int, float]]
     for entry in entries:
         for timing in _contiguous(entry) if entry.status is Status.DEPLOYABLE else ():
             if timing.clock is _clock_of(entry):
-                line = lines.setdefault(f"{entry.kind.value} {entry.precision.value}", {})
+                line = lines.setdefault(f"{entry.backend.value} {entry.precision.value}", {})
                 line[timing.batch] = max(timing.throughput_per_s, line.get(timing.batch, 0.0))
     return lines
 
@@ -176,7 +176,7 @@ def workspace_sweep(entries: Sequence[ManifestEntry]) -> Chart | None:
         batch = entry.profile.opt if entry.profile else 0
         timing = latency_of(entry, batch)
         if entry.workspace_bytes and timing:
-            name = f"{entry.target}: {entry.kind.value} {entry.precision.value} b{batch}"
+            name = f"{entry.target}: {entry.backend.value} {entry.precision.value} b{batch}"
             lines.setdefault(name, {})[entry.workspace_bytes] = timing.p50_ms
     figure = go.Figure()
     for name, latencies in lines.items():

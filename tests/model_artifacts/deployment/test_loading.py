@@ -48,7 +48,7 @@ def test_logits_are_those_that_were_validated(built: Project) -> None:
     data = built.data()
     pixels, reference = built.pixels(data.validation), np.load(built.file(data.reference))
     with pipeline.load(built.paths.root, Requirements(precision=Precision.FP32)) as model:
-        assert model.entry.kind is Backend.ONNXRUNTIME
+        assert model.entry.backend is Backend.ONNXRUNTIME
         logits = model(to_input(pixels, model.preprocessing))
     assert logits.dtype == np.float32
     assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < 1e-5

@@ -320,7 +320,7 @@ def test_only_what_is_deployable_is_taken(status: Status) -> None:
 def test_baselines_are_not_deployed() -> None:
     """Eager torch is in the manifest to compare with."""
     with pytest.raises(ResolveError, match="eager is a baseline to compare with"):
-        taken(engine("eager", 0.1, kind=Backend.EAGER))
+        taken(engine("eager", 0.1, backend=Backend.EAGER))
 
 
 def test_an_empty_manifest_says_so() -> None:
@@ -429,5 +429,5 @@ def test_a_folder_without_a_manifest_says_what_to_name(tmp_path: Path, capsys: p
 def test_the_built_project_resolves_here(built_folder: Path) -> None:
     """On this machine, which has no GPU, ONNX is taken, by its own latency."""
     found = resolve(built_folder / "artifacts")
-    assert found.entry.kind is Backend.ONNXRUNTIME
+    assert found.entry.backend is Backend.ONNXRUNTIME
     assert found.latency_ms is not None

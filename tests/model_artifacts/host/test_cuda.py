@@ -41,7 +41,7 @@ def test_call_that_failed_says_it_in_cudas_words() -> None:
 
 @pytest.mark.parametrize(("driver", "got"), [(12080, "a driver for CUDA 12.8"), (0, "no driver")])
 def test_driver_that_is_too_old_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch, driver: int, got: str) -> None:
-    """The message has the present driver and the fix: any driver for CUDA's generation."""
+    """The message has the present driver, the expected generation of CUDA, and the advice to update the driver."""
     success = runtime.cudaError_t.cudaSuccess
     monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, driver))
     monkeypatch.setattr(runtime, "cudaRuntimeGetVersion", lambda: (success, 13040))

@@ -53,7 +53,7 @@ def plan(name: str, *milliseconds: float, profile: BatchRange = RANGE, **changes
 
 def package(name: str, *milliseconds: float, **changes: Any) -> ManifestEntry:
     """Return an AOTInductor package for the H100."""
-    return plan(name, *milliseconds, kind=Backend.DYNAMO_AOTI, built_for=None, **changes)
+    return plan(name, *milliseconds, backend=Backend.DYNAMO_AOTI, built_for=None, **changes)
 
 
 def onnx(name: str, graph: Graph, *batches: int, **changes: Any) -> ManifestEntry:
@@ -143,8 +143,8 @@ def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
     ("bad", "reason"),
     [
         (engine("rtx", 1.0, gpu=None), "none of TensorRT-RTX"),
-        (plan("dynamo", 1.0, kind=Backend.DYNAMO), "no ExportedPrograms"),
-        (plan("recipe", 1.0, kind=Backend.TORCH_COMPILE), "nothing to load"),
+        (plan("dynamo", 1.0, backend=Backend.DYNAMO), "no ExportedPrograms"),
+        (plan("recipe", 1.0, backend=Backend.TORCH_COMPILE), "nothing to load"),
         (plan("bare", 1.0, built_for=None), "TensorRT-RTX"),
         (
             plan("stripped", 1.0, settings=(Setting(name="strip_plan", value="true", applied=True),)),
@@ -166,7 +166,7 @@ def test_what_triton_cannot_run_is_told(bad: ManifestEntry, reason: str) -> None
 def test_what_may_not_be_deployed_is_not_mentioned() -> None:
     """Baselines and artifacts that are not deployable are not mentioned."""
     rejected = plan("a", 1.0, status=Status.REJECTED)
-    assert plan_models(of(rejected, onnx("b", Graph.FP32, 1, kind=Backend.EAGER))) == ((), ())
+    assert plan_models(of(rejected, onnx("b", Graph.FP32, 1, backend=Backend.EAGER))) == ((), ())
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Pa
 
 
 def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
-    """The reason comes before the work, and a first run has none."""
+    """A stale task prints its reason, and `doit list` prints none."""
     config = finished / "pipeline.yaml"
     config.write_text(config.read_text().replace("validation: 100", "validation: 90"))
     done = doit(finished, "data")
@@ -71,7 +71,7 @@ def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finishe
 
 
 def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
-    """More calibration images rerun the data, int8's graphs and builds, and the steps after them."""
+    """More calibration images rerun only the data, int8's graphs and builds, and the steps that depend on them."""
     assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
     config = finished / "pipeline.yaml"
     config.write_text(config.read_text().replace("calibration: 32", "calibration: 48"))

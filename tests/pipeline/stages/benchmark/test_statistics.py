@@ -65,7 +65,7 @@ def test_rounds_that_agree_give_a_narrow_interval() -> None:
     [(1, 9, 0.0, 0.1), (3, 2, 0.0, 0.02), (3, 2, 0.02, 0.002), (3, 3, 0.02, 0.02), (5, 3, 0.02, 0.002)],
 )
 def test_the_interval_covers_what_it_says(restarts: int, rounds: int, between: float, within: float) -> None:
-    """About 95 % of 400 repeated experiments cover the true median, also if restarts differ and rounds do not."""
+    """The intervals of about 95 % of 400 repeated experiments cover the true median, also if restarts differ."""
     random = np.random.default_rng(1)
     hits = 0
     for _ in range(400):
@@ -87,7 +87,7 @@ def test_the_interval_covers_what_it_says(restarts: int, rounds: int, between: f
     ],
 )
 def test_a_warm_up_ends_when_the_last_two_medians_agree(medians: list[float], *, done: bool) -> None:
-    """The last two medians agree within two per cent, whatever came before."""
+    """A warm-up ends once its last two medians agree within two per cent, whatever came before."""
     assert settled(medians) is done
 
 

@@ -44,7 +44,7 @@ def timing(
 
 
 def entry(
-    kind: Backend,
+    backend: Backend,
     precision: Precision,
     *timings: BatchTiming,
     name: str = "",
@@ -53,8 +53,8 @@ def entry(
 ) -> ManifestEntry:
     """Return an artifact that ran on the GPU."""
     found = {
-        "id": f"m/gpu/{name or kind.value}-{precision.value}",
-        "kind": kind,
+        "id": f"m/gpu/{name or backend.value}-{precision.value}",
+        "backend": backend,
         "precision": precision,
         "timings": timings,
         "status": status,

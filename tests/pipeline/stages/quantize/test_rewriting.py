@@ -126,7 +126,7 @@ def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelPr
 
 
 def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
-    """The output of a convolution in the skip connection comes through a Q/DQ pair."""
+    """A sum of two convolutions reads one directly, and the skip connection's through a Q/DQ pair."""
     assert read_by(summed, "projection") == ["c", "d*"]
 
 

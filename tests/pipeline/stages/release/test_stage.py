@@ -43,7 +43,7 @@ def test_a_release_has_what_may_be_deployed_and_its_evidence(released: Release, 
     built = project.manifest()
     entries = [item for item in built.artifacts if item.id in {entry.id for entry in released.manifest.artifacts}]
     assert {item.status for item in entries} == {Status.DEPLOYABLE}
-    assert {item.kind.value for item in entries} == {"onnxruntime"}
+    assert {item.backend.value for item in entries} == {"onnxruntime"}
     files = {item.file.path for item in entries if item.file}
     evidence = {"manifest.json", "report.html", "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt", "SHA256SUMS"}
     assert listing(released.folder) == files | evidence | {"model.sig"}
