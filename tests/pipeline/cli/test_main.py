@@ -143,7 +143,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_a_bug_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str) -> None:
-    """An exception that nobody expected ends with status 1 and the way to its traceback."""
+    """An unexpected exception ends with status 1 and the option that shows its traceback."""
     monkeypatch.setattr("pipeline.stages.source.stage.run", raises(ZeroDivisionError("oops")))
     assert main(["source", "tiny", "--config", config]) == 1
     said = capsys.readouterr().err

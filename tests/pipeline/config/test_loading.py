@@ -415,8 +415,7 @@ def _written(document: dict[str, Any], *, flow: bool) -> str:
 def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> None:
     """Each document has a plan with all required steps, in every spelling, or a problem with a position.
 
-    So does what is read, written out in full.
-    Many are accepted and many are refused: neither half is tested in vain.
+    An accepted configuration is accepted again in its full form. Many documents are accepted, and many are refused.
     """
     file, seen = tmp_path / "document.yaml", {"accepted": 0, "refused": 0}
 

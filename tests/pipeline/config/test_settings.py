@@ -371,7 +371,7 @@ def test_release_has_default_bounds(load: Callable[[str], Config]) -> None:
     ],
 )
 def test_bounds_without_their_unit_are_refused(load: Callable[[str], Config], text: str, said: str) -> None:
-    """3 may be per cent or a factor; nothing is guessed."""
+    """A bound without a unit is refused, because 3 may be per cent or a factor."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load(MATRIX + text + "\n")
 

@@ -229,7 +229,7 @@ def key_in(project: Project, step: Step, digest: str) -> bool:
     ],
 )
 def test_a_setting_says_what_it_makes_stale(copied: Path, old: str, new: str, reason: str, steps: set[str]) -> None:
-    """Its own step, for a reason that has the setting's name and both values; later steps once that was made again."""
+    """A changed setting makes its own step stale, and the reason has the setting's name and both values."""
     rewrite(copied, lambda text: text.replace(old, new))
     assert stale(copied) == steps
     project = Project.load(copied / "pipeline.yaml", STAGES)

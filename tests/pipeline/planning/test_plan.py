@@ -238,7 +238,7 @@ OF_PROCESSORS = workers("a processor with tensorrt_rtx", host(torch="absent"))
 
 
 def test_farms_baseline_is_of_the_same_machines() -> None:
-    """Eager FP32 on the GPU that an engine runs on; machines without torch have none."""
+    """An engine's baseline is eager FP32 on its own GPU, and machines without torch have no baseline."""
     plan = Plan(farm_plan(TUNED, AHEAD), host(), (OF_H100, OF_PROCESSORS))
     baseline = plan.baseline("sm90-h100-80gb-hbm3-trt10.15")
     assert baseline is not None

@@ -154,7 +154,7 @@ def test_a_dropped_precision_takes_its_graphs(copied: Path) -> None:
 
 
 def test_a_variant_of_an_older_schema_goes_too(copied: Path) -> None:
-    """Its record says so much; in a planned variant's folder it is made again instead."""
+    """An unplanned variant with a record of an older schema is pruned, and a planned one is made again."""
     folder, planned = copied / "artifacts/tiny/rtx-sm80+/fp8-b1-ws16MiB", copied / "artifacts" / SMALL
     shutil.copytree(planned, folder)
     for record in (folder / "artifact.json", planned / "artifact.json"):

@@ -77,7 +77,7 @@ def listing(cache: Path, stage: str = "build") -> Path:
 def test_what_is_in_the_cache_is_not_made_again(
     other: Project, project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very bytes of the other machine, and its record; the step is up to date."""
+    """A cached result has the bytes and the record of the other machine, and the step is up to date."""
     monkeypatch.setattr("pipeline.stages.build.engine.make_engine", None)
     assert run(other, BUILD) == 0
     assert engine(other).read_bytes() == engine(project).read_bytes()

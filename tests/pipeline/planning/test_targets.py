@@ -171,7 +171,7 @@ OF_PROCESSORS = workers("a processor with tensorrt_rtx", host(torch="absent"))
 
 
 def test_farm_has_the_targets_of_all_its_machines() -> None:
-    """Each in the flavour that it names; modules where the machines have torch."""
+    """Each machine's flavour gives a target of engines, and machines with torch give targets of modules."""
     config = farm_plan(
         TUNED, {"accelerator": "L4", "flavour": "tensorrt_rtx", "compute_capabilities": "current"}, AHEAD
     )

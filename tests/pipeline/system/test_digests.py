@@ -83,7 +83,7 @@ def test_without_a_cache_everything_is_hashed(tmp_path: Path, reads: list[Path],
 def test_a_cache_that_somebody_else_holds_is_waited_for_and_done_without(
     tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process that writes for long keeps nobody from knowing a digest."""
+    """A cache that another process writes for long does not delay a digest."""
     monkeypatch.setattr("pipeline.system.digests._BUSY_SECONDS", 0.05)
     file = settled(tmp_path / "engine", LARGE)
     Digests(tmp_path / "cache").sha256_of(file)
@@ -117,7 +117,7 @@ def test_a_missing_file_is_one_message(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_its_names_and_bytes(tmp_path: Path, reads: list[Path]) -> None:
-    """Touching or moving it changes nothing, and neither reads its files twice; a name or a byte changes it."""
+    """A folder's digest follows its names and bytes, and touching or moving it reads no file twice."""
     images = tmp_path / "images"
     one = settled(images / "a" / "1.png", b"one")
     settled(images / "b" / "2.png", b"two")

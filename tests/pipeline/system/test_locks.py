@@ -116,7 +116,7 @@ def test_what_is_timed_waits_for_work() -> None:
 
 
 def test_lock_ends_with_the_process_that_holds_it() -> None:
-    """A process that is killed keeps nobody waiting."""
+    """A killed process releases its lock."""
     with holder() as process:
         waiter = Waiter()
         assert not waiter.holds.wait(0.2)
