@@ -188,7 +188,7 @@ def test_a_module_needs_the_libraries_that_made_it() -> None:
         taken(module("module", 0.2), on=there)
 
 
-@pytest.mark.parametrize("made", [engine("made", 0.4), module("made", 0.2)], ids=lambda made: made.kind.value)
+@pytest.mark.parametrize("made", [engine("made", 0.4), module("made", 0.2)], ids=lambda made: made.backend.value)
 @pytest.mark.parametrize(("driver_cuda", "runs"), [(12, False), (13, True), (14, True), (None, True)])
 def test_the_driver_must_run_the_cuda_of_the_installed_tensorrt(
     made: ManifestEntry, driver_cuda: int | None, *, runs: bool
