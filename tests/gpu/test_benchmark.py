@@ -38,7 +38,7 @@ def reports_of(project: Project, target: str, folder: Path) -> dict[str, Benchma
 
 @pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 def test_engines_are_timed_by_every_clock(project: Project, tmp_path: Path) -> None:
-    """Alone with and without a graph, with copies, host to host, and on several streams; with memory and conditions."""
+    """Engines are timed by every clock, on several streams too; each report has their memory and conditions."""
     target = project.plan.engine_targets[0].name
     reports = reports_of(project, target, tmp_path)
     assert reports
@@ -56,7 +56,7 @@ def test_engines_are_timed_by_every_clock(project: Project, tmp_path: Path) -> N
 
 
 def test_modules_are_timed_by_every_clock(modules: Project, tmp_path: Path) -> None:
-    """Torch's modules in both layouts, with the cost of their cold start."""
+    """Torch's modules in both layouts are timed by every clock, with the cost of their cold start."""
     target = modules.plan.module_targets[0].name
     reports = reports_of(modules, target, tmp_path)
     assert {"eager-fp32", "dynamo-fp16-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB"} <= set(reports)

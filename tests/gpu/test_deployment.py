@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
-    """Else nothing here would run; the driver says it itself."""
+    """This host's driver reports its CUDA version, which covers that of every installed TensorRT."""
     here = pipeline.this_host()
     assert here.driver_cuda is not None
     for tool in here.host.flavours:
@@ -45,7 +45,7 @@ def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend)
 
 
 def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
-    """By the manifest alone, within its gate of the reference's logits."""
+    """An engine is resolved by the manifest alone, and its logits stay within the gate of the reference."""
     assert distance_of_what_is_loaded(project, project.paths.root, Backend.TENSORRT) < FP16
 
 

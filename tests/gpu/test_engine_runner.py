@@ -270,7 +270,7 @@ def test_no_room_on_the_gpu_is_a_clear_error(project: Project, ranged: Artifact)
 
 
 def spoil(project: Project, artifact: Artifact) -> None:
-    """Leave a CUDA error that stays until the process ends: a copy to an address that nobody owns."""
+    """Leave a CUDA error that stays until the process ends: a copy to an address without an owner."""
     with open_serialized(project, artifact) as engine, engine.session() as run:
         nowhere = cuda.DeviceArray(0xDEAD0000, (1024,), np.dtype(np.float32))
         cuda.copy_on_gpu(nowhere, cuda.DeviceArray(0xBEEF0000, (1024,), np.dtype(np.float32)), run.stream)

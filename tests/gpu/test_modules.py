@@ -36,7 +36,7 @@ def artifact_of(project: Project, name: str) -> Artifact:
 
 @pytest.mark.parametrize("name", [*COMPILED, "eager-fp32", "eager-fp16-channels_last", "inductor-fp16"])
 def test_every_module_passes_its_gate(modules: Project, name: str) -> None:
-    """Loaded by a fresh process, it keeps its precision's gate with images in every layout that it takes."""
+    """A module in a fresh process keeps its precision's gate with images in every layout that it takes."""
     artifact = artifact_of(modules, name)
     assert artifact.outcome is Outcome.DONE, artifact.reason
     report = modules.accuracy(artifact.variant)

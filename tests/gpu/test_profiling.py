@@ -1,4 +1,4 @@
-"""Profiles on a real GPU: an engine's layers, and everybody's kernels."""
+"""Profiles on a real GPU: an engine's layers, and the kernels of every backend."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_an_engine_tells_its_layers_and_kernels(project: Project, fixed: Artifac
 
 @pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 def test_a_module_tells_its_kernels(modules: Project) -> None:
-    """Eager has no layers, and kernels all the same."""
+    """The profile of an eager module has kernels, although it has no layers."""
     target = modules.plan.module_targets[0].name
     check_kernels(profile_variant(modules, modules.plan.variant(f"{modules.plan.model}/{target}/eager-fp32")))

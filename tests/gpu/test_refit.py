@@ -87,7 +87,7 @@ def test_a_refitted_engine_gives_what_a_new_one_gives(
 def test_an_engine_that_was_not_built_for_it_is_not_refitted(
     project: Project, flavour: Flavour, request_of: EngineRequest
 ) -> None:
-    """It says so, and the caller builds it again."""
+    """Refitting an engine that was not built for it is an error, on which the caller builds it again."""
     assert project.plan.host.gpus
     plain = replace(request_of, settings=TensorRTConfig())
     engine = build_engine(flavour, plain, BuildLog())

@@ -61,7 +61,7 @@ AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
 def mount(*arguments: str) -> None:
-    """Mount something, or skip the test: where nobody looks, in CI, that is a failure."""
+    """Mount something, or skip the test; in CI, where a skip would go unnoticed, fail it."""
     tool = shutil.which(AS_ROOT[0] if AS_ROOT else "mount")
     command = [*AS_ROOT, "mount", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True) if tool else None  # noqa: S603
@@ -183,7 +183,7 @@ def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path)
 
 
 def test_two_of_the_same_step_at_once_leave_one_whole_result(finished: Path) -> None:
-    """Commands take no lock: the result of the last one to finish stays."""
+    """Two concurrent commands of one step take no lock, and the last one to finish leaves a whole result."""
     project = Project.load(finished / "pipeline.yaml", STAGES)
     both = [
         subprocess.Popen(  # noqa: S603 - fixed arguments

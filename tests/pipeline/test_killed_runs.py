@@ -141,7 +141,7 @@ def take_away(project: Project, step: Step) -> dict[Path, bytes]:
 
 
 def test_killed_at_any_instant_a_run_goes_on_where_it_was(finished: Path) -> None:
-    """After 50 kills, in every stage, nothing is half-written, nothing done again, and the manifest the usual one."""
+    """Fifty kills in all stages leave nothing half-written, repeat no finished work, and give the usual manifest."""
     (finished / "pipeline.yaml").write_text(SMALL)
     project = Project.load(finished / "pipeline.yaml", STAGES)
     for step in INTERRUPTED:
@@ -196,7 +196,7 @@ def test_asked_to_end_a_run_ends_with_its_steps(interrupted: Path, name: str) ->
 
 
 def test_a_killed_doit_takes_its_steps_with_it(checkout: Path) -> None:
-    """They do not go on in the background, beside those of the next run."""
+    """The steps of a killed doit end with it, rather than run on beside those of the next run."""
     process = subprocess.Popen(
         [sys.executable, "-m", "doit"], cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -251,7 +251,7 @@ def steps_in(folder: Path) -> list[str]:
 
 
 def test_what_a_killed_writer_left_the_next_one_removes(tmp_path: Path) -> None:
-    """A temporary file that nobody holds goes; that of a living writer stays."""
+    """A writer removes the temporary files of killed writers, and keeps those of living ones."""
     path = tmp_path / "model.engine"
     left = tmp_path / ".writing-model.engine.abc.engine"
     left.write_bytes(b"half")

@@ -146,7 +146,7 @@ def test_digest_ignores(change: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def test_digest_ignores_the_order_of_weights() -> None:
-    """Weights are known by their names."""
+    """The order of weights does not change the digest, because their names identify them."""
     assert canonical_digest(graph()) == canonical_digest(graph(initializers=("unused", "w")))
 
 
@@ -188,12 +188,12 @@ def test_structure_ignores_what_weights_hold() -> None:
     ids=["attribute", "shape", "type", "opset", "output", "initialisers"],
 )
 def test_structure_notices(other: onnx.ModelProto) -> None:
-    """Everything else counts as it does for the digest."""
+    """A change of anything but the weights' values changes the structure's digest, as it does the computation's."""
     assert structure_digest(other) != structure_digest(graph())
 
 
 def test_digest_notices_an_operator() -> None:
-    """Another operator counts."""
+    """Another operator changes the digest of a graph."""
     model = graph()
     before = canonical_digest(model)
     model.graph.node[0].op_type = "MatMul"
@@ -202,7 +202,7 @@ def test_digest_notices_an_operator() -> None:
 
 
 def test_digest_notices_an_input() -> None:
-    """Another shape of an input counts."""
+    """Another shape of an input changes the digest of a graph."""
     model = graph()
     before = canonical_digest(model)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
@@ -233,7 +233,7 @@ def test_digest_ignores_how_constants_are_encoded() -> None:
 
 
 def test_digest_notices_a_constant() -> None:
-    """Another value in a node's attribute counts."""
+    """Another value in a node's attribute changes the digest."""
     first, second = (numpy_helper.from_array(row, "c") for row in WEIGHT)
 
     assert canonical_digest(with_constant(first)) != canonical_digest(with_constant(second))
@@ -245,12 +245,12 @@ def test_digest_ignores_names_in_branches() -> None:
 
 
 def test_digest_notices_a_branch() -> None:
-    """Another operator in the body of an If counts."""
+    """Another operator in the body of an If changes the digest."""
     assert canonical_digest(with_branches("a")) != canonical_digest(with_branches("a", "Abs"))
 
 
 def test_digest_notices_a_function() -> None:
-    """Another body of a function that the graph calls counts."""
+    """Another body of a function that the graph calls changes the digest."""
     assert canonical_digest(with_function("Neg")) != canonical_digest(with_function("Abs"))
 
 

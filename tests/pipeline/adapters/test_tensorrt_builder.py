@@ -233,7 +233,7 @@ def test_empty_graph(tmp_path: Path, flavour: Flavour) -> None:
 
 
 def test_failure_without_an_error(tmp_path: Path) -> None:
-    """A builder that fails in silence is said to have."""
+    """A failure without an error in the log is reported as such."""
     error = _failure(BuildLog(), request_for(tmp_path))
 
     assert "no error in its log" in str(error)
@@ -264,7 +264,7 @@ def test_memory_that_is_not_reported(flavour: Flavour) -> None:
 
 
 def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
-    """A builder that does not say how large the weights are is not taken to have said nothing."""
+    """The size of the weights is unknown, and not zero, if the builder does not report it."""
     log = BuildLog()
     log.add("INFO", "Total Activation Memory: 1024 bytes")
 
@@ -285,7 +285,7 @@ def test_quantized_probe(tmp_path: Path, flavour: Flavour, precision: Precision)
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16])
 def test_what_is_not_quantized_is_not_probed(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
-    """Nothing is known against building in floating point."""
+    """Every precision in floating point counts as supported, without a probe."""
     assert unsupported(flavour, request_for(tmp_path, precision)) is None
 
 

@@ -65,7 +65,7 @@ def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Fla
 
 
 def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:
-    """Nothing is timed ahead of time, and nothing is kept."""
+    """A build without a timing cache records the setting as off and returns an empty cache."""
     engine = build(flavour, with_setting(request_of(built), "timing_cache", value=False))
 
     assert ("timing_cache", "off", True) in {(item.name, item.value, item.applied) for item in engine.settings}

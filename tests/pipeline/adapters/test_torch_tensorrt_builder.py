@@ -107,7 +107,7 @@ def test_what_tensorrt_rtx_ignores_is_recorded(tmp_path: Path, precision: Precis
 
 
 def test_torch_compile_cannot_require_full_compilation(tmp_path: Path) -> None:
-    """The library ignores it there; here the record says so."""
+    """torch.compile is not passed `require_full_compilation`, which the library ignores there; the record says so."""
     request = module_request(
         tmp_path, backend=Backend.TORCH_COMPILE, settings=TorchTensorRTConfig(require_full_compilation=True)
     )
@@ -148,7 +148,7 @@ def test_settings_are_read_from_the_version_that_is_there() -> None:
 
 @pytest.mark.parametrize("profile", [BatchRange(min=2, opt=2, max=2), BatchRange(min=1, opt=2, max=4)], ids=str)
 def test_a_saved_module_computes_what_the_model_does(tmp_path: Path, profile: BatchRange) -> None:
-    """Compiled, saved and loaded, it gives the model's logits for every batch size that it is for."""
+    """A module that was compiled, saved and loaded gives the model's logits for every batch size in its range."""
     library, model, request = Library(), network(), module_request(tmp_path, profile=profile)
     compiled = compile_ahead(library, model, request)
     save(library, compiled.module, request, tmp_path / "model.pt2")
@@ -174,7 +174,7 @@ def test_a_model_that_does_not_trace_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_what_the_library_raises_is_a_clear_error(tmp_path: Path) -> None:
-    """The library's own words are in the message."""
+    """The message of a failed compilation holds the library's own words."""
     with pytest.raises(BuildError, match="cannot compile the model") as caught:
         compile_ahead(Library(fails="no converter for aten.foo"), network(), module_request(tmp_path))
     assert "no converter for aten.foo" in str(caught.value)

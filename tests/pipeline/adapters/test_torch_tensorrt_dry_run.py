@@ -34,7 +34,7 @@ def report() -> Report:
 
 
 def test_the_library_that_is_installed_can_be_imported(report: Report) -> None:
-    """Its own wheel's flaws do not keep it from that; a driver is all that is missing here."""
+    """The installed library can be imported without a driver, despite the flaws of its wheel."""
     assert report.version == installed_torch_tensorrt().version
 
 
@@ -58,5 +58,5 @@ def test_what_runs_just_in_time_is_the_model(report: Report, name: str) -> None:
 
 
 def test_every_case_is_judged(report: Report) -> None:
-    """Whatever is driven is in one of the lists of these tests."""
+    """Every driven case is in one of the lists of these tests."""
     assert set(report.cases) == {*AHEAD, *IN_TIME, "resnet18 fp16 range"}

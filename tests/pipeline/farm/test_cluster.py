@@ -25,7 +25,7 @@ def test_whole_gpu_or_none_is_asked_for() -> None:
 
 @pytest.mark.parametrize("sharing", range(1, 101))
 def test_as_many_share_a_gpu_as_are_to(sharing: int) -> None:
-    """Ray counts ten-thousandths: those that share fit, and one more does not."""
+    """The configured number of steps fits on a GPU in Ray's ten-thousandths, and one more does not."""
     needs = NodeRequirements.of(TUNED.model_copy(update={"steps_per_gpu": sharing}), alone=False)
     parts = round(1e4 * needs.gpus)
     assert 1e4 * needs.gpus == pytest.approx(parts, abs=1e-9)
@@ -52,7 +52,7 @@ def test_step_is_kept_off_machines_by_their_names() -> None:
     ],
 )
 def test_address_without_a_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch, address: str, problem: str) -> None:
-    """Ray alone would try for minutes."""
+    """An address without a cluster is an error within seconds, where Ray alone would try for minutes."""
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     began = time.monotonic()
     with pytest.raises(FarmError, match=problem):
@@ -68,7 +68,7 @@ def test_address_without_a_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_cluster_that_cannot_be_joined_says_why(monkeypatch: pytest.MonkeyPatch, said: str, what: str) -> None:
-    """The error has Ray's words and the fix."""
+    """The error for a cluster that refuses the driver has Ray's words and the fix."""
 
     def refuse(**_: object) -> None:
         raise RuntimeError(said)

@@ -129,7 +129,7 @@ def test_what_an_earlier_build_gave_goes(project: Project, at_home: Path) -> Non
 
 
 def test_worker_that_falls_silent_is_lost(project: Project) -> None:
-    """Its step may run elsewhere."""
+    """A worker whose messages stop early is lost, so that its step may run elsewhere."""
     with pytest.raises(LostWorkerError, match="the worker was lost"):
         followed(project, [Began(node="n").to_json()])
 
@@ -137,7 +137,7 @@ def test_worker_that_falls_silent_is_lost(project: Project) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("told", [0, 128])
 def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number: signal.Signals, told: int) -> None:
-    """The kernel does so for want of memory; the step's own process, or one whose end that tells of."""
+    """A step whose process, or a child of it, was killed by a signal may run elsewhere."""
     status = told + number if told else -number
     with pytest.raises(LostWorkerError, match=f"its process was killed by {number.name}"):
         followed(project, [Completed(status=status, files=()).to_json()])
@@ -146,7 +146,7 @@ def test_step_that_somebody_has_ended_may_run_elsewhere(project: Project, number
 def test_step_whose_builder_is_killed_has_not_failed(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a worker it leaves no record, and says by its exit status that it may run elsewhere."""
+    """A killed builder on a worker leaves no record, and its exit status says that the step may run elsewhere."""
     before = project.artifact(project.plan.variant(ENGINE))
     record = FarmRecord(hosts=(workers(NEEDS, environment.read_host()),), here=NEEDS)
     write_record(project.paths.farm, record)
@@ -188,21 +188,21 @@ def test_step_that_fails_without_a_record_has_its_own_status(project: Project, a
 
 
 def test_step_that_has_crashed_has_failed(project: Project) -> None:
-    """It would crash elsewhere, too."""
+    """A step that crashed has failed, because it would crash elsewhere, too."""
     status, told = followed(project, [Completed(status=-signal.SIGSEGV, files=()).to_json()])
     assert status == -signal.SIGSEGV
     assert told == [PrintedLine(error=True, line="its process was killed by SIGSEGV")]
 
 
 def test_refusal_says_why(project: Project) -> None:
-    """The error has the worker's words."""
+    """The error for a refused step has the worker's reason."""
     with pytest.raises(FarmError, match=r"^no room$"):
         followed(project, [Began(node="n").to_json(), Refused(reason="no room").to_json()])
 
 
 @pytest.mark.parametrize("item", ["{", '{"kind": "sung"}', b"bytes first"])
 def test_what_nobody_says_is_refused(project: Project, item: str | bytes) -> None:
-    """Another version of this package might."""
+    """Messages that the driver does not know are refused; another version of this package might send them."""
     with pytest.raises(FarmError, match="does not know"):
         followed(project, [item])
 
@@ -222,7 +222,7 @@ def test_what_nobody_says_is_refused(project: Project, item: str | bytes) -> Non
     ],
 )
 def test_what_is_timed_shares_no_gpu(stage: str, flavour: EngineFlavour, *, timed: bool) -> None:
-    """Measurements, profiles, and the builds of TensorRT, which times its tactics."""
+    """Measurements, profiles and TensorRT's builds, which time tactics, share no GPU; other steps do."""
     target = FarmTarget(flavour=flavour, accelerator="H100", steps_per_gpu=4)
     spec = next(spec for spec in STAGES if spec.name == stage)
     needs = NodeRequirements.of(target, alone=executor._is_timed(spec, target))  # noqa: SLF001 - without a cluster
@@ -328,7 +328,7 @@ class Answering(Machines):
 def test_farm_that_has_changed_since_planning_is_planned_for_anew(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step does not run, and the next doit plans for the present machines."""
+    """No step runs on machines that have changed since the plan; the next doit plans for the present ones."""
     there = machine(host(flavours=(Tool(name="tensorrt_rtx", version="1.7.1.116"),)))
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
     with pytest.raises(FarmError, match="have changed since the plan was made"):
@@ -338,7 +338,7 @@ def test_farm_that_has_changed_since_planning_is_planned_for_anew(
 
 
 def test_what_was_left_in_the_cache_meanwhile_is_taken(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the first look and the key's turn another driver may have built it, and be done."""
+    """A result that another driver stores between the first look and the key's turn is taken from the cache."""
     project.config_file.write_text(f"{FARM}cache: anywhere\n")
     there = machine(environment.read_host())
     monkeypatch.setattr("pipeline.farm.cluster.Cluster.connect", lambda *_: Answering(there))
@@ -350,7 +350,7 @@ def test_what_was_left_in_the_cache_meanwhile_is_taken(project: Project, monkeyp
 
 
 class Alone:
-    """A board on which nobody else is."""
+    """A board without other drivers."""
 
     @contextlib.contextmanager
     def alone(self, *_: object) -> Iterator[None]:
@@ -426,7 +426,7 @@ class Sending(Machines):
 def test_step_that_falls_silent_when_stopped_is_not_run_again(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was cancelled, not lost: nothing is said of another machine, and nothing more is sent."""
+    """A cancelled step of a stopped driver is not lost: no message names another machine, nothing is sent again."""
     cluster: Any = Sending()
     record = FarmRecord(hosts=project.plan.farm)
     joined = executor._Joined(cluster, record, None, Sent(cluster.put))  # type: ignore[arg-type]  # noqa: SLF001 - without a cluster

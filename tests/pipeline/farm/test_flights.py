@@ -6,7 +6,7 @@ from pipeline.farm.flights import Board
 
 
 def test_one_driver_builds_a_key_at_a_time() -> None:
-    """The other is told who does, until that is done."""
+    """A second driver gets the name of the key's builder until that one gives the key back."""
     board = Board()
     assert board.take("k", "a") == "a"
     assert board.take("k", "b") == "a"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_target_runs_where_all_that_it_needs_is(target: FarmTarget, able: list[str]) -> None:
-    """A GPU of its type, a core, and every resource that it names."""
+    """A target's nodes have a GPU of its type, a core, and every resource that it names."""
     assert [node.id for node in able_nodes(target, NODES)] == able
 
 
@@ -77,7 +77,7 @@ def test_machines_that_are_alike_are_one_kind() -> None:
     ],
 )
 def test_machines_that_are_not_alike_are_refused(gpu: Gpu, flavours: tuple[Tool, ...], torch: str, got: str) -> None:
-    """It would be chance which one a step meets; the message says how to tell them apart."""
+    """A target with unlike machines is refused, and the message names the setting that tells them apart."""
     two = nodes(machine(host(H100, flavours=(TRT10,))), machine(host(gpu, flavours=flavours, torch=torch)))
     with pytest.raises(FarmError, match="are not alike") as caught:
         common_host(TUNED, two)
@@ -113,7 +113,7 @@ def test_target_without_a_gpu_takes_machines_whatever_else_they_have(first: int)
     ],
 )
 def test_machines_that_lack_what_a_target_takes_are_refused(there: object, problem: str) -> None:
-    """Before anything is sent to them."""
+    """Machines without the target's flavour or GPU are refused before any step is sent."""
     with pytest.raises(FarmError, match=problem):
         common_host(TUNED, nodes(machine(there)))  # type: ignore[arg-type]
 
@@ -135,7 +135,7 @@ def test_farm_whose_record_is_damaged_is_looked_at_again(project: Project) -> No
 
 
 def test_new_target_has_to_be_looked_at(project: Project) -> None:
-    """Its workers are not known yet."""
+    """A target that is new in the configuration is an unknown farm until it is inspected."""
     project.config_file.write_text(FARM.replace("[{f", "[{accelerator: L4, flavour: tensorrt}, {f"))
     with pytest.raises(UnknownFarmError, match="L4 with tensorrt"):
         Project.load(project.config_file, STAGES)

@@ -155,7 +155,7 @@ def until(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def parent(process: int) -> int:
-    """Return who has started a process."""
+    """Return the parent of a process."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
@@ -206,7 +206,7 @@ cluster.close()
 
 
 def test_step_is_placed_where_what_it_needs_is(run: Callable[..., tuple[int, str]], cluster: Served) -> None:
-    """On a machine with that GPU; on another such one where the first is to be avoided."""
+    """A step runs on a machine with its GPU, and on another of the kind if the first is avoided."""
     (cluster.folder / "places.py").write_text(PLACES)
     status, said = run("places", cluster.address, cwd=cluster.folder)
     assert status == 0, said
@@ -326,7 +326,7 @@ def test_step_whose_worker_is_killed_is_run_again(
 def test_worker_that_is_lost_every_time_is_given_up(
     folder: Path, begin: Callable[..., subprocess.Popen[str]], on_workers: Callable[..., list[int]]
 ) -> None:
-    """After as many tries as the configuration has, with the command that repeats it; nothing half-written is left."""
+    """A step is given up after the configured tries, with the command that repeats it and no half-written results."""
     text = (folder / "pipeline.yaml").read_text()
     (folder / "pipeline.yaml").write_text(text + "  retries: 0\n")
     process = begin("doit", f"build:{H100}")
@@ -384,7 +384,7 @@ def test_what_one_machine_has_built_no_other_builds(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Two drivers at once: one builds, the other waits and takes it; a third finds all of it in the store."""
+    """One of two concurrent drivers builds, the other takes its result, and a third takes all from the store."""
     (folder / "pipeline.yaml").write_text((folder / "pipeline.yaml").read_text() + f"cache: {tmp_path / 'cache'}\n")
     other, third = tmp_path / "other", tmp_path / "third"
     for copy in (other, third):

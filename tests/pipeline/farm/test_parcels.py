@@ -21,7 +21,7 @@ from tests.support.farm_steps import BUILD, ENGINE, FARM, TWIN, followed, packed
 
 
 def test_only_what_a_step_takes_travels(project: Project) -> None:
-    """An engine takes its graph; no images, no weights, no other graph."""
+    """The parcel of an engine's build holds its graph, but no images, no weights and no other graph."""
     files = {item.record.path for item in packed(project).inputs}
     kept = {path for path in files if not path.startswith("tests/")}
     assert kept == {
@@ -46,7 +46,7 @@ def test_damaged_input_does_not_travel(project: Project) -> None:
 @pytest.mark.parametrize("damaged", ["model.engine", "artifact.json"])
 @pytest.mark.parametrize("step", [BUILD, Step("build", TWIN)])
 def test_what_a_step_may_do_without_is_left_out_when_it_is_damaged(project: Project, step: Step, damaged: str) -> None:
-    """A former engine, or a twin's, must not keep the step from running that makes it again."""
+    """A damaged former engine, or a twin's, is left out, so that the step that rebuilds it can run."""
     project.config_file.write_text(FARM + "tensorrt: {refit: true}\n")
     refits = Project.load(project.config_file, STAGES)
     former = f"artifacts/{ENGINE}/model.engine"
@@ -77,7 +77,7 @@ def test_record_is_put_in_its_place_after_what_it_vouches_for(
 
 
 def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
-    """Nothing of the step is kept, and earlier results stay."""
+    """Files with another digest than announced are refused whole, and earlier results stay."""
     assert at_home
     before = describe_file(project.paths.engine(project.plan.variant(ENGINE)), project.paths.root)
     items = sent(packed(project))
@@ -90,7 +90,7 @@ def test_wrong_bytes_are_refused(project: Project, at_home: Path) -> None:
 
 @pytest.mark.parametrize("change", ["fewer", "more", "none"])
 def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, change: str) -> None:
-    """A stream that ends early, and one that does not end."""
+    """A stream with fewer or more bytes than announced is refused."""
     assert at_home
     *items, last = sent(packed(project))
     assert isinstance(last, bytes)
@@ -108,7 +108,7 @@ def test_wrong_number_of_bytes_is_refused(project: Project, at_home: Path, chang
     "path", ["manifest.json", "tiny/source/weights.safetensors", "../pipeline.yaml", f"{ENGINE}/other", "/etc/passwd"]
 )
 def test_file_that_is_not_the_steps_is_refused(project: Project, path: str) -> None:
-    """Before a byte of it is taken."""
+    """A file that is not the step's is refused before a byte of it is read."""
     made = Completed(status=0, files=(describe_bytes(path, b""),))
     with pytest.raises(FarmError, match="a file that is not the step's"):
         check_list(project, BUILD, made)
@@ -122,7 +122,7 @@ def test_file_that_comes_twice_is_refused(project: Project) -> None:
 
 
 def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -> None:
-    """A worker that has built from another graph."""
+    """The record of another step is refused, and the earlier artifact stays."""
     path = Path(ENGINE) / "artifact.json"
     good = project.artifact(project.plan.variant(ENGINE))
     other = good.model_copy(update={"key": key_of(project, Step("build", TWIN))})
@@ -135,7 +135,7 @@ def test_record_of_something_else_is_refused(project: Project, tmp_path: Path) -
 
 
 def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) -> None:
-    """An engine that was announced by its record alone."""
+    """The record of an engine is refused if the engine's file does not arrive with it."""
     project.paths.engine(project.plan.variant(ENGINE)).unlink()
     path = Path(ENGINE) / "artifact.json"
     write_record(tmp_path / path, project.artifact(project.plan.variant(ENGINE)))
@@ -145,14 +145,14 @@ def test_record_without_its_file_is_refused(project: Project, tmp_path: Path) ->
 
 
 def test_success_without_a_record_is_refused(project: Project, tmp_path: Path) -> None:
-    """Exit status 0 alone proves nothing."""
+    """Exit status 0 without a record is refused."""
     shutil.rmtree(project.paths.variant(project.plan.variant(ENGINE)))
     with pytest.raises(FarmError, match="failed their check"):
         accept(project, BUILD, Completed(status=0, files=()), tmp_path)
 
 
 def test_digest_of_the_code_covers_both_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change in either package changes it, and a copy elsewhere has the same."""
+    """A change in either package changes the digest of the code, and a copy elsewhere has the same digest."""
     folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in code_folders()]
     monkeypatch.setattr("pipeline.farm.parcels.code_folders", lambda: folders)
     digests = [this_package(), this_package.__wrapped__()]

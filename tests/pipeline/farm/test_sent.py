@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_input_stays_on_the_cluster_while_a_step_needs_it(tmp_path: Path) -> None:
-    """It is put there once for all steps that are under way, and is gone with the last of them."""
+    """An input is put on the cluster once for all running steps, and is gone with the last of them."""
     put: list[Path | bytes] = []
 
     def counted(content: Path | bytes) -> list[int]:

@@ -146,7 +146,7 @@ def test_worker_that_is_stopped_ends_its_command(at_home: Path) -> None:
 
 
 def test_worker_that_is_stopped_twice_kills_its_command(at_home: Path) -> None:
-    """One that does not end when asked to: nobody waits for it, and nothing is left."""
+    """A second stop kills a command that ignores the first, and leaves no process and no folder."""
     ignore = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     items = worker.work(command(f"{ignore}; print(os.getpid(), flush=True); time.sleep(60)"), b"", lambda _: (), "node")
     next(items)
@@ -182,7 +182,7 @@ def test_only_what_is_new_or_other_comes_back(at_home: Path) -> None:
 
 
 def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
-    """The next step's command finds it."""
+    """The timing cache of one step stays on the machine, and the next step's command reads it."""
     file = describe_bytes("artifacts/x", b"x")
     working(command("open('artifacts/timing-cache/t', 'w').write('timed')", file), b"x")
     items = working(command("print(open('artifacts/timing-cache/t').read())", file), b"x")
@@ -191,7 +191,7 @@ def test_what_builders_have_timed_stays_on_the_machine(at_home: Path) -> None:
 
 
 def test_worker_that_imports_other_code_refuses(at_home: Path) -> None:
-    """Nothing is run, and the message names both versions."""
+    """A worker with other code than the driver's runs nothing, and its message names both versions."""
     assert at_home
     parcel = command("open('/nowhere', 'w')").model_copy(update={"package": f"{__version__}, code 0123"})
     *_, last = messages(working(parcel))
@@ -205,7 +205,7 @@ SIZE = "import os; print(os.path.getsize('artifacts/x'))"
 
 
 def test_large_inputs_are_kept_for_the_next_parcel(at_home: Path) -> None:
-    """They travel once to each machine."""
+    """A large input travels once to each machine, which keeps it for the next parcel."""
     file = describe_bytes("artifacts/x", LARGE)
     working(command("", file), LARGE)
     assert (at_home / "blobs" / file.sha256).read_bytes() == LARGE
@@ -218,7 +218,7 @@ def _never(number: int) -> Iterator[bytes]:
 
 
 def test_damaged_input_is_fetched_again(at_home: Path) -> None:
-    """A kept input is checked too."""
+    """A kept input that is damaged is fetched again."""
     file = describe_bytes("artifacts/x", LARGE)
     working(command("", file), LARGE)
     (at_home / "blobs" / file.sha256).write_bytes(LARGE[1:])
@@ -242,7 +242,7 @@ def test_input_that_has_changed_on_its_way_is_refused(at_home: Path, content: by
 )
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list[int], piece: int) -> None:
-    """Files of any length there, large and small ones in any order, and the same files back in pieces of any length."""
+    """Files of any length and order travel to the worker and back unchanged, in pieces of any length."""
     assert at_home
     contents = [bytes([65 + number]) * length for number, length in enumerate(lengths)]
     files = [describe_bytes(f"in/{number}", content) for number, content in enumerate(contents)]
@@ -261,7 +261,7 @@ def test_what_travels_is_the_same_however_it_is_cut(at_home: Path, lengths: list
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x"])
 def test_input_that_would_lie_elsewhere_is_refused(at_home: Path, path: str) -> None:
-    """Nothing is written outside of the step's folder."""
+    """An input whose path leads out of the step's folder is refused, and nothing is written."""
     *_, last = messages(working(command("", describe_bytes(path, b"x")), b"x"))
     assert isinstance(last, Refused)
     assert "leads out of its folder" in last.reason
@@ -269,7 +269,7 @@ def test_input_that_would_lie_elsewhere_is_refused(at_home: Path, path: str) -> 
 
 
 def test_machine_keeps_what_was_used_last(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs that were not used for the longest time make room."""
+    """The inputs that were unused for the longest time make room for new ones."""
     monkeypatch.setattr(worker, "_KEPT_BYTES", 2 * len(LARGE))
     texts = [letter * len(LARGE) for letter in (b"a", b"b", b"c")]
     for number, text in enumerate(texts):
@@ -280,7 +280,7 @@ def test_machine_keeps_what_was_used_last(at_home: Path, monkeypatch: pytest.Mon
 
 
 def test_what_a_killed_worker_left_the_next_one_removes(at_home: Path) -> None:
-    """A folder whose worker lives stays."""
+    """A worker removes the folders of killed workers, and keeps those of living ones."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for process in (ended.pid, os.getpid()):
@@ -315,7 +315,7 @@ def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
 def test_worker_that_is_not_what_was_planned_with_refuses(
     project: Project, planned: dict[str, object], what: str
 ) -> None:
-    """It has changed since somebody looked: whatever must be alike on all of a target's machines."""
+    """A worker refuses if its GPU or a tool's version differs from the plan's."""
     project.config_file.write_text(FARM.replace("{f", "{accelerator: H100, f"))
     needs = "H100 with tensorrt_rtx"
     there = DeploymentHost.model_validate({**dict(this_host()), **planned})
@@ -335,7 +335,7 @@ def test_worker_without_a_gpu_may_have_more_than_was_planned_with(project: Proje
 def test_worker_takes_nothing_from_a_cache_and_leaves_nothing(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver does, which may reach it."""
+    """A worker neither reads nor writes the shared cache; its driver does, which can reach it."""
     project.config_file.write_text(f"{FARM}cache: {tmp_path / 'cache'}\n")
     record = FarmRecord(hosts=(workers(NEEDS, environment.read_host()),), here=NEEDS)
     write_record(project.paths.farm, record)
