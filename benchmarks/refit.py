@@ -20,7 +20,7 @@ from model_artifacts.records import BatchRange, Graph
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
-from pipeline.config.settings import TensorRTConfig
+from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.system.locks import exclusive

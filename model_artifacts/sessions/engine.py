@@ -86,7 +86,8 @@ class Engine:
         """Open an execution context with its stream and buffers, for the calling thread.
 
         Args:
-            cuda_graph: replay a captured graph instead of enqueuing every kernel again.
+            cuda_graph: replay a captured graph instead of enqueuing every kernel again, unless the engine streams
+                its weights.
             cache: kernels from an earlier session's `runtime_cache()`, for flavours that compile some at run time.
             specialization: the time at which such flavours compile kernels for the shapes in use.
 
@@ -122,7 +123,7 @@ def open_engine(
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
-    with load_engine(flavour, plan, weights) as loaded:
+    with load_engine(flavour, plan, weights, host_code=built_for.version_compatible) as loaded:
         if len(loaded.inputs) != 1:
             raise RunError("the engine has several inputs", expected="one, the images", got=str(len(loaded.inputs)))
         yield Engine(loaded, gpu)
@@ -137,7 +138,7 @@ class Session:
         self.stream = stream
         self._loaded = loaded
         self._context = context
-        self._cuda_graph = cuda_graph
+        self._cuda_graph = cuda_graph and not loaded.streams_weights
         self._input, self._outputs = loaded.inputs[0], loaded.outputs
         self._dtype = np.dtype(self._input.dtype)
         self._device: dict[str, cuda.Memory] = {}

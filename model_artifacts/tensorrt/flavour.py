@@ -31,7 +31,9 @@ class Flavour:
     @property
     def strongly_typed(self) -> bool:
         """True if the graph sets the precisions. In TensorRT 8.6 flags do, and the builder chooses among them."""
-        return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        flags = self.module.NetworkDefinitionCreationFlag
+        # TensorRT 11 has no EXPLICIT_BATCH and deprecates STRONGLY_TYPED: its networks always are both.
+        return hasattr(flags, "STRONGLY_TYPED") or not hasattr(flags, "EXPLICIT_BATCH")
 
     @property
     def tunes(self) -> bool:

@@ -34,6 +34,8 @@ class LoadedEngine:
     """Batch range of the engine's optimization profile."""
     activation_bytes: int
     """GPU memory for each execution context, in bytes."""
+    streams_weights: bool
+    """True if some weights stay in the host's memory; CUDA graphs cannot be captured then."""
     _engine: Any
     _log: BuildLog
 
@@ -187,7 +189,9 @@ class ExecutionContext:
 
 
 @contextmanager
-def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> Iterator[LoadedEngine]:
+def load_engine(
+    flavour: Flavour, plan: bytes, weights: Path | None = None, *, host_code: bool = False
+) -> Iterator[LoadedEngine]:
     """Deserialise an engine on the current GPU.
 
     The caller has checked the engine's digest: a damaged engine can crash the process.
@@ -196,6 +200,7 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
         flavour: the flavour that built the engine.
         plan: the serialized engine.
         weights: the ONNX file with the weights of an engine that was built without them; None for other engines.
+        host_code: run the code in the engine; a version-compatible engine holds its lean runtime, and needs it.
 
     Raises:
         RunError: the engine is damaged or is for another GPU or version, or the weights do not fit.
@@ -204,11 +209,14 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
     log = BuildLog()
     logger = make_logger(trt, log)
     runtime = trt.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise refused("the engine cannot be loaded", log, f"an engine for {flavour} and this GPU")
     if weights is not None:
         put_weights(trt, engine, logger, log, weights)
+    streams_weights = _stream_weights(engine)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     low, best, high = (int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
@@ -218,6 +226,7 @@ def load_engine(flavour: Flavour, plan: bytes, weights: Path | None = None) -> I
         outputs=tuple(_spec(engine, name) for name in names if name not in inputs),
         batches=BatchRange(min=low, opt=best, max=high),
         activation_bytes=_activation_bytes(engine),
+        streams_weights=streams_weights,
         _engine=engine,
         _log=log,
     )
@@ -245,6 +254,19 @@ def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN4
     if context is not None:
         inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _stream_weights(engine: Any) -> bool:  # noqa: ANN401 - TensorRT is untyped
+    """Keep some weights in the host's memory if the GPU lacks the room; return True if it does.
+
+    Only engines that were built with `weight_streaming` can. By default the library keeps all weights on the GPU. It
+    takes another budget only before the first context, and the memory of a context depends on the budget.
+    """
+    streamable = getattr(engine, "streamable_weights_size", 0)
+    if not streamable or not hasattr(engine, "weight_streaming_budget_v2"):
+        return False
+    engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+    return bool(engine.weight_streaming_budget_v2 < streamable)
 
 
 def _activation_bytes(engine: Any) -> int:  # noqa: ANN401 - TensorRT is untyped

@@ -14,6 +14,7 @@ from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import BuiltFor, EngineMemory, Precision, Setting, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 from model_artifacts.tensorrt.runtime import load_engine
+from pipeline.adapters.tensorrt_libraries import missing_library
 from pipeline.adapters.tensorrt_settings import (
     FIRST_COMPUTE_CAPABILITY,
     BuilderSettings,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import BatchRange, Gpu
     from model_artifacts.tensorrt.flavour import Flavour
-    from pipeline.config.settings import TensorRTConfig
+    from pipeline.config.tensorrt import TensorRTConfig
 
 
 class Progress(Protocol):
@@ -102,7 +103,10 @@ def build_engine(
         raise UnsupportedError(reason)
     trt = flavour.module
     logger = make_logger(trt, log)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as exc:  # raised by the bindings if the library returns no builder
+        raise _failure(log, request, "the builder cannot be created") from exc
     network = builder.create_network(_network_flags(flavour))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph_file(flavour, request))):
@@ -119,7 +123,8 @@ def build_engine(
     if plan is None:
         raise _failure(log, request)
     data = bytes(plan)
-    memory, digest = _measure(flavour, data, log)
+    built_for = _built_for(flavour, request, settings)
+    memory, digest = _measure(flavour, data, log, host_code=built_for.version_compatible)
     return BuiltEngine(
         plan=data,
         memory=memory,
@@ -127,7 +132,7 @@ def build_engine(
         inputs=io_formats([network.get_input(index) for index in range(network.num_inputs)]),
         outputs=io_formats([network.get_output(index) for index in range(network.num_outputs)]),
         settings=settings,
-        built_for=_built_for(flavour, request, settings),
+        built_for=built_for,
         timing_cache=bytes(config.get_timing_cache().serialize()) if keeps_timings(flavour, request) else b"",
         seconds=seconds,
     )
@@ -187,7 +192,8 @@ def _no_quantized_convolutions(flavour: Flavour, request: EngineRequest) -> str 
 
 def _network_flags(flavour: Flavour) -> int:
     flags = flavour.module.NetworkDefinitionCreationFlag
-    return 1 << int(flags.STRONGLY_TYPED if flavour.strongly_typed else flags.EXPLICIT_BATCH)
+    flag = getattr(flags, "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH", None)
+    return 0 if flag is None else 1 << int(flag)  # TensorRT 11 deprecates the flag: its networks always are
 
 
 def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting, ...]) -> BuiltFor:
@@ -199,16 +205,16 @@ def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting
         version=flavour.version,
         gpu=None if ahead or gpu is None else gpu.name,
         compute_capabilities=(gpu.compute_capability,) if gpu and not ahead else request.compute_capabilities,
-        version_compatible="version_compatible" in applied,
+        version_compatible="lean_runtime" in applied,  # without one, the plan alone is of no use to a later version
         hardware_compatibility=applied.get("hardware_compatibility", "none"),
     )
 
 
-def _measure(flavour: Flavour, plan: bytes, log: BuildLog) -> tuple[EngineMemory, str]:
+def _measure(flavour: Flavour, plan: bytes, log: BuildLog, *, host_code: bool = False) -> tuple[EngineMemory, str]:
     """Return the memory of an engine and the digest of its layers, from the engine itself or from its builder's log."""
     weights = _logged(log, r"Total Weights Memory: (\d+)")
     if flavour.tunes:
-        with load_engine(flavour, plan) as engine:
+        with load_engine(flavour, plan, host_code=host_code) as engine:
             memory = EngineMemory(activation_bytes=engine.activation_bytes, weights_bytes=weights)
             return memory, hashlib.sha256(engine.inspect().encode()).hexdigest()
     activation = _logged(log, r"Total Activation Memory: (\d+)")
@@ -238,11 +244,11 @@ def _logged(log: BuildLog, pattern: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _failure(log: BuildLog, request: EngineRequest) -> BuildError:
+def _failure(log: BuildLog, request: EngineRequest, what: str = "the builder returned no engine") -> BuildError:
     """Return the error of a failed build. The reason stands in the log, because the builder itself returns None."""
     errors = log.errors()
     return explain(log, request.workspace_bytes) or BuildError(
-        "the builder returned no engine", got=errors[0][:500] if errors else "no error in its log"
+        what, got=errors[0][:500] if errors else "no error in its log"
     )
 
 
@@ -253,6 +259,8 @@ def explain(log: BuildLog, workspace_bytes: int) -> BuildError | None:
         log: the builder's messages.
         workspace_bytes: the builder's limit of scratch memory.
     """
+    if missing := missing_library(log):
+        return missing
     budget = log.search(r"Exceeded mem budget of (\d+)\. Need (\d+)")
     if budget:
         # The log's budget is the workspace plus the weights. The workspace itself must hold the need less the weights.

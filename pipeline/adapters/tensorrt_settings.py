@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import UnsupportedError
 from model_artifacts.records import Precision, Setting
 from model_artifacts.tensorrt.runtime import tensor_spec
-from pipeline.config.settings import HardwareCompatibility
+from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
+from pipeline.config.tensorrt import HardwareCompatibility, TilingOptimizationLevel
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -106,36 +107,81 @@ class BuilderSettings:
             self._record("precision_flags", ", ".join(names))
 
     def _choices(self) -> None:
-        """Set the optional choices: optimization level, tactic sources and hardware compatibility."""
-        settings, trt = self._request.settings, self._trt
+        """Set the choices that have a value; without one, the library's default holds."""
+        settings, trt, untuned = self._request.settings, self._trt, self._untuned()
         if settings.optimization_level is not None:
-            reason = self._untuned() or self._missing(self._config, "builder_optimization_level")
-            if not reason:
-                self._config.builder_optimization_level = settings.optimization_level
-            self._record("optimization_level", settings.optimization_level, reason)
+            level = settings.optimization_level
+            self._set("optimization_level", level, untuned, attribute="builder_optimization_level")
         if settings.tactic_sources is not None:
-            names = [source.name for source in settings.tactic_sources]
-            unknown = [name for name in names if not hasattr(trt.TacticSource, name)]
-            reason = self._untuned() or (f"{self._flavour} has no {', '.join(unknown)}" if unknown else "")
-            mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in names if name not in unknown)
-            if not reason and not self._config.set_tactic_sources(mask):
-                reason = f"{self._flavour} refuses this choice"
-            self._record("tactic_sources", ", ".join(names).lower(), reason)
+            self._tactic_sources([source.name for source in settings.tactic_sources])
         if settings.hardware_compatibility is not HardwareCompatibility.NONE:
-            name = settings.hardware_compatibility.name
-            reason = self._untuned() or self._missing(trt.HardwareCompatibilityLevel, name)
-            if not reason:
-                self._config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
-            self._record("hardware_compatibility", settings.hardware_compatibility.value, reason)
+            compatibility = settings.hardware_compatibility
+            reason = untuned or self._missing(trt.HardwareCompatibilityLevel, compatibility.name)
+            value = None if reason else getattr(trt.HardwareCompatibilityLevel, compatibility.name)
+            attribute = "hardware_compatibility_level"
+            self._set("hardware_compatibility", value, reason, attribute=attribute, text=compatibility.value)
+        if settings.max_num_tactics is not None:
+            self._set("max_num_tactics", settings.max_num_tactics, untuned)
+        self._tiling()
+        if settings.max_aux_streams is not None:
+            self._set("max_aux_streams", settings.max_aux_streams)
+        if settings.build_route is not None:
+            self._set("build_route", settings.build_route, untuned)
+
+    def _tactic_sources(self, names: list[str]) -> None:
+        """Set the libraries and kernels that the builder may use."""
+        trt = self._trt
+        unknown = [name for name in names if not hasattr(trt.TacticSource, name)]
+        reason = self._untuned() or (f"{self._flavour} has no {', '.join(unknown)}" if unknown else "")
+        mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in names if name not in unknown)
+        if not reason and not self._config.set_tactic_sources(mask):
+            reason = f"{self._flavour} refuses this choice"
+        self._record("tactic_sources", ", ".join(names).lower(), reason)
+
+    def _tiling(self) -> None:
+        """Set the effort of the search for tiles, and the L2 cache that they may use."""
+        settings = self._request.settings
+        level, limit = settings.tiling_optimization_level, settings.l2_limit_for_tiling
+        tiles = level is not TilingOptimizationLevel.NONE
+        if tiles:
+            reason = self._untuned() or self._missing(self._trt, "TilingOptimizationLevel")
+            value = None if reason else getattr(self._trt.TilingOptimizationLevel, level.name)
+            self._set("tiling_optimization_level", value, reason, text=level.value)
+        if limit is not None:
+            unused = "" if tiles else "nothing is tiled, because tiling_optimization_level is none"
+            self._set("l2_limit_for_tiling", limit, self._untuned() or unused)
+
+    def _set(self, name: str, value: object, refusal: str = "", *, attribute: str = "", text: str = "") -> None:
+        """Set an attribute of the configuration, and record it: as unsupported if the library does not keep the value.
+
+        The bindings drop the result of the library's setters, so that a refused value shows only when it is read back.
+
+        Args:
+            name: the setting's name.
+            value: the value in the library's type.
+            refusal: the reason not to try; empty to try.
+            attribute: the attribute's name; by default the setting's.
+            text: the recorded value; by default the value itself.
+        """
+        attribute = attribute or name
+        reason = refusal or self._missing(self._config, attribute)
+        if not reason:
+            setattr(self._config, attribute, value)
+            if getattr(self._config, attribute) != value:
+                reason = f"{self._flavour} refuses this value; its log may have the reason"
+        self._record(name, text or value, reason)
 
     def _flags(self) -> None:
-        """Set the builder flags: version compatibility, refit and plans without weights."""
+        """Set the builder flags."""
         settings = self._request.settings
         on_gpu = "" if self._request.gpu else f"{self._flavour} needs a GPU for it"
         flags = (
             ("version_compatible", settings.version_compatible, self._untuned()),
             ("refit", settings.refit, on_gpu),
             ("strip_plan", settings.strip_plan, on_gpu),
+            ("sparse_weights", settings.sparse_weights, self._untuned()),
+            ("strict_nans", settings.strict_nans, self._untuned()),
+            ("weight_streaming", settings.weight_streaming, ""),
         )
         for name, on, reason in flags:
             if not on:
@@ -144,6 +190,19 @@ class BuilderSettings:
             if not refusal:
                 self._config.set_flag(getattr(self._trt.BuilderFlag, name.upper()))
             self._record(name, "on", refusal)
+            if name == "version_compatible" and not refusal:
+                self._lean_runtime()
+
+    def _lean_runtime(self) -> None:
+        """Leave the lean runtime out of a version-compatible engine if it cannot be loaded: the build would fail."""
+        missing = missing_lean_runtime(self._flavour)
+        if missing:
+            self._config.set_flag(self._trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+            missing += (
+                f". Without it, {self._flavour} runs the engine; a later version needs this lean runtime beside it "
+                "(IRuntime.load_runtime)"
+            )
+        self._record("lean_runtime", "in the engine", missing)
 
     def _timing_cache(self) -> None:
         """Start from the timings of earlier builds. The library refuses those of another version or GPU."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from model_artifacts.records import (
     BatchRange,
     EngineFlavour,
-    KernelSpecialization,
     Precision,
     Preprocessing,
     Record,
     Whole,
 )
+from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
     Flag,
@@ -30,13 +30,11 @@ from pipeline.config.values import (
     parse_device,
     parse_workspace,
     share_of,
+    with_defaults,
 )
 
 if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Graph, Host
-
-
-R = TypeVar("R", bound=Record)
 
 
 class ModelConfig(Record):
@@ -76,66 +74,6 @@ class Unquantized(Record):
         return self.fp8 if graph.precision is Precision.FP8 else self.int8
 
 
-class TacticSource(str, Enum):
-    """A library or group of kernels that a builder may use. Each flavour supports some of them."""
-
-    CUBLAS = "cublas"
-    CUBLAS_LT = "cublas_lt"
-    CUDNN = "cudnn"
-    EDGE_MASK_CONVOLUTIONS = "edge_mask_convolutions"
-    JIT_CONVOLUTIONS = "jit_convolutions"
-
-
-class HardwareCompatibility(str, Enum):
-    """The other GPUs that an engine runs on, beside the one that it was tuned on."""
-
-    NONE = "none"
-    AMPERE_PLUS = "ampere_plus"
-    SAME_COMPUTE_CAPABILITY = "same_compute_capability"
-
-
-def _without(settings: R, *names: str) -> R:
-    """Return a copy of the settings with the defaults of the named ones."""
-    return settings.model_copy(update={name: type(settings).model_fields[name].default for name in names})
-
-
-class TensorRTConfig(Record):
-    """Settings of the engine builds. A setting that a flavour cannot apply is recorded as unsupported."""
-
-    flavour: Annotated[EngineFlavour | None, BeforeValidator(parse_auto)] = None
-    """None, written `auto`, takes `tensorrt` if it is installed, else `tensorrt_rtx`."""
-    compute_capabilities: Annotated[tuple[int, ...], BeforeValidator(parse_compute_capabilities)] = (
-        PORTABLE_COMPUTE_CAPABILITIES
-    )
-    """GPU generations that one TensorRT-RTX engine runs on.
-
-    `80+` is Ampere and everything later. Empty, written `current`, is this host's GPU. TensorRT ignores the setting,
-    because its engines always belong to the GPU that built them.
-    """
-    optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
-    """The effort of the search for faster kernels, 0 to 5. None is the flavour's default."""
-    tactic_sources: Annotated[tuple[TacticSource, ...], Field(min_length=1)] | None = None
-    """None is the flavour's default."""
-    hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
-    version_compatible: Flag = False
-    """Engines that later versions of TensorRT run, too."""
-    refit: Flag = False
-    """Engines with replaceable weights. If only the weights are new, a TensorRT engine is not built again."""
-    strip_plan: Flag = False
-    """Engines without weights. The runner adds those of the ONNX file."""
-    timing_cache: Flag = True
-    """Reuse of kernel timings by later builds."""
-    kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER
-    """Compilation of kernels for single shapes, by the runtime of TensorRT-RTX."""
-    build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
-    """Time limit of one build, in seconds."""
-
-    @property
-    def build_settings(self) -> TensorRTConfig:
-        """The settings that change an engine. All others have their defaults."""
-        return _without(self, "flavour", "timing_cache", "kernel_specialization", "build_timeout_seconds")
-
-
 class ModuleFormat(str, Enum):
     """The file format of a module that was compiled ahead of time."""
 
@@ -167,7 +105,7 @@ class TorchTensorRTConfig(Record):
     @property
     def build_settings(self) -> TorchTensorRTConfig:
         """The settings that change a module. All others have their defaults."""
-        return _without(self, "formats", "build_timeout_seconds")
+        return with_defaults(self, "formats", "build_timeout_seconds")
 
 
 class Gate(Record):
@@ -252,7 +190,7 @@ class BenchmarkConfig(Record):
     @property
     def timing_settings(self) -> BenchmarkConfig:
         """The settings that change the latencies. All others have their defaults."""
-        return _without(self, "baselines")
+        return with_defaults(self, "baselines")
 
 
 class ReleaseConfig(Record):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError, model_validator
 
@@ -26,6 +26,7 @@ PORTABLE_COMPUTE_CAPABILITIES = (80, 86, 89, 120)
 Source: its documentation, "CPU-Only AOT and TensorRT-RTX Engines".
 """
 
+R = TypeVar("R", bound=Record)
 Number = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 
@@ -33,6 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?|\d+(\.\d+)?\s*%", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+_KNOB = re.compile(r"-[^\s=]+=\S+")
 
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
 
@@ -164,6 +167,34 @@ class WorkspaceSize(Record):
         return None if gpu_memory_bytes is None else max(int(gpu_memory_bytes * self.percent / 100), 1)
 
 
+def parse_bytes(value: object) -> object:
+    """Return a size in bytes from a number of bytes or from text with a unit. None stays None.
+
+    Raises:
+        ValueError: the value is neither, or a percentage.
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    known = isinstance(value, (int, str)) and not isinstance(value, bool)
+    if not known or "%" in text or not _SIZE.fullmatch(text):
+        raise ValueError(f"expected {_SIZE_EXAMPLES}, got {in_yaml(value)}")
+    return int(TypeAdapter(ByteSize).validate_python(text))
+
+
+def check_build_route(value: str) -> str:
+    """Return a build route with single spaces between its knobs.
+
+    Raises:
+        ValueError: the text is empty, or a part of it is no `-name=value`.
+    """
+    knobs = value.split()
+    wrong = [knob for knob in knobs if not _KNOB.fullmatch(knob)]
+    if wrong or not knobs:
+        raise ValueError(f"expected knobs such as '-name=value', got {in_yaml(wrong[0] if wrong else value)}")
+    return " ".join(knobs)
+
+
 def check_factory(value: str) -> str:
     """Return a factory's `package.module:function`.
 
@@ -206,3 +237,8 @@ def check_own_resource(name: str) -> str:
     if _RESOURCES_OF_RAY.fullmatch(name):
         raise ValueError(f"Ray itself defines the resource {name}; expected a custom resource that nodes declare")
     return name
+
+
+def with_defaults(settings: R, *names: str) -> R:
+    """Return a copy of the settings with the defaults of the named ones."""
+    return settings.model_copy(update={name: type(settings).model_fields[name].default for name in names})

@@ -17,7 +17,7 @@ from model_artifacts.sessions.engine import open_engine
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
-from pipeline.config.settings import TensorRTConfig
+from pipeline.config.tensorrt import TensorRTConfig
 from tests.support.logits import FP16, distance, images
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.records import BatchRange, Graph, Precision
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour
 from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build_engine
-from pipeline.config.settings import TensorRTConfig
+from pipeline.config.tensorrt import TensorRTConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -250,6 +250,7 @@ class FakeEngine:
         self.outputs = (TensorSpec(name="logits", shape=("batch", classes), dtype="float32", layout="NC"),)
         self.contexts: list[FakeContext] = []
         self.caches: list[bytes | None] = []
+        self.streams_weights = False
 
     @contextmanager
     def context(self, _: int, cache: bytes | None, __: object) -> Iterator[FakeContext]:

@@ -62,7 +62,7 @@ def build_key(project: Project, variant: Variant) -> Key:
             **where,
         )
     target = project.plan.engine_target(variant)
-    settings = project.config.tensorrt.build_settings
+    settings = project.config.tensorrt
     return make_key(
         variant=variant.id,
         onnx=graph.canonical_sha256,
@@ -73,7 +73,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         flavour=target.flavour,
         flavour_version=target.flavour_version,
         cuda_major=target.cuda_major,
-        settings=settings,
+        settings=settings.key_settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # refitting needs a GPU
         **code_version(ENGINE_VERSION),
     )

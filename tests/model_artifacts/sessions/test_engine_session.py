@@ -94,6 +94,15 @@ def test_batches_of_every_size_give_their_logits(engine: Engine, *, cuda_graph: 
             np.testing.assert_allclose(run(images(size)), logits(size))
 
 
+def test_an_engine_that_streams_weights_runs_without_graphs(engine: Engine, loaded: Any) -> None:
+    """Weights that are streamed exclude the capture of a graph, so that every batch enqueues the kernels."""
+    loaded.streams_weights = True
+    with engine.session() as run:
+        for _ in range(3):
+            np.testing.assert_allclose(run(images(4)), logits(4))
+    assert loaded.contexts[0].enqueued == 3
+
+
 def test_result_stays_when_the_next_batch_runs(engine: Engine) -> None:
     """A host's logits are a copy of its own."""
     with engine.session() as run:
@@ -244,6 +253,32 @@ def test_engine_of_one_input_is_opened(gpu: FakeRuntime, monkeypatch: pytest.Mon
     assert opened(FakeEngine(gpu, RANGE), monkeypatch) == RANGE
 
 
+@pytest.mark.parametrize("compatible", [True, False])
+def test_code_in_a_version_compatible_engine_is_run(
+    gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, *, compatible: bool
+) -> None:
+    """Only an engine that holds its lean runtime may bring code of its own."""
+    asked: list[object] = []
+
+    @contextmanager
+    def load(*_: object, host_code: bool) -> Iterator[Any]:
+        asked.append(host_code)
+        yield FakeEngine(gpu, RANGE)
+
+    monkeypatch.setattr("model_artifacts.sessions.engine.load_engine", load)
+    nothing: Any = None
+    built_for = BuiltFor(
+        flavour=EngineFlavour.TENSORRT,
+        version="10",
+        gpu=H100.name,
+        compute_capabilities=(90,),
+        version_compatible=compatible,
+    )
+    with open_engine(Flavour(EngineFlavour.TENSORRT, "10", nothing), b"", built_for, H100):
+        pass
+    assert asked == [compatible]
+
+
 def test_engine_of_several_inputs_is_refused(gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that takes more than images is none of ours."""
     several = FakeEngine(gpu, RANGE)
@@ -256,7 +291,7 @@ def opened(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> BatchRange:
     """Open an engine, and return the batches that it takes."""
 
     @contextmanager
-    def load(*_: object) -> Iterator[Any]:
+    def load(*_: object, **__: object) -> Iterator[Any]:
         yield loaded
 
     monkeypatch.setattr("model_artifacts.sessions.engine.load_engine", load)

@@ -6,6 +6,8 @@ import importlib
 import io
 import re
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,18 @@ def test_flavour_knows_its_version(flavour: Flavour) -> None:
 def test_tensorrt_rtx_is_strongly_typed_and_builds_ahead_of_time(flavour: Flavour) -> None:
     """Precisions are the graph's, and nothing is timed."""
     assert (flavour.strongly_typed, flavour.tunes) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "strongly"),
+    [(["EXPLICIT_BATCH"], False), (["EXPLICIT_BATCH", "STRONGLY_TYPED"], True), (["STRONGLY_TYPED"], True), ([], True)],
+    ids=["8.6", "10", "11", "without the deprecated flag"],
+)
+def test_networks_are_strongly_typed_from_10_on(flags: list[str], *, strongly: bool) -> None:
+    """TensorRT 11 deprecates the flag; a version without it types strongly all the same."""
+    module: Any = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(**dict.fromkeys(flags, 0)))
+
+    assert Flavour(EngineFlavour.TENSORRT, "0", module).strongly_typed is strongly
 
 
 @pytest.mark.parametrize(

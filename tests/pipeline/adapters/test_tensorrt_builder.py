@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
@@ -237,6 +238,18 @@ def test_failure_without_an_error(tmp_path: Path) -> None:
     error = _failure(BuildLog(), request_for(tmp_path))
 
     assert "no error in its log" in str(error)
+
+
+def test_a_builder_that_cannot_be_created_is_explained(tmp_path: Path, flavour: Flavour) -> None:
+    """The bindings raise a TypeError if the library returns no builder; the reason stands in its log."""
+
+    def nothing(_: object) -> None:
+        raise TypeError("factory function returned nullptr")
+
+    broken = SimpleNamespace(**{**vars(flavour.module), "Builder": nothing})
+    module: Any = broken
+    with pytest.raises(BuildError, match=r"(?s)the builder cannot be created.*no error in its log"):
+        build(Flavour(flavour.name, flavour.version, module), request_for(tmp_path))
 
 
 @pytest.mark.parametrize(

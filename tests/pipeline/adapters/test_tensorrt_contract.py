@@ -2,104 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model_artifacts.records import Precision
-from tests.support.tensorrt_contract import BUILDS, CONTRACT, SYMBOLS
-from tests.support.tensorrt_stub import LAYER, Case, Report
-from tests.support.wheels import Wheel, unpacked
+from tests.support.tensorrt_contract import BUILDS, CONTRACT, TRT8, TRT10, TRT11, flags, newer, only_8
+from tests.support.tensorrt_drive import LAYER, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-REPOSITORY = Path(__file__).parents[3]
-
-TRT8 = Wheel("tensorrt_bindings", "8.6.1", last_python=(3, 11))
-TRT10 = Wheel("tensorrt-cu13-bindings", "10.15.1.29")
-TRT11 = Wheel("tensorrt-cu13-bindings", "11.4.0.106")
-ALL = (TRT8, TRT10, TRT11)
-
-only_8 = pytest.mark.parametrize("bindings", [TRT8], ids=str)
-only_10 = pytest.mark.parametrize("bindings", [TRT10], ids=str)
-only_11 = pytest.mark.parametrize("bindings", [TRT11], ids=str)
-newer = pytest.mark.parametrize("bindings", [TRT10, TRT11], ids=str)
-
-
-@pytest.fixture(scope="session")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with stubs of TensorRT's libraries: one library under all of their names."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        pytest.skip("there is no C compiler (cc, gcc) for the stub libraries")
-    folder = tmp_path_factory.mktemp("stubs")
-    (folder / "stub.c").write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
-    subprocess.run(  # noqa: S603 - fixed arguments
-        [compiler, "-shared", "-fPIC", "-o", folder / "stub.so", folder / "stub.c"], check=True, capture_output=True
-    )
-    for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers"):
-        for bindings in ALL:
-            (folder / f"lib{library}.so.{bindings.major}").symlink_to("stub.so")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def drive(stubs: Path, wheels: Path) -> Callable[[Wheel], subprocess.CompletedProcess[str] | str]:
-    """A function that drives the adapter on a flavour, once a session; it returns the reason where it cannot."""
-
-    @functools.cache
-    def driven(bindings: Wheel) -> subprocess.CompletedProcess[str] | str:
-        folder = unpacked(bindings, wheels)
-        if isinstance(folder, str):
-            return folder
-        libraries = os.pathsep.join(filter(None, (str(stubs), os.environ.get("LD_LIBRARY_PATH"))))
-        return subprocess.run(  # noqa: S603 - fixed arguments
-            [sys.executable, "-m", "tests.support.tensorrt_stub", folder],
-            check=False,
-            cwd=REPOSITORY,
-            env={**os.environ, "LD_LIBRARY_PATH": libraries},
-            capture_output=True,
-            text=True,
-        )
-
-    return driven
-
-
-@pytest.fixture(params=ALL, ids=str)
-def bindings(request: pytest.FixtureRequest) -> Wheel:
-    """Every flavour, unless a test says which."""
-    chosen: Wheel = request.param
-    return chosen
-
-
-@pytest.fixture
-def report(bindings: Wheel, drive: Callable[[Wheel], subprocess.CompletedProcess[str] | str]) -> Report:
-    """The outcome of the adapter on a flavour's genuine bindings, in a process of their own."""
-    done = drive(bindings)
-    if isinstance(done, str):
-        pytest.skip(done)
-    assert done.returncode == 0, done.stderr
-    return Report.model_validate_json(done.stdout)
-
-
-def applied(case: Case) -> dict[str, bool]:
-    """Return which settings were applied."""
-    return {setting.name: setting.applied for setting in case.settings}
-
-
-def flags(case: Case) -> list[str]:
-    """Return the calls that set or clear a builder flag."""
-    return [call.partition(".")[2] for call in case.calls if "_flag(" in call]
-
+    from tests.support.wheels import Wheel
 
 # What holds for every flavour
 
@@ -118,39 +31,6 @@ def test_adapter_keeps_to_the_bindings(report: Report, name: str) -> None:
 def test_every_case_is_judged(report: Report) -> None:
     """Every driven case is in one of the lists of these tests."""
     assert {name for name in report.cases if not name.startswith("mistake: ")} == set(CONTRACT)
-
-
-def test_every_setting_is_accounted_for(report: Report) -> None:
-    """Every setting is applied, or has a note that says why not; never both."""
-    settings = [setting for case in report.cases.values() for setting in case.settings]
-
-    assert settings
-    assert [setting for setting in settings if setting.applied is bool(setting.note)] == []
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        (
-            "every",
-            {
-                "optimization_level",
-                "tactic_sources",
-                "hardware_compatibility",
-                "version_compatible",
-                "refit",
-                "strip_plan",
-                "timing_cache",
-            },
-        ),
-        ("same", {"hardware_compatibility"}),
-        ("cublas", {"tactic_sources"}),
-        ("untimed", {"timing_cache"}),
-    ],
-)
-def test_every_wish_is_recorded(report: Report, name: str, wanted: set[str]) -> None:
-    """Every configured setting is recorded, applied or not."""
-    assert wanted <= applied(report.cases[f"build fp16 {name}"]).keys()
 
 
 def test_engine_is_described(report: Report) -> None:
@@ -252,21 +132,12 @@ def test_failures_are_told(report: Report, name: str, error: str) -> None:
     assert report.cases[name].error == error
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8])
-def test_tf32_is_off_for_strict_fp32_only(report: Report, precision: Precision) -> None:
-    """The one flag that every flavour has for a type is cleared for FP32, and set for the rest."""
-    case = report.cases[f"build {precision.value} plain"]
+def test_code_in_an_engine_is_run_on_demand_alone(report: Report) -> None:
+    """The library may load the lean runtime in an engine only if the caller allows it."""
+    allowed = "Runtime.engine_host_code_allowed.set(True)"
 
-    assert flags(case)[0] == f"{'clear' if precision is Precision.FP32 else 'set'}_flag(BuilderFlag.TF32)"
-
-
-def test_refused_tactic_sources_are_recorded(report: Report) -> None:
-    """A choice of tactics that the library does not take is unsupported, and the build goes on without it."""
-    case = report.cases["build with tactic sources that are refused"]
-    (setting,) = (setting for setting in case.settings if setting.name == "tactic_sources")
-
-    assert case.error == ""
-    assert (setting.applied, setting.note) == (False, f"tensorrt {report.version} refuses this choice")
+    assert allowed in report.cases["load with its lean runtime"].calls
+    assert allowed not in report.cases["load"].calls
 
 
 # TensorRT 8.6
@@ -282,18 +153,6 @@ def test_8_takes_explicit_batches(report: Report) -> None:
 
 
 @only_8
-@pytest.mark.parametrize(
-    ("precision", "expected"),
-    [("fp32", []), ("tf32", []), ("fp16", ["FP16"]), ("int8", ["INT8", "FP16"])],
-)
-def test_8_has_flags_for_the_types_of_the_graph(report: Report, precision: str, expected: list[str]) -> None:
-    """8.6 is told by flags which types the graph asks for."""
-    case = report.cases[f"build {precision} plain"]
-
-    assert flags(case)[1:] == [f"set_flag(BuilderFlag.{name})" for name in expected]
-
-
-@only_8
 @pytest.mark.parametrize("name", [name for name in BUILDS if name.split()[1] in {"bf16", "fp8"}])
 def test_8_refuses_newer_types(report: Report, name: str) -> None:
     """8.6 has no bfloat16 and no FP8 graphs, and says so before anything is built."""
@@ -301,16 +160,6 @@ def test_8_refuses_newer_types(report: Report, name: str) -> None:
 
     assert case.error.startswith("UnsupportedError: tensorrt 8.6.1 has no ")
     assert case.calls == ()
-
-
-@only_8
-def test_8_cannot_strip_plans(report: Report) -> None:
-    """8.6 applies every setting but stripped plans and compatibility within a compute capability."""
-    cases = report.cases
-
-    assert [name for name, done in applied(cases["build fp16 every"]).items() if not done] == ["strip_plan"]
-    assert not applied(cases["build fp16 same"])["hardware_compatibility"]
-    assert applied(cases["build fp16 cublas"])["tactic_sources"]
 
 
 @only_8
@@ -367,43 +216,19 @@ def test_newer_networks_are_strongly_typed(report: Report, flags: int) -> None:
 
 
 @newer
-@pytest.mark.parametrize("name", BUILDS)
-def test_newer_precisions_are_never_flags(report: Report, name: str) -> None:
-    """10 and 11 build every precision, and no flag but TF32 is about a type."""
-    case = report.cases[name]
-    others = {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "WEIGHTLESS", "DISABLE_TIMING_CACHE", "TF32"}
+@pytest.mark.parametrize(("name", "budget", "streams"), [("without", 1024, "True"), ("with", 4096, "False")])
+def test_weights_are_streamed_where_the_gpu_lacks_the_room(
+    report: Report, name: str, budget: int, streams: str
+) -> None:
+    """The library's automatic budget is set before any context is created."""
+    case = report.cases[f"load {name} room for the weights"]
+    calls = [call.partition("(")[0] for call in case.calls]
 
-    assert case.error == ""
-    assert {call.partition("BuilderFlag.")[2].rstrip(")") for call in flags(case)} <= others
-
-
-@newer
-def test_newer_settings_are_all_applied(report: Report) -> None:
-    """10 and 11 apply every setting, compatibility within a compute capability included."""
-    cases = report.cases
-
-    assert all(applied(cases["build fp16 every"]).values())
-    assert all(applied(cases["build fp16 same"]).values())
-
-
-@only_10
-def test_10_has_cublas(report: Report) -> None:
-    """10 takes tactics from cuBLAS and cuDNN."""
-    case = report.cases["build fp16 cublas"]
-
-    assert applied(case)["tactic_sources"]
-    assert "IBuilderConfig.set_tactic_sources(7)" in case.calls
-
-
-@only_11
-def test_11_has_no_cublas(report: Report) -> None:
-    """11 takes no tactics from cuBLAS and cuDNN, and the setting's note says so."""
-    case = report.cases["build fp16 cublas"]
-    (setting,) = (setting for setting in case.settings if setting.name == "tactic_sources")
-
-    assert not setting.applied
-    assert setting.note == "tensorrt 11.4.0.106 has no CUBLAS, CUBLAS_LT, CUDNN"
-    assert not any("set_tactic_sources" in call for call in case.calls)
+    assert f"ICudaEngine.weight_streaming_budget_v2.set({budget})" in case.calls
+    assert calls.index("ICudaEngine.weight_streaming_budget_v2.set") < calls.index(
+        "ICudaEngine.create_execution_context"
+    )
+    assert case.said[5] == streams
 
 
 @newer

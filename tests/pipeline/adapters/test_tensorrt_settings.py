@@ -9,7 +9,7 @@ import pytest
 from model_artifacts.errors import UnsupportedError
 from model_artifacts.records import EngineFlavour, Graph
 from model_artifacts.tensorrt.flavour import Flavour, load_flavour
-from pipeline.config.settings import HardwareCompatibility, TacticSource
+from pipeline.config.tensorrt import HardwareCompatibility, TacticSource, TilingOptimizationLevel
 from tests.support.engine_requests import MIB, build, request_of, with_setting
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour)
         ("refit", True),
         ("strip_plan", True),
         ("timing_cache", True),
+        ("max_num_tactics", 8),
+        ("tiling_optimization_level", TilingOptimizationLevel.FULL),
+        ("l2_limit_for_tiling", 2**20),
+        ("sparse_weights", True),
+        ("strict_nans", True),
+        ("build_route", "-conv_use_long_w=off"),
     ],
 )
 def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Flavour, name: str, value: object) -> None:
@@ -62,6 +68,14 @@ def test_setting_that_the_flavour_lacks_is_recorded(built: Project, flavour: Fla
     assert not setting.applied
     assert setting.note.startswith(f"{flavour} ")
     assert engine.layers_sha256 == build(flavour, request_of(built, Graph.FP16)).layers_sha256
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_aux_streams", 0), ("weight_streaming", True)])
+def test_setting_of_every_flavour_is_applied(built: Project, flavour: Flavour, name: str, value: object) -> None:
+    """TensorRT-RTX takes these two settings, too, and keeps them."""
+    engine = build(flavour, with_setting(request_of(built, Graph.FP16), name, value))
+
+    assert [setting.applied for setting in engine.settings if setting.name == name] == [True]
 
 
 def test_timing_cache_can_be_turned_off(built: Project, flavour: Flavour) -> None:

@@ -10,7 +10,8 @@ import pytest
 from model_artifacts.errors import ConfigError
 from model_artifacts.records import EngineFlavour, Interpolation, KernelSpecialization, Precision, Preprocessing
 from pipeline.config.loading import load_config
-from pipeline.config.settings import Config, Gates, HardwareCompatibility, TacticSource
+from pipeline.config.settings import Config, Gates
+from pipeline.config.tensorrt import HardwareCompatibility, TacticSource, TilingOptimizationLevel
 from tests.conftest import REPOSITORY, TINY
 from tests.support.configs import FARM, MATRIX, ON_H100, PREPROCESSING, Problems
 from tests.support.hosts import H100, L4, host
@@ -271,6 +272,16 @@ def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], devic
         ("refit: true", "refit", True),
         ("strip_plan: true", "strip_plan", True),
         ("timing_cache: false", "timing_cache", False),
+        ("max_num_tactics: 8", "max_num_tactics", 8),
+        ("tiling_optimization_level: full", "tiling_optimization_level", TilingOptimizationLevel.FULL),
+        ("l2_limit_for_tiling: 4MiB", "l2_limit_for_tiling", 2**22),
+        ("l2_limit_for_tiling: 4096", "l2_limit_for_tiling", 4096),
+        ("l2_limit_for_tiling: null", "l2_limit_for_tiling", None),
+        ("max_aux_streams: 0", "max_aux_streams", 0),
+        ("sparse_weights: true", "sparse_weights", True),
+        ("strict_nans: true", "strict_nans", True),
+        ("weight_streaming: true", "weight_streaming", True),
+        ("build_route: ' -a=off  -kgen:b=2 '", "build_route", "-a=off -kgen:b=2"),
         ("kernel_specialization: lazy", "kernel_specialization", KernelSpecialization.LAZY),
         ("build_timeout_seconds: 0.5", "build_timeout_seconds", 0.5),
     ],
@@ -320,6 +331,26 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
             "3:32: tensorrt.version_compatible: expected true or false, got 'yes'",
         ),
         ("build_timeout_seconds: 0", "3:35: tensorrt.build_timeout_seconds: expected a number above 0, got 0"),
+        (
+            "tiling_optimization_level: fst",
+            (
+                "3:39: tensorrt.tiling_optimization_level: expected 'none', 'fast', 'moderate' or 'full', "
+                "got 'fst'; did you mean 'fast'?"
+            ),
+        ),
+        ("max_num_tactics: 0", "3:29: tensorrt.max_num_tactics: expected at least 1, got 0"),
+        ("max_aux_streams: -1", "3:29: tensorrt.max_aux_streams: expected at least 0, got -1"),
+        (
+            "l2_limit_for_tiling: 10%",
+            "3:33: tensorrt.l2_limit_for_tiling: expected a size such as 256MiB or 1GiB, got '10%'",
+        ),
+        (
+            "l2_limit_for_tiling: true",
+            "3:33: tensorrt.l2_limit_for_tiling: expected a size such as 256MiB or 1GiB, got true",
+        ),
+        ("l2_limit_for_tiling: 0", "3:33: tensorrt.l2_limit_for_tiling: expected a number above 0, got 0"),
+        ("build_route: a=1", "3:25: tensorrt.build_route: expected knobs such as '-name=value', got 'a=1'"),
+        ("build_route: ''", "3:25: tensorrt.build_route: expected knobs such as '-name=value', got ''"),
         ("refitt: true", "3:12: unknown key 'tensorrt.refitt'; did you mean 'refit'?"),
     ],
 )

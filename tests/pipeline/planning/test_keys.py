@@ -10,9 +10,9 @@ import pytest
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import installed_torch_tensorrt, version
 from model_artifacts.records import Graph, Tool
-from pipeline.config.settings import HardwareCompatibility, TacticSource
+from pipeline.config.tensorrt import HardwareCompatibility, TacticSource, TensorRTConfig, TilingOptimizationLevel
 from pipeline.planning.freshness import is_current
-from pipeline.planning.keys import key_of
+from pipeline.planning.keys import key_of, make_key
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
@@ -264,6 +264,14 @@ def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]
         ("refit", True),
         ("strip_plan", True),
         ("version_compatible", True),
+        ("max_num_tactics", 8),
+        ("tiling_optimization_level", TilingOptimizationLevel.FULL),
+        ("l2_limit_for_tiling", 2**20),
+        ("max_aux_streams", 0),
+        ("sparse_weights", True),
+        ("strict_nans", True),
+        ("weight_streaming", True),
+        ("build_route", "-a=off"),
     ],
 )
 def test_engine_depends_on_what_changes_it(built: Project, name: str, value: object) -> None:
@@ -271,6 +279,15 @@ def test_engine_depends_on_what_changes_it(built: Project, name: str, value: obj
     there = host(H100, flavours=(TRT10,))
     changed = differences(engine_fields(built, there), engine_fields(built, there, **{name: value}))
     assert changed - {"weights_apart"} == {"settings"}
+
+
+def test_later_settings_are_in_no_key_with_their_defaults() -> None:
+    """The settings in the key of an engine are those of release 0.1.0, unless a later one is used."""
+    assert make_key(settings=TensorRTConfig().key_settings).fields[-1].value == (
+        '{"build_timeout_seconds":3600.0,"compute_capabilities":[80,86,89,120],"flavour":null,'
+        '"hardware_compatibility":"none","kernel_specialization":"eager","optimization_level":null,"refit":false,'
+        '"strip_plan":false,"tactic_sources":null,"timing_cache":true,"version_compatible":false}'
+    )
 
 
 @pytest.mark.parametrize("setting", ["refit", "strip_plan"])
