@@ -22,6 +22,8 @@ PACKAGES = ("model_artifacts", "pipeline")
 INTEGRATION = {
     "model_artifacts/sessions/test_engine_session.py",
     "pipeline/adapters/test_tensorrt_contract.py",
+    "pipeline/adapters/test_tensorrt_settings_contract.py",
+    "pipeline/adapters/test_tensorrt_sites.py",
     "pipeline/adapters/test_torch_tensorrt_contract.py",
     "pipeline/adapters/test_torch_tensorrt_dry_run.py",
     "pipeline/farm/test_on_a_cluster.py",
