@@ -19,13 +19,16 @@ from cuda.bindings import runtime
 from model_artifacts.records import Backend, Clock, Status
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.planning.project import Project
-from pipeline.records import Artifact, Outcome
+from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.common.opening import open_serialized
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from model_artifacts.records import BuiltFor
+    from pipeline.records import Artifact
 
 ROUNDS, RUNS = 7, 100
 """Rounds of both in turns, and timed runs a round."""
@@ -43,15 +46,13 @@ def cuda(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - cuda-bindings is unt
 
 
 @contextmanager
-def bare(artifact: Artifact, plan: bytes, batch: int) -> Iterator[tuple[Callable[[], None], int]]:
+def bare(built_for: BuiltFor, plan: bytes, batch: int) -> Iterator[tuple[Callable[[], None], int]]:
     """Yield a function that replays a CUDA graph of the plan, and its stream, without the pipeline's runner.
 
     Raises:
-        RuntimeError: the artifact is no engine, or a CUDA call failed.
+        RuntimeError: a CUDA call failed.
     """
-    if artifact.built_for is None:
-        raise RuntimeError(artifact.variant.id)
-    trt = load_flavour(artifact.built_for.flavour).module
+    trt = load_flavour(built_for.flavour).module
     logger = trt.Logger(trt.Logger.ERROR)
     library = trt.Runtime(logger)
     engine = library.deserialize_cuda_engine(plan)
@@ -110,14 +111,14 @@ def compare(project: Project, artifact: Artifact, batch: int) -> tuple[float, fl
     Raises:
         RuntimeError: the artifact is no engine.
     """
-    if artifact.file is None or artifact.variant.profile is None:
+    if artifact.file is None or artifact.built_for is None or artifact.variant.profile is None:
         raise RuntimeError(artifact.variant.id)
     plan = project.file(artifact.file).read_bytes()
     ours: list[list[float]] = [[], []]
     theirs: list[list[float]] = [[], []]
     with open_serialized(project, artifact) as engine, engine.session() as session:
         session.prepare(batch)
-        with bare(artifact, plan, batch) as (replay, stream):
+        with bare(artifact.built_for, plan, batch) as (replay, stream):
             for _ in range(ROUNDS):
                 for times, measured in zip(ours, timed(session.enqueue, session.stream.handle), strict=True):
                     times.extend(measured)

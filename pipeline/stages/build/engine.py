@@ -61,7 +61,7 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         UnsupportedError: the flavour or the GPU cannot build this variant.
         StorageError: the results cannot be written.
     """
-    request = _request(project, variant)
+    request = request_of(project, variant)
     target = project.plan.engine_target(variant)
     times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
@@ -110,7 +110,13 @@ def _store(project: Project, variant: Variant, engine: BuiltEngine, twin: Artifa
     return twin.file
 
 
-def _request(project: Project, variant: Variant) -> EngineRequest:
+def request_of(project: Project, variant: Variant) -> EngineRequest:
+    """Return the description of a variant's engine for its builder.
+
+    Raises:
+        BuildError: the variant is no engine.
+        RecordError: the record of its graph is missing or damaged.
+    """
     if variant.graph is None or variant.profile is None or variant.workspace is None:
         raise BuildError(f"{variant.id} is no engine")
     target = project.plan.engine_target(variant)
