@@ -68,6 +68,8 @@ class Backend(str, Enum):
     """PyTorch in eager mode."""
     ONNXRUNTIME = "onnxruntime"
     """ONNX Runtime."""
+    ONNXRUNTIME_TENSORRT = "onnxruntime_tensorrt"
+    """ONNX Runtime's TensorRT provider."""
     ONNX_REFERENCE = "onnx-reference"
     """ONNX's reference evaluator."""
     TENSORRT = "tensorrt"
@@ -84,7 +86,12 @@ class Backend(str, Enum):
     @property
     def is_baseline(self) -> bool:
         """True for a baseline, which serves for comparison and is never deployed."""
-        return self in {Backend.EAGER, Backend.INDUCTOR, Backend.ONNX_REFERENCE}
+        return self in {Backend.EAGER, Backend.INDUCTOR, Backend.ONNXRUNTIME_TENSORRT, Backend.ONNX_REFERENCE}
+
+    @property
+    def is_onnxruntime(self) -> bool:
+        """True if ONNX Runtime runs the artifact."""
+        return self in {Backend.ONNXRUNTIME, Backend.ONNXRUNTIME_TENSORRT}
 
     @property
     def is_torch_tensorrt(self) -> bool:

@@ -1,14 +1,14 @@
-"""ONNX file → ONNX Runtime session. Importing this module does not import onnxruntime."""
+"""ONNX file → ONNX Runtime session, on the CPU, CUDA or TensorRT. Importing this module does not import onnxruntime."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from model_artifacts.errors import RetryableError, RunError, UnsupportedError, one_line
-from model_artifacts.host.environment import threads
-from model_artifacts.records import Precision
+from model_artifacts.host.environment import missing_gpu, threads
+from model_artifacts.records import EngineFlavour, Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnxruntime import InferenceSession, SessionOptions
 
-    from model_artifacts.records import Gpu, Graph
+    from model_artifacts.records import Gpu, Graph, TensorSpec, Variant
 
     Batch = npt.NDArray[np.float32]
 
 
 _CUDA_PROVIDER = "CUDAExecutionProvider"
+_TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _ERRORS, _FATAL = 3, 4
 """Log levels of ONNX Runtime (https://onnxruntime.ai/docs/api/python/api_summary.html). Its warnings concern providers
 that a host lacks; it raises whatever a caller must know.
 """
+
+
+class ProviderFacts(NamedTuple):
+    """The facts that a session of the TensorRT provider takes beside the ONNX file."""
+
+    image: TensorSpec
+    """The graph's input."""
+    cache: Path
+    """The folder of the engines that earlier sessions of this very file built."""
 
 
 def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
@@ -117,3 +127,69 @@ def onnx_session(
         # ONNX Runtime logs harmless errors: every FP16 convolution for which cuDNN's first choice has no plan.
         onnxruntime.set_default_logger_severity(_FATAL)
     return session
+
+
+def tensorrt_session(file: Path, variant: Variant, gpu: Gpu | None, facts: ProviderFacts) -> InferenceSession:
+    """Load an ONNX file into ONNX Runtime's TensorRT provider. The first session builds an engine, which takes minutes.
+
+    TensorRT gets the graph without ONNX Runtime's own optimisations. The session fails if a node would run elsewhere.
+
+    Args:
+        file: the ONNX file.
+        variant: the precision, batch range and workspace.
+        gpu: the GPU.
+        facts: the graph's input, and the folder of built engines.
+
+    Raises:
+        UnsupportedError: there is no GPU or no TensorRT, or this onnxruntime has no TensorRT provider.
+        RetryableError: TensorRT is installed, but its libraries are missing.
+        RunError: the provider does not start, or does not take the whole graph.
+    """
+    import onnxruntime  # noqa: PLC0415 - only needed here
+
+    from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - only where there is a GPU
+
+    if gpu is None:
+        raise UnsupportedError(missing_gpu())
+    if _TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
+        raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_TENSORRT_PROVIDER}")
+    flavour = load_flavour(EngineFlavour.TENSORRT)  # loads the libraries that the provider links to
+    cache = facts.cache / flavour.version
+    cache.mkdir(parents=True, exist_ok=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    provider = (_TENSORRT_PROVIDER, provider_options(variant, gpu, facts.image, cache))
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=[provider], enable_fallback=0)
+    except Exception as exc:  # onnxruntime's exceptions have no common public base
+        raise RunError(f"ONNX Runtime's {_TENSORRT_PROVIDER} cannot run all of {file}", got=one_line(exc)) from exc
+    if _TENSORRT_PROVIDER not in session.get_providers():
+        got = ", ".join(session.get_providers())
+        raise RunError(f"ONNX Runtime's {_TENSORRT_PROVIDER} does not start with {flavour}", got=got)
+    return session
+
+
+def provider_options(variant: Variant, gpu: Gpu, image: TensorSpec, cache: Path) -> dict[str, str]:
+    """Return the TensorRT provider's options for a variant.
+
+    Source of the names: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html. Engines are
+    kept in `cache`, whose path must name the file's digest: the provider does not compare weights.
+    """
+    options = {
+        "device_id": str(gpu.index),
+        "trt_fp16_enable": "1",
+        "trt_int8_enable": "1" if variant.precision is Precision.INT8 else "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }
+    if variant.workspace:
+        options["trt_max_workspace_size"] = str(variant.workspace.bytes)
+    if variant.profile:
+        for end in ("min", "opt", "max"):
+            sizes = (getattr(variant.profile, end), *image.shape[1:])
+            options[f"trt_profile_{end}_shapes"] = f"{image.name}:{'x'.join(map(str, sizes))}"
+    return options

@@ -15,7 +15,7 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import Backend, Precision
-from model_artifacts.sessions.onnx import onnx_session
+from model_artifacts.sessions.onnx import onnx_session, tensorrt_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
     from model_artifacts.records import BuiltFor, FileRecord, Gpu, ModuleContents, Variant
     from model_artifacts.sessions.engine import Engine
     from model_artifacts.sessions.module import Loaded, ModuleSession
+    from model_artifacts.sessions.onnx import ProviderFacts
 
     Batch = npt.NDArray[np.float32]
 
     Runner = Callable[[Batch], Batch]
 
-_PACKAGES = {Backend.ONNXRUNTIME: "onnxruntime", Backend.ONNX_REFERENCE: "onnx"}
+_PACKAGES = {
+    Backend.ONNXRUNTIME: "onnxruntime",
+    Backend.ONNXRUNTIME_TENSORRT: "onnxruntime",
+    Backend.ONNX_REFERENCE: "onnx",
+}
 
 
 class ModuleFacts(NamedTuple):
@@ -70,6 +75,8 @@ class ArtifactFile:
     """Kernels that an earlier session of the engine compiled."""
     module: ModuleFacts | None = None
     """Present for a torch module."""
+    provider: ProviderFacts | None = None
+    """Present for ONNX Runtime's TensorRT provider."""
 
 
 def package_of(backend: Backend) -> str | None:
@@ -111,7 +118,7 @@ def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) 
     elif backend.is_module:
         with open_module_file(file, load) as module:
             yield module
-    elif backend is Backend.ONNXRUNTIME:
+    elif backend.is_onnxruntime:
         yield onnxruntime_runner(file, onnxruntime_session(file))
     else:
         yield _reference_runner(file)
@@ -169,12 +176,14 @@ def onnxruntime_session(file: ArtifactFile, profile: str = "") -> InferenceSessi
         profile: the prefix of the profiles' file names, to time every node; empty for no profile.
 
     Raises:
-        UnsupportedError: onnxruntime is missing, or has no CUDA.
+        UnsupportedError: onnxruntime is missing, or has no CUDA; or its TensorRT provider lacks something.
         RunError: the file is damaged, or is not an ONNX graph.
     """
     require_package(Backend.ONNXRUNTIME)
     _check(file)
     variant = file.variant
+    if file.provider is not None:
+        return tensorrt_session(file.path, variant, file.gpu, file.provider)
     return onnx_session(file.path, variant.graph, file.gpu, tf32=variant.precision is Precision.TF32, profile=profile)
 
 

@@ -164,12 +164,16 @@ class Baseline(str, Enum):
     """torch.compile with max-autotune, in the fastest precision. It tunes for minutes for each batch size."""
     ONNXRUNTIME = "onnxruntime"
     """ONNX Runtime's CUDA provider."""
+    ONNXRUNTIME_TENSORRT = "onnxruntime_tensorrt"
+    """ONNX Runtime's TensorRT provider, in fp16 and int8, with each profile and the largest workspace. Not a default:
+    it builds an engine for each.
+    """
 
 
 class BenchmarkConfig(Record):
     """Settings of the benchmark."""
 
-    baselines: tuple[Baseline, ...] = tuple(Baseline)
+    baselines: tuple[Baseline, ...] = (Baseline.INDUCTOR, Baseline.ONNXRUNTIME)
     batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
     """Batch sizes to time. None takes the optimum of each profile."""
     restarts: Whole = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model_artifacts.records import EngineFlavour, Gpu, Graph, Variant
+    from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,10 @@ class Paths:
     def runtime_cache(self, variant: Variant) -> Path:
         """The kernels that TensorRT-RTX compiled for this GPU."""
         return self.variant(variant) / "runtime.cache"
+
+    def provider_cache(self, variant: Variant, onnx: FileRecord) -> Path:
+        """The engines that ONNX Runtime's TensorRT provider built of an ONNX file."""
+        return self.variant(variant) / "provider-cache" / onnx.sha256[:16]
 
     def build_log(self, variant: Variant) -> Path:
         """The builder's log."""

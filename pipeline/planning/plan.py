@@ -190,6 +190,19 @@ class Plan:
             for graph in (Graph.FP32, Graph.FP16)
             if graph.precision in cast and Baseline.ONNXRUNTIME in baselines
         ]
+        if Baseline.ONNXRUNTIME_TENSORRT in baselines:
+            found += [
+                plain(
+                    backend=Backend.ONNXRUNTIME_TENSORRT,
+                    precision=graph.precision,
+                    graph=graph,
+                    profile=profile,
+                    workspace=self._workspaces(target)[-1],
+                )
+                for graph in (Graph.FP16, Graph.INT8)
+                if graph.precision in self.config.precisions
+                for profile in self.config.profiles
+            ]
         for backend in (Backend.TORCH_COMPILE, *(_SAVED_BY[form] for form in self.config.torch_tensorrt.formats)):
             found += self._compiled(backend, target)
         return found

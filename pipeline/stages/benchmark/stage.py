@@ -208,7 +208,8 @@ def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) 
 
 
 def _seconds_to_open(variant: Variant, config: Config) -> float:
-    compiles = variant.backend.is_module and variant.target != CPU_TARGET
+    provider = variant.backend is Backend.ONNXRUNTIME_TENSORRT  # the validation has kept its engine, or else it builds
+    compiles = provider or (variant.backend.is_module and variant.target != CPU_TARGET)
     return config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS
 
 

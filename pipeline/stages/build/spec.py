@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import CPU_TARGET, Backend
+from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import code_version, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.spec import VARIANT, StageSpec
@@ -54,6 +54,11 @@ def build_key(project: Project, variant: Variant) -> Key:
             **where,
         )
     graph = project.onnx(variant.graph)
+    if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
+        workers = project.plan.workers_of(variant.target)
+        machine = workers.machine if workers else project.plan.host
+        where["tensorrt"] = machine.tensorrt(EngineFlavour.TENSORRT)
+        where |= {"workspace": variant.workspace, "profile": variant.profile}
     if variant.backend is not Backend.TENSORRT:
         return make_key(
             variant=variant.id,

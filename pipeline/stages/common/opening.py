@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import missing_gpu
 from model_artifacts.records import CPU_TARGET, Backend, is_applied
+from model_artifacts.sessions.onnx import ProviderFacts
 from model_artifacts.sessions.opening import (
     ArtifactFile,
     ModuleFacts,
@@ -119,6 +120,9 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     if variant.backend.is_module:
         source = project.source()
         module = ModuleFacts(artifact.module, source.factory, source.preprocessing.input_shape, project.paths.root)
+    provider = None
+    if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
+        provider = ProviderFacts(artifact.inputs[0], project.paths.provider_cache(variant, record))
     # A damaged engine can crash its process, and a module holds code. ONNX's readers refuse a damaged graph themselves.
     is_checked = variant.backend is Backend.TENSORRT or variant.backend.is_module
     return ArtifactFile(
@@ -131,6 +135,7 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
         built_for=artifact.built_for,
         weights=_weights(project, artifact),
         module=module,
+        provider=provider,
     )
 
 

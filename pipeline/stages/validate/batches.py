@@ -119,7 +119,9 @@ def evaluator(artifact: Artifact, samples: int, total: int) -> str:
         return f"torch {version('torch')}"
     if backend is Backend.ONNX_REFERENCE:
         return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
-    return f"ONNX Runtime {version('onnxruntime-gpu')}, {'CPU' if artifact.variant.target == CPU_TARGET else 'CUDA'}"
+    on_gpu = "TensorRT" if backend is Backend.ONNXRUNTIME_TENSORRT else "CUDA"
+    provider = "CPU" if artifact.variant.target == CPU_TARGET else on_gpu
+    return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}"
 
 
 def run_batches(

@@ -48,7 +48,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         require_proof=project.config.gates.require_proof,
         samples=samples if variant.backend is Backend.ONNX_REFERENCE else None,
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
-        onnxruntime=has.onnxruntime if variant.backend is Backend.ONNXRUNTIME else None,
+        onnxruntime=has.onnxruntime if variant.backend.is_onnxruntime else None,
         torch=has.torch if variant.backend in {Backend.EAGER, Backend.INDUCTOR} else None,
         driver=driver_presence(project, variant),
         gpu=gpu_type(project.plan.gpu(variant.target)),

@@ -179,12 +179,12 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
     variant = artifact.variant
     backend, data = variant.backend, project.data()
     on_gpu = variant.target != CPU_TARGET
-    if backend is Backend.TENSORRT or (backend.is_module and on_gpu):
+    if backend in _ISOLATED or (backend.is_module and on_gpu):
         gpu = gpu_of(project, artifact)
         hold = exclusive if _times_kernels(backend) else shared
         with hold(gpu), tempfile.TemporaryDirectory() as folder:
             return run_isolated(
-                _run_engine if backend is Backend.TENSORRT else _run_module,
+                _ISOLATED.get(backend, _run_module),
                 project,
                 artifact,
                 timeout_seconds=project.config.validation.timeout_seconds,
@@ -201,9 +201,9 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
 
 
 def _times_kernels(backend: Backend) -> bool:
-    """Return true if a module times kernels when it first runs, so that it needs the GPU to itself."""
+    """Return true if an artifact times kernels when it is opened or first runs, so that it needs the GPU to itself."""
     if backend is not Backend.TORCH_COMPILE:
-        return backend is Backend.INDUCTOR
+        return backend in {Backend.INDUCTOR, Backend.ONNXRUNTIME_TENSORRT}
     from pipeline.adapters.torch_tensorrt_builder import (  # noqa: PLC0415 - hosts that run engines have no torch
         times_tactics,
     )
@@ -255,6 +255,20 @@ def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
     ):
         outputs = _run_all(session, project, batch_sizes_of(project, artifact.variant, engine.batches))
         return outputs._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
+
+
+def _run_provider(project: Project, artifact: Artifact) -> _Outputs:
+    """Run an ONNX file by ONNX Runtime's TensorRT provider, which builds its engine first and may crash."""
+    gpu = gpu_of(project, artifact)
+    with open_runner(project, artifact) as run:
+        outputs = _run_all(run, project, batch_sizes_of(project, artifact.variant, artifact.variant.profile))
+    return outputs._replace(
+        graph_layers=_graph_layers(project, artifact), device=f"{gpu.name}, driver {driver_version()}"
+    )
+
+
+_ISOLATED = {Backend.TENSORRT: _run_engine, Backend.ONNXRUNTIME_TENSORRT: _run_provider}
+"""Functions that run an artifact in a process of its own; torch modules on a GPU have `_run_module`."""
 
 
 def _run_module(project: Project, artifact: Artifact) -> _Outputs:

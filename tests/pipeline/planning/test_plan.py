@@ -101,10 +101,24 @@ def test_inductor_is_tuned_in_the_fastest_precision_only(precisions: list[str], 
 
 def test_baselines_are_built_as_the_configuration_says() -> None:
     """The plan has eager and the baselines of the configuration, and no others."""
-    for wanted in ([], ["inductor"], ["onnxruntime"]):
+    for wanted in ([], ["inductor"], ["onnxruntime"], ["onnxruntime_tensorrt"]):
         plan = plan_of(precisions=["fp16"], benchmark={"baselines": wanted})
         found = {variant.backend.value for variant in plan.variants if variant.target == GPU_TARGET}
         assert found - {"dynamo", "torch_compile"} == {"eager", *wanted}
+
+
+def test_onnxruntimes_tensorrt_is_planned_like_an_engine_if_named() -> None:
+    """It is no default, and has the profiles and the largest workspace, in fp16 and int8."""
+    changes = {"precisions": ["fp32", "fp16", "int8", "fp8"], "profiles": [1, {"min": 1, "opt": 8, "max": 32}]}
+    named = plan_of(**changes, workspaces=["16MiB", "1GiB"], benchmark={"baselines": ["onnxruntime_tensorrt"]})
+    names = [item.name for item in named.variants if item.backend is Backend.ONNXRUNTIME_TENSORRT]
+
+    assert names == [
+        f"onnxruntime_tensorrt-{precision}-{profile}-ws1GiB"
+        for precision in ("fp16", "int8")
+        for profile in ("b1", "b1-8-32")
+    ]
+    assert Backend.ONNXRUNTIME_TENSORRT not in {item.backend for item in plan_of(**changes).variants}
 
 
 def test_modules_are_saved_as_the_configuration_says() -> None:

@@ -14,10 +14,11 @@ from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.config.settings import Baseline
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.common.opening import _weights, gpu_of, open_runner, open_serialized
+from pipeline.stages.common.opening import _weights, file_of, gpu_of, open_runner, open_serialized
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -194,6 +195,27 @@ def test_onnxruntime_without_cuda(built: Project) -> None:
     with (
         pytest.raises(UnsupportedError, match="CUDAExecutionProvider"),
         open_runner(project, on_cpu.model_copy(update={"variant": variant})),
+    ):
+        pass
+
+
+def test_onnxruntimes_tensorrt_without_tensorrt(built: Project) -> None:
+    """The TensorRT provider does not fall back to another: without it or TensorRT, the baseline is unsupported."""
+    config = built.config.model_copy(
+        update={"benchmark": built.config.benchmark.model_copy(update={"baselines": (Baseline.ONNXRUNTIME_TENSORRT,)})}
+    )
+    project = Project(Plan(config, host(H100)), built.paths, STAGES)
+    variant = next(item for item in project.plan.variants if item.backend is Backend.ONNXRUNTIME_TENSORRT)
+    found = artifact(built, f"{CPU}/onnxruntime-fp16").model_copy(update={"variant": variant})
+
+    file = file_of(project, found)
+    assert file.provider is not None
+    assert file.provider.image.name == found.inputs[0].name
+    assert found.file is not None
+    assert file.provider.cache.name == found.file.sha256[:16]
+    with (
+        pytest.raises(UnsupportedError, match=r"TensorrtExecutionProvider|tensorrt is not installed"),
+        open_runner(project, found),
     ):
         pass
 
