@@ -26,7 +26,7 @@ _TYPES = (
 )
 """The inspector's names of a tensor's type or format: `Half`, `Two wide channel vectorized row major FP16 format`."""
 
-_EXAMPLES = 3
+_EXAMPLES = 32
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ _MULTIPLIED_IN = {
     onnx.TensorProto.UINT8: Precision.INT8,
     onnx.TensorProto.FLOAT8E4M3FN: Precision.FP8,
 }
-_EXAMPLES = 3
+_EXAMPLES = 32
 
 
 def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:

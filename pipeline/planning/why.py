@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.errors import MissingRecordError
 from pipeline.planning.freshness import Freshness, freshness_of
 from pipeline.planning.steps import Step
+from pipeline.records import Outcome
 
 if TYPE_CHECKING:
     from model_artifacts.records import Variant
@@ -16,7 +18,8 @@ def explain(project: Project, variant: Variant) -> str:
     """Return a line on the variant, and one on each step that its results come from.
 
     The line on the variant has the first reason from its weights to its validation, with which `doit` would begin.
-    Steps after a stale one may have nothing to do after that has run.
+    Steps after a stale one may have nothing to do after that has run. A rejected variant also has the reason, and the
+    layers that computed in another type than its precision.
 
     Raises:
         NewerRecordError: a record is there that only a newer version of this package can read.
@@ -27,7 +30,25 @@ def explain(project: Project, variant: Variant) -> str:
     for step in steps:
         before = [other for other in project.schedule.dependencies(step).requires if not known[other].is_current]
         lines.append(f"  {step.name:<{_width(steps)}}  {_said(known[step], before)}")
-    return "\n".join([f"{variant.id} is {_verdict(known)}", *lines])
+    return "\n".join([f"{variant.id} is {_verdict(known)}", *lines, *_rejection(project, variant)])
+
+
+def _rejection(project: Project, variant: Variant) -> list[str]:
+    """Return the reason of a rejection, and the layers that computed in another type; no lines without a rejection."""
+    try:
+        report = project.accuracy(variant)
+    except MissingRecordError:
+        return []
+    if report.outcome is not Outcome.DONE or report.passed:
+        return []
+    lines = [f"rejected: {report.reason}"]
+    for share in report.layers:
+        if share.precision is not variant.precision:
+            kind = share.precision.value if share.precision else "an unknown type"
+            more = share.layers - len(share.examples)
+            names = ", ".join(share.examples) + (f" and {more} more" if more else "")
+            lines.append(f"  in {kind}: {names}")
+    return lines
 
 
 def _steps_of(project: Project, variant: Variant) -> list[Step]:

@@ -35,6 +35,8 @@ class _Kind(NamedTuple):
     """`TensorProto` data type."""
     limit: int
     """Largest magnitude in use."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of a weight's scale among which the smallest squared error decides; 1 maps the largest to `limit`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -45,7 +47,8 @@ class _Kind(NamedTuple):
 
 QUANTIZED_TYPES = {
     Precision.INT8: _Kind(TensorProto.INT8, _INT8_LIMIT),
-    Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448),  # the largest E4M3 value (Micikevicius et al. 2022, table 1)
+    # The largest E4M3 value (Micikevicius et al. 2022, table 1). Its error repeats with each power of two of the scale.
+    Precision.FP8: _Kind(TensorProto.FLOAT8E4M3FN, 448, tuple(2.0 ** (eighths / 8) for eighths in range(8))),
 }
 """Type of the quantised values of each precision."""
 QUANTIZED_OPERATORS = {"Conv", "Gemm", "MatMul"}
@@ -101,7 +104,8 @@ def carry_skips_in_int8(model: onnx.ModelProto) -> None:
     """Quantise skip connections: each sum reads its skip through a Q/DQ pair and its convolution directly.
 
     TensorRT then fuses convolution, sum, activation and the next quantisation into one int8 kernel (TensorRT's
-    documentation, "Quantize the residual input"). The graph is changed in place.
+    documentation, "Quantize the residual input"). It has no such kernel for fp8, whose sums keep both pairs. The graph
+    is changed in place.
     """
     made_by = {output: node for node in model.graph.node for output in node.output}
     pairs = {_behind_pair(made_by, node.output[0]): node.output[0] for node in model.graph.node}
@@ -157,11 +161,26 @@ def requantize(placed: onnx.ModelProto, weights: Weights, kind: _Kind) -> onnx.M
         replace_tensor(tensors[scale], _fp16_scale(numpy_helper.to_array(tensors[scale]) * (_INT8_LIMIT / kind.limit)))
         replace_tensor(tensors[zero_point], np.zeros(tuple(tensors[zero_point].dims), kind.dtype))
     for node in _weight_nodes(model):
-        weight = weights[node.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)]
-        steps = weight / _broadcast(numpy_helper.to_array(tensors[node.input[1]]), node, weight.ndim)
-        whole = np.rint(steps) if kind.onnx_type == TensorProto.INT8 else steps
-        replace_tensor(tensors[node.input[0]], np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype))
+        weight, scale = weights[node.input[0].removesuffix(TENSOR_NAME_QUANT_SUFFIX)], tensors[node.input[1]]
+        widest = numpy_helper.to_array(scale)
+        scales = [_fp16_scale(widest * factor) for factor in kind.scales]
+        steps = [_broadcast(item, node, weight.ndim) for item in scales]
+        quantized = [_quantize(weight, step, kind) for step in steps]
+        errors = [
+            float(np.square(values.astype(np.float32) * step - weight).sum())
+            for values, step in zip(quantized, steps, strict=True)
+        ]
+        best = int(np.argmin(errors))
+        replace_tensor(scale, scales[best])
+        replace_tensor(tensors[node.input[0]], quantized[best])
     return model
+
+
+def _quantize(weight: npt.NDArray[np.float32], step: npt.NDArray[np.float32], kind: _Kind) -> npt.NDArray[Any]:
+    """Return a weight's values in units of its scale, as `kind`."""
+    values = weight / step
+    whole = np.rint(values) if kind.onnx_type == TensorProto.INT8 else values
+    return np.clip(whole, -kind.limit, kind.limit).astype(kind.dtype)
 
 
 def _fp16_scale(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -191,10 +210,11 @@ def replace_tensor(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
 
 
 def put_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace quantised weights by FP32 weights with a QuantizeLinear node each, the only form that TensorRT 8 reads.
+    """Replace quantised weights by FP32 weights with a QuantizeLinear node each.
 
-    The FP32 values are those of the quantised weights, so that quantising them again loses nothing. The graph is
-    changed in place and returned.
+    TensorRT 8 reads only this form. TensorRT 10 runs fp8 convolutions in fp8 only in this form. The FP32 values are
+    those of the quantised weights, so that quantising them again loses nothing. The graph is changed in place and
+    returned.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _weight_nodes(model):

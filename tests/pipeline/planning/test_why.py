@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.records import GateCheck, LayerShare, Precision
 from pipeline.cli.main import main
+from pipeline.records import AccuracyReport, Outcome
 from tests.support.configs import rewrite
 
 if TYPE_CHECKING:
@@ -75,3 +77,19 @@ def test_an_unknown_variant_is_wrong_usage(copied: Path, capsys: pytest.CaptureF
     """The closest names are in the message."""
     assert main(["why", ENGINE + "x", "--config", str(copied / "pipeline.yaml")]) == 2
     assert ENGINE in capsys.readouterr().err
+
+
+def test_a_rejected_variant_names_the_layers_of_another_type(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason of a rejection follows, with the layers that computed in another precision than the variant's."""
+    file = copied / "artifacts" / ENGINE / "accuracy.json"
+    record = AccuracyReport.model_validate_json(file.read_text())
+    check = GateCheck(metric="executed precision", bound="≥ 95% fp16", value="50.0%", passed=False)
+    layers = (
+        LayerShare(precision=Precision.FP16, layers=3, examples=("a", "b", "c")),
+        LayerShare(precision=Precision.FP32, layers=3, examples=("d", "e")),
+    )
+    judged = {"outcome": Outcome.DONE, "checks": (check,), "reason": "executed precision 50.0%", "layers": layers}
+    rejected = record.model_copy(update=judged)
+    file.write_text(rejected.model_dump_json(by_alias=True))
+
+    assert why(copied, capsys)[-2:] == ["rejected: executed precision 50.0%", "  in fp32: d, e and 1 more"]

@@ -27,7 +27,7 @@ GOLDEN = {
     "source": (1, "556ea36c772f2339"),
     "data": (1, "156bfa2777ff3df8"),
     "export": (2, "2af67348d19c86eb"),
-    "quantize": (5, "d774ffdd6873d667"),
+    "quantize": (6, "9807ba46336a637e"),
     "build": (2, "39f60e5b2feb2e88"),
     "validate": (4, "f3a86b43ed3e638d"),
     "benchmark": (2, "94a46e9ee73f01a9"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Precision
 from pipeline.adapters.onnx_graph import opset_of, to_opset
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.quantize.rewriting import QUANTIZED_TYPES, requantize
 from pipeline.stages.quantize.stage import make_quantized
 from tests.support.logits import distance, images
 from tests.support.quantized_graphs import (
@@ -112,9 +114,20 @@ def test_network_without_layers_in_between_is_quantized(
     assert {source_of(load(project, Graph.FP8), name) for node in found for name in node.input} == {"DequantizeLinear"}
 
 
-def test_sum_reads_its_convolution_directly(summed: onnx.ModelProto) -> None:
+@pytest.fixture(params=["int8", "opset17"])
+def summed_in_int8(residual: Project, request: pytest.FixtureRequest) -> onnx.ModelProto:
+    """Both forms of the residual graph in int8."""
+    return opset17(residual) if request.param == "opset17" else load(residual, Graph.INT8)
+
+
+def test_sum_reads_its_convolution_directly(summed_in_int8: onnx.ModelProto) -> None:
     """A block's sum reads its convolution directly, and its skip connection through a Q/DQ pair."""
-    assert read_by(summed, "identity") == ["b", "begun*"]
+    assert read_by(summed_in_int8, "identity") == ["b", "begun*"]
+
+
+def test_sum_in_fp8_reads_both_through_pairs(residual: Project) -> None:
+    """A block's convolution writes fp8 for its sum, too."""
+    assert read_by(load(residual, Graph.FP8), "identity") == ["b*", "begun*"]
 
 
 def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelProto) -> None:
@@ -125,9 +138,14 @@ def test_skip_connection_shares_the_pair_of_the_convolution(summed: onnx.ModelPr
     assert [node.name for node in summed.graph.node if narrow.output[0] in node.input] == ["a", "identity"]
 
 
-def test_sum_of_two_convolutions_reads_one_directly(summed: onnx.ModelProto) -> None:
+def test_sum_of_two_convolutions_reads_one_directly(summed_in_int8: onnx.ModelProto) -> None:
     """A sum of two convolutions reads one directly, and the skip connection's through a Q/DQ pair."""
-    assert read_by(summed, "projection") == ["c", "d*"]
+    assert read_by(summed_in_int8, "projection") == ["c", "d*"]
+
+
+def test_sum_of_two_convolutions_in_fp8_reads_both_through_pairs(residual: Project) -> None:
+    """Both convolutions of a projected block write fp8."""
+    assert read_by(load(residual, Graph.FP8), "projection") == ["c*", "d*"]
 
 
 def test_sum_of_neither_is_left_alone(summed: onnx.ModelProto) -> None:
@@ -154,13 +172,70 @@ def test_residual_graph_computes_what_it_did(residual: Project, summed: onnx.Mod
 def test_fp8_weights_are_the_models(quantized: Project) -> None:
     """An E4M3 weight is the FP32 one to half a unit of its three bits, or to half the smallest step near zero."""
     values, exact = weights(load(quantized, Graph.FP8)), weights(load(quantized, Graph.FP32))
-    scale = values["body.3.weight_scale"].astype(np.float32).reshape(-1, 1, 1, 1)
-    kernel = values["body.3.weight_quantized"].astype(np.float32)
+    scale = values["body.3.weight_scale"].astype(np.float32)
+    kernel = as_e4m3(values["body.3.weight"].astype(np.float32) / scale)
 
     error = np.abs(kernel * scale - exact["body.3.weight"])
 
-    assert 440 < np.abs(kernel).max() <= 448
+    assert 224 < np.abs(kernel).max() <= 448  # one of the scales within a power of two
     assert (error <= np.maximum(np.abs(exact["body.3.weight"]) / 16, scale * 2.0**-10) * 1.001).all()
+
+
+def test_fp16_weights_in_front_of_fp8_are_exact(quantized: Project) -> None:
+    """Quantising the FP16 weights again gives the values that they were written with."""
+    values = weights(load(quantized, Graph.FP8))
+    steps = values["body.3.weight"].astype(np.float32) / values["body.3.weight_scale"].astype(np.float32)
+
+    np.testing.assert_allclose(steps, as_e4m3(steps), rtol=2.0**-10)
+
+
+def test_fp8_weights_have_pairs_and_one_scale(residual: Project) -> None:
+    """TensorRT fuses fp8 convolutions whose FP16 weights go through a pair with one scale for the whole tensor."""
+    model = load(residual, Graph.FP8)
+    made_by = {node.output[0]: node for node in model.graph.node}
+    values = weights(model)
+
+    for node in nodes(model, "Conv")[1:]:
+        quantize = made_by[made_by[node.input[1]].input[0]]
+        assert (quantize.op_type, values[quantize.input[0]].dtype) == ("QuantizeLinear", np.dtype(np.float16))
+        assert values[quantize.input[1]].shape == ()
+
+
+def test_scale_of_fp8_weights_has_the_least_error() -> None:
+    """Among the scales of one power of two, the one with the least squared error is taken."""
+    weight = np.linspace(0.5, 0.9, 64, dtype=np.float32).reshape(1, 64, 1, 1)  # just above a power of two
+    placed = one_convolution(weight, np.float32(0.9 / 127))
+
+    rewritten = weights(requantize(placed, {"weight": weight}, QUANTIZED_TYPES[Precision.FP8]))
+
+    chosen = rewritten["weight_scale"].astype(np.float32)
+    widest = np.float32(0.9 / 448)
+    errors = {float(step): float(np.square(as_e4m3(weight / step) * step - weight).sum()) for step in (chosen, widest)}
+    assert errors[float(chosen)] < errors[float(widest)]
+
+
+def as_e4m3(values: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return values rounded to E4M3, as float32."""
+    rounded: np.ndarray[Any, np.dtype[Any]] = values.astype(QUANTIZED_TYPES[Precision.FP8].dtype).astype(np.float32)
+    return rounded
+
+
+def one_convolution(weight: np.ndarray[Any, np.dtype[Any]], scale: np.float32) -> onnx.ModelProto:
+    """Return an int8 graph of one convolution whose weights have one scale."""
+    steps = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+    tensors = {"weight_quantized": steps, "weight_scale": scale, "weight_zero_point": np.int8(0)}
+    names = ["weight_quantized", "weight_scale", "weight_zero_point"]
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", names, ["weight_DequantizeLinear_Output"]),
+            helper.make_node("Conv", ["image", "weight_DequantizeLinear_Output"], ["map"], name="conv"),
+        ],
+        "one",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 64, 4, 4])],
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", 1, 4, 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
 
 
 def test_opset17_form_is_fp32(built: Project) -> None:

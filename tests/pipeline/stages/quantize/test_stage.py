@@ -19,7 +19,17 @@ from pipeline.planning.project import Project
 from pipeline.records import TensorCast
 from pipeline.stages import STAGES
 from pipeline.stages.quantize.stage import make_quantized
-from tests.support.quantized_graphs import TENSORRT, load, nodes, opset17, relative_error, scales, source_of, weights
+from tests.support.quantized_graphs import (
+    TENSORRT,
+    load,
+    nodes,
+    opset17,
+    relative_error,
+    scales,
+    source_of,
+    weights,
+    with_fp8,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,15 +49,15 @@ def test_tensorrt_form_is_symmetric(quantized: Project, graph: Graph, kind: int)
     assert not any(numpy_helper.to_array(point).astype(np.float32).any() for point in points)
 
 
-@pytest.mark.parametrize("graph", TENSORRT)
-def test_tensorrt_form_is_fp16_around_what_is_quantized(quantized: Project, graph: Graph) -> None:
-    """Biases, the last product and scales are FP16, in the first opset whose Q/DQ takes that."""
+@pytest.mark.parametrize(("graph", "around"), [(Graph.INT8, np.float32), (Graph.FP8, np.float16)])
+def test_tensorrt_form_around_what_is_quantized(quantized: Project, graph: Graph, around: type[np.floating]) -> None:
+    """Biases, the last product and scales are FP32 around int8, and FP16 around fp8."""
     model = load(quantized, graph)
     values = weights(model)
 
     floating = [values[node.input[2]] for node in nodes(model, "Conv", "Gemm")]
     floating += [values[nodes(model, "Gemm")[-1].input[1]], *scales(model)]
-    assert {value.dtype for value in floating} == {np.dtype(np.float16)}
+    assert {value.dtype for value in floating} == {np.dtype(around)}
     assert (opset_of(model), model.ir_version, quantized.onnx(graph).opset) == (19, 9, 19)
 
 
@@ -55,9 +65,9 @@ def test_tensorrt_form_is_fp16_around_what_is_quantized(quantized: Project, grap
 def test_tensorrt_form_leaves_outputs(quantized: Project, graph: Graph) -> None:
     """The logits come out of the last layer as they are, not quantised."""
     model = load(quantized, graph)
-    (cast,) = (node for node in model.graph.node if "logits" in node.output)
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
 
-    assert (cast.op_type, source_of(model, cast.input[0])) == ("Cast", "Gemm")
+    assert (source_of(model, last.input[0]) if last.op_type == "Cast" else last.op_type) == "Gemm"
 
 
 @pytest.mark.parametrize("graph", TENSORRT)
@@ -85,28 +95,46 @@ def test_scales_survive_fp16(built: Project) -> None:
     assert all((scale == scale.astype(np.float16)).all() for scale in scales(opset17(built)))
 
 
-@pytest.mark.parametrize("graph", TENSORRT)
-def test_casts_to_fp16_are_counted(quantized: Project, graph: Graph) -> None:
+def test_casts_to_fp16_are_counted(quantized: Project) -> None:
     """The record counts the weights that become FP16, and of the quantised ones only the scales."""
-    casts = {cast.name: cast.elements for cast in quantized.onnx(graph).casts}
+    casts = {cast.name: cast.elements for cast in quantized.onnx(Graph.FP8).casts}
 
     assert casts.items() >= {"body.0.bias": 32, "body.3.bias": 64, "body.8.bias": 10}.items()
-    assert casts["body.3.weight_scale"] == 64
+    assert casts["body.3.weight_scale"] == 1
     assert not {"body.3.weight", "body.3.weight_quantized"} & casts.keys()
 
 
-def test_values_beyond_fp16_are_counted(copied: Path) -> None:
-    """A bias that fp16 cannot hold becomes infinite, as in the FP16 graph, and the record says so."""
+def test_int8_has_no_casts(quantized: Project) -> None:
+    """The graph around int8 stays in FP32, so that nothing is cast."""
+    assert quantized.onnx(Graph.INT8).casts == ()
+
+
+def test_int8_with_layers_in_floating_point_is_fp16_around(copied: Path) -> None:
+    """A layer that stays in floating point is FP16, and so is the graph around int8."""
+    text = (copied / "pipeline.yaml").read_text()
+    first = nodes(load(Project.load(copied / "pipeline.yaml", STAGES), Graph.FP32), "Conv")[0].name
+    (copied / "pipeline.yaml").write_text(f"{text}leave_unquantized: {{int8: [{first}]}}\n")
     project = Project.load(copied / "pipeline.yaml", STAGES)
+
+    make_quantized(project, Graph.INT8_MIXED)
+
+    model = load(project, Graph.INT8_MIXED)
+    values = weights(model)
+    assert {values[node.input[2]].dtype for node in nodes(model, "Conv", "Gemm")} == {np.dtype(np.float16)}
+
+
+def test_values_beyond_fp16_are_counted(built_folder: Path, tmp_path: Path) -> None:
+    """A bias that fp16 cannot hold becomes infinite, as in the FP16 graph, and the record says so."""
+    project = with_fp8(built_folder, tmp_path / "project")
     model = load(project, Graph.FP32)
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "body.8.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([1e5, 1e-9, 1e-5, *[0] * 7], np.float32), bias.name))
     onnx.save(model, project.paths.onnx(Graph.FP32))
 
-    record = make_quantized(project, Graph.INT8)
+    record = make_quantized(project, Graph.FP8)
 
     assert TensorCast(name="body.8.bias", elements=10, underflow=1, subnormal=1, overflow=1) in record.casts
-    assert np.isinf(weights(load(project, Graph.INT8))["body.8.bias"][0])
+    assert np.isinf(weights(load(project, Graph.FP8))["body.8.bias"][0])
 
 
 def test_record_vouches_for_both_files(built: Project) -> None:
