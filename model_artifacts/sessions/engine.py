@@ -279,7 +279,7 @@ class Session:
         np.copyto(self._staged(), batch)
         landed = self.enqueue_with_copies()
         self.stream.synchronize()
-        return landed.copy()
+        return np.array(landed)
 
     def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray:  # noqa: ANN401
         array = cuda.view(batch, self.stream)

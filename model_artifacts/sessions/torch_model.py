@@ -20,6 +20,7 @@ from model_artifacts.records import Precision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+    from typing import Any
 
     Factory = Callable[[], nn.Module]
 
@@ -218,7 +219,9 @@ class Typed(nn.Module):
 
 def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     """Put a model's weights into a memory layout, in place, and return it."""
-    return model.to(memory_format=layout)  # type: ignore[no-any-return,call-overload]  # torch's stubs lack the keyword
+    move: Any = model.to  # the stubs of torch 2.11 lack the keyword
+    moved: nn.Module = move(memory_format=layout)
+    return moved
 
 
 class Folded(NamedTuple):

@@ -61,7 +61,9 @@ def engine(loaded: Any) -> Engine:
 
 def images(count: int) -> npt.NDArray[np.float32]:
     """Return images, the first of which is all 0, the second all 1, and so on."""
-    return np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, 4, 4)).copy()
+    return np.array(
+        np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, 4, 4)), order="C"
+    )
 
 
 def logits(count: int) -> npt.NDArray[np.float32]:
