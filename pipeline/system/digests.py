@@ -9,6 +9,7 @@ import hashlib
 import sqlite3
 import threading
 import time
+import weakref
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
@@ -80,6 +81,8 @@ class Digests:
             except sqlite3.OperationalError:  # missing, locked, or in a folder that cannot be written
                 return None
             except sqlite3.DatabaseError:  # damaged: start a new one
+                if self._known is not None:
+                    self._known.close()
                 self._known = None
                 with suppress(OSError):
                     self._file.unlink(missing_ok=True)
@@ -95,7 +98,12 @@ class Digests:
         if self._known is None:
             # All threads share one connection, one at a time by the lock.
             known = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, check_same_thread=False)
-            known.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, look TEXT, sha256 TEXT)")
+            try:
+                known.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, look TEXT, sha256 TEXT)")
+            except sqlite3.Error:
+                known.close()
+                raise
+            weakref.finalize(self, known.close)  # Python 3.13 and later warn of a connection that nobody closes
             self._known = known
         return self._known
 

@@ -38,6 +38,10 @@ _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
 """A line of a stack that faulthandler wrote; a traceback has a comma before the `in`."""
+_NOISE = re.compile(
+    r"Extension modules:|Current thread's C stack trace|Binary file \"|<truncated rest of calls>|<cannot get C stack"
+)
+"""Lines that faulthandler adds below a stack. Since Python 3.14 the C stack is among them; it stays in the log."""
 
 
 def run_isolated(
@@ -101,7 +105,7 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     outer = [bool(_STACK_FRAME.match(a) and _STACK_FRAME.match(b)) for a, b in zip(["", *lines], lines, strict=False)]
     telling = [line for line, skip in zip(lines, outer, strict=True) if not skip]
-    return [line[:_LINE_LENGTH] for line in telling if not line.startswith("Extension modules:")][-count:]
+    return [line[:_LINE_LENGTH] for line in telling if not _NOISE.match(line)][-count:]
 
 
 def _crashed(headline: str, log: Path, rerun: str, error: type[CrashedError] = CrashedError) -> CrashedError:
