@@ -44,6 +44,8 @@ class Report(Record):
     """The outcomes of all compilations."""
 
     version: str
+    known: tuple[str, ...]
+    """The settings of this version."""
     cases: dict[str, Case]
 
 
@@ -113,7 +115,9 @@ def main() -> None:
         request = module_request(folder, profile=PROFILES["range"], settings=ALL_ON)
         large = dataclasses.replace(request, input_shape=(3, 224, 224))
         cases["resnet18 fp16 range"] = ahead(library, large, "torchvision.models:resnet18")
-    sys.stdout.write("\n" + Report(version=library.__version__, cases=cases).to_json().replace("\n", "") + "\n")
+    known = tuple(sorted(torch_tensorrt_builder.known_settings(library)))
+    report = Report(version=library.__version__, known=known, cases=cases)
+    sys.stdout.write("\n" + report.to_json().replace("\n", "") + "\n")
 
 
 if __name__ == "__main__":

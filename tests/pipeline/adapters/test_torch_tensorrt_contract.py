@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 V11 = Wheel("torch-tensorrt", "2.11.0")
 V12 = Wheel("torch-tensorrt", "2.12.1")
 V13 = Wheel("torch-tensorrt", "2.13.0")
-V14 = Wheel("torch-tensorrt", "2.14.0")
+V14 = Wheel("torch-tensorrt", "2.14.0", last_python=(3, 14))
 RTX = Wheel("torch-tensorrt-rtx", "2.11.0")
+RTX14 = Wheel("torch-tensorrt-rtx", "2.14.0", last_python=(3, 14))
+OF_RTX = {RTX, RTX14}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def sources(wheels: Path) -> Callable[[Wheel], Sources]:
     return of
 
 
-every = pytest.mark.parametrize("wheel", [V11, V12, V13, V14, RTX], ids=lambda wheel: f"{wheel.package}-{wheel}")
+every = pytest.mark.parametrize("wheel", [V11, V12, V13, V14, RTX, RTX14], ids=lambda wheel: f"{wheel.package}-{wheel}")
 
 ALL_ON = TorchTensorRTConfig(optimization_level=2, require_full_compilation=True, engine_cache=True)
 
@@ -85,7 +87,7 @@ def test_no_setting_is_passed_that_a_version_lacks(
 ) -> None:
     """Only settings that the version knows are passed, because it drops the rest in silence."""
     known = sources(wheel).settings()
-    options = options_of(module_request(tmp_path, backend=backend, settings=ALL_ON), known, tunes=wheel is not RTX)
+    options = options_of(module_request(tmp_path, backend=backend, settings=ALL_ON), known, tunes=wheel not in OF_RTX)
     assert set(options.arguments) <= known
 
 
@@ -97,6 +99,7 @@ def test_no_setting_is_passed_that_a_version_lacks(
         (V13, ["use_explicit_typing"]),
         (V14, ["use_explicit_typing"]),
         (RTX, ["optimization_level"]),
+        (RTX14, ["use_explicit_typing", "optimization_level"]),
     ],
     ids=str,
 )
@@ -104,7 +107,9 @@ def test_what_a_version_lacks_is_recorded(
     sources: Callable[[Wheel], Sources], wheel: Wheel, refused: list[str], tmp_path: Path
 ) -> None:
     """From 2.13 on engines are strongly typed whatever is asked, and TensorRT-RTX has no levels; the record says so."""
-    options = options_of(module_request(tmp_path, settings=ALL_ON), sources(wheel).settings(), tunes=wheel is not RTX)
+    options = options_of(
+        module_request(tmp_path, settings=ALL_ON), sources(wheel).settings(), tunes=wheel not in OF_RTX
+    )
     assert [setting.name for setting in options.settings if not setting.applied] == refused
 
 

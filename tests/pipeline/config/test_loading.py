@@ -186,9 +186,8 @@ def test_current_is_refused_where_there_is_no_gpu(problems: Problems) -> None:
 
 def test_impossible_date_is_one_problem(problems: Problems) -> None:
     """A value that cannot be read is reported as that, not a second time as a missing string."""
-    assert problems(MATRIX + "model: {name: 2026-13-45}\n") == [
-        "3:15: cannot read '2026-13-45': month must be in 1..12"
-    ]
+    (problem,) = problems(MATRIX + "model: {name: 2026-13-45}\n")
+    assert problem.startswith("3:15: cannot read '2026-13-45': month must be in 1..12")
 
 
 def test_date_is_no_name(problems: Problems) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.host.environment import flavours, version
 from pipeline.farm.parcels import code_folders
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
@@ -76,7 +77,8 @@ def record(cluster: Served) -> str:
         done = subprocess.run(  # noqa: S603 - this repository's own command
             command, cwd=folder, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, check=True
         )
-        assert "H100 with tensorrt_rtx: tensorrt_rtx 1.4.0.76, torch 2.11.0" in done.stdout
+        (rtx,) = flavours()
+        assert f"H100 with tensorrt_rtx: tensorrt_rtx {rtx.version}, torch {version('torch')}" in done.stdout
         assert "4 machines have the cores or the GPUs that the configuration names" in done.stdout
         return (Path(folder) / "artifacts/farm.json").read_text()
 

@@ -303,22 +303,23 @@ def test_lines_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "what"),
+    ("parts", "planned", "what"),
     [
-        ({"host": host(flavours=(TRT10,))}, "TensorRT"),
-        ({"host": host(torch="1.0")}, "torch"),
-        ({"host": host(H100), "free_memory_bytes": (None,)}, "GPU"),
-        ({"torch_tensorrt": Tool(name="torch-tensorrt", version="2.11.0")}, "Torch-TensorRT"),
-        ({"onnxruntime": Tool(name="onnxruntime-gpu", version="1.0")}, "ONNX Runtime"),
+        ({"flavours": (TRT10,)}, {}, "TensorRT"),
+        ({"torch": "1.0"}, {}, "torch"),
+        ({"gpus": (H100,)}, {"free_memory_bytes": (None,)}, "GPU"),
+        ({}, {"torch_tensorrt": Tool(name="torch-tensorrt", version="2.11.0")}, "Torch-TensorRT"),
+        ({}, {"onnxruntime": Tool(name="onnxruntime-gpu", version="1.0")}, "ONNX Runtime"),
     ],
 )
 def test_worker_that_is_not_what_was_planned_with_refuses(
-    project: Project, planned: dict[str, object], what: str
+    project: Project, parts: dict[str, object], planned: dict[str, object], what: str
 ) -> None:
     """A worker refuses if its GPU or a tool's version differs from the plan's."""
     project.config_file.write_text(FARM.replace("{f", "{accelerator: H100, f"))
     needs = "H100 with tensorrt_rtx"
-    there = DeploymentHost.model_validate({**dict(this_host()), **planned})
+    here = this_host()
+    there = here.model_copy(update={"host": here.host.model_copy(update=parts), **planned})
     write_record(project.paths.farm, FarmRecord(hosts=(FarmHost(worker_kind=needs, host=there),), here=needs))
     with pytest.raises(FarmError, match=f"this worker's {what} is not what was planned with"):
         Project.load(project.config_file, STAGES)
