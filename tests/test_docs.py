@@ -55,6 +55,20 @@ def test_every_record_of_the_manifest_is_documented(generated: dict[Path, str]) 
     }
 
 
+def test_the_sets_of_versions_are_those_of_the_project() -> None:
+    """The versions in docs/hardware.md are pins of pyproject.toml."""
+    pins = (REPOSITORY / "pyproject.toml").read_text()
+    rows = re.findall(r"^\| (t.+?) \| (.+?) \| (.+?) \|$", (REPOSITORY / "docs/hardware.md").read_text(), re.MULTILINE)
+    named = {name: cells for name, *cells in rows}
+    for names, packages in {
+        "torch, torchvision": ("torch", "torchvision"),
+        "tensorrt-rtx, torch-tensorrt-rtx": ("tensorrt-rtx", "torch-tensorrt-rtx"),
+    }.items():
+        for cell in named[names]:
+            for package, version in zip(packages, cell.split(", "), strict=True):
+                assert f'"{package}=={version}"' in pins
+
+
 def test_the_cluster_is_one_for_ray() -> None:
     """The cluster of docs/farm.md fits Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415 - it takes a second
