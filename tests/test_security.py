@@ -18,7 +18,7 @@ from torch._export.serde.schema import SCHEMA_VERSION
 
 import model_artifacts as pipeline
 from model_artifacts.errors import ConfigError, RunError
-from model_artifacts.host.environment import installed_torch_tensorrt
+from model_artifacts.host.environment import flavours, installed_torch_tensorrt, version
 from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, GitState, Manifest, ModuleContents
@@ -143,9 +143,10 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
     entry = module("module", 0.1).model_copy(update={"file": describe_file(path, artifacts), "module": made_by})
     manifest = read_record(artifacts / "manifest.json", Manifest)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))
-    monkeypatch.setattr(
-        "model_artifacts.deployment.loading.this_host", lambda: machine(H100, torch_tensorrt=installed_torch_tensorrt())
+    here = machine(
+        H100, host=host(H100, flavours=flavours(), torch=version("torch")), torch_tensorrt=installed_torch_tensorrt()
     )
+    monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: here)
     with pytest.raises(RunError, match="holds pickled objects, which are not loaded"), pipeline.load(artifacts):
         pass
     assert not mark.exists()
