@@ -140,7 +140,9 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
     torch.save(Payload(mark), pickled)
     PICKLES[where](path, pickled.getvalue())
     made_by = ModuleContents(segments=1, torch_operators=(), libraries=libraries())
-    entry = module("module", 0.1).model_copy(update={"file": describe_file(path, artifacts), "module": made_by})
+    target = f"sm90-h100-80gb-hbm3-torch{'.'.join(version('torch').split('.')[:2])}"
+    changes = {"file": describe_file(path, artifacts), "module": made_by, "target": target}
+    entry = module("module", 0.1).model_copy(update=changes)
     manifest = read_record(artifacts / "manifest.json", Manifest)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))
     here = machine(
