@@ -264,10 +264,10 @@ def test_reformat_does_not_count() -> None:
 
 
 def test_most_frequent_type_comes_first_with_a_few_names() -> None:
-    """Three of ten convolutions in one type are named, and types are ordered by their counts."""
-    layers = [cask("first", FP32_FORMAT), *(cask(f"c{index}", FP16_FORMAT) for index in range(10))]
+    """The first 32 of forty convolutions in one type are named, and types are ordered by their counts."""
+    layers = [cask("first", FP32_FORMAT), *(cask(f"c{index}", FP16_FORMAT) for index in range(40))]
     assert shares(read(*layers)) == (
-        LayerShare(precision=Precision.FP16, layers=10, examples=("c0", "c1", "c2")),
+        LayerShare(precision=Precision.FP16, layers=40, examples=tuple(f"c{index}" for index in range(32))),
         LayerShare(precision=Precision.FP32, layers=1, examples=("first",)),
     )
 

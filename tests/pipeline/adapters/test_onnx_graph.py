@@ -354,7 +354,7 @@ def test_cast_is_counted() -> None:
         (Graph.FP32, [(Precision.FP32, 3)]),
         (Graph.FP16, [(Precision.FP16, 3)]),
         (Graph.BF16, [(Precision.BF16, 3)]),
-        (Graph.INT8, [(Precision.INT8, 2), (Precision.FP16, 1)]),
+        (Graph.INT8, [(Precision.INT8, 2), (Precision.FP32, 1)]),
         (Graph.INT8_CPU, [(Precision.INT8, 2), (Precision.FP32, 1)]),
     ],
 )
