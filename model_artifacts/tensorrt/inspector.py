@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_artifacts.records import LayerShare, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _MULTIPLIES = re.compile(r"conv|correlation|gemm|matmul|matrixmultiply|fullyconnected|\bfc\b", re.IGNORECASE)
 """Types of layers that are convolutions or matrix products: `CaskConvolution`, `CaskGemmConvolution`, `gemm` (8.6 and
@@ -106,10 +109,18 @@ def _precision(layer: dict[str, Any], tactic: str) -> Precision | None:
 
 def shares(layers: tuple[EngineLayer, ...]) -> tuple[LayerShare, ...]:
     """Count the convolutions and matrix products by the type in which they multiply, the most frequent first."""
+    return count_by_type((layer.precision, layer.name) for layer in layers if layer.multiplies)
+
+
+def count_by_type(layers: Iterable[tuple[Precision | None, str]]) -> tuple[LayerShare, ...]:
+    """Count layers by type, the most frequent first.
+
+    Args:
+        layers: the type in which each layer multiplies, and the layer's name.
+    """
     by_type: dict[Precision | None, list[str]] = {}
-    for layer in layers:
-        if layer.multiplies:
-            by_type.setdefault(layer.precision, []).append(layer.name)
+    for precision, name in layers:
+        by_type.setdefault(precision, []).append(name)
     ordered = sorted(by_type.items(), key=lambda item: -len(item[1]))
     return tuple(
         LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
-from model_artifacts.records import LayerShare, Precision, TensorSpec
+from model_artifacts.records import Precision, TensorSpec
+from model_artifacts.tensorrt.inspector import count_by_type
 from pipeline.records import TensorCast
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import onnx.onnx_ml_pb2 as pb
+
+    from model_artifacts.records import LayerShare
 
 
 def check(file: Path) -> None:
@@ -105,7 +108,6 @@ _MULTIPLIED_IN = {
     onnx.TensorProto.UINT8: Precision.INT8,
     onnx.TensorProto.FLOAT8E4M3FN: Precision.FP8,
 }
-_EXAMPLES = 32
 
 
 def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
@@ -121,18 +123,14 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     stored = {node.output[0]: types.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
-    layers: dict[Precision | None, list[str]] = {}
+    layers: list[tuple[Precision | None, str]] = []
     for node in graph.node:
         if node.op_type in _MULTIPLIES:
             operands = node.input[:2]
             operand_types = stored if all(name in stored for name in operands) else types
             precisions = {_MULTIPLIED_IN.get(operand_types.get(name) or 0) for name in operands}
-            layers.setdefault(precisions.pop() if len(precisions) == 1 else None, []).append(node.name)
-    shares = [
-        LayerShare(precision=precision, layers=len(names), examples=tuple(names[:_EXAMPLES]))
-        for precision, names in layers.items()
-    ]
-    return tuple(sorted(shares, key=lambda share: -share.layers))
+            layers.append((precisions.pop() if len(precisions) == 1 else None, node.name))
+    return count_by_type(layers)
 
 
 def forget_origin(model: onnx.ModelProto) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import MissingRecordError
+from model_artifacts.errors import RecordError
 from pipeline.planning.freshness import Freshness, freshness_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
@@ -37,7 +37,7 @@ def _rejection(project: Project, variant: Variant) -> list[str]:
     """Return the reason of a rejection, and the layers that computed in another type; no lines without a rejection."""
     try:
         report = project.accuracy(variant)
-    except MissingRecordError:
+    except RecordError:  # the line on the step says so
         return []
     if report.outcome is not Outcome.DONE or report.passed:
         return []

@@ -182,13 +182,14 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
         )
         _check_layers(left, layers, graph)
         return _Forms(_placed(project, graph, fp32, scratch, left))
+    # Before the quantiser moves the weights out of the graph.
+    means = input_means(fp32, _batches(project)) if graph.precision is Precision.FP8 else {}
     placed = _placed(project, graph, fp32, scratch)
     if left:
         _check_layers(left, quantized_layers(placed), graph)
         placed = leave(placed, weights, left)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
-        means = input_means(_fp32(project), _batches(project))
         return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)))
     # Layers between int8 layers are fused with them. FP32 around gives TensorRT 10 more such fusions than FP16, and a
     # layer in floating point is faster in FP16.

@@ -93,3 +93,10 @@ def test_a_rejected_variant_names_the_layers_of_another_type(copied: Path, capsy
     file.write_text(rejected.model_dump_json(by_alias=True))
 
     assert why(copied, capsys)[-2:] == ["rejected: executed precision 50.0%", "  in fp32: d, e and 1 more"]
+
+
+def test_a_damaged_verdict_is_a_reason_and_no_failure(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged record of the validation makes the variant stale; the command itself does not fail."""
+    (copied / "artifacts" / ENGINE / "accuracy.json").write_text("{")
+
+    assert why(copied, capsys)[0].endswith("(validate)")
