@@ -6,21 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.host import cuda
 from model_artifacts.host.environment import installed, missing_driver
 from model_artifacts.records import Backend, Precision
+from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 
 if TYPE_CHECKING:
+    from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.records import Artifact
 
 GIVEN = "PIPELINE_TEST_CONFIG"
@@ -37,19 +39,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+needs_torch_tensorrt = pytest.mark.skipif(
+    not installed("torch_tensorrt"), reason="Torch-TensorRT is not installed here"
+)
+
 TINY_ON_A_GPU = TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, fp16, int8]").replace("[16MiB, 32MiB]", "[64MiB]")
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that has been through every stage on this host."""
+    """A project whose engines in fp16, and one in int8, have been built and validated on this host."""
     if installed("torch"):
-        folder = tmp_path_factory.mktemp("gpu")
-        (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
-        return _built(folder / "pipeline.yaml")
+        config = tmp_path_factory.mktemp("gpu") / "pipeline.yaml"
+        config.write_text(TINY_ON_A_GPU)
+        found = Project.load(config, STAGES)
+        doit(config, *(f"validate:{name}" for name in _engines(found)))
+        assert main(["manifest", found.plan.model, "--config", str(config)]) == 0
+        return found
     if GIVEN not in os.environ:
         pytest.skip(f"torch is not installed here, and {GIVEN} names no project")
     return Project.load(Path(os.environ[GIVEN]), STAGES)
+
+
+def _engines(project: Project) -> list[str]:
+    """Return the engines that the tests take: a TensorRT that times tactics needs half a minute for each."""
+    return [
+        variant.id
+        for variant in project.plan.variants
+        if variant.backend is Backend.TENSORRT and variant.profile
+        if variant.precision is Precision.FP16 or (variant.precision is Precision.INT8 and variant.profile.is_fixed)
+    ]
+
+
+@pytest.fixture(scope="session")
+def flavour(project: Project) -> Flavour:
+    """The TensorRT of this host, on its first GPU."""
+    cuda.use(project.plan.host.gpus[0])
+    return load_flavour(project.plan.engine_targets[0].flavour)
 
 
 _MODULES = (
@@ -70,30 +96,15 @@ def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
     (folder / "pipeline.yaml").write_text(TINY_ON_A_GPU)
     shutil.copytree(project.paths.root, folder / "artifacts")
     found = Project.load(folder / "pipeline.yaml", STAGES)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        list(threads.map(lambda name: _through(found, name, folder / "pipeline.yaml"), _MODULES))
+    target = f"{found.plan.model}/{found.plan.module_targets[0].name}"
+    doit(folder / "pipeline.yaml", *(f"validate:{target}/{name}" for name in _MODULES))
     return found
 
 
-def _through(project: Project, name: str, config: Path) -> None:
-    """Build and validate a module, as doit does it."""
-    subject = f"{project.plan.model}/{project.plan.module_targets[0].name}/{name}"
-    for stage in ("build", "validate"):
-        subprocess.run(  # noqa: S603 - fixed arguments
-            [sys.executable, "-m", "pipeline", stage, subject, "--config", str(config)], check=False
-        )
-
-
-def _built(config: Path) -> Project:
-    """Run every step but those of the CPU and of modules."""
-    project = Project.load(config, STAGES)
-    plan = project.plan
-    targets = tuple(f"{plan.model}/{target.name}" for target in plan.engine_targets)
-    for step in project.schedule.steps:
-        engine = step.subject.startswith(targets) and step.stage != "benchmark"
-        if engine or step.stage not in {"build", "validate", "benchmark"}:
-            assert main([step.stage, step.subject, "--config", str(config)]) == 0, step
-    return project
+def doit(config: Path, *tasks: str) -> None:
+    """Run tasks and all that they need. What fails has its reason in its record, which the tests read."""
+    command = [sys.executable, "-m", "doit", f"config={config}", "-n", str(os.cpu_count()), "--continue", *tasks]
+    subprocess.run(command, check=False, cwd=REPOSITORY)  # noqa: S603 - fixed arguments
 
 
 def engine_of(project: Project, precision: Precision, *, fixed: bool) -> Artifact:

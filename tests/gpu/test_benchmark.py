@@ -15,7 +15,7 @@ from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.benchmark.gpu_watch import read_sensors
 from pipeline.stages.common.opening import gpu_of
-from tests.gpu.conftest import TINY_ON_A_GPU
+from tests.gpu.conftest import TINY_ON_A_GPU, needs_torch_tensorrt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +55,7 @@ def test_engines_are_timed_by_every_clock(project: Project, tmp_path: Path) -> N
     assert fastest[Clock.GPU_GRAPH] <= fastest[Clock.COPIES] <= fastest[Clock.HOST]
 
 
+@needs_torch_tensorrt
 def test_modules_are_timed_by_every_clock(modules: Project, tmp_path: Path) -> None:
     """Torch's modules in both layouts are timed by every clock, with the cost of their cold start."""
     target = modules.plan.module_targets[0].name

@@ -10,12 +10,11 @@ import pytest
 
 import model_artifacts as pipeline
 from model_artifacts.deployment.loading import read_manifest
-from model_artifacts.host.environment import installed
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, EngineFlavour, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.cli.main import main
-from tests.gpu.conftest import TINY_ON_A_GPU
+from tests.gpu.conftest import TINY_ON_A_GPU, needs_torch_tensorrt
 from tests.support.logits import FP16, distance, reference
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def test_an_engine_is_resolved_verified_and_run(project: Project) -> None:
     assert distance_of_what_is_loaded(project, project.paths.root, Backend.TENSORRT) < FP16
 
 
-@pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
+@needs_torch_tensorrt
 @pytest.mark.parametrize("kind", [Backend.DYNAMO, Backend.TORCH_COMPILE])
 def test_a_module_is_loaded_where_there_is_no_engine(modules: Project, kind: Backend, tmp_path: Path) -> None:
     """A dynamo module and a torch_compile recipe load by the manifest alone, and stay within the gate."""

@@ -16,6 +16,7 @@ from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.common.opening import gpu_of, open_module
 from pipeline.stages.validate.gates import judge, measure
+from tests.gpu.conftest import needs_torch_tensorrt
 from tests.support.logits import FP16, images
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 
 SAVED = ("dynamo-fp16-b1-ws64MiB", "dynamo-fp16-b1-2-4-ws64MiB")
-COMPILED = (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
+COMPILED = [
+    pytest.param(name, marks=needs_torch_tensorrt)
+    for name in (*SAVED, "dynamo-fp32-b1-ws64MiB", "torch_compile-fp16-b1-ws64MiB")
+]
 
 
 def artifact_of(project: Project, name: str) -> Artifact:
@@ -72,6 +76,7 @@ def test_a_cuda_graph_gives_the_same(modules: Project, name: str, layout: Layout
         assert run.graph_trouble == ""
 
 
+@needs_torch_tensorrt
 def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_path: Path) -> None:
     """A .pt2 that was changed has another digest: nothing of it runs."""
     artifact = artifact_of(modules, SAVED[0])
@@ -86,6 +91,7 @@ def test_a_damaged_module_is_refused_before_it_is_loaded(modules: Project, tmp_p
         pass
 
 
+@needs_torch_tensorrt
 def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> None:
     """The gate rejects ResNet18 if this version gives wrong numbers from such weights at batch 64.
 

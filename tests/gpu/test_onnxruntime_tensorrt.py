@@ -34,6 +34,8 @@ def test_the_provider_runs_the_whole_graph(project: Project, tmp_path: Path) -> 
         for stage in ("build", "validate"):
             main([stage, variant.id, "--config", str(config)])
         report, record = copy.accuracy(variant), copy.artifact(variant).file
+        if report.outcome is Outcome.SKIPPED:
+            pytest.skip(report.reason)
         assert report.outcome is Outcome.DONE, report.reason
         assert report.accuracy is not None
         assert report.accuracy.relative_l2 < copy.config.gates.of(variant.precision).relative_l2

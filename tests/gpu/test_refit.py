@@ -11,10 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from model_artifacts.errors import RunError
-from model_artifacts.host import cuda
 from model_artifacts.records import BatchRange, Graph
 from model_artifacts.sessions.engine import open_engine
-from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
+from model_artifacts.tensorrt.flavour import BuildLog
 from model_artifacts.tensorrt.refitter import refit_engine
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file
 from pipeline.config.tensorrt import TensorRTConfig
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.adapters.tensorrt_builder import BuiltEngine
     from pipeline.planning.project import Project
-
-
-@pytest.fixture(scope="module")
-def flavour(project: Project) -> Flavour:
-    """The TensorRT of this host, on its first GPU."""
-    cuda.use(project.plan.host.gpus[0])
-    return load_flavour(project.plan.engine_targets[0].flavour)
 
 
 @pytest.fixture(scope="module")
