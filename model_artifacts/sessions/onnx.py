@@ -175,15 +175,16 @@ def provider_options(variant: Variant, gpu: Gpu, image: TensorSpec, cache: Path)
     """Return the TensorRT provider's options for a variant.
 
     Source of the names: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html. Engines are
-    kept in `cache`, whose path must name the file's digest: the provider does not compare weights.
+    kept in `cache`, whose path must name the file's digest: the provider does not compare weights. It takes flags as
+    "True" and "False" alone.
     """
     options = {
         "device_id": str(gpu.index),
-        "trt_fp16_enable": "1",
-        "trt_int8_enable": "1" if variant.precision is Precision.INT8 else "0",
-        "trt_engine_cache_enable": "1",
+        "trt_fp16_enable": "True",
+        "trt_int8_enable": "True" if variant.precision is Precision.INT8 else "False",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(cache),
     }
     if variant.workspace:

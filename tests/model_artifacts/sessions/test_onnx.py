@@ -48,7 +48,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return calls
 
 
-@pytest.mark.parametrize(("precision", "int8"), [(Precision.FP16, "0"), (Precision.INT8, "1")])
+@pytest.mark.parametrize(("precision", "int8"), [(Precision.FP16, "False"), (Precision.INT8, "True")])
 def test_options_are_those_of_an_engine(tmp_path: Path, precision: Precision, int8: str) -> None:
     """The provider builds for the variant's batch range and workspace."""
     options = provider_options(variant(precision), H100, IMAGE, tmp_path)
@@ -57,7 +57,7 @@ def test_options_are_those_of_an_engine(tmp_path: Path, precision: Precision, in
     assert options["trt_profile_opt_shapes"] == "image:8x3x224x224"
     assert options["trt_profile_max_shapes"] == "image:64x3x224x224"
     assert options["trt_max_workspace_size"] == str(2**30)
-    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("1", int8)
+    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("True", int8)
 
 
 def test_no_node_may_run_elsewhere(started: dict[str, Any], tmp_path: Path) -> None:
