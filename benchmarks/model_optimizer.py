@@ -204,14 +204,15 @@ def compare(project: Project, engines: dict[tuple[Variant, str], Engine], gpu: G
 def groups(project: Project) -> Iterator[list[Variant]]:
     """Yield the variants of each target, batch range and workspace in FP16, int8 and fp8, FP16 first.
 
-    A workspace that gave the engine of a smaller one is left out.
+    A workspace that gave the engine of a smaller one in the plan is left out.
     """
     found: dict[tuple[object, ...], list[Variant]] = {}
     for variant in project.plan.variants:
         if variant.backend is Backend.TENSORRT and variant.graph in {Graph.FP16, *THEIRS}:
             found.setdefault((variant.target, variant.profile, variant.workspace), []).append(variant)
+    planned = {variant.id for variant in project.plan.variants}
     for variants in found.values():
-        if any(project.artifact(variant).same_as is None for variant in variants):
+        if any(project.artifact(variant).same_as not in planned for variant in variants):
             yield sorted(variants, key=lambda variant: variant.precision is not Precision.FP16)
 
 
@@ -248,9 +249,14 @@ def _accuracy(row: Row | None) -> str:
 
 
 def run(project: Project, folder: Path) -> list[str]:
-    """Build, evaluate and time; print the table; return the cases in which theirs is better."""
+    """Build, evaluate and time; print the table; return the cases in which theirs is better.
+
+    Raises:
+        SystemExit: there was nothing to compare.
+    """
     check(project, folder)
-    better = []
+    better: list[str] = []
+    compared = 0
     for variants in groups(project):
         gpu = project.plan.gpu(variants[0].target)
         if gpu is None:
@@ -268,6 +274,9 @@ def run(project: Project, folder: Path) -> list[str]:
             f"{variants[0].target:<28} batch   ours ms theirs ms  ratio  ours: L2, top-1, layers  theirs: the same",
         )
         better += show(rows)
+        compared += any(side == "theirs" for _, side in rows)
+    if not compared:
+        sys.exit("nothing was compared: no int8 or fp8 engine of these profiles was built by both sides")
     return better
 
 

@@ -9,6 +9,7 @@ convolution is built; a TensorRT without the builder's kernels ends there.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,11 @@ def use(folder: Path) -> Site:
     )
     settings: tuple[Setting, ...] = ()
     routes = ""
+    builder = None
     if gpus():
-        builder = trt.Builder(make_logger(trt, BuildLog()))
+        with suppress(TypeError):  # raised by the bindings if the library creates none; the build below says why
+            builder = trt.Builder(make_logger(trt, BuildLog()))
+    if builder is not None:
         network = builder.create_network(_network_flags(flavour))
         network.add_input("image", trt.float16, (-1, 8, 8, 8))
         config = builder.create_builder_config()
