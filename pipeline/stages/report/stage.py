@@ -288,7 +288,7 @@ def run(project: Project, _model: str, console: Console) -> int:
     """Make the report, print the changes since the release, and fail if a bound of the release is broken."""
     missing = [name for name in ("jinja2", "plotly") if not installed(name)]
     if missing and project.config.release is None:  # a build host needs no page, but bounds must be checked
-        console.say(f"skipped: {' and '.join(missing)} not installed here")
+        console.say(f"skipped: {' and '.join(missing)} not installed here; a release needs the report")
         return 0
     if missing:
         raise UnsupportedError(f"the report needs {' and '.join(missing)}", fix="install the dependency group `build`")
