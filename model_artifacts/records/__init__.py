@@ -1,6 +1,6 @@
 """Frozen, validated records of manifests, releases and hosts."""
 
-from model_artifacts.records.accuracy import Accuracy, ClassDrop, GateCheck, RowCheck
+from model_artifacts.records.accuracy import Accuracy, ClassDrop, GateCheck, Question, RowCheck
 from model_artifacts.records.artifacts import (
     BuiltFor,
     EngineMemory,
@@ -98,6 +98,7 @@ __all__ = [
     "OperatorCalls",
     "Precision",
     "Preprocessing",
+    "Question",
     "Recipe",
     "Record",
     "RowCheck",

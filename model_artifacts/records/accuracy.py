@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
 from model_artifacts.records.base import Count, Record, Share
+
+
+class Question(str, Enum):
+    """Question that a check answers."""
+
+    FAITHFUL = "faithful"
+    """Does the artifact compute what its precision must give in this network? A failure is a fault of the library, the
+    build or the host."""
+    GOOD_ENOUGH = "good enough"
+    """Is the precision's loss acceptable? A failure belongs to the network."""
+    REFERENCE = "reference"
+    """Is the FP32 reference worth a comparison?"""
 
 
 class GateCheck(Record):
@@ -20,6 +33,8 @@ class GateCheck(Record):
     """The measured value as text."""
     passed: bool
     """True if the value keeps the bound."""
+    question: Question = Question.FAITHFUL
+    """Question that the check answers."""
 
 
 class ClassDrop(Record):

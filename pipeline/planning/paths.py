@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
+    from pipeline.planning.plan import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class Paths:
     def sensitivity(self, graph: Graph) -> Path:
         """The record of the layers' sensitivities to quantisation."""
         return self.folder / "onnx" / f"{graph.value}.sensitivity.json"
+
+    def rounding(self, arithmetic: Arithmetic) -> Path:
+        """The record of a precision's own rounding."""
+        return self.folder / "rounding" / f"{arithmetic.name}.json"
+
+    def rounding_logits(self, arithmetic: Arithmetic) -> Path:
+        """float32 logits of an emulated precision on the first validation samples."""
+        return self.folder / "rounding" / f"{arithmetic.name}.npy"
 
     def variant(self, variant: Variant) -> Path:
         """A variant's own folder."""

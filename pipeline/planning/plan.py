@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from model_artifacts.errors import UsageError
 from model_artifacts.records import (
@@ -46,6 +46,24 @@ _FASTEST_FIRST = (Precision.FP16, Precision.BF16, Precision.TF32, Precision.FP32
 """Precisions whose tensor cores take channels_last without a copy."""
 
 
+class Arithmetic(NamedTuple):
+    """A graph and the precision that runs it: they decide how a network rounds."""
+
+    graph: Graph
+    precision: Precision
+
+    @property
+    def name(self) -> str:
+        """The last part of its subject: the graph's name, or `tf32`, which runs the FP32 graph."""
+        return self.precision.value if self.precision is Precision.TF32 else self.graph.value
+
+
+def arithmetic_of(variant: Variant) -> Arithmetic:
+    """Return the arithmetic of a variant. A torch module has the graph of its precision."""
+    plain = Graph.FP32 if variant.precision is Precision.TF32 else Graph(variant.precision.value)
+    return Arithmetic(variant.graph or plain, variant.precision)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The variants and targets of a configuration on a host."""
@@ -66,6 +84,15 @@ class Plan:
         """The ONNX files that the variants need, and FP32, from which the others are quantised."""
         wanted = {variant.graph for variant in self.variants if variant.graph} | {Graph.FP32}
         return tuple(graph for graph in Graph if graph in wanted)
+
+    @cached_property
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """The arithmetics of the variants, and TF32, which a library may choose in place of FP32."""
+        tf32 = Arithmetic(Graph.FP32, Precision.TF32)
+        found = {*map(arithmetic_of, self.variants), tf32}
+        return tuple(
+            Arithmetic(graph, precision) for graph in Graph for precision in Precision if (graph, precision) in found
+        )
 
     @cached_property
     def _machines(self) -> tuple[Machines, ...]:

@@ -27,6 +27,7 @@ from pipeline.records import (
     LayerProfile,
     OnnxRecord,
     ReportRecord,
+    Rounding,
     Sensitivity,
     SourceRecord,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import FileRecord, StageRecord, Tool
     from pipeline.config.settings import FarmTarget
+    from pipeline.planning.plan import Arithmetic
     from pipeline.planning.spec import StageSpec
 
 R = TypeVar("R", bound=Record)
@@ -111,6 +113,11 @@ class Project:
         """Return the record of an ONNX file."""
         step = self.plan.graph_step(graph)
         return self._read(self.paths.onnx_record(graph), OnnxRecord, step.stage, step.subject)
+
+    def rounding(self, arithmetic: Arithmetic) -> Rounding:
+        """Return the record of a precision's own rounding."""
+        subject = f"{self.plan.model}/{arithmetic.name}"
+        return self._read(self.paths.rounding(arithmetic), Rounding, "rounding", subject)
 
     def artifact(self, variant: Variant) -> Artifact:
         """Return the record of a build."""

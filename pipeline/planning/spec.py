@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import FileRecord, Graph, Key, StageRecord, Variant
     from pipeline.planning.paths import Paths
-    from pipeline.planning.plan import Plan
+    from pipeline.planning.plan import Arithmetic, Plan
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.steps import Step
@@ -57,6 +57,9 @@ QUANTIZED: Subjects[Graph] = Subjects(
 )
 WHOLE_QDQ: Subjects[Graph] = Subjects("quantised graph", "resnet18/int8", _graphs(QDQ.__contains__))
 """Graphs whose every layer is quantised, in the form that TensorRT takes."""
+ARITHMETIC: Subjects[Arithmetic] = Subjects(
+    "precision", "resnet18/fp16", lambda plan: {f"{plan.model}/{item.name}": item for item in plan.arithmetics}
+)
 VARIANT: Subjects[Variant] = Subjects(
     "variant", "resnet18/rtx-sm80+/fp16-b1-ws1GiB", lambda plan: plan.variants_by_id, lambda variant: variant.target
 )

@@ -1,6 +1,6 @@
 """Frozen, validated records of the stages' results on disk, one module per stage."""
 
-from pipeline.records.accuracy import AccuracyReport
+from pipeline.records.accuracy import AccuracyReport, Loss, Verdict
 from pipeline.records.artifact import Artifact
 from pipeline.records.benchmark import BenchmarkReport, Conditions, Range
 from pipeline.records.data import DataRecord, ImagesOrigin
@@ -9,6 +9,7 @@ from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.outcome import Outcome
 from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
+from pipeline.records.rounding import Rounding, RoundingRun
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.source import SourceRecord
 
@@ -26,11 +27,15 @@ __all__ = [
     "LayerProfile",
     "LayerSensitivity",
     "LayerTime",
+    "Loss",
     "OnnxRecord",
     "Outcome",
     "Range",
     "ReportRecord",
+    "Rounding",
+    "RoundingRun",
     "Sensitivity",
     "SourceRecord",
     "TensorCast",
+    "Verdict",
 ]

@@ -2,10 +2,55 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from enum import Enum
+from typing import Annotated
 
-from model_artifacts.records import Accuracy, GateCheck, LayerShare, Precision, RowCheck, StageRecord
+from pydantic import Field, PositiveInt
+
+from model_artifacts.records import (
+    Accuracy,
+    Count,
+    GateCheck,
+    LayerShare,
+    Precision,
+    Question,
+    Record,
+    RowCheck,
+    StageRecord,
+)
 from pipeline.records.outcome import Outcome
+
+
+class Verdict(str, Enum):
+    """Verdict on a loss at a margin."""
+
+    PASSES = "passes"
+    """The whole interval of the drop lies below the margin."""
+    FAILS = "fails"
+    """The drop itself is larger than the margin."""
+    NOT_PROVEN = "not proven"
+    """The drop is within the margin, and the interval is not: there are too few samples."""
+
+
+class Loss(Record):
+    """Answers that an artifact lost and won against the reference."""
+
+    samples: PositiveInt
+    """Number of judged samples: all with labels; without labels, those that are no near-ties."""
+    near_ties: Count = 0
+    """Number of samples whose answer rounding alone may change; they are judged with labels only."""
+    lost: Count
+    """Number of answers that only the reference has right; without labels, of answers unlike the reference's."""
+    won: Count
+    """Number of answers that only the artifact has right; 0 without labels."""
+    drop: Annotated[float, Field(ge=-1, le=1)]
+    """(lost - won) / samples."""
+    drop_high: Annotated[float, Field(ge=-1, le=1)]
+    """Upper end of the drop's interval (Tango, one-sided at 95 %)."""
+    verdict: Verdict
+    """Verdict at the margin of pipeline.yaml."""
+    more: Count = 0
+    """Number of further samples that would prove the margin, with the same shares; 0 if it is decided."""
 
 
 class AccuracyReport(StageRecord):
@@ -26,7 +71,9 @@ class AccuracyReport(StageRecord):
     checks: tuple[GateCheck, ...] = ()
     """Checks of the precision's gate."""
     proven: bool = False
-    """True if the lower end of the agreement's Wilson interval passes the gate, too."""
+    """True if the loss is proven to lie below the margin."""
+    loss: Loss | None = None
+    """Answers lost and won; None if the artifact was not run."""
     executed: Precision | None = None
     """Precision that the artifact computed in; None if unknown. An fp32 engine that multiplied in TF32 has tf32 here,
     and must pass tf32's gate."""
@@ -36,6 +83,11 @@ class AccuracyReport(StageRecord):
     """Dependence on other rows at the smallest, the best, the largest and an odd batch size of the artifact."""
     device: str = ""
     """GPU and driver that ran the artifact; empty on a processor."""
+
+    @property
+    def failed_questions(self) -> tuple[Question, ...]:
+        """The questions that a check answers with no, each once."""
+        return tuple(dict.fromkeys(check.question for check in self.checks if not check.passed))
 
     @property
     def passed(self) -> bool:

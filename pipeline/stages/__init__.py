@@ -11,10 +11,11 @@ from pipeline.stages.manifest.spec import SPEC as MANIFEST
 from pipeline.stages.profile.spec import SPEC as PROFILE
 from pipeline.stages.quantize.spec import SPEC as QUANTIZE
 from pipeline.stages.report.spec import SPEC as REPORT
+from pipeline.stages.rounding.spec import SPEC as ROUNDING
 from pipeline.stages.sensitivity.spec import SPEC as SENSITIVITY
 from pipeline.stages.source.spec import SPEC as SOURCE
 from pipeline.stages.validate.spec import SPEC as VALIDATE
 
-STAGES = (SOURCE, DATA, EXPORT, QUANTIZE, BUILD, VALIDATE, BENCHMARK, MANIFEST, REPORT, PROFILE, SENSITIVITY)
+STAGES = (SOURCE, DATA, EXPORT, QUANTIZE, ROUNDING, BUILD, VALIDATE, BENCHMARK, MANIFEST, REPORT, PROFILE, SENSITIVITY)
 
 __all__ = ["STAGES"]

@@ -40,8 +40,8 @@ ONNX_FILES = sorted(
 def test_list_reads_like_a_table_of_contents(checkout: Path) -> None:
     """`doit list` shows the stages in their order, each with a sentence."""
     lines = doit(checkout, "list").stdout.splitlines()
-    assert [line.split()[0] for line in lines][:8] == [
-        "source", "data", "export", "quantize", "build", "validate", "benchmark", "manifest",
+    assert [line.split()[0] for line in lines][:9] == [
+        "source", "data", "export", "quantize", "rounding", "build", "validate", "benchmark", "manifest",
     ]  # fmt: skip
     assert all(line.endswith(".") for line in lines)
 
@@ -76,7 +76,7 @@ def test_what_was_made_elsewhere_is_taken_as_given(
     assert done.returncode == 0, done.stdout + done.stderr
     given = [line for line in done.stdout.splitlines() if "reused" in line]
     assert given[0] == "source:tiny: reused: torch is not installed here, and the digests hold"
-    assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize"}
+    assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize", "rounding"}
     assert done.stdout.splitlines()[-1] == "everything is up to date"
 
 

@@ -324,7 +324,7 @@ def test_skipped_builds_have_nothing_to_validate(copied: Path) -> None:
 # What a build host without torch is given.
 
 
-GIVEN = ["source", "data", "export", "quantize"]
+GIVEN = ["source", "data", "export", "quantize", "rounding"]
 
 
 @pytest.fixture

@@ -36,13 +36,13 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 @pytest.mark.parametrize(
     ("package", "stages"),
     [
-        ("torch", {"source", "data", "export", "build", "validate", "benchmark"}),
+        ("torch", {"source", "data", "export", "rounding", "build", "validate", "benchmark"}),
         ("torchvision", {"source"}),
         ("scikit-learn", {"source"}),
         ("pillow", {"data"}),
         ("onnx", {"export", "quantize", "validate"}),
         ("onnxscript", {"export"}),
-        ("onnxruntime-gpu", {"quantize", "validate", "benchmark"}),
+        ("onnxruntime-gpu", {"quantize", "rounding", "validate", "benchmark"}),
     ],
 )
 def test_a_new_version_of_a_library_is_of_the_stages_that_use_it(
@@ -123,9 +123,15 @@ INPUTS = {
     "Torch-TensorRT's CUDA": (with_host(cuda_majors=(13, 12)), {("tensorrt", "build")}),
     "the threads": (with_patch("threads", 99), {("threads", "benchmark")}),
     "the labels": (with_data("labels"), {("labels", "validate")}),
-    "the reference's logits": (with_data("reference"), {("reference", "validate")}),
-    "the validation images": (with_data("validation"), {("validation", "validate")}),
+    "the reference's logits": (with_data("reference"), {("reference", "rounding"), ("reference", "validate")}),
+    "the validation images": (with_data("validation"), {("validation", "rounding"), ("validation", "validate")}),
     "proof": (with_config("gates", require_proof=True), {("require_proof", "validate")}),
+    "the margin": (with_config("gates", margin=0.02), {("margin", "validate")}),
+    "the multiple of the rounding": (with_config("gates", rounding=3.0), {("multiple", "validate")}),
+    "the worth of the reference": (
+        with_config("gates", require_reference=False),
+        {("require_reference", "validate")},
+    ),
     "the evaluator's samples": (
         with_config("validation", reference_evaluator_samples=3),
         {("samples", "validate")},

@@ -33,7 +33,10 @@ def test_steps_come_in_the_order_of_the_stages() -> None:
         ("build m/cpu-x86_64/onnxruntime-fp16", ["export m/fp16"]),
         ("build m/rtx-sm80+/int8-b1-ws1GiB", ["quantize m/int8"]),
         ("build m/gpu/dynamo-fp16-b1-ws1GiB", ["source m"]),
-        ("validate m/gpu/dynamo-fp16-b1-ws1GiB", ["data m", "build m/gpu/dynamo-fp16-b1-ws1GiB"]),
+        (
+            "validate m/gpu/dynamo-fp16-b1-ws1GiB",
+            ["data m", "rounding m/fp32", "rounding m/fp16", "build m/gpu/dynamo-fp16-b1-ws1GiB"],
+        ),
         ("benchmark m/gpu", ["data m"]),
         ("manifest m", []),
     ],

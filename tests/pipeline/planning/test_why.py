@@ -33,6 +33,8 @@ def test_a_current_variant_says_since_when(copied: Path, capsys: pytest.CaptureF
         "source:tiny",
         "data:tiny",
         "export:tiny/fp16",
+        "rounding:tiny/fp32",
+        "rounding:tiny/fp16",
         f"build:{ENGINE}",
         f"validate:{ENGINE}",
         f"benchmark:{target}",

@@ -1,0 +1,55 @@
+"""Record of the rounding stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from model_artifacts.records import FileRecord, Graph, Precision, Record, StageRecord
+
+Distance = Annotated[float, Field(ge=0)]
+
+
+class RoundingRun(Record):
+    """One emulation of a precision."""
+
+    name: str
+    """Places of the rounding, such as `results of operators, sums of 16 products`."""
+    relative_l2: Distance | None
+    """Relative L2 distance to the FP32 reference over all samples; None if a logit is not finite."""
+
+
+class Rounding(StageRecord):
+    """Distance that a precision's own rounding makes in a network: `<model>/rounding/<graph or tf32>.json`.
+
+    Source of the bounds that tell a faithful artifact from a faulty one.
+    """
+
+    graph: Graph
+    """Graph whose weights and quantisation are emulated."""
+    precision: Precision
+    """Precision of the arithmetic. TF32 runs the FP32 graph."""
+    emulator: str
+    """Library that emulated it, with its version."""
+    samples: PositiveInt
+    """Number of validation samples, the first ones."""
+    runs: tuple[RoundingRun, ...]
+    """Emulations, which differ in the places of the rounding."""
+    relative_l2_high: Distance | None
+    """Upper 97.5 % quantile of the relative L2 distance over resampled samples, of the run with the largest. None if a
+    logit is not finite: an activation lies beyond the precision's range."""
+    sample_l2_high: Distance | None
+    """Largest distance of a sample, divided by the root mean square of the reference's norms."""
+    margin_noise: Distance | None
+    """Change of the difference between the two largest logits of a sample, as its 99 % quantile."""
+    repeatable: bool = True
+    """True if the FP32 network gives the same logits for a batch twice. Only the record of FP32 looks."""
+    logits: FileRecord | None = None
+    """Emulated logits, float32 (samples, classes). Quantised graphs have them: their artifacts are compared with the
+    emulation, too."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The emulated logits, if they are kept."""
+        return (self.logits,) if self.logits else ()

@@ -1,0 +1,142 @@
+"""A network's logits as a precision would compute them, emulated in FP32 on the processor.
+
+Tensors are rounded where the precision stores them, and sums where its kernels round them:
+
+* fp16 and bf16: the weights, and the result of every operator.
+* tf32: the inputs of convolutions and matrix products, to 10 bits of mantissa.
+* fp16, a second time, with the sums of its fastest kernels (`…_f16f16_f16f16_f16_…`): after every 16 products, which is
+  what an MMA instruction adds at once (NVIDIA, PTX ISA 8.7, `mma.m16n8k16`).
+* fp32: the same sums of 16, not rounded. They show what another order of summation changes.
+
+The rest is not emulated: fused operators, which round less often; Winograd and other transforms, which round more; the
+order of a kernel's own sums; the sums of grouped convolutions and of attention. So an honest artifact may lie on either
+side of the emulation, and a bound is a multiple of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from model_artifacts.records import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Round = Callable[[torch.Tensor], torch.Tensor]
+
+STEP = 16
+"""Products that an MMA instruction of 16-bit types adds at once."""
+_TF32_LOST_BITS = 13
+"""FP32 has 23 bits of mantissa, TF32 has 10."""
+
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.convolution.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default}
+
+
+def _to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Round to the nearest TF32 number, ties to even."""
+    bits = tensor.contiguous().view(torch.int32)
+    half = (1 << (_TF32_LOST_BITS - 1)) - 1
+    nearest = bits + half + ((bits >> _TF32_LOST_BITS) & 1)
+    rounded = (nearest & ~((1 << _TF32_LOST_BITS) - 1)).view(torch.float32)
+    return torch.where(tensor.isfinite(), rounded, tensor)
+
+
+def _to(dtype: torch.dtype) -> Round:
+    return lambda tensor: tensor.to(dtype).float()
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
+    """A mode in which every operator on FP32 tensors rounds as a precision does.
+
+        with torch.no_grad(), Emulation(Precision.FP16, sums=True):
+            logits = model(images)
+
+    Args:
+        precision: fp32, tf32, fp16 or bf16.
+        sums: True rounds the sums of convolutions and matrix products after every 16 products, too.
+    """
+
+    def __init__(self, precision: Precision, *, sums: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        stored: dict[Precision, Round] = {Precision.FP16: _to(torch.float16), Precision.BF16: _to(torch.bfloat16)}
+        self._stored = stored.get(precision, _same)
+        self._multiplied = _to_tf32 if precision is Precision.TF32 else self._stored
+        self._sums = sums
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's signature
+        types: Any,  # noqa: ANN401 - the same
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run an operator, and round its operands and its result."""
+        arguments = kwargs or {}
+        if func in _PRODUCTS:
+            args = tree_map_only(torch.Tensor, self._multiplied, args)
+            found = self._summed(func, args) if self._sums else None
+            result = func(*args, **arguments) if found is None else found
+        else:
+            result = func(*args, **arguments)
+        return tree_map_only(torch.Tensor, self._rounded, result)
+
+    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._stored(tensor) if tensor.dtype is torch.float32 else tensor
+
+    def _summed(self, func: Any, args: tuple[Any, ...]) -> torch.Tensor | None:  # noqa: ANN401 - torch's operators are untyped
+        """Return a product with rounded sums; None for one that is not emulated."""
+        if func is _aten.convolution.default:
+            return self._convolution(*args)
+        if func is _aten.addmm.default:
+            bias, left, right = args
+            return self._stored(self._product(left, right) + bias)
+        return self._product(*args)
+
+    def _convolution(  # noqa: PLR0913, PLR0917 - aten's signature
+        self,
+        images: torch.Tensor,
+        weights: torch.Tensor,
+        bias: torch.Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,  # noqa: FBT001 - the same
+        _output_padding: list[int],
+        groups: int,
+    ) -> torch.Tensor | None:
+        """Convolve as a product of matrices whose shared axis is (height, width, channel), as in NHWC kernels."""
+        if transposed or groups != 1 or images.ndim != 4:  # noqa: PLR2004 - NCHW
+            return None
+        outputs, channels, *kernel = weights.shape
+        shape = (tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        patches = functional.unfold(images, *shape)  # (batch, channels · places, positions)
+        columns = patches.view(len(images), channels, -1, patches.shape[-1]).transpose(1, 2).flatten(1, 2)
+        rows = weights.flatten(2).transpose(1, 2).flatten(1)  # (outputs, places · channels)
+        total = self._product(rows, columns)
+        if bias is not None:
+            total = self._stored(total + bias[:, None])
+        sizes = [
+            (size + 2 * pad - gap * (length - 1) - 1) // step + 1
+            for size, pad, gap, length, step in zip(images.shape[2:], padding, dilation, kernel, stride, strict=True)
+        ]
+        return total.view(len(images), outputs, *sizes)
+
+    def _product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Multiply matrices, with a rounded sum after every 16 products."""
+        total: torch.Tensor | None = None
+        for start in range(0, left.shape[-1], STEP):
+            part = left[..., start : start + STEP] @ right[..., start : start + STEP, :]
+            total = self._stored(part if total is None else total + part)
+        if total is None:
+            return left @ right
+        return total

@@ -1,0 +1,63 @@
+"""The stage `rounding`: the distance that each precision's own rounding makes in this network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.host.environment import version
+from pipeline.planning.keys import make_key
+from pipeline.planning.plan import QUANTIZED_PRECISIONS
+from pipeline.planning.spec import ARITHMETIC, StageSpec
+from pipeline.records import Rounding
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Key
+    from pipeline.planning.plan import Arithmetic
+    from pipeline.planning.project import Project
+    from pipeline.planning.schedule import Schedule
+    from pipeline.planning.steps import Step
+
+VERSION = 1
+"""Raise it when the same network and images give another distance."""
+SAMPLES = 64
+"""Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""
+
+
+def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
+    """Return the key of a precision's rounding."""
+    data = project.data()
+    quantized = arithmetic.precision in QUANTIZED_PRECISIONS
+    return make_key(
+        rounding=VERSION,
+        precision=arithmetic.precision,
+        onnx=project.onnx(arithmetic.graph).canonical_sha256 if quantized else None,
+        source=None if quantized else project.source().key.digest,
+        weights=None if quantized else project.source().weights.sha256,
+        validation=data.validation.sha256,
+        reference=data.reference.sha256,
+        preprocessing=data.preprocessing,
+        torch=None if quantized else version("torch"),
+        onnxruntime=version("onnxruntime-gpu") if quantized else None,
+    )
+
+
+def _requires(schedule: Schedule, arithmetic: Arithmetic) -> tuple[Step, ...]:
+    graph = (schedule.plan.graph_step(arithmetic.graph),) if arithmetic.precision in QUANTIZED_PRECISIONS else ()
+    return (*schedule.of("data"), *graph)
+
+
+SPEC = StageSpec(
+    name="rounding",
+    sentence="The distance from FP32 that each precision's own rounding makes, emulated: the measure of the gates.",
+    subjects=ARITHMETIC,
+    version=VERSION,
+    record=Rounding,
+    records=lambda paths, _plan, arithmetic: (paths.rounding(arithmetic),),
+    files=lambda paths, _plan, arithmetic: (paths.rounding_logits(arithmetic),),
+    key=rounding_key,
+    run="pipeline.stages.rounding.stage:run",
+    requires=_requires,
+    is_shared=lambda _plan, _arithmetic: True,
+    needs_torch=True,
+    maker_fields=frozenset({"torch", "onnxruntime"}),
+)

@@ -1,0 +1,156 @@
+"""Model and precision → the distance that this precision's own rounding makes (`<model>/rounding/`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model_artifacts.errors import RunError, one_line
+from model_artifacts.host.environment import now, tools, version
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file
+from model_artifacts.host.progress import Bars
+from model_artifacts.host.record_files import write_record
+from model_artifacts.records import Precision
+from model_artifacts.sessions.onnx import run_stand_in
+from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.torch_model import fold_batch_norms
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import QUANTIZED_PRECISIONS
+from pipeline.planning.steps import Step
+from pipeline.records import Rounding, RoundingRun
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.rounding.emulation import Emulation
+from pipeline.stages.rounding.spec import SAMPLES
+from pipeline.stages.rounding.spread import spread_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import FileRecord
+    from pipeline.planning.plan import Arithmetic
+    from pipeline.planning.project import Project
+    from pipeline.planning.spec import Console
+
+    Logits = npt.NDArray[np.float32]
+
+_BATCH = 8
+"""Images at once. The sums of a convolution need all patches of an image in memory."""
+_SUMS = "results of operators, sums of 16 products"
+_RUNS: dict[Precision, tuple[tuple[str, bool], ...]] = {
+    Precision.FP32: (("sums of 16 products, in another order", True),),
+    Precision.TF32: (("inputs of products", False),),
+    Precision.FP16: (("results of operators", False), (_SUMS, True)),
+    Precision.BF16: (("results of operators", False),),
+}
+"""The emulations of each precision: a name, and whether its sums are rounded, too."""
+
+
+def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
+    """Emulate a precision on the first validation samples, and compare the logits with the FP32 reference.
+
+    Args:
+        project: the source and data stages must have run, for a quantised graph also `quantize`.
+        arithmetic: the graph and the precision.
+
+    Raises:
+        RunError: the network or the graph cannot be run.
+        RecordError: a record is missing or damaged.
+        StorageError: the results cannot be written.
+    """
+    key = key_of(project, Step("rounding", f"{project.plan.model}/{arithmetic.name}"))
+    data = project.data()
+    images = to_input(np.asarray(project.pixels(data.validation)[:SAMPLES]), data.preprocessing)
+    reference = np.load(project.file(data.reference))[: len(images)]
+    quantized = arithmetic.precision in QUANTIZED_PRECISIONS
+    results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
+    spreads = [spread_of(logits, reference) for logits in results.values()]
+    finite = [spread for spread in spreads if spread is not None]
+    whole = len(finite) == len(spreads)
+    kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized else None
+    record = Rounding(
+        key=key,
+        built_at=now(),
+        toolchain=tools("torch", "onnxruntime-gpu"),
+        graph=arithmetic.graph,
+        precision=arithmetic.precision,
+        emulator=f"ONNX Runtime {version('onnxruntime-gpu')}" if quantized else f"torch {version('torch')}",
+        samples=len(images),
+        runs=tuple(
+            RoundingRun(name=name, relative_l2=spread.relative_l2 if spread else None)
+            for name, spread in zip(results, spreads, strict=True)
+        ),
+        relative_l2_high=max(spread.relative_l2_high for spread in finite) if whole else None,
+        sample_l2_high=max(spread.sample_l2_high for spread in finite) if whole else None,
+        margin_noise=max(spread.margin_noise for spread in finite) if whole else None,
+        repeatable=arithmetic.precision is not Precision.FP32 or _is_repeatable(project, images[:_BATCH]),
+        logits=kept,
+    )
+    write_record(project.paths.rounding(arithmetic), record)
+    return record
+
+
+def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+    """Return the logits of each emulation in torch, by its name."""
+    model = fold_batch_norms(restore_model(project)).model.eval()
+    found = {}
+    for name, sums in _RUNS[arithmetic.precision]:
+
+        def run(batch: Logits, *, sums: bool = sums) -> Logits:
+            with torch.no_grad(), Emulation(arithmetic.precision, sums=sums):
+                logits: Logits = model(torch.from_numpy(batch)).numpy()
+            return logits
+
+        try:
+            found[name] = _run(run, images, f"emulating {arithmetic.name}")
+        except (RuntimeError, NotImplementedError, TypeError) as exc:
+            raise RunError(
+                f"the rounding of {arithmetic.name} cannot be emulated",
+                got=one_line(exc),
+                fix=f"set `gates.{arithmetic.precision.value}.relative_l2` in pipeline.yaml: the largest distance",
+            ) from exc
+    return found
+
+
+def _is_repeatable(project: Project, batch: Logits) -> bool:
+    """Return true if the FP32 network gives the same logits for a batch twice."""
+    model, images = restore_model(project), torch.from_numpy(batch)
+    with torch.no_grad():
+        return torch.equal(model(images), model(images))
+
+
+def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+    """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
+    model = project.file(project.onnx(arithmetic.graph).file).read_bytes()
+    return {"Q/DQ pairs of the graph": run_stand_in(model, images, _BATCH)}
+
+
+def _run(run: Callable[[Logits], Logits], images: Logits, phase: str) -> Logits:
+    results = []
+    with Bars() as bars:
+        report = bars.reporting(phase)
+        for start in range(0, len(images), _BATCH):
+            results.append(run(images[start : start + _BATCH]))
+            report(min(start + _BATCH, len(images)), len(images))
+    return np.concatenate(results)
+
+
+def _keep(project: Project, arithmetic: Arithmetic, logits: Logits) -> FileRecord:
+    path = project.paths.rounding_logits(arithmetic)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, logits)
+    return describe_file(path, project.paths.root)
+
+
+def run(project: Project, arithmetic: Arithmetic, console: Console) -> int:
+    """Emulate a precision, and print its distance from FP32."""
+    record = measure_rounding(project, arithmetic)
+    if record.relative_l2_high is None:
+        console.say(f"not finite: an activation lies beyond the range of {arithmetic.precision.value}")
+    else:
+        console.say(f"relative L2 {record.relative_l2_high:.1e} by rounding alone, on {record.samples} samples")
+    return 0

@@ -1,0 +1,111 @@
+"""Precisions emulated in FP32, operator by operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model_artifacts.records import Precision
+from pipeline.stages.rounding.emulation import Emulation
+
+
+def emulated(module: nn.Module, images: torch.Tensor, precision: Precision, *, sums: bool = False) -> torch.Tensor:
+    """Return a module's result as a precision would compute it."""
+    with torch.no_grad(), Emulation(precision, sums=sums):
+        result: torch.Tensor = module(images)
+    return result
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP16, torch.float16), (Precision.BF16, torch.bfloat16)])
+def test_stored_tensors_hold_values_of_the_type(precision: Precision, dtype: torch.dtype) -> None:
+    """Every result is a number of the type."""
+    torch.manual_seed(0)
+    found = emulated(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.rand(2, 3, 9, 9), precision)
+    assert torch.equal(found, found.to(dtype).float())
+
+
+def test_what_overflows_in_the_type_overflows_here() -> None:
+    """FP16 ends at 65,504."""
+    big = nn.Linear(1, 1)
+    nn.init.constant_(big.weight, 300.0)
+    nn.init.zeros_(big.bias)
+    images = torch.tensor([[300.0]])
+    assert torch.isinf(emulated(big, images, Precision.FP16)).all()
+    assert torch.isfinite(emulated(big, images, Precision.BF16)).all()
+
+
+def test_tf32_rounds_the_operands_of_products_alone() -> None:
+    """1 + 2⁻¹⁰ is a TF32 number, 1 + 2⁻¹² rounds to 1; a sum keeps FP32."""
+    fine, coarse = 1 + 2.0**-10, 1 + 2.0**-12
+    image, one = torch.tensor([[fine, coarse]]), torch.eye(2)
+    with torch.no_grad(), Emulation(Precision.TF32):
+        product, total = image @ one, image + 0.0
+    assert product.tolist() == [[fine, 1.0]]
+    assert total.tolist() == image.tolist()
+
+
+def test_tf32_rounds_ties_to_even_and_keeps_what_is_not_finite() -> None:
+    """Halfway between two numbers lies 1 + 2⁻¹¹: it goes to 1, and 1 + 3 · 2⁻¹¹ goes up."""
+    image = torch.tensor([[1 + 2.0**-11], [1 + 3 * 2.0**-11], [float("inf")], [-(1 + 2.0**-12)]])
+    with torch.no_grad(), Emulation(Precision.TF32):
+        found = image @ torch.ones(1, 1)
+    assert found.flatten().tolist() == [1.0, 1 + 2.0**-9, float("inf"), -1.0]
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(3, 5, 3, stride=2, padding=1),
+        nn.Conv2d(20, 4, (3, 1), padding=(1, 0), dilation=(2, 1), bias=False),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.ConvTranspose2d(4, 3, 3, stride=2),
+        nn.Conv2d(33, 2, 1),
+    ],
+    ids=str,
+)
+def test_summed_convolutions_are_convolutions(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Without rounding, sums of 16 give what torch gives, for every stride, padding, dilation and group."""
+    torch.manual_seed(0)
+    images = torch.rand(2, convolution.in_channels, 11, 9)
+    with torch.no_grad():
+        want = convolution(images)
+    torch.testing.assert_close(emulated(convolution, images, Precision.FP32, sums=True), want, rtol=1e-5, atol=1e-6)
+
+
+def test_summed_products_are_products() -> None:
+    """Linear layers and batched products give what torch gives."""
+    torch.manual_seed(0)
+    linear, images = nn.Linear(37, 5), torch.rand(4, 37)
+    with torch.no_grad():
+        want, square = linear(images), images[None] @ images.T[None]
+        with Emulation(Precision.FP32, sums=True):
+            torch.testing.assert_close(linear(images), want)
+            torch.testing.assert_close(images[None] @ images.T[None], square)
+
+
+def test_sums_are_rounded_after_every_16_products() -> None:
+    """2048 + 1 is no FP16 number: added one step of 16 at a time, ones behind 2048 are lost, but 16 at once are not."""
+    terms = torch.ones(1, 16 * 3)
+    terms[0, :16] = 128.0  # 2,048 after the first step
+    with torch.no_grad(), Emulation(Precision.FP16, sums=True):
+        whole = terms @ torch.ones(48, 1)
+    assert whole.item() == 2048 + 32
+    terms[0, 17:32] = 0
+    terms[0, 33:48] = 0
+    with torch.no_grad(), Emulation(Precision.FP16, sums=True):
+        lost = terms @ torch.ones(48, 1)
+    with torch.no_grad(), Emulation(Precision.FP16):
+        kept = terms @ torch.ones(48, 1)
+    assert (lost.item(), kept.item()) == (2048, 2050)
+
+
+def test_integers_and_booleans_pass_unchanged() -> None:
+    """Indices and masks are not rounded."""
+    with torch.no_grad(), Emulation(Precision.FP16):
+        indices = torch.arange(70_000)[-1:] + 1
+        mask = functional.relu(torch.tensor([-1.0, 1.0])) > 0
+    assert indices.item() == 70_000
+    assert mask.tolist() == [False, True]

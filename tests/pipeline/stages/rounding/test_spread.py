@@ -1,0 +1,55 @@
+"""The spread of an emulation's distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.stages.rounding.spread import spread_of
+
+RANDOM = np.random.default_rng(0)
+WANT = RANDOM.normal(size=(64, 10)).astype(np.float32)
+
+
+def test_the_distance_is_relative_to_the_reference() -> None:
+    """Logits that are larger by 1 % everywhere: 1 % for all resampled sets."""
+    spread = spread_of(WANT * np.float32(1.01), WANT)
+    assert spread is not None
+    assert spread.relative_l2 == pytest.approx(0.01, rel=1e-3)
+    assert spread.relative_l2_high == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_sample_that_is_far_raises_the_quantile_and_the_largest() -> None:
+    """One sample in 64 with all of the distance may come twice in a set, or thrice."""
+    got = WANT.copy()
+    got[7] += 1
+    spread = spread_of(got, WANT)
+    assert spread is not None
+    assert spread.relative_l2_high > 1.3 * spread.relative_l2
+    size = np.sqrt(np.square(WANT.astype(np.float64)).sum(axis=1).mean())
+    assert spread.sample_l2_high == pytest.approx(np.sqrt(10) / size, rel=1e-5)
+
+
+def test_margins_move_by_the_difference_of_two_errors() -> None:
+    """An error that all logits share moves no margin."""
+    shifted = spread_of(WANT + np.float32(0.5), WANT)
+    assert shifted is not None
+    assert shifted.margin_noise == pytest.approx(0, abs=1e-6)
+
+
+def test_the_spread_is_the_same_each_time() -> None:
+    """The sets are drawn from a fixed seed."""
+    assert spread_of(WANT * 2, WANT) == spread_of(WANT * 2, WANT)
+
+
+def test_logits_that_are_not_finite_have_no_spread() -> None:
+    """Their distance is no number."""
+    got = WANT.copy()
+    got[0, 0] = np.inf
+    assert spread_of(got, WANT) is None
+
+
+def test_a_reference_of_zeros_has_a_spread() -> None:
+    """Nothing divides by zero."""
+    zeros = np.zeros((4, 3), dtype=np.float32)
+    assert spread_of(zeros, zeros) == (0, 0, 0, 0)
