@@ -41,7 +41,7 @@ from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.build.engine import request_of
 from pipeline.stages.validate.batches import batch_sizes_of, run_batches
-from pipeline.stages.validate.gates import measure
+from pipeline.stages.validate.metrics import measure
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:

@@ -55,8 +55,8 @@ class DataConfig(Record):
 
     images: str = "auto"
     """auto, digits, photographs, or the path of a folder with one folder of images for each class."""
-    calibration: Whole = 128
-    """Images for the calibration of quantised graphs."""
+    calibration: Whole = 512
+    """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
     validation: Whole = 500
     """Images for validation."""
 
@@ -109,31 +109,43 @@ class TorchTensorRTConfig(Record):
 
 
 class Gate(Record):
-    """The bounds that a variant must keep to be deployable."""
+    """Bounds of one precision, in place of those that come from the network. None leaves the default."""
 
-    cosine: Annotated[Number, Field(ge=-1, le=1)]
-    """The least cosine similarity of the logits, as a mean over the samples."""
-    relative_l2: Annotated[Number, Field(ge=0)]
-    """The largest relative L2 error of the logits."""
-    top1_agreement: Annotated[Number, Field(ge=0, le=1)]
-    """The least share of samples with the same top-1 class."""
-    top1_drop: Annotated[Number, Field(ge=-1, le=1)]
-    """The largest drop of the top-1 accuracy; 0.01 is one percentage point."""
+    cosine: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    """The least cosine similarity of the logits, as a mean over the samples. None has no such bound."""
+    relative_l2: Annotated[Number, Field(ge=0)] | None = None
+    """The largest relative L2 error of the logits. None takes a multiple of the precision's own rounding."""
+    top1_agreement: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """The least share of samples with the same top-1 class. None has no such bound."""
+    top1_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    """The largest drop of the top-1 accuracy; 0.01 is one percentage point. None takes the margin of `gates`."""
     class_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
     """The largest drop of the top-1 accuracy of the worst class. None records the drop without a bound."""
 
 
 class Gates(Record):
-    """One gate for each precision, against the strict FP32 reference. The defaults come from the design."""
+    """The bounds that a variant must keep to be deployable, against the strict FP32 reference.
 
-    fp32: Gate = Gate(cosine=0.99999, relative_l2=1e-5, top1_agreement=0.999, top1_drop=0.001)
-    tf32: Gate = Gate(cosine=0.99999, relative_l2=2e-3, top1_agreement=0.999, top1_drop=0.001)
-    fp16: Gate = Gate(cosine=0.9999, relative_l2=5e-3, top1_agreement=0.995, top1_drop=0.002)
-    bf16: Gate = Gate(cosine=0.999, relative_l2=3e-2, top1_agreement=0.99, top1_drop=0.005)
-    int8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
-    fp8: Gate = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
+    A variant must be faithful, which `rounding` bounds, and good enough, which `margin` bounds. docs/accuracy.md has
+    the power of both.
+    """
+
+    rounding: Annotated[Number, Field(gt=0)] = 2.0
+    """The largest distance from the reference, as a multiple of the one that the precision's own rounding makes in this
+    network."""
+    margin: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    """The largest drop of the top-1 accuracy; 0.01 is one percentage point. Without labels, the largest share of other
+    answers."""
     require_proof: Flag = False
-    """Rejection of variants that agree often enough, on too few samples to prove it (Wilson 95 %)."""
+    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %)."""
+    require_reference: Flag = True
+    """Rejection of all variants while the FP32 reference does not depend on the image or is no better than chance."""
+    fp32: Gate = Gate()
+    tf32: Gate = Gate()
+    fp16: Gate = Gate()
+    bf16: Gate = Gate()
+    int8: Gate = Gate()
+    fp8: Gate = Gate()
 
     def of(self, precision: Precision) -> Gate:
         """Return the gate of a precision."""

@@ -9,13 +9,16 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.environment import installed
-from model_artifacts.records import Backend, Layout, Precision
+from model_artifacts.records import Backend, Graph, Layout, Precision
+from pipeline.config.settings import Gate
 from pipeline.planning.paths import Paths
+from pipeline.planning.plan import Arithmetic
 from pipeline.planning.project import Project
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.common.opening import gpu_of, open_module
-from pipeline.stages.validate.gates import judge, measure
+from pipeline.stages.validate.gates import bounds_of, judge_distance
+from pipeline.stages.validate.metrics import largest_sample, measure
 from tests.gpu.conftest import needs_torch_tensorrt
 from tests.support.logits import FP16, images
 
@@ -116,7 +119,8 @@ def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> No
     accuracy = measure(got, want, None)
     if accuracy.relative_l2 < FP16:
         pytest.skip(f"not provoked: this version gives right numbers (relative L2 {accuracy.relative_l2:.1e})")
-    checks = judge(accuracy, modules.config.gates.fp16, require_proof=False)
+    bounds = bounds_of(Gate(), modules.rounding(Arithmetic(Graph.FP16, Precision.FP16)), 2.0)
+    checks = judge_distance(accuracy, largest_sample(got, want), bounds, Gate())
     assert "relative L2" in {check.metric for check in checks if not check.passed}
 
 

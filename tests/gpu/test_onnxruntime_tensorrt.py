@@ -37,7 +37,6 @@ def test_the_provider_runs_the_whole_graph(project: Project, tmp_path: Path) -> 
         if report.outcome is Outcome.SKIPPED:
             pytest.skip(report.reason)
         assert report.outcome is Outcome.DONE, report.reason
-        assert report.accuracy is not None
-        assert report.accuracy.relative_l2 < copy.config.gates.of(variant.precision).relative_l2
+        assert report.passed, report.reason
         assert record is not None
         assert list(copy.paths.provider_cache(variant, record).rglob("*.engine"))

@@ -11,7 +11,10 @@ from model_artifacts.records import BatchRange, Precision, is_applied
 from model_artifacts.sessions.engine import open_engine
 from model_artifacts.tensorrt.flavour import BuildLog
 from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine, graph_file, unsupported
+from pipeline.config.settings import Gate
 from pipeline.config.tensorrt import TensorRTConfig
+from pipeline.planning.plan import Arithmetic
+from pipeline.stages.validate.gates import bounds_of
 from tests.support.logits import distance, images, reference
 
 if TYPE_CHECKING:
@@ -82,4 +85,6 @@ def test_settings_go_together(
     weights = graph_file(flavour, request) if is_applied("strip_plan", engine.settings) else None
     with open_engine(flavour, engine.plan, engine.built_for, gpu, weights) as opened, opened.session() as run:
         got = run(images(project, 2))
-    assert distance(got, reference(project, 2)) < project.config.gates.of(precision).relative_l2
+    bounds = bounds_of(Gate(), project.rounding(Arithmetic(graph, precision)), project.config.gates.rounding)
+    assert bounds.sample_l2 is not None
+    assert distance(got, reference(project, 2)) < bounds.sample_l2

@@ -24,6 +24,7 @@ def sensitivity_key(project: Project, graph: Graph) -> Key:
         sensitivity=VERSION,
         quantized=quantize_key(project, graph).digest,
         gate=project.config.gates.of(graph.precision),
+        margin=project.config.gates.margin,
     )
 
 

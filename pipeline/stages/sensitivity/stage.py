@@ -19,7 +19,7 @@ from pipeline.records import LayerSensitivity, Sensitivity
 from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.sensitivity.table import print_sensitivity
-from pipeline.stages.validate.gates import judge, measure
+from pipeline.stages.validate.metrics import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +70,10 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
             layers.append(_sensitivity(whole, name, accuracy_of(calibrated.quantizing(name))))
             report(done, len(names))
     layers.sort(key=lambda layer: -layer.relative_l2)
-    plain, gate = accuracy_of(calibrated.model), project.config.gates.of(graph.precision)
+    plain, gates = accuracy_of(calibrated.model), project.config.gates
+    gate = gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
-    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(calibrated.leaving(left)), gate)
+    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(calibrated.leaving(left)), gate, gates.margin)
     record = Sensitivity(
         key=key_of(project, Step("sensitivity", f"{project.plan.model}/{graph.value}")),
         built_at=now(),
@@ -84,14 +85,18 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         plain=plain,
         proposal=proposal,
         proposed=proposed,
-        kept=keeps(proposed, gate),
+        kept=keeps(proposed, gate, gates.margin),
     )
     write_record(project.paths.sensitivity(graph), record)
     return record
 
 
 def propose(
-    ranked: tuple[str, ...], plain: Accuracy, accuracy_of: Callable[[tuple[str, ...]], Accuracy], gate: Gate
+    ranked: tuple[str, ...],
+    plain: Accuracy,
+    accuracy_of: Callable[[tuple[str, ...]], Accuracy],
+    gate: Gate,
+    margin: float,
 ) -> tuple[tuple[str, ...], Accuracy]:
     """Return the fewest of the most sensitive layers that must stay in floating point for the gate to pass.
 
@@ -100,21 +105,31 @@ def propose(
         plain: the accuracy with all layers quantised.
         accuracy_of: the layers left in floating point → the accuracy with the others quantised.
         gate: the precision's gate.
+        margin: the largest acceptable drop of the top-1 accuracy.
 
     Returns:
         the layers and the resulting accuracy; all layers but the least sensitive if none passes the gate.
     """
     left: tuple[str, ...] = ()
     accuracy = plain
-    while not keeps(accuracy, gate) and len(left) + 1 < len(ranked):
+    while not keeps(accuracy, gate, margin) and len(left) + 1 < len(ranked):
         left = ranked[: len(left) + 1]
         accuracy = accuracy_of(left)
     return left, accuracy
 
 
-def keeps(accuracy: Accuracy, gate: Gate) -> bool:
-    """Return True if an accuracy passes a gate."""
-    return all(check.passed for check in judge(accuracy, gate, require_proof=False))
+def keeps(accuracy: Accuracy, gate: Gate, margin: float) -> bool:
+    """Return True if an accuracy passes a gate.
+
+    Without a bound in the gate, twice the margin of answers may differ, because as many are won as are lost by chance.
+    """
+    agreement = 1 - 2 * margin if gate.top1_agreement is None else gate.top1_agreement
+    return (
+        accuracy.finite
+        and accuracy.top1_agreement >= agreement
+        and (gate.relative_l2 is None or accuracy.relative_l2 <= gate.relative_l2)
+        and (gate.cosine is None or accuracy.cosine >= gate.cosine)
+    )
 
 
 def _run(model: onnx.ModelProto, images: Logits) -> Logits:

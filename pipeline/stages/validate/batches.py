@@ -8,7 +8,7 @@ import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
-from pipeline.stages.validate.gates import relative_l2, row_dependence
+from pipeline.stages.validate.metrics import relative_l2, row_dependence
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,37 +1,80 @@
-"""Logits and the reference's logits → metrics, compared with the bounds of a precision's gate. Pure."""
+"""Metrics → checks against the bounds of a precision's gate. Pure.
+
+Two questions have bounds of their own: an artifact is *faithful* if it is as near to the reference as its precision
+allows in this network, and *good enough* if the loss of right answers is acceptable.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import RunError
-from model_artifacts.records import Accuracy, ClassDrop, GateCheck, LayerShare, Precision, RowCheck
+from model_artifacts.records import GateCheck, LayerShare, Precision, Question, RowCheck
+from pipeline.records import Loss, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
+    from model_artifacts.records import Accuracy
     from pipeline.config.settings import Gate
+    from pipeline.records import Rounding
 
     Logits = npt.NDArray[np.float32]
-    Labels = npt.NDArray[np.int64]
 
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
 """The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
-_Z95 = 1.959963984540054
-"""The standard normal's 97.5 % quantile."""
-_TOP = 5
-_CLASS_SAMPLES = 5
-"""The smallest number of samples for a judgement of a class."""
-_PART_SAMPLES = 1024
-"""The number of samples compared at once. In float64 all 50,000 would take gigabytes."""
+_FLOOR = 1e-5
+"""The least bound on a distance. FP32's own rounding is 1e-6 to 2e-6; transforms such as Winograd's make several times
+as much (Lavin and Gray 2016). TF32's is a hundred times larger."""
+_SAMPLE = 2.0
+"""The factor for a single sample, on top of the multiple for all: the emulation sees few samples of a long tail."""
+_LEAST = 0.1
+"""The least share of the expected rounding that an artifact must show. One that computes in a wider type has a
+thousandth of fp16's. ONNX Runtime, which computes fp16's sums in FP32, has a third."""
 _PART = 1.1
 """The factor by which a part of the samples may exceed the bound on the distance of all."""
+_ROUNDS_VISIBLY = {Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8}
+"""TF32 is left out: a library may use it for some layers alone, or for none."""
+
+
+class Bounds(NamedTuple):
+    """The bounds of faithfulness for one precision of a network."""
+
+    relative_l2: float | None
+    """The largest relative L2; None if the precision's range does not hold the network's activations."""
+    source: str
+    """The origin of that bound, as a phrase in brackets; empty if pipeline.yaml has it."""
+    sample_l2: float | None = None
+    """The largest distance of a sample, in root mean squares of the reference's norms. None without emulation."""
+    least_l2: float | None = None
+    """The least relative L2 of an artifact that computes in its type."""
+    emulation_l2: float | None = None
+    """The largest relative L2 to the emulated logits, for quantised graphs."""
+
+
+def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
+    """Return the bounds of a precision: from its gate, else from its own rounding.
+
+    Args:
+        gate: the precision's bounds in pipeline.yaml.
+        rounding: the distance that its rounding makes in this network.
+        multiple: the largest acceptable distance, in multiples of that one.
+    """
+    high, sample = rounding.relative_l2_high, rounding.sample_l2_high
+    if gate.relative_l2 is not None:
+        return Bounds(gate.relative_l2, "")
+    if high is None or sample is None:
+        return Bounds(None, "")
+    visible = rounding.precision in _ROUNDS_VISIBLY
+    return Bounds(
+        relative_l2=max(multiple * high, _FLOOR),
+        source=f" ({multiple:g} × its own rounding, {high:.2g})",
+        sample_l2=max(_SAMPLE * multiple * sample, _FLOOR),
+        least_l2=_LEAST * high if visible else None,
+        emulation_l2=max(high, _FLOOR) if rounding.logits else None,
+    )
 
 
 def executed_precision(
@@ -88,163 +131,18 @@ def judge_layers(
     )
 
 
-def measure(
-    logits: Logits, reference: Logits, labels: Labels | None, class_names: Sequence[str] | None = None
-) -> Accuracy:
-    """Compare logits with the reference's, in float64.
-
-    Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
-        labels: class indices (samples,); None without labels.
-        class_names: the names of the classes; None for their numbers.
-
-    Raises:
-        RunError: the shapes differ.
-    """
-    if logits.shape != reference.shape:
-        raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
-    parts = [
-        _distances(logits[start : start + _PART_SAMPLES], reference[start : start + _PART_SAMPLES])
-        for start in range(0, len(logits), _PART_SAMPLES)
-    ]
-    cosines, errors, sizes, largest, agree, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
-    low, high = wilson(int(agree.sum()), len(agree))
-    top1, top1_drop = _top(1, logits, reference, labels)
-    top5, top5_drop = _top(_TOP, logits, reference, labels) if logits.shape[1] > _TOP else (None, None)
-    return Accuracy(
-        samples=len(logits),
-        finite=bool(finite.all()),
-        cosine=float(cosines.mean()),
-        cosine_min=float(cosines.min()),
-        relative_l2=_share_of(errors, sizes),
-        max_abs=float(largest.max()),
-        top1_agreement=float(agree.mean()),
-        top1_agreement_low=low,
-        top1_agreement_high=high,
-        top1=top1,
-        top1_drop=top1_drop,
-        top5=top5,
-        top5_drop=top5_drop,
-        worst_class=None if labels is None else worst_class(logits, reference, labels, class_names),
-        worst_sample=int(np.where(finite, errors, np.inf).argmax()),
-    )
-
-
-class _Distances(NamedTuple):
-    """Distances between samples and the reference, as one array per measure."""
-
-    cosines: npt.NDArray[np.float64]
-    errors: npt.NDArray[np.float64]
-    """‖logits - reference‖."""
-    sizes: npt.NDArray[np.float64]
-    """‖reference‖."""
-    largest: npt.NDArray[np.float64]
-    agree: npt.NDArray[np.bool_]
-    finite: npt.NDArray[np.bool_]
-
-
-def _distances(logits: Logits, reference: Logits) -> _Distances:
-    got, want = _finite(logits), reference.astype(np.float64)
-    sizes, difference = np.linalg.norm(want, axis=1), got - want
-    norms = np.linalg.norm(got, axis=1) * sizes
-    finite = np.asarray(np.isfinite(logits).all(axis=1))
-    return _Distances(
-        cosines=np.divide((got * want).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0),
-        errors=np.linalg.norm(difference, axis=1),
-        sizes=sizes,
-        largest=np.abs(difference).max(axis=1),
-        agree=(got.argmax(axis=1) == want.argmax(axis=1)) & finite,
-        finite=finite,
-    )
-
-
-def _share_of(errors: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(errors) / max(float(np.linalg.norm(sizes)), np.finfo(float).tiny))
-
-
-def relative_l2(logits: Logits, reference: Logits) -> float:
-    """Return ‖logits - reference‖ / ‖reference‖ in float64 (Frobenius norm); a row that is not finite counts as 0."""
-    found = _distances(logits, reference)
-    return _share_of(found.errors, found.sizes)
-
-
-def _finite(logits: Logits) -> npt.NDArray[np.float64]:
-    """Return the logits in float64, with 0 for a sample that has a NaN or an infinity: JSON has no number for those."""
-    return np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, 0.0).astype(np.float64)
-
-
-def _top(count: int, got: Logits, want: Logits, labels: Labels | None) -> tuple[float | None, float | None]:
-    """Return the share of samples with their label among the `count` largest logits, and its drop."""
-    if labels is None:
-        return None, None
-    right, before = (_hits(count, logits, labels) for logits in (got, want))
-    return float(right.mean()), _drop(before, right)
-
-
-def _drop(before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:
-    """Return the drop in the share of hits, exactly: a difference of two shares may miss a bound by 1e-17."""
-    return (int(before.sum()) - int(right.sum())) / len(before)
-
-
-def _hits(count: int, logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
-    """Return for each sample true if its label's logit is among the `count` largest. The first of equal logits counts.
-
-    A sample with a logit that is not finite is no hit.
-    """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    ahead = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    hits: npt.NDArray[np.bool_] = (ahead.sum(axis=1) < count) & np.isfinite(logits).all(axis=1)
-    return hits
-
-
-def worst_class(
-    got: Logits, want: Logits, labels: Labels, class_names: Sequence[str] | None = None
-) -> ClassDrop | None:
-    """Return the class whose share of right answers drops most from the reference's; None if all have few samples.
-
-    Args:
-        got: logits (samples, classes).
-        want: the reference's logits.
-        labels: class indices (samples,).
-        class_names: the names of the classes.
-    """
-    drops = []
-    right, before = _hits(1, got, labels), _hits(1, want, labels)
-    for number in np.unique(labels):
-        own = labels == number
-        if own.sum() >= _CLASS_SAMPLES:
-            drops.append((_drop(before[own], right[own]), int(number), int(own.sum())))
-    if not drops:
-        return None
-    drop, number, samples = max(drops, key=lambda item: (item[0], -item[1]))
-    return ClassDrop(name=class_names[number] if class_names else str(number), samples=samples, drop=drop)
-
-
-def row_dependence(alone: Logits, among_others: Logits) -> float:
-    """Return the largest relative change of a row, ‖a - b‖ / ‖a‖; a row that is not finite counts as zeros.
-
-    Args:
-        alone: logits (rows, classes).
-        among_others: the same rows' logits, computed beside other rows.
-    """
-    want, got = _finite(alone), _finite(among_others)
-    distances = np.linalg.norm(got - want, axis=1)
-    return float((distances / np.maximum(np.linalg.norm(want, axis=1), np.finfo(float).tiny)).max())
-
-
-def judge_rows(rows: tuple[RowCheck, ...], gate: Gate) -> tuple[GateCheck, ...]:
-    """Compare the worst batch size with the gate: the distance to the reference, and the effect of other rows."""
-    if not rows:
+def judge_rows(rows: tuple[RowCheck, ...], bounds: Bounds) -> tuple[GateCheck, ...]:
+    """Compare the worst batch size with the bounds: the distance to the reference, and the effect of other rows."""
+    if not rows or bounds.relative_l2 is None:
         return ()
     far = max(rows, key=lambda row: row.reference_l2)
     moved = max(rows, key=lambda row: row.relative_l2)
     found = (
-        ("relative L2 at every batch size", far.reference_l2, far.batch, gate.relative_l2 * _PART),
-        ("row beside other rows, relative L2", moved.relative_l2, moved.batch, gate.relative_l2),
+        ("relative L2 at every batch size", far.reference_l2, far.batch, bounds.relative_l2 * _PART),
+        ("row beside other rows, relative L2", moved.relative_l2, moved.batch, bounds.relative_l2),
     )
     return tuple(
-        GateCheck(metric=metric, bound=f"≤ {bound:g}", value=f"{value:.6g} at batch {batch}", passed=value <= bound)
+        GateCheck(metric=metric, bound=f"≤ {bound:.3g}", value=f"{value:.6g} at batch {batch}", passed=value <= bound)
         for metric, value, batch, bound in found
     )
 
@@ -257,44 +155,95 @@ def judge_finite(metric: str, logits: Logits | None) -> tuple[GateCheck, ...]:
     return (GateCheck(metric=metric, bound="all", value="all" if finite else "not all", passed=finite),)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the Wilson score interval at 95 % of a share (E. B. Wilson, JASA 22, 1927).
+def judge_distance(accuracy: Accuracy, sample_l2: float, bounds: Bounds, gate: Gate) -> tuple[GateCheck, ...]:
+    """Compare an artifact's distance from the reference with the bounds of its precision: is it faithful?
 
     Args:
-        successes: a count from 0 to `trials`.
-        trials: a count of at least 1.
+        accuracy: the metrics.
+        sample_l2: the largest distance of a sample, in root mean squares of the reference's norms.
+        bounds: the bounds of the precision in this network.
+        gate: the bounds in pipeline.yaml.
     """
-    share = successes / trials
-    spread = _Z95**2 / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z95 * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def judge(accuracy: Accuracy, gate: Gate, *, require_proof: bool) -> tuple[GateCheck, ...]:
-    """Compare every metric with its bound; the drop in labelled top-1 only with labels."""
     checks = [
         GateCheck(
             metric="finite outputs", bound="all", value="all" if accuracy.finite else "not all", passed=accuracy.finite
-        ),
-        _at_least("cosine", accuracy.cosine, gate.cosine),
-        _at_most("relative L2", accuracy.relative_l2, gate.relative_l2),
-        _at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement),
-    ]
-    if accuracy.top1_drop is not None:
-        checks.append(_at_most("labelled top-1 drop", accuracy.top1_drop, gate.top1_drop))
-    if accuracy.worst_class is not None and gate.class_drop is not None:
-        checks.append(
-            _at_most(f"top-1 drop of class {accuracy.worst_class.name}", accuracy.worst_class.drop, gate.class_drop)
         )
-    if require_proof:
-        checks.append(_at_least("top-1 agreement, proven", accuracy.top1_agreement_low, gate.top1_agreement))
+    ]
+    if bounds.relative_l2 is None:
+        value = "an activation beyond it, when emulated"
+        checks.append(GateCheck(metric="range of the precision", bound="holds the network", value=value, passed=False))
+    else:
+        checks.append(at_most("relative L2", accuracy.relative_l2, bounds.relative_l2, bounds.source))
+    if bounds.sample_l2 is not None:
+        checks.append(at_most("distance of the worst sample", sample_l2, bounds.sample_l2))
+    if bounds.least_l2 is not None:
+        checks.append(_at_least("relative L2 that its type must show", accuracy.relative_l2, bounds.least_l2))
+    if gate.cosine is not None:
+        checks.append(_at_least("cosine", accuracy.cosine, gate.cosine))
     return tuple(checks)
 
 
-def _at_least(metric: str, value: float, bound: float) -> GateCheck:
-    return GateCheck(metric=metric, bound=f"≥ {bound:g}", value=f"{value:.6g}", passed=value >= bound)
+def judge_loss(
+    accuracy: Accuracy, loss: Loss, gate: Gate, margin: float, *, require_proof: bool
+) -> tuple[GateCheck, ...]:
+    """Compare the loss of right answers with the margin: is the artifact good enough?
+
+    Args:
+        accuracy: the metrics.
+        loss: the answers lost and won, judged at the margin.
+        gate: the bounds in pipeline.yaml.
+        margin: the largest acceptable drop.
+        require_proof: True fails a loss that is not proven.
+    """
+    metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
+    value = f"{loss.drop:.2%} of {loss.samples:,}, at most {loss.drop_high:.2%}: {loss.verdict.value}"
+    if loss.more:
+        value += f", {loss.more:,} more samples would do"
+    passed = loss.verdict is Verdict.PASSES or (loss.verdict is Verdict.NOT_PROVEN and not require_proof)
+    enough = Question.GOOD_ENOUGH
+    checks = [GateCheck(metric=metric, bound=f"≤ {margin:.2%}", value=value, passed=passed, question=enough)]
+    if gate.top1_agreement is not None:
+        checks.append(_at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement, enough))
+    if accuracy.worst_class is not None and gate.class_drop is not None:
+        name = f"top-1 drop of class {accuracy.worst_class.name}"
+        checks.append(at_most(name, accuracy.worst_class.drop, gate.class_drop, question=enough))
+    return tuple(checks)
 
 
-def _at_most(metric: str, value: float, bound: float) -> GateCheck:
-    return GateCheck(metric=metric, bound=f"≤ {bound:g}", value=f"{value:.6g}", passed=value <= bound)
+def _at_least(metric: str, value: float, bound: float, question: Question = Question.FAITHFUL) -> GateCheck:
+    return GateCheck(
+        metric=metric, bound=f"≥ {bound:.3g}", value=f"{value:.6g}", passed=value >= bound, question=question
+    )
+
+
+def at_most(
+    metric: str, value: float, bound: float, source: str = "", question: Question = Question.FAITHFUL
+) -> GateCheck:
+    """Return the check that a value is not larger than its bound.
+
+    Args:
+        metric: the name of the value.
+        value: the measured value.
+        bound: its largest.
+        source: the origin of the bound, as a phrase in brackets.
+        question: the question that the check answers.
+    """
+    text = f"≤ {bound:.3g}{source}"
+    return GateCheck(metric=metric, bound=text, value=f"{value:.6g}", passed=value <= bound, question=question)
+
+
+_ADVICE = {
+    Question.REFERENCE: "the reference is not worth a comparison",
+    Question.FAITHFUL: "not faithful to the network in this precision: a fault of the library, the build or this host",
+    Question.GOOD_ENOUGH: "faithful, but this network loses too much in this precision",
+}
+
+
+def reason_of(checks: tuple[GateCheck, ...]) -> str:
+    """Return the reason for a rejection: the question that failed first, and each check of it; empty if all passed."""
+    failed = [check for check in checks if not check.passed]
+    for question, advice in _ADVICE.items():
+        found = [check for check in failed if check.question is question]
+        if found:
+            return f"{advice}: " + "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
+    return ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import CPU_TARGET, Backend, Precision
+from model_artifacts.records import CPU_TARGET, Backend, Graph, Precision
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
-from pipeline.planning.spec import VARIANT, StageSpec
+from pipeline.planning.plan import Arithmetic, arithmetic_of
+from pipeline.planning.spec import VARIANT, Input, StageSpec
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport
 from pipeline.stages.common import inputs
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Key, Variant
     from pipeline.planning.project import Project
-    from pipeline.planning.spec import Input
+    from pipeline.planning.schedule import Schedule
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same artifact and data are judged in another way.
 
 2 judges rows, every batch size, and extreme images. 3 counts products of one quantised operand as floating point.
-4 looks for engines in a module after it is loaded.
+4 looks for engines in a module after it is loaded. 5 judges the distance by the precision's own rounding of the
+network, the loss by a margin, and the reference itself.
 """
 
 
@@ -44,8 +46,12 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
-        batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
+        multiple=project.config.gates.rounding,
+        margin=project.config.gates.margin,
         require_proof=project.config.gates.require_proof,
+        require_reference=project.config.gates.require_reference,
+        rounding={item.name: project.rounding(item).key.digest for item in judging_arithmetics(variant)},
+        batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
         samples=samples if variant.backend is Backend.ONNX_REFERENCE else None,
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
         onnxruntime=has.onnxruntime if variant.backend.is_onnxruntime else None,
@@ -55,10 +61,25 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
     )
 
 
+def judging_arithmetics(variant: Variant) -> tuple[Arithmetic, ...]:
+    """Return the arithmetics whose rounding a variant is judged by: FP32's tells whether it multiplied in TF32."""
+    fp32, tf32 = (Arithmetic(Graph.FP32, precision) for precision in (Precision.FP32, Precision.TF32))
+    own = arithmetic_of(variant)
+    return (fp32, tf32) if own == fp32 else (fp32, own)
+
+
+def _requires(schedule: Schedule, variant: Variant) -> tuple[Step, ...]:
+    rounding = (Step("rounding", f"{variant.model}/{item.name}") for item in judging_arithmetics(variant))
+    return (*schedule.of("data"), *rounding, Step("build", variant.id))
+
+
 def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
     yield inputs.source(project, (variant,))
     yield inputs.data(project)
     yield from inputs.graph(project, variant)
+    for arithmetic in judging_arithmetics(variant):
+        record = project.rounding(arithmetic)
+        yield Input(project.paths.rounding(arithmetic), record.files)
     yield from inputs.artifact(project, variant)
     for smaller in project.plan.family(variant):
         yield from inputs.artifact_if_whole(project, smaller)
@@ -74,7 +95,7 @@ SPEC = StageSpec(
     records=lambda paths, _plan, variant: (paths.accuracy(variant),),
     key=accuracy_key,
     run="pipeline.stages.validate.stage:run",
-    requires=lambda schedule, variant: (*schedule.of("data"), Step("build", variant.id)),
+    requires=_requires,
     follows=lambda schedule, variant: schedule.smaller("validate", variant),  # equal engines have equal accuracy
     inputs=_inputs,
     retried=failed_or_lacked_before,

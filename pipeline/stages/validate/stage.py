@@ -15,25 +15,30 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import CPU_TARGET, Backend, GateCheck, LayerShare, Layout, Precision, RowCheck
+from model_artifacts.records import CPU_TARGET, Backend, Graph, LayerShare, Layout, Precision, RowCheck
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.config.settings import Gate, Gates
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Arithmetic, arithmetic_of
 from pipeline.planning.steps import Step
-from pipeline.records import AccuracyReport, Outcome
+from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
 from pipeline.stages.validate.batches import batch_sizes_of, check_rows, evaluator, extreme_images, run_batches
 from pipeline.stages.validate.gates import (
+    at_most,
+    bounds_of,
     executed_precision,
-    judge,
     judge_finite,
     judge_layers,
     judge_rows,
-    measure,
-    relative_l2,
+    reason_of,
 )
+from pipeline.stages.validate.judgement import Yardstick, judge_logits
+from pipeline.stages.validate.metrics import measure, relative_l2
+from pipeline.stages.validate.reference import judge_reference
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key, Variant
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.records import Artifact
+    from pipeline.records import Artifact, Rounding
     from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.validate.batches import BatchSizes
 
@@ -112,24 +117,25 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     outputs = _run(project, artifact)
     samples = len(outputs.logits)
     names = project.source().class_names
-    accuracy = measure(outputs.logits, reference[:samples], None if labels is None else labels[:samples], names)
     gates = project.config.gates
-    executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, gates.fp32.relative_l2)
-    as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
-    claimed = Precision.TF32 if as_tf32 else variant.precision
-    gate = gates.of(claimed)
-    checks = judge(accuracy, gate, require_proof=gates.require_proof)
+    strict = project.rounding(Arithmetic(Graph.FP32, Precision.FP32))
+    checks = judge_reference(reference, labels, repeatable=strict.repeatable) if gates.require_reference else ()
+    reference, labels = reference[:samples], None if labels is None else labels[:samples]
+    accuracy = measure(outputs.logits, reference, labels, names)
+    claimed, executed = _precisions(variant, outputs, accuracy.relative_l2, _strict_l2(strict, gates))
+    yardstick = _yardstick(project, claimed)
+    bounds = yardstick.bounds
+    judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
+    checks += judgement.checks
     left_out = len(project.onnx(variant.graph).left_unquantized) if variant.graph else 0
-    checks += judge_layers(claimed, outputs.layers, left_out=left_out)
-    checks += judge_layers(claimed, outputs.graph_layers, "precision in the graph", left_out)
-    checks += judge_rows(outputs.rows, gate)
+    checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
+    checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
+    checks += judge_rows(outputs.rows, bounds)
     checks += judge_finite("finite outputs of extreme images", outputs.extremes)
-    if outputs.channels_last is not None:
-        distance = relative_l2(outputs.channels_last, reference[:samples])
-        passed = distance <= gate.relative_l2
-        metric, bound = "relative L2 of images in channels_last", f"≤ {gate.relative_l2:g}"
-        checks += (GateCheck(metric=metric, bound=bound, value=f"{distance:.6g}", passed=passed),)
-    reason = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in checks if not check.passed)
+    if outputs.channels_last is not None and bounds.relative_l2 is not None:
+        distance = relative_l2(outputs.channels_last, reference)
+        checks += (at_most("relative L2 of images in channels_last", distance, bounds.relative_l2),)
+    reason = reason_of(checks)
     if reason:
         reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"
     return AccuracyReport(
@@ -142,12 +148,36 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         evaluator=evaluator(artifact, samples, data.validation_samples),
         accuracy=accuracy,
         checks=checks,
-        proven=accuracy.top1_agreement_low >= gate.top1_agreement,
+        proven=judgement.loss.verdict is Verdict.PASSES,
+        loss=judgement.loss,
         executed=executed,
         layers=outputs.layers,
         rows=outputs.rows,
         device=outputs.device,
     )
+
+
+def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
+    gates, rounding = project.config.gates, project.rounding(arithmetic)
+    emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
+    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated)
+
+
+def _strict_l2(strict: Rounding, gates: Gates) -> float:
+    """Return the largest distance of strict FP32 in this network, by which TF32 is told from it."""
+    return bounds_of(Gate(), strict, gates.rounding).relative_l2 or 0.0
+
+
+def _precisions(
+    variant: Variant, outputs: _Outputs, relative_l2: float, strict_l2: float
+) -> tuple[Arithmetic, Precision | None]:
+    """Return the arithmetic that judges a variant, and the precision that it computed in; None if unknown.
+
+    An FP32 engine that multiplied in TF32 is judged as TF32.
+    """
+    executed = executed_precision(variant.precision, outputs.layers, relative_l2, strict_l2)
+    as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
+    return (Arithmetic(Graph.FP32, Precision.TF32) if as_tf32 else arithmetic_of(variant)), executed
 
 
 def _sample(project: Project, number: int) -> str:

@@ -187,11 +187,10 @@ def test_a_fault_is_rejected_by_the_gate_that_should(copied: Path, name: str) ->
     assert "worst sample: " in report.reason
 
 
-@pytest.mark.parametrize("name", ["rows mixed", "NaN at large inputs"])
-def test_what_hides_from_the_usual_metrics_is_found_by_its_own(copied: Path, name: str) -> None:
-    """Over all samples these two keep every bound: without the checks that are made for them they would be deployed."""
-    report = validated(copied, FAULTS[name].edit)
-    usual = {"finite outputs", "cosine", "relative L2", "top-1 agreement", "labelled top-1 drop"}
+def test_what_hides_from_the_usual_metrics_is_found_by_its_own(copied: Path) -> None:
+    """Over all samples it keeps every bound: without the check of extreme images it would be deployed."""
+    report = validated(copied, FAULTS["NaN at large inputs"].edit)
+    usual = {"finite outputs", "relative L2", "labelled top-1 drop"}
     assert usual <= {check.metric for check in report.checks if check.passed}
 
 
@@ -206,7 +205,8 @@ def test_an_fp16_graph_left_in_fp32_is_rejected(copied: Path) -> None:
     project = Project.load(copied / "pipeline.yaml", STAGES)
     wide = onnx.load(project.paths.onnx(Graph.FP32))
     report = validated(copied, lambda model: model.CopyFrom(wide))
-    assert [check.metric for check in report.checks if not check.passed] == ["precision in the graph"]
+    failed = [check.metric for check in report.checks if not check.passed]
+    assert failed == ["relative L2 that its type must show", "precision in the graph"]
     assert "precision in the graph 0.0%, gate ≥ 95% fp16" in report.reason
 
 

@@ -1,0 +1,76 @@
+"""An artifact's logits, judged as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model_artifacts.host.environment import now
+from model_artifacts.records import FileRecord, Graph, Key, Precision, Question
+from pipeline.config.settings import Gate, Gates
+from pipeline.records import Rounding, RoundingRun, Verdict
+from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
+from pipeline.stages.validate.metrics import measure
+
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(10, size=500)
+WANT = (np.eye(10)[LABELS] * 5 + RANDOM.normal(size=(500, 10))).astype(np.float32)
+NOISE = RANDOM.normal(size=WANT.shape).astype(np.float32)
+NOISE *= np.linalg.norm(WANT) / np.linalg.norm(NOISE)
+"""As large as the reference, so that a factor is a relative L2."""
+INT8 = Rounding(
+    key=Key(fields=()),
+    built_at=now(),
+    toolchain=(),
+    graph=Graph.INT8,
+    precision=Precision.INT8,
+    emulator="by hand",
+    samples=64,
+    runs=(RoundingRun(name="Q/DQ", relative_l2=0.07),),
+    relative_l2_high=0.07,
+    sample_l2_high=0.2,
+    margin_noise=0.1,
+    logits=FileRecord(path="int8.npy", sha256="0" * 64, bytes=1),
+)
+NEAR: np.typing.NDArray[np.float32] = WANT + np.float32(0.07) * NOISE
+EMULATED = NEAR[:64]
+
+
+def judged(got: np.typing.NDArray[np.float32], *, labels: bool = True, gates: Gates | None = None) -> Judgement:
+    """Return the judgement of int8 logits."""
+    used = LABELS if labels else None
+    yardstick = Yardstick(gates or Gates(), Gate(), INT8, EMULATED)
+    return judge_logits(got, WANT, used, measure(got, WANT, used), yardstick)
+
+
+def failed(judgement: Judgement) -> list[str]:
+    """Return the metrics that failed."""
+    return [check.metric for check in judgement.checks if not check.passed]
+
+
+def test_logits_near_the_emulated_graph_pass() -> None:
+    """The graph's own rounding, and a little of the kernels'."""
+    assert failed(judged(NEAR)) == []
+
+
+def test_logits_as_near_to_the_reference_elsewhere_are_not_the_graphs() -> None:
+    """An int8 engine whose error has nothing to do with its graph's has another cause."""
+    other = RANDOM.permutation(NOISE)
+    assert failed(judged((WANT + 0.07 * other).astype(np.float32))) == ["relative L2 to the emulated graph"]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_loss_is_judged_with_labels_and_without(*, labels: bool) -> None:
+    """Three answers in 100 are too many at a margin of one point."""
+    got = NEAR.copy()
+    got[100:115] = np.roll(WANT[100:115], 1, axis=1)
+    judgement = judged(got, labels=labels)
+    assert judgement.loss.verdict is Verdict.FAILS
+    assert [check.passed for check in judgement.checks if check.question is Question.GOOD_ENOUGH] == [False]
+
+
+def test_a_wider_margin_accepts_it() -> None:
+    """It is the user's to say."""
+    got = NEAR.copy()
+    got[100:115] = np.roll(WANT[100:115], 1, axis=1)
+    assert judged(got, gates=Gates(margin=0.06)).loss.verdict is Verdict.PASSES
