@@ -13,9 +13,10 @@ from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
+from model_artifacts.records import CPU_TARGET, Graph, Manifest, Precision, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
+from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
 from pipeline.stages.report.comparison import breaches_of, compare
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
 
     from model_artifacts.deployment.choices import Choice
     from model_artifacts.records import ManifestEntry, Milestone
+    from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.records import BenchmarkReport, Conditions, DataRecord, LayerProfile, OnnxRecord, Sensitivity
+    from pipeline.records import (
+        BenchmarkReport,
+        Conditions,
+        DataRecord,
+        LayerProfile,
+        OnnxRecord,
+        Rounding,
+        Sensitivity,
+    )
     from pipeline.stages.report.charts import Chart
     from pipeline.stages.report.comparison import Change
     from pipeline.stages.report.floors import Work
@@ -76,6 +86,15 @@ class Subnormals(NamedTuple):
     """Artifacts of this precision, with their relative L2 to the reference."""
     warnings: tuple[str, ...]
     """Warnings of engine builders about weights."""
+
+
+class OwnRounding(NamedTuple):
+    """The distance that a precision's rounding makes in this network, beside those of its artifacts."""
+
+    name: str
+    rounding: Rounding
+    measured: tuple[float, ...]
+    """Relative L2 of the artifacts that computed in it, ascending."""
 
 
 _WORST = 5
@@ -138,6 +157,7 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         devices=_devices(project, manifest),
         subnormals=_subnormals(project, manifest),
         profiles=_profiles(project),
+        roundings=_roundings(project, manifest),
         sensitivities=_sensitivities(project),
         data=_data(project),
         hottest=_HOTTEST,
@@ -233,6 +253,25 @@ def _profiles(project: Project) -> list[LayerProfile]:
         if project.paths.layers(variant).is_file()
     )
     return [profile for profile in profiles if profile and profile.outcome is Outcome.DONE]
+
+
+def _roundings(project: Project, manifest: Manifest) -> list[OwnRounding]:
+    """Return the precisions' own rounding; those that were not emulated are left out."""
+    measured: dict[Arithmetic, list[float]] = {}
+    for entry in manifest.artifacts:
+        if entry.accuracy is not None and entry.id in project.plan.variants_by_id:
+            arithmetic = arithmetic_of(project.plan.variants_by_id[entry.id])
+            as_tf32 = entry.executed is Precision.TF32 and arithmetic.graph is Graph.FP32
+            own = arithmetic._replace(precision=Precision.TF32) if as_tf32 else arithmetic
+            measured.setdefault(own, []).append(entry.accuracy.relative_l2)
+    found = []
+    for arithmetic in project.plan.arithmetics:
+        try:
+            rounding = project.rounding(arithmetic)
+        except RecordError:
+            continue  # never emulated, as its artifacts' entries report
+        found.append(OwnRounding(arithmetic.name, rounding, tuple(sorted(measured.get(arithmetic, ())))))
+    return found
 
 
 def _sensitivities(project: Project) -> list[Sensitivity]:
