@@ -70,7 +70,7 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     visible = rounding.precision in _ROUNDS_VISIBLY
     return Bounds(
         relative_l2=max(multiple * high, _FLOOR),
-        source=f" ({multiple:g} × its own rounding, {high:.2g})",
+        source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > _FLOOR else " (the floor)",
         sample_l2=max(_SAMPLE * multiple * sample, _FLOOR),
         least_l2=_LEAST * high if visible else None,
         emulation_l2=max(high, _FLOOR) if rounding.logits else None,
