@@ -16,8 +16,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from model_artifacts.errors import RunError
+
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
 """TensorRT's names of types → the records' names."""
+
+
+_MEMORY = r"(?i)out ?of ?memory|MemoryAllocation|allocat"
+"""The library's words for a lack of GPU memory."""
+
+
+def no_context(log: BuildLog, activation_bytes: int) -> RunError:
+    """Return the error of a context that was not created. Memory is the cause if the library says so, or says nothing.
+
+    Args:
+        log: the library's messages. Myelin, for one, refuses if cuDNN cannot compile a graph.
+        activation_bytes: the GPU memory that a context needs.
+    """
+    if log.errors() and not log.search(_MEMORY):
+        return refused("the library cannot create an execution context", log)
+    what = "the GPU has too little free memory for an execution context"
+    return refused(what, log, f"{activation_bytes:,} bytes")
 
 
 @dataclass
@@ -51,16 +70,13 @@ class LoadedEngine:
             specialization: time at which kernels are compiled for shapes; flavours that never compile ignore it.
 
         Raises:
-            RunError: the GPU has too little free memory, or the profile or the cache cannot be used.
+            RunError: the GPU has too little free memory, the library refuses for another reason, or the profile or the
+                cache cannot be used.
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
         context = self._engine.create_execution_context(*([] if config is None else [config]))
         if context is None:
-            raise refused(
-                "the GPU has too little free memory for an execution context",
-                self._log,
-                f"{self.activation_bytes:,} bytes",
-            )
+            raise no_context(self._log, self.activation_bytes)
         chosen = context.active_optimization_profile == 0  # the library chooses it for the first context
         if not chosen and not context.set_optimization_profile_async(0, stream):
             raise refused(
