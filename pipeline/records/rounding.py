@@ -35,7 +35,7 @@ class Rounding(StageRecord):
     samples: PositiveInt
     """Number of validation samples, the first ones."""
     runs: tuple[RoundingRun, ...]
-    """Emulations, which differ in the places of the rounding."""
+    """Emulations, which differ in the places of the rounding; none if there was trouble."""
     relative_l2_high: Distance | None
     """Upper 97.5 % quantile of the relative L2 distance over resampled samples, of the run with the largest. None if a
     logit is not finite: an activation lies beyond the precision's range."""
@@ -43,6 +43,8 @@ class Rounding(StageRecord):
     """Largest distance of a sample, divided by the root mean square of the reference's norms."""
     margin_noise: Distance | None
     """Change of the difference between the two largest logits of a sample, as its 99 % quantile."""
+    trouble: str = ""
+    """Reason why it could not be emulated; empty if it was. All distances are None then."""
     repeatable: bool = True
     """True if the FP32 network gives the same logits for a batch twice. Only the record of FP32 looks."""
     logits: FileRecord | None = None

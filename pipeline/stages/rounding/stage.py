@@ -57,8 +57,10 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         project: the source and data stages must have run, for a quantised graph also `quantize`.
         arithmetic: the graph and the precision.
 
+    Returns:
+        the record, also if the network or the graph cannot be run; it has the reason then.
+
     Raises:
-        RunError: the network or the graph cannot be run.
         RecordError: a record is missing or damaged.
         StorageError: the results cannot be written.
     """
@@ -67,11 +69,15 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     images = to_input(np.asarray(project.pixels(data.validation)[:SAMPLES]), data.preprocessing)
     reference = np.load(project.file(data.reference))[: len(images)]
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
-    results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
+    try:
+        results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
+        trouble = ""
+    except RunError as exc:  # the gate may have a bound of its own; else the validation rejects, with this reason
+        results, trouble = {}, str(exc)
     spreads = [spread_of(logits, reference) for logits in results.values()]
     finite = [spread for spread in spreads if spread is not None]
-    whole = len(finite) == len(spreads)
-    kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized else None
+    whole = bool(finite) and len(finite) == len(spreads)
+    kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
         key=key,
         built_at=now(),
@@ -87,7 +93,10 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         relative_l2_high=max(spread.relative_l2_high for spread in finite) if whole else None,
         sample_l2_high=max(spread.sample_l2_high for spread in finite) if whole else None,
         margin_noise=max(spread.margin_noise for spread in finite) if whole else None,
-        repeatable=arithmetic.precision is not Precision.FP32 or _is_repeatable(project, images[:_BATCH]),
+        trouble=trouble,
+        repeatable=arithmetic.precision is not Precision.FP32
+        or bool(trouble)
+        or _is_repeatable(project, images[:_BATCH]),
         logits=kept,
     )
     write_record(project.paths.rounding(arithmetic), record)
@@ -149,7 +158,9 @@ def _keep(project: Project, arithmetic: Arithmetic, logits: Logits) -> FileRecor
 def run(project: Project, arithmetic: Arithmetic, console: Console) -> int:
     """Emulate a precision, and print its distance from FP32."""
     record = measure_rounding(project, arithmetic)
-    if record.relative_l2_high is None:
+    if record.trouble:
+        console.say(f"not emulated: {record.trouble}")
+    elif record.relative_l2_high is None:
         console.say(f"not finite: an activation lies beyond the range of {arithmetic.precision.value}")
     else:
         console.say(f"relative L2 {record.relative_l2_high:.1e} by rounding alone, on {record.samples} samples")

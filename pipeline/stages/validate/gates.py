@@ -43,9 +43,9 @@ class Bounds(NamedTuple):
     """The bounds of faithfulness for one precision of a network."""
 
     relative_l2: float | None
-    """The largest relative L2; None if the precision's range does not hold the network's activations."""
+    """The largest relative L2; None if the precision could not be emulated, or does not hold the network's values."""
     source: str
-    """The origin of that bound, as a phrase in brackets; empty if pipeline.yaml has it."""
+    """The origin of that bound, as a phrase in brackets; without a bound, the reason. Empty if pipeline.yaml has it."""
     sample_l2: float | None = None
     """The largest distance of a sample, in root mean squares of the reference's norms. None without emulation."""
     least_l2: float | None = None
@@ -66,7 +66,7 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     if gate.relative_l2 is not None:
         return Bounds(gate.relative_l2, "")
     if high is None or sample is None:
-        return Bounds(None, "")
+        return Bounds(None, rounding.trouble.replace("\n", ";") or "a value beyond its range, when emulated")
     visible = rounding.precision in _ROUNDS_VISIBLY
     return Bounds(
         relative_l2=max(multiple * high, _FLOOR),
@@ -170,8 +170,8 @@ def judge_distance(accuracy: Accuracy, sample_l2: float, bounds: Bounds, gate: G
         )
     ]
     if bounds.relative_l2 is None:
-        value = "an activation beyond it, when emulated"
-        checks.append(GateCheck(metric="range of the precision", bound="holds the network", value=value, passed=False))
+        metric, bound = "rounding of the precision", "known and finite"
+        checks.append(GateCheck(metric=metric, bound=bound, value=bounds.source, passed=False))
     else:
         checks.append(at_most("relative L2", accuracy.relative_l2, bounds.relative_l2, bounds.source))
     if bounds.sample_l2 is not None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from model_artifacts.errors import RunError
 from model_artifacts.records import Graph, Precision
 from pipeline.cli.main import main
 from pipeline.planning.plan import Arithmetic, arithmetic_of
@@ -82,9 +81,19 @@ def test_a_network_that_cannot_be_emulated_says_what_to_do(copied: Path, monkeyp
 
     project = Project.load(copied / "pipeline.yaml", STAGES)
     monkeypatch.setattr(stage, "fold_batch_norms", lambda _: type("Folded", (), {"model": Broken()}))
-    with pytest.raises(RunError, match="cannot be emulated") as caught:
-        measure_rounding(project, FP16)
-    assert "gates.fp16.relative_l2" in str(caught.value)
+    record = measure_rounding(project, FP16)
+    assert (record.runs, record.relative_l2_high) == ((), None)
+    assert record.trouble.startswith("the rounding of fp16 cannot be emulated")
+    assert "gates.fp16.relative_l2" in record.trouble
+
+
+def test_a_graph_that_cannot_be_run_says_so(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The step ends well, since a gate may have a bound of its own."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    project.paths.onnx(Graph.INT8).write_bytes(b"no graph")
+    assert main(["rounding", "tiny/int8", "--config", str(copied / "pipeline.yaml")]) == 0
+    assert "not emulated: ONNX Runtime cannot" in capsys.readouterr().out
+    assert project.rounding(Arithmetic(Graph.INT8, Precision.INT8)).logits is None
 
 
 def test_the_step_says_the_distance(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,8 +188,18 @@ def test_a_network_beyond_the_precisions_range_is_named() -> None:
     """If the emulation overflows, no distance can be a bound."""
     bounds = bounds_of(Gate(), ROUNDING.model_copy(update={"relative_l2_high": None}), 2.0)
     want = logits((3, 4))
-    assert failed(want, want, bounds, Gate()) == ["range of the precision"]
+    assert bounds.source == "a value beyond its range, when emulated"
+    assert failed(want, want, bounds, Gate()) == ["rounding of the precision"]
     assert judge_rows((RowCheck(batch=1, reference_l2=9, relative_l2=9),), bounds) == ()
+
+
+def test_a_network_that_could_not_be_emulated_says_why() -> None:
+    """Nothing is called faithful by a bound that nobody knows."""
+    unknown = ROUNDING.model_copy(
+        update={"relative_l2_high": None, "trouble": "it cannot be emulated\n  got:  no kernel"}
+    )
+    assert bounds_of(Gate(), unknown, 2.0) == Bounds(None, "it cannot be emulated;  got:  no kernel")
+    assert bounds_of(Gate(relative_l2=0.1), unknown, 2.0).relative_l2 == 0.1
 
 
 def test_a_cosine_is_held_where_the_gate_has_one() -> None:
