@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 import torch
 
 from model_artifacts.records import Graph, Precision
@@ -19,6 +18,8 @@ from pipeline.stages.rounding.stage import measure_rounding
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 FP16, FP32 = Arithmetic(Graph.FP16, Precision.FP16), Arithmetic(Graph.FP32, Precision.FP32)
 
