@@ -31,7 +31,7 @@ from model_artifacts.host.environment import now
 from model_artifacts.records import Graph, Key, Precision, Question
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Rounding, RoundingRun
-from pipeline.stages.rounding.emulation import Emulation
+from pipeline.stages.rounding.emulation import emulating
 from pipeline.stages.rounding.spread import spread_of
 from pipeline.stages.validate.judgement import Yardstick, judge_logits
 from pipeline.stages.validate.metrics import measure
@@ -70,12 +70,8 @@ def run(model: nn.Module, images: torch.Tensor, precision: Precision | None = No
     """Return a network's logits: in FP32, or as a precision computes them."""
     results = []
     for part in parts(images, BATCH):
-        with torch.no_grad():
-            if precision is None:
-                results.append(model(part))
-            else:
-                with Emulation(precision, sums=sums):
-                    results.append(model(part))
+        with torch.no_grad() if precision is None else emulating(precision, sums=sums):
+            results.append(model(part))
     logits: Logits = torch.cat(results).numpy()
     return logits
 

@@ -9,23 +9,25 @@ Tensors are rounded where the precision stores them, and sums where its kernels 
 * fp32: the same sums of 16, not rounded. They show what another order of summation changes.
 
 The rest is not emulated: fused operators, which round less often; Winograd and other transforms, which round more; the
-order of a kernel's own sums; the sums of grouped convolutions and of attention. So an honest artifact may lie on either
-side of the emulation, and a bound is a multiple of it.
+order of a kernel's own sums; the sums of grouped convolutions. So an honest artifact may lie on either side of the
+emulation, and a bound is a multiple of it.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from model_artifacts.records import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Round = Callable[[torch.Tensor], torch.Tensor]
 
@@ -36,6 +38,28 @@ _TF32_LOST_BITS = 13
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.convolution.default, _aten.addmm.default, _aten.mm.default, _aten.bmm.default}
+
+
+@contextmanager
+def emulating(precision: Precision, *, sums: bool = False) -> Iterator[None]:
+    """Let every operator on FP32 tensors round as a precision does.
+
+        with emulating(Precision.FP16, sums=True):
+            logits = model(images)
+
+    Attention runs as products and a softmax: torch's fused operators for it would round only their result.
+
+    Args:
+        precision: fp32, tf32, fp16 or bf16.
+        sums: True rounds the sums of convolutions and matrix products after every 16 products, too.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # that of nn.MultiheadAttention and nn.TransformerEncoder
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Emulation(precision, sums=sums):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _to_tf32(tensor: torch.Tensor) -> torch.Tensor:
@@ -56,15 +80,7 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
-    """A mode in which every operator on FP32 tensors rounds as a precision does.
-
-        with torch.no_grad(), Emulation(Precision.FP16, sums=True):
-            logits = model(images)
-
-    Args:
-        precision: fp32, tf32, fp16 or bf16.
-        sums: True rounds the sums of convolutions and matrix products after every 16 products, too.
-    """
+    """The mode of `emulating`."""
 
     def __init__(self, precision: Precision, *, sums: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the same

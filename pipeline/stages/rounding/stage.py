@@ -22,7 +22,7 @@ from pipeline.planning.plan import QUANTIZED_PRECISIONS
 from pipeline.planning.steps import Step
 from pipeline.records import Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.rounding.emulation import Emulation
+from pipeline.stages.rounding.emulation import emulating
 from pipeline.stages.rounding.spec import SAMPLES
 from pipeline.stages.rounding.spread import spread_of
 
@@ -110,7 +110,7 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
     for name, sums in _RUNS[arithmetic.precision]:
 
         def run(batch: Logits, *, sums: bool = sums) -> Logits:
-            with torch.no_grad(), Emulation(arithmetic.precision, sums=sums):
+            with emulating(arithmetic.precision, sums=sums):
                 logits: Logits = model(torch.from_numpy(batch)).numpy()
             return logits
 

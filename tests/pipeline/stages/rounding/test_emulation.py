@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 from model_artifacts.records import Precision
-from pipeline.stages.rounding.emulation import Emulation
+from pipeline.stages.rounding.emulation import emulating
 
 
 def emulated(module: nn.Module, images: torch.Tensor, precision: Precision, *, sums: bool = False) -> torch.Tensor:
     """Return a module's result as a precision would compute it."""
-    with torch.no_grad(), Emulation(precision, sums=sums):
+    with emulating(precision, sums=sums):
         result: torch.Tensor = module(images)
     return result
 
@@ -40,7 +40,7 @@ def test_tf32_rounds_the_operands_of_products_alone() -> None:
     """1 + 2⁻¹⁰ is a TF32 number, 1 + 2⁻¹² rounds to 1; a sum keeps FP32."""
     fine, coarse = 1 + 2.0**-10, 1 + 2.0**-12
     image, one = torch.tensor([[fine, coarse]]), torch.eye(2)
-    with torch.no_grad(), Emulation(Precision.TF32):
+    with emulating(Precision.TF32):
         product, total = image @ one, image + 0.0
     assert product.tolist() == [[fine, 1.0]]
     assert total.tolist() == image.tolist()
@@ -49,7 +49,7 @@ def test_tf32_rounds_the_operands_of_products_alone() -> None:
 def test_tf32_rounds_ties_to_even_and_keeps_what_is_not_finite() -> None:
     """Halfway between two numbers lies 1 + 2⁻¹¹: it goes to 1, and 1 + 3 · 2⁻¹¹ goes up."""
     image = torch.tensor([[1 + 2.0**-11], [1 + 3 * 2.0**-11], [float("inf")], [-(1 + 2.0**-12)]])
-    with torch.no_grad(), Emulation(Precision.TF32):
+    with emulating(Precision.TF32):
         found = image @ torch.ones(1, 1)
     assert found.flatten().tolist() == [1.0, 1 + 2.0**-9, float("inf"), -1.0]
 
@@ -81,7 +81,7 @@ def test_summed_products_are_products() -> None:
     linear, images = nn.Linear(37, 5), torch.rand(4, 37)
     with torch.no_grad():
         want, square = linear(images), images[None] @ images.T[None]
-        with Emulation(Precision.FP32, sums=True):
+        with emulating(Precision.FP32, sums=True):
             torch.testing.assert_close(linear(images), want)
             torch.testing.assert_close(images[None] @ images.T[None], square)
 
@@ -90,22 +90,49 @@ def test_sums_are_rounded_after_every_16_products() -> None:
     """2048 + 1 is no FP16 number: added one step of 16 at a time, ones behind 2048 are lost, but 16 at once are not."""
     terms = torch.ones(1, 16 * 3)
     terms[0, :16] = 128.0  # 2,048 after the first step
-    with torch.no_grad(), Emulation(Precision.FP16, sums=True):
+    with emulating(Precision.FP16, sums=True):
         whole = terms @ torch.ones(48, 1)
     assert whole.item() == 2048 + 32
     terms[0, 17:32] = 0
     terms[0, 33:48] = 0
-    with torch.no_grad(), Emulation(Precision.FP16, sums=True):
+    with emulating(Precision.FP16, sums=True):
         lost = terms @ torch.ones(48, 1)
-    with torch.no_grad(), Emulation(Precision.FP16):
+    with emulating(Precision.FP16):
         kept = terms @ torch.ones(48, 1)
     assert (lost.item(), kept.item()) == (2048, 2050)
 
 
 def test_integers_and_booleans_pass_unchanged() -> None:
     """Indices and masks are not rounded."""
-    with torch.no_grad(), Emulation(Precision.FP16):
+    with emulating(Precision.FP16):
         indices = torch.arange(70_000)[-1:] + 1
         mask = functional.relu(torch.tensor([-1.0, 1.0])) > 0
     assert indices.item() == 70_000
     assert mask.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_is_emulated_product_by_product(*, fused: bool) -> None:
+    """Torch's fused operators would round their result alone, so that TF32 would look like FP32."""
+    torch.manual_seed(0)
+    if fused:
+        layer: nn.Module = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+        tokens = torch.rand(2, 9, 32)
+        with torch.no_grad():
+            want = layer(tokens)
+        found = emulated(layer, tokens, Precision.TF32)
+    else:
+        query = torch.randn(2, 4, 9, 8)
+        want = functional.scaled_dot_product_attention(query, query, query)
+        with emulating(Precision.TF32):
+            found = functional.scaled_dot_product_attention(query, query, query)
+    distance = float((found - want).norm() / want.norm())
+    assert 1e-5 < distance < 1e-2
+
+
+def test_what_was_set_is_set_again() -> None:
+    """The fast path is the user's after an emulation, also if it failed."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(ZeroDivisionError), emulating(Precision.FP16):
+        raise ZeroDivisionError
+    assert torch.backends.mha.get_fastpath_enabled() is before
