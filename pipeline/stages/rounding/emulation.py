@@ -104,10 +104,19 @@ class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             result = func(*args, **arguments) if found is None else found
         else:
             result = func(*args, **arguments)
-        return tree_map_only(torch.Tensor, self._rounded, result)
+        aliases = [item.alias_info for item in func._schema.returns if item.alias_info is not None]  # noqa: SLF001 - there is no other way to tell a view
+        if not aliases:
+            return tree_map_only(torch.Tensor, self._rounded, result)
+        if any(alias.is_write for alias in aliases):
+            tree_map_only(torch.Tensor, self._round_in_place, result)
+        return result  # a view stays one: a copy of it would lose what is written through it
 
     def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._stored(tensor) if tensor.dtype is torch.float32 else tensor
+
+    def _round_in_place(self, tensor: torch.Tensor) -> None:
+        if tensor.dtype is torch.float32:
+            tensor.copy_(self._stored(tensor))
 
     def _summed(self, func: Any, args: tuple[Any, ...]) -> torch.Tensor | None:  # noqa: ANN401 - torch's operators are untyped
         """Return a product with rounded sums; None for one that is not emulated."""

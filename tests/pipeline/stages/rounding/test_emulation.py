@@ -102,6 +102,23 @@ def test_sums_are_rounded_after_every_16_products() -> None:
     assert (lost.item(), kept.item()) == (2048, 2050)
 
 
+def test_what_is_written_through_a_view_arrives() -> None:
+    """A part of a tensor may be written, and is rounded where it lies."""
+    images = torch.ones(2, 4)
+    with emulating(Precision.FP16):
+        images[:, 1:3] *= 2 + 2.0**-12
+        images[0].add_(4096.5)
+    assert images.tolist() == [[4096, 4100, 4100, 4096], [1, 2, 2, 1]]
+
+
+def test_operators_in_place_are_rounded_in_place() -> None:
+    """Whoever keeps the tensor sees the rounded values, too."""
+    images = torch.full((1, 3), 1 + 2.0**-12)
+    with emulating(Precision.FP16):
+        functional.relu(images, inplace=True)
+    assert images.tolist() == [[1, 1, 1]]
+
+
 def test_integers_and_booleans_pass_unchanged() -> None:
     """Indices and masks are not rounded."""
     with emulating(Precision.FP16):
