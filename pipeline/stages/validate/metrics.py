@@ -44,11 +44,7 @@ def measure(
     """
     if logits.shape != reference.shape:
         raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
-    parts = [
-        _distances(logits[start : start + _PART_SAMPLES], reference[start : start + _PART_SAMPLES])
-        for start in range(0, len(logits), _PART_SAMPLES)
-    ]
-    cosines, errors, sizes, largest, agree, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
+    cosines, errors, sizes, largest, agree, finite = _distances(logits, reference)
     low, high = wilson(int(agree.sum()), len(agree))
     top1, top1_drop = _top(1, logits, reference, labels)
     top5, top5_drop = _top(_TOP, logits, reference, labels) if logits.shape[1] > _TOP else (None, None)
@@ -84,7 +80,16 @@ class _Distances(NamedTuple):
     finite: npt.NDArray[np.bool_]
 
 
+def _parts(samples: int) -> list[slice]:
+    return [slice(start, start + _PART_SAMPLES) for start in range(0, samples, _PART_SAMPLES)]
+
+
 def _distances(logits: Logits, reference: Logits) -> _Distances:
+    parts = [_distances_of_part(logits[part], reference[part]) for part in _parts(len(logits))]
+    return _Distances(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _distances_of_part(logits: Logits, reference: Logits) -> _Distances:
     got, want = _finite(logits), reference.astype(np.float64)
     sizes, difference = np.linalg.norm(want, axis=1), got - want
     norms = np.linalg.norm(got, axis=1) * sizes
@@ -189,8 +194,8 @@ def compare_answers(logits: Logits, reference: Logits, labels: Labels | None, ti
         right, before = _hits(1, logits, labels), _hits(1, reference, labels)
         return Answers(len(labels), int((before & ~right).sum()), int((right & ~before).sum()))
     found = _distances(logits, reference)
-    wide = reference.astype(np.float64)
-    clear = margins(wide, wide) > tie
+    wide = (reference[part].astype(np.float64) for part in _parts(len(reference)))
+    clear = np.concatenate([margins(part, part) > tie for part in wide])
     if not clear.any():  # nothing is left to judge, so every answer counts
         clear[:] = True
     return Answers(int(clear.sum()), int((clear & ~found.agree).sum()), 0, int((~clear).sum()))
