@@ -58,8 +58,18 @@ class Arithmetic(NamedTuple):
         return self.precision.value if self.precision is Precision.TF32 else self.graph.value
 
 
-def arithmetic_of(variant: Variant) -> Arithmetic:
-    """Return the arithmetic of a variant. A torch module has the graph of its precision."""
+STRICT_FP32, TF32 = (Arithmetic(Graph.FP32, precision) for precision in (Precision.FP32, Precision.TF32))
+
+
+def arithmetic_of(variant: Variant, executed: Precision | None = None) -> Arithmetic:
+    """Return the arithmetic of a variant. A torch module has the graph of its precision.
+
+    Args:
+        variant: the variant.
+        executed: the precision that it computed in, if known. An FP32 variant that multiplied in TF32 has TF32's.
+    """
+    if variant.precision is Precision.FP32 and executed is Precision.TF32:
+        return TF32
     plain = Graph.FP32 if variant.precision is Precision.TF32 else Graph(variant.precision.value)
     return Arithmetic(variant.graph or plain, variant.precision)
 
@@ -88,8 +98,7 @@ class Plan:
     @cached_property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """The arithmetics of the variants, and TF32, which a library may choose in place of FP32."""
-        tf32 = Arithmetic(Graph.FP32, Precision.TF32)
-        found = {*map(arithmetic_of, self.variants), tf32}
+        found = {*map(arithmetic_of, self.variants), TF32}
         return tuple(
             Arithmetic(graph, precision) for graph in Graph for precision in Precision if (graph, precision) in found
         )
@@ -324,6 +333,10 @@ class Plan:
     def targets_by_subject(self) -> dict[str, str]:
         """The targets, by the name that a step has for one: `resnet18/cpu-x86_64`."""
         return {f"{self.model}/{target}": target for target in self.targets}
+
+    def rounding_step(self, arithmetic: Arithmetic) -> Step:
+        """Return the step that emulates an arithmetic."""
+        return Step("rounding", f"{self.model}/{arithmetic.name}")
 
     def graph_step(self, graph: Graph) -> Step:
         """Return the step that makes an ONNX file."""

@@ -116,8 +116,8 @@ class Project:
 
     def rounding(self, arithmetic: Arithmetic) -> Rounding:
         """Return the record of a precision's own rounding."""
-        subject = f"{self.plan.model}/{arithmetic.name}"
-        return self._read(self.paths.rounding(arithmetic), Rounding, "rounding", subject)
+        step = self.plan.rounding_step(arithmetic)
+        return self._read(self.paths.rounding(arithmetic), Rounding, step.stage, step.subject)
 
     def artifact(self, variant: Variant) -> Artifact:
         """Return the record of a build."""

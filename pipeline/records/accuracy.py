@@ -13,7 +13,6 @@ from model_artifacts.records import (
     GateCheck,
     LayerShare,
     Precision,
-    Question,
     Record,
     RowCheck,
     StageRecord,
@@ -83,11 +82,6 @@ class AccuracyReport(StageRecord):
     """Dependence on other rows at the smallest, the best, the largest and an odd batch size of the artifact."""
     device: str = ""
     """GPU and driver that ran the artifact; empty on a processor."""
-
-    @property
-    def failed_questions(self) -> tuple[Question, ...]:
-        """The questions that a check answers with no, each once."""
-        return tuple(dict.fromkeys(check.question for check in self.checks if not check.passed))
 
     @property
     def passed(self) -> bool:

@@ -13,7 +13,7 @@ from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import CPU_TARGET, Graph, Manifest, Precision, Status
+from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
@@ -260,9 +260,7 @@ def _roundings(project: Project, manifest: Manifest) -> list[OwnRounding]:
     measured: dict[Arithmetic, list[float]] = {}
     for entry in manifest.artifacts:
         if entry.accuracy is not None and entry.id in project.plan.variants_by_id:
-            arithmetic = arithmetic_of(project.plan.variants_by_id[entry.id])
-            as_tf32 = entry.executed is Precision.TF32 and arithmetic.graph is Graph.FP32
-            own = arithmetic._replace(precision=Precision.TF32) if as_tf32 else arithmetic
+            own = arithmetic_of(project.plan.variants_by_id[entry.id], entry.executed)
             measured.setdefault(own, []).append(entry.accuracy.relative_l2)
     found = []
     for arithmetic in project.plan.arithmetics:

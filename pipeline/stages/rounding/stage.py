@@ -19,7 +19,6 @@ from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import QUANTIZED_PRECISIONS
-from pipeline.planning.steps import Step
 from pipeline.records import Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.rounding.emulation import emulating
@@ -64,7 +63,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         RecordError: a record is missing or damaged.
         StorageError: the results cannot be written.
     """
-    key = key_of(project, Step("rounding", f"{project.plan.model}/{arithmetic.name}"))
+    key = key_of(project, project.plan.rounding_step(arithmetic))
     data = project.data()
     images = to_input(np.asarray(project.pixels(data.validation)[:SAMPLES]), data.preprocessing)
     reference = np.load(project.file(data.reference))[: len(images)]

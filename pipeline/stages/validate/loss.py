@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from pipeline.records import Loss, Verdict
 
 _Z95 = 1.6448536269514722
@@ -73,4 +71,4 @@ def _needed(samples: int, lost: int, won: int, margin: float) -> int:
             high = middle
         else:
             low = middle + 1
-    return int(np.ceil(low))
+    return low

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import CPU_TARGET, Backend, Graph, Precision
+from model_artifacts.records import CPU_TARGET, Backend, Precision
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
-from pipeline.planning.plan import Arithmetic, arithmetic_of
+from pipeline.planning.plan import STRICT_FP32, TF32, Arithmetic, arithmetic_of
 from pipeline.planning.spec import VARIANT, Input, StageSpec
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport
@@ -63,13 +63,12 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
 
 def judging_arithmetics(variant: Variant) -> tuple[Arithmetic, ...]:
     """Return the arithmetics whose rounding a variant is judged by: FP32's tells whether it multiplied in TF32."""
-    fp32, tf32 = (Arithmetic(Graph.FP32, precision) for precision in (Precision.FP32, Precision.TF32))
     own = arithmetic_of(variant)
-    return (fp32, tf32) if own == fp32 else (fp32, own)
+    return STRICT_FP32, TF32 if own == STRICT_FP32 else own
 
 
 def _requires(schedule: Schedule, variant: Variant) -> tuple[Step, ...]:
-    rounding = (Step("rounding", f"{variant.model}/{item.name}") for item in judging_arithmetics(variant))
+    rounding = map(schedule.plan.rounding_step, judging_arithmetics(variant))
     return (*schedule.of("data"), *rounding, Step("build", variant.id))
 
 

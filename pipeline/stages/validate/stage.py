@@ -15,12 +15,12 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import CPU_TARGET, Backend, Graph, LayerShare, Layout, Precision, RowCheck
+from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, RowCheck
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import Arithmetic, arithmetic_of
+from pipeline.planning.plan import STRICT_FP32, Arithmetic, arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
@@ -118,11 +118,13 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     samples = len(outputs.logits)
     names = project.source().class_names
     gates = project.config.gates
-    strict = project.rounding(Arithmetic(Graph.FP32, Precision.FP32))
+    strict = project.rounding(STRICT_FP32)
     checks = judge_reference(reference, labels, repeatable=strict.repeatable) if gates.require_reference else ()
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
     accuracy = measure(outputs.logits, reference, labels, names)
-    claimed, executed = _precisions(variant, outputs, accuracy.relative_l2, _strict_l2(strict, gates))
+    strict_l2 = _strict_l2(strict, gates)
+    executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
+    claimed = arithmetic_of(variant, executed)
     yardstick = _yardstick(project, claimed)
     bounds = yardstick.bounds
     judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
@@ -166,18 +168,6 @@ def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
     """Return the largest distance of strict FP32 in this network, by which TF32 is told from it."""
     return bounds_of(Gate(), strict, gates.rounding).relative_l2 or 0.0
-
-
-def _precisions(
-    variant: Variant, outputs: _Outputs, relative_l2: float, strict_l2: float
-) -> tuple[Arithmetic, Precision | None]:
-    """Return the arithmetic that judges a variant, and the precision that it computed in; None if unknown.
-
-    An FP32 engine that multiplied in TF32 is judged as TF32.
-    """
-    executed = executed_precision(variant.precision, outputs.layers, relative_l2, strict_l2)
-    as_tf32 = variant.precision is Precision.FP32 and executed is Precision.TF32
-    return (Arithmetic(Graph.FP32, Precision.TF32) if as_tf32 else arithmetic_of(variant)), executed
 
 
 def _sample(project: Project, number: int) -> str:
