@@ -30,9 +30,9 @@ from torch import nn
 from model_artifacts.host.environment import now
 from model_artifacts.records import Graph, Key, Precision, Question
 from pipeline.config.settings import Gate, Gates
-from pipeline.records import Rounding, RoundingRun
-from pipeline.stages.rounding.emulation import emulating
-from pipeline.stages.rounding.spread import spread_of
+from pipeline.records import Rounding
+from pipeline.stages.rounding.emulation import RUNS, emulating
+from pipeline.stages.rounding.spread import spread_of, widest
 from pipeline.stages.validate.judgement import Yardstick, judge_logits
 from pipeline.stages.validate.metrics import measure
 
@@ -81,11 +81,13 @@ def subject_of(name: str, model: nn.Module, images: torch.Tensor, labels: Labels
     reference = run(model, images)
     yardsticks = {}
     for precision in OLD:
-        sums = [False, True] if precision is Precision.FP16 else [precision is Precision.FP32]
         spreads = [
-            spread_of(run(model, images[:EMULATED], precision, sums=item), reference[:EMULATED]) for item in sums
+            spread_of(run(model, images[:EMULATED], precision, sums=sums), reference[:EMULATED])
+            for _, sums in RUNS[precision]
         ]
-        finite = [spread for spread in spreads if spread]
+        found = widest(spreads)
+        if found is None:
+            sys.exit(f"{name}: {precision.value} does not hold its values")
         rounding = Rounding(
             key=Key(fields=()),
             built_at=now(),
@@ -94,10 +96,10 @@ def subject_of(name: str, model: nn.Module, images: torch.Tensor, labels: Labels
             precision=precision,
             emulator=f"torch {torch.__version__}",
             samples=EMULATED,
-            runs=tuple(RoundingRun(name="", relative_l2=spread.relative_l2) for spread in finite),
-            relative_l2_high=max(spread.relative_l2_high for spread in finite),
-            sample_l2_high=max(spread.sample_l2_high for spread in finite),
-            margin_noise=max(spread.margin_noise for spread in finite),
+            runs=(),
+            relative_l2_high=found.relative_l2_high,
+            sample_l2_high=found.sample_l2_high,
+            margin_noise=found.margin_noise,
         )
         yardsticks[precision] = Yardstick(Gates(), Gate(), rounding)
     return Subject(name, model, images, labels, reference, yardsticks)

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 
-from model_artifacts.records import BatchRange, FileRecord, Interpolation, Key, KeyField, Preprocessing, Record
+from model_artifacts.records import BatchRange, FileRecord, Graph, Interpolation, Key, KeyField, Preprocessing, Record
+from pipeline.records import Rounding, RoundingRun
 
 R = TypeVar("R", bound=Record)
 
@@ -21,6 +22,24 @@ RGB = Preprocessing(
 def file_record(name: str) -> FileRecord:
     """Return the record of a file of one byte."""
     return FileRecord(path=name, bytes=1, sha256="0" * 64)
+
+
+def rounding_of(graph: Graph, *, high: float, sample: float, logits: FileRecord | None = None) -> Rounding:
+    """Return the record of a graph's own rounding, with a quantile and the distance of the worst sample."""
+    return Rounding(
+        key=KEY,
+        built_at=NOW,
+        toolchain=(),
+        graph=graph,
+        precision=graph.precision,
+        emulator="by hand",
+        samples=64,
+        runs=(RoundingRun(name="results", relative_l2=high / 2),),
+        relative_l2_high=high,
+        sample_l2_high=sample,
+        margin_noise=0.1,
+        logits=logits,
+    )
 
 
 def reread(record: R) -> R:

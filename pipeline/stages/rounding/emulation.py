@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 
 STEP = 16
 """Products that an MMA instruction of 16-bit types adds at once."""
+_SUMS = "results of operators, sums of 16 products"
+RUNS: dict[Precision, tuple[tuple[str, bool], ...]] = {
+    Precision.FP32: (("sums of 16 products, in another order", True),),
+    Precision.TF32: (("inputs of products", False),),
+    Precision.FP16: (("results of operators", False), (_SUMS, True)),
+    Precision.BF16: (("results of operators", False),),
+}
+"""The emulations of each precision: a name, and whether its sums are rounded, too."""
 _TF32_LOST_BITS = 13
 """FP32 has 23 bits of mantissa, TF32 has 10."""
 

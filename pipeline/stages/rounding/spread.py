@@ -9,6 +9,8 @@ import numpy as np
 from pipeline.stages.common.margins import margins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Logits = npt.NDArray[np.float32]
@@ -51,3 +53,11 @@ def spread_of(logits: Logits, reference: Logits) -> Spread | None:
         sample_l2_high=float(np.sqrt(errors.max() / max(float(sizes.mean()), tiny))),
         margin_noise=float(np.quantile(moved, _MARGIN_QUANTILE)),
     )
+
+
+def widest(spreads: Sequence[Spread | None]) -> Spread | None:
+    """Return the largest of each distance over emulations; None if there is none, or if one is not finite."""
+    finite = [spread for spread in spreads if spread is not None]
+    if not finite or len(finite) < len(spreads):
+        return None
+    return Spread(*map(max, zip(*finite, strict=True)))

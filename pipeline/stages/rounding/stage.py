@@ -21,9 +21,9 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.plan import QUANTIZED_PRECISIONS
 from pipeline.records import Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.rounding.emulation import emulating
+from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.spec import SAMPLES
-from pipeline.stages.rounding.spread import spread_of
+from pipeline.stages.rounding.spread import spread_of, widest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,14 +39,6 @@ if TYPE_CHECKING:
 
 _BATCH = 8
 """Images at once. The sums of a convolution need all patches of an image in memory."""
-_SUMS = "results of operators, sums of 16 products"
-_RUNS: dict[Precision, tuple[tuple[str, bool], ...]] = {
-    Precision.FP32: (("sums of 16 products, in another order", True),),
-    Precision.TF32: (("inputs of products", False),),
-    Precision.FP16: (("results of operators", False), (_SUMS, True)),
-    Precision.BF16: (("results of operators", False),),
-}
-"""The emulations of each precision: a name, and whether its sums are rounded, too."""
 
 
 def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
@@ -74,8 +66,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     except RunError as exc:  # the gate may have a bound of its own; else the validation rejects, with this reason
         results, trouble = {}, str(exc)
     spreads = [spread_of(logits, reference) for logits in results.values()]
-    finite = [spread for spread in spreads if spread is not None]
-    whole = bool(finite) and len(finite) == len(spreads)
+    found = widest(spreads)
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
         key=key,
@@ -89,9 +80,9 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
             RoundingRun(name=name, relative_l2=spread.relative_l2 if spread else None)
             for name, spread in zip(results, spreads, strict=True)
         ),
-        relative_l2_high=max(spread.relative_l2_high for spread in finite) if whole else None,
-        sample_l2_high=max(spread.sample_l2_high for spread in finite) if whole else None,
-        margin_noise=max(spread.margin_noise for spread in finite) if whole else None,
+        relative_l2_high=found.relative_l2_high if found else None,
+        sample_l2_high=found.sample_l2_high if found else None,
+        margin_noise=found.margin_noise if found else None,
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
         or bool(trouble)
@@ -106,7 +97,7 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
     """Return the logits of each emulation in torch, by its name."""
     model = fold_batch_norms(restore_model(project)).model.eval()
     found = {}
-    for name, sums in _RUNS[arithmetic.precision]:
+    for name, sums in RUNS[arithmetic.precision]:
 
         def run(batch: Logits, *, sums: bool = sums) -> Logits:
             with emulating(arithmetic.precision, sums=sums):

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from model_artifacts.host.environment import now
-from model_artifacts.records import GateCheck, Graph, Key, LayerShare, Precision, Question, RowCheck
+from model_artifacts.records import GateCheck, Graph, LayerShare, Precision, Question, RowCheck
 from pipeline.config.settings import Gate
-from pipeline.records import Rounding, RoundingRun
 from pipeline.stages.validate.gates import (
     Bounds,
     bounds_of,
@@ -24,6 +22,7 @@ from pipeline.stages.validate.gates import (
 )
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import largest_sample, measure
+from tests.support.records import rounding_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,19 +116,7 @@ def test_what_was_not_run_is_not_judged() -> None:
     assert judge_finite("finite", None) == ()
 
 
-ROUNDING = Rounding(
-    key=Key(fields=()),
-    built_at=now(),
-    toolchain=(),
-    graph=Graph.FP16,
-    precision=Precision.FP16,
-    emulator="by hand",
-    samples=64,
-    runs=(RoundingRun(name="results", relative_l2=0.01),),
-    relative_l2_high=0.02,
-    sample_l2_high=0.05,
-    margin_noise=0.1,
-)
+ROUNDING = rounding_of(Graph.FP16, high=0.02, sample=0.05)
 BOUNDS = bounds_of(Gate(), ROUNDING, 2.0)
 
 

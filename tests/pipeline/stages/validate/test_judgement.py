@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_artifacts.host.environment import now
-from model_artifacts.records import FileRecord, Graph, Key, Precision, Question
+from model_artifacts.records import Graph, Question
 from pipeline.config.settings import Gate, Gates
-from pipeline.records import Rounding, RoundingRun, Verdict
+from pipeline.records import Verdict
 from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
 from pipeline.stages.validate.metrics import measure
+from tests.support.records import file_record, rounding_of
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(10, size=500)
@@ -18,20 +18,7 @@ WANT = (np.eye(10)[LABELS] * 5 + RANDOM.normal(size=(500, 10))).astype(np.float3
 NOISE = RANDOM.normal(size=WANT.shape).astype(np.float32)
 NOISE *= np.linalg.norm(WANT) / np.linalg.norm(NOISE)
 """As large as the reference, so that a factor is a relative L2."""
-INT8 = Rounding(
-    key=Key(fields=()),
-    built_at=now(),
-    toolchain=(),
-    graph=Graph.INT8,
-    precision=Precision.INT8,
-    emulator="by hand",
-    samples=64,
-    runs=(RoundingRun(name="Q/DQ", relative_l2=0.07),),
-    relative_l2_high=0.07,
-    sample_l2_high=0.2,
-    margin_noise=0.1,
-    logits=FileRecord(path="int8.npy", sha256="0" * 64, bytes=1),
-)
+INT8 = rounding_of(Graph.INT8, high=0.07, sample=0.2, logits=file_record("int8.npy"))
 NEAR: np.typing.NDArray[np.float32] = WANT + np.float32(0.07) * NOISE
 EMULATED = NEAR[:64]
 
