@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -33,7 +34,8 @@ def no_context(log: BuildLog, activation_bytes: int) -> RunError:
         log: the library's messages. Myelin, for one, refuses if cuDNN cannot compile a graph.
         activation_bytes: the GPU memory that a context needs.
     """
-    if log.errors() and not log.search(_MEMORY):
+    # Ordinary messages speak of allocated memory, too.
+    if log.errors() and not any(re.search(_MEMORY, error) for error in log.errors()):
         return refused("the library cannot create an execution context", log)
     what = "the GPU has too little free memory for an execution context"
     return refused(what, log, f"{activation_bytes:,} bytes")
