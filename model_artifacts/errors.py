@@ -101,6 +101,10 @@ class DataError(ArtifactError):
     """Images that cannot be read or used."""
 
 
+class UnreadableError(DataError):
+    """An image file that is missing, damaged or of no known format."""
+
+
 class ExportError(ArtifactError):
     """A model that cannot be exported to ONNX."""
 

@@ -9,6 +9,7 @@ This needs numpy and the runtime of the resolved artifact: no torch for an engin
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +32,9 @@ from model_artifacts.host.nvml import free_memory_bytes
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Variant, is_applied
 from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts, open_artifact
-from model_artifacts.sessions.preprocessing import to_input, to_pixels
+from model_artifacts.sessions.preprocessing import read_pixels, to_input, to_pixels
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
@@ -143,16 +143,18 @@ class Model:
         """
         return np.asarray(self._run(batch))
 
-    def predict(self, images: Sequence[Image.Image]) -> tuple[str, ...]:
+    def predict(self, images: Sequence[Image.Image | str | os.PathLike[str]]) -> tuple[str, ...]:
         """Return the most likely class of each image: its name, or its number if names are unknown.
 
-        The images are resized, cropped and normalised as the manifest records. They run in batches that the artifact
-        takes. If its smallest batch is larger, copies of the last image fill it up.
+        The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
+        of the validation. They run in batches that the artifact takes. If its smallest batch is larger, copies of the
+        last image fill it up.
 
         Args:
-            images: images of any size and mode.
+            images: Pillow's images of any size and mode, or paths of image files.
 
         Raises:
+            DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them.
         """
         if not images:
@@ -163,11 +165,15 @@ class Model:
         indices = [index for chunk in chunks for index in self._most_likely(chunk)]
         return tuple(names[index] if names else str(index) for index in indices)
 
-    def _most_likely(self, images: Sequence[Image.Image]) -> list[int]:
+    def _most_likely(self, images: Sequence[Image.Image | str | os.PathLike[str]]) -> list[int]:
         spec = self.preprocessing
-        batch = to_input(np.stack([to_pixels(image, spec) for image in images]), spec)
+        batch = to_input(np.stack([_pixels(image, spec) for image in images]), spec)
         logits = self(_filled(batch, self.entry.profile))[: len(batch)]
         return [int(index) for index in logits.argmax(axis=1)]
+
+
+def _pixels(image: Image.Image | str | os.PathLike[str], spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    return read_pixels(image, spec) if isinstance(image, (str, os.PathLike)) else to_pixels(image, spec)
 
 
 def _filled(batch: Batch, profile: BatchRange | None) -> Batch:

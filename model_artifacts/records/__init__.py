@@ -28,7 +28,16 @@ from model_artifacts.records.base import (
     Whole,
 )
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
-from model_artifacts.records.inputs import Interpolation, Preprocessing, TensorSpec, WeightsOrigin
+from model_artifacts.records.inputs import (
+    ChannelOrder,
+    Fit,
+    Interpolation,
+    Orientation,
+    Preprocessing,
+    TensorSpec,
+    Transparency,
+    WeightsOrigin,
+)
 from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
 from model_artifacts.records.manifest import (
     GitState,
@@ -66,6 +75,7 @@ __all__ = [
     "BatchRange",
     "BatchTiming",
     "BuiltFor",
+    "ChannelOrder",
     "ClassDrop",
     "Clock",
     "ColdStart",
@@ -75,6 +85,7 @@ __all__ = [
     "EngineFlavour",
     "EngineMemory",
     "FileRecord",
+    "Fit",
     "GateCheck",
     "GitState",
     "Gpu",
@@ -96,6 +107,7 @@ __all__ = [
     "Milliseconds",
     "ModuleContents",
     "OperatorCalls",
+    "Orientation",
     "Precision",
     "Preprocessing",
     "Question",
@@ -111,6 +123,7 @@ __all__ = [
     "StoredRelease",
     "TensorSpec",
     "Tool",
+    "Transparency",
     "Variant",
     "WeightWarning",
     "WeightsOrigin",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_artifacts.records.base import Record, Whole
 
@@ -14,31 +14,105 @@ class Interpolation(str, Enum):
     """Filter for resizing an image (Pillow's filter of the same name)."""
 
     NEAREST = "nearest"
+    BOX = "box"
     BILINEAR = "bilinear"
+    HAMMING = "hamming"
     BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+class Fit(str, Enum):
+    """Way to bring an image to a height and a width that are both given."""
+
+    SQUASH = "squash"
+    """Exactly this size, as by torchvision's `Resize((height, width))` and timm's crop mode `squash`."""
+    COVER = "cover"
+    """At least this size, with the image's proportions (timm's crop mode `center` of a rectangle)."""
+    BORDER = "border"
+    """At most this size, with the image's proportions. The mean's colour fills the crop (timm's crop mode `border`)."""
+
+
+class ChannelOrder(str, Enum):
+    """Order of the network's input channels. `mean` and `std` are in this order, too."""
+
+    RGB = "rgb"
+    """Red, green, blue."""
+    BGR = "bgr"
+    """Blue, green, red, as of networks from Caffe or OpenCV."""
+
+
+class Orientation(str, Enum):
+    """Treatment of the orientation that a camera notes in EXIF."""
+
+    STORED = "stored"
+    """Pixels as they lie in the file, as by torchvision's `ImageFolder`."""
+    EXIF = "exif"
+    """Pixels turned upright, as programs show them."""
+
+
+class Transparency(str, Enum):
+    """Treatment of transparent pixels."""
+
+    DROPPED = "dropped"
+    """The colours beneath the transparency, as by torchvision's `ImageFolder`. Many are black."""
+    WHITE = "white"
+    """The image on white."""
+    BLACK = "black"
+    """The image on black."""
+
+
+def _check_size(value: object) -> object:
+    """Return a size in pixels: a whole number, or height and width.
+
+    Raises:
+        ValueError: the value is neither.
+    """
+    sides = value if isinstance(value, (list, tuple)) and len(value) == _SIDES else [value]
+    if any(type(side) is not int or side < 1 for side in sides):
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        raise ValueError(f"expected a whole number of pixels above 0, or [height, width], got {shown}")
+    return value
+
+
+_SIDES = 2
+Size = Annotated[Whole | tuple[Whole, Whole], BeforeValidator(_check_size)]
+"""A number of pixels, or height and width."""
+Interval = tuple[Annotated[float, Field(strict=True)], Annotated[float, Field(strict=True)]]
+"""The least and the largest value."""
 
 
 class Preprocessing(Record):
-    """Steps from an image file to the network's input: resize the short side, centre crop, scale to [0, 1], normalise.
+    """Steps from an image file to the network's input: resize, centre crop, scale to [0, 1], normalise.
 
-    The input is float32 in NCHW order. One mean makes it greyscale, three make it RGB.
+    The input is float32 in NCHW order. One mean makes it greyscale, three make it a colour image. A field that has its
+    default is left out of the JSON, unless every record has the field.
     """
 
-    resize: Whole
-    """Length of the short side after resizing, in pixels."""
-    crop: Whole
-    """Side of the square crop in pixels, at most `resize`."""
+    resize: Size
+    """Length of the short side after resizing in pixels, or height and width, which `fit` explains."""
+    crop: Size
+    """Side of the square crop in pixels, or its height and width; at most `resize`."""
     interpolation: Interpolation
     """Filter of the resize."""
     mean: tuple[Annotated[float, Field(strict=True)], ...]
     """Mean of each channel, subtracted after scaling to [0, 1]."""
     std: tuple[Annotated[float, Field(strict=True)], ...]
     """Standard deviation of each channel, the divisor after that."""
+    fit: Fit = Fit.SQUASH
+    """Way to the height and width of `resize`."""
+    order: ChannelOrder = ChannelOrder.RGB
+    """Order of the input's channels, of `mean` and of `std`."""
+    orientation: Orientation = Orientation.STORED
+    """Treatment of the orientation in EXIF."""
+    transparency: Transparency = Transparency.DROPPED
+    """Treatment of transparent pixels."""
+    levels: Interval | None = None
+    """Values of 16-bit, 32-bit and float pixels that become 0 and 1; None refuses such images."""
+    input_range: Interval | None = None
+    """Least and largest normalised input, stated by the user because it is out of the ordinary; None if it is not."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocessing:
-        if self.crop > self.resize:
-            raise ValueError(f"expected crop ≤ resize, got crop {self.crop}, resize {self.resize}")
         if len(self.mean) not in {1, 3} or len(self.mean) != len(self.std):
             raise ValueError(
                 "expected one mean and one std (greyscale) or three of each (RGB), "
@@ -46,17 +120,72 @@ class Preprocessing(Record):
             )
         if min(self.std) <= 0:
             raise ValueError(f"expected every std above 0, got {list(self.std)}")
+        if self.channels == 1 and self.order is not ChannelOrder.RGB:
+            raise ValueError("expected `order` only with three means, got one mean; remove `order`")
+        for name, pair in (("levels", self.levels), ("input_range", self.input_range)):
+            if pair and pair[0] >= pair[1]:
+                raise ValueError(f"expected `{name}` in ascending order, got {list(pair)}")
         return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Preprocessing:
+        square = isinstance(self.resize, int)
+        if square and self.fit is not Fit.SQUASH:
+            raise ValueError(f"expected `fit` with a height and a width, such as resize: {[self.resize] * 2}")
+        height, width = _sides(self.resize)
+        if self.height <= height and self.width <= width:
+            return self
+        crop = list(self.crop) if isinstance(self.crop, tuple) else self.crop
+        resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
+        fix = ""
+        if square and self.height != self.width:
+            sides = f"[{max(self.height, height)}, {max(self.width, height)}]"
+            fix = f"; write resize: {sides} to squash, with fit: cover to keep the proportions"
+        raise ValueError(f"expected crop ≤ resize, got crop {crop}, resize {resize}{fix}")
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out later fields with their default: older versions read the rest, and old keys hold."""
+        fields: dict[str, object] = serialize(self)
+        defaults = {name: type(self).model_fields[name].default for name in _LATER}
+        return {
+            name: value for name, value in fields.items() if name not in _LATER or getattr(self, name) != defaults[name]
+        }
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1 for greyscale, 3 for RGB."""
+        """Number of channels: 1 for greyscale, 3 for colour."""
         return len(self.mean)
+
+    @property
+    def height(self) -> int:
+        """Height of the input in pixels."""
+        return _sides(self.crop)[0]
+
+    @property
+    def width(self) -> int:
+        """Width of the input in pixels."""
+        return _sides(self.crop)[1]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one sample: (channels, height, width)."""
-        return (self.channels, self.crop, self.crop)
+        return (self.channels, self.height, self.width)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The least and the largest value that an input can have, over all channels."""
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
+
+
+_LATER = ("fit", "order", "orientation", "transparency", "levels", "input_range")
+"""Fields that the first records do not have."""
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class TensorSpec(Record):

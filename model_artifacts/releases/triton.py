@@ -141,7 +141,7 @@ def _labels(facts: ManifestModel) -> str:
 def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]:
     """Return the input for the warm-up: preprocessed noise, float32 (batch, channels, height, width)."""
     spec = facts.preprocessing
-    shape = (_sample_count(model), spec.crop, spec.crop, spec.channels)
+    shape = (_sample_count(model), spec.height, spec.width, spec.channels)
     return to_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), spec)
 
 

@@ -74,9 +74,9 @@ def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
     """Return images that no validation set has, but that a camera may send: black, white, and a checkerboard.
 
     Returns:
-        uint8 (3, crop, crop, channels).
+        uint8 (3, height, width, channels).
     """
-    board = np.indices((spec.crop, spec.crop)).sum(axis=0) % 2 * 255
+    board = np.indices((spec.height, spec.width)).sum(axis=0) % 2 * 255
     planes = np.stack([np.zeros_like(board), np.full_like(board, 255), board]).astype(np.uint8)
     return np.repeat(planes[..., None], spec.channels, axis=-1)
 

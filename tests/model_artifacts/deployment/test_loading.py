@@ -14,7 +14,7 @@ from PIL import Image
 import model_artifacts as pipeline
 from model_artifacts.deployment.loading import Model
 from model_artifacts.deployment.resolution import Device, Requirements, Resolution, Tier
-from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
+from model_artifacts.errors import ArtifactError, DataError, RunError, UnsupportedError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, BatchRange, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
@@ -74,6 +74,21 @@ def test_images_become_names_of_classes(built: Project) -> None:
         ]
         assert model.predict(images) == tuple(expected)
         assert model.predict([]) == ()
+
+
+def test_paths_are_read_as_the_build_reads_them(built: Project, tmp_path: Path) -> None:
+    """Paths give the same answers as their images, and a refused or damaged image is named."""
+    for index, image in enumerate(photographs(3)):
+        image.save(tmp_path / f"{index}.png")
+    Image.fromarray(np.full((40, 40), 600, dtype=np.uint16)).save(tmp_path / "xray.png")
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    with pipeline.load(built.paths.root) as model:
+        expected = model.predict(photographs(3))
+        assert model.predict([tmp_path / "0.png", str(tmp_path / "1.png"), tmp_path / "2.png"]) == expected
+        with pytest.raises(DataError, match=r"(?s)more than 8 bits.*xray\.png.*levels"):
+            model.predict([tmp_path / "xray.png"])
+        with pytest.raises(DataError, match=r"(?s)cannot be read.*damaged\.png"):
+            model.predict([tmp_path / "damaged.png"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from model_artifacts.records import Interpolation, Preprocessing
-from model_artifacts.sessions.preprocessing import to_input, to_pixels
+from model_artifacts.errors import DataError, UnreadableError
+from model_artifacts.records import Fit, Interpolation, Preprocessing
+from model_artifacts.sessions.preprocessing import read_pixels, to_input, to_pixels
 
-MODES = {
-    Interpolation.NEAREST: transforms.InterpolationMode.NEAREST,
-    Interpolation.BILINEAR: transforms.InterpolationMode.BILINEAR,
-    Interpolation.BICUBIC: transforms.InterpolationMode.BICUBIC,
-}
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODES = {mode: transforms.InterpolationMode(mode.value) for mode in Interpolation}
 
 
 def spec_of(resize: int, crop: int, interpolation: Interpolation = Interpolation.BILINEAR) -> Preprocessing:
@@ -112,3 +114,128 @@ def test_input_is_contiguous_nchw_float32() -> None:
     batch = to_input(np.zeros((2, 5, 5, 3), dtype=np.uint8), spec_of(5, 5))
 
     assert (batch.shape, batch.dtype, batch.flags.c_contiguous) == ((2, 3, 5, 5), np.dtype(np.float32), True)
+
+
+# Heights and widths.
+
+
+def fitted(resize: tuple[int, int], crop: tuple[int, int], fit: Fit = Fit.SQUASH) -> Preprocessing:
+    """Return a preprocessing to a height and a width."""
+    return spec_of(64, 64).model_copy(update={"resize": resize, "crop": crop, "fit": fit})
+
+
+@settings(deadline=None, max_examples=40)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), tall=st.integers(4, 40), wide=st.integers(4, 40))
+def test_squashed_pixels_equal_torchvisions(width: int, height: int, tall: int, wide: int) -> None:
+    """A resize to height and width, and a crop of other proportions, equal torchvision's."""
+    reference = transforms.Compose([transforms.Resize((tall, wide)), transforms.CenterCrop((tall - 3, wide - 1))])
+    image = noise(width, height)
+
+    pixels = to_pixels(image, fitted((tall, wide), (tall - 3, wide - 1)))
+
+    np.testing.assert_array_equal(pixels, np.asarray(reference(image)))
+
+
+def test_rectangle_from_the_short_side() -> None:
+    """A crop that is not square has its height first."""
+    reference = transforms.Compose([transforms.Resize(40), transforms.CenterCrop((24, 32))])
+    image = noise(71, 53)
+
+    pixels = to_pixels(image, spec_of(40, 40).model_copy(update={"crop": (24, 32)}))
+
+    assert pixels.shape == (24, 32, 3)
+    np.testing.assert_array_equal(pixels, np.asarray(reference(image)))
+
+
+@pytest.mark.parametrize(("width", "height", "whole"), [(100, 40, (80, 32)), (30, 90, (64, 192)), (64, 32, (64, 32))])
+def test_cover_keeps_the_proportions(width: int, height: int, whole: tuple[int, int]) -> None:
+    """The whole image is as small as covers height and width, and its centre is taken (timm: `center`)."""
+    reference = transforms.Compose([transforms.Resize(whole[::-1]), transforms.CenterCrop((32, 64))])
+    image = noise(width, height)
+
+    pixels = to_pixels(image, fitted((32, 64), (32, 64), Fit.COVER))
+
+    np.testing.assert_array_equal(pixels, np.asarray(reference(image)))
+
+
+def test_border_shows_the_whole_image_on_the_mean() -> None:
+    """A wide image lies in the middle, with the mean's colour above and below (timm: `border`)."""
+    image = noise(80, 20)
+
+    pixels = to_pixels(image, fitted((40, 40), (40, 40), Fit.BORDER))
+
+    np.testing.assert_array_equal(pixels[15:25], np.asarray(transforms.Resize((10, 40))(image)))
+    assert np.unique(np.concatenate([pixels[:15], pixels[25:]]).reshape(-1, 3), axis=0).tolist() == [[124, 116, 104]]
+
+
+def test_border_of_greyscale() -> None:
+    """The border of a greyscale network is its one mean."""
+    spec = Preprocessing(
+        resize=(8, 8), crop=(8, 8), interpolation=Interpolation.NEAREST, mean=(0.4,), std=(0.2,), fit=Fit.BORDER
+    )
+    pixels = to_pixels(Image.new("L", (4, 8), 7), spec)
+    assert pixels[0, :, 0].tolist() == [102, 102, 7, 7, 7, 7, 102, 102]
+
+
+# Elongated images.
+
+
+@pytest.mark.parametrize("interpolation", Interpolation)
+@pytest.mark.parametrize(("width", "height"), [(1600, 3), (2, 900), (1601, 31), (30, 1000)])
+def test_elongated_image_has_the_pixels_of_the_whole_resize(
+    width: int, height: int, interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crop alone gives the pixels of the whole image resized, to one step of 255."""
+    monkeypatch.setattr("model_artifacts.sessions.preprocessing._MOST_PIXELS", 10_000)
+    reference = transforms.Compose(
+        [transforms.Resize(32, interpolation=MODES[interpolation]), transforms.CenterCrop(24)]
+    )
+    image = noise(width, height)
+
+    pixels = to_pixels(image, spec_of(32, 24, interpolation)).astype(int)
+
+    assert np.abs(pixels - np.asarray(reference(image))).max() <= 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(16_000, 1), (1, 16_000)])
+def test_elongated_image_takes_little_memory(width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image on the way to a line's crop has over 4 million pixels; the whole one would have 800 million."""
+    sizes: list[int] = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, size: tuple[int, int], *args: object) -> Image.Image:
+        sizes.append(size[0] * size[1])
+        return resize(self, size, *args)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert to_pixels(noise(width, height), spec_of(224, 224)).shape == (224, 224, 3)
+    assert max(sizes) < 4_000_000
+
+
+# Files.
+
+
+def test_file_gives_the_pixels_of_its_image(tmp_path: Path) -> None:
+    """A path gives the same pixels as the opened image."""
+    noise(40, 30).save(tmp_path / "a.png")
+    expected = to_pixels(noise(40, 30), spec_of(16, 16))
+    np.testing.assert_array_equal(read_pixels(tmp_path / "a.png", spec_of(16, 16)), expected)
+    np.testing.assert_array_equal(read_pixels(str(tmp_path / "a.png"), spec_of(16, 16)), expected)
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "FileNotFoundError"), (b"no image", "UnidentifiedImageError")])
+def test_unreadable_file(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    """A file that is missing or no image is named, with Pillow's reason."""
+    file = tmp_path / "a.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UnreadableError, match=rf"(?s)cannot be read.*a\.png.*{reason}"):
+        read_pixels(file, spec_of(16, 16))
+
+
+def test_refused_file_is_not_unreadable(tmp_path: Path) -> None:
+    """A readable file of a mode that the preprocessing refuses is another error, so it is never left out."""
+    Image.fromarray(np.array([[600]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="levels") as caught:
+        read_pixels(tmp_path / "a.png", spec_of(16, 16))
+    assert not isinstance(caught.value, UnreadableError)

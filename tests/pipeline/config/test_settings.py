@@ -184,7 +184,8 @@ def test_model_name_that_is_no_folders_is_refused(problems: Problems, name: str)
         (
             PREPROCESSING.format(32, 32, "bilinaer", "[0.5]", "[0.5]"),
             (
-                "3:54: preprocessing.interpolation: expected 'nearest', 'bilinear' or 'bicubic', got 'bilinaer'; "
+                "3:54: preprocessing.interpolation: expected 'nearest', 'box', 'bilinear', 'hamming', 'bicubic' or "
+                "'lanczos', got 'bilinaer'; "
                 "did you mean 'bilinear'?"
             ),
         ),
