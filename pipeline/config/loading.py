@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import Host, Precision
+from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, portable_target
 from pipeline.config.values import in_yaml
 
@@ -68,6 +69,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     on_farm = config.executor is Executor.RAY
     gpus = () if on_farm else config.gpus(host)
     problems = [*(_farm_checks(config) if on_farm else _device_checks(config, host, gpus))]
+    if config.preprocessing is not None:
+        problems += preprocessing_problems(config.preprocessing)
     if config.farm and not on_farm:
         problems.append((("farm",), "`farm` needs `executor: ray`; set it or remove `farm`"))
     memory = gpus[0].memory_bytes if gpus else None
@@ -83,6 +86,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
     lists: dict[Location, list[str]] = {
+        ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
         ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],

@@ -23,9 +23,11 @@ from pipeline.config.values import (
     Number,
     WorkspaceSize,
     check_factory,
+    check_model_name,
     check_own_resource,
     parse_auto,
     parse_batch_range,
+    parse_classes,
     parse_compute_capabilities,
     parse_device,
     parse_workspace,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 class ModelConfig(Record):
     """The model: its factory and its weights."""
 
-    name: Name = "resnet18"
+    name: Annotated[Name, AfterValidator(check_model_name)] = "resnet18"
     """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     """`package.module:function`; the function returns a torch.nn.Module."""
@@ -59,6 +61,8 @@ class DataConfig(Record):
     """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
     validation: Whole = 500
     """Images for validation."""
+    classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(parse_classes)] = None
+    """Names of the classes in the order of the logits, or a file with them. None takes those of the weights."""
 
 
 class Unquantized(Record):

@@ -62,6 +62,41 @@ def check_name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(check_name)]
 
+RESERVED_NAMES = frozenset(
+    {"cache", "farm.json", "locks", "manifest.json", "release", "report.html", "report.json", "timing-cache", "triton"}
+)
+"""Names in the artifacts folder that the pipeline uses itself, in lower case."""
+
+
+def check_model_name(value: str) -> str:
+    """Return the name of a model, which names its folder.
+
+    Raises:
+        ValueError: the pipeline has a file or a folder of this name beside the models' folders.
+    """
+    if value.lower() in RESERVED_NAMES:
+        raise ValueError(
+            f"{value!r} is a name of the pipeline's own in the artifacts folder; expected a name other than "
+            f"{', '.join(sorted(RESERVED_NAMES))}"
+        )
+    return value
+
+
+def parse_classes(value: object) -> object:
+    """Return names of classes as text; a path and None stay as they are. A number in the list is its digits.
+
+    Raises:
+        ValueError: the value is neither a list of names nor a path.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"expected a list of names or the path of a file with them, got {in_yaml(value)}")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, (str, int)) or item == "":
+            raise ValueError(f"expected each name as text; write it in quotes, such as 'no', got {in_yaml(item)}")
+    return tuple(map(str, value))
+
 
 def parse_batch_range(value: object) -> object:
     """Return the mapping of a batch range; a number `n` is the fixed batch {min: n, opt: n, max: n}.

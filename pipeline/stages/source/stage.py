@@ -24,6 +24,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.source import network
+from pipeline.stages.source.presets import require_range_of, timm_preprocessing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -135,8 +136,15 @@ def _weights(config: Config) -> _Weights:
         return _sample(config)
 
 
-def _preprocessing(config: Config, default: Preprocessing) -> Preprocessing:
-    return config.preprocessing or default
+def _preprocessing(config: Config, default: Preprocessing, own: Preprocessing | None = None) -> Preprocessing:
+    """Return the written preprocessing, else the weights' own, else the default.
+
+    Raises:
+        SourceError: the written one gives inputs out of the weights' own range.
+    """
+    if config.preprocessing and own:
+        require_range_of(own, config.preprocessing)
+    return config.preprocessing or own or default
 
 
 def _imagenet(config: Config) -> _Weights:
@@ -158,7 +166,7 @@ def _imagenet(config: Config) -> _Weights:
         std=tuple(transforms.std),
     )
     names = tuple(entry.meta["categories"])
-    preprocessing = _preprocessing(config, preprocessing)
+    preprocessing = _preprocessing(config, IMAGENET, preprocessing)
     return _Weights(WeightsOrigin.IMAGENET1K_V1, f"torchvision {entry}", model, preprocessing, names)
 
 
@@ -166,13 +174,17 @@ def _checkpoint(config: Config) -> _Weights:
     file = Path(config.model.weights)
     model = torch_model.make_model(config.model.factory)
     torch_model.load_state(model, torch_model.read_checkpoint(file), config.model.weights)
-    return _Weights(WeightsOrigin.CHECKPOINT, file.name, model, _preprocessing(config, IMAGENET), None)
+    return _Weights(
+        WeightsOrigin.CHECKPOINT, file.name, model, _preprocessing(config, timm_preprocessing(model) or IMAGENET), None
+    )
 
 
 def _from_factory(config: Config) -> _Weights:
     model = torch_model.make_model(config.model.factory)
     detail = f"as {config.model.factory} makes them, seed {torch_model.SEED}"
-    return _Weights(WeightsOrigin.FACTORY, detail, model, _preprocessing(config, IMAGENET), None)
+    return _Weights(
+        WeightsOrigin.FACTORY, detail, model, _preprocessing(config, timm_preprocessing(model) or IMAGENET), None
+    )
 
 
 def _sample(config: Config) -> _Weights:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from model_artifacts.records import BatchRange
 from pipeline.config.loading import load_config
-from pipeline.config.values import WorkspaceSize
+from pipeline.config.values import RESERVED_NAMES, WorkspaceSize
+from pipeline.planning.paths import Paths
 from tests.support.configs import MATRIX, Problems
 from tests.support.hosts import H100, L4, host
 
@@ -43,6 +44,55 @@ def test_compute_capabilities_are_sorted(load: Callable[[str], Config], text: st
     """A list is sorted, and `80+` stands for the portable one."""
     config = load(MATRIX + f"tensorrt: {{compute_capabilities: {text}}}\n")
     assert config.tensorrt.compute_capabilities == expected
+
+
+# Names of models and classes.
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED_NAMES), "Cache", "Manifest.JSON"])
+def test_name_of_the_pipelines_own_files_is_refused(problems: Problems, name: str) -> None:
+    """A model cannot take the place of the manifest, the release, or another file beside the models' folders."""
+    (found,) = problems(MATRIX + f"model: {{name: {name}}}\n")
+    assert found.startswith(f"3:15: model.name: '{name}' is a name of the pipeline's own in the artifacts folder; ")
+
+
+def test_reserved_names_are_those_of_the_layout(tmp_path: Path) -> None:
+    """Every file and folder that the layout has beside a model's folder is reserved, or begins with a dot."""
+    paths = Paths(tmp_path, "resnet50.a1_in1k")
+    values = [getattr(paths, name) for name, item in vars(Paths).items() if isinstance(item, property)]
+    tops = {path.relative_to(tmp_path).parts[0] for path in values}
+    assert "manifest.json" in tops
+    assert {name for name in tops if name[0] != "."} - {"resnet50.a1_in1k"} <= RESERVED_NAMES
+
+
+@pytest.mark.parametrize("name", ["resnet50.a1_in1k", "cached", "manifest", "source"])
+def test_other_names_are_free(load: Callable[[str], Config], name: str) -> None:
+    """Only whole names are reserved."""
+    assert load(MATRIX + f"model: {{name: {name}}}\n").model.name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("[cat, 'no', 7]", ("cat", "no", "7")), ("names.txt", "names.txt"), ("null", None)],
+)
+def test_classes_are_a_list_or_a_file(load: Callable[[str], Config], text: str, expected: object) -> None:
+    """Names come as a list or from a file; without either, the weights know them."""
+    assert load(MATRIX + f"data: {{classes: {text}}}\n").data.classes == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "3:17: data.classes: expected a list of names or the path of a file with them, got []"),
+        ("3", "3:17: data.classes: expected a list of names or the path of a file with them, got 3"),
+        ("[yes, no]", "3:17: data.classes: expected each name as text; write it in quotes, such as 'no', got true"),
+        ("[cat, '']", "3:17: data.classes: expected each name as text; write it in quotes, such as 'no', got ''"),
+        ("[cat, dog, cat]", "3:28: `data.classes` lists the same entry twice: cat; remove one of them"),
+    ],
+)
+def test_classes_that_are_none_are_refused(problems: Problems, text: str, problem: str) -> None:
+    """YAML reads a bare `no` as false, and two classes of one name cannot be told apart."""
+    assert problems(MATRIX + f"data: {{classes: {text}}}\n") == [problem]
 
 
 # Sizes.

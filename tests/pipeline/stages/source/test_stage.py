@@ -185,6 +185,16 @@ def test_own_preprocessing_wins(write_config: Callable[[str], Path], hub: Path) 
     assert (record.preprocessing.crop, record.preprocessing.interpolation) == (32, Interpolation.BILINEAR)
 
 
+def test_inputs_out_of_the_weights_range_are_refused(write_config: Callable[[str], Path], hub: Path) -> None:
+    """Weights of torchvision take no inputs of another range, unless a line says that they do."""
+    cache(hub)
+    text = factories.configuration(RESNET, weights="IMAGENET1K_V1").replace("std: [0.25, 0.25, 0.25]", "std: [1, 1, 1]")
+    with pytest.raises(SourceError, match=r"(?s)other inputs than.*input_range: \[-0\.5, 0\.5\]"):
+        make_source(Project.load(write_config(text), STAGES))
+    stated = text.replace("std: [1, 1, 1]", "std: [1, 1, 1], input_range: [-0.5, 0.5]")
+    assert make_source(Project.load(write_config(stated), STAGES)).preprocessing.input_range == (-0.5, 0.5)
+
+
 @pytest.mark.usefixtures("hub")
 def test_named_imagenet_weights_that_cannot_be_had(write_config: Callable[[str], Path]) -> None:
     """Weights asked for by name are never replaced by others."""

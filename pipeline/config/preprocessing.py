@@ -1,0 +1,89 @@
+"""Means and standard deviations that blind a network → problems, each with its place and the line to write. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.records import ChannelOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from model_artifacts.records import Preprocessing
+    from pipeline.config.yaml_source import Location
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_MEAN_TOLERANCE = 0.01
+"""Caffe's, CLIP's and DPN's means of ImageNet are this close to torchvision's, and 0.03 apart from its own reverse."""
+_LARGEST_INPUT = 10.0
+"""The largest normalised input that needs no statement. torchvision's and timm's weights take inputs up to 2.8."""
+_RANGE_TOLERANCE = 0.02
+"""The share of a range by which its stated and its actual ends may differ, because people round."""
+
+
+def preprocessing_problems(spec: Preprocessing) -> Iterator[tuple[Location, str]]:
+    """Yield the reasons why a preprocessing would blind the network, as pairs of location and text.
+
+    Values from 0 to 1 have a mean from 0 to 1 and a standard deviation of at most 0.5. Statistics in units of 0 to 255
+    give every picture nearly the same input. A stated `input_range` replaces the first two checks, an `order` that is
+    written the last one.
+    """
+    if spec.input_range is not None:
+        yield from _range_problems(spec)
+    elif min(spec.mean) < 0 or max(spec.mean) > 1 or max(spec.std) > 1:
+        yield ("preprocessing", "mean"), _unit_problem(spec)
+    elif max(map(abs, spec.reach)) > _LARGEST_INPUT:
+        low, high = spec.reach
+        refusal = f"normalised inputs reach from {low:.4g} to {high:.4g}, beyond ±{_LARGEST_INPUT:g}"
+        advice = f"expected the std of values from 0 to 1; if this network was trained so, write {range_line(spec)}"
+        yield ("preprocessing", "std"), f"`preprocessing.std`: {refusal}; {advice}"
+    if "order" not in spec.model_fields_set and _is_reversed(spec.mean):
+        refusal = "`preprocessing.mean` is ImageNet's in the order blue, green, red; pictures come in red, green, blue"
+        turned = f"mean: {_list(spec.mean[::-1])}, std: {_list(spec.std[::-1])}"
+        others = f"order: {ChannelOrder.BGR.value} if the network takes blue first, order: {ChannelOrder.RGB.value}"
+        yield ("preprocessing", "mean"), f"{refusal}; write {turned}; or {others} to keep it as it is"
+
+
+def range_line(spec: Preprocessing) -> str:
+    """Return the setting that states the range of a preprocessing's inputs: `input_range: [-2.118, 2.64]`."""
+    return f"input_range: {_list(spec.reach)}"
+
+
+def _range_problems(spec: Preprocessing) -> Iterator[tuple[Location, str]]:
+    """Yield the difference between the stated and the actual range."""
+    stated, actual = spec.input_range, spec.reach
+    if stated is None:
+        return
+    slack = _RANGE_TOLERANCE * (actual[1] - actual[0])
+    if any(abs(ours - theirs) > slack for ours, theirs in zip(stated, actual, strict=True)):
+        refusal = "`preprocessing.input_range` is not the range that mean and std give"
+        yield ("preprocessing", "input_range"), f"{refusal}; expected {_list(actual)}, got {_list(stated)}"
+
+
+def _unit_problem(spec: Preprocessing) -> str:
+    """Return the refusal of statistics that are not those of values from 0 to 1, with the line to write."""
+    wide = max(spec.mean) > 1
+    mean = [value / 255 for value in spec.mean] if wide else list(spec.mean)
+    no_std = wide and set(spec.std) == {1.0}
+    std = [value / 255 for value in spec.std] if no_std or max(spec.std) > 1 else list(spec.std)
+    advice = f"if this network was trained on such inputs, write {range_line(spec)}"
+    if min(mean) >= 0 and max(mean) <= 1 and max(std) <= 1:
+        scaled = spec.model_copy(update={"mean": tuple(mean), "std": tuple(std)})
+        reach = f", {range_line(scaled)}" if max(map(abs, scaled.reach)) > _LARGEST_INPUT else ""
+        advice = f"if these are in units of 0 to 255, write mean: {_list(mean)}, std: {_list(std)}{reach}"
+    low, high = spec.reach
+    refusal = "pixels are scaled to 0 to 1 first, so expected means from 0 to 1 and stds up to 1"
+    got = f"got {_list(spec.mean)} and {_list(spec.std)}, which make inputs from {low:.4g} to {high:.4g}"
+    return f"`preprocessing`: {refusal}; {got}; {advice}"
+
+
+def _is_reversed(mean: tuple[float, ...]) -> bool:
+    """Return True for a mean like ImageNet's with blue first."""
+    return len(mean) == len(_IMAGENET_MEAN) and all(
+        abs(value - known) <= _MEAN_TOLERANCE for value, known in zip(mean[::-1], _IMAGENET_MEAN, strict=True)
+    )
+
+
+def _list(values: Iterable[float]) -> str:
+    """Return numbers as a list of YAML, with four digits."""
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
