@@ -18,6 +18,7 @@ from PIL import Image
 
 from model_artifacts.host.environment import threads
 from model_artifacts.records import Interpolation, Preprocessing
+from pipeline.stages.common.classes import classes_of
 from pipeline.stages.common.images import open_folder
 
 SPEC = Preprocessing(resize=256, crop=224, interpolation=Interpolation.BILINEAR, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -36,7 +37,7 @@ def fill(folder: Path, count: int) -> None:
 
 def read(folder: Path, workers: int) -> None:
     """Read a folder; print the images a second and this process's peak memory in MB."""
-    images = open_folder(folder, 1, None)
+    images = open_folder(folder, 1, classes_of(None, None, 1))
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
         images.read(SPEC, range(len(images.files)), Path(scratch) / "pixels.npy", workers=workers)

@@ -49,6 +49,8 @@ class DataRecord(StageRecord):
     """The reference's share of correct answers; None without labels."""
     unreadable: tuple[str, ...]
     """Image files that could not be read and were left out."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of the logits: those of `data.classes`, else the weights'; None if unknown."""
     names: FileRecord | None = None
     """JSON list of the validation images' paths in their folder; None for other origins."""
 

@@ -43,6 +43,14 @@ def three_classes() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3))
 
 
+def blue_first() -> nn.Module:
+    """Return a network that tells red, green and blue images apart, and takes blue as its first channel."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        next(model.parameters()).copy_(torch.eye(3).flip(0))
+    return model
+
+
 def feature_map() -> nn.Module:
     """Return a network that gives a feature map, and has no linear layer."""
     return nn.Conv2d(3, 10, 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from model_artifacts.errors import DataError
+from model_artifacts.errors import DataError, UnreadableError
 from model_artifacts.records import Preprocessing
-from model_artifacts.sessions.preprocessing import to_pixels
+from model_artifacts.sessions.preprocessing import read_pixels, to_pixels
+from pipeline.stages.common.classes import Numbering, number_folders
 from pipeline.system.processes import live_with
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from typing_extensions import Self
+
+    from pipeline.stages.common.classes import Classes
+
+log = logging.getLogger(__name__)
 
 DIGITS_TO_FIT = 800
 """The number of the 1,797 digits that the sample model's head is fitted on. It never sees the others."""
@@ -34,7 +41,10 @@ UNREADABLE_LIMIT = 0.01
 
 _DIGIT_SIZE = 224
 _PATCHES_SEED = 0
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_FORMATS = "jpg jpeg jpe jfif png bmp dib webp tif tiff ppm pgm pbm pnm gif jp2 avif tga"
+SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
+"""Suffixes of the files that count as images: torchvision's, and others that Pillow reads."""
+_COMPANIONS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Images:
     """Preprocessed images.
 
     Attributes:
-        pixels: uint8 (samples, crop, crop, channels).
+        pixels: uint8 (samples, height, width, channels).
         labels: int64 (samples,) class indices; None without labels.
         unreadable: the files that could not be read.
         names: the samples' paths in their folder; empty for other sources.
@@ -187,7 +197,7 @@ class PixelFile:
     def __init__(self, file: Path, spec: Preprocessing, expected: int) -> None:
         """Start without any of the `expected` images."""
         self._path = file
-        self._shape = (spec.crop, spec.crop, spec.channels)
+        self._shape = (spec.height, spec.width, spec.channels)
         self._expected = expected
         self._count = 0
 
@@ -206,7 +216,7 @@ class PixelFile:
         self._file.close()
 
     def append(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Write an image: uint8 (crop, crop, channels)."""
+        """Write an image: uint8 (height, width, channels)."""
         self._file.write(np.ascontiguousarray(pixels, dtype=np.uint8).tobytes())
         self._count += 1
 
@@ -249,16 +259,20 @@ def _decoding(workers: int) -> Iterator[_Decode]:
 def _pixels(file: Path, spec: Preprocessing) -> npt.NDArray[np.uint8] | None:
     """Return an image's pixels; None if it cannot be read. The caller counts and names those."""
     try:
-        with Image.open(file) as image:
-            return to_pixels(image, spec)
-    except Exception:  # noqa: BLE001 - Pillow's decoders raise almost anything, SyntaxError included
+        return read_pixels(file, spec)
+    except UnreadableError:
         return None
 
 
-def open_folder(folder: Path, classes: int, class_names: Sequence[str] | None) -> ImageFolder:
+def open_folder(folder: Path, count: int, classes: Classes) -> ImageFolder:
     """List a folder's images, and number their classes.
 
-    Subfolders with the names of the model's classes are numbered by name, others in sorted order.
+    Hidden files and folders are left out, and so are the companions that a Mac's archives leave (`__MACOSX`, `._*`).
+
+    Args:
+        folder: the folder with one folder for each class.
+        count: the number of the network's classes.
+        classes: their names.
 
     Raises:
         DataError: the folder is missing, has no images, or its classes are not the model's.
@@ -266,26 +280,40 @@ def open_folder(folder: Path, classes: int, class_names: Sequence[str] | None) -
     expected = "a folder with one folder of images a class"
     if not folder.is_dir():
         raise DataError("the image folder does not exist", where=str(folder), expected=expected)
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    if class_names is not None and set(names) <= set(class_names):
-        numbers = {name: class_names.index(name) for name in names}
-    elif len(names) == classes or not names:
-        numbers = {name: index for index, name in enumerate(names)}
-    else:
-        raise DataError(
-            "the image folder's classes are not the model's",
-            where=str(folder),
-            expected=f"{classes} folders, or folders named like the model's classes",
-            got=f"{len(names)} folders: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",  # noqa: PLR2004
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    numbering = number_folders(folder, names, classes, count) if names else Numbering({})
+    found: list[tuple[Path, int]] = []
+    others: Counter[str] = Counter()
+    for name, number in numbering.numbers.items():
+        files = [file for file in sorted((folder / name).rglob("*")) if not _is_hidden_below(file, folder)]
+        pictures = [(file, number) for file in files if file.suffix.lower() in SUFFIXES]
+        others.update(
+            file.suffix or "no suffix" for file in files if file.suffix.lower() not in SUFFIXES and file.is_file()
         )
-    found = [
-        (file, number)
-        for name, number in numbers.items()
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    ]
+        if not pictures:
+            log.warning("WARNING: the image folder %s has no images", folder / name)
+        found += pictures
     if not found:
-        raise DataError("the image folder has no images", where=str(folder), expected=expected, got="no image files")
+        suffixes = ", ".join(f"{number} with {suffix}" for suffix, number in others.most_common(3))
+        loose = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir() if not _is_hidden(file.name))
+        raise DataError(
+            "the image folder has no images",
+            where=str(folder),
+            expected=f"{expected}, with files such as {', '.join(sorted(SUFFIXES))}",
+            got=f"files of other kinds: {suffixes}" if suffixes else "no image files in its folders",
+            fix=f"move its {loose} images into a folder for each class" if loose else "",
+        )
+    if numbering.remark:
+        log.warning("WARNING: %s: %s", folder, numbering.remark)
     order = np.random.default_rng(0).permutation(len(found))
     shuffled = [found[index] for index in order]
     return ImageFolder(folder, tuple(file for file, _ in shuffled), tuple(label for _, label in shuffled))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return True for files and folders that programs keep beside images."""
+    return name[0] == "." or name in _COMPANIONS
+
+
+def _is_hidden_below(file: Path, folder: Path) -> bool:
+    return any(map(_is_hidden, file.relative_to(folder).parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from pipeline.planning.keys import code_version, folder_digest, make_key
+from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import DataRecord
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 1
-"""Raise it when the same source and settings give other images or other logits."""
+VERSION = 2
+"""Raise it when the same source and settings give other images or other logits.
+
+2 refuses images of more than 8 bits without levels, numbers folders by their numbers, and records class names.
+"""
 
 
 def data_key(project: Project, _model: str) -> Key:
@@ -27,6 +30,8 @@ def data_key(project: Project, _model: str) -> Key:
         preprocessing=source.preprocessing,
         images=data.images,
         folder=folder_digest(project, data.images),
+        classes=data.classes,
+        class_file=file_digest(project, data.classes) if isinstance(data.classes, str) else None,
         calibration=data.calibration,
         validation=data.validation,
         pillow=version("pillow"),
@@ -53,5 +58,5 @@ SPEC = StageSpec(
     run="pipeline.stages.data.stage:run",
     requires=lambda schedule, _model: schedule.of("source"),
     needs_torch=True,
-    maker_fields=frozenset({"folder", "pillow", "torch"}),
+    maker_fields=frozenset({"folder", "class_file", "pillow", "torch"}),
 )

@@ -25,7 +25,9 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
+from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.data.checks import chance_warning, require_different, require_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BATCH = 32
+_EXCHANGED = 500
+"""The number of images that are tried with red and blue exchanged."""
 
 
 class _Split(NamedTuple):
@@ -70,10 +74,14 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     refuse_newer(paths.data)
     key = key_of(project, Step("data", project.plan.model))  # before the images can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
-        split = _split(project.config.data, source, calibration, held_out, bars.reporting("reading images"))
+        classes = classes_of(project.config.data.classes, source.class_names, source.classes)
+        split = _split(project.config.data, source, classes, (calibration, held_out), bars.reporting("reading images"))
         validation = split.validation
+        if remark := require_different(validation.pixels):
+            log.warning("WARNING: %s", remark)
         log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
+        _check_order(project, model, split, reference)
     _save(paths.reference, reference)
     if validation.labels is not None:
         _save(paths.labels, validation.labels)
@@ -84,6 +92,8 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     else:
         paths.sample_names.unlink(missing_ok=True)
     top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
+    if top1 is not None and (remark := chance_warning(top1, len(validation), source.classes)):
+        log.warning("WARNING: %s", remark)
     record = DataRecord(
         key=key,
         built_at=now(),
@@ -99,6 +109,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference=describe_file(paths.reference, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
+        class_names=classes.names,
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     write_record(paths.data, record)
@@ -138,6 +149,26 @@ def reference_logits(
     return logits
 
 
+def _check_order(project: Project, model: nn.Module, split: _Split, reference: npt.NDArray[np.float32]) -> None:
+    """Try labelled images with red and blue exchanged, unless the order of the channels is known.
+
+    Raises:
+        DataError: the network recognises them better, and is better than chance.
+    """
+    source, written, labels = project.source(), project.config.preprocessing, split.validation.labels
+    known = written is None and source.origin not in {WeightsOrigin.CHECKPOINT, WeightsOrigin.FACTORY}
+    stated = written is not None and "order" in written.model_fields_set
+    if labels is None or split.origin is not ImagesOrigin.FOLDER or source.preprocessing.channels == 1:
+        return
+    if known or stated or source.classes == 1:
+        return
+    exchanged = np.array(split.validation.pixels[:_EXCHANGED, ..., ::-1])  # a copy: the file has the other order
+    count = len(exchanged)
+    logits = reference_logits(model, exchanged, source.preprocessing)
+    if remark := require_order(reference[:count], logits, labels[:count]):
+        log.warning("WARNING: %s", remark)
+
+
 def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return the same images in a new mapping, which frees the pages read so far: 50,000 images are 7.5 GB."""
     if isinstance(pixels, np.memmap) and pixels.filename is not None:
@@ -146,9 +177,14 @@ def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _split(
-    config: DataConfig, source: SourceRecord, calibration: Path, validation: Path, report: Callable[[int, int], None]
+    config: DataConfig,
+    source: SourceRecord,
+    classes: Classes,
+    files: tuple[Path, Path],
+    report: Callable[[int, int], None],
 ) -> _Split:
     """Write the configured images; `auto` means digits for the sample model and photographs for others."""
+    calibration, validation = files
     spec = source.preprocessing
     name = config.images
     if name == "auto":
@@ -180,7 +216,7 @@ def _split(
             _stored(images.photographs(spec, 0, config.calibration), calibration),
             _stored(images.photographs(spec, config.calibration, config.validation), validation),
         )
-    folder = images.open_folder(Path(name), source.classes, source.class_names)
+    folder = images.open_folder(Path(name), source.classes, classes)
     first = min(config.calibration, max(1, len(folder.files) // 2))
     workers = threads()
     rest = range(first, first + config.validation)

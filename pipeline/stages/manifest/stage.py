@@ -233,7 +233,7 @@ def _model(project: Project) -> ManifestModel | None:
         weights_origin=source.origin,
         weights_detail=source.origin_detail,
         weights_sha256=source.weights.sha256,
-        class_names=source.class_names,
+        class_names=data.class_names,
         preprocessing=source.preprocessing,
         images=data.origin_detail,
         labelled=data.labels is not None,

@@ -42,6 +42,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         reference=data.reference.sha256,
         validation=data.validation.sha256,
         labels=data.labels.sha256 if data.labels else None,
+        **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.

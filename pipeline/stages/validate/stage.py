@@ -116,7 +116,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     labels = np.load(project.file(data.labels)) if data.labels else None
     outputs = _run(project, artifact)
     samples = len(outputs.logits)
-    names = project.source().class_names
+    names = data.class_names
     gates = project.config.gates
     strict = project.rounding(STRICT_FP32)
     checks = judge_reference(reference, labels, repeatable=strict.repeatable) if gates.require_reference else ()

@@ -17,6 +17,8 @@ from model_artifacts.sessions.pictures import to_colours
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
+
 COLOUR = Preprocessing(resize=4, crop=4, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(resize=4, crop=4, interpolation=Interpolation.NEAREST, mean=(0.5,), std=(0.5,))
 RED = (255, 0, 0)
@@ -45,7 +47,7 @@ def reopened(image: Image.Image, kind: str) -> Image.Image:
         (np.array([[0.25, 0.5]], dtype=np.float32), "TIFF", "F", "0.25 to 0.5"),
     ],
 )
-def test_more_than_8_bits_need_levels(values: np.ndarray, kind: str, name: str, extent: str) -> None:
+def test_more_than_8_bits_need_levels(values: npt.NDArray[np.generic], kind: str, name: str, extent: str) -> None:
     """Without levels, images of more than 8 bits are refused with their mode, their values and the line to write."""
     image = reopened(Image.fromarray(values), kind)
     for spec in (COLOUR, GREY):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GOLDEN = {
     "source": (1, "556ea36c772f2339"),
-    "data": (1, "156bfa2777ff3df8"),
+    "data": (2, "5bce21d9ee190907"),
     "export": (2, "2af67348d19c86eb"),
     "quantize": (6, "9807ba46336a637e"),
     "rounding": (1, "a1f3ba429042440b"),

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from model_artifacts.errors import DataError
 from model_artifacts.records import Interpolation, Preprocessing
+from pipeline.stages.common.classes import classes_of
 from pipeline.stages.common.images import DIGITS_TO_FIT, ImageFolder, _decoding, digits, open_folder, photographs
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SMALL = Preprocessing(resize=8, crop=8, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
 FULL = Preprocessing(resize=224, crop=224, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
+UNNAMED = classes_of(None, None, 1)
 COLOURS = {"cat": (255, 0, 0), "dog": (0, 255, 0), "emu": (0, 0, 255)}
 
 
@@ -115,13 +117,13 @@ def test_photographs_have_no_labels() -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     """A missing folder is named, with its expected contents."""
     with pytest.raises(DataError, match=r"(?s)does not exist.*gone.*one folder of images a class"):
-        open_folder(tmp_path / "gone", 3, None)
+        open_folder(tmp_path / "gone", 3, UNNAMED)
 
 
 def test_empty_folder(tmp_path: Path) -> None:
     """A folder with nothing in it has no images."""
     with pytest.raises(DataError, match="has no images"):
-        open_folder(tmp_path, 3, None)
+        open_folder(tmp_path, 3, UNNAMED)
 
 
 def test_folder_without_image_files(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_folder_without_image_files(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no image")
 
     with pytest.raises(DataError, match="has no images"):
-        open_folder(tmp_path, 1, None)
+        open_folder(tmp_path, 1, UNNAMED)
 
 
 def test_classes_are_numbered_by_name(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_classes_are_numbered_by_name(tmp_path: Path) -> None:
         save(tmp_path / name / "a.png", COLOURS[name])
     names = ("dog", "emu", "cat")
 
-    found = open_folder(tmp_path, 3, names).read(SMALL, range(2), tmp_path / "pixels.npy")
+    found = open_folder(tmp_path, 3, classes_of(None, names, 3)).read(SMALL, range(2), tmp_path / "pixels.npy")
 
     assert found.labels is not None
     colours = [tuple(pixels[0, 0].tolist()) for pixels in found.pixels]
@@ -151,7 +153,9 @@ def test_classes_are_numbered_in_sorted_order(tmp_path: Path) -> None:
     for name in ("emu", "dog", "cat"):
         save(tmp_path / name / "a.png", COLOURS[name])
 
-    found = open_folder(tmp_path, 3, ("0", "1", "2")).read(SMALL, range(3), tmp_path / "pixels.npy")
+    found = open_folder(tmp_path, 3, classes_of(None, ("0", "1", "2"), 3)).read(
+        SMALL, range(3), tmp_path / "pixels.npy"
+    )
 
     assert found.labels is not None
     colours = [tuple(pixels[0, 0].tolist()) for pixels in found.pixels]
@@ -164,7 +168,7 @@ def test_wrong_number_of_classes(tmp_path: Path) -> None:
         save(tmp_path / name / "x.png")
 
     with pytest.raises(DataError, match=r"(?s)expected: 3 folders.*got: +6 folders: a, b, c, d, e …"):
-        open_folder(tmp_path, 3, tuple(COLOURS))
+        open_folder(tmp_path, 3, classes_of(None, tuple(COLOURS), 3))
 
 
 def test_images_lie_in_subfolders_and_have_any_suffix(tmp_path: Path) -> None:
@@ -172,16 +176,62 @@ def test_images_lie_in_subfolders_and_have_any_suffix(tmp_path: Path) -> None:
     for name in ("cat/a.jpg", "cat/more/b.JPEG", "cat/c.bmp", "cat/d.webp", "cat/e.tif"):
         save(tmp_path / name)
 
-    assert len(open_folder(tmp_path, 1, None).files) == 5
+    assert len(open_folder(tmp_path, 1, UNNAMED).files) == 5
+
+
+def test_companions_of_images_are_no_images(tmp_path: Path) -> None:
+    """The folders and files that a Mac's archive leaves are neither classes nor damaged images."""
+    fill(tmp_path, 3)
+    for name in ("__MACOSX/cat/._a.png", "cat/._b.png", "cat/.thumbs/c.png", ".git/d.png", "cat/__MACOSX/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"Mac OS X")
+
+    assert sorted(file.name for file in open_folder(tmp_path, 1, UNNAMED).files) == ["0000.png", "0001.png", "0002.png"]
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "pgm", "gif", "jfif", "tga", "jp2"])
+def test_less_usual_formats_are_images(tmp_path: Path, suffix: str) -> None:
+    """Portable pixmaps, as of the German traffic signs, and other formats of Pillow count."""
+    (tmp_path / "00000").mkdir()
+    Image.new("L" if suffix == "pgm" else "RGB", (9, 9)).save(
+        tmp_path / "00000" / f"a.{suffix}", "JPEG" if suffix == "jfif" else None
+    )
+
+    assert len(open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(1), tmp_path / "pixels.npy")) == 1
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    """A folder without images says which files it has."""
+    (tmp_path / "cat").mkdir()
+    for index in range(3):
+        (tmp_path / "cat" / f"{index}.dcm").write_bytes(b"DICM")
+
+    with pytest.raises(DataError, match=r"(?s)has no images.*\.ppm.*files of other kinds: 3 with \.dcm"):
+        open_folder(tmp_path, 1, UNNAMED)
+
+
+def test_images_without_a_class(tmp_path: Path) -> None:
+    """Images beside no folder are counted, with the advice to make folders."""
+    save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"(?s)has no images.*move its 1 images into a folder for each class"):
+        open_folder(tmp_path, 1, UNNAMED)
+
+
+def test_class_without_images_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A class whose folder has no images keeps its number, and is said."""
+    save(tmp_path / "dog" / "a.png")
+    (tmp_path / "cat").mkdir()
+    assert open_folder(tmp_path, 2, UNNAMED).labels == (1,)
+    assert "cat has no images" in caplog.text
 
 
 def test_folder_is_shuffled_the_same_way_every_time(tmp_path: Path) -> None:
     """The order is not that of the classes, and it is the same every time."""
     fill(tmp_path, 20)
 
-    files = open_folder(tmp_path, 1, None).files
+    files = open_folder(tmp_path, 1, UNNAMED).files
 
-    assert files == open_folder(tmp_path, 1, None).files
+    assert files == open_folder(tmp_path, 1, UNNAMED).files
     assert list(files) != sorted(files)
 
 
@@ -191,7 +241,7 @@ def test_few_unreadable_images_are_left_out(tmp_path: Path) -> None:
     save(tmp_path / "dog" / "a.png", COLOURS["dog"])
     (tmp_path / "cat" / "0007.png").write_bytes(b"no image")
 
-    found = open_folder(tmp_path, 2, None).read(SMALL, range(100), tmp_path / "pixels.npy")
+    found = open_folder(tmp_path, 2, UNNAMED).read(SMALL, range(100), tmp_path / "pixels.npy")
 
     assert found.unreadable == (str(tmp_path / "cat" / "0007.png"),)
     assert found.labels is not None
@@ -219,7 +269,7 @@ def test_many_unreadable_images(tmp_path: Path) -> None:
         (tmp_path / "cat" / f"{index:04}.png").write_bytes(b"")
 
     with pytest.raises(DataError, match=r"(?s)6 of 99 images cannot be read.*at most 1%.*000\d\.png.* …"):
-        open_folder(tmp_path, 1, None).read(SMALL, range(99), tmp_path / "pixels.npy")
+        open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(99), tmp_path / "pixels.npy")
 
 
 def test_only_unreadable_images(tmp_path: Path) -> None:
@@ -228,7 +278,7 @@ def test_only_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "cat" / "0000.png").write_bytes(b"")
 
     with pytest.raises(DataError, match="1 of 1 images cannot be read"):
-        open_folder(tmp_path, 1, None).read(SMALL, range(1), tmp_path / "pixels.npy")
+        open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(1), tmp_path / "pixels.npy")
 
 
 @pytest.mark.parametrize("kept", [20, 200, 40_000])
@@ -239,7 +289,7 @@ def test_truncated_image_is_unreadable(tmp_path: Path, kept: int) -> None:
     damage_second_chunk(file)
     file.write_bytes(file.read_bytes()[:kept])
 
-    assert open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
+    assert open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
 
 
 def test_damaged_image_is_unreadable(tmp_path: Path) -> None:
@@ -248,7 +298,7 @@ def test_damaged_image_is_unreadable(tmp_path: Path) -> None:
     file = tmp_path / "cat" / "0003.png"
     damage_second_chunk(file)
 
-    assert open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
+    assert open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(100), tmp_path / "pixels.npy").unreadable == (str(file),)
 
 
 def test_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,9 +307,19 @@ def test_decompression_bomb_is_unreadable(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "cat" / "0003.png", size=(50, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
 
-    found = open_folder(tmp_path, 1, None).read(SMALL, range(100), tmp_path / "pixels.npy")
+    found = open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(100), tmp_path / "pixels.npy")
 
     assert found.unreadable == (str(tmp_path / "cat" / "0003.png"),)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_16_bit_image_is_refused_and_not_left_out(tmp_path: Path, workers: int) -> None:
+    """One 16-bit image among a hundred readable ones is an error with the line to write, in every process."""
+    fill(tmp_path, 100)
+    Image.fromarray(np.full((9, 9), 600, dtype=np.uint16)).save(tmp_path / "cat" / "0003.png")
+
+    with pytest.raises(DataError, match=r"(?s)more than 8 bits.*0003\.png.*levels: \[0, 65535\]"):
+        open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(100), tmp_path / "pixels.npy", workers=workers)
 
 
 def test_nothing_left_to_validate_on(tmp_path: Path) -> None:
@@ -267,14 +327,14 @@ def test_nothing_left_to_validate_on(tmp_path: Path) -> None:
     fill(tmp_path, 1)
 
     with pytest.raises(DataError, match=r"(?s)none is left for validation.*at least two images"):
-        open_folder(tmp_path, 1, None).read(SMALL, range(1, 6), tmp_path / "pixels.npy")
+        open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(1, 6), tmp_path / "pixels.npy")
 
 
 def test_fewer_images_than_asked_for(tmp_path: Path) -> None:
     """A folder with fewer images than asked for gives those that it has."""
     fill(tmp_path, 3)
 
-    assert len(open_folder(tmp_path, 1, None).read(SMALL, range(1, 501), tmp_path / "pixels.npy")) == 2
+    assert len(open_folder(tmp_path, 1, UNNAMED).read(SMALL, range(1, 501), tmp_path / "pixels.npy")) == 2
 
 
 # Many images.
@@ -285,7 +345,7 @@ def many(folder: Path, count: int, size: int = 12) -> ImageFolder:
     (folder / "cat").mkdir(parents=True)
     for index in range(count):
         Image.new("RGB", (size, size), (index % 256, index // 256, 7)).save(folder / "cat" / f"{index:05}.png")
-    return open_folder(folder, 1, None)
+    return open_folder(folder, 1, UNNAMED)
 
 
 def test_workers_write_the_same_bytes_in_the_same_order(tmp_path: Path) -> None:
@@ -350,10 +410,11 @@ class Kills(os.PathLike[str]):
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from pipeline.stages.common.classes import classes_of
 from pipeline.stages.common.images import open_folder
 from model_artifacts.records import Interpolation, Preprocessing
 spec = Preprocessing(resize=256, crop=256, interpolation=Interpolation.NEAREST, mean=(0.5,) * 3, std=(0.5,) * 3)
-folder = open_folder(Path(sys.argv[1]), 1, None)
+folder = open_folder(Path(sys.argv[1]), 1, classes_of(None, None, 1))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 folder.read(spec, range(len(folder.files)), Path(sys.argv[2]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -150,6 +150,74 @@ def test_samples_of_a_folder_have_names(make: Callable[[str, str], tuple[Project
     assert _sample(project, 5) == f"5 ({names[5]})"
 
 
+def test_images_that_are_all_read_alike_are_refused(
+    make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path
+) -> None:
+    """A folder of images that are all white to the network gives no data, and so nothing deployable."""
+    for name in "012":
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (12 + index, 10), "white").save(tmp_path / "pictures" / name / f"{index}.png")
+
+    with pytest.raises(DataError, match=r"all 8 images are the same"):
+        make(THREE, f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}")
+
+
+def test_listed_classes_name_the_logits(make: Callable[[str, str], tuple[Project, DataRecord]], tmp_path: Path) -> None:
+    """`data.classes` gives folders their labels and logits their names, also for images without labels."""
+    fill(tmp_path / "pictures", 3, 4)
+    project, record = make(
+        THREE, f"{{images: '{tmp_path / 'pictures'}', classes: ['2', '0', '1'], calibration: 4, validation: 100}}"
+    )
+    assert record.class_names == ("2", "0", "1")
+    names = json.loads((project.paths.sample_names).read_text())
+    assert [record.class_names[label] for label in np.load(project.paths.labels)] == [name[0] for name in names]
+    _, record = make(THREE, "{classes: [cat, dog, emu], calibration: 2, validation: 3}")
+    assert record.class_names == ("cat", "dog", "emu")
+
+
+def test_classes_are_as_many_as_the_logits(make: Callable[[str, str], tuple[Project, DataRecord]]) -> None:
+    """A list of two classes for three logits is refused, whatever the images are."""
+    with pytest.raises(DataError, match=r"(?s)expected: 3 names.*got: +2 names"):
+        make(THREE, "{classes: [cat, dog], calibration: 2, validation: 3}")
+
+
+def test_network_that_takes_blue_first(
+    make: Callable[[str, str], tuple[Project, DataRecord]], write_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Labels show the other order of channels, which is refused until pipeline.yaml states an order."""
+    for number, name in enumerate("012"):  # most are green, which both orders have in the middle
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(32 if name == "1" else 12):
+            colour = tuple(200 + index if channel == number else 0 for channel in range(3))
+            Image.new("RGB", (10, 10), colour).save(tmp_path / "pictures" / name / f"{index}.png")
+    section = f"{{images: '{tmp_path / 'pictures'}', calibration: 4, validation: 100}}"
+    factory = "tests.support.factories:blue_first"
+    with pytest.raises(DataError, match=r"(?s)red and blue exchanged.*100\.0%.*`order: bgr`"):
+        make(factory, section)
+    for order, right in (("bgr", 1.0), ("rgb", 0.57)):
+        text = factories.configuration(factory, more=f"data: {section}").replace(
+            "crop: 32", f"crop: 32, order: {order}"
+        )
+        project = Project.load(write_config(text), STAGES)
+        make_source(project)
+        top1 = make_data(project, restore_model(project)).reference_top1
+        assert top1 == pytest.approx(right, abs=0.1)
+
+
+def test_rectangle_of_one_channel(write_config: Callable[[str], Path]) -> None:
+    """Pixels of a greyscale rectangle have its height first."""
+    text = factories.configuration("tests.support.factories:greyscale")
+    own = next(line for line in text.splitlines() if line.startswith("preprocessing:"))
+    wide = "preprocessing: {resize: [24, 40], crop: [20, 36], interpolation: bilinear, mean: [0.4], std: [0.2]}"
+    project = Project.load(write_config(text.replace(own, wide)), STAGES)
+    assert make_source(project).input.shape == ("batch", 1, 20, 36)
+
+    record = make_data(project, restore_model(project))
+
+    assert project.pixels(record.validation).shape == (6, 20, 36, 1)
+
+
 def test_record_vouches_for_every_file(built: Project) -> None:
     """The record holds the digest of every file of the stage."""
     record = built.data()
