@@ -155,8 +155,10 @@ class Model:
 
         Raises:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
-            RunError: the artifact cannot run them.
+            RunError: the artifact cannot run them, or one path was given in place of several.
         """
+        if isinstance(images, (str, os.PathLike)):
+            raise RunError("`predict` takes several images", got=repr(images), fix="put the path into a list")
         if not images:
             return ()
         profile, names = self.entry.profile, self.class_names

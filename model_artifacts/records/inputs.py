@@ -137,7 +137,7 @@ class Preprocessing(Record):
             return self
         crop = list(self.crop) if isinstance(self.crop, tuple) else self.crop
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
-        fix = ""
+        fix = "; write the `resize` and the `crop` of the training"
         if square and self.height != self.width:
             sides = f"[{max(self.height, height)}, {max(self.width, height)}]"
             fix = f"; write resize: {sides} to squash, with fit: cover to keep the proportions"

@@ -16,7 +16,7 @@ from model_artifacts.deployment.loading import Model
 from model_artifacts.deployment.resolution import Device, Requirements, Resolution, Tier
 from model_artifacts.errors import ArtifactError, DataError, RunError, UnsupportedError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, BatchRange, Manifest, Precision
+from model_artifacts.records import Backend, BatchRange, Fit, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
@@ -112,6 +112,34 @@ def test_images_are_run_in_batches_that_the_artifact_takes(
     found = Resolution(entry("x", profile=profile), Device(Tier.ONNX, None), None, None, ())
     assert len(Model(found, facts, run).predict(photographs(5))) == 5
     assert seen == expected
+
+
+def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None:
+    """The batch has the height, the width and the channels that the manifest's preprocessing says."""
+    facts = built.manifest().model
+    assert facts is not None
+    spec = facts.preprocessing.model_copy(
+        update={"resize": (24, 40), "crop": (20, 36), "mean": (0.5,), "std": (0.5,), "fit": Fit.BORDER}
+    )
+    seen = []
+
+    def run(batch: Batch) -> Batch:
+        seen.append(batch.shape)
+        return np.eye(10, dtype=np.float32)[: len(batch)]
+
+    found = Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ())
+    model = Model(found, facts.model_copy(update={"preprocessing": spec}), run)
+    assert len(model.predict(photographs(3))) == 3
+    assert seen == [(3, 1, 20, 36)]
+
+
+def test_one_path_is_no_list(built: Project) -> None:
+    """A path in place of a list is refused, for its letters are no images."""
+    facts = built.manifest().model
+    assert facts is not None
+    found = Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ())
+    with pytest.raises(RunError, match=r"(?s)several images.*cat\.png.*into a list"):
+        Model(found, facts, lambda batch: batch).predict("cat.png")
 
 
 @pytest.fixture

@@ -33,7 +33,10 @@ def test_preprocessing_of_one_mean_is_greyscale() -> None:
         ({"levels": (1.0, 0.0)}, r"`levels` in ascending order, got \[1\.0, 0\.0\]"),
         ({"input_range": (1.0, 1.0)}, r"`input_range` in ascending order, got \[1\.0, 1\.0\]"),
         ({"fit": "cover"}, r"`fit` with a height and a width, such as resize: \[32, 32\]"),
-        ({"resize": (32, 32), "crop": (16, 33)}, r"crop ≤ resize, got crop \[16, 33\], resize \[32, 32\] \[type"),
+        (
+            {"resize": (32, 32), "crop": (16, 33)},
+            r"crop ≤ resize, got crop \[16, 33\], resize \[32, 32\]; write the `resize` and the `crop`",
+        ),
         ({"crop": (16, 64)}, r"got crop \[16, 64\], resize 32; write resize: \[32, 64\] to squash, with fit: cover"),
         (
             {"resize": (32, 32, 3)},

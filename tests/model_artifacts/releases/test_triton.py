@@ -238,6 +238,22 @@ def test_an_engines_configuration_says_everything(artifacts: Callable[..., Path]
     assert [model.name for model in made.models] == ["m-fp16-b1-4-8-trt"]
 
 
+def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """The warm-up's images have the height and the width of the manifest's crop."""
+    wide = IMAGE.model_copy(update={"shape": ("batch", 3, 20, 36)})
+    root = artifacts(plan("h100", 1.0).model_copy(update={"inputs": (wide,)}))
+    manifest = read_record(root / "manifest.json", Manifest)
+    assert manifest.model is not None
+    spec = manifest.model.preprocessing.model_copy(update={"resize": (24, 40), "crop": (20, 36)})
+    model = manifest.model.model_copy(update={"preprocessing": spec})
+    write_record(root / "manifest.json", manifest.model_copy(update={"model": model}))
+    make_repository(root, tmp_path / "triton")
+    folder = tmp_path / "triton/m-fp16-b1-4-8-trt"
+    config = config_of(folder)
+    assert list(config.input[0].dims) == list(config.model_warmup[0].inputs["image"].dims) == [3, 20, 36]
+    assert (folder / "warmup/image").stat().st_size == 4 * 3 * 20 * 36
+
+
 def test_a_package_has_the_names_that_triton_gives_its_inputs(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """A torch module's inputs and outputs are known by their places."""
     make_repository(artifacts(package("h100", 1.0, profile=ONE)), tmp_path / "triton")

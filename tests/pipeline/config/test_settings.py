@@ -179,7 +179,10 @@ def test_model_name_that_is_no_folders_is_refused(problems: Problems, name: str)
     [
         (
             PREPROCESSING.format(32, 64, "bilinear", "[0.5]", "[0.5]"),
-            "3:16: preprocessing: expected crop ≤ resize, got crop 64, resize 32",
+            (
+                "3:16: preprocessing: expected crop ≤ resize, got crop 64, resize 32; "
+                "write the `resize` and the `crop` of the training"
+            ),
         ),
         (
             PREPROCESSING.format(32, 32, "bilinaer", "[0.5]", "[0.5]"),

@@ -125,3 +125,5 @@ def test_extreme_images_are_black_white_and_both(channels: int) -> None:
     assert images.shape == (3, 8, 8, channels)
     assert [image.mean() for image in images] == [0, 255, 127.5]
     assert set(np.unique(images)) == {0, 255}
+    wide = spec.model_copy(update={"crop": (4, 6)})
+    assert extreme_images(wide).shape == (3, 4, 6, channels)
