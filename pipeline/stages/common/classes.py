@@ -241,8 +241,8 @@ def refuse_parts(folder: Path, names: Sequence[str], count: int) -> None:
     inner = {name: _subfolders(folder / name) for name in names}
     parts = [name for name in names if _SPLIT.fullmatch(name)]
     nested = [name for name in parts if inner[name]]
-    alike = len(names) > 1 and all(found == inner[names[0]] and len(found) == count for found in inner.values())
-    if not (nested or alike or (names and len(parts) == len(names))):
+    alike = count > 1 and all(found == inner[names[0]] and len(found) == count for found in inner.values())
+    if not names or not (nested or alike or len(parts) == len(names)):
         return
     shown = nested or list(names)
     best = next((name for name in nested if name.lower().startswith(("val", "test", "eval"))), (nested or shown)[0])

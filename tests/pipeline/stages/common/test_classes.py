@@ -192,6 +192,7 @@ def test_sorted_order_is_said(tmp_path: Path) -> None:
         (("train2017/cat", "val2017/cat"), "val2017"),
         (("train/cat", "train/dog", "masks"), "train"),
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), "fold1"),
+        (("images/cat", "images/dog"), "images"),
     ],
 )
 def test_root_of_a_dataset_is_refused(tmp_path: Path, made: tuple[str, ...], best: str) -> None:
