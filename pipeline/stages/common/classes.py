@@ -272,7 +272,10 @@ def _other_classes(folder: Path, names: Sequence[str], count: int) -> DataError:
 
 
 def wordnet_ids() -> tuple[str, ...]:
-    """Return the WordNet ids of ImageNet's 1,000 classes, in the order of the logits (ILSVRC 2012)."""
+    """Return the WordNet ids of ImageNet's 1,000 classes, in the order of the logits (ILSVRC 2012).
+
+    Source: the sorted synset ids of ILSVRC 2012, as in timm's `imagenet_synsets.txt`.
+    """
     return tuple(Path(__file__).with_name("imagenet_wordnet_ids.txt").read_text(encoding="ascii").split())
 
 
