@@ -159,6 +159,8 @@ class Recipe(Record):
     """SHA-256 of the factory's file, or the version of the factory's package; empty in older recipes."""
     replaced_head: str | None
     """Name of the final linear layer, if the sample model has its own; else None."""
+    torchvision_weights: str | None = None
+    """Name of torchvision's weights, with whose settings the factory is called; None for others."""
     classes: PositiveInt
     """Number of classes."""
     weights: FileRecord

@@ -206,6 +206,8 @@ class WeightsOrigin(str, Enum):
 
     IMAGENET1K_V1 = "IMAGENET1K_V1"
     """torchvision's weights of this name."""
+    TORCHVISION = "torchvision"
+    """torchvision's weights of another name, which the description gives."""
     CHECKPOINT = "checkpoint"
     """A file with a state dict."""
     FACTORY = "factory"

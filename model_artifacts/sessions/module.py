@@ -113,7 +113,7 @@ def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
             got=code,
             fix=f"use the code of that time, or {fix}",
         )
-    model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights)
+    model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights, recipe.torchvision_weights)
     return ready_to_compile(model, recipe.variant.precision)
 
 

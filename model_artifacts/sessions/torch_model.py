@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import warnings
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Precision
+from model_artifacts.sessions import torchvision_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -46,8 +50,16 @@ def import_factory(spec: str) -> Factory:
     return factory  # type: ignore[no-any-return]  # the check above is all that can be known
 
 
-def make_model(spec: str) -> nn.Module:
-    """Call a factory, seeded, without arguments.
+_VERSIONS = "versions"
+"""The entry in a file of weights that holds the version of each module's own format, as JSON."""
+
+
+def make_model(spec: str, torchvision_weights: str | None = None) -> nn.Module:
+    """Call a factory, seeded, without arguments; for torchvision's weights, with the settings that these need.
+
+    Args:
+        spec: `package.module:function`.
+        torchvision_weights: the name of torchvision's weights that are loaded into the network later; None for others.
 
     Returns:
         the module in evaluation mode, in float32, on the CPU.
@@ -56,9 +68,10 @@ def make_model(spec: str) -> nn.Module:
         SourceError: the factory fails, or does not return a module.
     """
     factory = import_factory(spec)
+    entry = torchvision_models.entry_of(factory, torchvision_weights) if torchvision_weights else None
     torch.manual_seed(SEED)
     try:
-        model = factory()
+        model = torchvision_models.build(factory, entry) if entry else factory()
     except Exception as exc:
         raise SourceError(f"the model's factory {spec!r} failed", got=one_line(exc)) from exc
     if not isinstance(model, nn.Module):
@@ -88,77 +101,84 @@ def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Load weights whose names and shapes must all match.
+    """Load a whole state dict, as torch does: modules may rename entries of older versions, or add them.
 
     Raises:
-        SourceError: some are missing, superfluous or of another shape; the message lists them.
+        SourceError: some weights are missing, superfluous or of another shape; the message lists them.
     """
+    try:
+        model.load_state_dict(state)
+    except Exception as exc:  # torch raises RuntimeError, and a module's own code for older versions almost any type
+        got = misfit(model, state) or one_line(exc)
+        raise SourceError("the weights do not fit the model", where=origin, got=got) from exc
+
+
+def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
+    """Return the names in which a state dict differs from a model's, by kind; empty if names and shapes are equal."""
     own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
     misshapen = [
         f"{name}: expected {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]
-    kinds = (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-    problems = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds if names]
-    if problems:
-        raise SourceError("the weights do not fit the model", where=origin, got="; ".join(problems))
-    model.load_state_dict(dict(state))
+    kinds = (
+        ("missing", sorted(own.keys() - state.keys())),
+        ("extra", sorted(state.keys() - own.keys())),
+        ("misshapen", misshapen),
+    )
+    return "; ".join(f"{len(names)} {kind}: {shorten(names)}" for kind, names in kinds if names)
 
 
-def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a .pth, .pt or .safetensors file, without running code from it.
+def pack_weights(model: nn.Module) -> bytes:
+    """Return a model's state dict as a safetensors file, with the versions of its modules' formats."""
+    state = model.state_dict()
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    versions = {name: data["version"] for name, data in _metadata(state).items() if "version" in data}
+    return save(tensors, {_VERSIONS: json.dumps(versions, sort_keys=True)})
 
-    A state dict may lie under the key `state_dict` or `model`, and its names may begin with `module.`.
+
+def read_weights(file: Path) -> OrderedDict[str, torch.Tensor]:
+    """Read the state dict that `pack_weights` has packed.
 
     Raises:
-        SourceError: the file is missing, truncated, or not a checkpoint.
+        SourceError: the file is missing or damaged.
     """
-    expected = "a state dict saved by torch.save or safetensors"
-    if not file.is_file():
-        raise SourceError("the weights file does not exist", where=str(file), expected=expected)
     try:
-        if file.suffix == ".safetensors":
-            loaded: object = load_file(file)
-        else:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as exc:  # for bytes that are no checkpoint, torch's reader raises almost any type
-        raise SourceError(
-            "the weights file is damaged, or not a checkpoint that is safe to load",
-            where=str(file),
-            expected=expected,
-            got=one_line(exc),
-        ) from exc
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise SourceError(
-            "the weights file holds no state dict", where=str(file), expected=expected, got=type(loaded).__name__
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+        with safe_open(file, "pt") as content:
+            state = OrderedDict((name, content.get_tensor(name)) for name in content.keys())  # noqa: SIM118 - no mapping
+            packed = (content.metadata() or {}).get(_VERSIONS)
+    except Exception as exc:  # safetensors' own type, OSError, and others for damaged headers
+        raise SourceError("the file of weights is missing or damaged", where=str(file), got=one_line(exc)) from exc
+    if packed is not None:
+        metadata = {name: {"version": version} for name, version in json.loads(packed).items()}
+        state._metadata = metadata  # type: ignore[attr-defined]  # noqa: SLF001 - the place where torch looks for it
+    return state
 
 
-def assemble(factory: str, replaced_head: str | None, classes: int, weights: Path) -> nn.Module:
+def _metadata(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Return the versions of modules' formats, which torch keeps beside a state dict."""
+    return getattr(state, "_metadata", {})
+
+
+def assemble(
+    factory: str, replaced_head: str | None, classes: int, weights: Path, torchvision_weights: str | None = None
+) -> nn.Module:
     """Return a factory's model with these weights, in evaluation mode.
 
     Args:
         factory: `package.module:function`.
         replaced_head: the name of the final linear layer that replaced the factory's own; None if none did.
         classes: the number of logits of that layer.
-        weights: a .safetensors file.
+        weights: a file of `pack_weights`.
+        torchvision_weights: the name of torchvision's weights, if they are that; their network may have other settings.
 
     Raises:
         SourceError: the weights do not fit the factory's model.
     """
-    model = make_model(factory)
+    model = make_model(factory, torchvision_weights)
     if replaced_head:
         replace_head(model, replaced_head, classes)
-    load_state(model, read_checkpoint(weights), str(weights))
+    load_state(model, read_weights(weights), str(weights))
     return model.eval()
 
 
@@ -257,7 +277,8 @@ def count_batch_norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
 
 
-def _shorten(names: list[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
+    """Return the first names of a list as text, with the number of all others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
 
 

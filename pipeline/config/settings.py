@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
@@ -30,6 +31,7 @@ from pipeline.config.values import (
     parse_classes,
     parse_compute_capabilities,
     parse_device,
+    parse_weights,
     parse_workspace,
     share_of,
     with_defaults,
@@ -39,6 +41,23 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Graph, Host
 
 
+class WeightsConfig(Record):
+    """The model's weights. Text alone stands for `file`."""
+
+    file: Annotated[str, StringConstraints(min_length=1)] = "auto"
+    """auto, sample, factory, a name of torchvision's weights such as IMAGENET1K_V1, or the path of a file."""
+    key: str | None = None
+    """The keys that lead to the state dict in a file that holds several, joined by dots. None takes the one that fits.
+    """
+
+    @property
+    def is_file(self) -> bool:
+        """True if the weights come from a file: the text has a suffix or a folder, or is the name of a file."""
+        path = Path(self.file)
+        is_path = bool(path.suffix) or len(path.parts) > 1
+        return is_path or (self.file not in {"auto", "sample", "factory"} and path.is_file())
+
+
 class ModelConfig(Record):
     """The model: its factory and its weights."""
 
@@ -46,8 +65,7 @@ class ModelConfig(Record):
     """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     """`package.module:function`; the function returns a torch.nn.Module."""
-    weights: str = "auto"
-    """auto, IMAGENET1K_V1, sample, factory, or a path that ends in .pth, .pt or .safetensors."""
+    weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
     download_timeout_seconds: Annotated[Number, Field(gt=0)] = 10.0
     """Seconds without a byte after which a download has failed."""
 

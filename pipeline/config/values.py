@@ -113,6 +113,19 @@ def parse_batch_range(value: object) -> object:
     return value
 
 
+def parse_weights(value: object) -> object:
+    """Return the mapping of weights; text is {file: text}.
+
+    Raises:
+        ValueError: the value is neither text nor a mapping.
+    """
+    if isinstance(value, str):
+        return {"file": value}
+    if not isinstance(value, (dict, Record)):
+        raise ValueError(f"expected text, or {{file, key}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
+    return value
+
+
 def parse_auto(value: object) -> object:
     """Return None for `auto`, and any other value unchanged."""
     return None if value == "auto" else value

@@ -100,7 +100,7 @@ def installed_for(project: Project, target: str) -> Installed:
 def file_digest(project: Project, path: str) -> str | None:
     """Return the digest of a file that the configuration names; None if the value names no file."""
     file = Path(path)
-    return digests_in(project.paths.digests).sha256_of(file) if file.suffix and file.is_file() else None
+    return digests_in(project.paths.digests).sha256_of(file) if file.is_file() else None
 
 
 def folder_digest(project: Project, path: str) -> str | None:

@@ -28,6 +28,10 @@ class SourceRecord(StageRecord):
     """Names of the classes, in the order of the logits; None if unknown."""
     replaced_head: str | None
     """Name of the final linear layer, if the sample model has its own; else None."""
+    torchvision_weights: str | None = None
+    """Name of torchvision's weights, with whose settings the factory is called; None for others."""
+    awaited_file: str | None = None
+    """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
     preprocessing: Preprocessing
     """Steps from an image file to the input."""
 

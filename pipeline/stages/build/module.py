@@ -209,6 +209,7 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
         factory=source.factory,
         code=code_of(source.factory),
         replaced_head=source.replaced_head,
+        torchvision_weights=source.torchvision_weights,
         classes=source.classes,
         weights=source.weights,
         input_shape=source.preprocessing.input_shape,

@@ -20,4 +20,5 @@ def restore_model(project: Project) -> nn.Module:
         SourceError: the factory has changed since the source stage ran.
     """
     source = project.source()
-    return assemble(source.factory, source.replaced_head, source.classes, project.file(source.weights))
+    weights = project.file(source.weights)
+    return assemble(source.factory, source.replaced_head, source.classes, weights, source.torchvision_weights)

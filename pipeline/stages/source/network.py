@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
-from model_artifacts.sessions.torch_model import import_factory
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -64,21 +63,6 @@ def find_head(model: nn.Module) -> Head:
             fix="set `model.weights` in pipeline.yaml to a .pth or .safetensors file, or to `factory`",
         )
     return layers[-1]
-
-
-def imagenet_weights(spec: str) -> WeightsEnum | None:
-    """Return torchvision's IMAGENET1K_V1 weights of a factory; None if torchvision has none.
-
-    Args:
-        spec: the factory, "module:function".
-    """
-    from torchvision.models import get_model_weights  # noqa: PLC0415 - takes a second, and few stages need it
-
-    try:
-        weights = get_model_weights(import_factory(spec))
-    except ValueError:  # not one of torchvision's factories
-        return None
-    return next((entry for entry in weights if entry.name == "IMAGENET1K_V1"), None)
 
 
 def cached_file(weights: WeightsEnum) -> Path:

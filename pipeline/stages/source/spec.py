@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 1
-"""Raise it when the same configuration gives other weights."""
+VERSION = 2
+"""Raise it when the same configuration gives other weights. Since 2 torchvision builds its networks."""
 
 
 def source_key(project: Project, _model: str) -> Key:
@@ -29,24 +29,26 @@ def source_key(project: Project, _model: str) -> Key:
     return make_key(
         factory=model.factory,
         factory_code=code_of(model.factory),
-        weights=model.weights,
-        checkpoint=file_digest(project, model.weights),
+        weights=model.weights.file,
+        checkpoint=file_digest(project, model.weights.file) if model.weights.is_file else None,
         preprocessing=project.config.preprocessing,
         torch=version("torch"),
         torchvision=version("torchvision"),
         scikit_learn=version("scikit-learn"),
+        **({"weights_key": model.weights.key} if model.weights.key is not None else {}),
         **code_version(VERSION),
     )
 
 
 def _retried(project: Project, record: SourceRecord) -> Iterator[str]:
     """Yield a reason if `auto` took the sample model and torch's cache has ImageNet's weights by now."""
-    model = project.config.model
-    if record.origin is not WeightsOrigin.SAMPLE or model.weights != "auto":
+    if record.origin is not WeightsOrigin.SAMPLE or not record.awaited_file:
+        return
+    if project.config.model.weights.file != "auto":
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
     checkpoints = Path(os.environ.get("TORCH_HOME") or cache).expanduser() / "hub" / "checkpoints"
-    if any(checkpoints.glob(f"{model.factory.rpartition(':')[2]}-*.pth")):
+    if (checkpoints / record.awaited_file).is_file():
         yield "the weights that could not be downloaded are there by now"
 
 

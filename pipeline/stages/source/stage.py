@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from model_artifacts.errors import SourceError
@@ -17,17 +16,19 @@ from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
-from model_artifacts.sessions import torch_model
+from model_artifacts.sessions import torch_model, torchvision_models
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
-from pipeline.stages.source import network
+from pipeline.stages.source import network, torchvision_weights
+from pipeline.stages.source.checkpoints import load_checkpoint
 from pipeline.stages.source.presets import require_range_of, timm_preprocessing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from torchvision.models import WeightsEnum
 
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
@@ -72,6 +73,8 @@ class _Weights(NamedTuple):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
     replaced_head: str | None = None
+    torchvision_weights: str | None = None
+    awaited_file: str | None = None
 
 
 def make_source(project: Project) -> SourceRecord:
@@ -87,8 +90,7 @@ def make_source(project: Project) -> SourceRecord:
     key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
     weights = _weights(config)
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
-    state = {name: tensor.contiguous().clone() for name, tensor in weights.model.state_dict().items()}
-    write_bytes(project.paths.weights, save(state))
+    write_bytes(project.paths.weights, torch_model.pack_weights(weights.model))
     record = SourceRecord(
         key=key,
         built_at=now(),
@@ -102,6 +104,8 @@ def make_source(project: Project) -> SourceRecord:
         classes=classes,
         class_names=weights.class_names if weights.class_names and len(weights.class_names) == classes else None,
         replaced_head=weights.replaced_head,
+        torchvision_weights=weights.torchvision_weights,
+        awaited_file=weights.awaited_file,
         preprocessing=weights.preprocessing,
     )
     write_record(project.paths.source, record)
@@ -109,31 +113,23 @@ def make_source(project: Project) -> SourceRecord:
 
 
 def _weights(config: Config) -> _Weights:
-    """Return the weights of the configured source; `auto` falls back to the sample model, with warnings.
+    """Return the weights of the configured source.
 
     Raises:
-        SourceError: a source that the configuration names is not available.
+        SourceError: a source that the configuration names is not available, or the weights do not fit.
     """
-    name = config.model.weights
+    factory, name = config.model.factory, config.model.weights.file
     if name == "sample":
         return _sample(config)
     if name == "factory":
         return _from_factory(config)
-    if name == "IMAGENET1K_V1":
-        return _imagenet(config)
-    if name != "auto":
+    if name == "auto":
+        entry = torchvision_weights.usual_entry(factory)
+        return _download_or_sample(config, entry) if entry else _from_factory(config)
+    if config.model.weights.is_file:
         return _checkpoint(config)
-    if network.imagenet_weights(config.model.factory) is None:
-        return _from_factory(config)
-    try:
-        return _imagenet(config)
-    except SourceError as exc:
-        for line in str(exc).splitlines():
-            log.warning("WARNING: %s", line)
-        log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
-        log.warning("WARNING: use it to try the pipeline, not for deployment; set `model.weights` for other weights.")
-        log.warning("WARNING: to try the download again, run `python -m pipeline source %s`.", config.model.name)
-        return _sample(config)
+    entry = torchvision_models.entry_of(torch_model.import_factory(factory), name)
+    return _torchvision(config, entry, network.fetch(entry, config.model.download_timeout_seconds))
 
 
 def _preprocessing(config: Config, default: Preprocessing, own: Preprocessing | None = None) -> Preprocessing:
@@ -147,36 +143,47 @@ def _preprocessing(config: Config, default: Preprocessing, own: Preprocessing | 
     return config.preprocessing or own or default
 
 
-def _imagenet(config: Config) -> _Weights:
-    entry = network.imagenet_weights(config.model.factory)
-    if entry is None:
-        raise SourceError(
-            f"torchvision has no IMAGENET1K_V1 weights for {config.model.factory}",
-            fix="set `model.weights` in pipeline.yaml to a file, `factory` or `sample`",
-        )
-    file = network.fetch(entry, config.model.download_timeout_seconds)
-    model = torch_model.make_model(config.model.factory)
-    torch_model.load_state(model, torch_model.read_checkpoint(file), str(file))
-    transforms = entry.transforms()
-    preprocessing = Preprocessing(
-        resize=transforms.resize_size[0],
-        crop=transforms.crop_size[0],
-        interpolation=Interpolation(transforms.interpolation.value),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
+def _download_or_sample(config: Config, entry: WeightsEnum) -> _Weights:
+    """Return torchvision's weights, or the sample model, with warnings, if they cannot be downloaded."""
+    try:
+        file = network.fetch(entry, config.model.download_timeout_seconds)
+    except SourceError as exc:
+        for line in str(exc).splitlines():
+            log.warning("WARNING: %s", line)
+        log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
+        log.warning("WARNING: use it to try the pipeline, not for deployment; set `model.weights` for other weights.")
+        log.warning("WARNING: to try the download again, run `python -m pipeline source %s`.", config.model.name)
+        return _sample(config)._replace(awaited_file=network.cached_file(entry).name)
+    return _torchvision(config, entry, file)
+
+
+def _torchvision(config: Config, entry: WeightsEnum, file: Path) -> _Weights:
+    preprocessing = _preprocessing(config, IMAGENET, torchvision_weights.preprocessing_of(entry))
+    usual = entry.name == torchvision_weights.USUAL
+    return _Weights(
+        origin=WeightsOrigin.IMAGENET1K_V1 if usual else WeightsOrigin.TORCHVISION,
+        detail=f"torchvision {entry}",
+        model=torchvision_weights.load(config.model.factory, entry, file),
+        preprocessing=preprocessing,
+        class_names=tuple(entry.meta["categories"]),
+        torchvision_weights=entry.name,
     )
-    names = tuple(entry.meta["categories"])
-    preprocessing = _preprocessing(config, IMAGENET, preprocessing)
-    return _Weights(WeightsOrigin.IMAGENET1K_V1, f"torchvision {entry}", model, preprocessing, names)
 
 
 def _checkpoint(config: Config) -> _Weights:
-    file = Path(config.model.weights)
-    model = torch_model.make_model(config.model.factory)
-    torch_model.load_state(model, torch_model.read_checkpoint(file), config.model.weights)
-    return _Weights(
-        WeightsOrigin.CHECKPOINT, file.name, model, _preprocessing(config, timm_preprocessing(model) or IMAGENET), None
-    )
+    factory, file = config.model.factory, Path(config.model.weights.file)
+    if entry := torchvision_weights.entry_of_file(factory, file):
+        return _torchvision(config, entry, file)
+    model = torch_model.make_model(factory)
+    preprocessing = _preprocessing(config, timm_preprocessing(model) or IMAGENET)
+    fit = load_checkpoint(model, file, config.model.weights.key)
+    torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file)
+    if fit.beside:
+        log.warning(
+            "WARNING: %s: left out, for they are not the model's: %s", file.name, torch_model.shorten(fit.beside)
+        )
+    detail = f"{file.name}, key {fit.key}" if fit.key else file.name
+    return _Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None)
 
 
 def _from_factory(config: Config) -> _Weights:

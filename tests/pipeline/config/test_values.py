@@ -37,6 +37,37 @@ def test_preprocessing_auto_is_none(load: Callable[[str], Config]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "file", "key", "is_file"),
+    [
+        ("auto", "auto", None, False),
+        ("IMAGENET1K_V2", "IMAGENET1K_V2", None, False),
+        ("best.pth", "best.pth", None, True),
+        ("runs/3/best", "runs/3/best", None, True),
+        ("pyproject.toml", "pyproject.toml", None, True),
+        ("{file: best.pth, key: model_ema}", "best.pth", "model_ema", True),
+    ],
+)
+def test_weights_are_a_name_or_a_file_with_its_key(
+    load: Callable[[str], Config], text: str, file: str, key: str | None, *, is_file: bool
+) -> None:
+    """Text alone is the name or the file; a mapping also names the state dict in the file."""
+    weights = load(MATRIX + f"model: {{weights: {text}}}\n").model.weights
+    assert (weights.file, weights.key, weights.is_file) == (file, key, is_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("3", "3:18: model.weights: expected text, or {file, key}, got 3"),
+        ("{path: x.pth}", "3:19: unknown key 'model.weights.path'"),
+    ],
+)
+def test_other_weights_are_refused(problems: Problems, text: str, problem: str) -> None:
+    """Weights that are neither text nor {file, key} are refused at their place."""
+    assert problem in " ".join(problems(MATRIX + f"model: {{weights: {text}}}\n"))
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("80+", (80, 86, 89, 120)), ("[89, 75]", (75, 89)), ("[120, 89, 86, 80]", (80, 86, 89, 120))],
 )

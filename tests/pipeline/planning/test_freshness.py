@@ -302,7 +302,8 @@ def test_a_sample_model_gives_way_to_weights_that_came_later(
     rewrite(copied, lambda text: text.replace("weights: sample", "weights: auto"))
     project = Project.load(copied / "pipeline.yaml", STAGES)
     step = Step("source", "tiny")
-    record = project.source().model_copy(update={"key": key_of(project, step), "origin": WeightsOrigin.SAMPLE})
+    update = {"key": key_of(project, step), "origin": WeightsOrigin.SAMPLE, "awaited_file": "make-0123abcd.pth"}
+    record = project.source().model_copy(update=update)
     write_record(project.paths.source, record)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert is_current(project, step)

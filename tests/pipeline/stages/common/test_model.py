@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model_artifacts.errors import ArtifactError, RecordError, SourceError
-from model_artifacts.sessions.torch_model import read_checkpoint
+from model_artifacts.sessions.torch_model import read_weights
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
@@ -23,7 +23,7 @@ def test_model_is_restored(built: Project) -> None:
     """The restored model has the fitted head and the stored weights."""
     model = restore_model(built)
 
-    stored = read_checkpoint(built.paths.weights)
+    stored = read_weights(built.paths.weights)
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
 

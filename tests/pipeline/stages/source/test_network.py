@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from pipeline.stages.source.network import cached_file, count_classes, fetch, find_head, imagenet_weights
+from pipeline.stages.source.network import cached_file, count_classes, fetch, find_head
+from pipeline.stages.source.torchvision_weights import usual_entry
 from tests.support import factories
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def resnet18(hub: Path) -> WeightsEnum:
     """Torchvision's entry for ResNet18, with nothing downloaded."""
     assert not hub.exists()
-    weights = imagenet_weights("torchvision.models:resnet18")
+    weights = usual_entry("torchvision.models:resnet18")
     assert weights is not None
     return weights
 
@@ -81,12 +82,6 @@ def test_model_without_a_head() -> None:
 
 
 # torchvision's weights
-
-
-@pytest.mark.parametrize("spec", ["tests.support.tiny_model:make", "torch.nn:Linear", "torchvision.models:get_model"])
-def test_other_factories_have_no_imagenet_weights(spec: str) -> None:
-    """Only torchvision's own models have ImageNet weights."""
-    assert imagenet_weights(spec) is None
 
 
 def test_cached_weights_are_not_downloaded(resnet18: WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:

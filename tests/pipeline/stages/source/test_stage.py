@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from model_artifacts.errors import SourceError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Interpolation, WeightsOrigin
-from model_artifacts.sessions.torch_model import read_checkpoint
+from model_artifacts.sessions.torch_model import read_weights
 from pipeline.planning.project import Project
 from pipeline.records import ImagesOrigin
 from pipeline.stages import STAGES
@@ -98,8 +98,8 @@ def test_checkpoint(write_config: Callable[[str], Path], tmp_path: Path) -> None
 
     record = make_source(project)
 
-    assert (record.origin, record.origin_detail) == (WeightsOrigin.CHECKPOINT, "mine.pth")
-    stored = read_checkpoint(project.paths.weights)
+    assert (record.origin, record.origin_detail) == (WeightsOrigin.CHECKPOINT, "mine.pth, key state_dict")
+    stored = read_weights(project.paths.weights)
     assert all(torch.equal(stored[name], tensor) for name, tensor in state.items())
 
 
@@ -152,7 +152,7 @@ def test_cached_imagenet_weights(write_config: Callable[[str], Path], hub: Path)
     record = make_source(project)
 
     assert (record.origin, record.classes, record.replaced_head) == (WeightsOrigin.IMAGENET1K_V1, 1000, None)
-    assert torch.equal(read_checkpoint(project.paths.weights)["fc.weight"], read_checkpoint(file)["fc.weight"])
+    assert torch.equal(read_weights(project.paths.weights)["fc.weight"], torch.load(file)["fc.weight"])
 
 
 def test_imagenet_classes_are_named(write_config: Callable[[str], Path], hub: Path) -> None:
@@ -218,30 +218,26 @@ def test_auto_falls_back_to_the_sample(write_config: Callable[[str], Path], capl
     assert "URLError: <urlopen error no route to host>" in warnings
     assert "falling back to the SAMPLE MODEL" in warnings
     assert "not for deployment" in warnings
+    assert record.awaited_file == "resnet18-f37072fd.pth"
 
 
-def test_auto_names_a_damaged_cache(
-    write_config: Callable[[str], Path],
-    hub: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("data", [b"<html>blocked</html>", None], ids=["damaged", "of another model"])
+def test_auto_refuses_a_file_that_it_does_not_understand(
+    write_config: Callable[[str], Path], hub: Path, data: bytes | None
 ) -> None:
-    """The warning names the damaged file in the cache that makes `auto` fall back."""
-    file = cache(hub, b"<html>blocked</html>")
-    monkeypatch.setattr("pipeline.stages.source.stage._sample", _stop)
+    """`auto` takes the sample model if there is no file, never in place of one that is there."""
+    file = cache(hub, data or b"")
+    if data is None:
+        torch.save(tiny_model.make().state_dict(), file)
 
-    with pytest.raises(_StopError):
+    with pytest.raises(SourceError, match=rf"(?s)where: +{file}"):
         make_source(project_of(write_config, RESNET, "auto"))
 
-    assert str(file) in caplog.text
 
-
-class _StopError(Exception):
-    """The sample model was chosen."""
-
-
-def _stop(_: object) -> None:
-    raise _StopError
+def test_auto_refuses_a_factory_whose_weights_have_other_names(write_config: Callable[[str], Path]) -> None:
+    """`auto` never leaves a factory of torchvision with random weights because theirs have another name."""
+    with pytest.raises(SourceError, match=r"(?s)no IMAGENET1K_V1 weights.*expected: +one of IMAGENET1K_SWAG_E2E_V1"):
+        make_source(project_of(write_config, "torchvision.models:vit_h_14", "auto"))
 
 
 def test_auto_takes_another_factory_as_it_is(write_config: Callable[[str], Path]) -> None:
@@ -268,7 +264,7 @@ def test_sample_names_its_classes(built: Project) -> None:
 
 def test_sample_sets_batch_norm_statistics(built: Project) -> None:
     """The sample model's batch-norms have seen images."""
-    state = read_checkpoint(built.paths.weights)
+    state = read_weights(built.paths.weights)
 
     assert not torch.equal(state["1.running_var"], torch.ones(32))
 

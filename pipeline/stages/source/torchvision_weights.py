@@ -1,0 +1,156 @@
+"""A network with torchvision's weights, built by torchvision; and files that turn out to be torchvision's.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+import torch
+
+from model_artifacts.errors import SourceError, one_line
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.records import Interpolation, Preprocessing
+from model_artifacts.sessions import torch_model, torchvision_models
+from pipeline.stages.source.checkpoints import read_checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchvision.models import WeightsEnum
+
+_RELATIVE = 1e-4
+"""The largest relative L2 distance of equal logits."""
+
+USUAL = "IMAGENET1K_V1"
+"""The name of torchvision's weights that `auto` takes."""
+
+
+def usual_entry(spec: str) -> WeightsEnum | None:
+    """Return the weights that `auto` takes for a factory; None if torchvision has no weights for it.
+
+    Raises:
+        SourceError: torchvision has weights for the factory, but only under other names.
+    """
+    factory = torch_model.import_factory(spec)
+    return torchvision_models.entry_of(factory, USUAL) if torchvision_models.entries_of(factory) else None
+
+
+def entry_of_file(spec: str, file: Path) -> WeightsEnum | None:
+    """Return torchvision's weights that a file holds, by its name or by the digest that torchvision names; or None.
+
+    Args:
+        spec: the factory, "module:function".
+        file: a file of weights.
+    """
+    entries = torchvision_models.entries_of(torch_model.import_factory(spec)) or ()
+    for entry in entries:
+        name = Path(urlparse(entry.url).path)
+        if file.is_file() and (file.name == name.name or sha256_of(file).startswith(name.stem.rpartition("-")[2])):
+            return entry
+    return None
+
+
+def load(spec: str, entry: WeightsEnum, file: Path) -> nn.Module:
+    """Return torchvision's network with its weights, in evaluation mode.
+
+    torchvision itself renames and loads what the file holds, and chooses the settings that the weights need.
+
+    Args:
+        spec: the factory, "module:function".
+        entry: torchvision's weights.
+        file: the file of these weights.
+
+    Raises:
+        SourceError: the file is damaged, or holds other weights.
+    """
+    state = read_checkpoint(file)
+    fix = f"delete {file} for another download, or set `model.weights` in pipeline.yaml to other weights"
+    if not isinstance(state, dict):
+        raise SourceError(f"{file.name} does not hold {entry}", where=str(file), got=type(state).__name__, fix=fix)
+    try:
+        model = torchvision_models.build(torch_model.import_factory(spec), entry, state)
+    except Exception as exc:  # torch raises RuntimeError, torchvision's own migrations almost any type
+        raise SourceError(f"{file.name} does not hold {entry}", where=str(file), got=one_line(exc), fix=fix) from exc
+    return model.eval().float().cpu()
+
+
+def preprocessing_of(entry: WeightsEnum) -> Preprocessing:
+    """Return the preprocessing that torchvision gives its weights.
+
+    Raises:
+        SourceError: the weights are not those of an image classifier.
+    """
+    try:
+        transforms = entry.transforms()
+        return Preprocessing(
+            resize=transforms.resize_size[0],
+            crop=transforms.crop_size[0],
+            interpolation=Interpolation(transforms.interpolation.value),
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+        )
+    except (AttributeError, TypeError, ValueError) as exc:  # presets of detectors, segmentation and video have others
+        raise SourceError(
+            f"{entry} are not the weights of an image classifier",
+            expected="torchvision's ImageClassification preset",
+            got=one_line(exc),
+            fix="set `model.factory` in pipeline.yaml to a classifier",
+        ) from exc
+
+
+def check_settings(spec: str, model: nn.Module, input_shape: tuple[int, int, int], file: Path) -> None:
+    """Refuse a checkpoint if torchvision's factory makes either of two networks for its names.
+
+    `inception_v3` scales its input again if, and only if, it is given torchvision's weights. A network that was trained
+    from those scales it, one that was trained from nothing does not, and the checkpoints look alike.
+
+    Args:
+        spec: the factory, "module:function".
+        model: the factory's network with the checkpoint's weights.
+        input_shape: (channels, height, width).
+        file: the checkpoint.
+
+    Raises:
+        SourceError: both networks take the checkpoint, and compute different logits.
+    """
+    factory = torch_model.import_factory(spec)
+    for entry in torchvision_models.entries_of(factory) or ():
+        with torch.device("meta"):  # no values, and so no time
+            settings = _differences(model, torchvision_models.build(factory, entry).eval())
+        if settings and not _computes_the_same(model, torch_model.make_model(spec, entry.name), input_shape):
+            raise SourceError(
+                f"{spec} makes another network with torchvision's weights than without, and the checkpoint fits both",
+                where=str(file),
+                expected="a factory that says which of the two was trained",
+                got=f"{settings}, as without torchvision's weights",
+                fix=f"set `model.factory` in pipeline.yaml to a function of your own, which returns "
+                f"{spec.replace(':', '.')}(…) with the setting of the training",
+            )
+
+
+def _differences(model: nn.Module, other: nn.Module) -> str:
+    """Return the plain attributes in which a model differs from another one, with the first one's values."""
+    theirs = {path: vars(module) for path, module in other.named_modules()}
+    return ", ".join(
+        f"{path}.{name}={value}" if path else f"{name}={value}"
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        if path in theirs and theirs[path].get(name) != value
+    )
+
+
+def _computes_the_same(model: nn.Module, other: nn.Module, input_shape: tuple[int, int, int]) -> bool:
+    """Return whether a model and one of other settings, given its weights, compute the same; other sizes count so."""
+    try:
+        other.load_state_dict(model.state_dict(), strict=False)
+        other.eval()
+    except RuntimeError:  # of another size: the checkpoint's shapes tell the two apart
+        return True
+    batch = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(torch_model.SEED))
+    with torch_model.strict_fp32():
+        logits, others = model(batch).nan_to_num(), other(batch).nan_to_num()
+    return bool((logits - others).norm() <= _RELATIVE * logits.norm())
