@@ -54,12 +54,13 @@ _VERSIONS = "versions"
 """The entry in a file of weights that holds the version of each module's own format, as JSON."""
 
 
-def make_model(spec: str, torchvision_weights: str | None = None) -> nn.Module:
+def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SEED) -> nn.Module:
     """Call a factory, seeded, without arguments; for torchvision's weights, with the settings that these need.
 
     Args:
         spec: `package.module:function`.
         torchvision_weights: the name of torchvision's weights that are loaded into the network later; None for others.
+        seed: the seed of torch's generators.
 
     Returns:
         the module in evaluation mode, in float32, on the CPU.
@@ -69,7 +70,7 @@ def make_model(spec: str, torchvision_weights: str | None = None) -> nn.Module:
     """
     factory = import_factory(spec)
     entry = torchvision_models.entry_of(factory, torchvision_weights) if torchvision_weights else None
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     try:
         model = torchvision_models.build(factory, entry) if entry else factory()
     except Exception as exc:

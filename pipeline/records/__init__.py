@@ -11,7 +11,7 @@ from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
 from pipeline.records.rounding import Rounding, RoundingRun
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
-from pipeline.records.source import SourceRecord
+from pipeline.records.source import ReadFile, SourceRecord
 
 __all__ = [
     "AccuracyReport",
@@ -31,6 +31,7 @@ __all__ = [
     "OnnxRecord",
     "Outcome",
     "Range",
+    "ReadFile",
     "ReportRecord",
     "Rounding",
     "RoundingRun",

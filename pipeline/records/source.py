@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from model_artifacts.records import Count, FileRecord, Preprocessing, StageRecord, TensorSpec, WeightsOrigin
+from model_artifacts.records import (
+    Count,
+    FileRecord,
+    Preprocessing,
+    Record,
+    Sha256,
+    StageRecord,
+    TensorSpec,
+    WeightsOrigin,
+)
+
+
+class ReadFile(Record):
+    """A file that the model's factory read."""
+
+    path: str
+    """Path from the folder that the pipeline runs in; absolute for a file elsewhere."""
+    sha256: Sha256
+    """SHA-256 of the file's bytes."""
 
 
 class SourceRecord(StageRecord):
@@ -32,6 +50,8 @@ class SourceRecord(StageRecord):
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
     awaited_file: str | None = None
     """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
+    reads: tuple[ReadFile, ...] = ()
+    """Files that the factory read, such as weights that it loads by itself."""
     preprocessing: Preprocessing
     """Steps from an image file to the input."""
 

@@ -130,47 +130,48 @@ def read_checkpoint(file: Path) -> object:
     expected = "a state dict saved by torch.save or safetensors"
     if not file.is_file():
         raise SourceError("the weights file does not exist", where=str(file), expected=expected)
+    if _is_torchscript(file):
+        read = f"torch.jit.load('{file.name}', map_location='cpu').state_dict()"
+        raise _holds_code(file, expected, "a TorchScript program", read)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with torch.serialization.safe_globals(_DATA):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as exc:  # for bytes that are no checkpoint, torch's reader raises almost any type
-        line = _line_that_saves(file)
+        if types := _types_with_code(file):
+            whole = any(name.startswith("torch.nn.modules") for name in types)
+            read = f"torch.load('{file.name}', map_location='cpu', weights_only=False)"
+            read += ".state_dict()" if whole else "['state_dict']"
+            got = f"{'a whole model' if whole else 'objects'} of the types {shorten(types)}"
+            raise _holds_code(file, expected, got, read) from exc
         raise SourceError(
-            "the weights file holds more than data: to read it would run its code"
-            if line
-            else "the weights file is damaged, or not a checkpoint that is safe to load",
+            "the weights file is damaged, or not a checkpoint that is safe to load",
             where=str(file),
             expected=expected,
-            got=line.got if line else one_line(exc),
-            fix=line.fix if line else "",
+            got=one_line(exc),
         ) from exc
 
 
-class _Line(NamedTuple):
-    got: str
-    fix: str
-
-
-def _line_that_saves(file: Path) -> _Line | None:
-    """Return the kind of a file that holds code, and the line that saves its weights alone; None for other files."""
-    if _is_torchscript(file):
-        got, read = "a TorchScript program", f"torch.jit.load('{file.name}', map_location='cpu').state_dict()"
-    else:
-        try:
-            with torch.serialization.safe_globals(_DATA):
-                types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
-        except Exception:  # noqa: BLE001 - a damaged file has no list of types
-            return None
-        if not types:
-            return None
-        read = f"torch.load('{file.name}', map_location='cpu', weights_only=False)"
-        whole = any(name.startswith("torch.nn.modules") for name in types)
-        got = f"{'a whole model' if whole else 'objects'} of the types {shorten(types)}"
-        read += ".state_dict()" if whole else "['state_dict']"
+def _holds_code(file: Path, expected: str, got: str, read: str) -> SourceError:
+    """Return the error for a file that runs code when it is read, with the line that saves its weights alone."""
     line = f"import torch; torch.save({read}, 'weights.pth')"
-    return _Line(got, f'if you trust the file, save its weights alone and name that file: python -c "{line}"')
+    return SourceError(
+        "the weights file holds more than data: to read it would run its code",
+        where=str(file),
+        expected=expected,
+        got=got,
+        fix=f'if you trust the file, save its weights alone and name that file: python -c "{line}"',
+    )
+
+
+def _types_with_code(file: Path) -> list[str]:
+    """Return the types in a file of torch.save that are not known to hold data alone; none for a damaged file."""
+    try:
+        with torch.serialization.safe_globals(_DATA):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
+    except Exception:  # noqa: BLE001 - a damaged file raises almost any type
+        return []
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -322,7 +323,9 @@ def _no_fit(
         return SourceError(what, where=str(file), got=f"the keys {_quoted(keys)}")
     own = model.state_dict().keys()
     closest, reason = max(tried, key=lambda item: len(own & item[0].state.keys()))
-    other = f"name the key of another state dict, one of {_quoted(keys)}" if len(keys) > 1 else ""
+    other = "set `model.factory` in pipeline.yaml to a function that makes the network which was trained"
+    if len(keys) > 1:
+        other += f", or `model.weights.key` to the right one of {_quoted(keys)}"
     return SourceError(
         "the weights do not fit the model",
         where=f"{file}, key {closest.key}" if closest.key else str(file),

@@ -6,27 +6,32 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of
-from model_artifacts.records import WeightsOrigin
+from model_artifacts.records import Key, WeightsOrigin
 from pipeline.planning.keys import code_version, file_digest, make_key
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import SourceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from model_artifacts.records import Key
     from pipeline.planning.project import Project
+    from pipeline.records import ReadFile
 
 VERSION = 2
 """Raise it when the same configuration gives other weights. Since 2 torchvision builds its networks."""
 
 
+_READS = "reads"
+"""The key field of the files that the factory read."""
+
+
 def source_key(project: Project, _model: str) -> Key:
-    """Return the key of the weights."""
+    """Return the key of the weights, of the factory's code, and of the files that it read the last time."""
     model = project.config.model
-    return make_key(
+    key = make_key(
         factory=model.factory,
         factory_code=code_of(model.factory),
         weights=model.weights.file,
@@ -38,6 +43,40 @@ def source_key(project: Project, _model: str) -> Key:
         **({"weights_key": model.weights.key} if model.weights.key is not None else {}),
         **code_version(VERSION),
     )
+    return with_reads(key, _reads_now(project))
+
+
+def with_reads(key: Key, reads: Iterable[ReadFile]) -> Key:
+    """Return a key with the digests of the files that the factory read in place of those in it.
+
+    The key names files outside the current folder by their last part, because other machines keep them elsewhere.
+    """
+    fields = [field for field in key.fields if field.name != _READS]
+    digests = [[_name(file), file.sha256] for file in reads]
+    if digests:
+        fields += [field for field in make_key(**{_READS: digests}).fields if field.name == _READS]
+    return Key(fields=tuple(sorted(fields, key=lambda field: field.name)))
+
+
+def _name(file: ReadFile) -> str:
+    path = Path(file.path)
+    return path.name if path.is_absolute() else file.path
+
+
+def _reads_now(project: Project) -> Iterator[ReadFile]:
+    """Yield the files that the factory read when the source was made, with their present digests.
+
+    A file elsewhere that is gone counts as unchanged: caches are emptied, and other machines have none.
+    """
+    try:
+        reads = project.source().reads
+    except RecordError:
+        return
+    for file in reads:
+        if digest := file_digest(project, file.path):
+            yield file.model_copy(update={"sha256": digest})
+        elif Path(file.path).is_absolute():
+            yield file
 
 
 def _retried(project: Project, record: SourceRecord) -> Iterator[str]:
@@ -64,5 +103,5 @@ SPEC = StageSpec(
     run="pipeline.stages.source.stage:run",
     retried=_retried,
     needs_torch=True,
-    maker_fields=frozenset({"factory_code", "checkpoint", "torch", "torchvision", "scikit_learn"}),
+    maker_fields=frozenset({"factory_code", "checkpoint", _READS, "torch", "torchvision", "scikit_learn"}),
 )

@@ -25,6 +25,9 @@ from pipeline.stages.common import images
 from pipeline.stages.source import network, torchvision_weights
 from pipeline.stages.source.checkpoints import load_checkpoint
 from pipeline.stages.source.presets import require_range_of, timm_preprocessing
+from pipeline.stages.source.reads import noted_reads
+from pipeline.stages.source.spec import with_reads
+from pipeline.stages.source.twins import Assembly, check_twin
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,11 +91,16 @@ def make_source(project: Project) -> SourceRecord:
     config = project.config
     refuse_newer(project.paths.source)
     key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
-    weights = _weights(config)
+    with noted_reads() as noted:
+        weights = _weights(config)
+    reads = () if weights.torchvision_weights else noted.records((project.paths.root, Path(config.model.weights.file)))
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
-    write_bytes(project.paths.weights, torch_model.pack_weights(weights.model))
+    packed = torch_model.pack_weights(weights.model)
+    assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
+    check_twin(weights.model, assembly, weights.preprocessing.input_shape)
+    write_bytes(project.paths.weights, packed)
     record = SourceRecord(
-        key=key,
+        key=with_reads(key, reads),
         built_at=now(),
         toolchain=tools("torch", "torchvision", "scikit-learn"),
         model=config.model.name,
@@ -106,6 +114,7 @@ def make_source(project: Project) -> SourceRecord:
         replaced_head=weights.replaced_head,
         torchvision_weights=weights.torchvision_weights,
         awaited_file=weights.awaited_file,
+        reads=reads,
         preprocessing=weights.preprocessing,
     )
     write_record(project.paths.source, record)

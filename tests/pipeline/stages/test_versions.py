@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (2, "788151b41a716c89"),
+    "source": (2, "99df62cd7b00b4eb"),
     "data": (2, "5bce21d9ee190907"),
     "export": (2, "2af67348d19c86eb"),
     "quantize": (6, "9807ba46336a637e"),

@@ -1,0 +1,161 @@
+"""The network once more, from other seeds and with the same weights: it must give the same logits.
+
+If it does not, the factory draws something at random that the weights do not hold. Every process would then have
+another network, and none of them the one that was trained. Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from model_artifacts.errors import SourceError
+from model_artifacts.sessions import torch_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from torch import nn
+
+_OTHER_SEED = 271_828
+_SCALES = (0.3, 1.0, 3.0)
+"""Standard deviations of the batches, so that no part of the network is saturated in all of them."""
+_RELATIVE = 1e-4
+"""The largest relative L2 distance of equal logits; both networks run the same operators in the same order."""
+_OURS = ("pipeline", "model_artifacts", "__main__")
+
+
+class Assembly(NamedTuple):
+    """The way from a factory to a network that takes the weights."""
+
+    factory: str
+    """`package.module:function`."""
+    torchvision_weights: str | None
+    """Name of torchvision's weights, with whose settings the factory is called; None for others."""
+    replaced_head: str | None
+    """Name of the final linear layer that replaced the factory's own; None if none did."""
+    classes: int
+    """Number of logits."""
+
+
+def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int, int]) -> None:
+    """Build the network again from other seeds, give it the same weights, and compare the logits.
+
+    Args:
+        model: the network with its weights.
+        assembly: the way in which it was built.
+        input_shape: (channels, height, width).
+
+    Raises:
+        SourceError: the logits differ; the message names the tensors and numbers that differ and are no weights.
+    """
+    twin = _make(assembly)
+    if assembly.replaced_head:
+        torch_model.replace_head(twin, assembly.replaced_head, assembly.classes)
+    torch_model.load_state(twin, model.state_dict(), f"{assembly.factory}, called twice")
+    twin.eval()
+    differences = [_difference(model, twin, scale, input_shape) for scale in _SCALES]
+    if max(differences) <= _RELATIVE or max(_difference(model, model, scale, input_shape) for scale in _SCALES) > 0:
+        return  # a network that differs from itself is refused as a reference
+    names = list(_unsaved(model, twin))
+    found = f"{torch_model.shorten(names)}: other values in each call" if names else "no attribute of a module differs"
+    raise SourceError(
+        "the network computes with values that its weights do not hold, and that the factory draws at random",
+        where=assembly.factory,
+        expected="the same logits from every call of the factory, given the same weights",
+        got=f"{found}; logits {max(differences):.2g} apart (relative L2)",
+        fix="keep them in the state dict (a parameter, or a persistent buffer) and save the weights of the training "
+        "again; or set them as in the training, from a fixed seed in the factory",
+    )
+
+
+def _make(assembly: Assembly) -> nn.Module:
+    spec, weights = assembly.factory, assembly.torchvision_weights
+    with _other_seeds():
+        try:
+            with _imported_anew():
+                return torch_model.make_model(spec, weights, _OTHER_SEED)
+        except SourceError:  # a module that is imported once only, such as one that registers an operator
+            return torch_model.make_model(spec, weights, _OTHER_SEED)
+
+
+def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tuple[int, int, int]) -> float:
+    """Return the relative L2 distance of two networks' logits; whatever they draw in forward is the same for both."""
+    batch = scale * torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(_OTHER_SEED))
+    answers = []
+    for network in (model, twin):
+        with _other_seeds(), torch_model.strict_fp32():
+            torch.manual_seed(_OTHER_SEED)
+            answers.append(network(batch.clone()).double().nan_to_num())
+    one, other = answers
+    return float((one - other).norm() / one.norm().clamp_min(1e-12))
+
+
+@contextmanager
+def _other_seeds() -> Iterator[None]:
+    """Seed the generators of Python and numpy, which the factory may draw from, and put them back afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that factories use
+    random.seed(_OTHER_SEED)
+    np.random.seed(_OTHER_SEED)  # noqa: NPY002 - the same
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002 - the same
+
+
+@contextmanager
+def _imported_anew() -> Iterator[None]:
+    """Import the project's own modules again, for they may draw at random when they are imported."""
+    before = {name: module for name, module in sys.modules.items() if _is_own(name, module)}
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in [name for name, module in sys.modules.items() if _is_own(name, module)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _is_own(name: str, module: ModuleType) -> bool:
+    """Return whether a module belongs to the folder that the pipeline runs in, and is not the pipeline's."""
+    file = getattr(module, "__file__", None)
+    if not file or name.partition(".")[0] in _OURS or "site-packages" in Path(file).parts:
+        return False
+    return Path(file).is_relative_to(Path.cwd()) and not Path(file).is_relative_to(sys.prefix)
+
+
+def _unsaved(model: nn.Module, twin: nn.Module) -> Iterator[str]:
+    """Yield the names of tensors, arrays and numbers in which two networks differ, and that no state dict holds."""
+    saved = model.state_dict().keys()
+    others = dict(twin.named_modules())
+    for path, module in model.named_modules():
+        theirs = vars(others[path]) if path in others else {}
+        values = {**vars(module), **module._buffers}  # noqa: SLF001 - the buffers that are not saved are in no other list
+        for name, value in values.items():
+            full = f"{path}.{name}" if path else name
+            mine = {**theirs, **theirs.get("_buffers", {})}.get(name)
+            if full not in saved and not name.startswith("_") and _differ(value, mine):
+                yield full
+
+
+def _differ(one: Any, other: Any) -> bool:  # noqa: ANN401 - an attribute may be anything
+    """Return whether two values hold other numbers; values that hold none are equal."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return not torch.equal(one, other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return not np.array_equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return any(_differ(mine, theirs) for mine, theirs in zip(one, other, strict=False))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return any(_differ(one[name], other.get(name)) for name in one)
+    return isinstance(one, (int, float, complex)) and one != other
