@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import version
-from model_artifacts.host.factory_code import code_of
+from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import Key, WeightsOrigin
 from pipeline.planning.keys import code_version, file_digest, make_key
 from pipeline.planning.spec import MODEL, StageSpec
@@ -24,6 +24,8 @@ VERSION = 2
 """Raise it when the same configuration gives other weights. Since 2 torchvision builds its networks."""
 
 
+_IMPORTED = "imported_code"
+"""The key field of the modules that the factory's file imports from the current folder."""
 _READS = "reads"
 """The key field of the files that the factory read."""
 
@@ -40,6 +42,7 @@ def source_key(project: Project, _model: str) -> Key:
         torch=version("torch"),
         torchvision=version("torchvision"),
         scikit_learn=version("scikit-learn"),
+        **({_IMPORTED: imported} if (imported := imported_code_of(model.factory)) else {}),
         **({"weights_key": model.weights.key} if model.weights.key is not None else {}),
         **code_version(VERSION),
     )
@@ -103,5 +106,5 @@ SPEC = StageSpec(
     run="pipeline.stages.source.stage:run",
     retried=_retried,
     needs_torch=True,
-    maker_fields=frozenset({"factory_code", "checkpoint", _READS, "torch", "torchvision", "scikit_learn"}),
+    maker_fields=frozenset({"factory_code", _IMPORTED, "checkpoint", _READS, "torch", "torchvision", "scikit_learn"}),
 )
