@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
+from pipeline.stages.source.outputs import classes_of
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -36,10 +37,7 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
             output = model(torch.zeros(2, *input_shape))
     except Exception as exc:
         raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:  # noqa: PLR2004
-        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise SourceError("the model does not return logits", expected=expected, got=got)
-    return int(output.shape[1])
+    return classes_of(output, 2)
 
 
 class Head(NamedTuple):

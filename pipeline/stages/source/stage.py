@@ -24,6 +24,7 @@ from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.source import network, torchvision_weights
 from pipeline.stages.source.checkpoints import load_checkpoint
+from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.presets import require_range_of, timm_preprocessing
 from pipeline.stages.source.reads import noted_reads
 from pipeline.stages.source.spec import with_reads
@@ -84,7 +85,7 @@ def make_source(project: Project) -> SourceRecord:
     """Store the model's weights and preprocessing from the configured source.
 
     Raises:
-        SourceError: the factory or the named weights are not available or do not fit.
+        SourceError: the factory or the named weights are not available or do not fit, or the model returns no logits.
         StorageError: the results cannot be written.
         NewerRecordError: a newer version of this project wrote the present record.
     """
@@ -95,6 +96,7 @@ def make_source(project: Project) -> SourceRecord:
         weights = _weights(config)
     reads = () if weights.torchvision_weights else noted.records((project.paths.root, Path(config.model.weights.file)))
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
+    check_outputs(weights.model, weights.preprocessing)
     packed = torch_model.pack_weights(weights.model)
     assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
     check_twin(weights.model, assembly, weights.preprocessing.input_shape)

@@ -223,8 +223,8 @@ def test_data_dependent_control_flow(write_config: Callable[[str], Path]) -> Non
 
 
 def test_fixed_batch(write_config: Callable[[str], Path]) -> None:
-    """A model that runs with one batch size only is refused: its graph would have no dynamic batch axis."""
-    project = sourced(write_config, "tests.support.factories:BatchOfTwo")
+    """A model with other code for a batch of two is refused: its graph would have no dynamic batch axis."""
+    project = sourced(write_config, "tests.support.factories:OtherCodeForTwo")
 
     with pytest.raises(ExportError, match="batch"):
         make_onnx(project, restore_model(project), Graph.FP32)

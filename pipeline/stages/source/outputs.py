@@ -1,0 +1,233 @@
+"""A network's outputs: one row of logits for each image, in batches of any size; else a refusal that names the cause.
+
+Everything behind this stage takes an output for logits: `predict` takes the largest, and callers apply a softmax.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from model_artifacts.errors import SourceError, one_line
+from model_artifacts.sessions.preprocessing import to_input
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from torch import nn
+
+    from model_artifacts.records import Preprocessing
+
+_SIZES = (1, 3)
+"""The batch sizes to run: `squeeze()` drops the axis of a batch of one, and a `view` may hold the size of another."""
+_SUM_TOLERANCE = 1e-3
+"""The largest distance of a row's sum from 1, for outputs that are probabilities. A softmax in FP16 keeps within it."""
+_MOVING = frozenset(
+    {"view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze", "select", "slice"}
+    | {"t", "transpose", "permute", "expand", "clone", "contiguous", "detach", "alias", "_to_copy", "to", "index"}
+    | {"dropout", "feature_dropout"}
+)
+"""Operators that move values without a change; in evaluation a dropout does nothing."""
+_JOINING = frozenset({"cat", "concat", "stack"})
+_SCALING = frozenset({"mul", "mul_", "div", "div_"})
+_CONSTANT = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "ones", "ones_like"})
+_LINEAR = frozenset(
+    {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "_trilinear", "einsum"}
+    | {"convolution", "conv2d", "_convolution", "mkldnn_convolution", "mkldnn_linear"}
+    | {"add", "add_", "sub", "sub_", "mean", "sum", "native_batch_norm", "_native_batch_norm_legit_no_training"}
+    | {"adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d"}
+)
+"""Operators whose results lie between 0 and 1 by chance alone."""
+
+
+def classes_of(output: object, batch: int) -> int:
+    """Return the number of logits for each image.
+
+    Args:
+        output: the network's result.
+        batch: the number of images that it was given.
+
+    Raises:
+        SourceError: the result is no tensor (batch, classes) of floating-point values.
+    """
+    if isinstance(output, torch.Tensor):
+        shape = tuple(output.shape)
+        if len(shape) == 2 and shape[0] == batch and output.is_floating_point():  # noqa: PLR2004 - batch and classes
+            return shape[1]
+        got = f"shape {shape} for {_images(batch)}"
+        if not output.is_floating_point():
+            got += f", of {str(output.dtype).removeprefix('torch.')}"
+        fix = _fix_of_shape(shape, batch) if output.is_floating_point() else "return the logits, without an `argmax`"
+    else:
+        got = type(output).__name__
+        fix = (
+            "wrap the network in a module whose `forward` returns the tensor of logits alone, "
+            "such as `self.net(image)[0]` or `self.net(image).logits`"
+        )
+    raise SourceError("the model does not return logits", expected=_EXPECTED, got=got, fix=fix)
+
+
+_KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
+_EXPECTED = "one output (batch, classes) of floating-point values"
+
+
+def _fix_of_shape(shape: Sequence[int], batch: int) -> str:
+    if len(shape) > 2 and shape[0] == batch and set(shape[2:]) == {1}:  # noqa: PLR2004 - batch and classes
+        return "flatten the output: return `logits.flatten(1)`, or make `torch.nn.Sequential(network, nn.Flatten(1))`"
+    if len(shape) < 2 and batch == 1:  # noqa: PLR2004 - the same
+        return "write `flatten(1)` or `squeeze(dim)` for `squeeze()`, which drops the axis of a batch of one image"
+    if len(shape) == 1:
+        return _TWO_LOGITS
+    if len(shape) == 2:  # noqa: PLR2004 - the same
+        return _KEEP_THE_BATCH
+    return "return a row of logits for each image; a network for another task than classification cannot be built"
+
+
+_TWO_LOGITS = (
+    "return two logits, `torch.stack([torch.zeros_like(z), z], 1)` for the one logit z of each image, before any "
+    "sigmoid: then class 1 is the answer where z > 0, and their softmax is the sigmoid of z"
+)
+
+
+def check_outputs(model: nn.Module, spec: Preprocessing) -> None:
+    """Check that a model returns two logits or more for each image, in batches of one and of several images.
+
+    Args:
+        model: the network, in FP32 and evaluation mode.
+        spec: the preprocessing; its means and deviations give inputs as images do.
+
+    Raises:
+        SourceError: it fails with another batch size; returns one logit, or probabilities instead of logits.
+    """
+    images = torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
+    for size in _SIZES:
+        classes = classes_of(_run(model, images[:size]), size)
+        if classes == 1:
+            raise SourceError(
+                "the model returns one logit for each image, and the class with the largest of one logit says nothing",
+                expected="two classes or more",
+                got=f"shape ({size}, 1) for {_images(size)}",
+                fix=_TWO_LOGITS,
+            )
+    output = _run(model, images)
+    classes_of(output, len(images))
+    _refuse_probabilities(output.double().numpy(), lambda: _last_operator(model, images))
+
+
+def _run(model: nn.Module, images: torch.Tensor) -> Any:  # noqa: ANN401 - anything that the user's network returns
+    try:
+        with torch.inference_mode():
+            return model(images.clone())  # some networks normalise their input in place
+    except Exception as exc:  # the network's own code raises any type
+        size = len(images)
+        raise SourceError(
+            f"the model does not take a batch of {_images(size)}",
+            expected="a batch of any size, because artifacts are run with one image and with many",
+            got=one_line(exc),
+            fix=_KEEP_THE_BATCH,
+        ) from exc
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _pictures(channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return six images that differ: noise, dark noise, bright noise, black, white and a ramp.
+
+    Returns:
+        uint8 (6, height, width, channels).
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (3, height, width, channels))
+    noise[1] //= 4
+    noise[2] = 255 - noise[2] // 4
+    flat = np.zeros((2, height, width, channels), dtype=np.int64)
+    flat[1] = 255
+    ramp = np.broadcast_to(np.linspace(0, 255, width)[None, None, :, None], (1, height, width, channels))
+    pictures: npt.NDArray[np.uint8] = np.concatenate([noise, flat, ramp.astype(np.int64)]).astype(np.uint8)
+    return pictures
+
+
+def _refuse_probabilities(output: npt.NDArray[np.float64], last_operator: Callable[[], str]) -> None:
+    """Raise an error if the outputs are probabilities instead of logits.
+
+    Their distances have other sizes than those of logits, FP16 rounds many of them to 0 or 1, where the largest is
+    decided by its place, and a caller's softmax makes them nearly equal. Logarithms of probabilities are logits.
+
+    Args:
+        output: (images, classes).
+        last_operator: returns the name of the operator that gave the output its values.
+
+    Raises:
+        SourceError: each value lies between 0 and 1, and each row adds up to 1, or the last operator is no linear one.
+    """
+    if not ((output >= 0) & (output <= 1)).all():
+        return
+    operator = last_operator()
+    adds_up = bool((np.abs(output.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
+    if not adds_up and operator in _LINEAR:
+        return
+    last = f"; the last operator is {operator}" if operator else ""
+    sums = "; each row adds up to 1" if adds_up else ""
+    raise SourceError(
+        "the model returns probabilities instead of logits"
+        if adds_up
+        else "the model returns values that its last operator holds between 0 and 1, instead of logits",
+        expected="logits: the last layer's values, before a softmax or a sigmoid",
+        got=f"{output.min():.3g} to {output.max():.3g} for {len(output)} images that differ{sums}{last}",
+        fix=(
+            "leave that operator out of `forward`, or put `torch.nn.Identity()` in its place in the factory; "
+            "where probabilities are wanted, apply it to the logits of the artifact"
+        ),
+    )
+
+
+def _last_operator(model: nn.Module, images: torch.Tensor) -> str:
+    """Return the name of the operator that gave a model's output its values; empty if it cannot be told."""
+    operators = _Operators()
+    try:
+        with torch.inference_mode(), operators:
+            output = model(images.clone())
+    except Exception:  # noqa: BLE001 - compiled code may refuse to be watched; then the values alone decide
+        return ""
+    return operators.made_by(output)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """A note for each tensor of the operator that computed its values, without those that move, join or scale them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        self._operators = WeakTensorKeyDictionary()
+
+    def made_by(self, tensor: object) -> str:
+        known = isinstance(tensor, torch.Tensor) and tensor in self._operators
+        return str(self._operators[tensor]) if known else ""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own
+        types: Any,  # noqa: ANN401 - the same
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the same
+        del types
+        result = func(*args, **(kwargs or {}))
+        operator = self._behind(str(func.overloadpacket.__name__), args)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._operators[tensor] = operator
+        return result
+
+    def _behind(self, name: str, args: tuple[Any, ...]) -> str:
+        """Return the operator behind one that moves, joins or scales values; for any other, the operator itself."""
+        if name in _JOINING:
+            parts = [self.made_by(part) for part in args[0]]
+            return next((part for part in parts if part not in _LINEAR | _CONSTANT), parts[-1])
+        scales = name in _SCALING and not (isinstance(args[1], torch.Tensor) and args[1].numel() > 1)
+        return self.made_by(args[0]) if scales or name in _MOVING else name

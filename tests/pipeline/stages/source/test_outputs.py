@@ -1,0 +1,155 @@
+"""Outputs of networks: logits are taken, whatever gives them; anything else is refused by its cause."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from model_artifacts.errors import SourceError
+from model_artifacts.records import Interpolation, Preprocessing
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.source.outputs import check_outputs, classes_of
+from pipeline.stages.source.stage import make_source
+from tests.support import factories
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SPEC = Preprocessing(
+    resize=8, crop=8, interpolation=Interpolation.BILINEAR, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+)
+
+
+class Then(nn.Module):
+    """A small classifier, with a function behind its logits."""
+
+    def __init__(self, then: Callable[[torch.Tensor], torch.Tensor], classes: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, classes))
+        self.then = then
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the function of (batch, classes)."""
+        return self.then(self.body(image))
+
+
+def two_logits(logit: torch.Tensor) -> torch.Tensor:
+    """Return the two logits that stand for one, as the refusal of one logit says."""
+    single = logit[:, 0]
+    return torch.stack([torch.zeros_like(single), single], 1)
+
+
+def in_unit_interval(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits that lie between 0 and 1, each around its own place, as an untrained network's may."""
+    return logits * 0.01 + torch.tensor([0.1, 0.3, 0.5, 0.7])
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param(lambda z: z, id="plain"),
+        pytest.param(lambda z: z.log_softmax(1), id="log-softmax"),
+        pytest.param(lambda z: z.softmax(1).log(), id="logarithm of a softmax"),
+        pytest.param(torch.tanh, id="tanh"),
+        pytest.param(torch.relu, id="relu"),
+        pytest.param(in_unit_interval, id="small logits"),
+        pytest.param(lambda z: in_unit_interval(z)[:, None].squeeze(1).contiguous() * 0.9, id="moved and scaled"),
+        pytest.param(lambda z: z.mul_(3.0), id="in place"),
+        pytest.param(lambda z: nn.functional.dropout(in_unit_interval(z), training=False), id="dropout"),
+    ],
+)
+def test_logits_are_taken(then: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Logits pass, also those that lie between 0 and 1 by chance, and logarithms of probabilities."""
+    check_outputs(Then(then).eval(), SPEC)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_two_logits_in_place_of_one(scale: float) -> None:
+    """The form that the refusal of one logit names is taken, and its answer is the logit's sign."""
+    model = Then(lambda z: two_logits(z * scale), classes=1).eval()
+    check_outputs(model, SPEC)
+
+    images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    single = model.body(images)[:, 0]
+    assert model(images).argmax(1).tolist() == (single > 0).long().tolist()
+    assert set(model(images).argmax(1).tolist()) == {0, 1}
+    torch.testing.assert_close(model(images).softmax(1)[:, 1], (single * scale).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("then", "cause"),
+    [
+        pytest.param(lambda z: z.softmax(1), "add.* up to 1; the last operator is softmax", id="softmax"),
+        pytest.param(lambda z: z.softmax(1)[:, :, None].flatten(1), "up to 1", id="softmax, then moved"),
+        pytest.param(lambda z: (z.softmax(1) + z.mul(2).softmax(1)) / 2, "up to 1", id="ensemble of softmaxes"),
+        pytest.param(lambda z: z.exp() / z.exp().sum(1, keepdim=True), "up to 1", id="softmax by hand"),
+        pytest.param(lambda z: z.half().softmax(1).float(), "up to 1", id="softmax in fp16"),
+        pytest.param(lambda z: z.softmax(0), "last operator is softmax", id="softmax over the batch"),
+        pytest.param(torch.sigmoid, "last operator is sigmoid", id="sigmoid"),
+        pytest.param(lambda z: z.sigmoid()[:, None].squeeze(1), "last operator is sigmoid", id="moved sigmoid"),
+        pytest.param(lambda z: 1 / (1 + (-z).exp()), "the last operator is", id="sigmoid by hand"),
+        pytest.param(nn.functional.hardsigmoid, "last operator is hardsigmoid", id="hard sigmoid"),
+        pytest.param(lambda z: torch.cat([z[:, :2].sigmoid(), z[:, 2:].sigmoid()], 1), "sigmoid", id="two heads"),
+        pytest.param(lambda z: z.sigmoid() * 0.5, "last operator is sigmoid", id="scaled sigmoid"),
+    ],
+)
+def test_probabilities_are_refused(then: Callable[[torch.Tensor], torch.Tensor], cause: str) -> None:
+    """A softmax or a sigmoid inside is refused with the values that were seen, and with the remedy."""
+    with pytest.raises(SourceError, match=rf"(?s)instead of logits.*got: .* for 6 images.*{cause}.*torch.nn.Identity"):
+        check_outputs(Then(then).eval(), SPEC)
+
+
+def test_one_logit_is_refused(write_config: Callable[[str], Path]) -> None:
+    """A network with one logit is refused before anything is written, with the two logits to return."""
+    project = Project.load(write_config(factories.configuration("tests.support.factories:one_logit")), STAGES)
+
+    with pytest.raises(SourceError, match=r"(?s)one logit.*two classes or more.*\(1, 1\).*torch.zeros_like\(z\), z\]"):
+        make_source(project)
+
+    assert not project.paths.source.exists()
+    assert not project.paths.weights.exists()
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        pytest.param(torch.squeeze, r"shape \(4,\) for 1 image\b.*`flatten\(1\)` or `squeeze\(dim\)`", id="squeezed"),
+        pytest.param(lambda z: z.view(2, -1), r"shape \(2, 2\) for 1 image.*keep the axis", id="a batch of two"),
+        pytest.param(lambda z: z[:, :, None, None], r"shape \(1, 4, 1, 1\).*logits.flatten\(1\)", id="one pixel"),
+        pytest.param(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "another task", id="segmentation"),
+        pytest.param(lambda z: z.argmax(1), r"shape \(1,\) for 1 image, of int64.*without an `argmax`", id="argmax"),
+        pytest.param(lambda z: (z, z), r"tuple.*self.net\(image\)\[0\]", id="tuple"),
+        pytest.param(lambda z: {"logits": z}, r"dict.*self.net\(image\).logits", id="dict"),
+        pytest.param(lambda z: z[[0, 1]], "take a batch of 1 image\n.*IndexError.*keep the axis", id="an error"),
+    ],
+)
+def test_other_outputs_are_refused(then: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    """Anything else than a row of logits for each image is refused with its shape and the remedy."""
+    with pytest.raises(SourceError, match=rf"(?s){message}"):
+        check_outputs(Then(then).eval(), SPEC)
+
+
+def test_one_value_for_each_image() -> None:
+    """A squeezed single logit is named as such, not as a missing axis."""
+    with pytest.raises(SourceError, match=r"(?s)shape \(2,\) for 2 images.*return two logits"):
+        classes_of(torch.zeros(2), 2)
+
+
+def test_a_network_that_changes_its_input() -> None:
+    """A network that normalises its input in place is run on a copy, so that its later runs see the same images."""
+    seen: list[torch.Tensor] = []
+
+    class InPlace(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image[0].clone())
+            return image.mul_(0.5).flatten(1)[:, :4]
+
+    check_outputs(InPlace(), SPEC)
+
+    assert all(torch.equal(image, seen[0]) for image in seen)
