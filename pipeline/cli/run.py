@@ -29,7 +29,8 @@ from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
-    from typing import Any
+    from types import FrameType
+    from typing import Any, NoReturn
 
     from doit.exceptions import BaseFail
     from doit.task import Task
@@ -125,6 +126,27 @@ _PATIENCE_SECONDS = 10.0
 """The grace period of running steps; after it they are killed."""
 
 
+class _AskedToEnd:
+    """A handler that raises `KeyboardInterrupt`, and remembers that it did.
+
+    An interrupt may come while a queue gives back its lock. Then Python raises "RuntimeError: release unlocked lock" in
+    its place, and only this handler knows the cause.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def listen(self) -> None:
+        """Handle SIGTERM, and Ctrl-C unless a shell ignores it for work in the background."""
+        signal.signal(signal.SIGTERM, self)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self)
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> NoReturn:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 class Run(DoitRun):
     """`doit run`: exit status 0 when all is well, 1 when work failed, 2 for wrong usage or configuration."""
 
@@ -146,7 +168,8 @@ class Run(DoitRun):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        asked = _AskedToEnd()
+        asked.listen()
         try:
             with storage_errors("preparing artifacts/"):
                 _STATE.mkdir(exist_ok=True)
@@ -162,16 +185,21 @@ class Run(DoitRun):
             message, status = f"error: {exc}\n", 2
         except ArtifactError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
-        except KeyboardInterrupt:
-            with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
-                end_children(_PATIENCE_SECONDS)
-                for farm in self._farms():
-                    farm.stop()
+        except (KeyboardInterrupt, RuntimeError):
+            if not asked.came:
+                raise
+            self._end_steps()
             message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
         finally:
             lock.release()
         sys.stderr.write(message)
         return status
+
+    def _end_steps(self) -> None:
+        with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it
+            end_children(_PATIENCE_SECONDS)
+            for farm in self._farms():
+                farm.stop()
 
     def _execute(
         self,

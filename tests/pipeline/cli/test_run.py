@@ -6,13 +6,19 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+from doit.cmd_base import ModuleTaskLoader
+from doit.cmd_run import Run as DoitRun
+
 from model_artifacts.records import Precision, Status
+from pipeline.cli.run import Run
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import begin, doit, ran
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
@@ -107,3 +113,47 @@ def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
     assert "Traceback" not in said
     left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
     assert [name for name in left if name.startswith(".")] == []
+
+
+@pytest.fixture
+def _own_signals() -> Iterator[None]:
+    """The handlers of this process, given back afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_own_signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_a_lock_turns_into_another_error(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal that finds a queue without its lock is the interrupt that it is, without a traceback."""
+
+    def run(*_: object) -> int:
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DoitRun, "execute", run)
+    monkeypatch.setattr(Run, "_end_steps", lambda _self: None)
+
+    assert Run(task_loader=ModuleTaskLoader({})).execute({}, []) == 1
+    assert capsys.readouterr().err == "\ninterrupted; run `doit` again to go on from here\n"
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_an_error_without_an_interrupt_stays_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the code is not taken for an interrupt."""
+
+    def run(*_: object) -> int:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DoitRun, "execute", run)
+
+    with pytest.raises(RuntimeError, match="dictionary changed size"):
+        Run(task_loader=ModuleTaskLoader({})).execute({}, [])
