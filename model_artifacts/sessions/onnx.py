@@ -27,6 +27,10 @@ _ERRORS, _FATAL = 3, 4
 """Log levels of ONNX Runtime (https://onnxruntime.ai/docs/api/python/api_summary.html). Its warnings concern providers
 that a host lacks; it raises whatever a caller must know.
 """
+_CRASHES_IN_FP16 = "NchwcTransformer"
+"""ONNX Runtime's optimisation that lays convolutions out in blocks of channels, for processors. In 1.31.1 it ends the
+process by SIGSEGV while it loads a transformer in FP16: patches by a convolution, which are flattened and transposed.
+"""
 
 
 class ProviderFacts(NamedTuple):
@@ -54,7 +58,7 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
     """
     import onnxruntime  # noqa: PLC0415 - only needed here
 
-    options, unwanted = _session_options(stands_in=True)
+    options, unwanted = _session_options(None, stands_in=True)
     try:
         session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
@@ -71,10 +75,11 @@ def _for_tensorrt(graph: Graph) -> bool:
     return graph.precision in {Precision.INT8, Precision.FP8} and not graph.for_x86
 
 
-def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
+def _session_options(graph: Graph | None, *, stands_in: bool) -> tuple[SessionOptions, list[str]]:
     """Return session options, and the optimisations to disable.
 
     Args:
+        graph: the graph to run, if it is one of the pipeline's.
         stands_in: true for a stand-in for TensorRT. Fusions for x86 would change its numbers. One of the basic
             optimisations quantises biases that are in floating point on purpose, and garbles float8.
     """
@@ -84,7 +89,7 @@ def _session_options(*, stands_in: bool) -> tuple[SessionOptions, list[str]]:
     options.intra_op_num_threads = threads()
     options.log_severity_level = _ERRORS
     if not stands_in:
-        return options, []
+        return options, [_CRASHES_IN_FP16] if graph is not None and graph.precision is Precision.FP16 else []
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options, ["WeightBiasQuantization"]
 
@@ -107,7 +112,7 @@ def onnx_session(
     """
     import onnxruntime  # noqa: PLC0415 - only needed here
 
-    options, unwanted = _session_options(stands_in=graph is not None and _for_tensorrt(graph))
+    options, unwanted = _session_options(graph, stands_in=graph is not None and _for_tensorrt(graph))
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile

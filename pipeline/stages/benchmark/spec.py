@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.spec import Input
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same artifacts are timed in another way.
 
 2 keeps the GPU busy while the host enqueues, and separates restarts for its intervals.

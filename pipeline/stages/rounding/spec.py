@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.steps import Step
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same network and images give another distance."""
 SAMPLES = 64
 """Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""

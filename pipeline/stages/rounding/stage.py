@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from model_artifacts.errors import RunError, one_line
+from model_artifacts.errors import CrashedError, RunError, one_line
 from model_artifacts.host.environment import now, tools, version
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -24,6 +27,7 @@ from pipeline.stages.common.model import restore_model
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.spec import SAMPLES
 from pipeline.stages.rounding.spread import spread_of, widest
+from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +67,10 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     try:
         results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
         trouble = ""
-    except RunError as exc:  # the gate may have a bound of its own; else the validation rejects, with this reason
+    except (
+        RunError,
+        CrashedError,
+    ) as exc:  # the gate may have a bound of its own; else the validation rejects, with this reason
         results, trouble = {}, str(exc)
     spreads = [spread_of(logits, reference) for logits in results.values()]
     found = widest(spreads)
@@ -101,7 +108,7 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
 
         def run(batch: Logits, *, sums: bool = sums) -> Logits:
             with emulating(arithmetic.precision, sums=sums):
-                logits: Logits = model(torch.from_numpy(batch)).numpy()
+                logits: Logits = model(torch.from_numpy(batch.copy())).numpy()  # some networks change their input
             return logits
 
         try:
@@ -116,16 +123,32 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
 
 
 def _is_repeatable(project: Project, batch: Logits) -> bool:
-    """Return true if the FP32 network gives the same logits for a batch twice."""
+    """Return true if the FP32 network gives the same logits for a batch twice.
+
+    Each run gets a copy, because some networks normalise their input in place.
+    """
     model, images = restore_model(project), torch.from_numpy(batch)
     with torch.no_grad():
-        return torch.equal(model(images), model(images))
+        return torch.equal(model(images.clone()), model(images.clone()))
 
 
 def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
-    model = project.file(project.onnx(arithmetic.graph).file).read_bytes()
-    return {"Q/DQ pairs of the graph": run_stand_in(model, images, _BATCH)}
+    with tempfile.TemporaryDirectory() as folder:
+        logits = run_isolated(
+            _run_graph,
+            project.file(project.onnx(arithmetic.graph).file),
+            images,
+            timeout_seconds=math.inf,
+            log=Path(folder) / "rounding.log",
+            rerun=project.plan.rounding_step(arithmetic).command,
+        )
+    return {"Q/DQ pairs of the graph": logits}
+
+
+def _run_graph(file: Path, images: Logits) -> Logits:
+    """Run a Q/DQ graph, in a process that may crash."""
+    return run_stand_in(file.read_bytes(), images, _BATCH)
 
 
 def _run(run: Callable[[Logits], Logits], images: Logits, phase: str) -> Logits:

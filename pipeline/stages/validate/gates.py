@@ -233,7 +233,7 @@ def at_most(
 
 
 _ADVICE = {
-    Question.REFERENCE: "the reference is not worth a comparison",
+    Question.REFERENCE: "the reference is not worth a comparison (look at the weights, `preprocessing` and the images)",
     Question.FAITHFUL: "not faithful to the network in this precision: a fault of the library, the build or this host",
     Question.GOOD_ENOUGH: "faithful, but this network loses too much in this precision",
 }

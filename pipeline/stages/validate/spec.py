@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same artifact and data are judged in another way.
 
 2 judges rows, every batch size, and extreme images. 3 counts products of one quantised operand as floating point.

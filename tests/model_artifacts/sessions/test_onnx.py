@@ -10,7 +10,7 @@ import pytest
 
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.records import Backend, BatchRange, Graph, Precision, TensorSpec, Variant, Workspace
-from model_artifacts.sessions.onnx import ProviderFacts, provider_options, tensorrt_session
+from model_artifacts.sessions.onnx import ProviderFacts, onnx_session, provider_options, tensorrt_session
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
@@ -103,3 +103,26 @@ def test_a_host_without_gpu_or_provider_is_unsupported(
     monkeypatch.setattr(onnxruntime, "get_available_providers", list)
     with pytest.raises(UnsupportedError, match=f"has no {PROVIDER}"):
         tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, facts)
+
+
+@pytest.mark.parametrize(
+    ("graph", "left_out"),
+    [
+        (Graph.FP32, []),
+        (Graph.FP16, ["NchwcTransformer"]),
+        (Graph.INT8_CPU, []),
+        (Graph.INT8, ["WeightBiasQuantization"]),
+    ],
+)
+def test_optimisations_that_are_left_out(
+    graph: Graph, left_out: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimisation that crashes on FP16 transformers is left out of FP16 graphs, and of no others."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *_, disabled_optimizers, **__: calls.append(disabled_optimizers)
+    )
+
+    onnx_session(tmp_path / "graph.onnx", graph, None)
+
+    assert calls == [left_out]

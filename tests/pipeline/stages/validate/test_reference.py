@@ -40,6 +40,15 @@ def test_constant_logits_are_named(value: float) -> None:
     assert failed(np.zeros_like(constant), None)[0] == "share of the logits that depends on the image"
 
 
+@pytest.mark.parametrize(("contrast", "passes"), [(1.0, True), (0.02, True), (1 / 255, False), (1e-6, False)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_logits_that_hardly_depend_on_the_image(contrast: float, passes: bool, offset: float) -> None:  # noqa: FBT001 - a parameter
+    """Images with 1/255 of their contrast are named; a number that is added to all logits does not count."""
+    blinded = (GOOD * contrast + np.eye(10, dtype=np.float32)[4] + offset).astype(np.float32)
+
+    assert ("share of the logits that depends on the image" not in failed(blinded, None)) is passes
+
+
 def test_chance_is_named() -> None:
     """Answers that have nothing to do with the labels."""
     assert failed(GOOD, RANDOM.permutation(LABELS)) == ["top-1"]
@@ -77,7 +86,9 @@ def test_logits_that_are_not_finite_are_named_with_their_number(bad: float) -> N
 def test_a_network_that_changes_its_mind_is_named() -> None:
     """Dropout that is always on gives other logits for the same batch."""
     found = [check for check in judge_reference(GOOD, LABELS, repeatable=False) if not check.passed]
-    assert [(check.metric, check.value) for check in found] == [("reference: a batch twice", "others")]
+    assert [(check.metric, check.value) for check in found] == [
+        ("reference: logits of the same batch twice", "different")
+    ]
 
 
 def test_one_logit_is_no_class() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph
 from pipeline.cli.main import main
@@ -14,8 +16,6 @@ from pipeline.stages.validate.stage import validate_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 FP16 = "tiny/cpu-x86_64/onnxruntime-fp16"
@@ -55,3 +55,23 @@ def test_an_artifact_that_does_not_load_is_a_failure(copied: Path, capsys: pytes
     assert "ONNX Runtime cannot load" in capsys.readouterr().err
     report = read_record(project.paths.accuracy(project.plan.variant(FP16)), AccuracyReport)
     assert report.outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("variant_id", "package"), [(FP16, "onnxruntime"), ("tiny/cpu-x86_64/eager-fp32", "safetensors")]
+)
+def test_a_signal_is_a_record(
+    variant_id: str, package: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that ends its process by SIGSEGV fails one variant on the CPU, with the signal as the reason."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    (tmp_path / "first" / package).mkdir(parents=True)
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    (tmp_path / "first" / package / "__init__.py").write_text(crash)
+    monkeypatch.syspath_prepend(tmp_path / "first")  # new processes take it from here
+
+    report = validate_variant(project, project.plan.variant(variant_id))
+
+    assert report.outcome is Outcome.FAILED
+    assert "its process was killed by SIGSEGV" in report.reason
+    assert f"python -m pipeline validate {variant_id}" in report.reason
