@@ -8,6 +8,7 @@ Many threads share one engine. Each has a session of its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 _GRAPHS = 8
 """The number of batch sizes whose CUDA graphs a session keeps."""
+_MORE_CALLS = 8
+"""The lead in calls, beyond twice as many, that gives a batch size the graph of another one."""
+_REMEMBERED_CALLS = 4096
+"""The number of calls after which all counts are halved, so that the sizes of today outweigh those of yesterday."""
 
 
 def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
@@ -144,6 +149,7 @@ class Session:
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
         self._graphs: dict[int, cuda.Graph] = {}
+        self._calls: Counter[int] = Counter()
         self._graph: cuda.Graph | None = None
         self._batch = 0
         self._bound = 0
@@ -192,16 +198,14 @@ class Session:
         return self._run_on_gpu(batch) if cuda.on_gpu(batch) else self._run_from_host(np.asarray(batch))
 
     def prepare(self, size: int) -> None:
-        """Make the next `enqueue` run this number of images from the session's own buffer.
+        """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
 
         Raises:
             RunError: the engine does not take this batch size.
         """
-        own = self._device[self._input.name].pointer
-        if size == self._batch and self._bound == own:
-            return
-        self._bind(own)
-        self._shape_for(size)
+        self._prepare(size)
+        if self._cuda_graph and self._graph is None:
+            self._graph = self._capture(size)
 
     def upload(self, batch: npt.NDArray[Any]) -> None:
         """Copy a batch from the host's memory into the session's own buffer, and prepare for its size."""
@@ -247,6 +251,13 @@ class Session:
         cuda.copy_to_host(landed, logits, self.stream)
         return landed
 
+    def _prepare(self, size: int) -> None:
+        """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
+        own = self._device[self._input.name].pointer
+        if size != self._batch or self._bound != own:
+            self._bind(own)
+            self._shape_for(size)
+
     def _staged(self) -> npt.NDArray[Any]:
         """Return the pinned host memory for the prepared batch."""
         return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
@@ -275,7 +286,7 @@ class Session:
         self._check(batch.shape, batch.dtype)
         if not batch.flags.c_contiguous:
             raise self._refusal(f"{batch.dtype} {batch.shape} with strides {batch.strides}")
-        self.prepare(len(batch))
+        self._prepare(len(batch))
         np.copyto(self._staged(), batch)
         landed = self.enqueue_with_copies()
         self.stream.synchronize()
@@ -285,7 +296,7 @@ class Session:
         array = cuda.view(batch, self.stream)
         self._check(array.shape, array.dtype)
         if self._cuda_graph:  # a graph reads the address that it was captured with
-            self.prepare(array.shape[0])
+            self._prepare(array.shape[0])
             cuda.copy_on_gpu(self._own_input(array.shape), array, self.stream)
         else:
             self._bind(array.pointer)
@@ -314,14 +325,31 @@ class Session:
         self._batch = size
         self._graph = self._graph_for(size) if self._cuda_graph else None
 
-    def _graph_for(self, size: int) -> cuda.Graph:
-        """Return the graph for a batch size. The engine must run once before a capture."""
-        if size not in self._graphs:
-            if len(self._graphs) >= _GRAPHS:
-                self._graphs.pop(next(iter(self._graphs))).close()
-            self.enqueue_kernels()
-            self.stream.synchronize()
-            self._graphs[size] = self.stream.capture(self.enqueue_kernels)
+    def _graph_for(self, size: int) -> cuda.Graph | None:
+        """Return the graph for a batch size; None if other sizes that are called as often have all the graphs.
+
+        A capture costs more than a graph saves in a few calls, so that sizes in turn must not take it from each other.
+        """
+        self._calls[size] += 1
+        if self._calls.total() >= _REMEMBERED_CALLS:
+            self._calls = Counter({known: count // 2 for known, count in self._calls.items()})
+        if size in self._graphs:
+            return self._graphs[size]
+        rarest = min((self._calls[known] for known in self._graphs), default=0)
+        if len(self._graphs) < _GRAPHS or self._calls[size] > 2 * rarest + _MORE_CALLS:
+            return self._capture(size)
+        return None
+
+    def _capture(self, size: int) -> cuda.Graph:
+        """Capture the prepared batch, in place of the graph of the size with the fewest calls if there are too many.
+
+        The engine must run once before a capture.
+        """
+        if len(self._graphs) >= _GRAPHS:
+            self._graphs.pop(min(self._graphs, key=lambda known: self._calls[known])).close()
+        self.enqueue_kernels()
+        self.stream.synchronize()
+        self._graphs[size] = self.stream.capture(self.enqueue_kernels)
         return self._graphs[size]
 
     def _sample(self) -> tuple[int, ...]:

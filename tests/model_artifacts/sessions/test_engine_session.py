@@ -27,7 +27,7 @@ from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -164,6 +164,68 @@ def test_graphs_are_kept_for_a_few_sizes_only(gpu: FakeRuntime, engine: Engine) 
         for size in (*range(1, 13), 1):
             np.testing.assert_allclose(run(images(size)), logits(size))
         assert len(gpu.open) - before == 8
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one with each capture of a graph."""
+    found: list[int] = []
+    capture = cuda.Stream.capture
+
+    def counted(stream: cuda.Stream, work: Callable[[], None]) -> cuda.Graph:
+        found.append(1)
+        return capture(stream, work)
+
+    monkeypatch.setattr(cuda.Stream, "capture", counted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [
+        pytest.param([*range(1, 9)] * 20, 8, id="eight in turn"),
+        pytest.param([*range(1, 10)] * 20, 8, id="nine in turn"),
+        pytest.param([*range(1, 13)] * 100, 8, id="twelve in turn"),
+        pytest.param(np.random.default_rng(0).integers(1, 13, 2000).tolist(), 12, id="at random"),
+    ],
+)
+def test_sizes_in_turn_do_not_take_each_others_graphs(
+    engine: Engine, captures: list[int], sizes: list[int], most: int
+) -> None:
+    """More sizes than graphs are kept cost no capture at each batch; all give their logits."""
+    with engine.session() as run:
+        for size in sizes:
+            np.testing.assert_allclose(run(images(size)), logits(size))
+    assert len(captures) <= most
+
+
+def test_sizes_of_today_get_the_graphs_of_yesterday(engine: Engine, captures: list[int], loaded: Any) -> None:
+    """A server whose batch sizes change for good has graphs for the new ones before long."""
+    with engine.session() as run:
+        for size in [*range(1, 9)] * 200:
+            run(images(size))
+        captures.clear()
+        for size in [9, 10, 11, 12] * 1000:
+            run(images(size))
+        assert len(captures) == 4
+        kernels = loaded.contexts[0].enqueued
+        for size in (9, 10, 11, 12):
+            run(images(size))
+        assert loaded.contexts[0].enqueued == kernels
+
+
+def test_a_prepared_size_always_has_a_graph(engine: Engine, captures: list[int], loaded: Any) -> None:
+    """A benchmark of many sizes replays a graph at each of them, in whatever order they are prepared."""
+    with engine.session() as run:
+        for size in (*range(1, 13), 1, 12):
+            run.prepare(size)
+            kernels = loaded.contexts[0].enqueued
+            run.enqueue()
+            assert loaded.contexts[0].enqueued == kernels
+        run(images(5))
+        run.prepare(5)
+        run.enqueue()
+    assert len(captures) >= 12
 
 
 def test_prepared_batch_can_be_replayed(engine: Engine, loaded: Any) -> None:
