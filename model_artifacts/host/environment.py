@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.cores import usable_cores
 from model_artifacts.records import EngineFlavour, GitState, Gpu, Host, Tool
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _DISTRIBUTIONS = {
     EngineFlavour.TENSORRT_RTX: ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
 }
 """Distributions whose version is the module's; the ones with the bindings come first, as the most exact."""
+_ONNXRUNTIME = frozenset({"onnxruntime", "onnxruntime-gpu"})
+"""Names by which the rest of the code asks for the version of ONNX Runtime."""
 
 
 def now() -> datetime:
@@ -39,7 +43,12 @@ def now() -> datetime:
 
 @cache
 def version(package: str) -> str:
-    """Return the installed version of a package; "absent" if it is not installed."""
+    """Return the installed version of a package; "absent" if it is not installed.
+
+    ONNX Runtime comes under many names, and two of them may lie over each other: the version is that of its module.
+    """
+    if package in _ONNXRUNTIME:
+        return _onnxruntime_version()
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -53,8 +62,8 @@ def tools(*packages: str) -> tuple[Tool, ...]:
 
 
 def threads() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of processor cores that this process may use, a part of a core rounded up."""
+    return math.ceil(usable_cores())
 
 
 def installed(module: str) -> bool:
@@ -81,9 +90,39 @@ def tensorrt_of(library: Tool) -> EngineFlavour:
 
 
 def installed_onnxruntime() -> Tool:
-    """Return the installed ONNX Runtime: `onnxruntime-gpu`, else `onnxruntime`."""
-    packages = [Tool(name=name, version=version(name)) for name in ("onnxruntime-gpu", "onnxruntime")]
-    return next((tool for tool in packages if tool.version != "absent"), packages[-1])
+    """Return the installed ONNX Runtime: its distribution, or all that brought it, and the version of its module."""
+    if (found := _onnxruntime_version()) == "absent":
+        return Tool(name="onnxruntime", version="absent")
+    return Tool(name=" + ".join(_onnxruntime_distributions()) or "onnxruntime", version=found)
+
+
+@cache
+def _onnxruntime_version() -> str:
+    """Return the version in the module's own file, which is not imported: that takes a second."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:  # a folder that an uninstalled package left behind has no origin
+        return "absent"
+    written = re.search(r"""^__version__\s*=\s*["'](.+?)["']""", Path(spec.origin).read_text("utf-8"), re.MULTILINE)
+    if written:
+        return written[1]
+    known = (importlib.metadata.version(name) for name in _onnxruntime_distributions())
+    return next(known, "unknown")
+
+
+@cache
+def _onnxruntime_distributions() -> tuple[str, ...]:
+    """Return the names of the installed distributions that bring ONNX Runtime's module, sorted."""
+    found = {
+        distribution.name
+        for distribution in importlib.metadata.distributions()
+        if re.match(r"onnxruntime|ort[-_]nightly", distribution.name or "")
+    }
+    return tuple(sorted(name for name in found if _brings_onnxruntime(name)))
+
+
+def _brings_onnxruntime(name: str) -> bool:
+    files = importlib.metadata.files(name)
+    return files is None or any(file.as_posix() == "onnxruntime/__init__.py" for file in files)
 
 
 @cache
@@ -172,10 +211,13 @@ def driver_cuda() -> int | None:
 
 @cache
 def processor() -> str:
-    """Return the processor's name from the system, and the number of cores that this process may use."""
+    """Return the processor's name from the system, and the number of cores that this process may use.
+
+    A container's quota counts: a latency of eight cores is none of "0.5 cores".
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {threads()} cores"
+    return f"{names[0] if names else platform.machine()}, {usable_cores():g} cores"
 
 
 def host_memory_bytes() -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -301,3 +303,69 @@ def test_repository_that_git_cannot_compare_is_not_called_clean(repository: Path
     (repository / ".git" / "index").write_bytes(b"damaged")
     state = environment.git_state(repository)
     assert state is None or state.dirty
+
+
+# ONNX Runtime, which comes under many names.
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of packages that hides ONNX Runtime's own."""
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    importlib.invalidate_caches()
+    facts = (environment.version, environment._onnxruntime_version, environment._onnxruntime_distributions)  # noqa: SLF001 - caches to empty
+    for fact in facts:
+        fact.cache_clear()
+    yield tmp_path
+    for fact in facts:
+        fact.cache_clear()
+
+
+def put(site: Path, *distributions: str, module: str | None = "1.22.1") -> None:
+    """Install distributions of version 9.9, all with the same module."""
+    if module:
+        (site / "onnxruntime").mkdir(exist_ok=True)
+        (site / "onnxruntime/__init__.py").write_text(f'"""ORT"""\n__version__ = "{module}"\nraise ImportError\n')
+    for name in distributions:
+        folder = site / f"{name.replace('-', '_')}-9.9.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+        (folder / "RECORD").write_text("onnxruntime/__init__.py,,\n" if module else "other/__init__.py,,\n")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("onnxruntime",),
+        ("onnxruntime-openvino",),
+        ("onnxruntime-directml",),
+        ("ort-nightly-gpu",),
+        ("onnxruntime", "onnxruntime-gpu"),
+    ],
+    ids=" + ".join,
+)
+def test_onnxruntime_is_what_would_be_imported(site: Path, names: tuple[str, ...]) -> None:
+    """The version is the module's, under whatever names it came; two names are both said. Nothing is imported."""
+    put(site, *names)
+    assert environment.installed_onnxruntime() == Tool(name=" + ".join(names), version="1.22.1")
+    assert environment.version("onnxruntime-gpu") == environment.version("onnxruntime") == "1.22.1"
+
+
+def test_onnxruntime_that_is_not_there(site: Path) -> None:
+    """A package beside it, or a folder that was left behind, is no ONNX Runtime."""
+    put(site, "onnxruntime-extensions", module=None)
+    (site / "onnxruntime").mkdir()
+    assert environment.installed_onnxruntime() == Tool(name="onnxruntime", version="absent")
+    assert environment.version("onnxruntime-gpu") == "absent"
+
+
+def test_a_quota_counts_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a core is one thread, and another processor than a whole one."""
+    monkeypatch.setattr(environment, "usable_cores", lambda: 0.5)
+    environment.processor.cache_clear()
+    try:
+        assert environment.threads() == 1
+        assert environment.processor().endswith(", 0.5 cores")
+    finally:
+        environment.processor.cache_clear()
