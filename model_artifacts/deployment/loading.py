@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.deployment.inputs import as_images, checked_batch, likeliest
 from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
-from model_artifacts.errors import RunError, UnsupportedError
+from model_artifacts.errors import RunError, UsageError
 from model_artifacts.host.environment import (
     driver_cuda,
     driver_version,
@@ -27,19 +28,21 @@ from model_artifacts.host.environment import (
     processor,
     read_host,
 )
-from model_artifacts.host.hashes import check_digest
+from model_artifacts.host.hashes import check_digest, leaves_its_folder
 from model_artifacts.host.nvml import free_memory_bytes
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Variant, is_applied
+from model_artifacts.records import Backend, DeploymentHost, FileRecord, Manifest, ManifestModel, Variant
 from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts, open_artifact
 from model_artifacts.sessions.preprocessing import read_pixels, to_input, to_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+    from typing import NoReturn
 
     import numpy.typing as npt
-    from PIL import Image
 
+    from model_artifacts.deployment.inputs import Picture, Readable
     from model_artifacts.records import BatchRange, ManifestEntry, Preprocessing
     from model_artifacts.sessions.opening import Runner
 
@@ -133,17 +136,18 @@ class Model:
         """Return the logits of images that are preprocessed already.
 
         Args:
-            batch: float32 (batch, channels, height, width).
+            batch: float32 (batch, channels, height, width): an array or a tensor in the host's memory. An engine also
+                takes one in its GPU's memory, with `__dlpack__` or `__cuda_array_interface__`.
 
         Returns:
             float32 (batch, classes).
 
         Raises:
-            RunError: the artifact does not take such a batch.
+            RunError: the artifact does not take such a batch, or the `with` block has ended.
         """
-        return np.asarray(self._run(batch))
+        return np.asarray(self._run(self._checked(batch)))
 
-    def predict(self, images: Sequence[Image.Image | str | os.PathLike[str]]) -> tuple[str, ...]:
+    def predict(self, images: Picture | Iterable[Picture]) -> tuple[str, ...]:
         """Return the most likely class of each image: its name, or its number if names are unknown.
 
         The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
@@ -151,30 +155,42 @@ class Model:
         last image fill it up.
 
         Args:
-            images: Pillow's images of any size and mode, or paths of image files.
+            images: paths of image files, Pillow's images of any size and mode, or uint8 arrays (height, width, 3) or
+                (height, width); or one of these.
 
         Raises:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
-            RunError: the artifact cannot run them, or one path was given in place of several.
+            RunError: the artifact cannot run them, they are no images, or its logits are not finite.
         """
-        if isinstance(images, (str, os.PathLike)):
-            raise RunError("`predict` takes several images", got=repr(images), fix="put the path into a list")
-        if not images:
-            return ()
+        images = as_images(images)
         profile, names = self.entry.profile, self.class_names
         step = profile.max if profile else _AT_ONCE
         chunks = [images[start : start + step] for start in range(0, len(images), step)]
         indices = [index for chunk in chunks for index in self._most_likely(chunk)]
         return tuple(names[index] if names else str(index) for index in indices)
 
-    def _most_likely(self, images: Sequence[Image.Image | str | os.PathLike[str]]) -> list[int]:
+    def _most_likely(self, images: Sequence[Readable]) -> list[int]:
         spec = self.preprocessing
         batch = to_input(np.stack([_pixels(image, spec) for image in images]), spec)
         logits = self(_filled(batch, self.entry.profile))[: len(batch)]
-        return [int(index) for index in logits.argmax(axis=1)]
+        return likeliest(logits, self.class_names)
+
+    def close(self) -> None:
+        """Refuse all further batches: the `with` block has ended."""
+        self._run = _ended
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Return a batch that every backend takes alike, as a contiguous array.
+
+        Raises:
+            RunError: type or shape are others.
+        """
+        if self.entry.backend is Backend.TENSORRT and _on_gpu(batch):
+            return batch
+        return checked_batch(batch, self.preprocessing.input_shape)
 
 
-def _pixels(image: Image.Image | str | os.PathLike[str], spec: Preprocessing) -> npt.NDArray[np.uint8]:
+def _pixels(image: Readable, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     return read_pixels(image, spec) if isinstance(image, (str, os.PathLike)) else to_pixels(image, spec)
 
 
@@ -184,16 +200,65 @@ def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
     return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
 
 
-@contextmanager
-def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) -> Iterator[Model]:
+def _ended(_batch: Batch) -> Batch:
+    raise RunError("the model is closed", fix="call it inside the block: `with load(…) as model:`")
+
+
+def _on_gpu(batch: object) -> bool:
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    return cuda.on_gpu(batch)
+
+
+class Loading(AbstractContextManager[Model]):
+    """A model that is opened by `with` and closed at the end of the block."""
+
+    def __init__(self, opening: AbstractContextManager[Model]) -> None:
+        self._opening = opening
+
+    def __enter__(self) -> Model:
+        """Open the model."""
+        return self._opening.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Close the model."""
+        return self._opening.__exit__(kind, error, trace)
+
+    def __call__(self, batch: object) -> NoReturn:
+        """Refuse a batch: nothing is open.
+
+        Raises:
+            UsageError: always, with the line to write.
+        """
+        del batch
+        raise _unopened()
+
+    def predict(self, images: object) -> NoReturn:
+        """Refuse images: nothing is open.
+
+        Raises:
+            UsageError: always, with the line to write.
+        """
+        del images
+        raise _unopened()
+
+
+def _unopened() -> UsageError:
+    return UsageError("`load` has not opened the model yet", fix="write `with load(…) as model:`, and use `model`")
+
+
+def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) -> Loading:
     """Resolve an artifact for this machine, check its digest, and open it.
 
     Args:
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
 
-    Yields:
-        the model, which turns batches into logits, and images into names of classes.
+    Returns:
+        a context manager of the model, which turns batches into logits, and images into names of classes. It raises
+        the errors below when it is entered.
 
     Raises:
         ResolveError: no artifact suits; the message has the reason for each.
@@ -201,7 +266,11 @@ def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) ->
         RunError: a file is damaged, or cannot be run.
         UnsupportedError: a library that the artifact needs does not start here.
     """
-    root = Path(artifacts)
+    return Loading(_opened(Path(artifacts), requirements))
+
+
+@contextmanager
+def _opened(root: Path, requirements: Requirements) -> Iterator[Model]:
     manifest = read_manifest(root)
     if manifest.model is None:
         raise RunError(
@@ -209,7 +278,11 @@ def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) ->
         )
     resolution = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
     with open_artifact(_file_of(root, resolution, manifest.model)) as run:
-        yield Model(resolution, manifest.model, run)
+        model = Model(resolution, manifest.model, run)
+        try:
+            yield model
+        finally:
+            model.close()
 
 
 def checked_file(root: Path, file: FileRecord | None) -> Path:
@@ -235,10 +308,9 @@ def _recorded(root: Path, file: FileRecord | None) -> tuple[Path, FileRecord]:
     """
     if file is None:
         raise RunError("the manifest names no file")
-    path = root / file.path
-    if not path.resolve().is_relative_to(root.resolve()):
+    if leaves_its_folder(file.path):
         raise RunError(f"the manifest names a file outside its folder: {file.path}", fix="do not use this manifest")
-    return path, file
+    return root / file.path, file
 
 
 def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> ArtifactFile:
@@ -246,11 +318,8 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
 
     Raises:
         RunError: the manifest names no file in its folder, or the runtime cache is damaged.
-        UnsupportedError: the engine has no weights.
     """
     entry = resolution.entry
-    if is_applied("strip_plan", entry.settings):
-        raise UnsupportedError(f"{entry.id} was built without its weights, and cannot be run from a manifest alone")
     path, record = _recorded(root, entry.file)
     return ArtifactFile(
         id=entry.id,

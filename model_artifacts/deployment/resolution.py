@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import ResolveError, UsageError
 from model_artifacts.host.environment import tensorrt_of
-from model_artifacts.records import CPU_TARGET, Backend, Precision, Status, module_target, ranking_clock
+from model_artifacts.records import (
+    CPU_TARGET,
+    Backend,
+    Precision,
+    Status,
+    is_applied,
+    module_target,
+    ranking_clock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -61,14 +69,23 @@ class Requirements:
     """The bound on the GPU's memory."""
 
     def __post_init__(self) -> None:
-        """Refuse an unknown precision.
+        """Refuse requirements that nothing can mean.
 
         Raises:
-            UsageError: the precision is unknown; the message lists the known ones.
+            UsageError: the precision is unknown, or a number is out of its range; the message has the right ones.
         """
         names = [precision.value for precision in Precision]
         if self.precision is not None and self.precision not in names:
             raise UsageError("unknown precision", expected=", ".join(names), got=repr(self.precision))
+        if self.batch is not None and self.batch < 1:
+            raise UsageError("a batch has images", expected="`batch` of 1 or more", got=repr(self.batch))
+        if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
+            expected = "`min_top1` from 0 to 1: 0.75 is 75 %"
+            raise UsageError("the required accuracy is no share", expected=expected, got=repr(self.min_top1))
+        for name in ("max_latency_ms", "max_memory_bytes"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise UsageError("nothing meets this bound", expected=f"`{name}` above 0", got=repr(bound))
 
     @property
     def timed_batch(self) -> int:
@@ -178,6 +195,8 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Require
     if entry.status is not Status.DEPLOYABLE:
         names_status = entry.reason.startswith(entry.status.value)
         return entry.reason if names_status else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
+    if is_applied("strip_plan", entry.settings):
+        return "was built without its weights, and cannot be run from a manifest alone"
     if reason := _unmet(entry, requirements):
         return reason
     places = _places(entry, host)

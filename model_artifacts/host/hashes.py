@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RunError, storage_errors
@@ -54,6 +55,14 @@ def describe_file(path: Path, root: Path) -> FileRecord:
     with storage_errors(f"reading {path}"):
         size = path.stat().st_size
     return FileRecord(path=path.relative_to(root).as_posix(), bytes=size, sha256=sha256_of(path))
+
+
+def leaves_its_folder(path: str) -> bool:
+    """Return true if a recorded path leads out of its folder by itself: an absolute one, or one with `..`.
+
+    A link may lead anywhere, as in the cache of Hugging Face or of DVC: the digest of the file behind it is checked.
+    """
+    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
 
 
 def check_digest(path: Path, file: FileRecord, fix: str) -> None:

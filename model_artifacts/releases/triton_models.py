@@ -74,12 +74,13 @@ class TritonModel:
     def max_batch(self) -> int:
         """Largest batch that Triton may compose of requests; 0 if each request must be a batch of an accepted size.
 
-        Triton composes batches of any size from 1 on. An artifact that takes no single image is therefore not batched,
+        Of an artifact that takes any batch it is the largest that was validated. Triton composes batches of any size
+        from 1 on. An artifact that takes no single image is therefore not batched,
         and the shape of an engine with a fixed batch size includes that size.
         """
         profile = self.entries[0].profile
         if profile is None:
-            return max((timing.batch for timing in self.entries[0].timings), default=1)
+            return max((row.batch for row in self.entries[0].rows), default=1)
         return profile.max if profile.min == 1 < profile.max else 0
 
     @property

@@ -14,7 +14,7 @@ from PIL import Image
 import model_artifacts as pipeline
 from model_artifacts.deployment.loading import Model
 from model_artifacts.deployment.resolution import Device, Requirements, Resolution, Tier
-from model_artifacts.errors import ArtifactError, DataError, RunError, UnsupportedError
+from model_artifacts.errors import ArtifactError, DataError, RunError, UnsupportedError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, BatchRange, Fit, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
@@ -171,15 +171,31 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(copied: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("where", ["../outside.onnx", "/etc/passwd", "link.onnx"])
+@pytest.mark.parametrize("where", ["../outside.onnx", "/etc/passwd"])
 def test_a_file_outside_the_folder_is_refused(
     changed: Callable[[Callable[[ManifestEntry], dict[str, object]]], Path], where: str
 ) -> None:
-    """`..`, absolute paths and links that lead out of the folder are refused."""
+    """`..` and absolute paths are refused, whatever lies there."""
     folder = changed(lambda item: moved(item.file, where))
     (folder.parent / "outside.onnx").write_bytes(b"x")
-    (folder / "link.onnx").symlink_to(folder.parent / "outside.onnx")
     with pytest.raises(RunError, match="names a file outside its folder"), pipeline.load(folder):
+        pass
+
+
+def test_links_into_a_store_of_contents_are_followed(copied: Path, tmp_path: Path) -> None:
+    """A folder of links, as Hugging Face's cache and DVC make, loads if the digests hold, and else is refused."""
+    folder, blobs = copied / "artifacts", tmp_path / "blobs"
+    blobs.mkdir()
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        blob = blobs / f"{len(list(blobs.iterdir()))}"
+        file.rename(blob)
+        file.symlink_to(blob)
+    with pipeline.load(folder) as model:
+        assert model(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 10)
+        taken = model.entry.file
+    assert taken is not None
+    (folder / taken.path).resolve().write_bytes(b"other")
+    with pytest.raises(RunError, match=r"is damaged.*\n  expected: SHA-256"), pipeline.load(folder):
         pass
 
 
@@ -210,9 +226,30 @@ def test_a_manifest_without_a_model_is_refused(copied: Path) -> None:
 
 
 def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
-    """It names the artifact and the shape."""
-    with pipeline.load(built.paths.root) as model, pytest.raises(RunError, match=r"cannot run a batch \(1, 2\)"):
+    """It names the expected and the actual shape."""
+    with pipeline.load(built.paths.root) as model, pytest.raises(RunError, match=r"(?s)\(batch, 3, 32, 32\).*\(1, 2\)"):
         model(np.zeros((1, 2), np.float32))
+
+
+def test_one_image_is_enough(built: Project) -> None:
+    """One image and a list of one give the same answer."""
+    with pipeline.load(built.paths.root) as model:
+        assert model.predict(photographs(1)[0]) == model.predict(photographs(1))
+
+
+def test_a_model_is_used_inside_its_block(built: Project) -> None:
+    """Before the block and after it, calls are refused with the line to write."""
+    batch = np.zeros((1, 3, 32, 32), np.float32)
+    opening = pipeline.load(built.paths.root)
+    refusal = r"(?s)has not opened the model.*with load"
+    with pytest.raises(UsageError, match=refusal):
+        opening(batch)
+    with pytest.raises(UsageError, match=refusal):
+        opening.predict(photographs(1))
+    with opening as model:
+        pass
+    with pytest.raises(RunError, match=r"(?s)the model is closed.*with load"):
+        model(batch)
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from model_artifacts.records import (
     Gpu,
     ManifestEntry,
     Precision,
+    Setting,
     Status,
     Tool,
 )
@@ -321,6 +322,37 @@ def test_baselines_are_not_deployed() -> None:
     """Eager torch is in the manifest to compare with."""
     with pytest.raises(ResolveError, match="eager is a baseline to compare with"):
         taken(engine("eager", 0.1, backend=Backend.EAGER))
+
+
+def test_an_engine_without_its_weights_is_not_taken() -> None:
+    """A stripped engine beside an ONNX file is passed over with the reason, however fast it is."""
+    stripped = engine("stripped", 0.1, settings=(Setting(name="strip_plan", value="on", applied=True),))
+    unsupported = engine("whole", 0.2, settings=(Setting(name="strip_plan", value="on", applied=False),))
+
+    assert name_of(taken(stripped, onnx("graph", 5.0), on=machine(H100))) == "graph"
+    assert reasons(taken(stripped, onnx("graph"), on=machine(H100)))["stripped"].startswith(
+        "was built without its weights"
+    )
+    assert name_of(taken(stripped, unsupported, on=machine(H100))) == "whole"
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"batch": 0}, "`batch` of 1 or more.*got: +0"),
+        ({"batch": -2}, "`batch` of 1 or more.*got: +-2"),
+        ({"min_top1": 75}, "0.75 is 75 %.*got: +75"),
+        ({"min_top1": -0.1}, "`min_top1` from 0 to 1"),
+        ({"min_top1": float("nan")}, "`min_top1` from 0 to 1"),
+        ({"max_latency_ms": 0.0}, "`max_latency_ms` above 0"),
+        ({"max_latency_ms": float("nan")}, "`max_latency_ms` above 0"),
+        ({"max_memory_bytes": -1}, "`max_memory_bytes` above 0"),
+    ],
+)
+def test_requirements_that_nothing_can_mean(wish: dict[str, Any], message: str) -> None:
+    """A number out of its range is refused where it is written."""
+    with pytest.raises(UsageError, match=rf"(?s){message}"):
+        Requirements(**wish)
 
 
 def test_an_empty_manifest_says_so() -> None:

@@ -22,6 +22,7 @@ from model_artifacts.records import (
     Manifest,
     ManifestEntry,
     Precision,
+    RowCheck,
     Setting,
     Status,
     TensorSpec,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from model_artifacts.records import BatchTiming
     from pipeline.planning.project import Project
     from pipeline.stages.release.stage import Release
 
@@ -57,9 +59,10 @@ def package(name: str, *milliseconds: float, **changes: Any) -> ManifestEntry:
 
 
 def onnx(name: str, graph: Graph, *batches: int, **changes: Any) -> ManifestEntry:
-    """Return an ONNX file that ONNX Runtime ran on the processor."""
-    changes = {"graph": graph, "precision": graph.precision, "inputs": (IMAGE,), "outputs": (LOGITS,)} | changes
-    return entry(name, *[timing(batch, 1.0) for batch in batches]).model_copy(update=changes)
+    """Return an ONNX file that ONNX Runtime ran on the processor, validated at these batch sizes and timed at 1."""
+    rows = tuple(RowCheck(batch=batch, reference_l2=0.0, relative_l2=0.0) for batch in batches)
+    facts = {"graph": graph, "precision": graph.precision, "inputs": (IMAGE,), "outputs": (LOGITS,), "rows": rows}
+    return entry(name, timing(1, 1.0)).model_copy(update=facts | changes)
 
 
 def of(*entries: ManifestEntry) -> Manifest:
@@ -188,9 +191,10 @@ def test_triton_batches_only_what_takes_any_size_up_to_the_largest(
     assert (model.max_batch, model.preferred_batch, model.dims(IMAGE)) == (largest, preferred, dims)
 
 
-def test_onnx_is_batched_as_far_as_it_was_timed() -> None:
-    """It takes any size; how much memory larger ones take was not seen."""
-    (model,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 32)))
+@pytest.mark.parametrize("timings", [(), (timing(1, 1.0),), (timing(64, 1.0),)])
+def test_onnx_is_batched_as_far_as_it_was_validated(timings: tuple[BatchTiming, ...]) -> None:
+    """It takes any size, and the largest that was validated counts, whether it was timed or not."""
+    (model,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 3, 32, timings=timings)))
     assert model.max_batch == 32
 
 
@@ -283,7 +287,7 @@ def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pyte
     assert "3 models: " in said
     assert "its Q/DQ pairs are placed for TensorRT" in said
     config = config_of(tmp_path / "triton/tiny-fp32-onnx")
-    assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 2)
+    assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 32)
     assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_CPU]
 
 
