@@ -133,15 +133,6 @@ def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None
     assert seen == [(3, 1, 20, 36)]
 
 
-def test_one_path_is_no_list(built: Project) -> None:
-    """A path in place of a list is refused, for its letters are no images."""
-    facts = built.manifest().model
-    assert facts is not None
-    found = Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ())
-    with pytest.raises(RunError, match=r"(?s)several images.*cat\.png.*into a list"):
-        Model(found, facts, lambda batch: batch).predict("cat.png")
-
-
 @pytest.fixture
 def changed(copied: Path) -> Callable[[Callable[[ManifestEntry], dict[str, object]]], Path]:
     """A function that changes every entry of a copied project's manifest, and returns the folder."""
@@ -231,10 +222,13 @@ def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
         model(np.zeros((1, 2), np.float32))
 
 
-def test_one_image_is_enough(built: Project) -> None:
-    """One image and a list of one give the same answer."""
+def test_one_image_is_enough(built: Project, tmp_path: Path) -> None:
+    """One image, its path, its pixels and a list of one give the same answer."""
+    image = photographs(1)[0]
+    image.save(tmp_path / "one.png")
     with pipeline.load(built.paths.root) as model:
-        assert model.predict(photographs(1)[0]) == model.predict(photographs(1))
+        for one in (image, tmp_path / "one.png", str(tmp_path / "one.png"), np.asarray(image)):
+            assert model.predict(one) == model.predict([image])
 
 
 def test_a_model_is_used_inside_its_block(built: Project) -> None:
