@@ -7,6 +7,7 @@ line can then show every expected failure as one message with a remedy.
 from __future__ import annotations
 
 import errno
+import re
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -173,14 +174,45 @@ class LostWorkerError(FarmError):
     """A worker or a machine that was lost during a step; another worker may run the step."""
 
 
+class MemoryShortageError(ArtifactError):
+    """Work that needs more memory than the machine has left."""
+
+
 class StorageError(ArtifactError):
     """A file that cannot be written or read: permissions, a full disk, a missing folder."""
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """Return a text of at most `limit` characters. A longer one loses its middle.
+
+    A library's message begins with its kind and ends with its reason; paths and signatures stand between them.
+    """
+    if len(text) <= limit:
+        return text
+    gap = " … "
+    head = (limit - len(gap)) // 3
+    return text[:head] + gap + text[head + len(gap) - limit :]
+
+
 def one_line(exc: BaseException) -> str:
-    """Return an exception's type and the first line of its message, at most 300 characters."""
+    """Return an exception's type and the first line of its message, shortened to 300 characters."""
     lines = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {lines[0]}"[:300] if lines else type(exc).__name__
+    return shortened(f"{type(exc).__name__}: {lines[0]}") if lines else type(exc).__name__
+
+
+_NO_MEMORY = re.compile(r"(?i)can(?:'|no)t allocate memory|not enough memory|bad_alloc|failed to allocate memory")
+"""Messages of torch's allocator, the operating system, C++ and ONNX Runtime."""
+
+
+def out_of_memory(exc: BaseException) -> MemoryShortageError | None:
+    """Return the error to raise instead, if the machine ran out of memory. None for any other exception."""
+    if isinstance(exc, ArtifactError) or not (isinstance(exc, MemoryError) or _NO_MEMORY.search(str(exc))):
+        return None
+    return MemoryShortageError(
+        "this machine ran out of memory",
+        got=one_line(exc),
+        fix="end other programs, raise the memory limit of the container, or run the step on a larger machine",
+    )
 
 
 @contextmanager
@@ -192,6 +224,7 @@ def storage_errors(doing: str) -> Iterator[None]:
 
     Raises:
         StorageError: the block raised an `OSError`.
+        MemoryShortageError: it was for lack of memory.
     """
     fixes = {
         errno.ENOSPC: "free some disk space, then run the command again; no half-written file was left",
@@ -203,6 +236,8 @@ def storage_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        if memory := out_of_memory(exc):
+            raise memory from exc
         raise StorageError(
             f"{doing} failed: {exc.strerror or exc}",
             where=str(exc.filename or ""),

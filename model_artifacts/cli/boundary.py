@@ -8,7 +8,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from model_artifacts.cli.process import discard_output, reader_is_gone
-from model_artifacts.errors import ArtifactError, storage_errors
+from model_artifacts.errors import ArtifactError, out_of_memory, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,8 @@ def guarded(command: str, work: Callable[[], int], *, debug: bool, remedy: str, 
         message = f"{command} needs the package {exc.name}, which is not installed here\n  fix:      {remedy}"
     except Exception as exc:  # noqa: BLE001 - the boundary: a bug is reported as one, with its traceback on request
         problem, status = exc, 1
-        message = f"unexpected {type(exc).__name__}: {exc}\n  fix:      run it again with --debug for the traceback"
+        unexpected = f"unexpected {type(exc).__name__}: {exc}\n  fix:      run it again with --debug for the traceback"
+        message = str(out_of_memory(exc) or unexpected)
     if debug:
         traceback.print_exception(problem)
     print(f"error: {message}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
@@ -266,11 +267,24 @@ def fold_batch_norms(model: nn.Module) -> Folded:
             weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
             if len(weighted) != len(set(weighted)):
                 return Folded(model, 0)
-            folded = fuse(model.eval())
+            folded = fuse(share_weights(model.eval()), inplace=True)  # it replaces layers, and writes no tensor
     except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
         logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
     return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose parameters and buffers share their memory with the original's.
+
+    A cast of the copy, or a new tensor in it, leaves the original as it is. Writing into a tensor changes both.
+    """
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    tensors = [value for value in attributes if isinstance(value, torch.Tensor)]  # torch copies no computed ones
+    shared: dict[int, object] = {id(tensor): tensor.detach() for tensor in (*tensors, *model.buffers())}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, shared)
 
 
 def count_batch_norms(model: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.errors import RunError, one_line
+from model_artifacts.errors import RunError, one_line, shortened
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 
 if TYPE_CHECKING:
@@ -111,4 +111,4 @@ def refused(what: str, log: BuildLog, expected: str = "") -> RunError:
         expected: the input that would have been right.
     """
     messages = log.errors()
-    return RunError(what, expected=expected, got=messages[-1][:500] if messages else "")
+    return RunError(what, expected=expected, got=shortened(messages[-1], 500) if messages else "")

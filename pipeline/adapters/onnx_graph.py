@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,18 +20,23 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import onnx.onnx_ml_pb2 as pb
+    from google.protobuf.message import Message
 
     from model_artifacts.records import LayerShare
 
 
-def check(file: Path) -> None:
+_SMALL = 1024
+"""Most values of an initialiser that checks and conversions read: axes, shapes, scales. Larger ones are weights."""
+
+
+def check(model: onnx.ModelProto) -> None:
     """Run the ONNX checker in full, shape inference included.
 
     Raises:
         onnx.checker.ValidationError: the graph is not valid.
         onnx.shape_inference.InferenceError: the graph's shapes contradict each other.
     """
-    onnx.checker.check_model(str(file), full_check=True)
+    onnx.checker.check_model(_without_weights(model), full_check=True)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -39,10 +45,18 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return a copy of the model in another version of the default operator set.
+    """Return a copy of the model in another version of the default operator set; see `convert`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    convert(copy, opset)
+    return copy
 
-    The copy has the oldest IR version that holds the operator set. It loses the exporter's notes on nodes, such as
-    stack traces.
+
+def convert(model: onnx.ModelProto, opset: int) -> None:
+    """Bring a model to another version of the default operator set, in place.
+
+    It gets the oldest IR version that holds the operator set, and loses the exporter's notes on nodes, such as stack
+    traces. The weights are neither copied nor read. After an exception the model is as before.
 
     Raises:
         onnx.version_converter.ConvertError: an operator has no counterpart in the version.
@@ -50,14 +64,96 @@ def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         onnx.checker.ValidationError: the result is not valid, because the converter skips unknown operators.
         onnx.shape_inference.InferenceError: the result's shapes contradict each other, for the same reason.
     """
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
+    plain = _without_weights(model)
     for node in plain.graph.node:
         _drop_default_noop(node)
     converted = version_converter.convert_version(plain, opset)
-    converted.ir_version = onnx.helper.find_min_ir_version_for(converted.opset_import)
+    use_oldest_ir(converted)
     onnx.checker.check_model(converted, full_check=True)
-    return converted
+    graph = model.graph
+    for tensor in [item for item in graph.initializer if _is_small(item)]:
+        graph.initializer.remove(tensor)
+    graph.initializer.extend(converted.graph.initializer)
+    for mine, new in ((graph.node, converted.graph.node), (graph.value_info, converted.graph.value_info)):
+        del mine[:]
+        mine.extend(new)
+    del model.opset_import[:]
+    model.opset_import.extend(converted.opset_import)
+    model.ir_version = converted.ir_version
+
+
+def use_oldest_ir(model: onnx.ModelProto) -> None:
+    """Give a model the oldest IR version that holds its operator sets, which the most runtimes read."""
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+
+
+def save(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model to a file, one weight after the other.
+
+    Protobuf's own writer takes up to four times the memory of the whole message. The file is an ordinary message: the
+    graph is one field, in which the weights stand last.
+    """
+    light, weights = _apart(model)
+    graph = light.graph.SerializeToString()
+    light.ClearField("graph")
+    heads = [_head(onnx.GraphProto, "initializer", tensor.ByteSize()) for tensor in weights]
+    size = len(graph) + sum(map(len, heads)) + sum(tensor.ByteSize() for tensor in weights)
+    with file.open("wb") as stream:
+        stream.write(light.SerializeToString() + _head(onnx.ModelProto, "graph", size) + graph)
+        for head, tensor in zip(heads, weights, strict=True):
+            stream.write(head)
+            stream.write(tensor.SerializeToString())
+
+
+def _head(message: type[Message], field: str, size: int) -> bytes:
+    """Return the bytes in front of an embedded message: its field and its length, as variable-length numbers.
+
+    protobuf.dev, "Encoding": seven bits a byte, the lowest first; the wire type of embedded messages is 2.
+    """
+    data = bytearray()
+    for number in (message.DESCRIPTOR.fields_by_name[field].number << 3 | 2, size):
+        rest = number
+        while rest > 0x7F:  # noqa: PLR2004 - seven bits
+            data.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        data.append(rest)
+    return bytes(data)
+
+
+def _apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """Return a copy of a model without its weights, and the weights themselves, which are not copied."""
+    light = onnx.ModelProto()
+    _copy_fields(model, light, "graph")
+    _copy_fields(model.graph, light.graph, "initializer")
+    light.graph.initializer.extend(filter(_is_small, model.graph.initializer))
+    return light, [tensor for tensor in model.graph.initializer if not _is_small(tensor)]
+
+
+def _copy_fields(source: Message, target: Message, without: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == without:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:  # ONNX's models and graphs embed no other message than the graph
+            setattr(target, field.name, value)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose weights are inputs instead of initialisers, so that it is small.
+
+    ONNX's checker, shape inference and converter read types, shapes and small constants only. They copy a whole model
+    several times.
+    """
+    light, weights = _apart(model)
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in weights
+    )
+    return light
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    return bool(math.prod(tensor.dims) <= _SMALL)  # protobuf counts bytes by writing the whole message
 
 
 def _drop_default_noop(node: onnx.NodeProto) -> None:
@@ -195,7 +291,8 @@ def _attribute(attribute: pb.AttributeProto) -> tuple[str, str]:
 
 
 def _tensor(tensor: pb.TensorProto) -> tuple[object, ...]:
-    return *_shape(tensor), hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+    values = np.ascontiguousarray(numpy_helper.to_array(tensor)).reshape(-1).view(np.uint8)
+    return *_shape(tensor), hashlib.sha256(values.data).hexdigest()
 
 
 def _shape(tensor: pb.TensorProto) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from model_artifacts.errors import BuildError, UnsupportedError
+from model_artifacts.errors import BuildError, UnsupportedError, shortened
 from model_artifacts.records import BuiltFor, EngineMemory, Precision, Setting, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 from model_artifacts.tensorrt.runtime import load_engine
@@ -107,11 +107,7 @@ def build_engine(
         builder = trt.Builder(logger)
     except TypeError as exc:  # raised by the bindings if the library returns no builder
         raise _failure(log, request, "the builder cannot be created") from exc
-    network = builder.create_network(_network_flags(flavour))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph_file(flavour, request))):
-        problems = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise BuildError("TensorRT cannot read the ONNX graph", got="; ".join(problems)[:500])
+    network = parse(flavour, builder, logger, graph_file(flavour, request))
     config = builder.create_builder_config()
     settings = BuilderSettings(flavour, builder, network, config, request, timings).apply()
     monitor = _monitor(trt, progress) if progress and hasattr(trt, "IProgressMonitor") else None
@@ -136,6 +132,50 @@ def build_engine(
         timing_cache=bytes(config.get_timing_cache().serialize()) if keeps_timings(flavour, request) else b"",
         seconds=seconds,
     )
+
+
+def parse(flavour: Flavour, builder: Any, logger: Any, graph: Path) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
+    """Return TensorRT's network of an ONNX file.
+
+    Raises:
+        BuildError: the parser refuses the graph; the error names the operators and nodes.
+    """
+    network = builder.create_network(_network_flags(flavour))
+    parser = flavour.module.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        raise _refused_graph(parser)
+    return network
+
+
+def _refused_graph(parser: Any) -> BuildError:  # noqa: ANN401 - TensorRT's bindings are untyped
+    """Return the error of a graph that TensorRT's parser refused: each operator and node with the parser's reason."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    # TensorRT 8.6 knows neither names nor operators of nodes; the parser may know neither, either.
+    operators = list(dict.fromkeys(filter(None, (_of_node(error, "node_operator") for error in errors))))
+    problems = []
+    for error in errors:
+        name, operator = _of_node(error, "node_name"), _of_node(error, "node_operator")
+        node = " ".join(filter(None, (operator, f"(node {name!r})" if name else "")))
+        reason = str(error.desc())
+        if reason == "false" and hasattr(error, "code"):  # the text of an assertion that always fails
+            reason = str(error.code().name).lower().replace("_", " ")
+        problems.append(f"{node}: {reason}" if node else reason)
+    return BuildError(
+        f"TensorRT cannot read the ONNX graph: it refuses {', '.join(operators)}"
+        if operators
+        else "TensorRT cannot read the ONNX graph",
+        expected="operators and attributes that TensorRT's ONNX parser supports" if operators else "",
+        got=shortened("; ".join(dict.fromkeys(problems)), 500),
+        fix="replace this operation in the model, or build this model for ONNX Runtime or PyTorch only"
+        if operators
+        else "",
+    )
+
+
+def _of_node(error: Any, name: str) -> str:  # noqa: ANN401 - TensorRT's bindings are untyped
+    """Return a fact about a parser error's node; empty if the parser gives none."""
+    fact = getattr(error, name, None)
+    return str(fact() or "") if fact is not None else ""
 
 
 def graph_file(flavour: Flavour, request: EngineRequest) -> Path:
@@ -248,7 +288,7 @@ def _failure(log: BuildLog, request: EngineRequest, what: str = "the builder ret
     """Return the error of a failed build. The reason stands in the log, because the builder itself returns None."""
     errors = log.errors()
     return explain(log, request.workspace_bytes) or BuildError(
-        what, got=errors[0][:500] if errors else "no error in its log"
+        what, got=shortened(errors[0], 500) if errors else "no error in its log"
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from model_artifacts.errors import BuildError, UnsupportedError, one_line
+from model_artifacts.errors import BuildError, UnsupportedError, one_line, shortened
 from model_artifacts.host.environment import installed_torch_tensorrt
 from model_artifacts.records import Backend, Precision, Setting
 from model_artifacts.sessions.torch_tensorrt_runtime import (
@@ -234,7 +234,7 @@ def _not_compiled(failure: str, error: Exception, messages: list[str]) -> BuildE
     if not messages and "deserialize_cuda_engine" in str(error):
         fix = "raise `workspaces` in pipeline.yaml; too little workspace is the most frequent cause"
         return BuildError(failure, got="TensorRT's builder returned no engine, and no reason", fix=fix)
-    return BuildError(failure, got="; ".join([reason_of(error), *(text[:300] for text in messages[:1])]))
+    return BuildError(failure, got="; ".join([reason_of(error), *(shortened(text) for text in messages[:1])]))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from doit.action import BaseAction, CmdAction
 from doit.exceptions import TaskFailed
 
-from model_artifacts.errors import ArtifactError
+from model_artifacts.errors import ArtifactError, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +134,6 @@ class FarmAction(_WithoutProcess):
             write(f"error: {exc}", error=True)
             return TaskFailed(str(exc), report=True)
         except Exception as exc:  # noqa: BLE001 - of this step alone, as a command's would be: the others go on
-            write(f"error: unexpected {type(exc).__name__}: {exc}", error=True)
+            write(f"error: {out_of_memory(exc) or f'unexpected {type(exc).__name__}: {exc}'}", error=True)
             return TaskFailed(str(exc), report=True)
         return TaskFailed(f"exit status {status}", report=True) if status else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from model_artifacts.errors import ArtifactError, FarmError, UsageError
+from model_artifacts.errors import ArtifactError, FarmError, UsageError, shortened
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
@@ -123,7 +123,7 @@ def _described(node: Node, printed: str) -> FarmNode:
     try:
         return FarmNode(id=node.id, host=DeploymentHost.model_validate_json(printed))
     except ValidationError as exc:
-        raise FarmError(f"{node.address} did not describe itself", got=printed[:200]) from exc
+        raise FarmError(f"{node.address} did not describe itself", got=shortened(printed)) from exc
 
 
 def unfit_nodes(target: FarmTarget, record: FarmRecord) -> frozenset[str]:

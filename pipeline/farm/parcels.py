@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 import model_artifacts
 import pipeline
 from model_artifacts import __version__
-from model_artifacts.errors import FarmError, MissingRecordError, RecordError, storage_errors
+from model_artifacts.errors import FarmError, MissingRecordError, RecordError, shortened, storage_errors
 from model_artifacts.host.files import install_files
 from model_artifacts.host.hashes import describe_bytes
 from model_artifacts.records import FileRecord, Record, StageRecord
@@ -133,7 +133,7 @@ def read_message(text: str) -> Message:
     try:
         return _MESSAGE.validate_json(text)
     except ValidationError as exc:
-        raise FarmError("a worker sent a message that this version does not know", got=text[:200]) from exc
+        raise FarmError("a worker sent a message that this version does not know", got=shortened(text)) from exc
 
 
 class Input(NamedTuple):

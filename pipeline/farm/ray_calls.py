@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from model_artifacts import __version__
-from model_artifacts.errors import ArtifactError, FarmError, LostWorkerError, one_line
+from model_artifacts.errors import ArtifactError, FarmError, LostWorkerError, one_line, shortened
 from pipeline.farm.parcels import CODE, Parcel, code_folders
 from pipeline.farm.worker import work
 
@@ -172,7 +172,7 @@ def join(ray: Any, address: str) -> None:  # noqa: ANN401 - Ray
         raise FarmError(
             "the cluster has another version of Ray or of Python" if skew else f"cannot join the cluster at {address}",
             expected=f"Ray {ray.__version__} and Python {platform.python_version()}, as here" if skew else "",
-            got=text[:500],
+            got=shortened(text, 500),
             fix="install the same versions on every machine"
             if skew
             else "this machine must be a node of the cluster: "

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, storage_errors
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, out_of_memory, storage_errors
 from pipeline.system.processes import KILLED, PARENT_VARIABLE, ask_to_end, describe_exit, live_with, release
 
 if TYPE_CHECKING:
@@ -183,4 +183,4 @@ def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
         connection.send((False, exc))
     except Exception as exc:  # noqa: BLE001 - the parent must receive any library's error
         traceback.print_exc(file=sys.stderr)
-        connection.send((False, CrashedError(f"it raised {one_line(exc)}", fix=_fix(rerun))))
+        connection.send((False, out_of_memory(exc) or CrashedError(f"it raised {one_line(exc)}", fix=_fix(rerun))))

@@ -13,10 +13,12 @@ from model_artifacts.errors import (
     ArtifactError,
     BuildError,
     ConfigError,
+    MemoryShortageError,
     StorageError,
     UnsupportedError,
     UsageError,
     one_line,
+    out_of_memory,
     storage_errors,
 )
 
@@ -36,6 +38,32 @@ def test_error_keeps_what_and_got_for_reports() -> None:
     """The parts that a report repeats can be read from the error."""
     error = ArtifactError("it broke", got="b")
     assert (error.what, error.got) == ("it broke", "b")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_lack_of_memory_has_one_message(error: Exception) -> None:
+    """Python's, torch's, the system's and C++'s lack of memory become the same error."""
+    assert "this machine ran out of memory" in str(out_of_memory(error))
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), BuildError("the GPU ran out of memory"), RuntimeError()])
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    """Other exceptions are left as they are."""
+    assert out_of_memory(error) is None
+
+
+def test_lack_of_memory_is_no_storage_error() -> None:
+    """A file that cannot be read for lack of memory has nothing wrong with its storage."""
+    with pytest.raises(MemoryShortageError), storage_errors("reading"):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 @pytest.mark.parametrize("kind", [BuildError, UnsupportedError, UsageError])
@@ -58,11 +86,12 @@ def test_config_error_survives_a_journey_between_processes() -> None:
     [
         (ValueError("\nfirst\nsecond"), "ValueError: first"),
         (ValueError(), "ValueError"),
-        (ValueError("x" * 999), "ValueError: " + "x" * 288),
+        (ValueError("x" * 288), "ValueError: " + "x" * 288),
+        (ValueError("a" * 500 + "b" * 500), "ValueError: " + "a" * 87 + " … " + "b" * 198),
     ],
 )
 def test_one_line_is_type_and_first_line(error: Exception, line: str) -> None:
-    """The text of a library's error is its type and its first line, cut to a readable length."""
+    """The text of a library's error is its type and its first line, without the middle of a long one."""
     assert one_line(error) == line
 
 

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from model_artifacts.records import Graph, Key
     from pipeline.planning.project import Project
 
-VERSION = 2
-"""Raise it when the same weights give another graph. Since 2 a graph records nothing of the machine."""
+VERSION = 3
+"""Raise it when the same weights give another graph.
+
+Since 2 a graph records nothing of the machine. Since 3 its constants are always folded, and its IR version is the
+oldest that holds its operators.
+"""
 
 
 def export_key(project: Project, graph: Graph) -> Key:

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import logging
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
+import gc
 from typing import TYPE_CHECKING
 
-import onnx
 import torch
-from torch import nn
 
-from model_artifacts.errors import ExportError, one_line
+from model_artifacts.errors import ExportError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Graph
-from model_artifacts.sessions.torch_model import DTYPES, Typed, count_batch_norms, fold_batch_norms
+from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms, share_weights
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.export.graph import to_onnx
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import nn
 
-    from model_artifacts.records import Preprocessing
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-
-INPUT, OUTPUT = "image", "logits"
-"""Names of the graph's input and output."""
 
 OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
 """Opset of each graph.
@@ -44,21 +35,11 @@ OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
 too. Operators take bfloat16 from 22 on.
 """
 
-_EXPORTER_OPSET = 18
-"""Oldest opset that torch's exporter writes; older ones are converted from it."""
-
 _EXTERNAL_DATA_BYTES = 2**31 - 2**20
 """Most bytes of weights in one file: a protobuf message ends at 2 GiB, and larger weights need a file beside it."""
 
-
-_NOT_CONVERTIBLE = (
-    onnx.version_converter.ConvertError,
-    RuntimeError,  # the converter's own assertions
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-)
-
-log = logging.getLogger(__name__)
+_CAST_VALUES = 2**22
+"""Number of values whose cast is counted at once."""
 
 
 def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
@@ -80,11 +61,16 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the inputs can change
     folded = fold_batch_norms(model)
     dtype = DTYPES[graph.precision]
+    _require_one_file(folded.model, dtype)
     casts = count_casts(folded.model, dtype)
-    typed = Typed(copy.deepcopy(folded.model), dtype).eval()
+    input_shape = project.source().preprocessing.input_shape
+    exported, more_folded = to_onnx(Typed(share_weights(folded.model), dtype).eval(), input_shape, OPSETS[graph])
+    batch_norms = folded.batch_norms + more_folded
+    del model, folded
+    gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
-        exported = _export(typed, project.source().preprocessing, OPSETS[graph], temporary)
+        onnx_graph.save(exported, temporary)
     record = OnnxRecord(
         key=key,
         built_at=now(),
@@ -96,7 +82,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         opset=onnx_graph.opset_of(exported),
         inputs=onnx_graph.tensor_specs(list(exported.graph.input)),
         outputs=onnx_graph.tensor_specs(list(exported.graph.output)),
-        folded_batch_norms=folded.batch_norms,
+        folded_batch_norms=batch_norms,
         casts=casts,
     )
     write_record(project.paths.onnx_record(graph), record)
@@ -113,78 +99,44 @@ def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:
         return ()
     smallest_normal = torch.finfo(dtype).smallest_normal
     return tuple(
-        # numpy knows no bfloat16, and float64 holds every value of every type
-        onnx_graph.count_cast(name, tensor.double().numpy(), tensor.to(dtype).double().numpy(), smallest_normal)
+        _count_cast(name, tensor, dtype, smallest_normal)
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point()
     )
 
 
-def _export(model: nn.Module, spec: Preprocessing, opset: int, path: Path) -> onnx.ModelProto:
-    weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if weights_bytes > _EXTERNAL_DATA_BYTES:
+def _count_cast(name: str, tensor: torch.Tensor, dtype: torch.dtype, smallest_normal: float) -> TensorCast:
+    """Count the losses of one tensor, in parts: a copy of large weights in float64 would be twice their size."""
+    parts = [
+        # numpy knows no bfloat16, and float64 holds every value of every type
+        onnx_graph.count_cast(name, part.double().numpy(), part.to(dtype).double().numpy(), smallest_normal)
+        for part in torch.split(tensor.flatten(), _CAST_VALUES)
+    ]
+    return TensorCast(
+        name=name,
+        elements=tensor.numel(),
+        underflow=sum(part.underflow for part in parts),
+        subnormal=sum(part.subnormal for part in parts),
+        overflow=sum(part.overflow for part in parts),
+    )
+
+
+def _require_one_file(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse weights that do not fit into one ONNX file.
+
+    Raises:
+        ExportError: they are too large.
+    """
+    size = sum(
+        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
+        for tensor in model.state_dict().values()
+    )
+    if size > _EXTERNAL_DATA_BYTES:
         raise ExportError(
             "the model is too large for one ONNX file",
             expected="weights of at most 2 GiB",
-            got=f"{weights_bytes:,} bytes",
+            got=f"{size:,} bytes",
         )
-    for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript, of no use to users
-            program = torch.onnx.export(
-                model,
-                (torch.zeros(2, *spec.input_shape),),
-                dynamo=True,
-                opset_version=max(opset, _EXPORTER_OPSET),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={INPUT: {0: batch}},
-                # Not with batch-norms left: the exporter's folding of them leaves float32 weights in a bf16 graph.
-                optimize=count_batch_norms(model) == 0,
-                verbose=False,
-            )
-    except Exception as exc:
-        reason = next((line for line in str(exc.__cause__ or exc).splitlines() if line.strip()), type(exc).__name__)
-        raise ExportError(
-            "torch cannot export the model to ONNX",
-            expected="a model that torch.export can trace: no control flow that depends on the values of tensors",
-            got=reason[:300],
-        ) from exc
-    if program is None:
-        raise ExportError("torch's exporter returned nothing")
-    program.save(str(path), external_data=False)
-    try:
-        onnx_graph.check(path)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError("the exported graph is not valid ONNX", got=one_line(exc)) from exc
-    exported = onnx.load(path)
-    graph = exported.graph
-    if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
-        raise ExportError(
-            "the model runs with one batch size only",
-            expected="a batch of any size as the first axis of input and output",
-            got=f"a fixed batch of {graph.input[0].type.tensor_type.shape.dim[0].dim_value} images",
-        )
-    lowered = _lowered(exported, opset)
-    onnx_graph.forget_origin(lowered)
-    onnx.save(lowered, path)
-    return lowered
-
-
-def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return the model in `opset`, or unchanged if the converter fails: only TensorRT 8.6 needs the older opset."""
-    if onnx_graph.opset_of(model) <= opset:
-        return model
-    try:
-        return onnx_graph.to_opset(model, opset)
-    except _NOT_CONVERTIBLE as exc:
-        log.info(
-            "the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", onnx_graph.opset_of(model), one_line(exc)
-        )
-        return model
 
 
 def run(project: Project, graph: Graph, console: Console) -> int:

@@ -163,8 +163,9 @@ def _fp32(project: Project) -> onnx.ModelProto:
 
 
 def _save(model: onnx.ModelProto, file: Path) -> None:
-    onnx.save(model, file)
-    onnx_graph.check(file)
+    onnx_graph.use_oldest_ir(model)
+    onnx_graph.check(model)
+    onnx_graph.save(model, file)
 
 
 def _weights(model: onnx.ModelProto) -> Weights:

@@ -9,17 +9,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnxruntime import InferenceSession
 
 from model_artifacts.records import Graph, Precision
+from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_graph import (
     canonical_digest,
     check,
+    convert,
     count_cast,
     layer_shares,
     opset_of,
+    save,
     structure_digest,
     tensor_specs,
     to_opset,
+    use_oldest_ir,
 )
 from pipeline.records import TensorCast
 
@@ -272,19 +277,63 @@ def test_specs_name_their_layout(rank: int, layout: str) -> None:
     assert (spec.shape, spec.dtype, spec.layout) == (("batch", 3, 8, 8)[:rank], "float16", layout)
 
 
-def test_valid_graph_passes(tmp_path: Path) -> None:
+def test_valid_graph_passes() -> None:
     """A graph that is valid passes the check in silence."""
-    onnx.save(graph(), tmp_path / "a.onnx")
-
-    check(tmp_path / "a.onnx")
+    check(graph())
 
 
-def test_contradictory_shapes_do_not_pass(tmp_path: Path) -> None:
-    """Shapes that contradict each other are found."""
-    onnx.save(graph(weight=WEIGHT.reshape(3, 2)), tmp_path / "a.onnx")
+@pytest.mark.parametrize("most", [0, 1024])
+def test_contradictory_shapes_do_not_pass(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes that contradict each other are found, whether or not the checker sees the weights."""
+    monkeypatch.setattr(onnx_graph, "_SMALL", most)
 
     with pytest.raises(onnx.shape_inference.InferenceError):
-        check(tmp_path / "a.onnx")
+        check(graph(weight=WEIGHT.reshape(3, 2)))
+
+
+def test_conversion_keeps_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter does not see the weights, and the converted model has them, once and as inputs never."""
+    monkeypatch.setattr(onnx_graph, "_SMALL", 0)
+    model = graph(opset=18)
+
+    convert(model, 17)
+
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert (opset_of(model), model.ir_version, [value.name for value in model.graph.input]) == (17, 8, ["x"])
+    assert len(model.graph.initializer) == 2
+    np.testing.assert_array_equal(values["w"], WEIGHT)
+
+
+def test_saved_model_is_read_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose weights were written one by one holds the same model, for onnx and for ONNX Runtime."""
+    monkeypatch.setattr(onnx_graph, "_SMALL", 5)
+    model = graph(weight=np.arange(600, dtype=np.float32).reshape(2, 300), opset=17)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 300
+    use_oldest_ir(model)
+    model.producer_name, model.graph.doc_string = "somebody", "words"
+    file = tmp_path / "a.onnx"
+
+    save(model, file)
+
+    again = onnx.load(file)
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    inputs = np.ones((1, 300), np.float32)
+    np.testing.assert_array_equal(
+        InferenceSession(file).run(None, {"x": inputs})[0], [[np.arange(300).sum(), np.arange(300, 600).sum()]]
+    )
+
+
+def test_failed_conversion_changes_nothing() -> None:
+    """A model whose operator has no older form stays as it is."""
+    model = with_constant(numpy_helper.from_array(WEIGHT[0], "c"))
+    model.opset_import[0].version = 18
+    model.graph.node[1].op_type = "NoSuchOperator"
+    before = model.SerializeToString(deterministic=True)
+
+    with pytest.raises((RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+        convert(model, 17)
+
+    assert model.SerializeToString(deterministic=True) == before
 
 
 def reduction(noop: int) -> onnx.ModelProto:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnxscript import ir
 from torch import nn
 
 from model_artifacts.errors import ExportError
@@ -117,7 +118,8 @@ def test_what_has_no_older_form_stays(write_config: Callable[[str], Path], caplo
     with caplog.at_level(logging.INFO, "pipeline.stages.export.stage"):
         record = make_onnx(project, restore_model(project), Graph.FP32)
 
-    assert (record.opset, opset_of(load(project, Graph.FP32))) == (18, 18)
+    model = load(project, Graph.FP32)
+    assert (record.opset, opset_of(model), model.ir_version) == (18, 18, 8)
     assert "stays at opset 18, which TensorRT 8.6 cannot read" in caplog.text
 
 
@@ -253,24 +255,21 @@ def test_exporter_gives_nothing(three: Project, monkeypatch: pytest.MonkeyPatch)
 def test_invalid_graph_is_not_kept(three: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that ONNX's checker refuses is an error, and no file is left."""
 
-    class Program:
-        """An exporter's result that is no graph."""
+    class Program(NamedTuple):
+        """An exporter's result."""
 
-        def save(self, path: str, *, external_data: bool) -> None:
-            """Write a node of an operator that there is not."""
-            assert not external_data
-            node = onnx.helper.make_node("NoSuchOperator", ["image"], ["logits"])
-            values = [
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("image", "logits")
-            ]
-            onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", values[:1], values[1:])), path)
+        model: ir.Model
 
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program())
+    node = onnx.helper.make_node("NoSuchOperator", ["image"], ["logits"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("image", "logits")]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+    program = Program(ir.from_proto(onnx.helper.make_model(graph, ir_version=8)))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
 
     with pytest.raises(ExportError, match=r"(?s)not valid ONNX.*NoSuchOperator"):
         make_onnx(three, restore_model(three), Graph.FP32)
 
-    assert list(three.paths.onnx(Graph.FP32).parent.iterdir()) == []
+    assert not three.paths.onnx(Graph.FP32).exists()
 
 
 def test_failed_export_keeps_the_earlier_graph(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,221 @@
+"""Torch module → ONNX graph: torch's exporter, then its optimiser, each in every precision alike."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import string
+import traceback
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx
+import torch
+from onnxscript import ir, optimizer
+from torch.fx import GraphModule, Interpreter
+
+from model_artifacts.errors import ExportError, one_line, out_of_memory, shortened
+from model_artifacts.sessions.torch_model import strict_fp32
+from pipeline.adapters import onnx_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model_artifacts.sessions.torch_model import Typed
+
+INPUT, OUTPUT = "image", "logits"
+"""Names of the graph's input and output."""
+
+_EXPORTER_OPSET = 18
+"""Oldest opset that torch's exporter writes; older ones are converted from it."""
+
+_BATCH_NORM = "BatchNormalization"
+
+_NOT_CONVERTIBLE = (
+    onnx.version_converter.ConvertError,
+    RuntimeError,  # the converter's own assertions
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
+
+_NAMED_LINE = re.compile(r'File "(.+?)", line (\d+), in forward\n +(.+)')
+"""A line of a model in the messages of torch's exporter."""
+
+_NAMED_OPERATOR = re.compile(r"While executing .*?\[target=(.+?)\]")
+"""An operator in the messages of torch.fx."""
+
+log = logging.getLogger(__name__)
+
+
+class Exported(NamedTuple):
+    """A graph, and the number of batch-norms that were folded on the way to it."""
+
+    model: onnx.ModelProto
+    batch_norms: int
+
+
+def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Exported:
+    """Export a model to a valid graph with folded constants and a dynamic batch axis.
+
+    Args:
+        model: the module, in evaluation mode.
+        input_shape: (channels, height, width).
+        opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
+
+    Raises:
+        ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
+    """
+    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET))
+    batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
+    _use_small_letters(program.model)
+    exported = ir.to_proto(program.model)
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # the optimiser's rules keep parts of the last graph, and with them all weights
+    onnx_graph.forget_origin(exported)
+    try:
+        onnx_graph.check(exported)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError("the exported graph is not valid ONNX", got=one_line(exc)) from exc
+    _require_dynamic_batch(exported.graph)
+    if onnx_graph.opset_of(exported) > opset:
+        try:
+            onnx_graph.convert(exported, opset)
+        except _NOT_CONVERTIBLE as exc:
+            newer = onnx_graph.opset_of(exported)
+            log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, one_line(exc))
+    onnx_graph.use_oldest_ir(exported)
+    return Exported(exported, batch_norms)
+
+
+def optimize(model: ir.Model, *, folds_batch_norms: bool) -> int:
+    """Run the exporter's optimiser on a graph in place, and return the number of batch-norms that it folded.
+
+    TensorRT takes axes and shapes as constants only, so that the optimiser always runs. It folds a batch-norm into the
+    layer before it, if that layer and its weights have no other use. In a narrow type this would round the
+    batch-norm's factors and the product. Batch-norms are therefore hidden from it, behind a domain that it does not
+    know.
+
+    Args:
+        model: the exporter's graph.
+        folds_batch_norms: True for graphs in FP32.
+    """
+    before = _batch_norms(model)
+    for node in () if folds_batch_norms else before:
+        node.domain = "hidden"
+    optimizer.optimize(model)
+    for node in _batch_norms(model):
+        node.domain = ""
+    model.graph.opset_imports.pop("hidden", None)
+    return len(before) - len(_batch_norms(model))
+
+
+def _use_small_letters(model: ir.Model) -> None:
+    """Rename the axes of Einsum: ONNX allows all letters, and TensorRT's parser small ones only."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Einsum":
+            equation = node.attributes["equation"].as_string()
+            names = dict(zip(dict.fromkeys(filter(str.isalpha, equation)), string.ascii_lowercase, strict=False))
+            renamed = "".join(names.get(letter, letter) for letter in equation)
+            node.attributes["equation"] = ir.AttrString("equation", renamed)
+
+
+def _batch_norms(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph.all_nodes() if node.op_type == _BATCH_NORM]
+
+
+def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch.onnx.ONNXProgram:
+    for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(2, *input_shape),),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={INPUT: {0: batch}},
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as exc:
+        raise _explained(exc, model, input_shape) from exc
+    if program is None:
+        raise ExportError("torch's exporter returned nothing")
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the deprecations inside torch and onnxscript, which are of no use to users."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _explained(exc: Exception, model: Typed, input_shape: tuple[int, int, int]) -> Exception:
+    """Return the error of a failed export: too little memory, a type that an operator lacks, or no trace."""
+    cause = exc.__cause__ or exc
+    if memory := out_of_memory(cause):
+        return memory
+    name = str(model.dtype).removeprefix("torch.")
+    if model.dtype is not torch.float32 and (failed := _fails(model, input_shape)):
+        return ExportError(
+            f"the model does not compute in {name}",
+            where=_line_of_model(failed),
+            expected=f"operators that take {name}",
+            got=one_line(failed),
+            fix="take this precision out of `precisions` in pipeline.yaml, or compute this line in float32 in the "
+            "model: `.float()` before it, and `.to(x.dtype)` behind it",
+        )
+    return ExportError(
+        "torch cannot export the model to ONNX",
+        where=_line_of_model(cause),
+        expected="a model that torch.export can trace: no control flow that depends on the values of tensors, and "
+        "operators that torch.onnx knows in this type",
+        got=shortened(next((line for line in str(cause).splitlines() if line.strip()), type(exc).__name__)),
+    )
+
+
+def _fails(model: Typed, input_shape: tuple[int, int, int]) -> Exception | None:
+    """Return the exception that the model itself raises for two images; None if it runs."""
+    images = torch.zeros(2, *input_shape)
+    try:
+        with _quiet(), strict_fp32():
+            if isinstance(model.body, GraphModule):
+                Interpreter(model.body).run(images.to(model.dtype))  # it names the operator, unlike the module
+            else:
+                model(images)
+    except Exception as exc:  # noqa: BLE001 - the model's own code may raise any type
+        return exc
+    return None
+
+
+def _line_of_model(exc: BaseException) -> str:
+    """Return the model's last line that an exception passed or names, or the operator; empty without either."""
+    libraries = Path(torch.__file__).parent
+    passed = [
+        (frame.filename, frame.lineno, frame.line)
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if frame.name == "forward"
+    ]
+    for name, line, code in reversed([*_NAMED_LINE.findall(str(exc)), *passed]):
+        file = Path(name)
+        if file.is_file() and libraries not in file.parents and file.name != "torch_model.py":
+            return f"{file.name}:{line}: {code}"
+    operator = _NAMED_OPERATOR.search(str(exc))
+    return f"the operator {operator[1].rpartition('.')[2]}" if operator else ""
+
+
+def _require_dynamic_batch(graph: onnx.GraphProto) -> None:
+    if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
+        raise ExportError(
+            "the model runs with one batch size only",
+            expected="a batch of any size as the first axis of input and output",
+            got=f"a fixed batch of {graph.input[0].type.tensor_type.shape.dim[0].dim_value} images",
+        )

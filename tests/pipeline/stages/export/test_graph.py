@@ -1,0 +1,235 @@
+"""Torch module → ONNX graph: constants that TensorRT can read, and batch-norms that are folded once or not at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from onnxruntime import InferenceSession
+from torch import nn
+
+from model_artifacts.errors import BuildError, ExportError, MemoryShortageError
+from model_artifacts.records import EngineFlavour
+from model_artifacts.sessions.torch_model import Typed, fold_batch_norms, share_weights, strict_fp32
+from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, make_logger
+from pipeline.adapters.tensorrt_builder import parse
+from pipeline.stages.export.graph import to_onnx
+from tests.support.factories import SharedConvolution
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.stages.export.graph import Exported
+
+SHAPE = (3, 16, 16)
+TYPES = {torch.float32: 17, torch.float16: 17, torch.bfloat16: 22}
+"""Opset of each type."""
+
+
+class Preactivation(nn.Module):
+    """Batch-norms in front of convolutions, one of which follows a concatenation, as in DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.before, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1, bias=False)
+        self.last, self.head = nn.BatchNorm2d(12), nn.Linear(12, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = self.norm(self.stem(image)).relu()
+        features = torch.cat([features, self.conv(self.before(features).relu())], dim=1)
+        logits: torch.Tensor = self.head(self.last(features).mean((2, 3)))
+        return logits
+
+
+class Untraceable(nn.Module):
+    """Takes a branch on a size, which torch.fx cannot trace; its only batch-norm follows a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = self.norm(self.conv(image))
+        if features.shape[-1] > 1:
+            features = features.mean((2, 3), keepdim=True)
+        logits: torch.Tensor = self.head(features.flatten(1))
+        return logits
+
+
+class Functional(nn.Module):
+    """Normalises by a function, so that it has no batch-norm module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.mean, self.var = nn.Buffer(torch.zeros(8)), nn.Buffer(torch.ones(8))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = nn.functional.batch_norm(self.conv(image), self.mean, self.var)
+        logits: torch.Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+class Fourier(nn.Module):
+    """Mixes pixels by a Fourier transform, which knows no half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        logits: torch.Tensor = self.head(torch.fft.fft2(image, norm="ortho").real.mean((2, 3)))
+        return logits
+
+
+class LargeLetters(nn.Module):
+    """Names the axes of a product by capital letters and words apart, as MaxViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 5, 4))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        logits: torch.Tensor = torch.einsum("B c H W, c K H -> B K", image[..., :4, :], self.weight)
+        return logits
+
+
+NETWORKS = {
+    "einsum": LargeLetters,
+    "preactivation": Preactivation,
+    "shared": SharedConvolution,
+    "untraceable": Untraceable,
+    "functional": Functional,
+}
+
+
+def network(name: str) -> nn.Module:
+    """Return a network whose batch-norms have statistics that matter."""
+    torch.manual_seed(1)
+    model = NETWORKS[name]().eval()
+    for key, tensor in model.state_dict().items():
+        if "norm" in key or "first" in key or "mean" in key or "var" in key:
+            tensor.uniform_(0.5, 1.5) if tensor.is_floating_point() else None
+    return model
+
+
+def exported(model: nn.Module, dtype: torch.dtype = torch.float32) -> Exported:
+    """Export a network as the stage does."""
+    return to_onnx(Typed(share_weights(fold_batch_norms(model).model), dtype).eval(), SHAPE, TYPES[dtype])
+
+
+def parsed(model: onnx.ModelProto, folder: Path) -> int:
+    """Return the number of layers of TensorRT-RTX's network of a graph."""
+    onnx.save(model, folder / "graph.onnx")
+    flavour = load_flavour(EngineFlavour.TENSORRT_RTX)
+    logger = make_logger(flavour.module, BuildLog())
+    layers: int = parse(flavour, flavour.module.Builder(logger), logger, folder / "graph.onnx").num_layers
+    return layers
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tensorrt_takes_the_graph(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Axes and shapes are constants in every precision, whether or not all batch-norms can be folded."""
+    if (name, dtype) == ("einsum", torch.bfloat16):
+        pytest.skip("ONNX has no Einsum in bfloat16")
+    assert parsed(exported(network(name), dtype).model, tmp_path) > 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_graph_gives_the_networks_logits(name: str) -> None:
+    """Folding neither loses a batch-norm nor folds one twice."""
+    model, images = network(name), torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(2))
+    with strict_fp32():
+        expected = model(images).numpy()
+
+    session = InferenceSession(exported(model).model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fp32_folds_what_torch_fx_cannot_trace() -> None:
+    """The exporter's optimiser folds the batch-norm that follows a convolution, and counts it."""
+    graph = exported(network("untraceable"))
+
+    assert graph.batch_norms == 1
+    assert "BatchNormalization" not in {node.op_type for node in graph.model.graph.node}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["untraceable", "functional"])
+def test_no_batch_norm_is_folded_in_a_narrow_type(name: str, dtype: torch.dtype) -> None:
+    """The graph keeps the batch-norm, its weights are the model's own, and all have the graph's type."""
+    model = network(name)
+    graph = exported(model, dtype)
+
+    nodes = [node for node in graph.model.graph.node if node.op_type == "BatchNormalization"]
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.model.graph.initializer}
+    weight = next(value for name, value in tensors.items() if name.endswith("conv.weight"))
+    floating = {str(value.dtype) for value in tensors.values() if value.dtype.kind not in "iu"}
+    assert (graph.batch_norms, [node.domain for node in nodes]) == (0, [""])
+    assert {entry.domain for entry in graph.model.opset_import} == {""}
+    assert floating == {str(dtype).removeprefix("torch.")}
+    np.testing.assert_array_equal(
+        weight.astype(np.float32), model.state_dict()["conv.weight"].to(dtype).float().numpy()
+    )
+
+
+def test_exporting_does_not_keep_or_change_the_weights() -> None:
+    """The export reads the model's own tensors, and leaves them as they were."""
+    model = network("preactivation")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    exported(model, torch.float16)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+def test_operator_without_half_precision_is_named() -> None:
+    """The message names the operator or the line of the model, the type, and the remedies."""
+    traced, untraced = fold_batch_norms(Fourier().eval()).model, Fourier().eval()
+
+    with pytest.raises(
+        ExportError, match=r"does not compute in float16\n  where: +the operator fft_fft2[\s\S]*Half[\s\S]*precisions"
+    ):
+        to_onnx(Typed(traced, torch.float16).eval(), SHAPE, 17)
+    with pytest.raises(ExportError, match=r"where: +test_graph\.py:\d+: .*torch\.fft\.fft2\(image"):
+        to_onnx(Typed(untraced, torch.float16).eval(), SHAPE, 17)
+
+
+def test_tensorrts_refusal_names_operator_and_node(tmp_path: Path) -> None:
+    """An operator that TensorRT lacks is named once, with its node."""
+    graph = exported(Fourier().eval()).model
+    node = next(node for node in graph.graph.node if node.op_type == "DFT")
+
+    with pytest.raises(BuildError, match=rf"refuses DFT[\s\S]*DFT \(node '{node.name}'\): unsupported node"):
+        parsed(graph, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_lack_of_memory_is_said(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that runs out of memory is not taken for a model that torch cannot trace."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(MemoryShortageError, match="this machine ran out of memory"):
+        exported(network("untraceable"))
