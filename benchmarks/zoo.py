@@ -297,12 +297,13 @@ def table(results: dict[str, dict[str, dict[str, object]]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for network in shown:
         graphs = results[network.title]
-        cells = [str(graphs.get(name, {}).get("outcome", graphs.get("failure", ""))) for name in PRECISIONS]
+        cells = [str(graphs.get(name, {}).get("outcome", "")) for name in PRECISIONS]
         first = graphs.get("fp32", {})
-        yield (
-            f"| {network.title} | {network.size} | {' | '.join(cells)} | {first.get('opset')} | {first.get('nodes')} "
-            f"| {first.get('folded')}, {first.get('left')} |"
-        )
+        if first.get("nodes"):
+            cells += [f"{first['opset']}", f"{first['nodes']}", f"{first['folded']}, {first['left']}"]
+        else:  # int8 needs the fp32 graph
+            cells = [str(graphs.get("failure", cells[0])), cells[1], "", "", "", ""]
+        yield f"| {network.title} | {network.size} | {' | '.join(cells)} |"
 
 
 def write_page(results: dict[str, dict[str, dict[str, object]]]) -> None:

@@ -9,8 +9,10 @@ import string
 import traceback
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import onnx
 import torch
@@ -131,7 +133,7 @@ def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet():
+        with _quiet(), _promoting_weights():
             program = torch.onnx.export(
                 model,
                 (torch.zeros(2, *input_shape),),
@@ -148,6 +150,30 @@ def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch
     if program is None:
         raise ExportError("torch's exporter returned nothing")
     return program
+
+
+@contextmanager
+def _promoting_weights() -> Iterator[None]:
+    """Let torch's exporter promote types of weights beside Python's numbers, such as `self.gain * 0.5` in FP16.
+
+    Its pass runs the operator once more, and takes the first call that it sees for the operator's. With a real weight
+    beside the number's fake tensor, the first call asks for a device instead (torch 2.11, `type_promotion.py`).
+    """
+    try:
+        type_promotion = import_module("torch.onnx._internal.fx.passes.type_promotion")
+        original = type_promotion._OpTraceDispatchMode  # noqa: SLF001 - there is no public name
+    except (ImportError, AttributeError):  # another version of torch, whose pass works otherwise
+        yield
+        return
+
+    class Tracing(original):  # type: ignore[misc, valid-type]  # a private class of torch, without a public counterpart
+        def __torch_dispatch__(self, *call: Any, **more: Any) -> Any:  # noqa: ANN401 - torch's own signature
+            result = super().__torch_dispatch__(*call, **more)
+            self.traced_ops: list[Any] = [op for op in self.traced_ops if op.namespace != "prim"]
+            return result
+
+    with mock.patch.object(type_promotion, "_OpTraceDispatchMode", Tracing):
+        yield
 
 
 @contextmanager
@@ -209,7 +235,10 @@ def _line_of_model(exc: BaseException) -> str:
         if file.is_file() and libraries not in file.parents and file.name != "torch_model.py":
             return f"{file.name}:{line}: {code}"
     operator = _NAMED_OPERATOR.search(str(exc))
-    return f"the operator {operator[1].rpartition('.')[2]}" if operator else ""
+    if operator is None:
+        return ""
+    overload = operator[1].startswith("torch.ops.")  # such as torch.ops.aten.mul.Tensor
+    return f"the operator {operator[1].split('.')[-2 if overload else -1]}"
 
 
 def _require_dynamic_batch(graph: onnx.GraphProto) -> None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 GOLDEN = {
     "source": (2, "99df62cd7b00b4eb"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (3, "560614447a0cfc5b"),
-    "quantize": (7, "09140d31354dc1f7"),
+    "export": (3, "fe6d07afb599ccc6"),
+    "quantize": (7, "b37cf26b1f968129"),
     "rounding": (2, "a1f3ba429042440b"),
     "build": (2, "39f60e5b2feb2e88"),
     "validate": (6, "1161f9db46d16813"),

@@ -104,7 +104,21 @@ class LargeLetters(nn.Module):
         return logits
 
 
+class Scaled(nn.Module):
+    """Computes with weights and Python's numbers, as normaliser-free networks and Swin V2 do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.gain = nn.Parameter(torch.rand(3, 1, 1) * 3), nn.Parameter(torch.rand(5, 3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = (image * self.scale.clamp(max=1.5).exp()).mean((2, 3))
+        return nn.functional.linear(features, self.gain * 0.5)
+
+
 NETWORKS = {
+    "scaled": Scaled,
     "einsum": LargeLetters,
     "preactivation": Preactivation,
     "shared": SharedConvolution,
@@ -156,6 +170,18 @@ def test_graph_gives_the_networks_logits(name: str) -> None:
     session = InferenceSession(exported(model).model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_beside_numbers_keep_their_type() -> None:
+    """A product of a weight and Python's number has the values of PyTorch's in FP16."""
+    model, images = network("scaled"), torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(2))
+    typed = Typed(share_weights(model), torch.float16).eval()
+    with strict_fp32():
+        expected = typed(images).numpy()
+
+    session = InferenceSession(to_onnx(typed, SHAPE, 17).model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, rtol=5e-3)
 
 
 def test_fp32_folds_what_torch_fx_cannot_trace() -> None:
