@@ -16,7 +16,8 @@ from model_artifacts.host.hashes import leaves_its_folder, sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
 from model_artifacts.sessions import torch_tensorrt_runtime
-from model_artifacts.sessions.torch_model import assemble, fastest, ready_to_compile, strict_fp32
+from model_artifacts.sessions.arithmetic import fastest, strict_fp32
+from model_artifacts.sessions.torch_model import assemble, ready_to_compile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

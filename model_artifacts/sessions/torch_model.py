@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections import OrderedDict
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,14 +20,18 @@ from torch.fx.experimental.optimization import fuse
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Precision
 from model_artifacts.sessions import torchvision_models
+from model_artifacts.sessions.factory_call import running_factory
+from model_artifacts.sessions.module_kinds import evaluate, open_wrappers, require_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
     Factory = Callable[[], nn.Module]
 
+
+log = logging.getLogger(__name__)
 
 SEED = 0
 """The seed of every call of a factory, so that random weights are the same each time."""
@@ -42,10 +45,8 @@ def import_factory(spec: str) -> Factory:
     """
     module_name, name = spec.split(":")
     fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
-    try:
+    with running_factory(spec, f"the model's factory {spec!r} cannot be imported", fix):
         factory = getattr(importlib.import_module(module_name), name)
-    except Exception as exc:
-        raise SourceError(f"the model's factory {spec!r} cannot be imported", got=one_line(exc), fix=fix) from exc
     if not callable(factory):
         raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
     return factory  # type: ignore[no-any-return]  # the check above is all that can be known
@@ -56,7 +57,9 @@ _VERSIONS = "versions"
 
 
 def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SEED) -> nn.Module:
-    """Call a factory, seeded, without arguments; for torchvision's weights, with the settings that these need.
+    """Call a factory, seeded, without arguments, and open the wrappers of what it returns.
+
+    For torchvision's weights the network gets the settings that these need.
 
     Args:
         spec: `package.module:function`.
@@ -67,20 +70,23 @@ def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SE
         the module in evaluation mode, in float32, on the CPU.
 
     Raises:
-        SourceError: the factory fails, or does not return a module.
+        SourceError: the factory fails, or does not return a network in floating point.
     """
     factory = import_factory(spec)
     entry = torchvision_models.entry_of(factory, torchvision_weights) if torchvision_weights else None
     torch.manual_seed(seed)
-    try:
+    with running_factory(spec, f"the model's factory {spec!r} failed"):
         model = torchvision_models.build(factory, entry) if entry else factory()
-    except Exception as exc:
-        raise SourceError(f"the model's factory {spec!r} failed", got=one_line(exc)) from exc
     if not isinstance(model, nn.Module):
         raise SourceError(
             f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
         )
-    return model.eval().float().cpu()
+    opened = open_wrappers(model)
+    if opened.wrappers:
+        log.info("%s returns a wrapped network, which is taken out of it: %s", spec, opened.said)
+    require_network(opened.module)
+    evaluate(opened.module)
+    return opened.module
 
 
 def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
@@ -181,39 +187,8 @@ def assemble(
     if replaced_head:
         replace_head(model, replaced_head, classes)
     load_state(model, read_weights(weights), str(weights))
-    return model.eval()
-
-
-@contextmanager
-def strict_fp32() -> Iterator[None]:
-    """Run without gradients, and with matrix products and convolutions in full FP32, never TF32."""
-    with _arithmetic("highest", tf32=False):
-        yield
-
-
-@contextmanager
-def fastest() -> Iterator[None]:
-    """Run without gradients, with TF32 allowed for FP32, and with cuDNN's algorithms chosen by trial."""
-    benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        with _arithmetic("high", tf32=True):
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
-
-
-@contextmanager
-def _arithmetic(precision: str, *, tf32: bool) -> Iterator[None]:
-    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = cudnn
+    model.eval()  # not its result: a `train` of the model's own may return nothing
+    return model
 
 
 DTYPES = {
@@ -242,8 +217,8 @@ class Typed(nn.Module):
 def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     """Put a model's weights into a memory layout, in place, and return it."""
     move: Any = model.to  # the stubs of torch 2.11 lack the keyword
-    moved: nn.Module = move(memory_format=layout)
-    return moved
+    move(memory_format=layout)
+    return model
 
 
 class Folded(NamedTuple):
@@ -269,7 +244,7 @@ def fold_batch_norms(model: nn.Module) -> Folded:
                 return Folded(model, 0)
             folded = fuse(share_weights(model.eval()), inplace=True)  # it replaces layers, and writes no tensor
     except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
-        logging.getLogger(__name__).info("batch-norms are not folded: %s", one_line(exc))
+        log.info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
     return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
 

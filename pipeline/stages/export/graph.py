@@ -20,7 +20,7 @@ from onnxscript import ir, optimizer
 from torch.fx import GraphModule, Interpreter
 
 from model_artifacts.errors import ExportError, one_line, out_of_memory, shortened
-from model_artifacts.sessions.torch_model import strict_fp32
+from model_artifacts.sessions.arithmetic import strict_fp32
 from pipeline.adapters import onnx_graph
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
-from pipeline.stages.source import network, torchvision_weights
+from pipeline.stages.source import examination, network, torchvision_weights
 from pipeline.stages.source.checkpoints import load_checkpoint
 from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.presets import require_range_of, timm_preprocessing
@@ -85,7 +85,8 @@ def make_source(project: Project) -> SourceRecord:
     """Store the model's weights and preprocessing from the configured source.
 
     Raises:
-        SourceError: the factory or the named weights are not available or do not fit, or the model returns no logits.
+        SourceError: the factory or the named weights are not available or do not fit, the model returns no logits, or
+            it cannot be the FP32 reference.
         StorageError: the results cannot be written.
         NewerRecordError: a newer version of this project wrote the present record.
     """
@@ -95,9 +96,11 @@ def make_source(project: Project) -> SourceRecord:
     with noted_reads() as noted:
         weights = _weights(config)
     reads = () if weights.torchvision_weights else noted.records((project.paths.root, Path(config.model.weights.file)))
+    packed = torch_model.pack_weights(weights.model)  # before anything runs the network, which may change its buffers
+    watched = examination.require_full_precision(weights.model, weights.preprocessing)
     classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
     check_outputs(weights.model, weights.preprocessing)
-    packed = torch_model.pack_weights(weights.model)
+    examination.require_same_logits(weights.model, weights.preprocessing, watched)
     assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
     check_twin(weights.model, assembly, weights.preprocessing.input_shape)
     write_bytes(project.paths.weights, packed)

@@ -17,6 +17,7 @@ import torch
 
 from model_artifacts.errors import SourceError
 from model_artifacts.sessions import torch_model
+from model_artifacts.sessions.arithmetic import strict_fp32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,7 @@ def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tu
     batch = scale * torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(_OTHER_SEED))
     answers = []
     for network in (model, twin):
-        with _other_seeds(), torch_model.strict_fp32():
+        with _other_seeds(), strict_fp32():
             torch.manual_seed(_OTHER_SEED)
             answers.append(network(batch.clone()).double().nan_to_num())
     one, other = answers

@@ -17,12 +17,11 @@ from model_artifacts.sessions.torch_model import (
     pack_weights,
     read_weights,
     replace_head,
-    strict_fp32,
 )
 from tests.support import factories, tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -203,43 +202,6 @@ def test_a_modules_own_migration_runs() -> None:
     load_state(model, state, "here")
 
     assert torch.equal(model.weight, torch.full((3,), 2.0))
-
-
-# Strict FP32
-
-
-@pytest.fixture
-def shortcuts() -> Iterator[None]:
-    """A process that allows TF32."""
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    yield
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = cudnn
-
-
-@pytest.mark.usefixtures("shortcuts")
-def test_strict_fp32_allows_no_shortcut() -> None:
-    """Inside, neither matrix products nor convolutions may use TF32, and nothing is recorded for gradients."""
-    with strict_fp32():
-        inside = (
-            torch.get_float32_matmul_precision(),
-            torch.backends.cudnn.allow_tf32,
-            torch.is_inference_mode_enabled(),
-        )
-
-    assert inside == ("highest", False, True)
-
-
-@pytest.mark.usefixtures("shortcuts")
-def test_strict_fp32_restores_settings() -> None:
-    """The settings are restored afterwards, also after an error."""
-    with pytest.raises(KeyError), strict_fp32():
-        raise KeyError
-
-    after = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.is_inference_mode_enabled())
-    assert after == ("high", True, False)
 
 
 # Folding

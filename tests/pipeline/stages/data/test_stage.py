@@ -14,8 +14,8 @@ from PIL import Image
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.preprocessing import to_input
-from model_artifacts.sessions.torch_model import strict_fp32
 from pipeline.planning.project import Project
 from pipeline.records import DataRecord, ImagesOrigin
 from pipeline.stages import STAGES
@@ -23,10 +23,12 @@ from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data, reference_logits
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import _sample
-from tests.support import factories
+from tests.support import factories, odd_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import nn
 
 THREE = "tests.support.factories:three_classes"
 
@@ -293,3 +295,16 @@ def test_reference_of_many_images_takes_no_more_memory(built: Project, tmp_path:
     reference_logits(factories.three_classes().eval(), np.load(file, mmap_mode="r"), spec, look)
     assert mapped
     assert max(mapped) < file.stat().st_size / 1024 / 10
+
+
+@pytest.mark.parametrize("kind", [odd_networks.Viewing, odd_networks.Striding])
+def test_networks_that_need_contiguous_weights(kind: type[nn.Module], built: Project) -> None:
+    """The reference is what plain PyTorch computes, also where channels_last fails or gives other logits."""
+    spec = built.data().preprocessing
+    torch.manual_seed(0)
+    model = kind().eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(to_input(pixels, spec))).numpy()
+
+    assert np.allclose(reference_logits(model, pixels, spec), expected, atol=1e-5)

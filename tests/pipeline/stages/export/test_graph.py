@@ -14,7 +14,8 @@ from torch import nn
 
 from model_artifacts.errors import BuildError, ExportError, MemoryShortageError
 from model_artifacts.records import EngineFlavour
-from model_artifacts.sessions.torch_model import Typed, fold_batch_norms, share_weights, strict_fp32
+from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.torch_model import Typed, fold_batch_norms, share_weights
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, make_logger
 from pipeline.adapters.tensorrt_builder import parse
 from pipeline.stages.export.graph import to_onnx

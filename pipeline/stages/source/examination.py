@@ -1,0 +1,191 @@
+"""A network as a reference: in full FP32, the same for the same image, whatever its neighbours and their number.
+
+Every artifact is compared with the network's logits for batches of the validation set. That is the truth for each batch
+size only if the network itself gives an image the same logits in every batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+
+from model_artifacts.errors import SourceError, one_line
+from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.module_kinds import layers_in_training, place_of
+from pipeline.stages.common.probe import probe_images
+from pipeline.stages.source.watching import watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from model_artifacts.records import Preprocessing
+    from pipeline.stages.source.watching import Finding, Watched
+
+log = logging.getLogger(__name__)
+
+_IMAGES = 4
+_SIZES = (1, 2, 3)
+"""Batch sizes to compare with a batch of four. torch.export refuses a network that branches at a larger one."""
+_OF_SPREAD, _OF_SIZE = 1e-3, 1e-4
+"""The largest distance of an image's logits between two batches: as a share of the distance between images, or of the
+logits, whichever is larger. FP32's rounding makes about 1e-6 of the logits."""
+_REPEATED = 1e-5
+"""The largest share of the logits that may change from call to call: kernels of torch may add in another order."""
+_NAMED = 3
+
+
+def require_full_precision(model: nn.Module, spec: Preprocessing) -> Watched:
+    """Refuse a network whose forward lowers its own precision, and return everything that was seen.
+
+    Args:
+        model: the network with its weights, in evaluation mode.
+        spec: the preprocessing.
+
+    Raises:
+        SourceError: forward enters autocast, uses types smaller than FP32, or changes torch's settings.
+    """
+    with strict_fp32():
+        watched = watch(model, torch.from_numpy(probe_images(spec, _IMAGES)))
+    if watched.lowered:
+        _refuse_lowered(watched.lowered)
+    return watched
+
+
+def require_same_logits(model: nn.Module, spec: Preprocessing, watched: Watched) -> None:
+    """Refuse a network that gives an image other logits in another call, beside other images, or in a smaller batch.
+
+    Args:
+        model: a network that takes a batch of two, in evaluation mode.
+        spec: the preprocessing.
+        watched: the findings of `require_full_precision`.
+
+    Raises:
+        SourceError: it does; the message names the cause that was found.
+    """
+    if watched.failure:
+        log.warning("WARNING: the network runs, but its operators cannot be watched: %s", watched.failure)
+    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with strict_fp32():
+        logits, again = _run(model, images), _run(model, images)
+        if _distance(again, logits) > (0 if watched.random else _REPEATED * _size(logits)):
+            _refuse_random(model, watched, _changed(model, before))
+        bound = max(_OF_SIZE * _size(logits), _OF_SPREAD * _size(logits - logits.mean(dim=0)))
+        _require_independence(model, images, logits, bound)
+        _require_any_size(model, images, logits, bound)
+
+
+def _require_independence(model: nn.Module, images: torch.Tensor, logits: torch.Tensor, bound: float) -> None:
+    turned = _run(model, images.flip(0)).flip(0)
+    beside_itself = _run(model, images[:1].expand_as(images))[:1]
+    if max(_distance(turned, logits), _distance(beside_itself, logits[:1])) <= bound:
+        return
+    norms = [place_of(name, module) for name, module in model.named_modules() if _uses_the_batch(module)]
+    places = norms or layers_in_training(model)
+    raise SourceError(
+        "an image's logits depend on the other images of its batch",
+        where=_listed(places) if places else place_of("", model),
+        expected="the same logits for an image, whichever images are beside it",
+        got="batch-norms that take their statistics from the batch" if norms else "other logits beside other images",
+        fix="use a normalisation that keeps statistics of the training (`track_running_stats=True`), or none over the "
+        "batch, and train again",
+    )
+
+
+def _require_any_size(model: nn.Module, images: torch.Tensor, logits: torch.Tensor, bound: float) -> None:
+    for size in _SIZES:
+        found = _run(model, images[:size])
+        if (distance := _distance(found, logits[:size])) > bound:
+            raise SourceError(
+                "what the network computes depends on the batch size",
+                where=f"{place_of('', model)}: a branch on `x.size(0)`, `x.shape[0]` or `len(x)`",
+                expected=f"the same logits for an image in a batch of {size} as in a batch of {_IMAGES}",
+                got=f"logits that differ by {distance / (_size(logits) or 1):.1%} of their size"
+                if found.shape == logits[:size].shape
+                else f"shape {tuple(found.shape)}",
+                fix="take the branch out of forward, so that a batch of any size goes the same way",
+            )
+
+
+def _refuse_lowered(found: Sequence[Finding]) -> NoReturn:
+    raise SourceError(
+        "the network lowers its own precision, so that there is no FP32 reference to judge artifacts by",
+        where=_listed([finding.layer for finding in found]),
+        expected="every operator of forward in FP32",
+        got=_listed([finding.what for finding in found]),
+        fix="take it out of forward: autocast, `.half()` and TF32 belong into the training loop, and `precisions` in "
+        "pipeline.yaml chooses the types of the artifacts",
+    )
+
+
+def _refuse_random(model: nn.Module, watched: Watched, changed: Sequence[str]) -> NoReturn:
+    training = layers_in_training(model)
+    if watched.random:
+        where = _listed([finding.layer for finding in watched.random])
+        got = f"random numbers in evaluation mode: {_listed([finding.what for finding in watched.random])}"
+        fix = "pass `training=self.training` to functions such as `F.dropout`, or take the randomness out of forward"
+    elif changed:
+        where, got = _listed(changed), "forward changes these buffers, and computes with them"
+        fix = "let forward change nothing in evaluation mode (`if self.training:`)"
+    else:
+        where, got = place_of("", model), "no random operator of torch, and no changed buffer"
+        fix = "look for numpy's or Python's random numbers in forward, and for attributes that it changes"
+    if training:
+        got += f"; layers in training mode after `eval()`: {_listed(training)}"
+    raise SourceError(
+        "the network gives other logits for the same batch",
+        where=where,
+        expected="the same logits in every call, in evaluation mode",
+        got=got,
+        fix=fix,
+    )
+
+
+def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    try:
+        logits: torch.Tensor = model(images.clone(memory_format=torch.contiguous_format))
+    except Exception as exc:  # the model's own code raises any type
+        raise SourceError(
+            "the model does not take a batch of any size",
+            where=place_of("", model),
+            expected=f"{len(images)} {'image' if len(images) == 1 else 'images'} as a batch",
+            got=one_line(exc),
+            fix="let forward work with any size of its first axis, `x.shape[0]`",
+        ) from exc
+    return logits
+
+
+def _size(logits: torch.Tensor) -> float:
+    """Return the root mean square of the logits; 0 where one of them is not finite."""
+    return float(logits.square().mean().sqrt()) if torch.isfinite(logits).all() else 0.0
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the root mean square of the difference; infinity for another shape, 0 where a logit is not finite."""
+    if found.shape != expected.shape:
+        return math.inf
+    return _size(found - expected)
+
+
+def _uses_the_batch(module: nn.Module) -> bool:
+    """Return true for a batch-norm that normalises by the images of the batch."""
+    batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the base class of all
+    return batch_norm and (module.training or module.running_mean is None)
+
+
+def _changed(model: nn.Module, before: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Return the names of the buffers that have changed."""
+    return tuple(
+        name for name, tensor in model.named_buffers() if name not in before or not torch.equal(tensor, before[name])
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+    return "; ".join(distinct[:_NAMED]) + more

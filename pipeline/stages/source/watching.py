@@ -1,0 +1,171 @@
+"""A network's forward, watched: lowered precision, random numbers and changed settings, each with its layer."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model_artifacts.errors import one_line
+from model_artifacts.sessions.arithmetic import settings
+from model_artifacts.sessions.module_kinds import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+_FP32_BYTES = 4
+
+
+class Finding(NamedTuple):
+    """Something that forward does, and the layer that does it."""
+
+    what: str
+    layer: str
+
+
+class Watched(NamedTuple):
+    """Everything that was seen in one call of a network."""
+
+    lowered: tuple[Finding, ...]
+    """Steps that compute with fewer bits than FP32 has, or that allow it."""
+    random: tuple[Finding, ...]
+    """Operators that draw random numbers."""
+    failure: str
+    """The error that the network raised; empty if it ran."""
+
+
+def watch(model: nn.Module, images: torch.Tensor) -> Watched:
+    """Run a network once, operator by operator, and note what lowers its precision or draws random numbers.
+
+    Args:
+        model: the network, in FP32, on the CPU.
+        images: float32 (batch, channels, height, width); the network gets a copy.
+    """
+    layers = _Layers(model)
+    seen = _Seen(layers)
+    failure = ""
+    with ExitStack() as stack:
+        stack.enter_context(layers.followed())
+        stack.enter_context(_autocasts_noted(seen))
+        stack.enter_context(torch.inference_mode(mode=False))  # there, a dropout in evaluation mode counts as random
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(seen)
+        try:
+            model(images.clone())
+        except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
+            failure = one_line(exc)
+    return Watched(tuple(dict.fromkeys(seen.lowered)), tuple(dict.fromkeys(seen.random)), failure)
+
+
+class _Layers:
+    """The layer that runs at present."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+
+    @property
+    def now(self) -> str:
+        return self._stack[-1] if self._stack else "the network itself"
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Follow all calls of modules."""
+        enter = register_module_forward_pre_hook(lambda module, _: self._stack.append(self._name(module)))
+        leave = register_module_forward_hook(lambda *_: self._leave(), always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def _name(self, module: nn.Module) -> str:
+        return place_of(self._names.get(id(module), ""), module)
+
+    def _leave(self) -> None:
+        if self._stack:
+            self._stack.pop()
+
+
+class _Seen(TorchDispatchMode):
+    """Notes on every operator."""
+
+    def __init__(self, layers: _Layers) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class is untyped
+        self._layers = layers
+        self._settings = settings()
+        self.lowered: list[Finding] = []
+        self.random: list[Finding] = []
+
+    def note(self, what: str) -> None:
+        """Note something that lowers the precision."""
+        self.lowered.append(Finding(what, self._layers.now))
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's signature
+        types: Any,  # noqa: ANN401 - the same
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the same
+        """Run an operator, and look at its operands, its result and the settings that it runs with."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        tensors = [item for item in tree_leaves((args, kwargs, result)) if isinstance(item, torch.Tensor)]
+        narrow = sorted({str(tensor.dtype) for tensor in tensors if _is_narrow(tensor)})
+        if narrow:
+            self.note(f"{func} computes with {' and '.join(narrow)}")
+        if func.namespace.startswith("quantized") or "fake_quant" in func.__name__:
+            self.note(f"{func} quantises")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.random.append(Finding(str(func), self._layers.now))
+        self._look_at_settings()
+        return result
+
+    def _look_at_settings(self) -> None:
+        now = settings()
+        for name, value in now.items():
+            if value != self._settings[name]:
+                self.note(f"{name} is set to {value}, from {self._settings[name]}")
+        self._settings = now
+
+
+def _is_narrow(tensor: torch.Tensor) -> bool:
+    dtype = tensor.dtype
+    if dtype.is_complex:
+        return dtype.itemsize < 2 * _FP32_BYTES
+    return (dtype.is_floating_point and dtype.itemsize < _FP32_BYTES) or tensor.is_quantized
+
+
+@contextmanager
+def _autocasts_noted(seen: _Seen) -> Iterator[None]:
+    """Note every autocast that is entered, also one for a GPU, which has no effect on the CPU."""
+    make: Any = torch.autocast.__init__
+    enter: Any = torch.autocast.__enter__
+    asked: set[int] = set()
+
+    def made(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as torch's
+        given = dict(zip(("dtype", "enabled", "cache_enabled"), args, strict=False)) | kwargs
+        asked.discard(id(self))
+        if given.get("enabled", True):
+            asked.add(id(self))  # torch switches it off itself where there is no such device
+        make(self, device_type, *args, **kwargs)
+
+    def entered(self: torch.autocast) -> Any:  # noqa: ANN401 - as torch's
+        if id(self) in asked or self._enabled:
+            seen.note(f"torch.autocast({self.device!r}, dtype={self.fast_dtype}) is entered")
+        return enter(self)
+
+    torch.autocast.__init__ = made  # type: ignore[method-assign]  # for one call of the network
+    torch.autocast.__enter__ = entered  # type: ignore[method-assign]  # the same
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = make  # type: ignore[method-assign]  # the same
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]  # the same
