@@ -175,7 +175,8 @@ def trained(make: Callable[[], nn.Module], images: torch.Tensor, labels: torch.T
             optimizer.zero_grad()
             functional.cross_entropy(model(images[part]), labels[part]).backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
-    return fold_batch_norms(model.eval()).model.eval()
+    _, channels, height, width = images.shape
+    return fold_batch_norms(model.eval(), (channels, height, width)).model.eval()
 
 
 def lite0() -> nn.Module:
@@ -197,7 +198,7 @@ def lite0() -> nn.Module:
             setattr(model.get_submodule(parent), own, _padded(module))
         elif isinstance(module, nn.ReLU6):
             module.inplace = False
-    return fold_batch_norms(model.eval()).model.eval()
+    return fold_batch_norms(model.eval(), (3, 224, 224)).model.eval()
 
 
 def _padded(module: nn.Conv2d) -> nn.Module:

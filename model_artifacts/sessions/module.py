@@ -115,7 +115,7 @@ def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
             fix=f"use the code of that time, or {fix}",
         )
     model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights, recipe.torchvision_weights)
-    return ready_to_compile(model, recipe.variant.precision)
+    return ready_to_compile(model, recipe.variant.precision, recipe.input_shape)
 
 
 @contextmanager

@@ -228,6 +228,25 @@ def place_of(name: str, module: nn.Module) -> str:
     return f"layer {name!r} ({type(module).__name__})" if name else f"forward of {type(module).__name__}"
 
 
+def untraced(model: nn.Module) -> str:
+    """Return the likely cause for which a trace of the network computes something else, as text.
+
+    Tracers run the class's forward with stand-ins for tensors. They may miss hooks and a forward of the instance, and
+    see a branch on types or modes from its other side.
+    """
+    layers = list(model.named_modules())
+    hooked = [place_of(name, module) for name, module in layers if module._forward_hooks or module._forward_pre_hooks]  # noqa: SLF001 - torch has no other list of them
+    patched = [place_of(name, module) for name, module in layers if "forward" in vars(module)]
+    causes = [
+        *([f"forward hooks that a trace misses: {_listed(hooked)}"] if hooked else []),
+        *([f"a forward that was set on the instance: {_listed(patched)}"] if patched else []),
+    ]
+    return "; ".join(causes) or (
+        f"{place_of('', model)} computes something else when it is traced: a branch on types (`type(x) is "
+        "torch.Tensor`, `isinstance`), on `torch.compiler.is_exporting()` or the like, or on the batch size"
+    )
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import logging
+import math
 import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,12 +17,14 @@ from safetensors.torch import save
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import interpolate
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Precision
 from model_artifacts.sessions import torchvision_models
+from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.factory_call import running_factory
-from model_artifacts.sessions.module_kinds import evaluate, open_wrappers, require_network
+from model_artifacts.sessions.module_kinds import evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -221,6 +224,13 @@ def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     return model
 
 
+_PROBES = 3
+"""Images that a folded network is compared on."""
+_FOLDED = 1e-4
+"""The largest relative L2 by which folding may move logits: ten times the floor of the gates' bounds
+(`pipeline/stages/validate/gates.py`). FP32's rounding moves those of deep networks by 1e-6 to 1e-5."""
+
+
 class Folded(NamedTuple):
     """A model with its batch-norms folded into the layers before them, and the number of folded ones."""
 
@@ -228,11 +238,16 @@ class Folded(NamedTuple):
     batch_norms: int
 
 
-def fold_batch_norms(model: nn.Module) -> Folded:
-    """Fold batch-norms in FP32, before any cast.
+def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Folded:
+    """Fold batch-norms in FP32, before any cast, if the logits stay the same.
 
-    Some models are returned unchanged: those that torch.fx cannot trace, and those that call a layer with weights more
-    than once. For these, torch folds the batch-norm after one call into all calls.
+    Some models are returned unchanged: those that torch.fx cannot trace, those that call a layer with weights more
+    than once, and those whose trace computes something else. For a layer that is called twice, torch folds the
+    batch-norm after one call into all calls. A trace misses hooks of the network and a forward of the instance.
+
+    Args:
+        model: the network, in FP32 and in evaluation mode.
+        input_shape: (channels, height, width) of one image.
     """
     try:
         with warnings.catch_warnings():
@@ -242,11 +257,29 @@ def fold_batch_norms(model: nn.Module) -> Folded:
             weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
             if len(weighted) != len(set(weighted)):
                 return Folded(model, 0)
-            folded = fuse(share_weights(model.eval()), inplace=True)  # it replaces layers, and writes no tensor
+            model.eval()  # not its result: a `train` of the model's own may return nothing
+            folded = fuse(share_weights(model), inplace=True).eval()  # it replaces layers, and writes no tensor
+            moved = _moved(folded, model, input_shape)
     except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
         log.info("batch-norms are not folded: %s", one_line(exc))
         return Folded(model, 0)
-    return Folded(folded.eval(), count_batch_norms(model) - count_batch_norms(folded))
+    if moved > _FOLDED:
+        log.info("batch-norms are not folded: %s (torch.fx; logits %.2g apart)", untraced(model), moved)
+        return Folded(model, 0)
+    return Folded(folded, count_batch_norms(model) - count_batch_norms(folded))
+
+
+def _moved(folded: nn.Module, model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+    """Return the relative L2 by which folding moves the logits of a few images; infinity if a logit is not a number."""
+    generator = torch.Generator().manual_seed(SEED)
+    coarse = torch.randn(_PROBES, input_shape[0], 8, 8, generator=generator)
+    images = interpolate(coarse, input_shape[1:]) + 0.3 * torch.randn(_PROBES, *input_shape, generator=generator)
+    with strict_fp32():
+        found, expected = (share_weights(network)(images.clone()).double() for network in (folded, model))
+    if found.shape != expected.shape:
+        return math.inf
+    distance = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    return math.inf if math.isnan(distance) else distance
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -272,11 +305,12 @@ def shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
 
 
-def ready_to_compile(model: nn.Module, precision: Precision) -> nn.Module:
+def ready_to_compile(model: nn.Module, precision: Precision, input_shape: tuple[int, int, int]) -> nn.Module:
     """Return a model in Torch-TensorRT's form: batch-norms folded, cast, contiguous weights, float32 in and out.
 
     With weights in channels_last the backend torch_compile gave wrong numbers, without a warning (relative errors up to
     1.8 at a batch of 64, torch-tensorrt-rtx 2.11). Contiguous weights avoid that.
     """
-    typed = Typed(fold_batch_norms(model).model, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
+    folded = fold_batch_norms(model, input_shape).model
+    typed = Typed(folded, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
     return in_layout(typed, torch.contiguous_format)

@@ -111,7 +111,7 @@ def test_weights_in_channels_last_are_caught_by_the_gate(modules: Project) -> No
     torch.manual_seed(0)
     model = resnet18().eval()
     batch = torch.rand(64, 3, 224, 224, device=device)
-    spoilt = in_layout(ready_to_compile(model, Precision.FP16), torch.channels_last).to(device)
+    spoilt = in_layout(ready_to_compile(model, Precision.FP16, (3, 224, 224)), torch.channels_last).to(device)
     arguments = {"use_explicit_typing": True, "pass_through_build_failures": True}
     with torch.inference_mode():
         got = torch_tensorrt_runtime.compile_in_time(library, spoilt, arguments, lambda _: None)(batch).cpu().numpy()

@@ -75,7 +75,7 @@ def stayed_in(module: torch.nn.Module) -> tuple[str, ...]:
 
 def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
     """Compile ahead of time, without engines."""
-    model = ready_to_compile(make_model(factory), request.precision)
+    model = ready_to_compile(make_model(factory), request.precision, (3, 32, 32))
     made = torch_tensorrt_builder.compile_ahead(library, model, request)
     count = engines_of(made.module)
     return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings)
@@ -86,7 +86,7 @@ def in_time(library: Any, folder: Path, precision: Precision) -> Case:
     request = module_request(folder, backend=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
     known = torch_tensorrt_builder.known_settings(library)
     options = torch_tensorrt_builder.options_of(request, known, tunes=torch_tensorrt_builder.times_tactics())
-    model = ready_to_compile(make_model("tests.support.tiny_model:make"), precision)
+    model = ready_to_compile(make_model("tests.support.tiny_model:make"), precision, (3, 32, 32))
     seen: list[torch.nn.Module] = []
     compiled = torch_tensorrt_runtime.compile_in_time(
         library, model, {**options.arguments, "dryrun": True}, seen.append

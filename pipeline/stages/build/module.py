@@ -140,7 +140,8 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
     if request.engine_cache is not None:
         with storage_errors(f"writing {request.engine_cache}"):
             request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    module = ready_to_compile(restore_model(project), variant.precision).to(torch_tensorrt_runtime.device_of(gpu))
+    model = ready_to_compile(restore_model(project), variant.precision, request.input_shape)
+    module = model.to(torch_tensorrt_runtime.device_of(gpu))
     with _own_timings(request) as own:
         made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(
             library, module, own, path

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pipeline.planning.spec import Input
     from pipeline.planning.steps import Step
 
-VERSION = 2
-"""Raise it when Torch-TensorRT gets other instructions for the same model. Since 2 a model is one graph."""
+VERSION = 3
+"""Raise it when Torch-TensorRT gets other instructions for the same model. Since 2 a model is one graph. Since 3 a
+trace that computes something else than the network is not used."""
 
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""

@@ -59,11 +59,11 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     """
     refuse_newer(project.paths.onnx_record(graph))
     key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the inputs can change
-    folded = fold_batch_norms(model)
+    input_shape = project.source().preprocessing.input_shape
+    folded = fold_batch_norms(model, input_shape)
     dtype = DTYPES[graph.precision]
     _require_one_file(folded.model, dtype)
     casts = count_casts(folded.model, dtype)
-    input_shape = project.source().preprocessing.input_shape
     exported, more_folded = to_onnx(Typed(share_weights(folded.model), dtype).eval(), input_shape, OPSETS[graph])
     batch_norms = folded.batch_norms + more_folded
     del model, folded

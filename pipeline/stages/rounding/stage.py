@@ -102,7 +102,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
 
 def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
     """Return the logits of each emulation in torch, by its name."""
-    model = fold_batch_norms(restore_model(project)).model.eval()
+    model = fold_batch_norms(restore_model(project), project.source().preprocessing.input_shape).model.eval()
     found = {}
     for name, sums in RUNS[arithmetic.precision]:
 

@@ -220,7 +220,8 @@ def _sample(config: Config) -> _Weights:
     labels = np.array(digits.labels)
     with torch.no_grad():  # not inference_mode: the results become parameters
         _set_norm_statistics(model, digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing)
-        features = _features(torch_model.fold_batch_norms(model).model, head.name, digits.pixels, preprocessing)
+        folded = torch_model.fold_batch_norms(model, preprocessing.input_shape).model
+        features = _features(folded, head.name, digits.pixels, preprocessing)
         weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
     model = torch_model.in_layout(model, torch.contiguous_format)
     fitted = torch_model.replace_head(model, head.name, images.DIGIT_CLASSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,7 @@ from model_artifacts.sessions.torch_model import (
     read_weights,
     replace_head,
 )
-from tests.support import factories, tiny_model
+from tests.support import factories, odd_networks, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def folding_error(model: nn.Module) -> float:
     batch = torch.randn(4, *SHAPE)
     with torch.inference_mode():
         before = model(batch)
-        return float((fold_batch_norms(model).model(batch) - before).abs().max() / before.abs().max())
+        return float((fold_batch_norms(model, SHAPE).model(batch) - before).abs().max() / before.abs().max())
 
 
 # Factories
@@ -209,7 +210,7 @@ def test_a_modules_own_migration_runs() -> None:
 
 def test_folding_counts() -> None:
     """Every batch-norm behind a convolution is folded, and counted."""
-    assert fold_batch_norms(tiny_model.make()).batch_norms == 2
+    assert fold_batch_norms(tiny_model.make(), SHAPE).batch_norms == 2
 
 
 def test_folding_changes_no_numbers() -> None:
@@ -221,7 +222,7 @@ def test_folding_leaves_the_original_alone() -> None:
     """The model that was folded still has its batch-norms."""
     model = tiny_model.make()
 
-    fold_batch_norms(model)
+    fold_batch_norms(model, SHAPE)
 
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 2
 
@@ -230,14 +231,50 @@ def test_batch_norm_on_its_own_stays() -> None:
     """A batch-norm with no convolution before it is not folded, and not counted."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 10))
 
-    assert fold_batch_norms(model).batch_norms == 0
+    assert fold_batch_norms(model, SHAPE).batch_norms == 0
 
 
 def test_untraceable_model_is_left_as_it_is() -> None:
     """A model that torch.fx cannot trace comes back as it was."""
     model = factories.DataDependent()
 
-    assert fold_batch_norms(model) == (model, 0)
+    assert fold_batch_norms(model, SHAPE) == (model, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (odd_networks.root_hook, "forward hooks that a trace misses: forward of Plain"),
+        (odd_networks.layer_hook, r"forward hooks that a trace misses: layer 'body.0' \(Conv2d\)"),
+        (odd_networks.patched_forward, "a forward that was set on the instance: forward of Plain"),
+        (odd_networks.KnowsTensors, "forward of KnowsTensors computes something else when it is traced"),
+    ],
+)
+def test_a_trace_that_differs_is_not_used(
+    make: Callable[[], nn.Module], cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network whose trace computes something else stays as it is, and the log names the cause."""
+    torch.manual_seed(3)
+    model = randomized(make())
+
+    with caplog.at_level("INFO"):
+        folded = fold_batch_norms(model, SHAPE)
+
+    assert folded == (model, 0)
+    assert re.search(f"batch-norms are not folded: {cause}", caplog.text)
+
+
+def test_a_hook_that_only_watches_does_not_prevent_folding() -> None:
+    """A hook that changes nothing leaves the trace right."""
+    model = randomized(odd_networks.Plain())
+    model.register_forward_hook(lambda *_: None)
+
+    assert fold_batch_norms(model, SHAPE).batch_norms == 1
+
+
+def test_a_train_that_returns_nothing_does_not_prevent_folding() -> None:
+    """A network whose own `train` returns None is folded."""
+    assert fold_batch_norms(odd_networks.NoneFromTrain(), SHAPE).batch_norms == 1
 
 
 @pytest.mark.parametrize("make", [factories.SharedConvolution, factories.recurrent])
@@ -250,4 +287,4 @@ def test_a_shared_activation_does_not_prevent_folding() -> None:
     """ResNet18 calls each block's ReLU twice; all 20 of its batch-norms are folded all the same."""
     model = make_model("torchvision.models:resnet18")
 
-    assert fold_batch_norms(model).batch_norms == 20
+    assert fold_batch_norms(model, (3, 64, 64)).batch_norms == 20

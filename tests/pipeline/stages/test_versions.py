@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 GOLDEN = {
     "source": (2, "99df62cd7b00b4eb"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (3, "fe6d07afb599ccc6"),
+    "export": (4, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
-    "rounding": (2, "a1f3ba429042440b"),
-    "build": (2, "39f60e5b2feb2e88"),
+    "rounding": (3, "a1f3ba429042440b"),
+    "build": (3, "39f60e5b2feb2e88"),
     "validate": (6, "1161f9db46d16813"),
     "benchmark": (3, "94a46e9ee73f01a9"),
     "manifest": (1, "66a299fae0204ce1"),

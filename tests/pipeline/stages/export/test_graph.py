@@ -140,7 +140,7 @@ def network(name: str) -> nn.Module:
 
 def exported(model: nn.Module, dtype: torch.dtype = torch.float32) -> Exported:
     """Export a network as the stage does."""
-    return to_onnx(Typed(share_weights(fold_batch_norms(model).model), dtype).eval(), SHAPE, TYPES[dtype])
+    return to_onnx(Typed(share_weights(fold_batch_norms(model, SHAPE).model), dtype).eval(), SHAPE, TYPES[dtype])
 
 
 def parsed(model: onnx.ModelProto, folder: Path) -> int:
@@ -225,7 +225,7 @@ def test_exporting_does_not_keep_or_change_the_weights() -> None:
 
 def test_operator_without_half_precision_is_named() -> None:
     """The message names the operator or the line of the model, the type, and the remedies."""
-    traced, untraced = fold_batch_norms(Fourier().eval()).model, Fourier().eval()
+    traced, untraced = fold_batch_norms(Fourier().eval(), SHAPE).model, Fourier().eval()
 
     with pytest.raises(
         ExportError, match=r"does not compute in float16\n  where: +the operator fft_fft2[\s\S]*Half[\s\S]*precisions"

@@ -81,7 +81,7 @@ def test_a_network_that_cannot_be_emulated_says_what_to_do(copied: Path, monkeyp
             raise NotImplementedError("no kernel")
 
     project = Project.load(copied / "pipeline.yaml", STAGES)
-    monkeypatch.setattr(stage, "fold_batch_norms", lambda _: type("Folded", (), {"model": Broken()}))
+    monkeypatch.setattr(stage, "fold_batch_norms", lambda *_: type("Folded", (), {"model": Broken()}))
     record = measure_rounding(project, FP16)
     assert (record.runs, record.relative_l2_high) == ((), None)
     assert record.trouble.startswith("the rounding of fp16 cannot be emulated")
