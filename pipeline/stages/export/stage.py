@@ -20,6 +20,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.graph import to_onnx
 
 if TYPE_CHECKING:
@@ -51,15 +52,18 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         graph: the precision.
 
     Raises:
-        ExportError: torch cannot trace the model, its batch size is fixed, the result is not valid ONNX, or the weights
-            are too large for one file.
+        ExportError: torch cannot trace the model, its batch size is fixed, the result is not valid ONNX or
+            computes something else than the model, or the weights are too large for one file.
         RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
         NewerRecordError: a newer version of this project wrote the present record.
     """
     refuse_newer(project.paths.onnx_record(graph))
-    key = key_of(project, Step("export", f"{project.plan.model}/{graph.value}"))  # before the inputs can change
-    input_shape = project.source().preprocessing.input_shape
+    step = Step("export", f"{project.plan.model}/{graph.value}")
+    key = key_of(project, step)  # before the inputs can change
+    preprocessing = project.source().preprocessing
+    expected = expected_of(model, preprocessing) if graph is Graph.FP32 else None
+    input_shape = preprocessing.input_shape
     folded = fold_batch_norms(model, input_shape)
     dtype = DTYPES[graph.precision]
     _require_one_file(folded.model, dtype)
@@ -71,6 +75,8 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
+        if expected is not None:
+            require_agreement(temporary, expected, step.command)
     record = OnnxRecord(
         key=key,
         built_at=now(),

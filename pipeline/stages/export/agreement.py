@@ -1,0 +1,108 @@
+"""An FP32 graph in ONNX Runtime, compared with the network in torch, before anything is built from it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from model_artifacts.errors import CrashedError, ExportError, RunError
+from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.module_kinds import untraced
+from model_artifacts.sessions.onnx import run_stand_in
+from pipeline.stages.common.probe import probe_images
+from pipeline.system.isolation import run_isolated
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+    from model_artifacts.records import Preprocessing
+
+    Logits = npt.NDArray[np.float32]
+
+_SIZES = (1, 3)
+"""Batch sizes to compare: one image, and another number than the two that the exporter saw."""
+_LARGEST = 1e-4
+"""The largest relative L2: ten times the floor of the gates' bounds (`pipeline/stages/validate/gates.py`), because a
+probe is a few images. FP32's own rounding is 1e-6 to 2e-6 (its emulation in the stage `rounding`)."""
+
+
+class Expected(NamedTuple):
+    """The logits that a graph must give."""
+
+    images: Logits
+    """A few images, preprocessed: float32 (images, channels, height, width)."""
+    logits: tuple[Logits, ...]
+    """The network's logits of the first images, in a batch of each size."""
+    cause: str
+    """The likely cause of a difference."""
+
+
+def expected_of(model: nn.Module, spec: Preprocessing) -> Expected:
+    """Run the network itself in strict FP32, before it is exported.
+
+    Args:
+        model: the network with its weights, in FP32: not folded and not traced.
+        spec: the preprocessing.
+    """
+    images = probe_images(spec, max(_SIZES))
+    with strict_fp32():
+        logits = tuple(model(torch.from_numpy(images[:size].copy())).numpy() for size in _SIZES)
+    return Expected(images, logits, untraced(model))
+
+
+def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
+    """Refuse an FP32 graph that computes something else than the network.
+
+    Args:
+        file: the graph.
+        expected: the network's own logits.
+        rerun: the command that repeats the export.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run the graph, or its logits differ; the message names the likely cause.
+    """
+    for size, found, logits in zip(_SIZES, _run(file, expected.images, rerun), expected.logits, strict=True):
+        if (distance := relative_l2(found, logits)) > _LARGEST:
+            raise ExportError(
+                "the ONNX graph computes something else than the network",
+                where=f"fp32, in a batch of {size}",
+                expected=f"the logits of PyTorch in FP32, within {_LARGEST:g} (relative L2)",
+                got=f"{distance:.2g}; {expected.cause}",
+                fix="let forward compute the same wherever it runs: write hooks and replaced forwards into its class",
+            )
+
+
+def relative_l2(found: Logits, expected: Logits) -> float:
+    """Return the distance of logits as a share of their size; infinity for another shape or a value that is no number.
+
+    Args:
+        found: (samples, classes).
+        expected: (samples, classes).
+    """
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return math.inf
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(found - wide) / max(float(np.linalg.norm(wide)), np.finfo(np.float32).tiny))
+
+
+def _run(file: Path, images: Logits, rerun: str) -> tuple[Logits, ...]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "export.log"
+            return run_isolated(_in_onnxruntime, file, images, timeout_seconds=math.inf, log=log, rerun=rerun)
+    except (RunError, CrashedError) as exc:
+        raise ExportError(
+            "ONNX Runtime cannot run the exported graph", where="fp32", got=str(exc).replace("\n", ";")
+        ) from exc
+
+
+def _in_onnxruntime(file: Path, images: Logits) -> tuple[Logits, ...]:
+    """Run a graph in a batch of each size, in a process that may crash."""
+    graph = file.read_bytes()
+    return tuple(run_stand_in(graph, images[:size], size) for size in _SIZES)
