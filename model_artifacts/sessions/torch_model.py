@@ -130,7 +130,7 @@ def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     misshapen = [
         f"{name}: expected {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
         for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
+        if _is_tensor(own[name]) and _is_tensor(state[name]) and own[name].shape != state[name].shape
     ]
     kinds = (
         ("missing", sorted(own.keys() - state.keys())),
@@ -141,11 +141,27 @@ def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
 
 
 def pack_weights(model: nn.Module) -> bytes:
-    """Return a model's state dict as a safetensors file, with the versions of its modules' formats."""
+    """Return a model's state dict as a safetensors file, with the versions of its modules' formats.
+
+    Raises:
+        SourceError: a module's `get_extra_state` returns something else than a tensor.
+    """
     state = model.state_dict()
+    if others := [f"{name} ({type(value).__name__})" for name, value in state.items() if not _is_tensor(value)]:
+        raise SourceError(
+            "the model's state dict holds something else than tensors, which a file of weights cannot hold",
+            where=shorten(others),
+            expected="tensors",
+            fix="let `get_extra_state` of that layer return a tensor, or take the method out of its class",
+        )
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     versions = {name: data["version"] for name, data in _metadata(state).items() if "version" in data}
     return save(tensors, {_VERSIONS: json.dumps(versions, sort_keys=True)})
+
+
+def _is_tensor(value: object) -> bool:
+    """Return true for a tensor: a module's own state may be anything, against the types of torch's state dicts."""
+    return isinstance(value, torch.Tensor)
 
 
 def read_weights(file: Path) -> OrderedDict[str, torch.Tensor]:

@@ -155,6 +155,46 @@ def test_packed_weights_come_back(tmp_path: Path) -> None:
     assert vars(state) == vars(model.state_dict())  # torch keeps the versions beside the tensors
 
 
+class Stateful(nn.Linear):
+    """Keeps a value of its own in the state dict."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(4, 3)
+        self.value = value
+
+    def get_extra_state(self) -> object:
+        """Return the value."""
+        return self.value
+
+    def set_extra_state(self, state: object) -> None:
+        """Take the value."""
+        self.value = state
+
+
+def test_state_that_is_no_tensor_is_refused() -> None:
+    """A layer whose own state is no tensor is named."""
+    with pytest.raises(SourceError, match=r"(?s)something else than tensors.*_extra_state \(dict\)"):
+        pack_weights(Stateful({"version": 2}))
+
+
+def test_state_that_is_a_tensor_comes_back(tmp_path: Path) -> None:
+    """A layer's own state that is a tensor is kept with the weights."""
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(pack_weights(Stateful(torch.arange(3))))
+    model = Stateful(None)
+
+    load_state(model, read_weights(file), "here")
+
+    assert isinstance(model.value, torch.Tensor)
+    assert model.value.tolist() == [0, 1, 2]
+
+
+def test_a_misfit_beside_state_that_is_no_tensor_is_named() -> None:
+    """Weights that do not fit are listed although the layer's own state is no tensor."""
+    with pytest.raises(SourceError, match=r"1 misshapen: bias: expected \(3,\), got \(5,\)"):
+        load_state(Stateful({}), {**STATE, "bias": torch.ones(5), "_extra_state": {}}, "here")  # type: ignore[dict-item]  # as torch writes them
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_truncated_weights(tmp_path: Path, share: float) -> None:
     """A file of weights that ends early is damaged, wherever it ends."""
