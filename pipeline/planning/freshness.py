@@ -124,6 +124,8 @@ def _value_of(field: KeyField) -> object:
 
 def _differences(name: str, before: object, now: object) -> Iterator[str]:
     old, new = _by_name(before), _by_name(now)
+    if isinstance(before or now, list):  # a key without the field has none of a list's items
+        old, new = {} if before is None else old, {} if now is None else new
     if old is not None and new is not None:
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(f"{name}.{key}", old.get(key), new.get(key))

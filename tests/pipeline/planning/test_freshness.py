@@ -178,6 +178,9 @@ def keyed(**values: str) -> Key:
         (keyed(a='[["x",1],["y",2]]'), keyed(a='[["x",1],["y",3]]'), ("a.y changed: [2] → [3]",)),
         (keyed(a=f'"{"0" * 64}"'), keyed(a=f'"{"1" * 64}"'), ("a changed",)),
         (keyed(a=f'[["x","{"0" * 64}"]]'), keyed(a=f'[["y","{"0" * 64}"]]'), ("a.x is gone", "a.y is new")),
+        (keyed(a=f'[["x","{"0" * 64}"]]'), keyed(), ("a.x is gone",)),
+        (keyed(), keyed(a=f'[["x","{"0" * 64}"]]'), ("a.x is new",)),
+        (keyed(a="[1,2]"), keyed(), ("a changed: [1, 2] → null",)),
         (keyed(a="no JSON"), keyed(a="1"), ('a changed: "no JSON" → 1',)),
         (
             keyed(a='{"a":1,"b":1,"c":1,"d":1,"e":1}'),
