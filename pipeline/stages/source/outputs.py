@@ -83,6 +83,8 @@ def _fix_of_shape(shape: Sequence[int], batch: int) -> str:
         return "write `flatten(1)` or `squeeze(dim)` for `squeeze()`, which drops the axis of a batch of one image"
     if len(shape) == 1:
         return _TWO_LOGITS
+    if len(shape) == 2 and shape[1] == batch:  # noqa: PLR2004 - the same
+        return "put the axis of the batch first: return `logits.t()` if its axes are (classes, batch)"
     if len(shape) == 2:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
     return "return a row of logits for each image; a network for another task than classification cannot be built"

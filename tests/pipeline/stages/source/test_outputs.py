@@ -120,6 +120,7 @@ def test_one_logit_is_refused(write_config: Callable[[str], Path]) -> None:
     ("then", "message"),
     [
         pytest.param(torch.squeeze, r"shape \(4,\) for 1 image\b.*`flatten\(1\)` or `squeeze\(dim\)`", id="squeezed"),
+        pytest.param(torch.t, r"shape \(4, 1\) for 1 image\b.*batch first.*`logits.t\(\)`", id="classes first"),
         pytest.param(lambda z: z.view(2, -1), r"shape \(2, 2\) for 1 image.*keep the axis", id="a batch of two"),
         pytest.param(lambda z: z[:, :, None, None], r"shape \(1, 4, 1, 1\).*logits.flatten\(1\)", id="one pixel"),
         pytest.param(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "another task", id="segmentation"),
