@@ -44,7 +44,7 @@ ARTIFACTS = "artifacts"
 """The artifacts' path on a worker, in the folder of its step."""
 
 
-CODE = ("*.py", "*.jinja", "py.typed")
+CODE = ("*.py", "*.jinja", "*_ids.txt", "py.typed")
 """The files of both packages that a driver sends to its workers."""
 
 
