@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from model_artifacts.sessions.torch_model import assemble
+import torch
+
+from model_artifacts.errors import one_line
+from model_artifacts.sessions.torch_model import assemble, in_layout
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.planning.project import Project
+
+log = logging.getLogger(__name__)
+
+_SAME = 1e-4
+"""The largest relative L2 distance between two memory layouts. FP32's rounding makes about 1e-6."""
 
 
 def restore_model(project: Project) -> nn.Module:
@@ -22,3 +31,31 @@ def restore_model(project: Project) -> nn.Module:
     source = project.source()
     weights = project.file(source.weights)
     return assemble(source.factory, source.replaced_head, source.classes, weights, source.torchvision_weights)
+
+
+def put_in_fastest_layout(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
+    """Put a model's weights into channels_last if it gives the same logits then; it is a third faster on a CPU.
+
+    A `view` behind a convolution fails in that layout, and code that reads strides may compute something else.
+
+    Args:
+        model: the network, in evaluation mode, on the CPU.
+        images: some images (samples, channels, height, width) to try.
+
+    Returns:
+        the layout, channels_last or contiguous.
+    """
+    with torch.no_grad():
+        expected = model(images.clone())
+        try:
+            in_layout(model, torch.channels_last)
+            found = model(images.contiguous(memory_format=torch.channels_last).clone())
+        except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
+            reason = one_line(exc)
+        else:
+            reason = "" if (found - expected).norm() <= _SAME * expected.norm() else "it gives other logits there"
+    if not reason:
+        return torch.channels_last
+    log.info("the network runs with contiguous weights, because not in channels_last: %s", reason)
+    in_layout(model, torch.contiguous_format)
+    return torch.contiguous_format

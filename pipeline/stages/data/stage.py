@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from model_artifacts.errors import DataError, one_line
+from model_artifacts.errors import DataError
 from model_artifacts.host.environment import now, threads, tools
 from model_artifacts.host.files import replacing, write_bytes
 from model_artifacts.host.hashes import describe_file
@@ -21,13 +21,12 @@ from model_artifacts.host.record_files import refuse_newer, write_record
 from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.preprocessing import to_input
-from model_artifacts.sessions.torch_model import in_layout
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.common.classes import Classes, classes_of
-from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.model import put_in_fastest_layout, restore_model
 from pipeline.stages.data.checks import chance_warning, require_different, require_order
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ log = logging.getLogger(__name__)
 _BATCH = 32
 _EXCHANGED = 500
 """The number of images that are tried with red and blue exchanged."""
-_SAME = 1e-4
-"""The largest relative L2 distance between two memory layouts. FP32's rounding makes about 1e-6."""
 
 
 class _Split(NamedTuple):
@@ -141,10 +138,10 @@ def reference_logits(
     """
     batches = []
     with strict_fp32():
-        network = _fastest_layout(model, torch.from_numpy(to_input(_mapped_anew(pixels)[:2], spec)))
+        put_in_fastest_layout(model, torch.from_numpy(to_input(_mapped_anew(pixels)[:2], spec)))
         for start in range(0, len(pixels), _BATCH):
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
-            batches.append(network(torch.from_numpy(batch)).numpy())
+            batches.append(model(torch.from_numpy(batch)).numpy())
             report(min(start + _BATCH, len(pixels)), len(pixels))
     logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
     if not np.isfinite(logits).all():
@@ -170,23 +167,6 @@ def _check_order(project: Project, model: nn.Module, split: _Split, reference: n
     logits = reference_logits(model, exchanged, source.preprocessing)
     if remark := require_order(reference[:count], logits, labels[:count]):
         log.warning("WARNING: %s", remark)
-
-
-def _fastest_layout(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """Put the weights into channels_last, if the network then gives the same logits: a third faster on a CPU.
-
-    A `view` behind a convolution fails in that layout, and code that reads strides may compute something else.
-    """
-    expected = model(images.clone())
-    try:
-        found = in_layout(model, torch.channels_last)(images.clone())
-    except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
-        log.info("the reference runs with contiguous weights: %s", one_line(exc))
-        return in_layout(model, torch.contiguous_format)
-    if (found - expected).norm() > _SAME * expected.norm():
-        log.info("the reference runs with contiguous weights: the network gives other logits in channels_last")
-        return in_layout(model, torch.contiguous_format)
-    return model
 
 
 def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

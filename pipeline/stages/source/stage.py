@@ -22,6 +22,7 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import SourceRecord
 from pipeline.stages.common import images
+from pipeline.stages.common.model import put_in_fastest_layout
 from pipeline.stages.source import examination, network, torchvision_weights
 from pipeline.stages.source.checkpoints import load_checkpoint
 from pipeline.stages.source.outputs import check_outputs
@@ -31,6 +32,8 @@ from pipeline.stages.source.spec import with_reads
 from pipeline.stages.source.twins import Assembly, check_twin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     from torchvision.models import WeightsEnum
 
@@ -211,17 +214,18 @@ def _from_factory(config: Config) -> _Weights:
 def _sample(config: Config) -> _Weights:
     """Fit the sample model: a seeded backbone, batch-norm statistics by one pass, and a head in closed form."""
     preprocessing = _preprocessing(config, SAMPLE)
-    model = torch_model.in_layout(torch_model.make_model(config.model.factory), torch.channels_last)
+    model = torch_model.make_model(config.model.factory)
     head = network.find_head(model)
     _damp_residuals(model)
     network.count_classes(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
+    layout = put_in_fastest_layout(model, torch.from_numpy(to_input(digits.pixels[:2], preprocessing)))
     with torch.no_grad():  # not inference_mode: the results become parameters
-        _set_norm_statistics(model, digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing)
+        _set_norm_statistics(model, _batches(digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing, layout))
         folded = torch_model.fold_batch_norms(model, preprocessing.input_shape).model
-        features = _features(folded, head.name, digits.pixels, preprocessing)
+        features = _features(folded, head.name, _batches(digits.pixels, preprocessing, layout))
         weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
     model = torch_model.in_layout(model, torch.contiguous_format)
     fitted = torch_model.replace_head(model, head.name, images.DIGIT_CLASSES)
@@ -241,23 +245,24 @@ def _damp_residuals(model: nn.Module) -> None:
             nn.init.constant_(last.weight, SAMPLE_RESIDUAL_SCALE)
 
 
-def _tensor(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:
-    return torch.from_numpy(to_input(pixels, spec)).contiguous(memory_format=torch.channels_last)
+def _batches(pixels: npt.NDArray[np.uint8], spec: Preprocessing, layout: torch.memory_format) -> Iterator[torch.Tensor]:
+    for start in range(0, len(pixels), _BATCH):
+        yield torch.from_numpy(to_input(pixels[start : start + _BATCH], spec)).contiguous(memory_format=layout)
 
 
-def _set_norm_statistics(model: nn.Module, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> None:
-    """Set every batch-norm's statistics by one pass over `pixels`; only batch-norms are in training mode."""
+def _set_norm_statistics(model: nn.Module, batches: Iterator[torch.Tensor]) -> None:
+    """Set every batch-norm's statistics by one pass over images; only batch-norms are in training mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
         norm.train()
-    for start in range(0, len(pixels), _BATCH):
-        model(_tensor(pixels[start : start + _BATCH], spec))
+    for batch in batches:
+        model(batch)
     model.eval()
 
 
-def _features(model: nn.Module, head: str, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:
+def _features(model: nn.Module, head: str, batches: Iterator[torch.Tensor]) -> torch.Tensor:
     """Return the inputs of the head: float64 (samples, features)."""
     caught: list[torch.Tensor] = []
     hook = (
@@ -266,8 +271,8 @@ def _features(model: nn.Module, head: str, pixels: npt.NDArray[np.uint8], spec: 
         .register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     )
     try:
-        for start in range(0, len(pixels), _BATCH):
-            model(_tensor(pixels[start : start + _BATCH], spec))
+        for batch in batches:
+            model(batch)
     finally:
         hook.remove()
     if not caught:

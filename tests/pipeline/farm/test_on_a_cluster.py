@@ -258,7 +258,7 @@ def test_workers_take_the_code_from_the_driver(
     sent = {Path(line.partition("/_ray_pkg_")[2].partition("/")[2]) for line in said.splitlines()}
     ours = {path.relative_to(code.parent) for code in code_folders() for path in code.rglob("*.*")}
     assert sent == {path for path in ours if path.suffix != ".pyc"}
-    assert {path.suffix for path in sent} == {".py", ".jinja", ".typed"}
+    assert {path.suffix for path in sent} == {".py", ".jinja", ".txt", ".typed"}
     status, said = run("pipeline", "build", PROCESSOR)
     assert status == 0, said
     assert is_built(folder, PROCESSOR, monkeypatch)

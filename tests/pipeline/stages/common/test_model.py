@@ -11,12 +11,14 @@ from model_artifacts.errors import ArtifactError, RecordError, SourceError
 from model_artifacts.sessions.torch_model import read_weights
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.common.model import restore_model
-from tests.support import factories, tiny_model
+from pipeline.stages.common.model import put_in_fastest_layout, restore_model
+from tests.support import factories, odd_networks, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from torch import nn
 
 
 def test_model_is_restored(built: Project) -> None:
@@ -61,3 +63,20 @@ def test_factory_that_has_changed(copied: Path, monkeypatch: pytest.MonkeyPatch,
 
     with pytest.raises(SourceError):
         restore_model(Project.load(copied / "pipeline.yaml", STAGES))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        (odd_networks.Plain, torch.channels_last),
+        (odd_networks.Viewing, torch.contiguous_format),
+        (odd_networks.Striding, torch.contiguous_format),
+    ],
+)
+def test_a_layout_that_changes_the_network_is_not_taken(kind: type[nn.Module], layout: torch.memory_format) -> None:
+    """A `view` that fails in channels_last, or strides that mean something else there, keep the weights contiguous."""
+    model, images = kind().eval(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = model(images)
+
+    assert put_in_fastest_layout(model, images) is layout
+    torch.testing.assert_close(model(images.contiguous(memory_format=layout)), expected, rtol=1e-4, atol=1e-5)
