@@ -36,7 +36,8 @@ def restore_model(project: Project) -> nn.Module:
 def put_in_fastest_layout(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
     """Put a model's weights into channels_last if it gives the same logits then; it is a third faster on a CPU.
 
-    A `view` behind a convolution fails in that layout, and code that reads strides may compute something else.
+    A `view` behind a convolution fails in that layout, and code that reads strides may compute something else. Do not
+    call this in inference mode, which would leave weights that cannot be used outside of it.
 
     Args:
         model: the network, in evaluation mode, on the CPU.

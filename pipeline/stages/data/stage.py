@@ -137,8 +137,8 @@ def reference_logits(
         DataError: the reference gives NaN or infinity.
     """
     batches = []
+    put_in_fastest_layout(model, torch.from_numpy(to_input(_mapped_anew(pixels)[:2], spec)))
     with strict_fp32():
-        put_in_fastest_layout(model, torch.from_numpy(to_input(_mapped_anew(pixels)[:2], spec)))
         for start in range(0, len(pixels), _BATCH):
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
             batches.append(model(torch.from_numpy(batch)).numpy())

@@ -86,8 +86,8 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Expo
         try:
             onnx_graph.convert(exported, opset)
         except _NOT_CONVERTIBLE as exc:
-            newer = onnx_graph.opset_of(exported)
-            log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, one_line(exc))
+            newer, reason = onnx_graph.opset_of(exported), one_line(exc).rpartition("failed: ")[2]  # behind a C++ path
+            log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, reason)
     onnx_graph.use_oldest_ir(exported)
     return Exported(exported, batch_norms)
 

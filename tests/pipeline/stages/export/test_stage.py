@@ -115,12 +115,13 @@ def test_what_has_no_older_form_stays(write_config: Callable[[str], Path], caplo
     """A model with an operator that the converter cannot lower keeps the exporter's opset, and that is said."""
     project = sourced(write_config, "tests.pipeline.stages.export.test_stage:padded")
 
-    with caplog.at_level(logging.INFO, "pipeline.stages.export.stage"):
+    with caplog.at_level(logging.INFO, "pipeline.stages.export"):
         record = make_onnx(project, restore_model(project), Graph.FP32)
 
     model = load(project, Graph.FP32)
     assert (record.opset, opset_of(model), model.ir_version) == (18, 18, 8)
-    assert "stays at opset 18, which TensorRT 8.6 cannot read" in caplog.text
+    (line,) = [each for each in caplog.messages if "stays at opset 18, which TensorRT 8.6 cannot read" in each]
+    assert "/" not in line
 
 
 def test_digest_is_of_what_is_written(built: Project) -> None:
