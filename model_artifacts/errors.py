@@ -194,6 +194,18 @@ def shortened(text: str, limit: int = 300) -> str:
     return text[:head] + gap + text[head + len(gap) - limit :]
 
 
+def listed(names: Sequence[str], *, most: int = 5, separator: str = ", ") -> str:
+    """Return the first names of a list as text, with the number of all others.
+
+    Args:
+        names: the names.
+        most: the number of names to show.
+        separator: the text between two names.
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
+
 def one_line(exc: BaseException) -> str:
     """Return an exception's type and the first line of its message, shortened to 300 characters."""
     lines = str(exc).strip().splitlines()

@@ -16,12 +16,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from model_artifacts.errors import SourceError, one_line
+from model_artifacts.errors import SourceError, listed, one_line
 
 _QUANTIZED = ("torch.ao.nn.", "torch.ao.quantization.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.")
 """Beginnings of the names of the modules whose classes quantise."""
-_NAMED = 5
-"""Names in a message; the rest is counted."""
 
 
 class Wrapper(NamedTuple):
@@ -158,14 +156,14 @@ def require_network(model: nn.Module) -> None:
     if scripted := [place_of(name, module) for name, module in modules if isinstance(module, torch.jit.ScriptModule)]:
         raise SourceError(
             "the model is a TorchScript module, which torch can neither export nor cast",
-            where=_listed(scripted),
+            where=listed(scripted),
             expected="the nn.Module that it was made from",
             fix="let the factory return that module, with the weights of `torch.jit.load(…).state_dict()`",
         )
     if quantized := [place_of(name, module) for name, module in modules if _is_quantized(module)]:
         raise SourceError(
             "the model is quantised already, so that there is no FP32 network to compare with",
-            where=_listed(quantized),
+            where=listed(quantized),
             expected="the network in floating point; `precisions: [int8]` quantises it",
             fix="let the factory return the network before its quantisation",
         )
@@ -173,14 +171,14 @@ def require_network(model: nn.Module) -> None:
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise SourceError(
             "the model has lazy layers, whose weights have no shape before the first call",
-            where=_listed(lazy),
+            where=listed(lazy),
             expected="weights with shapes",
             fix="call the network once in the factory, before it returns: `net(torch.zeros(2, 3, 224, 224))`",
         )
     if wrapped := [f"{name} ({type(tensor).__name__})" for name, tensor in tensors if _is_special(tensor)]:
         raise SourceError(
             "the model's weights are no plain tensors: they are sharded or quantised",
-            where=_listed(wrapped),
+            where=listed(wrapped),
             expected="torch.nn.Parameter of float32 values",
             fix="let the factory return the network before `fully_shard` or `quantize_`, and load full weights",
         )
@@ -238,15 +236,10 @@ def untraced(model: nn.Module) -> str:
     hooked = [place_of(name, module) for name, module in layers if module._forward_hooks or module._forward_pre_hooks]  # noqa: SLF001 - torch has no other list of them
     patched = [place_of(name, module) for name, module in layers if "forward" in vars(module)]
     causes = [
-        *([f"forward hooks that a trace misses: {_listed(hooked)}"] if hooked else []),
-        *([f"a forward that was set on the instance: {_listed(patched)}"] if patched else []),
+        *([f"forward hooks that a trace misses: {listed(hooked)}"] if hooked else []),
+        *([f"a forward that was set on the instance: {listed(patched)}"] if patched else []),
     ]
     return "; ".join(causes) or (
         f"{place_of('', model)} computes something else when it is traced: a branch on types (`type(x) is "
         "torch.Tensor`, `isinstance`), on `torch.compiler.is_exporting()` or the like, or on the batch size"
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -19,7 +19,7 @@ from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import interpolate
 
-from model_artifacts.errors import SourceError, one_line
+from model_artifacts.errors import SourceError, listed, one_line
 from model_artifacts.records import Precision
 from model_artifacts.sessions import torchvision_models
 from model_artifacts.sessions.arithmetic import strict_fp32
@@ -27,7 +27,7 @@ from model_artifacts.sessions.factory_call import running_factory
 from model_artifacts.sessions.module_kinds import evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -137,7 +137,7 @@ def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
         ("extra", sorted(state.keys() - own.keys())),
         ("misshapen", misshapen),
     )
-    return "; ".join(f"{len(names)} {kind}: {shorten(names)}" for kind, names in kinds if names)
+    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
 
 
 def pack_weights(model: nn.Module) -> bytes:
@@ -150,7 +150,7 @@ def pack_weights(model: nn.Module) -> bytes:
     if others := [f"{name} ({type(value).__name__})" for name, value in state.items() if not _is_tensor(value)]:
         raise SourceError(
             "the model's state dict holds something else than tensors, which a file of weights cannot hold",
-            where=shorten(others),
+            where=listed(others),
             expected="tensors",
             fix="let `get_extra_state` of that layer return a tensor, or take the method out of its class",
         )
@@ -314,11 +314,6 @@ def share_weights(model: nn.Module) -> nn.Module:
 def count_batch_norms(model: nn.Module) -> int:
     """Return the number of batch-norms of a model."""
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
-
-
-def shorten(names: Sequence[str]) -> str:
-    """Return the first names of a list as text, with the number of all others."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
 
 
 def ready_to_compile(model: nn.Module, precision: Precision, input_shape: tuple[int, int, int]) -> nn.Module:

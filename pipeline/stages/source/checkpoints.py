@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from model_artifacts.errors import SourceError, one_line
-from model_artifacts.sessions.torch_model import misfit, shorten
+from model_artifacts.errors import SourceError, listed, one_line
+from model_artifacts.sessions.torch_model import misfit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -143,7 +143,7 @@ def read_checkpoint(file: Path) -> object:
             whole = any(name.startswith("torch.nn.modules") for name in types)
             read = f"torch.load('{file.name}', map_location='cpu', weights_only=False)"
             read += ".state_dict()" if whole else "['state_dict']"
-            got = f"{'a whole model' if whole else 'objects'} of the types {shorten(types)}"
+            got = f"{'a whole model' if whole else 'objects'} of the types {listed(types)}"
             raise _holds_code(file, expected, got, read) from exc
         raise SourceError(
             "the weights file is damaged, or not a checkpoint that is safe to load",
@@ -258,7 +258,7 @@ def _refusal(model: nn.Module, view: Fit) -> str:
         return misfit(model, view.state) or other or " ".join(str(exc).split())
     missing = sorted(name for name in result.missing_keys if name.rpartition(".")[2] != _COUNTER)
     kinds = (("missing", missing), ("extra", sorted(result.unexpected_keys)))
-    found = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in kinds if names]
+    found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names]
     other = _of_other_types(model, view.state.keys() - set(result.unexpected_keys), view.state)
     return "; ".join([*found, *([other] if other else [])])
 
@@ -271,7 +271,7 @@ def _of_other_types(model: nn.Module, names: Collection[str], state: Mapping[str
         for name in sorted(names)
         if isinstance(state[name], torch.Tensor) and not _converts(name, state[name], own)
     ]
-    return f"{len(wrong)} {_OTHER_TYPE}: {shorten(wrong)}" if wrong else ""
+    return f"{len(wrong)} {_OTHER_TYPE}: {listed(wrong)}" if wrong else ""
 
 
 def _type(value: object) -> str:
@@ -335,4 +335,4 @@ def _no_fit(
 
 
 def _quoted(keys: list[str]) -> str:
-    return shorten([repr(key) for key in keys])
+    return listed([repr(key) for key in keys])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from model_artifacts.errors import SourceError, one_line
+from model_artifacts.errors import SourceError, listed, one_line
 from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.module_kinds import layers_in_training, place_of
 from pipeline.stages.common.probe import probe_images
@@ -186,6 +186,4 @@ def _changed(model: nn.Module, before: dict[str, torch.Tensor]) -> tuple[str, ..
 
 
 def _listed(names: Sequence[str]) -> str:
-    distinct = list(dict.fromkeys(names))
-    more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
-    return "; ".join(distinct[:_NAMED]) + more
+    return listed(tuple(dict.fromkeys(names)), most=_NAMED, separator="; ")

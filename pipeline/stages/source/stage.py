@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model_artifacts.errors import SourceError
+from model_artifacts.errors import SourceError, listed
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
@@ -196,9 +196,7 @@ def _checkpoint(config: Config) -> _Weights:
     fit = load_checkpoint(model, file, config.model.weights.key)
     torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file)
     if fit.beside:
-        log.warning(
-            "WARNING: %s: left out, for they are not the model's: %s", file.name, torch_model.shorten(fit.beside)
-        )
+        log.warning("WARNING: %s: left out, for they are not the model's: %s", file.name, listed(fit.beside))
     detail = f"{file.name}, key {fit.key}" if fit.key else file.name
     return _Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None)
 

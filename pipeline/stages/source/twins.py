@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from model_artifacts.errors import SourceError
+from model_artifacts.errors import SourceError, listed
 from model_artifacts.sessions import torch_model
 from model_artifacts.sessions.arithmetic import strict_fp32
 
@@ -66,7 +66,7 @@ def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int
     if max(differences) <= _RELATIVE or max(_difference(model, model, scale, input_shape) for scale in _SCALES) > 0:
         return  # a network that differs from itself is refused as a reference
     names = list(_unsaved(model, twin))
-    found = f"{torch_model.shorten(names)}: other values in each call" if names else "no attribute of a module differs"
+    found = f"{listed(names)}: other values in each call" if names else "no attribute of a module differs"
     raise SourceError(
         "the network computes with values that its weights do not hold, and that the factory draws at random",
         where=assembly.factory,
