@@ -67,10 +67,8 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     try:
         results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
         trouble = ""
-    except (
-        RunError,
-        CrashedError,
-    ) as exc:  # the gate may have a bound of its own; else the validation rejects, with this reason
+    except (RunError, CrashedError) as exc:
+        # The gate may have a bound of its own. Else the validation rejects, with this reason.
         results, trouble = {}, str(exc)
     spreads = [spread_of(logits, reference) for logits in results.values()]
     found = widest(spreads)

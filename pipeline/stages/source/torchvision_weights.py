@@ -46,10 +46,13 @@ def entry_of_file(spec: str, file: Path) -> WeightsEnum | None:
         spec: the factory, "module:function".
         file: a file of weights.
     """
-    entries = torchvision_models.entries_of(torch_model.import_factory(spec)) or ()
+    entries = torchvision_models.entries_of(torch_model.import_factory(spec))
+    if entries is None or not file.is_file():
+        return None
+    digest = sha256_of(file)
     for entry in entries:
         name = Path(urlparse(entry.url).path)
-        if file.is_file() and (file.name == name.name or sha256_of(file).startswith(name.stem.rpartition("-")[2])):
+        if file.name == name.name or digest.startswith(name.stem.rpartition("-")[2]):
             return entry
     return None
 
