@@ -215,3 +215,14 @@ class _WithoutAliases(yaml.SafeDumper):
         """Write every value out."""
         del data
         return True
+
+
+# PyYAML writes YAML 1.1, in which 0E0 is text without quotes; the reader knows the numbers of YAML 1.2 as well.
+_WithoutAliases.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def test_text_that_looks_like_a_number_comes_back_as_text() -> None:
+    """Quotes keep what YAML 1.2 would read as a number (found by the test above)."""
+    assert parse_yaml(FILE, "a: '0E0'\nb: 0E0\n").data == {"a": "0E0", "b": 0.0}
