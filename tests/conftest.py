@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from model_artifacts.records import GitState
 from model_artifacts.releases.signature import Signer
+from model_artifacts.releases.signing_keys import PrivateKey
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -150,7 +151,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
     """A signed release of the finished tiny project, as if it were built from a commit."""
     monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
-    return make_release(Project.load(copied / "pipeline.yaml", STAGES), Signer(keys[0]))
+    return make_release(Project.load(copied / "pipeline.yaml", STAGES), Signer(PrivateKey(keys[0])))
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import ReleaseError, one_line
+from model_artifacts.releases.signing_keys import PrivateKey, check_public_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from model_artifacts.releases.signing_keys import TokenKey
 
 SIGNATURE = "model.sig"
 """Name of the signature's file in a release."""
@@ -20,8 +23,8 @@ SIGNATURE = "model.sig"
 class Signer:
     """Signer of releases: a private key, or without one the identity of CI's OIDC token."""
 
-    key: Path | None = None
-    """Private key on an elliptic curve, PEM."""
+    key: PrivateKey | TokenKey | None = None
+    """Key in a PEM file or on a token."""
 
     def sign(self, folder: Path) -> None:
         """Write the signature into a release's folder.
@@ -36,19 +39,34 @@ class Signer:
 
         folder = folder.resolve()  # model-signing compares ignored paths as text
         ignoring = hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
+        if isinstance(self.key, PrivateKey):
+            self.key.check()
         try:
             config: Any = signing.Config()  # type: ignore[no-untyped-call]
-            if self.key:
-                config.use_elliptic_key_signer(private_key=self.key)
+            if isinstance(self.key, PrivateKey):
+                password = self.key.password
+                # model-signing hands the password on to cryptography, which takes bytes only.
+                encoded = password.encode() if password is not None else None
+                config.use_elliptic_key_signer(private_key=self.key.path, password=encoded)
+            elif self.key:
+                config.use_pkcs11_signer(pkcs11_uri=self.key.uri)
             else:
                 config.use_sigstore_signer(use_ambient_credentials=True)
             config.set_hashing_config(ignoring).sign(folder, folder / SIGNATURE)
-        except Exception as exc:  # of model-signing, cryptography and sigstore, without a common base
+        except Exception as exc:  # of model-signing, cryptography, sigstore and PKCS #11, without a common base
             raise ReleaseError(
                 "the release cannot be signed",
-                expected="a private key on an elliptic curve, in PEM" if self.key else "an OIDC token, as in CI",
+                expected=f"the private key {self.key}" if self.key else "an OIDC token, as in CI",
                 got=one_line(exc),
+                fix=_token_advice(exc) if self.key else "sign with --key, or in a CI job with OIDC",
             ) from exc
+
+
+def _token_advice(exc: Exception) -> str:
+    """Return the remedy for a token that cannot sign."""
+    if isinstance(exc, RuntimeError) and "'pkcs11' extra" in str(exc):  # model-signing's own words
+        return 'install the token\'s Python library: pip install "model-artifacts[pkcs11]"'
+    return "compare the URI with `pkcs11-tool --list-objects`; it needs module-path and pin-value or pin-source"
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,8 @@ class Verifier:
         """
         from model_signing import hashing, manifest, verifying  # noqa: PLC0415 - a second, and not installed in deployments
 
+        if self.key:
+            check_public_key(self.key)
         if not (folder / SIGNATURE).is_file():
             raise ReleaseError(f"the release has no signature ({SIGNATURE}), but one is required")
         folder = folder.resolve()

@@ -7,7 +7,7 @@ from pathlib import Path
 from model_artifacts.cli.options import Option
 
 CONFIG = Option(("--config",), "default: pipeline.yaml", type=Path, default=Path("pipeline.yaml"), metavar="FILE")
-RELEASE_KEY = Option(("--key",), "sign with this private key on an elliptic curve", type=Path, metavar="PEM")
+RELEASE_KEY = Option(("--key",), "sign with this private key on an elliptic curve: PEM, or pkcs11:…", metavar="KEY")
 KEYLESS = Option(("--keyless",), "sign as the identity that CI's OIDC vouches for", action="store_true")
 ALLOW_DIRTY = Option(("--allow-dirty",), "make the release although files differ from the commit", action="store_true")
 PRUNE_DELETE = Option(("--delete",), "delete the files; without this they are only listed", action="store_true")

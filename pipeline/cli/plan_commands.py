@@ -97,11 +97,12 @@ def _prune(project: Project, *, delete: bool) -> int:
     return 0
 
 
-def _release(project: Project, key: Path | None, *, keyless: bool, allow_dirty: bool) -> int:
+def _release(project: Project, key: str | None, *, keyless: bool, allow_dirty: bool) -> int:
     from model_artifacts.releases.signature import Signer
+    from model_artifacts.releases.signing_keys import open_key
     from pipeline.stages.release.stage import make_release
 
-    signer = Signer(key) if key or keyless else None
+    signer = Signer(open_key(key) if key else None) if key or keyless else None
     release = make_release(project, signer, allow_dirty=allow_dirty)
     size = release.archive.stat().st_size / 1e6
     signature = "signed" if release.signed else "not signed"

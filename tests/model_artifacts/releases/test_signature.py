@@ -12,6 +12,7 @@ from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Manifest
 from model_artifacts.releases.signature import Signer, Verifier
+from model_artifacts.releases.signing_keys import PrivateKey
 from model_artifacts.releases.verification import verify_release
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -73,8 +74,8 @@ def test_a_wrong_key_and_a_missing_signature_are_refused(released: Release, proj
 def test_a_key_that_is_none_releases_nothing(project: Project, tmp_path: Path, text: str) -> None:
     """One message; no folder, no archive, nothing half-written."""
     (tmp_path / "key.pem").write_text(text)
-    with pytest.raises(ReleaseError, match="the release cannot be signed"):
-        make_release(project, Signer(tmp_path / "key.pem"))
+    with pytest.raises(ReleaseError, match="holds no private key"):
+        make_release(project, Signer(PrivateKey(tmp_path / "key.pem")))
     assert list(project.paths.releases.iterdir()) == []
 
 
