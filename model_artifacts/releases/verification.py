@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 MANIFEST, REPORT, SUMS = "manifest.json", "report.html", "SHA256SUMS"
 BILL, PROVENANCE, NOTICES = "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt"
-EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, SIGNATURE})
-"""A release's files beside those of its artifacts: all required but the signature."""
+CARD, NOTES = "README.md", "RELEASE_NOTES.md"
+EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, CARD, NOTES, SIGNATURE})
+"""A release's files beside those of its artifacts."""
+_REQUIRED = EVIDENCE - {SUMS, SIGNATURE, CARD, NOTES}
+"""Files that SHA256SUMS must list. Releases of older versions have no texts for people."""
 _COPY_AGAIN = "copy or pull the release again"
 
 
@@ -109,7 +112,7 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
     """
     listed, present = _listed(folder), sums_of(folder)
     absent = {name: digest for name, digest in listed.items() if name not in present} if partial else {}
-    for name in sorted(EVIDENCE - {SUMS, SIGNATURE} - listed.keys()):
+    for name in sorted(_REQUIRED - listed.keys()):
         raise ReleaseError(f"the release has no {name}", expected=f"{name} listed in {SUMS}", fix=_COPY_AGAIN)
     if verifier:
         verifier.verify(folder, absent)

@@ -1,26 +1,29 @@
 """A finished build → a release: one folder and one archive with the deployable artifacts and their evidence.
 
-`<artifacts>/release/<model>-<commit>/` holds the manifest and files of the deployable artifacts, the report, and the
-evidence: a CycloneDX bill of materials, in-toto provenance (SLSA v1), the tools' licences and SHA256SUMS. A signed
-release also has an OpenSSF model signature over all files.
+`<artifacts>/release/<model>-<commit>/` holds the manifest and files of the deployable artifacts, the report, the model
+card, the changes since the release before, and the evidence: a CycloneDX bill of materials, in-toto provenance (SLSA
+v1), the tools' licences and SHA256SUMS. A signed release also has an OpenSSF model signature over all files.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import ReleaseError
+from model_artifacts.errors import RecordError, ReleaseError
 from model_artifacts.host.environment import git_state
 from model_artifacts.host.files import replacing_folder, write_bytes
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.host.record_files import write_record
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Manifest, Status
 from model_artifacts.releases.archive import pack
 from model_artifacts.releases.verification import (
     BILL,
+    CARD,
     MANIFEST,
+    NOTES,
     NOTICES,
     PROVENANCE,
     REPORT,
@@ -31,10 +34,10 @@ from model_artifacts.releases.verification import (
 from pipeline.planning.freshness import freshness_of
 from pipeline.planning.steps import Step
 from pipeline.stages.release.evidence import ReleaseRequest, bill_of_materials, notices, provenance
+from pipeline.stages.release.texts import Earlier, model_card, release_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from model_artifacts.records import FileRecord, GitState, ManifestEntry
     from model_artifacts.releases.signature import Signer
@@ -75,7 +78,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     if not manifest.artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
         raise ReleaseError("no artifact is deployable", expected=expected, fix="see the reasons in the table of `doit`")
-    name = f"{project.plan.model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
+    name = _name(manifest, git)
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
@@ -84,6 +87,33 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
             signer.sign(scratch)
         pack(scratch, archive, manifest.built_at)
     return Release(folder, archive, manifest, signer is not None)
+
+
+def _name(manifest: Manifest, git: GitState | None) -> str:
+    """Return the name of a release's folder."""
+    model = manifest.model.name if manifest.model else "model"
+    return f"{model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
+
+
+def _earlier(project: Project, manifest: Manifest, name: str) -> Earlier | None:
+    """Return the release to compare with: the configured one, or else the newest here that was built before.
+
+    Raises:
+        RecordError: the configured manifest is missing or damaged.
+    """
+    if project.config.release:
+        released = read_record(Path(project.config.release.manifest), Manifest)
+        return Earlier(_name(released, released.git), released)
+    found = []
+    for path in project.paths.releases.glob(f"*/{MANIFEST}"):
+        try:
+            other = read_record(path, Manifest)
+        except RecordError:  # of another schema, or damaged: `verify` tells, and this release does not depend on it
+            continue
+        same_model = manifest.model and other.model and other.model.name == manifest.model.name
+        if same_model and path.parent.name != name and other.built_at < manifest.built_at:
+            found.append(Earlier(path.parent.name, other))
+    return max(found, key=lambda earlier: (earlier.manifest.built_at, earlier.name), default=None)
 
 
 def _options(signer: Signer | None, *, allow_dirty: bool) -> tuple[str, ...]:
@@ -138,6 +168,10 @@ def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRe
             raise ReleaseError(f"{file.path} changed since it was built", fix="run `doit`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
+    name = _name(manifest, request.git)
+    before = _earlier(project, manifest, name)
+    write_bytes(folder / CARD, model_card(name, manifest, before).encode())
+    write_bytes(folder / NOTES, release_notes(name, manifest, before).encode())
     write_bytes(folder / NOTICES, notices(manifest).encode())
     write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
     inputs = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}

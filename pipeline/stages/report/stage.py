@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.choices import choices_of, latency_of
+from model_artifacts.deployment.comparison import breaches_of, compare
 from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
@@ -19,13 +20,13 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
-from pipeline.stages.report.comparison import breaches_of, compare
 from pipeline.stages.report.table import print_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model_artifacts.deployment.choices import Choice
+    from model_artifacts.deployment.comparison import Change
     from model_artifacts.records import ManifestEntry, Milestone
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
         Sensitivity,
     )
     from pipeline.stages.report.charts import Chart
-    from pipeline.stages.report.comparison import Change
     from pipeline.stages.report.floors import Work
 
 

@@ -8,13 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from model_artifacts.cli.tables import console_for
-from pipeline.stages.report.comparison import Turn, worth_telling
+from model_artifacts.deployment.comparison import Turn, worth_telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
-    from pipeline.stages.report.comparison import Change
+    from model_artifacts.deployment.comparison import Change
 
 
 def print_changes(changes: Sequence[Change], stream: TextIO) -> None:

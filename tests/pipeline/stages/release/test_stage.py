@@ -46,6 +46,7 @@ def test_a_release_has_what_may_be_deployed_and_its_evidence(released: Release, 
     assert {item.backend.value for item in entries} == {"onnxruntime"}
     files = {item.file.path for item in entries if item.file}
     evidence = {"manifest.json", "report.html", "bom.cdx.json", "provenance.intoto.json", "NOTICES.txt", "SHA256SUMS"}
+    evidence |= {"README.md", "RELEASE_NOTES.md"}
     assert listing(released.folder) == files | evidence | {"model.sig"}
     assert read_record(released.folder / "manifest.json", Manifest) == released.manifest
     assert released.folder.name == "tiny-cccccccccccc"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from model_artifacts.deployment.comparison import Turn, breaches_of, compare, worth_telling
 from model_artifacts.records import BatchTiming, Clock, Status
 from pipeline.config.settings import ReleaseConfig
-from pipeline.stages.report.comparison import Turn, breaches_of, compare, worth_telling
 from tests.support.manifests import accuracy, entry, manifest, timing
 
 BOUNDS = ReleaseConfig(manifest="released.json", max_latency_increase="3%", max_top1_drop="0.1pt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from model_artifacts.records import Clock, Layout, Status, ranking_clock
 
@@ -11,10 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from model_artifacts.records import BatchTiming, Manifest, ManifestEntry
-    from pipeline.config.settings import ReleaseConfig
 
 _BEYOND = 0.03
 """Share by which a latency without intervals must change to count as changed."""
+
+
+class Bounds(Protocol):
+    """Bounds of a change, as `release` in pipeline.yaml configures them."""
+
+    @property
+    def max_latency_increase(self) -> float:
+        """Largest growth of a median latency, as a share."""
+
+    @property
+    def max_top1_drop(self) -> float:
+        """Largest drop of top-1, or without labels of the agreement, as a share."""
 
 
 class Turn(str, Enum):
@@ -40,7 +51,7 @@ class Change(NamedTuple):
     """The configured bound that the change breaks; empty if none."""
 
 
-def compare(before: Manifest, after: Manifest, bounds: ReleaseConfig | None = None) -> tuple[Change, ...]:
+def compare(before: Manifest, after: Manifest, bounds: Bounds | None = None) -> tuple[Change, ...]:
     """Compare two manifests.
 
     A latency counts as changed if the 95 % intervals do not overlap; without intervals, if it moved by more than 3 %.
@@ -80,7 +91,7 @@ def breaches_of(changes: Iterable[Change]) -> tuple[Change, ...]:
     return tuple(change for change in changes if change.breach)
 
 
-def _compared(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
+def _compared(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -> list[Change]:
     changes = []
     if old.status is not new.status:
         turn = _of_status(old.status, new.status)
@@ -97,7 +108,7 @@ def _of_status(old: Status, new: Status | None) -> Turn:
     return Turn.BETTER if new is Status.DEPLOYABLE else Turn.UNKNOWN
 
 
-def _latencies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
+def _latencies(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -> list[Change]:
     now = {_metric(timing): timing for timing in new.timings}
     bounded = {ranking_clock({timing.clock for timing in old.timings}), Clock.STREAMS} if old.timings else set()
     changes = []
@@ -110,7 +121,7 @@ def _latencies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | N
     return changes
 
 
-def _missing(name: str, metric: str, before: str, bounds: ReleaseConfig | None) -> Change:
+def _missing(name: str, metric: str, before: str, bounds: Bounds | None) -> Change:
     breach = "must be measured" if bounds else ""
     return Change(name, metric, before, "not measured", Turn.WORSE if bounds else Turn.UNKNOWN, breach=breach)
 
@@ -124,7 +135,7 @@ def _metric(timing: BatchTiming) -> str:
     return f"p50 at batch {timing.batch}, {timing.clock.value}{layout}"
 
 
-def _latency(name: str, old: BatchTiming, new: BatchTiming, bounds: ReleaseConfig | None, *, alike: bool) -> Change:
+def _latency(name: str, old: BatchTiming, new: BatchTiming, bounds: Bounds | None, *, alike: bool) -> Change:
     grown = new.p50_ms / old.p50_ms - 1 if old.p50_ms else 0.0
     turn = Turn.UNKNOWN if not alike else _turn_of_latency(old, new, grown)
     breach = ""
@@ -140,7 +151,7 @@ def _turn_of_latency(old: BatchTiming, new: BatchTiming, grown: float) -> Turn:
     return Turn.WORSE if grown > 0 else Turn.BETTER
 
 
-def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: ReleaseConfig | None) -> list[Change]:
+def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -> list[Change]:
     if old.accuracy is None:
         return []
     if new.accuracy is None:

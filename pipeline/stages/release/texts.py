@@ -1,0 +1,193 @@
+"""A release's texts for people: the model card and the notes of its changes. Pure functions of manifests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.deployment.choices import latency_of
+from model_artifacts.deployment.comparison import compare, worth_telling
+from model_artifacts.errors import listed
+from model_artifacts.records import Backend, WeightsOrigin
+from pipeline.stages.release.evidence import tools_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from model_artifacts.records import GateCheck, Manifest, ManifestEntry, ManifestModel, Preprocessing
+
+
+class Earlier(NamedTuple):
+    """The release before."""
+
+    name: str
+    """Name of its folder."""
+    manifest: Manifest
+
+
+class _Row(NamedTuple):
+    """An artifact in the model card."""
+
+    name: str
+    hosts: str
+    batch: str
+    agreement: str
+    distance: str
+    latency: str
+    file: str
+    checks: tuple[GateCheck, ...]
+
+
+_NAMED_CLASSES = 5
+"""Number of classes that the card names."""
+
+
+def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
+    """Return the model card, in Markdown with the metadata that model hubs read.
+
+    Args:
+        name: the release's name.
+        manifest: the release's manifest, of at least one artifact; its model must be known.
+        before: the release before; None if there is none.
+    """
+    model = manifest.model
+    assert model is not None, "a deployable artifact has a source and data"  # noqa: S101 - for the type checker
+    return _render(
+        "card.md.jinja",
+        name=name,
+        manifest=manifest,
+        model=model,
+        entries=manifest.artifacts,
+        before=before.name if before else None,
+        shape=model.preprocessing.input_shape,
+        order=model.preprocessing.order.value.upper() if model.preprocessing.channels > 1 else "greyscale",
+        steps=_steps(model.preprocessing),
+        classes=_classes(model),
+        sample=model.weights_origin is WeightsOrigin.SAMPLE,
+        rows=[_row(entry) for entry in manifest.artifacts],
+        devices="; ".join(sorted({entry.device for entry in manifest.artifacts if entry.timings})) or "none was timed",
+        extra=_extra(manifest.artifacts),
+    )
+
+
+def release_notes(name: str, manifest: Manifest, before: Earlier | None) -> str:
+    """Return the changes since the release before, in Markdown.
+
+    Args:
+        name: the release's name.
+        manifest: the release's manifest.
+        before: the release before; None if there is none.
+    """
+    return _render(
+        "notes.md.jinja",
+        name=name,
+        before=before.name if before else None,
+        since=before.manifest.built_at if before else None,
+        facts=_changed_facts(before.manifest, manifest) if before else (),
+        changes=worth_telling(compare(before.manifest, manifest)) if before else (),
+        tools=_changed_tools(before.manifest, manifest) if before else (),
+    )
+
+
+def _render(template: str, **values: object) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - slow, and not in deployments
+
+    environment = Environment(  # noqa: S701 - Markdown; `line` escapes what names could hold
+        loader=PackageLoader("pipeline.stages.release", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["line"] = _line
+    return environment.get_template(template).render(**values)
+
+
+_SPECIAL = {ord(sign): f"\\{sign}" for sign in "\\|<[]*"}
+
+
+def _line(text: str) -> str:
+    """Return a text as one line of Markdown, which opens no tag, link, emphasis or column."""
+    return " ".join(str(text).split()).translate(_SPECIAL)
+
+
+def _steps(steps: Preprocessing) -> str:
+    """Return the preprocessing as a phrase."""
+    sizes = [f"{size[0]}×{size[1]}" if isinstance(size, tuple) else str(size) for size in (steps.resize, steps.crop)]
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (steps.mean, steps.std))
+    return f"resize {sizes[0]} ({steps.interpolation.value}), centre crop {sizes[1]}, mean ({mean}), std ({std})"
+
+
+def _classes(model: ManifestModel) -> str:
+    names = model.class_names
+    return f"{len(names)} classes: {listed(names, most=_NAMED_CLASSES)}" if names else "classes without names"
+
+
+def _row(entry: ManifestEntry) -> _Row:
+    accuracy = entry.accuracy
+    share = None
+    if accuracy:
+        share = accuracy.top1_agreement if accuracy.top1 is None else accuracy.top1
+    return _Row(
+        name=entry.id.split("/", 1)[1],
+        hosts=_hosts(entry),
+        batch=entry.profile.label if entry.profile else "any",
+        agreement="" if share is None else f"{100 * share:.2f} %",
+        distance=f"{accuracy.relative_l2:.1e}" if accuracy else "",
+        latency=_latencies(entry),
+        file=entry.file.path if entry.file else "",
+        checks=entry.checks,
+    )
+
+
+def _hosts(entry: ManifestEntry) -> str:
+    if built := entry.built_for:
+        gpus = built.gpu or ", ".join(f"SM {number / 10:.1f}" for number in built.compute_capabilities)
+        return f"{built.flavour.value} {built.version}, {gpus}"
+    if entry.module:
+        return ", ".join(f"{tool.name} {tool.version}" for tool in entry.module.libraries)
+    return "ONNX Runtime" if entry.backend is Backend.ONNXRUNTIME else entry.backend.value
+
+
+def _latencies(entry: ManifestEntry) -> str:
+    timed = (latency_of(entry, batch) for batch in sorted({timing.batch for timing in entry.timings}))
+    shown = [f"{timing.p50_ms:.4g} ms at batch {timing.batch}" for timing in timed if timing]
+    return ", ".join(shown) or "not measured"
+
+
+def _extra(entries: Iterable[ManifestEntry]) -> str:
+    """Return the library's extra that loads the first artifact."""
+    entry = next(iter(entries))
+    return entry.built_for.flavour.value.replace("_", "-") if entry.built_for else "onnxruntime"
+
+
+def _changed_facts(before: Manifest, after: Manifest) -> tuple[str, ...]:
+    """Return the changes of model, data and commit, one phrase each."""
+    old, new = before.model, after.model
+    if old is None or new is None:
+        return ()
+    facts = (
+        ("network", old.factory, new.factory),
+        (
+            "weights",
+            f"{old.weights_detail}, {old.weights_sha256[:12]}…",
+            f"{new.weights_detail}, {new.weights_sha256[:12]}…",
+        ),
+        ("preprocessing", _steps(old.preprocessing), _steps(new.preprocessing)),
+        ("classes", _classes(old), _classes(new)),
+        ("images", old.images, new.images),
+        ("top-1 of the FP32 network", _share(old.reference_top1), _share(new.reference_top1)),
+    )
+    return tuple(f"{name}: {now}; before: {then}" for name, then, now in facts if then != now)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.2f} %"
+
+
+def _changed_tools(before: Manifest, after: Manifest) -> tuple[str, ...]:
+    old, new = ({tool.name: tool.version for tool in tools_of(manifest)} for manifest in (before, after))
+    return tuple(
+        f"{name}: {new.get(name, 'none')}; before: {old.get(name, 'none')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
