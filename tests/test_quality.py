@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCRIPTS = Path(sys.executable).parent
 PACKAGES = ("model_artifacts", "pipeline")
 INTEGRATION = {
+    "model_artifacts/deployment/test_resolution_onnx.py",
     "model_artifacts/sessions/test_engine_session.py",
     "pipeline/adapters/test_tensorrt_contract.py",
     "pipeline/adapters/test_tensorrt_settings_contract.py",
@@ -28,6 +29,7 @@ INTEGRATION = {
     "pipeline/adapters/test_torch_tensorrt_dry_run.py",
     "pipeline/farm/test_on_a_cluster.py",
     "pipeline/planning/test_damaged_records.py",
+    "pipeline/planning/test_edited_records.py",
     "pipeline/stages/test_versions.py",
     "pipeline/stages/validate/test_gates_catch_faults.py",
     "pipeline/test_faults.py",

@@ -33,6 +33,7 @@ from pipeline.stages.release.stage import make_release
 from tests.conftest import REPOSITORY, TINY
 from tests.support.deployables import machine, module
 from tests.support.hosts import H100, host
+from tests.support.records import with_digest
 from tests.support.torch_tensorrt_stub import Library, use
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def test_arrays_are_read_without_pickle(copied: Path, mark: Path, name: str) -> 
     }
     old = known[name]
     assert old is not None
-    paths.data.write_text(record.replace(old.sha256, digest))
+    paths.data.write_text(with_digest(record.replace(old.sha256, digest)))
     for command in (["validate", "tiny/cpu-x86_64/onnxruntime-fp16"], ["quantize", "tiny/int8"]):
         main([*command, "--config", str(config)])
     assert not mark.exists()
@@ -208,7 +209,7 @@ def test_a_configuration_makes_no_objects(tmp_path: Path, mark: Path) -> None:
 
 def test_no_pickle_is_released(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch-TensorRT's engine cache lies beside an artifact, and stays there."""
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=False))
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: GitState(commit="c" * 40, dirty=False))
     project = Project.load(copied / "pipeline.yaml", STAGES)
     for variant in project.plan.variants:
         cache = project.paths.engine_cache(variant)

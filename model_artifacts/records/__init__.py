@@ -15,7 +15,9 @@ from model_artifacts.records.artifacts import (
 from model_artifacts.records.base import (
     SCHEMA_VERSION,
     Count,
+    DigestedRecord,
     FileRecord,
+    GitState,
     Key,
     KeyField,
     Microseconds,
@@ -40,7 +42,6 @@ from model_artifacts.records.inputs import (
 )
 from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
 from model_artifacts.records.manifest import (
-    GitState,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -81,6 +82,7 @@ __all__ = [
     "ColdStart",
     "Count",
     "DeploymentHost",
+    "DigestedRecord",
     "Doubt",
     "EngineFlavour",
     "EngineMemory",

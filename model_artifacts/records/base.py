@@ -88,7 +88,20 @@ class Key(Record):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class StageRecord(Record):
+class GitState(Record):
+    """State of a checkout."""
+
+    commit: str
+    """Full hash of the commit."""
+    dirty: bool
+    """True if tracked files differed from the commit."""
+
+
+class DigestedRecord(Record):
+    """Base of the records whose file states a digest of itself, without which it is not read."""
+
+
+class StageRecord(DigestedRecord):
     """Base of the records that stages write beside their results."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -99,6 +112,8 @@ class StageRecord(Record):
     """Time of the run, in UTC, to the second."""
     toolchain: tuple[Tool, ...] = ()
     """Packages that took part, with their versions."""
+    git: GitState | None = None
+    """Checkout that made the results, at the start of the run; None outside a repository."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 
 from model_artifacts.records.accuracy import Accuracy, GateCheck, RowCheck
 from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare, ModuleContents, Setting, WeightWarning
-from model_artifacts.records.base import FileRecord, Milliseconds, Record, Sha256, Share, StageRecord, Tool
+from model_artifacts.records.base import FileRecord, GitState, Milliseconds, Record, Sha256, Share, StageRecord, Tool
 from model_artifacts.records.inputs import Preprocessing, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
@@ -27,15 +27,6 @@ class Status(str, Enum):
     """Without a successful build or validation, or with a failed benchmark."""
     SKIPPED = "skipped"
     """Not built, because this host, flavour or graph does not support it."""
-
-
-class GitState(Record):
-    """State of the checkout that wrote the manifest."""
-
-    commit: str
-    """Full hash of the commit."""
-    dirty: bool
-    """True if tracked files differed from the commit."""
 
 
 class ManifestModel(Record):
@@ -111,6 +102,8 @@ class ManifestEntry(Record):
     """Time to the first result; None if it was not measured."""
     runtime_cache: FileRecord | None
     """Kernels that TensorRT-RTX compiled for this GPU; None for other artifacts."""
+    weights: FileRecord | None = None
+    """ONNX file with the weights of an engine that was built without them; None for other artifacts."""
     smallest_workspace: str | None
     """Variant with the smallest workspace and a latency within 1 % of the best, among the variants that differ in the
     workspace only. None if none of them was timed."""
@@ -148,8 +141,16 @@ class ManifestEntry(Record):
     """Reasons for doubt about the latencies."""
     toolchain: tuple[Tool, ...]
     """Packages that built the artifact."""
+    commits: tuple[GitState, ...] = ()
+    """Checkouts that made the weights, the graph, the artifact and its verdict, in this order, each once. Empty if one
+    of them is unknown, as outside a repository."""
     rerun: str
     """The command that builds the artifact again."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The files that opening the artifact takes: its own, its runtime cache and its weights, as far as named."""
+        return tuple(file for file in (self.file, self.runtime_cache, self.weights) if file)
 
 
 class Milestone(Record):
@@ -180,8 +181,8 @@ class Manifest(StageRecord):
     """`artifacts/manifest.json`: all artifacts with their deployment status. Sorted, so that diffs are readable."""
 
     git: GitState | None
-    """The commit at the last change of the manifest, which is not written again while it is up to date. None outside a
-    repository."""
+    """Checkout at the last change of the manifest, which is not written again while it is up to date. None outside a
+    repository. The artifacts may be of earlier commits, which `commits` names."""
     host: str
     """Operating system and architecture, such as `Linux x86_64`."""
     model: ManifestModel | None

@@ -19,6 +19,7 @@ from model_artifacts import __version__
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, shortened, storage_errors
 from model_artifacts.host.files import install_files
 from model_artifacts.host.hashes import describe_bytes
+from model_artifacts.host.record_files import file_of
 from model_artifacts.records import FileRecord, Record, StageRecord
 from pipeline.planning.freshness import changes, comparable
 from pipeline.planning.keys import key_of
@@ -186,11 +187,12 @@ def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
         RecordError: an input is missing or damaged.
         StorageError: an input cannot be read.
     """
-    farm = read_farm(project.config, project.paths).model_copy(update={"here": workers.worker_kind, "nodes": ()})
+    sent = {"here": workers.worker_kind, "nodes": (), "git": project.git}
+    farm = read_farm(project.config, project.paths).model_copy(update=sent)
     with storage_errors("reading a worker's inputs"):
         inputs = [
             _text(CONFIG, project.config_file.read_bytes()),
-            _text(f"{ARTIFACTS}/{project.paths.farm.name}", farm.to_json().encode()),
+            _text(f"{ARTIFACTS}/{project.paths.farm.name}", file_of(farm)),
             *(_text(path.as_posix(), path.read_bytes()) for path in _factory_code(project.config.model.factory)),
             *_from_artifacts(project, step),
         ]

@@ -133,8 +133,10 @@ def _is_older(path: Path) -> bool:
         record = json.loads(path.read_bytes())
     except ValueError:
         return False
-    version = record.get("schema_version") if isinstance(record, dict) and "variant" in record else None
-    return type(version) is int and version < SCHEMA_VERSION
+    if not isinstance(record, dict) or "variant" not in record:
+        return False
+    version = record.get("schema_version")
+    return type(version) is int and (version < SCHEMA_VERSION or (version == SCHEMA_VERSION and "digest" not in record))
 
 
 def _is_elsewhere(project: Project, folder: Path) -> bool:

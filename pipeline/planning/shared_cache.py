@@ -107,7 +107,8 @@ class SharedCache:
         for file in (found.record, *found.files):
             self._store.fetch(_blob(file), file, scratch / file.path, lambda _: None)
         record = read_record(scratch / found.record.path, place.kind)
-        if record.key != key or {*record.files} != {*found.files}:
+        listed = describe_file(scratch / found.record.path, scratch) == found.record
+        if not listed or record.key != key or {*record.files} != {*found.files}:
             raise StoreError(f"{listing} of {self._store.shown} is of something else")
         install_files(scratch, root, (*found.files, found.record))
         return f"{self._store.shown}, made at {record.built_at:%Y-%m-%d %H:%M} UTC"

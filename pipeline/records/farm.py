@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from model_artifacts.records import SCHEMA_VERSION, DeploymentHost, Host, Record
+from model_artifacts.records import SCHEMA_VERSION, DeploymentHost, DigestedRecord, GitState, Host, Record
 
 
 class FarmHost(Record):
@@ -32,7 +32,7 @@ class FarmNode(Record):
     """The machine's own description."""
 
 
-class FarmRecord(Record):
+class FarmRecord(DigestedRecord):
     """Result of `python -m pipeline farm`: `farm.json`, from which plans are made."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -43,3 +43,5 @@ class FarmRecord(Record):
     """The inspected machines, sorted by identifier."""
     here: str | None = None
     """On a worker, its own kind; None on the driver."""
+    git: GitState | None = None
+    """On a worker, the checkout of the driver; None on the driver, and outside a repository."""

@@ -24,6 +24,7 @@ from pipeline.records import Artifact
 from pipeline.stages import STAGES
 from tests.support.doit_runs import doit, ran
 from tests.support.leftovers import record_paths, temporaries, unwhole
+from tests.support.records import with_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +155,7 @@ def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys:
     config = copied / "pipeline.yaml"
     project = Project.load(config, STAGES)
     record = record_paths(project, step)[0]
-    record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    record.write_text(with_digest(record.read_text().replace('"schema_version": 1', '"schema_version": 2')))
     before = {path: path.read_bytes() for path in project.paths.folder.rglob("*") if path.is_file()}
     assert run(step, config) == 1
     assert "was written by a newer version" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from datetime import datetime, timezone
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
@@ -45,6 +48,18 @@ def rounding_of(graph: Graph, *, high: float, sample: float, logits: FileRecord 
 def reread(record: R) -> R:
     """Return a record after a round trip through JSON."""
     return type(record).model_validate_json(record.to_json())
+
+
+def with_digest(text: str) -> str:
+    """Return a record's text, changed or not, with the digest that belongs to it."""
+    plain = re.sub(r'\A\{\n  "digest": "\w*",\n', "{\n", text)
+    return plain.replace("{\n", f'{{\n  "digest": "{hashlib.sha256(plain.encode()).hexdigest()}",\n', 1)
+
+
+def as_record(content: Any) -> str:
+    """Return JSON as the text of a record's file, with its digest if it is an object that is not empty."""
+    text = json.dumps(content, indent=2)
+    return with_digest(text) if text.startswith("{\n") else text
 
 
 TEXTS = st.text(max_size=12)

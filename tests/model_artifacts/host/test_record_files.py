@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import NewerRecordError, RecordError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import FileRecord, Key, StageRecord, Tool
+from model_artifacts.records import FileRecord, Key, KeyField, StageRecord, Tool
+from tests.support.records import with_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +33,62 @@ def test_record_on_disk_is_its_canonical_json(tmp_path: Path) -> None:
     """The file is UTF-8 text that ends in a newline."""
     write_record(tmp_path / "r.json", Tool(name="ü", version="1"))
     assert (tmp_path / "r.json").read_bytes() == '{\n  "name": "ü",\n  "version": "1"\n}\n'.encode()
+
+
+def test_stage_record_on_disk_begins_with_its_digest(tmp_path: Path) -> None:
+    """`sha256sum` of the file without that line gives the digest."""
+    write_record(tmp_path / "r.json", _stage_record())
+    first, second, *others = (tmp_path / "r.json").read_bytes().splitlines(keepends=True)
+    digest = hashlib.sha256(first + b"".join(others)).hexdigest()
+    assert second.decode() == f'  "digest": "{digest}",\n'
+
+
+def test_any_other_digit_in_a_stage_record_is_an_edit(tmp_path: Path) -> None:
+    """Each digit counts: those of values, of the time, of the digest, and the tenth decimal of a number."""
+    path = tmp_path / "r.json"
+    key = Key(fields=(KeyField(name="bound", value="0.30000000000000004"),))
+    write_record(path, _stage_record().model_copy(update={"key": key}))
+    sound = path.read_text()
+    places = [index for index, letter in enumerate(sound) if letter.isdigit()]
+    assert len(places) > 60
+    for index in places:
+        path.write_text(f"{sound[:index]}{(int(sound[index]) + 1) % 10}{sound[index + 1 :]}")
+        with pytest.raises(RecordError, match=r"it was changed after it was written"):
+            read_record(path, StageRecord)
+
+
+def test_edited_record_is_told_both_digests_and_the_fix(tmp_path: Path) -> None:
+    """The message has the digest that was written, the one of the file, and the remedy."""
+    path = tmp_path / "r.json"
+    write_record(path, _stage_record())
+    path.write_text(path.read_text().replace("2026", "2027"))
+    with pytest.raises(RecordError) as caught:
+        read_record(path, StageRecord, fix="run `make r`")
+    first, expected, got, fix = str(caught.value).splitlines()
+    assert first == f"{path} is not a valid StageRecord: it was changed after it was written"
+    assert expected.startswith("  expected: SHA-256 ")
+    assert got.startswith("  got:      SHA-256 ")
+    assert expected.split()[-1] != got.split()[-1]
+    assert fix == "  fix:      run `make r`"
+
+
+def test_stage_record_without_a_digest_is_refused(tmp_path: Path) -> None:
+    """Removing the line of the digest does not make an edit pass."""
+    path = tmp_path / "r.json"
+    path.write_text(_stage_record().to_json())
+    with pytest.raises(RecordError, match=r"is not a valid StageRecord: it lacks the digest of itself"):
+        read_record(path, StageRecord)
+
+
+def test_edited_schema_version_is_an_edit(tmp_path: Path) -> None:
+    """A version that was edited is no newer version: the step runs again, and may replace the record."""
+    path = tmp_path / "r.json"
+    write_record(path, _stage_record())
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(RecordError, match=r"it was changed after it was written"):
+        read_record(path, StageRecord)
+    write_record(path, _stage_record())
+    assert read_record(path, StageRecord) == _stage_record()
 
 
 def test_missing_record_is_told_the_fix(tmp_path: Path) -> None:
@@ -76,7 +134,7 @@ def test_record_with_a_wrong_field_names_the_field(tmp_path: Path) -> None:
 def test_record_of_a_newer_schema_names_the_version(tmp_path: Path) -> None:
     """A record that a later version of this program wrote is refused because of its schema version."""
     path = tmp_path / "r.json"
-    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(with_digest(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 2')))
     with pytest.raises(NewerRecordError, match=r"(?s)r\.json was written by a newer.*got: +schema_version 2.*update"):
         read_record(path, StageRecord)
 
@@ -94,7 +152,7 @@ def test_record_of_a_newer_schema_is_not_replaced(tmp_path: Path) -> None:
 def test_record_of_an_older_schema_is_made_again(tmp_path: Path) -> None:
     """It is never misread; its step is told to run, and may replace it."""
     path = tmp_path / "r.json"
-    path.write_text(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 0'))
+    path.write_text(with_digest(_stage_record().to_json().replace('"schema_version": 1', '"schema_version": 0')))
     with pytest.raises(RecordError, match="schema_version: Input should be greater than or equal to 1"):
         read_record(path, StageRecord)
     write_record(path, _stage_record())

@@ -19,9 +19,9 @@ def test_schema_names_its_dialect() -> None:
 
 
 def test_schema_has_every_field_of_the_manifest() -> None:
-    """Each field of the manifest is described, and no other is allowed."""
+    """Each field of the manifest and the digest of its file are described, and no other is allowed."""
     schema = json.loads(manifest_schema())
-    assert sorted(schema["properties"]) == sorted(Manifest.model_fields)
+    assert sorted(schema["properties"]) == sorted({"digest", *Manifest.model_fields})
     assert schema["additionalProperties"] is False
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import NewerRecordError, RecordError
-from model_artifacts.host.record_files import read_record
+from model_artifacts.host.record_files import file_of, read_record
 from model_artifacts.records import (
     Backend,
+    DigestedRecord,
     FileRecord,
     Graph,
     Key,
@@ -44,6 +45,7 @@ from pipeline.records import (
 from pipeline.stages import STAGES
 from tests.support.hosts import H100, RTX, host, workers
 from tests.support.manifests import accuracy
+from tests.support.records import as_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,7 +140,7 @@ def read_or_refused(path: Path, kind: type[Record]) -> bool:
 def written(project: Project, name: str) -> tuple[bytes, type[Record]]:
     """Return a sound record as it is on disk, and its kind."""
     if name in _WRITTEN:
-        return _WRITTEN[name].to_json().encode(), type(_WRITTEN[name])
+        return file_of(_WRITTEN[name]), type(_WRITTEN[name])
     return (project.paths.root / name).read_bytes(), KINDS[name]
 
 
@@ -151,11 +153,12 @@ def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, 
     """An accepted change survives another write, and a refused one names the file."""
     sound, kind = written(built, name)
     path, content = tmp_path / "changed.json", json.loads(sound)
+    content.pop("digest", None)
 
     @given(changed=changed_somewhere(content))
     @examples(name)
     def check(changed: Any) -> None:
-        path.write_text(json.dumps(changed))
+        path.write_text(as_record(changed) if issubclass(kind, DigestedRecord) else json.dumps(changed))
         assert read_or_refused(path, kind)
 
     check()
@@ -177,6 +180,9 @@ def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project
             read_record(path, kind)
         data[cut % len(data)] ^= 1 << flip
         path.write_bytes(data)
+        if issubclass(kind, DigestedRecord):
+            with pytest.raises(RecordError, match=r"damaged\.json"):
+                read_record(path, kind)
         assert read_or_refused(path, kind)
 
     check()

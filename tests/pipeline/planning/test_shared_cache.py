@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.errors import StoreError
+from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
 from pipeline.cli.main import main
@@ -213,8 +214,6 @@ def test_a_key_of_another_is_not_believed(other: Project, project: Project, cach
     record = read_record(path, Artifact)
     fields = (*record.key.fields[:-1], record.key.fields[-1].model_copy(update={"value": "another"}))
     write_record(path, record.model_copy(update={"key": record.key.model_copy(update={"fields": fields})}))
-    from model_artifacts.host.hashes import describe_file  # noqa: PLC0415 - for this alone
-
     forged = describe_file(path, project.paths.root)
     said = CachedStep.model_validate_json(listing(cache).read_text()).model_copy(update={"record": forged})
     listing(cache).write_text(said.to_json())
@@ -222,6 +221,44 @@ def test_a_key_of_another_is_not_believed(other: Project, project: Project, cach
     blob.parent.mkdir(exist_ok=True)
     shutil.copy(path, blob)
     assert SharedCache(str(cache)).fetch(other, BUILD) == ""
+
+
+def test_every_edit_of_the_cache_is_noticed(
+    other: Project, project: Project, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another digit in the listing or in the record is told as the reason to build here."""
+    record = project.paths.artifact(project.plan.variant(ENGINE))
+    digest = describe_file(record, project.paths.root).sha256
+    caplog.set_level(logging.INFO, "pipeline")
+    for path, step in ((listing(cache), 1), (cache / "cache/blobs" / digest[:2] / digest, 9)):
+        sound = path.read_text()
+        places = [index for index, letter in enumerate(sound) if letter.isdigit()][::step]
+        assert len(places) > 9
+        for index in places:
+            caplog.clear()
+            path.write_text(f"{sound[:index]}{9 - int(sound[index])}{sound[index + 1 :]}")
+            assert SharedCache(str(cache)).fetch(other, BUILD) == "", sound[index - 20 : index + 1]
+            assert "made here, because the cache cannot be used" in caplog.text
+        path.write_text(sound)
+    assert SharedCache(str(cache)).fetch(other, BUILD) != ""
+
+
+def test_an_edited_record_is_not_restored_whatever_its_listing_says(
+    other: Project, project: Project, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record that was edited before it came into the cache is refused by its own digest."""
+    path = project.paths.artifact(project.plan.variant(ENGINE))
+    path.write_text(path.read_text().replace('"outcome": "done"', '"outcome": "skipped"'))
+    forged = describe_file(path, project.paths.root)
+    said = CachedStep.model_validate_json(listing(cache).read_text()).model_copy(update={"record": forged})
+    listing(cache).write_text(said.to_json())
+    (cache / "cache/blobs" / forged.sha256[:2]).mkdir(exist_ok=True)
+    shutil.copy(path, cache / "cache/blobs" / forged.sha256[:2] / forged.sha256)
+    caplog.set_level(logging.INFO, "pipeline")
+    assert SharedCache(str(cache)).fetch(other, BUILD) == ""
+    assert "it was changed after it was written" in caplog.text
+    SharedCache(str(cache)).offer(project, BUILD)
+    assert "it was changed after it was written" in caplog.text.partition("not left in the cache")[2]
 
 
 def test_a_cache_that_cannot_be_reached_stops_nobody(

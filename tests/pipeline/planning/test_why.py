@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import GateCheck, LayerShare, Precision
 from pipeline.cli.main import main
 from pipeline.records import AccuracyReport, Outcome
@@ -84,7 +85,7 @@ def test_an_unknown_variant_is_wrong_usage(copied: Path, capsys: pytest.CaptureF
 def test_a_rejected_variant_names_the_layers_of_another_type(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reason of a rejection follows, with the layers that computed in another precision than the variant's."""
     file = copied / "artifacts" / ENGINE / "accuracy.json"
-    record = AccuracyReport.model_validate_json(file.read_text())
+    record = read_record(file, AccuracyReport)
     check = GateCheck(metric="executed precision", bound="≥ 95% fp16", value="50.0%", passed=False)
     layers = (
         LayerShare(precision=Precision.FP16, layers=3, examples=("a", "b", "c")),
@@ -92,7 +93,7 @@ def test_a_rejected_variant_names_the_layers_of_another_type(copied: Path, capsy
     )
     judged = {"outcome": Outcome.DONE, "checks": (check,), "reason": "executed precision 50.0%", "layers": layers}
     rejected = record.model_copy(update=judged)
-    file.write_text(rejected.model_dump_json(by_alias=True))
+    write_record(file, rejected)
 
     assert why(copied, capsys)[-2:] == ["rejected: executed precision 50.0%", "  in fp32: d, e and 1 more"]
 

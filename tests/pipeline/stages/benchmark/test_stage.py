@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
+from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Clock, Graph
 from pipeline.cli.main import main
 from pipeline.planning.plan import Plan
@@ -118,8 +119,7 @@ def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypat
     monkeypatch.syspath_prepend(str(copied))
     monkeypatch.setenv("PYTHONPATH", str(copied))
     project = Project.load(copied / "pipeline.yaml", STAGES)
-    source = project.paths.source
-    source.write_text(source.read_text().replace("tests.support.tiny_model:make", "dying:make"))
+    write_record(project.paths.source, project.source().model_copy(update={"factory": "dying:make"}))
     reports = by_name(benchmark_target(project, CPU))
     assert reports["eager-fp32"].outcome is Outcome.FAILED
     assert reports["eager-fp32"].reason == "its process ended without a result (exit status 3)"
