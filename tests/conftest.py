@@ -82,7 +82,7 @@ def _build_everything(folder: Path) -> None:
     try:
         project = Project.load(folder / "pipeline.yaml", STAGES)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.stages.manifest.stage.git_state", lambda _: COMMIT)
+            patch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
             for step in project.schedule.steps:
                 assert main([step.stage, step.subject, "--config", config]) == 0, step
     finally:
@@ -150,7 +150,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
     """A signed release of the finished tiny project, as if it were built from a commit."""
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
     return make_release(Project.load(copied / "pipeline.yaml", STAGES), Signer(PrivateKey(keys[0])))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.deployment.files import incomplete
 from model_artifacts.deployment.inputs import as_images, checked_batch, likeliest
 from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
 from model_artifacts.errors import RunError, UsageError
@@ -25,6 +26,7 @@ from model_artifacts.host.environment import (
     driver_version,
     installed_onnxruntime,
     installed_torch_tensorrt,
+    onnxruntime_has_cuda,
     processor,
     read_host,
 )
@@ -68,6 +70,7 @@ def this_host() -> DeploymentHost:
         driver_cuda=driver_cuda(),
         torch_tensorrt=installed_torch_tensorrt(),
         onnxruntime=installed_onnxruntime(),
+        onnxruntime_cuda=onnxruntime_has_cuda(),
     )
 
 
@@ -78,9 +81,8 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
         RecordError: the manifest is missing or damaged.
         NewerRecordError: a newer version of this package wrote it.
     """
-    return read_record(
-        Path(artifacts) / "manifest.json", Manifest, fix="name a folder that `doit` or `pull` has filled"
-    )
+    fix = "name a folder that `doit` or `pull` has filled; if the manifest was changed, run that again"
+    return read_record(Path(artifacts) / "manifest.json", Manifest, fix=fix)
 
 
 def resolve(
@@ -100,12 +102,7 @@ def resolve(
     manifest = read_manifest(artifacts)
     if host:
         return resolve_entry(manifest, host, requirements)
-    return resolve_entry(manifest, this_host(), requirements, _absent(Path(artifacts), manifest))
-
-
-def _absent(root: Path, manifest: Manifest) -> set[str]:
-    """Return the ids of artifacts whose files are not in the folder, as after a pull for one host."""
-    return {entry.id for entry in manifest.artifacts if entry.file and not (root / entry.file.path).exists()}
+    return resolve_entry(manifest, this_host(), requirements, incomplete(Path(artifacts), manifest))
 
 
 class Model:
@@ -276,7 +273,7 @@ def _opened(root: Path, requirements: Requirements) -> Iterator[Model]:
         raise RunError(
             f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
         )
-    resolution = resolve_entry(manifest, this_host(), requirements, _absent(root, manifest))
+    resolution = resolve_entry(manifest, this_host(), requirements, incomplete(root, manifest))
     with open_artifact(_file_of(root, resolution, manifest.model)) as run:
         model = Model(resolution, manifest.model, run)
         try:
@@ -317,7 +314,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
     """Return the file of a resolved artifact.
 
     Raises:
-        RunError: the manifest names no file in its folder, or the runtime cache is damaged.
+        RunError: the manifest names no file in its folder, or the runtime cache or the weights are damaged.
     """
     entry = resolution.entry
     path, record = _recorded(root, entry.file)
@@ -336,6 +333,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         fix=_FIX,
         record=record,
         built_for=entry.built_for,
+        weights=checked_file(root, entry.weights) if entry.weights else None,
         runtime_cache=checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None,
         module=ModuleFacts(entry.module, model.factory, model.preprocessing.input_shape, root),
     )

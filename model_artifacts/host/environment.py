@@ -120,6 +120,28 @@ def _onnxruntime_distributions() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if _brings_onnxruntime(name)))
 
 
+@cache
+def onnxruntime_has_cuda() -> bool:
+    """Return True if ONNX Runtime has its CUDA provider.
+
+    The provider is a library of its own. Where several distributions lie over each other, the library of one may lie
+    beside the module of another. Only then the module is imported and asked, which takes a second.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return False
+    if not (Path(spec.origin).parent / "capi" / "libonnxruntime_providers_cuda.so").is_file():
+        return False
+    if len(_onnxruntime_distributions()) == 1:
+        return True
+    try:
+        import onnxruntime  # noqa: PLC0415 - only then
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    except Exception:  # noqa: BLE001 - a module that cannot be imported has no provider, whatever it raises
+        return False
+
+
 def _brings_onnxruntime(name: str) -> bool:
     files = importlib.metadata.files(name)
     return files is None or any(file.as_posix() == "onnxruntime/__init__.py" for file in files)

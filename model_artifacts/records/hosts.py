@@ -83,7 +83,9 @@ class DeploymentHost(Record):
     torch_tensorrt: Tool
     """The installed Torch-TensorRT, in one of its two packages."""
     onnxruntime: Tool
-    """The installed ONNX Runtime, with CUDA or without."""
+    """The installed ONNX Runtime, by the distributions that brought it."""
+    onnxruntime_cuda: bool | None = None
+    """True if it has its CUDA provider; None if unknown, as in older descriptions."""
 
     @model_validator(mode="after")
     def _tells_of_every_gpu(self) -> DeploymentHost:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from model_artifacts.deployment.files import entry_files
 from model_artifacts.deployment.loading import read_manifest, this_host
 from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import StoreError
@@ -31,7 +32,7 @@ from model_artifacts.releases.listings import (
 )
 from model_artifacts.releases.objects import ObjectStore, blob_path
 from model_artifacts.releases.staging import staged
-from model_artifacts.releases.verification import EVIDENCE, check_release, entry_files, verify_release
+from model_artifacts.releases.verification import EVIDENCE, check_release, verify_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import ReleaseError, one_line
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Backend, Manifest, Recipe
+from model_artifacts.records import Manifest
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.evidence import check_evidence
 from model_artifacts.releases.signature import SIGNATURE
@@ -18,7 +18,6 @@ from model_artifacts.releases.signature import SIGNATURE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Verifier
 
 
@@ -45,22 +44,6 @@ def latest_release(releases: Path) -> Path:
     if not folders:
         raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
     return max(folders, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
-
-
-def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
-    """Return an artifact's files: its own, its runtime cache, and the weights that a recipe names.
-
-    Args:
-        entry: the artifact's entry of the manifest.
-        root: the folder of the manifest, in which the artifact's own file must lie.
-
-    Raises:
-        RecordError: a recipe is missing or damaged.
-    """
-    files = [file for file in (entry.file, entry.runtime_cache) if file]
-    if entry.backend is Backend.TORCH_COMPILE and entry.file:
-        files.append(read_record(root / entry.file.path, Recipe).weights)
-    return tuple(files)
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -125,8 +108,8 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
             )
     manifest = read_record(folder / MANIFEST, Manifest, fix=_COPY_AGAIN)
     for entry in manifest.artifacts:
-        for file in (entry.file, entry.runtime_cache):
-            if file and listed.get(file.path) != file.sha256:
+        for file in entry.files:
+            if listed.get(file.path) != file.sha256:
                 raise ReleaseError(
                     f"{entry.id}: {file.path} does not match the manifest",
                     expected=f"SHA-256 {file.sha256}",

@@ -102,6 +102,7 @@ def _run_step(step: Step, config: Path, artifacts: Path | None) -> int:
     if project.schedule.workers(step) and not project.on_worker:
         return _run_on_farm(project, step)
     spec = project.schedule.spec(step.stage)
+    _ = project.git  # the step's record names the commit of now, not one that is made meanwhile
     with _turn_of(spec), nvtx_range(f"{step.stage} {step.subject}"):
         if project.config.cache is None or project.on_worker:  # the farm's driver has looked into the cache
             return spec.load()(project, subject, Terminal())

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, UnknownFarmError
-from model_artifacts.host.environment import driver_version, installed_onnxruntime, installed_torch_tensorrt, read_host
-from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Graph, Host, Manifest, Record, Variant
+from model_artifacts.host.environment import (
+    driver_version,
+    git_state,
+    installed_onnxruntime,
+    installed_torch_tensorrt,
+    read_host,
+)
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.records import GitState, Graph, Host, Manifest, Record, StageRecord, Variant
 from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Executor
 from pipeline.planning.paths import Paths
@@ -36,12 +42,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from model_artifacts.records import FileRecord, StageRecord, Tool
+    from model_artifacts.records import FileRecord, Tool
     from pipeline.config.settings import FarmTarget
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.spec import StageSpec
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=StageRecord)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Project:
     """The file of the configuration."""
     on_worker: bool = False
     """True on a worker of a farm, which does not use the shared cache."""
+    sent_from: GitState | None = None
+    """On a worker, the checkout of the driver, whose code and configuration it has."""
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
@@ -85,7 +94,7 @@ class Project:
             _adopted(item, targets[item.worker_kind], host) if item.worker_kind == farm.here else item
             for item in farm.hosts
         )
-        return cls(Plan(config, host, hosts), paths, stages, file, on_worker=farm.here is not None)
+        return cls(Plan(config, host, hosts), paths, stages, file, on_worker=farm.here is not None, sent_from=farm.git)
 
     @property
     def config(self) -> Config:
@@ -96,6 +105,22 @@ class Project:
     def schedule(self) -> Schedule:
         """Every step, and the order between them."""
         return Schedule(self.plan, self.stages)
+
+    @cached_property
+    def git(self) -> GitState | None:
+        """The checkout of the configuration, as it was when first asked; None outside a repository."""
+        return self.sent_from if self.on_worker else git_state(self.config_file.parent)
+
+    def write(self, path: Path, record: S) -> S:
+        """Write a step's record with the checkout that made the result, and return it.
+
+        Raises:
+            StorageError: the file cannot be written.
+            NewerRecordError: a newer version of this package wrote the present record.
+        """
+        made = record.model_copy(update={"git": self.git})
+        write_record(path, made)
+        return made
 
     def file(self, record: FileRecord) -> Path:
         """Return the path of a recorded file."""

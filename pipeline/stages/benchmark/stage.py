@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import host_memory_bytes, missing_driver
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import CPU_TARGET, Backend
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -84,8 +84,7 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
         result = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
         untimed = Measured(variant, ending=Ending(Outcome.SKIPPED, reasons[variant.id]))
         report = report_of(project, key, result or untimed)
-        write_record(project.paths.benchmark(variant), report)
-        reports.append(report)
+        reports.append(project.write(project.paths.benchmark(variant), report))
     return tuple(reports)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import CPU_TARGET, Backend, Variant
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -34,8 +34,7 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
     key = key_of(project, Step("build", variant.id))
     build = attempt(lambda: _build(project, variant, key), BuildError, on_worker=project.on_worker, full_reason=True)
     artifact = build.result or _unbuilt(project, variant, key, build.ending)
-    write_record(project.paths.artifact(variant), artifact)
-    return artifact
+    return project.write(project.paths.artifact(variant), artifact)
 
 
 def _build(project: Project, variant: Variant, key: Key) -> Artifact:

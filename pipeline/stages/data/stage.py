@@ -17,7 +17,7 @@ from model_artifacts.host.environment import now, threads, tools
 from model_artifacts.host.files import replacing, write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Preprocessing, WeightsOrigin
 from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.preprocessing import to_input
@@ -112,8 +112,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         class_names=classes.names,
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
-    write_record(paths.data, record)
-    return record
+    return project.write(paths.data, record)
 
 
 def reference_logits(

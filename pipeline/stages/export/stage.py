@@ -11,7 +11,7 @@ from model_artifacts.errors import ExportError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph
 from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms, share_weights
 from pipeline.adapters import onnx_graph
@@ -91,8 +91,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         folded_batch_norms=batch_norms,
         casts=casts,
     )
-    write_record(project.paths.onnx_record(graph), record)
-    return record
+    return project.write(project.paths.onnx_record(graph), record)
 
 
 def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:

@@ -17,22 +17,23 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 1
-"""Raise it when the same records give another manifest."""
+VERSION = 2
+"""Raise it when the same records give another manifest. Since 2 each entry names the commits that made it."""
 
 
 def manifest_key(project: Project, current: Collection[Path]) -> Key:
-    """Return the key of the manifest: the digests of the source, of the data, and of the current records of variants.
+    """Return the key of the manifest: the digests of all records that it reads, for variants of the current ones.
 
     Args:
         project: the place of the records.
         current: the paths of the current records; all others count as absent.
     """
-    paths = project.paths
-    records = [paths.source, paths.data]
-    for variant in project.plan.variants:
+    paths, plan = project.paths, project.plan
+    shared = [paths.source, paths.data, *map(paths.onnx_record, plan.graphs), *map(paths.rounding, plan.arithmetics)]
+    records = list(shared)
+    for variant in plan.variants:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
-    read = {paths.source, paths.data, *current}
+    read = {*shared, *current}
     digests = {
         str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None
         for path in records

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.cli.tables import print_manifest
 from model_artifacts.errors import RecordError
-from model_artifacts.host.environment import git_state, now, tools
-from model_artifacts.host.record_files import write_record
+from model_artifacts.host.environment import now, tools
 from model_artifacts.records import (
     CLOCKS,
     Backend,
@@ -21,16 +20,19 @@ from model_artifacts.records import (
     StageRecord,
     Status,
     Variant,
+    is_applied,
 )
 from pipeline.planning.freshness import current_records
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome
 from pipeline.stages.manifest.milestones import milestones_of
+from pipeline.stages.manifest.provenance import Provenance
 from pipeline.stages.manifest.spec import manifest_key
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model_artifacts.records import FileRecord, GitState
     from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -52,19 +54,20 @@ def make_manifest(project: Project) -> Manifest:
     """
     records = current_records(project)
     everything = [_records_of(project.paths, variant, records) for variant in project.plan.variants]
-    entries = tuple(sorted((_entry(project, item, everything) for item in everything), key=lambda entry: entry.id))
+    provenance = Provenance(project)
+    made = (_entry(project, item, everything, provenance.commits(item.variant)) for item in everything)
+    entries = tuple(sorted(made, key=lambda entry: entry.id))
     manifest = Manifest(
         key=manifest_key(project, records),
         toolchain=tools(),
         built_at=now(),
-        git=git_state(project.config_file.parent),
+        git=project.git,
         host=f"{platform.system()} {platform.machine()}",
         model=_model(project),
         artifacts=entries,
         milestones=milestones_of(entries, project.plan.gpu),
     )
-    write_record(project.paths.manifest, manifest)
-    return manifest
+    return project.write(project.paths.manifest, manifest)
 
 
 class VariantRecords(NamedTuple):
@@ -120,7 +123,9 @@ def _records_of(paths: Paths, variant: Variant, records: dict[Path, StageRecord]
     )
 
 
-def _entry(project: Project, records: VariantRecords, everything: list[VariantRecords]) -> ManifestEntry:
+def _entry(
+    project: Project, records: VariantRecords, everything: list[VariantRecords], commits: tuple[GitState, ...]
+) -> ManifestEntry:
     variant, artifact, accuracy, benchmark = records
     verdict = decide(records, project.plan.hardware(variant))
     gpu = project.plan.gpu(variant.target)
@@ -143,6 +148,7 @@ def _entry(project: Project, records: VariantRecords, everything: list[VariantRe
         device_memory_bytes=benchmark.device_memory_bytes if benchmark else None,
         cold_start=benchmark.cold_start if benchmark else None,
         runtime_cache=benchmark.runtime_cache if benchmark else None,
+        weights=_weights(project, artifact) if artifact else None,
         smallest_workspace=smallest_workspace(
             [other for other in everything if other.variant.family == variant.family], project.plan.hardware(variant)
         ),
@@ -163,6 +169,7 @@ def _entry(project: Project, records: VariantRecords, everything: list[VariantRe
         rows=accuracy.rows if accuracy else (),
         noise=benchmark.noise if benchmark else (),
         toolchain=artifact.toolchain if artifact else (),
+        commits=commits,
         rerun=Step("build", variant.id).command,
     )
 
@@ -209,6 +216,14 @@ def _latency(records: VariantRecords) -> float | None:
         key=lambda timing: (timing.batch != tuned, -timing.batch, CLOCKS.index(timing.clock)),
     )
     return chosen.p50_ms
+
+
+def _weights(project: Project, artifact: Artifact) -> FileRecord | None:
+    """Return the ONNX file that an engine without its weights needs; None for other artifacts."""
+    graph = artifact.variant.graph
+    if graph is None or not is_applied("strip_plan", artifact.settings):
+        return None
+    return project.onnx(graph).file
 
 
 def _equals(records: VariantRecords, everything: list[VariantRecords]) -> tuple[str, ...]:

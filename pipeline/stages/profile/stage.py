@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
-from model_artifacts.host.record_files import write_record
 from model_artifacts.records import CPU_TARGET, Backend, Tool
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -82,8 +81,7 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
         command=measured.trace.command if measured.trace else "",
         trace=measured.trace.file if measured.trace else None,
     )
-    write_record(project.paths.layers(variant), profile)
-    return profile
+    return project.write(project.paths.layers(variant), profile)
 
 
 def _device(project: Project, artifact: Artifact) -> str:

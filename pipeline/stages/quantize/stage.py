@@ -24,7 +24,7 @@ from model_artifacts.errors import ArtifactError, QuantizeError, one_line
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
@@ -131,8 +131,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         left_unquantized=left,
         opset17=describe_file(path17, project.paths.root) if forms.opset17 else None,
     )
-    write_record(project.paths.onnx_record(graph), record)
-    return record
+    return project.write(project.paths.onnx_record(graph), record)
 
 
 def _write_forms(project: Project, graph: Graph, path: Path, path17: Path) -> _Forms:

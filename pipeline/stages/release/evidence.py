@@ -91,8 +91,8 @@ def _purl(tool: Tool) -> PackageURL:
 class ReleaseRequest(NamedTuple):
     """Parameters of a release, for its provenance."""
 
-    git: GitState | None
-    """Commit of the build; None if unknown."""
+    commits: tuple[GitState, ...]
+    """Checkouts that made the artifacts, then the manifest's, each once."""
     options: tuple[str, ...]
     """Options of the command line, without paths of keys."""
 
@@ -122,9 +122,9 @@ def provenance(manifest: Manifest, sums: Mapping[str, str], request: ReleaseRequ
     from in_toto_attestation.v1.statement import Statement  # noqa: PLC0415 - the same
 
     materials: list[dict[str, Any]] = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in inputs.items()]
-    if request.git:
-        dirty = " (with changes that are not committed)" if request.git.dirty else ""
-        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": request.git.commit}})
+    for state in request.commits:
+        dirty = " (with changes that are not committed)" if state.dirty else ""
+        materials.append({"name": f"source checkout{dirty}", "digest": {"gitCommit": state.commit}})
     if manifest.model:
         materials.append({"name": manifest.model.weights_detail, "digest": {"sha256": manifest.model.weights_sha256}})
     materials += [{"uri": _purl(tool).to_string()} for tool in tools_of(manifest)]

@@ -2,7 +2,8 @@
 
 `<artifacts>/release/<model>-<commit>/` holds the manifest and files of the deployable artifacts, the report, the model
 card, the changes since the release before, and the evidence: a CycloneDX bill of materials, in-toto provenance (SLSA
-v1), the tools' licences and SHA256SUMS. A signed release also has an OpenSSF model signature over all files.
+v1), the tools' licences and SHA256SUMS. A signed release also has an OpenSSF model signature over all files. The commit
+in the name is the manifest's; the provenance names those of the artifacts, which may be older.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.deployment.files import entry_files
 from model_artifacts.errors import RecordError, ReleaseError
-from model_artifacts.host.environment import git_state
 from model_artifacts.host.files import replacing_folder, write_bytes
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
@@ -28,7 +29,6 @@ from model_artifacts.releases.verification import (
     PROVENANCE,
     REPORT,
     SUMS,
-    entry_files,
     sums_of,
 )
 from pipeline.planning.freshness import freshness_of
@@ -37,9 +37,9 @@ from pipeline.stages.release.evidence import ReleaseRequest, bill_of_materials, 
 from pipeline.stages.release.texts import Earlier, model_card, release_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from model_artifacts.records import FileRecord, GitState, ManifestEntry
+    from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Signer
     from pipeline.planning.project import Project
 
@@ -64,8 +64,8 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         allow_dirty: True releases even if files differ from the commit or no commit is known; the provenance says so.
 
     Raises:
-        ReleaseError: the manifest, the report or an artifact's file is stale; no artifact is deployable; the checkout
-            differs from the manifest's commit; or signing fails.
+        ReleaseError: the manifest, the report or an artifact's file is stale; no artifact is deployable; one of them
+            was made from files that differ from a commit; or signing fails.
         RecordError: a record is missing or damaged.
         StorageError: the release cannot be written.
     """
@@ -73,26 +73,31 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
         if reasons := freshness_of(project, Step(stage, project.plan.model)).reasons:
             raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix="run `doit` first")
     built = project.manifest()
-    git = _commit(project, built, allow_dirty=allow_dirty)
-    manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
-    if not manifest.artifacts:
+    artifacts = tuple(_deployable(built))
+    if not artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
         raise ReleaseError("no artifact is deployable", expected=expected, fix="see the reasons in the table of `doit`")
-    name = _name(manifest, git)
+    if not allow_dirty:
+        _demand_commits(project, built, artifacts)
+    manifest = built.model_copy(update={"artifacts": artifacts})
+    made = [state for entry in artifacts for state in entry.commits]
+    own = [state for state in (built.git, project.git if allow_dirty else None) if state]
+    commits = tuple(dict.fromkeys([*made, *own]))
+    name = _name(manifest)
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
-        _fill(project, manifest, scratch, ReleaseRequest(git, _options(signer, allow_dirty=allow_dirty)))
+        _fill(project, manifest, scratch, ReleaseRequest(commits, _options(signer, allow_dirty=allow_dirty)))
         if signer:
             signer.sign(scratch)
         pack(scratch, archive, manifest.built_at)
     return Release(folder, archive, manifest, signer is not None)
 
 
-def _name(manifest: Manifest, git: GitState | None) -> str:
+def _name(manifest: Manifest) -> str:
     """Return the name of a release's folder."""
     model = manifest.model.name if manifest.model else "model"
-    return f"{model}-{git.commit[:12] if git else manifest.key.digest[:12]}"
+    return f"{model}-{manifest.git.commit[:12] if manifest.git else manifest.key.digest[:12]}"
 
 
 def _earlier(project: Project, manifest: Manifest, name: str) -> Earlier | None:
@@ -103,7 +108,7 @@ def _earlier(project: Project, manifest: Manifest, name: str) -> Earlier | None:
     """
     if project.config.release:
         released = read_record(Path(project.config.release.manifest), Manifest)
-        return Earlier(_name(released, released.git), released)
+        return Earlier(_name(released), released)
     found = []
     for path in project.paths.releases.glob(f"*/{MANIFEST}"):
         try:
@@ -122,33 +127,40 @@ def _options(signer: Signer | None, *, allow_dirty: bool) -> tuple[str, ...]:
     return (*signing, *(("--allow-dirty",) if allow_dirty else ()))
 
 
-def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState | None:
-    """Return the state of the configuration's checkout, which must be at the manifest's commit.
+def _demand_commits(project: Project, built: Manifest, artifacts: Sequence[ManifestEntry]) -> None:
+    """Check that the release could be built again from commits, which need not be the checked-out one.
 
     Raises:
-        ReleaseError: the manifest is of another commit, or the checkout is dirty or none and `allow_dirty` is False.
+        ReleaseError: the checkout is dirty or none, or was so when the manifest or an artifact was made.
     """
-    git = git_state(project.config_file.parent)
-    if git and (built.git is None or built.git.commit != git.commit):
+    anyway = "or release anyway with --allow-dirty"
+    if project.git is None:
         raise ReleaseError(
-            "the manifest was made from another commit than the checked-out one",
-            expected=git.commit,
-            got=built.git.commit if built.git else "no commit",
-            fix=f"run `{Step('manifest', project.plan.model).command}`, then `doit`; up-to-date results are kept",
+            "the configuration is in no git checkout, so that this release could not be built again",
+            fix=f"build in a checkout, {anyway}",
         )
-    if git and built.git and built.git.dirty:
-        git = built.git
-    if not allow_dirty and (git is None or git.dirty):
-        obstacle = (
-            "the configuration is in no git checkout"
-            if git is None
-            else "tracked files differ from the commit, or did during the build"
-        )
+    if project.git.dirty or built.git is None or built.git.dirty:
+        again = Step("manifest", project.plan.model).command
         raise ReleaseError(
-            f"{obstacle}, so that this release could not be built again",
-            fix="commit the changes and make the manifest again, or release anyway with --allow-dirty",
+            "tracked files differ from the commit, or did when the manifest was made",
+            expected="a release that can be built again from its commits",
+            fix=f"commit the changes, run `{again}`, then `doit`, which keeps up-to-date results; {anyway}",
         )
-    return git
+    for problem, entries in (
+        ("were made from files that differ from their commit", [entry for entry in artifacts if _dirty(entry)]),
+        ("were made outside of a git checkout", [entry for entry in artifacts if not entry.commits]),
+    ):
+        if entries:
+            raise ReleaseError(
+                f"{len(entries)} of {len(artifacts)} artifacts {problem}",
+                expected="artifacts that can be built again from their commits",
+                got=f"{entries[0].id}, for example",
+                fix=f"make them again from commits: delete {project.paths.folder}, then run `doit`; {anyway}",
+            )
+
+
+def _dirty(entry: ManifestEntry) -> bool:
+    return any(state.dirty for state in entry.commits)
 
 
 def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
@@ -168,7 +180,7 @@ def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRe
             raise ReleaseError(f"{file.path} changed since it was built", fix="run `doit`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
-    name = _name(manifest, request.git)
+    name = _name(manifest)
     before = _earlier(project, manifest, name)
     write_bytes(folder / CARD, model_card(name, manifest, before).encode())
     write_bytes(folder / NOTES, release_notes(name, manifest, before).encode())

@@ -13,7 +13,7 @@ from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.host.record_files import read_record
 from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
@@ -136,7 +136,7 @@ def make_report(project: Project) -> Report:
         reason=reason,
         file=describe_file(project.paths.report, project.paths.root),
     )
-    write_record(project.paths.report_record, record)
+    project.write(project.paths.report_record, record)
     return report
 
 

@@ -15,7 +15,6 @@ from model_artifacts.host.environment import now, tools, version
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
-from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Precision
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
@@ -94,8 +93,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         or _is_repeatable(project, images[:_BATCH]),
         logits=kept,
     )
-    write_record(project.paths.rounding(arithmetic), record)
-    return record
+    return project.write(project.paths.rounding(arithmetic), record)
 
 
 def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.host.record_files import write_record
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
@@ -87,8 +86,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         proposed=proposed,
         kept=keeps(proposed, gate, gates.margin),
     )
-    write_record(project.paths.sensitivity(graph), record)
-    return record
+    return project.write(project.paths.sensitivity(graph), record)
 
 
 def propose(

@@ -14,7 +14,7 @@ from model_artifacts.errors import SourceError, listed
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import refuse_newer, write_record
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
 from model_artifacts.sessions import torch_model, torchvision_models
 from model_artifacts.sessions.preprocessing import to_input
@@ -125,8 +125,7 @@ def make_source(project: Project) -> SourceRecord:
         reads=reads,
         preprocessing=weights.preprocessing,
     )
-    write_record(project.paths.source, record)
-    return record
+    return project.write(project.paths.source, record)
 
 
 def _weights(config: Config) -> _Weights:

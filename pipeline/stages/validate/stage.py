@@ -15,7 +15,6 @@ import numpy as np
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.host.record_files import write_record
 from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, Question, RowCheck
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
@@ -80,8 +79,7 @@ def validate_variant(project: Project, variant: Variant) -> AccuracyReport:
         on_worker=project.on_worker,
     )
     report = validation.result or _unjudged(variant, key, validation.ending)
-    write_record(project.paths.accuracy(variant), report)
-    return report
+    return project.write(project.paths.accuracy(variant), report)
 
 
 def _of_same_engine(project: Project, variant: Variant, key: Key) -> AccuracyReport | None:

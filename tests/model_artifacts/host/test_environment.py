@@ -314,7 +314,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     importlib.invalidate_caches()
-    facts = (environment.version, environment._onnxruntime_version, environment._onnxruntime_distributions)  # noqa: SLF001 - caches to empty
+    own = (environment._onnxruntime_version, environment._onnxruntime_distributions)  # noqa: SLF001 - caches to empty
+    facts = (environment.version, environment.onnxruntime_has_cuda, *own)
     for fact in facts:
         fact.cache_clear()
     yield tmp_path
@@ -352,12 +353,38 @@ def test_onnxruntime_is_what_would_be_imported(site: Path, names: tuple[str, ...
     assert environment.version("onnxruntime-gpu") == environment.version("onnxruntime") == "1.22.1"
 
 
+@pytest.mark.parametrize(
+    ("names", "library", "asked", "has"),
+    [
+        (("onnxruntime",), False, "never imported", False),
+        (("onnxruntime-openvino",), False, "never imported", False),
+        (("onnxruntime-gpu",), True, "never imported", True),
+        (("ort-nightly-gpu",), True, "never imported", True),
+        (("onnxruntime", "onnxruntime-gpu"), True, "['CPUExecutionProvider']", False),
+        (("onnxruntime", "onnxruntime-gpu"), True, "['CUDAExecutionProvider', 'CPUExecutionProvider']", True),
+        (("onnxruntime", "onnxruntime-gpu"), True, "1 / 0", False),
+    ],
+)
+def test_the_cuda_provider_is_that_of_the_module(
+    site: Path, names: tuple[str, ...], asked: str, *, library: bool, has: bool
+) -> None:
+    """The provider's library tells; of two wheels that lie over each other the module is asked, if it starts."""
+    put(site, *names)
+    text = f"def get_available_providers():\n    return {asked}\n" if "never" not in asked else "raise SystemExit\n"
+    (site / "onnxruntime/__init__.py").write_text(text)
+    if library:
+        (site / "onnxruntime/capi").mkdir()
+        (site / "onnxruntime/capi/libonnxruntime_providers_cuda.so").touch()
+    assert environment.onnxruntime_has_cuda() is has
+
+
 def test_onnxruntime_that_is_not_there(site: Path) -> None:
     """A package beside it, or a folder that was left behind, is no ONNX Runtime."""
     put(site, "onnxruntime-extensions", module=None)
     (site / "onnxruntime").mkdir()
     assert environment.installed_onnxruntime() == Tool(name="onnxruntime", version="absent")
     assert environment.version("onnxruntime-gpu") == "absent"
+    assert environment.onnxruntime_has_cuda() is False
 
 
 def test_a_quota_counts_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:

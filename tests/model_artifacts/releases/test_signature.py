@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tree is that of a commit."""
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
 
 
 @pytest.fixture

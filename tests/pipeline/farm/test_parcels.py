@@ -9,11 +9,13 @@ import pytest
 
 from model_artifacts.errors import FarmError, RecordError
 from model_artifacts.host.hashes import describe_bytes, describe_file
-from model_artifacts.host.record_files import write_record
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.records import GitState
 from pipeline.farm.parcels import Completed, accept, check_list, code_folders, this_package
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
+from pipeline.records import Artifact
 from pipeline.stages import STAGES
 from tests.support.farm_steps import BUILD, ENGINE, FARM, TWIN, followed, packed, sent
 
@@ -32,6 +34,24 @@ def test_only_what_a_step_takes_travels(project: Project) -> None:
         "artifacts/tiny/onnx/fp16.onnx",
     }
     assert "tests/support/tiny_model.py" in files  # the factory's own code
+
+
+def test_a_worker_knows_the_checkout_of_its_driver(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's folder is no checkout: its records name the driver's, whose code and configuration it has."""
+    state = GitState(commit="d" * 40, dirty=True)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: state)
+    (farm,) = (item for item in packed(project).inputs if item.record.path == "artifacts/farm.json")
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: None)
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker/farm.json").write_bytes(farm.read())
+    worker = Project.load(project.config_file, STAGES, tmp_path / "worker")
+    assert (worker.on_worker, worker.git) == (True, state)
+    made = project.artifact(project.plan.variant(ENGINE))
+    assert worker.write(tmp_path / "worker/artifact.json", made) == made.model_copy(update={"git": state})
+    assert read_record(tmp_path / "worker/artifact.json", Artifact).git == state
+    assert Project.load(project.config_file, STAGES).git is None
 
 
 def test_damaged_input_does_not_travel(project: Project) -> None:

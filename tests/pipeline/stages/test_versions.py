@@ -32,7 +32,7 @@ GOLDEN = {
     "build": (3, "39f60e5b2feb2e88"),
     "validate": (6, "1161f9db46d16813"),
     "benchmark": (3, "94a46e9ee73f01a9"),
-    "manifest": (1, "66a299fae0204ce1"),
+    "manifest": (2, "84fe18eb42267f20"),
     "report": (5, "c6c459d1d6aff0d9"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tree is that of a commit."""
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_provenance_names_what_was_asked_for_and_read(
 ) -> None:
     """The configuration by its own name, the options, and the record of the images by its digest."""
     (copied / "pipeline.yaml").rename(copied / "ci.yaml")
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
     made = make_release(Project.load(copied / "ci.yaml", STAGES), allow_dirty=True)
     build = json.loads((made.folder / "provenance.intoto.json").read_text())["predicate"]["buildDefinition"]
     assert build["externalParameters"] == {"configuration": "ci.yaml", "command": "doit release --allow-dirty"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A finished project, built from a commit."""
-    monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _: COMMIT)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
     return Project.load(copied / "pipeline.yaml", STAGES)
 
 
@@ -109,7 +109,6 @@ def test_a_release_is_compared_with_the_newest_one_before_it(project: Project, m
     for day, letter in ((1, "a"), (2, "b"), (5, "d"), (3, "c")):
         commit = COMMIT.model_copy(update={"commit": letter * 40})
         earlier = built.model_copy(update={"git": commit, "built_at": built.built_at + timedelta(days=day)})
-        monkeypatch.setattr("pipeline.stages.release.stage.git_state", lambda _, commit=commit: commit)
         monkeypatch.setattr(Project, "manifest", lambda _, earlier=earlier: earlier)
         made = make_release(project)
     (project.paths.releases / "tiny-aaaaaaaaaaaa/manifest.json").write_text("{}")

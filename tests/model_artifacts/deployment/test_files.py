@@ -1,0 +1,143 @@
+"""Files of an artifact: which ones it needs, and which artifacts of a folder lack one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.deployment.files import entry_files, incomplete
+from model_artifacts.deployment.loading import load
+from model_artifacts.errors import ArtifactError, RecordError
+from model_artifacts.host.hashes import describe_bytes
+from model_artifacts.host.record_files import write_record
+from model_artifacts.records import (
+    Backend,
+    FileRecord,
+    Interpolation,
+    ManifestEntry,
+    ManifestModel,
+    Precision,
+    Preprocessing,
+    Recipe,
+    Setting,
+    Variant,
+    WeightsOrigin,
+)
+from tests.support.deployables import engine, machine
+from tests.support.hosts import H100
+from tests.support.manifests import entry, manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model_artifacts.sessions.opening import ArtifactFile
+
+ENGINE, CACHE, ONNX = (describe_bytes(f"m/{name}", name.encode()) for name in ("engine", "cache", "onnx"))
+STRIPPED = engine(
+    "stripped",
+    0.1,
+    file=ENGINE,
+    runtime_cache=CACHE,
+    weights=ONNX,
+    settings=(Setting(name="strip_plan", value="on", applied=True),),
+)
+MODEL = ManifestModel(
+    name="m",
+    factory="a:b",
+    weights_origin=WeightsOrigin.SAMPLE,
+    weights_detail="sample",
+    weights_sha256="0" * 64,
+    class_names=None,
+    preprocessing=Preprocessing(resize=8, crop=8, interpolation=Interpolation.BILINEAR, mean=(0.5,), std=(0.5,)),
+    images="digits",
+    labelled=False,
+    reference_top1=None,
+)
+
+
+def put(root: Path, *files: FileRecord) -> None:
+    """Write files whose contents are their names."""
+    for file in files:
+        (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / file.path).write_bytes(file.path.rpartition("/")[2].encode())
+
+
+def recipe(root: Path) -> ManifestEntry:
+    """Write a recipe that names weights, and return its entry."""
+    variant = Variant(model="m", target="gpu", backend=Backend.TORCH_COMPILE, precision=Precision.FP16)
+    made = Recipe(
+        variant=variant,
+        factory="a:b",
+        replaced_head=None,
+        classes=10,
+        weights=ONNX,
+        input_shape=(3, 8, 8),
+        warm_up=(),
+        settings=(),
+        libraries=(),
+    )
+    write_record(root / "m/recipe.json", made)
+    file = describe_bytes("m/recipe.json", (root / "m/recipe.json").read_bytes())
+    return entry("recipe", backend=Backend.TORCH_COMPILE, file=file)
+
+
+def test_an_artifact_needs_its_cache_and_its_weights(tmp_path: Path) -> None:
+    """What `release` copies and `pull --for-host` fetches is what `load` opens."""
+    assert entry_files(STRIPPED, tmp_path) == (ENGINE, CACHE, ONNX)
+    assert entry_files(entry("plain", file=ONNX), tmp_path) == (ONNX,)
+    assert entry_files(entry("none", file=None), tmp_path) == ()
+    made = recipe(tmp_path)
+    assert entry_files(made, tmp_path) == (made.file, ONNX)
+
+
+def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """The weights that it names are unknown."""
+    made = entry("recipe", backend=Backend.TORCH_COMPILE, file=ENGINE)
+    with pytest.raises(RecordError, match="engine is missing"):
+        entry_files(made, tmp_path)
+
+
+@pytest.mark.parametrize("gone", [ENGINE, CACHE, ONNX], ids=lambda file: file.path)
+def test_an_artifact_without_one_of_its_files_is_incomplete(tmp_path: Path, gone: FileRecord) -> None:
+    """Each file counts, that behind a link, too."""
+    put(tmp_path, ENGINE, CACHE, ONNX)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / gone.path).rename(tmp_path / "elsewhere/blob")
+    (tmp_path / gone.path).symlink_to(tmp_path / "elsewhere/blob")
+    assert incomplete(tmp_path, manifest(STRIPPED)) == set()
+    (tmp_path / "elsewhere/blob").unlink()
+    assert incomplete(tmp_path, manifest(STRIPPED)) == {STRIPPED.id}
+
+
+def test_a_recipe_without_its_weights_is_incomplete(tmp_path: Path) -> None:
+    """The weights are named in the recipe alone."""
+    made = recipe(tmp_path)
+    assert incomplete(tmp_path, manifest(made)) == {made.id}
+    put(tmp_path, ONNX)
+    assert incomplete(tmp_path, manifest(made)) == set()
+
+
+def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load` hands over the ONNX file, once its digest holds."""
+    opened: list[ArtifactFile] = []
+
+    def refuse(file: ArtifactFile) -> None:
+        opened.append(file)
+        raise ArtifactError("opened")
+
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_artifact", refuse)
+    monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
+    write_record(tmp_path / "manifest.json", manifest(STRIPPED).model_copy(update={"model": MODEL}))
+    put(tmp_path, ENGINE, CACHE, ONNX)
+    with pytest.raises(ArtifactError, match="opened"), load(tmp_path):
+        pass
+    assert [(file.path, file.weights, file.runtime_cache) for file in opened] == [
+        (tmp_path / ENGINE.path, tmp_path / ONNX.path, b"cache")
+    ]
+    (tmp_path / ONNX.path).write_bytes(b"other weights")
+    with pytest.raises(ArtifactError, match=r"m/onnx is damaged, or is not the recorded file"), load(tmp_path):
+        pass
+    (tmp_path / ONNX.path).unlink()
+    with pytest.raises(ArtifactError, match="stripped: was not pulled: its file is missing"), load(tmp_path):
+        pass
