@@ -146,7 +146,8 @@ def _as_text(resolution: Resolution, artifacts: Path, requirements: Requirements
         if requirements.throughput
         else (resolution.latency_ms, f"ms at batch {requirements.timed_batch}")
     )
-    timed = "not timed there" if speed is None else f"{speed:.4g} {unit}"
+    nearest = f"; ranked by {resolution.evidence}" if resolution.evidence else ""
+    timed = f"not timed there{nearest}" if speed is None else f"{speed:.4g} {unit}"
     file = f"{artifacts / entry.file.path}" if entry.file else "none"
     lines = [entry.id, f"  file  {file}", f"  why   {resolution.place.tier.phrase}; {where}; {timed}"]
     return "\n".join([*lines, *(f"  not   {item.id}: {item.reason}" for item in resolution.rejected)])
@@ -162,6 +163,7 @@ def _as_json(resolution: Resolution, artifacts: Path) -> str:
         "gpu": gpu.uuid if gpu else None,
         "latency_ms": resolution.latency_ms,
         "throughput_per_s": resolution.throughput_per_s,
+        "ranked_by": str(resolution.evidence) if resolution.evidence else None,
         "rejected": [{"id": item.id, "reason": item.reason} for item in resolution.rejected],
     }
     return json.dumps(fields, indent=2, sort_keys=True)

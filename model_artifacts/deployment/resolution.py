@@ -2,16 +2,19 @@
 
 The order of preference is fixed, not measured: an engine tuned on this type of GPU, another engine that runs here, a
 Torch-TensorRT module, an ONNX file. Within one tier the faster artifact at the required batch size wins, or the one
-with more throughput. Artifacts that were not measured here come after those that were.
+with more throughput. Artifacts that were not measured here come after those that were. Among them the nearest evidence
+counts: a timing at the nearest batch size, on a device as like this one as there is. It promises no latency.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.deployment.evidence import Evidence, Nearness, medians_of, nearest
 from model_artifacts.errors import ResolveError, UsageError
 from model_artifacts.host.environment import tensorrt_of
 from model_artifacts.records import (
@@ -21,7 +24,6 @@ from model_artifacts.records import (
     Status,
     is_applied,
     module_target,
-    ranking_clock,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, Manifest, ManifestEntry
 
 _X86 = "x86_64"
+LEAST_ONNXRUNTIME = (1, 20)
+"""The oldest ONNX Runtime that runs the ONNX files, as the extra `onnxruntime` demands it."""
+_NEEDS_ONNXRUNTIME = "needs onnxruntime"
+_NO_GPU = "needs an NVIDIA GPU with its driver"
 
 
 class Tier(IntEnum):
@@ -119,6 +125,8 @@ class Resolution(NamedTuple):
     """Images per second, at the required batch size or the best one."""
     rejected: tuple[Rejection, ...]
     """All other artifacts, in the manifest's order."""
+    evidence: Evidence | None = None
+    """The timing that ranked an artifact that was not measured so; None if it was, or was timed nowhere."""
 
 
 class _Candidate(NamedTuple):
@@ -126,13 +134,20 @@ class _Candidate(NamedTuple):
     place: Device
     latency_ms: float | None
     throughput_per_s: float | None
+    evidence: Evidence | None
+    """The nearest timing; None if the artifact was timed nowhere."""
+
+    def measured(self, requirements: Requirements) -> float | None:
+        """Return the required speed as measured on this device; None without such a timing."""
+        return self.throughput_per_s if requirements.throughput else self.latency_ms
 
     def rank(self, requirements: Requirements) -> tuple[float, ...]:
-        """Return the sort key: tier, then speed, then accuracy."""
-        latency = math.inf if self.latency_ms is None else self.latency_ms
-        speed = -(self.throughput_per_s or 0.0) if requirements.throughput else latency
+        """Return the sort key: tier, then speed, measured before estimated, then accuracy."""
         accuracy = self.entry.accuracy.relative_l2 if self.entry.accuracy else math.inf
-        return (self.place.tier, speed, accuracy)
+        measured = self.measured(requirements)
+        if measured is not None:
+            return (self.place.tier, -1.0, -measured if requirements.throughput else measured, accuracy)
+        return (self.place.tier, *(self.evidence.rank if self.evidence else (math.inf, math.inf)), accuracy)
 
 
 def resolve_entry(
@@ -161,27 +176,32 @@ def resolve_entry(
         raise ResolveError(
             "no artifact of the manifest suits this host and the requirements",
             got="".join(f"\n    {name}: {reason}" for name, reason in reasons.items()) or "an empty manifest",
-            fix="build for this host (`doit`), or lower the requirements",
+            fix="; or ".join([*_installs(reasons.values()), "build for this host (`doit`), or lower the requirements"]),
         )
     best, *others = sorted(candidates, key=lambda item: (item.rank(requirements), item.entry.id))
     reasons.update({item.entry.id: _why_not(item, best, requirements) for item in others})
     rejected = (Rejection(entry.id, reasons[entry.id]) for entry in manifest.artifacts if entry.id in reasons)
-    return Resolution(best.entry, best.place, best.latency_ms, best.throughput_per_s, tuple(rejected))
+    evidence = best.evidence if best.measured(requirements) is None else None
+    return Resolution(best.entry, best.place, best.latency_ms, best.throughput_per_s, tuple(rejected), evidence)
+
+
+def _installs(reasons: Collection[str]) -> list[str]:
+    """Return the commands that install the runtime of an artifact that lacks nothing else."""
+    found = (reason.rpartition(": ")[2] for reason in reasons if reason.startswith(_NEEDS_ONNXRUNTIME))
+    return list(dict.fromkeys(found))
 
 
 def _why_not(item: _Candidate, best: _Candidate, requirements: Requirements) -> str:
     """Return the reason why an artifact that suits is not the one to take."""
     if item.place.tier != best.place.tier:
         return f"fits, but falls back: {item.place.tier.phrase}, and there is {best.place.tier.phrase}"
-    mine, its = (
-        (item.throughput_per_s, best.throughput_per_s)
-        if requirements.throughput
-        else (item.latency_ms, best.latency_ms)
-    )
+    mine, its = item.measured(requirements), best.measured(requirements)
     unit = "images/s" if requirements.throughput else f"ms at batch {requirements.timed_batch}"
-    if mine is None:
+    if mine is None and its is not None:
         return f"fits, but was not timed here ({unit})"
-    if its is not None and mine != its:
+    if mine is None and best.evidence and (item.evidence is None or item.evidence.rank != best.evidence.rank):
+        return f"fits, but is not known to be faster: {item.evidence or 'timed nowhere'}, against {best.evidence}"
+    if mine is not None and its is not None and mine != its:
         return f"fits, but {mine:.4g} {unit} against {its:.4g}"
     return (
         "fits, but is less accurate"
@@ -195,8 +215,8 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Require
     if entry.status is not Status.DEPLOYABLE:
         names_status = entry.reason.startswith(entry.status.value)
         return entry.reason if names_status else f"{entry.status.value}: {entry.reason}".removesuffix(": ")
-    if is_applied("strip_plan", entry.settings):
-        return "was built without its weights, and cannot be run from a manifest alone"
+    if is_applied("strip_plan", entry.settings) and entry.weights is None:
+        return "was built without its weights, and the manifest names no file of them"
     if reason := _unmet(entry, requirements):
         return reason
     places = _places(entry, host)
@@ -206,7 +226,9 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Require
     if all(refusals):
         return refusals[0]
     place = places[refusals.index("")]
-    times = _times(entry, place, host)
+    wanted = requirements.batch if requirements.throughput else requirements.timed_batch
+    near = nearest(entry, place.gpu, host.processor, wanted)
+    times = medians_of(entry) if near and near.nearness is Nearness.SAME else {}
     latency = times.get(requirements.timed_batch)
     if requirements.max_latency_ms is not None:
         where = place.gpu.name if place.gpu else host.processor
@@ -217,7 +239,7 @@ def _candidate(entry: ManifestEntry, host: DeploymentHost, requirements: Require
             return f"{got}, required at most {requirements.max_latency_ms:g} ms"
     counted = times.items() if requirements.batch is None else [(requirements.batch, latency or 0.0)]
     rates = [1e3 * batch / milliseconds for batch, milliseconds in counted if milliseconds]
-    return _Candidate(entry, place, latency, max(rates, default=None))
+    return _Candidate(entry, place, latency, max(rates, default=None), near)
 
 
 def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
@@ -243,11 +265,40 @@ def _places(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
         return _places_of_module(entry, host)
     if entry.backend is not Backend.ONNXRUNTIME:
         return f"{entry.backend.value} is a baseline to compare with, not to deploy"
-    if host.onnxruntime.version == "absent":
-        return "needs onnxruntime, which is not installed there"
-    if entry.target == CPU_TARGET:
-        return [Device(Tier.ONNX, None)] if host.machine == _X86 else f"needs an x86-64 processor, got {host.machine}"
-    return _on_gpu_target(entry, host, Tier.ONNX)
+    return _places_of_onnx(entry, host)
+
+
+def _places_of_onnx(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
+    """Return the devices for an ONNX file, which needs ONNX Runtime with the provider of its target and nothing else.
+
+    GPUs of the type that the file was validated on come first.
+    """
+    on_cpu = entry.target == CPU_TARGET
+    if on_cpu and host.machine != _X86:
+        return f"needs an x86-64 processor, got {host.machine}"
+    if not on_cpu and (host.driver == "absent" or not host.host.gpus):
+        return _NO_GPU
+    if lacks := _lacks_onnxruntime(host, on_cpu=on_cpu):
+        return lacks
+    if on_cpu:
+        return [Device(Tier.ONNX, None)]
+    gpus = _roomiest_first(host.host.gpus, host)
+    name = entry.gpu.name if entry.gpu else ""
+    return [Device(Tier.ONNX, gpu) for gpu in sorted(gpus, key=lambda gpu: gpu.name != name)]
+
+
+def _lacks_onnxruntime(host: DeploymentHost, *, on_cpu: bool) -> str:
+    """Return what a host lacks to run ONNX files, with the command that installs it; empty if nothing."""
+    have = host.onnxruntime
+    install = f"`pip install 'model-artifacts[onnxruntime{'' if on_cpu else '-gpu'}]'`"
+    if have.version == "absent":
+        return f"{_NEEDS_ONNXRUNTIME}, which is not installed there: {install}"
+    numbers = re.match(r"(\d+)\.(\d+)", have.version)  # nightly versions go on with letters
+    if numbers and (int(numbers[1]), int(numbers[2])) < LEAST_ONNXRUNTIME:
+        return f"{_NEEDS_ONNXRUNTIME} {'.'.join(map(str, LEAST_ONNXRUNTIME))} or later, got {have.version}: {install}"
+    if not on_cpu and host.onnxruntime_cuda is False:
+        return f"{_NEEDS_ONNXRUNTIME} with CUDA, got {have.name} {have.version}: {install}"
+    return ""
 
 
 def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Device] | str:
@@ -255,7 +306,7 @@ def _places_of_engine(entry: ManifestEntry, host: DeploymentHost) -> list[Device
     if built_for is None:
         return "does not record the TensorRT and GPU it is for"
     if host.driver == "absent" or not host.host.gpus:
-        return "needs an NVIDIA GPU with its driver"
+        return _NO_GPU
     versions = {tool.name: tool.version for tool in host.host.flavours}
     have = versions.get(built_for.flavour.value, "absent")
     if not built_for.runs_with(built_for.flavour, have):
@@ -328,14 +379,3 @@ def _too_large(entry: ManifestEntry, place: Device, host: DeploymentHost, requir
         if needed is not None and bound is not None and needed > bound:
             return f"takes {needed / 2**20:.0f} MiB of the GPU's memory, {words} {bound / 2**20:.0f} MiB"
     return ""
-
-
-def _times(entry: ManifestEntry, place: Device, host: DeploymentHost) -> dict[int, float]:
-    """Return the medians in milliseconds by batch size, by the ranking clock; none from another GPU or processor."""
-    timed = entry.gpu.name if entry.gpu else entry.device
-    here = timed == (place.gpu.name if place.gpu else host.processor)
-    if not here or not entry.timings:
-        return {}
-    clock = ranking_clock({timing.clock for timing in entry.timings})
-    ranked = [timing for timing in entry.timings if timing.clock is clock]
-    return {batch: min(t.p50_ms for t in ranked if t.batch == batch) for batch in {t.batch for t in ranked}}

@@ -19,6 +19,7 @@ from model_artifacts.records import (
     BatchRange,
     DeploymentHost,
     EngineMemory,
+    FileRecord,
     Gpu,
     ManifestEntry,
     Precision,
@@ -325,7 +326,7 @@ def test_baselines_are_not_deployed() -> None:
 
 
 def test_an_engine_without_its_weights_is_not_taken() -> None:
-    """A stripped engine beside an ONNX file is passed over with the reason, however fast it is."""
+    """A stripped engine whose entry names no weights is passed over with the reason, however fast it is."""
     stripped = engine("stripped", 0.1, settings=(Setting(name="strip_plan", value="on", applied=True),))
     unsupported = engine("whole", 0.2, settings=(Setting(name="strip_plan", value="on", applied=False),))
 
@@ -334,6 +335,8 @@ def test_an_engine_without_its_weights_is_not_taken() -> None:
         "was built without its weights"
     )
     assert name_of(taken(stripped, unsupported, on=machine(H100))) == "whole"
+    fed = stripped.model_copy(update={"weights": FileRecord(path="m/onnx/fp16.onnx", bytes=1, sha256="0" * 64)})
+    assert name_of(taken(fed, unsupported, on=machine(H100))) == "stripped"
 
 
 @pytest.mark.parametrize(
