@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
+from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import leaves_its_folder
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Recipe
@@ -30,15 +31,30 @@ def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:
     return entry.files
 
 
-def incomplete(root: Path, manifest: Manifest) -> set[str]:
-    """Return the ids of artifacts that lack one of their files in a folder, as after a pull for one host."""
-    return {entry.id for entry in manifest.artifacts if not _is_whole(entry, root)}
+def unusable(root: Path, manifest: Manifest) -> dict[str, str]:
+    """Return the artifacts of a folder that this process cannot open on any host, with the reason, by their ids.
+
+    Args:
+        root: the folder of the manifest. After a pull for one host most artifacts lack their files.
+        manifest: the folder's manifest.
+    """
+    absent = [entry.id for entry in manifest.artifacts if _lacks_a_file(entry, root)]
+    return uncallable(manifest) | dict.fromkeys(absent, "was not pulled: its file is missing")
 
 
-def _is_whole(entry: ManifestEntry, root: Path) -> bool:
+def uncallable(manifest: Manifest) -> dict[str, str]:
+    """Return the recipes, which call the model's factory, if that is not installed here, with the reason, by id."""
+    factory = manifest.model.factory if manifest.model else ""
+    if not factory or installed(factory.partition(":")[0].partition(".")[0]):
+        return {}
+    recipes = [entry.id for entry in manifest.artifacts if entry.backend is Backend.TORCH_COMPILE]
+    return dict.fromkeys(recipes, f"calls the model's factory {factory}, which is not installed here")
+
+
+def _lacks_a_file(entry: ManifestEntry, root: Path) -> bool:
     if not all((root / file.path).exists() for file in entry.files):
-        return False
-    try:
-        return all((root / file.path).exists() for file in entry_files(entry, root))
-    except RecordError:  # opening the recipe tells its damage
         return True
+    try:
+        return not all((root / file.path).exists() for file in entry_files(entry, root))
+    except RecordError:  # opening the recipe tells its damage
+        return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.files import incomplete
+from model_artifacts.deployment.files import unusable
 from model_artifacts.deployment.inputs import as_images, checked_batch, likeliest
 from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
 from model_artifacts.errors import RunError, UsageError
@@ -102,7 +102,7 @@ def resolve(
     manifest = read_manifest(artifacts)
     if host:
         return resolve_entry(manifest, host, requirements)
-    return resolve_entry(manifest, this_host(), requirements, incomplete(Path(artifacts), manifest))
+    return resolve_entry(manifest, this_host(), requirements, unusable(Path(artifacts), manifest))
 
 
 class Model:
@@ -273,7 +273,7 @@ def _opened(root: Path, requirements: Requirements) -> Iterator[Model]:
         raise RunError(
             f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
         )
-    resolution = resolve_entry(manifest, this_host(), requirements, incomplete(root, manifest))
+    resolution = resolve_entry(manifest, this_host(), requirements, unusable(root, manifest))
     with open_artifact(_file_of(root, resolution, manifest.model)) as run:
         model = Model(resolution, manifest.model, run)
         try:

@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.evidence import Evidence, Nearness, medians_of, nearest
@@ -27,7 +28,7 @@ from model_artifacts.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, Manifest, ManifestEntry
 
@@ -151,7 +152,10 @@ class _Candidate(NamedTuple):
 
 
 def resolve_entry(
-    manifest: Manifest, host: DeploymentHost, requirements: Requirements, absent: Collection[str] = frozenset()
+    manifest: Manifest,
+    host: DeploymentHost,
+    requirements: Requirements,
+    unusable: Mapping[str, str] = MappingProxyType({}),
 ) -> Resolution:
     """Return the artifact to take on a host.
 
@@ -159,7 +163,7 @@ def resolve_entry(
         manifest: the artifacts.
         host: the host to run on.
         requirements: the caller's requirements.
-        absent: the ids of artifacts whose files are missing.
+        unusable: the reasons against artifacts that cannot be opened whatever the host, such as missing files, by id.
 
     Raises:
         ResolveError: no artifact suits; the message has the reason for each.
@@ -167,7 +171,7 @@ def resolve_entry(
     candidates: list[_Candidate] = []
     reasons: dict[str, str] = {}
     for entry in manifest.artifacts:
-        found = "was not pulled: its file is missing" if entry.id in absent else _candidate(entry, host, requirements)
+        found = unusable.get(entry.id) or _candidate(entry, host, requirements)
         if isinstance(found, _Candidate):
             candidates.append(found)
         else:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from model_artifacts.deployment.files import entry_files
+from model_artifacts.deployment.files import entry_files, uncallable
 from model_artifacts.deployment.loading import read_manifest, this_host
 from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import StoreError
@@ -172,7 +172,8 @@ def pull(
         if for_host is not None:
             files.fetch(wanted & EVIDENCE)
             check_release(place.path, verifier, partial=True)  # before anything large is fetched
-            entry = resolve_entry(read_manifest(place.path), this_host(), for_host).entry
+            manifest = read_manifest(place.path)
+            entry = resolve_entry(manifest, this_host(), for_host, uncallable(manifest)).entry
             wanted = (wanted & EVIDENCE) | files.of_entry(entry)
         files.fetch(wanted)
         place.keep_only(wanted)

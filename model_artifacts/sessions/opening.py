@@ -180,11 +180,28 @@ def onnxruntime_session(file: ArtifactFile, profile: str = "") -> InferenceSessi
         RunError: the file is damaged, or is not an ONNX graph.
     """
     require_package(Backend.ONNXRUNTIME)
+    _start_onnxruntime()
     _check(file)
     variant = file.variant
     if file.provider is not None:
         return tensorrt_session(file.path, variant, file.gpu, file.provider)
     return onnx_session(file.path, variant.graph, file.gpu, tf32=variant.precision is Precision.TF32, profile=profile)
+
+
+def _start_onnxruntime() -> None:
+    """Import ONNX Runtime.
+
+    Raises:
+        UnsupportedError: it is installed and does not start, as where two of its wheels lie over each other.
+    """
+    try:
+        import onnxruntime  # noqa: F401,PLC0415 - that it starts is the question
+    except Exception as exc:  # ImportError of its libraries, and whatever a damaged module raises
+        raise UnsupportedError(
+            "onnxruntime is installed, but does not start",
+            got=one_line(exc),
+            fix="uninstall all packages that bring it, then install one of them, onnxruntime or onnxruntime-gpu",
+        ) from exc
 
 
 def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.deployment.files import entry_files, incomplete
+from model_artifacts.deployment.files import entry_files, unusable
 from model_artifacts.deployment.loading import load
 from model_artifacts.errors import ArtifactError, RecordError
 from model_artifacts.host.hashes import describe_bytes
@@ -54,6 +54,9 @@ MODEL = ManifestModel(
     labelled=False,
     reference_top1=None,
 )
+
+
+ABSENT = "was not pulled: its file is missing"
 
 
 def put(root: Path, *files: FileRecord) -> None:
@@ -105,17 +108,28 @@ def test_an_artifact_without_one_of_its_files_is_incomplete(tmp_path: Path, gone
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / gone.path).rename(tmp_path / "elsewhere/blob")
     (tmp_path / gone.path).symlink_to(tmp_path / "elsewhere/blob")
-    assert incomplete(tmp_path, manifest(STRIPPED)) == set()
+    assert unusable(tmp_path, manifest(STRIPPED)) == {}
     (tmp_path / "elsewhere/blob").unlink()
-    assert incomplete(tmp_path, manifest(STRIPPED)) == {STRIPPED.id}
+    assert unusable(tmp_path, manifest(STRIPPED)) == {STRIPPED.id: ABSENT}
 
 
 def test_a_recipe_without_its_weights_is_incomplete(tmp_path: Path) -> None:
     """The weights are named in the recipe alone."""
     made = recipe(tmp_path)
-    assert incomplete(tmp_path, manifest(made)) == {made.id}
+    assert unusable(tmp_path, manifest(made)) == {made.id: ABSENT}
     put(tmp_path, ONNX)
-    assert incomplete(tmp_path, manifest(made)) == set()
+    assert unusable(tmp_path, manifest(made)) == {}
+
+
+@pytest.mark.parametrize(("factory", "is_there"), [("json.decoder:JSONDecoder", True), ("nowhere.models:make", False)])
+def test_a_recipe_needs_the_models_factory(tmp_path: Path, factory: str, *, is_there: bool) -> None:
+    """Without the factory's package a recipe is passed over, and other artifacts are not."""
+    made, plain = recipe(tmp_path), entry("plain", file=ONNX)
+    put(tmp_path, ONNX)
+    model = MODEL.model_copy(update={"factory": factory})
+    reason = "calls the model's factory nowhere.models:make, which is not installed here"
+    found = unusable(tmp_path, manifest(made, plain).model_copy(update={"model": model}))
+    assert found == ({} if is_there else {made.id: reason})
 
 
 def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

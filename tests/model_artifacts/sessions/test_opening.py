@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,3 +99,17 @@ def test_an_engine_needs_a_gpu(graph: Path) -> None:
 def test_every_backend_but_the_engines_has_a_package(backend: Backend) -> None:
     """An engine's package depends on its flavour; every other backend has one of its own."""
     assert (package_of(backend) is None) == (backend is Backend.TENSORRT)
+
+
+def test_an_onnxruntime_that_does_not_start_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two wheels over each other may leave a module that cannot be imported: no traceback, but the remedy."""
+    (tmp_path / "site/onnxruntime").mkdir(parents=True)
+    (tmp_path / "site/onnxruntime/__init__.py").write_text("raise ImportError('undefined symbol: x')\n")
+    (tmp_path / "graph.onnx").write_bytes(b"x")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+    file = artifact(tmp_path / "graph.onnx", Backend.ONNXRUNTIME)
+    told = r"(?s)does not start.*undefined symbol: x.*install one of them"
+    with pytest.raises(UnsupportedError, match=told), open_artifact(file):
+        pass
