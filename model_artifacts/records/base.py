@@ -119,3 +119,8 @@ class StageRecord(DigestedRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """Result files of the stage, each with its digest."""
         return ()
+
+    @property
+    def folder(self) -> str:
+        """Folder below artifacts/ that holds this record and no other's; empty if the record does not tell."""
+        return ""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import MissingRecordError, RecordError, StorageError
 from model_artifacts.host.environment import installed
-from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Key, KeyField, StageRecord
 from pipeline.planning.keys import key_of
 from pipeline.records import Outcome
@@ -225,7 +224,7 @@ def _current_of(project: Project, step: Step) -> dict[Path, StageRecord]:
     except (RecordError, StorageError):
         return {}
     records = (
-        (path, _current(project, step, partial(read_record, path, kind), key)) for path in _paths_of(project, step)
+        (path, _current(project, step, partial(project.read, path, kind), key)) for path in _paths_of(project, step)
     )
     return {path: record for path, record in records if record}
 

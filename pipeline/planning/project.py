@@ -181,7 +181,19 @@ class Project:
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
 
     def _read(self, path: Path, kind: type[R], stage: str, subject: str) -> R:
-        return read_record(path, kind, fix=f"run `{Step(stage, subject).command}`")
+        return self.read(path, kind, fix=f"run `{Step(stage, subject).command}`")
+
+    def read(self, path: Path, kind: type[R], fix: str = "") -> R:
+        """Read a record of the artifacts folder, which must be at its place.
+
+        Raises:
+            RecordError: it is missing, damaged, edited, or another variant's.
+            NewerRecordError: a newer version of this package wrote it.
+        """
+        record = read_record(path, kind, fix)
+        if isinstance(record, StageRecord) and record.folder and path.parent != self.paths.root / record.folder:
+            raise RecordError(f"{path} is the record of {record.folder}", fix=fix)
+        return record
 
     def records(self, step: Step) -> list[StageRecord | MissingRecordError]:
         """Return the records of a step, with the error in place of each that is missing.

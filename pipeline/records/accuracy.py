@@ -87,3 +87,8 @@ class AccuracyReport(StageRecord):
     def passed(self) -> bool:
         """True if the artifact was run and passed every check of the gate."""
         return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant_id

@@ -65,3 +65,8 @@ class Artifact(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The artifact's file and the builder's log, as far as they exist."""
         return tuple(file for file in (self.file, self.log) if file)
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant.id

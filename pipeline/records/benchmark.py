@@ -73,3 +73,8 @@ class BenchmarkReport(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The raw samples and the runtime cache, as far as they exist."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant_id

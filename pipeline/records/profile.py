@@ -76,3 +76,8 @@ class LayerProfile(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The trace, if there is one."""
         return (self.trace,) if self.trace else ()
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Manifest, StageRecord
 from pipeline.planning.freshness import current_records, freshness_of
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.manifest.stage import make_manifest
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _VALUE = re.compile(r"[0-9]|true|false|null")
 _MOST = 1000
 """The number of edits of one record; of a longer one every n-th value is edited."""
-ONNX = "tiny/cpu-x86_64/onnxruntime-int8"
+ONNX, FP16 = "tiny/cpu-x86_64/onnxruntime-int8", "tiny/cpu-x86_64/onnxruntime-fp16"
 
 
 def edits(text: str, most: int) -> Iterator[str]:
@@ -99,6 +101,20 @@ def test_a_verdict_edited_by_hand_is_not_deployed(copied: Path) -> None:
     (item,) = (entry for entry in make_manifest(project).artifacts if entry.id == ONNX)
     assert (item.status.value, item.accuracy, item.checks) == ("failed", None, ())
     assert item.reason.startswith("not validated")
+
+
+@pytest.mark.parametrize("name", ["artifact.json", "accuracy.json", "benchmark.json"])
+def test_a_record_of_another_variant_is_not_believed(copied: Path, name: str) -> None:
+    """A record that was copied from a better variant's folder is refused; latencies of one target share their key."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    own, better = (project.paths.root / variant / name for variant in (ONNX, FP16))
+    shutil.copy(better, own)
+    stage = {"artifact.json": "build", "accuracy.json": "validate", "benchmark.json": "benchmark"}[name]
+    step = Step(stage, ONNX if stage != "benchmark" else "tiny/cpu-x86_64")
+    assert f"{own} is the record of {FP16}" in freshness_of(project, step).reasons
+    (item,) = (entry for entry in make_manifest(project).artifacts if entry.id == ONNX)
+    read = {"artifact.json": item.file, "accuracy.json": item.accuracy, "benchmark.json": item.timings or None}
+    assert read[name] is None
 
 
 def test_an_edited_manifest_is_neither_resolved_nor_released(copied: Path) -> None:
