@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.deployment.files import entry_files, unusable
-from model_artifacts.deployment.loading import load
+from model_artifacts.deployment.loading import load, resolve
+from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.errors import ArtifactError, RecordError
-from model_artifacts.host.hashes import describe_bytes
+from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
     Backend,
     FileRecord,
+    Graph,
     Interpolation,
     ManifestEntry,
     ManifestModel,
@@ -24,6 +26,10 @@ from model_artifacts.records import (
     Variant,
     WeightsOrigin,
 )
+from model_artifacts.releases.store import pull, push
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.release.stage import make_release
 from tests.support.deployables import engine, machine
 from tests.support.hosts import H100
 from tests.support.manifests import entry, manifest
@@ -155,3 +161,22 @@ def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monke
     (tmp_path / ONNX.path).unlink()
     with pytest.raises(ArtifactError, match="stripped: was not pulled: its file is missing"), load(tmp_path):
         pass
+
+
+def test_what_an_artifact_needs_travels_with_it(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release, a pull for one host and `resolve` go by the same files: an engine without its weights has them."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    built = project.manifest()
+    plan = next(item.file for item in built.artifacts if item.backend is Backend.TENSORRT and item.file)
+    made = STRIPPED.model_copy(update={"file": plan, "runtime_cache": None, "weights": project.onnx(Graph.FP16).file})
+    other = next(item for item in built.artifacts if item.id.endswith("onnxruntime-fp32"))
+    monkeypatch.setattr(Project, "manifest", lambda _: built.model_copy(update={"artifacts": (made, other)}))
+    for module in ("deployment.loading", "releases.store"):
+        monkeypatch.setattr(f"model_artifacts.{module}.this_host", lambda: machine(H100))
+    push(str(tmp_path / "store"), make_release(project, allow_dirty=True).folder)
+    pulled = pull(str(tmp_path / "store"), tmp_path / "models", for_host=Requirements())
+    assert pulled.entry == made == resolve(tmp_path / "models").entry
+    there = {path.relative_to(tmp_path / "models").as_posix() for path in (tmp_path / "models/tiny").rglob("*.*")}
+    assert {path for path in there if "." in path.rpartition("/")[2]} == {file.path for file in made.files}
+    for file in made.files:
+        assert describe_file(tmp_path / "models" / file.path, tmp_path / "models") == file
