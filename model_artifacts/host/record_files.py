@@ -9,13 +9,17 @@ from pydantic import ValidationError
 
 from model_artifacts.errors import MissingRecordError, NewerRecordError, RecordError
 from model_artifacts.host.files import write_bytes
-from model_artifacts.records import SCHEMA_VERSION, Record
+from model_artifacts.host.plain_files import read_plain
+from model_artifacts.records import SCHEMA_VERSION, Manifest, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 R = TypeVar("R", bound=Record)
+
+_MAX_BYTES, _MAX_MANIFEST_BYTES = 256 * 2**20, 64 * 2**20
+"""Largest accepted files of records: a larger one is refused before it fills the memory."""
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -39,11 +43,13 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
 
     Raises:
         MissingRecordError: the file is missing.
-        RecordError: the file cannot be read, is no such record, or has an older schema version.
+        RecordError: the file cannot be read, is too large, is no such record, or has an older schema version.
         NewerRecordError: the record has a newer schema version.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(
+            read_plain(path, _MAX_MANIFEST_BYTES if issubclass(kind, Manifest) else _MAX_BYTES)
+        )
     except FileNotFoundError as exc:
         raise MissingRecordError(f"{path} is missing", fix=fix) from exc
     except OSError as exc:
@@ -62,7 +68,7 @@ def refuse_newer(path: Path) -> None:
         NewerRecordError: the record has a newer schema version.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return  # no file, or no readable JSON
     version = content.get("schema_version") if isinstance(content, dict) else None
