@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,19 @@ class Project:
     """The file of the configuration."""
     on_worker: bool = False
     """True on a worker of a farm, which does not use the shared cache."""
+
+    def command(self, step: Step) -> str:
+        """Return the shell command that runs a step of this configuration."""
+        return step.command + (f" --config {shlex.quote(str(self.config_file))}" if self._is_other else "")
+
+    @property
+    def doit(self) -> str:
+        """The shell command that runs all stale steps of this configuration."""
+        return "doit" + (f" {shlex.quote(f'config={self.config_file}')}" if self._is_other else "")
+
+    @property
+    def _is_other(self) -> bool:
+        return self.config_file != Path("pipeline.yaml")
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
@@ -156,7 +170,7 @@ class Project:
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
 
     def _read(self, path: Path, kind: type[R], stage: str, subject: str) -> R:
-        return read_record(path, kind, fix=f"run `{Step(stage, subject).command}`")
+        return read_record(path, kind, fix=f"run `{self.command(Step(stage, subject))}`")
 
     def records(self, step: Step) -> list[StageRecord | MissingRecordError]:
         """Return the records of a step, with the error in place of each that is missing.

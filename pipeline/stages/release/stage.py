@@ -71,20 +71,22 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     """
     for stage in ("manifest", "report"):
         if reasons := freshness_of(project, Step(stage, project.plan.model)).reasons:
-            raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix="run `doit` first")
+            raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix=f"run `{project.doit}` first")
     built = project.manifest()
     git = _commit(project, built, allow_dirty=allow_dirty)
     manifest = built.model_copy(update={"artifacts": tuple(_deployable(built))})
     if not manifest.artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
-        raise ReleaseError("no artifact is deployable", expected=expected, fix="see the reasons in the table of `doit`")
+        raise ReleaseError(
+            "no artifact is deployable", expected=expected, fix=f"see the reasons in the table of `{project.doit}`"
+        )
     name = _name(manifest, git)
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
         _fill(project, manifest, scratch, ReleaseRequest(git, _options(signer, allow_dirty=allow_dirty)))
         if signer:
-            signer.sign(scratch)
+            signer.sign(scratch, name)
         pack(scratch, archive, manifest.built_at)
     return Release(folder, archive, manifest, signer is not None)
 
@@ -130,11 +132,12 @@ def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState
     """
     git = git_state(project.config_file.parent)
     if git and (built.git is None or built.git.commit != git.commit):
+        again = project.command(Step("manifest", project.plan.model))
         raise ReleaseError(
             "the manifest was made from another commit than the checked-out one",
             expected=git.commit,
             got=built.git.commit if built.git else "no commit",
-            fix=f"run `{Step('manifest', project.plan.model).command}`, then `doit`; up-to-date results are kept",
+            fix=f"run `{again}`, then `{project.doit}`; up-to-date results are kept",
         )
     if git and built.git and built.git.dirty:
         git = built.git
@@ -146,7 +149,7 @@ def _commit(project: Project, built: Manifest, *, allow_dirty: bool) -> GitState
         )
         raise ReleaseError(
             f"{obstacle}, so that this release could not be built again",
-            fix="commit the changes and make the manifest again, or release anyway with --allow-dirty",
+            fix=f"commit the changes, then run `{project.doit}`",
         )
     return git
 
@@ -165,7 +168,7 @@ def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRe
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.file(file), there)
         if sha256_of(there) != file.sha256:
-            raise ReleaseError(f"{file.path} changed since it was built", fix="run `doit`")
+            raise ReleaseError(f"{file.path} changed since it was built", fix=f"run `{project.doit}`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
     name = _name(manifest, request.git)
