@@ -109,7 +109,7 @@ def add_release_commands(commands: CommandLine) -> None:
     parser.set_defaults(run=lambda options: _gc(options.url, options.grace_hours, delete=options.delete))
     parser = commands.add(
         "verify",
-        "check a release's files, evidence and signature",
+        "check a release's files, evidence and signature; show its signed name and time",
         example="model.tar.zst --key release.pub",
         remedy=_INSTALL_VERIFY,
     )

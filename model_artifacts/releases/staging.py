@@ -82,7 +82,7 @@ class Staged:
                 f"the disk of {self._folder} is too full for the release; nothing more was fetched",
                 expected=f"{count - begun:,} bytes free",
                 got=f"{free:,} bytes",
-                fix="free some disk space, then pull again, or pull with --for-host",
+                fix="free some disk space, then pull again",
             )
 
     def keep_only(self, paths: Collection[str]) -> None:
