@@ -278,7 +278,10 @@ class ObjectStore:
             there = not self._seeks or self._fs.exists(root)
         if not there:
             kind = "bucket" if self._lists_at_once else "folder"
-            raise StoreError(f"there is no {kind} {without_secrets(root)}", fix="check the store's URL")
+            raise StoreError(
+                f"there is no {kind} {without_secrets(root)}",
+                fix="check the store's URL; a push makes a folder, but no bucket",
+            )
 
     def remove(self, path: str) -> None:
         """Remove an object.
