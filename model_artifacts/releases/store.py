@@ -11,6 +11,8 @@ import hashlib
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
 from model_artifacts.deployment.loading import this_host
 from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import (
@@ -132,7 +134,7 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = tuple(describe_file(path, folder) for path in paths)
         name = signed_name(folder) if (folder / SIGNATURE).is_file() else ""
-        listing = StoredRelease(name=name or release.resolve().name.removesuffix(".tar.zst"), files=files)
+        listing = _listing(name or release.resolve().name.removesuffix(".tar.zst"), files)
         different = list({file.sha256: file for file in files}.values())
         missing = different if again else _missing(store, different)
         _send(store, folder, missing)
@@ -148,6 +150,20 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
     return Pushed(listing, digest, tuple(missing))
 
 
+def _listing(name: str, files: tuple[FileRecord, ...]) -> StoredRelease:
+    """Return a release's listing.
+
+    Raises:
+        ReleaseError: a path or the name is one that no pull would accept.
+    """
+    try:
+        return StoredRelease(name=name, files=files)
+    except ValidationError as exc:
+        raise ReleaseError(
+            "the release cannot be listed in a store", got=exc.errors(include_url=False)[0]["msg"]
+        ) from exc
+
+
 def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord]:
     """Return the files that a store lacks, or has in another size."""
     sizes = at_once(lambda file: store.size(blob_path(file.sha256)), files)
@@ -156,7 +172,7 @@ def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord
 
 def _send(store: ObjectStore, folder: Path, files: Sequence[FileRecord]) -> None:
     with Progress("pushing", files) as report:
-        at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files)
+        at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files, report.cancel)
 
 
 def pull(  # noqa: PLR0913 - five of them have a default
@@ -277,7 +293,7 @@ class _Files:
         missing = [file for file in files if not self._place.has(file)]
         self._place.demand_space(sum(file.bytes for file in missing))
         with Progress("pulling", missing) as report:
-            at_once(lambda file: self._fetch(file, report), missing)
+            at_once(lambda file: self._fetch(file, report), missing, report.cancel)
         self.fetched += missing
 
     def _fetch(self, file: FileRecord, report: Callable[[int], None]) -> None:

@@ -310,6 +310,13 @@ def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released:
     assert not store.exists()
 
 
+def test_a_name_that_no_pull_accepts_is_not_pushed(store: Path, newer: Path) -> None:
+    """An unsigned release has the name of its folder."""
+    with pytest.raises(ReleaseError, match="expected paths of printable characters"):
+        push(str(store), newer.rename(newer.with_name("x\x1b[2J")))
+    assert not store.exists()
+
+
 # Broken transfers.
 
 
