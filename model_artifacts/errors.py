@@ -239,8 +239,8 @@ def storage_errors(doing: str) -> Iterator[None]:
         MemoryShortageError: it was for lack of memory.
     """
     fixes = {
-        errno.ENOSPC: "free some disk space, then run the command again; no half-written file was left",
-        errno.EDQUOT: "free some of your quota, then run the command again; no half-written file was left",
+        errno.ENOSPC: "free some disk space, then run the command again",
+        errno.EDQUOT: "free some of your quota, then run the command again",
         errno.EACCES: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
         errno.EPERM: "make the folder writable for this user, or set `artifacts:` in pipeline.yaml to one that is",
         errno.EROFS: "remount it writable, or work in a copy of the checkout elsewhere",

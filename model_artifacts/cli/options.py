@@ -130,11 +130,18 @@ def _size(text: str) -> int:
     return size
 
 
+def _digest(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest := text.lower()):
+        raise ValueError
+    return digest
+
+
 COUNT = converter(_count, "a whole number above 0")
 MILLISECONDS = converter(_milliseconds, "milliseconds above 0")
 HOURS = converter(_hours, "hours, 0 or more")
 SHARE = converter(_share, "a share such as 0.75 or 75%")
 SIZE = converter(_size, "a size such as 512MiB or 2GiB")
+SHA256 = converter(_digest, "a full SHA-256 of 64 hexadecimal digits")
 
 # Options of several commands.
 
@@ -170,7 +177,13 @@ MAX_MEMORY = Option(
 )
 REQUIREMENTS = (BATCH, MAX_LATENCY_MS, THROUGHPUT, MIN_TOP1, PRECISION, MAX_MEMORY)
 
-VERIFY_PATH = Option(("path",), "the release: a folder or a .tar.zst", type=Path, metavar="RELEASE")
+VERIFY_PATH = Option(
+    ("path",),
+    "the release: a folder or a .tar.zst; default: the newest one in the artifacts",
+    type=Path,
+    metavar="RELEASE",
+    nargs="?",
+)
 VERIFY_KEY = Option(("--key",), "demand a signature by the private key of this public key", type=Path, metavar="PEM")
 IDENTITY = Option(("--identity",), "demand a signature by this identity", metavar="NAME")
 ISSUER = Option(("--issuer",), "the OIDC issuer that vouches for the identity", metavar="URL")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from model_artifacts.cli.artifact_commands import requirements_of
 from model_artifacts.cli.options import (
     HOURS,
     REQUIREMENTS,
+    SHA256,
     SIGNATURE,
     URL,
     VERIFY_PATH,
@@ -22,6 +23,7 @@ from model_artifacts.records import LATEST
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from datetime import datetime
 
     from model_artifacts.cli.parser import CommandLine, Parser
     from model_artifacts.deployment.resolution import Requirements
@@ -35,7 +37,12 @@ PULLED = Option(
     ("folder",), "where to install it; default: artifacts", Path, Path("artifacts"), metavar="FOLDER", nargs="?"
 )
 TAG = Option(("--tag",), f"the tag to install; default: {LATEST}", metavar="NAME", default=LATEST)
-DIGEST = Option(("--release",), "install the release with this digest, without a tag", metavar="SHA256")
+DIGEST = Option(("--release",), "install the release with this full digest, without a tag", SHA256, metavar="SHA256")
+NO_DOWNGRADE = Option(
+    ("--no-downgrade",),
+    "refuse a release that was built before the installed one, by the time in its signed manifest; needs a signature",
+    action="store_true",
+)
 FOR_HOST = Option(
     ("--for-host",), "install only the artifact that `resolve` chooses for this machine", action="store_true"
 )
@@ -57,7 +64,9 @@ NAME = Option(("name",), "the tag to make or to move; without it, the tags are l
 TARGET = Option(("to",), "the release that it names: another tag, or a SHA-256", metavar="TO", nargs="?")
 DELETE = Option(("--delete",), "delete them; without this they are only listed", action="store_true")
 GRACE_HOURS = Option(("--grace-hours",), "keep newer objects; default: 24", HOURS, 24.0, metavar="HOURS")
-PARTIAL = Option(("--partial",), "allow missing artifacts, as after `pull --for-host`", action="store_true")
+PARTIAL = Option(
+    ("--partial",), "allow missing artifacts; a folder of `pull --for-host` needs no option", action="store_true"
+)
 
 
 def add_release_commands(commands: CommandLine) -> None:
@@ -100,14 +109,18 @@ def add_release_commands(commands: CommandLine) -> None:
     parser.set_defaults(run=lambda options: _gc(options.url, options.grace_hours, delete=options.delete))
     parser = commands.add(
         "verify",
-        "check a release's files, evidence and signature",
+        "check a release's files, evidence and signature; show its signed name and time",
         example="model.tar.zst --key release.pub",
         remedy=_INSTALL_VERIFY,
     )
-    for option in (VERIFY_PATH, PARTIAL):
+    for option in (VERIFY_PATH, ARTIFACTS, PARTIAL):
         option.add_to(parser)
     add_group(parser, "signature", SIGNATURE)
-    parser.set_defaults(run=lambda options: _verify(options.path, verifier_of(options), partial=options.partial))
+    parser.set_defaults(
+        run=lambda options: _verify(
+            options.path or _newest(options.artifacts), verifier_of(options), partial=options.partial
+        )
+    )
 
 
 def _add_pull(parser: Parser) -> None:
@@ -117,7 +130,7 @@ def _add_pull(parser: Parser) -> None:
     for option in (TAG, DIGEST):
         option.add_to(source)
     FOR_HOST.add_to(parser)
-    add_group(parser, "signature", SIGNATURE)
+    add_group(parser, "signature", (*SIGNATURE, NO_DOWNGRADE))
     add_group(parser, "requirements (with --for-host)", REQUIREMENTS)
     parser.set_defaults(
         run=lambda options: _pull(
@@ -127,6 +140,7 @@ def _add_pull(parser: Parser) -> None:
             verifier_of(options),
             requirements_of(options),
             for_host=options.for_host,
+            no_downgrade=options.no_downgrade,
         )
     )
 
@@ -148,31 +162,54 @@ def verifier_of(options: argparse.Namespace) -> Verifier | None:
 
 
 def _pull(  # noqa: PLR0913 - the command's options
-    url: str, folder: Path, name: str, verifier: Verifier | None, requirements: Requirements, *, for_host: bool
+    url: str,
+    folder: Path,
+    name: str,
+    verifier: Verifier | None,
+    requirements: Requirements,
+    *,
+    for_host: bool,
+    no_downgrade: bool,
 ) -> int:
     from model_artifacts.deployment.resolution import Requirements
     from model_artifacts.releases.store import pull
 
     if requirements != Requirements() and not for_host:
         raise UsageError("expected --for-host beside a requirement, got the requirement alone")
-    pulled = pull(url, folder, name, verifier, requirements if for_host else None)
+    if no_downgrade and not verifier:
+        raise UsageError("expected --key, or --identity with --issuer, beside --no-downgrade, got none of them")
+    pulled = pull(url, folder, name, verifier, requirements if for_host else None, no_downgrade=no_downgrade)
     fetched = _megabytes(pulled.fetched)
-    print(f"{pulled.release.name} ({pulled.digest[:12]}…): {len(pulled.fetched)} files were fetched ({fetched})")
+    print(
+        f"{pulled.release.name} ({pulled.digest[:12]}…), built {_time(pulled.built_at)}: "
+        f"{len(pulled.fetched)} files were fetched ({fetched})"
+    )
+    if pulled.replaced and pulled.is_downgrade:
+        print(f"this goes back: it replaces a newer release, built {_time(pulled.replaced)}")
     contents = pulled.entry.id if pulled.entry else _amount(pulled.release.files)
     print(f"{contents} in {folder}; {_trust(verifier)}")
     return 0
 
 
+def _time(when: datetime) -> str:
+    return f"{when.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
 def _push(url: str, release: Path | None, artifacts: Path, tags: Sequence[str], *, again: bool) -> int:
     from model_artifacts.releases.store import push
-    from model_artifacts.releases.verification import latest_release
 
-    pushed = push(url, release or latest_release(artifacts / "release"), tags, again=again)
+    pushed = push(url, release or _newest(artifacts), tags, again=again)
     sent = _megabytes(pushed.sent)
     print(f"{_amount(pushed.release.files)} of {pushed.release.name}; {len(pushed.sent)} were sent ({sent})")
     for tag in tags:
         print(f"{tag} {pushed.digest}")
     return 0
+
+
+def _newest(artifacts: Path) -> Path:
+    from model_artifacts.releases.verification import latest_release
+
+    return latest_release(artifacts / "release")
 
 
 def _tag(url: str, name: str | None, target: str | None) -> int:
@@ -198,10 +235,17 @@ def _gc(url: str, grace_hours: float, *, delete: bool) -> int:
 
 
 def _verify(path: Path, verifier: Verifier | None, *, partial: bool) -> int:
-    from model_artifacts.releases.verification import verify_release
+    from model_artifacts.releases.archive import unpacked
+    from model_artifacts.releases.signature import signed_name
+    from model_artifacts.releases.verification import host_release, present_artifacts, verify_release
 
-    manifest = verify_release(path, verifier, partial=partial)
-    print(f"{len(manifest.artifacts)} artifacts are what the release says; {_trust(verifier)}")
+    with unpacked(path) as folder:
+        manifest = verify_release(folder, verifier, partial=partial)
+        name = (signed_name(folder) if verifier else "") or path.resolve().name
+        there, total = present_artifacts(manifest, folder), len(manifest.artifacts)
+        reason = ", pulled for one host" if host_release(folder) else ""
+    amount = f"{total} artifacts are" if there == total else f"{there} of {total} artifacts are here{reason}, and"
+    print(f"{name}, built {_time(manifest.built_at)}: {amount} what the release says; {_trust(verifier)}")
     return 0
 
 

@@ -7,14 +7,16 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import storage_errors
+from model_artifacts.errors import StorageError, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,7 +72,7 @@ def _sweep(path: Path) -> None:
     """Remove abandoned temporary files of `path`: a live writer holds a lock, which ends with its process."""
     for left in path.parent.glob(f"{_TEMPORARY}{glob.escape(path.name)}.*"):
         with suppress(OSError):  # another process has removed the file, or another user owns it
-            handle = os.open(left, os.O_RDWR)
+            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 if _try_to_lock(handle):
                     left.unlink()
@@ -93,8 +95,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     A killed process leaves its temporary folder, which is removed a day later.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or is a mount point.
     """
+    refuse_mount_point(folder)
     with storage_errors(f"writing {folder}"), _temporary_folder(folder.parent) as scratch:
         scratch.chmod(0o755)
         yield scratch
@@ -102,10 +105,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sweep_folders(root: Path) -> None:
-    """Remove temporary folders that are older than a day."""
+    """Remove this user's temporary folders that are older than a day."""
     for left in root.glob(f"{_TEMPORARY}*"):
         with suppress(FileNotFoundError):
-            if left.is_dir() and time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+            there = left.lstat()  # a link is none of ours
+            ours = stat.S_ISDIR(there.st_mode) and there.st_uid == os.geteuid()
+            if ours and time.time() - there.st_mtime > _LEFT_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -157,11 +162,14 @@ def replace_folder(new: Path, old: Path) -> None:
         if number not in {errno.EINVAL, errno.ENOSYS}:
             raise OSError(number, os.strerror(number), str(old))
         _swap_by_names(new, old)
-    shutil.rmtree(new)
+    if new.is_symlink():
+        new.unlink()
+    else:
+        shutil.rmtree(new)
 
 
 def _swap_by_names(new: Path, old: Path) -> None:
-    aside = new.with_name(f"{new.name}.old")
+    aside = Path(tempfile.mkdtemp(prefix=f"{new.name}.old-", dir=new.parent))
     old.rename(aside)
     try:
         new.rename(old)
@@ -169,6 +177,28 @@ def _swap_by_names(new: Path, old: Path) -> None:
         aside.rename(old)
         raise
     aside.rename(new)
+
+
+def refuse_mount_point(folder: Path) -> None:
+    """Refuse a folder that another folder cannot replace, because a file system is mounted there.
+
+    Raises:
+        StorageError: the folder is a mount point, such as a volume of a container.
+    """
+    if os.path.ismount(folder) or str(folder.resolve()) in _mount_points():
+        raise StorageError(
+            f"{folder} is a mount point, which cannot be replaced in one step",
+            fix=f"name a folder inside it, such as {folder / 'current'}",
+        )
+
+
+def _mount_points() -> set[str]:
+    """Return the mount points of this process, from proc_pid_mountinfo(5); none where there is no /proc."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines}
 
 
 def write_bytes(path: Path, data: bytes) -> None:

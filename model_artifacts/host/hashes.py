@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RunError, storage_errors
+from model_artifacts.host.plain_files import open_plain
 from model_artifacts.records import FileRecord
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def sha256_of(path: Path) -> str:
 @cache
 def _sha256(path: Path, *_identity: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

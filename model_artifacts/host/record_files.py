@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from model_artifacts.errors import MissingRecordError, NewerRecordError, RecordError
 from model_artifacts.host.files import write_bytes
-from model_artifacts.records import SCHEMA_VERSION, DigestedRecord, Record
+from model_artifacts.host.plain_files import read_plain
+from model_artifacts.records import SCHEMA_VERSION, DigestedRecord, Manifest, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +39,10 @@ def file_of(record: Record) -> bytes:
     if not isinstance(record, DigestedRecord):
         return plain
     return f'{{\n  "digest": "{hashlib.sha256(plain).hexdigest()}",\n'.encode() + plain.removeprefix(b"{\n")
+
+
+_MAX_BYTES, _MAX_MANIFEST_BYTES = 256 * 2**20, 64 * 2**20
+"""Largest accepted files of records: a larger one is refused before it fills the memory."""
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -61,11 +66,12 @@ def read_record(path: Path, kind: type[R], fix: str = "") -> R:
 
     Raises:
         MissingRecordError: the file is missing.
-        RecordError: the file cannot be read, was changed, is no such record, or has an older schema version.
+        RecordError: the file cannot be read, is too large, was changed, is no such record, or has an older schema
+            version.
         NewerRecordError: the record has a newer schema version.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path, _MAX_MANIFEST_BYTES if issubclass(kind, Manifest) else _MAX_BYTES)
         return kind.model_validate_json(_checked(path, data, kind, fix) if issubclass(kind, DigestedRecord) else data)
     except FileNotFoundError as exc:
         raise MissingRecordError(f"{path} is missing", fix=fix) from exc
@@ -120,7 +126,7 @@ def refuse_newer(path: Path) -> None:
         NewerRecordError: the record has a newer schema version.
     """
     try:
-        stated, got, data = _digests(path.read_bytes())
+        stated, got, data = _digests(read_plain(path, _MAX_BYTES))
         content = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return  # no file, or no readable JSON

@@ -49,7 +49,7 @@ from model_artifacts.records.manifest import (
     Milestone,
     Status,
 )
-from model_artifacts.records.releases import LATEST, StoredRelease, StoreTag
+from model_artifacts.records.releases import LATEST, HostRelease, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
 from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
@@ -94,6 +94,7 @@ __all__ = [
     "GpuType",
     "Graph",
     "Host",
+    "HostRelease",
     "InstalledTensorRT",
     "Interpolation",
     "KernelSpecialization",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -187,7 +188,7 @@ class Manifest(StageRecord):
     """Operating system and architecture, such as `Linux x86_64`."""
     model: ManifestModel | None
     """The model; None if its source or its data are missing."""
-    artifacts: tuple[ManifestEntry, ...]
+    artifacts: Annotated[tuple[ManifestEntry, ...], Field(max_length=10_000)]
     """One entry per variant, sorted by id."""
     milestones: tuple[Milestone, ...]
     """Steps from eager FP32 to the best engine; empty if nothing was timed on a GPU."""

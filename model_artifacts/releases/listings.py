@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from model_artifacts.errors import StoreError
+from model_artifacts.errors import StoreError, listed
 from model_artifacts.records import StoredRelease, StoreTag
 from model_artifacts.releases.archive import MAX_BYTES
 from model_artifacts.releases.objects import blob_path
@@ -28,6 +28,8 @@ _MAX_LISTING_BYTES = 64 * 2**20
 _MAX_TAG_BYTES = 4096
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LIKE_A_DIGEST = re.compile(r"(sha256[._-]?)?[0-9a-fA-F]{12,}", re.IGNORECASE)
+"""Names that people, or `pull`, would take for a digest or the beginning of one, which `pull` shows in 12 digits."""
 
 
 def listing_path(digest: str) -> str:
@@ -53,27 +55,26 @@ def check_tag(name: str) -> None:
     """Check that a name is valid for a tag.
 
     Raises:
-        StoreError: the name has other characters, is too long, or looks like a digest.
+        StoreError: the name has other characters, is too long, or looks like a digest or the beginning of one.
     """
-    if not _is_tag(name):
+    if not _TAG.fullmatch(name) or _LIKE_A_DIGEST.fullmatch(name):
         raise StoreError(
             f"{name!r} is no valid tag",
-            expected="at most 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit, and no SHA-256",
+            expected="at most 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit, and no name "
+            "that looks like a digest: 12 or more hexadecimal digits alone",
         )
-
-
-def _is_tag(name: str) -> bool:
-    return bool(_TAG.fullmatch(name)) and not _DIGEST.fullmatch(name)
 
 
 def tag_names(store: ObjectStore) -> list[str]:
     """Return the names of a store's tags; temporary files of a killed push are left out.
 
+    Names that look like digests are among them: older versions allowed some, and their releases are no garbage.
+
     Raises:
         StoreError: the store cannot be reached or listed.
     """
     names = [PurePosixPath(item.path).stem for item in store.objects("tags")]
-    return [name for name in names if _is_tag(name)]
+    return [name for name in names if _TAG.fullmatch(name)]
 
 
 def digest_of(store: ObjectStore, name: str) -> str:
@@ -81,18 +82,32 @@ def digest_of(store: ObjectStore, name: str) -> str:
 
     Args:
         store: the store.
-        name: a tag, or a release's SHA-256, which is returned unchecked.
+        name: a tag, or a release's SHA-256, which is returned unchecked and in lower case.
 
     Raises:
         StoreError: the tag is invalid, missing or damaged, or the store cannot be reached.
     """
-    if _DIGEST.fullmatch(name):
-        return name
+    if _DIGEST.fullmatch(name.lower()):
+        return name.lower()
     check_tag(name)
+    return tagged_digest(store, name)
+
+
+def tagged_digest(store: ObjectStore, name: str) -> str:
+    """Return the digest of a tag's release, also for a name that `check_tag` would refuse.
+
+    Raises:
+        StoreError: the tag is missing or damaged, or the store cannot be reached.
+    """
     path = _tag_path(name)
     text = store.read(path, _MAX_TAG_BYTES)
     if text is None:
-        raise StoreError(f"{store.shown} has no tag {name}", fix="list the tags with `model-artifacts tag URL`")
+        there = [] if store.is_web else sorted(tag_names(store))  # which tells of a missing bucket or folder
+        raise StoreError(
+            f"{store.shown} has no tag {name}",
+            got=f"the tags {listed(there)}" if there else f"no object {path}",
+            fix="list the tags with `model-artifacts tag URL`",
+        )
     try:
         return StoreTag.model_validate_json(text).release
     except ValidationError as exc:
@@ -131,7 +146,7 @@ def reachable_paths(store: ObjectStore) -> set[str]:
     """
     paths = set()
     for name in tag_names(store):
-        digest = digest_of(store, name)
+        digest = tagged_digest(store, name)
         files = read_listing(store, digest).files
         paths |= {listing_path(digest), *(blob_path(file.sha256) for file in files)}
     return paths

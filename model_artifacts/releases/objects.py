@@ -11,11 +11,13 @@ import re
 import shutil
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.errors import ArtifactError, StoreError, one_line, storage_errors
 from model_artifacts.host.files import replacing
+from model_artifacts.host.plain_files import open_part, open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,9 @@ _WRITABLE = {"file", "local", "memory", "s3", "s3a", "gcs", "gs"}
 """Schemes of stores that never show a partly written object."""
 _READABLE = {"http", "https"}
 """Schemes of stores to pull from only."""
+_ACCESS = "the store refuses access: check its URL, and the keys, the name or the password for it"
+_SILENT_SECONDS = 60.0
+"""Seconds without a byte after which a connection to a web server counts as dead."""
 _CHUNK = 16 * 2**20
 """Bytes a request: large enough for few requests, small enough for the memory of one thread."""
 
@@ -69,7 +74,7 @@ class ObjectStore:
         self._writable = scheme in _WRITABLE
         try:
             self._fs: Any
-            self._fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
+            self._fs, root = fsspec.url_to_fs(url, use_listings_cache=False, **_web_options(scheme))
         except ImportError as exc:
             raise StoreError(
                 f"{scheme}:// needs a package that is not installed here",
@@ -81,7 +86,14 @@ class ObjectStore:
         self._root = root.rstrip("/")
         self._local = scheme in {"file", "local"}
         self._seeks = scheme not in _READABLE
-        """False for the web: some servers support no byte ranges."""
+        """False for the web, where one request gives a file from a position to its end."""
+        self._lists_at_once = self._seeks and not self._local and scheme != "memory"
+        """True for buckets, which have no folders to walk through."""
+
+    @property
+    def is_web(self) -> bool:
+        """True for a web server, which lists its files in a page of any form and length, or not at all."""
+        return not self._seeks
 
     def demand_writable(self) -> None:
         """Check that the store's scheme supports writing.
@@ -115,9 +127,11 @@ class ObjectStore:
         Raises:
             StoreError: the object is larger, or the store cannot be reached.
         """
+        data = b""
         try:
-            with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", **self._options) as file:
-                data: bytes = file.read(limit + 1)
+            with self._reached(f"reading {path}"), self._opened(path, 0) as (file, _):
+                while len(data) <= limit and (chunk := file.read(limit + 1 - len(data))):
+                    data += chunk
         except _MissingError:
             return None
         if len(data) > limit:
@@ -162,7 +176,7 @@ class ObjectStore:
     def fetch(self, path: str, file: FileRecord, into: Path, report: Callable[[int], None], fix: str = "") -> None:
         """Read an object into a file, which appears once its size and digest are verified.
 
-        An interrupted fetch is resumed. From the web it starts again, because not every server supports byte ranges.
+        An interrupted fetch is resumed; from a web server without byte ranges it starts again.
 
         Args:
             path: the object's path below the URL.
@@ -195,16 +209,16 @@ class ObjectStore:
     def _append(self, path: str, file: FileRecord, part: Path, report: Callable[[int], None]) -> tuple[str, int]:
         """Append an object's missing bytes to a file; return the whole file's SHA-256 and its size in bytes."""
         digest = hashlib.sha256()
-        if not self._seeks:
-            part.unlink(missing_ok=True)
-        with part.open("a+b") as local:
-            local.seek(0)
+        with open_part(part) as local:
             while chunk := local.read(_CHUNK):
                 digest.update(chunk)
             report(local.tell())
-            with self._reached(f"reading {path}"), self._fs.open(self._at(path), "rb", **self._options) as remote:
-                if local.tell():
-                    remote.seek(local.tell())
+            with self._reached(f"reading {path}"), self._opened(path, local.tell()) as (remote, start):
+                if start != local.tell():  # the server begins again
+                    report(-local.tell())
+                    digest = hashlib.sha256()
+                    local.truncate(0)
+                    local.seek(0)
                 while local.tell() <= file.bytes and (chunk := remote.read(_CHUNK)):
                     with storage_errors(f"writing {part}"):
                         local.write(chunk)
@@ -212,22 +226,62 @@ class ObjectStore:
                     report(len(chunk))
             return digest.hexdigest(), local.tell()
 
-    @property
-    def _options(self) -> dict[str, object]:
-        """Options of fsspec's `open` for one sequential read; block size 0 is one stream."""
+    @contextmanager
+    def _opened(self, path: str, start: int) -> Iterator[tuple[Any, int]]:
+        """Yield an object to read once, and the position of its first byte: `start`, or 0 where ranges are unknown."""
         if self._local:
-            return {}
-        return {"block_size": _CHUNK, "cache_type": "none"} if self._seeks else {"block_size": 0}
+            with open_plain(Path(self._at(path))) as file:
+                file.seek(start)
+                yield file, start
+        elif self._seeks:
+            with self._fs.open(self._at(path), "rb", block_size=_CHUNK, cache_type="none") as file:
+                file.seek(start)
+                yield file, start
+        else:
+            with self._streamed(path, start) as file:
+                span = re.match(rf"bytes {start}-", file.r.headers.get("Content-Range", ""))
+                yield file, start if file.r.status == HTTPStatus.PARTIAL_CONTENT and span else 0
+
+    def _streamed(self, path: str, start: int) -> Any:  # noqa: ANN401 - fsspec is untyped
+        """Return a response's body as one stream: a block size of 0, and any size, save fsspec a request for it."""
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        try:
+            return self._fs.open(self._at(path), "rb", block_size=0, size=1, headers=headers)
+        except Exception as exc:  # of aiohttp, which is not imported here
+            if start and getattr(exc, "status", None) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return self._streamed(path, 0)
+            raise
 
     def objects(self, folder: str) -> list[StoredObject]:
-        """Return the objects in a folder of the store and below it, sorted by path.
+        """Return the objects in a folder of the store and below it, sorted by path; none if there is no such folder.
 
         Raises:
-            StoreError: the store cannot be reached or listed.
+            StoreError: the store cannot be reached or listed, or its own folder or bucket is missing.
         """
-        with self._reached(f"listing {folder}"):
-            listed: dict[str, dict[str, object]] = self._fs.find(self._at(folder), detail=True)
+        walking = {} if self._lists_at_once else {"on_error": "raise"}  # else fsspec takes a failure for no objects
+        listed: dict[str, dict[str, object]] = {}
+        try:
+            with self._reached(f"listing {folder}"):
+                listed = self._fs.find(self._at(folder), detail=True, **walking)
+        except _MissingError:
+            self._demand_root()
         return [StoredObject(name[len(self._root) + 1 :], _changed(info)) for name, info in sorted(listed.items())]
+
+    def _demand_root(self) -> None:
+        """Check that the store's own folder or bucket exists, where that can be asked.
+
+        Raises:
+            StoreError: it does not, or the store cannot be reached.
+        """
+        root = self._root.partition("/")[0] if self._lists_at_once else self._root
+        with self._reached(f"looking for {root}"):
+            there = not self._seeks or self._fs.exists(root)
+        if not there:
+            kind = "bucket" if self._lists_at_once else "folder"
+            raise StoreError(
+                f"there is no {kind} {without_secrets(root)}",
+                fix="check the store's URL; a push makes a folder, but no bucket",
+            )
 
     def remove(self, path: str) -> None:
         """Remove an object.
@@ -251,11 +305,33 @@ class ObjectStore:
         except FileNotFoundError as exc:
             raise _MissingError(f"{self.shown}: {doing} failed: there is no such object") from exc
         except Exception as exc:  # OSError, or of botocore, aiohttp and google, without a common base
-            raise StoreError(f"{self.shown}: {doing} failed", got=without_secrets(one_line(exc))) from exc
+            fix = _ACCESS if isinstance(exc, PermissionError) else _remedy(getattr(exc, "status", None))
+            raise StoreError(f"{self.shown}: {doing} failed", got=without_secrets(one_line(exc)), fix=fix) from exc
 
 
 class _MissingError(StoreError):
     """A missing object."""
+
+
+def _web_options(scheme: str) -> dict[str, object]:
+    """Return fsspec's options for the web: time limits for silence, and none for a whole file (aiohttp's is 300 s)."""
+    if scheme not in _READABLE:
+        return {}
+    import aiohttp  # noqa: PLC0415 - only where something is pulled from the web
+
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_SECONDS, sock_read=_SILENT_SECONDS)
+    return {"client_kwargs": {"timeout": silence}}
+
+
+def _remedy(status: object) -> str:
+    """Return the advice for a status of HTTP; empty for none and for all others."""
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return _ACCESS
+    if isinstance(status, int) and (
+        status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    ):
+        return "the server is busy or broken: try again later"
+    return ""
 
 
 def without_secrets(text: str) -> str:

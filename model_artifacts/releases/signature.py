@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import ReleaseError, one_line
+from model_artifacts.host.plain_files import read_plain
 from model_artifacts.releases.signing_keys import PrivateKey, check_public_key
 
 if TYPE_CHECKING:
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
 
 SIGNATURE = "model.sig"
 """Name of the signature's file in a release."""
+FOR_HOST = "for-host.json"
+"""Name of the file in which a pull for one host keeps what it installed; it belongs to no release."""
+UNSIGNED = frozenset({SIGNATURE, FOR_HOST})
+_MAX_BYTES = 64 * 2**20
+_SCRATCH = ".writing-"
+"""Beginning of the subject in signatures of older versions: the scratch folder's name."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +35,30 @@ class Signer:
     key: PrivateKey | TokenKey | None = None
     """Key in a PEM file or on a token."""
 
-    def sign(self, folder: Path) -> None:
+    def sign(self, folder: Path, name: str) -> None:
         """Write the signature into a release's folder.
 
         Args:
             folder: the complete release.
+            name: the release's name, which is the signature's subject.
 
         Raises:
             ReleaseError: the key cannot be read, or no identity is available.
         """
-        from model_signing import hashing, signing  # noqa: PLC0415 - a second, and not installed in deployments
+        from model_signing import hashing, manifest, signing  # noqa: PLC0415 - a second, and not installed in deployments
 
         folder = folder.resolve()  # model-signing compares ignored paths as text
-        ignoring = hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
+
+        class Named(hashing.Config):
+            def hash(self, *args: Any, **kwargs: Any) -> manifest.Manifest:  # noqa: ANN401 - as it is in the base
+                present = super().hash(*args, **kwargs)  # named like its folder
+                kind = manifest.SerializationType.from_args(present.serialization_type)
+                known = [(PurePosixPath(item.identifier), item.digest) for item in present.resource_descriptors()]
+                return manifest.Manifest(
+                    name, [manifest.FileManifestItem(path=at, digest=of) for at, of in known], kind
+                )
+
+        ignoring = Named().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
         if isinstance(self.key, PrivateKey):
             self.key.check()
         try:
@@ -108,7 +128,7 @@ class Verifier:
                 kind = manifest.SerializationType.from_args(present.serialization_type)
                 return manifest.Manifest(present.model_name, items, kind)
 
-        ignoring = WithAbsent().set_ignored_paths(paths=[folder / SIGNATURE])  # type: ignore[no-untyped-call]
+        ignoring = WithAbsent().set_ignored_paths(paths=[folder / name for name in UNSIGNED])  # type: ignore[no-untyped-call]
         try:
             config: Any = verifying.Config()  # type: ignore[no-untyped-call]
             if self.key:
@@ -119,3 +139,20 @@ class Verifier:
         except Exception as exc:  # of model-signing, cryptography and sigstore, without a common base
             signer = str(self.key) if self.key else f"{self.identity}, certified by {self.issuer}"
             raise ReleaseError("the signature does not hold", expected=f"that of {signer}", got=one_line(exc)) from exc
+
+
+def signed_name(folder: Path) -> str:
+    """Return the release's name from its signature, which must have been verified.
+
+    The name is empty in signatures of older versions, which named a scratch folder.
+
+    Raises:
+        ReleaseError: the signature is missing or damaged.
+    """
+    try:
+        bundle = json.loads(read_plain(folder / SIGNATURE, _MAX_BYTES))
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        name = statement["subject"][0]["name"]
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise ReleaseError(f"the signature ({SIGNATURE}) cannot be read", got=one_line(exc)) from exc
+    return "" if str(name).startswith(_SCRATCH) else str(name)

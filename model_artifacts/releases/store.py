@@ -8,18 +8,26 @@ A pull checks every file's digest, verifies the release as `verify` does, and re
 from __future__ import annotations
 
 import hashlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ValidationError
 
 from model_artifacts.deployment.files import entry_files, uncallable
-from model_artifacts.deployment.loading import read_manifest, this_host
+from model_artifacts.deployment.loading import this_host
 from model_artifacts.deployment.resolution import resolve_entry
-from model_artifacts.errors import StoreError
+from model_artifacts.errors import (
+    MissingRecordError,
+    NewerRecordError,
+    RecordError,
+    ReleaseError,
+    StoreError,
+    UsageError,
+)
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.progress import Bars
-from model_artifacts.records import LATEST, StoredRelease
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.host.transfers import Progress, at_once
+from model_artifacts.records import LATEST, HostRelease, Manifest, StoredRelease
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.listings import (
     check_tag,
@@ -28,11 +36,19 @@ from model_artifacts.releases.listings import (
     reachable_paths,
     read_listing,
     tag_names,
+    tagged_digest,
     write_tag,
 )
 from model_artifacts.releases.objects import ObjectStore, blob_path
+from model_artifacts.releases.signature import FOR_HOST, SIGNATURE, signed_name
 from model_artifacts.releases.staging import staged
-from model_artifacts.releases.verification import EVIDENCE, check_release, verify_release
+from model_artifacts.releases.verification import (
+    EVIDENCE,
+    MANIFEST,
+    check_release,
+    host_release,
+    verify_release,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,12 +58,6 @@ if TYPE_CHECKING:
     from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.releases.staging import Staged
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-_AT_ONCE = 8
-"""Number of concurrent transfers."""
 
 
 class Pushed(NamedTuple):
@@ -70,6 +80,15 @@ class Pulled(NamedTuple):
     """Files from the store; the others were installed already, or are not for this host."""
     entry: ManifestEntry | None
     """The artifact of a pull for one host; None for a whole release."""
+    built_at: datetime
+    """Time in the release's manifest, which a signature covers."""
+    replaced: datetime | None
+    """That time of the release that was installed before; None without one."""
+
+    @property
+    def is_downgrade(self) -> bool:
+        """True if the release was built before the one that it replaced."""
+        return self.replaced is not None and self.built_at < self.replaced
 
 
 class StoredTag(NamedTuple):
@@ -107,10 +126,15 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
     for tag in tags:
         check_tag(tag)
     with unpacked(release) as folder:
+        if host_release(folder):
+            raise ReleaseError(
+                f"{release} is only a part of a release, pulled for one host", fix="push the whole release"
+            )
         verify_release(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = tuple(describe_file(path, folder) for path in paths)
-        listing = StoredRelease(name=release.name.removesuffix(".tar.zst"), files=files)
+        name = signed_name(folder) if (folder / SIGNATURE).is_file() else ""
+        listing = _listing(name or release.resolve().name.removesuffix(".tar.zst"), files)
         different = list({file.sha256: file for file in files}.values())
         missing = different if again else _missing(store, different)
         _send(store, folder, missing)
@@ -126,23 +150,39 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
     return Pushed(listing, digest, tuple(missing))
 
 
+def _listing(name: str, files: tuple[FileRecord, ...]) -> StoredRelease:
+    """Return a release's listing.
+
+    Raises:
+        ReleaseError: a path or the name is one that no pull would accept.
+    """
+    try:
+        return StoredRelease(name=name, files=files)
+    except ValidationError as exc:
+        raise ReleaseError(
+            "the release cannot be listed in a store", got=exc.errors(include_url=False)[0]["msg"]
+        ) from exc
+
+
 def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord]:
     """Return the files that a store lacks, or has in another size."""
-    sizes = _at_once(lambda file: store.size(blob_path(file.sha256)), files)
+    sizes = at_once(lambda file: store.size(blob_path(file.sha256)), files)
     return [file for file, size in zip(files, sizes, strict=True) if size != file.bytes]
 
 
 def _send(store: ObjectStore, folder: Path, files: Sequence[FileRecord]) -> None:
-    with _Progress("pushing", files) as report:
-        _at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files)
+    with Progress("pushing", files) as report:
+        at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files, report.cancel)
 
 
-def pull(
+def pull(  # noqa: PLR0913 - five of them have a default
     url: str,
     folder: Path,
     name: str = LATEST,
     verifier: Verifier | None = None,
     for_host: Requirements | None = None,
+    *,
+    no_downgrade: bool = False,
 ) -> Pulled:
     """Fetch a release from a store, verify it, then install it in one step.
 
@@ -150,36 +190,86 @@ def pull(
 
     Args:
         url: the store's URL, or a folder.
-        folder: the folder to install to: absent, empty, or the folder of an earlier pull.
+        folder: the folder to install to: absent, empty, or the folder of an earlier pull. No mount point.
         name: a tag, or a release's SHA-256.
         verifier: the required signature; None checks no signature, so that the release's origin stays unproven.
         for_host: the requirements by which `resolve` chooses the only artifact to fetch, beside the evidence; None
             fetches all artifacts.
+        no_downgrade: True refuses a release that was built before the installed one, by the time in both manifests.
+            It needs a verifier, because only a signature proves that time.
 
     Raises:
-        ReleaseError: the release fails its verification, or the signature is missing or another signer's.
+        UsageError: `no_downgrade` without a verifier.
+        ReleaseError: the release fails its verification, the signature is missing or another signer's, the release
+            was signed under another name, or it is older than the installed one.
         ResolveError: no artifact suits this host.
         StoreError: the store cannot be reached, or its objects are missing, damaged or would leave the folder.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, is a mount point, or its disk is too full.
     """
+    if no_downgrade and verifier is None:
+        raise UsageError("expected a key or an identity beside no_downgrade: only a signature proves a release's age")
     store = ObjectStore(url)
     digest = digest_of(store, name)
     listing = read_listing(store, digest)
     with staged(folder, digest) as place:
         files = _Files(store, listing, place)
-        wanted = {file.path for file in listing.files}
+        wanted = {file.path for file in listing.files} - {FOR_HOST}
+        files.fetch(wanted & EVIDENCE)
+        manifest = check_release(place.path, verifier, partial=True)  # before anything large is fetched
+        if verifier:
+            _check_name(listing, place.path)
+        former = _installed_at(folder, no_downgrade=no_downgrade)
+        if no_downgrade and former and manifest.built_at < former:
+            raise ReleaseError(
+                f"{listing.name} is older than the installed release, which is kept",
+                expected=f"built at {former:%Y-%m-%d %H:%M:%S} UTC or later",
+                got=f"built at {manifest.built_at:%Y-%m-%d %H:%M:%S} UTC",
+                fix="find out who moved the tag, and move it to the newest release",
+            )
         entry = None
         if for_host is not None:
-            files.fetch(wanted & EVIDENCE)
-            check_release(place.path, verifier, partial=True)  # before anything large is fetched
-            manifest = read_manifest(place.path)
             entry = resolve_entry(manifest, this_host(), for_host, uncallable(manifest)).entry
             wanted = (wanted & EVIDENCE) | files.of_entry(entry)
         files.fetch(wanted)
         place.keep_only(wanted)
-        check_release(place.path, verifier, partial=for_host is not None)
+        check_release(place.path, verifier, partial=entry is not None)
+        if entry:
+            part = HostRelease(artifact=entry.id, paths=tuple(sorted(wanted)))
+            write_record(place.path / FOR_HOST, part)
         place.install()
-    return Pulled(listing, digest, tuple(files.fetched), entry)
+    return Pulled(listing, digest, tuple(files.fetched), entry, manifest.built_at, former)
+
+
+def _check_name(listing: StoredRelease, folder: Path) -> None:
+    """Check that the store lists a release under the name that its signature covers.
+
+    Raises:
+        ReleaseError: the names differ.
+    """
+    signed = signed_name(folder)
+    if signed and signed != listing.name:
+        raise ReleaseError(
+            "the store lists a release under another name than it was signed with",
+            expected=signed,
+            got=listing.name,
+            fix="do not use it; push the release again",
+        )
+
+
+def _installed_at(folder: Path, *, no_downgrade: bool) -> datetime | None:
+    """Return the time at which the installed release was built; None without one.
+
+    Raises:
+        RecordError: `no_downgrade` is True, and its manifest is damaged.
+    """
+    try:
+        return read_record(folder / MANIFEST, Manifest, fix="remove the folder, if nothing in it is needed").built_at
+    except MissingRecordError:
+        return None
+    except (RecordError, NewerRecordError):
+        if no_downgrade:
+            raise
+        return None
 
 
 class _Files:
@@ -201,13 +291,15 @@ class _Files:
         """
         files = [self._by_path[path] for path in sorted(paths) if path in self._by_path]
         missing = [file for file in files if not self._place.has(file)]
-        with _Progress("pulling", missing) as report:
-            _at_once(lambda file: self._fetch(file, report), missing)
+        self._place.demand_space(sum(file.bytes for file in missing))
+        with Progress("pulling", missing) as report:
+            at_once(lambda file: self._fetch(file, report), missing, report.cancel)
         self.fetched += missing
 
     def _fetch(self, file: FileRecord, report: Callable[[int], None]) -> None:
         fix = "pull again; if that fails, too, push the release again with --again"
-        self._store.fetch(blob_path(file.sha256), file, self._place.path / file.path, report, fix)
+        self._store.fetch(blob_path(file.sha256), file, self._place.part(file), report, fix)
+        self._place.take(file)
 
     def of_entry(self, entry: ManifestEntry) -> set[str]:
         """Return the paths of an artifact's files, and fetch its own file, which may name others.
@@ -229,7 +321,7 @@ def read_tags(url: str) -> tuple[StoredTag, ...]:
         StoreError: the store cannot be reached or listed, or a tag is damaged.
     """
     store = ObjectStore(url)
-    return tuple(StoredTag(name, digest_of(store, name)) for name in tag_names(store))
+    return tuple(StoredTag(name, tagged_digest(store, name)) for name in tag_names(store))
 
 
 def move_tag(url: str, tag: str, to: str) -> str:
@@ -276,7 +368,7 @@ def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garb
     before = datetime.now(timezone.utc) - grace
     old = [item.path for item in unreached if item.changed and item.changed.astimezone(timezone.utc) < before]
     if delete:
-        _at_once(store.remove, old)
+        at_once(store.remove, old)
         # A push checks its files again after moving its tag. Objects deleted after that check are reported here.
         gone = [path for path in reachable_paths(store).intersection(old) if store.size(path) is None]
         if gone:
@@ -286,44 +378,3 @@ def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garb
                 fix="push that release again",
             )
     return Garbage(tuple(old), len(unreached) - len(old))
-
-
-def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Call a function with every item, several at a time; the first failure cancels the rest and is raised."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-class _Progress:
-    """A progress bar in MB for several threads; a context manager that yields the function to report bytes to."""
-
-    def __init__(self, doing: str, files: Iterable[FileRecord]) -> None:
-        self._phase = f"{doing}, MB"
-        self._total = sum(file.bytes for file in files)
-        self._done = 0
-        self._lock = threading.Lock()
-        self._bars = Bars()
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._bars.__enter__()
-        self._bars.start(self._phase, None, _megabytes(self._total))
-        return self._more
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.finish(self._phase)
-        self._bars.__exit__()
-
-    def _more(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            done = self._done
-        self._bars.step(self._phase, _megabytes(done))
-
-
-def _megabytes(count: int) -> int:
-    return round(count / 1e6)

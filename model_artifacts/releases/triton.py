@@ -18,6 +18,7 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.records import Status
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_input
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import ManifestModel, TensorSpec
+    from model_artifacts.records import Manifest, ManifestModel, TensorSpec
 
 CONFIG, VERSION, LABELS, SAMPLE = "config.pbtxt", "1", "labels.txt", "image"
 """Names in a model's folder: its configuration, its only version, its classes, its input for the warm-up."""
@@ -59,8 +60,9 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
         RunError: an artifact's file is damaged.
         StorageError: the repository cannot be written.
     """
-    manifest = read_manifest(artifacts)
+    manifest, missing = _present(read_manifest(artifacts), artifacts)
     models, left_out = plan_models(manifest)
+    left_out += missing
     if not models or manifest.model is None:
         reasons = "".join(f"\n    {item.id}: {item.reason}" for item in left_out) or "nothing deployable"
         raise TritonError(
@@ -73,6 +75,18 @@ def make_repository(artifacts: Path, folder: Path) -> Repository:
             check_model(scratch / model.name, model, manifest.model)
         (scratch / MARKER).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
     return Repository(folder, models, left_out)
+
+
+def _present(manifest: Manifest, artifacts: Path) -> tuple[Manifest, tuple[LeftOut, ...]]:
+    """Return the manifest of the artifacts whose files are in a folder, and the deployable ones that are left out."""
+    absent = {
+        entry.id
+        for entry in manifest.artifacts
+        if entry.status is Status.DEPLOYABLE and entry.file and not (artifacts / entry.file.path).exists()
+    }
+    present = tuple(entry for entry in manifest.artifacts if entry.id not in absent)
+    reason = "its file is not in this folder"
+    return manifest.model_copy(update={"artifacts": present}), tuple(LeftOut(name, reason) for name in sorted(absent))
 
 
 def check_model(folder: Path, model: TritonModel, facts: ManifestModel) -> None:

@@ -5,15 +5,18 @@ A release's folder holds the manifest, the artifacts' files at the manifest's pa
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import ReleaseError, one_line
+from model_artifacts.errors import ReleaseError, one_line, shortened, storage_errors
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.plain_files import read_plain, tree
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Manifest
+from model_artifacts.records import HostRelease, Manifest
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.evidence import check_evidence
-from model_artifacts.releases.signature import SIGNATURE
+from model_artifacts.releases.signature import FOR_HOST, SIGNATURE, UNSIGNED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,35 +31,47 @@ EVIDENCE = frozenset({MANIFEST, REPORT, SUMS, BILL, PROVENANCE, NOTICES, CARD, N
 """A release's files beside those of its artifacts."""
 _REQUIRED = EVIDENCE - {SUMS, SIGNATURE, CARD, NOTES}
 """Files that SHA256SUMS must list. Releases of older versions have no texts for people."""
+_MAX_BYTES = 64 * 2**20
+"""The most bytes of a release's text: SHA256SUMS, the bill of materials, the provenance."""
 _COPY_AGAIN = "copy or pull the release again"
 
 
 def latest_release(releases: Path) -> Path:
-    """Return the newest release's folder, by the modification time of its SHA256SUMS.
+    """Return the newest release's folder, by the time in its manifest, which a signature covers.
+
+    Of several releases of one manifest, it is the one that was written last.
 
     Args:
         releases: the folder of a build's releases, `<artifacts>/release`.
 
     Raises:
         ReleaseError: the folder holds no release.
+        RecordError: the manifest of one is missing or damaged, so that the newest is unknown.
     """
-    folders = [path.parent for path in releases.glob(f"*/{SUMS}")]
+    folders = sorted(path.parent for path in releases.glob(f"*/{SUMS}"))
     if not folders:
         raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
-    return max(folders, key=lambda folder: (folder / SUMS).stat().st_mtime_ns)
+    fix = "delete that folder, or name the release"
+    built = {folder: read_record(folder / MANIFEST, Manifest, fix=fix).built_at for folder in folders}
+    return max(folders, key=lambda folder: (built[folder], (folder / SUMS).stat().st_mtime_ns))
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of a release's files by name, without SHA256SUMS and the signature.
+    """Return the SHA-256 of a release's files by name, without SHA256SUMS and what is not signed.
 
     Raises:
-        ReleaseError: the folder holds a link, whose target could change.
+        ReleaseError: the folder holds a link, whose target could change, or a pipe, a socket or a device.
+        StorageError: the folder cannot be read, is too deep or has too many files.
     """
-    paths = sorted(folder.rglob("*"))
-    for link in (path for path in paths if path.is_symlink()):
-        raise ReleaseError(f"{link.relative_to(folder)} is a link; a release holds plain files only")
+    with storage_errors(f"reading {folder}"):
+        paths = tree(folder)
+    for path in paths:
+        if path.is_symlink():
+            raise ReleaseError(f"{path.relative_to(folder)} is a link; a release holds plain files only")
+        if not path.is_dir() and not path.is_file():
+            raise ReleaseError(f"{path.relative_to(folder)} is no plain file; a release holds plain files only")
     names = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
-    return {name: sha256_of(folder / name) for name in names if name not in {SUMS, SIGNATURE}}
+    return {name: sha256_of(folder / name) for name in names if name not in {SUMS, *UNSIGNED}}
 
 
 def verify_release(path: Path, verifier: Verifier | None = None, *, partial: bool = False) -> Manifest:
@@ -65,7 +80,7 @@ def verify_release(path: Path, verifier: Verifier | None = None, *, partial: boo
     Args:
         path: the release's folder, or its .tar.zst.
         verifier: the required signature; None checks no signature, so that the release's origin stays unproven.
-        partial: True allows missing files of artifacts, as after a pull for one host.
+        partial: True allows missing files of artifacts. A folder that was pulled for one host says itself which.
 
     Returns:
         the release's manifest.
@@ -75,7 +90,28 @@ def verify_release(path: Path, verifier: Verifier | None = None, *, partial: boo
         RecordError: the manifest is missing or damaged.
     """
     with unpacked(path) as folder:
-        return check_release(folder, verifier, partial=partial)
+        there = host_release(folder)
+        manifest = check_release(folder, verifier, partial=partial or there is not None)
+        for name in there.paths if there else ():
+            if not (folder / name).is_file():
+                raise ReleaseError(f"{name} is missing, which was pulled for this host", fix=_COPY_AGAIN)
+        return manifest
+
+
+def host_release(folder: Path) -> HostRelease | None:
+    """Return what a pull for one host has installed; None for a whole release.
+
+    Raises:
+        RecordError: the record of it is damaged.
+    """
+    path = folder / FOR_HOST
+    return read_record(path, HostRelease, fix=_COPY_AGAIN) if os.path.lexists(path) else None
+
+
+def present_artifacts(manifest: Manifest, folder: Path) -> int:
+    """Return the number of a release's artifacts whose files are in its folder."""
+    wanted = ([file for file in (entry.file, entry.runtime_cache) if file] for entry in manifest.artifacts)
+    return sum(all((folder / file.path).is_file() for file in files) for files in wanted)
 
 
 def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> Manifest:
@@ -121,7 +157,7 @@ def check_release(folder: Path, verifier: Verifier | None, *, partial: bool) -> 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain(path, _MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as exc:
         raise ReleaseError(f"{path.name} cannot be read", got=one_line(exc), fix=_COPY_AGAIN) from exc
 
@@ -130,14 +166,24 @@ def release_paths(folder: Path) -> set[str]:
     """Return the paths of a release's files below its folder, missing ones included.
 
     Raises:
-        ReleaseError: SHA256SUMS is missing or cannot be read.
+        ReleaseError: SHA256SUMS is missing or damaged.
     """
-    return _listed(folder).keys() | {SUMS, SIGNATURE}
+    return _listed(folder).keys() | {SUMS, *UNSIGNED}
 
 
 def _listed(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that SHA256SUMS lists, by name."""
     if not (folder / SUMS).is_file():
         raise ReleaseError(f"{SUMS} is missing", fix=_COPY_AGAIN)
-    lines = (line.partition("  ") for line in _text(folder / SUMS).splitlines())
-    return {name: digest for digest, _, name in lines}
+    listed: dict[str, str] = {}
+    for number, line in enumerate(_text(folder / SUMS).splitlines(), 1):
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not name or name in listed or name in {SUMS, *UNSIGNED}:
+            raise ReleaseError(
+                f"{SUMS} is damaged in line {number}",
+                expected="a SHA-256, two spaces and a file's name, each name once",
+                got=repr(shortened(line)),
+                fix=_COPY_AGAIN,
+            )
+        listed[name] = digest
+    return listed

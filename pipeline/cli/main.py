@@ -97,7 +97,7 @@ def _run_step(step: Step, config: Path, artifacts: Path | None) -> int:
         raise SourceError(
             f"{step.stage} needs torch, which is not installed here; its result in artifacts/ is missing or stale",
             expected="the folders source/, data/ and onnx/ of this configuration, made on a host with torch",
-            fix=f"run `{step.command}` there, and copy {project.paths.folder} from it",
+            fix=f"run `{project.command(step)}` there, and copy {project.paths.folder} from it",
         )
     if project.schedule.workers(step) and not project.on_worker:
         return _run_on_farm(project, step)

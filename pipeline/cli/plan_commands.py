@@ -63,7 +63,7 @@ def add_plan_commands(line: CommandLine, remedy: str) -> None:
 
 
 def _plan(project: Project) -> int:
-    print("\n".join(step.command for step in project.schedule.steps))
+    print("\n".join(project.command(step) for step in project.schedule.steps))
     return 0
 
 

@@ -7,6 +7,8 @@ that succeeded. This `Run` adds that, and turns every error before the first tas
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from doit import get_var
 from doit.cmd_run import Run as DoitRun
 from doit.cmd_run import opt_always, opt_continue, opt_num_process, opt_verbosity
 from doit.cmdparse import CmdParseError
@@ -25,7 +28,7 @@ from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, storage_errors
 from pipeline.cli.actions import FarmAction
-from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
+from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, WHY
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
@@ -78,13 +81,31 @@ class Reporter(ConsoleReporter):
         if failed:
             self.write(f"\n{len(failed)} failed; run again, each by itself, with:\n")
             for task in failed:
-                self.write(f"  doit {task.name}\n")
+                self.write(f"  {_command_of(task)}\n")
         if unmet:
             self.write(f"{len(unmet)} not run, because what they build on failed\n")
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
         elif self._idle and not self.failures:
             self.write("everything is up to date\n")
+
+
+def _command_of(task: Task) -> str:
+    """Return the command line that repeats a task: with its configuration and its options, such as a demanded key."""
+    config = get_var(CONFIG_VARIABLE)
+    words = ["doit", *([f"{CONFIG_VARIABLE}={config}"] if config else []), task.name]
+    for parameter in task.params:
+        value = (task.options or {}).get(parameter["name"], parameter["default"])
+        if value != parameter["default"]:
+            flag = f"--{parameter['long']}"
+            # doit takes a word with an equals sign for a variable, unless it begins with a dash.
+            words += [flag] if value is True else [f"{flag}={value}"] if "=" in str(value) else [flag, str(value)]
+    return _shell(*words)
+
+
+def _shell(*words: str) -> str:
+    """Return a command line for the shell, without the query of a PKCS #11 URI, which may hold the PIN."""
+    return shlex.join(re.sub(r"(pkcs11:[^?]*\?).*", r"\1…", word) for word in words)
 
 
 class _Tolerant:
@@ -189,7 +210,8 @@ class Run(DoitRun):
             if not asked.came:
                 raise
             self._end_steps()
-            message, status = "\ninterrupted; run `doit` again to go on from here\n", 1
+            again = _shell("doit", *sys.argv[1:])
+            message, status = f"\ninterrupted; run `{again}` again to go on from here\n", 1
         finally:
             lock.release()
         sys.stderr.write(message)

@@ -10,7 +10,7 @@ from doit import get_var
 from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
-from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError
+from model_artifacts.errors import ArtifactError, UnknownFarmError
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
@@ -114,16 +114,8 @@ class Tasks:
         }
 
     def _verify_command(self, key: str, path: str) -> list[str]:
-        release = path or str(self._newest_release())
-        return [sys.executable, "-m", "model_artifacts", "verify", release, *_arguments({VERIFY_KEY: key})]
-
-    def _newest_release(self) -> Path:
-        from model_artifacts.releases.verification import latest_release
-
-        try:
-            return latest_release(self._project.paths.releases)
-        except ReleaseError:
-            return self._project.paths.releases  # `verify` reports what the folder lacks
+        release = [path] if path else ["--artifacts", str(self._project.paths.root)]
+        return [sys.executable, "-m", "model_artifacts", "verify", *release, *_arguments({VERIFY_KEY: key})]
 
     def triton(self) -> TaskDict:
         """Return the task that writes a model repository for Triton."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,19 @@ class Project:
     """True on a worker of a farm, which does not use the shared cache."""
     sent_from: GitState | None = None
     """On a worker, the checkout of the driver, whose code and configuration it has."""
+
+    def command(self, step: Step) -> str:
+        """Return the shell command that runs a step of this configuration."""
+        return step.command + (f" --config {shlex.quote(str(self.config_file))}" if self._is_other else "")
+
+    @property
+    def doit(self) -> str:
+        """The shell command that runs all stale steps of this configuration."""
+        return "doit" + (f" {shlex.quote(f'config={self.config_file}')}" if self._is_other else "")
+
+    @property
+    def _is_other(self) -> bool:
+        return self.config_file != Path("pipeline.yaml")
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
@@ -181,7 +195,7 @@ class Project:
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]
 
     def _read(self, path: Path, kind: type[R], stage: str, subject: str) -> R:
-        return self.read(path, kind, fix=f"run `{Step(stage, subject).command}`")
+        return self.read(path, kind, fix=f"run `{self.command(Step(stage, subject))}`")
 
     def read(self, path: Path, kind: type[R], fix: str = "") -> R:
         """Read a record of the artifacts folder, which must be at its place.

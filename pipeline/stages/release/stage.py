@@ -71,12 +71,14 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     """
     for stage in ("manifest", "report"):
         if reasons := freshness_of(project, Step(stage, project.plan.model)).reasons:
-            raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix="run `doit` first")
+            raise ReleaseError(f"the {stage} is not up to date: {reasons[0]}", fix=f"run `{project.doit}` first")
     built = project.manifest()
     artifacts = tuple(_deployable(built))
     if not artifacts:
         expected = f"a {Status.DEPLOYABLE.value} engine, module or ONNX file"
-        raise ReleaseError("no artifact is deployable", expected=expected, fix="see the reasons in the table of `doit`")
+        raise ReleaseError(
+            "no artifact is deployable", expected=expected, fix=f"see the reasons in the table of `{project.doit}`"
+        )
     if not allow_dirty:
         _demand_commits(project, built, artifacts)
     manifest = built.model_copy(update={"artifacts": artifacts})
@@ -89,7 +91,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     with replacing_folder(folder) as scratch:
         _fill(project, manifest, scratch, ReleaseRequest(commits, _options(signer, allow_dirty=allow_dirty)))
         if signer:
-            signer.sign(scratch)
+            signer.sign(scratch, name)
         pack(scratch, archive, manifest.built_at)
     return Release(folder, archive, manifest, signer is not None)
 
@@ -133,18 +135,17 @@ def _demand_commits(project: Project, built: Manifest, artifacts: Sequence[Manif
     Raises:
         ReleaseError: the checkout is dirty or none, or was so when the manifest or an artifact was made.
     """
-    anyway = "or release anyway with --allow-dirty"
     if project.git is None:
         raise ReleaseError(
             "the configuration is in no git checkout, so that this release could not be built again",
-            fix=f"build in a checkout, {anyway}",
+            fix=f"build in a checkout: run `{project.doit}` there",
         )
     if project.git.dirty or built.git is None or built.git.dirty:
-        again = Step("manifest", project.plan.model).command
+        again = project.command(Step("manifest", project.plan.model))
         raise ReleaseError(
             "tracked files differ from the commit, or did when the manifest was made",
             expected="a release that can be built again from its commits",
-            fix=f"commit the changes, run `{again}`, then `doit`, which keeps up-to-date results; {anyway}",
+            fix=f"commit the changes, run `{again}`, then `{project.doit}`, which keeps up-to-date results",
         )
     for problem, entries in (
         ("were made from files that differ from their commit", [entry for entry in artifacts if _dirty(entry)]),
@@ -155,7 +156,7 @@ def _demand_commits(project: Project, built: Manifest, artifacts: Sequence[Manif
                 f"{len(entries)} of {len(artifacts)} artifacts {problem}",
                 expected="artifacts that can be built again from their commits",
                 got=f"{entries[0].id}, for example",
-                fix=f"make them again from commits: delete {project.paths.folder}, then run `doit`; {anyway}",
+                fix=f"make them again from commits: delete {project.paths.folder}, then run `{project.doit}`",
             )
 
 
@@ -177,7 +178,7 @@ def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRe
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.file(file), there)
         if sha256_of(there) != file.sha256:
-            raise ReleaseError(f"{file.path} changed since it was built", fix="run `doit`")
+            raise ReleaseError(f"{file.path} changed since it was built", fix=f"run `{project.doit}`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
     name = _name(manifest)

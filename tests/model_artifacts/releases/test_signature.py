@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +14,10 @@ from model_artifacts.errors import ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Manifest
-from model_artifacts.releases.signature import Signer, Verifier
+from model_artifacts.releases.archive import unpacked
+from model_artifacts.releases.signature import Signer, Verifier, signed_name
 from model_artifacts.releases.signing_keys import PrivateKey
+from model_artifacts.releases.store import pull, push
 from model_artifacts.releases.verification import verify_release
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -83,3 +88,40 @@ def test_without_an_identity_nothing_is_signed_by_one(project: Project) -> None:
     """Outside CI there is no token."""
     with pytest.raises(ReleaseError, match="expected: an OIDC token"):
         make_release(project, Signer())
+
+
+def test_the_subject_of_a_signature_is_the_release(released: Release, keys: tuple[Path, Path]) -> None:
+    """It is the release's own name, in the folder and in the archive, and not that of a scratch folder."""
+    for path in (released.folder, released.archive):
+        with unpacked(path) as folder:
+            verify_release(folder, Verifier(keys[1]))
+            assert signed_name(folder) == "tiny-cccccccccccc"
+
+
+def test_a_signature_is_listed_under_its_own_name_only(
+    released: Release, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A store that offers an old release under a new one's name is refused; a renamed folder keeps its name."""
+    store, renamed = tmp_path / "store", tmp_path / "tiny-newest"
+    shutil.copytree(released.folder, renamed)
+    pushed = push(str(store), renamed)
+    assert pushed.release.name == "tiny-cccccccccccc"
+    assert pull(str(store), tmp_path / "models", verifier=Verifier(keys[1])).release.name == "tiny-cccccccccccc"
+    text = pushed.release.model_copy(update={"name": "tiny-newest"}).to_json().encode()
+    digest = hashlib.sha256(text).hexdigest()
+    (store / f"releases/{digest}.json").write_bytes(text)
+    with pytest.raises(ReleaseError, match=r"(?s)another name.*expected: tiny-cccccccccccc\n.*got:      tiny-newest"):
+        pull(str(store), tmp_path / "others", digest, Verifier(keys[1]))
+    assert not (tmp_path / "others").exists()
+
+
+def test_a_signature_that_is_no_json_has_no_name(tmp_path: Path) -> None:
+    """One message for each damage; a pipe is not waited for."""
+    for text in ("", "[]", '{"dsseEnvelope": {"payload": "!"}}', '{"dsseEnvelope": {"payload": "e30="}}'):
+        (tmp_path / "model.sig").write_text(text)
+        with pytest.raises(ReleaseError, match="cannot be read"):
+            signed_name(tmp_path)
+    (tmp_path / "model.sig").unlink()
+    os.mkfifo(tmp_path / "model.sig")
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        signed_name(tmp_path)

@@ -56,7 +56,7 @@ def test_an_encrypted_key_signs_with_its_password(
     key = ec.generate_private_key(ec.SECP384R1())
     private, public = _write(tmp_path / "key.pem", key, b"geheim"), _write_public(tmp_path / "key.pub", key)
     monkeypatch.setenv(PASSWORD, "geheim")
-    Signer(open_key(str(private))).sign(folder)
+    Signer(open_key(str(private))).sign(folder, "tiny-1")
     Verifier(public).verify(folder, {})
 
 
@@ -173,7 +173,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
 def test_a_token_signs(folder: Path, token: tuple[str, Path]) -> None:
     """The key never leaves the token, and its public half verifies the signature."""
     uri, public = token
-    Signer(open_key(uri)).sign(folder)
+    Signer(open_key(uri)).sign(folder, "tiny-1")
     Verifier(public).verify(folder, {})
 
 
@@ -183,7 +183,7 @@ def test_a_token_signs(folder: Path, token: tuple[str, Path]) -> None:
 def test_a_token_that_cannot_sign_is_one_message(folder: Path, token: tuple[str, Path], right: str, wrong: str) -> None:
     """A wrong object, token or PIN is an error with the remedy, and the PIN stays unseen."""
     with pytest.raises(ReleaseError, match="the release cannot be signed") as told:
-        Signer(open_key(token[0].replace(right, wrong))).sign(folder)
+        Signer(open_key(token[0].replace(right, wrong))).sign(folder, "tiny-1")
     assert "pkcs11-tool" in str(told.value)
     assert "1234" not in str(told.value)
     assert "4321" not in str(told.value)

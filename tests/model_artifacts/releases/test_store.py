@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
 import json
+import os
 import re
 import shutil
-import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,13 @@ import pytest
 import model_artifacts as pipeline
 from model_artifacts.cli.main import main
 from model_artifacts.deployment.resolution import Requirements
-from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError
-from model_artifacts.records import LATEST, Precision, StoredRelease
+from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError, UsageError
+from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import write_record
+from model_artifacts.records import LATEST, Precision
 from model_artifacts.releases.objects import ObjectStore
-from model_artifacts.releases.signature import Verifier
+from model_artifacts.releases.signature import Signer, Verifier
+from model_artifacts.releases.signing_keys import PrivateKey
 from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
 from model_artifacts.releases.verification import verify_release
 from tests.support.command_line import status_of
@@ -77,32 +78,6 @@ def test_pushing_again_sends_nothing(url: str, released: Release) -> None:
     assert {tag.name: tag.release for tag in read_tags(url)} == {"latest": first.digest, "prod": first.digest}
 
 
-def test_a_web_server_is_enough_to_pull_from(
-    store: Path, released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A web server without byte ranges suffices: an interrupted file is fetched from its beginning."""
-    digest = push(str(store), released.folder).digest
-    part = tmp_path / f".pulling-models-{digest[:16]}" / "manifest.json.part"
-    part.parent.mkdir()
-    part.write_bytes((released.folder / "manifest.json").read_bytes()[:1000])
-    monkeypatch.setattr("model_artifacts.releases.objects._CHUNK", 1 << 12)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=store)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        pull(url, tmp_path / "models")
-        with pytest.raises(StoreError, match="can only be pulled from"):
-            push(url, released.folder)
-        with pytest.raises(StoreError, match="has no tag prod"):
-            pull(url, tmp_path / "models", "prod")
-        server.shutdown()
-    assert listing(tmp_path / "models") == listing(released.folder)
-
-
 def test_only_what_a_host_needs_is_pulled(
     store: Path, released: Release, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
@@ -114,11 +89,18 @@ def test_only_what_a_host_needs_is_pulled(
     assert pulled.entry.precision is Precision.FP16
     there = set(listing(tmp_path / "models"))
     assert [path for path in there if "/" in path] == [pulled.entry.file.path]
-    assert verify_release(tmp_path / "models", Verifier(keys[1]), partial=True) == released.manifest
-    with pytest.raises(ReleaseError, match="no such file"):
-        verify_release(tmp_path / "models")
+    assert verify_release(tmp_path / "models", Verifier(keys[1])) == released.manifest
+    with pytest.raises(ReleaseError, match="only a part of a release"):
+        push(str(store), tmp_path / "models")
     with pipeline.load(tmp_path / "models", WISH) as model:
         assert model.entry == pulled.entry
+    (tmp_path / "models/for-host.json").rename(tmp_path / "aside")
+    with pytest.raises(ReleaseError, match="no such file"):
+        verify_release(tmp_path / "models")
+    (tmp_path / "aside").rename(tmp_path / "models/for-host.json")
+    (tmp_path / "models" / pulled.entry.file.path).unlink()
+    with pytest.raises(ReleaseError, match="is missing, which was pulled for this host"):
+        verify_release(tmp_path / "models")
 
 
 def test_a_host_that_nothing_suits_pulls_nothing(store: Path, released: Release, tmp_path: Path) -> None:
@@ -140,7 +122,48 @@ def test_tags_move_and_go_back(url: str, released: Release, newer: Path, tmp_pat
     assert move_tag(url, "prod", old) == old
     assert [(tag.name, tag.release) for tag in read_tags(url)] == [("latest", new), ("prod", old)]
     assert pull(url, tmp_path / "models", "prod").digest == old
-    assert pull(url, tmp_path / "models", new).digest == new
+    assert pull(url, tmp_path / "models", new.upper()).digest == new
+
+
+def signed_at(released: Release, days: int, key: Path, folder: Path) -> Path:
+    """Return a copy of a release that was built some days later, with a signature of its own."""
+    made = folder / f"tiny-{days}"
+    shutil.copytree(released.folder, made)
+    built = released.manifest.model_copy(update={"built_at": released.manifest.built_at + timedelta(days=days)})
+    before = sha256_of(made / "manifest.json")
+    write_record(made / "manifest.json", built)
+    proof = made / "provenance.intoto.json"
+    proof_before = sha256_of(proof)
+    proof.write_text(proof.read_text().replace(before, sha256_of(made / "manifest.json")))
+    sums = (made / "SHA256SUMS").read_text().replace(before, sha256_of(made / "manifest.json"))
+    (made / "SHA256SUMS").write_text(sums.replace(proof_before, sha256_of(proof)))
+    Signer(PrivateKey(key)).sign(made, made.name)
+    return made
+
+
+def test_going_back_is_said_and_refused_on_demand(
+    store: Path, released: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: tuple[Path, Path]
+) -> None:
+    """A tag that was moved to an older release, whose signature holds, too."""
+    for days, tag in ((0, "old"), (3, "new")):
+        push(str(store), signed_at(released, days, keys[0], tmp_path), [tag])
+    folder, key = str(tmp_path / "models"), str(keys[1])
+    for tag in ("old", "new", "new"):
+        assert main(["pull", str(store), folder, "--tag", tag, "--key", key, "--no-downgrade"]) == 0
+        assert "goes back" not in capsys.readouterr().out
+    before = listing(tmp_path / "models")
+    for options in ([], ["--for-host"]):
+        assert main(["pull", str(store), folder, "--tag", "old", "--key", key, "--no-downgrade", *options]) == 1
+        assert "tiny-0 is older than the installed release, which is kept" in capsys.readouterr().err
+        assert listing(tmp_path / "models") == before
+    (tmp_path / "models/manifest.json").write_text("damaged")
+    assert main(["pull", str(store), folder, "--tag", "new", "--key", key, "--no-downgrade"]) == 1
+    assert "is not a valid Manifest" in capsys.readouterr().err
+    assert main(["pull", str(store), folder, "--tag", "new", "--key", key]) == 0
+    assert main(["pull", str(store), folder, "--tag", "old", "--key", key]) == 0
+    assert "this goes back: it replaces a newer release, built 20" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="expected a key or an identity"):
+        pull(str(store), tmp_path / "models", "new", no_downgrade=True)
 
 
 # Refused: nothing is installed, the old release stays.
@@ -162,6 +185,12 @@ def relist(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
     digest = hashlib.sha256(text).hexdigest()
     (store / "releases" / f"{digest}.json").write_bytes(text)
     tag.write_text(json.dumps({"schema_version": 1, "release": digest}))
+
+
+def pipe(path: Path) -> None:
+    """Have a pipe in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def at(path: str) -> Callable[[dict[str, Any]], object]:
@@ -193,6 +222,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
     "no listing": (lambda store, _: next((store / "releases").iterdir()).unlink(), "has no release"),
     "a tag that is none": (lambda store, _: (store / "tags/latest.json").write_text("{}"), "is damaged"),
     "no tag": (lambda store, _: (store / "tags/latest.json").unlink(), "has no tag latest"),
+    "no store": (lambda store, _: shutil.rmtree(store), "there is no folder"),
     "a path that leads out": (lambda store, _: relist(store, at("../outside")), "paths that stay in"),
     "a path deep inside that leads out": (lambda store, _: relist(store, at("a/../../outside")), "paths that stay in"),
     "an absolute path": (lambda store, _: relist(store, at("/tmp/outside")), "paths that stay in"),  # noqa: S108
@@ -209,6 +239,16 @@ DAMAGE: dict[str, tuple[Callable[[Path, Release], object], str]] = {
         "too large",
     ),
     "no release at all": (lambda store, _: relist(store, lambda said: said.update(files=[])), "lists no release"),
+    "the name of another release": (
+        lambda store, _: relist(store, lambda said: said.update(name="x\x1b[2J")),
+        "printable",
+    ),
+    "a deep path": (lambda store, _: relist(store, at("a/" * 1500 + "a")), "of 1501 names"),
+    "a file in a file": (lambda store, _: relist(store, at("manifest.json/x")), "a file or a folder"),
+    "a pipe as a blob": (
+        lambda store, made: pipe(blob_of(store, made.manifest.artifacts[0].file)),
+        "it is no plain file",
+    ),
     "a newer listing": (lambda store, _: relist(store, lambda said: said.update(schema_version=9)), "lists no release"),
 }
 
@@ -267,6 +307,13 @@ def test_a_release_that_is_not_what_it_says_is_not_pushed(store: Path, released:
     flip(released.folder / "manifest.json")
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
         push(str(store), released.folder)
+    assert not store.exists()
+
+
+def test_a_name_that_no_pull_accepts_is_not_pushed(store: Path, newer: Path) -> None:
+    """An unsigned release has the name of its folder."""
+    with pytest.raises(ReleaseError, match="expected paths of printable characters"):
+        push(str(store), newer.rename(newer.with_name("x\x1b[2J")))
     assert not store.exists()
 
 
@@ -384,7 +431,7 @@ def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
         push(str(store), released.folder)
         remove(self, path)
 
-    monkeypatch.setattr("model_artifacts.releases.store._AT_ONCE", 1)
+    monkeypatch.setattr("model_artifacts.host.transfers._AT_ONCE", 1)
     monkeypatch.setattr(ObjectStore, "remove", pushing)
     with pytest.raises(StoreError, match=r"a tag to objects that were just deleted|has no release"):
         collect_garbage(str(store), NOW, delete=True)
@@ -416,7 +463,9 @@ def test_the_commands_say_what_they_did(
     folder = str(tmp_path / "models")
     assert main(["pull", str(store), folder, "--for-host", "--precision", "fp16", "--key", str(keys[1])]) == 0
     assert "the signature holds" in capsys.readouterr().out
-    assert main(["verify", folder, "--partial"]) == 0
+    capsys.readouterr()
+    assert main(["verify", folder]) == 0
+    assert "1 of 4 artifacts are here, pulled for one host, and what the release says" in capsys.readouterr().out
     assert main(["pull", str(store), folder, "--tag", "prod"]) == 0
     assert "nobody vouches for it" in capsys.readouterr().out
     assert main(["gc", str(store)]) == 0
@@ -437,19 +486,3 @@ def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.
     assert status_of(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-
-
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "ab" * 32, "ü"])
-def test_names_that_are_no_tags_are_refused(store: Path, released: Release, name: str) -> None:
-    """Invalid names of tags are refused before anything is sent."""
-    with pytest.raises(StoreError, match="is no valid tag"):
-        push(str(store), released.folder, [name])
-    assert not store.exists()
-
-
-def test_a_listing_round_trips() -> None:
-    """A listing that is written and read back is equal."""
-    file = {"path": "a/b.onnx", "bytes": 3, "sha256": "0" * 64}
-    listed = StoredRelease.model_validate({"name": "tiny", "files": [file]})
-    assert StoredRelease.model_validate_json(listed.to_json()) == listed
-    assert listed.total_bytes == 3

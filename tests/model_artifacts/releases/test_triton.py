@@ -403,3 +403,15 @@ def test_a_repository_is_made_from_a_release_too(copied: Path, tmp_path: Path) -
     """Wherever it lies."""
     shutil.copytree(copied / "artifacts", tmp_path / "elsewhere")
     assert make_repository(tmp_path / "elsewhere", tmp_path / "triton").models
+
+
+def test_what_is_not_in_the_folder_is_left_out(released: Release, tmp_path: Path) -> None:
+    """As after a pull for one host: the others are listed with the reason."""
+    kept, *others = (item for item in released.manifest.artifacts if item.file)
+    for item in others:
+        assert item.file is not None
+        (released.folder / item.file.path).unlink()
+    made = make_repository(released.folder, tmp_path / "triton")
+    assert [item.id for model in made.models for item in model.entries] == [kept.id]
+    told = {item.id: item.reason for item in made.left_out}
+    assert told == {item.id: "its file is not in this folder" for item in others}

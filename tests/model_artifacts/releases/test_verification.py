@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.errors import ArtifactError, ReleaseError
+from model_artifacts.errors import ArtifactError, RecordError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.records import Manifest
 from model_artifacts.releases.signature import Verifier
-from model_artifacts.releases.verification import verify_release
+from model_artifacts.releases.verification import latest_release, verify_release
 from tests.conftest import COMMIT
 from tests.support.releases import append
 
@@ -95,3 +101,61 @@ def test_a_path_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     """The message names the missing path."""
     with pytest.raises(ReleaseError, match=r"nothing\.tar\.zst cannot be unpacked"):
         verify_release(tmp_path / "nothing.tar.zst")
+
+
+# The newest release.
+
+
+def test_the_newest_release_is_the_one_that_was_built_last(released: Release) -> None:
+    """Copies and edits change a file's time, but not the time in the manifest, which is signed."""
+    newer = released.folder.with_name("tiny-a")
+    shutil.copytree(released.folder, newer)
+    later = released.manifest.built_at + timedelta(minutes=1)
+    write_record(newer / "manifest.json", released.manifest.model_copy(update={"built_at": later}))
+    os.utime(released.folder / "SHA256SUMS")
+    os.utime(newer / "SHA256SUMS", (0, 0))
+    assert latest_release(released.folder.parent) == newer
+    again = released.folder.with_name("tiny-b")
+    shutil.copytree(newer, again)
+    os.utime(again / "SHA256SUMS", (9, 9))
+    assert latest_release(released.folder.parent) == again
+    (released.folder / "manifest.json").write_text("{")
+    with pytest.raises(RecordError, match=r"(?s)manifest\.json is not a valid Manifest.*name the release"):
+        latest_release(released.folder.parent)
+
+
+# Sums, and odd files.
+
+
+@pytest.mark.parametrize(
+    "line", ["no digest  x", f"{'0' * 64}  manifest.json", f"{'0' * 64} x", f"{'0' * 64}  ", f"{'0' * 64}  SHA256SUMS"]
+)
+def test_a_damaged_line_of_sums_is_refused(released: Release, line: str) -> None:
+    """A line that is none, and a second line for one file, of which only the last would count."""
+    sums = released.folder / "SHA256SUMS"
+    sums.write_text(f"{sums.read_text()}{line}\n")
+    with pytest.raises(ReleaseError, match="SHA256SUMS is damaged in line"):
+        verify_release(released.folder)
+
+
+@pytest.mark.parametrize("name", ["model.sig", "tiny/pipe", "manifest.json", "SHA256SUMS"])
+def test_a_pipe_in_a_release_is_refused(released: Release, name: str) -> None:
+    """Nobody waits for what it would give."""
+    (released.folder / name).unlink(missing_ok=True)
+    os.mkfifo(released.folder / name)
+    with pytest.raises(ReleaseError, match=r"no plain file|is missing"):
+        verify_release(released.folder)
+
+
+def test_a_manifest_of_a_million_artifacts_is_refused(released: Release) -> None:
+    """By its size, before it is parsed, and by the number of its artifacts."""
+    path = released.folder / "manifest.json"
+    entry = json.loads(path.read_text())["artifacts"][0]
+    text = json.loads(path.read_text()) | {"artifacts": [entry] * 10_001}
+    path.write_text(json.dumps(text))
+    with pytest.raises(RecordError, match="at most 10000 items"):
+        read_record(path, Manifest)
+    with path.open("wb") as file:
+        file.truncate(10**6 * 1500)
+    with pytest.raises(RecordError, match="larger than 67,108,864 bytes"):
+        read_record(path, Manifest)

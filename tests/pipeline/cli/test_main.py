@@ -63,11 +63,11 @@ def test_schema_needs_no_configuration(
 
 
 def test_plan_lists_commands(capsys: pytest.CaptureFixture[str], config: str, built: Project) -> None:
-    """`plan` prints each step as the command that runs it."""
+    """`plan` prints each step as the command that runs it, with its configuration."""
     assert main(["plan", "--config", config]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "python -m pipeline source tiny"
-    assert "python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB" in lines
+    assert lines[0] == f"python -m pipeline source tiny --config {config}"
+    assert f"python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB --config {config}" in lines
     assert len(lines) == len(built.schedule.steps)
 
 
@@ -230,4 +230,4 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_error(config: str) -> None:
     """`plan | head -1` prints one line, and no complaint."""
     command = f"{sys.executable} -m pipeline plan --config {config} | head -1"
     done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)  # noqa: S603, S607
-    assert (done.stdout, done.stderr) == ("python -m pipeline source tiny\n", "")
+    assert (done.stdout, done.stderr) == (f"python -m pipeline source tiny --config {config}\n", "")

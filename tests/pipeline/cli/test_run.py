@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,28 @@ def test_a_failure_stops_nobody_else(finished: Path) -> None:
     assert entries["tiny/rtx-sm80+/fp32-b1-2-64-ws16MiB"].status is Status.BUILT
     assert entries["tiny/cpu-x86_64/onnxruntime-fp32"].status is Status.DEPLOYABLE
     assert f"build:{'tiny/rtx-sm80+/fp32-b1-2-64-ws1KiB'}" in doit(finished).stdout  # failures are not cached
+
+
+@pytest.mark.parametrize(
+    ("configured", "arguments"),
+    [
+        ("config=my.yaml", ("verify", "--key", "other key.pub")),
+        ("", ("verify", "--key", "other.pub", "--path", "nowhere")),
+        ("config=my.yaml", ("release", "--key", "missing.pem", "--allow-dirty")),
+        ("", ("release", "--keyless")),
+        ("", ("release", "--key=pkcs11:token=x?module-path=/nowhere&pin-value=1234")),
+    ],
+    ids=str,
+)
+def test_advice_repeats_the_whole_command_line(finished: Path, configured: str, arguments: tuple[str, ...]) -> None:
+    """Without its key, `doit verify` would pass without a signature; without its `config=`, for another model."""
+    (finished / "pipeline.yaml").rename(finished / (configured.removeprefix("config=") or "pipeline.yaml"))
+    words = [*([configured] if configured else []), *arguments]
+    done = doit(finished, *words)
+    assert done.returncode == 1
+    (line,) = (line.strip() for line in done.stdout.splitlines() if line.startswith("  doit "))
+    expected = ["doit", *(word.replace("module-path=/nowhere&pin-value=1234", "…") for word in words)]
+    assert sorted(shlex.split(line)) == sorted(expected)
 
 
 def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
@@ -140,9 +163,11 @@ def test_an_interrupt_that_a_lock_turns_into_another_error(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(DoitRun, "execute", run)
     monkeypatch.setattr(Run, "_end_steps", lambda _self: None)
+    monkeypatch.setattr("sys.argv", ["doit", "config=my file.yaml", "release", "--key", "release.pem"])
 
     assert Run(task_loader=ModuleTaskLoader({})).execute({}, []) == 1
-    assert capsys.readouterr().err == "\ninterrupted; run `doit` again to go on from here\n"
+    again = "doit 'config=my file.yaml' release --key release.pem"
+    assert capsys.readouterr().err == f"\ninterrupted; run `{again}` again to go on from here\n"
 
 
 @pytest.mark.usefixtures("_own_signals")

@@ -352,7 +352,7 @@ def test_interrupted_doit_ends_its_steps_on_the_farm(
     process.send_signal(how)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert "run `doit` again to go on from here" in said
+    assert "run `doit build` again to go on from here" in said
     assert "Traceback" not in said
     assert "*** SIG" not in said  # as Ray would say of it
     assert on_workers() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -84,7 +85,7 @@ def test_the_same_build_gives_the_same_archive(copied: Path, tmp_path: Path) -> 
 def test_a_dirty_tree_is_refused_unless_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--allow-dirty` releases a dirty tree, and the provenance says so."""
     monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: GitState(commit="c" * 40, dirty=True))
-    with pytest.raises(ReleaseError, match=r"(?s)tracked files differ from the commit.*--allow-dirty"):
+    with pytest.raises(ReleaseError, match=r"(?s)differ from the commit.*commit the changes, run .*`doit config="):
         make_release(project)
     made = make_release(project, allow_dirty=True)
     assert "with changes that are not committed" in (made.folder / "provenance.intoto.json").read_text()
@@ -140,7 +141,7 @@ def test_an_artifact_of_no_commit_is_not_released(
     for stage in ("manifest", "report"):
         assert main([stage, "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
     project = Project.load(copied / "pipeline.yaml", STAGES)
-    with pytest.raises(ReleaseError, match=rf"(?s)1 of 4 artifacts were {problem}.*{REBUILT}.*--allow-dirty"):
+    with pytest.raises(ReleaseError, match=rf"(?s)1 of 4 artifacts were {problem}.*{REBUILT}.*then run `doit config="):
         make_release(project)
     assert make_release(project, allow_dirty=True).folder.is_dir()
 
@@ -221,7 +222,11 @@ def test_commands_release_and_verify(
     assert f"4 artifacts, signed: {project.paths.releases}/tiny-cccccccccccc\n" in said
     folder = str(next(project.paths.releases.glob("*/")))
     assert deploy(["verify", folder, "--key", str(keys[1])]) == 0
-    assert capsys.readouterr().out == "4 artifacts are what the release says; the signature holds\n"
+    said = capsys.readouterr().out
+    assert re.fullmatch(
+        r"tiny-cccccccccccc, built [-0-9]+ [:0-9]+ UTC: 4 artifacts are what the release says; the signature holds\n",
+        said,
+    )
     assert deploy(["verify", f"{folder}.tar.zst"]) == 0
     assert "so nobody vouches for it" in capsys.readouterr().out
 
