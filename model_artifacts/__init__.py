@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model_artifacts.deployment.loading import Model, load, resolve, this_host
+    from model_artifacts.deployment.loading import load, resolve, this_host
+    from model_artifacts.deployment.model import Model
+    from model_artifacts.deployment.predictions import ClassScore, Prediction
     from model_artifacts.deployment.resolution import Requirements, Resolution
     from model_artifacts.errors import ArtifactError
     from model_artifacts.records import DeploymentHost, Precision
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "ClassScore",
     "DeploymentHost",
     "Model",
     "Precision",
+    "Prediction",
     "Requirements",
     "Resolution",
     "Verifier",
@@ -31,9 +35,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DeploymentHost": "records",
-    "Model": "deployment.loading",
+    "Model": "deployment.model",
     "ArtifactError": "errors",
+    "ClassScore": "deployment.predictions",
     "Precision": "records",
+    "Prediction": "deployment.predictions",
     "Resolution": "deployment.resolution",
     "Verifier": "releases.signature",
     "Requirements": "deployment.resolution",

@@ -40,8 +40,6 @@ import json, sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 import model_artifacts
 from model_artifacts import Precision, Requirements, Verifier, load, pull, resolve
 from model_artifacts.host import cuda
@@ -53,7 +51,7 @@ pulled = pull(url, Path("pulled"), verifier=Verifier(key))
 resolved = resolve("pulled")
 with load("pulled", Requirements(precision=Precision.FP32)) as model:
     logits = model(np.load("batch.npy"))
-    classes = model.predict([Image.fromarray(image) for image in np.load("images.npy")])
+    classes = [found.name for found in model.predict(np.load("images.npy"))]
 print(json.dumps({
     "module": model_artifacts.__file__,
     "verified": len(manifest.artifacts),
