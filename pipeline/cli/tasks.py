@@ -126,7 +126,7 @@ class Tasks:
             return self._project.paths.releases  # `verify` reports what the folder lacks
 
     def triton(self) -> TaskDict:
-        """Return the task that writes a model repository for Triton."""
+        """Return the task that writes model repositories for Triton."""
         root = self._project.paths.root
         command = [sys.executable, "-m", "model_artifacts", "triton", str(root), "--output", str(root / "triton")]
         return {"actions": [CmdAction(command, shell=False)], "task_dep": ["manifest"]}
