@@ -1,8 +1,6 @@
 """Loads, resolves, verifies and moves artifacts; imports neither torch nor the build half."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it; `python -m` would take `typing` from the current folder
 
 if TYPE_CHECKING:
     from model_artifacts.deployment.loading import load, resolve, this_host

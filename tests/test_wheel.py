@@ -33,7 +33,7 @@ from pathlib import Path
 Path(__file__).with_name("hijacked").touch()
 raise SystemExit(0)
 """
-"""A module `pipeline` of the application's own, which ends whatever imports it as if all were well."""
+"""A module of the application's own, which ends whatever imports it as if all were well."""
 
 DEPLOY = """\
 import json, sys
@@ -120,10 +120,11 @@ def environment(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """The folder of an application that has a `pipeline.py` of its own."""
+    """The folder of an application that has modules of its own by names of ours, such as `pipeline.py`."""
     folder = tmp_path / "application"
     folder.mkdir()
-    (folder / "pipeline.py").write_text(HOSTILE)
+    for name in ("pipeline", "errors", "records", "host", "cli"):
+        (folder / f"{name}.py").write_text(HOSTILE)
     return folder
 
 
