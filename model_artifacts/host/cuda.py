@@ -83,6 +83,17 @@ def using(gpu: Gpu) -> Iterator[None]:
             check(runtime.cudaSetDevice(before))
 
 
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Give this thread its current GPU of before again after a block that may choose another one."""
+    status, before = runtime.cudaGetDevice()
+    try:
+        yield
+    finally:
+        if int(status) == 0 and check(runtime.cudaGetDevice()) != before:
+            check(runtime.cudaSetDevice(before))
+
+
 def free_bytes() -> int:
     """Return the current GPU's free memory in bytes.
 

@@ -5,7 +5,7 @@ Builds and deployments both open their artifacts here. Importing this module imp
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,7 +122,9 @@ def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) 
         with _module_runner(file, load) as run:
             yield run
     elif backend.is_onnxruntime:
-        yield onnxruntime_runner(file, onnxruntime_session(file))
+        with _kept_gpu(file):
+            run = onnxruntime_runner(file, onnxruntime_session(file))
+        yield _keeping_gpu(file, run)
     else:
         yield _reference_runner(file)
 
@@ -148,6 +150,23 @@ def _engine_runner(file: ArtifactFile) -> Iterator[Runner]:
     finally:
         with cuda.using(gpu), opened:
             pass
+
+
+def _kept_gpu(file: ArtifactFile) -> AbstractContextManager[None]:
+    """Keep the thread's current GPU over a block of ONNX Runtime, which chooses its own and leaves it chosen."""
+    if file.gpu is None:
+        return nullcontext()
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    return cuda.keeping()
+
+
+def _keeping_gpu(file: ArtifactFile, run: Runner) -> Runner:
+    def kept(batch: Batch) -> Batch:
+        with _kept_gpu(file):
+            return run(batch)
+
+    return kept if file.gpu else run
 
 
 def _gpu_of(file: ArtifactFile) -> Gpu:

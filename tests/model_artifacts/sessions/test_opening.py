@@ -264,3 +264,26 @@ def test_logits_of_an_array_on_the_gpu_are_in_the_hosts_memory(machine: Machine)
         memory.close()
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, run(batch))
+
+
+def test_onnx_runtime_leaves_the_current_gpu_alone(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime chooses its GPU when it opens a file and at each run; the thread has its own again afterwards."""
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None:
+            machine.cuda.cudaSetDevice(1)
+
+        def get_inputs(self) -> list[Any]:
+            return [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1])]
+
+        def run(self, _: None, feed: dict[str, Any]) -> list[Any]:
+            machine.cuda.cudaSetDevice(1)
+            return [feed["image"]]
+
+    monkeypatch.setattr("model_artifacts.sessions.opening.onnx_session", Session)
+    variant = machine.file.variant.model_copy(update={"backend": Backend.ONNXRUNTIME})
+    with open_artifact(replace(machine.file, variant=variant)) as run:
+        assert machine.cuda.current == 0
+        assert run(np.ones((1, 2), np.float32)).tolist() == [[1, 1]]
+        assert machine.cuda.current == 0
+    assert machine.cuda.chosen == [1, 0, 1, 0]
