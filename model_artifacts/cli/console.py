@@ -28,7 +28,7 @@ class SteadyConsole(Console):
         """
         super().__init__(file=plain(stream), highlight=False, markup=False, emoji=False, width=width)
 
-    def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]  # noqa: ANN401 - rich's own
+    def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401 - rich's own
         """Return a text of a cell, escaped before its width is measured."""
         return super().render_str(escaped(text), **settings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -50,13 +51,13 @@ def checked_batch(batch: Any, sample: tuple[int, int, int]) -> Batch:  # noqa: A
     if array.dtype != np.float32 or array.ndim != len(sample) + 1 or array.shape[1:] != sample or not len(array):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
         raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample))
-    _check_finite(array)
+    check_finite(array)
     return np.ascontiguousarray(array)
 
 
 def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
-    """Return a tensor of torch without its gradients, and anything else as it is."""
-    return given.detach() if _is_torch(given) else given
+    """Return a tensor of torch without its gradients and contiguous, and anything else as it is."""
+    return given.detach().contiguous() if _is_torch(given) else given
 
 
 def _array(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
@@ -93,11 +94,18 @@ def _type(array: npt.NDArray[Any]) -> str:
     return str(array.dtype) if array.dtype.isnative else f"{array.dtype} (the other byte order)"
 
 
-def _check_finite(array: Batch) -> None:
-    """Raise `RunError` for a batch with NaN or infinity. The sum of finite values is rarely infinite, and fast."""
+def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
+    """Check an array of numpy or a tensor of torch in floating point, and no other array.
+
+    Raises:
+        RunError: it has NaN or infinity.
+    """
+    if not isinstance(batch, np.ndarray) and not (_is_torch(batch) and batch.is_floating_point()):
+        return
     with np.errstate(all="ignore"):
-        if np.isfinite(array.sum()):
+        if math.isfinite(float(batch.sum())):  # fast; the sum of finite values is rarely infinite
             return
+    array = np.asarray(batch.cpu() if _is_torch(batch) else batch)
     broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
     if len(broken):
         raise RunError(

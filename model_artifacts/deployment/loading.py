@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import re
+import threading
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,26 +133,33 @@ def _absent(root: Path, manifest: Manifest) -> set[str]:
     return {entry.id for entry in manifest.artifacts if entry.file and not (root / entry.file.path).exists()}
 
 
+class _Open(threading.local):
+    """Models that a thread has opened and not closed yet, the last one last."""
+
+    def __init__(self) -> None:
+        self.models: list[AbstractContextManager[Model]] = []
+
+
 class Loading(AbstractContextManager[Model]):
     """A model that is opened by `with` and closed at the end of the block. Each `with` opens one anew."""
 
     def __init__(self, root: Path, requirements: Requirements) -> None:
         self._root = root
         self._requirements = requirements
-        self._openings: list[AbstractContextManager[Model]] = []
+        self._open = _Open()
 
     def __enter__(self) -> Model:
         """Open the model."""
         opening = _opened(self._root, self._requirements)
         model = opening.__enter__()
-        self._openings.append(opening)
+        self._open.models.append(opening)
         return model
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         """Close the model."""
-        return self._openings.pop().__exit__(kind, error, trace)
+        return self._open.models.pop().__exit__(kind, error, trace)
 
     def __call__(self, batch: object) -> NoReturn:
         """Refuse a batch: nothing is open.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
+from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top, rank
 from model_artifacts.errors import RunError
 from model_artifacts.records import Backend
@@ -62,7 +62,7 @@ class Model:
         Args:
             batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
                 of torch in any memory. An engine reads an array in its GPU's memory, with `__dlpack__` or
-                `__cuda_array_interface__`, where it lies; whether its values are finite is not looked at.
+                `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
 
         Returns:
             float32 (batch, classes), a new array in the host's memory.
@@ -139,18 +139,20 @@ class Model:
             RunError: type, shape or values are others.
         """
         batch = detached(batch)
-        if self.entry.backend is Backend.TENSORRT and _on_gpu(batch):
+        if self.entry.backend is Backend.TENSORRT and self._is_near(batch):
+            check_finite(batch)
             return batch
         return checked_batch(batch, self.preprocessing.input_shape)
+
+    def _is_near(self, batch: object) -> bool:
+        """Return true if a batch lies in the memory of the engine's GPU, as far as its library says which GPU it is."""
+        from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
+
+        gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)
+        return gpu_arrays.on_gpu(batch) and (gpu is None or index is None or index == gpu.index)
 
 
 def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
     """Return a batch filled up to the smallest size that the artifact takes."""
     missing = max(0, profile.min - len(batch)) if profile else 0
     return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
-
-
-def _on_gpu(batch: object) -> bool:
-    from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
-
-    return gpu_arrays.on_gpu(batch)

@@ -11,6 +11,7 @@ from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError
+from model_artifacts.host.terminal import escaped
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
@@ -56,7 +57,7 @@ class Tasks:
         try:
             return cls(config, _planned(config, stages))
         except ArtifactError as exc:
-            sys.stderr.write(f"error: {exc}\n")
+            sys.stderr.write(escaped(f"error: {exc}\n"))
             raise SystemExit(exc.exit_code) from None
 
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:

@@ -23,6 +23,11 @@ BATCH = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, *SAMPLE)
 PIXELS = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
 
 
+def masked(values: Any) -> Any:
+    """Return an array whose small values are masked."""
+    return np.ma.MaskedArray(values, values < 5)  # type: ignore[no-untyped-call]  # numpy's own
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -54,7 +59,7 @@ def test_batches_that_are_taken(given: Any) -> None:
         (None, "NoneType", "predict"),
         ("picture.jpg", "str", "predict"),
         (BATCH.astype(">f4"), r">f4 \(the other byte order\) \(2, 3, 4, 6\)", "astype"),
-        (np.ma.MaskedArray(BATCH, BATCH < 5), "a masked array", "filled"),
+        (masked(BATCH), "a masked array", "filled"),
         (torch.ones(2, *SAMPLE, dtype=torch.bfloat16), "Tensor: TypeError", r"float\(\).cpu\(\).numpy\(\)"),
         (torch.ones(2, *SAMPLE, device="meta"), "Tensor: ", r"float\(\).cpu\(\).numpy\(\)"),
     ],
@@ -191,4 +196,4 @@ def test_an_array_of_two_meanings_is_refused() -> None:
 def test_a_masked_picture_is_refused() -> None:
     """Masked values are not meant."""
     with pytest.raises(RunError, match="masked"):
-        list(pictures_of(np.ma.MaskedArray(PIXELS, PIXELS < 5)))
+        list(pictures_of(masked(PIXELS)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -163,6 +165,29 @@ def test_a_loading_may_be_entered_again(built: Project) -> None:
         np.testing.assert_array_equal(second(batch), expected)
     with opening as third:
         np.testing.assert_array_equal(third(batch), expected)
+
+
+def test_each_thread_closes_its_own_model(built: Project) -> None:
+    """Two threads that enter one loading and leave it in the same order each close the model that they opened."""
+    opening = pipeline.load(built.paths.root)
+    batch = np.zeros((1, 3, 32, 32), np.float32)
+    entered, left = threading.Barrier(2, timeout=30), threading.Event()
+
+    def first() -> None:
+        with opening:
+            entered.wait()
+        left.set()
+
+    def second() -> tuple[int, ...]:
+        with opening as model:
+            entered.wait()
+            left.wait()
+            return model(batch).shape
+
+    with ThreadPoolExecutor(2) as pool:
+        closing, using = pool.submit(first), pool.submit(second)
+        closing.result()
+        assert using.result() == (1, 10)
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from model_artifacts.deployment.resolution import Device, Resolution, Tier
 from model_artifacts.errors import ArtifactError, DataError, RunError
 from model_artifacts.records import Backend, BatchRange, Fit
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
+from tests.support.hosts import H100
 from tests.support.manifests import entry
 from tests.support.pictures import photographs
 
@@ -208,3 +209,42 @@ def test_a_model_closes_after_the_batch_that_runs(built: Project) -> None:
     model.close()
     assert done == [1]
     thread.join()
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it lies on the first GPU."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:  # type: ignore[override]  # torch's enum is an int
+        return 2, 0
+
+
+def engine_model(built: Project, run: Any) -> Model:
+    """Return a model of an engine."""
+    facts = built.manifest().model
+    assert facts is not None
+    engine = entry("x").model_copy(update={"backend": Backend.TENSORRT})
+    return Model(Resolution(engine, Device(Tier.EXACT_ENGINE, H100), None, None, ()), facts, run)
+
+
+def test_a_batch_on_the_engines_gpu_is_read_where_it_lies(built: Project) -> None:
+    """The engine gets the tensor itself, contiguous and without gradients."""
+    seen: list[Any] = []
+
+    def run(batch: Any) -> Any:
+        seen.append(batch)
+        return np.zeros((1, 10), np.float32)
+
+    batch = torch.ones(1, 3, 32, 32).contiguous(memory_format=torch.channels_last).as_subclass(OnGpu).requires_grad_()
+    engine_model(built, run)(batch)  # type: ignore[arg-type]  # a tensor
+    assert isinstance(seen[0], OnGpu)
+    assert seen[0].is_contiguous()
+    assert not seen[0].requires_grad
+
+
+def test_a_batch_on_the_gpu_must_be_finite_too(built: Project) -> None:
+    """NaN is refused wherever it lies."""
+    batch = torch.full((1, 3, 32, 32), torch.nan).as_subclass(OnGpu)
+    whole = torch.ones((1, 3, 32, 32), dtype=torch.complex64).as_subclass(OnGpu)
+    engine_model(built, lambda _: np.zeros((1, 10), np.float32))(whole)  # type: ignore[arg-type]  # the session refuses it
+    with pytest.raises(RunError, match="not finite"):
+        engine_model(built, lambda _: np.zeros((1, 10), np.float32))(batch)  # type: ignore[arg-type]  # a tensor
