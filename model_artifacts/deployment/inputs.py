@@ -57,7 +57,10 @@ def checked_batch(batch: Any, sample: tuple[int, int, int]) -> Batch:  # noqa: A
 
 def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
     """Return a tensor of torch without its gradients and contiguous, and anything else as it is."""
-    return given.detach().contiguous() if _is_torch(given) else given
+    if not _is_torch(given):
+        return given
+    tensor = given.detach()
+    return tensor.contiguous() if str(tensor.layout) == "torch.strided" else tensor  # a sparse one is refused later
 
 
 def _array(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401

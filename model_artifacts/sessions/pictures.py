@@ -42,6 +42,7 @@ def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
         raise DataError(
             f"Pillow cannot convert images of mode {image.mode} to {mode}",
             where=_name(image),
+            expected=f"a mode that Pillow converts to {mode}",
             got=str(exc),
             fix="save the image in RGB or greyscale",
         ) from exc
@@ -69,6 +70,7 @@ def _between_levels(image: Image.Image, spec: Preprocessing) -> Image.Image:
             f"the image has more than 8 bits a pixel (Pillow's mode {image.mode}), and nothing says which values are "
             "black and white",
             where=_name(image),
+            expected="8 bits a pixel, or `levels` in the preprocessing",
             got=f"values from {min(part.low for part in extent):g} to {max(part.high for part in extent):g}",
             fix="add `levels` to `preprocessing` in pipeline.yaml, with the values that became 0 and 1 in training: "
             "levels: [0, 65535] for 16 bits, [0, 4095] for 12, [0, 1] for float",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model_artifacts.deployment.inputs import checked_batch, pictures_of
+from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
 from model_artifacts.errors import RunError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def test_batches_that_are_taken(given: Any) -> None:
         (BATCH.astype(">f4"), r">f4 \(the other byte order\) \(2, 3, 4, 6\)", "astype"),
         (masked(BATCH), "a masked array", "filled"),
         (torch.ones(2, *SAMPLE, dtype=torch.bfloat16), "Tensor: TypeError", r"float\(\).cpu\(\).numpy\(\)"),
+        (torch.ones(2, *SAMPLE).to_sparse(), "Tensor: ", r"float\(\).cpu\(\).numpy\(\)"),
         (torch.ones(2, *SAMPLE, device="meta"), "Tensor: ", r"float\(\).cpu\(\).numpy\(\)"),
     ],
 )
@@ -68,6 +69,12 @@ def test_batches_that_are_refused(given: Any, got: str, fix: str) -> None:
     """Another type or shape is refused with the right ones."""
     with pytest.raises(RunError, match=rf"(?s)expected: float32 \(batch, 3, 4, 6\).*got: +{got}.*fix: .*{fix}"):
         checked_batch(given, SAMPLE)
+
+
+def test_sparse_batches_are_refused_before_a_runtime_sees_them() -> None:
+    """A sparse tensor stays as it is until it is refused by name."""
+    sparse = torch.ones(2, *SAMPLE).to_sparse()
+    assert detached(sparse).is_sparse
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
