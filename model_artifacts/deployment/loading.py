@@ -83,8 +83,9 @@ def _check_names(path: Path, entry: ManifestEntry) -> None:
     Raises:
         RunError: a file lies outside of the manifest's folder, or a name is none that a build gives.
     """
-    for file in (entry.file, entry.runtime_cache):
-        if file and leaves_its_folder(file.path):
+    files = [value for _, value in entry if isinstance(value, FileRecord)]
+    for file in files:
+        if leaves_its_folder(file.path):
             raise RunError(
                 f"the manifest names a file outside its folder: {file.path}",
                 where=str(path),
@@ -93,7 +94,7 @@ def _check_names(path: Path, entry: ManifestEntry) -> None:
                 fix="do not use this manifest",
             )
     wrong = [name for name in (entry.model, entry.target) if not _NAME.fullmatch(name)]
-    wrong += [name for name in (entry.id, *(file.path for file in (entry.file,) if file)) if not name.isprintable()]
+    wrong += [name for name in (entry.id, *(file.path for file in files)) if not name.isprintable()]
     if wrong:
         raise RunError(
             "the manifest has a name that no build gives",
