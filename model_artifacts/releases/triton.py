@@ -173,11 +173,14 @@ def _labels(facts: ManifestModel) -> str:
 
 
 def _parameters(model: TritonModel, facts: ManifestModel) -> dict[str, str]:
-    """Return the model's parameters for clients: the artifact, its digest, and the preprocessing as JSON."""
+    """Return the model's parameters for clients: the artifact, its digest, and the preprocessing as JSON.
+
+    The manifest leaves fields with defaults out; clients in other languages get them all.
+    """
     return {
         "artifact": model.entry.id,
         "sha256": model.entry.file.sha256 if model.entry.file else "",
-        "preprocessing": json.dumps(facts.preprocessing.model_dump(mode="json"), sort_keys=True),
+        "preprocessing": json.dumps(dict(facts.preprocessing), sort_keys=True),
     }
 
 

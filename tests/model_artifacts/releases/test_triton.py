@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,8 @@ def test_a_client_finds_the_preprocessing(artifacts: Callable[..., Path], tmp_pa
     assert found.keys() == {"artifact", "sha256", "preprocessing"}
     assert (found["artifact"], found["sha256"]) == ("m/cpu-x86_64/h100", facts.artifacts[0].file.sha256)
     assert Preprocessing.model_validate_json(found["preprocessing"]) == facts.model.preprocessing
+    assert json.loads(found["preprocessing"]).keys() == Preprocessing.model_fields.keys()
+    assert json.loads(found["preprocessing"])["order"] == "rgb"
 
 
 def test_a_label_is_one_line(artifacts: Callable[..., Path], tmp_path: Path) -> None:
