@@ -39,7 +39,7 @@ def task_verify() -> dict[str, Any]:
 
 
 def task_triton() -> dict[str, Any]:
-    """On demand: a model repository for Triton Inference Server, of what it can run."""
+    """On demand: model repositories for Triton Inference Server, of what it can run."""
     return TASKS.triton()
 
 

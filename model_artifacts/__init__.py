@@ -1,11 +1,11 @@
 """Loads, resolves, verifies and moves artifacts; imports neither torch nor the build half."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it; `python -m` would take `typing` from the current folder
 
 if TYPE_CHECKING:
-    from model_artifacts.deployment.loading import Model, load, resolve, this_host
+    from model_artifacts.deployment.loading import load, resolve, this_host
+    from model_artifacts.deployment.model import Model
+    from model_artifacts.deployment.predictions import ClassScore, Prediction
     from model_artifacts.deployment.resolution import Requirements, Resolution
     from model_artifacts.errors import ArtifactError
     from model_artifacts.records import DeploymentHost, Precision
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "ClassScore",
     "DeploymentHost",
     "Model",
     "Precision",
+    "Prediction",
     "Requirements",
     "Resolution",
     "Verifier",
@@ -31,9 +33,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DeploymentHost": "records",
-    "Model": "deployment.loading",
+    "Model": "deployment.model",
     "ArtifactError": "errors",
+    "ClassScore": "deployment.predictions",
     "Precision": "records",
+    "Prediction": "deployment.predictions",
     "Resolution": "deployment.resolution",
     "Verifier": "releases.signature",
     "Requirements": "deployment.resolution",

@@ -155,7 +155,7 @@ class ReleaseError(ArtifactError):
 
 
 class TritonError(ArtifactError):
-    """A model repository for Triton Inference Server that cannot be made."""
+    """Model repositories for Triton Inference Server that cannot be made."""
 
 
 class StoreError(ArtifactError):

@@ -33,15 +33,13 @@ from pathlib import Path
 Path(__file__).with_name("hijacked").touch()
 raise SystemExit(0)
 """
-"""A module `pipeline` of the application's own, which ends whatever imports it as if all were well."""
+"""A module of the application's own, which ends whatever imports it as if all were well."""
 
 DEPLOY = """\
 import json, sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 import model_artifacts
 from model_artifacts import Precision, Requirements, Verifier, load, pull, resolve
 from model_artifacts.host import cuda
@@ -53,7 +51,7 @@ pulled = pull(url, Path("pulled"), verifier=Verifier(key))
 resolved = resolve("pulled")
 with load("pulled", Requirements(precision=Precision.FP32)) as model:
     logits = model(np.load("batch.npy"))
-    classes = model.predict([Image.fromarray(image) for image in np.load("images.npy")])
+    classes = [found.name for found in model.predict(np.load("images.npy"))]
 print(json.dumps({
     "module": model_artifacts.__file__,
     "verified": len(manifest.artifacts),
@@ -122,10 +120,11 @@ def environment(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """The folder of an application that has a `pipeline.py` of its own."""
+    """The folder of an application that has modules of its own by names of ours, such as `pipeline.py`."""
     folder = tmp_path / "application"
     folder.mkdir()
-    (folder / "pipeline.py").write_text(HOSTILE)
+    for name in ("pipeline", "errors", "records", "host", "cli"):
+        (folder / f"{name}.py").write_text(HOSTILE)
     return folder
 
 

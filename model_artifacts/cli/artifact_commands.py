@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.cli.options import FOLDER, REQUIREMENTS, Option, add_group
+from model_artifacts.cli.options import COUNT, FOLDER, REQUIREMENTS, Option, add_group
+from model_artifacts.host.terminal import one_row
 
 if TYPE_CHECKING:
     import argparse
@@ -31,9 +32,15 @@ SHOWN = Option(
 )
 OUTPUT = Option(
     ("--output",),
-    "the model repository; default: beside the artifacts, with the suffix -triton",
+    "the folder of the repositories; default: beside the artifacts, with the suffix -triton",
     type=Path,
     metavar="FOLDER",
+)
+MODEL_VERSION = Option(
+    ("--model-version",),
+    "the version of all models; default: the next one, for a model whose file is another than the one it replaces",
+    type=COUNT,
+    metavar="N",
 )
 
 
@@ -68,13 +75,13 @@ def add_artifact_commands(commands: CommandLine) -> None:
 
     parser = commands.add(
         "triton",
-        "write a model repository for Triton Inference Server",
+        "write model repositories for Triton Inference Server",
         example="artifacts/ --output models/",
         remedy='pip install "model-artifacts[triton]"',
     )
-    for option in (FOLDER, OUTPUT):
+    for option in (FOLDER, OUTPUT, MODEL_VERSION):
         option.add_to(parser)
-    parser.set_defaults(run=lambda options: _triton(options.folder, options.output))
+    parser.set_defaults(run=lambda options: _triton(options.folder, options.output, options.model_version))
 
 
 def requirements_of(options: argparse.Namespace) -> Requirements:
@@ -125,16 +132,18 @@ def _host() -> int:
     return 0
 
 
-def _triton(artifacts: Path, output: Path | None) -> int:
-    from model_artifacts.releases.triton import make_repository
+def _triton(artifacts: Path, output: Path | None, version: int | None) -> int:
+    from model_artifacts.releases.triton import make_repositories
 
     folder = artifacts.resolve()  # inside it, `verify` and `pull` would report files that no release has
-    repository = make_repository(artifacts, output or folder.with_name(f"{folder.name}-triton"))
-    for model in repository.models:
-        print(f"{model.name}  {', '.join(entry.id for entry in model.entries)}")
-    for left in repository.left_out:
-        print(f"not {left.id}: {left.reason}")
-    print(f"{len(repository.models)} models: {repository.folder}")
+    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version)
+    for model, number in made.models:
+        print(one_row(f"{model.path}  version {number}, {model.entry.id}"))
+    for left in made.left_out:
+        print(one_row(f"not {left.id}: {left.reason}"))
+    print(f"{len(made.models)} models; a server on each kind of host takes its own repository:")
+    for host in made.hosts:
+        print(f"  tritonserver --model-repository={made.folder / host}")
     return 0
 
 
@@ -150,7 +159,8 @@ def _as_text(resolution: Resolution, artifacts: Path, requirements: Requirements
     timed = f"not timed there{nearest}" if speed is None else f"{speed:.4g} {unit}"
     file = f"{artifacts / entry.file.path}" if entry.file else "none"
     lines = [entry.id, f"  file  {file}", f"  why   {resolution.place.tier.phrase}; {where}; {timed}"]
-    return "\n".join([*lines, *(f"  not   {item.id}: {item.reason}" for item in resolution.rejected)])
+    rejected = (f"  not   {item.id}: {item.reason}" for item in resolution.rejected)
+    return "\n".join(map(one_row, [*lines, *rejected]))
 
 
 def _as_json(resolution: Resolution, artifacts: Path) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from model_artifacts.cli.artifact_commands import add_artifact_commands
 from model_artifacts.cli.boundary import guarded
 from model_artifacts.cli.parser import CommandLine
-from model_artifacts.cli.process import end_like_ctrl_c, escape_unknown_characters, ignore_further_signals
+from model_artifacts.cli.process import end_like_ctrl_c, ignore_further_signals
 from model_artifacts.cli.release_commands import add_release_commands
+from model_artifacts.host.terminal import steady_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 2 wrong usage, 141 if the reader of standard output ended, 143 after SIGTERM.
     """
     if arguments is not None:
-        return _run(arguments)
+        with steady_output():
+            return _run(arguments)
     end_like_ctrl_c()
-    status = _run(sys.argv[1:])
+    with steady_output():
+        status = _run(sys.argv[1:])
     ignore_further_signals()
     return status
 
@@ -42,7 +45,6 @@ def command_line() -> CommandLine:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    escape_unknown_characters()
     commands = command_line()
     if not arguments:
         commands.parser.print_help(sys.stderr)

@@ -18,6 +18,7 @@ from model_artifacts.cli.options import (
     add_group,
 )
 from model_artifacts.errors import UsageError
+from model_artifacts.host.terminal import one_row
 from model_artifacts.records import LATEST
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _pull(  # noqa: PLR0913 - the command's options
     if pulled.replaced and pulled.is_downgrade:
         print(f"this goes back: it replaces a newer release, built {_time(pulled.replaced)}")
     contents = pulled.entry.id if pulled.entry else _amount(pulled.release.files)
-    print(f"{contents} in {folder}; {_trust(verifier)}")
+    print(one_row(f"{contents} in {folder}; {_trust(verifier)}"))
     return 0
 
 
@@ -219,7 +220,7 @@ def _tag(url: str, name: str | None, target: str | None) -> int:
         raise UsageError(f"expected another tag or a release's SHA-256 after {name}, got nothing")
     moved = [StoredTag(name, move_tag(url, name, target))] if name and target else None
     for tag in moved or read_tags(url):
-        print(f"{tag.name} {tag.release}")
+        print(one_row(f"{tag.name} {tag.release}"))
     return 0
 
 
@@ -228,7 +229,7 @@ def _gc(url: str, grace_hours: float, *, delete: bool) -> int:
 
     garbage = collect_garbage(url, timedelta(hours=grace_hours), delete=delete)
     for path in garbage.paths:
-        print(f"{'deleted' if delete else 'would delete'} {path}")
+        print(one_row(f"{'deleted' if delete else 'would delete'} {path}"))
     young = f"; {garbage.young} more are newer than {grace_hours:g} h" if garbage.young else ""
     print(f"{len(garbage.paths)} objects are reached by no tag{young}")
     return 0

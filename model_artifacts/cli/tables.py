@@ -6,18 +6,20 @@ from collections import Counter
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from model_artifacts.cli.console import SteadyConsole
 from model_artifacts.deployment.choices import latency_of, ties_of, verdict_of
 from model_artifacts.records import Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from typing import TextIO
+
+    from rich.console import Console
 
     from model_artifacts.records import Manifest, ManifestEntry, Milestone
 
@@ -38,7 +40,7 @@ _UNBOUNDED = 10_000
 
 def console_for(stream: TextIO) -> Console:
     """Return a console that is as wide as the terminal, or 160 columns where the stream is no terminal."""
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE)
+    return SteadyConsole(stream, None if stream.isatty() else _WIDE)
 
 
 def print_manifest(manifest: Manifest, stream: TextIO) -> None:

@@ -38,8 +38,12 @@ def unusable(root: Path, manifest: Manifest) -> dict[str, str]:
         root: the folder of the manifest. After a pull for one host most artifacts lack their files.
         manifest: the folder's manifest.
     """
-    absent = [entry.id for entry in manifest.artifacts if _lacks_a_file(entry, root)]
-    return uncallable(manifest) | dict.fromkeys(absent, "was not pulled: its file is missing")
+    return uncallable(manifest) | dict.fromkeys(incomplete(root, manifest), "was not pulled: its file is missing")
+
+
+def incomplete(root: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Return the ids of artifacts that lack one of their files in a folder, as after a pull for one host."""
+    return tuple(entry.id for entry in manifest.artifacts if _lacks_a_file(entry, root))
 
 
 def uncallable(manifest: Manifest) -> dict[str, str]:

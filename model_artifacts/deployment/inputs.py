@@ -1,9 +1,11 @@
-"""Batches and images that callers hand over → what an artifact takes, and its logits → classes; or a refusal."""
+"""Batches and pictures that callers hand over → what an artifact takes; or a refusal."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,52 +13,116 @@ import numpy as np
 from model_artifacts.errors import RunError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from typing import TypeAlias
 
     import numpy.typing as npt
-    from PIL import Image
+
+    from model_artifacts.sessions.preprocessing import Picture
 
     Batch = npt.NDArray[np.float32]
 
-    Readable: TypeAlias = Image.Image | str | os.PathLike[str]
+    Pictures: TypeAlias = Picture | npt.NDArray[Any] | Iterable[Picture | npt.NDArray[Any]]
 
-    Picture: TypeAlias = Readable | npt.NDArray[np.uint8]
-
-_AXES = (2, 3)
-"""The numbers of axes of an image as an array: (height, width), or (height, width, 3)."""
+_GREY, _COLOUR, _MANY = 2, 3, 4
+"""The numbers of axes: (height, width), one with channels, and several with channels."""
+_CHANNELS = frozenset({1, 3, 4})
+"""The numbers of channels of a picture: greyscale, RGB, RGB with transparency."""
+_DEEP = frozenset({"uint16", "int16", "int32", "uint32", "float16", "float32", "float64"})
+"""Types of greyscale pictures that the preprocessing's `levels` scale."""
+_EXPECTED = (
+    "paths, bytes of image files, Pillow's images, or uint8 pixels (height, width, channels), (channels, height, "
+    "width) or (height, width); one, or an iterable of them"
+)
 
 
 def checked_batch(batch: Any, sample: tuple[int, int, int]) -> Batch:  # noqa: ANN401 - whatever a caller hands over
     """Return a batch as a contiguous array. Every backend then takes and refuses the same batches.
 
     Args:
-        batch: an array, or a tensor of another library in the host's memory.
+        batch: an array, or a tensor of torch in any memory, or one of another library in the host's memory.
         sample: (channels, height, width).
 
     Raises:
-        RunError: it is no array, not of float32, or of another shape.
+        RunError: it is no array, not of float32 in this machine's byte order, of another shape, or not finite.
     """
     expected = f"float32 (batch, {', '.join(map(str, sample))})"
+    array = _array(batch, expected)
+    if array.dtype != np.float32 or array.ndim != len(sample) + 1 or array.shape[1:] != sample or not len(array):
+        got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
+        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample))
+    check_finite(array)
+    return np.ascontiguousarray(array)
+
+
+def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
+    """Return a tensor of torch without its gradients and contiguous, and anything else as it is."""
+    if not _is_torch(given):
+        return given
+    tensor = given.detach()
+    return tensor.contiguous() if str(tensor.layout) == "torch.strided" else tensor  # a sparse one is refused later
+
+
+def _array(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
+    """Return an array or tensor as numpy's array, which may share its memory.
+
+    Raises:
+        RunError: it is masked, or cannot be read as an array.
+    """
+    if isinstance(given, np.ma.MaskedArray):
+        raise RunError(
+            "a masked array has values that are not meant",
+            expected=expected,
+            got=f"a masked array {given.shape}",
+            fix="fill it: `batch.filled(0)`",
+        )
     try:
-        array = np.asarray(batch)
-    except Exception as exc:  # torch refuses tensors with gradients or in a GPU's memory, each in its own way
+        return np.asarray(detached(given).cpu() if _is_torch(given) else given)
+    except Exception as exc:  # each library refuses types and other memory in its own way
         raise RunError(
             "the batch cannot be read as an array",
             expected=expected,
-            got=f"{type(batch).__name__}: {one_line(exc)}",
-            fix="hand over an array in the host's memory, such as `tensor.detach().cpu().numpy()`",
+            got=f"{type(given).__name__}: {one_line(exc)}",
+            fix="hand over an array in the host's memory, such as `tensor.float().cpu().numpy()`",
         ) from exc
-    if array.dtype != np.float32 or array.ndim != len(sample) + 1 or array.shape[1:] != sample or not len(array):
-        got = f"{array.dtype} {array.shape}" if array.ndim else type(batch).__name__
-        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample))
-    return np.ascontiguousarray(array)
+
+
+def _is_torch(given: object) -> bool:
+    """Return true for a tensor of torch, which need not be imported."""
+    return any(cls.__module__ == "torch" and cls.__name__ == "Tensor" for cls in type(given).__mro__)
+
+
+def _type(array: npt.NDArray[Any]) -> str:
+    """Return an array's type as messages name it: the byte order, too, where it is the other one."""
+    return str(array.dtype) if array.dtype.isnative else f"{array.dtype} (the other byte order)"
+
+
+def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
+    """Check an array of numpy or a tensor of torch in floating point, and no other array.
+
+    Raises:
+        RunError: it has NaN or infinity.
+    """
+    if not isinstance(batch, np.ndarray) and not (_is_torch(batch) and batch.is_floating_point()):
+        return
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(batch.sum())):  # fast; the sum of finite values is rarely infinite
+            return
+    array = np.asarray(batch.cpu() if _is_torch(batch) else batch)
+    broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    if len(broken):
+        raise RunError(
+            "the batch is not finite, so that its logits would mean nothing",
+            expected="finite values",
+            got=f"NaN or infinity in {len(broken)} of {len(array)} images, the first at {broken[0]}",
+            fix="look for a division by zero, or a cast from float16, before the model",
+        )
 
 
 def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int]) -> str:
     channels, height, width = sample
     if array.dtype == np.uint8:
-        return "`predict` takes images of 0 to 255; a batch is preprocessed already, as `preprocessing` says"
+        return "`predict` takes images as they are; the model itself takes preprocessed ones"
     if array.shape[1:] == (height, width, channels):
         return "put the channels first: `batch.transpose(0, 3, 1, 2)`"
     if array.shape == sample:
@@ -66,72 +132,115 @@ def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int]) -> str:
     return "preprocess images as the manifest says, or hand them to `predict`"
 
 
-def as_images(images: Any) -> list[Readable]:  # noqa: ANN401 - whatever a caller hands over
-    """Return images as paths and Pillow's images.
+def pictures_of(given: Any) -> Iterator[Picture]:  # noqa: ANN401 - whatever a caller hands over
+    """Yield pictures as paths, bytes and Pillow's images, one after the other as they are asked for.
 
     Args:
-        images: one image, or any iterable of images: paths, Pillow's, or uint8 arrays (height, width) or (height,
-            width, 3).
+        given: one picture, or an iterable of pictures: paths, bytes or open files of image files, Pillow's images, or
+            arrays and tensors of pixels. Arrays have the channels last, torch's tensors have them first, unless the
+            other order alone fits. Greyscale may have more than 8 bits.
 
     Raises:
         RunError: something else is among them.
     """
     from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
-    if isinstance(images, (str, os.PathLike, Image.Image)) or _is_image(images):
-        images = [images]
-    if isinstance(images, bytes) or not isinstance(images, Iterable):
-        raise _no_image(images)
-    found: list[Readable] = []
-    for image in images:
-        if isinstance(image, (str, os.PathLike, Image.Image)):
-            found.append(image)
-        elif _is_image(image):
-            found.append(Image.fromarray(image))
-        else:
-            raise _no_image(image)
-    return found
+    if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(given, "read"):
+        yield _picture(given)
+    elif isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
+        yield from map(_from_pixels, _split(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+    elif isinstance(given, Iterable) and not isinstance(given, (Mapping, AbstractSet)):
+        yield from map(_picture, given)
+    else:
+        raise _no_picture(type(given).__name__)
 
 
-def _is_image(given: object) -> bool:
-    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or not given.size:
-        return False
-    return given.ndim == _AXES[0] or (given.ndim == _AXES[1] and given.shape[2] == _AXES[1])
+def _picture(given: Any) -> Picture:  # noqa: ANN401
+    from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
+
+    if isinstance(given, (str, os.PathLike, bytes, Image.Image)):
+        return given
+    if isinstance(given, (bytearray, memoryview)):
+        return bytes(given)
+    if hasattr(given, "read"):
+        return _contents(given)
+    if isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
+        return _from_pixels(_channels_last(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+    raise _no_picture(type(given).__name__)
 
 
-def _no_image(given: object) -> RunError:
-    return RunError(
-        "`predict` takes images",
-        expected="paths, Pillow's images, or uint8 arrays (height, width, 3) or (height, width)",
-        got=f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__,
-        fix="call the model itself for a batch that is preprocessed already",
-    )
+def _contents(file: Any) -> bytes:  # noqa: ANN401
+    """Return the rest of an open file."""
+    try:
+        read = file.read()
+    except Exception as exc:  # files of any library
+        raise _no_picture(f"{type(file).__name__}: {one_line(exc)}") from exc
+    if not isinstance(read, bytes):
+        raise _no_picture(f"an open file that gives {type(read).__name__}; open it with mode 'rb'")
+    return read
 
 
-def likeliest(logits: Batch, names: Sequence[str] | None) -> list[int]:
-    """Return the class with the largest logit of each image.
-
-    Args:
-        logits: (images, classes).
-        names: the names of the classes; None if they are unknown.
+def _split(array: npt.NDArray[Any], *, channels_first: bool) -> Iterable[npt.NDArray[Any]]:
+    """Return the pictures in an array: one, or those along its first axis.
 
     Raises:
-        RunError: there is one logit only, they are not finite, or their number is not that of the names.
+        RunError: its axes fit none, or fit one picture as well as several.
     """
-    classes = logits.shape[1]
-    if classes == 1 or (names and len(names) != classes):
+    if array.ndim == _MANY:
+        return [_channels_last(picture, channels_first=channels_first) for picture in array]
+    if array.ndim != _COLOUR:
+        return [_channels_last(array, channels_first=channels_first)]
+    first, last = array.shape[0] in _CHANNELS, array.shape[-1] in _CHANNELS
+    if first and not last and not channels_first:
         raise RunError(
-            "the artifact's logits are not those of its classes",
-            expected=f"{len(names)} logits for each image" if names else "two logits or more for each image",
-            got=str(classes),
-            fix="call the model itself for its outputs, or build it with a logit for each class",
+            f"an array {array.shape} may be one picture with its channels first, or {len(array)} in greyscale",
+            expected="pixels (height, width, channels), or a list of pictures",
+            got=f"{_type(array)} {array.shape}",
+            fix="write `picture.transpose(1, 2, 0)` for one picture, or `list(pictures)` for several",
         )
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        raise RunError(
-            "the logits are not finite, so that none is the largest",
-            expected="finite logits",
-            got=f"NaN or infinity for {len(broken)} of {len(logits)} images, the first at {broken[0]}",
-            fix="take an artifact of another precision: `Requirements(precision=...)`",
-        )
-    return [int(index) for index in logits.argmax(axis=1)]
+    return [_channels_last(array, channels_first=channels_first)] if first or last else list(array)
+
+
+def _channels_last(array: npt.NDArray[Any], *, channels_first: bool) -> npt.NDArray[Any]:
+    """Return the pixels of one picture as (height, width, channels) or (height, width).
+
+    Raises:
+        RunError: no axis can be that of the channels.
+    """
+    if array.ndim == _GREY and array.size:
+        return array
+    first = array.ndim == _COLOUR and array.shape[0] in _CHANNELS
+    last = array.ndim == _COLOUR and array.shape[-1] in _CHANNELS
+    if not array.size or not (first or last):
+        raise _no_picture(f"{_type(array)} {array.shape}")
+    return array.transpose(1, 2, 0) if first and (channels_first or not last) else array
+
+
+def _from_pixels(array: npt.NDArray[Any]) -> Picture:
+    """Return pixels as Pillow's image.
+
+    Raises:
+        RunError: they are of another type: only greyscale may have more than 8 bits.
+    """
+    from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
+
+    if array.ndim == _COLOUR and array.shape[-1] == 1:
+        array = array[..., 0]
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(native))
+    if native.ndim == _GREY and native.dtype.name in _DEEP:
+        if native.dtype == np.uint16:
+            return Image.fromarray(np.ascontiguousarray(native))
+        exact = np.int32 if native.dtype.name in {"int16", "int32"} else np.float32
+        return Image.fromarray(np.ascontiguousarray(native.astype(exact)))
+    raise _no_picture(f"{_type(array)} {array.shape}")
+
+
+def _no_picture(got: str) -> RunError:
+    return RunError(
+        "`predict` takes images",
+        expected=_EXPECTED,
+        got=got,
+        fix="call the model itself for a batch that is preprocessed already",
+    )

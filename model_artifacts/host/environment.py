@@ -21,6 +21,7 @@ from model_artifacts.records import EngineFlavour, GitState, Gpu, Host, Tool
 
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
 _DISTRIBUTIONS = {
     EngineFlavour.TENSORRT: (
@@ -281,3 +282,29 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def free_memory_bytes(gpu: Gpu) -> int | None:
+    """Return a GPU's free memory in bytes; None without a driver, or if NVML does not report it."""
+    if missing_driver():
+        return None
+    import pynvml  # noqa: PLC0415 - hosts without a driver do not need it
+
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(gpu_handle(pynvml, gpu)).free)
+    except pynvml.NVMLError:
+        return None
+
+
+def gpu_handle(pynvml: Any, gpu: Gpu) -> Any:  # noqa: ANN401 - untyped
+    """Initialise NVML, and return its handle of a GPU.
+
+    Args:
+        pynvml: the imported module.
+        gpu: a GPU of this host.
+
+    Raises:
+        pynvml.NVMLError: NVML does not start, or has no such GPU.
+    """
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)

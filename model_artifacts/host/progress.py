@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from model_artifacts.host.terminal import escaped, plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
@@ -40,8 +42,13 @@ class Bars:
     def __enter__(self) -> Self:
         """Start the bars, if the stream is a terminal."""
         if self._stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, console=Console(file=self._stream), transient=True)
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._bars = Progress(*columns, console=Console(file=plain(self._stream)), transient=True)
             self._bars.start()
         return self
 
@@ -61,7 +68,8 @@ class Bars:
         with self._lock:
             self._steps[phase] = steps
             if self._bars:
-                self._tasks[phase] = self._bars.add_task(f"  {phase}" if parent else phase, total=steps)
+                shown = escaped(f"  {phase}" if parent else phase)
+                self._tasks[phase] = self._bars.add_task(shown, total=steps)
 
     def step(self, phase: str, done: int) -> None:
         """Show the number of finished steps of a phase.
@@ -75,7 +83,7 @@ class Bars:
                 self._bars.update(self._tasks[phase], completed=done)
             elif not self._bars and time.monotonic() - self._last_line >= _QUIET_SECONDS:
                 self._last_line = time.monotonic()
-                self._stream.write(f"{phase}: {done} of {self._steps.get(phase, done)}\n")
+                self._stream.write(f"{escaped(phase)}: {done} of {self._steps.get(phase, done)}\n")
                 self._stream.flush()
 
     def finish(self, phase: str) -> None:

@@ -1,24 +1,27 @@
-"""A manifest → a model repository for Triton Inference Server: a folder for each model, with its config.pbtxt.
+"""A manifest → model repositories for Triton Inference Server: one for each kind of host.
+
+In a repository, each model has a folder with its config.pbtxt.
 
 The configurations are written with Triton's own protobuf, then read back and compared with the manifest before the
-repository takes its place. `triton_models` chooses the models; deployable artifacts without one are reported with the
-reason.
+repositories take their place. `triton_models` chooses the models; deployable artifacts without one are reported with
+the reason.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from model_artifacts.deployment.files import incomplete
 from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Status
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_input
 
@@ -28,73 +31,85 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Manifest, ManifestModel, TensorSpec
+    from model_artifacts.records import ManifestModel, TensorSpec
 
-CONFIG, VERSION, LABELS, SAMPLE = "config.pbtxt", "1", "labels.txt", "image"
-"""Names in a model's folder: its configuration, its only version, its classes, its input for the warm-up."""
+CONFIG, LABELS, SAMPLE = "config.pbtxt", "labels.txt", "image"
+"""Names in a model's folder: its configuration, its classes, its input for the warm-up."""
 MARKER = ".model-artifact-pipeline"
-"""File with the names of the written models, one a line; Triton reads a repository's folders only."""
+"""File with the paths of the written models, one a line; Triton reads folders only."""
 _TYPES = {"float32": "TYPE_FP32"}
 """Triton's names of the types of inputs and outputs."""
 
 
+class WrittenModel(NamedTuple):
+    """A model in a repository, and its version."""
+
+    model: TritonModel
+    version: int
+
+
 @dataclass(frozen=True)
-class Repository:
-    """A written model repository."""
+class Repositories:
+    """Written model repositories, one for each kind of host."""
 
     folder: Path
-    models: tuple[TritonModel, ...]
+    """The folder of the repositories."""
+    models: tuple[WrittenModel, ...]
     left_out: tuple[LeftOut, ...]
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The kinds of hosts, which are the names of the repositories."""
+        return tuple(dict.fromkeys(written.model.host for written in self.models))
 
-def make_repository(artifacts: Path, folder: Path) -> Repository:
-    """Write a model repository, replacing an older one.
+
+def make_repositories(artifacts: Path, folder: Path, version: int | None = None) -> Repositories:
+    """Write model repositories, replacing older ones.
 
     Args:
         artifacts: the folder of manifest.json: a build's or a release's.
-        folder: the repository's folder: absent, empty, or a repository that this function wrote before.
+        folder: the repositories' folder: absent, empty, or one that this function wrote before.
+        version: the version of all models. None gives a model the version of the one that it replaces, or the next one
+            if its file is another; 1 if it replaces none.
 
     Raises:
         TritonError: Triton can run no artifact, or the folder holds other files.
         RecordError: the manifest is missing or damaged.
         RunError: an artifact's file is damaged.
-        StorageError: the repository cannot be written.
+        StorageError: a repository cannot be written.
     """
-    manifest, missing = _present(read_manifest(artifacts), artifacts)
-    models, left_out = plan_models(manifest)
-    left_out += missing
+    manifest = read_manifest(artifacts)
+    models, left_out = plan_models(manifest, incomplete(artifacts, manifest))
     if not models or manifest.model is None:
         reasons = "".join(f"\n    {item.id}: {item.reason}" for item in left_out) or "nothing deployable"
         raise TritonError(
             "Triton can serve no artifact of this manifest", got=reasons, fix="build TensorRT engines or ONNX files"
         )
     _check_replaceable(folder)
+    written = tuple(WrittenModel(model, version or _next_version(folder / model.path, model)) for model in models)
     with replacing_folder(folder) as scratch:
-        for model in models:
-            _write_model(scratch / model.name, model, manifest.model, artifacts)
-            check_model(scratch / model.name, model, manifest.model)
-        (scratch / MARKER).write_text("".join(f"{model.name}\n" for model in models), encoding="utf-8")
-    return Repository(folder, models, left_out)
+        for item in written:
+            _write_model(scratch / item.model.path, item, manifest.model, artifacts)
+            check_model(scratch / item.model.path, item, manifest.model)
+        (scratch / MARKER).write_text("".join(f"{model.path}\n" for model in models), encoding="utf-8")
+    return Repositories(folder, written, left_out)
 
 
-def _present(manifest: Manifest, artifacts: Path) -> tuple[Manifest, tuple[LeftOut, ...]]:
-    """Return the manifest of the artifacts whose files are in a folder, and the deployable ones that are left out."""
-    absent = {
-        entry.id
-        for entry in manifest.artifacts
-        if entry.status is Status.DEPLOYABLE and entry.file and not (artifacts / entry.file.path).exists()
-    }
-    present = tuple(entry for entry in manifest.artifacts if entry.id not in absent)
-    reason = "its file is not in this folder"
-    return manifest.model_copy(update={"artifacts": present}), tuple(LeftOut(name, reason) for name in sorted(absent))
+def _next_version(there: Path, model: TritonModel) -> int:
+    """Return the version of a model that may replace another one: its version, or the next if the file differs."""
+    names = [path.name for path in there.iterdir() if path.is_dir()] if there.is_dir() else []
+    last = max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+    file = there / str(last) / model.filename
+    same = model.entry.file is not None and file.is_file() and sha256_of(file) == model.entry.file.sha256
+    return max(1, last if same else last + 1)
 
 
-def check_model(folder: Path, model: TritonModel, facts: ManifestModel) -> None:
-    """Compare a written model's folder with the manifest: names, types, shapes, files and their digests.
+def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
+    """Compare a written model's folder with the manifest: names, types, shapes, parameters, and the file's digest.
 
     Args:
         folder: the model's folder.
-        model: the model that it must hold.
+        item: the model that it must hold.
         facts: the manifest's facts of the network.
 
     Raises:
@@ -107,7 +122,8 @@ def check_model(folder: Path, model: TritonModel, facts: ManifestModel) -> None:
         written = text_format.Parse((folder / CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except text_format.ParseError as exc:
         raise TritonError(f"{folder / CONFIG} is no valid configuration of Triton", got=str(exc)) from exc
-    entry = model.entries[0]
+    model, entry = item.model, item.model.entry
+    there = folder / str(item.version)
     expected: dict[str, tuple[object, object]] = {
         "name": (folder.name, written.name),
         "platform": (model.platform.value[0], written.platform),
@@ -115,14 +131,18 @@ def check_model(folder: Path, model: TritonModel, facts: ManifestModel) -> None:
         "largest batch": (model.max_batch, written.max_batch_size),
         "inputs": (_tensors(model, entry.inputs, "INPUT"), _written_tensors(written.input)),
         "outputs": (_tensors(model, entry.outputs, "OUTPUT"), _written_tensors(written.output)),
-        "files": (set(model.filenames), {path.name for path in (folder / VERSION).iterdir()}),
+        "versions": ([str(item.version)], [path.name for path in folder.iterdir() if path.name.isdecimal()]),
+        "files": ([model.filename], [path.name for path in there.iterdir()] if there.is_dir() else []),
+        "preferred batches": (_preferred(model), list(written.dynamic_batching.preferred_batch_size)),
+        "parameters": (
+            _parameters(model, facts),
+            {name: item.string_value for name, item in written.parameters.items()},
+        ),
         "files by GPU": (model.files_by_capability, dict(written.cc_model_filenames)),
         "labels": (_labels(facts), (folder / LABELS).read_text(encoding="utf-8") if facts.class_names else ""),
     }
-    for item, name in zip(model.entries, model.filenames, strict=True):
-        there = folder / VERSION / name
-        if item.file and there.is_file():  # a missing file is reported by "files"
-            expected[f"digest of {name}"] = (item.file.sha256, sha256_of(there))
+    if entry.file and (there / model.filename).is_file():  # a missing file is reported by "files"
+        expected[f"digest of {model.filename}"] = (entry.file.sha256, sha256_of(there / model.filename))
     for warmup in written.model_warmup:
         for sample in warmup.inputs.values():
             if sample.input_data_file:
@@ -133,23 +153,39 @@ def check_model(folder: Path, model: TritonModel, facts: ManifestModel) -> None:
             raise TritonError(f"{folder} does not match the manifest: {fact}", expected=str(wanted), got=str(got))
 
 
-def _write_model(folder: Path, model: TritonModel, facts: ManifestModel, artifacts: Path) -> None:
+def _write_model(folder: Path, item: WrittenModel, facts: ManifestModel, artifacts: Path) -> None:
     from google.protobuf import text_format  # noqa: PLC0415 - Triton's configuration alone needs it
 
-    (folder / VERSION).mkdir(parents=True)
+    model = item.model
+    (folder / str(item.version)).mkdir(parents=True)
     (folder / "warmup").mkdir()
-    for entry, name in zip(model.entries, model.filenames, strict=True):
-        shutil.copyfile(checked_file(artifacts, entry.file), folder / VERSION / name)
+    shutil.copyfile(checked_file(artifacts, model.entry.file), folder / str(item.version) / model.filename)
     if facts.class_names:
         (folder / LABELS).write_text(_labels(facts), encoding="utf-8")
     (folder / "warmup" / SAMPLE).write_bytes(_sample(model, facts).tobytes())
-    head = "".join(f"# {entry.id}\n" for entry in model.entries)
     text = text_format.MessageToString(_config(model, facts))
-    (folder / CONFIG).write_text(head + text, encoding="utf-8")
+    (folder / CONFIG).write_text(f"# {model.entry.id}\n{text}", encoding="utf-8")
 
 
 def _labels(facts: ManifestModel) -> str:
-    return "".join(f"{name}\n" for name in facts.class_names or ())
+    """Return the names of the classes, one a line: Triton counts lines, so that no name may hold a line break."""
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in facts.class_names or ())
+
+
+def _parameters(model: TritonModel, facts: ManifestModel) -> dict[str, str]:
+    """Return the model's parameters for clients: the artifact, its digest, and the preprocessing as JSON.
+
+    The manifest leaves fields with defaults out; clients in other languages get them all.
+    """
+    return {
+        "artifact": model.entry.id,
+        "sha256": model.entry.file.sha256 if model.entry.file else "",
+        "preprocessing": json.dumps(dict(facts.preprocessing), sort_keys=True),
+    }
+
+
+def _preferred(model: TritonModel) -> list[int]:
+    return [model.preferred_batch] if model.composes and model.preferred_batch else []
 
 
 def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]:
@@ -161,7 +197,7 @@ def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]
 
 def _sample_count(model: TritonModel) -> int:
     """Return the number of images of the warm-up: the tuned batch, or one if Triton composes batches."""
-    profile = model.entries[0].profile
+    profile = model.entry.profile
     return 1 if model.max_batch or profile is None else profile.opt
 
 
@@ -169,7 +205,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
     """Return the model's configuration, Triton's protobuf message `ModelConfig`."""
     from tritonclient.grpc import model_config_pb2 as pb  # noqa: PLC0415 - Triton's configuration alone needs it
 
-    entry = model.entries[0]
+    entry = model.entry
     platform, backend, _ = model.platform.value
     config = pb.ModelConfig(name=model.name, platform=platform, backend=backend, max_batch_size=model.max_batch)
     for name, dtype, dims in _tensors(model, entry.inputs, "INPUT"):
@@ -181,10 +217,11 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
     config.instance_group.add(count=1, kind=kind)
     config.cc_model_filenames.update(model.files_by_capability)
     if not config.cc_model_filenames:
-        config.default_model_filename = model.filenames[0]
-    if model.max_batch > 1:
-        preferred = model.preferred_batch
-        config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=[preferred] if preferred else []))
+        config.default_model_filename = model.filename
+    if model.composes:
+        config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=_preferred(model)))
+    for name, value in _parameters(model, facts).items():
+        config.parameters[name].string_value = value
     shape = facts.preprocessing.input_shape
     dims = shape if model.max_batch else (_sample_count(model), *shape)
     warmup = config.model_warmup.add(name="one request", batch_size=1)
@@ -216,16 +253,23 @@ def _written_tensors(tensors: Iterable[Any]) -> list[tuple[str, str, tuple[int, 
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise `TritonError` if the folder holds other files than a written repository's, such as others' models."""
-    if folder.is_dir():
-        marker = folder / MARKER
-        ours = {MARKER, *marker.read_text(encoding="utf-8").splitlines()} if marker.is_file() else set()
-        foreign = sorted({path.name for path in folder.iterdir()} - ours)
-    else:
-        foreign = ["a file"] if folder.exists() else []
-    if foreign:
+    """Raise `TritonError` if the folder holds other files than written repositories', such as others' models."""
+    if foreign := _foreign(folder):
         raise TritonError(
             f"{folder} holds files that this command did not write; the folder is kept",
+            expected="a folder that is absent or empty, or repositories that this command wrote",
             got=foreign[0],
-            fix="name a new folder, or a repository that this command wrote before",
+            fix="name a new folder, or one that this command wrote before",
         )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return the names of what others have put into the folder, or into one of its repositories."""
+    if not folder.is_dir():
+        return ["a file"] if folder.exists() else []
+    marker = folder / MARKER
+    ours = {MARKER, *marker.read_text(encoding="utf-8").splitlines()} if marker.is_file() else set()
+    hosts = {path.partition("/")[0] for path in ours if "/" in path}
+    found = [path for path in folder.iterdir() if path.name not in hosts]
+    found += [path for host in sorted(hosts) if (folder / host).is_dir() for path in (folder / host).iterdir()]
+    return sorted({path.relative_to(folder).as_posix() for path in found} - ours)

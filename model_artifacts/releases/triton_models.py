@@ -1,8 +1,11 @@
-"""Models that Triton Inference Server can run of a manifest: names, platforms, files and batch sizes.
+"""Models that Triton Inference Server can run of a manifest: hosts, names, platforms, files and batch sizes.
 
-    <model>-<precision>-<batches>-trt     TensorRT engines, one file for each type of GPU (`cc_model_filenames`)
-    <model>-<precision>-<batches>-aoti    AOTInductor packages of Torch-TensorRT (Triton's platform `torch_aoti`)
-    <model>-<graph>-onnx                  ONNX files on the processor; `-onnx-gpu` on GPUs
+    cpu/<model>-<graph>-onnx                   ONNX files on a processor
+    sm90/<model>-<precision>-<batches>-trt     TensorRT engines for GPUs of SM 9.0
+    sm90/<model>-<precision>-<batches>-aoti    AOTInductor packages of Torch-TensorRT (Triton's platform `torch_aoti`)
+    sm90/<model>-<graph>-onnx-gpu              ONNX files on such GPUs
+
+Each kind of host has a repository of its own, because a server ends if it cannot load one of its models.
 
 Deployable artifacts that Triton cannot run are left out, each with a reason.
 """
@@ -14,12 +17,25 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour, Precision, Status, is_applied, ranking_clock
+from model_artifacts.records import (
+    CPU_TARGET,
+    Backend,
+    Clock,
+    EngineFlavour,
+    Layout,
+    Precision,
+    Status,
+    is_applied,
+    ranking_clock,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from model_artifacts.records import Manifest, ManifestEntry, TensorSpec
+    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry, TensorSpec
+
+CPU = "cpu"
+"""Kind of host without a GPU."""
 
 
 class Platform(Enum):
@@ -40,35 +56,42 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class TritonModel:
-    """A model of the repository: one network in one precision for one batch range."""
+    """A model of a repository: one network in one precision for one batch range, on one kind of host."""
 
+    host: str
+    """Kind of host: `cpu`, `sm90` for GPUs of SM 9.0, or `gpu` if the type of GPU is unknown."""
     name: str
     platform: Platform
-    on_gpu: bool
-    entries: tuple[ManifestEntry, ...]
-    """Artifacts, one for each type of GPU; a single one if any GPU can run it, or the type is unknown."""
+    entry: ManifestEntry
 
     @property
-    def filenames(self) -> tuple[str, ...]:
-        """Names of the entries' files in the repository, in the entries' order."""
-        plain = self.platform.value[2]
-        if not self.by_gpu:
-            return (plain,)
-        stem, _, suffix = plain.rpartition(".")
-        return tuple(f"{stem}.sm{_capability(entry)}.{suffix}" for entry in self.entries)
+    def path(self) -> str:
+        """The model's folder below that of all repositories."""
+        return f"{self.host}/{self.name}"
 
     @property
-    def by_gpu(self) -> bool:
-        """True if Triton chooses the file by the GPU; always for an engine, so that no other GPU loads it."""
-        return self.platform is Platform.TENSORRT or len(self.entries) > 1
+    def on_gpu(self) -> bool:
+        """True if it runs on a GPU."""
+        return self.host != CPU
+
+    @property
+    def filename(self) -> str:
+        """Name of the artifact's file in the repository: an engine's has its SM, since Triton takes a plain one."""
+        capability = _capability(self.entry)
+        if self.platform is Platform.TENSORRT and capability is not None:
+            return f"model.sm{capability}.plan"
+        return self.platform.value[2]
 
     @property
     def files_by_capability(self) -> dict[str, str]:
-        """File names by compute capability ("9.0"), Triton's `cc_model_filenames`; empty if the GPU does not matter."""
-        if not self.by_gpu:
+        """The file's name by compute capability ("9.0"), Triton's `cc_model_filenames`; empty if any GPU will do.
+
+        Only an engine has it: a server with another GPU names the missing file, and never reads the engine.
+        """
+        capability = _capability(self.entry)
+        if self.platform is not Platform.TENSORRT or capability is None:
             return {}
-        names = zip(self.entries, self.filenames, strict=True)
-        return {f"{_capability(entry) // 10}.{_capability(entry) % 10}": name for entry, name in names}
+        return {f"{capability // 10}.{capability % 10}": self.filename}
 
     @property
     def max_batch(self) -> int:
@@ -78,44 +101,79 @@ class TritonModel:
         from 1 on. An artifact that takes no single image is therefore not batched,
         and the shape of an engine with a fixed batch size includes that size.
         """
-        profile = self.entries[0].profile
+        profile = self.entry.profile
         if profile is None:
-            return max((row.batch for row in self.entries[0].rows), default=1)
+            return max((row.batch for row in self.entry.rows), default=1)
         return profile.max if profile.min == 1 < profile.max else 0
 
     @property
     def preferred_batch(self) -> int | None:
-        """Batch size that the engine is tuned for; None without one that Triton composes."""
-        profile = self.entries[0].profile
-        return profile.opt if profile and self.max_batch and profile.opt > 1 else None
+        """Batch size with the most images per second, if larger batches were measured to have fewer; else None.
+
+        Triton stops at the largest preferred size (`DynamicBatchScheduler::GetDynamicBatch` of its core). A preferred
+        size that is not the best one would therefore slow every larger batch down. Without any, Triton takes all
+        requests that wait, up to the largest batch.
+        """
+        timings = _rankable(self.entry)
+        largest = timings.get(self.max_batch)
+        best = max(timings.values(), key=lambda timing: timing.batch / timing.p50_ms, default=None)
+        if largest is None or best is None or best.batch >= largest.batch:
+            return None
+        slowest, fastest = best.interval_ms[1] / best.batch, largest.interval_ms[0] / largest.batch  # ms an image
+        return best.batch if slowest < fastest else None
+
+    @property
+    def composes(self) -> bool:
+        """True if Triton is to compose batches of requests: batches of one image were not measured to be best."""
+        return self.max_batch > 1 and self.preferred_batch != 1
 
     def dims(self, spec: TensorSpec) -> tuple[int, ...]:
         """Return a tensor's shape for Triton, -1 for a free size; without the batch axis if Triton composes batches."""
         sample = tuple(size if isinstance(size, int) else -1 for size in spec.shape[1:])
         if self.max_batch:
             return sample
-        profile = self.entries[0].profile
+        profile = self.entry.profile
         return (profile.min if profile and profile.is_fixed else -1, *sample)
 
 
-def plan_models(manifest: Manifest) -> tuple[tuple[TritonModel, ...], tuple[LeftOut, ...]]:
-    """Return the models that Triton can run, sorted by name, and the deployable artifacts that are left out."""
+def plan_models(
+    manifest: Manifest, absent: Collection[str] = ()
+) -> tuple[tuple[TritonModel, ...], tuple[LeftOut, ...]]:
+    """Return the models that Triton can run, sorted by host and name, and the deployable artifacts that are left out.
+
+    Args:
+        manifest: the artifacts.
+        absent: ids of artifacts whose files are not there, as after a pull for one host.
+    """
     left: dict[str, str] = {}
-    groups: dict[str, list[ManifestEntry]] = {}
+    entries = []
     for entry in manifest.artifacts:
         if entry.status is not Status.DEPLOYABLE or entry.backend.is_baseline:
             continue
-        if reason := _obstacle(entry):
+        if reason := "was not pulled: its file is missing" if entry.id in absent else _obstacle(entry):
             left[entry.id] = reason
         else:
-            groups.setdefault(_name(entry), []).append(entry)
-    models = []
-    for name, entries in sorted(groups.items()):
-        platform = _platform(entries[0])
-        on_gpu = platform is not Platform.ONNX or entries[0].target != CPU_TARGET
-        models.append(TritonModel(name, platform, on_gpu, tuple(_choose(entries, left))))
+            entries.append(entry)
+    models: dict[str, TritonModel] = {}
+    for entry in sorted(_of_one_tensorrt(entries, left), key=lambda entry: (_milliseconds(entry), entry.id)):
+        model = TritonModel(_host(entry), _name(entry), _platform(entry), entry)
+        best = models.setdefault(model.path, model).entry
+        if best is not entry:
+            left[entry.id] = f"{best.id} takes its place: as fast or faster, and Triton tells GPUs apart by SM alone"
     order = [entry.id for entry in manifest.artifacts if entry.id in left]
-    return tuple(models), tuple(LeftOut(name, left[name]) for name in order)
+    return tuple(models[path] for path in sorted(models)), tuple(LeftOut(name, left[name]) for name in order)
+
+
+def _of_one_tensorrt(entries: Sequence[ManifestEntry], left: dict[str, str]) -> list[ManifestEntry]:
+    """Return the artifacts that one server can run; `left` receives the engines of an older TensorRT for that host."""
+    newest: dict[str, tuple[int, ...]] = {}
+    for entry in entries:
+        newest[_host(entry)] = max(_version(entry), newest.get(_host(entry), ()))
+    fitting = [entry for entry in entries if entry.built_for is None or _version(entry) == newest[_host(entry)]]
+    kept = {entry.id for entry in fitting}
+    reason = "other engines are of a newer TensorRT, and a server has one version"
+    left.update({entry.id: reason for entry in entries if entry.id not in kept})
+    return fitting
 
 
 def _obstacle(entry: ManifestEntry) -> str:
@@ -156,41 +214,36 @@ def _name(entry: ManifestEntry) -> str:
     return f"{entry.model}-{precision}-{batches}-{'trt' if platform is Platform.TENSORRT else 'aoti'}"
 
 
-def _choose(entries: Sequence[ManifestEntry], left: dict[str, str]) -> list[ManifestEntry]:
-    """Return the fastest artifact for each compute capability; `left` receives the reasons against the others."""
-    newest = max(_version(entry) for entry in entries)
-    left.update(
-        {
-            entry.id: "other engines are of a newer TensorRT, and a server has one version"
-            for entry in entries
-            if _version(entry) != newest
-        }
-    )
-    chosen: dict[int, ManifestEntry] = {}
-    fitting = [entry for entry in entries if _version(entry) == newest]
-    for entry in sorted(fitting, key=lambda entry: (_milliseconds(entry), entry.id)):
-        best = chosen.setdefault(_capability(entry), entry)
-        if best is not entry:
-            left[entry.id] = f"{best.id} takes its place: as fast or faster, and Triton tells GPUs apart by SM alone"
-    return [chosen[capability] for capability in sorted(chosen)]
-
-
 def _version(entry: ManifestEntry) -> tuple[int, ...]:
     return tuple(int(part) for part in entry.built_for.version.split(".")) if entry.built_for else ()
 
 
+def _rankable(entry: ManifestEntry) -> dict[int, BatchTiming]:
+    """Return the timings by batch size, by the clock that ranks artifacts and of images as Triton sends them."""
+    timings = [timing for timing in entry.timings if timing.layout is Layout.CONTIGUOUS]
+    timings = [timing for timing in timings if timing.clock is not Clock.STREAMS and timing.p50_ms > 0]
+    if not timings:
+        return {}
+    clock = ranking_clock({timing.clock for timing in timings})
+    return {timing.batch: timing for timing in timings if timing.clock is clock}
+
+
 def _milliseconds(entry: ManifestEntry) -> float:
     """Return the median latency in ms at the tuned batch size, by the ranking clock; infinite without a timing."""
-    if not entry.timings:
-        return math.inf
-    clock = ranking_clock({timing.clock for timing in entry.timings})
-    tuned = entry.profile.opt if entry.profile else 1
-    times = [timing.p50_ms for timing in entry.timings if timing.clock is clock and timing.batch == tuned]
-    return min(times, default=math.inf)
+    timing = _rankable(entry).get(entry.profile.opt if entry.profile else 1)
+    return timing.p50_ms if timing else math.inf
 
 
-def _capability(entry: ManifestEntry) -> int:
-    """Return the compute capability that a file needs, such as 90 for SM 9.0; 0 if any will do."""
+def _host(entry: ManifestEntry) -> str:
+    """Return the kind of host: `cpu`, `sm90` for GPUs of SM 9.0, or `gpu` if the type of GPU is unknown."""
+    if _platform(entry) is Platform.ONNX and entry.target == CPU_TARGET:
+        return CPU
+    capability = _capability(entry)
+    return "gpu" if capability is None else f"sm{capability}"
+
+
+def _capability(entry: ManifestEntry) -> int | None:
+    """Return the compute capability that the file was built or validated on, such as 90 for SM 9.0."""
     if entry.built_for:
         return entry.built_for.compute_capabilities[0]
-    return entry.gpu.compute_capability if entry.gpu and _platform(entry) is not Platform.ONNX else 0
+    return entry.gpu.compute_capability if entry.gpu else None

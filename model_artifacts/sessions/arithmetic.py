@@ -6,9 +6,11 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import logging
+import random
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -64,6 +66,28 @@ def kept_arithmetic(code: str) -> Iterator[None]:
     changed = [f"{name}: {value}" for name, value in after.items() if value != before.get(name)]
     if changed:
         log.info("%s sets torch's arithmetic (%s); the pipeline uses its own settings", code, ", ".join(changed))
+
+
+@contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Undo what a block draws from the random generators of Python, numpy and torch, or seeds them with.
+
+    A recipe's model is made by its factory, for which torch is seeded.
+    """
+    started = _cuda_started()
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the application's own generator
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if started else ()):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002 - the same
+        if not started and _cuda_started():
+            torch.cuda.manual_seed_all(torch.initial_seed())  # as a CUDA that starts later is seeded
+
+
+def _cuda_started() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch's own
 
 
 def settings() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_artifacts.errors import RunError
-from model_artifacts.host import cuda
+from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
@@ -195,7 +195,7 @@ class Session:
         Raises:
             RunError: the engine does not take such a batch, or running failed.
         """
-        return self._run_on_gpu(batch) if cuda.on_gpu(batch) else self._run_from_host(np.asarray(batch))
+        return self._run_on_gpu(batch) if gpu_arrays.on_gpu(batch) else self._run_from_host(np.asarray(batch))
 
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
@@ -293,7 +293,7 @@ class Session:
         return np.array(landed)
 
     def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray:  # noqa: ANN401
-        array = cuda.view(batch, self.stream)
+        array = gpu_arrays.view(batch, self.stream)
         self._check(array.shape, array.dtype)
         if self._cuda_graph:  # a graph reads the address that it was captured with
             self._prepare(array.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,11 +17,11 @@ from model_artifacts.host.hashes import leaves_its_folder, sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe
 from model_artifacts.sessions import torch_tensorrt_runtime
-from model_artifacts.sessions.arithmetic import fastest, strict_fp32
+from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32
 from model_artifacts.sessions.torch_model import assemble, ready_to_compile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -135,22 +136,54 @@ def open_session(
     Raises:
         RunError: the GPU cannot be used.
     """
-    strict = variant.precision is Precision.FP32
+    with _opened(loaded, variant, input_shape, gpu) as session, session.surroundings():
+        session.warm_up()
+        yield session
+
+
+_TORCH = threading.RLock()
+"""Held while a deployment's module runs: torch's settings of the arithmetic belong to the whole process."""
+
+
+@contextmanager
+def open_guest(
+    load: Callable[[], Loaded], variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+) -> Iterator[Callable[[Batch], Batch]]:
+    """Open a session as `open_session` does, for any thread of an application that uses torch itself.
+
+    Settings of torch, random states and the current GPU are as before between the calls. Modules take turns.
+
+    Yields:
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+    """
     with ExitStack() as stack:
-        stack.enter_context(strict_fp32() if strict else fastest())
-        stack.enter_context(torch_tensorrt_runtime.unlimited_sizes())
+        with _TORCH, kept_randomness():
+            session = stack.enter_context(_opened(load(), variant, input_shape, gpu))
+            with session.surroundings():
+                session.warm_up()
+
+        def run(batch: Batch) -> Batch:
+            with _TORCH, session.surroundings():
+                return session(batch)
+
+        yield run
+
+
+@contextmanager
+def _opened(
+    loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+) -> Iterator[ModuleSession]:
+    """Open a session that has not run yet, and free its memory and its stream in the end."""
+    with ExitStack() as stack:
         stream = None
         if gpu is not None:
             from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
-            cuda.use(gpu)
-            stream = cuda.Stream()
+            with cuda.using(gpu):
+                stream = cuda.Stream()
             stack.callback(stream.close)
-            ours = torch.cuda.ExternalStream(stream.handle, device=gpu.index)  # type: ignore[no-untyped-call]
-            stack.enter_context(torch.cuda.stream(ours))
         session = ModuleSession(loaded, variant, input_shape, gpu, stream)
         stack.callback(session.close)
-        session.warm_up()
         yield session
 
 
@@ -169,6 +202,7 @@ class ModuleSession:
         self._module = loaded.module
         self._variant = variant
         self._shape = input_shape
+        self._gpu = gpu
         self._device = torch_tensorrt_runtime.device_of(gpu)
         self._stream = stream
         self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
@@ -190,6 +224,24 @@ class ModuleSession:
         if self._stream is None:
             raise RunError(f"{self._variant.id} runs on the CPU, and has no CUDA stream")
         return self._stream
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Give this thread and torch what the module runs with for a block: arithmetic, GPU and stream.
+
+        Raises:
+            RunError: the GPU cannot be used.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(strict_fp32() if self._variant.precision is Precision.FP32 else fastest())
+            stack.enter_context(torch_tensorrt_runtime.unlimited_sizes())
+            if self._gpu is not None:
+                from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+                stack.enter_context(cuda.using(self._gpu))
+                ours = torch.cuda.ExternalStream(self.stream.handle, device=self._gpu.index)  # type: ignore[no-untyped-call]
+                stack.enter_context(torch.cuda.stream(ours))
+            yield
 
     def warm_up(self) -> None:
         """Run every batch size that the module must be compiled for.

@@ -94,6 +94,16 @@ def _session_options(graph: Graph | None, *, stands_in: bool) -> tuple[SessionOp
     return options, ["WeightBiasQuantization"]
 
 
+def mute() -> None:
+    """Mute ONNX Runtime's log of this process, which a build's own process may do, but no application's library.
+
+    It logs harmless errors: every FP16 convolution for which cuDNN's first choice has no plan.
+    """
+    import onnxruntime  # noqa: PLC0415 - only needed here
+
+    onnxruntime.set_default_logger_severity(_FATAL)
+
+
 def onnx_session(
     file: Path, graph: Graph | None, gpu: Gpu | None, *, tf32: bool = False, profile: str = ""
 ) -> InferenceSession:
@@ -121,16 +131,12 @@ def onnx_session(
         if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise UnsupportedError(f"this onnxruntime {onnxruntime.__version__} has no {_CUDA_PROVIDER}")
         providers.insert(0, (_CUDA_PROVIDER, {"device_id": str(gpu.index), "use_tf32": "1" if tf32 else "0"}))
-        onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers, disabled_optimizers=unwanted)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError(f"ONNX Runtime cannot load {file}", got=one_line(exc)) from exc
     if gpu is not None and _CUDA_PROVIDER not in session.get_providers():
         raise RetryableError(f"ONNX Runtime's {_CUDA_PROVIDER} does not start here; its CUDA libraries are missing")
-    if gpu is not None:
-        # ONNX Runtime logs harmless errors: every FP16 convolution for which cuDNN's first choice has no plan.
-        onnxruntime.set_default_logger_severity(_FATAL)
     return session
 
 

@@ -5,9 +5,10 @@ Builds and deployments both open their artifacts here. Importing this module imp
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -97,7 +98,9 @@ def require_package(backend: Backend) -> None:
 
 @contextmanager
 def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) -> Iterator[Runner]:
-    """Open an artifact of any backend.
+    """Open an artifact of any backend, for any thread; one thread at a time may call it.
+
+    Between the calls, the process and the calling thread have their own settings: the current GPU and torch's.
 
     Args:
         file: the artifact.
@@ -113,15 +116,73 @@ def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) 
     backend = file.variant.backend
     require_package(backend)
     if backend is Backend.TENSORRT:
-        with open_engine_file(file) as engine, engine.session(cache=file.runtime_cache) as session:
-            yield session
+        with _engine_runner(file) as run:
+            yield run
     elif backend.is_module:
-        with open_module_file(file, load) as module:
-            yield module
+        with _module_runner(file, load) as run:
+            yield run
     elif backend.is_onnxruntime:
-        yield onnxruntime_runner(file, onnxruntime_session(file))
+        with _kept_gpu(file):
+            run = onnxruntime_runner(file, onnxruntime_session(file))
+        yield _keeping_gpu(file, run)
     else:
         yield _reference_runner(file)
+
+
+@contextmanager
+def _engine_runner(file: ArtifactFile) -> Iterator[Runner]:
+    """Open an engine that any thread may run. Each call has the engine's GPU; the caller's thread keeps its own."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu = _gpu_of(file)
+    with cuda.using(gpu), ExitStack() as opening:
+        engine = opening.enter_context(open_engine_file(file))
+        session = opening.enter_context(engine.session(cache=file.runtime_cache))
+        opened = opening.pop_all()
+
+    def run(batch: Batch) -> Batch:
+        with cuda.using(gpu):
+            logits: Any = session(batch)
+            return cuda.downloaded(logits) if isinstance(logits, cuda.DeviceArray) else np.asarray(logits)
+
+    try:
+        yield run
+    finally:
+        with cuda.using(gpu), opened:
+            pass
+
+
+def _kept_gpu(file: ArtifactFile) -> AbstractContextManager[None]:
+    """Keep the thread's current GPU over a block of ONNX Runtime, which chooses its own and leaves it chosen."""
+    if file.gpu is None:
+        return nullcontext()
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    return cuda.keeping()
+
+
+def _keeping_gpu(file: ArtifactFile, run: Runner) -> Runner:
+    def kept(batch: Batch) -> Batch:
+        with _kept_gpu(file):
+            return run(batch)
+
+    return kept if file.gpu else run
+
+
+def _gpu_of(file: ArtifactFile) -> Gpu:
+    if file.gpu is None:
+        raise UnsupportedError(f"{file.id} needs a GPU")
+    return file.gpu
+
+
+@contextmanager
+def _module_runner(file: ArtifactFile, load: Callable[[], Loaded] | None) -> Iterator[Runner]:
+    """Open a torch module that any thread may run. Between calls, the process has its own settings of torch."""
+    from model_artifacts.sessions.module import open_guest  # noqa: PLC0415 - only here is torch needed
+
+    facts, loader = _loader(file, load)
+    with open_guest(loader, file.variant, facts.input_shape, file.gpu) as run:
+        yield run
 
 
 @contextmanager
@@ -135,13 +196,12 @@ def open_engine_file(file: ArtifactFile) -> Iterator[Engine]:
     from model_artifacts.sessions.engine import open_engine  # noqa: PLC0415 - only where there is a GPU
     from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - the same
 
-    if file.gpu is None:
-        raise UnsupportedError(f"{file.id} needs a GPU")
+    gpu = _gpu_of(file)
     if file.built_for is None:
         raise RunError(f"{file.id} does not record which TensorRT and GPU its engine is for", fix=file.fix)
     _check(file)
     flavour = load_flavour(file.built_for.flavour)
-    with open_engine(flavour, file.path.read_bytes(), file.built_for, file.gpu, file.weights) as engine:
+    with open_engine(flavour, file.path.read_bytes(), file.built_for, gpu, file.weights) as engine:
         yield engine
 
 
@@ -158,14 +218,25 @@ def open_module_file(file: ArtifactFile, load: Callable[[], Loaded] | None = Non
         RunError: the module is damaged, or other versions made it.
     """
     require_package(file.variant.backend)
-    from model_artifacts.sessions.module import load_compiled, open_session  # noqa: PLC0415 - only here is torch needed
+    from model_artifacts.sessions.module import open_session  # noqa: PLC0415 - only here is torch needed
+
+    facts, loader = _loader(file, load)
+    with open_session(loader(), file.variant, facts.input_shape, file.gpu) as session:
+        yield session
+
+
+def _loader(file: ArtifactFile, load: Callable[[], Loaded] | None) -> tuple[ModuleFacts, Callable[[], Loaded]]:
+    """Return a module's facts and the function that loads it, after a check of its digest.
+
+    Raises:
+        RunError: the file is damaged, or is not that of a module.
+    """
+    from model_artifacts.sessions.module import load_compiled  # noqa: PLC0415 - only here is torch needed
 
     if file.module is None:
         raise RunError(f"{file.id} is not a torch module")
     _check(file)
-    loaded = load() if load else load_compiled(file)
-    with open_session(loaded, file.variant, file.module.input_shape, file.gpu) as session:
-        yield session
+    return file.module, load or partial(load_compiled, file)
 
 
 def onnxruntime_session(file: ArtifactFile, profile: str = "") -> InferenceSession:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from model_artifacts.errors import DataError
 from model_artifacts.records import ChannelOrder, Orientation, Transparency
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL import Image
 
     from model_artifacts.records import Preprocessing
@@ -40,6 +42,7 @@ def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
         raise DataError(
             f"Pillow cannot convert images of mode {image.mode} to {mode}",
             where=_name(image),
+            expected=f"a mode that Pillow converts to {mode}",
             got=str(exc),
             fix="save the image in RGB or greyscale",
         ) from exc
@@ -50,30 +53,63 @@ def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
     return converted
 
 
+_STRIP = 2**20
+"""Pixels of an image of more than 8 bits that are scaled at once: 8 MiB in double precision."""
+
+
 def _between_levels(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """Return an image of more than 8 bits in mode L: the lower level is black, the upper one white."""
     from PIL import Image as PillowImage  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise DataError(
-            "the image has pixels that are no numbers",
-            where=_name(image),
-            expected="finite values",
-            got=f"NaN or infinity in {int((~np.isfinite(values)).sum())} of {values.size} pixels",
-        )
+    step = max(1, _STRIP // image.width)
+    strips = [(top, min(top + step, image.height)) for top in range(0, image.height, step)]
+    values = (np.asarray(image.crop((0, top, image.width, end)), dtype=np.float64) for top, end in strips)
     if spec.levels is None:
+        _check_numbers(image, extent := [_extent(strip) for strip in values])
         raise DataError(
             f"the image has more than 8 bits a pixel (Pillow's mode {image.mode}), and nothing says which values are "
             "black and white",
             where=_name(image),
-            got=f"values from {values.min():g} to {values.max():g}",
+            expected="8 bits a pixel, or `levels` in the preprocessing",
+            got=f"values from {min(part.low for part in extent):g} to {max(part.high for part in extent):g}",
             fix="add `levels` to `preprocessing` in pipeline.yaml, with the values that became 0 and 1 in training: "
             "levels: [0, 65535] for 16 bits, [0, 4095] for 12, [0, 1] for float",
         )
     low, high = spec.levels
-    scaled = np.clip((values - low) / (high - low), 0, 1) * 255
-    return PillowImage.fromarray(np.rint(scaled).astype(np.uint8))
+    scaled = np.empty((image.height, image.width), dtype=np.uint8)
+    extent = []
+    for (top, end), strip in zip(strips, values, strict=True):
+        extent.append(_extent(strip))
+        if not extent[-1].broken:
+            np.rint(np.clip((strip - low) / (high - low), 0, 1) * 255, out=scaled[top:end], casting="unsafe")
+    _check_numbers(image, extent)
+    return PillowImage.fromarray(scaled)
+
+
+class _Extent(NamedTuple):
+    """The smallest and the largest value of some pixels, and the number of those that are NaN or infinite."""
+
+    low: float
+    high: float
+    broken: int
+
+
+def _extent(values: npt.NDArray[np.float64]) -> _Extent:
+    low, high = float(values.min()), float(values.max())
+    broken = 0 if math.isfinite(low) and math.isfinite(high) else int((~np.isfinite(values)).sum())
+    return _Extent(low, high, broken)
+
+
+def _check_numbers(image: Image.Image, extent: list[_Extent]) -> None:
+    """Raise `DataError` for an image with pixels that are no numbers."""
+    if broken := sum(part.broken for part in extent):
+        raise DataError(
+            "the image has pixels that are no numbers",
+            where=_name(image),
+            expected="finite values",
+            got=f"NaN or infinity in {broken} of {image.width * image.height} pixels",
+            fix="replace these pixels before the image is saved",
+        )
 
 
 def _on(colour: str, image: Image.Image) -> Image.Image:

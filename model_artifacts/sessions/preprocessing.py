@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import DataError, UnreadableError, one_line
+from model_artifacts.errors import DataError, UnreadableError, one_line, out_of_memory
 from model_artifacts.records import Fit
 from model_artifacts.sessions.pictures import to_colours
 
 if TYPE_CHECKING:
-    import os
+    from typing import TypeAlias
 
     import numpy.typing as npt
     from PIL import Image
 
     from model_artifacts.records import Preprocessing
 
+    Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
 
-def read_pixels(file: str | os.PathLike[str], spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Open an image file, and prepare it like `to_pixels`. The build and the deployment both read files by it.
+
+def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Open a picture, and prepare it like `to_pixels`. The build and the deployment both read pictures by it.
+
+    Args:
+        picture: the path of an image file, the bytes of one, or Pillow's image.
+        spec: the preprocessing.
 
     Returns:
         uint8 pixels (height, width, channels) of the crop.
@@ -28,16 +37,37 @@ def read_pixels(file: str | os.PathLike[str], spec: Preprocessing) -> npt.NDArra
     Raises:
         UnreadableError: the file is missing, damaged or of no format that Pillow knows.
         DataError: the image's mode does not fit the preprocessing.
+        MemoryShortageError: the machine ran out of memory.
     """
     from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
     try:
-        with Image.open(file) as image:
+        if isinstance(picture, Image.Image):
+            picture.getpixel((0, 0))  # raises for an image that is closed, empty or cut off
+            return to_pixels(picture, spec)
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             return to_pixels(image, spec)
     except DataError:
         raise
     except Exception as exc:  # Pillow's decoders raise almost anything, SyntaxError included
-        raise UnreadableError("the image cannot be read", where=str(file), got=one_line(exc)) from exc
+        if memory := out_of_memory(exc):
+            raise memory from exc
+        raise UnreadableError(
+            "the image cannot be read",
+            where=_place(picture),
+            expected="an image of at least one pixel, in a format that Pillow reads",
+            got=one_line(exc),
+            fix="open it in a viewer, and save it again as PNG or JPEG",
+        ) from exc
+
+
+def _place(picture: Picture) -> str:
+    """Return a picture as messages name it."""
+    if isinstance(picture, bytes):
+        return f"an image of {len(picture):,} bytes in memory"
+    if isinstance(picture, (str, os.PathLike)):
+        return str(picture)
+    return str(getattr(picture, "filename", "")) or f"Pillow's image of {picture.width}×{picture.height} pixels"
 
 
 def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -85,6 +115,8 @@ _MOST_PIXELS = 2**24
 A picture of 1×16,000 pixels would take 3.7 GB. The crop's pixels are those of the whole resize to one step of 255,
 because Pillow keeps the crop's place in single precision.
 """
+_REACH = 4
+"""Rows beyond the crop that a filter may read, in rows of the larger size: one more than LANCZOS reads."""
 
 
 def _resize_and_crop(image: Image.Image, size: _Pixels, spec: Preprocessing) -> Image.Image:
@@ -96,9 +128,12 @@ def _resize_and_crop(image: Image.Image, size: _Pixels, spec: Preprocessing) -> 
     left, top = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
     if size.width * size.height > _MOST_PIXELS:
         across, down = image.width / size.width, image.height / size.height
-        columns = (left * across, 0, (left + crop.width) * across, image.height)
-        image = image.resize((crop.width, image.height), resampling, columns)
-        rows = (0, top * down, crop.width, (top + crop.height) * down)
+        upper, lower = top * down, (top + crop.height) * down
+        reach = _REACH * max(1, down)
+        first, last = max(0, math.floor(upper - reach)), min(image.height, math.ceil(lower + reach))
+        columns = (left * across, first, (left + crop.width) * across, last)
+        image = image.resize((crop.width, last - first), resampling, columns)
+        rows = (0, upper - first, crop.width, lower - first)
         image = image.resize(crop, resampling, rows)  # after the columns, as in a whole resize: both passes round
     else:
         image = image.resize(size, resampling).crop((left, top, left + crop.width, top + crop.height))

@@ -133,16 +133,19 @@ def load_library() -> ModuleType:
         raise UnsupportedError(reason)
     check_libraries(version("torch"), installed_torch_tensorrt())
     _hide_missing_plugins()
-    before = logging.root.manager.disable
+    loggers = [logging.getLogger(name) for name in ("torch_tensorrt", BUILDER_LOGGER)]
+    before, levels = logging.root.manager.disable, [logger.level for logger in loggers]
     logging.disable(logging.ERROR)  # it logs every optional package that is missing, some as an error
     try:
-        import torch_tensorrt as library  # noqa: PLC0415 - it takes seconds, and fails without a driver
+        with warnings.catch_warnings():  # the filters are the application's
+            import torch_tensorrt as library  # noqa: PLC0415 - it takes seconds, and fails without a driver
     except Exception as exc:  # it raises a bare Exception if its TensorRT is missing
         raise RetryableError("Torch-TensorRT cannot be imported here", got=one_line(exc)) from exc
     finally:
         logging.disable(before)
-    for name in ("torch_tensorrt", BUILDER_LOGGER):
-        logging.getLogger(name).setLevel(logging.ERROR)  # in every process it warns of its own defaults, several times
+    for logger, level in zip(loggers, levels, strict=True):
+        # In every process it warns of its own defaults, several times. A level that the application has set stays.
+        logger.setLevel(logging.ERROR if level == logging.NOTSET else level)
     return library  # type: ignore[no-any-return]  # untyped
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from model_artifacts.cli.boundary import guarded
 from model_artifacts.cli.parser import CommandLine
-from model_artifacts.cli.process import escape_unknown_characters
 from model_artifacts.errors import SourceError
+from model_artifacts.host.terminal import steady_output
 from pipeline.cli.options import ARTIFACTS, CONFIG, subject_of
 from pipeline.cli.plan_commands import add_plan_commands
 from pipeline.planning.freshness import is_reused
@@ -49,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done or skipped with a reason, 1 failed, 2 wrong usage or configuration, 137 if a worker
         process was killed, 143 after SIGTERM.
     """
-    escape_unknown_characters()
+    with steady_output():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     line = command_line()
-    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         line.parser.print_help(sys.stderr)
         return 2

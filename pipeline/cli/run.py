@@ -6,7 +6,6 @@ that succeeded. This `Run` adds that, and turns every error before the first tas
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 import signal
@@ -27,6 +26,7 @@ from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, storage_errors
+from model_artifacts.host.terminal import steady_output
 from pipeline.cli.actions import FarmAction
 from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, WHY
 from pipeline.system.processes import end_children
@@ -183,12 +183,14 @@ class Run(DoitRun):
 
     def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
         """Run the selected tasks."""
+        with steady_output():
+            return self._execute_alone(params, args)
+
+    def _execute_alone(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - the same
+        """Run the selected tasks, unless another doit does."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(_STATE / ".doit.lock")
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
         asked = _AskedToEnd()
         asked.listen()
         try:

@@ -11,6 +11,7 @@ from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, UnknownFarmError
+from model_artifacts.host.terminal import escaped
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
@@ -56,7 +57,7 @@ class Tasks:
         try:
             return cls(config, _planned(config, stages))
         except ArtifactError as exc:
-            sys.stderr.write(f"error: {exc}\n")
+            sys.stderr.write(escaped(f"error: {exc}\n"))
             raise SystemExit(exc.exit_code) from None
 
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
@@ -118,7 +119,7 @@ class Tasks:
         return [sys.executable, "-m", "model_artifacts", "verify", *release, *_arguments({VERIFY_KEY: key})]
 
     def triton(self) -> TaskDict:
-        """Return the task that writes a model repository for Triton."""
+        """Return the task that writes model repositories for Triton."""
         root = self._project.paths.root
         command = [sys.executable, "-m", "model_artifacts", "triton", str(root), "--output", str(root / "triton")]
         return {"actions": [CmdAction(command, shell=False)], "task_dep": ["manifest"]}

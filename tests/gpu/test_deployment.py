@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import model_artifacts as pipeline
 from model_artifacts.deployment.loading import read_manifest
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Backend, EngineFlavour, Precision
+from model_artifacts.sessions.arithmetic import settings
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.cli.main import main
 from tests.gpu.conftest import TINY_ON_A_GPU, needs_torch_tensorrt
@@ -32,14 +35,27 @@ def test_the_driver_runs_the_cuda_of_what_is_installed() -> None:
 
 
 def distance_of_what_is_loaded(project: Project, artifacts: Path, kind: Backend) -> float:
-    """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone."""
+    """Return the relative L2 of the logits of an fp16 artifact, which is to be of this kind, by the manifest alone.
+
+    Other threads, and a batch on the GPU, get the same logits, and the process keeps its settings of torch.
+    """
     pixels = project.pixels(project.data().validation)[:8]
     with pipeline.load(artifacts, pipeline.Requirements(precision=Precision.FP16)) as model:
         assert model.entry.backend is kind
         images = to_input(pixels, model.preprocessing)
         profile = model.entry.profile
         step = profile.max if profile else 1
+        before = settings()
         logits = np.concatenate([model(images[start : start + step]) for start in range(0, 8, step)])
+        with ThreadPoolExecutor(4) as pool:
+            for other in pool.map(model, [images[:step]] * 16):
+                assert distance(other, logits[:step]) < FP16
+        given: Any = torch.from_numpy(images[:step]).cuda()
+        found = model(given)
+        assert isinstance(found, np.ndarray)
+        assert distance(found, logits[:step]) < FP16
+        assert settings() == before
+        assert not torch.is_inference_mode_enabled()
     return distance(logits, reference(project, 8))
 
 

@@ -36,6 +36,10 @@ class FakeRuntime:
         """Handles of streams, events and graphs."""
         self.waits: list[int] = []
         """Streams that were waited for."""
+        self.current = 0
+        """The current GPU."""
+        self.chosen: list[int] = []
+        """The GPUs that were made the current one."""
         self.looked_at: list[bool] = []
         """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
@@ -69,11 +73,13 @@ class FakeRuntime:
 
     # Memory.
 
-    def cudaSetDevice(self, _: int) -> tuple[Any]:
+    def cudaSetDevice(self, index: int) -> tuple[Any]:
+        self.current = index
+        self.chosen.append(index)
         return (OK,)
 
     def cudaGetDevice(self) -> tuple[Any, int]:
-        return OK, 0
+        return OK, self.current
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:
         return OK, self.total - sum(map(ctypes.sizeof, self.blocks.values())), self.total
@@ -107,11 +113,15 @@ class FakeRuntime:
         self.do(copy)
         return (OK,)
 
+    def cudaMemcpy(self, target: int, source: int, size: int, _: object) -> tuple[Any]:
+        ctypes.memmove(target, source, size)
+        return (OK,)
+
     def cudaPointerGetAttributes(self, pointer: int) -> tuple[Any, SimpleNamespace]:
         """Memory outside every block is another GPU's."""
         inside = any(start <= pointer < start + ctypes.sizeof(block) for start, block in self.blocks.items())
         kind = runtime.cudaMemoryType.cudaMemoryTypeDevice
-        return OK, SimpleNamespace(type=kind, device=0 if inside else 1)
+        return OK, SimpleNamespace(type=kind, device=self.current if inside else 1 - self.current)
 
     # Streams and events.
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.host.environment import missing_driver
-from model_artifacts.host.nvml import gpu_handle
+from model_artifacts.host.environment import gpu_handle, missing_driver
 from pipeline.records import Conditions, Range
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import missing_gpu
 from model_artifacts.records import CPU_TARGET, Backend, is_applied
-from model_artifacts.sessions.onnx import ProviderFacts
+from model_artifacts.sessions.onnx import ProviderFacts, mute
 from model_artifacts.sessions.opening import (
     ArtifactFile,
     ModuleFacts,
@@ -47,6 +47,8 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
         RunError: the artifact cannot be loaded.
     """
     file = file_of(project, artifact)
+    if file.variant.backend.is_onnxruntime and file.gpu is not None:
+        mute()
     with open_artifact(file, lambda: _load(project, artifact, file.gpu)) as run:
         yield run
 

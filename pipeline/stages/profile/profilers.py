@@ -15,6 +15,7 @@ from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.files import scratch_folder
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import FileRecord, Precision, Tool
+from model_artifacts.sessions.onnx import mute
 from model_artifacts.sessions.opening import onnxruntime_runner, onnxruntime_session
 from model_artifacts.tensorrt.inspector import EngineLayer
 from pipeline.records import HotFunction, LayerTime
@@ -199,6 +200,8 @@ def run_profiled(file: ArtifactFile, images: Batch, runs: int, folder: Path) -> 
         UnsupportedError: this host cannot run it.
         RunError: it cannot be loaded or run.
     """
+    if file.gpu is not None:
+        mute()
     session = onnxruntime_session(file, profile=str(folder / "profile"))
     run = onnxruntime_runner(file, session)
     for _ in range(runs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model_artifacts.deployment.inputs import as_images, checked_batch, likeliest
+from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
 from model_artifacts.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 
 SAMPLE = (3, 4, 6)
 BATCH = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, *SAMPLE)
-PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+PIXELS = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
+
+
+def masked(values: Any) -> Any:
+    """Return an array whose small values are masked."""
+    return np.ma.MaskedArray(values, values < 5)  # type: ignore[no-untyped-call]  # numpy's own
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,8 @@ PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     [
         pytest.param(BATCH, id="array"),
         pytest.param(torch.from_numpy(BATCH), id="tensor"),
+        pytest.param(torch.from_numpy(BATCH).requires_grad_(), id="tensor with gradients"),
+        pytest.param(torch.nn.Parameter(torch.from_numpy(BATCH)), id="parameter"),
         pytest.param(BATCH.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2), id="strided"),
         pytest.param(torch.from_numpy(BATCH).contiguous(memory_format=torch.channels_last), id="channels_last"),
     ],
@@ -49,8 +58,11 @@ def test_batches_that_are_taken(given: Any) -> None:
         (BATCH[..., :5], r"float32 \(2, 3, 4, 5\)", "predict"),
         (None, "NoneType", "predict"),
         ("picture.jpg", "str", "predict"),
-        (torch.ones(2, *SAMPLE, requires_grad=True), "Tensor: RuntimeError", r"detach\(\).cpu\(\).numpy\(\)"),
-        (torch.ones(2, *SAMPLE, device="meta"), "Tensor: ", r"detach\(\).cpu\(\).numpy\(\)"),
+        (BATCH.astype(">f4"), r">f4 \(the other byte order\) \(2, 3, 4, 6\)", "astype"),
+        (masked(BATCH), "a masked array", "filled"),
+        (torch.ones(2, *SAMPLE, dtype=torch.bfloat16), "Tensor: TypeError", r"float\(\).cpu\(\).numpy\(\)"),
+        (torch.ones(2, *SAMPLE).to_sparse(), "Tensor: ", r"float\(\).cpu\(\).numpy\(\)"),
+        (torch.ones(2, *SAMPLE, device="meta"), "Tensor: ", r"float\(\).cpu\(\).numpy\(\)"),
     ],
 )
 def test_batches_that_are_refused(given: Any, got: str, fix: str) -> None:
@@ -59,32 +71,98 @@ def test_batches_that_are_refused(given: Any, got: str, fix: str) -> None:
         checked_batch(given, SAMPLE)
 
 
-@pytest.mark.parametrize(
-    ("given", "modes"),
-    [
-        (lambda: Image.fromarray(PIXELS), ["RGB"]),
-        (lambda: PIXELS, ["RGB"]),
-        (lambda: PIXELS[..., 0], ["L"]),
-        (lambda: [PIXELS, Image.fromarray(PIXELS[..., 0])], ["RGB", "L"]),
-        (lambda: np.stack([PIXELS] * 3), ["RGB"] * 3),
-        (lambda: (Image.fromarray(PIXELS) for _ in range(2)), ["RGB", "RGB"]),
-        (lambda: (), []),
-    ],
-    ids=["image", "array", "grey array", "list", "stack", "generator", "none"],
-)
-def test_images_that_are_taken(given: Callable[[], Any], modes: list[str]) -> None:
-    """One image, a list, a stack of arrays and a generator work alike."""
-    found = [image for image in as_images(given()) if isinstance(image, Image.Image)]
+def test_sparse_batches_are_refused_before_a_runtime_sees_them() -> None:
+    """A sparse tensor stays as it is until it is refused by name."""
+    sparse = torch.ones(2, *SAMPLE).to_sparse()
+    assert detached(sparse).is_sparse
 
-    assert [image.mode for image in found] == modes
-    for image in found:
-        np.testing.assert_array_equal(np.asarray(image), PIXELS if image.mode == "RGB" else PIXELS[..., 0])
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_batches_that_are_not_finite_are_refused(value: float) -> None:
+    """One value that is no number is enough, and the image is named."""
+    batch = BATCH.copy()
+    batch[1, 2, 3, 4] = value
+    with pytest.raises(RunError, match=r"(?s)expected: finite.*1 of 2 images, the first at 1.*fix: "):
+        checked_batch(batch, SAMPLE)
+
+
+def test_large_finite_batches_are_taken() -> None:
+    """Values whose sum is infinite are finite all the same."""
+    huge = np.full_like(BATCH, np.finfo(np.float32).max)
+    np.testing.assert_array_equal(checked_batch(huge, SAMPLE), huge)
+
+
+def encoded(pixels: Any = PIXELS) -> bytes:
+    """Return the bytes of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def seen(given: Any) -> list[tuple[str, Any]]:
+    """Return the mode and the pixels of each picture."""
+    opened = [Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found for found in pictures_of(given)]
+    assert all(isinstance(picture, Image.Image) for picture in opened)
+    return [(picture.mode, np.asarray(picture)) for picture in opened if isinstance(picture, Image.Image)]
+
+
+GREY = PIXELS[..., 0].copy()
+CLEAR = np.dstack([PIXELS, GREY])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (lambda: Image.fromarray(PIXELS), [("RGB", PIXELS)]),
+        (lambda: PIXELS, [("RGB", PIXELS)]),
+        (lambda: PIXELS[:, ::-1], [("RGB", PIXELS[:, ::-1])]),
+        (lambda: GREY, [("L", GREY)]),
+        (lambda: GREY[..., None], [("L", GREY)]),
+        (lambda: CLEAR, [("RGBA", CLEAR)]),
+        (lambda: [PIXELS, Image.fromarray(GREY)], [("RGB", PIXELS), ("L", GREY)]),
+        (lambda: np.stack([PIXELS] * 3), [("RGB", PIXELS)] * 3),
+        (lambda: np.stack([GREY] * 5), [("L", GREY)] * 5),
+        (lambda: [PIXELS.transpose(2, 0, 1)], [("RGB", PIXELS)]),
+        (lambda: torch.from_numpy(PIXELS.transpose(2, 0, 1).copy()), [("RGB", PIXELS)]),
+        (lambda: torch.from_numpy(PIXELS), [("RGB", PIXELS)]),
+        (lambda: torch.from_numpy(np.stack([PIXELS.transpose(2, 0, 1)] * 2)), [("RGB", PIXELS)] * 2),
+        (lambda: list(torch.from_numpy(np.stack([PIXELS] * 2))), [("RGB", PIXELS)] * 2),
+        (lambda: torch.from_numpy(GREY)[None], [("L", GREY)]),
+        (lambda: torch.from_numpy(PIXELS[:3].transpose(2, 0, 1).copy()), [("RGB", PIXELS[:3])]),
+        (lambda: (Image.fromarray(PIXELS) for _ in range(2)), [("RGB", PIXELS)] * 2),
+        (lambda: map(Image.fromarray, [PIXELS]), [("RGB", PIXELS)]),
+        (encoded, [("RGB", PIXELS)]),
+        (lambda: bytearray(encoded()), [("RGB", PIXELS)]),
+        (lambda: memoryview(encoded()), [("RGB", PIXELS)]),
+        (lambda: io.BytesIO(encoded()), [("RGB", PIXELS)]),
+        (lambda: [encoded(), io.BytesIO(encoded(GREY))], [("RGB", PIXELS), ("L", GREY)]),
+        (lambda: GREY.astype(np.uint16) + 600, [("I;16", GREY.astype(np.uint16) + 600)]),
+        (lambda: (GREY.astype(np.uint16) + 600).astype(">u2"), [("I;16", GREY.astype(np.uint16) + 600)]),
+        (lambda: GREY.astype(">i4") - 70_000, [("I", GREY.astype(np.int32) - 70_000)]),
+        (lambda: GREY.astype(">f8") / 4, [("F", (GREY / 4).astype(np.float32))]),
+        (lambda: (), []),
+        (lambda: np.zeros((0, 4, 6, 3), np.uint8), []),
+    ],
+)
+def test_pictures_that_are_taken(given: Callable[[], Any], expected: list[tuple[str, Any]]) -> None:
+    """One picture, several, bytes, files, arrays and tensors give their own pixels, in every order of axes."""
+    found = seen(given())
+
+    assert [mode for mode, _ in found] == [mode for mode, _ in expected]
+    for (_, pixels), (_, wanted) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, wanted)
 
 
 @pytest.mark.parametrize("given", ["a.png", Path("a.png"), ["a.png"], (Path("a.png"),)], ids=str)
 def test_paths_are_taken(given: Any) -> None:
     """One path and several stay paths, which are read as the validation reads them."""
-    assert [str(path) for path in as_images(given)] == ["a.png"]
+    assert [str(path) for path in pictures_of(given)] == ["a.png"]
+
+
+def test_pictures_are_taken_when_they_are_needed() -> None:
+    """A generator of many pictures is not read at once."""
+    endless = pictures_of(Image.fromarray(PIXELS) for _ in itertools.count())
+    assert [picture.mode for picture in itertools.islice(endless, 2) if isinstance(picture, Image.Image)] == ["RGB"] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,35 +170,37 @@ def test_paths_are_taken(given: Any) -> None:
     [
         (None, "NoneType"),
         (3, "int"),
-        (b"picture", "bytes"),
+        ({"a.png": 1}, "dict"),
+        ({"a.png"}, "set"),
         (["picture.jpg", None], "NoneType"),
-        ([PIXELS.astype(np.float32)], r"float32 \(4, 6, 3\)"),
-        ([PIXELS.transpose(2, 0, 1)], r"uint8 \(3, 4, 6\)"),
+        ([["picture.jpg"]], "list"),
+        ([PIXELS.astype(np.float32)], r"float32 \(5, 6, 3\)"),
+        (PIXELS.astype(np.uint16), r"uint16 \(5, 6, 3\)"),
+        (GREY.astype(np.int64), r"int64 \(5, 6\)"),
+        (GREY.astype(bool), r"bool \(5, 6\)"),
         ([BATCH], r"float32 \(2, 3, 4, 6\)"),
-        (torch.ones(3, 4, 6), "Tensor"),
+        (BATCH, r"float32 \(4, 6, 3\)"),
+        (torch.ones(3, 4, 6), r"float32 \(4, 6, 3\)"),
+        (np.zeros((0, 6, 3), np.uint8), r"uint8 \(0, 6, 3\)"),
+        (np.zeros((2, 2, 2, 4, 6), np.uint8), r"uint8 \(2, 2, 2, 4, 6\)"),
+        (np.array(["a.png"]), r"<U5 \(1,\)"),
+        (io.StringIO("text"), "gives str"),
     ],
 )
-def test_images_that_are_refused(given: Any, got: str) -> None:
-    """Tensors and other arrays are refused with the kinds of images."""
-    with pytest.raises(RunError, match=rf"(?s)`predict` takes images.*paths, Pillow's images.*got: +{got}"):
-        as_images(given)
+def test_pictures_that_are_refused(given: Any, got: str) -> None:
+    """Other types, types of pixels and axes are refused with what is taken."""
+    with pytest.raises(RunError, match=rf"(?s)`predict` takes images.*expected: paths, bytes.*got: +.*{got}.*fix: "):
+        list(pictures_of(given))
 
 
-def test_the_likeliest_class() -> None:
-    """The largest logit is the answer."""
-    assert likeliest(np.array([[0.1, 2.0, -1.0], [3.0, 2.0, 1.0]], np.float32), ("a", "b", "c")) == [1, 0]
+def test_an_array_of_two_meanings_is_refused() -> None:
+    """Numpy's array with three rows in front is one picture or three, and both lines to write are shown."""
+    with pytest.raises(RunError, match=r"(?s)may be one picture.*transpose\(1, 2, 0\).*list\(pictures\)"):
+        list(pictures_of(PIXELS.transpose(2, 0, 1)))
+    assert len(list(pictures_of(list(PIXELS.transpose(2, 0, 1))))) == 3
 
 
-@pytest.mark.parametrize(
-    ("logits", "names", "message"),
-    [
-        ([[0.3]], None, r"two logits or more.*got: +1"),
-        ([[0.3, 0.2]], ("a", "b", "c"), r"3 logits for each image.*got: +2"),
-        ([[0.0, 1.0], [np.nan, 1.0]], None, "NaN or infinity for 1 of 2 images, the first at 1"),
-        ([[np.inf, 1.0]], ("a", "b"), "NaN or infinity for 1 of 1 images"),
-    ],
-)
-def test_logits_without_an_answer(logits: list[list[float]], names: tuple[str, ...] | None, message: str) -> None:
-    """One logit, another number than that of the names, and NaN have no likeliest class."""
-    with pytest.raises(RunError, match=rf"(?s){message}"):
-        likeliest(np.array(logits, np.float32), names)
+def test_a_masked_picture_is_refused() -> None:
+    """Masked values are not meant."""
+    with pytest.raises(RunError, match="masked"):
+        list(pictures_of(masked(PIXELS)))

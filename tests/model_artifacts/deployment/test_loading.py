@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import model_artifacts as pipeline
-from model_artifacts.deployment.loading import Model
-from model_artifacts.deployment.resolution import Device, Requirements, Resolution, Tier
-from model_artifacts.errors import ArtifactError, DataError, RunError, UnsupportedError, UsageError
+from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, BatchRange, Fit, Manifest, Precision
-from model_artifacts.sessions.preprocessing import to_input, to_pixels
+from model_artifacts.records import Backend, Manifest, Precision
+from model_artifacts.sessions.preprocessing import to_input
 from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
-from tests.support.manifests import entry
+from tests.support.pictures import photographs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
     from pipeline.stages.release.stage import Release
 
     Batch = npt.NDArray[np.float32]
-
-
-def photographs(count: int) -> list[Image.Image]:
-    """Return images of different sizes and modes."""
-    noise = np.random.default_rng(0).integers(0, 256, (count, 50, 40, 3), dtype=np.uint8)
-    return [
-        Image.fromarray(pixels).convert(mode) for pixels, mode in zip(noise, ["RGB", "L", "RGBA"] * count, strict=False)
-    ]
 
 
 def test_logits_are_those_that_were_validated(built: Project) -> None:
@@ -61,76 +53,6 @@ def test_a_wish_decides_what_is_opened(built: Project) -> None:
         assert (
             model.resolution.entry == pipeline.resolve(built.paths.root, Requirements(precision=Precision.FP16)).entry
         )
-
-
-def test_images_become_names_of_classes(built: Project) -> None:
-    """They are resized, cropped and normalised as the manifest says."""
-    images = photographs(3)
-    with pipeline.load(built.paths.root) as model:
-        spec = model.preprocessing
-        batch = to_input(np.stack([to_pixels(image, spec) for image in images]), spec)
-        expected = [
-            str(index) if not model.class_names else model.class_names[index] for index in model(batch).argmax(1)
-        ]
-        assert model.predict(images) == tuple(expected)
-        assert model.predict([]) == ()
-
-
-def test_paths_are_read_as_the_build_reads_them(built: Project, tmp_path: Path) -> None:
-    """Paths give the same answers as their images, and a refused or damaged image is named."""
-    for index, image in enumerate(photographs(3)):
-        image.save(tmp_path / f"{index}.png")
-    Image.fromarray(np.full((40, 40), 600, dtype=np.uint16)).save(tmp_path / "xray.png")
-    (tmp_path / "damaged.png").write_bytes(b"no image")
-    with pipeline.load(built.paths.root) as model:
-        expected = model.predict(photographs(3))
-        assert model.predict([tmp_path / "0.png", str(tmp_path / "1.png"), tmp_path / "2.png"]) == expected
-        with pytest.raises(DataError, match=r"(?s)more than 8 bits.*xray\.png.*levels"):
-            model.predict([tmp_path / "xray.png"])
-        with pytest.raises(DataError, match=r"(?s)cannot be read.*damaged\.png"):
-            model.predict([tmp_path / "damaged.png"])
-
-
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [(None, [4, 1]), ((1, 1), [1] * 5), ((2, 3), [3, 2]), ((4, 4), [4, 4])],
-)
-def test_images_are_run_in_batches_that_the_artifact_takes(
-    built: Project, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int] | None, expected: list[int]
-) -> None:
-    """Batches are padded to the smallest size without trace in the answer, and cut to a moderate size."""
-    monkeypatch.setattr("model_artifacts.deployment.loading._AT_ONCE", 4)
-    facts = built.manifest().model
-    assert facts is not None
-    seen = []
-    profile = BatchRange(min=sizes[0], opt=sizes[0], max=sizes[1]) if sizes else None
-
-    def run(batch: Batch) -> Batch:
-        seen.append(len(batch))
-        return np.eye(10, dtype=np.float32)[: len(batch)]
-
-    found = Resolution(entry("x", profile=profile), Device(Tier.ONNX, None), None, None, ())
-    assert len(Model(found, facts, run).predict(photographs(5))) == 5
-    assert seen == expected
-
-
-def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None:
-    """The batch has the height, the width and the channels that the manifest's preprocessing says."""
-    facts = built.manifest().model
-    assert facts is not None
-    spec = facts.preprocessing.model_copy(
-        update={"resize": (24, 40), "crop": (20, 36), "mean": (0.5,), "std": (0.5,), "fit": Fit.BORDER}
-    )
-    seen = []
-
-    def run(batch: Batch) -> Batch:
-        seen.append(batch.shape)
-        return np.eye(10, dtype=np.float32)[: len(batch)]
-
-    found = Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ())
-    model = Model(found, facts.model_copy(update={"preprocessing": spec}), run)
-    assert len(model.predict(photographs(3))) == 3
-    assert seen == [(3, 1, 20, 36)]
 
 
 @pytest.fixture
@@ -216,21 +138,6 @@ def test_a_manifest_without_a_model_is_refused(copied: Path) -> None:
         pass
 
 
-def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:
-    """It names the expected and the actual shape."""
-    with pipeline.load(built.paths.root) as model, pytest.raises(RunError, match=r"(?s)\(batch, 3, 32, 32\).*\(1, 2\)"):
-        model(np.zeros((1, 2), np.float32))
-
-
-def test_one_image_is_enough(built: Project, tmp_path: Path) -> None:
-    """One image, its path, its pixels and a list of one give the same answer."""
-    image = photographs(1)[0]
-    image.save(tmp_path / "one.png")
-    with pipeline.load(built.paths.root) as model:
-        for one in (image, tmp_path / "one.png", str(tmp_path / "one.png"), np.asarray(image)):
-            assert model.predict(one) == model.predict([image])
-
-
 def test_a_model_is_used_inside_its_block(built: Project) -> None:
     """Before the block and after it, calls are refused with the line to write."""
     batch = np.zeros((1, 3, 32, 32), np.float32)
@@ -242,8 +149,45 @@ def test_a_model_is_used_inside_its_block(built: Project) -> None:
         opening.predict(photographs(1))
     with opening as model:
         pass
-    with pytest.raises(RunError, match=r"(?s)the model is closed.*with load"):
-        model(batch)
+    closed = r"(?s)the model is closed.*expected: .*got: .*with load"
+    for call in (lambda: model(batch), lambda: model.predict(photographs(1)), lambda: model.predict([])):
+        with pytest.raises(RunError, match=closed):
+            call()
+
+
+def test_a_loading_may_be_entered_again(built: Project) -> None:
+    """Each `with` opens a model of its own."""
+    opening = pipeline.load(built.paths.root)
+    batch = np.zeros((1, 3, 32, 32), np.float32)
+    with opening as first, opening as second:
+        expected = first(batch)
+        assert second is not first
+        np.testing.assert_array_equal(second(batch), expected)
+    with opening as third:
+        np.testing.assert_array_equal(third(batch), expected)
+
+
+def test_each_thread_closes_its_own_model(built: Project) -> None:
+    """Two threads that enter one loading and leave it in the same order each close the model that they opened."""
+    opening = pipeline.load(built.paths.root)
+    batch = np.zeros((1, 3, 32, 32), np.float32)
+    entered, left = threading.Barrier(2, timeout=30), threading.Event()
+
+    def first() -> None:
+        with opening:
+            entered.wait()
+        left.set()
+
+    def second() -> tuple[int, ...]:
+        with opening as model:
+            entered.wait()
+            left.wait()
+            return model(batch).shape
+
+    with ThreadPoolExecutor(2) as pool:
+        closing, using = pool.submit(first), pool.submit(second)
+        closing.result()
+        assert using.result() == (1, 10)
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
@@ -294,7 +238,7 @@ import json, sys
 import model_artifacts as pipeline
 from PIL import Image
 with pipeline.load({folder!r}) as model:
-    names = model.predict([Image.new("RGB", (40, 50))])
+    names = [found.name for found in model.predict([Image.new("RGB", (40, 50))])]
 heavy = sorted({{"torch", "torchvision", "doit", "yaml", "onnx", "sklearn", "filelock"}} & set(sys.modules))
 print(json.dumps([names, heavy]))
 """

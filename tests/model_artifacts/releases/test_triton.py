@@ -1,7 +1,8 @@
-"""Triton's model repository: models, omissions with reasons, and configurations that Triton's code reads."""
+"""Triton's model repositories: folders, versions, and configurations that Triton's code reads."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -15,187 +16,29 @@ from model_artifacts.errors import ArtifactError, RunError, TritonError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import (
-    Backend,
-    BatchRange,
     GpuType,
-    Graph,
     Manifest,
     ManifestEntry,
-    Precision,
-    RowCheck,
-    Setting,
-    Status,
-    TensorSpec,
+    Preprocessing,
 )
-from model_artifacts.releases.triton import make_repository
-from model_artifacts.releases.triton_models import Platform, plan_models
+from model_artifacts.releases.triton import make_repositories
 from model_artifacts.releases.verification import verify_release
 from tests.support.deployables import engine
-from tests.support.hosts import H100, L4, TRT10, TRT86
-from tests.support.manifests import entry, manifest, timing
+from tests.support.hosts import L4
+from tests.support.manifests import timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from model_artifacts.records import BatchTiming
     from pipeline.planning.project import Project
     from pipeline.stages.release.stage import Release
-
-IMAGE = TensorSpec(name="image", shape=("batch", 3, 32, 32), dtype="float32", layout="NCHW")
-LOGITS = TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC")
-RANGE = BatchRange(min=1, opt=4, max=8)
-ONE = BatchRange(min=1, opt=1, max=1)
-
-
-def plan(name: str, *milliseconds: float, profile: BatchRange = RANGE, **changes: Any) -> ManifestEntry:
-    """Return an engine of TensorRT for the H100."""
-    return engine(name, *milliseconds, profile=profile, inputs=(IMAGE,), outputs=(LOGITS,), **changes)
-
-
-def package(name: str, *milliseconds: float, **changes: Any) -> ManifestEntry:
-    """Return an AOTInductor package for the H100."""
-    return plan(name, *milliseconds, backend=Backend.DYNAMO_AOTI, built_for=None, **changes)
-
-
-def onnx(name: str, graph: Graph, *batches: int, **changes: Any) -> ManifestEntry:
-    """Return an ONNX file that ONNX Runtime ran on the processor, validated at these batch sizes and timed at 1."""
-    rows = tuple(RowCheck(batch=batch, reference_l2=0.0, relative_l2=0.0) for batch in batches)
-    facts = {"graph": graph, "precision": graph.precision, "inputs": (IMAGE,), "outputs": (LOGITS,), "rows": rows}
-    return entry(name, timing(1, 1.0)).model_copy(update=facts | changes)
-
-
-def of(*entries: ManifestEntry) -> Manifest:
-    """Return a manifest of these."""
-    return manifest(*entries)
+from tests.support.triton import H100_MODEL, IMAGE, ONE, package, plan
 
 
 def config_of(folder: Path) -> Any:
     """Return a model's configuration, as Triton's own code reads it."""
     return text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
-
-
-# What Triton can run.
-
-
-def test_engines_of_several_gpu_types_are_one_model() -> None:
-    """Triton takes the file of the GPU that it finds."""
-    on_l4 = plan("l4", 2.0, gpu=L4).model_copy(update={"target": "sm89-l4-trt10.15"})
-    (model,), left = plan_models(of(plan("h100", 1.0), on_l4))
-    assert model.name == "m-fp16-b1-4-8-trt"
-    assert model.filenames == ("model.sm89.plan", "model.sm90.plan")
-    assert [item.id for item in model.entries] == [on_l4.id, "m/cpu-x86_64/h100"]
-    assert left == ()
-
-
-def test_of_workspaces_the_fastest_is_taken() -> None:
-    """The others are named with it."""
-    slow, fast = plan("ws1GiB", 1.0, 1.0, 1.0, 0.9), plan("ws2GiB", 1.0, 1.0, 1.0, 0.8)
-    (model,), left = plan_models(of(slow, fast))
-    assert model.entries == (fast,)
-    assert [item.id for item in left] == [slow.id]
-    assert f"{fast.id} takes its place" in left[0].reason
-
-
-def test_two_types_of_one_compute_capability_cannot_both_be_there() -> None:
-    """Triton tells GPUs apart by SM alone."""
-    pcie = H100.model_copy(update={"name": "NVIDIA H100 PCIe"})
-    (model,), (left,) = plan_models(of(plan("sxm", 1.0), plan("pcie", 2.0, gpu=pcie)))
-    assert model.filenames == ("model.sm90.plan",)
-    assert "by SM alone" in left.reason
-
-
-def test_a_server_has_one_version_of_tensorrt() -> None:
-    """The newest stays, although the older engine is faster."""
-    new = plan("new", 2.0)
-    assert new.built_for is not None
-    old = plan("old", 1.0, built_for=new.built_for.model_copy(update={"version": TRT86.version}))
-    (model,), (left,) = plan_models(of(old, new))
-    assert model.entries == (new,)
-    assert TRT10.version > ""
-    assert "newer TensorRT" in left.reason
-
-
-def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
-    """Clients choose between precisions, batch ranges and forms by the name of the model."""
-    models, left = plan_models(
-        of(
-            plan("a", 1.0),
-            plan("b", 1.0, profile=ONE),
-            plan("c", 1.0, precision=Precision.INT8),
-            plan("d", 1.0, precision=Precision.INT8, graph=Graph.INT8_MIXED),
-            package("e", 1.0),
-            onnx("f", Graph.FP32, 1, 8),
-            onnx("g", Graph.INT8_CPU, 1),
-        )
-    )
-    assert [model.name for model in models] == [
-        "m-fp16-b1-4-8-aoti",
-        "m-fp16-b1-4-8-trt",
-        "m-fp16-b1-trt",
-        "m-fp32-onnx",
-        "m-int8-b1-4-8-trt",
-        "m-int8-cpu-onnx",
-        "m-int8-mixed-b1-4-8-trt",
-    ]
-    assert [model.platform for model in models[:2]] == [Platform.AOTI, Platform.TENSORRT]
-    assert left == ()
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (engine("rtx", 1.0, gpu=None), "none of TensorRT-RTX"),
-        (plan("dynamo", 1.0, backend=Backend.DYNAMO), "no ExportedPrograms"),
-        (plan("recipe", 1.0, backend=Backend.TORCH_COMPILE), "nothing to load"),
-        (plan("bare", 1.0, built_for=None), "TensorRT-RTX"),
-        (
-            plan("stripped", 1.0, settings=(Setting(name="strip_plan", value="true", applied=True),)),
-            "without its weights",
-        ),
-        (onnx("int8", Graph.INT8, 1), "its Q/DQ pairs are placed for TensorRT"),
-        (onnx("fp32", Graph.FP32, 1, target="sm90-h100"), "without TF32"),
-    ],
-    ids=lambda item: item.id if isinstance(item, ManifestEntry) else "",
-)
-def test_what_triton_cannot_run_is_told(bad: ManifestEntry, reason: str) -> None:
-    """One line each."""
-    models, (left,) = plan_models(of(bad))
-    assert models == ()
-    assert left.id == bad.id
-    assert reason in left.reason
-
-
-def test_what_may_not_be_deployed_is_not_mentioned() -> None:
-    """Baselines and artifacts that are not deployable are not mentioned."""
-    rejected = plan("a", 1.0, status=Status.REJECTED)
-    assert plan_models(of(rejected, onnx("b", Graph.FP32, 1, backend=Backend.EAGER))) == ((), ())
-
-
-@pytest.mark.parametrize(
-    ("profile", "largest", "preferred", "dims"),
-    [
-        (RANGE, 8, 4, (3, 32, 32)),
-        (BatchRange(min=1, opt=1, max=8), 8, None, (3, 32, 32)),
-        (ONE, 0, None, (1, 3, 32, 32)),
-        (BatchRange(min=64, opt=64, max=64), 0, None, (64, 3, 32, 32)),
-        (BatchRange(min=2, opt=4, max=8), 0, None, (-1, 3, 32, 32)),
-    ],
-    ids=lambda item: item.label if isinstance(item, BatchRange) else "",
-)
-def test_triton_batches_only_what_takes_any_size_up_to_the_largest(
-    profile: BatchRange, largest: int, preferred: int | None, dims: tuple[int, ...]
-) -> None:
-    """A fixed size is part of the shape; one that takes no single image is left to the client."""
-    (model,), _ = plan_models(of(plan("a", 1.0, profile=profile)))
-    assert (model.max_batch, model.preferred_batch, model.dims(IMAGE)) == (largest, preferred, dims)
-
-
-@pytest.mark.parametrize("timings", [(), (timing(1, 1.0),), (timing(64, 1.0),)])
-def test_onnx_is_batched_as_far_as_it_was_validated(timings: tuple[BatchTiming, ...]) -> None:
-    """It takes any size, and the largest that was validated counts, whether it was timed or not."""
-    (model,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 3, 32, timings=timings)))
-    assert model.max_batch == 32
 
 
 # What is written.
@@ -222,24 +65,88 @@ def artifacts(built: Project, tmp_path: Path) -> Callable[..., Path]:
 
 def test_an_engines_configuration_says_everything(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """Names, types, shapes, batching, instances, files by GPU, labels and warm-up."""
-    root = artifacts(plan("h100", 1.0), plan("l4", 1.0, gpu=L4))
-    made = make_repository(root, tmp_path / "triton")
-    folder = tmp_path / "triton/m-fp16-b1-4-8-trt"
+    timings = (timing(1, 1.0), timing(4, 2.0), timing(8, 5.0))
+    root = artifacts(plan("h100", timings=timings), plan("l4", 1.0, gpu=L4))
+    made = make_repositories(root, tmp_path / "triton")
+    folder = tmp_path / "triton/sm90/m-fp16-b1-4-8-trt"
     config = config_of(folder)
     assert (config.platform, config.backend, config.max_batch_size) == ("tensorrt_plan", "tensorrt", 8)
     assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("image", pb.TYPE_FP32, [3, 32, 32])]
     assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", pb.TYPE_FP32, [10])]
     assert list(config.dynamic_batching.preferred_batch_size) == [4]
     assert [(group.kind, group.count) for group in config.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 1)]
-    assert dict(config.cc_model_filenames) == {"9.0": "model.sm90.plan", "8.9": "model.sm89.plan"}
-    assert (folder / "1/model.sm89.plan").read_bytes() == b"m/cpu-x86_64/l4"
+    assert dict(config.cc_model_filenames) == {"9.0": "model.sm90.plan"}
+    assert config.default_model_filename == ""
+    assert (folder / "1/model.sm90.plan").read_bytes() == b"m/cpu-x86_64/h100"
+    other = tmp_path / "triton/sm89/m-fp16-b1-4-8-trt"
+    assert dict(config_of(other).cc_model_filenames) == {"8.9": "model.sm89.plan"}
+    assert (other / "1/model.sm89.plan").read_bytes() == b"m/cpu-x86_64/l4"
     one, largest = config.model_warmup
     assert (one.batch_size, list(one.inputs["image"].dims)) == (1, [3, 32, 32])
     assert (largest.batch_size, largest.inputs["image"].zero_data) == (8, True)
     sample = np.fromfile(folder / "warmup" / one.inputs["image"].input_data_file, dtype=np.float32)
     assert sample.size == 3 * 32 * 32
     assert 0.5 < sample.std() < 2.5
-    assert [model.name for model in made.models] == ["m-fp16-b1-4-8-trt"]
+    assert [item.model.path for item in made.models] == ["sm89/m-fp16-b1-4-8-trt", "sm90/m-fp16-b1-4-8-trt"]
+    assert made.hosts == ("sm89", "sm90")
+
+
+def test_a_client_finds_the_preprocessing(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """Triton's clients read the artifact, its digest and the preprocessing in the model's parameters."""
+    root = artifacts(plan("h100", 1.0))
+    facts = read_record(root / "manifest.json", Manifest)
+    assert facts.model is not None
+    assert facts.artifacts[0].file is not None
+    make_repositories(root, tmp_path / "triton")
+    found = {name: item.string_value for name, item in config_of(tmp_path / f"triton/{H100_MODEL}").parameters.items()}
+    assert found.keys() == {"artifact", "sha256", "preprocessing"}
+    assert (found["artifact"], found["sha256"]) == ("m/cpu-x86_64/h100", facts.artifacts[0].file.sha256)
+    assert Preprocessing.model_validate_json(found["preprocessing"]) == facts.model.preprocessing
+    assert json.loads(found["preprocessing"]).keys() == Preprocessing.model_fields.keys()
+    assert json.loads(found["preprocessing"])["order"] == "rgb"
+
+
+def test_a_label_is_one_line(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """Triton counts the lines of labels, so that a line break in a name may not move the names after it."""
+    root = artifacts(plan("h100", 1.0))
+    whole = read_record(root / "manifest.json", Manifest)
+    assert whole.model is not None
+    names = ("a\nb", "c\u2028d\r\ne", "f  g", *map(str, range(3, 10)))
+    write_record(
+        root / "manifest.json",
+        whole.model_copy(update={"model": whole.model.model_copy(update={"class_names": names})}),
+    )
+    make_repositories(root, tmp_path / "triton")
+    labels = (tmp_path / f"triton/{H100_MODEL}/labels.txt").read_text()
+    assert labels == "a b\nc d e\nf  g\n3\n4\n5\n6\n7\n8\n9\n"
+
+
+def test_another_file_is_another_version(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """A model keeps its version as long as its file is the same; servers see another file as a newer version."""
+    root = artifacts(plan("a", 1.0), plan("b", 1.0, profile=ONE))
+    file = root / "m/m_cpu-x86_64_a"
+
+    def versions(**given: int) -> dict[str, int]:
+        made = make_repositories(root, tmp_path / "triton", **given)
+        there = {path.parent.name: int(path.name) for path in (tmp_path / "triton").glob("sm90/*/[0-9]*")}
+        assert there == {item.model.name: item.version for item in made.models}
+        return there
+
+    def changed(content: bytes) -> None:
+        file.write_bytes(content)
+        whole = read_record(root / "manifest.json", Manifest)
+        first = whole.artifacts[0].model_copy(update={"file": describe_file(file, root)})
+        write_record(root / "manifest.json", whole.model_copy(update={"artifacts": (first, *whole.artifacts[1:])}))
+
+    name, other = "m-fp16-b1-4-8-trt", "m-fp16-b1-trt"
+    assert versions() == {name: 1, other: 1}
+    assert versions() == {name: 1, other: 1}
+    changed(b"new")
+    assert versions() == {name: 2, other: 1}
+    assert versions(version=12) == {name: 12, other: 12}
+    changed(b"newer")
+    assert versions() == {name: 13, other: 12}
+    assert config_of(tmp_path / f"triton/{H100_MODEL}").name == name
 
 
 def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) -> None:
@@ -251,8 +158,8 @@ def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) 
     spec = manifest.model.preprocessing.model_copy(update={"resize": (24, 40), "crop": (20, 36)})
     model = manifest.model.model_copy(update={"preprocessing": spec})
     write_record(root / "manifest.json", manifest.model_copy(update={"model": model}))
-    make_repository(root, tmp_path / "triton")
-    folder = tmp_path / "triton/m-fp16-b1-4-8-trt"
+    make_repositories(root, tmp_path / "triton")
+    folder = tmp_path / "triton/sm90/m-fp16-b1-4-8-trt"
     config = config_of(folder)
     assert list(config.input[0].dims) == list(config.model_warmup[0].inputs["image"].dims) == [3, 20, 36]
     assert (folder / "warmup/image").stat().st_size == 4 * 3 * 20 * 36
@@ -260,8 +167,8 @@ def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) 
 
 def test_a_package_has_the_names_that_triton_gives_its_inputs(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """A torch module's inputs and outputs are known by their places."""
-    make_repository(artifacts(package("h100", 1.0, profile=ONE)), tmp_path / "triton")
-    config = config_of(tmp_path / "triton/m-fp16-b1-aoti")
+    make_repositories(artifacts(package("h100", 1.0, profile=ONE)), tmp_path / "triton")
+    config = config_of(tmp_path / "triton/sm90/m-fp16-b1-aoti")
     assert (config.platform, config.backend) == ("torch_aoti", "pytorch")
     assert config.default_model_filename == "model.pt2"
     assert [(t.name, list(t.dims)) for t in config.input] == [("INPUT__0", [1, 3, 32, 32])]
@@ -270,23 +177,27 @@ def test_a_package_has_the_names_that_triton_gives_its_inputs(artifacts: Callabl
     assert not config.HasField("dynamic_batching")
 
 
-def test_packages_of_several_gpu_types_are_one_model(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+def test_packages_lie_in_the_repository_of_their_gpu(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """By the GPU that each was made on."""
     on_l4 = package("l4", 1.0).model_copy(update={"gpu": GpuType(name=L4.name, compute_capability=89)})
-    make_repository(artifacts(package("h100", 1.0), on_l4), tmp_path / "triton")
-    config = config_of(tmp_path / "triton/m-fp16-b1-4-8-aoti")
-    assert dict(config.cc_model_filenames) == {"9.0": "model.sm90.pt2", "8.9": "model.sm89.pt2"}
+    make_repositories(artifacts(package("h100", 1.0), on_l4), tmp_path / "triton")
+    for host, name in (("sm90", b"m/cpu-x86_64/h100"), ("sm89", b"m/cpu-x86_64/l4")):
+        folder = tmp_path / f"triton/{host}/m-fp16-b1-4-8-aoti"
+        assert not config_of(folder).cc_model_filenames
+        assert (folder / "1/model.pt2").read_bytes() == name
 
 
 def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tiny build of this machine: ONNX on the processor, in four precisions; the rest is told."""
     assert main(["triton", str(copied / "artifacts"), "--output", str(tmp_path / "triton")]) == 0
     said = capsys.readouterr().out
-    found = sorted(path.name for path in (tmp_path / "triton").iterdir())
-    assert found == [".model-artifact-pipeline", "tiny-fp16-onnx", "tiny-fp32-onnx", "tiny-int8-cpu-onnx"]
-    assert "3 models: " in said
+    assert sorted(path.name for path in (tmp_path / "triton").iterdir()) == [".model-artifact-pipeline", "cpu"]
+    found = sorted(path.name for path in (tmp_path / "triton/cpu").iterdir())
+    assert found == ["tiny-fp16-onnx", "tiny-fp32-onnx", "tiny-int8-cpu-onnx"]
+    assert "3 models; " in said
+    assert f"tritonserver --model-repository={tmp_path / 'triton/cpu'}\n" in said
     assert "its Q/DQ pairs are placed for TensorRT" in said
-    config = config_of(tmp_path / "triton/tiny-fp32-onnx")
+    config = config_of(tmp_path / "triton/cpu/tiny-fp32-onnx")
     assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 32)
     assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_CPU]
 
@@ -294,34 +205,45 @@ def test_a_build_becomes_a_repository(copied: Path, tmp_path: Path, capsys: pyte
 def test_a_repository_replaces_an_older_one(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """Models that are no longer deployable disappear."""
     root = artifacts(plan("a", 1.0), plan("b", 1.0, profile=ONE))
-    make_repository(root, tmp_path / "triton")
+    make_repositories(root, tmp_path / "triton")
     whole = read_record(root / "manifest.json", Manifest)
     write_record(root / "manifest.json", whole.model_copy(update={"artifacts": whole.artifacts[:1]}))
-    make_repository(root, tmp_path / "triton")
-    assert [path.name for path in (tmp_path / "triton").glob("[!.]*")] == ["m-fp16-b1-4-8-trt"]
+    make_repositories(root, tmp_path / "triton")
+    assert [path.name for path in (tmp_path / "triton").glob("sm90/*")] == ["m-fp16-b1-4-8-trt"]
 
 
 # What goes wrong.
 
 
+@pytest.mark.parametrize("place", ["theirs", "sm90/theirs"])
 @pytest.mark.parametrize("marked", [True, False])
-def test_models_of_others_stay(artifacts: Callable[..., Path], tmp_path: Path, *, marked: bool) -> None:
+def test_models_of_others_stay(artifacts: Callable[..., Path], tmp_path: Path, place: str, *, marked: bool) -> None:
     """Models of other writers stay, in their repository and in ours."""
     folder = tmp_path / "triton"
     root = artifacts(plan("a", 1.0))
     if marked:
-        make_repository(root, folder)
-    (folder / "theirs/1").mkdir(parents=True)
-    (folder / "theirs/config.pbtxt").write_text('name: "theirs"')
-    with pytest.raises(TritonError, match=r"(?s)holds files that this command did not write.*theirs"):
-        make_repository(root, folder)
-    assert (folder / "theirs/config.pbtxt").is_file()
+        make_repositories(root, folder)
+    (folder / place / "1").mkdir(parents=True)
+    (folder / place / "config.pbtxt").write_text('name: "theirs"')
+    found = place if marked else place.partition("/")[0]
+    with pytest.raises(TritonError, match=rf"(?s)holds files that this command did not write.*got: +{found}\n"):
+        make_repositories(root, folder)
+    assert (folder / place / "config.pbtxt").is_file()
+
+
+def test_a_repository_of_before_is_replaced(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """A repository without folders for kinds of hosts, as earlier versions wrote it, gives way."""
+    folder = tmp_path / "triton"
+    (folder / "m-fp16-onnx/1").mkdir(parents=True)
+    (folder / ".model-artifact-pipeline").write_text("m-fp16-onnx\n")
+    make_repositories(artifacts(plan("a", 1.0)), folder)
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["sm90"]
 
 
 def test_a_release_stays_what_it_is(released: Release, capsys: pytest.CaptureFixture[str]) -> None:
     """By default the repository lies beside it, or `verify` and `pull` would find too much."""
     assert main(["triton", str(released.folder)]) == 0
-    assert f"models: {released.folder}-triton\n" in capsys.readouterr().out
+    assert f"--model-repository={released.folder}-triton/cpu\n" in capsys.readouterr().out
     assert verify_release(released.folder)
 
 
@@ -330,18 +252,18 @@ def test_a_folder_that_is_no_repository_is_not_replaced(artifacts: Callable[...,
     root = artifacts(plan("a", 1.0))
     for folder in (root, root / "manifest.json"):
         with pytest.raises(TritonError, match="holds files that this command did not write"):
-            make_repository(root, folder)
+            make_repositories(root, folder)
     assert (root / "manifest.json").is_file()
 
 
 def test_a_damaged_engine_is_not_served(artifacts: Callable[..., Path], tmp_path: Path) -> None:
     """The repository of before stays."""
     root = artifacts(plan("a", 1.0))
-    make_repository(root, tmp_path / "triton")
+    make_repositories(root, tmp_path / "triton")
     next((root / "m").iterdir()).write_bytes(b"damaged")
     with pytest.raises(RunError, match="is damaged"):
-        make_repository(root, tmp_path / "triton")
-    assert (tmp_path / "triton/m-fp16-b1-4-8-trt/1/model.sm90.plan").read_bytes() == b"m/cpu-x86_64/a"
+        make_repositories(root, tmp_path / "triton")
+    assert (tmp_path / "triton/sm90/m-fp16-b1-4-8-trt/1/model.sm90.plan").read_bytes() == b"m/cpu-x86_64/a"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "triton"]
 
 
@@ -349,7 +271,7 @@ def test_nothing_to_serve_is_an_error_with_the_reasons(artifacts: Callable[..., 
     """A build with TensorRT-RTX alone has nothing for Triton, and the error lists the reasons."""
     root = artifacts(engine("rtx", 1.0, gpu=None))
     with pytest.raises(TritonError, match=r"(?s)can serve no artifact.*none of TensorRT-RTX"):
-        make_repository(root, tmp_path / "triton")
+        make_repositories(root, tmp_path / "triton")
     assert not (tmp_path / "triton").exists()
 
 
@@ -367,6 +289,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "type": (lambda folder: replaced(folder, "TYPE_FP32", "TYPE_FP16"), "inputs"),
     "output": (lambda folder: replaced(folder, 'name: "logits"', 'name: "logit"'), "outputs"),
     "platform": (lambda folder: replaced(folder, "tensorrt_plan", "onnxruntime_onnx"), "platform"),
+    "version": (lambda folder: (folder / "2").mkdir(), "versions"),
+    "parameters": (lambda folder: replaced(folder, 'key: "sha256"', 'key: "sha1"'), "parameters"),
+    "preferred": (
+        lambda folder: replaced(folder, "dynamic_batching {", "dynamic_batching {\n  preferred_batch_size: 4"),
+        "preferred batches",
+    ),
     "file": (lambda folder: (folder / "1/model.sm90.plan").rename(folder / "1/model.plan"), "files"),
     "bytes": (lambda folder: (folder / "1/model.sm90.plan").write_bytes(b"x"), r"digest of model\.sm90\.plan"),
     "gpu": (lambda folder: replaced(folder, 'key: "9.0"', 'key: "9.1"'), "files by GPU"),
@@ -395,14 +323,14 @@ def test_what_was_written_is_held_against_the_manifest(
 
     monkeypatch.setattr(module, "_write_model", spoiled)
     with pytest.raises(ArtifactError, match=message):
-        make_repository(artifacts(plan("a", 1.0)), tmp_path / "triton")
+        make_repositories(artifacts(plan("a", 1.0)), tmp_path / "triton")
     assert not (tmp_path / "triton").exists()
 
 
 def test_a_repository_is_made_from_a_release_too(copied: Path, tmp_path: Path) -> None:
     """Wherever it lies."""
     shutil.copytree(copied / "artifacts", tmp_path / "elsewhere")
-    assert make_repository(tmp_path / "elsewhere", tmp_path / "triton").models
+    assert make_repositories(tmp_path / "elsewhere", tmp_path / "triton").models
 
 
 def test_what_is_not_in_the_folder_is_left_out(released: Release, tmp_path: Path) -> None:
@@ -411,7 +339,7 @@ def test_what_is_not_in_the_folder_is_left_out(released: Release, tmp_path: Path
     for item in others:
         assert item.file is not None
         (released.folder / item.file.path).unlink()
-    made = make_repository(released.folder, tmp_path / "triton")
-    assert [item.id for model in made.models for item in model.entries] == [kept.id]
+    made = make_repositories(released.folder, tmp_path / "triton")
+    assert [model.entry.id for model, _ in made.models] == [kept.id]
     told = {item.id: item.reason for item in made.left_out}
-    assert told == {item.id: "its file is not in this folder" for item in others}
+    assert told == {item.id: "was not pulled: its file is missing" for item in others}

@@ -10,7 +10,7 @@ import pytest
 
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.records import Backend, BatchRange, Graph, Precision, TensorSpec, Variant, Workspace
-from model_artifacts.sessions.onnx import ProviderFacts, onnx_session, provider_options, tensorrt_session
+from model_artifacts.sessions.onnx import ProviderFacts, mute, onnx_session, provider_options, tensorrt_session
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
@@ -126,3 +126,18 @@ def test_optimisations_that_are_left_out(
     onnx_session(tmp_path / "graph.onnx", graph, None)
 
     assert calls == [left_out]
+
+
+def test_a_session_on_a_gpu_leaves_the_log_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold of ONNX Runtime's log belongs to the application; only the build's own processes mute it."""
+    levels: list[int] = []
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    opened = SimpleNamespace(get_providers=lambda: providers)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: opened)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", levels.append)
+
+    assert onnx_session(tmp_path / "graph.onnx", Graph.FP32, H100) is opened
+    assert levels == []
+    mute()
+    assert levels == [4]

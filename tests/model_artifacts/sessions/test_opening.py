@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import random
+import signal
 import sys
-from typing import TYPE_CHECKING
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from model_artifacts.errors import RunError, UnsupportedError
+from model_artifacts.host import cuda
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.records import Backend, Precision, Variant
+from model_artifacts.records import Backend, BatchRange, BuiltFor, EngineFlavour, Precision, Variant
+from model_artifacts.sessions import engine as engine_sessions
+from model_artifacts.sessions.arithmetic import settings
+from model_artifacts.sessions.engine import Engine
+from model_artifacts.sessions.module import Loaded
 from model_artifacts.sessions.opening import (
     ArtifactFile,
     ModuleFacts,
@@ -21,9 +36,11 @@ from model_artifacts.sessions.opening import (
     open_module_file,
     package_of,
 )
+from tests.support.fake_cuda import FakeEngine, FakeRuntime
+from tests.support.hosts import H100
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 FIX = "pull the artifact again"
 
@@ -113,3 +130,174 @@ def test_an_onnxruntime_that_does_not_start_is_one_message(tmp_path: Path, monke
     told = r"(?s)does not start.*undefined symbol: x.*install one of them"
     with pytest.raises(UnsupportedError, match=told), open_artifact(file):
         pass
+
+
+# The process of the application.
+
+
+class Branching(torch.nn.Module):
+    """Logits that tell the settings of torch in this thread, and that draw and seed random numbers."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the settings as numbers, after the first pixel of each image."""
+        facts = [torch.is_inference_mode_enabled(), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()]
+        return torch.cat([image[:, 0, 0, :1], torch.tensor([facts] * len(image), dtype=torch.float32)], dim=1)
+
+
+def process_settings() -> dict[str, object]:
+    """Return everything of a process that a library may change for its application."""
+    return {
+        **settings(),
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "inference": torch.is_inference_mode_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "dynamo": torch._dynamo.config.recompile_limit,  # noqa: SLF001 - no other name
+        "torch": torch.get_rng_state().sum().item(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002 - the application's own
+        "python": random.getstate()[1][-1],
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+        "filters": list(warnings.filters),
+        "logging": (logging.root.level, logging.root.manager.disable, list(logging.root.handlers)),
+        "arguments": list(sys.argv),
+        "folder": Path.cwd(),
+        "path": list(sys.path),
+    }
+
+
+def seeding() -> Loaded:
+    """Return a module, as a factory makes it that seeds everything."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - an application's habit
+    random.seed(0)
+    return Loaded(Branching())
+
+
+def test_a_module_leaves_its_process_as_it_found_it(graph: Path) -> None:
+    """While a module is open, an application's own settings of torch and of the process are as before."""
+    file = artifact(graph, Backend.EAGER, module=True)
+    torch.manual_seed(7)
+    before = process_settings()
+    with open_artifact(file, seeding) as run:
+        assert process_settings() == before
+        assert run(np.ones((1, 3, 2, 2), np.float32)).tolist() == [[1, 1, 0, 0]]
+        assert process_settings() == before
+        assert torch.ones(1, requires_grad=True).sum().requires_grad
+    assert process_settings() == before
+
+
+@pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.ONNX_REFERENCE])
+def test_a_graph_leaves_its_process_as_it_found_it(graph: Path, backend: Backend) -> None:
+    """ONNX files change nothing of the process either."""
+    before = process_settings()
+    with open_artifact(artifact(graph, backend)) as run:
+        run(np.ones((1, 2), np.float32))
+        assert process_settings() == before
+    assert process_settings() == before
+
+
+def test_a_module_runs_alike_in_any_thread(graph: Path) -> None:
+    """Two modules of different arithmetic, called from many threads, each run with their own, and none remains."""
+    before = process_settings()
+    strict = artifact(graph, Backend.EAGER, module=True)
+    fast = replace(strict, variant=strict.variant.model_copy(update={"precision": Precision.TF32}))
+    with (
+        open_artifact(strict, lambda: Loaded(Branching())) as first,
+        open_artifact(fast, lambda: Loaded(Branching())) as second,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def facts(number: int) -> list[float]:
+            image = np.full((1, 3, 2, 2), number, np.float32)
+            return [float(value) for value in (first, second)[number % 2](image)[0]]
+
+        assert list(pool.map(facts, range(60))) == [[number, 1, number % 2, 0] for number in range(60)]
+    assert process_settings() == before
+
+
+class Machine(NamedTuple):
+    """A CUDA with memory in the host, and an engine's file for it."""
+
+    cuda: FakeRuntime
+    file: ArtifactFile
+
+
+@pytest.fixture
+def machine(graph: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Two GPUs, of which the second one runs an engine."""
+    fake = FakeRuntime()
+    loaded: Any = FakeEngine(fake, BatchRange(min=1, opt=4, max=4))
+    gpu = H100.model_copy(update={"index": 1})
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[Engine]:
+        cuda.use(gpu)
+        yield Engine(loaded, gpu)
+
+    monkeypatch.setattr(cuda, "runtime", fake)
+    monkeypatch.setattr(engine_sessions, "open_engine", opened)
+    monkeypatch.setattr("model_artifacts.tensorrt.flavour.load_flavour", lambda _: None)
+    made_for = BuiltFor(flavour=EngineFlavour.TENSORRT, version="10", compute_capabilities=(90,), gpu=gpu.name)
+    return Machine(fake, replace(artifact(graph, Backend.TENSORRT), gpu=gpu, built_for=made_for))
+
+
+def test_an_engine_leaves_the_current_gpu_alone(machine: Machine) -> None:
+    """An engine on the second GPU runs in any thread, and the thread's current GPU stays the first."""
+    batch = np.ones((2, 3, 4, 4), np.float32)
+    with open_artifact(machine.file) as run, ThreadPoolExecutor(1) as pool:
+        assert machine.cuda.current == 0
+        expected = run(batch)
+        np.testing.assert_array_equal(pool.submit(run, batch).result(), expected)
+        assert machine.cuda.current == 0
+        assert machine.cuda.chosen.count(1) >= 3
+    assert machine.cuda.current == 0
+    assert machine.cuda.idle
+
+
+def test_an_engine_that_fails_to_open_leaves_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's memory and the current GPU are as before."""
+    monkeypatch.setattr(machine.cuda, "total", 8)
+    with pytest.raises(RunError, match="too little free memory"), open_artifact(machine.file):
+        pass
+    assert machine.cuda.current == 0
+    assert machine.cuda.idle
+
+
+def test_logits_of_an_array_on_the_gpu_are_in_the_hosts_memory(machine: Machine) -> None:
+    """A batch that lies on the GPU gives the same array as one in the host's memory."""
+    batch = np.ones((2, 3, 4, 4), np.float32)
+    with open_artifact(machine.file) as run:
+        memory = cuda.Memory(batch.nbytes)
+        there = memory.array(batch.shape, batch.dtype)
+        machine.cuda.cudaMemcpy(there.pointer, batch.ctypes.data, batch.nbytes, None)
+        given: Any = there
+        found = run(given)
+        memory.close()
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, run(batch))
+
+
+def test_onnx_runtime_leaves_the_current_gpu_alone(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime chooses its GPU when it opens a file and at each run; the thread has its own again afterwards."""
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None:
+            machine.cuda.cudaSetDevice(1)
+
+        def get_inputs(self) -> list[Any]:
+            return [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1])]
+
+        def run(self, _: None, feed: dict[str, Any]) -> list[Any]:
+            machine.cuda.cudaSetDevice(1)
+            return [feed["image"]]
+
+    monkeypatch.setattr("model_artifacts.sessions.opening.onnx_session", Session)
+    variant = machine.file.variant.model_copy(update={"backend": Backend.ONNXRUNTIME})
+    with open_artifact(replace(machine.file, variant=variant)) as run:
+        assert machine.cuda.current == 0
+        assert run(np.ones((1, 2), np.float32)).tolist() == [[1, 1]]
+        assert machine.cuda.current == 0
+    assert machine.cuda.chosen == [1, 0, 1, 0]

@@ -84,6 +84,19 @@ def test_pixels_that_are_no_numbers_are_refused(value: float) -> None:
         to_colours(image, levels(0, 1))
 
 
+def test_levels_of_a_large_image_are_applied_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips of rows give the values of the whole image, its extent, and the count of all broken pixels."""
+    values = np.arange(35, dtype=np.float32).reshape(7, 5)
+    expected = np.rint(values / 34 * 255).astype(np.uint8)
+    monkeypatch.setattr("model_artifacts.sessions.pictures._STRIP", 11)
+    assert np.array_equal(np.asarray(to_colours(Image.fromarray(values), levels(0, 34))), expected)
+    with pytest.raises(DataError, match="values from 0 to 34"):
+        to_colours(Image.fromarray(values), GREY)
+    values[0, 0] = values[6, 4] = np.nan
+    with pytest.raises(DataError, match="2 of 35 pixels"):
+        to_colours(Image.fromarray(values), levels(0, 34))
+
+
 def test_levels_leave_8_bit_images_alone() -> None:
     """Images of 8 bits among those of 16 keep their values."""
     image = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Backend, LayerShare, ModuleContents, OperatorCalls, Precision, Setting, Tool
+from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.torch_tensorrt_runtime import (
     arguments_of,
     check_libraries,
@@ -96,6 +100,29 @@ def test_without_a_driver_the_library_is_not_even_imported() -> None:
     """Its import fails there; the reason is the driver's absence."""
     with pytest.raises(UnsupportedError, match="driver"):
         load_library()
+
+
+@pytest.mark.parametrize(("given", "level"), [(logging.NOTSET, logging.ERROR), (logging.DEBUG, logging.DEBUG)])
+def test_an_import_leaves_the_applications_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: int, level: int
+) -> None:
+    """Filters of warnings, the threshold of all loggers and a level that was set are as before the import."""
+    (tmp_path / "torch_tensorrt.py").write_text(
+        "import logging, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "logging.getLogger('torch_tensorrt').setLevel(logging.INFO)\n"
+    )
+    logger = logging.getLogger("torch_tensorrt")
+    monkeypatch.setattr(logger, "level", given)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
+    monkeypatch.setattr(torch_tensorrt_runtime, "missing_driver", lambda: None)
+    monkeypatch.setattr(torch_tensorrt_runtime, "check_libraries", lambda *_: None)
+    before = list(warnings.filters), logging.root.manager.disable
+    load_library()
+    monkeypatch.delitem(sys.modules, "torch_tensorrt")
+    assert (list(warnings.filters), logging.root.manager.disable) == before
+    assert logger.level == level
 
 
 def test_in_time_a_graph_that_breaks_is_no_silent_eager() -> None:

@@ -378,7 +378,7 @@ def test_weights_in_channels_last_never_reach_the_compiler(judged: Judged) -> No
 def test_weights_in_channels_last_would_be_caught_by_the_gate(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should they reach it all the same, the numbers are held against the reference, and rejected."""
 
-    def as_they_are(model: nn.Module, precision: Precision) -> nn.Module:
+    def as_they_are(model: nn.Module, precision: Precision, _: tuple[int, int, int]) -> nn.Module:
         return Typed(model, DTYPES[precision]).eval()
 
     monkeypatch.setattr("model_artifacts.sessions.module.ready_to_compile", as_they_are)

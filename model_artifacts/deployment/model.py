@@ -1,0 +1,158 @@
+"""A model that runs: batches → logits, and pictures → classes."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
+from model_artifacts.deployment.predictions import Prediction, checked_top, rank
+from model_artifacts.errors import RunError
+from model_artifacts.records import Backend
+from model_artifacts.sessions.preprocessing import read_pixels, to_input
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from model_artifacts.deployment.inputs import Pictures
+    from model_artifacts.deployment.resolution import Resolution
+    from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing
+    from model_artifacts.sessions.opening import Runner
+    from model_artifacts.sessions.preprocessing import Picture
+
+    Batch = npt.NDArray[np.float32]
+
+_AT_ONCE = 32
+"""The number of images in a batch, for an artifact that takes any number. It bounds the memory in use."""
+
+
+class Model:
+    """An artifact that runs. Any thread may call it; calls from several threads run one after the other."""
+
+    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner) -> None:
+        self.resolution = resolution
+        """The artifact taken, and the reasons against the others."""
+        self._facts = facts
+        self._run: Runner | None = run
+        self._lock = threading.Lock()
+
+    @property
+    def entry(self) -> ManifestEntry:
+        """The manifest's entry: accuracy, latencies, the precision it computed in."""
+        return self.resolution.entry
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The steps from an image to the input."""
+        return self._facts.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the logits' classes; None if unknown."""
+        return self._facts.class_names
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the logits of images that are preprocessed already.
+
+        Args:
+            batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
+                of torch in any memory. An engine reads an array in its GPU's memory, with `__dlpack__` or
+                `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
+
+        Returns:
+            float32 (batch, classes), a new array in the host's memory.
+
+        Raises:
+            RunError: the artifact does not take such a batch, or the `with` block has ended.
+        """
+        self._opened()
+        checked = self._checked(batch)
+        with self._lock:
+            return np.asarray(self._opened()(checked))
+
+    def predict(self, images: Pictures, *, top: int = 1) -> tuple[Prediction, ...]:
+        """Return the most likely classes of each image, with their names and scores.
+
+        The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
+        of the validation. They run in batches that the artifact takes, and are read batch by batch. If the artifact's
+        smallest batch is larger, copies of the last image fill it up.
+
+        Args:
+            images: one image, or an iterable of them: paths, bytes or open files of image files, Pillow's images, or
+                arrays and tensors of uint8 pixels. Arrays are (height, width, channels) or (height, width), torch's
+                tensors (channels, height, width). Greyscale of more than 8 bits needs the preprocessing's `levels`.
+            top: the number of classes to name for each image.
+
+        Returns:
+            a prediction for each image, in the order of the images, also for one image.
+
+        Raises:
+            DataError: an image cannot be read, or its mode does not fit the preprocessing.
+            RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
+                block has ended.
+            UsageError: `top` is no whole number above 0.
+        """
+        self._opened()
+        top = checked_top(top)
+        profile = self.entry.profile
+        pictures = pictures_of(images)
+        found: list[Prediction] = []
+        while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
+            found += rank(self._logits(chunk), self.class_names, top)
+        return tuple(found)
+
+    def _logits(self, pictures: Sequence[Picture]) -> Batch:
+        spec = self.preprocessing
+        batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
+        return self(_filled(batch, self.entry.profile))[: len(batch)]
+
+    def close(self) -> None:
+        """Refuse all further batches: the `with` block has ended. A batch that runs is waited for."""
+        with self._lock:
+            self._run = None
+
+    def _opened(self) -> Runner:
+        """Return the artifact's session.
+
+        Raises:
+            RunError: the model is closed.
+        """
+        run = self._run
+        if run is None:
+            raise RunError(
+                "the model is closed",
+                expected="a call inside of its `with` block",
+                got="a call after its end",
+                fix="call it inside the block: `with load(…) as model:`",
+            )
+        return run
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Return a batch that every backend takes alike, as a contiguous array.
+
+        Raises:
+            RunError: type, shape or values are others.
+        """
+        batch = detached(batch)
+        if self.entry.backend is Backend.TENSORRT and self._is_near(batch):
+            check_finite(batch)
+            return batch
+        return checked_batch(batch, self.preprocessing.input_shape)
+
+    def _is_near(self, batch: object) -> bool:
+        """Return true if a batch lies in the memory of the engine's GPU, as far as its library says which GPU it is."""
+        from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
+
+        gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)
+        return gpu_arrays.on_gpu(batch) and (gpu is None or index is None or index == gpu.index)
+
+
+def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
+    """Return a batch filled up to the smallest size that the artifact takes."""
+    missing = max(0, profile.min - len(batch)) if profile else 0
+    return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
