@@ -23,7 +23,7 @@ from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
-from model_artifacts.errors import ArtifactError, storage_errors
+from model_artifacts.errors import ArtifactError, closest, storage_errors
 from pipeline.cli.actions import FarmAction
 from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
 from pipeline.system.processes import end_children
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 _STATE = Path("artifacts")
 """The folder of the lock that one doit at a time holds."""
+
+
+_COMMANDS = ("list", "help", "info")
+"""Commands of doit's own, beside `run`, that tell about tasks."""
 
 
 class Reporter(ConsoleReporter):
@@ -180,9 +184,7 @@ class Run(DoitRun):
             message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
             status = 1
         except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
-            if isinstance(exc, InvalidCommand):
-                exc.cmd_used, exc.bin_name = None, "doit"
-            message, status = f"error: {exc}\n", 2
+            message, status = f"error: {self._explain(exc)}\n", 2
         except ArtifactError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
         except (KeyboardInterrupt, RuntimeError):
@@ -194,6 +196,14 @@ class Run(DoitRun):
             lock.release()
         sys.stderr.write(message)
         return status
+
+    def _explain(self, exc: Exception) -> str:
+        """Return the message of an error of use, with the task that a mistyped name most likely stands for."""
+        if not isinstance(exc, InvalidCommand):
+            return str(exc)
+        exc.cmd_used, exc.bin_name = None, "doit"
+        close = closest(exc.not_found or "", [*_COMMANDS, *(task.name for task in self.task_list)])
+        return str(exc) + (f"did you mean `doit {close}`?" if close else "")
 
     def _end_steps(self) -> None:
         with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it

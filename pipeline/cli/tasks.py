@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doit import get_var
+from doit import doit_cmd, get_var
 from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
-from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError
+from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError, UsageError
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
@@ -54,6 +54,7 @@ class Tasks:
         """Read the configuration that the command line names; an error in it ends the process with its message."""
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
         try:
+            _check_variables()
             return cls(config, _planned(config, stages))
         except ArtifactError as exc:
             sys.stderr.write(f"error: {exc}\n")
@@ -167,6 +168,23 @@ class _UpToDate:
         if task.meta is not None and freshness.reasons != (NOT_MADE,):
             task.meta[WHY] = freshness.reasons
         return freshness.is_current
+
+
+def _check_variables() -> None:
+    """Check that the command line sets no variable but the configuration; doit takes every `name=value`.
+
+    Raises:
+        UsageError: there is another one.
+    """
+    given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}  # noqa: SLF001 - doit offers no list of its variables
+    for name, value in given.items():
+        if name != CONFIG_VARIABLE:
+            raise UsageError(
+                f"doit has no variable {name!r}",
+                expected=f"{CONFIG_VARIABLE}=FILE",
+                got=f"{name}={value}",
+                fix=f"did you mean `{CONFIG_VARIABLE}={value}`? An option's value is a word of its own: `--key FILE`",
+            )
 
 
 def _planned(config: Path, stages: tuple[StageSpec[Any], ...]) -> Project:

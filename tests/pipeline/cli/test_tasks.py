@@ -153,6 +153,12 @@ def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> Non
     ("arguments", "says"),
     [
         (["buidl"], 'Invalid parameter: "buidl"'),
+        (["buidl"], "did you mean `doit build`?"),
+        (["lst"], "did you mean `doit list`?"),
+        ([f"build:{ENGINE}x"], f"did you mean `doit build:{ENGINE}`?"),
+        (["confg=other.yaml"], "doit has no variable 'confg'"),
+        (["Config=other.yaml"], "did you mean `config=other.yaml`?"),
+        (["release", "--key=k.pem", "key=k.pem"], "expected: config=FILE"),
         (["--bogus"], "option --bogus not recognized"),
         (["config=none.yaml"], "the configuration none.yaml cannot be read"),
     ],
