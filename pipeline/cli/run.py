@@ -25,7 +25,7 @@ from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, closest, storage_errors
 from pipeline.cli.actions import FarmAction
-from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, WHY
+from pipeline.cli.tasks import MAY_FAIL, REUSED, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Reporter(ConsoleReporter):
         """Start a run."""
         del tasks
         self._idle = True
+        self._verdict = ""
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -63,6 +64,7 @@ class Reporter(ConsoleReporter):
 
     def skip_uptodate(self, task: Task) -> None:
         """Print a line only for a reused result, and for a task that was asked for by name."""
+        self._verdict = (task.meta or {}).get(VERDICT, self._verdict)
         if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
         if (task.meta or {}).get(REUSED):
@@ -88,7 +90,7 @@ class Reporter(ConsoleReporter):
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
         elif self._idle and not self.failures:
-            self.write("everything is up to date\n")
+            self.write("everything is up to date\n" + (f"{self._verdict}\n" if self._verdict else ""))
 
 
 class _Tolerant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ MAY_FAIL = "dependencies that may fail"
 REUSED = "made elsewhere"
 WHY = "why it is not up to date"
 SINCE = "since when it is up to date"
+VERDICT = "where the verdict is"
 
 
 class Tasks:
@@ -65,6 +67,7 @@ class Tasks:
         schedule = self._project.schedule
         action = CmdAction if spec.prints_a_table else PrefixedCommand
         environment = step_environment(timed=spec.timed)
+        verdict = {VERDICT: self._verdict()} if spec.last else {}
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             command = action(self._command(step.stage, step.subject), shell=False, env=environment)
@@ -74,8 +77,18 @@ class Tasks:
                 "actions": [self._without_process(spec, step) or command],
                 "task_dep": [other.name for other in (*requires, *follows)],
                 "uptodate": [_UpToDate(self._project, step, self._current)],
-                "meta": {MAY_FAIL: [other.name for other in follows], REUSED: is_reused(self._project, step)},
+                "meta": {
+                    MAY_FAIL: [other.name for other in follows],
+                    REUSED: is_reused(self._project, step),
+                    **verdict,
+                },
             }
+
+    def _verdict(self) -> str:
+        """Return the place of the table with the verdict, and of the report if there is one."""
+        paths = self._project.paths
+        page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
+        return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
 
     def _without_process(self, spec: StageSpec[Any], step: Step) -> BaseAction | None:
         """Return the action of a step that runs on the farm, or is known to be skipped; None for all others."""
