@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from model_artifacts.deployment.choices import compares, latency_of, ties_of, timing_of, verdict_of
+from model_artifacts.deployment.choices import compares, latency_of, reference_warning, ties_of, timing_of, verdict_of
 from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.records import Status
 
@@ -56,6 +56,8 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     if manifest.model:
         model = manifest.model
         console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
+    if warning := reference_warning(manifest):
+        console.print(Text(f"warning: {warning}", style="yellow"))
     _print_artifacts(console, manifest, ties, notes)
     if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
@@ -84,6 +86,8 @@ def print_verdict(manifest: Manifest, stream: TextIO) -> None:
     """Print the artifacts to deploy on each device: for latency, for throughput and for memory."""
     console = console_for(stream)
     verdict = verdict_of(manifest)
+    if warning := reference_warning(manifest):
+        console.print(Text(f"\nwarning: {warning}", style="yellow"))
     if not verdict:
         console.print(Text("\nto deploy: nothing; no artifact was built, validated and timed"))
     for device, choices in verdict.items():
@@ -236,6 +240,8 @@ def _milliseconds(value: float | None) -> str:
 def _size(entry: ManifestEntry) -> str:
     if entry.file is None:
         return ""
+    if entry.file.path.endswith(".json"):
+        return "recipe"  # a few kilobytes, and no engine that its size would say anything of
     shared = "=" if entry.equals and not entry.file.path.startswith(f"{entry.id}/") else ""
     return f"{shared}{entry.file.bytes / 1e6:.1f} MB"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.speedups import is_eager, speedup_of
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from model_artifacts.records import BatchTiming, Manifest, ManifestEntry, Milestone
+
+
+_ONE_SIDED = 1.645
+"""Standard deviations that chance exceeds once in twenty times."""
 
 
 class Choice(NamedTuple):
@@ -176,3 +181,22 @@ def timing_of(row: Milestone, entries: Iterable[ManifestEntry]) -> tuple[BatchTi
         if timing.batch == row.batch and timing.layout is Layout.CONTIGUOUS and shown.get(timing.p50_ms) is timing.clock
     ]
     return min(timings, key=lambda timing: timing.p50_ms, default=None), entry
+
+
+def reference_warning(manifest: Manifest) -> str:
+    """Return a warning if the FP32 reference is no better than chance on the labelled images, else an empty text.
+
+    A configuration may deploy such artifacts all the same: they agree with a network that answers nothing.
+    """
+    model = manifest.model
+    samples = max((entry.accuracy.samples for entry in manifest.artifacts if entry.accuracy), default=0)
+    if model is None or model.reference_top1 is None or not model.class_names or not samples:
+        return ""
+    chance = 1 / len(model.class_names)
+    beyond = _ONE_SIDED * math.sqrt(chance * (1 - chance) / samples)
+    if len(model.class_names) == 1 or model.reference_top1 > chance + beyond:
+        return ""
+    return (
+        f"the FP32 reference's top-1 of {model.reference_top1:.1%} is no better than chance ({chance:.1%}): "
+        "what agrees with it is no better"
+    )

@@ -14,6 +14,7 @@ from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError, UsageError
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
+from pipeline.cli.owner import check_owner
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
 from pipeline.system.isolation import step_environment
@@ -57,7 +58,9 @@ class Tasks:
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
         try:
             _check_variables()
-            return cls(config, _planned(config, stages))
+            project = _planned(config, stages)
+            check_owner(project)
+            return cls(config, project)
         except ArtifactError as exc:
             sys.stderr.write(f"error: {exc}\n")
             raise SystemExit(exc.exit_code) from None

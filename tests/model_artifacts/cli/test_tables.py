@@ -161,6 +161,12 @@ def test_shared_file_is_marked() -> None:
     assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[1] == "=23.5"
 
 
+def test_a_recipe_has_no_size() -> None:
+    """The bytes of a recipe say nothing of the engine that it makes."""
+    file = FileRecord(path="m/t/torch_compile-fp16/recipe.json", bytes=2_000, sha256="0" * 64)
+    assert _row(_printed(_engine(id="m/t/torch_compile-fp16", file=file)), "t/torch_compile-fp16")[1] == "recipe"
+
+
 @pytest.mark.parametrize(
     ("clocks", "shown"),
     [
@@ -413,6 +419,19 @@ def test_an_accuracy_of_fewer_images_is_no_number() -> None:
     assert _cells(text, "t/few") == "t/few 23.5 MB † of 8 ≈ 1.23 ms ≥2.5× deployable"
     assert "† judged on fewer images than the others, so not comparable" in text
     assert "†" not in _printed(_engine())
+
+
+@pytest.mark.parametrize(("top1", "warned"), [(0.05, True), (0.12, True), (0.2, False)])
+def test_a_reference_at_chance_is_never_silent(top1: float, warned: bool) -> None:  # noqa: FBT001 - a parameter
+    """Artifacts that agree with an untrained network are listed with a warning, in the table and in the verdict."""
+    classes = tuple(f"c{index}" for index in range(10))
+    model = MODEL.model_copy(update={"reference_top1": top1, "class_names": classes})
+    shown = manifest(_engine()).model_copy(update={"model": model})
+    for show in (print_manifest, print_verdict):
+        stream = io.StringIO()
+        show(shown, stream)
+        said = f"the FP32 reference's top-1 of {top1:.1%} is no better than chance (10.0%)"
+        assert (said in stream.getvalue()) is warned
 
 
 def _wide(p50_ms: float, spread: float, speedup: float) -> BatchTiming:

@@ -33,7 +33,7 @@ GOLDEN = {
     "validate": (6, "1161f9db46d16813"),
     "benchmark": (3, "94a46e9ee73f01a9"),
     "manifest": (1, "66a299fae0204ce1"),
-    "report": (5, "c6c459d1d6aff0d9"),
+    "report": (6, "8b4e52bfba910905"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
 }
