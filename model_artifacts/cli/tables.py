@@ -215,7 +215,7 @@ def _milestone_table(manifest: Manifest, rows: Sequence[Milestone], hidden: Coll
         table.add_column(heading, justify="left" if heading == "status" else "right", no_wrap=True)
     table.add_column("artifact")
     for row in rows:
-        cells = (
+        cells: tuple[str | Text, ...] = (
             _milliseconds(row.p50_ms),
             _milliseconds(row.graph_ms),
             _speedup(row, manifest),
