@@ -31,6 +31,17 @@ def check_path(value: str) -> str:
     return value
 
 
+def check_folder(value: str) -> str:
+    """Return a folder of this machine for files of the pipeline alone.
+
+    Raises:
+        ValueError: the text is no path, or the root of the file system.
+    """
+    if not check_path(value).strip("/"):
+        raise ValueError(f"expected a folder of its own, such as artifacts, got {in_yaml(value)}")
+    return value
+
+
 def check_cache(value: str) -> str:
     """Return the shared cache: a folder, or a URL of a bucket.
 

@@ -15,7 +15,7 @@ from model_artifacts.records import (
     Preprocessing,
     Record,
 )
-from pipeline.config.places import check_cache, check_path
+from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
@@ -302,7 +302,7 @@ class FarmConfig(Record):
 class Config(Record):
     """All of `pipeline.yaml`."""
 
-    artifacts: Annotated[str, AfterValidator(check_path)] = "artifacts"
+    artifacts: Annotated[str, AfterValidator(check_folder)] = "artifacts"
     """The output folder, relative to the configuration file."""
     model: ModelConfig = ModelConfig()
     preprocessing: Annotated[Preprocessing | None, BeforeValidator(parse_auto)] = None

@@ -65,6 +65,14 @@ def test_url_in_place_of_a_path_is_refused(problems: Problems, text: str, key: s
     assert problem.endswith("; copy it here first, and name the copy")
 
 
+@pytest.mark.parametrize("text", ["/", "//"])
+def test_root_of_the_file_system_is_no_artifacts_folder(problems: Problems, text: str) -> None:
+    """The folder is the pipeline's own."""
+    assert problems(MATRIX + f"artifacts: {text}\n") == [
+        f"3:12: artifacts: expected a folder of its own, such as artifacts, got {text!r}"
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "  ", " x", "x ", "a\0b", "a\nb", "\x1b[31m", "a\u202eb"])
 def test_path_with_characters_that_no_terminal_shows_is_refused(text: str) -> None:
     """Blank paths, spaces at an end, control characters and marks of direction are slips or worse."""
