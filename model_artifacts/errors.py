@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -204,6 +204,20 @@ def listed(names: Sequence[str], *, most: int = 5, separator: str = ", ") -> str
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped word most likely stands for, whatever its case; None if none is near.
+
+    Args:
+        word: the word as it was typed.
+        known: the names to choose from.
+    """
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
+    names = {name.casefold(): name for name in known}
+    found = get_close_matches(word.casefold(), names, n=1)
+    return names[found[0]] if found else None
 
 
 def one_line(exc: BaseException) -> str:

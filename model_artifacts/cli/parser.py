@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from model_artifacts import __version__
 from model_artifacts.cli.completion import add_completion
 from model_artifacts.cli.options import DEBUG
+from model_artifacts.errors import closest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,15 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401 - argparse's own
         """Report a wrong choice in the form of all other errors."""
         if action.choices is not None and value not in action.choices:
-            names = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"expected one of {names}, got {value!r}")
+            names = tuple(map(str, action.choices))
+            close = closest(str(value), names)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise argparse.ArgumentError(action, f"expected one of {', '.join(names)}, got {value!r}{hint}")
+
+    def closest_option(self, argument: str) -> str | None:
+        """Return the option that a mistyped argument most likely stands for; None if none is near."""
+        name = argument.partition("=")[0]
+        return closest(name, self._option_string_actions) if name.startswith("-") else None
 
 
 class CommandLine:
@@ -70,5 +78,7 @@ class CommandLine:
         """Parse a command and its options. Wrong usage ends the process with status 2."""
         options, unknown = self.parser.parse_known_args(arguments)
         if unknown:
-            options.parser.error(f"expected no further arguments, got {' '.join(unknown)}")
+            close = options.parser.closest_option(unknown[0])
+            hint = f"; did you mean {close}?" if close else ""
+            options.parser.error(f"expected no further arguments, got {' '.join(unknown)}{hint}")
         return options

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from model_artifacts.cli.console import SteadyConsole
-from model_artifacts.deployment.choices import latency_of, ties_of, verdict_of
+from model_artifacts.deployment.choices import compares, latency_of, reference_warning, ties_of, timing_of, verdict_of
+from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.records import Status
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _COLOURS = {
 }
 _WIDE = 160
 """Columns of a log file, which has no terminal to ask."""
+_ON_FEWER = "† "
+"""The mark of an accuracy that does not compare with the others of its column."""
 _UNBOUNDED = 10_000
 """More columns than any table takes."""
 
@@ -55,15 +58,22 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     if manifest.model:
         model = manifest.model
         console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
+    if warning := reference_warning(manifest):
+        console.print(Text(f"warning: {warning}", style="yellow"))
     _print_artifacts(console, manifest, ties, notes)
     if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
     if any(ties.values()):
         console.print(
             Text(
-                "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap",
+                "≈ not told apart from the fastest that may be deployed on its device: their 95 % intervals overlap\n"
+                "≥ the least speed-up over eager FP32 that the intervals allow; empty: not told apart from eager FP32",
                 style="dim",
             )
+        )
+    if any(entry.accuracy and not compares(entry, manifest.artifacts) for entry in manifest.artifacts):
+        console.print(
+            Text(f"{_ON_FEWER.strip()} judged on fewer images than the others, so not comparable", style="dim")
         )
     doubts = Counter(doubt.what for entry in manifest.artifacts for doubt in entry.noise)
     if doubts:
@@ -71,13 +81,15 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
         console.print(Text(f"a noisy run: {', '.join(counts)}; the report says how much", style="dim"))
     for reason, number in notes.items():
         console.print(Text(f"[{number}] {reason}", style="dim"))
-    _print_milestones(console, manifest.milestones)
+    _print_milestones(console, manifest)
 
 
 def print_verdict(manifest: Manifest, stream: TextIO) -> None:
     """Print the artifacts to deploy on each device: for latency, for throughput and for memory."""
     console = console_for(stream)
     verdict = verdict_of(manifest)
+    if warning := reference_warning(manifest):
+        console.print(Text(f"\nwarning: {warning}", style="yellow"))
     if not verdict:
         console.print(Text("\nto deploy: nothing; no artifact was built, validated and timed"))
     for device, choices in verdict.items():
@@ -90,23 +102,40 @@ def print_verdict(manifest: Manifest, stream: TextIO) -> None:
 
 
 def _print_artifacts(console: Console, manifest: Manifest, ties: Ties, notes: dict[str, int]) -> None:
-    """Print the table of the artifacts, on a narrow terminal without the columns that matter least."""
-    removable = [*(["speed-up"] if ties else []), "rel. L2", *map(_latency_heading, reversed(list(ties)[1:]))]
-    unbounded = console.options.update(max_width=_UNBOUNDED)
+    """Print the table of the artifacts.
+
+    A terminal that is too narrow for it gets the variants below their target, and then no columns of lesser matter.
+    """
+    latencies = [*map(_latency_heading, reversed(list(ties)[1:]))]
+    removable = [*(["speed-up"] if ties else []), "rel. L2", *latencies, "size"]
+    table = whole = _artifact_table(manifest, ties, notes, [])
     hidden: list[str] = []
-    table = whole = _artifact_table(manifest, ties, notes, hidden)
-    while console.is_terminal and Measurement.get(console, unbounded, table).maximum > console.width:
+    if not _fits(console, table):
+        table = _artifact_table(manifest, ties, notes, [], grouped=True)
+    while not _fits(console, table):
         if hidden == removable:  # the variants alone are too wide
             table, hidden = whole, []
             break
         hidden = removable[: len(hidden) + 1]
-        table = _artifact_table(manifest, ties, notes, hidden)
+        table = _artifact_table(manifest, ties, notes, hidden, grouped=True)
     console.print(table)
+    _print_hidden(console, hidden)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    """Return True if no row of a table needs a second line, or if the console is no terminal, which has room."""
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    return not console.is_terminal or Measurement.get(console, unbounded, table).maximum <= console.width
+
+
+def _print_hidden(console: Console, hidden: Sequence[str]) -> None:
     if hidden:
         console.print(Text(f"columns that a wider terminal shows: {', '.join(hidden)}", style="dim"))
 
 
-def _artifact_table(manifest: Manifest, ties: Ties, notes: dict[str, int], hidden: Collection[str]) -> Table:
+def _artifact_table(
+    manifest: Manifest, ties: Ties, notes: dict[str, int], hidden: Collection[str], *, grouped: bool = False
+) -> Table:
     """Return the table of the artifacts, and add their reasons to the notes.
 
     Args:
@@ -114,6 +143,7 @@ def _artifact_table(manifest: Manifest, ties: Ties, notes: dict[str, int], hidde
         ties: By batch size, the ids of the artifacts that tie with the fastest.
         notes: The number of each reason. New reasons are added.
         hidden: The headings of the columns to leave out.
+        grouped: True puts the variants below the name of their target.
     """
     headings = ["size", "top-1" if manifest.model and manifest.model.labelled else "agreement", "rel. L2"]
     for batch in ties:
@@ -122,15 +152,19 @@ def _artifact_table(manifest: Manifest, ties: Ties, notes: dict[str, int], hidde
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant", no_wrap=True)
     for heading in compress(headings, shown):
-        table.add_column(heading, justify="right")
-    table.add_column("status")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     skipped = _skipped_targets(manifest.artifacts)
-    for entry in manifest.artifacts:
-        if entry.target not in skipped:
-            cells = (_size(entry), *_accuracy(entry), *_timings(entry, ties))
-            table.add_row(entry.id.split("/", 1)[1], *compress(cells, shown), _status(entry, notes))
-    for target, entries in skipped.items():
-        table.add_row(f"{target}/* ({len(entries)} variants)", *[""] * sum(shown), _status(entries[0], notes))
+    entries = [entry for entry in manifest.artifacts if entry.target not in skipped]
+    for entry, above in zip(entries, [None, *entries], strict=False):
+        if grouped and (above is None or above.target != entry.target):
+            table.add_row(Text(entry.target, style="bold"))
+        cells = (_size(entry), *_accuracy(entry, manifest.artifacts), *_timings(entry, ties, manifest.artifacts))
+        name = entry.id.split("/", 1)[1]
+        name = f"  {name.removeprefix(f'{entry.target}/')}" if grouped else name
+        table.add_row(Text(name), *compress(cells, shown), _status(entry, notes))
+    for target, group in skipped.items():
+        table.add_row(f"{target}/* ({len(group)} variants)", *[""] * sum(shown), _status(group[0], notes))
     return table
 
 
@@ -159,27 +193,46 @@ def _skipped_targets(entries: Sequence[ManifestEntry]) -> dict[str, list[Manifes
     }
 
 
-def _print_milestones(console: Console, milestones: tuple[Milestone, ...]) -> None:
+def _print_milestones(console: Console, manifest: Manifest) -> None:
     """Print the steps from eager FP32 to the best engine, one table for each GPU and batch size."""
-    for gpu, batch in dict.fromkeys((row.gpu, row.batch) for row in milestones):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("", "p50", "with a CUDA graph", "speed-up", "rel. L2"):
-            table.add_column(name, justify="right" if name else "left")
-        for name in ("status", "artifact"):
-            table.add_column(name)
-        for row in milestones:
-            if (row.gpu, row.batch) == (gpu, batch):
-                table.add_row(
-                    row.label,
-                    _milliseconds(row.p50_ms),
-                    _milliseconds(row.graph_ms),
-                    f"{row.speedup:.2f}×" if row.speedup else "",
-                    "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
-                    Text(row.status.value, style=_COLOURS[row.status]),
-                    row.id.split("/", 1)[1] if row.id else "",
-                )
+    removable = ["rel. L2", "status", "p50"]
+    for gpu, batch in dict.fromkeys((row.gpu, row.batch) for row in manifest.milestones):
+        rows = [row for row in manifest.milestones if (row.gpu, row.batch) == (gpu, batch)]
+        hidden: list[str] = []
+        table = _milestone_table(manifest, rows, hidden)
+        while not _fits(console, table) and hidden != removable:
+            hidden = removable[: len(hidden) + 1]
+            table = _milestone_table(manifest, rows, hidden)
         console.print(Text(f"\nfrom eager FP32 to the best engine: {gpu}, batch {batch}"))
         console.print(table)
+        _print_hidden(console, hidden)
+
+
+def _milestone_table(manifest: Manifest, rows: Sequence[Milestone], hidden: Collection[str]) -> Table:
+    headings = ["p50", "with a CUDA graph", "speed-up", "rel. L2", "status"]
+    shown = [heading not in hidden for heading in headings]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for heading in compress(headings, shown):
+        table.add_column(heading, justify="left" if heading == "status" else "right", no_wrap=True)
+    table.add_column("artifact")
+    for row in rows:
+        cells: tuple[str | Text, ...] = (
+            _milliseconds(row.p50_ms),
+            _milliseconds(row.graph_ms),
+            _speedup(row, manifest),
+            "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+            Text(row.status.value, style=_COLOURS[row.status]),
+        )
+        table.add_row(row.label, *compress(cells, shown), row.id.split("/", 1)[1] if row.id else "")
+    return table
+
+
+def _speedup(row: Milestone, manifest: Manifest) -> str:
+    """Return a milestone's speed-up; empty if its artifact is not told apart from eager FP32."""
+    timing, entry = timing_of(row, manifest.artifacts)
+    found = speedup_of(entry, timing, manifest.artifacts) if entry and timing else None
+    return "" if row.speedup is None or (found and found.factor is None) else f"{row.speedup:.2f}×"
 
 
 def _milliseconds(value: float | None) -> str:
@@ -189,22 +242,28 @@ def _milliseconds(value: float | None) -> str:
 def _size(entry: ManifestEntry) -> str:
     if entry.file is None:
         return ""
+    if entry.file.path.endswith(".json"):
+        return "recipe"  # a few kilobytes, and no engine that its size would say anything of
     shared = "=" if entry.equals and not entry.file.path.startswith(f"{entry.id}/") else ""
     return f"{shared}{entry.file.bytes / 1e6:.1f} MB"
 
 
-def _accuracy(entry: ManifestEntry) -> tuple[str, str]:
+def _accuracy(entry: ManifestEntry, entries: Sequence[ManifestEntry]) -> tuple[str, str]:
+    """Return the accuracy and the distance; for one on fewer images than others, their number alone."""
     if entry.accuracy is None:
         return "", ""
+    if not compares(entry, entries):
+        return f"{_ON_FEWER}of {entry.accuracy.samples}", ""
     shown = entry.accuracy.top1_agreement if entry.accuracy.top1 is None else entry.accuracy.top1
     return f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
 
 
-def _timings(entry: ManifestEntry, ties: Ties) -> list[str]:
+def _timings(entry: ManifestEntry, ties: Ties, entries: Sequence[ManifestEntry]) -> list[str]:
     cells = []
     for batch, alike in ties.items():
         timing = latency_of(entry, batch)
-        mark = "≈ " if entry.id in alike else ""
-        cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
-        cells.append(f"{timing.speedup:.2f}×" if timing and timing.speedup else "")
+        tied = entry.id in alike
+        speedup = speedup_of(entry, timing, entries, tied=tied) if timing else None
+        cells.append(("≈ " if tied else "") + _milliseconds(timing.p50_ms if timing else None))
+        cells.append(speedup.short if speedup else "")
     return cells

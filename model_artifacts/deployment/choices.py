@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.deployment.speedups import is_eager, speedup_of
 from model_artifacts.records import CLOCKS, Clock, Layout, Status, ranking_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry
+    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry, Milestone
+
+
+_ONE_SIDED = 1.645
+"""Standard deviations that chance exceeds once in twenty times."""
 
 
 class Choice(NamedTuple):
@@ -60,8 +66,10 @@ def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
         entries: The artifacts of one GPU or of one processor.
     """
     deployable = [entry for entry in entries if entry.status is Status.DEPLOYABLE]
+    eager = [entry for entry in entries if is_eager(entry)]
     batches = sorted({timing.batch for entry in deployable for timing in entry.timings})
-    return (_fastest(deployable, batches[0] if batches else 1), _most_images(deployable), _smallest(deployable))
+    latency = _fastest(deployable, batches[0] if batches else 1, eager)
+    return (latency, _most_images(deployable, eager), _smallest(deployable))
 
 
 def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
@@ -72,12 +80,18 @@ def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
     """
     by_device: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
-        if entry.status is Status.DEPLOYABLE and (device := entry.gpu.name if entry.gpu else entry.device):
+        if (entry.status is Status.DEPLOYABLE or is_eager(entry)) and (
+            device := entry.gpu.name if entry.gpu else entry.device
+        ):
             by_device.setdefault(device, []).append(entry)
-    return {device: choices_of(entries) for device, entries in by_device.items()}
+    return {
+        device: choices_of(entries)
+        for device, entries in by_device.items()
+        if any(entry.status is Status.DEPLOYABLE for entry in entries)
+    }
 
 
-def _fastest(entries: list[ManifestEntry], batch: int) -> Choice:
+def _fastest(entries: list[ManifestEntry], batch: int, eager: list[ManifestEntry]) -> Choice:
     timed = [_Candidate(entry, timing) for entry in entries if (timing := latency_of(entry, batch))]
     goal = f"lowest latency, batch {batch}"
     if not timed:
@@ -88,10 +102,10 @@ def _fastest(entries: list[ManifestEntry], batch: int) -> Choice:
     chosen, ties = _settle(alike, best)
     p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
     latency = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
-    return Choice(goal, chosen.entry, latency + _gain(chosen), ties)
+    return Choice(goal, chosen.entry, latency + _gain(chosen, eager, ties), ties)
 
 
-def _most_images(entries: list[ManifestEntry]) -> Choice:
+def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Choice:
     timed = [
         _Candidate(entry, timing)
         for entry in entries
@@ -105,7 +119,7 @@ def _most_images(entries: list[ManifestEntry]) -> Choice:
     chosen, ties = _settle(alike, best)
     how = "several streams" if chosen.timing.clock is Clock.STREAMS else "one batch after the other"
     rate = f"{chosen.timing.throughput_per_s:,.0f} images/s in batches of {chosen.timing.batch}, {how}"
-    return Choice("highest throughput", chosen.entry, rate + _gain(chosen), ties)
+    return Choice("highest throughput", chosen.entry, rate + _gain(chosen, eager, ties), ties)
 
 
 def _settle(candidates: Iterable[_Candidate], best: _Candidate) -> tuple[_Candidate, tuple[str, ...]]:
@@ -115,8 +129,11 @@ def _settle(candidates: Iterable[_Candidate], best: _Candidate) -> tuple[_Candid
     return chosen, tuple(name for name in ties if name != chosen.entry.id)
 
 
-def _gain(chosen: _Candidate) -> str:
-    return f", {chosen.timing.speedup:.2f}× eager FP32" if chosen.timing.speedup else ""
+def _gain(chosen: _Candidate, eager: list[ManifestEntry], ties: tuple[str, ...]) -> str:
+    if is_eager(chosen.entry):
+        return ""
+    speedup = speedup_of(chosen.entry, chosen.timing, eager, tied=bool(ties))
+    return f", {speedup.phrase}" if speedup else ""
 
 
 def _smallest(entries: list[ManifestEntry]) -> Choice:
@@ -142,4 +159,44 @@ def latency_of(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock is not Clock.STREAMS]
     return min(
         timed, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
+    )
+
+
+def compares(entry: ManifestEntry, entries: Iterable[ManifestEntry]) -> bool:
+    """Return True if an artifact's accuracy is of as many images as that of the others.
+
+    A slow reference evaluator sees a few of the images, whose accuracy is another one.
+    """
+    most = max((other.accuracy.samples for other in entries if other.accuracy), default=0)
+    return entry.accuracy is not None and entry.accuracy.samples == most
+
+
+def timing_of(row: Milestone, entries: Iterable[ManifestEntry]) -> tuple[BatchTiming | None, ManifestEntry | None]:
+    """Return the timing and the artifact that a milestone's speed-up belongs to; None for each that is missing."""
+    entry = next((other for other in entries if other.id == row.id), None)
+    shown = {row.p50_ms: Clock.GPU, row.graph_ms: Clock.GPU_GRAPH}
+    timings = [
+        timing
+        for timing in (entry.timings if entry else ())
+        if timing.batch == row.batch and timing.layout is Layout.CONTIGUOUS and shown.get(timing.p50_ms) is timing.clock
+    ]
+    return min(timings, key=lambda timing: timing.p50_ms, default=None), entry
+
+
+def reference_warning(manifest: Manifest) -> str:
+    """Return a warning if the FP32 reference is no better than chance on the labelled images, else an empty text.
+
+    A configuration may deploy such artifacts all the same: they agree with a network that answers nothing.
+    """
+    model = manifest.model
+    samples = max((entry.accuracy.samples for entry in manifest.artifacts if entry.accuracy), default=0)
+    if model is None or model.reference_top1 is None or not model.class_names or not samples:
+        return ""
+    chance = 1 / len(model.class_names)
+    beyond = _ONE_SIDED * math.sqrt(chance * (1 - chance) / samples)
+    if len(model.class_names) == 1 or model.reference_top1 > chance + beyond:
+        return ""
+    return (
+        f"the FP32 reference's top-1 of {model.reference_top1:.1%} is no better than chance ({chance:.1%}): "
+        "what agrees with it is no better"
     )

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from model_artifacts.host.terminal import escaped, plain
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 5.0
 """Seconds between two lines; shorter work writes none."""
+_MINUTES_FROM = 100
+"""Seconds from which a time is told in minutes."""
+
+
+def _time_left(done: int, steps: int, seconds: float) -> str:
+    """Return the time that the other steps of a phase take at the same pace, as a phrase; empty if it is unknown."""
+    left = seconds / done * (steps - done) if done else 0.0
+    if left < 1:
+        return ""
+    return f", about {left:.0f} s left" if left < _MINUTES_FROM else f", about {left / 60:.0f} min left"
 
 
 class Bars:
@@ -36,18 +46,15 @@ class Bars:
         self._lock = threading.Lock()
         self._last_line = time.monotonic()
         self._steps: dict[str, int] = {}
+        self._begun: dict[str, float] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         """Start the bars, if the stream is a terminal."""
         if self._stream.isatty():
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
+            times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(elapsed_when_finished=True))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *times)
             self._bars = Progress(*columns, console=Console(file=plain(self._stream)), transient=True)
             self._bars.start()
         return self
@@ -67,6 +74,7 @@ class Bars:
         """
         with self._lock:
             self._steps[phase] = steps
+            self._begun[phase] = time.monotonic()
             if self._bars:
                 shown = escaped(f"  {phase}" if parent else phase)
                 self._tasks[phase] = self._bars.add_task(shown, total=steps)
@@ -81,9 +89,11 @@ class Bars:
         with self._lock:
             if self._bars and phase in self._tasks:
                 self._bars.update(self._tasks[phase], completed=done)
-            elif not self._bars and time.monotonic() - self._last_line >= _QUIET_SECONDS:
-                self._last_line = time.monotonic()
-                self._stream.write(f"{escaped(phase)}: {done} of {self._steps.get(phase, done)}\n")
+            elif not self._bars and (now := time.monotonic()) - self._last_line >= _QUIET_SECONDS:
+                self._last_line = now
+                steps = self._steps.get(phase, done)
+                left = _time_left(done, steps, now - self._begun.get(phase, now))
+                self._stream.write(f"{escaped(phase)}: {done} of {steps}{left}\n")
                 self._stream.flush()
 
     def finish(self, phase: str) -> None:

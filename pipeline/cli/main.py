@@ -12,6 +12,7 @@ from model_artifacts.cli.parser import CommandLine
 from model_artifacts.errors import SourceError
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.options import ARTIFACTS, CONFIG, subject_of
+from pipeline.cli.owner import check_owner, claim
 from pipeline.cli.plan_commands import add_plan_commands
 from pipeline.planning.freshness import is_reused
 from pipeline.planning.project import Project
@@ -96,6 +97,8 @@ def _add_stage(line: CommandLine, spec: StageSpec[Any]) -> None:
 def _run_step(step: Step, config: Path, artifacts: Path | None) -> int:
     project = Project.load(config, STAGES, artifacts)
     subject = project.schedule.subject(step)
+    if not project.on_worker:
+        check_owner(project)
     if is_reused(project, step):
         raise SourceError(
             f"{step.stage} needs torch, which is not installed here; its result in artifacts/ is missing or stale",
@@ -105,6 +108,8 @@ def _run_step(step: Step, config: Path, artifacts: Path | None) -> int:
     if project.schedule.workers(step) and not project.on_worker:
         return _run_on_farm(project, step)
     spec = project.schedule.spec(step.stage)
+    if not project.on_worker:
+        claim(project)
     _ = project.git  # the step's record names the commit of now, not one that is made meanwhile
     with _turn_of(spec), nvtx_range(f"{step.stage} {step.subject}"):
         if project.config.cache is None or project.on_worker:  # the farm's driver has looked into the cache

@@ -25,10 +25,10 @@ from doit.reporter import ConsoleReporter
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream
 
-from model_artifacts.errors import ArtifactError, storage_errors
+from model_artifacts.errors import ArtifactError, closest, storage_errors
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.actions import FarmAction
-from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, WHY
+from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ _STATE = Path("artifacts")
 """The folder of the lock that one doit at a time holds."""
 
 
+_COMMANDS = ("list", "help", "info")
+"""Commands of doit's own, beside `run`, that tell about tasks."""
+
+
 class Reporter(ConsoleReporter):
     """A reporter that leaves the output to the steps, and lists the failures at the end with their commands."""
 
@@ -52,6 +56,7 @@ class Reporter(ConsoleReporter):
         """Start a run."""
         del tasks
         self._idle = True
+        self._verdict = ""
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -62,6 +67,7 @@ class Reporter(ConsoleReporter):
 
     def skip_uptodate(self, task: Task) -> None:
         """Print a line only for a reused result, and for a task that was asked for by name."""
+        self._verdict = (task.meta or {}).get(VERDICT, self._verdict)
         if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
         if (task.meta or {}).get(REUSED):
@@ -87,7 +93,7 @@ class Reporter(ConsoleReporter):
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
         elif self._idle and not self.failures:
-            self.write("everything is up to date\n")
+            self.write("everything is up to date\n" + (f"{self._verdict}\n" if self._verdict else ""))
 
 
 def _command_of(task: Task) -> str:
@@ -203,9 +209,7 @@ class Run(DoitRun):
             message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
             status = 1
         except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
-            if isinstance(exc, InvalidCommand):
-                exc.cmd_used, exc.bin_name = None, "doit"
-            message, status = f"error: {exc}\n", 2
+            message, status = f"error: {self._explain(exc)}\n", 2
         except ArtifactError as exc:
             message, status = f"error: {exc}\n", exc.exit_code
         except (KeyboardInterrupt, RuntimeError):
@@ -218,6 +222,14 @@ class Run(DoitRun):
             lock.release()
         sys.stderr.write(message)
         return status
+
+    def _explain(self, exc: Exception) -> str:
+        """Return the message of an error of use, with the task that a mistyped name most likely stands for."""
+        if not isinstance(exc, InvalidCommand):
+            return str(exc)
+        exc.cmd_used, exc.bin_name = None, "doit"
+        close = closest(exc.not_found or "", [*_COMMANDS, *(task.name for task in self.task_list)])
+        return str(exc) + (f"did you mean `doit {close}`?" if close else "")
 
     def _end_steps(self) -> None:
         with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it

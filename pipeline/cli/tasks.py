@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doit import get_var
+from doit import doit_cmd, get_var
 from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
-from model_artifacts.errors import ArtifactError, UnknownFarmError
+from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import escaped
 from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
+from pipeline.cli.owner import check_owner
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
 from pipeline.system.isolation import step_environment
@@ -39,6 +41,7 @@ MAY_FAIL = "dependencies that may fail"
 REUSED = "made elsewhere"
 WHY = "why it is not up to date"
 SINCE = "since when it is up to date"
+VERDICT = "where the verdict is"
 
 
 class Tasks:
@@ -55,7 +58,10 @@ class Tasks:
         """Read the configuration that the command line names; an error in it ends the process with its message."""
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
         try:
-            return cls(config, _planned(config, stages))
+            _check_variables()
+            project = _planned(config, stages)
+            check_owner(project)
+            return cls(config, project)
         except ArtifactError as exc:
             sys.stderr.write(escaped(f"error: {exc}\n"))
             raise SystemExit(exc.exit_code) from None
@@ -65,6 +71,7 @@ class Tasks:
         schedule = self._project.schedule
         action = CmdAction if spec.prints_a_table else PrefixedCommand
         environment = step_environment(timed=spec.timed)
+        verdict = {VERDICT: self._verdict()} if spec.last else {}
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             command = action(self._command(step.stage, step.subject), shell=False, env=environment)
@@ -74,8 +81,18 @@ class Tasks:
                 "actions": [self._without_process(spec, step) or command],
                 "task_dep": [other.name for other in (*requires, *follows)],
                 "uptodate": [_UpToDate(self._project, step, self._current)],
-                "meta": {MAY_FAIL: [other.name for other in follows], REUSED: is_reused(self._project, step)},
+                "meta": {
+                    MAY_FAIL: [other.name for other in follows],
+                    REUSED: is_reused(self._project, step),
+                    **verdict,
+                },
             }
+
+    def _verdict(self) -> str:
+        """Return the place of the table with the verdict, and of the report if there is one."""
+        paths = self._project.paths
+        page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
+        return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
 
     def _without_process(self, spec: StageSpec[Any], step: Step) -> BaseAction | None:
         """Return the action of a step that runs on the farm, or is known to be skipped; None for all others."""
@@ -160,6 +177,23 @@ class _UpToDate:
         if task.meta is not None and freshness.reasons != (NOT_MADE,):
             task.meta[WHY] = freshness.reasons
         return freshness.is_current
+
+
+def _check_variables() -> None:
+    """Check that the command line sets no variable but the configuration; doit takes every `name=value`.
+
+    Raises:
+        UsageError: there is another one.
+    """
+    given: dict[str, str] = doit_cmd._CMDLINE_VARS or {}  # noqa: SLF001 - doit offers no list of its variables
+    for name, value in given.items():
+        if name != CONFIG_VARIABLE:
+            raise UsageError(
+                f"doit has no variable {name!r}",
+                expected=f"{CONFIG_VARIABLE}=FILE",
+                got=f"{name}={value}",
+                fix=f"did you mean `{CONFIG_VARIABLE}={value}`? An option's value is a word of its own: `--key FILE`",
+            )
 
 
 def _planned(config: Path, stages: tuple[StageSpec[Any], ...]) -> Project:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from model_artifacts.errors import ConfigError, UsageError
+from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, portable_target
@@ -92,6 +91,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],
         ("leave_unquantized", "int8"): list(config.leave_unquantized.int8),
         ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),
+        ("tensorrt", "tactic_sources"): [source.value for source in config.tensorrt.tactic_sources or ()],
+        ("benchmark", "baselines"): [baseline.value for baseline in config.benchmark.baselines],
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
         ("farm", "targets"): [target.model_dump_json(exclude={"steps_per_gpu"}) for target in config.farm_targets],
@@ -207,8 +208,8 @@ _EXPECTED = {
     "string_type": "text",
     "string_too_short": "text that is not empty",
     "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than_equal": "at least {ge:.10g}",
+    "less_than_equal": "at most {le:.10g}",
 }
 """pydantic's types of errors → the expected value in YAML's words."""
 
@@ -218,18 +219,16 @@ def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
     got = in_yaml(detail["input"])
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {name!r}; {hint}"
+        close = closest(str(location[-1]), known)
+        hint = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {shortened(repr(name), 120)}; {hint}"
     if detail["type"] == "missing":
         return f"missing key {name!r}"
     if detail["type"] == "value_error":
         return f"{name}: {detail['ctx']['error']}"
     if detail["type"] == "enum":
-        close = difflib.get_close_matches(
-            str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1
-        )
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+        hint = f"; did you mean {close!r}?" if close else ""
         return f"{name}: expected {detail['ctx']['expected']}, got {got}{hint}"
     if detail["type"] in _EXPECTED:
         return f"{name}: expected {_EXPECTED[detail['type']].format(**detail.get('ctx', {}))}, got {got}"

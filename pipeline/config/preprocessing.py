@@ -17,6 +17,8 @@ _MEAN_TOLERANCE = 0.01
 """Caffe's, CLIP's and DPN's means of ImageNet are this close to torchvision's, and 0.03 apart from its own reverse."""
 _LARGEST_INPUT = 10.0
 """The largest normalised input that needs no statement. torchvision's and timm's weights take inputs up to 2.8."""
+_LARGEST_SIDE = 2**14
+"""Pixels of a side. One picture of 16,384×16,384 takes 0.8 GB, and as FP32 four times as much."""
 _RANGE_TOLERANCE = 0.02
 """The share of a range by which its stated and its actual ends may differ, because people round."""
 
@@ -28,6 +30,13 @@ def preprocessing_problems(spec: Preprocessing) -> Iterator[tuple[Location, str]
     give every picture nearly the same input. A stated `input_range` replaces the first two checks, an `order` that is
     written the last one.
     """
+    for name, size in (("resize", spec.resize), ("crop", spec.crop)):
+        largest = max(size) if isinstance(size, tuple) else size
+        if largest > _LARGEST_SIDE:
+            yield (
+                ("preprocessing", name),
+                f"`preprocessing.{name}`: expected at most {_LARGEST_SIDE} pixels, got {largest}",
+            )
     if spec.input_range is not None:
         yield from _range_problems(spec)
     elif min(spec.mean) < 0 or max(spec.mean) > 1 or max(spec.std) > 1:

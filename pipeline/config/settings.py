@@ -14,15 +14,20 @@ from model_artifacts.records import (
     Precision,
     Preprocessing,
     Record,
-    Whole,
 )
+from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
+    Count,
+    Drop,
     Flag,
     Name,
     Number,
+    Repeats,
+    Seconds,
     WorkspaceSize,
+    check_batch_range,
     check_factory,
     check_model_name,
     check_own_resource,
@@ -41,10 +46,13 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Graph, Host
 
 
+ParsedBatchRange = Annotated[BatchRange, BeforeValidator(parse_batch_range), AfterValidator(check_batch_range)]
+
+
 class WeightsConfig(Record):
     """The model's weights. Text alone stands for `file`."""
 
-    file: Annotated[str, StringConstraints(min_length=1)] = "auto"
+    file: Annotated[str, AfterValidator(check_path)] = "auto"
     """auto, sample, factory, a name of torchvision's weights such as IMAGENET1K_V1, or the path of a file."""
     key: str | None = None
     """The keys that lead to the state dict in a file that holds several, joined by dots. None takes the one that fits.
@@ -66,18 +74,18 @@ class ModelConfig(Record):
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     """`package.module:function`; the function returns a torch.nn.Module."""
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
-    download_timeout_seconds: Annotated[Number, Field(gt=0)] = 10.0
+    download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 
 
 class DataConfig(Record):
     """The images and their numbers."""
 
-    images: str = "auto"
+    images: Annotated[str, AfterValidator(check_path)] = "auto"
     """auto, digits, photographs, or the path of a folder with one folder of images for each class."""
-    calibration: Whole = 512
+    calibration: Count = 512
     """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
-    validation: Whole = 500
+    validation: Count = 500
     """Images for validation."""
     classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(parse_classes)] = None
     """Names of the classes in the order of the logits, or a file with them. None takes those of the weights."""
@@ -109,7 +117,7 @@ class TorchTensorRTConfig(Record):
 
     formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = (ModuleFormat.EXPORTED_PROGRAM,)
     """The file formats of `dynamo` modules. Each is an artifact of its own."""
-    min_block_size: Whole = 5
+    min_block_size: Count = 5
     """The least number of successive operators for a TensorRT engine. Fewer stay in PyTorch."""
     optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
     """The effort of the search for faster kernels, 0 to 5. None is the library's default."""
@@ -121,7 +129,7 @@ class TorchTensorRTConfig(Record):
     The folders are apart because the library's own cache key ignores the workspace. Cached engines can be refitted with
     other weights, and may be slower for that reason.
     """
-    build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+    build_timeout_seconds: Seconds = 3600.0
     """Time limit of one build, in seconds."""
 
     @property
@@ -135,13 +143,13 @@ class Gate(Record):
 
     cosine: Annotated[Number, Field(ge=-1, le=1)] | None = None
     """The least cosine similarity of the logits, as a mean over the samples. None has no such bound."""
-    relative_l2: Annotated[Number, Field(ge=0)] | None = None
+    relative_l2: Annotated[Number, Field(ge=0, le=1)] | None = None
     """The largest relative L2 error of the logits. None takes a multiple of the precision's own rounding."""
     top1_agreement: Annotated[Number, Field(ge=0, le=1)] | None = None
     """The least share of samples with the same top-1 class. None has no such bound."""
-    top1_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    top1_drop: Annotated[Drop, Field(ge=-1)] | None = None
     """The largest drop of the top-1 accuracy; 0.01 is one percentage point. None takes the margin of `gates`."""
-    class_drop: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    class_drop: Annotated[Drop, Field(ge=-1)] | None = None
     """The largest drop of the top-1 accuracy of the worst class. None records the drop without a bound."""
 
 
@@ -152,10 +160,10 @@ class Gates(Record):
     the power of both.
     """
 
-    rounding: Annotated[Number, Field(gt=0)] = 2.0
+    rounding: Annotated[Number, Field(gt=0, le=100)] = 2.0
     """The largest distance from the reference, as a multiple of the one that the precision's own rounding makes in this
     network."""
-    margin: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    margin: Annotated[Drop, Field(ge=0)] = 0.01
     """The largest drop of the top-1 accuracy; 0.01 is one percentage point. Without labels, the largest share of other
     answers."""
     require_proof: Flag = False
@@ -185,9 +193,9 @@ class Gates(Record):
 class ValidationConfig(Record):
     """Settings of the validation."""
 
-    reference_evaluator_samples: Whole = 8
+    reference_evaluator_samples: Count = 8
     """Samples for the slow reference evaluator. It runs bf16, which no CPU runtime runs."""
-    timeout_seconds: Annotated[Number, Field(gt=0)] = 1800.0
+    timeout_seconds: Seconds = 1800.0
     """Time limit of one engine, in seconds."""
 
 
@@ -208,21 +216,21 @@ class BenchmarkConfig(Record):
     """Settings of the benchmark."""
 
     baselines: tuple[Baseline, ...] = (Baseline.INDUCTOR, Baseline.ONNXRUNTIME)
-    batches: Annotated[tuple[Whole, ...], Field(min_length=1)] | None = None
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Batch sizes to time. None takes the optimum of each profile."""
-    restarts: Whole = 3
+    restarts: Repeats = 3
     """Repetitions of the whole measurement, each in fresh processes."""
-    warmup_runs: Whole = 2
+    warmup_runs: Repeats = 2
     """The least number of runs in a warm-up median. Warm-up ends when two medians in a row agree within 2 %."""
-    warmup_seconds: Annotated[Number, Field(gt=0)] = 1.0
+    warmup_seconds: Seconds = 1.0
     """The longest warm-up at each batch size, in seconds."""
-    rounds: Whole = 2
+    rounds: Repeats = 2
     """Rounds in each restart. A round times every variant once: A B C A B C."""
-    runs_per_round: Whole = 4
+    runs_per_round: Repeats = 4
     """The least number of runs of a variant in a round."""
-    gpu_round_ms: Annotated[Number, Field(gt=0)] = 50.0
+    gpu_round_ms: Annotated[Number, Field(gt=0, le=60_000)] = 50.0
     """The least duration of a variant's round on a GPU, in milliseconds, because runs there are short."""
-    streams: Whole = 4
+    streams: Annotated[int, Field(strict=True, ge=1, le=128)] = 4
     """Batches that an engine runs at once in the throughput measurement. 1 leaves the measurement out."""
 
     @property
@@ -234,7 +242,7 @@ class BenchmarkConfig(Record):
 class ReleaseConfig(Record):
     """The released build that this one is compared with, and the accepted differences."""
 
-    manifest: Annotated[str, StringConstraints(min_length=1)]
+    manifest: Annotated[str, AfterValidator(check_path)]
     """The path of the released build's manifest.json."""
     max_latency_increase: Annotated[float, BeforeValidator(share_of("%", 0.01))] = 0.03
     """The largest relative increase of a latency, beyond noise. If the intervals overlap, nothing has changed."""
@@ -281,20 +289,20 @@ class FarmConfig(Record):
     address: Annotated[str, StringConstraints(min_length=1)] = "auto"
     """The head's `host:port`. `auto` is the cluster that this machine is a node of."""
     targets: Annotated[tuple[FarmTarget, ...], Field(min_length=1)]
-    retries: Annotated[int, Field(strict=True, ge=0)] = 2
+    retries: Annotated[int, Field(strict=True, ge=0, le=1000)] = 2
     """Further attempts of a step on other machines after the loss of its worker."""
-    step_timeout_seconds: Annotated[Number, Field(gt=0)] = 7200.0
+    step_timeout_seconds: Seconds = 7200.0
     """Time limit of a step on a worker, in seconds. The wait for a worker does not count."""
-    queue_timeout_seconds: Annotated[Number, Field(gt=0)] = 86400.0
+    queue_timeout_seconds: Seconds = 86400.0
     """The longest wait for a free worker, in seconds."""
-    connect_timeout_seconds: Annotated[Number, Field(gt=0)] = 120.0
+    connect_timeout_seconds: Seconds = 120.0
     """Time limit for the connection, and for each machine's description of itself, in seconds."""
 
 
 class Config(Record):
     """All of `pipeline.yaml`."""
 
-    artifacts: Annotated[str, StringConstraints(min_length=1)] = "artifacts"
+    artifacts: Annotated[str, AfterValidator(check_folder)] = "artifacts"
     """The output folder, relative to the configuration file."""
     model: ModelConfig = ModelConfig()
     preprocessing: Annotated[Preprocessing | None, BeforeValidator(parse_auto)] = None
@@ -308,7 +316,7 @@ class Config(Record):
         Precision.BF16,
         Precision.INT8,
     )
-    profiles: Annotated[tuple[Annotated[BatchRange, BeforeValidator(parse_batch_range)], ...], Field(min_length=1)]
+    profiles: Annotated[tuple[ParsedBatchRange, ...], Field(min_length=1)]
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(parse_workspace)], ...], Field(min_length=1)]
     leave_unquantized: Unquantized = Unquantized()
     tensorrt: TensorRTConfig = TensorRTConfig()
@@ -318,7 +326,7 @@ class Config(Record):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     release: ReleaseConfig | None = None
     """The released build for comparison. None compares nothing."""
-    cache: Annotated[str, StringConstraints(min_length=1)] | None = None
+    cache: Annotated[str, AfterValidator(check_cache)] | None = None
     """The cache that machines share: a folder, s3:// or gs://. None shares nothing."""
     executor: Executor = Executor.LOCAL
     """The place where the steps of GPUs run. All other steps run on this machine."""

@@ -9,9 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from model_artifacts.records import EngineFlavour, KernelSpecialization, Record
 from pipeline.config.values import (
+    INT32_MAX,
     PORTABLE_COMPUTE_CAPABILITIES,
     Flag,
-    Number,
+    Seconds,
     check_build_route,
     parse_auto,
     parse_bytes,
@@ -47,9 +48,6 @@ class TilingOptimizationLevel(str, Enum):
     FULL = "full"
 
 
-_INT32_MAX = 2**31 - 1
-"""The largest number that TensorRT's bindings take for a count."""
-
 _LATER_SETTINGS = (
     "tiling_optimization_level",
     "l2_limit_for_tiling",
@@ -80,13 +78,13 @@ class TensorRTConfig(Record):
     """The effort of the search for faster kernels, 0 to 5. None is the flavour's default."""
     tactic_sources: Annotated[tuple[TacticSource, ...], Field(min_length=1)] | None = None
     """None is the flavour's default."""
-    max_num_tactics: Annotated[int, Field(strict=True, ge=1, le=_INT32_MAX)] | None = None
+    max_num_tactics: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] | None = None
     """The most tactics to time where there is a choice. None leaves the number to the library."""
     tiling_optimization_level: TilingOptimizationLevel = TilingOptimizationLevel.NONE
     """A higher level searches longer, and may help engines that the memory bandwidth limits."""
     l2_limit_for_tiling: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(parse_bytes)] = None
     """The bytes of the L2 cache that tiling may count on. None leaves the number to the library."""
-    max_aux_streams: Annotated[int, Field(strict=True, ge=0, le=_INT32_MAX)] | None = None
+    max_aux_streams: Annotated[int, Field(strict=True, ge=0, le=INT32_MAX)] | None = None
     """The most CUDA streams beside the caller's own. 0 keeps to that one; None leaves the number to the library."""
     sparse_weights: Flag = False
     """Kernels for weights with 2:4 sparsity, where the weights have it. They are left as they are."""
@@ -107,7 +105,7 @@ class TensorRTConfig(Record):
     """Reuse of kernel timings by later builds."""
     kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER
     """Compilation of kernels for single shapes, by the runtime of TensorRT-RTX."""
-    build_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+    build_timeout_seconds: Seconds = 3600.0
     """Time limit of one build, in seconds."""
 
     @property

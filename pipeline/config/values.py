@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError, model_validator
 
+from model_artifacts.errors import shortened
 from model_artifacts.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from model_artifacts.records import BatchRange
 
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """GPU generations that some TensorRT-RTX version builds for without a GPU (its `ComputeCapability` enumerations)."""
@@ -28,6 +30,13 @@ Source: its documentation, "CPU-Only AOT and TensorRT-RTX Engines".
 
 R = TypeVar("R", bound=Record)
 Number = Annotated[float, Field(strict=True)]
+INT32_MAX = 2**31 - 1
+"""The largest number that torch's and TensorRT's bindings take for a dimension or a count."""
+Count = Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)]
+Repeats = Annotated[int, Field(strict=True, ge=1, le=1000)]
+"""Repetitions of a measurement. A thousand of the shortest take minutes for each variant."""
+Seconds = Annotated[float, Field(strict=True, gt=0, le=10_000_000)]
+"""A time limit of at most four months. Operating systems do not take every number."""
 Flag = Annotated[bool, Field(strict=True)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -35,9 +44,22 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?|\d+(\.\d+)?\s*%", re.ASCII)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
+_DEVICE = re.compile(r"0|[1-9]\d{0,3}|all|(GPU|MIG)-[\w/-]+", re.ASCII)
+
+_NEARLY_A_DEVICE = re.compile(r"\s*(?:cuda:?|gpu:?)?\s*0*(\d{1,4}|all)[\s;,]*", re.ASCII | re.IGNORECASE)
+
 _KNOB = re.compile(r"-[^\s=]+=\S+")
 
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
+_LARGEST_DROP = 0.5
+"""A larger drop is one in percentage points, or accepts every artifact."""
+_LEAST_SIZE = 2**10
+_LEAST_BARE_SIZE = 2**20
+"""The least size without a unit. A smaller number is megabytes or gigabytes whose unit was forgotten."""
+_LARGEST_SIZE = 2**44
+"""16 TiB, more than any GPU's memory."""
+_LONGEST_NAME = 100
+"""Characters of a name. Names of files, which hold it with a suffix, have at most 255 bytes."""
 
 
 def in_yaml(value: object) -> str:
@@ -46,17 +68,35 @@ def in_yaml(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value) if isinstance(value, date) else repr(value)
+    return shortened(str(value) if isinstance(value, date) else repr(value), 120)
+
+
+def check_drop(value: float) -> float:
+    """Return a drop of accuracy, as a share.
+
+    Raises:
+        ValueError: the number is larger than any sensible drop.
+    """
+    if value > _LARGEST_DROP:
+        points = f"; {value:g} percentage points are {value / 100:g}" if value <= 100 else ""  # noqa: PLR2004 - per cent
+        raise ValueError(f"expected at most {_LARGEST_DROP}, a share of all answers, got {in_yaml(value)}{points}")
+    return value
+
+
+Drop = Annotated[float, Field(strict=True), AfterValidator(check_drop)]
+"""A drop of accuracy, as a share: 0.01 is one percentage point."""
 
 
 def check_name(value: str) -> str:
     """Return a name that is safe as a part of a path.
 
     Raises:
-        ValueError: the text has other characters, or begins with one of `._-`.
+        ValueError: the text has other characters, begins with one of `._-`, or is too long.
     """
     if not _NAME.fullmatch(value):
-        raise ValueError(f"expected letters, digits and ._- after a first letter or digit, got {value!r}")
+        raise ValueError(f"expected letters, digits and ._- after a first letter or digit, got {in_yaml(value)}")
+    if len(value) > _LONGEST_NAME:
+        raise ValueError(f"expected at most {_LONGEST_NAME} characters, got {len(value)}")
     return value
 
 
@@ -102,11 +142,13 @@ def parse_batch_range(value: object) -> object:
     """Return the mapping of a batch range; a number `n` is the fixed batch {min: n, opt: n, max: n}.
 
     Raises:
-        ValueError: the value is neither a mapping nor a number of at least 1.
+        ValueError: the value is neither a mapping nor a number from 1 to `INT32_MAX`.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError(f"expected a batch of at least 1, got {value}")
+        if value > INT32_MAX:
+            raise ValueError(f"expected a batch of at most {INT32_MAX}, got {in_yaml(value)}")
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict):
         raise ValueError(f"expected a batch size or {{min, opt, max}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
@@ -126,6 +168,17 @@ def parse_weights(value: object) -> object:
     return value
 
 
+def check_batch_range(value: BatchRange) -> BatchRange:
+    """Return a batch range.
+
+    Raises:
+        ValueError: its largest batch has more than 32 bits.
+    """
+    if value.max > INT32_MAX:
+        raise ValueError(f"expected max of at most {INT32_MAX}, got {in_yaml(value.max)}")
+    return value
+
+
 def parse_auto(value: object) -> object:
     """Return None for `auto`, and any other value unchanged."""
     return None if value == "auto" else value
@@ -135,10 +188,12 @@ def parse_device(value: object) -> object:
     """Return a device as text.
 
     Raises:
-        ValueError: the value is neither text nor a number of at least 0.
+        ValueError: the value is neither a number as CUDA counts them, nor a UUID as nvidia-smi prints it, nor `all`.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or (isinstance(value, int) and value < 0):
-        raise ValueError(f"expected a GPU's number, its UUID, or all, got {in_yaml(value)}")
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not _DEVICE.fullmatch(str(value)):
+        found = _NEARLY_A_DEVICE.fullmatch(value) if isinstance(value, str) else None
+        hint = f"; write {found[1].lower()}" if found else ""
+        raise ValueError(f"expected a GPU's number, its UUID, or all, got {in_yaml(value)}{hint}")
     return str(value)
 
 
@@ -162,6 +217,8 @@ def parse_compute_capabilities(value: object) -> object:
         raise ValueError(
             f"unknown compute capability {in_yaml(unknown[0])}; expected 80+, current or a list of {known}"
         )
+    if repeated := [item for index, item in enumerate(value) if item in value[:index]]:
+        raise ValueError(f"lists the same entry twice: {repeated[0]}; remove one of them")
     return tuple(sorted(set(value)))
 
 
@@ -184,17 +241,12 @@ class WorkspaceSize(Record):
     @model_validator(mode="after")
     def _is_a_size(self) -> WorkspaceSize:
         if not _SIZE.fullmatch(self.text):
-            raise ValueError(f"expected {_SIZE_EXAMPLES}, got {self.text!r}")
+            raise ValueError(f"expected {_SIZE_EXAMPLES}, got {in_yaml(self.text)}")
         if self.percent is not None:
             if not 0 < self.percent <= 100:  # noqa: PLR2004 - per cent
                 raise ValueError(f"expected a share above 0 % and up to 100 %, got {self.text!r}")
             return self
-        try:
-            size = TypeAdapter(ByteSize).validate_python(self.text)
-        except ValidationError:
-            raise ValueError(f"expected {_SIZE_EXAMPLES}, got {self.text!r}") from None
-        if size <= 0:
-            raise ValueError(f"expected a size above 0, got {self.text!r}")
+        _size_in_bytes(self.text)
         return self
 
     @property
@@ -219,7 +271,7 @@ def parse_bytes(value: object) -> object:
     """Return a size in bytes from a number of bytes or from text with a unit. None stays None.
 
     Raises:
-        ValueError: the value is neither, or a percentage.
+        ValueError: the value is neither, or a percentage, or no sensible size.
     """
     if value is None:
         return None
@@ -227,7 +279,32 @@ def parse_bytes(value: object) -> object:
     known = isinstance(value, (int, str)) and not isinstance(value, bool)
     if not known or "%" in text or not _SIZE.fullmatch(text):
         raise ValueError(f"expected {_SIZE_EXAMPLES}, got {in_yaml(value)}")
-    return int(TypeAdapter(ByteSize).validate_python(text))
+    return _size_in_bytes(text, _LEAST_SIZE)
+
+
+def _size_in_bytes(text: str, least_bare: int = _LEAST_BARE_SIZE) -> int:
+    """Return the bytes of a size.
+
+    Args:
+        text: the size.
+        least_bare: the least one that needs no unit.
+
+    Raises:
+        ValueError: the number is too large or too small, or its unit was forgotten.
+    """
+    shown = in_yaml(text)
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except (ValidationError, OverflowError):
+        raise ValueError(f"expected {_SIZE_EXAMPLES}, got {shown}") from None
+    if size > _LARGEST_SIZE:
+        raise ValueError(f"expected at most 16TiB, got {shown}")
+    if text.isdecimal() and 0 < size < least_bare:
+        write = f"{text}B, or a size in MiB" if size >= _LEAST_SIZE else f"{text}MiB or {text}GiB"
+        raise ValueError(f"expected a size with its unit, got {text}, which would be bytes; write {write}")
+    if size < _LEAST_SIZE:
+        raise ValueError(f"expected at least 1KiB, got {shown}")
+    return size
 
 
 def check_build_route(value: str) -> str:
@@ -268,6 +345,8 @@ def share_of(unit: str, size: float) -> Callable[[object], object]:
             raise ValueError(
                 f"expected a number with its unit, such as {3 if unit == '%' else 0.1}{unit}, got {in_yaml(value)}"
             )
+        if float(number) > 100:  # noqa: PLR2004 - per cent, and percentage points
+            raise ValueError(f"expected at most 100{unit}, got {in_yaml(value)}")
         return float(number) * size
 
     return validate

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from model_artifacts.errors import shortened
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -57,7 +59,8 @@ def parse_yaml(file: Path, text: str) -> YamlSource:
         data = reader.read(node, ()) if node else {}
     except yaml.MarkedYAMLError as exc:
         problem = ", ".join(part for part in (exc.context, exc.problem) if part)
-        reader.complain(exc.problem_mark, f"not valid YAML: {problem}")
+        fix = "; indent and separate with spaces, not with a tab" if "'\\t'" in problem else ""
+        reader.complain(exc.problem_mark, f"not valid YAML: {problem}{fix}")
         data = None
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position)
@@ -90,6 +93,33 @@ _Loader.add_implicit_resolver(
 )
 
 
+_DECIMAL = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9]\d*)", re.ASCII),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII
+    ),
+}
+"""The tags of numbers → the forms that every version of YAML reads in the same way."""
+
+
+def _number_problem(node: yaml.Node) -> str | None:
+    """Return the reason why a number may be another one than it seems; None if it is decimal.
+
+    YAML 1.1 reads 0500 as octal, 1:30 to the base 60, and 5_00 as 500. YAML 1.2 reads none of them so.
+    """
+    decimal = _DECIMAL.get(node.tag)
+    if decimal is None or decimal.fullmatch(node.value):
+        return None
+    shown = shortened(node.value, 60)
+    digits = node.value.replace("_", "").lstrip("+")
+    plain = digits.lstrip("0") or "0"
+    number = plain if plain.isdecimal() else "it in decimal digits"
+    return (
+        f"expected a number in decimal digits, got {shown}, which YAML may read as another number; "
+        f"write {number}, or '{shown}' in quotes for text"
+    )
+
+
 class _Reader:
     """Reads the data of YAML nodes, and notes positions and problems."""
 
@@ -116,13 +146,17 @@ class _Reader:
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*location, index)) for index, item in enumerate(node.value)]
+        if problem := _number_problem(node):
+            self.unreadable.add(location)
+            self.complain(node.start_mark, problem)
+            return None
         # `2026-13-45` looks like a date and is none. A value that does not fit its tag may raise any of these errors.
         try:
             return self._scalars.construct_object(node)
         except (ValueError, OverflowError) as exc:
-            problem = f"cannot read {node.value!r}: {exc}"
+            problem = f"cannot read {shortened(repr(node.value), 60)}: {shortened(str(exc), 120)}"
         except (LookupError, AttributeError):
-            problem = f"cannot read {node.value!r} as {node.tag.rsplit(':', 1)[-1]}"
+            problem = f"cannot read {shortened(repr(node.value), 60)} as {node.tag.rsplit(':', 1)[-1]}"
         self.unreadable.add(location)
         self.complain(node.start_mark, problem)
         return None

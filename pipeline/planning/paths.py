@@ -56,6 +56,11 @@ class Paths:
         return self.root / ".digests.sqlite3"
 
     @property
+    def owner(self) -> Path:
+        """The record of the configuration that ran last."""
+        return self.folder / "configuration.json"
+
+    @property
     def source(self) -> Path:
         """The record of the model's source."""
         return self.folder / "source" / "source.json"

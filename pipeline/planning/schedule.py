@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.errors import UsageError
+from model_artifacts.errors import UsageError, closest
 from pipeline.planning.steps import Dependencies, Step
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ class Schedule:
             UsageError: no stage has this name.
         """
         if stage not in self._specs:
-            close = difflib.get_close_matches(stage, self._specs, n=1)
-            raise UsageError(f"no stage {stage!r}", expected=(close or [", ".join(self._specs)])[0])
+            raise UsageError(f"no stage {stage!r}", expected=closest(stage, self._specs) or ", ".join(self._specs))
         return self._specs[stage]
 
     @cached_property

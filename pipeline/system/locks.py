@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import storage_errors
+from model_artifacts.errors import listed, shortened, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,12 +86,48 @@ def _locked(name: str, what: str, *, alone: bool) -> Iterator[None]:
         try:
             acquire(timeout=_PATIENCE_SECONDS)
         except Timeout:
-            log.info("waiting for %s, on which something %s", what, "else works" if alone else "is timed")
+            doing = "else works" if alone else "is timed"
+            log.info("waiting for %s, on which something %s%s", what, doing, _named(_holders(path)))
             acquire()
     try:
         yield
     finally:
         lock.close()
+
+
+def _named(commands: list[str]) -> str:
+    return f": {listed(commands, most=3)}" if commands else ""
+
+
+def _holders(path: Path) -> list[str]:
+    """Return the commands of the other processes that hold a lock's file, as far as Linux tells them."""
+    try:
+        status = path.stat()
+        table = Path("/proc/locks").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return []
+    place = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    fields = [line.split() for line in table.splitlines() if " -> " not in line]  # an arrow marks one that waits
+    found = {int(item[4]) for item in fields if len(item) > 5 and _file_of(item[5]) == place}  # noqa: PLR2004 - proc(5)
+    return [command for pid in sorted(found - {os.getpid()}) if (command := _command_of(pid))]
+
+
+def _file_of(text: str) -> tuple[int, int, int]:
+    """Return the numbers of a device and a file, from `fe:00:13656200`; the file's alone is decimal."""
+    major, minor, inode = text.split(":")
+    return int(major, 16), int(minor, 16), int(inode)
+
+
+def _command_of(pid: int) -> str:
+    """Return the command of a process, from the stage's name on; empty if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return ""
+    program = words.index("pipeline") + 1 if "pipeline" in words else 0
+    shown = " ".join(words[program:]).strip()
+    plain = "".join(letter if letter.isprintable() else "?" for letter in shown)  # another user's, perhaps
+    return f"`{shortened(plain, 100)}` (process {pid})" if plain else ""
 
 
 def _make_common(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import plotly.graph_objects as go
 
 from model_artifacts.deployment.choices import latency_of
+from model_artifacts.deployment.speedups import is_eager
 from model_artifacts.records import Layout, Status, ranking_clock
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _MARKS = {Status.DEPLOYABLE: "circle", Status.REJECTED: "x"}
 _SMALLEST_L2 = 1e-7
 """Relative L2 at which exact artifacts are drawn, because a logarithmic axis has no zero."""
+
+
+_MOST_LABELS = 12
+"""Points that all have their names beside them; more names would cover each other."""
 
 
 class Chart(NamedTuple):
@@ -42,10 +47,11 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
     if not timed:
         return None
     figure = go.Figure()
+    best = frontier(timed)
+    labels = _labels(timed, best)
     for backend in dict.fromkeys(entry.backend for entry, _ in timed):
         members = [(entry, timing) for entry, timing in timed if entry.backend is backend]
-        figure.add_trace(_points(backend.value, members))
-    best = frontier(timed)
+        figure.add_trace(_points(backend.value, members, labels))
     if len(best) > 1:
         figure.add_trace(
             go.Scatter(
@@ -78,12 +84,33 @@ def _distance(entry: ManifestEntry) -> float:
     return max(entry.accuracy.relative_l2 if entry.accuracy else 0.0, _SMALLEST_L2)
 
 
-def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.Scatter:
+def _labels(
+    timed: Sequence[tuple[ManifestEntry, BatchTiming]], best: Sequence[tuple[ManifestEntry, BatchTiming]]
+) -> dict[str, tuple[str, str]]:
+    """Return the names and their places beside the points, by the artifacts' ids.
+
+    Among many points only the frontier and eager FP32 have names; the others show theirs under the pointer. Neighbours
+    on the same height take turns above and below their points.
+    """
+    named = timed if len(timed) <= _MOST_LABELS else [*best, *(item for item in timed if is_eager(item[0]))]
+    order = sorted({entry.id: (timing.p50_ms, entry) for entry, timing in named}.values(), key=lambda item: item[0])
+    return {
+        entry.id: (short(entry).removeprefix(f"{entry.target}/"), ("top center", "bottom center")[index % 2])
+        for index, (_, entry) in enumerate(order)
+    }
+
+
+def _points(
+    name: str, members: list[tuple[ManifestEntry, BatchTiming]], labels: dict[str, tuple[str, str]]
+) -> go.Scatter:
     low, high = zip(*(timing.interval_ms for _, timing in members), strict=True)
     medians = [timing.p50_ms for _, timing in members]
     return go.Scatter(
         name=name,
-        mode="markers",
+        mode="markers+text",
+        text=[labels.get(entry.id, ("", ""))[0] for entry, _ in members],
+        textposition=[labels.get(entry.id, ("", "top center"))[1] for entry, _ in members],
+        textfont={"size": 11},
         x=medians,
         y=[_distance(entry) for entry, _ in members],
         error_x={
@@ -91,8 +118,8 @@ def _points(name: str, members: list[tuple[ManifestEntry, BatchTiming]]) -> go.S
             "array": [end - middle for end, middle in zip(high, medians, strict=True)],
             "arrayminus": [middle - end for end, middle in zip(low, medians, strict=True)],
         },
-        text=[f"{short(entry)}<br>{entry.status.value}, {timing.clock.phrase}" for entry, timing in members],
-        hovertemplate="%{text}<br>%{x:.4g} ms, relative L2 %{y:.2g}<extra></extra>",
+        customdata=[f"{short(entry)}<br>{entry.status.value}, {timing.clock.phrase}" for entry, timing in members],
+        hovertemplate="%{customdata}<br>%{x:.4g} ms, relative L2 %{y:.2g}<extra></extra>",
         marker={"size": 10, "symbol": [_MARKS.get(entry.status, "diamond") for entry, _ in members]},
     )
 

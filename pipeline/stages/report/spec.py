@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same records give another page."""
 
 

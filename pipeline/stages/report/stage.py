@@ -7,19 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.deployment.choices import choices_of, latency_of
+from model_artifacts.deployment.choices import choices_of, compares, latency_of, reference_warning, ties_of, timing_of
 from model_artifacts.deployment.comparison import breaches_of, compare
+from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import CPU_TARGET, Graph, Manifest, Status
+from model_artifacts.records import CPU_TARGET, Graph, Manifest
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
+from pipeline.stages.report.groups import groups_of
 from pipeline.stages.report.table import print_changes
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.deployment.choices import Choice
     from model_artifacts.deployment.comparison import Change
-    from model_artifacts.records import ManifestEntry, Milestone
+    from model_artifacts.records import BatchTiming, ManifestEntry, Milestone
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -150,7 +152,12 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.globals["latency_of"] = latency_of
+    environment.globals.update(
+        latency_of=latency_of,
+        compares=lambda entry: compares(entry, manifest.artifacts),
+        speedup=lambda entry, timing: _speedup(entry, timing, manifest),
+        milestone_speedup=lambda row: _milestone_speedup(row, manifest),
+    )
     template = environment.get_template("report.html.jinja")
     return template.render(
         manifest=manifest,
@@ -164,9 +171,24 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         changes=[change for change in changes if change.turn.value != "same"],
         compared=project.config.release is not None,
         release=project.config.release,
-        not_deployable=[entry for entry in manifest.artifacts if entry.status is not Status.DEPLOYABLE],
+        groups=groups_of(manifest.artifacts),
+        warning=reference_warning(manifest),
         plotly=get_plotlyjs(),
     )
+
+
+def _speedup(entry: ManifestEntry, timing: BatchTiming, manifest: Manifest) -> str:
+    """Return a speed-up over eager FP32 as the table of the terminal shows it."""
+    tied = entry.id in ties_of(manifest.artifacts, timing.batch)
+    found = speedup_of(entry, timing, manifest.artifacts, tied=tied)
+    return found.short if found else ""
+
+
+def _milestone_speedup(row: Milestone, manifest: Manifest) -> str:
+    timing, entry = timing_of(row, manifest.artifacts)
+    if timing and entry:
+        return _speedup(entry, timing, manifest)
+    return f"{row.speedup:.2f}×" if row.speedup else ""
 
 
 def _devices(project: Project, manifest: Manifest) -> list[Device]:

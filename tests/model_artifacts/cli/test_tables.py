@@ -11,6 +11,7 @@ from model_artifacts.cli.tables import print_manifest, print_verdict
 from model_artifacts.deployment.choices import latency_of
 from model_artifacts.records import (
     Accuracy,
+    Backend,
     BatchTiming,
     Clock,
     Doubt,
@@ -158,6 +159,12 @@ def test_shared_file_is_marked() -> None:
     text = _printed(_engine(equals=("m/rtx-sm80+/fp16-b1-ws2GiB",)), sharing)
     assert _row(text, "rtx-sm80+/fp16-b1-ws1GiB")[1] == "23.5"
     assert _row(text, "rtx-sm80+/fp16-b1-ws2GiB")[1] == "=23.5"
+
+
+def test_a_recipe_has_no_size() -> None:
+    """The bytes of a recipe say nothing of the engine that it makes."""
+    file = FileRecord(path="m/t/torch_compile-fp16/recipe.json", bytes=2_000, sha256="0" * 64)
+    assert _row(_printed(_engine(id="m/t/torch_compile-fp16", file=file)), "t/torch_compile-fp16")[1] == "recipe"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +333,15 @@ def test_a_target_with_several_reasons_keeps_its_rows() -> None:
 
 @pytest.mark.parametrize(
     ("columns", "hidden"),
-    [(120, None), (90, "speed-up"), (75, "speed-up, rel. L2"), (65, "speed-up, rel. L2, b8 p50"), (30, None)],
+    [
+        (120, None),
+        (95, None),
+        (75, "speed-up"),
+        (65, "speed-up, rel. L2"),
+        (54, "speed-up, rel. L2, b8 p50"),
+        (44, "speed-up, rel. L2, b8 p50, size"),
+        (30, None),
+    ],
 )
 def test_a_narrow_terminal_gets_fewer_columns(
     monkeypatch: pytest.MonkeyPatch, columns: int, hidden: str | None
@@ -334,10 +349,10 @@ def test_a_narrow_terminal_gets_fewer_columns(
     """Values are shown whole and a line names the missing columns; no column is left out in vain."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
-    shown = _printed(_engine(timings=(_timing(1, 1.0, 2), _timing(8, 4.0, 2))), stream=_Terminal())
+    shown = _printed(_engine(target="rtx-sm80+", timings=(_timing(1, 1.0, 2), _timing(8, 4.0, 2))), stream=_Terminal())
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    notes = [line for line in text.splitlines() if line.startswith("columns that a wider terminal shows: ")]
-    assert notes == ([f"columns that a wider terminal shows: {hidden}"] if hidden else [])
+    (*_, last) = " ".join(text.split()).split("columns that a wider terminal shows: ")
+    assert last.partition(" ≈")[0] == hidden if hidden else "wider terminal" not in text
     assert columns == 30 or ("1.00 ms" in text and "…" not in text)
 
 
@@ -345,6 +360,83 @@ def test_a_log_file_gets_all_columns() -> None:
     """However many batch sizes were timed."""
     text = _printed(_engine(timings=tuple(_timing(2**power, 1.0, 2) for power in range(10))))
     assert "a wider terminal" not in text
+
+
+def test_a_narrow_terminal_gets_the_variants_below_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns every artifact has one line, with as many columns as there is room for."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    target = "nvidia-h100-80gb-hbm3-sm90-trt11.0.0"
+    timings = (_timing(1, 1.0, 2), _timing(8, 4.0, 2))
+    names = ("torch_compile-int8-mixed-b1-8-32-ws256MiB", "fp16-b1-ws1GiB")
+    entries = [_engine(id=f"m/{target}/{name}", target=target, timings=timings) for name in names]
+    text = _printed(*entries, _engine(id="m/cpu/eager", target="cpu", timings=timings), stream=_Terminal())
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    table = lines[lines.index(next(line for line in lines if line.startswith("variant"))) + 1 :]
+    assert [line.split()[0] for line in table[:5]] == [target, *names, "cpu", "eager"]
+    assert [line.split()[-1] for line in table[:5] if line.startswith("  ")] == ["deployable"] * 3
+
+
+def test_milestones_have_one_line_each_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow terminal gets fewer columns of a milestone, and a line that names the others."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    text = _printed(milestones=(_milestone(),), stream=_Terminal())
+    (row,) = [line for line in text.splitlines() if line.startswith("dynamo FP16")]
+    assert row.endswith("sm90-torch2.11/dynamo-fp16")
+    assert "7.50×" in row
+    assert "columns that a wider terminal shows: rel. L2" in text
+
+
+def test_a_speedup_beside_a_tie_is_the_least_that_the_intervals_allow() -> None:
+    """A factor of three digits claims a difference that the mark beside it denies."""
+    eager = _engine(id="m/t/eager", backend=Backend.EAGER, precision=Precision.FP32, timings=(_wide(10.0, 1.0, 1.0),))
+    fast, near = (
+        _engine(id=f"m/t/{name}", timings=(_wide(ms, 0.1, 10 / ms),)) for name, ms in (("a", 2.0), ("b", 2.1))
+    )
+    text = _printed(eager, fast, near)
+    assert _cells(text, "t/a").endswith("≈ 2.00 ms ≥4.2× deployable")
+    assert _cells(text, "t/b").endswith("≈ 2.10 ms ≥4.0× deployable")
+    assert _cells(text, "t/eager").endswith(" 10.00 ms 1.00× deployable")
+    assert "≥ the least speed-up over eager FP32 that the intervals allow" in text
+
+
+def test_an_artifact_that_is_not_told_apart_from_eager_has_no_speedup() -> None:
+    """A latency whose interval overlaps with that of eager FP32 is no gain, whatever its median."""
+    eager = _engine(id="m/t/eager", backend=Backend.EAGER, precision=Precision.FP32, timings=(_wide(10.0, 9.0, 1.0),))
+    fast = _engine(id="m/t/a", timings=(_wide(1.8, 0.9, 5.42),))
+    text = _printed(eager, fast)
+    assert "×" not in text.replace("≥ the least", "")
+    assert "≈ 1.80 ms deployable" in _cells(text, "t/a")
+
+
+def test_an_accuracy_of_fewer_images_is_no_number() -> None:
+    """The reference evaluator's top-1 on 8 images is not beside those on 500."""
+    few = _engine(id="m/t/few", accuracy=ACCURACY.model_copy(update={"samples": 8, "top1": 1.0}))
+    text = _printed(_engine(), few)
+    assert "100.0%" not in text
+    assert _cells(text, "t/few") == "t/few 23.5 MB † of 8 ≈ 1.23 ms ≥2.5× deployable"
+    assert "† judged on fewer images than the others, so not comparable" in text
+    assert "†" not in _printed(_engine())
+
+
+@pytest.mark.parametrize(("top1", "warned"), [(0.05, True), (0.12, True), (0.2, False)])
+def test_a_reference_at_chance_is_never_silent(top1: float, warned: bool) -> None:  # noqa: FBT001 - a parameter
+    """Artifacts that agree with an untrained network are listed with a warning, in the table and in the verdict."""
+    classes = tuple(f"c{index}" for index in range(10))
+    model = MODEL.model_copy(update={"reference_top1": top1, "class_names": classes})
+    shown = manifest(_engine()).model_copy(update={"model": model})
+    for show in (print_manifest, print_verdict):
+        stream = io.StringIO()
+        show(shown, stream)
+        said = f"the FP32 reference's top-1 of {top1:.1%} is no better than chance (10.0%)"
+        assert (said in stream.getvalue()) is warned
+
+
+def _wide(p50_ms: float, spread: float, speedup: float) -> BatchTiming:
+    interval = {"p50_low_ms": p50_ms - spread, "p50_high_ms": p50_ms + spread}
+    return _timing(1, p50_ms, speedup).model_copy(update=interval)
 
 
 def _verdict(*entries: ManifestEntry) -> str:

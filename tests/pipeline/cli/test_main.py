@@ -93,7 +93,7 @@ def test_an_unknown_stage_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         main(["bild"])
     assert ended.value.code == 2
-    assert "build" in capsys.readouterr().err
+    assert "got 'bild'; did you mean 'build'?" in capsys.readouterr().err
 
 
 def test_a_missing_configuration_is_a_usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

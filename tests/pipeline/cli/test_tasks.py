@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from model_artifacts.records import ManifestEntry
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
+UP_TO_DATE = (
+    "everything is up to date\n"
+    "the verdict: artifacts/report.html, and on the terminal `model-artifacts show artifacts`\n"
+)
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
 
 
@@ -53,7 +57,7 @@ def test_nothing_to_do_does_nothing(finished: Path) -> None:
     assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
     before = manifest.read_bytes()
     done = doit(finished)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "everything is up to date\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, UP_TO_DATE, "")
     assert manifest.read_bytes() == before
 
 
@@ -78,7 +82,7 @@ def test_what_was_made_elsewhere_is_taken_as_given(
     given = [line for line in done.stdout.splitlines() if "reused" in line]
     assert given[0] == "source:tiny: reused: torch is not installed here, and the digests hold"
     assert {line.split(":")[0] for line in given} == {"source", "data", "export", "quantize", "rounding"}
-    assert done.stdout.splitlines()[-1] == "everything is up to date"
+    assert done.stdout.endswith(f"\n{UP_TO_DATE}")
 
 
 def test_given_result_that_is_damaged_is_one_message(
@@ -105,7 +109,8 @@ def test_a_deleted_engine_is_built_again(finished: Path) -> None:
     # A plan may come out with other bytes: then what was said of the old one is said anew of this one.
     again = {f"build:{TWIN}", f"validate:{ENGINE}", f"validate:{TWIN}", "benchmark:tiny/rtx-sm80+"}
     assert ran(done.stdout) <= {f"build:{ENGINE}", "manifest:tiny"} | again
-    assert doit(finished).stdout == "everything is up to date\n"
+    assert doit(finished).stdout == UP_TO_DATE
+    assert doit(finished, "source").stdout == "everything is up to date\n"
 
 
 def test_one_variant_can_be_asked_for(finished: Path) -> None:
@@ -155,6 +160,12 @@ def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> Non
     ("arguments", "says"),
     [
         (["buidl"], 'Invalid parameter: "buidl"'),
+        (["buidl"], "did you mean `doit build`?"),
+        (["lst"], "did you mean `doit list`?"),
+        ([f"build:{ENGINE}x"], f"did you mean `doit build:{ENGINE}`?"),
+        (["confg=other.yaml"], "doit has no variable 'confg'"),
+        (["Config=other.yaml"], "did you mean `config=other.yaml`?"),
+        (["release", "--key=k.pem", "key=k.pem"], "expected: config=FILE"),
         (["--bogus"], "option --bogus not recognized"),
         (["config=none.yaml"], "the configuration none.yaml cannot be read"),
     ],

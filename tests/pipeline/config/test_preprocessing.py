@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.errors import ConfigError
+from pipeline.config.loading import load_config
 from tests.support.configs import MATRIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pipeline.config.settings import Config
 
@@ -92,3 +95,28 @@ def test_mean_of_imagenet_in_reverse_is_refused(problems: Problems) -> None:
     """A mean with blue first shows a network that takes blue first, or a mistake."""
     (found,) = problems(written("mean: [0.406, 0.456, 0.485], std: [0.225, 0.224, 0.229]"))
     assert "write mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]; or order: bgr" in found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "refused"),
+    [
+        ("resize: 100000, crop: 224", ["3:25: `preprocessing.resize`: expected at most 16384 pixels, got 100000"]),
+        (
+            "resize: [224, 20000], crop: [224, 224], fit: squash",
+            ["3:25: `preprocessing.resize`: expected at most 16384"],
+        ),
+        ("resize: 16384, crop: 16384", []),
+    ],
+)
+def test_side_that_no_memory_holds_is_refused(
+    write_config: Callable[[str], Path], sizes: str, refused: list[str]
+) -> None:
+    """A slip of some digits ends here, and not when the memory does."""
+    file = write_config(f"{MATRIX}preprocessing: {{{sizes}, interpolation: bilinear, {IMAGENET}}}\n")
+    if not refused:
+        assert load_config(file).preprocessing is not None
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    (found,) = caught.value.problems
+    assert found.removeprefix(f"{file}:").startswith(refused[0])

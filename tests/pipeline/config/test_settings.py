@@ -105,7 +105,7 @@ def test_wrong_type_is_refused_at_the_value(problems: Problems, text: str, probl
         ("gates: {require_proof: 'yes'}\n", "3:24: gates.require_proof: "),
         ("gates: {require_proof: 1}\n", "3:24: gates.require_proof: "),
         (
-            "gates: {fp32: {cosine: true, relative_l2: 1, top1_agreement: 1, top1_drop: 1}}\n",
+            "gates: {fp32: {cosine: true, relative_l2: 1, top1_agreement: 1, top1_drop: 0}}\n",
             "3:24: gates.fp32.cosine: ",
         ),
         ("tensorrt: {compute_capabilities: [80.0]}\n", "3:"),
@@ -352,7 +352,7 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
             "l2_limit_for_tiling: true",
             "3:33: tensorrt.l2_limit_for_tiling: expected a size such as 256MiB or 1GiB, got true",
         ),
-        ("l2_limit_for_tiling: 0", "3:33: tensorrt.l2_limit_for_tiling: expected a number above 0, got 0"),
+        ("l2_limit_for_tiling: 0", "3:33: tensorrt.l2_limit_for_tiling: expected at least 1KiB, got '0'"),
         ("build_route: a=1", "3:25: tensorrt.build_route: expected knobs such as '-name=value', got 'a=1'"),
         ("build_route: ''", "3:25: tensorrt.build_route: expected knobs such as '-name=value', got ''"),
         ("refitt: true", "3:12: unknown key 'tensorrt.refitt'; did you mean 'refit'?"),

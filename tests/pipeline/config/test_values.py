@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model_artifacts.records import BatchRange
 from pipeline.config.loading import load_config
-from pipeline.config.values import RESERVED_NAMES, WorkspaceSize
+from pipeline.config.values import RESERVED_NAMES, WorkspaceSize, parse_device
 from pipeline.planning.paths import Paths
 from tests.support.configs import MATRIX, Problems
 from tests.support.hosts import H100, L4, host
@@ -131,14 +131,21 @@ def test_classes_that_are_none_are_refused(problems: Problems, text: str, proble
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1", 1), ("1073741824", 2**30), ("256MiB", 2**28), ("1 GiB", 2**30), ("1.5GiB", 3 * 2**29), ("1GB", 10**9)],
+    [
+        ("1KiB", 2**10),
+        ("1073741824", 2**30),
+        ("256MiB", 2**28),
+        ("1 GiB", 2**30),
+        ("1.5GiB", 3 * 2**29),
+        ("1GB", 10**9),
+    ],
 )
 def test_size_is_read_as_bytes(text: str, size: int) -> None:
     """Bytes, binary units and decimal units are accepted."""
     assert WorkspaceSize(text=text).bytes(None) == size
 
 
-@given(st.integers(1, 2**20), st.sampled_from([("", 1), ("KiB", 2**10), ("MiB", 2**20), ("GB", 10**9)]))
+@given(st.integers(2**10, 2**14), st.sampled_from([("KiB", 2**10), ("MiB", 2**20), ("GB", 10**9)]))
 @settings(deadline=None)
 def test_size_is_its_number_times_its_unit(number: int, unit: tuple[str, int]) -> None:
     """No size loses a byte."""
@@ -210,10 +217,130 @@ def test_workspace_of_another_type_is_refused(problems: Problems, text: str, got
 
 @pytest.mark.parametrize("text", ["0", "0MiB", "0.1B"])
 def test_workspace_of_nothing_is_refused(problems: Problems, text: str) -> None:
-    """A workspace has at least one byte."""
+    """A workspace has at least 1 KiB."""
     assert problems(f"profiles: [1, 8]\nworkspaces: [{text}]\n") == [
-        f"2:14: workspaces[0]: expected a size above 0, got '{text}'"
+        f"2:14: workspaces[0]: expected at least 1KiB, got '{text}'"
     ]
+
+
+@pytest.mark.parametrize("text", ["1", "256", "'256'", "1023"])
+def test_size_whose_unit_was_forgotten_is_refused(problems: Problems, text: str) -> None:
+    """A small number without a unit is not taken for bytes."""
+    number = text.strip("'")
+    assert problems(f"profiles: [1]\nworkspaces: [{text}]\n") == [
+        (
+            f"2:14: workspaces[0]: expected a size with its unit, got {number}, which would be bytes; "
+            f"write {number}MiB or {number}GiB"
+        )
+    ]
+
+
+@pytest.mark.parametrize("text", ["1024", "1048575"])
+def test_large_number_without_a_unit_may_be_bytes(problems: Problems, text: str) -> None:
+    """The remedy for a number that may well be bytes says so."""
+    (problem,) = problems(f"profiles: [1]\nworkspaces: [{text}]\n")
+    assert problem.endswith(f"got {text}, which would be bytes; write {text}B, or a size in MiB")
+    assert WorkspaceSize(text=f"{text}B").bytes(None) == int(text)
+
+
+@pytest.mark.parametrize("text", ["17TiB", "99999999TiB", "17592186044417", "1" + "0" * 40])
+def test_size_beyond_every_gpu_is_refused(problems: Problems, text: str) -> None:
+    """The largest workspace has 16 TiB."""
+    assert problems(f"profiles: [1]\nworkspaces: [{text}]\n") == [
+        f"2:14: workspaces[0]: expected at most 16TiB, got '{text}'"
+    ]
+    assert WorkspaceSize(text="16TiB").bytes(None) == 2**44
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("'0;'", "; write 0"),
+        ("' 1'", "; write 1"),
+        ("'00'", "; write 0"),
+        ("'cuda:3'", "; write 3"),
+        ("ALL", "; write all"),
+        ("'0,1'", ""),
+        ("'-1'", ""),
+        ("''", ""),
+        ("H100", ""),
+        ("99999", ""),
+        ("'GPU-1;x'", ""),
+    ],
+)
+def test_device_that_is_none_is_refused(problems: Problems, text: str, hint: str) -> None:
+    """A text is no device because it begins with a number."""
+    (problem,) = problems(f"profiles: [1]\nworkspaces: [1GiB]\ndevice: {text}\n")
+    got = text if text.startswith("'") or text.isdecimal() else f"'{text}'"
+    assert problem == f"3:9: device: expected a GPU's number, its UUID, or all, got {got}{hint}"
+
+
+@pytest.mark.parametrize("text", ["0", "12", "all", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-GPU-1a/1/0"])
+def test_device_is_read(text: str) -> None:
+    """CUDA's numbers, nvidia-smi's UUIDs and `all` are devices."""
+    assert parse_device(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "gates: {margin: 1}",
+            "gates.margin: expected at most 0.5, a share of all answers, got 1.0; 1 percentage points",
+        ),
+        (
+            "gates: {fp16: {top1_drop: 2}}",
+            "gates.fp16.top1_drop: expected at most 0.5, a share of all answers, got 2.0;",
+        ),
+        ("gates: {fp16: {class_drop: 1.0e+9}}", "gates.fp16.class_drop: expected at most 0.5, a share of all answers"),
+        ("gates: {rounding: 1.0e+300}", "gates.rounding: expected at most 100, got 1e+300"),
+        ("gates: {int8: {relative_l2: 2}}", "gates.int8.relative_l2: expected at most 1, got 2"),
+        ("release: {manifest: m, max_top1_drop: 101pt}", "release.max_top1_drop: expected at most 100pt, got '101pt'"),
+    ],
+)
+def test_bound_that_nothing_can_break_is_refused(problems: Problems, text: str, problem: str) -> None:
+    """A bound that accepts every artifact is a slip."""
+    (found,) = problems(f"profiles: [1]\nworkspaces: [1GiB]\n{text}\n")
+    assert found.split(": ", 1)[1].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("data: {validation: 2147483648}", "data.validation: expected at most 2147483647, got 2147483648"),
+        ("benchmark: {restarts: 1001}", "benchmark.restarts: expected at most 1000, got 1001"),
+        ("benchmark: {streams: 129}", "benchmark.streams: expected at most 128, got 129"),
+        (
+            "validation: {timeout_seconds: 1.0e+300}",
+            "validation.timeout_seconds: expected at most 10000000, got 1e+300",
+        ),
+        ("model: {name: %s}" % ("a" * 101), "model.name: expected at most 100 characters, got 101"),
+        (
+            "tensorrt: {compute_capabilities: [80, 80]}",
+            "tensorrt.compute_capabilities: lists the same entry twice: 80;",
+        ),
+        (
+            "tensorrt: {tactic_sources: [cublas, cublas]}",
+            "`tensorrt.tactic_sources` lists the same entry twice: cublas;",
+        ),
+        ("benchmark: {baselines: [inductor, inductor]}", "`benchmark.baselines` lists the same entry twice: inductor;"),
+        ("profiles: [{min: 1, opt: 1, max: 2147483648}]", "profiles[0]: expected max of at most 2147483647,"),
+        ("profiles: [2147483648]", "profiles[0]: expected a batch of at most 2147483647, got 2147483648"),
+    ],
+)
+def test_number_that_is_too_large_and_entry_that_is_repeated_are_refused(
+    problems: Problems, text: str, problem: str
+) -> None:
+    """A number that a library cannot take ends here, with its place."""
+    start = "workspaces: [1GiB]\n" + ("" if text.startswith("profiles") else "profiles: [1]\n")
+    (found,) = problems(f"{start}{text}\n")
+    assert found.split(": ", 1)[1].startswith(problem)
+
+
+def test_long_value_is_shortened_in_its_message(problems: Problems) -> None:
+    """A value of 5,000 characters does not fill the screen."""
+    (problem,) = problems(f"profiles: [1]\nworkspaces: [{'9' * 5000}GiB]\n")
+    assert len(problem) < 300
 
 
 @pytest.mark.parametrize("text", ["0%", "150%", "100.1 %", "0.0%"])

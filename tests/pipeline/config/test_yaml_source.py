@@ -199,6 +199,49 @@ _DATA = st.recursive(
 )
 
 
+@pytest.mark.parametrize(
+    ("text", "write"),
+    [
+        ("0500", "500"),
+        ("-010", "it in decimal digits"),
+        ("+007", "7"),
+        ("5_00", "500"),
+        ("0x1F4", "it in decimal digits"),
+        ("0b11", "it in decimal digits"),
+        ("1:30", "it in decimal digits"),
+        ("1:30.5", "it in decimal digits"),
+        ("1_0.5", "it in decimal digits"),
+    ],
+)
+def test_number_that_versions_of_yaml_read_differently_is_refused(text: str, write: str) -> None:
+    """`0500` is 320 in YAML 1.1 and 500 in YAML 1.2, so neither is taken."""
+    source = parse_yaml(FILE, f"a: {{b: {text}}}\n")
+    assert source.problems == (
+        (
+            f"c.yaml:1:8: expected a number in decimal digits, got {text}, which YAML may read as another number; "
+            f"write {write}, or '{text}' in quotes for text"
+        ),
+    )
+    assert source.unreadable == {("a", "b")}
+    assert parse_yaml(FILE, f"a: '{text}'\n").data == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("-1", -1), ("+2", 2), ("500", 500), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("1e-5", 1e-5), ("-0", 0)],
+)
+def test_decimal_number_is_read(text: str, number: float) -> None:
+    """Decimal digits are a number in every version of YAML."""
+    assert parse_yaml(FILE, f"a: {text}\n").data == {"a": number}
+
+
+def test_tab_is_refused_with_the_remedy() -> None:
+    """A tab in an indentation is named as such."""
+    (problem,) = _problems("a:\n\tb: 1\n")
+    assert problem.startswith("c.yaml:2:1: not valid YAML: ")
+    assert problem.endswith("; indent and separate with spaces, not with a tab")
+
+
 @given(st.dictionaries(_KEYS, _DATA, max_size=4))
 @settings(deadline=None)
 def test_plain_data_comes_back_as_it_was_written(data: dict[str, object]) -> None:

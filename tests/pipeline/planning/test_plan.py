@@ -191,9 +191,9 @@ def test_fp8_is_quantised_as_int8_is() -> None:
 
 def test_workspaces_are_built_smallest_first() -> None:
     """The order is that of bytes, not of the file or of the text."""
-    plan = plan_of(workspaces=["1GiB", "64MiB", "512MiB", "100000"])
+    plan = plan_of(workspaces=["1GiB", "64MiB", "512MiB", "100000B"])
     assert [variant.workspace.label for variant in engines_of(plan) if variant.workspace] == [
-        "100000",
+        "100000B",
         "64MiB",
         "512MiB",
         "1GiB",

@@ -33,7 +33,7 @@ GOLDEN = {
     "validate": (6, "1161f9db46d16813"),
     "benchmark": (3, "94a46e9ee73f01a9"),
     "manifest": (2, "84fe18eb42267f20"),
-    "report": (5, "c6c459d1d6aff0d9"),
+    "report": (6, "c6c459d1d6aff0d9"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
 }

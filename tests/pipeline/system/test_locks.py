@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.support.hosts import H100, L4
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from model_artifacts.records import Gpu
 
@@ -86,7 +86,25 @@ def test_two_processes_exclude_each_other(caplog: pytest.LogCaptureFixture) -> N
         assert not waiter.holds.wait(0.5)
         release(process)
         assert waiter.holds.wait(10)
-    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something else works"]
+    (message,) = caplog.messages
+    assert message.startswith("waiting for the NVIDIA H100 80GB HBM3, on which something else works")
+
+
+@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="only Linux lists the holders of locks")
+def test_waiting_names_the_process_that_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    """The message has the command and the process of each holder, and none of those that wait, too."""
+    caplog.set_level(logging.INFO, "pipeline")
+    with holder() as process:
+        waiter = Waiter()
+        assert not waiter.holds.wait(0.5)
+        release(process)
+        assert waiter.holds.wait(10)
+    (message,) = caplog.messages
+    said, _, command = message.partition(": ")
+    assert said == "waiting for the NVIDIA H100 80GB HBM3, on which something else works"
+    assert command.startswith(f"`{sys.executable} -c")
+    assert command.endswith(f"` (process {process.pid})")
+    assert command.isprintable()
 
 
 def test_work_that_is_not_timed_goes_on_side_by_side() -> None:
@@ -103,7 +121,8 @@ def test_work_waits_for_what_is_timed(caplog: pytest.LogCaptureFixture) -> None:
         assert not waiter.holds.wait(0.5)
         release(process)
         assert waiter.holds.wait(10)
-    assert caplog.messages == ["waiting for the NVIDIA H100 80GB HBM3, on which something is timed"]
+    (message,) = caplog.messages
+    assert message.startswith("waiting for the NVIDIA H100 80GB HBM3, on which something is timed")
 
 
 def test_what_is_timed_waits_for_work() -> None:

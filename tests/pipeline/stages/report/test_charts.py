@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_artifacts.records import Status
+from model_artifacts.records import Backend, Precision, Status
 from pipeline.stages.report.charts import batch_scaling, frontier, pareto, workspace_sweep
 from pipeline.stages.report.floors import Peak, Work
 from tests.support.manifests import accuracy, entry, timing
@@ -39,6 +39,27 @@ def test_latencies_are_drawn_with_their_intervals() -> None:
     assert (points.x, points.y) == ((2.0,), (1e-3,))
     assert points.error_x.array == pytest.approx((0.2,))
     assert points.error_x.arrayminus == pytest.approx((0.2,))
+
+
+def test_points_have_their_names_beside_them() -> None:
+    """Neighbours take turns above and below their points."""
+    chart = pareto([entry(name, timing(1, ms)) for name, ms in (("slow", 3.0), ("fast", 1.0), ("mid", 2.0))], 1)
+    assert chart is not None
+    points = chart.figure.data[0]
+    assert points.mode == "markers+text"
+    assert points.text == ("slow", "fast", "mid")
+    assert points.textposition == ("top center", "top center", "bottom center")
+    assert "cpu-x86_64/slow" in points.customdata[0]
+
+
+def test_among_many_points_only_those_that_matter_have_names() -> None:
+    """The frontier and eager FP32 are named; thirty names would cover each other."""
+    others = [entry(f"n{index}", timing(1, 2.0 + index)) for index in range(30)]
+    eager = entry("eager", timing(1, 99.0), backend=Backend.EAGER, precision=Precision.FP32)
+    chart = pareto([entry("fast", timing(1, 1.0)), *others, eager], 1)
+    assert chart is not None
+    names = [name for trace in chart.figure.data for name in trace.text or ()]
+    assert sorted(filter(None, names)) == ["eager", "fast"]
 
 
 def test_what_is_exact_has_a_place_on_a_logarithmic_axis() -> None:

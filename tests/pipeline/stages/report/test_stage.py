@@ -77,6 +77,35 @@ def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
     assert "No NVIDIA driver" in text or "no NVIDIA driver found" in text
 
 
+def test_a_reason_stands_once_with_its_number(built: Project) -> None:
+    """Artifacts without a driver are one row, without a command that cannot help."""
+    text = text_of(built)
+    section = text[text.index("<h2>Artifacts that are not deployable") : text.index("<h2>Glossary")]
+    skipped = [item for item in built.manifest().artifacts if item.reason == "no NVIDIA driver found"]
+    assert section.count(">no NVIDIA driver found<") == bool(skipped)
+    assert (
+        not skipped or f'<td class="number">{len(skipped)}</td><td class="text">no NVIDIA driver found</td>' in section
+    )
+    assert "python -m pipeline build" not in section
+
+
+def test_the_status_is_beside_the_name(built: Project) -> None:
+    """A page of 1,280 pixels does not cut it off, however many batches there are."""
+    text = text_of(built)
+    table = text[text.index("<h3>All artifacts") : text.index("All latencies, by clock")]
+    assert re.findall(r"<th\b[^>]*>([^<]*)</th>", table)[:2] == ["artifact", "status"]
+    assert re.search(r"<code>eager-fp32</code></td><td><span class=.status deployable.>deployable", table)
+
+
+def test_an_accuracy_on_fewer_images_is_not_compared(built: Project) -> None:
+    """The reference evaluator's column says on how many images it is in place of a number."""
+    few = next(item for item in built.manifest().artifacts if item.evaluator.startswith("onnx.reference"))
+    assert few.accuracy is not None
+    text = text_of(built)
+    table = text[text.index("<h3>All artifacts") : text.index("All latencies, by clock")]
+    assert f">on {few.accuracy.samples} images</td>" in table
+
+
 def test_the_report_needs_nothing_from_a_network(built: Project) -> None:
     """No element of it loads anything."""
     assert re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text_of(built)) == []

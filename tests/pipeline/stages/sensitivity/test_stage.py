@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Accuracy
     from pipeline.records import Sensitivity
 
-GATE = Gate(cosine=0.0, relative_l2=0.5, top1_agreement=0.0, top1_drop=1.0)
+GATE = Gate(cosine=0.0, relative_l2=0.5, top1_agreement=0.0, top1_drop=0.5)
 
 
 def off_by(distance: float) -> Accuracy:

@@ -1,0 +1,94 @@
+"""The configuration that makes a model's folder: a second one with other settings would overwrite its results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import ArtifactError, RecordError, UsageError
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.records import Record
+from pipeline.config.loading import load_config
+
+if TYPE_CHECKING:
+    from pipeline.config.settings import Config
+    from pipeline.planning.project import Project
+
+
+class Owner(Record):
+    """`artifacts/<model>/configuration.json`: the configuration that ran last."""
+
+    configuration: str
+    """Path of the file, relative to the artifacts folder."""
+
+
+def check_owner(project: Project) -> None:
+    """Check that no other configuration makes this model's folder with other settings.
+
+    Two files may share a folder if they differ in the matrix alone, because each variant has a folder of its own. A
+    file that is gone, or that names another model or folder now, owns nothing.
+
+    Raises:
+        UsageError: another configuration would have its results overwritten, and would overwrite these.
+    """
+    other = _owner(project)
+    if other is None:
+        return
+    try:
+        theirs = load_config(other, project.plan.host)
+    except ArtifactError:
+        return  # it makes nothing while it is wrong
+    root = (other.parent / theirs.artifacts).resolve()
+    if theirs.model.name != project.plan.model or root != project.paths.root.resolve():
+        return
+    mine, others = _results(project.config), _results(theirs)
+    if differing := [f"`{name}`" for name, value in mine.items() if value != others[name]]:
+        raise UsageError(
+            f"{project.config_file} and {other} would overwrite each other's results in {project.paths.folder}",
+            expected="a `model.name`, or an `artifacts` folder, of its own for each configuration",
+            got=f"the same for both, with other {', '.join(differing)}",
+            fix=f"change `model.name` in {project.config_file}; or delete {other}, if nobody uses it any more",
+        )
+
+
+def claim(project: Project) -> None:
+    """Record that this configuration makes the model's folder.
+
+    Raises:
+        StorageError: the record cannot be written.
+    """
+    file = os.path.relpath(project.config_file.resolve(), project.paths.root.resolve())
+    owner = Owner(configuration=Path(file).as_posix())
+    try:
+        if read_record(project.paths.owner, Owner) == owner:
+            return
+    except RecordError:
+        pass  # none yet, or a damaged one
+    write_record(project.paths.owner, owner)
+
+
+def _owner(project: Project) -> Path | None:
+    """Return the other configuration that ran last in the model's folder; None if there is none."""
+    try:
+        owner = read_record(project.paths.owner, Owner)
+    except RecordError:
+        return None
+    file = project.paths.root.resolve() / owner.configuration
+    if not file.is_file() or file.samefile(project.config_file):
+        return None
+    return Path(os.path.relpath(file))
+
+
+def _results(config: Config) -> dict[str, object]:
+    """Return the settings that change results of one name: all but the matrix, the place and the speed of the work."""
+    tensorrt = config.tensorrt.model_copy(update={"compute_capabilities": ()})  # the target's name has them
+    return {
+        "model": config.model.model_copy(update={"download_timeout_seconds": 1.0}),
+        "preprocessing": config.preprocessing,
+        "data": config.data,
+        "leave_unquantized": config.leave_unquantized,
+        "tensorrt": tensorrt.key_settings,
+        "torch_tensorrt": config.torch_tensorrt.build_settings,
+        "gates": config.gates,
+    }
