@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 
 class Plain(nn.Module):
@@ -171,6 +173,92 @@ class EvaluatedDropout(Plain):
         return logits
 
 
+# Computed weights
+
+
+def weight_normed() -> nn.Module:
+    """Return a network with the older `weight_norm`, which computes the weight in a hook."""
+    model = Plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a deprecation, which is torch's to say
+        nn.utils.weight_norm(model.body[0])
+    return model
+
+
+def spectrally_normed() -> nn.Module:
+    """Return a network with the older `spectral_norm`."""
+    model = Plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same
+        nn.utils.spectral_norm(model.body[0])
+    return model
+
+
+def pruned() -> nn.Module:
+    """Return a network that is pruned twice by masks, with a bias that two layers share."""
+    model = Plain()
+    prune.l1_unstructured(model.body[0], "weight", amount=0.4)  # type: ignore[no-untyped-call]  # torch's own
+    prune.ln_structured(model.body[0], "weight", 0.3, n=2, dim=0)  # type: ignore[no-untyped-call]  # the same
+    model.body[1].bias = model.body[0].bias
+    prune.random_unstructured(model.body[0], "bias", amount=0.5)  # type: ignore[no-untyped-call]  # the same
+    return model
+
+
+def parametrized() -> nn.Module:
+    """Return a network with torch's parametrisations, one of them over another."""
+    model = Plain()
+    nn.utils.parametrizations.weight_norm(model.body[0])
+    nn.utils.parametrizations.spectral_norm(model.body[0])
+    nn.utils.parametrizations.orthogonal(model.head, orthogonal_map="matrix_exp")
+    nn.utils.parametrize.register_parametrization(model.body[1], "running_var", Positive())
+    return model
+
+
+class Positive(nn.Module):
+    """Computes a tensor that has no value below a half."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of at least a half."""
+        return values.abs() + 0.5
+
+
+class FromTheImage(Plain):
+    """Scales the weight of its head, by a parametrisation, with the brightness of the last images."""
+
+    class Scale(nn.Module):
+        """Multiplies by a number that somebody else sets."""
+
+        brightness = torch.ones(())
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            """Return the scaled weight."""
+            return weight * self.brightness
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = FromTheImage.Scale()
+        nn.utils.parametrizations.weight_norm(self.body[0])
+        nn.utils.parametrize.register_parametrization(self.head, "weight", self.scale)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        self.scale.brightness = image.abs().mean()
+        return super().forward(image)
+
+
+class LooksAtItsParts(Plain):
+    """Reads the tensors that a weight is computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.head)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        sizes: torch.Tensor = self.head.parametrizations.weight.original0  # type: ignore[union-attr, assignment]  # as people write it
+        return super().forward(image) / sizes.mean()
+
+
 # Other logits in another batch
 
 
@@ -246,6 +334,89 @@ def nested() -> nn.Module:
     return torch.compile(nn.DataParallel(compiled_in_place()))  # type: ignore[return-value]  # a module again
 
 
+# Compiled in parts, and borrowed weights
+
+
+def _plus_one(logits: torch.Tensor) -> torch.Tensor:
+    return logits + 1
+
+
+class CompiledHelper(Plain):
+    """Calls a function that torch.compile made."""
+
+    helper = staticmethod(torch.compile(_plus_one, backend="eager"))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.helper(super().forward(image))
+        return logits
+
+
+class CompiledMethod(Plain):
+    """Calls its own method, compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quick = torch.compile(self.features, backend="eager")
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.head(self.quick(image))
+        return logits
+
+
+class DisabledHelper(Plain):
+    """Calls a function that torch.compile is told to leave alone, which is a plain one."""
+
+    helper = staticmethod(torch.compiler.disable(_plus_one))  # type: ignore[no-untyped-call]  # torch's own
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.helper(super().forward(image))
+        return logits
+
+
+class ScriptedHelper(Plain):
+    """Calls a function in TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        trace: Any = torch.jit.trace  # untyped
+        self.helpers = [trace(_plus_one, torch.zeros(2, 10))]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.helpers[0](super().forward(image))
+        return logits
+
+
+class ScriptedLayer(Plain):
+    """Calls a TorchScript module that it keeps in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        trace: Any = torch.jit.trace  # untyped
+        self.layers = [trace(nn.Softsign(), torch.zeros(2, 10))]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.layers[0](super().forward(image))
+        return logits
+
+
+class Borrowing(Plain):
+    """Computes with a layer that it keeps in a list, where no state dict finds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(10, 10)]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits: torch.Tensor = self.layers[0](super().forward(image))
+        return logits
+
+
 class Module(nn.Module):
     """Calls the network that it holds `module`."""
 
@@ -278,6 +449,30 @@ def patched_forward() -> nn.Module:
 
     model = Plain()
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]  # as people write it
+    return model
+
+
+def closing_layer() -> nn.Module:
+    """Return a network with a layer whose forward is a function that calls the former one, in its weights' type."""
+    model = Plain()
+    plain = model.head.forward
+
+    def forward(features: torch.Tensor) -> torch.Tensor:
+        return plain(features.to(model.head.weight.dtype)).to(features.dtype)
+
+    model.head.forward = forward  # type: ignore[assignment, method-assign]  # as people write it
+    return model
+
+
+def closing_forward() -> nn.Module:
+    """Return a network whose forward is a function that calls the former one, in its weights' type."""
+    model = Plain()
+    plain = model.forward
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        return 2 * plain(image.to(model.head.weight.dtype)).to(image.dtype)
+
+    model.forward = forward  # type: ignore[method-assign]  # as people write it
     return model
 
 

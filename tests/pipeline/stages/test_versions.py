@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (2, "99df62cd7b00b4eb"),
+    "source": (3, "99df62cd7b00b4eb"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (4, "fe6d07afb599ccc6"),
+    "export": (5, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
-    "rounding": (3, "a1f3ba429042440b"),
-    "build": (3, "39f60e5b2feb2e88"),
-    "validate": (6, "1161f9db46d16813"),
+    "rounding": (4, "a1f3ba429042440b"),
+    "build": (4, "39f60e5b2feb2e88"),
+    "validate": (6, "95e2e072c9f0a87b"),
     "benchmark": (3, "94a46e9ee73f01a9"),
-    "manifest": (1, "66a299fae0204ce1"),
+    "manifest": (1, "253bbe2e798ad7a7"),
     "report": (5, "c6c459d1d6aff0d9"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),

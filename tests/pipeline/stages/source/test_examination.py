@@ -34,6 +34,15 @@ def examine(model: nn.Module) -> None:
         (odd_networks.AutocastOnGpu, r"(?s)lowers its own precision.*torch\.autocast\('cuda'"),
         (odd_networks.HalfInput, r"(?s)lowers its own precision.*torch\.float16"),
         (odd_networks.Switches, r"(?s)lowers its own precision.*set_float32_matmul_precision is set to medium"),
+        (
+            odd_networks.CompiledHelper,
+            r"(?s)calls a compiled function.*forward of CompiledHelper.*'_plus_one' of torch\.compile.*take `torch",
+        ),
+        (odd_networks.ScriptedHelper, r"(?s)calls a compiled function.*'_plus_one' of torch\.jit"),
+        (
+            odd_networks.Borrowing,
+            r"(?s)weights that are not among its own.*'Linear' outside of.*shape \(10, 10\).*nn\.ModuleList",
+        ),
         (odd_networks.AlwaysDropout, r"(?s)other logits for the same batch.*forward of AlwaysDropout.*random numbers"),
         (
             odd_networks.ForgottenTraining,
