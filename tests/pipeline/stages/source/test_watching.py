@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.stages.source.watching import watch
-from tests.support import odd_networks
+from tests.support import borrowing_networks, odd_networks
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -40,10 +40,10 @@ def test_lowered_precision_is_seen(kind: type[nn.Module], what: str, layer: str)
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        (odd_networks.CompiledHelper, "'_plus_one' of torch.compile"),
-        (odd_networks.CompiledMethod, "'Plain.features' of torch.compile"),
-        (odd_networks.ScriptedHelper, "'_plus_one' of torch.jit"),
-        (odd_networks.ScriptedLayer, "'forward' of torch.jit"),
+        (borrowing_networks.CompiledHelper, "'_plus_one' of torch.compile"),
+        (borrowing_networks.CompiledMethod, "'Plain.features' of torch.compile"),
+        (borrowing_networks.ScriptedHelper, "'_plus_one' of torch.jit"),
+        (borrowing_networks.ScriptedLayer, "'forward' of torch.jit"),
     ],
 )
 def test_compiled_functions_are_seen(kind: type[nn.Module], what: str) -> None:
@@ -52,14 +52,14 @@ def test_compiled_functions_are_seen(kind: type[nn.Module], what: str) -> None:
 
     (found,) = watch(kind().eval(), IMAGES).compiled
 
-    assert found.what.startswith(f"{what}, called at odd_networks.py:")
+    assert found.what.startswith(f"{what}, called at borrowing_networks.py:")
     outside = "layer 'TopLevelTracedModule' outside of the network"
-    assert found.layer == (outside if kind is odd_networks.ScriptedLayer else f"forward of {kind.__name__}")
+    assert found.layer == (outside if kind is borrowing_networks.ScriptedLayer else f"forward of {kind.__name__}")
 
 
 def test_borrowed_weights_are_seen() -> None:
     """A layer that is no part of the network is found by the operators that take its weights."""
-    found = watch(odd_networks.Borrowing().eval(), IMAGES).foreign
+    found = watch(borrowing_networks.Borrowing().eval(), IMAGES).foreign
 
     assert any("takes a weight of shape (10, 10)" in finding.what for finding in found)
     assert {finding.layer for finding in found} == {"layer 'Linear' outside of the network"}
@@ -69,14 +69,14 @@ def test_the_profiler_and_torchscript_are_left_as_they_were() -> None:
     """Nothing that was set to watch is left."""
     before = (sys.getprofile(), torch.jit.ScriptFunction.__call__)
 
-    watch(odd_networks.ScriptedHelper().eval(), IMAGES)
+    watch(borrowing_networks.ScriptedHelper().eval(), IMAGES)
 
     assert (sys.getprofile(), torch.jit.ScriptFunction.__call__) == before
 
 
 @pytest.mark.parametrize(
     "kind",
-    [odd_networks.Plain, odd_networks.AutocastOff, odd_networks.EvaluatedDropout, odd_networks.DisabledHelper],
+    [odd_networks.Plain, odd_networks.AutocastOff, odd_networks.EvaluatedDropout, borrowing_networks.DisabledHelper],
 )
 def test_fp32_is_not_suspected(kind: type[nn.Module]) -> None:
     """A network in FP32 without random numbers has no findings, also with autocast and dropout switched off."""
