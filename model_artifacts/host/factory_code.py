@@ -39,7 +39,7 @@ def code_of(factory: str) -> str:
 def imported_code_of(factory: str) -> str | None:
     """Return the SHA-256 of the modules in the current folder that a factory's file imports, directly or not.
 
-    Modules that are imported by a computed name are not seen.
+    Modules that are imported by a computed name are not seen; `source` notes those that it sees while it runs.
 
     Args:
         factory: the factory, `module:function`.
@@ -51,6 +51,27 @@ def imported_code_of(factory: str) -> str | None:
         StorageError: a file cannot be read.
     """
     first = factory.split(":", maxsplit=1)[0]
+    found = _modules_of(first)
+    digests = [f"{name}\0{sha256_of(file)}\0" for name, file in sorted(found.items()) if name != first]
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
+
+
+def files_of(factory: str) -> tuple[Path, ...]:
+    """Return the factory's file and those of the modules in the current folder that it imports, directly or not.
+
+    Args:
+        factory: the factory, `module:function`.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    first = factory.split(":", maxsplit=1)[0]
+    elsewhere = [file for folder in sys.path if (file := _file_of(first, Path(folder)))]
+    return (*_modules_of(first).values(), *elsewhere[:1])
+
+
+def _modules_of(first: str) -> dict[str, Path]:
+    """Return a module of the current folder and those that it imports by their names, with their files."""
     found: dict[str, Path] = {}
     ahead = [first]
     while ahead:
@@ -60,8 +81,7 @@ def imported_code_of(factory: str) -> str | None:
             found[name] = file
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
             ahead += _imports(file, package, sha256_of(file))
-    digests = [f"{name}\0{sha256_of(file)}\0" for name, file in sorted(found.items()) if name != first]
-    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
+    return found
 
 
 @cache

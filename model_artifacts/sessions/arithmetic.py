@@ -6,6 +6,7 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DEVICES = ("cpu", "cuda")
+_TINY = 1e-12
+"""The least size of logits, for those that are all zero."""
+
+
+def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return ‖found - expected‖ / ‖expected‖ in FP64; infinity for another shape, or where a value is not a number."""
+    if found.shape != expected.shape:
+        return math.inf
+    distance = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(_TINY))
+    return math.inf if math.isnan(distance) else distance
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Kinds of modules that a factory may return: wrappers to open, and kinds that are no network in FP32.
+"""Kinds of modules that a factory may return: wrappers to open, computed weights to bake, and kinds to refuse.
 
 Importing this module imports torch.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -20,6 +24,9 @@ from model_artifacts.errors import SourceError, listed, one_line
 
 _QUANTIZED = ("torch.ao.nn.", "torch.ao.quantization.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.")
 """Beginnings of the names of the modules whose classes quantise."""
+
+_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+"""Hooks of torch that compute a weight before forward."""
 
 
 class Wrapper(NamedTuple):
@@ -210,6 +217,110 @@ def evaluate(model: nn.Module) -> None:
             got=one_line(exc),
             fix="let the factory return the nn.Module that it was made from",
         ) from exc
+
+
+class ComputedWeight(NamedTuple):
+    """A weight that torch computes from other tensors in every call."""
+
+    path: str
+    """The layer's name; empty for the network itself."""
+    layer: nn.Module
+    name: str
+    """The weight's name in the layer."""
+
+    @property
+    def place(self) -> str:
+        """The weight as messages name it, such as `weight of layer 'body.0' (Conv2d)`."""
+        return f"{self.name} of {place_of(self.path, self.layer)}"
+
+
+def computed_weights(model: nn.Module) -> tuple[ComputedWeight, ...]:
+    """Return the weights behind `parametrize`, and behind the hooks of `weight_norm`, `spectral_norm` and `prune`."""
+    return tuple(
+        ComputedWeight(path, layer, name)
+        for path, layer in model.named_modules()
+        for name in (*(layer.parametrizations if parametrize.is_parametrized(layer) else ()), *_hooked_names(layer))
+    )
+
+
+def _hooked_names(layer: nn.Module) -> list[str]:
+    hooks = layer._forward_pre_hooks.values()  # noqa: SLF001 - torch has no other list of them
+    return [_name_of(hook) for hook in hooks if isinstance(hook, _HOOKS)]
+
+
+def _name_of(hook: WeightNorm | SpectralNorm | prune.BasePruningMethod) -> str:
+    return str(hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name)  # noqa: SLF001 - the same
+
+
+def bake(model: nn.Module) -> None:
+    """Replace each weight that torch computes in every call by a plain one with its present value, in place.
+
+    A cast to FP16 would otherwise compute these weights in FP16, where some operators are missing. A graph would have
+    no weights to fold or to quantise.
+
+    Args:
+        model: the network, with its weights and in evaluation mode.
+
+    Raises:
+        SourceError: a weight cannot be computed.
+    """
+    for weight in computed_weights(model):
+        bake_one(weight)
+
+
+def bake_one(weight: ComputedWeight) -> None:
+    """Replace a weight by a plain one with its present value. Layers that share tensors with it stay as they are.
+
+    Raises:
+        SourceError: it cannot be computed.
+    """
+    layer, name = weight.layer, weight.name
+    try:
+        with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's deprecation of the older functions
+            buffered = False
+            if parametrize.is_parametrized(layer, name):
+                value = getattr(layer, name).detach().clone()
+                parts: Any = layer.parametrizations[name]  # type: ignore[index]  # a ModuleDict
+                buffered = "original" in dict(parts.named_buffers(recurse=False))
+                parametrize.remove_parametrizations(layer, name, leave_parametrized=not parts.is_tensor)
+            else:
+                value = _without_hook(layer, name)
+            _set_plain(layer, name, value, buffered=buffered)
+    except Exception as exc:  # a parametrisation is anybody's code
+        raise SourceError(
+            "a weight that the network computes from other tensors cannot be computed once and for all",
+            where=weight.place,
+            expected="a tensor that depends on weights alone",
+            got=one_line(exc),
+            fix="remove the parametrisation in the factory, after it has loaded the weights",
+        ) from exc
+
+
+def _without_hook(layer: nn.Module, name: str) -> torch.Tensor:
+    """Return the weight that a hook computes, and remove the hook with the tensors that it computes from."""
+    hooks = layer._forward_pre_hooks  # noqa: SLF001 - torch has no other list of them
+    key = next(key for key, hook in hooks.items() if isinstance(hook, _HOOKS) and _name_of(hook) == name)
+    hook = hooks[key]
+    hook(layer, ())  # it sets the attribute
+    value: torch.Tensor = getattr(layer, name).detach().clone()
+    if isinstance(hook, WeightNorm):
+        remove_weight_norm(layer, name)
+    elif isinstance(hook, SpectralNorm):
+        remove_spectral_norm(layer, name)
+    else:
+        own = layer.get_parameter(f"{name}_orig")
+        layer.register_parameter(f"{name}_orig", nn.Parameter(own.clone()))  # torch writes into it: it may be shared
+        prune.remove(layer, name)  # type: ignore[no-untyped-call]  # torch's own
+    return value
+
+
+def _set_plain(layer: nn.Module, name: str, value: torch.Tensor, *, buffered: bool) -> None:
+    delattr(layer, name)
+    if buffered:
+        layer.register_buffer(name, value)
+    else:
+        layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def layers_in_training(model: nn.Module) -> tuple[str, ...]:

@@ -9,27 +9,29 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from model_artifacts.errors import SourceError, listed, one_line
+from model_artifacts.errors import SourceError, StorageError, listed, one_line
 from model_artifacts.records import Precision
 from model_artifacts.sessions import torchvision_models
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
 from model_artifacts.sessions.factory_call import running_factory
-from model_artifacts.sessions.module_kinds import evaluate, open_wrappers, require_network, untraced
+from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from typing import Any
 
     Factory = Callable[[], nn.Module]
 
@@ -86,10 +88,16 @@ def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SE
         )
     opened = open_wrappers(model)
     if opened.wrappers:
-        log.info("%s returns a wrapped network, which is taken out of it: %s", spec, opened.said)
+        _say_opened(spec, opened.said)
     require_network(opened.module)
     evaluate(opened.module)
     return opened.module
+
+
+@cache
+def _say_opened(spec: str, wrappers: str) -> None:
+    """Log the wrappers that were opened, once in a process: steps make a network several times."""
+    log.info("%s returns a wrapped network, which is taken out of it: %s", spec, wrappers)
 
 
 def replace_head(model: nn.Module, name: str, classes: int) -> nn.Linear:
@@ -140,11 +148,14 @@ def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
 
 
-def pack_weights(model: nn.Module) -> bytes:
-    """Return a model's state dict as a safetensors file, with the versions of its modules' formats.
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write a model's state dict to a safetensors file, with the versions of its modules' formats.
+
+    Only tensors that share memory or lie in another order are copied on the way.
 
     Raises:
         SourceError: a module's `get_extra_state` returns something else than a tensor.
+        StorageError: the file cannot be written.
     """
     state = model.state_dict()
     if others := [f"{name} ({type(value).__name__})" for name, value in state.items() if not _is_tensor(value)]:
@@ -154,9 +165,22 @@ def pack_weights(model: nn.Module) -> bytes:
             expected="tensors",
             fix="let `get_extra_state` of that layer return a tensor, or take the method out of its class",
         )
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     versions = {name: data["version"] for name, data in _metadata(state).items() if "version" in data}
-    return save(tensors, {_VERSIONS: json.dumps(versions, sort_keys=True)})
+    try:
+        save_file(_apart(state), file, {_VERSIONS: json.dumps(versions, sort_keys=True)})
+    except SafetensorError as exc:  # also for a full disk
+        raise StorageError(f"writing {file} failed", got=one_line(exc), fix="free some disk space") from exc
+
+
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors of which each has its memory to itself and lies in order, as safetensors asks for."""
+    found, taken = {}, set()
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+        found[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+    return found
 
 
 def _is_tensor(value: object) -> bool:
@@ -165,7 +189,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def read_weights(file: Path) -> OrderedDict[str, torch.Tensor]:
-    """Read the state dict that `pack_weights` has packed.
+    """Read the state dict that `save_weights` has written.
 
     Raises:
         SourceError: the file is missing or damaged.
@@ -190,23 +214,24 @@ def _metadata(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
 def assemble(
     factory: str, replaced_head: str | None, classes: int, weights: Path, torchvision_weights: str | None = None
 ) -> nn.Module:
-    """Return a factory's model with these weights, in evaluation mode.
+    """Return a factory's model with these weights, in evaluation mode; weights that it computes are baked.
 
     Args:
         factory: `package.module:function`.
         replaced_head: the name of the final linear layer that replaced the factory's own; None if none did.
         classes: the number of logits of that layer.
-        weights: a file of `pack_weights`.
+        weights: a file of `save_weights`.
         torchvision_weights: the name of torchvision's weights, if they are that; their network may have other settings.
 
     Raises:
-        SourceError: the weights do not fit the factory's model.
+        SourceError: the weights do not fit the factory's model, or one of them cannot be computed.
     """
     model = make_model(factory, torchvision_weights)
     if replaced_head:
         replace_head(model, replaced_head, classes)
     load_state(model, read_weights(weights), str(weights))
     model.eval()  # not its result: a `train` of the model's own may return nothing
+    bake(model)
     return model
 
 
@@ -260,6 +285,7 @@ def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Fol
     Some models are returned unchanged: those that torch.fx cannot trace, those that call a layer with weights more
     than once, and those whose trace computes something else. For a layer that is called twice, torch folds the
     batch-norm after one call into all calls. A trace misses hooks of the network and a forward of the instance.
+    A function that was set on a layer keeps calling the original's weights, which a cast of the copy does not reach.
 
     Args:
         model: the network, in FP32 and in evaluation mode.
@@ -286,16 +312,40 @@ def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Fol
 
 
 def _moved(folded: nn.Module, model: nn.Module, input_shape: tuple[int, int, int]) -> float:
-    """Return the relative L2 by which folding moves the logits of a few images; infinity if a logit is not a number."""
+    """Return the relative L2 by which folding moves the logits of a few images.
+
+    It is infinite if a logit is not a number, or if the folded network computes with the original's weights.
+    """
     generator = torch.Generator().manual_seed(SEED)
     coarse = torch.randn(_PROBES, input_shape[0], 8, 8, generator=generator)
     images = interpolate(coarse, input_shape[1:]) + 0.3 * torch.randn(_PROBES, *input_shape, generator=generator)
     with strict_fp32():
-        found, expected = (share_weights(network)(images.clone()).double() for network in (folded, model))
-    if found.shape != expected.shape:
+        expected = share_weights(model)(images.clone())
+        copied = share_weights(folded)
+        with _Operands() as operands:
+            found = copied(images.clone())
+    if operands.weights - {id(parameter) for parameter in copied.parameters()}:
         return math.inf
-    distance = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float32).tiny))
-    return math.inf if math.isnan(distance) else distance
+    return relative_l2(found, expected)
+
+
+class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
+    """Notes the identities of all parameters that operators take."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        self.weights: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's signature
+        types: Any,  # noqa: ANN401 - the same
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the same
+        del types
+        self.weights |= {id(item) for item in tree_leaves((args, kwargs)) if isinstance(item, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
 
 
 def share_weights(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, version_converter
 
+from model_artifacts.errors import one_line
 from model_artifacts.records import Precision, TensorSpec
 from model_artifacts.tensorrt.inspector import count_by_type
 from pipeline.records import TensorCast
@@ -42,6 +43,11 @@ def check(model: onnx.ModelProto) -> None:
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of a model's default operator set."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+
+
+def reason_of(exc: Exception) -> str:
+    """Return the reason that ONNX's C++ code gives, without the place in its source: `No Previous Version of Mish`."""
+    return one_line(exc).rpartition("failed: ")[2]
 
 
 def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

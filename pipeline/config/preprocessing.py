@@ -43,14 +43,27 @@ def preprocessing_problems(spec: Preprocessing) -> Iterator[tuple[Location, str]
         yield ("preprocessing", "mean"), _unit_problem(spec)
     elif max(map(abs, spec.reach)) > _LARGEST_INPUT:
         low, high = spec.reach
-        refusal = f"normalised inputs reach from {low:.4g} to {high:.4g}, beyond ±{_LARGEST_INPUT:g}"
-        advice = f"expected the std of values from 0 to 1; if this network was trained so, write {range_line(spec)}"
-        yield ("preprocessing", "std"), f"`preprocessing.std`: {refusal}; {advice}"
+        yield (
+            ("preprocessing", "std"),
+            _in_lines(
+                f"`preprocessing.std`: normalised inputs reach beyond ±{_LARGEST_INPUT:g}",
+                expected="the std of values from 0 to 1",
+                got=f"std {_list(spec.std)}: inputs from {low:.4g} to {high:.4g}",
+                fix=f"if this network was trained so, write {range_line(spec)}",
+            ),
+        )
     if "order" not in spec.model_fields_set and _is_reversed(spec.mean):
-        refusal = "`preprocessing.mean` is ImageNet's in the order blue, green, red; pictures come in red, green, blue"
-        turned = f"mean: {_list(spec.mean[::-1])}, std: {_list(spec.std[::-1])}"
         others = f"order: {ChannelOrder.BGR.value} if the network takes blue first, order: {ChannelOrder.RGB.value}"
-        yield ("preprocessing", "mean"), f"{refusal}; write {turned}; or {others} to keep it as it is"
+        yield (
+            ("preprocessing", "mean"),
+            _in_lines(
+                "`preprocessing.mean` is ImageNet's in the order blue, green, red",
+                expected="the order of the pictures, which come in red, green, blue",
+                got=f"mean {_list(spec.mean)}",
+                fix=f"write mean: {_list(spec.mean[::-1])}, std: {_list(spec.std[::-1])}",
+                otherwise=f"{others} to keep it as it is",
+            ),
+        )
 
 
 def range_line(spec: Preprocessing) -> str:
@@ -75,15 +88,24 @@ def _unit_problem(spec: Preprocessing) -> str:
     mean = [value / 255 for value in spec.mean] if wide else list(spec.mean)
     no_std = wide and set(spec.std) == {1.0}
     std = [value / 255 for value in spec.std] if no_std or max(spec.std) > 1 else list(spec.std)
-    advice = f"if this network was trained on such inputs, write {range_line(spec)}"
+    fix = f"if this network was trained on such inputs, write {range_line(spec)}"
     if min(mean) >= 0 and max(mean) <= 1 and max(std) <= 1:
         scaled = spec.model_copy(update={"mean": tuple(mean), "std": tuple(std)})
         reach = f", {range_line(scaled)}" if max(map(abs, scaled.reach)) > _LARGEST_INPUT else ""
-        advice = f"if these are in units of 0 to 255, write mean: {_list(mean)}, std: {_list(std)}{reach}"
+        fix = f"if these are in units of 0 to 255, write mean: {_list(mean)}, std: {_list(std)}{reach}"
     low, high = spec.reach
-    refusal = "pixels are scaled to 0 to 1 first, so expected means from 0 to 1 and stds up to 1"
-    got = f"got {_list(spec.mean)} and {_list(spec.std)}, which make inputs from {low:.4g} to {high:.4g}"
-    return f"`preprocessing`: {refusal}; {got}; {advice}"
+    return _in_lines(
+        "`preprocessing`: pixels are scaled to 0 to 1 first, and mean and std are not those of such values",
+        expected="means from 0 to 1, and stds up to 1",
+        got=f"mean {_list(spec.mean)}, std {_list(spec.std)}: inputs from {low:.4g} to {high:.4g}",
+        fix=fix,
+    )
+
+
+def _in_lines(refusal: str, *, expected: str, got: str, fix: str, otherwise: str = "") -> str:
+    """Return a problem with its details below it, as `ArtifactError` lays out its own."""
+    details = (("expected", expected), ("got", got), ("fix", fix), ("or", otherwise))
+    return "\n".join([refusal, *(f"{'':6}{label + ':':<10}{text}" for label, text in details if text)])
 
 
 def _is_reversed(mean: tuple[float, ...]) -> bool:

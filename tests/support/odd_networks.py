@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 
 class Plain(nn.Module):
@@ -171,6 +172,92 @@ class EvaluatedDropout(Plain):
         return logits
 
 
+# Computed weights
+
+
+def weight_normed() -> nn.Module:
+    """Return a network with the older `weight_norm`, which computes the weight in a hook."""
+    model = Plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a deprecation, which is torch's to say
+        nn.utils.weight_norm(model.body[0])
+    return model
+
+
+def spectrally_normed() -> nn.Module:
+    """Return a network with the older `spectral_norm`."""
+    model = Plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same
+        nn.utils.spectral_norm(model.body[0])
+    return model
+
+
+def pruned() -> nn.Module:
+    """Return a network that is pruned twice by masks, with a bias that two layers share."""
+    model = Plain()
+    prune.l1_unstructured(model.body[0], "weight", amount=0.4)  # type: ignore[no-untyped-call]  # torch's own
+    prune.ln_structured(model.body[0], "weight", 0.3, n=2, dim=0)  # type: ignore[no-untyped-call]  # the same
+    model.body[1].bias = model.body[0].bias
+    prune.random_unstructured(model.body[0], "bias", amount=0.5)  # type: ignore[no-untyped-call]  # the same
+    return model
+
+
+def parametrized() -> nn.Module:
+    """Return a network with torch's parametrisations, one of them over another."""
+    model = Plain()
+    nn.utils.parametrizations.weight_norm(model.body[0])
+    nn.utils.parametrizations.spectral_norm(model.body[0])
+    nn.utils.parametrizations.orthogonal(model.head, orthogonal_map="matrix_exp")
+    nn.utils.parametrize.register_parametrization(model.body[1], "running_var", Positive())
+    return model
+
+
+class Positive(nn.Module):
+    """Computes a tensor that has no value below a half."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of at least a half."""
+        return values.abs() + 0.5
+
+
+class FromTheImage(Plain):
+    """Scales the weight of its head, by a parametrisation, with the brightness of the last images."""
+
+    class Scale(nn.Module):
+        """Multiplies by a number that somebody else sets."""
+
+        brightness = torch.ones(())
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            """Return the scaled weight."""
+            return weight * self.brightness
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = FromTheImage.Scale()
+        nn.utils.parametrizations.weight_norm(self.body[0])
+        nn.utils.parametrize.register_parametrization(self.head, "weight", self.scale)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        self.scale.brightness = image.abs().mean()
+        return super().forward(image)
+
+
+class LooksAtItsParts(Plain):
+    """Reads the tensors that a weight is computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.head)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        sizes: torch.Tensor = self.head.parametrizations.weight.original0  # type: ignore[union-attr, assignment]  # as people write it
+        return super().forward(image) / sizes.mean()
+
+
 # Other logits in another batch
 
 
@@ -278,6 +365,30 @@ def patched_forward() -> nn.Module:
 
     model = Plain()
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]  # as people write it
+    return model
+
+
+def closing_layer() -> nn.Module:
+    """Return a network with a layer whose forward is a function that calls the former one, in its weights' type."""
+    model = Plain()
+    plain = model.head.forward
+
+    def forward(features: torch.Tensor) -> torch.Tensor:
+        return plain(features.to(model.head.weight.dtype)).to(features.dtype)
+
+    model.head.forward = forward  # type: ignore[assignment, method-assign]  # as people write it
+    return model
+
+
+def closing_forward() -> nn.Module:
+    """Return a network whose forward is a function that calls the former one, in its weights' type."""
+    model = Plain()
+    plain = model.forward
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        return 2 * plain(image.to(model.head.weight.dtype)).to(image.dtype)
+
+    model.forward = forward  # type: ignore[method-assign]  # as people write it
     return model
 
 

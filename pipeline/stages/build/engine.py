@@ -225,7 +225,7 @@ def _apart(
             file,
             timeout_seconds=project.config.tensorrt.build_timeout_seconds,
             log=log,
-            rerun=Step("build", variant.id).command,
+            rerun=project.command(Step("build", variant.id)),
         )
 
 

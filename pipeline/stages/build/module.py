@@ -129,7 +129,7 @@ def _make_apart(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Co
             path,
             timeout_seconds=project.config.torch_tensorrt.build_timeout_seconds,
             log=log,
-            rerun=Step("build", variant.id).command,
+            rerun=project.command(Step("build", variant.id)),
         )
 
 

@@ -138,10 +138,12 @@ class Numbering:
     Attributes:
         numbers: the number of the class by the folder's name.
         remark: the rule behind the numbers, if the folders' names do not say it; empty otherwise.
+        doubt: the reason why the training may have numbered the folders otherwise; empty if it hardly did.
     """
 
     numbers: Mapping[str, int]
     remark: str = ""
+    doubt: str = ""
 
 
 def number_folders(folder: Path, names: Sequence[str], classes: Classes, count: int) -> Numbering:
@@ -210,20 +212,18 @@ def _by_number(folder: Path, names: Sequence[str], count: int) -> Numbering:
     values = {name: int(name) for name in names}
     ordered = sorted(names, key=lambda name: values[name])
     if len(set(values.values())) == len(names):
-        remark = ""
+        doubt = ""
         if ordered != sorted(names):
-            remark = (
+            doubt = (
                 "the folders' names are taken as numbers (2 before 10). torchvision's ImageFolder sorts them as text "
                 "(10 before 2): for a network that was trained so, list the folders in its order in `data.classes`"
             )
         if max(values.values()) < count:
-            return Numbering(values, remark)
+            return Numbering(values, doubt=doubt)
         if len(names) == count:
             ends = f"{ordered[0]} is 0, {ordered[-1]} is {count - 1}"
-            first = f"the folders are classes in the order of their numbers: {ends}"
-            return Numbering(
-                {name: index for index, name in enumerate(ordered)}, "; ".join(filter(None, [first, remark]))
-            )
+            remark = f"the folders are classes in the order of their numbers: {ends}"
+            return Numbering({name: index for index, name in enumerate(ordered)}, remark, doubt)
     raise _other_classes(folder, ordered, count)
 
 

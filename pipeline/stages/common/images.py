@@ -304,7 +304,9 @@ def open_folder(folder: Path, count: int, classes: Classes) -> ImageFolder:
             fix=f"move its {loose} images into a folder for each class" if loose else "",
         )
     if numbering.remark:
-        log.warning("WARNING: %s: %s", folder, numbering.remark)
+        log.info("%s: %s", folder, numbering.remark)
+    if numbering.doubt:
+        log.warning("WARNING: %s: %s", folder, numbering.doubt)
     order = np.random.default_rng(0).permutation(len(found))
     shuffled = [found[index] for index in order]
     return ImageFolder(folder, tuple(file for file, _ in shuffled), tuple(label for _, label in shuffled))

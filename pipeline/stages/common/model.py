@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from model_artifacts.errors import one_line
+from model_artifacts.sessions.arithmetic import relative_l2
 from model_artifacts.sessions.torch_model import assemble, in_layout
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def put_in_fastest_layout(model: nn.Module, images: torch.Tensor) -> torch.memor
         except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
             reason = one_line(exc)
         else:
-            reason = "" if (found - expected).norm() <= _SAME * expected.norm() else "it gives other logits there"
+            reason = "" if relative_l2(found, expected) <= _SAME else "it gives other logits there"
     if not reason:
         return torch.channels_last
     log.info("the network runs with contiguous weights, because not in channels_last: %s", reason)

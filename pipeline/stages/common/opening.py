@@ -132,7 +132,7 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
         variant=variant,
         path=project.file(record),
         gpu=gpu,
-        fix=f"run `{Step('build', variant.id).command}`",
+        fix=f"run `{project.command(Step('build', variant.id))}`",
         record=record if is_checked else None,
         built_for=artifact.built_for,
         weights=_weights(project, artifact),

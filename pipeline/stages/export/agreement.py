@@ -7,17 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from model_artifacts.errors import CrashedError, ExportError, RunError
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
 from model_artifacts.sessions.module_kinds import untraced
 from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.stages.common.probe import probe_images
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from torch import nn
 
@@ -68,7 +68,7 @@ def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
         ExportError: ONNX Runtime cannot run the graph, or its logits differ; the message names the likely cause.
     """
     for size, found, logits in zip(_SIZES, _run(file, expected.images, rerun), expected.logits, strict=True):
-        if (distance := relative_l2(found, logits)) > _LARGEST:
+        if (distance := relative_l2(torch.from_numpy(found), torch.from_numpy(logits))) > _LARGEST:
             raise ExportError(
                 "the ONNX graph computes something else than the network",
                 where=f"fp32, in a batch of {size}",
@@ -76,20 +76,6 @@ def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
                 got=f"{distance:.2g}; {expected.cause}",
                 fix="let forward compute the same wherever it runs: write hooks and replaced forwards into its class",
             )
-
-
-def relative_l2(found: Logits, expected: Logits) -> float:
-    """Return the distance of logits as a share of their size; infinity for another shape or a value that is no number.
-
-    Args:
-        found: (samples, classes).
-        expected: (samples, classes).
-    """
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return math.inf
-    wide = expected.astype(np.float64)
-    size = float(np.linalg.norm(wide)) or 1.0  # logits that are all zero have no size
-    return float(np.linalg.norm(found - wide)) / size
 
 
 def _run(file: Path, images: Logits, rerun: str) -> tuple[Logits, ...]:

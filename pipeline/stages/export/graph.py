@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Interpreter
 from model_artifacts.errors import ExportError, one_line, out_of_memory, shortened
 from model_artifacts.sessions.arithmetic import strict_fp32
 from pipeline.adapters import onnx_graph
+from pipeline.adapters.onnx_graph import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +87,8 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Expo
         try:
             onnx_graph.convert(exported, opset)
         except _NOT_CONVERTIBLE as exc:
-            newer, reason = onnx_graph.opset_of(exported), one_line(exc).rpartition("failed: ")[2]  # behind a C++ path
-            log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, reason)
+            newer = onnx_graph.opset_of(exported)
+            log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, reason_of(exc))
     onnx_graph.use_oldest_ir(exported)
     return Exported(exported, batch_norms)
 

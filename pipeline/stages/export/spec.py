@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from model_artifacts.records import Graph, Key
     from pipeline.planning.project import Project
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same weights give another graph.
 
 Since 2 a graph records nothing of the machine. Since 3 its constants are always folded, and its IR version is the
 oldest that holds its operators. Since 4 a trace that computes something else than the network is not used, and the
-graph is compared with the network.
+graph is compared with the network. Since 5 weights that torch computes in every call are baked first.
 """
 
 

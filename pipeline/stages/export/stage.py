@@ -13,7 +13,7 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph
-from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms, share_weights
+from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -48,7 +48,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
     Args:
         project: the source stage must have run.
-        model: the restored model, in FP32.
+        model: the restored model, in FP32; it may be cast.
         graph: the precision.
 
     Raises:
@@ -68,7 +68,8 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     dtype = DTYPES[graph.precision]
     _require_one_file(folded.model, dtype)
     casts = count_casts(folded.model, dtype)
-    exported, more_folded = to_onnx(Typed(share_weights(folded.model), dtype).eval(), input_shape, OPSETS[graph])
+    # Cast in place: a function that was set on a layer may call the weights of this very network.
+    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph])
     batch_norms = folded.batch_norms + more_folded
     del model, folded
     gc.collect()  # the exporter's program refers to itself
@@ -76,7 +77,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
         if expected is not None:
-            require_agreement(temporary, expected, step.command)
+            require_agreement(temporary, expected, project.command(step))
     record = OnnxRecord(
         key=key,
         built_at=now(),

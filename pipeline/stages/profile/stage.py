@@ -105,7 +105,7 @@ def _profile(project: Project, artifact: Artifact) -> _Measured:
             artifact,
             timeout_seconds=project.config.validation.timeout_seconds,
             log=project.paths.profile_log(variant),
-            rerun=Step("profile", variant.id).command,
+            rerun=project.command(Step("profile", variant.id)),
         )
         return measured._replace(trace=trace_with_nsight(project, variant)) if on_gpu and has_nsight() else measured
 

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from model_artifacts.errors import ArtifactError, QuantizeError, one_line
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -44,6 +45,7 @@ from pipeline.stages.quantize.rewriting import (
     replace_tensor,
     requantize,
 )
+from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import TensorCast
+    from pipeline.stages.quantize.bias_correction import Means
 
     Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -154,7 +157,7 @@ def _translated() -> Iterator[None]:
     except ArtifactError:
         raise
     except Exception as exc:  # onnx, protobuf and onnxruntime raise types of their own, without a common public base
-        raise QuantizeError("the graph cannot be quantised", got=one_line(exc)) from exc
+        raise QuantizeError("the graph cannot be quantised", got=onnx_graph.reason_of(exc)) from exc
 
 
 def _fp32(project: Project) -> onnx.ModelProto:
@@ -181,10 +184,10 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
             node for node in fp32.graph.node if node.op_type in QUANTIZED_OPERATORS and node.name not in kept
         )
         _check_layers(left, layers, graph)
-        return _Forms(_placed(project, graph, fp32, scratch, left))
-    # Before the quantiser moves the weights out of the graph.
-    means = input_means(fp32, _batches(project)) if graph.precision is Precision.FP8 else {}
-    placed = _placed(project, graph, fp32, scratch)
+        _place_apart(project, graph, scratch, left)
+        return _Forms(_placed(graph, scratch))
+    means = _place_apart(project, graph, scratch)
+    placed = _placed(graph, scratch)
     if left:
         _check_layers(left, quantized_layers(placed), graph)
         placed = leave(placed, weights, left)
@@ -199,10 +202,57 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     return _Forms(model, casts, put_pairs_on_weights(requantize(placed, weights, kind)))
 
 
-def _placed(
+def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...] = ()) -> Means:
+    """Place the pairs in a process of its own: there are graphs that end ONNX Runtime by a signal.
+
+    Raises:
+        QuantizeError: the graph cannot be quantised, or the process died.
+        KilledError: something outside has ended the process.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return run_isolated(
+                place,
+                project,
+                graph,
+                scratch,
+                left,
+                Path(folder),
+                timeout_seconds=math.inf,
+                log=Path(folder) / "quantize.log",
+                rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}")),
+            )
+        except KilledError:
+            raise
+        except CrashedError as exc:
+            raise QuantizeError(
+                "ONNX Runtime cannot calibrate the graph", where=graph.value, got=str(exc).replace("\n", ";")
+            ) from exc
+
+
+def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], folder: Path) -> Means:
+    """Write the FP32 graph with calibrated Q/DQ pairs to `scratch`; return the means of the inputs for fp8.
+
+    Args:
+        project: as `make_quantized` takes it.
+        graph: the graph to make.
+        scratch: the file to write.
+        left: layers of x86's graph that stay in FP32.
+        folder: the place of the quantiser's own files, which a crash leaves.
+    """
+    tempfile.tempdir = str(folder)
+    with _translated():
+        fp32 = _fp32(project)
+        # Before the quantiser moves the weights out of the graph.
+        means = input_means(fp32, _batches(project)) if graph.precision is Precision.FP8 else {}
+        _place_pairs(project, graph, fp32, scratch, left)
+        return means
+
+
+def _place_pairs(
     project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path, left: tuple[str, ...] = ()
-) -> onnx.ModelProto:
-    """Return the FP32 graph with calibrated Q/DQ pairs at every layer, except the layers `left` for x86."""
+) -> None:
+    """Write the FP32 graph with calibrated Q/DQ pairs at every layer, except the layers `left` for x86."""
     settings = quantizer_settings(graph, fp32)
     settings["nodes_to_exclude"] += left
     reader = _Calibration(_batches(project), fp32.graph.input[0].name)
@@ -215,6 +265,9 @@ def _placed(
             weight_type=QuantType.QInt8,
             **settings,
         )
+
+
+def _placed(graph: Graph, scratch: Path) -> onnx.ModelProto:
     placed = onnx.load(scratch)
     if graph.precision is Precision.INT8 and not graph.for_x86:
         carry_skips_in_int8(placed)
@@ -241,6 +294,8 @@ class Calibrated(NamedTuple):
 def calibrate(project: Project, graph: Graph) -> Calibrated:
     """Calibrate the graph once, for any choice of quantised layers. Biases are not corrected.
 
+    Call it in a process that may crash: ONNX Runtime runs the graph.
+
     Args:
         project: the export of FP32 and the data stage must have run.
         graph: int8 or fp8 for TensorRT.
@@ -252,7 +307,9 @@ def calibrate(project: Project, graph: Graph) -> Calibrated:
     with _translated(), tempfile.TemporaryDirectory() as folder:
         fp32 = _fp32(project)
         weights = _weights(fp32)  # before the quantiser moves them out of it
-        placed = onnx_graph.to_opset(_placed(project, graph, fp32, Path(folder) / "placed.onnx"), OPSET)
+        scratch = Path(folder) / "placed.onnx"
+        _place_pairs(project, graph, fp32, scratch)
+        placed = onnx_graph.to_opset(_placed(graph, scratch), OPSET)
         return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.sensitivity.table import print_sensitivity
 from pipeline.stages.validate.metrics import measure
+from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +52,45 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
     Raises:
         QuantizeError: the graph cannot be quantised.
         RunError: a graph cannot be run.
+        CrashedError: the process that runs the graphs died.
         RecordError: a record of the export or of the data stage is missing or damaged.
         StorageError: the record cannot be written.
     """
+    step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "sensitivity.log"
+        found = run_isolated(_measure, project, graph, timeout_seconds=math.inf, log=log, rerun=project.command(step))
+    gates = project.config.gates
+    record = Sensitivity(
+        key=key_of(project, step),
+        built_at=now(),
+        toolchain=tools("onnx", "onnxruntime-gpu"),
+        graph=graph,
+        samples=found.samples,
+        calibration_sha256=project.data().calibration.sha256,
+        layers=found.layers,
+        plain=found.plain,
+        proposal=found.proposal,
+        proposed=found.proposed,
+        kept=keeps(found.proposed, gates.of(graph.precision), gates.margin),
+    )
+    return project.write(project.paths.sensitivity(graph), record)
+
+
+class _Found(NamedTuple):
+    """The results of the process that runs the graphs."""
+
+    samples: int
+    layers: tuple[LayerSensitivity, ...]
+    """The most sensitive first."""
+    plain: Accuracy
+    """The accuracy with all layers quantised."""
+    proposal: tuple[str, ...]
+    proposed: Accuracy
+
+
+def _measure(project: Project, graph: Graph) -> _Found:
+    """Run the graphs in ONNX Runtime, in a process that may crash."""
     data = project.data()
     images = to_input(np.asarray(project.pixels(data.calibration)), data.preprocessing)
     calibrated = calibrate(project, graph)
@@ -73,20 +112,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
     gate = gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
     proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(calibrated.leaving(left)), gate, gates.margin)
-    record = Sensitivity(
-        key=key_of(project, Step("sensitivity", f"{project.plan.model}/{graph.value}")),
-        built_at=now(),
-        toolchain=tools("onnx", "onnxruntime-gpu"),
-        graph=graph,
-        samples=len(images),
-        calibration_sha256=data.calibration.sha256,
-        layers=tuple(layers),
-        plain=plain,
-        proposal=proposal,
-        proposed=proposed,
-        kept=keeps(proposed, gate, gates.margin),
-    )
-    return project.write(project.paths.sensitivity(graph), record)
+    return _Found(len(images), tuple(layers), plain, proposal, proposed)
 
 
 def propose(

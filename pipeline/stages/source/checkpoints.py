@@ -109,16 +109,22 @@ def load_checkpoint(model: nn.Module, file: Path, key: str | None = None) -> Fit
     if not fits:
         raise _no_fit(model, file, key, found, [*zip(views, refusals, strict=True)])
     if any(not _equal(fits[0].state, other.state) for other in fits[1:]):
-        keys = [view.key for view in fits]
-        raise SourceError(
-            "several state dicts in the weights file fit the model, and they differ",
-            where=str(file),
-            got=f"the keys {_quoted(keys)}",
-            fix=f"name one in pipeline.yaml: `model: {{weights: {{file: {file.name}, key: {keys[0]!r}}}}}`",
-        )
+        raise _several(file, [view.key for view in fits])
     model.load_state_dict(fits[0].state, strict=False)  # `_refusal` has seen that only counters are missing
     model.eval()  # the layers, too, that a module has made anew for weights of its older version
     return fits[0]
+
+
+def _several(file: Path, keys: list[str]) -> SourceError:
+    """Return the error for a file of which several state dicts fit, with the line to write for each of them."""
+    lines = [f"`model: {{weights: {{file: {file}, key: {key!r}}}}}`" for key in keys]
+    return SourceError(
+        "several state dicts in the weights file fit the model, and they differ",
+        where=str(file),
+        expected="the weights that the accuracy of the training was measured with",
+        got=f"the keys {_quoted(keys)}",
+        fix=listed(["write one of these lines into pipeline.yaml:", *lines], separator=f"\n{'':12}"),
+    )
 
 
 def read_checkpoint(file: Path) -> object:

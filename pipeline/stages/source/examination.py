@@ -40,19 +40,24 @@ _NAMED = 3
 
 
 def require_full_precision(model: nn.Module, spec: Preprocessing) -> Watched:
-    """Refuse a network whose forward lowers its own precision, and return everything that was seen.
+    """Refuse a network whose forward is lowered, compiled or not its own, and return everything that was seen.
 
     Args:
         model: the network with its weights, in evaluation mode.
         spec: the preprocessing.
 
     Raises:
-        SourceError: forward enters autocast, uses types smaller than FP32, or changes torch's settings.
+        SourceError: forward enters autocast, uses types smaller than FP32, or changes torch's settings. Or it calls a
+            compiled function, or computes with weights that are not among the network's own.
     """
     with strict_fp32():
         watched = watch(model, torch.from_numpy(probe_images(spec, _IMAGES)))
     if watched.lowered:
         _refuse_lowered(watched.lowered)
+    if watched.compiled:
+        _refuse_compiled(watched.compiled)
+    if watched.foreign:
+        _refuse_foreign(watched.foreign)
     return watched
 
 
@@ -120,6 +125,27 @@ def _refuse_lowered(found: Sequence[Finding]) -> NoReturn:
         got=_listed([finding.what for finding in found]),
         fix="take it out of forward: autocast, `.half()` and TF32 belong into the training loop, and `precisions` in "
         "pipeline.yaml chooses the types of the artifacts",
+    )
+
+
+def _refuse_compiled(found: Sequence[Finding]) -> NoReturn:
+    raise SourceError(
+        "the network calls a compiled function, so that the network itself is neither measured nor exported",
+        where=_listed([finding.layer for finding in found]),
+        expected="plain functions; the pipeline itself compiles the network as a whole",
+        got=_listed([finding.what for finding in found]),
+        fix="take `torch.compile`, `torch.jit.script` or `torch.jit.trace` off that function",
+    )
+
+
+def _refuse_foreign(found: Sequence[Finding]) -> NoReturn:
+    raise SourceError(
+        "the network computes with weights that are not among its own, so that no file or cast would hold them",
+        where=_listed([finding.layer for finding in found]),
+        expected="weights in `parameters()` and in the state dict of the network that the factory returns",
+        got=_listed([finding.what for finding in found]),
+        fix="assign the layers to attributes of the network, in an `nn.ModuleList` where they are several; a function "
+        "that replaces `forward` must not call another network",
     )
 
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import ReadFile
 
-VERSION = 2
-"""Raise it when the same configuration gives other weights. Since 2 torchvision builds its networks."""
+VERSION = 3
+"""Raise it when the same configuration gives other weights, or none.
+
+Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed weights and weights that cannot be baked
+are refused.
+"""
 
 
 _IMPORTED = "imported_code"

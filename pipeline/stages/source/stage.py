@@ -12,7 +12,7 @@ from torch import nn
 
 from model_artifacts.errors import SourceError, listed
 from model_artifacts.host.environment import now, tools
-from model_artifacts.host.files import write_bytes
+from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
@@ -98,15 +98,11 @@ def make_source(project: Project) -> SourceRecord:
     key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
     with noted_reads() as noted:
         weights = _weights(config)
-    reads = () if weights.torchvision_weights else noted.records((project.paths.root, Path(config.model.weights.file)))
-    packed = torch_model.pack_weights(weights.model)  # before anything runs the network, which may change its buffers
-    watched = examination.require_full_precision(weights.model, weights.preprocessing)
-    classes = network.count_classes(weights.model, weights.preprocessing.input_shape)
-    check_outputs(weights.model, weights.preprocessing)
-    examination.require_same_logits(weights.model, weights.preprocessing, watched)
-    assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
-    check_twin(weights.model, assembly, weights.preprocessing.input_shape)
-    write_bytes(project.paths.weights, packed)
+    ignored = (project.paths.root, Path(config.model.weights.file))
+    reads = () if weights.torchvision_weights else noted.records(config.model.factory, ignored)
+    with replacing(project.paths.weights) as temporary:
+        torch_model.save_weights(weights.model, temporary)  # before anything runs the network and changes its buffers
+        classes = _examine(config, weights)
     record = SourceRecord(
         key=with_reads(key, reads),
         built_at=now(),
@@ -126,6 +122,18 @@ def make_source(project: Project) -> SourceRecord:
         preprocessing=weights.preprocessing,
     )
     return project.write(project.paths.source, record)
+
+
+def _examine(config: Config, weights: _Weights) -> int:
+    """Refuse a network that cannot be the FP32 reference, and return the number of its classes."""
+    model, spec = weights.model, weights.preprocessing
+    watched = examination.require_full_precision(model, spec)
+    classes = network.count_classes(model, spec.input_shape)
+    check_outputs(model, spec)
+    examination.require_same_logits(model, spec, watched)
+    assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
+    check_twin(model, assembly, spec.input_shape)
+    return classes
 
 
 def _weights(config: Config) -> _Weights:
@@ -209,7 +217,10 @@ def _from_factory(config: Config) -> _Weights:
 
 
 def _sample(config: Config) -> _Weights:
-    """Fit the sample model: a seeded backbone, batch-norm statistics by one pass, and a head in closed form."""
+    """Fit the sample model: a seeded backbone, batch-norm statistics by one pass, and a head in closed form.
+
+    The weights are the same bit for bit with the same number of threads. With others, torch sums in another order.
+    """
     preprocessing = _preprocessing(config, SAMPLE)
     model = torch_model.make_model(config.model.factory)
     head = network.find_head(model)

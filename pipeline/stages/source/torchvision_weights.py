@@ -15,7 +15,7 @@ from model_artifacts.errors import SourceError, one_line
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Interpolation, Preprocessing
 from model_artifacts.sessions import torch_model, torchvision_models
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
 from pipeline.stages.source.checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
@@ -157,4 +157,4 @@ def _computes_the_same(model: nn.Module, other: nn.Module, input_shape: tuple[in
     batch = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(torch_model.SEED))
     with strict_fp32():
         logits, others = model(batch).nan_to_num(), other(batch).nan_to_num()
-    return bool((logits - others).norm() <= _RELATIVE * logits.norm())
+    return relative_l2(others, logits) <= _RELATIVE

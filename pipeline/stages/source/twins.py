@@ -6,6 +6,7 @@ another network, and none of them the one that was trained. Importing this modul
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ import torch
 
 from model_artifacts.errors import SourceError, listed
 from model_artifacts.sessions import torch_model
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
+from model_artifacts.sessions.module_kinds import bake, bake_one, computed_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
     from torch import nn
+
+    from model_artifacts.sessions.module_kinds import ComputedWeight
 
 _OTHER_SEED = 271_828
 _SCALES = (0.3, 1.0, 3.0)
@@ -57,24 +61,67 @@ def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int
     Raises:
         SourceError: the logits differ; the message names the tensors and numbers that differ and are no weights.
     """
-    twin = _make(assembly)
-    if assembly.replaced_head:
-        torch_model.replace_head(twin, assembly.replaced_head, assembly.classes)
-    torch_model.load_state(twin, model.state_dict(), f"{assembly.factory}, called twice")
-    twin.eval()
-    differences = [_difference(model, twin, scale, input_shape) for scale in _SCALES]
-    if max(differences) <= _RELATIVE or max(_difference(model, model, scale, input_shape) for scale in _SCALES) > 0:
+    twin = _assembled(assembly, model)
+    bake(twin)
+    apart = _apart(model, twin, input_shape) if not computed_weights(model) else _baked_apart(model, twin, input_shape)
+    if apart <= _RELATIVE or _apart(model, model, input_shape) > 0:
         return  # a network that differs from itself is refused as a reference
+    if computed_weights(model):
+        twin = _assembled(assembly, model)
+        _refuse_if_baking_moves(model, twin, input_shape, apart)
     names = list(_unsaved(model, twin))
     found = f"{listed(names)}: other values in each call" if names else "no attribute of a module differs"
     raise SourceError(
         "the network computes with values that its weights do not hold, and that the factory draws at random",
         where=assembly.factory,
         expected="the same logits from every call of the factory, given the same weights",
-        got=f"{found}; logits {max(differences):.2g} apart (relative L2)",
+        got=f"{found}; logits {apart:.2g} apart (relative L2)",
         fix="keep them in the state dict (a parameter, or a persistent buffer) and save the weights of the training "
         "again; or set them as in the training, from a fixed seed in the factory",
     )
+
+
+def _assembled(assembly: Assembly, model: nn.Module) -> nn.Module:
+    """Return the network of other seeds with a model's weights, as `assemble` does but for the last step."""
+    twin = _make(assembly)
+    if assembly.replaced_head:
+        torch_model.replace_head(twin, assembly.replaced_head, assembly.classes)
+    torch_model.load_state(twin, model.state_dict(), f"{assembly.factory}, called twice")
+    twin.eval()
+    return twin
+
+
+def _apart(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> float:
+    return max(_difference(model, twin, scale, input_shape) for scale in _SCALES)
+
+
+def _refuse_if_baking_moves(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int], apart: float) -> None:
+    """Raise an error if the twin gives the model's logits only as long as its computed weights are not baked."""
+    if _apart(model, twin, input_shape) > _RELATIVE:
+        return
+    weights = computed_weights(twin)
+    moving = [weight.place for weight in weights if _moves(weight, model, twin, input_shape)][:1]
+    raise SourceError(
+        "the network computes a weight anew in every call, and not from its weights alone",
+        where=listed(moving or [weight.place for weight in weights]),
+        expected="the same logits with this weight computed once: engines and graphs hold plain weights",
+        got=f"logits {apart:.2g} apart (relative L2)" if math.isfinite(apart) else "a forward that fails then",
+        fix="remove the parametrisation in the factory, or let it compute from its own tensors alone",
+    )
+
+
+def _moves(weight: ComputedWeight, model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> bool:
+    """Bake a weight of the twin, and return true if that changes its logits."""
+    bake_one(weight)
+    return _baked_apart(model, twin, input_shape) > _RELATIVE
+
+
+def _baked_apart(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> float:
+    """Return the distance of a baked twin; infinity if its own code looks for the tensors that are gone."""
+    try:
+        return _apart(model, twin, input_shape)
+    except Exception:  # noqa: BLE001 - that code may raise any type
+        return math.inf
 
 
 def _make(assembly: Assembly) -> nn.Module:
@@ -94,9 +141,9 @@ def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tu
     for network in (model, twin):
         with _other_seeds(), strict_fp32():
             torch.manual_seed(_OTHER_SEED)
-            answers.append(network(batch.clone()).double().nan_to_num())
+            answers.append(network(batch.clone()).nan_to_num())
     one, other = answers
-    return float((one - other).norm() / one.norm().clamp_min(1e-12))
+    return relative_l2(other, one)
 
 
 @contextmanager

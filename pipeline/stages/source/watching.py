@@ -1,8 +1,11 @@
-"""A network's forward, watched: lowered precision, random numbers and changed settings, each with its layer."""
+"""A network's forward, watched: all that keeps it from being a reference, each with its layer."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,9 +19,14 @@ from model_artifacts.sessions.module_kinds import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from torch import nn
 
+_COMPILER = "torch._dynamo.eval_frame"
+"""The module of torch whose functions stand for compiled ones; they close over their compiler's `callback`."""
+_SCRIPTED: tuple[Any, ...] = (torch.jit.ScriptFunction, torch._C.ScriptMethod)  # noqa: SLF001 - the latter has no public name
+_TORCH = Path(torch.__file__).parent
 _FP32_BYTES = 4
 
 
@@ -38,21 +46,27 @@ class Watched(NamedTuple):
     """Operators that draw random numbers."""
     failure: str
     """The error that the network raised; empty if it ran."""
+    compiled: tuple[Finding, ...] = ()
+    """Calls of functions that torch.compile, torch.jit.script or torch.jit.trace made."""
+    foreign: tuple[Finding, ...] = ()
+    """Operators that compute with weights which are not among the network's own."""
 
 
 def watch(model: nn.Module, images: torch.Tensor) -> Watched:
-    """Run a network once, operator by operator, and note what lowers its precision or draws random numbers.
+    """Run a network once, operator by operator, and note what lowers its precision, is drawn, compiled or not its own.
 
     Args:
         model: the network, in FP32, on the CPU.
         images: float32 (batch, channels, height, width); the network gets a copy.
     """
     layers = _Layers(model)
-    seen = _Seen(layers)
+    seen = _Seen(layers, model)
     failure = ""
     with ExitStack() as stack:
         stack.enter_context(layers.followed())
         stack.enter_context(_autocasts_noted(seen))
+        stack.enter_context(_scripts_noted(seen))
+        stack.enter_context(_compiled_noted(seen))
         stack.enter_context(torch.inference_mode(mode=False))  # there, a dropout in evaluation mode counts as random
         stack.enter_context(torch.no_grad())
         stack.enter_context(seen)
@@ -60,7 +74,10 @@ def watch(model: nn.Module, images: torch.Tensor) -> Watched:
             model(images.clone())
         except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
             failure = one_line(exc)
-    return Watched(tuple(dict.fromkeys(seen.lowered)), tuple(dict.fromkeys(seen.random)), failure)
+    lowered, random, compiled, foreign = (
+        tuple(dict.fromkeys(found)) for found in (seen.lowered, seen.random, seen.compiled, seen.foreign)
+    )
+    return Watched(lowered, random, failure, compiled, foreign)
 
 
 class _Layers:
@@ -86,7 +103,8 @@ class _Layers:
             leave.remove()
 
     def _name(self, module: nn.Module) -> str:
-        return place_of(self._names.get(id(module), ""), module)
+        name = self._names.get(id(module))
+        return f"layer {type(module).__name__!r} outside of the network" if name is None else place_of(name, module)
 
     def _leave(self) -> None:
         if self._stack:
@@ -96,16 +114,26 @@ class _Layers:
 class _Seen(TorchDispatchMode):
     """Notes on every operator."""
 
-    def __init__(self, layers: _Layers) -> None:
+    def __init__(self, layers: _Layers, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's class is untyped
         self._layers = layers
+        self._own = {id(parameter) for parameter in model.parameters()}
         self._settings = settings()
         self.lowered: list[Finding] = []
         self.random: list[Finding] = []
+        self.compiled: list[Finding] = []
+        self.foreign: list[Finding] = []
 
     def note(self, what: str) -> None:
         """Note something that lowers the precision."""
         self.lowered.append(Finding(what, self._layers.now))
+
+    def note_compiled(self, name: str, maker: str, frame: FrameType | None) -> None:
+        """Note a call of a compiled function, and the line outside of torch that calls it."""
+        while frame and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
+            frame = frame.f_back
+        line = f", called at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
+        self.compiled.append(Finding(f"{name!r} of {maker}{line}", self._layers.now))
 
     def __torch_dispatch__(
         self,
@@ -123,6 +151,9 @@ class _Seen(TorchDispatchMode):
             self.note(f"{func} computes with {' and '.join(narrow)}")
         if func.namespace.startswith("quantized") or "fake_quant" in func.__name__:
             self.note(f"{func} quantises")
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.nn.Parameter) and id(tensor) not in self._own:
+                self.foreign.append(Finding(f"{func} takes a weight of shape {tuple(tensor.shape)}", self._layers.now))
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random.append(Finding(str(func), self._layers.now))
         self._look_at_settings()
@@ -169,3 +200,45 @@ def _autocasts_noted(seen: _Seen) -> Iterator[None]:
     finally:
         torch.autocast.__init__ = make  # type: ignore[method-assign]  # the same
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]  # the same
+
+
+@contextmanager
+def _scripts_noted(seen: _Seen) -> Iterator[None]:
+    """Note every call of a function or method in TorchScript."""
+    calls = [(kind, kind.__call__) for kind in _SCRIPTED]
+    for kind, call in calls:
+        kind.__call__ = _noting(seen, call)
+    try:
+        yield
+    finally:
+        for kind, call in calls:
+            kind.__call__ = call
+
+
+def _noting(seen: _Seen, call: Any) -> Any:  # noqa: ANN401 - a method of torch's C++ types
+    @wraps(call)
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the same
+        seen.note_compiled(self.name, "torch.jit", sys._getframe(1))  # noqa: SLF001 - Python's own way to a caller
+        return call(self, *args, **kwargs)
+
+    return noted
+
+
+@contextmanager
+def _compiled_noted(seen: _Seen) -> Iterator[None]:
+    """Note every call of a function that torch.compile made."""
+    before = sys.getprofile()
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if event != "call" or frame.f_globals.get("__name__") != _COMPILER:
+            return
+        if "callback" in frame.f_code.co_freevars:
+            function = frame.f_locals.get("fn")
+            name = getattr(function, "__qualname__", type(function).__name__)
+            seen.note_compiled(name, "torch.compile", frame.f_back)
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)

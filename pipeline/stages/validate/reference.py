@@ -52,8 +52,8 @@ def judge_reference(reference: Logits, labels: Labels | None, *, repeatable: boo
             checks.append(_better_than_chance(answers, labels, classes))
         if len(answers) >= _FEW and (labels is None or len(np.unique(labels)) > 1):
             given = len(np.unique(answers))
-            value = f"{given} for {len(answers)} images"
-            checks.append(_check("classes among its answers", "≥ 2", value, passed=given > 1))
+            value = f"{given} different classes" if given > 1 else f"the same class for all {len(answers)} images"
+            checks.append(_check("answers", "at least 2 different classes", value, passed=given > 1))
     return tuple(checks)
 
 

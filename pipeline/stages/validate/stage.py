@@ -212,7 +212,7 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
             # A processor does not hang as a driver does, and may take hours for 50,000 images.
             timeout_seconds=project.config.validation.timeout_seconds if on_gpu else math.inf,
             log=Path(folder) / "validate.log",
-            rerun=Step("validate", variant.id).command,
+            rerun=project.command(Step("validate", variant.id)),
         )
 
 

@@ -8,10 +8,31 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model_artifacts.sessions.arithmetic import kept_arithmetic, settings, strict_fp32
+from model_artifacts.sessions.arithmetic import kept_arithmetic, relative_l2, settings, strict_fp32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+ONES = torch.ones(2, 8)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "distance"),
+    [
+        (ONES, ONES, 0.0),
+        (1.5 * ONES, ONES, 0.5),
+        (ONES[:1], ONES, torch.inf),
+        (torch.nan * ONES, ONES, torch.inf),
+        (torch.inf * ONES, torch.inf * ONES, torch.inf),
+        (3e38 * ONES, 2e38 * ONES, 0.5),
+        (0 * ONES, 0 * ONES, 0.0),
+    ],
+    ids=["equal", "half as much again", "another shape", "not a number", "infinite", "large", "zero"],
+)
+def test_distance(found: torch.Tensor, expected: torch.Tensor, distance: float) -> None:
+    """The distance is a share of the expected logits; nothing is near to a wrong shape or to a NaN."""
+    assert relative_l2(found, expected) == pytest.approx(distance)
 
 
 @pytest.fixture

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from model_artifacts.sessions.module_kinds import evaluate, layers_in_training, open_wrappers, require_network
+from model_artifacts.sessions.module_kinds import (
+    bake,
+    computed_weights,
+    evaluate,
+    layers_in_training,
+    open_wrappers,
+    require_network,
+)
 from model_artifacts.sessions.torch_model import make_model
 from tests.support import odd_networks
 
@@ -121,3 +128,84 @@ def test_layers_in_training_are_named() -> None:
     model.eval()
 
     assert layers_in_training(model) == ("layer 'drop' (Dropout)",)
+
+
+COMPUTED = {
+    odd_networks.weight_normed: ["weight of layer 'body.0' (Conv2d)"],
+    odd_networks.spectrally_normed: ["weight of layer 'body.0' (Conv2d)"],
+    odd_networks.pruned: ["weight of layer 'body.0' (Conv2d)", "bias of layer 'body.0' (Conv2d)"],
+    odd_networks.parametrized: [
+        "weight of layer 'body.0' (ParametrizedConv2d)",
+        "running_var of layer 'body.1' (ParametrizedBatchNorm2d)",
+        "weight of layer 'head' (ParametrizedLinear)",
+    ],
+}
+
+
+@pytest.mark.parametrize("make", COMPUTED)
+def test_computed_weights_are_named(make: Callable[[], nn.Module]) -> None:
+    """Each of them is listed once, with its layer."""
+    assert [weight.place for weight in computed_weights(make())] == COMPUTED[make]
+
+
+@pytest.mark.parametrize("make", COMPUTED)
+def test_baked_weights_are_plain(make: Callable[[], nn.Module]) -> None:
+    """The network has the names of one without parametrisations, the same logits, and nothing left to compute."""
+    torch.manual_seed(5)
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))  # as training does, so that no computed value is current
+    model.eval()
+    with torch.inference_mode():
+        expected = model(IMAGES)
+
+    bake(model)
+
+    plain = odd_networks.Plain()
+    assert sorted(model.state_dict()) == sorted(plain.state_dict())
+    assert {*dict(model.named_parameters())} >= {*dict(plain.named_parameters())} - {"body.1.bias"}
+    assert not computed_weights(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())  # noqa: SLF001 - torch has no other list
+    with torch.inference_mode():
+        assert torch.equal(model(IMAGES), expected)
+
+
+def test_baked_weights_of_a_new_network_are_those_that_were_loaded() -> None:
+    """A weight is computed from the loaded tensors, although the network has not run since."""
+    trained, model = (seeded(odd_networks.weight_normed) for _ in range(2))
+    with torch.no_grad():
+        trained.get_parameter("body.0.weight_g").mul_(3)
+    model.load_state_dict(trained.state_dict())
+
+    bake(model)
+
+    with torch.inference_mode():
+        assert torch.equal(model(IMAGES), trained(IMAGES))
+
+
+def test_a_shared_tensor_survives_the_baking() -> None:
+    """The mask of one layer's bias leaves another layer's, which is the same tensor, as it is."""
+    model = seeded(odd_networks.pruned)
+    shared = model.get_parameter("body.1.bias").clone()
+
+    bake(model)
+
+    assert torch.equal(model.get_parameter("body.1.bias"), shared)
+    assert int((model.get_parameter("body.0.bias") == 0).sum()) == 4
+
+
+def test_a_weight_that_cannot_be_computed() -> None:
+    """The layer and the error of its parametrisation are named."""
+
+    class Fails(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError(f"by design, for {tuple(weight.shape)}")
+
+    model = odd_networks.Plain()
+    nn.utils.parametrize.register_parametrization(model.head, "weight", Fails(), unsafe=True)
+
+    with pytest.raises(
+        SourceError, match=r"(?s)weight of layer 'head'.*ZeroDivisionError: by design.*remove the param"
+    ):
+        bake(model)

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from model_artifacts.errors import SourceError
+from model_artifacts.errors import SourceError, StorageError
 from model_artifacts.sessions.torch_model import (
     fold_batch_norms,
     import_factory,
+    in_layout,
     load_state,
     make_model,
-    pack_weights,
     read_weights,
     replace_head,
+    save_weights,
 )
 from tests.support import factories, odd_networks, tiny_model
 
@@ -147,12 +148,33 @@ def test_packed_weights_come_back(tmp_path: Path) -> None:
     """A model's weights are read as they were packed, with the versions that its modules' own migrations ask for."""
     model = tiny_model.make()
     file = tmp_path / "weights.safetensors"
-    file.write_bytes(pack_weights(model))
+    save_weights(model, file)
 
     state = read_weights(file)
 
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert vars(state) == vars(model.state_dict())  # torch keeps the versions beside the tensors
+
+
+def test_shared_and_turned_weights_come_back(tmp_path: Path) -> None:
+    """Tensors that share memory, parts of a tensor and other orders of axes are each written whole."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Conv2d(2, 3, 3))
+    in_layout(model, torch.channels_last)
+    model[1].weight = model[0].weight
+    model.register_buffer("part", torch.arange(12.0)[3:5])
+    model.register_buffer("turned", torch.arange(6.0).reshape(2, 3).t())
+
+    save_weights(model, tmp_path / "weights.safetensors")
+
+    state = read_weights(tmp_path / "weights.safetensors")
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
+    """The file is named."""
+    with pytest.raises(StorageError, match=r"writing \S*nowhere/weights.safetensors failed"):
+        save_weights(tiny_model.make(), tmp_path / "nowhere" / "weights.safetensors")
 
 
 class Stateful(nn.Linear):
@@ -171,16 +193,16 @@ class Stateful(nn.Linear):
         self.value = state
 
 
-def test_state_that_is_no_tensor_is_refused() -> None:
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
     """A layer whose own state is no tensor is named."""
     with pytest.raises(SourceError, match=r"(?s)something else than tensors.*_extra_state \(dict\)"):
-        pack_weights(Stateful({"version": 2}))
+        save_weights(Stateful({"version": 2}), tmp_path / "weights.safetensors")
 
 
 def test_state_that_is_a_tensor_comes_back(tmp_path: Path) -> None:
     """A layer's own state that is a tensor is kept with the weights."""
     file = tmp_path / "weights.safetensors"
-    file.write_bytes(pack_weights(Stateful(torch.arange(3))))
+    save_weights(Stateful(torch.arange(3)), file)
     model = Stateful(None)
 
     load_state(model, read_weights(file), "here")
@@ -199,7 +221,8 @@ def test_a_misfit_beside_state_that_is_no_tensor_is_named() -> None:
 def test_truncated_weights(tmp_path: Path, share: float) -> None:
     """A file of weights that ends early is damaged, wherever it ends."""
     file = tmp_path / "weights.safetensors"
-    data = pack_weights(tiny_model.make())
+    save_weights(tiny_model.make(), file)
+    data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
 
     with pytest.raises(SourceError, match=r"(?s)missing or damaged.*weights\.safetensors"):
@@ -287,6 +310,7 @@ def test_untraceable_model_is_left_as_it_is() -> None:
         (odd_networks.root_hook, "forward hooks that a trace misses: forward of Plain"),
         (odd_networks.layer_hook, r"forward hooks that a trace misses: layer 'body.0' \(Conv2d\)"),
         (odd_networks.patched_forward, "a forward that was set on the instance: forward of Plain"),
+        (odd_networks.closing_layer, r"a forward that was set on the instance: layer 'head' \(Linear\)"),
         (odd_networks.KnowsTensors, "forward of KnowsTensors computes something else when it is traced"),
     ],
 )
@@ -328,3 +352,12 @@ def test_a_shared_activation_does_not_prevent_folding() -> None:
     model = make_model("torchvision.models:resnet18")
 
     assert fold_batch_norms(model, (3, 64, 64)).batch_norms == 20
+
+
+def test_wrappers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A network that is made twice in a process says once that it was wrapped."""
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            make_model("tests.support.odd_networks:averaged")
+
+    assert sum("which is taken out of it: AveragedModel around the network" in line for line in caplog.messages) == 1

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 START = "preprocessing: {resize: 32, crop: 32, interpolation: bilinear, "
 IMAGENET = "mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
+LONGEST = 160
+"""Characters of a line of a message: those of a fix with three means, three stds and a range."""
 CAFFE = "mean: [0.408, 0.459, 0.485], std: [0.003922, 0.003922, 0.003922]"
 
 
@@ -54,12 +56,15 @@ def test_units_of_0_to_255_are_refused(problems: Problems, statistics: str, advi
     (found,) = problems(written(statistics))
     assert found.startswith("3:70: `preprocessing`: pixels are scaled to 0 to 1 first")
     assert advice in found
+    assert [line.split(":")[0].strip() for line in found.splitlines()[1:]] == ["expected", "got", "fix"]
+    assert max(map(len, found.splitlines())) <= LONGEST
 
 
 def test_inputs_far_out_of_range_are_refused(problems: Problems) -> None:
     """A std that was divided by 255 once too often makes huge inputs."""
     (found,) = problems(written("mean: [0.5, 0.5, 0.5], std: [0.001, 0.001, 0.001]"))
-    assert "`preprocessing.std`: normalised inputs reach from -500 to 500, beyond ±10" in found
+    assert "`preprocessing.std`: normalised inputs reach beyond ±10\n" in found
+    assert "std [0.001, 0.001, 0.001]: inputs from -500 to 500\n" in found
     assert found.endswith("write input_range: [-500, 500]")
 
 
@@ -94,7 +99,8 @@ def test_stated_range_must_be_the_range(problems: Problems) -> None:
 def test_mean_of_imagenet_in_reverse_is_refused(problems: Problems) -> None:
     """A mean with blue first shows a network that takes blue first, or a mistake."""
     (found,) = problems(written("mean: [0.406, 0.456, 0.485], std: [0.225, 0.224, 0.229]"))
-    assert "write mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]; or order: bgr" in found
+    assert "fix:      write mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]\n" in found
+    assert "or:       order: bgr if the network takes blue first, order: rgb" in found
 
 
 @pytest.mark.parametrize(

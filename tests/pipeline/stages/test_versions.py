@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (2, "99df62cd7b00b4eb"),
+    "source": (3, "99df62cd7b00b4eb"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (4, "fe6d07afb599ccc6"),
+    "export": (5, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
-    "rounding": (3, "a1f3ba429042440b"),
-    "build": (3, "39f60e5b2feb2e88"),
-    "validate": (6, "1161f9db46d16813"),
+    "rounding": (4, "a1f3ba429042440b"),
+    "build": (4, "39f60e5b2feb2e88"),
+    "validate": (6, "95e2e072c9f0a87b"),
     "benchmark": (3, "94a46e9ee73f01a9"),
     "manifest": (2, "84fe18eb42267f20"),
     "report": (6, "c6c459d1d6aff0d9"),

@@ -146,18 +146,33 @@ def test_one_misspelt_name_is_not_taken_for_an_order(tmp_path: Path) -> None:
 
 
 def test_numbers_sort_as_numbers_and_it_is_said(tmp_path: Path) -> None:
-    """Folder 10 is class 10, not class 2, and the remark says how a training by ImageFolder differs."""
+    """Folder 10 is class 10, not class 2, and a warning says how a training by ImageFolder differs."""
     names = sorted(map(str, range(12)))
     found = numbered(tmp_path, names, UNKNOWN, 12)
     assert found.numbers == {str(index): index for index in range(12)}
-    assert "2 before 10" in found.remark
-    assert "data.classes" in found.remark
+    assert "2 before 10" in found.doubt
+    assert "data.classes" in found.doubt
+
+
+def test_a_thousand_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    """Folders 0 to 999 are the classes of these numbers."""
+    found = numbered(tmp_path, list(map(str, range(1000))), UNKNOWN, 1000)
+    assert found.numbers == {str(index): index for index in range(1000)}
+    assert "10 before 2" in found.doubt
+
+
+def test_listed_numbers_are_not_doubted(tmp_path: Path) -> None:
+    """With `data.classes` the list decides, and nothing has to be said."""
+    names = sorted(map(str, range(12)))
+    found = numbered(tmp_path, names, classes_of(names, None, 12), 12)
+    assert found.numbers == {name: index for index, name in enumerate(names)}
+    assert (found.remark, found.doubt) == ("", "")
 
 
 def test_numbers_of_some_classes(tmp_path: Path) -> None:
     """Zero-padded numbers of a few classes are these classes, without a remark, for both orders agree."""
     found = numbered(tmp_path, ["00002", "00040"], UNKNOWN, 43)
-    assert (dict(found.numbers), found.remark) == ({"00002": 2, "00040": 40}, "")
+    assert (dict(found.numbers), found.remark, found.doubt) == ({"00002": 2, "00040": 40}, "", "")
 
 
 def test_numbers_from_1(tmp_path: Path) -> None:
@@ -165,6 +180,7 @@ def test_numbers_from_1(tmp_path: Path) -> None:
     found = numbered(tmp_path, ["1", "2", "3"], UNKNOWN, 3)
     assert found.numbers == {"1": 0, "2": 1, "3": 2}
     assert "1 is 0, 3 is 2" in found.remark
+    assert not found.doubt
 
 
 @pytest.mark.parametrize("names", [["1", "7"], ["1", "01", "2"]])
@@ -179,6 +195,7 @@ def test_sorted_order_is_said(tmp_path: Path) -> None:
     found = numbered(tmp_path, ["dog", "cat", "emu"], UNKNOWN, 3)
     assert found.numbers == {"cat": 0, "dog": 1, "emu": 2}
     assert "cat is 0, dog is 1, emu is 2" in found.remark
+    assert not found.doubt
 
 
 # Parts of a dataset.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from model_artifacts.errors import ExportError
@@ -12,7 +11,6 @@ from model_artifacts.records import Graph
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.export.agreement import relative_l2
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from tests.support import factories
@@ -21,24 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-ONES = np.ones((2, 8), np.float32)
-
 
 def sourced(write_config: Callable[[str], Path], factory: str) -> Project:
     """Return a project that has been through the source stage."""
     project = Project.load(write_config(factories.configuration(factory)), STAGES)
     make_source(project)
     return project
-
-
-@pytest.mark.parametrize(
-    ("found", "distance"),
-    [(ONES, 0.0), (1.5 * ONES, 0.5), (ONES[:1], np.inf), (np.nan * ONES, np.inf)],
-    ids=["equal", "half as much again", "another shape", "not a number"],
-)
-def test_distance(found: np.ndarray[tuple[int, int], np.dtype[np.float32]], distance: float) -> None:
-    """The distance is a share of the expected logits; nothing is near to a wrong shape or to a NaN."""
-    assert relative_l2(found, ONES) == distance
 
 
 def test_a_graph_that_differs_is_refused(write_config: Callable[[str], Path]) -> None:

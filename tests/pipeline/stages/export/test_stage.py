@@ -14,6 +14,7 @@ from torch import nn
 
 from model_artifacts.errors import ExportError
 from model_artifacts.records import Graph
+from model_artifacts.sessions.torch_model import DTYPES
 from pipeline.adapters.onnx_graph import canonical_digest, opset_of
 from pipeline.planning.project import Project
 from pipeline.records import TensorCast
@@ -152,13 +153,17 @@ def test_exporting_twice_gives_the_same_graph(copied: Path) -> None:
     assert [node.name for node in load(project, Graph.FP16).graph.node] == names
 
 
-def test_export_leaves_the_model_as_it_is(three: Project) -> None:
-    """The model that is exported in half precision is still in FP32 afterwards."""
-    model = restore_model(three)
+@pytest.mark.parametrize("name", ["closing_layer", "closing_forward"])
+def test_functions_that_close_over_the_network_are_cast_with_it(write_config: Callable[[str], Path], name: str) -> None:
+    """A forward that calls the network's own layers keeps no weights in FP32, although it takes any type."""
+    project = sourced(write_config, f"tests.support.odd_networks:{name}")
 
-    make_onnx(three, model, Graph.FP16)
+    make_onnx(project, restore_model(project), Graph.FP16)
 
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    graph = load(project, Graph.FP16).graph
+    wide = [tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert not wide
+    assert {"Conv", "Gemm"} <= {node.op_type for node in graph.node}
 
 
 def test_export_leaves_one_file_and_its_record(three: Project) -> None:
@@ -286,6 +291,29 @@ def test_failed_export_keeps_the_earlier_graph(copied: Path, monkeypatch: pytest
         make_onnx(project, restore_model(project), Graph.FP16)
 
     assert project.paths.onnx(Graph.FP16).read_bytes() == before
+
+
+@pytest.mark.parametrize("graph", EXPORTED)
+@pytest.mark.parametrize("make", ["weight_normed", "spectrally_normed", "pruned", "parametrized"])
+def test_computed_weights_are_plain_in_a_graph(write_config: Callable[[str], Path], graph: Graph, make: str) -> None:
+    """A parametrised convolution is one node whose weights are baked, folded in FP32, and then cast."""
+    project = sourced(write_config, f"tests.support.odd_networks:{make}")
+    model = restore_model(project)
+    norm = model.get_submodule("body.1")
+    with torch.no_grad():
+        scale = norm.get_parameter("weight") / (norm.get_buffer("running_var") + 1e-5).sqrt()
+        expected = (model.get_parameter("body.0.weight") * scale[:, None, None, None]).to(DTYPES[graph.precision])
+
+    record = make_onnx(project, model, graph)
+
+    found = load(project, graph).graph
+    tensors = {tensor.name: tensor for tensor in found.initializer}
+    (convolution,) = (node for node in found.node if node.op_type == "Conv")
+    weight = torch.tensor(onnx.numpy_helper.to_array(tensors[convolution.input[1]]).astype(np.float32))
+    torch.testing.assert_close(weight, expected.float(), rtol=1e-6 if graph is Graph.FP32 else 1e-2, atol=1e-6)
+    kinds = [node.op_type for node in found.node if node.op_type != "Cast"]
+    assert kinds == ["Conv", "Relu", "ReduceMean", "Gemm"]
+    assert (record.folded_batch_norms, tensors[convolution.input[1]].data_type) == (1, TYPES[graph])
 
 
 def test_half_precision_numbers_are_the_models(built: Project) -> None:

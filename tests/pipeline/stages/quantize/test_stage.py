@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -18,7 +22,13 @@ from pipeline.adapters.onnx_graph import opset_of
 from pipeline.planning.project import Project
 from pipeline.records import TensorCast
 from pipeline.stages import STAGES
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.data.stage import make_data
+from pipeline.stages.export.stage import make_onnx
+from pipeline.stages.quantize import stage
 from pipeline.stages.quantize.stage import make_quantized
+from pipeline.stages.source.stage import make_source
+from tests.support import factories
 from tests.support.quantized_graphs import (
     TENSORRT,
     load,
@@ -32,8 +42,7 @@ from tests.support.quantized_graphs import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from collections.abc import Callable
 
 BOTH = [Graph.INT8, Graph.INT8_CPU]
 
@@ -250,6 +259,27 @@ def test_two_quantizations_at_once(copied: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == files
 
 
+@pytest.mark.parametrize("make", ["weight_normed", "pruned", "parametrized"])
+def test_computed_weights_are_quantised(write_config: Callable[[str], Path], make: str) -> None:
+    """A parametrised convolution has int8 weights behind one pair, which are its baked and folded ones."""
+    more = "data: {calibration: 4, validation: 6}\nprecisions: [fp32, int8]"
+    text = factories.configuration(f"tests.support.odd_networks:{make}", more=more)
+    project = Project.load(write_config(text), STAGES)
+    make_source(project)
+    make_data(project, restore_model(project))
+    make_onnx(project, restore_model(project), Graph.FP32)
+
+    make_quantized(project, Graph.INT8)
+
+    model, fp32 = load(project, Graph.INT8), load(project, Graph.FP32)
+    values, pairs = weights(model), {node.output[0]: node for node in nodes(model, "DequantizeLinear")}
+    (convolution,), (plain,) = nodes(model, "Conv"), nodes(fp32, "Conv")
+    weight, scale, _ = (values[name] for name in pairs[convolution.input[1]].input)
+    assert weight.dtype == np.int8
+    wide = weight.astype(np.float32) * scale.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(wide, weights(fp32)[plain.input[1]], atol=0.51 * float(scale.max()))
+
+
 def broken_graph(dtype: int) -> onnx.ModelProto:
     """Return a convolution in a type that ONNX Runtime has none for on a CPU."""
     kernel = helper.make_tensor("w", dtype, [4, 3, 3, 3], np.zeros(108).tolist())
@@ -283,20 +313,49 @@ def test_graph_that_cannot_be_calibrated(copied: Path, graph: Graph) -> None:
     assert project.paths.onnx(graph).read_bytes() == before
 
 
-def test_quantizer_that_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quantiser's own complaint is passed on in one line, and leaves no files."""
+def fails(*arguments: Any) -> object:
+    """Place the pairs with a quantiser that complains, in the process that runs ONNX Runtime."""
+    with mock.patch.object(stage, "quantize_static", side_effect=ValueError("Invalid model\nsecond line")):
+        return stage.place(*arguments)
 
-    def fail(*_: object, **__: object) -> None:
-        raise ValueError("Invalid model\nsecond line")
 
-    monkeypatch.setattr("pipeline.stages.quantize.stage.quantize_static", fail)
+def dies(*arguments: Any) -> object:
+    """Place the pairs with a quantiser that ends its process by a signal, after it has begun to write."""
+
+    def die(_: onnx.ModelProto, file: str, *__: object, **___: object) -> None:
+        Path(file).write_bytes(b"half a graph")
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    with mock.patch.object(stage, "quantize_static", die):
+        return stage.place(*arguments)
+
+
+@pytest.mark.parametrize("graph", BOTH)
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (fails, r"(?s)cannot be quantised.*got: +ValueError: Invalid model$"),
+        (dies, r"(?s)cannot calibrate the graph.*its process was killed by SIGSEGV.*by itself: .*quantize tiny/int8"),
+    ],
+)
+def test_quantizer_that_fails(
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    graph: Graph,
+    place: Callable[..., object],
+    message: str,
+) -> None:
+    """The quantiser's complaint, or the signal that ended its process, is the reason, and no file is left."""
+    monkeypatch.setattr(stage, "place", place)
     project = Project.load(copied / "pipeline.yaml", STAGES)
-    files = sorted(project.paths.onnx(Graph.INT8).parent.iterdir())
+    files = sorted(project.paths.onnx(graph).parent.iterdir())
+    before = project.paths.onnx(graph).read_bytes()
 
-    with pytest.raises(QuantizeError, match=r"(?s)cannot be quantised.*got: +ValueError: Invalid model$"):
-        make_quantized(project, Graph.INT8)
+    with pytest.raises(QuantizeError, match=message):
+        make_quantized(project, graph)
 
-    assert sorted(project.paths.onnx(Graph.INT8).parent.iterdir()) == files
+    assert sorted(project.paths.onnx(graph).parent.iterdir()) == files
+    assert project.paths.onnx(graph).read_bytes() == before
 
 
 def test_damaged_fp32_graph(copied: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -162,6 +164,20 @@ def test_fp8_has_its_own_table(copied: Path) -> None:
 
 
 # Wrong input.
+
+
+def dies(*_: object) -> None:
+    """End the process, as a fault in ONNX Runtime does."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_graph_that_ends_onnx_runtime_is_one_message(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal is the reason, and the step ends in the ordinary way."""
+    monkeypatch.setattr("pipeline.stages.sensitivity.stage._measure", dies)
+    assert main(["sensitivity", "tiny/int8", "--config", str(copied / "pipeline.yaml")]) == 1
+    assert "error: its process was killed by SIGSEGV" in capsys.readouterr().err
 
 
 def test_a_layer_that_is_not_there_is_named(copied: Path) -> None:

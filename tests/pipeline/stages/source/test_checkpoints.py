@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -114,9 +115,19 @@ WITH_AVERAGE = [
 
 @pytest.mark.parametrize("content", WITH_AVERAGE)
 def test_raw_and_averaged_weights_are_not_chosen_from(tmp_path: Path, content: object) -> None:
-    """With two state dicts that fit and differ, both keys are named, with the line that chooses."""
-    with pytest.raises(SourceError, match=r"(?s)they differ.*model.*model_ema.*weights: \{file: weights\.pth, key: '"):
-        load_checkpoint(linear(), saved(tmp_path, content))
+    """With two state dicts that fit and differ, both keys are named, each with the line that chooses it."""
+    file = saved(tmp_path, content)
+
+    with pytest.raises(SourceError, match=r"(?s)they differ.*got: +the keys '.*model', '.*model_ema.*'") as caught:
+        load_checkpoint(linear(), file)
+
+    lines = [line.strip(" `") for line in str(caught.value).splitlines() if "{weights:" in line]
+    keys = [yaml.safe_load(line)["model"]["weights"] for line in lines]
+    assert [item["file"] for item in keys] == [str(file)] * 2
+    for item, want in zip(keys, (STATE, AVERAGE), strict=True):
+        model = linear()
+        load_checkpoint(model, file, item["key"])
+        assert torch.equal(model.weight, want["weight"])
 
 
 @pytest.mark.parametrize("content", WITH_AVERAGE)

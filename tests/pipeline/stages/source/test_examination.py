@@ -11,7 +11,7 @@ from torch import nn
 from model_artifacts.errors import SourceError
 from model_artifacts.records import Interpolation, Preprocessing
 from pipeline.stages.source.examination import require_full_precision, require_same_logits
-from tests.support import odd_networks
+from tests.support import borrowing_networks, odd_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,15 @@ def examine(model: nn.Module) -> None:
         (odd_networks.AutocastOnGpu, r"(?s)lowers its own precision.*torch\.autocast\('cuda'"),
         (odd_networks.HalfInput, r"(?s)lowers its own precision.*torch\.float16"),
         (odd_networks.Switches, r"(?s)lowers its own precision.*set_float32_matmul_precision is set to medium"),
+        (
+            borrowing_networks.CompiledHelper,
+            r"(?s)calls a compiled function.*forward of CompiledHelper.*'_plus_one' of torch\.compile.*take `torch",
+        ),
+        (borrowing_networks.ScriptedHelper, r"(?s)calls a compiled function.*'_plus_one' of torch\.jit"),
+        (
+            borrowing_networks.Borrowing,
+            r"(?s)weights that are not among its own.*'Linear' outside of.*shape \(10, 10\).*nn\.ModuleList",
+        ),
         (odd_networks.AlwaysDropout, r"(?s)other logits for the same batch.*forward of AlwaysDropout.*random numbers"),
         (
             odd_networks.ForgottenTraining,

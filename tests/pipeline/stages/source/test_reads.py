@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import py_compile
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import pipeline
 from model_artifacts.errors import SourceError
 from pipeline.planning.freshness import freshness_of
 from pipeline.planning.project import Project
@@ -65,25 +69,61 @@ def test_a_file_that_is_read_is_noted(write: Callable[[], object], read: Callabl
     with noted_reads() as noted, ThreadPoolExecutor(1) as pool:
         pool.submit(read).result()
 
-    assert [item.path for item in noted.records(())] == [file.name]
+    assert [item.path for item in noted.records("model:make", ())] == [file.name]
 
 
 def test_what_is_no_input_is_left_out(tmp_path: Path) -> None:
-    """Code, installed packages, files of the pipeline's own, what is written, and what is gone are no inputs."""
-    Path("code.py").write_text("x = 1")
+    """Known code, installed packages, files of the pipeline's own, what is written, and what is gone are no inputs."""
+    Path("model.py").write_text("from code_of_model import x")
+    Path("code_of_model.py").write_text("x = 1")
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts/own").touch()
     Path("gone").touch()
     Path("cache").touch()
 
     with noted_reads() as noted:
-        for file in (Path("code.py"), Path(np.__file__), tmp_path / "artifacts/own", Path("gone"), Path("cache")):
+        for file in (
+            Path("model.py"),
+            Path("code_of_model.py"),
+            Path(pipeline.__file__),
+            Path(np.__file__),
+            tmp_path / "artifacts/own",
+            Path("gone"),
+            Path("cache"),
+        ):
             file.read_bytes()
         Path("gone").unlink()
         Path("cache").write_text("new")
         Path("log").write_text("new")
 
-    assert noted.records((tmp_path / "artifacts",)) == ()
+    assert noted.records("model:make", (tmp_path / "artifacts",)) == ()
+
+
+COMPUTED = [
+    "__import__('importlib').import_module('_'.join(['plugin', 'of', 'model'])).make()",
+    "__import__('runpy').run_path('plugin_of_model.py')['make']()",
+    "exec(__import__('pathlib').Path('plugin_of_model.py').read_text(), globals()) or make()",
+]
+
+
+@pytest.mark.parametrize("call", COMPUTED)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_code_that_is_imported_by_a_computed_name_is_noted(
+    here: Path,
+    call: str,
+    compiled: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A module that no import names is noted by its source, also where Python reads its compiled form."""
+    (here / "plugin_of_model.py").write_text("def make(): return 1\n")
+    if compiled:
+        py_compile.compile("plugin_of_model.py", doraise=True)
+    sys.modules.pop("plugin_of_model", None)
+    importlib.invalidate_caches()
+
+    with noted_reads() as noted:
+        eval(call, {})  # noqa: S307 - the test's own text
+
+    assert [item.path for item in noted.records("model:make", ())] == ["plugin_of_model.py"]
 
 
 def test_nothing_is_noted_outside_the_block() -> None:
@@ -94,7 +134,7 @@ def test_nothing_is_noted_outside_the_block() -> None:
         pass
     Path("before").read_bytes()
 
-    assert noted.records(()) == ()
+    assert noted.records("model:make", ()) == ()
 
 
 def test_a_file_that_changes_while_it_is_read() -> None:
@@ -105,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read() -> None:
     Path("best.pth").write_bytes(b"other")
 
     with pytest.raises(SourceError, match=r"(?s)changed while.*best\.pth"):
-        noted.records(())
+        noted.records("model:make", ())
 
 
 FACTORY = """

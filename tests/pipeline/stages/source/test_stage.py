@@ -250,11 +250,24 @@ def test_auto_takes_another_factory_as_it_is(write_config: Callable[[str], Path]
 # The sample model
 
 
-def test_sample_is_deterministic(write_config: Callable[[str], Path], built: Project) -> None:
-    """Fitting twice gives the same weights, bit for bit."""
-    record = make_source(project_of(write_config, "tests.support.tiny_model:make", "sample"))
+def sample_of(project: Project, threads: int) -> tuple[str, torch.Tensor]:
+    """Fit the sample model with a number of torch's threads; return the digest of its weights, and its head."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        digest = make_source(project).weights.sha256
+    finally:
+        torch.set_num_threads(before)
+    return digest, read_weights(project.paths.weights)["8.weight"]
 
-    assert record.weights.sha256 == built.source().weights.sha256
+
+def test_sample_is_deterministic(write_config: Callable[[str], Path]) -> None:
+    """Fitting twice gives the same weights: bit for bit with as many threads, and up to rounding with others."""
+    project = project_of(write_config, "tests.support.tiny_model:make", "sample")
+    (first, head), (second, _), (_, other) = (sample_of(project, threads) for threads in (2, 2, 1))
+
+    assert first == second
+    torch.testing.assert_close(other, head, rtol=1e-3, atol=1e-5)
 
 
 def test_sample_names_its_classes(built: Project) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from model_artifacts.errors import SourceError
 from model_artifacts.sessions.torch_model import make_model
 from pipeline.stages.source.twins import Assembly, check_twin
+from tests.support import odd_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,8 +120,40 @@ def check(factory: str) -> None:
 
 
 def here(make: Callable[[], nn.Module]) -> str:
-    """Return a factory of this module as `module:function`."""
-    return f"{__name__}:{make.__name__}"
+    """Return a factory as `module:function`."""
+    return f"{make.__module__}:{make.__name__}"
+
+
+COMPUTED = [
+    odd_networks.weight_normed,
+    odd_networks.spectrally_normed,
+    odd_networks.pruned,
+    odd_networks.parametrized,
+]
+
+
+@pytest.mark.parametrize("make", COMPUTED)
+def test_weights_that_are_computed_from_weights_pass(make: Callable[[], nn.Module]) -> None:
+    """Parametrisations of torch compute the same once and for all, and the network keeps its own."""
+    model = make_model(here(make))
+    names = list(model.state_dict())
+
+    check_twin(model, Assembly(here(make), None, None, 10), SHAPE)
+
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (odd_networks.FromTheImage, r"(?s)where: +weight of layer 'head' \(.*Linear\)\n.*logits [\d.e+-]+ apart"),
+        (odd_networks.LooksAtItsParts, r"(?s)where: +weight of layer 'head' \(.*Linear\)\n.*a forward that fails"),
+    ],
+)
+def test_weights_that_cannot_be_baked_are_refused(make: Callable[[], nn.Module], message: str) -> None:
+    """A weight that depends on the images, or that forward does without, is named; one beside it is not."""
+    with pytest.raises(SourceError, match=message):
+        check(here(make))
 
 
 @pytest.mark.parametrize("make", [by_torch, by_legacy_numpy, by_numpy, by_python, in_a_list, in_an_attribute])

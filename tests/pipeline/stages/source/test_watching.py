@@ -1,13 +1,15 @@
-"""Lowered precision and random numbers, seen in a network's forward."""
+"""Lowered precision, random numbers, compiled functions and borrowed weights, seen in a network's forward."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline.stages.source.watching import watch
-from tests.support import odd_networks
+from tests.support import borrowing_networks, odd_networks
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -35,10 +37,50 @@ def test_lowered_precision_is_seen(kind: type[nn.Module], what: str, layer: str)
     assert first.layer.startswith(layer)
 
 
-@pytest.mark.parametrize("kind", [odd_networks.Plain, odd_networks.AutocastOff, odd_networks.EvaluatedDropout])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (borrowing_networks.CompiledHelper, "'_plus_one' of torch.compile"),
+        (borrowing_networks.CompiledMethod, "'Plain.features' of torch.compile"),
+        (borrowing_networks.ScriptedHelper, "'_plus_one' of torch.jit"),
+        (borrowing_networks.ScriptedLayer, "'forward' of torch.jit"),
+    ],
+)
+def test_compiled_functions_are_seen(kind: type[nn.Module], what: str) -> None:
+    """The function is named with the line that calls it, whichever way the network comes by it."""
+    torch.compiler.reset()
+
+    (found,) = watch(kind().eval(), IMAGES).compiled
+
+    assert found.what.startswith(f"{what}, called at borrowing_networks.py:")
+    outside = "layer 'TopLevelTracedModule' outside of the network"
+    assert found.layer == (outside if kind is borrowing_networks.ScriptedLayer else f"forward of {kind.__name__}")
+
+
+def test_borrowed_weights_are_seen() -> None:
+    """A layer that is no part of the network is found by the operators that take its weights."""
+    found = watch(borrowing_networks.Borrowing().eval(), IMAGES).foreign
+
+    assert any("takes a weight of shape (10, 10)" in finding.what for finding in found)
+    assert {finding.layer for finding in found} == {"layer 'Linear' outside of the network"}
+
+
+def test_the_profiler_and_torchscript_are_left_as_they_were() -> None:
+    """Nothing that was set to watch is left."""
+    before = (sys.getprofile(), torch.jit.ScriptFunction.__call__)
+
+    watch(borrowing_networks.ScriptedHelper().eval(), IMAGES)
+
+    assert (sys.getprofile(), torch.jit.ScriptFunction.__call__) == before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [odd_networks.Plain, odd_networks.AutocastOff, odd_networks.EvaluatedDropout, borrowing_networks.DisabledHelper],
+)
 def test_fp32_is_not_suspected(kind: type[nn.Module]) -> None:
     """A network in FP32 without random numbers has no findings, also with autocast and dropout switched off."""
-    assert watch(kind().eval(), IMAGES) == ((), (), "")
+    assert watch(kind().eval(), IMAGES) == ((), (), "", (), ())
 
 
 def test_random_numbers_are_seen() -> None:
