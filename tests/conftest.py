@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 COMMIT = GitState(commit="c" * 40, dirty=False)
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""A test is a dozen processes, each of which would compile torch again."""
+sys.dont_write_bytecode = False
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell that starts the tests in the background has SIGINT ignored, which everything they start would inherit."""

@@ -157,9 +157,11 @@ def step_environment(*, timed: bool) -> dict[str, str]:
     """Return the environment variables of a step that this process starts, and that ends with it.
 
     A timed step runs as a user's process would. In other steps glibc keeps freed memory, because giving back every
-    large tensor costs a tenth of their time.
+    large tensor costs a tenth of their time. Every step may leave bytecode: without it, each would compile torch again
+    where PYTHONDONTWRITEBYTECODE is set, as in most containers.
     """
     common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    common.pop("PYTHONDONTWRITEBYTECODE", None)
     if timed:
         return common
     keep = str(2**32)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import ArtifactError, ConfigError, CrashedError, KilledError, StorageError, UnsupportedError
-from pipeline.system.isolation import last_lines, run_isolated
+from pipeline.system.isolation import last_lines, run_isolated, step_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -433,3 +433,13 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_steps_leave_bytecode_for_the_next_ones(monkeypatch: pytest.MonkeyPatch, *, timed: bool) -> None:
+    """A container's PYTHONDONTWRITEBYTECODE does not reach steps, each of which would compile torch again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("KEPT", "yes")
+    environment = step_environment(timed=timed)
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    assert environment["KEPT"] == "yes"
