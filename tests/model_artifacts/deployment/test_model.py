@@ -147,7 +147,7 @@ def test_scores_are_the_softmax_of_the_logits(built: Project) -> None:
         (torch.ones(3, 9, 9), RunError),
         (3, RunError),
     ],
-    ids=repr,
+    ids=["no pixels", "nothing", "no image", "absent", "a folder", "NUL", "16 bits", "floats", "a number"],
 )
 def test_every_refusal_says_what_to_do(built: Project, backend: Backend, images: Any, kind: type[Exception]) -> None:
     """Whatever is wrong with an image, the error says what was expected, what was got and what to do."""
