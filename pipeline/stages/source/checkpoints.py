@@ -36,6 +36,7 @@ _COUNTER = "num_batches_tracked"
 _EXTRA = "_extra_state"
 """The last part of the name of a module's own state, which need not be a tensor."""
 _OTHER_TYPE = "of another type"
+_APART = "with other values for one weight that the model has under both names"
 _TRIED = 4
 """Prefixes that are tried for each state dict, the likeliest ones first."""
 
@@ -256,11 +257,28 @@ def _refusal(model: nn.Module, view: Fit) -> str:
     except Exception as exc:  # noqa: BLE001 - a module's own code for older versions raises almost any type
         other = _of_other_types(model, view.state.keys() & model.state_dict().keys(), view.state)
         return misfit(model, view.state) or other or " ".join(str(exc).split())
-    missing = sorted(name for name in result.missing_keys if name.rpartition(".")[2] != _COUNTER)
-    kinds = (("missing", missing), ("extra", sorted(result.unexpected_keys)))
+    groups = _shared(model)
+    given = {name for names in groups if names & view.state.keys() for name in names}  # by one of their names
+    missing = sorted(name for name in result.missing_keys if name.rpartition(".")[2] != _COUNTER and name not in given)
+    apart = [" and ".join(sorted(names & view.state.keys())) for names in groups if _differ(names, view.state)]
+    kinds = (("missing", missing), ("extra", sorted(result.unexpected_keys)), (_APART, sorted(apart)))
     found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names]
     other = _of_other_types(model, view.state.keys() - set(result.unexpected_keys), view.state)
     return "; ".join([*found, *([other] if other else [])])
+
+
+def _shared(model: nn.Module) -> list[set[str]]:
+    """Return the names of each weight that a model has under several names, such as tied layers."""
+    names = defaultdict(set)
+    for name, value in model.state_dict(keep_vars=True).items():
+        names[id(value)].add(name)
+    return [found for found in names.values() if len(found) > 1]
+
+
+def _differ(names: Collection[str], state: Mapping[str, Any]) -> bool:
+    """Return whether a state dict gives several values for one weight, of which the model would keep the last."""
+    values = [state[name] for name in names if name in state]
+    return any(not _same(value, values[0]) for value in values[1:])
 
 
 def _of_other_types(model: nn.Module, names: Collection[str], state: Mapping[str, Any]) -> str:

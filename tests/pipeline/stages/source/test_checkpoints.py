@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from model_artifacts.errors import SourceError
@@ -180,6 +180,33 @@ def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
     load_checkpoint(model, saved(tmp_path, {name: state[name] for name in state if "num_batches" not in name}))
 
     assert torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+
+
+def tied(scale: float = 1.0) -> nn.Sequential:
+    """Return a network whose two layers share a weight."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    nn.init.constant_(model[0].weight, scale)
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_a_shared_weight_is_given_by_one_of_its_names(tmp_path: Path) -> None:
+    """The library safetensors saves it once; another missing weight is still refused."""
+    trained = tied(2.0)
+    save_model(trained, str(tmp_path / "weights.safetensors"))
+    model = tied()
+    load_checkpoint(model, tmp_path / "weights.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+    state = {name: tensor for name, tensor in trained.state_dict().items() if name != "1.bias"}
+    with pytest.raises(SourceError, match=r"1 missing: 1\.bias"):
+        load_checkpoint(tied(), saved(tmp_path, state))
+
+
+def test_two_values_for_a_shared_weight_are_refused(tmp_path: Path) -> None:
+    """The model would keep one of them: another network than the one that was trained."""
+    trained = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.raises(SourceError, match=r"one weight that the model has under both names: 0\.weight and 1\.weight"):
+        load_checkpoint(tied(), saved(tmp_path, trained.state_dict()))
 
 
 def test_a_modules_own_migration_runs(tmp_path: Path) -> None:
