@@ -12,6 +12,7 @@ import pathlib
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -130,7 +131,10 @@ def read_checkpoint(file: Path) -> object:
     """
     expected = "a state dict saved by torch.save or safetensors"
     if not file.is_file():
-        raise SourceError("the weights file does not exist", where=str(file), expected=expected)
+        inside = sorted(path.name for path in file.iterdir()) if file.is_dir() else []
+        got = f"a folder with {listed(inside) or 'nothing in it'}" if file.is_dir() else ""
+        what = "the weights file is a folder" if file.is_dir() else "the weights file does not exist"
+        raise SourceError(what, where=str(file), expected=expected, got=got)
     if _is_torchscript(file):
         read = f"torch.jit.load('{file.name}', map_location='cpu').state_dict()"
         raise _holds_code(file, expected, "a TorchScript program", read)
@@ -146,12 +150,38 @@ def read_checkpoint(file: Path) -> object:
             read += ".state_dict()" if whole else "['state_dict']"
             got = f"{'a whole model' if whole else 'objects'} of the types {listed(types)}"
             raise _holds_code(file, expected, got, read) from exc
+        other = _other_content(file)
         raise SourceError(
             "the weights file is damaged, or not a checkpoint that is safe to load",
             where=str(file),
             expected=expected,
-            got=one_line(exc),
+            got=other.name if other else one_line(exc),
+            fix=other.fix if other else "",
         ) from exc
+
+
+class _Content(NamedTuple):
+    """Something that people have under the name of a checkpoint."""
+
+    begins: bytes
+    name: str
+    fix: str
+
+
+_CONTENTS = (
+    _Content(b"version https://git-lfs", "a pointer of Git LFS in place of the file", "run `git lfs pull` there"),
+    _Content(b"<", "a web page", "download the file itself: its address leads to a page about it, or to a login"),
+    _Content(b"{", "text", "name the file of the weights; this one describes or lists it"),
+    _Content(b"\x1f\x8b", "a file that is compressed by gzip", "run `gunzip` on it"),
+)
+
+
+def _other_content(file: Path) -> _Content | None:
+    """Return the known kind of content that a file has in place of weights; None if it is no such kind."""
+    begin = b""
+    with suppress(OSError), file.open("rb") as stream:  # the reader's own error says it
+        begin = stream.read(64).lstrip().lower()
+    return next((content for content in _CONTENTS if begin.startswith(content.begins)), None)
 
 
 def _holds_code(file: Path, expected: str, got: str, read: str) -> SourceError:

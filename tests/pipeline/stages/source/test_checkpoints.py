@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gzip
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -259,6 +260,30 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
     """A weights file that is not there is named."""
     with pytest.raises(SourceError, match=r"(?s)does not exist.*gone\.pth"):
         read_checkpoint(tmp_path / "gone.pth")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    """The files in the folder are named."""
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(SourceError, match=r"is a folder[\s\S]*got: +a folder with model\.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS.*\n.*`git lfs pull`"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page\n.*download"),
+        (b'{"weight_map": {"weight": "model-00001-of-00002.safetensors"}}', "text\n.*name the file"),
+        (gzip.compress(b"\x80\x02"), "gzip\n.*gunzip"),
+    ],
+)
+def test_other_content_under_the_name_of_a_checkpoint(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """Something that downloads leave in place of the weights is named, with the remedy."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
