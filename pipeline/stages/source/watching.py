@@ -60,6 +60,7 @@ def watch(model: nn.Module, images: torch.Tensor) -> Watched:
             model(images.clone())
         except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
             failure = one_line(exc)
+        seen.look_at_settings()  # a change behind the last operator acts on the next call
     return Watched(tuple(dict.fromkeys(seen.lowered)), tuple(dict.fromkeys(seen.random)), failure)
 
 
@@ -125,10 +126,11 @@ class _Seen(TorchDispatchMode):
             self.note(f"{func} quantises")
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random.append(Finding(str(func), self._layers.now))
-        self._look_at_settings()
+        self.look_at_settings()
         return result
 
-    def _look_at_settings(self) -> None:
+    def look_at_settings(self) -> None:
+        """Note the settings that have changed since the last look."""
         now = settings()
         for name, value in now.items():
             if value != self._settings[name]:
