@@ -8,7 +8,7 @@ import torch
 from onnxscript import opset18 as op
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _INT64 = 7
 """The number of this type in ONNX (`onnx.TensorProto.INT64`)."""
@@ -41,5 +41,7 @@ def _vector(value: int) -> Any:  # noqa: ANN401 - the same
     return op.Constant(value_ints=[value])
 
 
-TRANSLATIONS = {torch.ops.aten.adaptive_max_pool2d.default: adaptive_max_pool2d}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.adaptive_max_pool2d.default: adaptive_max_pool2d
+}
 """Translations by operator, for the exporter's `custom_translation_table`."""

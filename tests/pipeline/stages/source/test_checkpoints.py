@@ -185,10 +185,10 @@ def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
 
 def tied(scale: float = 1.0) -> nn.Sequential:
     """Return a network whose two layers share a weight."""
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    nn.init.constant_(model[0].weight, scale)
-    model[1].weight = model[0].weight
-    return model
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    nn.init.constant_(first.weight, scale)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
 
 
 def test_a_shared_weight_is_given_by_one_of_its_names(tmp_path: Path) -> None:
