@@ -90,6 +90,16 @@ class Switches(Plain):
         return logits
 
 
+class SwitchesLate(Plain):
+    """Allows TF32 behind its last operator, so that its next call computes in it."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        logits = super().forward(image)
+        torch.set_float32_matmul_precision("medium")
+        return logits
+
+
 class FakeQuantized(Plain):
     """Rounds its features to eight bits, as training that is aware of quantisation does."""
 

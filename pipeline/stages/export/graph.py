@@ -23,6 +23,7 @@ from model_artifacts.errors import ExportError, one_line, out_of_memory, shorten
 from model_artifacts.sessions.arithmetic import strict_fp32
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_graph import reason_of
+from pipeline.stages.export.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,9 @@ _EXPORTER_OPSET = 18
 
 _BATCH_NORM = "BatchNormalization"
 
+_LARGE_BATCH = 1_000
+"""Limits above are those of numbers of 32 bits for pixels, which torch may set, and no branch of a network."""
+
 _NOT_CONVERTIBLE = (
     onnx.version_converter.ConvertError,
     RuntimeError,  # the converter's own assertions
@@ -47,8 +51,12 @@ _NOT_CONVERTIBLE = (
 _NAMED_LINE = re.compile(r'File "(.+?)", line (\d+), in forward\n +(.+)')
 """A line of a model in the messages of torch's exporter."""
 
-_NAMED_OPERATOR = re.compile(r"While executing .*?\[target=(.+?)\]")
-"""An operator in the messages of torch.fx."""
+_NAMED_OPERATOR = re.compile(r"(?:While executing|Error when translating node) .*?\[target=(.+?)\]")
+"""An operator in the messages of torch.fx and of torch's exporter."""
+
+_OTHER_OPERATORS = (
+    "write this layer with other operators; PyTorch's own artifacts (eager, Torch-TensorRT) are built without the graph"
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +80,7 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Expo
         ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
     """
     program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET))
+    _require_one_way(program)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
     exported = ir.to_proto(program.model)
@@ -81,7 +90,12 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Expo
     try:
         onnx_graph.check(exported)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError("the exported graph is not valid ONNX", got=one_line(exc)) from exc
+        raise _uncomputable(model, input_shape) or ExportError(
+            "the exported graph is not valid ONNX",
+            where=_dtype_name(model),
+            got=one_line(exc),
+            fix=_OTHER_OPERATORS,
+        ) from exc
     _require_dynamic_batch(exported.graph)
     if onnx_graph.opset_of(exported) > opset:
         try:
@@ -143,6 +157,7 @@ def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes={INPUT: {0: batch}},
+                custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )
@@ -190,23 +205,34 @@ def _explained(exc: Exception, model: Typed, input_shape: tuple[int, int, int]) 
     cause = exc.__cause__ or exc
     if memory := out_of_memory(cause):
         return memory
-    name = str(model.dtype).removeprefix("torch.")
-    if model.dtype is not torch.float32 and (failed := _fails(model, input_shape)):
-        return ExportError(
-            f"the model does not compute in {name}",
-            where=_line_of_model(failed),
-            expected=f"operators that take {name}",
-            got=one_line(failed),
-            fix="take this precision out of `precisions` in pipeline.yaml, or compute this line in float32 in the "
-            "model: `.float()` before it, and `.to(x.dtype)` behind it",
-        )
-    return ExportError(
+    return _uncomputable(model, input_shape) or ExportError(
         "torch cannot export the model to ONNX",
         where=_line_of_model(cause),
         expected="a model that torch.export can trace: no control flow that depends on the values of tensors, and "
         "operators that torch.onnx knows in this type",
         got=shortened(next((line for line in str(cause).splitlines() if line.strip()), type(exc).__name__)),
+        fix=_OTHER_OPERATORS,
     )
+
+
+def _uncomputable(model: Typed, input_shape: tuple[int, int, int]) -> ExportError | None:
+    """Return the error of a model that PyTorch itself cannot run in its narrow type; None if it runs, or in FP32."""
+    failed = None if model.dtype is torch.float32 else _fails(model, input_shape)
+    if failed is None:
+        return None
+    name = _dtype_name(model)
+    return ExportError(
+        f"the model does not compute in {name}",
+        where=_line_of_model(failed),
+        expected=f"operators that take {name}",
+        got=one_line(failed),
+        fix="take this precision out of `precisions` in pipeline.yaml, or compute this line in float32 in the "
+        "model: `.float()` before it, and `.to(x.dtype)` behind it",
+    )
+
+
+def _dtype_name(model: Typed) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _fails(model: Typed, input_shape: tuple[int, int, int]) -> Exception | None:
@@ -242,10 +268,30 @@ def _line_of_model(exc: BaseException) -> str:
     return f"the operator {operator[1].split('.')[-2 if overload else -1]}"
 
 
+def _require_one_way(program: torch.onnx.ONNXProgram) -> None:
+    """Refuse a network that branches on a large batch size: its graph would hold the way of small batches alone.
+
+    Where torch.export sees such a branch, the exporter of torch 2.11 narrows the range of the batch size in silence.
+    """
+    exported: Any = program.exported_program
+    names = set(exported.graph_signature.user_inputs)
+    image = next(node for node in exported.graph.nodes if node.op == "placeholder" and node.name in names)
+    size = image.meta["val"].shape[0]
+    limits = exported.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+    if limits is not None and limits.upper <= _LARGE_BATCH:
+        raise ExportError(
+            "what the network computes depends on the batch size",
+            expected="the same way through forward for a batch of any size",
+            got=f"another one for more than {limits.upper} images",
+            fix="take the branch on `x.size(0)` or `x.shape[0]` out of forward",
+        )
+
+
 def _require_dynamic_batch(graph: onnx.GraphProto) -> None:
     if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)):
         raise ExportError(
             "the model runs with one batch size only",
             expected="a batch of any size as the first axis of input and output",
             got=f"a fixed batch of {graph.input[0].type.tensor_type.shape.dim[0].dim_value} images",
+            fix="write `x.shape[0]` for `len(x)` and for a number, and one operator for a loop over images or `chunk`",
         )

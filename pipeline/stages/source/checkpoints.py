@@ -12,6 +12,7 @@ import pathlib
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ _COUNTER = "num_batches_tracked"
 _EXTRA = "_extra_state"
 """The last part of the name of a module's own state, which need not be a tensor."""
 _OTHER_TYPE = "of another type"
+_APART = "with other values for one weight that the model has under both names"
 _TRIED = 4
 """Prefixes that are tried for each state dict, the likeliest ones first."""
 
@@ -135,7 +137,10 @@ def read_checkpoint(file: Path) -> object:
     """
     expected = "a state dict saved by torch.save or safetensors"
     if not file.is_file():
-        raise SourceError("the weights file does not exist", where=str(file), expected=expected)
+        inside = sorted(path.name for path in file.iterdir()) if file.is_dir() else []
+        got = f"a folder with {listed(inside) or 'nothing in it'}" if file.is_dir() else ""
+        what = "the weights file is a folder" if file.is_dir() else "the weights file does not exist"
+        raise SourceError(what, where=str(file), expected=expected, got=got)
     if _is_torchscript(file):
         read = f"torch.jit.load('{file.name}', map_location='cpu').state_dict()"
         raise _holds_code(file, expected, "a TorchScript program", read)
@@ -151,12 +156,38 @@ def read_checkpoint(file: Path) -> object:
             read += ".state_dict()" if whole else "['state_dict']"
             got = f"{'a whole model' if whole else 'objects'} of the types {listed(types)}"
             raise _holds_code(file, expected, got, read) from exc
+        other = _other_content(file)
         raise SourceError(
             "the weights file is damaged, or not a checkpoint that is safe to load",
             where=str(file),
             expected=expected,
-            got=one_line(exc),
+            got=other.name if other else one_line(exc),
+            fix=other.fix if other else "",
         ) from exc
+
+
+class _Content(NamedTuple):
+    """Something that people have under the name of a checkpoint."""
+
+    begins: bytes
+    name: str
+    fix: str
+
+
+_CONTENTS = (
+    _Content(b"version https://git-lfs", "a pointer of Git LFS in place of the file", "run `git lfs pull` there"),
+    _Content(b"<", "a web page", "download the file itself: its address leads to a page about it, or to a login"),
+    _Content(b"{", "text", "name the file of the weights; this one describes or lists it"),
+    _Content(b"\x1f\x8b", "a file that is compressed by gzip", "run `gunzip` on it"),
+)
+
+
+def _other_content(file: Path) -> _Content | None:
+    """Return the known kind of content that a file has in place of weights; None if it is no such kind."""
+    begin = b""
+    with suppress(OSError), file.open("rb") as stream:  # the reader's own error says it
+        begin = stream.read(64).lstrip().lower()
+    return next((content for content in _CONTENTS if begin.startswith(content.begins)), None)
 
 
 def _holds_code(file: Path, expected: str, got: str, read: str) -> SourceError:
@@ -262,11 +293,28 @@ def _refusal(model: nn.Module, view: Fit) -> str:
     except Exception as exc:  # noqa: BLE001 - a module's own code for older versions raises almost any type
         other = _of_other_types(model, view.state.keys() & model.state_dict().keys(), view.state)
         return misfit(model, view.state) or other or " ".join(str(exc).split())
-    missing = sorted(name for name in result.missing_keys if name.rpartition(".")[2] != _COUNTER)
-    kinds = (("missing", missing), ("extra", sorted(result.unexpected_keys)))
+    groups = _shared(model)
+    given = {name for names in groups if names & view.state.keys() for name in names}  # by one of their names
+    missing = sorted(name for name in result.missing_keys if name.rpartition(".")[2] != _COUNTER and name not in given)
+    apart = [" and ".join(sorted(names & view.state.keys())) for names in groups if _differ(names, view.state)]
+    kinds = (("missing", missing), ("extra", sorted(result.unexpected_keys)), (_APART, sorted(apart)))
     found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names]
     other = _of_other_types(model, view.state.keys() - set(result.unexpected_keys), view.state)
     return "; ".join([*found, *([other] if other else [])])
+
+
+def _shared(model: nn.Module) -> list[set[str]]:
+    """Return the names of each weight that a model has under several names, such as tied layers."""
+    names = defaultdict(set)
+    for name, value in model.state_dict(keep_vars=True).items():
+        names[id(value)].add(name)
+    return [found for found in names.values() if len(found) > 1]
+
+
+def _differ(names: Collection[str], state: Mapping[str, Any]) -> bool:
+    """Return whether a state dict gives several values for one weight, of which the model would keep the last."""
+    values = [state[name] for name in names if name in state]
+    return any(not _same(value, values[0]) for value in values[1:])
 
 
 def _of_other_types(model: nn.Module, names: Collection[str], state: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _IMAGES = 4
 _SIZES = (1, 2, 3)
-"""Batch sizes to compare with a batch of four. torch.export refuses a network that branches at a larger one."""
+"""Batch sizes to compare with a batch of four. The export refuses a network that branches at a larger one."""
 _OF_SPREAD, _OF_SIZE = 1e-3, 1e-4
 """The largest distance of an image's logits between two batches: as a share of the distance between images, or of the
 logits, whichever is larger. FP32's rounding makes about 1e-6 of the logits."""

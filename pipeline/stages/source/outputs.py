@@ -166,16 +166,18 @@ def _refuse_probabilities(output: npt.NDArray[np.float64], last_operator: Callab
         last_operator: returns the name of the operator that gave the output its values.
 
     Raises:
-        SourceError: each value lies between 0 and 1, and each row adds up to 1, or the last operator is no linear one.
+        SourceError: each value lies between 0 and 1, and each row adds up to 1, or the last operator is no linear one;
+            or the rows are shares of another total, such as per cent.
     """
-    if not ((output >= 0) & (output <= 1)).all():
+    total = _total(output)
+    if total is None and not ((output >= 0) & (output <= 1)).all():
         return
     operator = last_operator()
-    adds_up = bool((np.abs(output.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
-    if not adds_up and operator in _LINEAR:
+    adds_up = total is not None
+    if total != 1 and operator in _LINEAR:
         return
     last = f"; the last operator is {operator}" if operator else ""
-    sums = "; each row adds up to 1" if adds_up else ""
+    sums = f"; each row adds up to {total:.4g}" if adds_up else ""
     raise SourceError(
         "the model returns probabilities instead of logits"
         if adds_up
@@ -187,6 +189,23 @@ def _refuse_probabilities(output: npt.NDArray[np.float64], last_operator: Callab
             "where probabilities are wanted, apply it to the logits of the artifact"
         ),
     )
+
+
+def _total(output: npt.NDArray[np.float64]) -> float | None:
+    """Return the number that the values of each image add up to; None if they are negative, or no shares of a number.
+
+    Logits that hardly depend on the image add up to nearly the same, too. So the values must move more than their sums.
+
+    Args:
+        output: (images, classes).
+    """
+    if (output < 0).any():
+        return None
+    sums = output.sum(axis=1)
+    if (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
+        return 1
+    apart, moves = np.ptp(sums), np.ptp(output, axis=0).max()
+    return float(sums.mean()) if apart < _SUM_TOLERANCE * moves else None
 
 
 def _last_operator(model: nn.Module, images: torch.Tensor) -> str:

@@ -74,6 +74,7 @@ def watch(model: nn.Module, images: torch.Tensor) -> Watched:
             model(images.clone())
         except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
             failure = one_line(exc)
+        seen.look_at_settings()  # a change behind the last operator acts on the next call
     lowered, random, compiled, foreign = (
         tuple(dict.fromkeys(found)) for found in (seen.lowered, seen.random, seen.compiled, seen.foreign)
     )
@@ -156,10 +157,11 @@ class _Seen(TorchDispatchMode):
                 self.foreign.append(Finding(f"{func} takes a weight of shape {tuple(tensor.shape)}", self._layers.now))
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random.append(Finding(str(func), self._layers.now))
-        self._look_at_settings()
+        self.look_at_settings()
         return result
 
-    def _look_at_settings(self) -> None:
+    def look_at_settings(self) -> None:
+        """Note the settings that have changed since the last look."""
         now = settings()
         for name, value in now.items():
             if value != self._settings[name]:

@@ -66,7 +66,7 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     if gate.relative_l2 is not None:
         return Bounds(gate.relative_l2, "")
     if high is None or sample is None:
-        return Bounds(None, rounding.trouble.replace("\n", ";") or "a value beyond its range, when emulated")
+        return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
     return Bounds(
         relative_l2=max(multiple * high, _FLOOR),
@@ -170,8 +170,7 @@ def judge_distance(accuracy: Accuracy, sample_l2: float, bounds: Bounds, gate: G
         )
     ]
     if bounds.relative_l2 is None:
-        metric, bound = "rounding of the precision", "known and finite"
-        checks.append(GateCheck(metric=metric, bound=bound, value=bounds.source, passed=False))
+        checks.append(GateCheck(metric=_OWN_ROUNDING, bound="known and finite", value=bounds.source, passed=False))
     else:
         checks.append(at_most("relative L2", accuracy.relative_l2, bounds.relative_l2, bounds.source))
     if bounds.sample_l2 is not None:
@@ -232,6 +231,11 @@ def at_most(
     return GateCheck(metric=metric, bound=text, value=f"{value:.6g}", passed=value <= bound, question=question)
 
 
+_OWN_ROUNDING = "rounding of the precision"
+"""The check that fails where the emulation gives no bound."""
+_BEYOND = "a value beyond its range, when emulated"
+_BEYOND_ADVICE = "the network's own values do not fit this precision"
+_UNKNOWN_ADVICE = "no bound is known for this precision (look at the output of the step `rounding`)"
 _ADVICE = {
     Question.REFERENCE: "the reference is not worth a comparison (look at the weights, `preprocessing` and the images)",
     Question.FAITHFUL: "not faithful to the network in this precision: a fault of the library, the build or this host",
@@ -245,5 +249,14 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
     for question, advice in _ADVICE.items():
         found = [check for check in failed if check.question is question]
         if found:
-            return f"{advice}: " + "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
+            checked = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
+            return f"{_without_bound(found) or advice}: {checked}"
+    return ""
+
+
+def _without_bound(failed: list[GateCheck]) -> str:
+    """Return the advice where the network's own rounding gives no bound; empty where it does."""
+    for check in failed:
+        if check.metric == _OWN_ROUNDING:
+            return _BEYOND_ADVICE if check.value == _BEYOND else _UNKNOWN_ADVICE
     return ""

@@ -118,8 +118,45 @@ class Scaled(nn.Module):
         return nn.functional.linear(features, self.gain * 0.5)
 
 
+class Maxima(nn.Module):
+    """Takes maxima of windows of unequal sizes, of equal ones, and of all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uneven, self.even, self.last = (nn.AdaptiveMaxPool2d(size) for size in ((5, 6), (5, 3), 1))
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = self.even(self.uneven(self.first(image)))
+        logits: torch.Tensor = self.last(self.second(features)).flatten(1)
+        return logits
+
+
+class Float32Inside(nn.Module):
+    """Adds a table of float32 to its features, whatever type it is cast to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        logits: torch.Tensor = self.head(image.mean((2, 3)) + torch.arange(3, dtype=torch.float32))
+        return logits
+
+
+class Exponential(nn.Module):
+    """Takes the exponential of a matrix, which ONNX does not know."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 16)."""
+        return torch.linalg.matrix_exp(image[:, 0] / 100).sum(1)
+
+
 NETWORKS = {
     "scaled": Scaled,
+    "maxima": Maxima,
     "einsum": LargeLetters,
     "preactivation": Preactivation,
     "shared": SharedConvolution,
@@ -233,6 +270,40 @@ def test_operator_without_half_precision_is_named() -> None:
         to_onnx(Typed(traced, torch.float16).eval(), SHAPE, 17)
     with pytest.raises(ExportError, match=r"where: +test_graph\.py:\d+: .*torch\.fft\.fft2\(image"):
         to_onnx(Typed(untraced, torch.float16).eval(), SHAPE, 17)
+
+
+def test_a_type_that_mixes_with_float32_is_refused_by_line() -> None:
+    """PyTorch does not multiply FP16 by float32, and the exporter's graph is not valid: the message has the cause."""
+    with pytest.raises(ExportError, match=r"does not compute in float16\n  where: .*head[\s\S]*fix: .*`\.float"):
+        to_onnx(Typed(Float32Inside().eval(), torch.float16).eval(), SHAPE, 17)
+
+
+def test_operator_that_onnx_lacks_is_named() -> None:
+    """The message names the operator, and the artifacts that do without it."""
+    with pytest.raises(ExportError, match=r"where: +the operator linalg_matrix_exp[\s\S]*fix: .*other operators"):
+        to_onnx(Typed(Exponential().eval(), torch.float32).eval(), SHAPE, 17)
+
+
+def test_a_branch_on_a_large_batch_is_refused() -> None:
+    """A graph has one way only, so that the network's answers for large batches would be lost."""
+
+    class Branch(Scaled):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image) * (2 if image.shape[0] > 8 else 1)
+
+    with pytest.raises(ExportError, match=r"on the batch size[\s\S]*for more than 8 images[\s\S]*x\.shape\[0\]"):
+        to_onnx(Typed(Branch().eval(), torch.float32).eval(), SHAPE, 17)
+
+
+def test_a_loop_over_the_images_is_refused_with_the_remedy() -> None:
+    """The number of images becomes a part of such a graph."""
+
+    class Loop(Scaled):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.stack([super(Loop, self).forward(one[None])[0] for one in image])
+
+    with pytest.raises(ExportError, match=r"a fixed batch of 2 images\n  fix: .*`x\.shape\[0\]`"):
+        to_onnx(Typed(Loop().eval(), torch.float32).eval(), SHAPE, 17)
 
 
 def test_tensorrts_refusal_names_operator_and_node(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gzip
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from model_artifacts.errors import SourceError
@@ -193,6 +194,33 @@ def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["0.weight"], state["0.weight"])
 
 
+def tied(scale: float = 1.0) -> nn.Sequential:
+    """Return a network whose two layers share a weight."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    nn.init.constant_(first.weight, scale)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def test_a_shared_weight_is_given_by_one_of_its_names(tmp_path: Path) -> None:
+    """The library safetensors saves it once; another missing weight is still refused."""
+    trained = tied(2.0)
+    save_model(trained, str(tmp_path / "weights.safetensors"))
+    model = tied()
+    load_checkpoint(model, tmp_path / "weights.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+    state = {name: tensor for name, tensor in trained.state_dict().items() if name != "1.bias"}
+    with pytest.raises(SourceError, match=r"1 missing: 1\.bias"):
+        load_checkpoint(tied(), saved(tmp_path, state))
+
+
+def test_two_values_for_a_shared_weight_are_refused(tmp_path: Path) -> None:
+    """The model would keep one of them: another network than the one that was trained."""
+    trained = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.raises(SourceError, match=r"one weight that the model has under both names: 0\.weight and 1\.weight"):
+        load_checkpoint(tied(), saved(tmp_path, trained.state_dict()))
+
+
 def test_a_modules_own_migration_runs(tmp_path: Path) -> None:
     """Names are compared after the modules have renamed those of their older versions, behind any prefix."""
 
@@ -243,6 +271,30 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
     """A weights file that is not there is named."""
     with pytest.raises(SourceError, match=r"(?s)does not exist.*gone\.pth"):
         read_checkpoint(tmp_path / "gone.pth")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    """The files in the folder are named."""
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(SourceError, match=r"is a folder[\s\S]*got: +a folder with model\.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS.*\n.*`git lfs pull`"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page\n.*download"),
+        (b'{"weight_map": {"weight": "model-00001-of-00002.safetensors"}}', "text\n.*name the file"),
+        (gzip.compress(b"\x80\x02"), "gzip\n.*gunzip"),
+    ],
+)
+def test_other_content_under_the_name_of_a_checkpoint(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """Something that downloads leave in place of the weights is named, with the remedy."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])

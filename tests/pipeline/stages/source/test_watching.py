@@ -26,6 +26,7 @@ IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         (odd_networks.Half, "aten._to_copy.default computes with torch.float16", "forward of Half"),
         (odd_networks.HalfInput, "aten._to_copy.default computes with torch.float16", "forward of HalfInput"),
         (odd_networks.Switches, "torch.set_float32_matmul_precision is set to medium", "layer 'body.0' (Conv2d)"),
+        (odd_networks.SwitchesLate, "torch.set_float32_matmul_precision is set to medium", "the network itself"),
         (odd_networks.FakeQuantized, "quantises", "forward of FakeQuantized"),
     ],
 )

@@ -178,6 +178,8 @@ def test_a_network_beyond_the_precisions_range_is_named() -> None:
     assert bounds.source == "a value beyond its range, when emulated"
     assert failed(want, want, bounds, Gate()) == ["rounding of the precision"]
     assert judge_rows((RowCheck(batch=1, reference_l2=9, relative_l2=9),), bounds) == ()
+    reason = reason_of(judge_distance(measure(want, want, None), 0.0, bounds, Gate()))
+    assert reason.startswith("the network's own values do not fit this precision: rounding of the precision a value")
 
 
 def test_a_network_that_could_not_be_emulated_says_why() -> None:
@@ -187,6 +189,9 @@ def test_a_network_that_could_not_be_emulated_says_why() -> None:
     )
     assert bounds_of(Gate(), unknown, 2.0) == Bounds(None, "it cannot be emulated;  got:  no kernel")
     assert bounds_of(Gate(relative_l2=0.1), unknown, 2.0).relative_l2 == 0.1
+    want = logits((3, 4))
+    reason = reason_of(judge_distance(measure(want, want, None), 0.0, bounds_of(Gate(), unknown, 2.0), Gate()))
+    assert reason.startswith("no bound is known for this precision (look at the output of the step `rounding`)")
 
 
 def test_a_cosine_is_held_where_the_gate_has_one() -> None:
