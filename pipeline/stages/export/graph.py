@@ -38,6 +38,13 @@ _EXPORTER_OPSET = 18
 
 _BATCH_NORM = "BatchNormalization"
 
+_HIDDEN = "hidden"
+"""The domain of nodes that the exporter's optimiser must not know."""
+_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+_NEAR = 1e-4
+"""The distance from a neutral number within which nodes are hidden: ten times the optimiser's tolerance (onnxscript's
+`Constant` of patterns: 1e-5 of the number, or 1e-8)."""
+
 _LARGE_BATCH = 1_000
 """Limits above are those of numbers of 32 bits for pixels, which torch may set, and no branch of a network."""
 
@@ -115,18 +122,38 @@ def optimize(model: ir.Model, *, folds_batch_norms: bool) -> int:
     batch-norm's factors and the product. Batch-norms are therefore hidden from it, behind a domain that it does not
     know.
 
+    It takes a number near 0 or 1 for that, and drops `+ 1e-12` in front of a division. Such nodes are hidden, too, as
+    soon as their numbers are known.
+
     Args:
         model: the exporter's graph.
         folds_batch_norms: True for graphs in FP32.
     """
-    before = _batch_norms(model)
-    for node in () if folds_batch_norms else before:
-        node.domain = "hidden"
+    before = len(_batch_norms(model))
+    for node in () if folds_batch_norms else _batch_norms(model):
+        node.domain = _HIDDEN
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    for node in model.graph.all_nodes():
+        if _nearly_does_nothing(node):
+            node.domain = _HIDDEN
     optimizer.optimize(model)
-    for node in _batch_norms(model):
-        node.domain = ""
-    model.graph.opset_imports.pop("hidden", None)
-    return len(before) - len(_batch_norms(model))
+    for node in model.graph.all_nodes():
+        if node.domain == _HIDDEN:
+            node.domain = ""
+    model.graph.opset_imports.pop(_HIDDEN, None)
+    return before - len(_batch_norms(model))
+
+
+def _nearly_does_nothing(node: ir.Node) -> bool:
+    """Return True for a sum or product with a number that is near the neutral one, and is another."""
+    if node.domain or node.op_type not in _NEUTRAL:
+        return False
+    neutral = _NEUTRAL[node.op_type]
+    for value in node.inputs:
+        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        if tensor is not None and tensor.size == 1 and 0 < abs(float(tensor.numpy().item()) - neutral) <= _NEAR:
+            return True
+    return False
 
 
 def _use_small_letters(model: ir.Model) -> None:

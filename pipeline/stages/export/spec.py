@@ -18,7 +18,8 @@ VERSION = 5
 
 Since 2 a graph records nothing of the machine. Since 3 its constants are always folded, and its IR version is the
 oldest that holds its operators. Since 4 a trace that computes something else than the network is not used, and the
-graph is compared with the network. Since 5 weights that torch computes in every call are baked first.
+graph is compared with the network. Since 5 weights that torch computes in every call are baked first, and numbers near
+0 and 1 are kept.
 """
 
 

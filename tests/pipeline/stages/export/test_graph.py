@@ -151,10 +151,26 @@ class Exponential(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return (batch, 16)."""
-        return torch.linalg.matrix_exp(image[:, 0] / 100).sum(1)
+        logits: torch.Tensor = torch.linalg.matrix_exp(image[:, 0] / 100).sum(1)
+        return logits
+
+
+class Guarded(nn.Module):
+    """Divides by a length and a tiny number, which keeps features that are all zero at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(8, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 5)."""
+        features = self.conv(image).relu().mean((2, 3))
+        logits: torch.Tensor = self.head(features / (features.norm(dim=1, keepdim=True) + 1e-12) * (1 + 1e-6) - 1e-9)
+        return logits
 
 
 NETWORKS = {
+    "guarded": Guarded,
     "scaled": Scaled,
     "maxima": Maxima,
     "einsum": LargeLetters,
@@ -208,6 +224,20 @@ def test_graph_gives_the_networks_logits(name: str) -> None:
     session = InferenceSession(exported(model).model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_near_zero_and_one_are_kept() -> None:
+    """The exporter's optimiser takes them for 0 and 1: a black image would be divided by nothing."""
+    model = network("guarded")
+    session = InferenceSession(exported(model).model.SerializeToString())
+    with strict_fp32():
+        expected = model(torch.zeros(1, *SHAPE)).numpy()
+
+    (found,) = session.run(None, {"image": np.zeros((1, *SHAPE), np.float32)})
+
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    numbers = {float(numpy_helper.to_array(item)) for item in exported(model).model.graph.initializer if not item.dims}
+    assert {round(number, 7) for number in numbers} >= {1.000001}
 
 
 def test_weights_beside_numbers_keep_their_type() -> None:
