@@ -21,6 +21,14 @@ SPEC = Preprocessing(
 )
 
 
+class BatchOfSeven(odd_networks.Plain):
+    """Goes another way with exactly seven images."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 10)."""
+        return super().forward(image) * (2 if len(image) == 7 else 1)
+
+
 def examine(model: nn.Module) -> None:
     """Do as the stage does."""
     model.eval()
@@ -54,6 +62,7 @@ def examine(model: nn.Module) -> None:
         (odd_networks.Centred, r"(?s)other images of its batch.*forward of Centred"),
         (odd_networks.BatchOfOne, r"(?s)depends on the batch size.*in a batch of 1 as"),
         (odd_networks.BatchOfTwo, r"(?s)depends on the batch size.*in a batch of 1 as"),
+        (BatchOfSeven, r"(?s)depends on the batch size.*in a batch of 7 as"),
     ],
 )
 def test_no_reference(make: Callable[[], nn.Module], message: str) -> None:
