@@ -59,14 +59,22 @@ class _WithoutProcess(BaseAction):
 class SkippedStep(_WithoutProcess):
     """A step that this host lacks the hardware for: its record is written here, where a process would take a second."""
 
-    def __init__(self, project: Project, step: Step) -> None:
+    def __init__(self, project: Project, step: Step, said: set[str]) -> None:
+        """Create the action.
+
+        Args:
+            project: the configuration with its artifacts.
+            step: the step.
+            said: the lines of all such steps so far. A host without a GPU would say the same fifty times.
+        """
         super().__init__(step)
         self._project = project
+        self._said = said
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
-        """Write the record of the skip."""
+        """Write the record of the skip, and print its reason if that is new."""
         schedule = self._project.schedule
-        console = _Streams(f"{self._step.name}: ", out, err)
+        console = _SaidOnce(f"{self._step.name}: ", out, err, self._said)
         try:
             run = schedule.spec(self._step.stage).load()
             status = run(self._project, schedule.subject(self._step), console)
@@ -75,14 +83,15 @@ class SkippedStep(_WithoutProcess):
         return TaskFailed(f"exit status {status}", report=True) if status else None
 
 
-class _Streams:
-    """A console on doit's streams."""
+class _SaidOnce:
+    """A console on doit's streams that prints each text once, for the first step that says it."""
 
-    def __init__(self, prefix: str, out: TextIO | None, err: TextIO | None) -> None:
-        self._prefix, self._out, self._err = prefix, out, err
+    def __init__(self, prefix: str, out: TextIO | None, err: TextIO | None, said: set[str]) -> None:
+        self._prefix, self._out, self._err, self._said = prefix, out, err, said
 
     def say(self, text: str) -> None:
-        if self._out and text:
+        if self._out and text and text not in self._said:
+            self._said.add(text)
             self._out.write(f"{self._prefix}{text}\n")
 
     def error(self, text: str) -> None:

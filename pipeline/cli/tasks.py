@@ -52,6 +52,7 @@ class Tasks:
         self._project = project
         self._farm = LazyFarm(project)
         self._current: set[Step] = set()
+        self._said: set[str] = set()
 
     @classmethod
     def load(cls, stages: tuple[StageSpec[Any], ...]) -> Tasks:
@@ -99,7 +100,7 @@ class Tasks:
         if self._project.schedule.workers(step):
             return FarmAction(self._farm, step)
         if spec.lacks_hardware(self._project.plan, self._project.schedule.subject(step)):
-            return SkippedStep(self._project, step)
+            return SkippedStep(self._project, step, self._said)
         return None
 
     def prune(self) -> TaskDict:
