@@ -180,7 +180,7 @@ def test_installed_wheel_deploys_a_release(
         assert json.loads(run(application, *command, "resolve", "pulled", "--json"))
         assert run(application, *command, "verify", released.folder, "--key", keys[1])
     assert run(application, script, "triton", "pulled", "--output", "models")
-    assert list((application / "models").glob("*/config.pbtxt"))
+    assert list((application / "models").glob("*/*/config.pbtxt"))
     assert json.loads(run(application, script, "host"))
     run(application, python, "-c", NAMES, *re.findall(r"\b(?:runtime|driver)\.cu[\w.]+|\bpynvml\.\w+", code))
     assert not (application / "hijacked").exists()

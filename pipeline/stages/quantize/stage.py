@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -241,7 +241,7 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         folder: the place of the quantiser's own files, which a crash leaves.
     """
     tempfile.tempdir = str(folder)
-    with _translated():
+    with _translated(), storage_errors(f"writing {scratch}"):
         fp32 = _fp32(project)
         # Before the quantiser moves the weights out of the graph.
         means = input_means(fp32, _batches(project)) if graph.precision is Precision.FP8 else {}

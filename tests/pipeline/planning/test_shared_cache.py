@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model_artifacts.errors import StoreError
+from model_artifacts.errors import ConfigError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph
@@ -276,8 +276,8 @@ def test_a_cache_that_cannot_be_reached_stops_nobody(
 def test_a_cache_of_an_unknown_kind_is_an_error(other: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """A mistake of the configuration is not passed over."""
     other.config_file.write_text(TINY + "cache: ftp://somewhere\n")
-    assert run(other, BUILD) == StoreError.exit_code
-    assert "ftp://somewhere is no supported store" in capsys.readouterr().err
+    assert run(other, BUILD) == ConfigError.exit_code
+    assert "ftp://somewhere" in capsys.readouterr().err
 
 
 def test_two_checkouts_build_once(checkout: Path, finished: Path, tmp_path: Path) -> None:

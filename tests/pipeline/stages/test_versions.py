@@ -32,8 +32,8 @@ GOLDEN = {
     "build": (4, "39f60e5b2feb2e88"),
     "validate": (6, "95e2e072c9f0a87b"),
     "benchmark": (3, "94a46e9ee73f01a9"),
-    "manifest": (2, "84fe18eb42267f20"),
-    "report": (6, "c6c459d1d6aff0d9"),
+    "manifest": (2, "f5abd0e63b833ce4"),
+    "report": (6, "8b4e52bfba910905"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
 }

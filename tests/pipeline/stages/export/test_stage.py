@@ -265,11 +265,13 @@ def test_invalid_graph_is_not_kept(three: Project, monkeypatch: pytest.MonkeyPat
         """An exporter's result."""
 
         model: ir.Model
+        exported_program: torch.export.ExportedProgram
 
     node = onnx.helper.make_node("NoSuchOperator", ["image"], ["logits"])
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("image", "logits")]
     graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
-    program = Program(ir.from_proto(onnx.helper.make_model(graph, ir_version=8)))
+    traced = torch.export.export(torch.nn.ReLU(), (torch.zeros(1),))
+    program = Program(ir.from_proto(onnx.helper.make_model(graph, ir_version=8)), traced)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
 
     with pytest.raises(ExportError, match=r"(?s)not valid ONNX.*NoSuchOperator"):
