@@ -36,13 +36,13 @@ def _time_left(done: int, steps: int, seconds: float) -> str:
 class Bars:
     """Display of phases, open as a context manager; several threads may report to it."""
 
-    def __init__(self, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         """Create an empty display.
 
         Args:
-            stream: the output; a terminal shows bars, other streams get lines.
+            stream: the output, None for standard output; a terminal shows bars, other streams get lines.
         """
-        self._stream = stream
+        self._stream = stream or sys.stdout
         self._lock = threading.Lock()
         self._last_line = time.monotonic()
         self._steps: dict[str, int] = {}

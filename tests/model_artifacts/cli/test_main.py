@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -218,17 +219,19 @@ def test_a_reader_that_ends_is_no_error(built: Project, command: str) -> None:
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
-def test_sigterm_ends_like_ctrl_c(tmp_path: Path) -> None:
+def test_sigterm_ends_like_ctrl_c() -> None:
     """A command that is asked to end says so in one line, and ends with status 143."""
-    os.mkfifo(tmp_path / "manifest.json")  # reading it waits
-    process = subprocess.Popen(  # noqa: S603 - our own
-        [sys.executable, "-m", "model_artifacts", "resolve", str(tmp_path)], stderr=subprocess.PIPE, text=True
-    )
-    with (tmp_path / "manifest.json").open("wb"):  # opens once the command reads
-        process.send_signal(signal.SIGTERM)
-        _, message = process.communicate(timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(  # noqa: S603 - our own
+            [sys.executable, "-m", "model_artifacts", "tag", store], stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = silent.accept()  # once the command waits for an answer
+        with connection:
+            process.send_signal(signal.SIGTERM)
+            _, message = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert message == "interrupted: resolve; what was there before is untouched\n"
+    assert message == "interrupted: tag; what was there before is untouched\n"
 
 
 def test_a_terminal_without_unicode_gets_escapes(built: Project) -> None:
