@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import multiprocessing
 import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, out_of_memory, storage_errors
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
-    from pathlib import Path
 
     from typing_extensions import TypeVarTuple, Unpack
 
@@ -45,16 +47,21 @@ _NOISE = re.compile(
 
 
 def run_isolated(
-    function: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts], timeout_seconds: float, log: Path, rerun: str
+    function: Callable[[Unpack[Ts]], T],
+    *arguments: Unpack[Ts],
+    rerun: str,
+    timeout_seconds: float = math.inf,
+    log: Path | None = None,
 ) -> T:
     """Run a function in a process of its own, which ends before this returns.
 
     Args:
         function: importable by its module's name. It, its arguments and its result can be pickled.
         arguments: the function's arguments.
-        timeout_seconds: the time limit, the start of the process included.
-        log: the file that standard error of the process and of its native libraries is appended to.
         rerun: the command that repeats the work, for messages.
+        timeout_seconds: the time limit, the start of the process included.
+        log: the file that standard error of the process and of its native libraries is appended to; None keeps it for
+            messages alone.
 
     Returns:
         the function's result.
@@ -66,6 +73,10 @@ def run_isolated(
         CrashedError: the process died or took too long, and the message has the log's last lines; or the function
             raised any other error, and the log has its traceback.
     """
+    if log is None:
+        with tempfile.TemporaryDirectory() as folder:
+            own = Path(folder) / "stderr.log"
+            return run_isolated(function, *arguments, rerun=rerun, timeout_seconds=timeout_seconds, log=own)
     context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, os.getpid(), log, rerun))

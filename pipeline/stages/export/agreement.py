@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +14,8 @@ from pipeline.stages.common.probe import probe_images
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
     from torch import nn
@@ -80,9 +79,7 @@ def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
 
 def _run(file: Path, images: Logits, rerun: str) -> tuple[Logits, ...]:
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "export.log"
-            return run_isolated(_in_onnxruntime, file, images, timeout_seconds=math.inf, log=log, rerun=rerun)
+        return run_isolated(_in_onnxruntime, file, images, rerun=rerun)
     except (RunError, CrashedError) as exc:
         raise ExportError(
             "ONNX Runtime cannot run the exported graph", where="fp32", got=str(exc).replace("\n", ";")

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import io
 import logging
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -218,8 +217,6 @@ def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str,
                 scratch,
                 left,
                 Path(folder),
-                timeout_seconds=math.inf,
-                log=Path(folder) / "quantize.log",
                 rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}")),
             )
         except KilledError:

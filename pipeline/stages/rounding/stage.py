@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +27,7 @@ from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -130,15 +128,9 @@ def _is_repeatable(project: Project, batch: Logits) -> bool:
 
 def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
-    with tempfile.TemporaryDirectory() as folder:
-        logits = run_isolated(
-            _run_graph,
-            project.file(project.onnx(arithmetic.graph).file),
-            images,
-            timeout_seconds=math.inf,
-            log=Path(folder) / "rounding.log",
-            rerun=project.plan.rounding_step(arithmetic).command,
-        )
+    file = project.file(project.onnx(arithmetic.graph).file)
+    rerun = project.command(project.plan.rounding_step(arithmetic))
+    logits = run_isolated(_run_graph, file, images, rerun=rerun)
     return {"Q/DQ pairs of the graph": logits}
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,9 +55,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         StorageError: the record cannot be written.
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "sensitivity.log"
-        found = run_isolated(_measure, project, graph, timeout_seconds=math.inf, log=log, rerun=project.command(step))
+    found = run_isolated(_measure, project, graph, rerun=project.command(step))
     gates = project.config.gates
     record = Sensitivity(
         key=key_of(project, step),

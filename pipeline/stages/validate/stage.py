@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -204,14 +202,13 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
     elif backend.is_module and on_gpu:
         run = _run_module
     hold = exclusive if _times_kernels(backend) and on_gpu else shared
-    with hold(gpu_of(project, artifact) if on_gpu else None), tempfile.TemporaryDirectory() as folder:
+    with hold(gpu_of(project, artifact) if on_gpu else None):
         return run_isolated(
             run,
             project,
             artifact,
             # A processor does not hang as a driver does, and may take hours for 50,000 images.
             timeout_seconds=project.config.validation.timeout_seconds if on_gpu else math.inf,
-            log=Path(folder) / "validate.log",
             rerun=project.command(Step("validate", variant.id)),
         )
 
