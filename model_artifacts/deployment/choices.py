@@ -80,10 +80,8 @@ def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
     """
     by_device: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
-        if (entry.status is Status.DEPLOYABLE or is_eager(entry)) and (
-            device := entry.gpu.name if entry.gpu else entry.device
-        ):
-            by_device.setdefault(device, []).append(entry)
+        if (entry.status is Status.DEPLOYABLE or is_eager(entry)) and entry.device_type:
+            by_device.setdefault(entry.device_type, []).append(entry)
     return {
         device: choices_of(entries)
         for device, entries in by_device.items()
@@ -183,6 +181,18 @@ def timing_of(row: Milestone, entries: Iterable[ManifestEntry]) -> tuple[BatchTi
     return min(timings, key=lambda timing: timing.p50_ms, default=None), entry
 
 
+def is_better_than_chance(top1: float, samples: int, classes: int) -> bool:
+    """Return True if a share of right answers is hardly luck (one-sided normal test at 95 %), or of one class only.
+
+    Args:
+        top1: the share of right answers.
+        samples: the number of images.
+        classes: the number of classes.
+    """
+    chance = 1 / classes
+    return classes == 1 or top1 - _ONE_SIDED * math.sqrt(chance * (1 - chance) / samples) > chance
+
+
 def reference_warning(manifest: Manifest) -> str:
     """Return a warning if the FP32 reference is no better than chance on the labelled images, else an empty text.
 
@@ -192,11 +202,10 @@ def reference_warning(manifest: Manifest) -> str:
     samples = max((entry.accuracy.samples for entry in manifest.artifacts if entry.accuracy), default=0)
     if model is None or model.reference_top1 is None or not model.class_names or not samples:
         return ""
-    chance = 1 / len(model.class_names)
-    beyond = _ONE_SIDED * math.sqrt(chance * (1 - chance) / samples)
-    if len(model.class_names) == 1 or model.reference_top1 > chance + beyond:
+    classes = len(model.class_names)
+    if is_better_than_chance(model.reference_top1, samples, classes):
         return ""
     return (
-        f"the FP32 reference's top-1 of {model.reference_top1:.1%} is no better than chance ({chance:.1%}): "
+        f"the FP32 reference's top-1 of {model.reference_top1:.1%} is no better than chance ({1 / classes:.1%}): "
         "what agrees with it is no better"
     )

@@ -59,7 +59,7 @@ def nearness_of(entry: ManifestEntry, gpu: Gpu | None, processor: str) -> Nearne
         gpu: the host's GPU; None for its processor.
         processor: the processor's name, a comma, and its cores.
     """
-    timed = entry.gpu.name if entry.gpu else entry.device
+    timed = entry.device_type
     if timed == (gpu.name if gpu else processor):
         return Nearness.SAME
     if gpu:
@@ -82,5 +82,4 @@ def nearest(entry: ManifestEntry, gpu: Gpu | None, processor: str, batch: int | 
     if not times:
         return None
     chosen = min(times, key=lambda timed: (abs(math.log(timed / batch)) if batch else 0.0, times[timed] / timed))
-    device = entry.gpu.name if entry.gpu else entry.device
-    return Evidence(nearness_of(entry, gpu, processor), chosen, times[chosen], device)
+    return Evidence(nearness_of(entry, gpu, processor), chosen, times[chosen], entry.device_type)

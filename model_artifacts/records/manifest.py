@@ -149,6 +149,11 @@ class ManifestEntry(Record):
     """The command that builds the artifact again."""
 
     @property
+    def device_type(self) -> str:
+        """Name of the type of GPU, or of the processor with its cores; empty on a processor that did not time it."""
+        return self.gpu.name if self.gpu else self.device
+
+    @property
     def files(self) -> tuple[FileRecord, ...]:
         """The files that opening the artifact takes: its own, its runtime cache and its weights, as far as named."""
         return tuple(file for file in (self.file, self.runtime_cache, self.weights) if file)

@@ -219,13 +219,8 @@ def pull(  # noqa: PLR0913 - five of them have a default
         if verifier:
             _check_name(listing, place.path)
         former = _installed_at(folder, no_downgrade=no_downgrade)
-        if no_downgrade and former and manifest.built_at < former:
-            raise ReleaseError(
-                f"{listing.name} is older than the installed release, which is kept",
-                expected=f"built at {former:%Y-%m-%d %H:%M:%S} UTC or later",
-                got=f"built at {manifest.built_at:%Y-%m-%d %H:%M:%S} UTC",
-                fix="find out who moved the tag, and move it to the newest release",
-            )
+        if no_downgrade and former:
+            _check_age(listing, manifest.built_at, former)
         entry = None
         if for_host is not None:
             entry = resolve_entry(manifest, this_host(), for_host, uncallable(manifest)).entry
@@ -238,6 +233,21 @@ def pull(  # noqa: PLR0913 - five of them have a default
             write_record(place.path / FOR_HOST, part)
         place.install()
     return Pulled(listing, digest, tuple(files.fetched), entry, manifest.built_at, former)
+
+
+def _check_age(listing: StoredRelease, built_at: datetime, former: datetime) -> None:
+    """Check that a release was not built before the installed one.
+
+    Raises:
+        ReleaseError: it was.
+    """
+    if built_at < former:
+        raise ReleaseError(
+            f"{listing.name} is older than the installed release, which is kept",
+            expected=f"built at {former:%Y-%m-%d %H:%M:%S} UTC or later",
+            got=f"built at {built_at:%Y-%m-%d %H:%M:%S} UTC",
+            fix="find out who moved the tag, and move it to the newest release",
+        )
 
 
 def _check_name(listing: StoredRelease, folder: Path) -> None:

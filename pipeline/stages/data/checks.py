@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.deployment.choices import is_better_than_chance
 from model_artifacts.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 _BATCH = 64
 _FAINT = 16
 """Steps of 255. Images that differ by less are as good as alike to a network that was trained on ordinary ones."""
-_ONE_SIDED = 1.645
-"""Standard errors of a one-sided confidence of 95 %."""
 _CHANCE_OF_ACCIDENT = 1e-4
 """Probability of so many better answers by accident, below which the other order of channels counts as better."""
 
@@ -60,12 +59,11 @@ def chance_warning(top1: float, samples: int, classes: int) -> str:
         samples: the number of images.
         classes: the number of classes.
     """
-    chance = 1 / classes
-    if classes == 1 or top1 - _ONE_SIDED * math.sqrt(chance * (1 - chance) / samples) > chance:
+    if is_better_than_chance(top1, samples, classes):
         return ""
     return (
-        f"the reference's top-1 of {top1:.1%} is no better than chance ({chance:.1%}). Are the folders' classes in the "
-        "order of the logits (`data.classes`), and is `preprocessing` that of the training?"
+        f"the reference's top-1 of {top1:.1%} is no better than chance ({1 / classes:.1%}). Are the folders' classes "
+        "in the order of the logits (`data.classes`), and is `preprocessing` that of the training?"
     )
 
 

@@ -89,7 +89,7 @@ def make_release(project: Project, signer: Signer | None = None, *, allow_dirty:
     folder = project.paths.releases / name
     archive = folder.parent / f"{name}.tar.zst"
     with replacing_folder(folder) as scratch:
-        _fill(project, manifest, scratch, ReleaseRequest(commits, _options(signer, allow_dirty=allow_dirty)))
+        _fill(project, manifest, name, scratch, ReleaseRequest(commits, _options(signer, allow_dirty=allow_dirty)))
         if signer:
             signer.sign(scratch, name)
         pack(scratch, archive, manifest.built_at)
@@ -170,7 +170,7 @@ def _deployable(manifest: Manifest) -> Iterator[ManifestEntry]:
             yield entry
 
 
-def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRequest) -> None:
+def _fill(project: Project, manifest: Manifest, name: str, folder: Path, request: ReleaseRequest) -> None:
     """Write all files of a release but its signature."""
     files = _files(project, manifest)
     for file in files:
@@ -181,15 +181,16 @@ def _fill(project: Project, manifest: Manifest, folder: Path, request: ReleaseRe
             raise ReleaseError(f"{file.path} changed since it was built", fix=f"run `{project.doit}`")
     shutil.copyfile(project.paths.report, folder / REPORT)
     write_record(folder / MANIFEST, manifest)
-    name = _name(manifest)
     before = _earlier(project, manifest, name)
     write_bytes(folder / CARD, model_card(name, manifest, before).encode())
     write_bytes(folder / NOTES, release_notes(name, manifest, before).encode())
     write_bytes(folder / NOTICES, notices(manifest).encode())
     write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
     inputs = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
-    write_bytes(folder / PROVENANCE, provenance(manifest, sums_of(folder), request, inputs).encode())
-    lines = [f"{digest}  {name}\n" for name, digest in sums_of(folder).items()]
+    sums = sums_of(folder)
+    write_bytes(folder / PROVENANCE, provenance(manifest, sums, request, inputs).encode())
+    sums[PROVENANCE] = sha256_of(folder / PROVENANCE)
+    lines = [f"{sums[path]}  {path}\n" for path in sorted(sums)]
     write_bytes(folder / SUMS, "".join(lines).encode())
 
 

@@ -53,11 +53,28 @@ def require_full_precision(model: nn.Module, spec: Preprocessing) -> Watched:
     with strict_fp32():
         watched = watch(model, torch.from_numpy(probe_images(spec, _IMAGES)))
     if watched.lowered:
-        _refuse_lowered(watched.lowered)
+        _refuse(
+            "the network lowers its own precision, so that there is no FP32 reference to judge artifacts by",
+            watched.lowered,
+            expected="every operator of forward in FP32",
+            fix="take it out of forward: autocast, `.half()` and TF32 belong into the training loop, and `precisions` "
+            "in pipeline.yaml chooses the types of the artifacts",
+        )
     if watched.compiled:
-        _refuse_compiled(watched.compiled)
+        _refuse(
+            "the network calls a compiled function, so that the network itself is neither measured nor exported",
+            watched.compiled,
+            expected="plain functions; the pipeline itself compiles the network as a whole",
+            fix="take `torch.compile`, `torch.jit.script` or `torch.jit.trace` off that function",
+        )
     if watched.foreign:
-        _refuse_foreign(watched.foreign)
+        _refuse(
+            "the network computes with weights that are not among its own, so that no file or cast would hold them",
+            watched.foreign,
+            expected="weights in `parameters()` and in the state dict of the network that the factory returns",
+            fix="assign the layers to attributes of the network, in an `nn.ModuleList` where they are several; a "
+            "function that replaces `forward` must not call another network",
+        )
     return watched
 
 
@@ -118,35 +135,13 @@ def _require_any_size(model: nn.Module, images: torch.Tensor, logits: torch.Tens
             )
 
 
-def _refuse_lowered(found: Sequence[Finding]) -> NoReturn:
+def _refuse(what: str, found: Sequence[Finding], *, expected: str, fix: str) -> NoReturn:
     raise SourceError(
-        "the network lowers its own precision, so that there is no FP32 reference to judge artifacts by",
+        what,
         where=_listed([finding.layer for finding in found]),
-        expected="every operator of forward in FP32",
+        expected=expected,
         got=_listed([finding.what for finding in found]),
-        fix="take it out of forward: autocast, `.half()` and TF32 belong into the training loop, and `precisions` in "
-        "pipeline.yaml chooses the types of the artifacts",
-    )
-
-
-def _refuse_compiled(found: Sequence[Finding]) -> NoReturn:
-    raise SourceError(
-        "the network calls a compiled function, so that the network itself is neither measured nor exported",
-        where=_listed([finding.layer for finding in found]),
-        expected="plain functions; the pipeline itself compiles the network as a whole",
-        got=_listed([finding.what for finding in found]),
-        fix="take `torch.compile`, `torch.jit.script` or `torch.jit.trace` off that function",
-    )
-
-
-def _refuse_foreign(found: Sequence[Finding]) -> NoReturn:
-    raise SourceError(
-        "the network computes with weights that are not among its own, so that no file or cast would hold them",
-        where=_listed([finding.layer for finding in found]),
-        expected="weights in `parameters()` and in the state dict of the network that the factory returns",
-        got=_listed([finding.what for finding in found]),
-        fix="assign the layers to attributes of the network, in an `nn.ModuleList` where they are several; a function "
-        "that replaces `forward` must not call another network",
+        fix=fix,
     )
 
 
