@@ -21,6 +21,7 @@ from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.stage import Release, make_release
+from pipeline.system.forks import ForkServer, forking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +60,13 @@ def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> I
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks(_temporary_files_of_their_own: None) -> Iterator[None]:
+    """Isolated work of all tests is done in forks: torch is imported once for all of them."""
+    with forking(ForkServer(dict(os.environ))):
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import threading
 from typing import TYPE_CHECKING
 
@@ -9,22 +11,29 @@ from doit.action import BaseAction, CmdAction
 from doit.exceptions import TaskFailed
 
 from model_artifacts.errors import ArtifactError, out_of_memory
+from pipeline.cli.main import run_forked
+from pipeline.system.forks import SHARED, Surroundings
+from pipeline.system.isolation import step_environment
+from pipeline.system.processes import describe_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TextIO
+    from typing import Any, TextIO
 
     from doit.exceptions import BaseFail
     from doit.task import Task
+    from typing_extensions import Self
 
     from pipeline.farm.executor import Farm
     from pipeline.farm.parcels import PrintedLine
     from pipeline.planning.project import Project
+    from pipeline.planning.spec import StageSpec
     from pipeline.planning.steps import Step
+    from pipeline.system.forks import ForkedProcess, ForkServer
 
 
 class PrefixedCommand(CmdAction):
-    """A step's command, whose every line is shown as it comes, with the step's name before it."""
+    """The command of a step that is timed; its every line is shown as it comes, with the step's name before it."""
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
         """Run the command."""
@@ -54,6 +63,85 @@ class _WithoutProcess(BaseAction):
         self.result: str | None = None
         self.values: dict[str, object] = {}
         self._step = step
+
+
+class ForkedStep(_WithoutProcess):
+    """A step in a child of the fork server; its lines are shown as they come."""
+
+    def __init__(self, server: ForkServer, step: Step, arguments: list[str], spec: StageSpec[Any]) -> None:
+        """Create the action.
+
+        Args:
+            server: the server, which starts with the first step.
+            step: the step.
+            arguments: those of `python -m pipeline`.
+            spec: the step's stage.
+        """
+        super().__init__(step)
+        self.server = server
+        self._arguments = arguments
+        self._prefix = "" if spec.prints_a_table else f"{step.name}: "
+        self._child: ForkedProcess | None = None
+        """Kept, since the end of this reference kills the child: after an interrupt it cleans up."""
+        self._modules = (*(SHARED if spec.needs_torch else ()), spec.run.partition(":")[0])
+
+    def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
+        """Run the step."""
+        try:
+            status = self._run(_Lines(out, self._prefix), _Lines(err, self._prefix))
+        except ArtifactError as exc:
+            return TaskFailed(str(exc), report=True)
+        if status:
+            return TaskFailed(describe_exit(status) if status < 0 else f"exit status {status}", report=True)
+        return None
+
+    def _run(self, out: _Lines, err: _Lines) -> int:
+        title = shlex.join(["python", "-m", "pipeline", *self._arguments])
+        surroundings = Surroundings.of_step(step_environment(timed=False), title)
+        with out, err:
+            self._child, connection = self.server.fork(
+                run_forked,
+                (self._arguments,),
+                modules=self._modules,
+                surroundings=surroundings,
+                output=(out.descriptor, err.descriptor),
+            )
+            connection.close()
+        self._child.join()
+        status = self._child.exitcode or 0
+        self._child.close()
+        self.out, self.err = out.text, err.text
+        self.result = self.out + self.err
+        return status
+
+
+class _Lines(threading.Thread):
+    """A pipe whose lines are passed on and kept, until all processes that write to it have ended."""
+
+    def __init__(self, stream: TextIO | None, prefix: str) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self._prefix = prefix
+        self._source, self.descriptor = os.pipe()
+        self.text = ""
+
+    def run(self) -> None:
+        with open(self._source, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - a descriptor
+            for line in lines:
+                self.text += line
+                if self._stream:
+                    self._stream.write(self._prefix + line)
+                    self._stream.flush()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close this process's end, and wait for the last line, unless an interrupt ends the run."""
+        os.close(self.descriptor)
+        if kind is None:
+            self.join()
 
 
 class SkippedStep(_WithoutProcess):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_artifacts.cli.boundary import guarded
 from model_artifacts.cli.parser import CommandLine
+from model_artifacts.cli.process import end_like_ctrl_c, ignore_further_signals
 from model_artifacts.errors import SourceError
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.options import ARTIFACTS, CONFIG, subject_of
@@ -23,7 +24,9 @@ from pipeline.system.nvtx import nvtx_range
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
+    from multiprocessing.connection import Connection
     from pathlib import Path
+    from typing import NoReturn
 
     from pipeline.planning.spec import StageSpec
 
@@ -52,6 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with steady_output():
         return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def run_and_end(arguments: Sequence[str]) -> NoReturn:
+    """Run one command in a process that is there for it alone, and end the process with its exit status."""
+    end_like_ctrl_c()
+    status = main(arguments)
+    ignore_further_signals()
+    sys.exit(status)
+
+
+def run_forked(_connection: Connection, arguments: Sequence[str]) -> NoReturn:
+    """Run one command in a child of a fork server."""
+    run_and_end(arguments)
 
 
 def _run(arguments: Sequence[str]) -> int:

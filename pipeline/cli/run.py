@@ -27,7 +27,7 @@ from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, closest, storage_errors
 from model_artifacts.host.terminal import steady_output
-from pipeline.cli.actions import FarmAction
+from pipeline.cli.actions import FarmAction, ForkedStep
 from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
 
@@ -253,9 +253,15 @@ class Run(DoitRun):
             runner = _FarmRunner(*arguments, here=max(num_process, 1))
         else:
             runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
-        return min(int(runner.run_all(self.control.task_dispatcher())), 1)
+        status = min(int(runner.run_all(self.control.task_dispatcher())), 1)
+        for action in self._actions():
+            if isinstance(action, ForkedStep):
+                action.server.close()
+        return status
 
     def _farms(self) -> set[LazyFarm]:
         """Return the farm if one of the tasks runs there."""
-        actions = [action for task in self.task_list for action in task.actions]
-        return {action.farm for action in actions if isinstance(action, FarmAction)}
+        return {action.farm for action in self._actions() if isinstance(action, FarmAction)}
+
+    def _actions(self) -> list[Any]:
+        return [action for task in self.task_list for action in task.actions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ from doit.action import CmdAction
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import escaped
-from pipeline.cli.actions import FarmAction, LazyFarm, PrefixedCommand, SkippedStep
+from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.cli.owner import check_owner
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
+from pipeline.system.forks import ForkServer
 from pipeline.system.isolation import step_environment
+from pipeline.system.processes import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +54,7 @@ class Tasks:
         self._config = config
         self._project = project
         self._farm = LazyFarm(project)
+        self._server = ForkServer(step_environment(timed=False))
         self._current: set[Step] = set()
         self._said: set[str] = set()
 
@@ -70,16 +74,13 @@ class Tasks:
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
         """Yield one doit task for each step of a stage, with the step's subject as its name."""
         schedule = self._project.schedule
-        action = CmdAction if spec.prints_a_table else PrefixedCommand
-        environment = step_environment(timed=spec.timed)
         verdict = {VERDICT: self._verdict()} if spec.last else {}
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
-            command = action(self._command(step.stage, step.subject), shell=False, env=environment)
             yield {
                 "basename": spec.name,
                 "name": step.subject,
-                "actions": [self._without_process(spec, step) or command],
+                "actions": [self._action(spec, step)],
                 "task_dep": [other.name for other in (*requires, *follows)],
                 "uptodate": [_UpToDate(self._project, step, self._current)],
                 "meta": {
@@ -95,13 +96,17 @@ class Tasks:
         page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
         return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
 
-    def _without_process(self, spec: StageSpec[Any], step: Step) -> BaseAction | None:
-        """Return the action of a step that runs on the farm, or is known to be skipped; None for all others."""
+    def _action(self, spec: StageSpec[Any], step: Step) -> BaseAction:
+        """Return the action of a step: on the farm, known to be skipped, in a process of its own, or forked."""
         if self._project.schedule.workers(step):
             return FarmAction(self._farm, step)
         if spec.lacks_hardware(self._project.plan, self._project.schedule.subject(step)):
             return SkippedStep(self._project, step, self._said)
-        return None
+        if spec.alone:  # what it times must be as in a user's process
+            action = CmdAction if spec.prints_a_table else PrefixedCommand
+            environment = {**step_environment(timed=spec.timed), PARENT_VARIABLE: str(os.getpid())}
+            return action(self._command(step.stage, step.subject), shell=False, env=environment)
+        return ForkedStep(self._server, step, [step.stage, step.subject, *self._configuration()], spec)
 
     def prune(self) -> TaskDict:
         """Return the task that lists, or deletes, the files of variants that left the configuration."""
@@ -143,8 +148,10 @@ class Tasks:
         return {"actions": [CmdAction(command, shell=False)], "task_dep": ["manifest"]}
 
     def _command(self, *arguments: str) -> list[str]:
-        default = [] if self._config == Path("pipeline.yaml") else ["--config", str(self._config)]
-        return [sys.executable, "-m", "pipeline", *arguments, *default]
+        return [sys.executable, "-m", "pipeline", *arguments, *self._configuration()]
+
+    def _configuration(self) -> list[str]:
+        return [] if self._config == Path("pipeline.yaml") else ["--config", str(self._config)]
 
 
 def _parameter(option: Option) -> dict[str, object]:

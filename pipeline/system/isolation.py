@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, out_of_memory, storage_errors
-from pipeline.system.processes import KILLED, PARENT_VARIABLE, ask_to_end, describe_exit, live_with, release
+from pipeline.system.forks import Surroundings, current_server
+from pipeline.system.processes import KILLED, ask_to_end, describe_exit, live_with, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
 
     from typing_extensions import TypeVarTuple, Unpack
+
+    from pipeline.system.processes import Process
 
     Ts = TypeVarTuple("Ts")
 
@@ -36,6 +38,7 @@ _TERM_SECONDS = 2.0
 _EXIT_SECONDS = 10.0
 """The grace period of a process that is ending by itself: the driver frees its memory on the GPU."""
 _LOOK_SECONDS = 1.0
+_OURS = ("pipeline", "model_artifacts")
 _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
@@ -77,14 +80,9 @@ def run_isolated(
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder) / "stderr.log"
             return run_isolated(function, *arguments, rerun=rerun, timeout_seconds=timeout_seconds, log=own)
-    context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a CUDA context
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, os.getpid(), log, rerun))
-    with ours, theirs:
+    process, ours = _started(function.__module__, log, rerun)
+    with ours:
         try:
-            with _interrupts_held():
-                process.start()
-            theirs.close()  # so that this end notices when the other end closes
             done, value = _ask(process, ours, (function, arguments), timeout_seconds)
         except TimeoutError:
             ask_to_end(process, _TERM_SECONDS)
@@ -100,6 +98,31 @@ def run_isolated(
     if done:
         return value  # type: ignore[no-any-return]  # the function's result
     raise value
+
+
+def _started(module: str, log: Path, rerun: str) -> tuple[Process, Connection]:
+    """Start the process, in which nothing of this one is left, least of all a CUDA context.
+
+    Args:
+        module: the name of the function's module.
+        log: the file for standard error.
+        rerun: the command that repeats the work.
+    """
+    if server := current_server():
+        ours_alone = [module] if module.partition(".")[0] in _OURS else []  # not a user's, which may be about to change
+        return server.fork(_serve, (log, rerun), modules=ours_alone, surroundings=Surroundings.here(title=rerun))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_spawned, args=(theirs, os.getpid(), log, rerun))
+    with theirs:  # so that our end notices when the other end closes
+        try:
+            with _interrupts_held():
+                process.start()
+        except BaseException:
+            ours.close()
+            release(process, _EXIT_SECONDS)
+            raise
+    return process, ours
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
@@ -142,7 +165,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ask(process: BaseProcess, connection: Connection, request: object, seconds: float) -> tuple[bool, Any]:
+def _ask(process: Process, connection: Connection, request: object, seconds: float) -> tuple[bool, Any]:
     """Send a request, and return (True, result) or (False, error).
 
     Raises:
@@ -165,13 +188,13 @@ def _ask(process: BaseProcess, connection: Connection, request: object, seconds:
 
 
 def step_environment(*, timed: bool) -> dict[str, str]:
-    """Return the environment variables of a step that this process starts, and that ends with it.
+    """Return the environment variables of a step that this process starts.
 
     A timed step runs as a user's process would. In other steps glibc keeps freed memory, because giving back every
     large tensor costs a tenth of their time. Every step may leave bytecode: without it, each would compile torch again
     where PYTHONDONTWRITEBYTECODE is set, as in most containers.
     """
-    common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    common = dict(os.environ)
     common.pop("PYTHONDONTWRITEBYTECODE", None)
     if timed:
         return common
@@ -179,9 +202,13 @@ def step_environment(*, timed: bool) -> dict[str, str]:
     return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
 
 
-def _serve(connection: Connection, parent: int, log: Path, rerun: str) -> None:
-    """Run in the new process: receive (function, arguments), send (True, result) or (False, error)."""
+def _spawned(connection: Connection, parent: int, log: Path, rerun: str) -> None:
     live_with(parent)
+    _serve(connection, log, rerun)
+
+
+def _serve(connection: Connection, log: Path, rerun: str) -> None:
+    """Run in the new process: receive (function, arguments), send (True, result) or (False, error)."""
     try:
         with storage_errors(f"writing {log}"):
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -121,11 +121,10 @@ def _file_of(text: str) -> tuple[int, int, int]:
 def _command_of(pid: int) -> str:
     """Return the command of a process, from the stage's name on; empty if it has ended."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ")
     except OSError:
         return ""
-    program = words.index("pipeline") + 1 if "pipeline" in words else 0
-    shown = " ".join(words[program:]).strip()
+    shown = (text.partition(" -m pipeline ")[2] or text).strip()
     plain = "".join(letter if letter.isprintable() else "?" for letter in shown)  # another user's, perhaps
     return f"`{shortened(plain, 100)}` (process {pid})" if plain else ""
 

@@ -12,10 +12,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 PARENT_VARIABLE = "PIPELINE_PARENT"
 """The environment variable that names the parent to a started process, which ends with it."""
@@ -24,6 +21,33 @@ KILLED = {-signal.SIGKILL, -signal.SIGTERM}
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 _LOOK_SECONDS = 0.05
+
+
+class Process(Protocol):
+    """A started process: one of multiprocessing's, or a fork."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its number; None before its start."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit status, negative for a signal's number; None while it runs."""
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end, at most for a time in seconds."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """Kill it."""
+
+    def close(self) -> None:
+        """Free what belongs to it."""
 
 
 def end_children(grace_seconds: float) -> None:
@@ -83,18 +107,18 @@ def kill_session(command: subprocess.Popen[str]) -> None:
     os.killpg(command.pid, signal.SIGKILL)
 
 
-def ask_to_end(process: BaseProcess, grace_seconds: float) -> None:
+def ask_to_end(process: Process, grace_seconds: float) -> None:
     """Ask a process to end, and wait for it a while."""
     process.terminate()
     process.join(grace_seconds)
 
 
-def kill(process: BaseProcess) -> None:
+def kill(process: Process) -> None:
     """Kill a process without a wait: native code does not react to gentler signals."""
     process.kill()
 
 
-def reap(process: BaseProcess, grace_seconds: float) -> None:
+def reap(process: Process, grace_seconds: float) -> None:
     """Wait a while for a process that is ending by itself, then kill it."""
     process.join(grace_seconds)
     if process.is_alive():
@@ -102,7 +126,7 @@ def reap(process: BaseProcess, grace_seconds: float) -> None:
         process.join()
 
 
-def release(process: BaseProcess, grace_seconds: float) -> None:
+def release(process: Process, grace_seconds: float) -> None:
     """Kill a process unless it has ended, wait for it a while, and free its resources.
 
     A process that hangs in the driver cannot be ended, and is left behind.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import ArtifactError, ConfigError, CrashedError, KilledError, StorageError, UnsupportedError
+from pipeline.system import forks
 from pipeline.system.isolation import last_lines, run_isolated, step_environment
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 RERUN = "python -m pipeline build tiny/rtx-sm80+/fp16-b1-ws16MiB"
 SECONDS = 60.0
 """More than anything here takes."""
+
+
+@pytest.fixture(autouse=True, params=["forked", "spawned"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way in which the process starts: in a doit's step, and in a command that a person has typed."""
+    way: str = request.param
+    if way == "spawned":
+        monkeypatch.setattr(forks, "_current", None)
+    return way
 
 
 @pytest.fixture
@@ -322,6 +332,7 @@ def test_an_exception_while_waiting_kills_the_process(log: Path) -> None:
     assert not Path(f"/proc/{hanging(log)}").exists()
 
 
+@pytest.mark.parametrize("way", ["spawned"], indirect=True)
 def test_an_interrupt_while_it_starts_waits_for_the_start(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt during the start leaves no process either."""
     spawn = util.spawnv_passfds
@@ -339,15 +350,22 @@ def test_an_interrupt_while_it_starts_waits_for_the_start(log: Path, monkeypatch
     assert [Path(f"/proc/{pid}").exists() for pid in started] == [False]
 
 
+WAITING = """
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from pipeline.system.forks import ForkServer, forking
+from pipeline.system.isolation import run_isolated
+from tests.pipeline.system.test_isolation import hang_stubbornly
+with forking(ForkServer()) if sys.argv[2] == "forked" else nullcontext():
+    run_isolated(hang_stubbornly, timeout_seconds=60, log=Path(sys.argv[1]), rerun='')
+"""
+
+
 @pytest.fixture
-def parent(log: Path) -> Iterator[subprocess.Popen[str]]:
+def parent(log: Path, way: str) -> Iterator[subprocess.Popen[str]]:
     """A process, with a group of its own, that waits for one that hangs."""
-    code = (
-        "import sys; from pathlib import Path; from pipeline.system.isolation import run_isolated; "
-        "from tests.pipeline.system.test_isolation import hang_stubbornly; "
-        "run_isolated(hang_stubbornly, timeout_seconds=60, log=Path(sys.argv[1]), rerun='')"
-    )
-    command = [sys.executable, "-c", code, str(log)]
+    command = [sys.executable, "-c", WAITING, str(log), way]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:  # noqa: S603
         yield process
         process.kill()
