@@ -155,11 +155,11 @@ class ForkServer:
             KilledError: the server was ended, or the system starts no more processes.
         """
         job = Job(surroundings or Surroundings.here(), function, arguments)
+        request = json.dumps({"modules": list(modules), "takes_interrupts": job.surroundings.takes_interrupts})
         ours, theirs = Pipe()
         status, reports = Pipe()
-        request = json.dumps({"modules": list(modules), "takes_interrupts": job.surroundings.takes_interrupts})
         try:
-            with theirs, reports:
+            with theirs, reports, suppress(ConnectionError):  # the server has just ended, and its answer is missing
                 descriptors = [theirs.fileno(), reports.fileno(), *output]
                 socket.send_fds(self._connected(), [request.encode()], descriptors)
             child = ForkedProcess(_started(status), status)

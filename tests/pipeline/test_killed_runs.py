@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 KILLS = 50
+STEP = " -m pipeline "
+"""In the commands of steps, but not in that of the server that forks them."""
 SMALL = (
     TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, int8]")
     .replace("[1, {min: 1, opt: 2, max: 4}]", "[1]")
@@ -88,8 +90,9 @@ class Run:
     def stages(self) -> Iterator[set[str]]:
         """Yield the stages that are at work, over and over, until doit ends."""
         while self._process.poll() is None:
-            yield {command.split("pipeline ", 1)[1].split()[0] for command in steps_in(self._folder)}
-            time.sleep(0.1)
+            steps = [command for command in processes_in(self._folder) if STEP in command]
+            yield {command.split(STEP, 1)[1].split()[0] for command in steps}
+            time.sleep(0.02)
 
     def seconds(self) -> dict[str, float]:
         """Wait for its end; return how long each stage took."""
@@ -119,7 +122,7 @@ class Run:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         deadline = time.monotonic() + 20
-        while steps_in(self._folder) and time.monotonic() < deadline:
+        while processes_in(self._folder) and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
@@ -191,7 +194,7 @@ def test_asked_to_end_a_run_ends_with_its_steps(interrupted: Path, name: str) ->
     assert process.returncode == 1
     assert "run `doit` again to go on from here" in said
     assert "Traceback" not in said
-    assert steps_in(interrupted) == []
+    assert processes_in(interrupted) == []
     assert temporaries(interrupted) == []
 
 
@@ -201,14 +204,14 @@ def test_a_killed_doit_takes_its_steps_with_it(checkout: Path) -> None:
         [sys.executable, "-m", "doit"], cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 20
-    while not steps_in(checkout) and time.monotonic() < deadline:
+    while not processes_in(checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
-    while steps_in(checkout) and time.monotonic() < deadline:
+    while processes_in(checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert steps_in(checkout) == []
+    assert processes_in(checkout) == []
 
 
 def test_a_killed_benchmark_takes_its_processes_with_it(finished: Path) -> None:
@@ -239,14 +242,14 @@ def children_of(process: int) -> list[int]:
     return [pid for pid in spawned if "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()]
 
 
-def steps_in(folder: Path) -> list[str]:
+def processes_in(folder: Path) -> list[str]:
     """Return the commands of the pipeline's processes that work in a folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if "pipeline" in command and (process / "cwd").resolve() == folder.resolve():
-                found.append(" ".join(command))
+            command = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            if " -m pipeline" in command and (process / "cwd").resolve() == folder.resolve():
+                found.append(command)
     return found
 
 
