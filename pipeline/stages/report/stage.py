@@ -127,6 +127,7 @@ def make_report(project: Project) -> Report:
         )
         changes = compare(released, manifest, release)
     html = _render(project, manifest, changes)
+    project.paths.report_record.unlink(missing_ok=True)  # a run killed now leaves no record of another page
     write_bytes(project.paths.report, html.encode("utf-8"))
     report = Report(project.paths.report, changes)
     reason = "; ".join(f"{change.id}: {change.metric}, {change.breach}" for change in report.breaches)
