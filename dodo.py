@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from doit.action import CmdAction
+
 from pipeline.cli.tasks import Tasks
 from pipeline.stages import STAGES
 
@@ -55,4 +57,15 @@ def task_docs() -> dict[str, Any]:
 
 def task_check() -> dict[str, Any]:
     """For developers: tests, linters, types, layers, schema and coverage, as CI runs them."""
-    return {"actions": [[sys.executable, "-m", "pytest", "--cov", "-n", "auto"]], "verbosity": 2}
+    # `doit check FILE…` runs these files' own tests only.
+    whole = {"name": "whole", "long": "all", "type": bool, "default": False, "help": "run the long campaigns whole"}
+    return {
+        "actions": [CmdAction(_check_command, shell=False)],
+        "params": [whole],
+        "pos_arg": "files",
+        "verbosity": 2,
+    }
+
+
+def _check_command(whole: bool, files: list[str]) -> list[str]:  # noqa: FBT001 - doit passes it by name
+    return [sys.executable, "-m", "tests.support.check", *(["--all"] if whole else []), *files]

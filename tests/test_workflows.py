@@ -121,3 +121,11 @@ def test_what_runs_for_pull_requests_may_write_nothing() -> None:
     said = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
     assert said["permissions"] == {"contents": "read"}
     assert "secrets" not in (REPOSITORY / ".github/workflows/ci.yml").read_text()
+
+
+def test_the_long_campaigns_run_whole_every_night() -> None:
+    """A schedule runs all of what other runs take a part of."""
+    text = (REPOSITORY / ".github/workflows/nightly.yml").read_text()
+    triggers = yaml.safe_load(text)[True]  # YAML 1.1 reads `on` as a boolean
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", triggers["schedule"][0]["cron"])
+    assert "uv run doit check --all" in [step.get("run") for step in steps(text)]

@@ -106,7 +106,7 @@ def _command_of(task: Task) -> str:
             flag = f"--{parameter['long']}"
             # doit takes a word with an equals sign for a variable, unless it begins with a dash.
             words += [flag] if value is True else [f"{flag}={value}"] if "=" in str(value) else [flag, str(value)]
-    return _shell(*words)
+    return _shell(*words, *(task.pos_arg_val or ()))
 
 
 def _shell(*words: str) -> str:

@@ -65,6 +65,14 @@ def test_advice_repeats_the_whole_command_line(finished: Path, configured: str, 
     assert sorted(shlex.split(line)) == sorted(expected)
 
 
+def test_advice_repeats_the_named_files(checkout: Path) -> None:
+    """A failed `doit check FILE` is repeated for that file alone."""
+    done = doit(checkout, "check", "--all", "no such file.py")
+    assert done.returncode == 1
+    (line,) = (line.strip() for line in done.stdout.splitlines() if line.startswith("  doit "))
+    assert shlex.split(line) == ["doit", "check", "--all", "no such file.py"]
+
+
 def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Path) -> None:
     """The manifest no longer offers a file that is gone, although no record has changed; the next run says the same."""
     assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit
