@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.settings import Config
+    from tests.support.parts import Part
 
 
 # Keys.
@@ -409,7 +410,7 @@ def _written(document: dict[str, Any], *, flow: bool) -> str:
 
 
 @pytest.mark.no_cover
-def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> None:
+def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path, part: Part) -> None:
     """Each document has a plan with all required steps, in every spelling, or a problem with a position.
 
     An accepted configuration is accepted again in its full form. Many documents are accepted, and many are refused.
@@ -417,7 +418,7 @@ def test_every_document_plans_or_is_refused_with_a_position(tmp_path: Path) -> N
     file, seen = tmp_path / "document.yaml", {"accepted": 0, "refused": 0}
 
     @given(document=_documents())
-    @settings(deadline=None, max_examples=2000)
+    @settings(deadline=None, max_examples=part.number(2000, 200))
     def check(document: dict[str, Any]) -> None:
         file.write_text(_written(document, flow=False))
         assert _unpositioned(file) == []

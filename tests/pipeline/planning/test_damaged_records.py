@@ -50,6 +50,8 @@ from tests.support.records import as_record
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.parts import Part
+
 KINDS: dict[str, type[Record]] = {
     "manifest.json": Manifest,
     "tiny/source/source.json": SourceRecord,
@@ -105,10 +107,10 @@ _VALUES = st.recursive(
 )
 
 
-def examples(name: str) -> settings:
+def examples(name: str, part: Part) -> settings:
     """Return how many examples of a record are tried: most of those that every user has and deployments read."""
     many = name == "manifest.json" or name.endswith("/artifact.json")
-    return settings(deadline=None, max_examples=2000 if many else 100)
+    return settings(deadline=None, max_examples=part.number(2000, 100) if many else part.number(100, 20))
 
 
 @st.composite
@@ -149,14 +151,16 @@ every_kind = pytest.mark.parametrize("name", [*KINDS, *_WRITTEN])
 
 @pytest.mark.no_cover
 @every_kind
-def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, tmp_path: Path, name: str) -> None:
+def test_a_changed_record_is_read_as_it_says_or_refused_by_name(
+    built: Project, tmp_path: Path, name: str, part: Part
+) -> None:
     """An accepted change survives another write, and a refused one names the file."""
     sound, kind = written(built, name)
     path, content = tmp_path / "changed.json", json.loads(sound)
     content.pop("digest", None)
 
     @given(changed=changed_somewhere(content))
-    @examples(name)
+    @examples(name, part)
     def check(changed: Any) -> None:
         path.write_text(as_record(changed) if issubclass(kind, DigestedRecord) else json.dumps(changed))
         assert read_or_refused(path, kind)
@@ -166,13 +170,15 @@ def test_a_changed_record_is_read_as_it_says_or_refused_by_name(built: Project, 
 
 @pytest.mark.no_cover
 @every_kind
-def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(built: Project, tmp_path: Path, name: str) -> None:
+def test_a_record_with_a_flipped_bit_or_cut_short_is_no_traceback(
+    built: Project, tmp_path: Path, name: str, part: Part
+) -> None:
     """Damage of disks and copies ends in a message."""
     sound, kind = written(built, name)
     path = tmp_path / "damaged.json"
 
     @given(cut=st.integers(0, 10**6), flip=st.integers(0, 7))
-    @examples(name)
+    @examples(name, part)
     def check(cut: int, flip: int) -> None:
         data = bytearray(sound)
         path.write_bytes(data[: cut % (len(data) - 2)])  # the last newline may be missing

@@ -22,8 +22,9 @@ from pipeline.stages.release.stage import make_release
 from tests.support.doit_runs import doit, ran
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.parts import Part
 
 _VALUE = re.compile(r"[0-9]|true|false|null")
 _MOST = 1000
@@ -31,13 +32,16 @@ _MOST = 1000
 ONNX, FP16 = "tiny/cpu-x86_64/onnxruntime-int8", "tiny/cpu-x86_64/onnxruntime-fp16"
 
 
-def edits(text: str, most: int) -> Iterator[str]:
-    """Yield the text with another digit or another constant in one place, for at most so many places."""
+def places(text: str, most: int) -> list[re.Match[str]]:
+    """Return the digits and constants of a text, at most so many."""
     found = list(_VALUE.finditer(text))
-    other = {"true": "false", "false": "true", "null": "true"}
-    for value in found[:: -(-len(found) // most)]:
-        new = other.get(value[0]) or str(9 - int(value[0]))
-        yield text[: value.start()] + new + text[value.end() :]
+    return found[:: -(-len(found) // most)]
+
+
+def edited_at(place: re.Match[str]) -> str:
+    """Return the text with another digit or another constant in one place."""
+    new = {"true": "false", "false": "true", "null": "true"}.get(place[0]) or str(9 - int(place[0]))
+    return place.string[: place.start()] + new + place.string[place.end() :]
 
 
 def records(project: Project) -> dict[Path, type[StageRecord]]:
@@ -51,7 +55,7 @@ def records(project: Project) -> dict[Path, type[StageRecord]]:
     }
 
 
-def test_every_edit_of_every_record_is_noticed(built: Project, tmp_path: Path) -> None:
+def test_every_edit_of_every_record_is_noticed(built: Project, tmp_path: Path, part: Part) -> None:
     """No digit and no constant of any record can be another one, those of its time and its digest included."""
     kinds = records(built)
     assert {kind.__name__ for kind in kinds.values()} >= {
@@ -67,8 +71,9 @@ def test_every_edit_of_every_record_is_noticed(built: Project, tmp_path: Path) -
     }
     for path, kind in kinds.items():
         copy = tmp_path / path.name
-        for edited in edits(path.read_text(encoding="utf-8"), _MOST if kind is Manifest else 300):
-            copy.write_text(edited, encoding="utf-8")
+        most, few = (_MOST, 60) if kind is Manifest else (300, 20)
+        for place in part.of(places(path.read_text(encoding="utf-8"), most), few):
+            copy.write_text(edited_at(place), encoding="utf-8")
             with pytest.raises(RecordError, match="it was changed after it was written"):
                 read_record(copy, kind)
 
@@ -83,7 +88,8 @@ def test_every_step_of_an_edited_record_is_made_again(copied: Path) -> None:
             continue  # nobody reads a verdict on what was not built
         for path in set(spec.records(project.paths, project.plan, subject)) & there.keys():
             sound = path.read_bytes()
-            path.write_text(next(edits(path.read_text(encoding="utf-8"), 1)), encoding="utf-8")
+            (place,) = places(path.read_text(encoding="utf-8"), 1)
+            path.write_text(edited_at(place), encoding="utf-8")
             (reason,) = freshness_of(project, step).reasons
             assert reason == f"{path} is not a valid {spec.record.__name__}: it was changed after it was written"
             assert step.stage in edited or path not in current_records(project)
