@@ -23,6 +23,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     ranges = True
     cut_after: int | None = None
     """The bytes of a blob after which the connection ends."""
+    piece = 20_000
+    """The bytes that are sent at a time."""
     seconds = 0.0
     """The time between two pieces of a blob."""
     asked: list[tuple[str, str]]
@@ -51,8 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         is_blob = "blobs" in self.path
         rest = data[start:][: self.cut_after if is_blob else None]
-        for position in range(0, len(rest), 20_000):
-            self.wfile.write(rest[position : position + 20_000])
+        for position in range(0, len(rest), self.piece):
+            self.wfile.write(rest[position : position + self.piece])
             time.sleep(self.seconds if is_blob else 0)
 
 
