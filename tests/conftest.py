@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,11 +163,24 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pem(tmp_path_factory.mktemp("keys"), "ours")
 
 
+@pytest.fixture(scope="session")
+def shared_release(built_folder: Path, keys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A signed release of the finished tiny project, to be read only."""
+    folder = tmp_path_factory.mktemp("released") / "project"
+    shutil.copytree(built_folder, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
+        return make_release(Project.load(folder / "pipeline.yaml", STAGES), Signer(PrivateKey(keys[0])))
+
+
 @pytest.fixture
-def released(copied: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Release:
-    """A signed release of the finished tiny project, as if it were built from a commit."""
+def released(copied: Path, shared_release: Release, monkeypatch: pytest.MonkeyPatch) -> Release:
+    """A signed release in the copy of the finished tiny project, as if it were built from a commit."""
     monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: COMMIT)
-    return make_release(Project.load(copied / "pipeline.yaml", STAGES), Signer(PrivateKey(keys[0])))
+    made = shared_release
+    place = copied / "artifacts" / made.folder.parent.name
+    shutil.copytree(made.folder.parent, place)
+    return replace(made, folder=place / made.folder.name, archive=place / made.archive.name)
 
 
 @pytest.fixture(scope="session")
