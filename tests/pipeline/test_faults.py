@@ -103,6 +103,7 @@ def spoil(project: Project, step: Step) -> None:
     record_paths(project, step)[0].unlink()
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize(
     ("step", "left"),
     [*((step, 0) for step in STEPS), *((step, 8192) for step in STEPS if step.stage != "benchmark")],
@@ -130,6 +131,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
     assert is_current(project, step)
 
 
+@pytest.mark.part(2)
 @by_step
 def test_a_read_only_disk_is_one_message(disk: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
     """A step that cannot write ends with a message and its fix."""
@@ -149,6 +151,7 @@ def test_finding_out_what_is_stale_needs_no_right_to_write(disk: Path, capsys: p
     assert "is up to date" in capsys.readouterr().out
 
 
+@pytest.mark.part(3)
 @by_step
 def test_a_newer_record_and_its_files_are_kept(copied: Path, step: Step, capsys: pytest.CaptureFixture[str]) -> None:
     """A command refuses before it replaces files of a newer version."""
