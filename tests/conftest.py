@@ -27,7 +27,7 @@ from pipeline.system.forks import ForkServer, forking
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ("tests.support.parts",)
+pytest_plugins = ("tests.support.parts", "tests.support.spreading")
 
 REPOSITORY = Path(__file__).parent.parent
 COMMIT = GitState(commit="c" * 40, dirty=False)

@@ -66,8 +66,6 @@ def pytest_configure(config: pytest.Config) -> None:
     given: dict[str, int] = getattr(config, "workerinput", {})
     seed = given.get(_ON_WORKERS, config.option.seed)
     config.stash[_SEED] = random.SystemRandom().getrandbits(32) if seed is None else seed
-    if getattr(config.option, "dist", "") == "load":
-        config.option.dist = "worksteal"  # neighbours, which share fixtures, stay together until a worker has none left
     with suppress(ImportError):  # GPU hosts do not have it
         _configure_hypothesis(config)
 
