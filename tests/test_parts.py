@@ -25,6 +25,14 @@ from hypothesis import given, strategies as st
 def test_cases(case):
     print("marked", case)
 
+@pytest.mark.part(1, of="both")
+def test_one():
+    print("marked one")
+
+@pytest.mark.part(1, of="both")
+def test_other():
+    print("marked other")
+
 def test_loop(part):
     print("looped", *part.of(range(1000), 3), part.number(2000, 5), part.chance.random())
 
@@ -63,8 +71,9 @@ def run(tmp_path: Path) -> Callable[..., tuple[str, set[str]]]:
 def test_a_seed_gives_the_same_parts(run: Callable[..., tuple[str, set[str]]]) -> None:
     """Cases, loops and examples follow from the printed seed, with workers and without, and from nothing else."""
     said, first = run()
-    assert sum(line.startswith("marked") for line in first) == 3
-    assert len(first) == 5
+    assert sum(line.startswith("marked") for line in first) == 4
+    assert len(first & {"marked one", "marked other"}) == 1
+    assert len(first) == 6
     assert any(line.startswith("drawn 25 ") for line in first)
     seed = re.findall(r"^long campaigns: a part of each, which --seed (\d+) takes again", said, re.MULTILINE)
     assert len(seed) == 1
@@ -77,14 +86,14 @@ def test_a_seed_gives_the_same_parts(run: Callable[..., tuple[str, set[str]]]) -
 def test_workers_have_one_seed(run: Callable[..., tuple[str, set[str]]]) -> None:
     """Without a given seed, the workers of a run collect the same."""
     said, lines = run("-n", "2")
-    assert sum(line.startswith("marked") for line in lines) == 3
+    assert sum(line.startswith("marked") for line in lines) == 4
     assert "errors" not in said
 
 
 def test_all_takes_the_whole(run: Callable[..., tuple[str, set[str]]]) -> None:
     """With `--all`, no case is left out."""
     _, lines = run("--all")
-    assert {f"marked {case}" for case in range(40)} < lines
+    assert {f"marked {case}" for case in (*range(40), "one", "other")} < lines
     (looped,) = (line.split() for line in lines if line.startswith("looped"))
     assert looped[1:1002] == [*map(str, range(1000)), "2000"]
     assert any(line.startswith("drawn 100 ") for line in lines)

@@ -3,7 +3,8 @@
 The parts follow from one seed a run, which the header and the end of a failed run print. `--seed N` takes the same
 parts again. A campaign says its share in one of three ways:
 
-* `@pytest.mark.part(3)`: three of a test's parametrised cases; as a module's `pytestmark`, three of its tests.
+* `@pytest.mark.part(3)`: three of a test's parametrised cases; as a module's `pytestmark`, three of its tests. `of="…"`
+  makes one campaign of several tests.
 * The fixture `part`, of a test with a loop of its own: `part.of(cases, 3)` and `part.number(2000, 150)`.
 * Hypothesis: the profiles of `EXAMPLES`, for every test without a number of its own.
 """
@@ -62,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the seed of the run, which workers have from their controller, for hypothesis, too."""
-    config.addinivalue_line("markers", "part(number): so many of its cases in every run, all of them with --all")
+    config.addinivalue_line("markers", "part(number, of=name): so many cases in every run, all of them with --all")
     given: dict[str, int] = getattr(config, "workerinput", {})
     seed = given.get(_ON_WORKERS, config.option.seed)
     config.stash[_SEED] = random.SystemRandom().getrandbits(32) if seed is None else seed
@@ -119,8 +120,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _campaign(item: pytest.Item) -> str | None:
-    """Return the name of the campaign that an item is a case of: its function's, or the module's."""
-    for owner, _ in item.iter_markers_with_node("part"):
+    """Return the name of the campaign that an item is a case of: the marker's, its function's, or the module's."""
+    for owner, marker in item.iter_markers_with_node("part"):
+        if "of" in marker.kwargs:
+            return str(marker.kwargs["of"])
         if owner is not item:
             return owner.nodeid
         return f"{item.location[0]}::{getattr(item, 'originalname', item.name)}"

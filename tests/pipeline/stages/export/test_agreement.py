@@ -40,6 +40,7 @@ def test_a_graph_that_differs_is_refused(write_config: Callable[[str], Path]) ->
     assert not project.paths.onnx(Graph.FP32).exists()
 
 
+@pytest.mark.part(1)
 @pytest.mark.parametrize("name", ["root_hook", "layer_hook", "patched_forward", "KnowsExport"])
 def test_hooks_and_patches_are_exported(write_config: Callable[[str], Path], name: str) -> None:
     """A network with a hook, a replaced forward or a branch on the export gives a graph that computes the same."""

@@ -205,6 +205,7 @@ def parsed(model: onnx.ModelProto, folder: Path) -> int:
     return layers
 
 
+@pytest.mark.part(6)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tensorrt_takes_the_graph(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -214,6 +215,7 @@ def test_tensorrt_takes_the_graph(name: str, dtype: torch.dtype, tmp_path: Path)
     assert parsed(exported(network(name), dtype).model, tmp_path) > 3
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_graph_gives_the_networks_logits(name: str) -> None:
     """Folding neither loses a batch-norm nor folds one twice."""

@@ -295,6 +295,7 @@ def test_failed_export_keeps_the_earlier_graph(copied: Path, monkeypatch: pytest
     assert project.paths.onnx(Graph.FP16).read_bytes() == before
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("graph", EXPORTED)
 @pytest.mark.parametrize("make", ["weight_normed", "spectrally_normed", "pruned", "parametrized"])
 def test_computed_weights_are_plain_in_a_graph(write_config: Callable[[str], Path], graph: Graph, make: str) -> None:
@@ -326,6 +327,7 @@ def test_half_precision_numbers_are_the_models(built: Project) -> None:
     np.testing.assert_array_equal(narrow["body.3.weight"], wide["body.3.weight"].astype(np.float16))
 
 
+@pytest.mark.part(1)
 @pytest.mark.parametrize("graph", EXPORTED)
 def test_what_cannot_be_folded_is_exported_with_its_batch_norms(
     write_config: Callable[[str], Path], graph: Graph

@@ -68,6 +68,7 @@ def test_fp8_leaves_pooling(residual: Project) -> None:
     assert read_by(load(residual, Graph.FP8), "pooled") == ["neither"]
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("opset", [17, 18])
 @pytest.mark.parametrize(("axes", "quantized"), [((-1, -2), True), ((2, 3), True), ((-1,), False), ((1, 2, 3), False)])
 def test_int8_has_means_over_a_map_only(copied: Path, opset: int, axes: tuple[int, ...], *, quantized: bool) -> None:

@@ -259,6 +259,7 @@ def test_two_quantizations_at_once(copied: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == files
 
 
+@pytest.mark.part(1)
 @pytest.mark.parametrize("make", ["weight_normed", "pruned", "parametrized"])
 def test_computed_weights_are_quantised(write_config: Callable[[str], Path], make: str) -> None:
     """A parametrised convolution has int8 weights behind one pair, which are its baked and folded ones."""
@@ -330,6 +331,7 @@ def dies(*arguments: Any) -> object:
         return stage.place(*arguments)
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("graph", BOTH)
 @pytest.mark.parametrize(
     ("place", "message"),

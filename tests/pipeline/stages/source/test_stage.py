@@ -165,6 +165,7 @@ def test_imagenet_classes_are_named(write_config: Callable[[str], Path], hub: Pa
     assert (len(names), names[0]) == (1000, "tench")
 
 
+@pytest.mark.part(2, of="networks at full size")
 def test_imagenet_preprocessing(write_config: Callable[[str], Path], hub: Path) -> None:
     """Without a preprocessing of one's own, images are prepared as torchvision's weights want them."""
     cache(hub)
@@ -208,6 +209,7 @@ def test_named_imagenet_weights_of_another_factory(write_config: Callable[[str],
         make_source(project_of(write_config, "tests.support.tiny_model:make", "IMAGENET1K_V1"))
 
 
+@pytest.mark.part(2, of="networks at full size")
 @pytest.mark.usefixtures("hub")
 def test_auto_falls_back_to_the_sample(write_config: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     """`auto` without a network takes the sample model, and warns loudly that it did."""
@@ -294,6 +296,7 @@ def test_sample_needs_a_head_that_takes_part(write_config: Callable[[str], Path]
         make_source(project_of(write_config, "tests.support.factories:UnusedHead", "sample"))
 
 
+@pytest.mark.part(2, of="networks at full size")
 def test_resnet18_sample_recognises_digits(write_config: Callable[[str], Path]) -> None:
     """The real sample model, ResNet18 at full size, knows nine of ten digits that it was not fitted on."""
     text = factories.configuration(RESNET, weights="sample", more="data: {calibration: 1, validation: 200}")

@@ -58,6 +58,7 @@ def inception_like() -> Any:
     return model.state_dict()
 
 
+@pytest.mark.part(2, of="networks at full size")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("in_cache", [True, False])
 def test_settings_of_the_weights(
@@ -87,6 +88,7 @@ def test_checkpoint_that_fits_two_networks(write_config: Callable[[str], Path], 
         make_source(project_of(write_config, "googlenet", str(tmp_path / "mine.pth")))
 
 
+@pytest.mark.part(2, of="networks at full size")
 def test_names_of_old_files(write_config: Callable[[str], Path], hub: Path) -> None:
     """DenseNet's file names its layers as torchvision did in its first year; torchvision renames them."""
     model = densenet121()

@@ -174,6 +174,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_rejected_by_the_gate_that_should(copied: Path, name: str) -> None:
     """The report rejects it, and names the metric, the value, the bound and the worst sample."""
@@ -225,6 +226,7 @@ def test_an_engine_of_older_weights_is_rejected(copied: Path) -> None:
     assert "relative L2" in [check.metric for check in report.checks if not check.passed]
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("seed", range(10))
 def test_good_builds_raise_no_alarm(copied: Path, seed: int) -> None:
     """Ten networks of other weights, cast to fp16 and exported as always, pass all that a validation looks at."""
