@@ -29,7 +29,7 @@ from tests.support.farm_cluster import LOOPBACK, ONE_ENGINE, Served, served
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.faults, pytest.mark.part(2)]
 
 FARM = (
     ONE_ENGINE
