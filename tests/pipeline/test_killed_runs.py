@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -26,10 +25,10 @@ from tests.support.leftovers import record_paths, temporaries, unwhole
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.parts import Part
 
 pytestmark = pytest.mark.faults
 
-KILLS = 50
 STEP = " -m pipeline "
 """In the commands of steps, but not in that of the server that forks them."""
 SMALL = (
@@ -143,42 +142,41 @@ def take_away(project: Project, step: Step) -> dict[Path, bytes]:
     return removed
 
 
-def test_killed_at_any_instant_a_run_goes_on_where_it_was(finished: Path) -> None:
-    """Fifty kills in all stages leave nothing half-written, repeat no finished work, and give the usual manifest."""
+def test_killed_at_any_instant_a_run_goes_on_where_it_was(finished: Path, part: Part) -> None:
+    """Kills in all stages leave nothing half-written, repeat no finished work, and give the usual manifest."""
     (finished / "pipeline.yaml").write_text(SMALL)
     project = Project.load(finished / "pipeline.yaml", STAGES)
-    for step in INTERRUPTED:
+    steps, kills = part.of(INTERRUPTED, 3), part.number(50, 3)
+    for step in steps:
         take_away(project, step)
-    seconds = Run(finished).seconds()
+    seconds = {step.stage: 0.1 for step in steps} | Run(finished).seconds()
     expected = told(project)
-    seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}; undisturbed: {seconds}")  # noqa: T201 - shown where this fails
-    chance = random.Random(seed)  # noqa: S311 - no secret
-    hits = dict.fromkeys(seconds, 0)
-    for number in range(2 * KILLS):
-        step = INTERRUPTED[number % len(INTERRUPTED)]
+    print(f"undisturbed: {seconds}")  # noqa: T201 - shown where this fails
+    hits = dict.fromkeys((step.stage for step in steps), 0)
+    for number in range(2 * max(kills, 5)):
+        step = steps[number % len(steps)]
         removed = take_away(project, step)
         done = kept_work(project)
-        after = chance.uniform(0, seconds[step.stage])
-        hit = Run(finished).kill(step.stage, after, alone=chance.random() < 0.5)
+        after = part.chance.uniform(0, seconds[step.stage])
+        hit = Run(finished).kill(step.stage, after, alone=part.chance.random() < 0.5)
         hits[step.stage] += hit
         if not hit:
             seconds[step.stage] *= 0.7  # the machine was busier then
         assert unwhole(project) == []
         assert {path: path.read_bytes() for path in done} == done, "work that was done was done again, or lost"
-        if sum(hits.values()) >= KILLS and all(hits.values()):
+        if sum(hits.values()) >= kills and all(hits.values()):
             break
         for path, data in removed.items() if hit else ():  # so that the next run begins with its own step
             path.write_bytes(data)
     print(f"hits {hits}")  # noqa: T201 - the same
-    assert sum(hits.values()) >= KILLS
-    assert all(hits[step.stage] for step in INTERRUPTED)
+    assert sum(hits.values()) >= kills
+    assert all(hits.values())
     ended = doit(finished)
     assert ended.returncode == 0, ended.stderr
     assert {path: path.read_bytes() for path in done} == done
     assert "everything is up to date" in doit(finished).stdout
     assert told(project) == expected
-    for step in INTERRUPTED:  # what a killed process could not remove goes with the next one that writes the same
+    for step in steps:  # what a killed process could not remove goes with the next one that writes the same
         take_away(project, step)
     assert doit(finished).returncode == 0
     assert temporaries(finished) == []
