@@ -9,6 +9,7 @@ import numpy as np
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
 from pipeline.stages.validate.metrics import relative_l2, row_dependence
+from pipeline.stages.validate.spec import limit_of_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,12 @@ def checked_sizes(profile: BatchRange) -> tuple[int, ...]:
     middle = (profile.min + profile.max) // 2 | 1
     odd = middle if profile.takes(middle) else middle - 2
     return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
+
+
+def samples_of(project: Project, variant: Variant) -> int:
+    """Return the number of validation samples to run a variant on, the first ones: all, if it may be deployed."""
+    every, limit = project.data().validation_samples, limit_of_samples(project, variant)
+    return every if limit is None else min(every, limit)
 
 
 def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | None) -> BatchSizes:
@@ -111,6 +118,7 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
 def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     """Return the library that computes an artifact's logits, with its version, as the report names it."""
     backend = artifact.variant.backend
+    part = f" on {samples} of {total} samples" if samples < total else ""
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
     if artifact.module is not None:
@@ -118,10 +126,10 @@ def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     if backend.is_module:
         return f"torch {version('torch')}"
     if backend is Backend.ONNX_REFERENCE:
-        return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
+        return f"onnx.reference {version('onnx')}{part}"
     on_gpu = "TensorRT" if backend is Backend.ONNXRUNTIME_TENSORRT else "CUDA"
     provider = "CPU" if artifact.variant.target == CPU_TARGET else on_gpu
-    return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}"
+    return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}{part}"
 
 
 def run_batches(
