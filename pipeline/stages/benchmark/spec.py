@@ -98,6 +98,7 @@ SPEC = StageSpec(
     ),
     key=benchmark_key,
     run="pipeline.stages.benchmark.stage:run",
+    seconds=100,
     requires=lambda schedule, _target: schedule.of("data"),
     follows=_follows,
     inputs=_inputs,

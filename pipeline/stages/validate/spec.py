@@ -103,6 +103,7 @@ SPEC = StageSpec(
     records=lambda paths, _plan, variant: (paths.accuracy(variant),),
     key=accuracy_key,
     run="pipeline.stages.validate.stage:run",
+    seconds=15,
     requires=_requires,
     follows=lambda schedule, variant: schedule.smaller("validate", variant),  # equal engines have equal accuracy
     inputs=_inputs,

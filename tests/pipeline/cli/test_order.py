@@ -12,8 +12,11 @@ from doit.runner import MThreadRunner, Runner
 from doit.task import Task
 
 from pipeline.cli.order import SECONDS, LongestFirst, chains_of
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SHORT = tuple(f"short{number}" for number in range(8))
@@ -78,3 +81,21 @@ def test_every_task_runs_once_after_what_it_waits_for(tmp_path: Path) -> None:
     assert sorted(ran) == sorted(WAITS_FOR)
     for name, before in WAITS_FOR.items():
         assert all(ran.index(other) < ran.index(name) for other in before)
+
+
+def test_a_graph_that_much_waits_for_is_made_first(write_config: Callable[[str], Path]) -> None:
+    """Of the default plan's steps int8's quantisation comes before exports and builds: most work waits for it."""
+    project = Project.load(write_config("profiles: [1]\nworkspaces: [1GiB]\n"), STAGES)
+    tasks = {
+        step.name: Task(
+            step.name,
+            None,
+            task_dep=[other.name for found in project.schedule.dependencies(step) for other in found],
+            meta={SECONDS: project.schedule.spec(step.stage).seconds},
+        )
+        for step in project.schedule.steps
+    }
+    chains = chains_of(tasks)
+    order = ("source:resnet18", "data:resnet18", "quantize:resnet18/int8", "rounding:resnet18/int8")
+    assert [chains[name] for name in order] == sorted((chains[name] for name in order), reverse=True)
+    assert chains["quantize:resnet18/int8"] > chains["rounding:resnet18/fp16"]
