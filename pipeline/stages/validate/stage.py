@@ -269,7 +269,7 @@ def _run_all(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest)
     return _Outputs(
         logits,
-        tuple(check_rows(run, load, reference, size) for size in checked),
+        tuple(check_rows(run, load, reference, size, logits if size == most else None) for size in checked),
         run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
     )
 
