@@ -90,7 +90,8 @@ class Largest:
     def range(self) -> tuple[np.float32, np.float32]:
         """Return the ends of the range: the bin's edge beyond which less than the rest lies, within the values."""
         largest = max(-self._low, self._high)
-        counts, edges = np.histogram(self._largest, bins=_BINS, range=(self._smallest, largest))
+        ends: Any = (self._smallest, largest)  # in float32, as the edges then are; the stub knows only Python's floats
+        counts, edges = np.histogram(self._largest, bins=_BINS, range=ends)
         above = counts.sum() - np.cumsum(counts)  # exact for the bins that matter: the largest values are all here
         inside = (self._count - above) / self._count
         end = edges.astype(np.float32)[int(np.argmax(inside >= self._share))]
