@@ -19,6 +19,7 @@ from pipeline.stages.quantize.calibration import Largest
 from pipeline.stages.quantize.placement import PERCENTILE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.stages.quantize.calibration import Floats
@@ -27,7 +28,7 @@ RANDOM = np.random.default_rng(0)
 NORMAL = RANDOM.normal(size=(6, 8, 40, 40)).astype(np.float32)
 
 
-def theirs(parts: list[Floats], percentile: float) -> tuple[float, float]:
+def theirs(parts: Sequence[Floats], percentile: float) -> tuple[float, float]:
     """Return the range by ONNX Runtime's own collector, which takes all parts at once."""
     collector = HistogramCollector("percentile", True, 2048, 128, percentile, "same")  # noqa: FBT003 - its signature
     collector.collect({"x": np.concatenate([part.ravel() for part in parts])})
@@ -35,7 +36,7 @@ def theirs(parts: list[Floats], percentile: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ours(parts: list[Floats], percentile: float) -> tuple[float, float]:
+def ours(parts: Sequence[Floats], percentile: float) -> tuple[float, float]:
     """Return the range from one part after another."""
     largest = Largest(percentile / 100, len(parts) * max(part.size for part in parts))
     for part in parts:
