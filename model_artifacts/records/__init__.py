@@ -54,6 +54,7 @@ from model_artifacts.records.schema import manifest_schema
 from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
+    STAND_IN,
     Backend,
     BatchRange,
     Graph,
@@ -71,6 +72,7 @@ __all__ = [
     "GPU_TARGET",
     "LATEST",
     "SCHEMA_VERSION",
+    "STAND_IN",
     "Accuracy",
     "Backend",
     "BatchRange",

@@ -21,7 +21,7 @@ class Status(str, Enum):
     DEPLOYABLE = "deployable"
     """Built, run in full by its own runtime, and within its precision's gate."""
     BUILT = "built"
-    """Built, but not validated on its hardware, or validated by a reference evaluator only."""
+    """Built, but not validated on its hardware, or validated by an evaluator that no deployment uses."""
     REJECTED = "rejected"
     """Outside its precision's gate."""
     FAILED = "failed"

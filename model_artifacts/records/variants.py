@@ -7,6 +7,10 @@ from enum import Enum
 from pydantic import PositiveInt, model_validator
 
 from model_artifacts.records.base import Record, Whole
+from model_artifacts.records.targets import CPU_TARGET
+
+STAND_IN = "its graph is TensorRT's, which processors run slowly"
+"""Reason against a deployment of a variant that stands in for TensorRT."""
 
 
 class Precision(str, Enum):
@@ -59,6 +63,11 @@ class Graph(str, Enum):
     def for_x86(self) -> bool:
         """True if the graph's activations are for x86 processors rather than for TensorRT."""
         return self in {Graph.INT8_CPU, Graph.INT8_MIXED_CPU}
+
+    @property
+    def for_tensorrt(self) -> bool:
+        """True if the graph is quantised, with its Q/DQ pairs at the places where TensorRT wants them."""
+        return self.precision in {Precision.INT8, Precision.FP8} and not self.for_x86
 
 
 class Backend(str, Enum):
@@ -206,6 +215,14 @@ class Variant(Record):
     def family(self) -> Variant:
         """The same variant without a workspace, common to all variants that differ in the workspace only."""
         return self.model_copy(update={"workspace": None})
+
+    @property
+    def stands_in(self) -> bool:
+        """True for a variant that shows on a processor what TensorRT's graph computes; it is slow, and never deployed.
+
+        It is a quantised graph for TensorRT in ONNX Runtime without its fusions. Processors have a graph of their own.
+        """
+        return self.target == CPU_TARGET and self.graph is not None and self.graph.for_tensorrt
 
     @property
     def id(self) -> str:

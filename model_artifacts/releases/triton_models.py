@@ -190,7 +190,7 @@ def _obstacle(entry: ManifestEntry) -> str:
         if is_applied("strip_plan", entry.settings):
             return "it was built without its weights"
     if entry.backend is Backend.ONNXRUNTIME and entry.graph:
-        if entry.graph.precision in {Precision.INT8, Precision.FP8} and not entry.graph.for_x86:
+        if entry.graph.for_tensorrt:
             return "its Q/DQ pairs are placed for TensorRT; the validation ran without optimisers that Triton leaves on"
         if entry.target != CPU_TARGET and entry.precision is Precision.FP32:
             return "it was validated without TF32, which Triton's ONNX Runtime leaves on"

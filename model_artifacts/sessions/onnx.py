@@ -71,10 +71,6 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
     return logits
 
 
-def _for_tensorrt(graph: Graph) -> bool:
-    return graph.precision in {Precision.INT8, Precision.FP8} and not graph.for_x86
-
-
 def _session_options(graph: Graph | None, *, stands_in: bool) -> tuple[SessionOptions, list[str]]:
     """Return session options, and the optimisations to disable.
 
@@ -122,7 +118,7 @@ def onnx_session(
     """
     import onnxruntime  # noqa: PLC0415 - only needed here
 
-    options, unwanted = _session_options(graph, stands_in=graph is not None and _for_tensorrt(graph))
+    options, unwanted = _session_options(graph, stands_in=graph is not None and graph.for_tensorrt)
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile

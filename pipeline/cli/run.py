@@ -28,6 +28,7 @@ from doit.task import Stream
 from model_artifacts.errors import ArtifactError, closest, storage_errors
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.actions import FarmAction, ForkedStep
+from pipeline.cli.order import LongestFirst
 from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
 
@@ -253,7 +254,7 @@ class Run(DoitRun):
             runner = _FarmRunner(*arguments, here=max(num_process, 1))
         else:
             runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
-        status = min(int(runner.run_all(self.control.task_dispatcher())), 1)
+        status = min(int(runner.run_all(LongestFirst(self.control))), 1)
         for action in self._actions():
             if isinstance(action, ForkedStep):
                 action.server.close()

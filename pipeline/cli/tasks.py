@@ -16,6 +16,7 @@ from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
+from pipeline.cli.order import SECONDS
 from pipeline.cli.owner import check_owner
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
@@ -86,6 +87,7 @@ class Tasks:
                 "meta": {
                     MAY_FAIL: [other.name for other in follows],
                     REUSED: is_reused(self._project, step),
+                    SECONDS: spec.seconds,
                     **verdict,
                 },
             }

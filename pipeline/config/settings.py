@@ -195,6 +195,8 @@ class ValidationConfig(Record):
 
     reference_evaluator_samples: Count = 8
     """Samples for the slow reference evaluator. It runs bf16, which no CPU runtime runs."""
+    stand_in_samples: Count = 64
+    """Samples for TensorRT's int8 and fp8 graphs on a processor, which is slow and is never deployed."""
     timeout_seconds: Seconds = 1800.0
     """Time limit of one engine, in seconds."""
 

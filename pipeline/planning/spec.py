@@ -139,6 +139,8 @@ class StageSpec(Generic[S]):
     worker_fields: frozenset[str] = frozenset()
     """Key fields that describe one of several equal workers."""
 
+    seconds: float = 1.0
+    """Rough duration of a step on a processor, by which steps that could run at the same time are ordered."""
     on_demand: bool = False
     """True for a stage that `doit` runs only by its name."""
     last: bool = False

@@ -26,9 +26,9 @@ class Verdict(str, Enum):
     PASSES = "passes"
     """The whole interval of the drop lies below the margin."""
     FAILS = "fails"
-    """The drop itself is larger than the margin."""
+    """The drop itself is larger than the margin; on a part of the samples, its whole interval."""
     NOT_PROVEN = "not proven"
-    """The drop is within the margin, and the interval is not: there are too few samples."""
+    """The interval has the margin inside: there are too few samples."""
 
 
 class Loss(Record):
@@ -49,7 +49,7 @@ class Loss(Record):
     verdict: Verdict
     """Verdict at the margin of pipeline.yaml."""
     more: Count = 0
-    """Number of further samples that would prove the margin, with the same shares; 0 if it is decided."""
+    """Number of further samples that would prove the margin, with the same shares; 0 if none would, or none need."""
 
 
 class AccuracyReport(StageRecord):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import host_memory_bytes, missing_driver
 from model_artifacts.host.record_files import refuse_newer
-from model_artifacts.records import CPU_TARGET, Backend
+from model_artifacts.records import CPU_TARGET, STAND_IN, Backend
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
@@ -139,6 +139,8 @@ def _untimed(artifact: Artifact) -> str:
     if artifact.variant.backend is Backend.ONNX_REFERENCE:
         kind = artifact.variant.precision.value
         return f"ONNX Runtime's CPU provider runs no {kind} convolutions, and a reference evaluator is not timed"
+    if artifact.variant.stands_in:
+        return f"not deployed on a processor, and not timed: {STAND_IN}"
     if artifact.variant.target != CPU_TARGET and (reason := missing_driver()):
         return reason
     return ""

@@ -123,6 +123,7 @@ SPEC = StageSpec(
     replaced=_own_files,
     key=build_key,
     run="pipeline.stages.build.stage:run",
+    seconds=2,
     requires=_requires,
     follows=lambda schedule, variant: schedule.smaller("build", variant),  # it may share the engine of one of them
     inputs=_inputs,

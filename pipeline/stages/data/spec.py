@@ -56,6 +56,7 @@ SPEC = StageSpec(
     ),
     key=data_key,
     run="pipeline.stages.data.stage:run",
+    seconds=10,
     requires=lambda schedule, _model: schedule.of("source"),
     needs_torch=True,
     maker_fields=frozenset({"folder", "class_file", "pillow", "torch"}),

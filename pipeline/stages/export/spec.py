@@ -48,6 +48,7 @@ SPEC = StageSpec(
     files=lambda paths, _plan, graph: (paths.onnx(graph),),
     key=export_key,
     run="pipeline.stages.export.stage:run",
+    seconds=3,
     requires=lambda schedule, _graph: schedule.of("source"),
     is_shared=lambda _plan, _graph: True,
     needs_torch=True,

@@ -11,6 +11,7 @@ from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.records import (
     CLOCKS,
+    STAND_IN,
     Backend,
     GpuType,
     Layout,
@@ -106,6 +107,8 @@ def decide(records: VariantRecords, hardware: str) -> Verdict:
         return Verdict(
             Status.BUILT, f"numerically sound ({accuracy.evaluator}); no CPU runtime runs {variant.precision.value}"
         )
+    if variant.stands_in:
+        return Verdict(Status.BUILT, f"numerically sound ({accuracy.evaluator}); {STAND_IN}")
     if benchmark is not None and benchmark.outcome is Outcome.FAILED:
         return Verdict(Status.FAILED, f"benchmark failed: {benchmark.reason}")
     return Verdict(Status.DEPLOYABLE, "")

@@ -48,6 +48,7 @@ SPEC = StageSpec(
     files=lambda paths, _plan, graph: (paths.onnx(graph), paths.onnx_opset17(graph)),
     key=quantize_key,
     run="pipeline.stages.quantize.stage:run",
+    seconds=30,
     requires=lambda schedule, _graph: (*schedule.of("data"), schedule.plan.graph_step(Graph.FP32)),
     is_shared=lambda _plan, _graph: True,
     needs_torch=True,

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -33,7 +34,8 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
-from pipeline.stages.quantize.placement import outer_layers, quantizer_settings
+from pipeline.stages.quantize.calibration import TAKES_RANGES, Reader, write_ranges
+from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
@@ -77,16 +79,6 @@ class _Forms(NamedTuple):
     """Lost values of the cast to FP16; empty for graphs in FP32 around the quantised layers."""
     opset17: onnx.ModelProto | None = None
     """The form for TensorRT 8.6; None if there is none."""
-
-
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-    def __init__(self, batches: Iterator[npt.NDArray[np.float32]], name: str) -> None:
-        self._batches = batches
-        self._name = name
-
-    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
 
 
 def _batches(project: Project) -> Iterator[npt.NDArray[np.float32]]:
@@ -252,8 +244,12 @@ def _place_pairs(
     """Write the FP32 graph with calibrated Q/DQ pairs at every layer, except the layers `left` for x86."""
     settings = quantizer_settings(graph, fp32)
     settings["nodes_to_exclude"] += left
-    reader = _Calibration(_batches(project), fp32.graph.input[0].name)
-    with _quiet():
+    reader = Reader(_batches(project), fp32.graph.input[0].name)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        if settings["calibrate_method"] is CalibrationMethod.Percentile and TAKES_RANGES:
+            settings["calibration_cache_path"] = ranges = Path(folder) / "ranges.json"
+            batches = math.ceil(project.data().calibration_samples / _BATCH)
+            write_ranges(fp32, settings["op_types_to_quantize"], PERCENTILE, reader, batches, ranges)
         quantize_static(
             fp32,
             str(scratch),

@@ -57,6 +57,7 @@ SPEC = StageSpec(
     files=lambda paths, _plan, arithmetic: (paths.rounding_logits(arithmetic),),
     key=rounding_key,
     run="pipeline.stages.rounding.stage:run",
+    seconds=20,
     requires=_requires,
     is_shared=lambda _plan, _arithmetic: True,
     needs_torch=True,

@@ -108,6 +108,7 @@ SPEC = StageSpec(
     files=lambda paths, _plan, _model: (paths.weights,),
     key=source_key,
     run="pipeline.stages.source.stage:run",
+    seconds=20,
     retried=_retried,
     needs_torch=True,
     maker_fields=frozenset({"factory_code", _IMPORTED, "checkpoint", _READS, "torch", "torchvision", "scikit_learn"}),

@@ -9,6 +9,7 @@ import numpy as np
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
 from pipeline.stages.validate.metrics import relative_l2, row_dependence
+from pipeline.stages.validate.spec import limit_of_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,12 @@ def checked_sizes(profile: BatchRange) -> tuple[int, ...]:
     return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
 
 
+def samples_of(project: Project, variant: Variant) -> int:
+    """Return the number of validation samples to run a variant on, the first ones: all, if it may be deployed."""
+    every, limit = project.data().validation_samples, limit_of_samples(project, variant)
+    return every if limit is None else min(every, limit)
+
+
 def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | None) -> BatchSizes:
     """Return the batch sizes to run a variant with; a profile of None stands for any size."""
     if profile is None:
@@ -81,7 +88,7 @@ def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
     return np.repeat(planes[..., None], spec.channels, axis=-1)
 
 
-def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
+def check_rows(run: Run, load: Load, reference: Logits, size: int, known: Logits | None = None) -> RowCheck:
     """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
 
     Args:
@@ -89,9 +96,14 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
         load: (start, stop) → those samples.
         reference: the reference's logits (samples, classes).
         size: the batch size.
+        known: the artifact's logits of all samples, if they were computed in batches of this size. They are not
+            computed again, unless the last of these batches was smaller.
     """
     count = min(len(reference), max(_ROWS, size))
-    logits = run_batches(run, load, count, batch=size, smallest=size)
+    if known is not None and count % size == 0:
+        logits = known[:count]
+    else:
+        logits = run_batches(run, load, count, batch=size, smallest=size)
     images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
     plain = run(images)
     order = np.random.default_rng(size).permutation(size)
@@ -111,6 +123,7 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int) -> RowCheck:
 def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     """Return the library that computes an artifact's logits, with its version, as the report names it."""
     backend = artifact.variant.backend
+    part = f" on {samples} of {total} samples" if samples < total else ""
     if artifact.built_for is not None:
         return f"{artifact.built_for.flavour.value} {artifact.built_for.version}"
     if artifact.module is not None:
@@ -118,10 +131,10 @@ def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     if backend.is_module:
         return f"torch {version('torch')}"
     if backend is Backend.ONNX_REFERENCE:
-        return f"onnx.reference {version('onnx')} on {samples} of {total} samples"
+        return f"onnx.reference {version('onnx')}{part}"
     on_gpu = "TensorRT" if backend is Backend.ONNXRUNTIME_TENSORRT else "CUDA"
     provider = "CPU" if artifact.variant.target == CPU_TARGET else on_gpu
-    return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}"
+    return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}{part}"
 
 
 def run_batches(

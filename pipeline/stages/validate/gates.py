@@ -194,19 +194,40 @@ def judge_loss(
         margin: the largest acceptable drop.
         require_proof: True fails a loss that is not proven.
     """
-    metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
-    value = f"{loss.drop:.2%} of {loss.samples:,}, at most {loss.drop_high:.2%}: {loss.verdict.value}"
-    if loss.more:
-        value += f", {loss.more:,} more samples would do"
-    passed = loss.verdict is Verdict.PASSES or (loss.verdict is Verdict.NOT_PROVEN and not require_proof)
+    unproven = loss.verdict is Verdict.NOT_PROVEN and not require_proof
+    checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is Verdict.PASSES or unproven)]
     enough = Question.GOOD_ENOUGH
-    checks = [GateCheck(metric=metric, bound=f"≤ {margin:.2%}", value=value, passed=passed, question=enough)]
     if gate.top1_agreement is not None:
         checks.append(_at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement, enough))
     if accuracy.worst_class is not None and gate.class_drop is not None:
         name = f"top-1 drop of class {accuracy.worst_class.name}"
         checks.append(at_most(name, accuracy.worst_class.drop, gate.class_drop, question=enough))
     return tuple(checks)
+
+
+def judge_loss_of_part(accuracy: Accuracy, loss: Loss, gate: Gate, margin: float) -> tuple[GateCheck, ...]:
+    """Return the same checks for an artifact that is never deployed, on a part of the samples.
+
+    It needs no proof, and fails only what these samples disprove. They are too few for a single class.
+    """
+    checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is not Verdict.FAILS)]
+    if gate.top1_agreement is not None:
+        name = "top-1 agreement, upper end of its interval"
+        checks.append(_at_least(name, accuracy.top1_agreement_high, gate.top1_agreement, Question.GOOD_ENOUGH))
+    return tuple(checks)
+
+
+def _loss_check(accuracy: Accuracy, loss: Loss, margin: float, *, passed: bool) -> GateCheck:
+    value = f"{loss.drop:.2%} of {loss.samples:,}, at most {loss.drop_high:.2%}: {loss.verdict.value}"
+    if loss.more:
+        value += f", {loss.more:,} more samples would do"
+    return GateCheck(
+        metric="labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties",
+        bound=f"≤ {margin:.2%}",
+        value=value,
+        passed=passed,
+        question=Question.GOOD_ENOUGH,
+    )
 
 
 def _at_least(metric: str, value: float, bound: float, question: Question = Question.FAITHFUL) -> GateCheck:

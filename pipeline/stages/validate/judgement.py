@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.stages.validate.gates import Bounds, at_most, bounds_of, judge_distance, judge_loss
+from pipeline.stages.validate.gates import Bounds, at_most, bounds_of, judge_distance, judge_loss, judge_loss_of_part
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, largest_sample, relative_l2
 
@@ -30,6 +30,8 @@ class Yardstick(NamedTuple):
     """The distance that its own rounding makes in this network."""
     emulated: Logits | None = None
     """The emulated logits of the first samples, for quantised graphs."""
+    is_part: bool = False
+    """True for an artifact that is never deployed, and saw a part of the validation set."""
 
     @property
     def bounds(self) -> Bounds:
@@ -56,7 +58,7 @@ def judge_logits(
         accuracy: the metrics of these logits.
         yardstick: the bounds of the artifact's precision.
     """
-    gates, gate, rounding, emulated = yardstick
+    gates, gate, rounding, emulated, is_part = yardstick
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
@@ -64,6 +66,9 @@ def judge_logits(
         checks += (at_most("relative L2 to the emulated graph", distance, bounds.emulation_l2),)
     answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
-    loss = judge_drop(answers.samples, answers.lost, answers.won, margin, answers.near_ties)
-    checks += judge_loss(accuracy, loss, gate, margin, require_proof=gates.require_proof)
+    loss = judge_drop(answers, margin, is_part=is_part)
+    if is_part:
+        checks += judge_loss_of_part(accuracy, loss, gate, margin)
+    else:
+        checks += judge_loss(accuracy, loss, gate, margin, require_proof=gates.require_proof)
     return Judgement(checks, loss)

@@ -8,8 +8,12 @@ Medicine 17, 1998), one-sided at 95 %. It is exact enough for counts of zero, wh
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from pipeline.records import Loss, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.stages.validate.metrics import Answers
 
 _Z95 = 1.6448536269514722
 """The standard normal's 95 % quantile."""
@@ -43,19 +47,26 @@ def _score(samples: int, lost: float, won: float, drop: float) -> float:
     return (lost - won - samples * drop) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def judge_drop(samples: int, lost: int, won: int, margin: float, near_ties: int = 0) -> Loss:
+def smallest_drop(samples: int, lost: float, won: float) -> float:
+    """Return the lower end of the interval of the drop: with the sides exchanged, it is the upper end of the gain."""
+    return -largest_drop(samples, won, lost)
+
+
+def judge_drop(answers: Answers, margin: float, *, is_part: bool = False) -> Loss:
     """Return the verdict on a loss.
 
     Args:
-        samples: the judged samples, at least 1.
-        lost: answers that only the reference has right. Without labels, every other answer is a lost one.
-        won: answers that only the artifact has right.
+        answers: the answers lost and won, of at least one sample.
         margin: the largest acceptable drop; 0.01 is one percentage point.
-        near_ties: samples that were left out, because rounding alone may change their answer.
+        is_part: True for an artifact that is never deployed, on a part of the samples. Its loss fails if the whole
+            interval lies above the margin: of 64 samples, one lost answer is more than a point, and shows nothing.
     """
+    samples, lost, won, near_ties = answers
     drop, high = (lost - won) / samples, largest_drop(samples, lost, won)
-    verdict = Verdict.PASSES if high <= margin else Verdict.FAILS if drop > margin else Verdict.NOT_PROVEN
-    more = _needed(samples, lost, won, margin) - samples if verdict is Verdict.NOT_PROVEN else 0
+    fails = (smallest_drop(samples, lost, won) if is_part else drop) > margin
+    verdict = Verdict.PASSES if high <= margin else Verdict.FAILS if fails else Verdict.NOT_PROVEN
+    provable = verdict is Verdict.NOT_PROVEN and drop <= margin
+    more = _needed(samples, lost, won, margin) - samples if provable else 0
     return Loss(
         samples=samples, near_ties=near_ties, lost=lost, won=won, drop=drop, drop_high=high, verdict=verdict, more=more
     )

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
 
-VERSION = 6
+VERSION = 7
 """Raise it when the same artifact and data are judged in another way.
 
 2 judges rows, every batch size, and extreme images. 3 counts products of one quantised operand as floating point.
 4 looks for engines in a module after it is loaded. 5 judges the distance by the precision's own rounding of the
-network, the loss by a margin, and the reference itself.
+network, the loss by a margin, and the reference itself. 7 judges a part of the samples by what they disprove, and
+TensorRT's graphs on a processor by a part.
 """
 
 
@@ -35,7 +36,6 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
     artifact = project.artifact(variant)
     data = project.data()
     has = installed_for(project, variant.target)
-    samples = project.config.validation.reference_evaluator_samples
     return make_key(
         judge=VERSION,
         artifact=build_identity(artifact),
@@ -53,13 +53,21 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         require_reference=project.config.gates.require_reference,
         rounding={item.name: project.rounding(item).key.digest for item in judging_arithmetics(variant)},
         batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
-        samples=samples if variant.backend is Backend.ONNX_REFERENCE else None,
+        samples=limit_of_samples(project, variant),
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
         onnxruntime=has.onnxruntime if variant.backend.is_onnxruntime else None,
         torch=has.torch if variant.backend in {Backend.EAGER, Backend.INDUCTOR} else None,
         driver=driver_presence(project, variant),
         gpu=gpu_type(project.plan.gpu(variant.target)),
     )
+
+
+def limit_of_samples(project: Project, variant: Variant) -> int | None:
+    """Return the most samples that a variant which is never deployed is run on; None for all others, which run all."""
+    settings = project.config.validation
+    if variant.backend is Backend.ONNX_REFERENCE:
+        return settings.reference_evaluator_samples
+    return settings.stand_in_samples if variant.stands_in else None
 
 
 def judging_arithmetics(variant: Variant) -> tuple[Arithmetic, ...]:
@@ -95,6 +103,7 @@ SPEC = StageSpec(
     records=lambda paths, _plan, variant: (paths.accuracy(variant),),
     key=accuracy_key,
     run="pipeline.stages.validate.stage:run",
+    seconds=15,
     requires=_requires,
     follows=lambda schedule, variant: schedule.smaller("validate", variant),  # equal engines have equal accuracy
     inputs=_inputs,

@@ -24,7 +24,14 @@ from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
-from pipeline.stages.validate.batches import batch_sizes_of, check_rows, evaluator, extreme_images, run_batches
+from pipeline.stages.validate.batches import (
+    batch_sizes_of,
+    check_rows,
+    evaluator,
+    extreme_images,
+    run_batches,
+    samples_of,
+)
 from pipeline.stages.validate.gates import (
     at_most,
     bounds_of,
@@ -112,7 +119,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     reference = np.load(project.file(data.reference))
     labels = np.load(project.file(data.labels)) if data.labels else None
     outputs = _run(project, artifact)
-    samples = len(outputs.logits)
+    samples = samples_of(project, variant)
     names = data.class_names
     gates = project.config.gates
     strict = project.rounding(STRICT_FP32)
@@ -122,7 +129,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     strict_l2 = _strict_l2(strict, gates)
     executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
     claimed = arithmetic_of(variant, executed)
-    yardstick = _yardstick(project, claimed)
+    yardstick = _yardstick(project, claimed)._replace(is_part=samples < data.validation_samples)
     bounds = yardstick.bounds
     judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
     checks += judgement.checks
@@ -215,11 +222,11 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
 
 def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> _Outputs:
     """Run an ONNX file on any device, or a torch module on the CPU."""
-    variant, data = artifact.variant, project.data()
+    variant = artifact.variant
     with open_runner(project, artifact) as run:
         layers = _graph_layers(project, artifact)
-        if variant.backend is Backend.ONNX_REFERENCE:  # it shows numerics alone, is slow, and is never deployed
-            samples = min(data.validation_samples, project.config.validation.reference_evaluator_samples)
+        if variant.backend is Backend.ONNX_REFERENCE or variant.stands_in:  # slow, for its numerics, never deployed
+            samples = samples_of(project, variant)
             with _with_progress(_loader(project), "validating", samples) as load:
                 return _Outputs(run_batches(run, load, samples), graph_layers=layers)
         return _run_all(run, project, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
@@ -262,7 +269,7 @@ def _run_all(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest)
     return _Outputs(
         logits,
-        tuple(check_rows(run, load, reference, size) for size in checked),
+        tuple(check_rows(run, load, reference, size, logits if size == most else None) for size in checked),
         run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
     )
 

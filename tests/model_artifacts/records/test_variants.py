@@ -92,3 +92,28 @@ def test_json_on_disk_names_enumerations_by_their_values() -> None:
     """A reader in another language sees `fp16`, not a class of this one."""
     variant = Variant(model="m", target="t", backend=Backend.TORCH_COMPILE, precision=Precision.FP16)
     assert json.loads(variant.to_json())["backend"] == "torch_compile"
+
+
+@pytest.mark.parametrize(
+    ("target", "graph", "expected"),
+    [
+        ("cpu-x86_64", Graph.INT8, True),
+        ("cpu-x86_64", Graph.INT8_MIXED, True),
+        ("cpu-x86_64", Graph.FP8, True),
+        ("cpu-x86_64", Graph.FP8_MIXED, True),
+        ("cpu-x86_64", Graph.INT8_CPU, False),
+        ("cpu-x86_64", Graph.INT8_MIXED_CPU, False),
+        ("cpu-x86_64", Graph.FP16, False),
+        ("cpu-x86_64", None, False),
+        ("rtx-sm80+", Graph.INT8, False),
+        ("gpu", Graph.FP8, False),
+    ],
+)
+def test_tensorrts_quantised_graphs_stand_in_on_a_processor(
+    target: str, graph: Graph | None, *, expected: bool
+) -> None:
+    """They are never deployed there; the processor's own graphs are, and engines of the same graphs on a GPU."""
+    precision = graph.precision if graph else Precision.FP32
+    backend = Backend.ONNXRUNTIME if graph else Backend.EAGER
+    variant = Variant(model="m", target=target, backend=backend, precision=precision, graph=graph)
+    assert variant.stands_in is expected

@@ -465,7 +465,7 @@ def test_the_commands_say_what_they_did(
     assert "the signature holds" in capsys.readouterr().out
     capsys.readouterr()
     assert main(["verify", folder]) == 0
-    assert "1 of 4 artifacts are here, pulled for one host, and what the release says" in capsys.readouterr().out
+    assert "1 of 3 artifacts are here, pulled for one host, and what the release says" in capsys.readouterr().out
     assert main(["pull", str(store), folder, "--tag", "prod"]) == 0
     assert "nobody vouches for it" in capsys.readouterr().out
     assert main(["gc", str(store)]) == 0

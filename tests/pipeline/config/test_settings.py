@@ -28,7 +28,7 @@ def test_repositorys_own_configuration_spells_out_the_defaults() -> None:
     """The defaults in pipeline.yaml are the defaults of the code."""
     needed = {
         "profiles": [1, {"min": 1, "opt": 8, "max": 32}],
-        "workspaces": ["256MiB", "1GiB"],
+        "workspaces": ["1GiB"],
         "benchmark": {"batches": [1, 8]},
     }
     assert load_config(REPOSITORY / "pipeline.yaml") == Config.model_validate(needed)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _VALUE = re.compile(r"[0-9]|true|false|null")
 _MOST = 1000
 """The number of edits of one record; of a longer one every n-th value is edited."""
-ONNX, FP16 = "tiny/cpu-x86_64/onnxruntime-int8", "tiny/cpu-x86_64/onnxruntime-fp16"
+ONNX, FP16 = "tiny/cpu-x86_64/onnxruntime-int8-cpu", "tiny/cpu-x86_64/onnxruntime-fp16"
 
 
 def places(text: str, most: int) -> list[re.Match[str]]:

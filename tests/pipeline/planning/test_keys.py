@@ -136,6 +136,7 @@ INPUTS = {
         with_config("validation", reference_evaluator_samples=3),
         {("samples", "validate")},
     ),
+    "a stand-in's samples": (with_config("validation", stand_in_samples=3), {("samples", "validate")}),
     "how long a validation may take": (with_config("validation", timeout_seconds=3.0), set()),
     "hardware compatibility": (
         with_config("tensorrt", hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),

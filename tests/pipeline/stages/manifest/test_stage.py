@@ -52,6 +52,15 @@ def test_what_only_a_reference_evaluator_ran_is_built(built: Project) -> None:
     assert verdict.reason.endswith("no CPU runtime runs bf16")
 
 
+def test_a_stand_in_is_built(built: Project) -> None:
+    """TensorRT's int8 graph on a processor is not deployable there, whatever its gate says; the processor's own is."""
+    verdict = decide(found(built, "tiny/cpu-x86_64/onnxruntime-int8"), NEEDS)
+    assert verdict.status is Status.BUILT
+    assert verdict.reason.startswith("numerically sound (ONNX Runtime")
+    assert "64 of 100 samples" in verdict.reason
+    assert decide(found(built, "tiny/cpu-x86_64/onnxruntime-int8-cpu"), NEEDS).status is Status.DEPLOYABLE
+
+
 def test_a_skipped_build_is_skipped(built: Project) -> None:
     """A variant that this host cannot build says why."""
     variant = built.plan.variant("tiny/gpu/dynamo-fp16-b1-ws16MiB")

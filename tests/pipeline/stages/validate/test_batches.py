@@ -115,6 +115,32 @@ def test_rows_that_depend_on_their_neighbours_are_found(size: int) -> None:
     assert checked(1e-3, size)[1] > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("samples", "size", "again"), [(100, 32, 0), (100, 64, 0), (20, 32, 1), (100, 48, 2), (32, 32, 0)]
+)
+def test_logits_that_are_known_are_not_computed_again(samples: int, size: int, again: int) -> None:
+    """The check of the batch size that all samples ran with takes their logits, and gives the same result.
+
+    It runs only the first batch as it is, in another order, and beside copies; and all of its batches if one of them
+    was smaller.
+    """
+    source = np.random.default_rng(0).normal(size=(samples, 4)).astype(np.float32)
+    batches: list[int] = []
+
+    def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        batches.append(len(images))
+        return images * 2
+
+    def load(start: int, stop: int) -> npt.NDArray[np.float32]:
+        return source[start:stop]
+
+    known = run_batches(run, load, samples, batch=size)
+    batches.clear()
+    found = check_rows(run, load, source, size, known)
+    assert batches == [size] * (3 + again)
+    assert found == check_rows(run, load, source, size)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_extreme_images_are_black_white_and_both(channels: int) -> None:
     """Nothing of them is between black and white, and the third has as much of one as of the other."""

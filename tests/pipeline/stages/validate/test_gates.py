@@ -17,11 +17,12 @@ from pipeline.stages.validate.gates import (
     judge_finite,
     judge_layers,
     judge_loss,
+    judge_loss_of_part,
     judge_rows,
     reason_of,
 )
 from pipeline.stages.validate.loss import judge_drop
-from pipeline.stages.validate.metrics import largest_sample, measure
+from pipeline.stages.validate.metrics import Answers, largest_sample, measure
 from tests.support.records import rounding_of
 
 if TYPE_CHECKING:
@@ -208,10 +209,32 @@ def checks_of_loss(lost: int, *, margin: float, proof: bool = False, gate: Gate 
     want = np.tile(np.array([1, 0], dtype=np.float32), (1000, 1))
     got = want.copy()
     got[:lost] = (0, 1)
-    loss = judge_drop(1000, lost, 0, margin)
+    loss = judge_drop(Answers(1000, lost, 0), margin)
     checks = judge_loss(measure(got, want, labels), loss, gate or Gate(), margin, require_proof=proof)
     assert {check.question for check in checks} == {Question.GOOD_ENOUGH}
     return [check.passed for check in checks]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gate", "passed"),
+    [
+        (0, Gate(), [True]),
+        (1, Gate(), [True]),
+        (10, Gate(), [False]),
+        (1, Gate(top1_agreement=0.99, class_drop=0.001), [True, True]),
+        (10, Gate(top1_agreement=0.99), [False, False]),
+    ],
+)
+def test_a_part_of_the_samples_fails_what_it_disproves(lost: int, gate: Gate, passed: list[bool]) -> None:
+    """Of 64 samples one lost answer is 1.6 %, which shows no loss of a point; ten show one."""
+    labels = np.zeros(64, dtype=np.int64)
+    want = np.tile(np.array([1, 0], dtype=np.float32), (64, 1))
+    got = want.copy()
+    got[:lost] = (0, 1)
+    loss = judge_drop(Answers(64, lost, 0), 0.01, is_part=True)
+    checks = judge_loss_of_part(measure(got, want, labels), loss, gate, 0.01)
+    assert [check.passed for check in checks] == passed
+    assert {check.question for check in checks} == {Question.GOOD_ENOUGH}
 
 
 def test_a_loss_within_the_margin_is_good_enough() -> None:

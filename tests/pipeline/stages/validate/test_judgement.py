@@ -56,6 +56,21 @@ def test_a_loss_is_judged_with_labels_and_without(*, labels: bool) -> None:
     assert [check.passed for check in judgement.checks if check.question is Question.GOOD_ENOUGH] == [False]
 
 
+def test_a_part_is_judged_by_what_it_disproves() -> None:
+    """A lost answer of 64 rejects what may be deployed. It leaves open what never is, also where proof is asked for."""
+    got = NEAR[:64].copy()
+    got[:1] = np.roll(WANT[:1], 1, axis=1)
+    accuracy = measure(got, WANT[:64], LABELS[:64])
+    yardstick = Yardstick(Gates(require_proof=True), Gate(), INT8, EMULATED)
+    verdicts = [
+        judge_logits(got, WANT[:64], LABELS[:64], accuracy, yardstick._replace(is_part=is_part)).loss.verdict
+        for is_part in (False, True)
+    ]
+    assert verdicts == [Verdict.FAILS, Verdict.NOT_PROVEN]
+    judged_part = judge_logits(got, WANT[:64], LABELS[:64], accuracy, yardstick._replace(is_part=True))
+    assert [check.passed for check in judged_part.checks if check.question is Question.GOOD_ENOUGH] == [True]
+
+
 def test_a_wider_margin_accepts_it() -> None:
     """It is the user's to say."""
     got = NEAR.copy()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Status
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.records import AccuracyReport, Outcome
@@ -25,13 +25,35 @@ def test_every_cpu_variant_of_the_tiny_model_keeps_its_gate(built: Project) -> N
     """Real ONNX Runtime and reference evaluations pass on a real model."""
     reports = [built.accuracy(variant) for variant in built.plan.variants if variant.target == "cpu-x86_64"]
     assert [report.variant_id for report in reports if not report.passed] == []
-    assert [report.accuracy.samples for report in reports if report.accuracy] == [100, 100, 100, 8, 100, 100]
+    assert [report.accuracy.samples for report in reports if report.accuracy] == [100, 100, 100, 8, 64, 100]
 
 
 def test_the_subset_is_said(built: Project) -> None:
     """A report on a part of the validation set says so."""
     variant = built.plan.variant("tiny/cpu-x86_64/onnx-reference-bf16")
     assert built.accuracy(variant).evaluator.endswith("on 8 of 100 samples")
+    stand_in = built.accuracy(built.plan.variant("tiny/cpu-x86_64/onnxruntime-int8"))
+    assert stand_in.evaluator.endswith(", CPU on 64 of 100 samples")
+    assert (stand_in.rows, stand_in.proven) == ((), False)
+
+
+def test_a_stand_in_sees_as_many_samples_as_its_setting_says(copied: Path) -> None:
+    """More than there are means all of them; then the report names no part."""
+    config = copied / "pipeline.yaml"
+    config.write_text(config.read_text() + "\nvalidation: {stand_in_samples: 1000}\n")
+    project = Project.load(config, STAGES)
+    report = validate_variant(project, project.plan.variant("tiny/cpu-x86_64/onnxruntime-int8"))
+    assert report.accuracy is not None
+    assert (report.accuracy.samples, report.evaluator.endswith(", CPU")) == (100, True)
+
+
+def test_what_may_be_deployed_is_judged_on_every_sample(built: Project) -> None:
+    """No artifact that was judged on a part of the validation set is deployable."""
+    every = built.data().validation_samples
+    ready = [entry for entry in built.manifest().artifacts if entry.status is Status.DEPLOYABLE]
+    assert len(ready) > 3
+    assert {entry.accuracy.samples for entry in ready if entry.accuracy} == {every}
+    assert all(not built.plan.variant(entry.id).stands_in for entry in ready)
 
 
 def test_engines_wait_for_a_gpu(built: Project) -> None:
