@@ -33,7 +33,7 @@ GOLDEN = {
     "validate": (6, "95e2e072c9f0a87b"),
     "benchmark": (3, "94a46e9ee73f01a9"),
     "manifest": (2, "f5abd0e63b833ce4"),
-    "report": (6, "8b4e52bfba910905"),
+    "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
 }
