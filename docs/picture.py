@@ -1,4 +1,4 @@
-"""Write docs/result.svg, the README's picture: the manifest's table in a terminal of 120 columns.
+"""Write docs/result.svg, the README's picture: the last screen of a run, in a terminal of 120 columns.
 
 python docs/picture.py resnet18    after `doit`
 """

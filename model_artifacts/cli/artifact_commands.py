@@ -111,7 +111,7 @@ def _resolve(folder: Path, host_file: Path | None, requirements: Requirements, *
 
 
 def _show(path: Path) -> int:
-    from model_artifacts.cli.tables import print_manifest, print_verdict
+    from model_artifacts.cli.answers import Place, devices_here, print_manifest
     from model_artifacts.deployment.loading import read_manifest
     from model_artifacts.releases.archive import unpacked
 
@@ -120,8 +120,7 @@ def _show(path: Path) -> int:
             manifest = read_manifest(folder)
     else:
         manifest = read_manifest(path)
-    print_manifest(manifest, sys.stdout)
-    print_verdict(manifest, sys.stdout)
+    print_manifest(manifest, Place(None if path.is_file() else path, devices_here()), sys.stdout)
     return 0
 
 

@@ -1,19 +1,20 @@
-"""Tables for the terminal: the manifest's artifacts, its milestones, and the artifacts to deploy."""
+"""Tables for the terminal: the manifest's artifacts, the reasons of those that may not be deployed, its milestones."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import compress
 from typing import TYPE_CHECKING
 
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from model_artifacts.cli.console import SteadyConsole
-from model_artifacts.deployment.choices import compares, latency_of, reference_warning, ties_of, timing_of, verdict_of
+from model_artifacts.deployment.choices import compares, is_by_another_clock, latency_of, ties_of, timing_of
 from model_artifacts.deployment.speedups import speedup_of
+from model_artifacts.host.terminal import COLUMNS_VARIABLE
 from model_artifacts.records import Status
 
 if TYPE_CHECKING:
@@ -33,20 +34,25 @@ _COLOURS = {
     Status.FAILED: "red",
     Status.SKIPPED: "bright_black",
 }
+ORDER = (Status.FAILED, Status.REJECTED, Status.BUILT, Status.SKIPPED, Status.DEPLOYABLE)
+"""The statuses that need attention come first."""
 _WIDE = 160
 """Columns of a log file, which has no terminal to ask."""
 _ON_FEWER = "† "
 """The mark of an accuracy that does not compare with the others of its column."""
+_BY_ANOTHER_CLOCK = "‡ "
+"""The mark of a latency that does not compare with the others of its device."""
 _UNBOUNDED = 10_000
 """More columns than any table takes."""
 
 
 def console_for(stream: TextIO) -> Console:
-    """Return a console that is as wide as the terminal, or 160 columns where the stream is no terminal."""
-    return SteadyConsole(stream, None if stream.isatty() else _WIDE)
+    """Return a console that is as wide as the terminal that shows it, or 160 columns where there is none."""
+    told = os.environ.get(COLUMNS_VARIABLE, "")
+    return SteadyConsole(stream, None if stream.isatty() else int(told) if told.isdecimal() else _WIDE)
 
 
-def print_manifest(manifest: Manifest, stream: TextIO) -> None:
+def print_table(manifest: Manifest, stream: TextIO) -> None:
     """Print a row for each artifact, then each reason once, then the milestones.
 
     A row has the variant, its size, accuracy, latency and speed-up by batch size, and its status.
@@ -55,11 +61,6 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     batches = sorted({timing.batch for entry in manifest.artifacts for timing in entry.timings})
     notes: dict[str, int] = {}
     ties = {batch: ties_of(manifest.artifacts, batch) for batch in batches}
-    if manifest.model:
-        model = manifest.model
-        console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
-    if warning := reference_warning(manifest):
-        console.print(Text(f"warning: {warning}", style="yellow"))
     _print_artifacts(console, manifest, ties, notes)
     if any(entry.smallest_workspace == entry.id for entry in manifest.artifacts):
         console.print(Text("* the smallest workspace within 1 % of the best latency", style="dim"))
@@ -71,6 +72,12 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
                 style="dim",
             )
         )
+    clocks = _other_clocks(manifest)
+    if clocks:
+        said = " or ".join(clocks)
+        console.print(
+            Text(f"{_BY_ANOTHER_CLOCK.strip()} measured {said}, so not comparable with the others", style="dim")
+        )
     if any(entry.accuracy and not compares(entry, manifest.artifacts) for entry in manifest.artifacts):
         console.print(
             Text(f"{_ON_FEWER.strip()} judged on fewer images than the others, so not comparable", style="dim")
@@ -79,26 +86,33 @@ def print_manifest(manifest: Manifest, stream: TextIO) -> None:
     if doubts:
         counts = (f"{doubt} ({count} of {len(manifest.artifacts)} artifacts)" for doubt, count in doubts.items())
         console.print(Text(f"a noisy run: {', '.join(counts)}; the report says how much", style="dim"))
-    for reason, number in notes.items():
-        console.print(Text(f"[{number}] {reason}", style="dim"))
+    _print_reasons(console, manifest, notes)
     _print_milestones(console, manifest)
 
 
-def print_verdict(manifest: Manifest, stream: TextIO) -> None:
-    """Print the artifacts to deploy on each device: for latency, for throughput and for memory."""
-    console = console_for(stream)
-    verdict = verdict_of(manifest)
-    if warning := reference_warning(manifest):
-        console.print(Text(f"\nwarning: {warning}", style="yellow"))
-    if not verdict:
-        console.print(Text("\nto deploy: nothing; no artifact was built, validated and timed"))
-    for device, choices in verdict.items():
-        console.print(Text(f"\nto deploy on {device}:"))
-        for choice in choices:
-            artifact = choice.entry.id.split("/", 1)[1] if choice.entry else "none"
-            console.print(Text(f"  {choice.goal}: ").append(artifact, style="green" if choice.entry else ""))
-            ties = f"; ties with {len(choice.ties)} more" if choice.ties else ""
-            console.print(Padding(Text(f"{choice.why}{ties}", style="dim"), (0, 0, 0, 4), expand=False))
+def _other_clocks(manifest: Manifest) -> list[str]:
+    """Return the phrases of the clocks of latencies that do not compare with the others of their device."""
+    found = (
+        timing.clock.phrase
+        for entry in manifest.artifacts
+        for batch in sorted({timing.batch for timing in entry.timings})
+        if (timing := latency_of(entry, batch)) and is_by_another_clock(entry, timing, manifest.artifacts)
+    )
+    return list(dict.fromkeys(found))
+
+
+def _print_reasons(console: Console, manifest: Manifest, notes: Mapping[str, int]) -> None:
+    """Print each reason once, with the number of its artifacts: those that failed first, those that were skipped last.
+
+    Args:
+        console: The place to print.
+        manifest: The artifacts.
+        notes: The number of each reason, as the table's rows give it.
+    """
+    counts = Counter((entry.status, entry.reason) for entry in manifest.artifacts if entry.reason)
+    for status, reason in sorted(counts, key=lambda key: (ORDER.index(key[0]), notes[key[1]])):
+        said = reason.removeprefix(f"{status.value}, ")
+        console.print(Text(f"[{notes[reason]}] {counts[status, reason]} {status.value}: {said}", style="dim"))
 
 
 def _print_artifacts(console: Console, manifest: Manifest, ties: Ties, notes: dict[str, int]) -> None:
@@ -145,7 +159,7 @@ def _artifact_table(
         hidden: The headings of the columns to leave out.
         grouped: True puts the variants below the name of their target.
     """
-    headings = ["size", "top-1" if manifest.model and manifest.model.labelled else "agreement", "rel. L2"]
+    headings = ["size", "top-1" if _has_labels(manifest) else "agreement", "rel. L2"]
     for batch in ties:
         headings += [_latency_heading(batch), "speed-up"]
     shown = [heading not in hidden for heading in headings]
@@ -159,7 +173,7 @@ def _artifact_table(
     for entry, above in zip(entries, [None, *entries], strict=False):
         if grouped and (above is None or above.target != entry.target):
             table.add_row(Text(entry.target, style="bold"))
-        cells = (_size(entry), *_accuracy(entry, manifest.artifacts), *_timings(entry, ties, manifest.artifacts))
+        cells = (_size(entry), *_accuracy(entry, manifest), *_timings(entry, ties, manifest.artifacts))
         name = entry.id.split("/", 1)[1]
         name = f"  {name.removeprefix(f'{entry.target}/')}" if grouped else name
         table.add_row(Text(name), *compress(cells, shown), _status(entry, notes))
@@ -221,11 +235,19 @@ def _milestone_table(manifest: Manifest, rows: Sequence[Milestone], hidden: Coll
             _milliseconds(row.p50_ms),
             _milliseconds(row.graph_ms),
             _speedup(row, manifest),
-            "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+            _distance(row, manifest),
             Text(row.status.value, style=_COLOURS[row.status]),
         )
         table.add_row(row.label, *compress(cells, shown), row.id.split("/", 1)[1] if row.id else "")
     return table
+
+
+def _distance(row: Milestone, manifest: Manifest) -> str:
+    """Return a milestone's distance to the reference; empty if it was measured on fewer images than others."""
+    _, entry = timing_of(row, manifest.artifacts)
+    if row.relative_l2 is None or (entry and not compares(entry, manifest.artifacts)):
+        return ""
+    return f"{row.relative_l2:.1e}"
 
 
 def _speedup(row: Milestone, manifest: Manifest) -> str:
@@ -248,14 +270,21 @@ def _size(entry: ManifestEntry) -> str:
     return f"{shared}{entry.file.bytes / 1e6:.1f} MB"
 
 
-def _accuracy(entry: ManifestEntry, entries: Sequence[ManifestEntry]) -> tuple[str, str]:
-    """Return the accuracy and the distance; for one on fewer images than others, their number alone."""
+def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
+    """Return the accuracy that its column is headed by, and the distance.
+
+    For one on fewer images than others it is their number alone.
+    """
     if entry.accuracy is None:
         return "", ""
-    if not compares(entry, entries):
+    if not compares(entry, manifest.artifacts):
         return f"{_ON_FEWER}of {entry.accuracy.samples}", ""
-    shown = entry.accuracy.top1_agreement if entry.accuracy.top1 is None else entry.accuracy.top1
-    return f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
+    shown = entry.accuracy.top1 if _has_labels(manifest) else entry.accuracy.top1_agreement
+    return "" if shown is None else f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
+
+
+def _has_labels(manifest: Manifest) -> bool:
+    return manifest.model is not None and manifest.model.labelled
 
 
 def _timings(entry: ManifestEntry, ties: Ties, entries: Sequence[ManifestEntry]) -> list[str]:
@@ -264,6 +293,7 @@ def _timings(entry: ManifestEntry, ties: Ties, entries: Sequence[ManifestEntry])
         timing = latency_of(entry, batch)
         tied = entry.id in alike
         speedup = speedup_of(entry, timing, entries, tied=tied) if timing else None
-        cells.append(("≈ " if tied else "") + _milliseconds(timing.p50_ms if timing else None))
+        mark = "≈ " if tied else _BY_ANOTHER_CLOCK if timing and is_by_another_clock(entry, timing, entries) else ""
+        cells.append(mark + _milliseconds(timing.p50_ms if timing else None))
         cells.append(speedup.short if speedup else "")
     return cells

@@ -57,6 +57,11 @@ def ties_of(entries: Iterable[ManifestEntry], batch: int) -> frozenset[str]:
     return frozenset(ties)
 
 
+def may_be_deployed(entry: ManifestEntry) -> bool:
+    """Return True for what `load` and a release may take: deployable, and no baseline that only serves to compare."""
+    return entry.status is Status.DEPLOYABLE and not entry.backend.is_baseline
+
+
 def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
     """Choose an artifact for latency, one for throughput and one for memory.
 
@@ -65,7 +70,7 @@ def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
     Args:
         entries: The artifacts of one GPU or of one processor.
     """
-    deployable = [entry for entry in entries if entry.status is Status.DEPLOYABLE]
+    deployable = [entry for entry in entries if may_be_deployed(entry)]
     eager = [entry for entry in entries if is_eager(entry)]
     batches = sorted({timing.batch for entry in deployable for timing in entry.timings})
     latency = _fastest(deployable, batches[0] if batches else 1, eager)
@@ -80,13 +85,9 @@ def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
     """
     by_device: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.artifacts:
-        if (entry.status is Status.DEPLOYABLE or is_eager(entry)) and entry.device_type:
+        if (may_be_deployed(entry) or is_eager(entry)) and entry.device_type:
             by_device.setdefault(entry.device_type, []).append(entry)
-    return {
-        device: choices_of(entries)
-        for device, entries in by_device.items()
-        if any(entry.status is Status.DEPLOYABLE for entry in entries)
-    }
+    return {device: choices_of(entries) for device, entries in by_device.items() if any(map(may_be_deployed, entries))}
 
 
 def _fastest(entries: list[ManifestEntry], batch: int, eager: list[ManifestEntry]) -> Choice:
@@ -139,9 +140,12 @@ def _smallest(entries: list[ManifestEntry]) -> Choice:
     measured = [entry for entry in entries if entry.device_memory_bytes is not None]
     if measured:
         return _least("smallest GPU memory", measured, lambda entry: entry.device_memory_bytes or 0, "of GPU memory")
-    return _least(
-        "smallest file", [entry for entry in entries if entry.file], lambda e: e.file.bytes if e.file else 0, "on disk"
-    )
+    return _least("smallest file", [*filter(_has_size, entries)], lambda e: e.file.bytes if e.file else 0, "on disk")
+
+
+def _has_size(entry: ManifestEntry) -> bool:
+    """Return True for an artifact whose file holds it; a recipe of a few kilobytes makes an engine of any size."""
+    return entry.file is not None and not entry.file.path.endswith(".json")
 
 
 def _least(goal: str, entries: list[ManifestEntry], size: Callable[[ManifestEntry], int], unit: str) -> Choice:
@@ -167,6 +171,24 @@ def compares(entry: ManifestEntry, entries: Iterable[ManifestEntry]) -> bool:
     """
     most = max((other.accuracy.samples for other in entries if other.accuracy), default=0)
     return entry.accuracy is not None and entry.accuracy.samples == most
+
+
+def is_by_another_clock(entry: ManifestEntry, timing: BatchTiming, entries: Iterable[ManifestEntry]) -> bool:
+    """Return True if others of an artifact's device have a latency at this batch size by a clock that ranks before it.
+
+    A call by the host's clock takes longer than the same work by the GPU's, so that the two do not compare. Eager
+    PyTorch is the exception: users run it without a CUDA graph, and speed-ups are over that.
+
+    Args:
+        entry: the artifact.
+        timing: its latency.
+        entries: the artifacts of one or more devices.
+    """
+    if is_eager(entry):
+        return False
+    alike = [other for other in entries if other.device == entry.device]
+    clocks = {found.clock for other in alike if (found := latency_of(other, timing.batch))}
+    return bool(clocks) and timing.clock is not ranking_clock(clocks)
 
 
 def timing_of(row: Milestone, entries: Iterable[ManifestEntry]) -> tuple[BatchTiming | None, ManifestEntry | None]:

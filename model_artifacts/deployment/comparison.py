@@ -55,7 +55,8 @@ def compare(before: Manifest, after: Manifest, bounds: Bounds | None = None) -> 
     """Compare two manifests.
 
     A latency counts as changed if the 95 % intervals do not overlap; without intervals, if it moved by more than 3 %.
-    Latencies of different devices or drivers are not compared. Bounds apply to the ranking clock and to several streams
+    Latencies of different devices or drivers are not compared, nor accuracies on different numbers of images; a bound
+    on the accuracy holds for those, too. Bounds apply to the ranking clock and to several streams
     only, because a busy host would break those of other clocks. A measurement that is missing now breaks its bound.
 
     Args:
@@ -164,8 +165,12 @@ def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -
     )
     before, after = (value or 0.0 for value in pair)
     drop = round(before - after, 9)  # shares of whole samples: a drop of exactly the bound is allowed
-    turn = Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
+    alike = old.accuracy.samples == new.accuracy.samples
+    turn = Turn.UNKNOWN if not alike else Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
+    of = (f"{before:.2%}", f"{after:.2%}")
+    if not alike:
+        of = (f"{of[0]} of {old.accuracy.samples}", f"{of[1]} of {new.accuracy.samples}")
     breach = ""
     if bounds and drop > bounds.max_top1_drop:
-        breach = f"≥ -{bounds.max_top1_drop * 100:g} pt"
-    return [Change(new.id, "top-1" if labelled else "agreement", f"{before:.2%}", f"{after:.2%}", turn, drop, breach)]
+        turn, breach = Turn.WORSE, f"≥ -{bounds.max_top1_drop * 100:g} pt"
+    return [Change(new.id, "top-1" if labelled else "agreement", *of, turn, drop, breach)]

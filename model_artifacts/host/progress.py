@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from model_artifacts.host.terminal import escaped, plain
+from model_artifacts.host.terminal import escaped, plain, progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 5.0
 """Seconds between two lines; shorter work writes none."""
-_MINUTES_FROM = 100
-"""Seconds from which a time is told in minutes."""
-
-
-def _time_left(done: int, steps: int, seconds: float) -> str:
-    """Return the time that the other steps of a phase take at the same pace, as a phrase; empty if it is unknown."""
-    left = seconds / done * (steps - done) if done else 0.0
-    if left < 1:
-        return ""
-    return f", about {left:.0f} s left" if left < _MINUTES_FROM else f", about {left / 60:.0f} min left"
 
 
 class Bars:
@@ -92,8 +82,8 @@ class Bars:
             elif not self._bars and (now := time.monotonic()) - self._last_line >= _QUIET_SECONDS:
                 self._last_line = now
                 steps = self._steps.get(phase, done)
-                left = _time_left(done, steps, now - self._begun.get(phase, now))
-                self._stream.write(f"{escaped(phase)}: {done} of {steps}{left}\n")
+                line = progress_line(phase, done, steps, now - self._begun.get(phase, now))
+                self._stream.write(f"{escaped(line)}\n")
                 self._stream.flush()
 
     def finish(self, phase: str) -> None:

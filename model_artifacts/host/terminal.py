@@ -7,6 +7,7 @@ the writing direction would turn them around.
 from __future__ import annotations
 
 import io
+import re
 import sys
 import unicodedata
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -19,6 +20,11 @@ _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of characters that are controls, and of those that end lines."""
 _JOINERS = frozenset("\u200c\u200d")
 """Controls that words of some languages, and emoji, are written with."""
+COLUMNS_VARIABLE = "MODEL_ARTIFACTS_COLUMNS"
+"""The environment variable of the terminal's width, for a process whose output another one shows there."""
+_LONG = 100
+"""The number from which a time is told in the next larger unit."""
+_PROGRESS = re.compile(r".+: \d+ of \d+(, about .+ left)?")
 
 
 def escaped(text: str, *, kept: str = "\n\t") -> str:
@@ -36,6 +42,32 @@ def escaped(text: str, *, kept: str = "\n\t") -> str:
 def one_row(text: object) -> str:
     """Return a name as part of one line of a listing: it neither ends the line nor moves to a column."""
     return escaped(str(text), kept="")
+
+
+def duration_phrase(seconds: float) -> str:
+    """Return a duration as a phrase: in seconds, from 100 seconds in minutes, from 100 minutes in hours."""
+    if seconds < _LONG:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < _LONG else f"{minutes / 60:.0f} h"
+
+
+def progress_line(phase: str, done: int, steps: int, seconds: float) -> str:
+    """Return the line in which a phase of long work tells its progress, with the time left at the same pace.
+
+    Args:
+        phase: name of the phase.
+        done: number of finished steps.
+        steps: number of all steps.
+        seconds: the time that the finished ones took.
+    """
+    left = seconds / done * (steps - done) if done else 0.0
+    return f"{phase}: {done} of {steps}" + (f", about {duration_phrase(left)} left" if left >= 1 else "")
+
+
+def is_progress(line: str) -> bool:
+    """Return True for a line of `progress_line`, which the next one outdates."""
+    return _PROGRESS.fullmatch(line) is not None
 
 
 def _is_harmless(character: str, kept: str) -> bool:

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +28,17 @@ from doit.task import Stream
 
 from model_artifacts.errors import ArtifactError, closest, storage_errors
 from model_artifacts.host.terminal import steady_output
-from pipeline.cli.actions import FarmAction, ForkedStep
+from pipeline.cli.actions import FarmAction, ForkedStep, SkippedStep
+from pipeline.cli.live import Live
 from pipeline.cli.order import LongestFirst
-from pipeline.cli.tasks import CONFIG_VARIABLE, MAY_FAIL, REUSED, SINCE, VERDICT, WHY
+from pipeline.cli.progress import Planned, Progress, add_durations, read_durations
+from pipeline.cli.tasks import ALONE, CONFIG_VARIABLE, MAY_FAIL, REUSED, SCREEN, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import FrameType
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TextIO
 
     from doit.exceptions import BaseFail
     from doit.task import Task
@@ -46,18 +50,36 @@ _STATE = Path("artifacts")
 """The folder of the lock that one doit at a time holds."""
 
 
+_DURATIONS = _STATE / ".durations.json"
+"""The durations of the steps in earlier runs, for the time that a run still takes."""
+
 _COMMANDS = ("list", "help", "info")
 """Commands of doit's own, beside `run`, that tell about tasks."""
 
 
 class Reporter(ConsoleReporter):
-    """A reporter that leaves the output to the steps, and lists the failures at the end with their commands."""
+    """A reporter that leaves the output to the steps, and lists the failures at the end with their commands.
+
+    In a terminal it shows the steps at work.
+    """
+
+    def __init__(self, live: Live, progress: Progress) -> None:
+        """Create a reporter.
+
+        Args:
+            live: the display of the steps at work.
+            progress: the progress of the run.
+        """
+        super().__init__(sys.stdout, {})
+        self._live = live
+        self._progress = progress
 
     def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
         """Start a run."""
         del tasks
         self._idle = True
         self._verdict = ""
+        self._screen: tuple[Path, str] | None = None
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -65,9 +87,26 @@ class Reporter(ConsoleReporter):
         self._idle = self._idle and not task.actions
         if reasons := (task.meta or {}).get(WHY):
             self.write(f"{task.name}: stale: {'; '.join(reasons)}\n")
+        self._progress.begin(task.name, time.monotonic())
+        if not task.actions or isinstance(task.actions[0], SkippedStep):
+            return
+        if _is_step(task):
+            self._live.show()
+        else:
+            self._live.hide()  # a command may ask for a password
+            self._print_screen()
+
+    def add_success(self, task: Task) -> None:
+        """Take a step off the display."""
+        self._end(task, done=True)
+        self._screen = (task.meta or {}).get(SCREEN, self._screen)
+
+    def _end(self, task: Task, *, done: bool) -> None:
+        self._progress.end(task.name, time.monotonic(), done=done)
 
     def skip_uptodate(self, task: Task) -> None:
         """Print a line only for a reused result, and for a task that was asked for by name."""
+        self._end(task, done=False)
         self._verdict = (task.meta or {}).get(VERDICT, self._verdict)
         if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
@@ -76,6 +115,7 @@ class Reporter(ConsoleReporter):
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """Keep a failure for the end; the failure of a group only repeats that of its member."""
+        self._end(task, done=False)
         if task.actions:
             self.failures.append({"task": task, "exception": fail})
             if not isinstance(fail, UnmetDependency) and not any(action.err for action in task.actions):
@@ -83,6 +123,8 @@ class Reporter(ConsoleReporter):
 
     def complete_run(self) -> None:
         """List the failures with the commands that repeat them."""
+        self._live.hide()
+        closing = self._print_screen()
         failed = [item["task"] for item in self.failures if not isinstance(item["exception"], UnmetDependency)]
         unmet = [item for item in self.failures if isinstance(item["exception"], UnmetDependency)]
         if failed:
@@ -95,6 +137,46 @@ class Reporter(ConsoleReporter):
             self.write("\n".join(["", *self.runtime_errors, ""]))
         elif self._idle and not self.failures:
             self.write("everything is up to date\n" + (f"{self._verdict}\n" if self._verdict else ""))
+        if closing:
+            self.write(f"\n{closing}\n")
+
+    def _print_screen(self) -> str:
+        """Print what this run has made, and return the line that ends the run; empty if it has made no manifest."""
+        screen, self._screen = self._screen, None
+        return _last_screen(*screen, self._live.stream) if screen else ""
+
+
+def _last_screen(artifacts: Path, release: str, stream: TextIO) -> str:
+    """Print the artifacts to deploy and the table of all, and return the line that ends a run.
+
+    The table may fill more than a terminal's rows, so that the answer above it has left the screen.
+    """
+    from model_artifacts.cli.answers import Place, answer_in_short, devices_here, print_manifest
+    from model_artifacts.deployment.loading import read_manifest
+
+    manifest = read_manifest(artifacts)
+    print_manifest(manifest, Place(artifacts, devices_here(), release), stream)
+    return f"{answer_in_short(manifest)}\nall of this again: model-artifacts show {shlex.quote(str(artifacts))}"
+
+
+def _is_step(task: Task) -> bool:
+    """Return True for a step of the pipeline, and not for a group or for a command on demand."""
+    return ALONE in (task.meta or {})
+
+
+def planned_steps(tasks: dict[str, Task], selected: Iterable[str]) -> dict[str, Planned]:
+    """Return the steps among the selected tasks, and those that they depend on."""
+    found: dict[str, Planned] = {}
+    to_see, seen = list(selected), set[str]()
+    while to_see:
+        task = tasks[to_see.pop()]
+        if task.name not in seen:
+            seen.add(task.name)
+            to_see += task.task_dep
+            if _is_step(task):
+                skipped = isinstance(task.actions[0], SkippedStep)
+                found[task.name] = Planned(task.name.partition(":")[0], task.meta[ALONE], skipped)
+    return found
 
 
 def _command_of(task: Task) -> str:
@@ -248,8 +330,18 @@ class Run(DoitRun):
     ) -> int:
         self.control = TaskControl(self.task_list)
         self.control.process(self.sel_tasks)
-        reporter = Reporter(sys.stdout, {})
-        arguments = (self.dep_manager, reporter, continue_, always, Stream(verbosity, force_verbosity))
+        at_once = None if self._farms() else num_process
+        progress = Progress(
+            planned_steps(self.control.tasks, self.control.selected_tasks), read_durations(_DURATIONS), at_once
+        )
+        try:
+            with Live(progress) as live:
+                arguments = (self.dep_manager, Reporter(live, progress), continue_, always)
+                return self._run_all(num_process, (*arguments, Stream(verbosity, force_verbosity)))
+        finally:
+            add_durations(_DURATIONS, progress.took)
+
+    def _run_all(self, num_process: int, arguments: tuple[Any, ...]) -> int:
         if self._farms():
             runner = _FarmRunner(*arguments, here=max(num_process, 1))
         else:

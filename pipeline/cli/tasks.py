@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from doit.action import CmdAction
 
 from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
-from model_artifacts.host.terminal import escaped
+from model_artifacts.host.terminal import COLUMNS_VARIABLE, escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.cli.order import SECONDS
@@ -46,6 +47,8 @@ REUSED = "made elsewhere"
 WHY = "why it is not up to date"
 SINCE = "since when it is up to date"
 VERDICT = "where the verdict is"
+ALONE = "no other step works beside it"
+SCREEN = "the folder of artifacts that the last screen shows, and the command that releases them"
 
 
 class Tasks:
@@ -63,6 +66,8 @@ class Tasks:
     def load(cls, stages: tuple[StageSpec[Any], ...]) -> Tasks:
         """Read the configuration that the command line names; an error in it ends the process with its message."""
         config = Path(get_var(CONFIG_VARIABLE, "pipeline.yaml"))
+        if sys.stdout.isatty():  # which the steps write to through a pipe
+            os.environ[COLUMNS_VARIABLE] = str(shutil.get_terminal_size().columns)
         try:
             _check_variables()
             project = _planned(config, stages)
@@ -75,7 +80,10 @@ class Tasks:
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
         """Yield one doit task for each step of a stage, with the step's subject as its name."""
         schedule = self._project.schedule
-        verdict = {VERDICT: self._verdict()} if spec.last else {}
+        verdict: dict[str, object] = {VERDICT: self._verdict()} if spec.last else {}
+        shown_last = spec.name == "manifest"  # in the terminal's colours and width, which a step does not know
+        if shown_last:
+            verdict[SCREEN] = (self._project.paths.root, f"{self._project.doit} release")
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             yield {
@@ -83,11 +91,13 @@ class Tasks:
                 "name": step.subject,
                 "actions": [self._action(spec, step)],
                 "task_dep": [other.name for other in (*requires, *follows)],
+                "verbosity": 1 if shown_last else None,
                 "uptodate": [_UpToDate(self._project, step, self._current)],
                 "meta": {
                     MAY_FAIL: [other.name for other in follows],
                     REUSED: is_reused(self._project, step),
                     SECONDS: spec.seconds,
+                    ALONE: spec.alone,
                     **verdict,
                 },
             }

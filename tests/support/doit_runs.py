@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +36,23 @@ def begin(folder: Path) -> subprocess.Popen[str]:
     while not (folder / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
+
+
+def in_a_terminal(command: list[str], folder: Path, columns: int) -> tuple[int, str]:
+    """Run a command in a terminal of 24 rows, and return its exit status and everything that it wrote."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        environment.pop(name, None)
+    with subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=theirs, env=environment) as process:  # noqa: S603
+        os.close(theirs)
+        read = b""
+        with suppress(OSError):  # Linux ends a closed terminal's output with EIO
+            while part := os.read(ours, 1 << 16):
+                read += part
+    os.close(ours)
+    return process.returncode, read.decode()
 
 
 def ran(output: str) -> set[str]:

@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.cli.tables import print_manifest
+from model_artifacts.cli.answers import Place, devices_here, print_manifest
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.records import (
@@ -260,6 +260,7 @@ def _model(project: Project) -> ManifestModel | None:
 
 
 def run(project: Project, _model: str, _console: Console) -> int:
-    """Make the manifest, and print it as a table."""
-    print_manifest(make_manifest(project), sys.stdout)
+    """Make the manifest, and print the artifacts to deploy and the table of all."""
+    place = Place(project.paths.root, devices_here(), f"{project.doit} release")
+    print_manifest(make_manifest(project), place, sys.stdout)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.deployment.choices import latency_of
+from model_artifacts.deployment.choices import compares, latency_of
 from model_artifacts.deployment.comparison import compare, worth_telling
 from model_artifacts.errors import listed
 from model_artifacts.records import Backend, WeightsOrigin
@@ -63,7 +63,7 @@ def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
         steps=_steps(model.preprocessing),
         classes=_classes(model),
         sample=model.weights_origin is WeightsOrigin.SAMPLE,
-        rows=[_row(entry) for entry in manifest.artifacts],
+        rows=[_row(entry, manifest) for entry in manifest.artifacts],
         devices="; ".join(sorted({entry.device for entry in manifest.artifacts if entry.timings})) or "none was timed",
         extra=_extra(manifest.artifacts),
     )
@@ -122,21 +122,30 @@ def _classes(model: ManifestModel) -> str:
     return f"{len(names)} classes: {listed(names, most=_NAMED_CLASSES)}" if names else "classes without names"
 
 
-def _row(entry: ManifestEntry) -> _Row:
-    accuracy = entry.accuracy
-    share = None
-    if accuracy:
-        share = accuracy.top1_agreement if accuracy.top1 is None else accuracy.top1
+def _row(entry: ManifestEntry, manifest: Manifest) -> _Row:
+    agreement, distance = _accuracy(entry, manifest)
     return _Row(
         name=entry.id.split("/", 1)[1],
         hosts=_hosts(entry),
         batch=entry.profile.label if entry.profile else "any",
-        agreement="" if share is None else f"{100 * share:.2f} %",
-        distance=f"{accuracy.relative_l2:.1e}" if accuracy else "",
+        agreement=agreement,
+        distance=distance,
         latency=_latencies(entry),
         file=entry.file.path if entry.file else "",
         checks=entry.checks,
     )
+
+
+def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
+    """Return the share that the card's column is headed by, and the distance; none if they do not compare."""
+    accuracy = entry.accuracy
+    if accuracy is None:
+        return "", ""
+    if not compares(entry, manifest.artifacts):
+        return f"not compared: on {accuracy.samples} images", ""
+    labelled = manifest.model is not None and manifest.model.labelled
+    share = accuracy.top1 if labelled else accuracy.top1_agreement
+    return "" if share is None else f"{100 * share:.2f} %", f"{accuracy.relative_l2:.1e}"
 
 
 def _hosts(entry: ManifestEntry) -> str:
@@ -150,8 +159,8 @@ def _hosts(entry: ManifestEntry) -> str:
 
 def _latencies(entry: ManifestEntry) -> str:
     timed = (latency_of(entry, batch) for batch in sorted({timing.batch for timing in entry.timings}))
-    shown = [f"{timing.p50_ms:.4g} ms at batch {timing.batch}" for timing in timed if timing]
-    return ", ".join(shown) or "not measured"
+    shown = [f"{timing.p50_ms:.4g} ms at batch {timing.batch}, {timing.clock.phrase}" for timing in timed if timing]
+    return "; ".join(shown) or "not measured"
 
 
 def _extra(entries: Iterable[ManifestEntry]) -> str:

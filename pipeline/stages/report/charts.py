@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import plotly.graph_objects as go
 
-from model_artifacts.deployment.choices import latency_of
+from model_artifacts.deployment.choices import compares, latency_of
 from model_artifacts.deployment.speedups import is_eager
 from model_artifacts.records import Layout, Status, ranking_clock
 
@@ -41,9 +41,10 @@ def pareto(entries: Sequence[ManifestEntry], batch: int) -> Chart | None:
     """Draw latency (ms, with 95 % intervals) against relative L2 to the reference, at one batch size.
 
     Returns:
-        the chart; None if no entry has both an accuracy and a timing at this batch size.
+        the chart; None if no entry has both an accuracy and a timing at this batch size. An accuracy on fewer images
+        than the others' does not compare, and is left out.
     """
-    timed = [(entry, timing) for entry in entries if entry.accuracy and (timing := latency_of(entry, batch))]
+    timed = [(entry, timing) for entry in entries if compares(entry, entries) and (timing := latency_of(entry, batch))]
     if not timed:
         return None
     figure = go.Figure()
@@ -161,13 +162,18 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
 def _best_rates(entries: Sequence[ManifestEntry]) -> dict[str, dict[int, float]]:
     """Return the best throughput of deployable entries, images/s by batch size, for each backend and precision.
 
-    Engines of different batch sizes share a line, because another batch size means another engine.
+    Engines of different batch sizes share a line, because another batch size means another engine. A line tells its
+    clock if another one has another: a call by the host's clock takes longer than the same work by the GPU's.
     """
     lines: dict[str, dict[int, float]] = {}
-    for entry in entries:
-        for timing in _contiguous(entry) if entry.status is Status.DEPLOYABLE else ():
-            if timing.clock is _clock_of(entry):
-                line = lines.setdefault(f"{entry.backend.value} {entry.precision.value}", {})
+    drawn = [entry for entry in entries if entry.status is Status.DEPLOYABLE and entry.timings]
+    several = len({_clock_of(entry) for entry in drawn}) > 1
+    for entry in drawn:
+        clock = _clock_of(entry)
+        name = f"{entry.backend.value} {entry.precision.value}{f', {clock.phrase}' if several else ''}"
+        for timing in _contiguous(entry):
+            if timing.clock is clock:
+                line = lines.setdefault(name, {})
                 line[timing.batch] = max(timing.throughput_per_s, line.get(timing.batch, 0.0))
     return lines
 

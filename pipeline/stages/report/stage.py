@@ -7,7 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.deployment.choices import choices_of, compares, latency_of, reference_warning, ties_of, timing_of
+from model_artifacts.deployment.choices import (
+    choices_of,
+    compares,
+    is_by_another_clock,
+    latency_of,
+    may_be_deployed,
+    reference_warning,
+    ties_of,
+    timing_of,
+)
 from model_artifacts.deployment.comparison import breaches_of, compare
 from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.errors import RecordError, UnsupportedError
@@ -157,8 +166,11 @@ def _render(project: Project, manifest: Manifest, changes: tuple[Change, ...]) -
         latency_of=latency_of,
         compares=lambda entry: compares(entry, manifest.artifacts),
         speedup=lambda entry, timing: _speedup(entry, timing, manifest),
+        by_another_clock=lambda entry, timing: is_by_another_clock(entry, timing, manifest.artifacts),
+        milestone_distance=lambda row: _milestone_distance(row, manifest),
         milestone_speedup=lambda row: _milestone_speedup(row, manifest),
     )
+    environment.tests["deployed"] = may_be_deployed
     template = environment.get_template("report.html.jinja")
     return template.render(
         manifest=manifest,
@@ -190,6 +202,12 @@ def _milestone_speedup(row: Milestone, manifest: Manifest) -> str:
     if timing and entry:
         return _speedup(entry, timing, manifest)
     return f"{row.speedup:.2f}×" if row.speedup else ""
+
+
+def _milestone_distance(row: Milestone, manifest: Manifest) -> float | None:
+    """Return a milestone's distance to the reference; None if it is of fewer images than others."""
+    _, entry = timing_of(row, manifest.artifacts)
+    return None if entry and not compares(entry, manifest.artifacts) else row.relative_l2
 
 
 def _devices(project: Project, manifest: Manifest) -> list[Device]:
@@ -282,7 +300,8 @@ def _roundings(project: Project, manifest: Manifest) -> list[OwnRounding]:
     """Return the precisions' own rounding; those that were not emulated are left out."""
     measured: dict[Arithmetic, list[float]] = {}
     for entry in manifest.artifacts:
-        if entry.accuracy is not None and entry.id in project.plan.variants_by_id:
+        known = entry.id in project.plan.variants_by_id
+        if known and entry.accuracy is not None and compares(entry, manifest.artifacts):
             own = arithmetic_of(project.plan.variants_by_id[entry.id], entry.executed)
             measured.setdefault(own, []).append(entry.accuracy.relative_l2)
     found = []
@@ -339,7 +358,11 @@ def _subnormals_of(record: OnnxRecord, manifest: Manifest) -> Subnormals:
         sum(cast.subnormal for cast in casts),
         sum(cast.overflow for cast in casts),
         tuple((cast.name, cast.subnormal) for cast in casts[:_WORST] if cast.subnormal),
-        tuple((entry.id, entry.accuracy.relative_l2) for entry in entries if entry.accuracy),
+        tuple(
+            (entry.id, entry.accuracy.relative_l2)
+            for entry in entries
+            if entry.accuracy and compares(entry, manifest.artifacts)
+        ),
         tuple(dict.fromkeys(warnings)),
     )
 

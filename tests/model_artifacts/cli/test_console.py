@@ -36,6 +36,15 @@ class Screen(io.StringIO):
         return True
 
 
+def test_a_terminal_without_unicode_keeps_its_columns() -> None:
+    """Our signs become others of one column, and other characters are left to the stream."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace")
+    SteadyConsole(stream, 80).print(Text("≈ 1.0 ms  ≥2.5×  † of 8 é"))
+    stream.flush()
+    assert raw.getvalue() == b"~ 1.0 ms  >2.5x  + of 8 \\xe9\n"
+
+
 def test_a_table_has_its_own_colours_alone() -> None:
     """The console colours its texts, and shows controls, markup and names of emoji in them as they are."""
     screen = Screen()

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from model_artifacts.cli.tables import print_manifest, print_verdict
+from model_artifacts.cli.tables import console_for, print_table
 from model_artifacts.deployment.choices import latency_of
 from model_artifacts.records import (
     Accuracy,
@@ -81,7 +81,7 @@ def _printed(
 ) -> str:
     shown = manifest(*entries, milestones=milestones).model_copy(update={"model": model})
     stream = stream or io.StringIO()
-    print_manifest(shown, stream)
+    print_table(shown, stream)
     return stream.getvalue()
 
 
@@ -221,31 +221,21 @@ def test_reason_is_printed_once_and_referred_to() -> None:
     assert _row(text, "gpu/dynamo-fp32") == ["gpu/dynamo-fp32", "skipped", "[1]"]
     assert _row(text, "gpu/torch_compile-fp32") == ["gpu/torch_compile-fp32", "skipped", "[1]"]
     assert _row(text, "gpu/x") == ["gpu/x", "skipped", "[2]"]
-    assert text.splitlines()[-2:] == ["[1] no NVIDIA driver found", "[2] another reason"]
+    assert text.splitlines()[-2:] == ["[1] 2 skipped: no NVIDIA driver found", "[2] 1 skipped: another reason"]
+
+
+def test_reasons_that_need_attention_come_first() -> None:
+    """The numbers are those of the rows, and a status is said once."""
+    built = SKIPPED.model_copy(update={"id": "m/a", "status": Status.BUILT, "reason": "built, not yet validated"})
+    failed = SKIPPED.model_copy(update={"id": "m/z", "status": Status.FAILED, "reason": "it died"})
+    lines = _printed(built, SKIPPED, failed).splitlines()[-3:]
+    assert lines == ["[3] 1 failed: it died", "[1] 1 built: not yet validated", "[2] 1 skipped: no NVIDIA driver found"]
 
 
 @pytest.mark.parametrize("status", list(Status))
 def test_every_status_is_shown(status: Status) -> None:
     """Whatever became of an artifact, its row says so."""
     assert _row(_printed(_engine(status=status)), "rtx")[-1] == status.value
-
-
-def test_model_stands_above_the_table() -> None:
-    """The weights' and the images' origin stand above the table."""
-    assert _printed(SKIPPED).splitlines()[:2] == ["", "m: a sample; images: digits"]
-
-
-def test_manifest_without_a_model_begins_with_the_table() -> None:
-    """A manifest without a model begins with the table."""
-    assert _printed(SKIPPED, model=None).splitlines()[0].split()[0] == "variant"
-
-
-def test_brackets_are_printed_as_they_are() -> None:
-    """A path or a reason with brackets in it is text, not markup."""
-    model = MODEL.model_copy(update={"weights_detail": "the file [bold]v2[/]/x.pth", "images": "a [/b] c"})
-    text = _printed(SKIPPED.model_copy(update={"reason": "see [red]this[/red] [/x]"}), model=model)
-    assert "the file [bold]v2[/]/x.pth; images: a [/b] c" in text
-    assert "see [red]this[/red] [/x]" in text
 
 
 def test_log_file_has_no_colours() -> None:
@@ -261,6 +251,14 @@ def test_terminal_is_asked_for_its_width(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TERM", "dumb")
     text = _printed(_engine(), SKIPPED, stream=_Terminal())
     assert max(map(len, text.splitlines())) <= 90
+
+
+def test_a_process_behind_a_pipe_is_told_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables are as wide as the terminal that doit shows them in; a width that is no number counts as none."""
+    monkeypatch.setenv("MODEL_ARTIFACTS_COLUMNS", "80")
+    assert console_for(io.StringIO()).width == 80
+    monkeypatch.setenv("MODEL_ARTIFACTS_COLUMNS", "wide")
+    assert console_for(io.StringIO()).width == 160
 
 
 class _Terminal(io.StringIO):
@@ -421,45 +419,32 @@ def test_an_accuracy_of_fewer_images_is_no_number() -> None:
     assert "†" not in _printed(_engine())
 
 
-@pytest.mark.parametrize(("top1", "warned"), [(0.05, True), (0.12, True), (0.2, False)])
-def test_a_reference_at_chance_is_never_silent(top1: float, warned: bool) -> None:  # noqa: FBT001 - a parameter
-    """Artifacts that agree with an untrained network are listed with a warning, in the table and in the verdict."""
-    classes = tuple(f"c{index}" for index in range(10))
-    model = MODEL.model_copy(update={"reference_top1": top1, "class_names": classes})
-    shown = manifest(_engine()).model_copy(update={"model": model})
-    for show in (print_manifest, print_verdict):
-        stream = io.StringIO()
-        show(shown, stream)
-        said = f"the FP32 reference's top-1 of {top1:.1%} is no better than chance (10.0%)"
-        assert (said in stream.getvalue()) is warned
-
-
 def _wide(p50_ms: float, spread: float, speedup: float) -> BatchTiming:
     interval = {"p50_low_ms": p50_ms - spread, "p50_high_ms": p50_ms + spread}
     return _timing(1, p50_ms, speedup).model_copy(update=interval)
 
 
-def _verdict(*entries: ManifestEntry) -> str:
+def test_a_latency_by_another_clock_is_marked() -> None:
+    """A call by the host's clock is not beside a CUDA graph's; eager FP32 is what others are compared with."""
+    graph = _timing(1, 0.2, 5.0).model_copy(update={"clock": Clock.GPU_GRAPH})
+    gpu = _timing(1, 1.0, 1.0).model_copy(update={"clock": Clock.GPU})
+    eager = _engine(id="m/t/eager", backend=Backend.EAGER, precision=Precision.FP32, timings=(gpu,))
+    text = _printed(_engine(id="m/t/a", timings=(graph,)), _engine(id="m/t/b", timings=(_timing(1, 0.3, 3.0),)), eager)
+    assert "‡ 0.300 ms" in _cells(text, "t/b")
+    assert "‡" not in _cells(text, "t/a") + _cells(text, "t/eager")
+    assert "‡ measured by the host's clock, so not comparable with the others" in text
+    assert "‡" not in _printed(_engine(device="one", timings=(graph,)), _engine(id="m/t/b", device="another"))
+
+
+def test_an_agreement_is_not_shown_as_top1() -> None:
+    """An artifact without a top-1 has an empty cell among those that have one."""
+    other = _engine(id="m/t/other", accuracy=ACCURACY.model_copy(update={"top1": None}), timings=())
+    assert _cells(_printed(_engine(), other), "t/other") == "t/other 23.5 MB 1.2e-03 deployable"
+
+
+def test_a_milestone_of_fewer_images_has_no_distance() -> None:
+    """Its distance to the reference is that of other images."""
+    few = _engine(id="m/sm90-torch2.11/dynamo-fp16", accuracy=ACCURACY.model_copy(update={"samples": 8}))
     stream = io.StringIO()
-    print_verdict(manifest(*entries), stream)
-    return stream.getvalue()
-
-
-def test_the_verdict_names_an_artifact_for_each_goal() -> None:
-    """Latency, throughput and memory, by device."""
-    fast = _engine(id="m/t/fast", device="a GPU", timings=(_timing(1, 1.0, 2),))
-    assert [line.strip() for line in _verdict(fast).splitlines()] == [
-        "",
-        "to deploy on a GPU:",
-        "lowest latency, batch 1: t/fast",
-        "p50 1.000 ms (95 %: 1.000 to 1.000) by the host's clock, 2.00× eager FP32",
-        "highest throughput: t/fast",
-        "1 images/s in batches of 1, one batch after the other, 2.00× eager FP32",
-        "smallest file: t/fast",
-        "23.5 MB on disk",
-    ]
-
-
-def test_the_verdict_of_nothing_deployable_says_so() -> None:
-    """A manifest without deployable artifacts has no device to list."""
-    assert _verdict(SKIPPED).strip() == "to deploy: nothing; no artifact was built, validated and timed"
+    print_table(manifest(_engine(), few, milestones=(_milestone(),)), stream)
+    assert "3.9e-03" not in stream.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model_artifacts.deployment.choices import choices_of, latency_of, ties_of, verdict_of
-from model_artifacts.records import Clock, FileRecord, Layout, Status
+from model_artifacts.records import Backend, Clock, FileRecord, Layout, Status
 from tests.support.manifests import SHA, entry, manifest, timing
 
 
@@ -23,6 +23,21 @@ def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
     choice = choices_of([best, near])[0]
     assert choice.entry == near
     assert choice.ties == (best.id,)
+
+
+def test_a_baseline_is_measured_and_never_chosen() -> None:
+    """Eager PyTorch and inductor serve to compare: neither `load` nor a release takes them."""
+    baselines = [entry("e", timing(1, 0.1), backend=backend) for backend in (Backend.EAGER, Backend.INDUCTOR)]
+    good = entry("good", timing(1, 2.0))
+    assert [choice.entry for choice in choices_of([*baselines, good])] == [good, good, good]
+    assert verdict_of(manifest(*baselines)) == {}
+
+
+def test_a_recipe_is_not_the_smallest_file() -> None:
+    """Its kilobytes say nothing of the engine that it makes."""
+    recipe = entry("r", file=FileRecord(path="m/recipe.json", bytes=10, sha256=SHA))
+    good = entry("good")
+    assert choices_of([recipe, good])[2].entry == good
 
 
 def test_latencies_of_two_clocks_are_not_compared() -> None:

@@ -122,3 +122,13 @@ def test_without_bounds_nothing_breaks() -> None:
     changes = compare(manifest(entry("a", timing(1, 1.0, 0.001))), slow)
     assert breaches_of(changes) == ()
     assert [change.turn for change in worth_telling(changes)] == [Turn.WORSE]
+
+
+@pytest.mark.parametrize(("top1", "turn", "breach"), [(1.0, Turn.UNKNOWN, ""), (0.5, Turn.WORSE, "≥ -0.1 pt")])
+def test_accuracies_on_different_numbers_of_images_are_not_compared(top1: float, turn: Turn, breach: str) -> None:
+    """Eight right answers of eight are no gain over 460 of 500; a bound holds all the same."""
+    old, new = (manifest(entry("a", accuracy=item)) for item in (accuracy(), accuracy(top1=top1)))
+    few = new.artifacts[0].model_copy(update={"accuracy": accuracy(top1=top1).model_copy(update={"samples": 8})})
+    (change,) = compare(old, manifest(few), BOUNDS)
+    assert (change.turn, change.breach) == (turn, breach)
+    assert (change.before, change.after) == ("92.00% of 500", f"{top1:.2%} of 8")

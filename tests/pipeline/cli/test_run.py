@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from doit.cmd_base import ModuleTaskLoader
 from doit.cmd_run import Run as DoitRun
+from doit.task import Task
 
 from model_artifacts.records import Precision, Status
-from pipeline.cli.run import Run
+from pipeline.cli.live import Live
+from pipeline.cli.progress import Planned, Progress, read_durations
+from pipeline.cli.run import Reporter, Run, planned_steps
+from pipeline.cli.tasks import ALONE, SCREEN
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.conftest import TINY
-from tests.support.doit_runs import begin, doit, ran
+from tests.support.doit_runs import begin, doit, in_a_terminal, ran
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +133,96 @@ def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
         "benchmark:tiny/cpu-x86_64",
         "manifest:tiny",
     }
+
+
+def test_a_run_ends_with_what_to_deploy(finished: Path) -> None:
+    """The answer comes before the table, which is printed once, and again in short as the last thing."""
+    (finished / "artifacts/manifest.json").unlink()
+    done = doit(finished, "manifest", "report")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("to deploy on ") < done.stdout.index("\nvariant ")
+    assert done.stdout.count("\nvariant ") == 1
+    *_, short, again = done.stdout.splitlines()
+    assert short.startswith("to deploy for the lowest latency: cpu-x86_64/onnxruntime-")
+    assert again == "all of this again: model-artifacts show artifacts"
+    assert "manifest:tiny" in read_durations(finished / "artifacts/.durations.json")
+
+
+def test_a_terminal_of_80_columns_holds_the_last_screen(finished: Path) -> None:
+    """In a terminal no line is wider, the display of the steps leaves nothing, and the cursor stays visible."""
+    (finished / "artifacts/manifest.json").unlink()
+    status, raw = in_a_terminal([sys.executable, "-m", "doit", "manifest"], finished, columns=80)
+    assert status == 0, raw
+    assert "of 1 steps" not in raw.rpartition("variant ")[2]
+    assert "manifest:tiny" in raw  # while it was at work
+    table = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw.partition("to deploy on ")[2])
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= 80
+    assert "to deploy for the lowest latency: " in table
+    assert "\x1b[?25l" not in raw
+
+
+def _task(name: str, *before: str, meta: dict[str, object] | None = None) -> Task:
+    """Return a command on demand, or with `meta` a step."""
+    return Task(name, ["true"], task_dep=list(before), meta=meta)
+
+
+def test_the_steps_of_a_run_are_those_asked_for_and_those_before_them() -> None:
+    """Groups, commands on demand and other steps do not count."""
+    step: dict[str, object] = {ALONE: False}
+    tasks = {
+        task.name: task
+        for task in (
+            _task("source:m", meta=step),
+            _task("build:a", "source:m", meta=step),
+            _task("build:b", "source:m", meta=step),
+            _task("benchmark:t", "build:a", "source:m", meta={ALONE: True}),
+            Task("benchmark", None, task_dep=["benchmark:t"]),
+            _task("release", "benchmark"),
+        )
+    }
+    assert planned_steps(tasks, ["release"]) == {
+        "source:m": Planned("source"),
+        "build:a": Planned("build"),
+        "benchmark:t": Planned("benchmark", alone=True),
+    }
+
+
+def test_a_command_on_demand_has_the_terminal_for_itself() -> None:
+    """`doit release` may ask for a password; a step shows the display again."""
+    calls: list[str] = []
+
+    class Recorded(Live):
+        def show(self) -> None:
+            calls.append("show")
+
+        def hide(self) -> None:
+            calls.append("hide")
+
+    progress = Progress({"build:a": Planned("build")}, {}, 1)
+    reporter = Reporter(Recorded(progress), progress)
+    tasks = {task.name: task for task in (_task("build:a", meta={ALONE: False}), _task("release"), Task("x", None))}
+    reporter.initialize(tasks, [])
+    for task in tasks.values():
+        reporter.execute_task(task)
+    assert calls == ["show", "hide"]
+    reporter.add_success(tasks["build:a"])
+    assert list(progress.took) == ["build:a"]
+
+
+def test_the_last_screen_comes_before_a_command_that_follows(
+    built: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines of `doit release` are the last ones, and not the table."""
+    progress = Progress({}, {}, 1)
+    reporter = Reporter(Live(progress), progress)
+    reporter.initialize({}, [])
+    reporter.add_success(_task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release")}))
+    reporter.execute_task(_task("release"))
+    shown = capsys.readouterr().out
+    assert shown.index("\nto deploy on ") < shown.index("\nvariant ")
+    assert "to release all that may be deployed: doit release" in shown
+    reporter.complete_run()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_first_run_has_no_reasons(checkout: Path) -> None:

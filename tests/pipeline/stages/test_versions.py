@@ -33,7 +33,7 @@ GOLDEN = {
     "validate": (7, "c562b665697f986c"),
     "benchmark": (4, "ac3ba0dfdc494ed5"),
     "manifest": (3, "b7249843c4a392b7"),
-    "report": (6, "8b4e52bfba910905"),
+    "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
 }

@@ -47,11 +47,21 @@ def test_the_card_says_the_network_the_data_and_each_artifact(manifest: Manifest
         row = next(line for line in card.splitlines() if line.startswith(f"| `{entry.id.split('/', 1)[1]}`"))
         assert f"{100 * (entry.accuracy.top1 or 0):.2f} %" in row
         assert f"{entry.accuracy.relative_l2:.1e}" in row
-        assert f"{entry.timings[0].p50_ms:.4g} ms at batch 1" in row
+        assert f"{entry.timings[0].p50_ms:.4g} ms at batch 1, by the host's clock" in row
         assert entry.file.path in row
         assert all(f"| {check.metric} | {check.value} | {check.bound} |" in card for check in entry.checks)
     assert "model_artifacts.load" in card
     assert "fitted on digits" in card
+
+
+def test_the_card_shows_no_share_of_fewer_images(manifest: Manifest) -> None:
+    """An accuracy on 8 images is not beside those on all of them."""
+    accuracy = manifest.artifacts[0].accuracy
+    assert accuracy is not None
+    few = manifest.artifacts[0].model_copy(update={"accuracy": accuracy.model_copy(update={"samples": 8})})
+    card = model_card("x", manifest.model_copy(update={"artifacts": (few, *manifest.artifacts[1:])}), None)
+    row = next(line for line in card.splitlines() if line.startswith(f"| `{few.id.split('/', 1)[1]}`"))
+    assert "| not compared: on 8 images |  |" in row
 
 
 def test_the_cards_metadata_is_yaml_that_hubs_read(manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_artifacts.records import Backend, Precision, Status
+from model_artifacts.records import Backend, Clock, Precision, Status
 from pipeline.stages.report.charts import batch_scaling, frontier, pareto, workspace_sweep
 from pipeline.stages.report.floors import Peak, Work
 from tests.support.manifests import accuracy, entry, timing
@@ -97,3 +97,25 @@ def test_engines_of_one_batch_size_are_one_line() -> None:
     assert chart is not None
     (line,) = chart.figure.data
     assert (line.x, line.y) == ((1, 8), pytest.approx((500, 2000)))
+
+
+def test_an_accuracy_of_fewer_images_is_not_drawn() -> None:
+    """Its distance is that of other images."""
+    few = entry("few", timing(1, 1.0), accuracy=accuracy(1e-2).model_copy(update={"samples": 8}))
+    chart = pareto([few, entry("all", timing(1, 2.0))], 1)
+    assert chart is not None
+    assert [name for trace in chart.figure.data for name in trace.text] == ["all"]
+
+
+def test_lines_by_several_clocks_say_which() -> None:
+    """A throughput by the host's clock is not beside one by the GPU's without a word."""
+    graph = entry("a", *(timing(batch, 1.0, clock=Clock.GPU_GRAPH) for batch in (1, 8)))
+    host = entry("b", *(timing(batch, 1.0) for batch in (1, 8)), precision=Precision.FP32)
+    one, both = (batch_scaling(entries, None, None) for entries in ([host], [graph, host]))
+    assert one is not None
+    assert both is not None
+    assert [trace.name for trace in one.figure.data] == ["onnxruntime fp32"]
+    assert [trace.name for trace in both.figure.data] == [
+        "onnxruntime fp16, on the GPU, as a CUDA graph",
+        "onnxruntime fp32, by the host's clock",
+    ]

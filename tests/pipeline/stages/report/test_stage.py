@@ -106,6 +106,36 @@ def test_an_accuracy_on_fewer_images_is_not_compared(built: Project) -> None:
     assert f">on {few.accuracy.samples} images</td>" in table
 
 
+def test_what_does_not_compare_is_marked_or_left_out(copied: Path) -> None:
+    """A distance on 8 images is shown nowhere, and a latency by the host's clock bears a mark."""
+    project = on_an_h100(copied)
+    eager, few, other = project.manifest().artifacts
+    few = few.model_copy(update={"accuracy": accuracy(7.7e-2).model_copy(update={"samples": 8, "cosine": 0.777777})})
+    other = other.model_copy(update={"timings": (timing(1, 0.3), *other.timings[1:])})
+    write_record(project.paths.manifest, project.manifest().model_copy(update={"artifacts": (eager, few, other)}))
+    make_report(project)
+    text = text_of(project)
+    page = text[text.index("<body>") :]
+    assert "‡ 0.3<br>" in page
+    assert ">0.2<br>" in page
+    assert "7.7e-02" not in page
+    assert "0.777777" not in page
+    assert "judged on 8 images only" in page
+    assert "Nothing may be deployed" not in page
+
+
+def test_a_baseline_is_not_the_answer(copied: Path) -> None:
+    """Without anything else that may be deployed, the page begins with that."""
+    project = on_an_h100(copied)
+    eager = project.manifest().artifacts[0]
+    write_record(project.paths.manifest, project.manifest().model_copy(update={"artifacts": (eager,)}))
+    make_report(project)
+    text = text_of(project)
+    assert 'Nothing may be deployed: <a href="#not-deployable">the reasons</a>' in text
+    cards = text[text.index('<div class="cards">') : text.index("<h3>")]
+    assert "eager-fp32" not in cards
+
+
 def test_the_report_needs_nothing_from_a_network(built: Project) -> None:
     """No element of it loads anything."""
     assert re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text_of(built)) == []
