@@ -120,6 +120,8 @@ class RestartRecord(StageRecord):
     """Variant of the artifact: `model/target/name`."""
     restart: Annotated[int, Field(ge=1)]
     """Number of the restart."""
+    run: str
+    """Name of the run that took it. Its groups are timed soon after each other."""
     taken: str
     """Name of the rounds. Variants with the same name were timed against each other."""
     timed_with: tuple[TimedVariant, ...]

@@ -6,16 +6,17 @@ that failed before, and with each group of a host that has no room for all.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import Layout, ranking_clock
 from pipeline.stages.benchmark.statistics import UNKNOWN_SHIFT, shift_of, slowed_by
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pipeline.stages.benchmark.messages import SampleSet
-    from pipeline.stages.benchmark.results import Measured
+    from pipeline.stages.benchmark.results import Measured, Taken
 
 _CLOCKS_DIFFER = 0.02
 """The largest relative difference of the highest clocks of a GPU in two comparable sessions."""
@@ -23,7 +24,7 @@ _CLOCKS_DIFFER = 0.02
 
 def sessions_of(measured: Sequence[Measured]) -> list[Measured]:
     """Return one variant of each session, preferably one with a baseline."""
-    found: dict[tuple[str, ...], Measured] = {}
+    found: dict[tuple[Taken, ...], Measured] = {}
     for item in measured:
         known = found.get(item.taken)
         if known is None or (item.baseline and not known.baseline):
@@ -31,20 +32,18 @@ def sessions_of(measured: Sequence[Measured]) -> list[Measured]:
     return list(found.values())
 
 
-def disagreement(measured: Sequence[Measured], taken_now: Collection[str]) -> str:
-    """Return the reason why earlier samples cannot be compared with those of now; empty if they can.
+def disagreement(measured: Sequence[Measured]) -> str:
+    """Return the reason why samples of different runs cannot be compared; empty if they can.
+
+    Groups of one run are not held against each other: timing them again would separate them as much.
 
     Args:
         measured: the variants with all of their restarts.
-        taken_now: the names of the rounds of this run.
     """
-    sessions = sessions_of(measured)
-    for before in sessions:
-        for now in sessions:
-            is_old = any(name not in taken_now for name in before.taken)
-            if before is not now and is_old and any(name in taken_now for name in now.taken):
-                for reason in _differences(before, now):
-                    return reason
+    for before, now in combinations(sessions_of(measured), 2):
+        if any(old.run != new.run for old, new in zip(before.taken, now.taken, strict=True)):
+            for reason in _differences(before, now):
+                return reason
     return ""
 
 

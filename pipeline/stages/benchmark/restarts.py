@@ -18,7 +18,7 @@ from pipeline.planning.freshness import changes
 from pipeline.records import RestartRecord, TimedSet
 from pipeline.stages.benchmark.gpu_watch import Reading
 from pipeline.stages.benchmark.messages import Ready, Samples, SampleSet
-from pipeline.stages.benchmark.results import Measured, Round, samples_on_disk
+from pipeline.stages.benchmark.results import Measured, Round, Taken, samples_on_disk
 from pipeline.stages.common.inputs import is_whole
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Rounds(NamedTuple):
 
     restart: int
     """The number of the restart, from 1."""
-    name: str
-    """A name that no other rounds have."""
+    taken: Taken
+    """The names of the run and of these rounds."""
     timed_with: tuple[TimedVariant, ...]
     """The variants that get a record of them."""
 
@@ -117,6 +117,9 @@ def _usable(project: Project, variant: Variant, number: int, key: Key, *, with_b
         return ""
     except RecordError as exc:
         return exc.what
+    is_committed = project.git is None or project.git.dirty or (restart.record.git and not restart.record.git.dirty)
+    if not is_committed:
+        return "it was taken with files that no commit has"
     is_alone = with_baseline and not restart.record.baseline_sets
     return "eager FP32 was not timed in the same rounds" if is_alone else restart
 
@@ -178,7 +181,7 @@ def _restored(project: Project, variant: Variant, record: RestartRecord) -> Meas
         disturbed_by=record.disturbed_by,
         readings=readings,
         baseline=Measured(variant, rounds=beside) if beside else None,
-        taken=(record.taken,),
+        taken=(Taken(record.run, record.taken),),
     )
 
 
@@ -209,7 +212,7 @@ def joined(variant: Variant, restarts: Sequence[Restart]) -> Measured:
         disturbed_by=tuple(dict.fromkeys(stranger for part in parts for stranger in part.disturbed_by)),
         readings=[reading for part in parts for reading in part.readings],
         baseline=Measured(variant, rounds=_all_rounds(besides)) if besides else None,
-        taken=tuple(name for part in parts for name in part.taken),
+        taken=tuple(taken for part in parts for taken in part.taken),
     )
 
 
@@ -229,7 +232,8 @@ def write_restart(project: Project, found: Measured, key: Key, rounds: Rounds) -
         built_at=now(),
         variant_id=found.variant.id,
         restart=rounds.restart,
-        taken=rounds.name,
+        run=rounds.taken.run,
+        taken=rounds.taken.rounds,
         timed_with=rounds.timed_with,
         sets=_listed(found),
         baseline_sets=_listed(found.baseline),

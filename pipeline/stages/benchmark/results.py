@@ -39,6 +39,15 @@ class Round(NamedTuple):
     samples: Samples
 
 
+class Taken(NamedTuple):
+    """The origin of a restart."""
+
+    run: str
+    """The name of the run that took it."""
+    rounds: str
+    """The name of its rounds, which no others have."""
+
+
 @dataclass
 class Measured:
     """A variant's samples, or the reason why there are none."""
@@ -56,8 +65,8 @@ class Measured:
     """The GPU's sensor values during the measurement."""
     baseline: Measured | None = None
     """The baseline, timed in the same rounds."""
-    taken: tuple[str, ...] = ()
-    """The names of the rounds of each restart: variants with the same names were always timed against each other."""
+    taken: tuple[Taken, ...] = ()
+    """The origin of each restart: variants with the same ones were always timed against each other."""
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""

@@ -18,7 +18,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import Outcome, TimedVariant
 from pipeline.stages.benchmark.linking import disagreement, sessions_of
 from pipeline.stages.benchmark.restarts import Kept, Rounds, kept_restarts, remove_restarts, write_restart
-from pipeline.stages.benchmark.results import Measured, report_of
+from pipeline.stages.benchmark.results import Measured, Taken, report_of
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_restart
 from pipeline.stages.common.inputs import is_whole
@@ -100,17 +100,15 @@ class _Benchmark:
         """Take the restarts that are missing, and return the samples of all, or the ending of a variant."""
         if not self._artifacts:
             return []
-        kept = self._kept(with_baseline=self._baseline() is not None)
+        kept = self._kept(with_baseline=_baseline(self._project, self._target, self._artifacts) is not None)
         if self._is_finished(kept):
             log.info("all latencies are current: timing them anew, as the step was asked for")
             kept = self._anew()
         _say(kept, self._variants, self._restarts)
-        taken, endings = self._take(kept)
-        measured = self._measured(endings)
-        if reason := disagreement([item for item in measured if not item.ending], taken):
+        measured = self._measured(self._take(kept))
+        if reason := disagreement([item for item in measured if not item.ending]):
             log.info("timing all variants again, because earlier samples cannot be compared with new ones: %s", reason)
-            _, endings = self._take(self._anew())
-            measured = self._measured(endings)
+            measured = self._measured(self._take(self._anew()))
         return measured
 
     def _kept(self, *, with_baseline: bool) -> Kept:
@@ -126,9 +124,6 @@ class _Benchmark:
         remove_restarts(self._project, self._variants)
         return Kept()
 
-    def _baseline(self) -> Artifact | None:
-        return _baseline(self._project, self._target, self._artifacts)
-
     def _measured(self, endings: dict[str, Ending]) -> list[Measured]:
         """Return what the records hold; the ending of a variant that could not be timed in every restart."""
         kept = self._kept(with_baseline=False)
@@ -138,13 +133,9 @@ class _Benchmark:
             for variant in self._variants
         ]
 
-    def _take(self, kept: Kept) -> tuple[set[str], dict[str, Ending]]:
-        """Take and record the restarts that are missing.
-
-        Returns:
-            the names of the rounds, and the endings of variants that could not be timed.
-        """
-        names: set[str] = set()
+    def _take(self, kept: Kept) -> dict[str, Ending]:
+        """Take and record the restarts that are missing, and return the endings of variants that could not be timed."""
+        run = uuid4().hex
         endings: dict[str, Ending] = {}
         gpu = self._project.plan.gpu(self._target)
         for number in range(1, self._restarts + 1):
@@ -157,23 +148,22 @@ class _Benchmark:
                 endings |= {item.variant.id: item.ending for item in found if item.ending}
                 own = [item for item in found if item.variant.id not in guests and not item.ending]
                 endings |= {item.variant.id: self._damaged(item) for item in own if item.variant not in self._keys}
-                names.add(self._write([item for item in own if item.variant in self._keys], number))
+                self._write([item for item in own if item.variant in self._keys], number, run)
                 done |= {item.variant.id for item in own}
-        return names, endings
+        return endings
 
     def _damaged(self, item: Measured) -> Ending:
         """Return the ending of a variant whose file was changed, but could be opened."""
         build = self._project.command(Step("build", item.variant.id))
         return Ending(Outcome.FAILED, f"its file is not what was built; run `{build}`")
 
-    def _write(self, measured: Sequence[Measured], number: int) -> str:
-        """Write the records of one restart of a group, and return the name of their rounds."""
+    def _write(self, measured: Sequence[Measured], number: int, run: str) -> None:
+        """Write the records of one restart of a group."""
         keys = {item.variant.id: self._keys[item.variant] for item in measured}
         peers = tuple(TimedVariant(variant_id=peer, key_sha256=key.digest) for peer, key in keys.items())
-        rounds = Rounds(number, uuid4().hex, peers)
+        rounds = Rounds(number, Taken(run, uuid4().hex), peers)
         for item in measured:
             write_restart(self._project, item, keys[item.variant.id], rounds)
-        return rounds.name
 
 
 def _say(kept: Kept, variants: Sequence[Variant], restarts: int) -> None:

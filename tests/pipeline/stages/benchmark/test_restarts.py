@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.host.record_files import write_record
-from model_artifacts.records import Key, KeyField
+from model_artifacts.records import GitState, Key, KeyField
 from pipeline.cli.main import main
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CPU = "cpu-x86_64"
 NAMES = ("eager-fp32", "onnxruntime-fp16", "onnxruntime-fp32", "onnxruntime-int8", "onnxruntime-int8-cpu")
+
+CLEAN, DIRTY = GitState(commit="c" * 40, dirty=False), GitState(commit="c" * 40, dirty=True)
 
 
 @pytest.fixture
@@ -267,6 +269,53 @@ def test_all_are_timed_again_if_the_baseline_has_changed(
     assert "the machine's speed may have changed by 18%" in caplog.text
     names = {name: project_taken(untimed, name) for name in NAMES}
     assert len(set(names.values())) == 1
+
+
+def test_samples_that_nobody_compared_are_not_accepted_later(untimed: Project, processes: Processes) -> None:
+    """A run that ends between its last restart and the comparison leaves that to the next one."""
+    without_int8(untimed)
+    processes.milliseconds = lambda name, batch, turn: 1.2 * steady(name, batch, turn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.stages.benchmark.stage.disagreement", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark_target(untimed, CPU)
+    count = len(processes.opened)
+    benchmark_target(untimed, CPU)
+    assert opened_since(processes, count) == sorted(NAMES * 3)
+
+
+def _interrupt(_measured: object) -> str:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("states", "kept"),
+    [
+        ((DIRTY, CLEAN), False),
+        ((None, CLEAN), False),
+        ((CLEAN, CLEAN), True),
+        ((DIRTY, DIRTY), True),
+        ((DIRTY, None), True),
+    ],
+)
+def test_samples_of_uncommitted_code_do_not_become_a_commits(
+    untimed: Project,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    states: tuple[GitState | None, GitState | None],
+    *,
+    kept: bool,
+) -> None:
+    """A clean checkout takes the restarts of a dirty one again; else its report would name a commit without them."""
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: states[0])
+    processes.before = stopping_at("onnxruntime-fp32", 3)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_target(untimed, CPU)
+    processes.before = lambda _name, _turn: None
+    count = len(processes.opened)
+    monkeypatch.setattr("pipeline.planning.project.git_state", lambda _: states[1])
+    benchmark_target(Project.load(untimed.config_file, STAGES), CPU)
+    assert opened_since(processes, count) == sorted(NAMES * (1 if kept else 3))
 
 
 def project_taken(project: Project, name: str) -> tuple[str, ...]:
