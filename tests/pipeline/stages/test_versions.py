@@ -31,7 +31,7 @@ GOLDEN = {
     "rounding": (4, "a1f3ba429042440b"),
     "build": (4, "39f60e5b2feb2e88"),
     "validate": (6, "95e2e072c9f0a87b"),
-    "benchmark": (3, "94a46e9ee73f01a9"),
+    "benchmark": (4, "94a46e9ee73f01a9"),
     "manifest": (2, "f5abd0e63b833ce4"),
     "report": (6, "8b4e52bfba910905"),
     "profile": (1, "5eaad1cb421bd89b"),
