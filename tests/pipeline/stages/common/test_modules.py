@@ -19,7 +19,6 @@ from model_artifacts.sessions.module import open_session
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.common import modules
 from pipeline.stages.common.modules import keep_tuned, load_module, tuned_here
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
@@ -130,11 +129,13 @@ def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pyte
 
 def _run_inductor(told: Connection, project: Project, artifact: Artifact, *, afresh: bool) -> None:
     """Compile a small network on the CPU as a benchmark's process does; tell whether inductor tuned it."""
-    modules.restore_model = lambda _: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
-    keep_tuned(project, artifact, afresh=afresh)
-    module = load_module(project, artifact, None).module
-    with torch.inference_mode():
-        module(torch.ones(2, 3, 2, 2))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.stages.common.modules.restore_model", lambda _: network)
+        keep_tuned(project, artifact, afresh=afresh)
+        module = load_module(project, artifact, None).module
+        with torch.inference_mode():
+            module(torch.ones(2, 3, 2, 2))
     told.send(tuned_here(artifact))
 
 
