@@ -31,6 +31,8 @@ class Processes:
     def __init__(self) -> None:
         """Answer with steady times until told otherwise."""
         self.asked: list[tuple[str, str]] = []
+        self.loading: list[str] = []
+        """The begins and ends of loading, in order, with the variants' names."""
         self.milliseconds: Callable[[str, int, int], float] = steady
         """The latency for a variant's name, a batch size, and the number of processes of that name so far."""
         self.before: Callable[[str, int], Ending | None] = lambda _name, _turn: None
@@ -60,6 +62,7 @@ class _Answers:
     def send(self, message: object) -> None:
         """Take a question, and have its answer ready."""
         if isinstance(message, Started):
+            self._processes.loading.append(f"open {self._name}")
             self._waiting.append(Ready(ColdStart(seconds=0.5 if self._first else 0.1, cached_seconds=None)))
         elif isinstance(message, Ask):
             self._processes.asked.append(
@@ -81,7 +84,10 @@ class _Answers:
 
     def recv(self) -> object:
         """Give the answer."""
-        return self._waiting.pop(0)
+        answer = self._waiting.pop(0)
+        if isinstance(answer, Ready):
+            self._processes.loading.append(f"ready {self._name}")
+        return answer
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Processes:

@@ -72,6 +72,37 @@ def test_rounds_are_interleaved_and_every_restart_opens_all_anew(built: Project,
     assert processes.asked == expected
 
 
+def test_loading_is_parallel_unless_it_is_timed(built: Project, processes: Processes) -> None:
+    """The first restart opens one after the other, for its cold starts; the others open all at once."""
+    artifacts = [
+        built.artifact(built.plan.variant(f"tiny/{CPU}/{name}")) for name in ("eager-fp32", "onnxruntime-fp32")
+    ]
+    time_restart(built, None, artifacts, 1)
+    assert processes.loading == [
+        "open eager-fp32",
+        "ready eager-fp32",
+        "open onnxruntime-fp32",
+        "ready onnxruntime-fp32",
+    ]
+    processes.loading.clear()
+    time_restart(built, None, artifacts, 2)
+    assert processes.loading == [
+        "open eager-fp32",
+        "open onnxruntime-fp32",
+        "ready eager-fp32",
+        "ready onnxruntime-fp32",
+    ]
+
+
+def test_nothing_is_timed_for_guests_alone(built: Project, processes: Processes) -> None:
+    """If a new variant cannot be opened, the baseline that is there for it is not timed either."""
+    artifacts = [
+        built.artifact(built.plan.variant(f"tiny/{CPU}/{name}")) for name in ("eager-fp32", "onnxruntime-fp32")
+    ]
+    time_restart(built, None, artifacts, 1, guests={artifact.variant.id for artifact in artifacts})
+    assert [what for _, what in processes.asked] == ["opened first", "opened first"]
+
+
 def test_what_the_sensors_showed_in_any_restart_counts(
     copied: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
