@@ -240,6 +240,11 @@ class BenchmarkConfig(Record):
         """The settings that change the latencies. All others have their defaults."""
         return with_defaults(self, "baselines")
 
+    @property
+    def restart_settings(self) -> BenchmarkConfig:
+        """The settings that change the latencies of one restart: their number does not."""
+        return with_defaults(self, "baselines", "restarts")
+
 
 class ReleaseConfig(Record):
     """The released build that this one is compared with, and the accepted differences."""

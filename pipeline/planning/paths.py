@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
     from pipeline.planning.plan import Arithmetic
 
+_RESTART = "benchmark.restart-"
+"""The beginning of the names of a restart's files."""
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -155,9 +158,16 @@ class Paths:
         Its engines are pickles, which Torch-TensorRT loads unchecked. They lie in this user's own cache, since an
         artifacts folder may have come from somebody else.
         """
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-        return home / "model-artifact-pipeline" / "engine-cache" / name
+        return _own_cache("engine-cache", folder)
+
+    def inductor_cache(self, variant: Variant) -> Path:
+        """The kernels that inductor tuned in the first restart of a benchmark."""
+        return self.inductor_cache_of(self.variant(variant))
+
+    @staticmethod
+    def inductor_cache_of(folder: Path) -> Path:
+        """Return inductor's kernels of the variant in a folder: code, which lies in this user's own cache, too."""
+        return _own_cache("inductor-cache", folder)
 
     def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
         """The timing cache of one version of Torch-TensorRT on one GPU type."""
@@ -202,3 +212,31 @@ class Paths:
     def samples(self, variant: Variant) -> Path:
         """Every measured latency, as arrays."""
         return self.variant(variant) / "benchmark.npz"
+
+    def restart(self, variant: Variant, number: int) -> Path:
+        """The record of one restart of a benchmark; the first one is 1."""
+        return self.variant(variant) / f"{_RESTART}{number}.json"
+
+    def restart_samples(self, variant: Variant, number: int) -> Path:
+        """The latencies of one restart, as arrays."""
+        return self.variant(variant) / f"{_RESTART}{number}.npz"
+
+    def restarts(self, variant: Variant) -> dict[Path, int]:
+        """Return the files of all restarts on disk, however many are configured, with their numbers."""
+        return self.restarts_in(self.variant(variant))
+
+    @staticmethod
+    def restarts_in(folder: Path) -> dict[Path, int]:
+        """Return the files of all restarts in a variant's folder, with their numbers."""
+        numbers = {
+            path: path.stem.removeprefix(_RESTART)
+            for path in sorted(folder.glob(f"{_RESTART}*"))
+            if path.suffix in {".json", ".npz"}
+        }
+        return {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+
+
+def _own_cache(kind: str, folder: Path) -> Path:
+    """Return a place in this user's own cache for the variant in a folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "model-artifact-pipeline" / kind / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()

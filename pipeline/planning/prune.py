@@ -69,7 +69,9 @@ def find_leftovers(project: Project) -> Leftovers:
         path
         for path in (
             *(folder / name for folder in dropped for name in _names(project)),
-            *(paths.engine_cache_of(folder) for folder in dropped),
+            *(path for folder in dropped for path in paths.restarts_in(folder)),
+            *(cache_of(folder) for folder in dropped for cache_of in (paths.engine_cache_of, paths.inductor_cache_of)),
+            *_surplus_restarts(project),
             *_orphans(project, gone),
             *_graphs(project),
         )
@@ -101,6 +103,14 @@ def delete(project: Project, leftovers: Leftovers) -> None:
             with storage_errors(f"deleting {empty}"):
                 if empty != project.paths.folder and empty.is_dir() and not any(empty.iterdir()):
                     empty.rmdir()
+
+
+def _surplus_restarts(project: Project) -> Iterator[Path]:
+    """Yield the restarts of planned variants beyond the configured number."""
+    for variant in project.plan.variants:
+        for path, number in project.paths.restarts(variant).items():
+            if number > project.config.benchmark.restarts:
+                yield path
 
 
 def _names(project: Project) -> list[str]:

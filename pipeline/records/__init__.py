@@ -2,7 +2,7 @@
 
 from pipeline.records.accuracy import AccuracyReport, Loss, Verdict
 from pipeline.records.artifact import Artifact
-from pipeline.records.benchmark import BenchmarkReport, Conditions, Range
+from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, RestartRecord, TimedSet, TimedVariant
 from pipeline.records.data import DataRecord, ImagesOrigin
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
@@ -33,10 +33,13 @@ __all__ = [
     "Range",
     "ReadFile",
     "ReportRecord",
+    "RestartRecord",
     "Rounding",
     "RoundingRun",
     "Sensitivity",
     "SourceRecord",
     "TensorCast",
+    "TimedSet",
+    "TimedVariant",
     "Verdict",
 ]

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from model_artifacts.records import BatchTiming, ColdStart, Count, Doubt, FileRecord, Record, StageRecord
+from model_artifacts.records import (
+    BatchTiming,
+    Clock,
+    ColdStart,
+    Count,
+    Doubt,
+    FileRecord,
+    Layout,
+    Record,
+    Sha256,
+    StageRecord,
+)
 from pipeline.records.outcome import Outcome
 
 
@@ -72,6 +85,73 @@ class BenchmarkReport(StageRecord):
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """The raw samples and the runtime cache, as far as they exist."""
+        return tuple(file for file in (self.samples, self.runtime_cache) if file)
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant_id
+
+
+class TimedVariant(Record):
+    """Variant that took part in the rounds of a restart."""
+
+    variant_id: str
+    """Variant: `model/target/name`."""
+    key_sha256: Sha256
+    """Digest of the staleness key of its own restart."""
+
+
+class TimedSet(Record):
+    """Clock, batch size and layout of samples."""
+
+    clock: Clock
+    """The clock that measured them."""
+    batch: Count
+    """Number of images in a batch."""
+    layout: Layout
+    """Memory layout of the images."""
+
+
+class RestartRecord(StageRecord):
+    """Samples of a variant and of its baseline in one restart: `benchmark.restart-1.json` beside the artifact."""
+
+    variant_id: str
+    """Variant of the artifact: `model/target/name`."""
+    restart: Annotated[int, Field(ge=1)]
+    """Number of the restart."""
+    run: str
+    """Name of the run that took it. Its groups are timed soon after each other."""
+    taken: str
+    """Name of the rounds. Variants with the same name were timed against each other."""
+    timed_with: tuple[TimedVariant, ...]
+    """All variants with a record of these rounds, this one included."""
+    sets: tuple[TimedSet, ...]
+    """Sample sets of the variant, in their order."""
+    baseline_sets: tuple[TimedSet, ...]
+    """Sample sets of eager FP32 in the same rounds; empty if it was not timed."""
+    samples: FileRecord
+    """Every latency: npz with arrays as in `benchmark.npz`, those of the baseline beginning with `baseline_`."""
+    notes: tuple[str, ...] = ()
+    """Reasons why clocks are missing."""
+    unsettled: tuple[str, ...] = ()
+    """Batch sizes whose warm-up did not settle."""
+    disturbed_by: tuple[str, ...] = ()
+    """Other processes that computed on the GPU at the same time."""
+    conditions: Conditions | None = None
+    """State of the GPU during timing; the samples' file has every reading."""
+    cold_start: ColdStart | None = None
+    """Time to the first result; only the first restart has it."""
+    tuning_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Time to the first result in a restart that tuned inductor's kernels; None if an earlier one had."""
+    device_memory_bytes: Count | None = None
+    """GPU memory that the artifact took."""
+    runtime_cache: FileRecord | None = None
+    """Kernels that the first restart compiled, which later ones load."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The samples, and the runtime cache if there is one."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)
 
     @property

@@ -26,6 +26,8 @@ class Ready:
     cold_start: ColdStart | None = None
     device_memory_bytes: int | None = None
     runtime_cache: FileRecord | None = None
+    tuning_seconds: float | None = None
+    """Time to the first result of a module whose kernels inductor tuned; None if it loaded them, or has none."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from model_artifacts.records import Clock, Variant, ranking_clock
 from pipeline.records import BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import conditions_of
 from pipeline.stages.benchmark.messages import Ready, SampleSet
-from pipeline.stages.benchmark.statistics import noise_of, summarize
+from pipeline.stages.benchmark.statistics import UNKNOWN_SHIFT, noise_of, shift_of, summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     import numpy.typing as npt
@@ -38,6 +39,15 @@ class Round(NamedTuple):
     samples: Samples
 
 
+class Taken(NamedTuple):
+    """The origin of a restart."""
+
+    run: str
+    """The name of the run that took it."""
+    rounds: str
+    """The name of its rounds, which no others have."""
+
+
 @dataclass
 class Measured:
     """A variant's samples, or the reason why there are none."""
@@ -47,15 +57,21 @@ class Measured:
     ready: Ready = field(default_factory=Ready)
     ending: Ending | None = None
     """Present once the variant was skipped or has failed: it gets no more requests."""
+    notes: list[str] = field(default_factory=list)
+    """The reasons why clocks are missing, each once."""
     unsettled: list[str] = field(default_factory=list)
     disturbed_by: tuple[str, ...] = ()
     readings: list[Reading] = field(default_factory=list)
     """The GPU's sensor values during the measurement."""
     baseline: Measured | None = None
     """The baseline, timed in the same rounds."""
+    taken: tuple[Taken, ...] = ()
+    """The origin of each restart: variants with the same ones were always timed against each other."""
 
     def keep(self, restart: int, batch: int, samples: Samples) -> None:
         """Keep a round."""
+        if samples.note and samples.note not in self.notes:
+            self.notes.append(samples.note)
         self.rounds.setdefault(SampleSet(samples.clock, batch, samples.layout), []).append(Round(restart, samples))
 
     def latencies(self, what: SampleSet) -> list[list[Latencies]]:
@@ -76,13 +92,19 @@ class Measured:
         return conditions_of(self.readings)
 
 
-def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
-    """Return a variant's report, and store its samples."""
+def report_of(project: Project, key: Key, found: Measured, sessions: Sequence[Measured] = ()) -> BenchmarkReport:
+    """Return a variant's report, and store its samples.
+
+    Args:
+        project: the place of the samples.
+        key: the key of the target's benchmark.
+        found: the variant's samples of all restarts, or its ending.
+        sessions: one variant of each session of the target, as `linking.sessions_of` returns them.
+    """
     variant = found.variant
     if found.ending:
         return BenchmarkReport(key=key, built_at=now(), variant_id=variant.id, **found.ending._asdict())
     gpu = project.plan.gpu(variant.target)
-    notes = (kept.samples.note for rounds in found.rounds.values() for kept in rounds if kept.samples.note)
     ranking = ranking_clock({what.clock for what in found.rounds})
     restarts = [found.medians_of_restarts(what) for what in found.rounds if what.clock is ranking]
     return BenchmarkReport(
@@ -91,10 +113,10 @@ def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
         toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        reason="; ".join(dict.fromkeys(notes)),
+        reason="; ".join(found.notes),
         device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
         threads=threads(),
-        timings=tuple(_timing(found, what) for what in found.rounds),
+        timings=tuple(_timing(found, what, sessions) for what in found.rounds),
         samples=_store(project, variant, found),
         cold_start=found.ready.cold_start,
         device_memory_bytes=found.ready.device_memory_bytes,
@@ -106,7 +128,7 @@ def report_of(project: Project, key: Key, found: Measured) -> BenchmarkReport:
     )
 
 
-def _timing(found: Measured, what: SampleSet) -> BatchTiming:
+def _timing(found: Measured, what: SampleSet, sessions: Sequence[Measured]) -> BatchTiming:
     base = baseline_latencies(found, what)
     enqueues = [value for kept in found.rounds[what] for value in kept.samples.enqueue_us]
     return summarize(
@@ -114,7 +136,28 @@ def _timing(found: Measured, what: SampleSet) -> BatchTiming:
         what,
         np.concatenate([found for rounds in base for found in rounds]) if base else None,
         round(float(np.median(enqueues)), 2) if enqueues else None,
+        widening_of(found, what, sessions),
     )
+
+
+def widening_of(found: Measured, what: SampleSet, sessions: Sequence[Measured]) -> float:
+    """Return the logarithm by which each end of a median's interval moves, for variants of other sessions.
+
+    Two sessions share no round, and the machine's speed may differ between them. Eager FP32 was timed in both: its
+    times bound the difference. Each of two variants takes half of that, so that their intervals are apart only if the
+    medians would be at the bound.
+    """
+    others = [other for other in sessions if other.taken != found.taken]
+    bounds = [shift_of(_baseline_medians(found, what), _baseline_medians(other, what)) for other in others]
+    return max((UNKNOWN_SHIFT if bound is None else bound for bound in bounds), default=0.0) / 2
+
+
+def _baseline_medians(found: Measured, what: SampleSet) -> list[float]:
+    """Return the medians of eager FP32's restarts beside a variant, by the same clock if it has that."""
+    same = SampleSet(what.clock, what.batch)
+    if found.baseline and same in found.baseline.rounds:
+        return found.baseline.medians_of_restarts(same)
+    return [float(np.median(np.concatenate(rounds))) for rounds in baseline_latencies(found, what)]
 
 
 def baseline_latencies(found: Measured, what: SampleSet) -> list[list[Latencies]]:

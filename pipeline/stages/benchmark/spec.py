@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import driver_version, missing_driver, processor, threads
 from model_artifacts.records import CPU_TARGET
-from pipeline.planning.freshness import failed_before
+from pipeline.planning.freshness import failed_before, is_current
 from pipeline.planning.keys import build_identity_on_disk, installed_for, make_key
 from pipeline.planning.spec import TARGET, StageSpec
 from pipeline.planning.steps import Step
@@ -15,8 +15,11 @@ from pipeline.stages.common import inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from model_artifacts.records import Key
+    from model_artifacts.records import Key, Variant
+    from pipeline.planning.paths import Paths
+    from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.spec import Input
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 VERSION = 4
 """Raise it when the same artifacts are timed in another way.
 
-2 keeps the GPU busy while the host enqueues, and separates restarts for its intervals.
-4 does not time TensorRT's graphs on a processor, which are never deployed there.
+2 keeps the GPU busy while the host enqueues, and separates restarts for its intervals. 4 times all groups in every
+restart, widens the intervals of variants that never met in a round, and tunes inductor once. It does not time
+TensorRT's graphs on a processor, which are never deployed there.
 """
 
 
@@ -35,22 +39,44 @@ def benchmark_key(project: Project, target: str) -> Key:
     baseline = project.plan.baseline(target)
     if baseline is not None and baseline not in variants:
         variants.append(baseline)
-    gpu = project.plan.gpu(target)
-    has = installed_for(project, target)
     return make_key(
-        timer=VERSION,
         artifacts=sorted(build_identity_on_disk(project, variant) for variant in variants),
         settings=project.config.benchmark.timing_settings,
-        batches=project.config.timed_batches,
-        preprocessing=project.source().preprocessing,
-        processor=processor() if target == CPU_TARGET else None,
-        threads=threads() if target == CPU_TARGET else None,
-        torch=has.torch,
-        onnxruntime=has.onnxruntime,
-        driver=None if target == CPU_TARGET else missing_driver() or driver_version(),
-        gpu=gpu.uuid if gpu else None,
-        kernels=project.config.tensorrt.kernel_specialization,
+        **_circumstances(project, target),
     )
+
+
+def restart_key(project: Project, target: str, variant: Variant) -> Key:
+    """Return the key of a variant's samples in one restart, timed together with the baseline.
+
+    The number of restarts is not in it, so that more of them extend a benchmark. Nor are the other variants of the
+    target: each has samples and a key of its own.
+    """
+    baseline = project.plan.baseline(target)
+    return make_key(
+        artifact=build_identity_on_disk(project, variant),
+        baseline=build_identity_on_disk(project, baseline) if baseline else None,
+        settings=project.config.benchmark.restart_settings,
+        **_circumstances(project, target),
+    )
+
+
+def _circumstances(project: Project, target: str) -> dict[str, object]:
+    """Return the fields of a key that all variants of a target share."""
+    gpu = project.plan.gpu(target)
+    has = installed_for(project, target)
+    return {
+        "timer": VERSION,
+        "batches": project.config.timed_batches,
+        "preprocessing": project.source().preprocessing,
+        "processor": processor() if target == CPU_TARGET else None,
+        "threads": threads() if target == CPU_TARGET else None,
+        "torch": has.torch,
+        "onnxruntime": has.onnxruntime,
+        "driver": None if target == CPU_TARGET else missing_driver() or driver_version(),
+        "gpu": gpu.uuid if gpu else None,
+        "kernels": project.config.tensorrt.kernel_specialization,
+    }
 
 
 def _follows(schedule: Schedule, target: str) -> tuple[Step, ...]:
@@ -75,6 +101,17 @@ def _inputs(project: Project, target: str) -> Iterator[Input]:
         yield from inputs.graph(project, variant)
         yield from inputs.artifact(project, variant)
         yield from inputs.accuracy_if_whole(project, variant)
+    if not is_current(project, Step("benchmark", f"{project.plan.model}/{target}")):  # or else all are taken anew
+        for variant in project.plan.variants_on(target):
+            yield from inputs.restarts_if_whole(project, variant)
+
+
+def _files(paths: Paths, plan: Plan, target: str) -> Iterator[Path]:
+    """Yield the places of the samples of all variants, and of their restarts."""
+    for variant in plan.variants_on(target):
+        yield from (paths.samples(variant), paths.runtime_cache(variant))
+        for number in range(1, plan.config.benchmark.restarts + 1):
+            yield from (paths.restart_samples(variant, number), paths.restart(variant, number))
 
 
 def _retried(project: Project, record: BenchmarkReport) -> Iterator[str]:
@@ -93,9 +130,7 @@ SPEC = StageSpec(
     version=VERSION,
     record=BenchmarkReport,
     records=lambda paths, plan, target: tuple(map(paths.benchmark, plan.variants_on(target))),
-    files=lambda paths, plan, target: tuple(
-        place(variant) for variant in plan.variants_on(target) for place in (paths.samples, paths.runtime_cache)
-    ),
+    files=lambda paths, plan, target: tuple(_files(paths, plan, target)),
     key=benchmark_key,
     run="pipeline.stages.benchmark.stage:run",
     seconds=100,

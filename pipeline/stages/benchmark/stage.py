@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import host_memory_bytes, missing_driver
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import CPU_TARGET, STAND_IN, Backend
+from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
-from pipeline.records import Outcome
-from pipeline.stages.benchmark.gpu_watch import watching
-from pipeline.stages.benchmark.messages import Ask, Ready, Started, Warm
-from pipeline.stages.benchmark.results import Measured, report_of
-from pipeline.stages.benchmark.worker import serve, takes
+from pipeline.records import Outcome, TimedVariant
+from pipeline.stages.benchmark.linking import disagreement, sessions_of
+from pipeline.stages.benchmark.restarts import Kept, Rounds, kept_restarts, remove_restarts, write_restart
+from pipeline.stages.benchmark.results import Measured, Taken, report_of
+from pipeline.stages.benchmark.spec import restart_key
+from pipeline.stages.benchmark.timing import time_restart
+from pipeline.stages.common.inputs import is_whole
 from pipeline.stages.common.outcomes import Ending
 from pipeline.system.locks import exclusive
-from pipeline.system.processes import describe_exit, kill, reap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
+    from collections.abc import Sequence
 
-    from model_artifacts.records import Gpu, Variant
-    from pipeline.config.settings import BenchmarkConfig, Config
+    from model_artifacts.records import Gpu, Key, Variant
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, BenchmarkReport
@@ -39,13 +38,6 @@ log = logging.getLogger(__name__)
 
 _NOT_BUILT = "not built: what it is made from is missing, or the build was not run or died"
 
-_START_SECONDS = 300.0
-"""The time limit for the start of a variant's process, and again for loading its artifact. Nine import torch at once.
-"""
-_ANSWER_SECONDS = 600.0
-"""The time limit of one variant's round."""
-_EXIT_SECONDS = 5.0
-"""The grace period of a process to end by itself after its connection is closed; then it is killed."""
 _PROCESSES = 12
 """The number of variants timed against each other, besides the baseline."""
 _PROCESS_BYTES = 4 * 2**30
@@ -56,7 +48,9 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     """Time a target's variants against each other, and record each one's latencies.
 
     Every round times every variant once (A B C A B C), so that a change of the machine's speed affects all alike. Each
-    variant has a process of its own, only one of them works at a time, and all are restarted several times.
+    variant has a process of its own, only one of them works at a time, and all are restarted several times. Each
+    restart is recorded when it is taken, and a benchmark goes on after those that are there. The reports are made from
+    these records alone.
 
     Returns:
         one report per variant, in the plan's order.
@@ -64,6 +58,7 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     Raises:
         RecordError: an artifact is missing.
         StorageError: the results cannot be written.
+        NewerRecordError: a newer version of this package wrote a present record.
     """
     key = key_of(project, Step("benchmark", f"{project.plan.model}/{target}"))
     variants = [variant for variant in project.plan.variants if variant.target == target]
@@ -72,37 +67,146 @@ def benchmark_target(project: Project, target: str) -> tuple[BenchmarkReport, ..
     artifacts = [artifact for variant in variants if (artifact := _artifact(project, variant))]
     reasons = {variant.id: _NOT_BUILT for variant in variants}
     reasons.update({artifact.variant.id: _untimed(artifact) for artifact in artifacts})
-    gpu = project.plan.gpu(target)
-    with exclusive(gpu):
+    with exclusive(project.plan.gpu(target)):
         ready = [artifact for artifact in artifacts if not reasons[artifact.variant.id]]
         shared = _shared(ready)
-        groups = group(project, target, [artifact for artifact in ready if artifact.variant.id not in shared])
-        measured = [item for members in groups for item in _measure(project, gpu, members)]
+        own = [artifact for artifact in ready if artifact.variant.id not in shared]
+        measured = {item.variant.id: item for item in _Benchmark(project, target, own).measure()}
+    sessions = sessions_of([item for item in measured.values() if not item.ending])
     reports = []
     for variant in variants:
-        timed = shared.get(variant.id, variant.id)
-        result = next((replace(item, variant=variant) for item in measured if item.variant.id == timed), None)
-        untimed = Measured(variant, ending=Ending(Outcome.SKIPPED, reasons[variant.id]))
-        report = report_of(project, key, result or untimed)
+        found = measured.get(shared.get(variant.id, variant.id))
+        result = found or Measured(variant, ending=Ending(Outcome.SKIPPED, reasons[variant.id]))
+        report = report_of(project, key, replace(result, variant=variant), sessions)
         reports.append(project.write(project.paths.benchmark(variant), report))
     return tuple(reports)
 
 
-def group(project: Project, target: str, artifacts: list[Artifact]) -> list[list[Artifact]]:
+class _Benchmark:
+    """The restarts of a target's variants: those on disk, and those that are still to be taken."""
+
+    def __init__(self, project: Project, target: str, artifacts: Sequence[Artifact]) -> None:
+        self._project, self._target, self._artifacts = project, target, artifacts
+        self._restarts = project.config.benchmark.restarts
+        self._variants = [artifact.variant for artifact in artifacts]
+        # A damaged file is not what was timed, whatever its record says.
+        self._keys: dict[Variant, Key] = {
+            artifact.variant: restart_key(project, target, artifact.variant)
+            for artifact in artifacts
+            if all(is_whole(project, file) for file in artifact.files)
+        }
+
+    def measure(self) -> list[Measured]:
+        """Take the restarts that are missing, and return the samples of all, or the ending of a variant."""
+        if not self._artifacts:
+            return []
+        kept = self._kept(with_baseline=_baseline(self._project, self._target, self._artifacts) is not None)
+        if self._is_finished(kept):
+            log.info("all latencies are current: timing them anew, as the step was asked for")
+            kept = self._anew()
+        _say(kept, self._variants, self._restarts)
+        measured = self._measured(self._take(kept))
+        if reason := disagreement([item for item in measured if not item.ending]):
+            log.info("timing all variants again, because earlier samples cannot be compared with new ones: %s", reason)
+            measured = self._measured(self._take(self._anew()))
+        return measured
+
+    def _kept(self, *, with_baseline: bool) -> Kept:
+        return kept_restarts(self._project, self._keys, with_baseline=with_baseline)
+
+    def _is_finished(self, kept: Kept) -> bool:
+        """Return whether nothing is left to do, so that somebody who asks for the step wants new latencies."""
+        if any(kept.missing(variant.id, self._restarts) for variant in self._variants):
+            return False
+        return is_current(self._project, Step("benchmark", f"{self._project.plan.model}/{self._target}"))
+
+    def _anew(self) -> Kept:
+        remove_restarts(self._project, self._variants)
+        return Kept()
+
+    def _measured(self, endings: dict[str, Ending]) -> list[Measured]:
+        """Return what the records hold; the ending of a variant that could not be timed in every restart."""
+        kept = self._kept(with_baseline=False)
+        lost = Ending(Outcome.FAILED, "its samples are not there any more: another process has removed them")
+        return [
+            kept.of(variant, self._restarts) or Measured(variant, ending=endings.get(variant.id, lost))
+            for variant in self._variants
+        ]
+
+    def _take(self, kept: Kept) -> dict[str, Ending]:
+        """Take and record the restarts that are missing, and return the endings of variants that could not be timed."""
+        run = uuid4().hex
+        endings: dict[str, Ending] = {}
+        gpu = self._project.plan.gpu(self._target)
+        for number in range(1, self._restarts + 1):
+            done = {variant_id for variant_id, known in kept.restarts if known == number}
+            lacking = [artifact for artifact in self._artifacts if artifact.variant.id not in {*done, *endings}]
+            for members in group(self._project, self._target, lacking):
+                there = [artifact for artifact in members if artifact.variant.id not in endings]
+                guests = {artifact.variant.id for artifact in there if artifact not in lacking} | done
+                found = time_restart(self._project, gpu, there, number, guests)
+                endings |= {item.variant.id: item.ending for item in found if item.ending}
+                own = [item for item in found if item.variant.id not in guests and not item.ending]
+                endings |= {item.variant.id: self._damaged(item) for item in own if item.variant not in self._keys}
+                self._write([item for item in own if item.variant in self._keys], number, run)
+                done |= {item.variant.id for item in own}
+        return endings
+
+    def _damaged(self, item: Measured) -> Ending:
+        """Return the ending of a variant whose file was changed, but could be opened."""
+        build = self._project.command(Step("build", item.variant.id))
+        return Ending(Outcome.FAILED, f"its file is not what was built; run `{build}`")
+
+    def _write(self, measured: Sequence[Measured], number: int, run: str) -> None:
+        """Write the records of one restart of a group."""
+        keys = {item.variant.id: self._keys[item.variant] for item in measured}
+        peers = tuple(TimedVariant(variant_id=peer, key_sha256=key.digest) for peer, key in keys.items())
+        rounds = Rounds(number, Taken(run, uuid4().hex), peers)
+        for item in measured:
+            write_restart(self._project, item, keys[item.variant.id], rounds)
+
+
+def _say(kept: Kept, variants: Sequence[Variant], restarts: int) -> None:
+    """Tell what is used of earlier runs, and what is not."""
+    for reason, count in Counter(kept.refused).items():
+        log.info("%d restarts of an earlier run are taken again: %s", count, reason)
+    missing = {variant.id: kept.missing(variant.id, restarts) for variant in variants}
+    first = {numbers[0] for numbers in missing.values() if numbers}
+    if not first:
+        log.info("all %d restarts are there already: nothing is timed", restarts)
+    elif len({*missing.values()}) == 1 and min(first) > 1:
+        log.info("going on from restart %d of %d", min(first), restarts)
+    elif kept.restarts:
+        names = [variant_id.rpartition("/")[2] for variant_id, numbers in missing.items() if numbers]
+        log.info(
+            "%d of %d variants have restarts to take: %s; others keep their samples if eager FP32 is as fast as then",
+            len(names),
+            len(variants),
+            ", ".join(names),
+        )
+
+
+def group(project: Project, target: str, artifacts: Sequence[Artifact]) -> list[list[Artifact]]:
     """Return the groups to time together: no more processes than the host has room for, each group with the baseline.
 
     The baseline of engines is eager FP32 on the same GPU, which belongs to another target.
     """
-    variant = project.plan.baseline(target)
-    baseline = next((artifact for artifact in artifacts if artifact.variant == variant), None)
+    baseline = _baseline(project, target, artifacts)
     others = [artifact for artifact in artifacts if artifact is not baseline]
-    if baseline is None and variant is not None and others:
-        guest = _artifact(project, variant)
-        baseline = guest if guest and not _untimed(guest) else None
     first = [baseline] if baseline else []
     room = room_of(project.plan.gpu(target), host_memory_bytes())
     chunks = [others[start : start + room] for start in range(0, len(others), room)]
     return [[*first, *chunk] for chunk in chunks] or ([first] if first else [])
+
+
+def _baseline(project: Project, target: str, artifacts: Sequence[Artifact]) -> Artifact | None:
+    """Return eager FP32 among artifacts, or else as their guest; None if it was not built or there are none."""
+    variant = project.plan.baseline(target)
+    found = next((artifact for artifact in artifacts if artifact.variant == variant), None)
+    if found is None and variant is not None and artifacts:
+        guest = _artifact(project, variant)
+        return guest if guest and not _untimed(guest) else None
+    return found
 
 
 def room_of(gpu: Gpu | None, host_bytes: int) -> int:
@@ -111,15 +215,7 @@ def room_of(gpu: Gpu | None, host_bytes: int) -> int:
     return max(1, min(_PROCESSES, *(memory // _PROCESS_BYTES for memory in memories)))
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A variant's process, and the connection to it."""
-
-    process: BaseProcess
-    connection: Connection
-
-
-def _shared(artifacts: list[Artifact]) -> dict[str, str]:
+def _shared(artifacts: Sequence[Artifact]) -> dict[str, str]:
     """Return a map from variants that share another's engine to that other, which is timed for both."""
     ids = {artifact.variant.id for artifact in artifacts}
     return {artifact.variant.id: artifact.same_as for artifact in artifacts if artifact.same_as in ids}
@@ -144,135 +240,6 @@ def _untimed(artifact: Artifact) -> str:
     if artifact.variant.target != CPU_TARGET and (reason := missing_driver()):
         return reason
     return ""
-
-
-def _measure(project: Project, gpu: Gpu | None, artifacts: list[Artifact]) -> list[Measured]:
-    """Time a group, with the configured number of restarts."""
-    measured = [Measured(artifact.variant) for artifact in artifacts]
-    for restart in range(project.config.benchmark.restarts):
-        _one_restart(project, gpu, artifacts, measured, restart)
-    wanted = project.plan.baseline(artifacts[0].variant.target)
-    baseline = next((item for item in measured if item.variant == wanted), None)
-    for item in measured:
-        item.baseline = baseline
-    return measured
-
-
-def _one_restart(
-    project: Project, gpu: Gpu | None, artifacts: list[Artifact], measured: list[Measured], restart: int
-) -> None:
-    """Open every artifact in a fresh process, and time all in turn."""
-    settings = project.config.benchmark
-    with ExitStack() as stack:
-        open_now = [pair for pair in zip(artifacts, measured, strict=True) if not pair[1].ending]
-        pairs = [
-            (stack.enter_context(_worker(project, artifact, first=restart == 0)), item) for artifact, item in open_now
-        ]
-        _open(pairs, project.config, apart=restart == 0)
-        ours = frozenset(worker.process.pid or 0 for worker, _ in pairs)
-        with watching(gpu, ours) as watch:
-            for batch in project.config.timed_batches:
-                timed = [pair for pair in pairs if takes(pair[1].variant, batch)]
-                if timed:
-                    times = f", {restart + 1} of {settings.restarts}" if settings.restarts > 1 else ""
-                    log.info("timing %d variants at batch %d%s", len(timed), batch, times)
-                for worker, item in timed:
-                    _warm_up(worker, item, batch, settings)
-                for _ in range(settings.rounds):
-                    for worker, item in timed:
-                        _one_round(worker, item, batch, settings, restart)
-    for _, item in pairs:
-        item.disturbed_by = tuple(dict.fromkeys((*item.disturbed_by, *watch.strangers)))
-        item.readings.extend(watch.readings)
-
-
-def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) -> None:
-    """Open all artifacts and wait for them.
-
-    Args:
-        pairs: the processes and the results.
-        config: the configuration, for its time limits.
-        apart: open one after the other, and keep each one's own cold start.
-    """
-    for worker, item in pairs:
-        await_answer(worker, item, _START_SECONDS)
-    waiting = [pairs] if not apart else [[pair] for pair in pairs]
-    for turn in waiting:
-        for worker, item in turn:
-            if not item.ending:
-                with suppress(BrokenPipeError):  # it has ended, but its last message may still be there
-                    worker.connection.send(Started())
-        for worker, item in turn:
-            answer = None if item.ending else await_answer(worker, item, _seconds_to_open(item.variant, config))
-            if isinstance(answer, Ready) and apart:
-                item.ready = answer
-
-
-def _seconds_to_open(variant: Variant, config: Config) -> float:
-    provider = variant.backend is Backend.ONNXRUNTIME_TENSORRT  # the validation has kept its engine, or else it builds
-    compiles = provider or (variant.backend.is_module and variant.target != CPU_TARGET)
-    return config.torch_tensorrt.build_timeout_seconds if compiles else _START_SECONDS
-
-
-def _warm_up(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig) -> None:
-    """Run a variant until its latency settles."""
-    on_gpu = item.variant.target != CPU_TARGET
-    ask = Ask(batch, settings.warmup_runs, settings.gpu_round_ms / 5 if on_gpu else 0.0, settings.warmup_seconds)
-    answer = _ask(worker, item, ask)
-    if isinstance(answer, Warm) and not answer.settled and f"batch {batch}" not in item.unsettled:
-        item.unsettled.append(f"batch {batch}")
-
-
-def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkConfig, restart: int) -> None:
-    """Time one variant, and keep the samples. If its process dies, only this variant fails."""
-    on_gpu = item.variant.target != CPU_TARGET
-    answer = _ask(worker, item, Ask(batch, settings.runs_per_round, settings.gpu_round_ms if on_gpu else 0.0))
-    for samples in answer if isinstance(answer, tuple) else ():
-        item.keep(restart, batch, samples)
-
-
-def _ask(worker: Worker, item: Measured, ask: Ask) -> object:
-    if item.ending:
-        return None
-    with suppress(BrokenPipeError):  # it has ended, but its last message may still be there
-        worker.connection.send(ask)
-    return await_answer(worker, item, _ANSWER_SECONDS)
-
-
-def await_answer(worker: Worker, item: Measured, seconds: float) -> object:
-    """Return the answer of a variant's process; None after a failure, whose ending is kept."""
-    try:
-        if not worker.connection.poll(seconds):
-            kill(worker.process)  # it must not work on while the others are timed
-            item.ending = Ending(Outcome.FAILED, f"no answer in {seconds:.0f} s")
-            return None
-        answer = worker.connection.recv()
-    except (EOFError, OSError):
-        worker.process.join(1)
-        item.ending = Ending(Outcome.FAILED, describe_exit(worker.process.exitcode))
-        return None
-    if not isinstance(answer, Ending):
-        return answer
-    item.ending = answer
-    return None
-
-
-@contextmanager
-def _worker(project: Project, artifact: Artifact, *, first: bool) -> Iterator[Worker]:
-    """Start a process that opens the artifact and times it on request; end it afterwards."""
-    context = multiprocessing.get_context("spawn")  # nothing is inherited, least of all a library's threads
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, project, artifact), kwargs={"first": first}, daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield Worker(process, ours)
-    except BaseException:
-        kill(process)  # nobody waits for its answer
-        raise
-    finally:
-        ours.close()
-        reap(process, _EXIT_SECONDS)
 
 
 def run(project: Project, target: str, console: Console) -> int:

@@ -29,6 +29,8 @@ _LARGEST = 700.0
 """The logarithm of nearly the largest float."""
 _RESTARTS_DIFFER = 0.05
 """A larger relative difference between the medians of restarts is the machine's doing, not the variant's."""
+UNKNOWN_SHIFT = _RESTARTS_DIFFER
+"""The assumed bound of the difference between two sessions that no baseline shows, as a logarithm."""
 _SLOWED = ("power cap", "slowdown", "power brake")
 
 
@@ -60,8 +62,34 @@ def interval_of_median(restarts: Sequence[Sequence[float]]) -> tuple[float, floa
         return low, high
     logarithms = np.log([max(float(np.median(rounds)), np.finfo(float).tiny) for rounds in restarts])
     middle = float(np.mean(logarithms))
-    half = _STUDENT_T[min(count - 1, len(_STUDENT_T)) - 1] * float(np.std(logarithms, ddof=1)) / count**0.5
+    half = _student_t(count - 1) * float(np.std(logarithms, ddof=1)) / count**0.5
     return min(low, math.exp(middle - half)), max(high, math.exp(min(middle + half, _LARGEST)))
+
+
+def _student_t(freedom: int) -> float:
+    return _STUDENT_T[min(freedom, len(_STUDENT_T)) - 1]
+
+
+def shift_of(before: Sequence[float], now: Sequence[float]) -> float | None:
+    """Return the 95 % bound of the difference between two sessions, as a logarithm: 0.01 is 1 %.
+
+    The bound is the difference of the means of the logarithms, and Student's t of it with a pooled variance.
+
+    Args:
+        before: eager FP32's median in each restart of one session, in milliseconds.
+        now: the same of the other session.
+
+    Returns:
+        the bound; None if there are too few restarts to tell: fewer than three in both sessions, or none in one.
+    """
+    freedom = len(before) + len(now) - 2
+    if not before or not now or freedom < 1:
+        return None
+    tiny = np.finfo(float).tiny
+    first, second = (np.log(np.maximum(np.array(medians, dtype=np.float64), tiny)) for medians in (before, now))
+    squares = float(np.sum((first - first.mean()) ** 2) + np.sum((second - second.mean()) ** 2))
+    error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(now)))
+    return abs(float(second.mean() - first.mean())) + _student_t(freedom) * error
 
 
 def summarize(
@@ -69,6 +97,7 @@ def summarize(
     what: SampleSet,
     baseline: Latencies | None,
     enqueue_us: float | None = None,
+    widening: float = 0.0,
 ) -> BatchTiming:
     """Return the percentiles of latencies of whole batches, and the speed-up over the baseline's median.
 
@@ -77,6 +106,7 @@ def summarize(
         what: the sample set's clock, batch size and layout.
         baseline: eager FP32's milliseconds at this batch, measured in the same rounds.
         enqueue_us: the host's median time to enqueue one batch, in microseconds.
+        widening: the logarithm by which both ends of the interval move, for variants that were timed at another time.
     """
     latencies = np.concatenate([found for rounds in restarts for found in rounds])
     p50, p90, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 99)))
@@ -89,8 +119,8 @@ def summarize(
         p50_ms=round(p50, 4),
         p90_ms=round(p90, 4),
         p99_ms=round(p99, 4),
-        p50_low_ms=round(min(low, p50), 4),
-        p50_high_ms=round(max(high, p50), 4),
+        p50_low_ms=round(min(low, p50) * math.exp(-widening), 4),
+        p50_high_ms=round(max(high, p50) * math.exp(min(widening, _LARGEST)), 4),
         throughput_per_s=round(what.batch / p50 * 1e3, 2),
         speedup=None if baseline is None else round(float(np.median(baseline)) / p50, 3),
         enqueue_us=enqueue_us,
@@ -117,9 +147,13 @@ def noise_of(
         found.append(Doubt(what="restarts differ", detail=f"by up to {apart:.0%}"))
     if unsettled:
         found.append(Doubt(what="not settled after warming up", detail=", ".join(unsettled)))
-    slow = [
-        reason for reason in (conditions.throttled_by if conditions else ()) if any(word in reason for word in _SLOWED)
-    ]
-    if slow:
+    if slow := slowed_by(conditions):
         found.append(Doubt(what="the GPU's clocks were held down", detail=", ".join(slow)))
     return tuple(found)
+
+
+def slowed_by(conditions: Conditions | None) -> list[str]:
+    """Return the reasons for which a GPU's clocks were held down."""
+    return [
+        reason for reason in (conditions.throttled_by if conditions else ()) if any(word in reason for word in _SLOWED)
+    ]

@@ -63,7 +63,7 @@ def serve(connection: Connection, project: Project, artifact: Artifact, *, first
         if variant.backend is Backend.TENSORRT:
             _serve_engine(connection, project, artifact, first=first)
         elif variant.backend.is_module and variant.target != CPU_TARGET:
-            _serve_module(connection, project, artifact)
+            _serve_module(connection, project, artifact, first=first)
         else:
             _serve_runner(connection, project, artifact)
     except (EOFError, KeyboardInterrupt):
@@ -166,11 +166,12 @@ def _kept_kernels(project: Project, artifact: Artifact) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _serve_module(connection: Connection, project: Project, artifact: Artifact) -> None:
+def _serve_module(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
     """Time a torch module by every clock, with images in both layouts, after its cold start has been timed."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
-    from pipeline.stages.common.modules import load_libraries  # noqa: PLC0415 - the same
+    from pipeline.stages.common.modules import keep_tuned, load_libraries, tuned_here  # noqa: PLC0415 - the same
 
+    keep_tuned(project, artifact, afresh=first)
     load_libraries(artifact)
     _start(connection, gpu_of(project, artifact))
     before = cuda.free_bytes()
@@ -183,7 +184,9 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact) 
         for batch in timed_batches(project, artifact.variant):
             run(images_of(project, batch))
         used = max(0, before - cuda.free_bytes())
-        connection.send(Ready(ColdStart(seconds=seconds, cached_seconds=None), used))
+        tuning_seconds = seconds if tuned_here(artifact) else None
+        ready = Ready(ColdStart(seconds=seconds, cached_seconds=None), used, tuning_seconds=tuning_seconds)
+        connection.send(ready)
         layouts = artifact.variant.backend.layouts
         _answer(
             connection,

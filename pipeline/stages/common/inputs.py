@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
 from pipeline.planning.spec import Input
+from pipeline.records import RestartRecord
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
@@ -49,6 +51,13 @@ def artifact_if_whole(project: Project, variant: Variant) -> Iterator[Input]:
 def accuracy_if_whole(project: Project, variant: Variant) -> Iterator[Input]:
     """Yield a variant's validation if it is there and undamaged; a step does without otherwise."""
     yield from _if_whole(project, project.paths.accuracy(variant), lambda: project.accuracy(variant))
+
+
+def restarts_if_whole(project: Project, variant: Variant) -> Iterator[Input]:
+    """Yield the restarts of a variant's benchmark that were taken already, from which a step goes on."""
+    for number in range(1, project.config.benchmark.restarts + 1):
+        path = project.paths.restart(variant, number)
+        yield from _if_whole(project, path, partial(project.read, path, RestartRecord))
 
 
 def _if_whole(project: Project, path: Path, read: Callable[[], StageRecord]) -> Iterator[Input]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,37 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
             module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
         )
     )
+
+
+def keep_tuned(project: Project, artifact: Artifact, *, afresh: bool) -> None:
+    """Have inductor keep its kernels in a folder of this variant, and load those that are there.
+
+    Torch's own caches do that (`torch._inductor.config.fx_graph_cache`, `autotune_local_cache`). By default they lie in
+    a folder that all models share, in which another program may have left kernels already.
+
+    Args:
+        project: the project that holds the artifact.
+        artifact: a module of any backend; others than inductor's keep nothing.
+        afresh: remove kept kernels, so that this process tunes and its cold start is one.
+    """
+    if artifact.variant.backend is not Backend.INDUCTOR:
+        return
+    folder = project.paths.inductor_cache(artifact.variant)
+    if afresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+
+
+def tuned_here(artifact: Artifact) -> bool:
+    """Return whether inductor has compiled and tuned a graph in this process, and not only loaded kept ones."""
+    if artifact.variant.backend is not Backend.INDUCTOR:
+        return False
+    from torch._dynamo.utils import counters  # noqa: PLC0415 - torch has imported it if it compiled anything
+
+    found = counters["inductor"]
+    return found["fxgraph_cache_hit"] == 0 or found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"] > 0
 
 
 def load_libraries(artifact: Artifact) -> None:

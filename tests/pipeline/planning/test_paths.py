@@ -35,6 +35,8 @@ FILES = {
     PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", H100): "timing-cache/tensorrt-8.6.0-sm90-h100-80gb-hbm3.bin",
     PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None): "timing-cache/tensorrt-8.6.0-none.bin",
     PATHS.samples(VARIANT): "m/rtx-sm80+/fp16/benchmark.npz",
+    PATHS.restart(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.json",
+    PATHS.restart_samples(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.npz",
 }
 
 
@@ -46,7 +48,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 22
+    assert len(FILES) == len(set(FILES.values())) == 24
 
 
 def test_variants_folder_is_its_id() -> None:

@@ -70,6 +70,27 @@ def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path
     assert main(["prune", "--config", config]) == 0
 
 
+def test_restarts_beyond_the_configured_number_go(copied: Path) -> None:
+    """A benchmark with fewer restarts leaves the samples of the others, and a dropped variant those of all."""
+    folder = copied / "artifacts/tiny/cpu-x86_64"
+    for name in ("onnxruntime-fp32", "onnxruntime-fp16"):
+        for suffix in ("json", "npz"):
+            shutil.copy(
+                folder / name / f"benchmark.restart-1.{suffix}", folder / name / f"benchmark.restart-7.{suffix}"
+            )
+    before = files(copied)
+    config = rewrite(copied, "restarts: 2", "restarts: 1")
+    assert main(["prune", "--delete", "--config", config]) == 0
+    gone = {path.name for path in before.keys() - files(copied).keys()}
+    assert gone == {f"benchmark.restart-{number}.{suffix}" for number in (2, 7) for suffix in ("json", "npz")}
+    assert (folder / "onnxruntime-fp32/benchmark.restart-1.npz").exists()
+    shutil.copy(
+        folder / "onnxruntime-fp16/benchmark.restart-1.npz", folder / "onnxruntime-fp16/benchmark.restart-8.npz"
+    )
+    assert main(["prune", "--delete", "--config", rewrite(copied, "[fp32, fp16, bf16, int8]", "[fp32]")]) == 0
+    assert not (folder / "onnxruntime-fp16").exists()
+
+
 def test_a_file_that_a_planned_variant_shares_is_kept(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Engines of two workspaces that are the same are one file, which outlives the variant whose folder it lies in."""
     twin = read_record(copied / "artifacts" / TWIN / "artifact.json", Artifact)

@@ -1,13 +1,8 @@
-"""Benchmarks of a target: groups, rounds, restarts and failures."""
+"""Benchmarks of a target: groups and failures."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import time
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,27 +10,20 @@ import pytest
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import Clock, Graph
 from pipeline.cli.main import main
-from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.records import Artifact, BenchmarkReport, Outcome
+from pipeline.records import BenchmarkReport, Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.benchmark.gpu_watch import Reading, Watch, conditions_of
-from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
-from pipeline.stages.benchmark.results import Measured
-from pipeline.stages.benchmark.stage import Worker, _measure, await_answer, benchmark_target, group, room_of
-from pipeline.stages.common.outcomes import Ending
+from pipeline.stages.benchmark.stage import benchmark_target, group, room_of
 from tests.support.hosts import H100, L4
 from tests.support.modules import TORCH, finished, on_an_h100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from model_artifacts.records import Gpu
 
 
 CPU = "cpu-x86_64"
-HOT, COOL = Reading(900, 2600, 85, 300, 0x20), Reading(1980, 2600, 50, 300, 0)
 
 
 def by_name(reports: tuple[BenchmarkReport, ...]) -> dict[str, BenchmarkReport]:
@@ -135,21 +123,6 @@ def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypat
     assert {timing.speedup for timing in reports["onnxruntime-fp32"].timings} == {None}
 
 
-def test_a_process_that_does_not_answer_is_ended(built: Project) -> None:
-    """A variant whose process says nothing in time fails with that reason, and disturbs the others no longer."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=time.sleep, args=(600,), daemon=True)
-    process.start()
-    item = Measured(built.plan.variant(f"tiny/{CPU}/eager-fp32"))
-    answer = await_answer(Worker(process, ours), item, 0.01)
-    process.join(10)
-    assert (answer, item.ending) == (None, Ending(Outcome.FAILED, "no answer in 0 s"))
-    assert process.exitcode == -signal.SIGKILL
-    ours.close()
-    theirs.close()
-
-
 def test_each_group_has_the_baseline_first(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each group has eager FP32 first, and no more processes than the host has memory for."""
     monkeypatch.setattr("pipeline.stages.benchmark.stage.host_memory_bytes", lambda: 20 * 2**30)
@@ -197,80 +170,3 @@ def test_engines_are_timed_without_a_baseline_that_was_not_built(built: Project)
 def test_nothing_to_time_is_no_group(built: Project) -> None:
     """No process is started if every variant was skipped."""
     assert group(on_an_h100(built), TORCH, []) == []
-
-
-def with_timing(built: Project, *, restarts: int, rounds: int) -> Project:
-    """Return the finished tiny project, configured to time more often."""
-    settings = built.config.benchmark.model_copy(update={"restarts": restarts, "rounds": rounds})
-    return Project(Plan(built.config.model_copy(update={"benchmark": settings}), built.plan.host), built.paths, STAGES)
-
-
-class Answers:
-    """The end of a pipe to a variant's process that answers at once and keeps the requests."""
-
-    def __init__(self, name: str, asked: list[tuple[str, str]]) -> None:
-        self.name, self.asked = name, asked
-        self.waiting: list[object] = [Started()]
-
-    def send(self, message: object) -> None:
-        """Take a question, and have its answer ready."""
-        if isinstance(message, Started):
-            self.waiting.append(Ready())
-        elif isinstance(message, Ask):
-            kind = "warm up" if message.warm_up_seconds else "time"
-            self.asked.append((self.name, f"{kind} {message.batch}"))
-            self.waiting.append(Warm(settled=True) if message.warm_up_seconds else (Samples(Clock.HOST, (1.0,)),))
-
-    def poll(self, _seconds: float) -> bool:
-        """Say whether there is an answer."""
-        return bool(self.waiting)
-
-    def recv(self) -> object:
-        """Give the answer."""
-        return self.waiting.pop(0)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The requests to the processes of variants, in order; no process is started."""
-    found: list[tuple[str, str]] = []
-
-    @contextmanager
-    def worker(_project: Project, artifact: Artifact, *, first: bool) -> Iterator[Worker]:
-        found.append((artifact.variant.name, f"opened{' first' if first else ''}"))
-        yield Worker(cast("Any", SimpleNamespace(pid=1)), cast("Any", Answers(artifact.variant.name, found)))
-
-    monkeypatch.setattr("pipeline.stages.benchmark.stage._worker", worker)
-    return found
-
-
-def test_rounds_are_interleaved_and_every_restart_opens_all_anew(built: Project, asked: list[tuple[str, str]]) -> None:
-    """A B, A B at each batch size, both warmed up before; so that a change of the machine's pace hits all alike."""
-    names = ("eager-fp32", "onnxruntime-fp32")
-    project = with_timing(built, restarts=2, rounds=3)
-    _measure(project, None, [project.artifact(project.plan.variant(f"tiny/{CPU}/{name}")) for name in names])
-    settings = project.config.benchmark
-    expected = []
-    for restart in range(settings.restarts):
-        expected += [(name, "opened first" if restart == 0 else "opened") for name in names]
-        for batch in built.config.timed_batches:
-            expected += [(name, f"warm up {batch}") for name in names]
-            expected += [(name, f"time {batch}") for name in names] * settings.rounds
-    assert asked == expected
-
-
-@pytest.mark.usefixtures("asked")
-def test_what_the_sensors_showed_in_any_restart_counts(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks that were held down in the first restart alone make the run a noisy one."""
-    watches = [Watch(readings=[HOT]), *(Watch(readings=[COOL]) for _ in range(9))]
-
-    @contextmanager
-    def watching(_gpu: object, _ours: object) -> Iterator[Watch]:
-        yield watches.pop(0)
-
-    monkeypatch.setattr("pipeline.stages.benchmark.stage.watching", watching)
-    project = with_timing(built, restarts=2, rounds=1)
-    (found,) = _measure(project, None, [built.artifact(built.plan.variant(f"tiny/{CPU}/eager-fp32"))])
-    assert found.conditions == conditions_of([HOT, COOL])
-    assert found.conditions is not None
-    assert found.conditions.throttled_by == ("software thermal slowdown",)

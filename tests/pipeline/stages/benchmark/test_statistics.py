@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_artifacts.records import Clock, Layout
 from pipeline.records import Conditions, Range
 from pipeline.stages.benchmark.messages import SampleSet
-from pipeline.stages.benchmark.statistics import interval_of_median, noise_of, settled, summarize
+from pipeline.stages.benchmark.statistics import interval_of_median, noise_of, settled, shift_of, summarize
 
 HOST = SampleSet(Clock.HOST, 6)
 LATENCIES = st.floats(0.01, 100.0)
@@ -73,6 +73,40 @@ def test_the_interval_covers_what_it_says(restarts: int, rounds: int, between: f
         low, high = interval_of_median((moods + random.normal(0.0, within, (restarts, rounds))).tolist())
         hits += low <= 1.0 <= high
     assert 0.88 <= hits / 400 <= 0.995
+
+
+def test_a_shift_by_hand() -> None:
+    """The bound is the distance of the means, and Student's t of it: 2.776 with four degrees of freedom."""
+    before, now = [1.0, 1.0, 1.0], [1.02, 1.02, 1.02]
+    assert shift_of(before, now) == pytest.approx(np.log(1.02))
+    spread = [float(np.exp(value)) for value in (-0.01, 0.0, 0.01)]
+    assert shift_of(spread, spread) == pytest.approx(2.776 * (0.0002 / 4 * 2 / 3 * 2) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(("before", "now"), [([1.0], [1.0]), ([], [1.0, 1.0]), ([1.0, 1.0, 1.0], [])])
+def test_too_few_restarts_tell_no_shift(before: list[float], now: list[float]) -> None:
+    """One restart in each session has no spread to compare with."""
+    assert shift_of(before, now) is None
+
+
+@pytest.mark.parametrize(("drift", "between"), [(0.0, 0.005), (0.02, 0.005), (0.04, 0.01)])
+def test_equal_variants_of_two_sessions_tie(drift: float, between: float) -> None:
+    """Of 300 pairs of equal variants in sessions of different speed, the widened intervals overlap in 95 %."""
+    random = np.random.default_rng(2)
+    ties = 0
+    for _ in range(300):
+        ends = []
+        sessions = [random.normal(0.0, between, (3, 1)) + shift for shift in (0.0, drift)]
+        baselines = [np.exp(moods + random.normal(0.0, 0.002, (3, 1))).ravel().tolist() for moods in sessions]
+        widening = (shift_of(*baselines) or 0.0) / 2
+        for moods in sessions:
+            milliseconds = np.exp(moods + random.normal(0.0, 0.002, (3, 2)))
+            timing = summarize(
+                [[np.array([value]) for value in rounds] for rounds in milliseconds], HOST, None, None, widening
+            )
+            ends.append(timing.interval_ms)
+        ties += max(ends[0][0], ends[1][0]) <= min(ends[0][1], ends[1][1])
+    assert ties / 300 >= 0.95
 
 
 @pytest.mark.parametrize(

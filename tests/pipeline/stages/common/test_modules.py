@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from model_artifacts.sessions.module import open_session
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.common.modules import load_module
+from pipeline.stages.common.modules import keep_tuned, load_module, tuned_here
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import images
@@ -26,6 +28,9 @@ from tests.support.torch_tensorrt_stub import Library, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from pipeline.records import Artifact
 
 
 @pytest.fixture
@@ -120,3 +125,44 @@ def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pyte
     ):
         run(images(project, 2))
     assert "factories.py:" in str(caught.value)
+
+
+def _run_inductor(told: Connection, project: Project, artifact: Artifact, *, afresh: bool) -> None:
+    """Compile a small network on the CPU as a benchmark's process does; tell whether inductor tuned it."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.stages.common.modules.restore_model", lambda _: network)
+        keep_tuned(project, artifact, afresh=afresh)
+        module = load_module(project, artifact, None).module
+        with torch.inference_mode():
+            module(torch.ones(2, 3, 2, 2))
+    told.send(tuned_here(artifact))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU")
+def test_inductor_tunes_in_the_first_restart_alone(project: Project) -> None:
+    """The second process loads the first one's kernels; a new first restart removes them and tunes again."""
+    artifact = artifact_of(project, named(project, "inductor-fp16"), project.file(project.source().weights))
+    context = multiprocessing.get_context("spawn")
+    tuned = []
+    for afresh in (True, False, True):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_run_inductor, args=(theirs, project, artifact), kwargs={"afresh": afresh})
+        process.start()
+        theirs.close()
+        tuned.append(ours.recv())
+        process.join()
+    assert tuned == [True, False, True]
+    folder = project.paths.inductor_cache(artifact.variant)
+    assert any(folder.iterdir())
+    assert folder.stat().st_mode & 0o077 == 0
+    assert project.paths.root not in folder.parents
+
+
+def test_other_backends_keep_no_kernels(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only inductor's process has a cache of its own, and nothing else says that it was tuned."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    artifact = artifact_of(project, named(project, "eager-fp32"), project.file(project.source().weights))
+    keep_tuned(project, artifact, afresh=True)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert not tuned_here(artifact)
