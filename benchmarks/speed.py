@@ -74,14 +74,14 @@ class _Timer(doit_run.Reporter):
     def add_success(self, task: Task) -> None:
         """Note the end of a step."""
         super().add_success(task)
-        self._end(task)
+        self._note(task)
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """Note the end of a step that failed."""
         super().add_failure(task, fail)
-        self._end(task)
+        self._note(task)
 
-    def _end(self, task: Task) -> None:
+    def _note(self, task: Task) -> None:
         if task.actions and task.name in self._began:
             self.steps.append(TimedStep(task.name, self._began[task.name], time.monotonic()))
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from speed import REPOSITORY, seconds, show
+from speed import REPOSITORY, seconds_of, show
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -85,9 +85,21 @@ def do_nothing(config: Path) -> None:
     for step in many.schedule.steps:
         multiply(few, many, step)
     doit(f"config={config}")
-    show("no-op doit, 200 variants", seconds("doit", f"config={config}", repeats=5), 2.0, "s", at_most=True)
+    show(
+        "no-op doit, 200 variants",
+        seconds_of(sys.executable, "-m", "doit", f"config={config}", repeats=5),
+        2.0,
+        "s",
+        at_most=True,
+    )
     print(f"{'':<24} {len(many.plan.variants)} variants, {len(many.schedule.steps)} steps")
-    show("doit list", seconds("doit", "list", f"config={config}", repeats=5), BUDGETS["doit list"], "s", at_most=True)
+    show(
+        "doit list",
+        seconds_of(sys.executable, "-m", "doit", "list", f"config={config}", repeats=5),
+        BUDGETS["doit list"],
+        "s",
+        at_most=True,
+    )
 
 
 def multiply(few: Project, many: Project, step: Step) -> None:
