@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from types import FrameType
 
-    from pipeline.system.forks import Job
+    from pipeline.system.forks import Surroundings
 
 _FORK = multiprocessing.get_context("fork")
 _LARGEST_REQUEST = 1 << 16
@@ -174,8 +174,7 @@ class Server:
         """Do the job of a child, in the child."""
         self._become_a_child(server, request)
         with Connection(request.connection) as connection:
-            job: Job = connection.recv()
-            surroundings = job.surroundings
+            surroundings: Surroundings = connection.recv()
             os.chdir(surroundings.folder)
             os.environ.clear()
             os.environ.update(surroundings.environment)
@@ -183,7 +182,8 @@ class Server:
                 sys.path[:] = surroundings.path
             if surroundings.title:
                 setproctitle.setproctitle(surroundings.title)
-            job.function(connection, *job.arguments)
+            function, arguments = connection.recv()  # of modules that may lie on that path
+            function(connection, *arguments)
 
     def _become_a_child(self, server: int, request: _Request) -> None:
         """Leave everything behind that is the server's alone."""

@@ -55,15 +55,6 @@ class Surroundings(NamedTuple):
         return cls(str(Path.cwd()), environment, None, takes_interrupts=True, title=title)
 
 
-class Job(NamedTuple):
-    """The first message to a child."""
-
-    surroundings: Surroundings
-    function: Callable[..., object]
-    """Called with the child's connection and the arguments; may raise SystemExit."""
-    arguments: tuple[Any, ...]
-
-
 class ForkedProcess:
     """A child of the server, with the interface of `multiprocessing.Process`; closing it kills the child."""
 
@@ -142,7 +133,8 @@ class ForkServer:
         """Start a function in a child of the server.
 
         Args:
-            function: importable by its module's name; it is called with its end of the connection and the arguments.
+            function: importable by its module's name. It is called with the child's end of the connection and the
+                arguments, and may raise SystemExit.
             arguments: they can be pickled.
             modules: those that the server imports before, for this child and all later ones, as far as it can.
             surroundings: None for those of this process.
@@ -154,8 +146,8 @@ class ForkServer:
         Raises:
             KilledError: the server was ended, or the system starts no more processes.
         """
-        job = Job(surroundings or Surroundings.here(), function, arguments)
-        request = json.dumps({"modules": list(modules), "takes_interrupts": job.surroundings.takes_interrupts})
+        surroundings = surroundings or Surroundings.here()
+        request = json.dumps({"modules": list(modules), "takes_interrupts": surroundings.takes_interrupts})
         ours, theirs = Pipe()
         status, reports = Pipe()
         try:
@@ -164,7 +156,8 @@ class ForkServer:
                 socket.send_fds(self._connected(), [request.encode()], descriptors)
             child = ForkedProcess(_started(status), status)
             with suppress(ConnectionError):  # it has ended already, and its exit status tells
-                ours.send(job)
+                ours.send(surroundings)
+                ours.send((function, arguments))
         except BaseException:
             ours.close()
             status.close()

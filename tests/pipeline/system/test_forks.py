@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -149,6 +150,15 @@ def test_a_step_finds_modules_as_its_command_would(server: ForkServer, monkeypat
     ).answer()
     assert (folder, here, ctrl_c) == (str(Path.cwd()), "step", True)
     assert last != "/a/folder"
+
+
+def test_functions_of_modules_on_the_callers_path(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child has the path before it looks for the function."""
+    (tmp_path / "somebodys.py").write_text("def answer(connection):\n    connection.send(42)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fork(server, importlib.import_module("somebodys").answer).answer() == 42
 
 
 def test_a_child_is_listed_by_its_title(server: ForkServer) -> None:
