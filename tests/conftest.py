@@ -36,6 +36,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 """A test is a dozen processes, each of which would compile torch again."""
 sys.dont_write_bytecode = False
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Torch is imported later. Its threads would keep the processors from the tests beside while they wait."""
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell that starts the tests in the background has SIGINT ignored, which everything they start would inherit."""
 

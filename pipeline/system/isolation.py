@@ -190,16 +190,18 @@ def _ask(process: Process, connection: Connection, request: object, seconds: flo
 def step_environment(*, timed: bool) -> dict[str, str]:
     """Return the environment variables of a step that this process starts.
 
-    A timed step runs as a user's process would. In other steps glibc keeps freed memory, because giving back every
-    large tensor costs a tenth of their time. Every step may leave bytecode: without it, each would compile torch again
-    where PYTHONDONTWRITEBYTECODE is set, as in most containers.
+    A timed step runs as a user's process would. Others work side by side. There the threads of OpenMP sleep while they
+    wait: by default they keep the processors from other steps, and two steps on two cores took ten times as long. And
+    glibc keeps freed memory, because giving back every large tensor costs a tenth of their time. Every step may leave
+    bytecode: without it, each would compile torch again where PYTHONDONTWRITEBYTECODE is set, as in most containers.
     """
     common = dict(os.environ)
     common.pop("PYTHONDONTWRITEBYTECODE", None)
     if timed:
         return common
     keep = str(2**32)
-    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep, **common}
+    untimed = {"OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": keep}
+    return {**untimed, **common}
 
 
 def _spawned(connection: Connection, parent: int, log: Path, rerun: str) -> None:

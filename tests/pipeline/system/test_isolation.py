@@ -461,3 +461,12 @@ def test_steps_leave_bytecode_for_the_next_ones(monkeypatch: pytest.MonkeyPatch,
     environment = step_environment(timed=timed)
     assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert environment["KEPT"] == "yes"
+
+
+def test_threads_of_steps_that_work_side_by_side_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed has OpenMP's own policy, and a policy that the user has set is everybody's."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert step_environment(timed=False)["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_WAIT_POLICY" not in step_environment(timed=True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert step_environment(timed=False)["OMP_WAIT_POLICY"] == "active"
