@@ -23,7 +23,7 @@ from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import read_record
+from model_artifacts.host.record_files import read_record, refuse_newer
 from model_artifacts.records import CPU_TARGET, Graph, Manifest
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
@@ -136,6 +136,7 @@ def make_report(project: Project) -> Report:
         )
         changes = compare(released, manifest, release)
     html = _render(project, manifest, changes)
+    refuse_newer(project.paths.report_record)
     project.paths.report_record.unlink(missing_ok=True)  # a run killed now leaves no record of another page
     write_bytes(project.paths.report, html.encode("utf-8"))
     report = Report(project.paths.report, changes)
