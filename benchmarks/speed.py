@@ -132,7 +132,7 @@ def own_work(config: Path) -> dict[str, float]:
             child, connection = server.fork(
                 run_forked,
                 ([step.stage, step.subject, "--config", str(config)],),
-                modules=(*SHARED, spec.run.partition(":")[0]),
+                modules=(run_forked.__module__, *SHARED),
                 surroundings=Surroundings.of_step(step_environment(timed=spec.timed), step.name),
                 output=(log.fileno(), log.fileno()),
             )

@@ -83,7 +83,7 @@ class ForkedStep(_WithoutProcess):
         self._prefix = "" if spec.prints_a_table else f"{step.name}: "
         self._child: ForkedProcess | None = None
         """Kept, since the end of this reference kills the child: after an interrupt it cleans up."""
-        self._modules = (*(SHARED if spec.needs_torch else ()), spec.run.partition(":")[0])
+        self._modules = (run_forked.__module__, *(SHARED if spec.needs_torch else ()))
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
         """Run the step."""

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from typing import Any
 
-SHARED = ("torch", "torchvision", "onnx")
-"""The modules that most steps import."""
+SHARED = ("torch", "torchvision", "onnx", "onnxscript")
+"""The modules that most steps import. None of them starts threads of its own, which a child would lack, or looks at the
+driver; ONNX Runtime and TensorRT do.
+"""
 _RELEASED_SECONDS = 10.0
 
 
@@ -126,7 +128,7 @@ class ForkServer:
         function: Callable[..., object],
         arguments: tuple[Any, ...],
         *,
-        modules: Sequence[str],
+        modules: Sequence[str] = (),
         surroundings: Surroundings | None = None,
         output: tuple[int, int] = (1, 2),
     ) -> tuple[ForkedProcess, Connection]:

@@ -38,7 +38,6 @@ _TERM_SECONDS = 2.0
 _EXIT_SECONDS = 10.0
 """The grace period of a process that is ending by itself: the driver frees its memory on the GPU."""
 _LOOK_SECONDS = 1.0
-_OURS = ("pipeline", "model_artifacts")
 _TAIL_BYTES = 1 << 16
 _LINE_LENGTH = 200
 _STACK_FRAME = re.compile(r'File ".*", line \d+ in ')
@@ -80,7 +79,7 @@ def run_isolated(
         with tempfile.TemporaryDirectory() as folder:
             own = Path(folder) / "stderr.log"
             return run_isolated(function, *arguments, rerun=rerun, timeout_seconds=timeout_seconds, log=own)
-    process, ours = _started(function.__module__, log, rerun)
+    process, ours = _started(log, rerun)
     with ours:
         try:
             done, value = _ask(process, ours, (function, arguments), timeout_seconds)
@@ -100,17 +99,10 @@ def run_isolated(
     raise value
 
 
-def _started(module: str, log: Path, rerun: str) -> tuple[Process, Connection]:
-    """Start the process, in which nothing of this one is left, least of all a CUDA context.
-
-    Args:
-        module: the name of the function's module.
-        log: the file for standard error.
-        rerun: the command that repeats the work.
-    """
+def _started(log: Path, rerun: str) -> tuple[Process, Connection]:
+    """Start the process, in which nothing of this one is left, least of all a CUDA context."""
     if server := current_server():
-        ours_alone = [module] if module.partition(".")[0] in _OURS else []  # not a user's, which may be about to change
-        return server.fork(_serve, (log, rerun), modules=ours_alone, surroundings=Surroundings.here(title=rerun))
+        return server.fork(_serve, (log, rerun), surroundings=Surroundings.here(title=rerun))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_spawned, args=(theirs, os.getpid(), log, rerun))

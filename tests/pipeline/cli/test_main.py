@@ -186,7 +186,7 @@ def test_the_manifest_prints_its_table(copied: Path, capsys: pytest.CaptureFixtu
     assert main(["manifest", "tiny", "--config", str(copied / "pipeline.yaml")]) == 0
     said = capsys.readouterr().out
     assert "speed-up" in said
-    assert "built, not yet validated: needs an SM80+ GPU" in said
+    assert "built: not yet validated: needs an SM80+ GPU" in said
 
 
 def test_the_module_runs_as_a_command() -> None:

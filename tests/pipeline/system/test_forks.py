@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_artifacts.errors import KilledError
-from pipeline.system.forks import ForkedProcess, ForkServer, Surroundings, forking
+from pipeline.cli.main import run_forked
+from pipeline.system.forks import SHARED, ForkedProcess, ForkServer, Surroundings, forking
 from pipeline.system.isolation import run_isolated
 from tests.pipeline.system.test_isolation import gone
 
@@ -35,7 +36,7 @@ def server() -> Iterator[ForkServer]:
 
 def fork(server: ForkServer, function: Callable[..., object], *arguments: Any, **options: Any) -> Forked:
     """Start a function in a child."""
-    return Forked(*server.fork(function, arguments, modules=options.pop("modules", ()), **options))
+    return Forked(*server.fork(function, arguments, **options))
 
 
 class Forked:
@@ -68,6 +69,11 @@ def tell_surroundings(connection: Connection) -> None:
 def tell_modules(connection: Connection) -> None:
     """Send whether a module was there at the start."""
     connection.send("statistics" in sys.modules)
+
+
+def tell_libraries(connection: Connection) -> None:
+    """Send the names of the libraries that are imported."""
+    connection.send({name.partition(".")[0] for name in sys.modules})
 
 
 def tell_title(connection: Connection) -> None:
@@ -127,6 +133,13 @@ def test_modules_are_imported_once_for_all_children(server: ForkServer) -> None:
     assert not fork(server, tell_modules).answer()
     assert fork(server, tell_modules, modules=("no_such_module", "statistics")).answer()
     assert fork(server, tell_modules).answer()
+
+
+def test_what_does_not_survive_a_fork_is_not_shared(server: ForkServer) -> None:
+    """ONNX Runtime starts a thread when it is imported, and TensorRT looks at the driver."""
+    found = fork(server, tell_libraries, modules=(run_forked.__module__, *SHARED)).answer()
+    assert {"torch", "torchvision", "onnx", "pipeline"} <= found
+    assert not found & {"onnxruntime", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "cuda", "ray"}
 
 
 @pytest.mark.parametrize("takes_interrupts", [True, False])

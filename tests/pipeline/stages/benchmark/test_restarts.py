@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CPU = "cpu-x86_64"
-NAMES = ("eager-fp32", "onnxruntime-fp16", "onnxruntime-fp32", "onnxruntime-int8", "onnxruntime-int8-cpu")
+NAMES = ("eager-fp32", "onnxruntime-fp16", "onnxruntime-fp32", "onnxruntime-int8-cpu")
 
 CLEAN, DIRTY = GitState(commit="c" * 40, dirty=False), GitState(commit="c" * 40, dirty=True)
 
@@ -193,14 +193,14 @@ def test_a_damaged_or_foreign_restart_is_taken_again(
     """A restart counts as a whole: it is taken again for all, with a line that says why, and the others are not."""
     benchmark_target(untimed, CPU)
     expected, count = results(untimed), len(processes.opened)
-    variant = untimed.plan.variant(f"tiny/{CPU}/onnxruntime-int8")
+    variant = untimed.plan.variant(f"tiny/{CPU}/onnxruntime-int8-cpu")
     damage(untimed, untimed.paths.restart(variant, 2), untimed.paths.restart_samples(variant, 2))
     untimed.paths.benchmark(variant).unlink()  # a benchmark whose reports are current starts anew
     caplog.clear()
     benchmark_target(untimed, CPU)
     assert opened_since(processes, count) == sorted(NAMES)
     assert reason in caplog.text
-    assert "4 restarts of an earlier run are taken again: the samples of other variants" in caplog.text
+    assert "3 restarts of an earlier run are taken again: the samples of other variants" in caplog.text
     assert "going on from restart 2 of 3" in caplog.text
     assert results(untimed) == expected
 
@@ -210,25 +210,25 @@ def test_a_variant_that_failed_is_timed_with_the_baseline_alone(
 ) -> None:
     """The crash of one variant in the second restart costs the others nothing, and itself two restarts."""
     crash = Ending(Outcome.FAILED, "its process was killed by SIGSEGV")
-    processes.before = lambda name, turn: crash if (name, turn) == ("onnxruntime-int8", 2) else None
+    processes.before = lambda name, turn: crash if (name, turn) == ("onnxruntime-int8-cpu", 2) else None
     benchmark_target(untimed, CPU)
     failed = results(untimed)
-    assert failed["onnxruntime-int8"]["reason"] == crash.reason
+    assert failed["onnxruntime-int8-cpu"]["reason"] == crash.reason
     count = len(processes.opened)
-    assert processes.opened.count("onnxruntime-int8") == 2
+    assert processes.opened.count("onnxruntime-int8-cpu") == 2
     processes.before = lambda _name, _turn: None
     benchmark_target(untimed, CPU)
-    assert opened_since(processes, count) == sorted(("eager-fp32", "onnxruntime-int8") * 2)
-    assert "1 of 5 variants have restarts to take: onnxruntime-int8; others keep their samples" in caplog.text
+    assert opened_since(processes, count) == sorted(("eager-fp32", "onnxruntime-int8-cpu") * 2)
+    assert "1 of 4 variants have restarts to take: onnxruntime-int8-cpu; others keep their samples" in caplog.text
     now = results(untimed)
-    assert now.pop("onnxruntime-int8")["outcome"] == "done"
-    del failed["onnxruntime-int8"]
+    assert now.pop("onnxruntime-int8-cpu")["outcome"] == "done"
+    del failed["onnxruntime-int8-cpu"]
     assert now == failed
 
 
 def without_int8(project: Project) -> None:
     """Time a target before one of its variants is built, then put its build into its place."""
-    record = project.paths.artifact(project.plan.variant(f"tiny/{CPU}/onnxruntime-int8"))
+    record = project.paths.artifact(project.plan.variant(f"tiny/{CPU}/onnxruntime-int8-cpu"))
     kept = record.read_bytes()
     record.unlink()
     benchmark_target(project, CPU)
@@ -248,12 +248,12 @@ def test_a_new_variant_is_compared_through_the_baseline(untimed: Project, proces
     alone = intervals(untimed, "onnxruntime-fp32")
     processes.milliseconds = lambda name, batch, turn: 1.02 * steady(name, batch, turn)
     benchmark_target(untimed, CPU)
-    assert opened_since(processes, count) == sorted(("eager-fp32", "onnxruntime-int8") * 3)
+    assert opened_since(processes, count) == sorted(("eager-fp32", "onnxruntime-int8-cpu") * 3)
     p50, low, high = intervals(untimed, "onnxruntime-fp32")
     assert p50 == alone[0]
     assert (low / alone[1], high / alone[2]) == pytest.approx((1.02**-0.5, 1.02**0.5), rel=2e-3)
-    speedup = untimed.benchmark(untimed.plan.variant(f"tiny/{CPU}/onnxruntime-int8")).timings[0].speedup
-    assert speedup == pytest.approx(steady("eager-fp32", 1, 0) / steady("onnxruntime-int8", 1, 0), rel=1e-3)
+    speedup = untimed.benchmark(untimed.plan.variant(f"tiny/{CPU}/onnxruntime-int8-cpu")).timings[0].speedup
+    assert speedup == pytest.approx(steady("eager-fp32", 1, 0) / steady("onnxruntime-int8-cpu", 1, 0), rel=1e-3)
 
 
 def test_all_are_timed_again_if_the_baseline_has_changed(
@@ -264,7 +264,7 @@ def test_all_are_timed_again_if_the_baseline_has_changed(
     count = len(processes.opened)
     processes.milliseconds = lambda name, batch, turn: 1.2 * steady(name, batch, turn)
     benchmark_target(untimed, CPU)
-    assert opened_since(processes, count) == sorted((*("eager-fp32", "onnxruntime-int8") * 3, *NAMES * 3))
+    assert opened_since(processes, count) == sorted((*("eager-fp32", "onnxruntime-int8-cpu") * 3, *NAMES * 3))
     assert "timing all variants again, because earlier samples cannot be compared with new ones" in caplog.text
     assert "the machine's speed may have changed by 18%" in caplog.text
     names = {name: project_taken(untimed, name) for name in NAMES}

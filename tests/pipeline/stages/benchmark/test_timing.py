@@ -116,7 +116,7 @@ def test_what_the_sensors_showed_in_any_restart_counts(
     monkeypatch.setattr("pipeline.stages.benchmark.timing.watching", watching)
     project = with_timing(Project.load(copied / "pipeline.yaml", STAGES), restarts=2, rounds=1)
     found = next(report for report in benchmark_target(project, CPU) if report.variant_id.endswith("/eager-fp32"))
-    assert len(processes.opened) == 5 * 2
+    assert len(processes.opened) == 4 * 2
     assert found.conditions == conditions_of([HOT, COOL])
     assert found.conditions is not None
     assert found.conditions.throttled_by == ("software thermal slowdown",)
