@@ -115,6 +115,8 @@ class Server:
             if self._requests.fileno() in ready:
                 self._answer(_Request.received(self._requests))
         signal.set_wakeup_fd(-1)
+        for end in (self._signals, self._woken):
+            end.close()
         for child in self._children.values():
             child.process.kill()
 
@@ -218,7 +220,8 @@ def main() -> None:
     for end in (requests, asking):
         end.set_inheritable(False)
     setproctitle.getproctitle()  # it looks for the place of the title, while the environment is as it was
-    Server(requests, asking).serve()
+    with requests, asking:
+        Server(requests, asking).serve()
 
 
 if __name__ == "__main__":
