@@ -27,6 +27,7 @@ from model_artifacts.records.base import (
     Share,
     StageRecord,
     Tool,
+    VariantRecord,
     Whole,
 )
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
@@ -130,6 +131,7 @@ __all__ = [
     "Tool",
     "Transparency",
     "Variant",
+    "VariantRecord",
     "WeightWarning",
     "WeightsOrigin",
     "Whole",

@@ -124,3 +124,15 @@ class StageRecord(DigestedRecord):
     def folder(self) -> str:
         """Folder below artifacts/ that holds this record and no other's; empty if the record does not tell."""
         return ""
+
+
+class VariantRecord(StageRecord):
+    """Base of the records of a variant that lie beside its artifact."""
+
+    variant_id: str
+    """Variant of the artifact: `model/target/name`."""
+
+    @property
+    def folder(self) -> str:
+        """The variant's folder, whose path is the variant's id."""
+        return self.variant_id

@@ -15,7 +15,7 @@ from model_artifacts.records import (
     Precision,
     Record,
     RowCheck,
-    StageRecord,
+    VariantRecord,
 )
 from pipeline.records.outcome import Outcome
 
@@ -52,11 +52,9 @@ class Loss(Record):
     """Number of further samples that would prove the margin, with the same shares; 0 if none would, or none need."""
 
 
-class AccuracyReport(StageRecord):
+class AccuracyReport(VariantRecord):
     """Verdict of a precision's gate on a variant: `accuracy.json` beside the artifact."""
 
-    variant_id: str
-    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
     """Outcome of the validation."""
     reason: str = ""
@@ -87,8 +85,3 @@ class AccuracyReport(StageRecord):
     def passed(self) -> bool:
         """True if the artifact was run and passed every check of the gate."""
         return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)
-
-    @property
-    def folder(self) -> str:
-        """The variant's folder, whose path is the variant's id."""
-        return self.variant_id

@@ -16,7 +16,7 @@ from model_artifacts.records import (
     Layout,
     Record,
     Sha256,
-    StageRecord,
+    VariantRecord,
 )
 from pipeline.records.outcome import Outcome
 
@@ -47,11 +47,9 @@ class Conditions(Record):
     """NVML's reasons for reduced clocks, each once; being idle is no reason."""
 
 
-class BenchmarkReport(StageRecord):
+class BenchmarkReport(VariantRecord):
     """Latencies of a variant: `benchmark.json` beside the artifact."""
 
-    variant_id: str
-    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
     """Outcome of the benchmark."""
     reason: str = ""
@@ -87,11 +85,6 @@ class BenchmarkReport(StageRecord):
         """The raw samples and the runtime cache, as far as they exist."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)
 
-    @property
-    def folder(self) -> str:
-        """The variant's folder, whose path is the variant's id."""
-        return self.variant_id
-
 
 class TimedVariant(Record):
     """Variant that took part in the rounds of a restart."""
@@ -113,11 +106,9 @@ class TimedSet(Record):
     """Memory layout of the images."""
 
 
-class RestartRecord(StageRecord):
+class RestartRecord(VariantRecord):
     """Samples of a variant and of its baseline in one restart: `benchmark.restart-1.json` beside the artifact."""
 
-    variant_id: str
-    """Variant of the artifact: `model/target/name`."""
     restart: Annotated[int, Field(ge=1)]
     """Number of the restart."""
     run: str
@@ -153,8 +144,3 @@ class RestartRecord(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The samples, and the runtime cache if there is one."""
         return tuple(file for file in (self.samples, self.runtime_cache) if file)
-
-    @property
-    def folder(self) -> str:
-        """The variant's folder, whose path is the variant's id."""
-        return self.variant_id

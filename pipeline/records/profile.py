@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt
 
-from model_artifacts.records import Count, FileRecord, Microseconds, Precision, Record, Share, StageRecord, Tool
+from model_artifacts.records import Count, FileRecord, Microseconds, Precision, Record, Share, Tool, VariantRecord
 from pipeline.records.outcome import Outcome
 
 
@@ -42,11 +42,9 @@ class HotFunction(Record):
     """Fraction of the time in all functions."""
 
 
-class LayerProfile(StageRecord):
+class LayerProfile(VariantRecord):
     """Profile of a variant's time: `layers.json` beside the artifact."""
 
-    variant_id: str
-    """Variant of the artifact: `model/target/name`."""
     outcome: Outcome
     """Outcome of the profile."""
     reason: str = ""
@@ -76,8 +74,3 @@ class LayerProfile(StageRecord):
     def files(self) -> tuple[FileRecord, ...]:
         """The trace, if there is one."""
         return (self.trace,) if self.trace else ()
-
-    @property
-    def folder(self) -> str:
-        """The variant's folder, whose path is the variant's id."""
-        return self.variant_id
