@@ -11,7 +11,6 @@ from doit.action import BaseAction, CmdAction
 from doit.exceptions import TaskFailed
 
 from model_artifacts.errors import ArtifactError, out_of_memory
-from pipeline.cli.main import run_forked
 from pipeline.system.forks import SHARED, Surroundings
 from pipeline.system.isolation import step_environment
 from pipeline.system.processes import describe_exit
@@ -83,26 +82,31 @@ class ForkedStep(_WithoutProcess):
         self._prefix = "" if spec.prints_a_table else f"{step.name}: "
         self._child: ForkedProcess | None = None
         """Kept, since the end of this reference kills the child: after an interrupt it cleans up."""
-        self._modules = (run_forked.__module__, *(SHARED if spec.needs_torch else ()))
+        self._shared = SHARED if spec.needs_torch else ()
 
     def execute(self, out: TextIO | None = None, err: TextIO | None = None) -> BaseFail | None:
         """Run the step."""
         try:
-            status = self._run(_Lines(out, self._prefix), _Lines(err, self._prefix))
+            status = self._run(self._lines(out), self._lines(err))
         except ArtifactError as exc:
             return TaskFailed(str(exc), report=True)
         if status:
             return TaskFailed(describe_exit(status) if status < 0 else f"exit status {status}", report=True)
         return None
 
+    def _lines(self, stream: TextIO | None) -> _Lines:
+        return _Lines(_Prefixed(stream, self._prefix) if stream else None)
+
     def _run(self, out: _Lines, err: _Lines) -> int:
+        from pipeline.cli.main import run_forked  # which `doit list` does not need
+
         title = shlex.join(["python", "-m", "pipeline", *self._arguments])
         surroundings = Surroundings.of_step(step_environment(timed=False), title)
         with out, err:
             self._child, connection = self.server.fork(
                 run_forked,
                 (self._arguments,),
-                modules=self._modules,
+                modules=(run_forked.__module__, *self._shared),
                 surroundings=surroundings,
                 output=(out.descriptor, err.descriptor),
             )
@@ -118,10 +122,9 @@ class ForkedStep(_WithoutProcess):
 class _Lines(threading.Thread):
     """A pipe whose lines are passed on and kept, until all processes that write to it have ended."""
 
-    def __init__(self, stream: TextIO | None, prefix: str) -> None:
+    def __init__(self, stream: _Prefixed | None) -> None:
         super().__init__(daemon=True)
         self._stream = stream
-        self._prefix = prefix
         self._source, self.descriptor = os.pipe()
         self.text = ""
 
@@ -130,7 +133,7 @@ class _Lines(threading.Thread):
             for line in lines:
                 self.text += line
                 if self._stream:
-                    self._stream.write(self._prefix + line)
+                    self._stream.write(line)
                     self._stream.flush()
 
     def __enter__(self) -> Self:

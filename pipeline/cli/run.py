@@ -347,9 +347,8 @@ class Run(DoitRun):
         else:
             runner = _ParallelRunner(*arguments, num_process) if num_process > 1 else _SequentialRunner(*arguments)
         status = min(int(runner.run_all(LongestFirst(self.control))), 1)
-        for action in self._actions():
-            if isinstance(action, ForkedStep):
-                action.server.close()
+        for server in {action.server for action in self._actions() if isinstance(action, ForkedStep)}:
+            server.close()
         return status
 
     def _farms(self) -> set[LazyFarm]:

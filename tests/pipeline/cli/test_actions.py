@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.environment import missing_driver
-from pipeline.cli import actions
+from pipeline.cli import main
 from pipeline.cli.actions import ForkedStep, SkippedStep
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
@@ -67,7 +67,7 @@ def test_a_table_has_no_name_before_its_lines() -> None:
 
 def test_a_killed_step_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last words are passed on, the message names the signal, and the next step runs."""
-    monkeypatch.setattr(actions, "run_forked", die)
+    monkeypatch.setattr(main, "run_forked", die)
     out = io.StringIO()
     failure = forked(["last words"]).execute(out)
     assert failure is not None
