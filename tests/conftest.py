@@ -52,7 +52,9 @@ data: {calibration: 32, validation: 100}
 precisions: [fp32, fp16, bf16, int8]
 profiles: [1, {min: 1, opt: 2, max: 4}]
 workspaces: [16MiB, 32MiB]
-benchmark: {batches: [1, 2], restarts: 2, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2, streams: 2}
+benchmark:
+  {batches: [1, 2], restarts: 2, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2, streams: 2,
+  baselines: [inductor, onnxruntime]}
 """
 
 

@@ -73,7 +73,9 @@ def test_the_readme_shows_the_table_of_contents() -> None:
 def test_the_default_configuration_is_the_commented_one(write_config: Callable[[str], Path]) -> None:
     """pipeline.yaml shows the defaults: leaving out any other key gives the shown value."""
     shown = load_config(REPOSITORY / "pipeline.yaml")
-    bare = load_config(write_config("profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"))
+    given = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
+    given += "torch_tensorrt: {precisions: [fp32, fp16], profiles: [1]}\n"
+    bare = load_config(write_config(given))
     assert bare.timed_batches == shown.timed_batches
     timing = bare.benchmark.model_copy(update={"batches": shown.benchmark.batches})
     assert bare.model_copy(update={"benchmark": timing}) == shown

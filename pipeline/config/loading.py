@@ -11,7 +11,7 @@ from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, portable_target
-from pipeline.config.values import in_yaml
+from pipeline.config.values import QUANTIZED_PRECISIONS, in_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,6 +84,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             name = precision.value
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
+    problems += _module_checks(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
@@ -93,6 +94,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),
         ("tensorrt", "tactic_sources"): [source.value for source in config.tensorrt.tactic_sources or ()],
         ("benchmark", "baselines"): [baseline.value for baseline in config.benchmark.baselines],
+        ("torch_tensorrt", "precisions"): [item.value for item in config.torch_tensorrt.precisions or ()],
+        ("torch_tensorrt", "profiles"): [profile.label for profile in config.torch_tensorrt.profiles or ()],
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
         ("farm", "targets"): [target.model_dump_json(exclude={"steps_per_gpu"}) for target in config.farm_targets],
@@ -102,6 +105,20 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         twice = f"`{_name(place)}` lists the same entry twice"
         problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
+
+
+def _module_checks(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the modules that are asked for outside the matrix, as pairs of location and text."""
+    for index, precision in enumerate(config.torch_tensorrt.precisions or ()):
+        name, place = precision.value, ("torch_tensorrt", "precisions", index)
+        if precision in QUANTIZED_PRECISIONS:
+            yield place, f"`torch_tensorrt.precisions`: a module is cast, and {name} is no cast; remove {name}"
+        elif precision not in config.precisions:
+            yield place, f"`torch_tensorrt.precisions` needs {name} in `precisions`; add it there, or remove it here"
+    for index, profile in enumerate(config.torch_tensorrt.profiles or ()):
+        if profile not in config.profiles:
+            labels, place = ", ".join(item.label for item in config.profiles), ("torch_tensorrt", "profiles", index)
+            yield place, f"`torch_tensorrt.profiles`: {profile.label} is none of `profiles`; expected one of {labels}"
 
 
 def _device_checks(config: Config, host: Host, gpus: tuple[Gpu, ...]) -> Iterator[tuple[Location, str]]:

@@ -115,6 +115,10 @@ class ModuleFormat(str, Enum):
 class TorchTensorRTConfig(Record):
     """Settings of Torch-TensorRT. A setting that a version lacks is recorded as unsupported beside the module."""
 
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] | None = None
+    """The precisions of the matrix to compile modules in. None takes all that a module can be cast to."""
+    profiles: Annotated[tuple[ParsedBatchRange, ...], Field(min_length=1)] | None = None
+    """The profiles of the matrix to compile modules for. None takes all."""
     formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = (ModuleFormat.EXPORTED_PROGRAM,)
     """The file formats of `dynamo` modules. Each is an artifact of its own."""
     min_block_size: Count = 5
@@ -135,7 +139,7 @@ class TorchTensorRTConfig(Record):
     @property
     def build_settings(self) -> TorchTensorRTConfig:
         """The settings that change a module. All others have their defaults."""
-        return with_defaults(self, "formats", "build_timeout_seconds")
+        return with_defaults(self, "precisions", "profiles", "formats", "build_timeout_seconds")
 
 
 class Gate(Record):
@@ -205,7 +209,7 @@ class Baseline(str, Enum):
     """A baseline that is timed on a GPU for comparison. Eager PyTorch always is one."""
 
     INDUCTOR = "inductor"
-    """torch.compile with max-autotune, in the fastest precision. It tunes for minutes for each batch size."""
+    """torch.compile with max-autotune, in the fastest precision. No default: it tunes for minutes."""
     ONNXRUNTIME = "onnxruntime"
     """ONNX Runtime's CUDA provider."""
     ONNXRUNTIME_TENSORRT = "onnxruntime_tensorrt"
@@ -217,7 +221,7 @@ class Baseline(str, Enum):
 class BenchmarkConfig(Record):
     """Settings of the benchmark."""
 
-    baselines: tuple[Baseline, ...] = (Baseline.INDUCTOR, Baseline.ONNXRUNTIME)
+    baselines: tuple[Baseline, ...] = (Baseline.ONNXRUNTIME,)
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Batch sizes to time. None takes the optimum of each profile."""
     restarts: Repeats = 3

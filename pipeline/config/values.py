@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError, model_validator
 
 from model_artifacts.errors import shortened
-from model_artifacts.records import Record
+from model_artifacts.records import Precision, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from model_artifacts.records import BatchRange
+
+QUANTIZED_PRECISIONS = {Precision.INT8, Precision.FP8}
+"""Precisions that take a calibrated graph; a network is cast to the others."""
 
 KNOWN_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """GPU generations that some TensorRT-RTX version builds for without a GPU (its `ComputeCapability` enumerations)."""

@@ -22,7 +22,7 @@ from model_artifacts.records import (
     module_target,
 )
 from pipeline.config.settings import Baseline, Executor, ModuleFormat
-from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES
+from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES, QUANTIZED_PRECISIONS
 from pipeline.planning.steps import Step
 from pipeline.planning.targets import Machines, engine_targets_of
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-QUANTIZED_PRECISIONS = {Precision.INT8, Precision.FP8}
 QDQ = {Graph.INT8, Graph.FP8}
 """Graphs whose every layer is quantised, in the form that TensorRT takes."""
 _SAVED_BY = {ModuleFormat.EXPORTED_PROGRAM: Backend.DYNAMO, ModuleFormat.AOT_INDUCTOR: Backend.DYNAMO_AOTI}
@@ -244,6 +243,12 @@ class Plan:
         return found
 
     def _compiled(self, backend: Backend, target: str) -> list[Variant]:
+        """Return the engines of a target, or its modules: a module is cast, and int8 is no cast."""
+        precisions, profiles = self.config.precisions, self.config.profiles
+        if backend is not Backend.TENSORRT:
+            wanted = self.config.torch_tensorrt
+            precisions = tuple(item for item in wanted.precisions or precisions if item not in QUANTIZED_PRECISIONS)
+            profiles = wanted.profiles or profiles
         return [
             Variant(
                 model=self.model,
@@ -254,11 +259,9 @@ class Plan:
                 profile=profile,
                 workspace=workspace,
             )
-            for precision in self.config.precisions
-            if precision not in QUANTIZED_PRECISIONS
-            or backend is Backend.TENSORRT  # a module is cast, and int8 is no cast
+            for precision in precisions
             for graph in (self._graphs_of(precision) if backend is Backend.TENSORRT else (None,))
-            for profile in self.config.profiles
+            for profile in profiles
             for workspace in self._workspaces(target)
         ]
 

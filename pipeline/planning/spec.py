@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from pipeline.planning.plan import QDQ, QUANTIZED_PRECISIONS, find_named
+from pipeline.config.values import QUANTIZED_PRECISIONS
+from pipeline.planning.plan import QDQ, find_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

@@ -103,7 +103,16 @@ def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 def doit(config: Path, *tasks: str) -> None:
     """Run tasks and all that they need. What fails has its reason in its record, which the tests read."""
-    command = [sys.executable, "-m", "doit", f"config={config}", "-n", str(len(os.sched_getaffinity(0))), "--continue", *tasks]
+    command = [
+        sys.executable,
+        "-m",
+        "doit",
+        f"config={config}",
+        "-n",
+        str(len(os.sched_getaffinity(0))),
+        "--continue",
+        *tasks,
+    ]
     subprocess.run(command, check=False, cwd=REPOSITORY)  # noqa: S603 - fixed arguments
 
 

@@ -169,7 +169,8 @@ def library_alone(project: Project, artifact: Artifact, compiled: bytes | None) 
 def test_memory_comes_back_after_200_cycles(project: Project, fixed: Artifact) -> None:
     """Opening, running and closing keeps only the memory that the library itself keeps of every context.
 
-    TensorRT-RTX 1.4 keeps some 40 KB, seen with its own calls alone; TensorRT 8.6 nothing.
+    TensorRT-RTX 1.4 keeps some 40 KB, seen with its own calls alone; TensorRT 8.6 nothing. The memory is
+    the whole GPU's, so that nothing else may use it meanwhile.
     """
     cache = None
 

@@ -35,7 +35,8 @@ SMALL = (
     TINY.replace("[fp32, fp16, bf16, int8]", "[fp32, int8]")
     .replace("[1, {min: 1, opt: 2, max: 4}]", "[1]")
     .replace("[16MiB, 32MiB]", "[16MiB]")
-    .replace("benchmark: {batches: [1, 2], restarts: 2", "benchmark: {baselines: [], batches: [1], restarts: 1")
+    .replace("{batches: [1, 2], restarts: 2", "{batches: [1], restarts: 1")
+    .replace("[inductor, onnxruntime]", "[]")
 )
 INTERRUPTED = [
     Step("source", "tiny"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
-from pipeline.planning.plan import QUANTIZED_PRECISIONS
 from pipeline.planning.spec import ARITHMETIC, StageSpec
 from pipeline.records import Rounding
 

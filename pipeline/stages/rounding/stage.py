@@ -16,8 +16,8 @@ from model_artifacts.records import Precision
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import QUANTIZED_PRECISIONS
 from pipeline.records import Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.rounding.emulation import RUNS, emulating

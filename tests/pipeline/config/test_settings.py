@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def test_repositorys_own_configuration_spells_out_the_defaults() -> None:
-    """The defaults in pipeline.yaml are the defaults of the code."""
+    """The defaults in pipeline.yaml are the defaults of the code, but for what its first lines name."""
     needed = {
         "profiles": [1, {"min": 1, "opt": 8, "max": 32}],
         "workspaces": ["1GiB"],
+        "torch_tensorrt": {"precisions": ["fp32", "fp16"], "profiles": [1]},
         "benchmark": {"batches": [1, 8]},
     }
     assert load_config(REPOSITORY / "pipeline.yaml") == Config.model_validate(needed)

@@ -323,6 +323,22 @@ def test_bound_that_nothing_can_break_is_refused(problems: Problems, text: str, 
             "tensorrt: {tactic_sources: [cublas, cublas]}",
             "`tensorrt.tactic_sources` lists the same entry twice: cublas;",
         ),
+        (
+            "torch_tensorrt: {profiles: [1, {min: 1, opt: 1, max: 1}]}",
+            "`torch_tensorrt.profiles` lists the same entry twice: b1;",
+        ),
+        (
+            "precisions: [fp32, int8]\ntorch_tensorrt: {precisions: [int8]}",
+            "`torch_tensorrt.precisions`: a module is cast, and int8 is no cast; remove int8",
+        ),
+        (
+            "precisions: [fp32]\ntorch_tensorrt: {precisions: [bf16]}",
+            "`torch_tensorrt.precisions` needs bf16 in `precisions`; add it there, or remove it here",
+        ),
+        (
+            "torch_tensorrt: {profiles: [2]}",
+            "`torch_tensorrt.profiles`: b2 is none of `profiles`; expected one of b1",
+        ),
         ("benchmark: {baselines: [inductor, inductor]}", "`benchmark.baselines` lists the same entry twice: inductor;"),
         ("profiles: [{min: 1, opt: 1, max: 2147483648}]", "profiles[0]: expected max of at most 2147483647,"),
         ("profiles: [2147483648]", "profiles[0]: expected a batch of at most 2147483647, got 2147483648"),

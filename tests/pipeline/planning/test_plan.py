@@ -26,7 +26,6 @@ MODULES = (
     "eager-fp32",
     "eager-fp16",
     "eager-fp16-channels_last",
-    "inductor-fp16",
     "onnxruntime-fp16",
     "torch_compile-fp16-b1-ws1GiB",
     "dynamo-fp16-b1-ws1GiB",
@@ -98,8 +97,31 @@ def test_modules_have_no_int8() -> None:
 )
 def test_inductor_is_tuned_in_the_fastest_precision_only(precisions: list[str], name: str) -> None:
     """It takes minutes for each batch size, and one of it is enough to compare with."""
-    names = [variant.name for variant in plan_of(precisions=precisions).variants if variant.backend is Backend.INDUCTOR]
+    plan = plan_of(precisions=precisions, benchmark={"baselines": ["inductor"]})
+    names = [variant.name for variant in plan.variants if variant.backend is Backend.INDUCTOR]
     assert names == [name]
+
+
+def test_modules_are_planned_in_the_named_precisions_and_profiles_alone() -> None:
+    """They take a minute or two each, and engines keep the whole matrix."""
+    matrix = {"precisions": ["fp32", "fp16", "bf16", "int8"], "profiles": [1, {"min": 1, "opt": 8, "max": 32}]}
+    every, few = (
+        [variant.name for variant in plan_of(**matrix, torch_tensorrt=changes).variants]
+        for changes in ({}, {"precisions": ["fp16"], "profiles": [1]})
+    )
+
+    assert [name for name in few if name.startswith(("dynamo", "torch_compile"))] == [
+        "torch_compile-fp16-b1-ws1GiB",
+        "dynamo-fp16-b1-ws1GiB",
+    ]
+    assert [name for name in every if name.startswith("dynamo")] == [
+        f"dynamo-{precision}-{profile}-ws1GiB"
+        for precision in ("fp32", "fp16", "bf16")
+        for profile in ("b1", "b1-8-32")
+    ]
+    assert set(every) - set(few) == {
+        name for name in every if name.startswith(("dynamo", "torch_compile")) and "fp16-b1-ws" not in name
+    }
 
 
 def test_baselines_are_built_as_the_configuration_says() -> None:
