@@ -39,6 +39,7 @@ INTEGRATION = {
 """Test files that cover several modules, and are named after their subject."""
 
 
+@pytest.mark.early
 @pytest.mark.parametrize(
     "command",
     [

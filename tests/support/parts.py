@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
-long_test = pytest.mark.part(4, of="long tests")
-"""Of a test that takes 10 s of processor or more in one case."""
+
+def long_test(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that takes 10 s of processor or more in one case."""
+    return pytest.mark.early(pytest.mark.part(4, of="long tests")(test))  # type: ignore[no-any-return]  # pytest's own
+
 
 EXAMPLES = {"part": 25, "all": 100}
 """Hypothesis's examples of a test in every run, and with `--all`."""
