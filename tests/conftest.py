@@ -23,6 +23,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.stage import Release, make_release
 from pipeline.system.forks import ForkServer, forking
+from tests.support.untraced import LoadedForkServer, trace_less
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,11 @@ benchmark:
 """
 
 
+def pytest_collection_finish() -> None:
+    """Take coverage out of the long work of libraries that the tests have imported."""
+    trace_less()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The host's locks lie in the temporary folder: tests that run side by side do not wait for each other.
@@ -73,8 +79,9 @@ def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session", autouse=True)
 def _forks(_temporary_files_of_their_own: None) -> Iterator[None]:
-    """Isolated work of all tests is done in forks: torch is imported once for all of them."""
-    with forking(ForkServer(dict(os.environ))):
+    """Isolated work of all tests is done in forks; in a run of many, torch is imported once for all of them."""
+    server = LoadedForkServer if "PYTEST_XDIST_WORKER" in os.environ else ForkServer
+    with forking(server(dict(os.environ))):
         yield
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ INTEGRATION = {
 """Test files that cover several modules, and are named after their subject."""
 
 
+@pytest.mark.early
 @pytest.mark.parametrize(
     "command",
     [
@@ -113,6 +115,14 @@ def test_tests_are_named_after_modules() -> None:
     expected = {(file.parent / f"test_{file.stem.strip('_')}.py").as_posix() for file in modules()}
     assert sorted(there - expected - INTEGRATION) == []
     assert sorted(INTEGRATION - there) == []
+
+
+def test_every_folder_of_tests_is_looked_into(pytestconfig: pytest.Config) -> None:
+    """No folder has a name that pytest passes over, as it does with `build` by default."""
+    folders = {file.parent.relative_to(REPOSITORY) for file in (REPOSITORY / "tests").rglob("test_*.py")}
+    passed_over = pytestconfig.getini("norecursedirs")
+    parts = {part for folder in folders for part in folder.parts}
+    assert [part for part in sorted(parts) if any(fnmatch(part, pattern) for pattern in passed_over)] == []
 
 
 def test_folders_and_modules_are_small() -> None:

@@ -33,6 +33,7 @@ from pipeline.stages.release.stage import make_release
 from tests.conftest import REPOSITORY, TINY
 from tests.support.deployables import machine, module
 from tests.support.hosts import H100, host
+from tests.support.parts import long_test
 from tests.support.records import with_digest
 from tests.support.torch_tensorrt_stub import Library, use
 
@@ -219,6 +220,7 @@ def test_no_pickle_is_released(copied: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [path for path in made.folder.rglob("*") if "cache" in path.as_posix()] == []
 
 
+@long_test
 def test_secrets_of_the_environment_are_in_no_file_and_no_line(copied: Path) -> None:
     """Steps inherit them, and write none down."""
     config = copied / "pipeline.yaml"

@@ -19,6 +19,7 @@ TESTS = {
     "test_a.py": "def test_1(): pass\ndef test_2(): pass\n",
     "test_b.py": "def test_1(): pass\ndef test_2(built_folder): pass\n",
     "test_c.py": "import pytest\npytestmark = pytest.mark.faults\ndef test_1(): pass\n",
+    "test_d.py": "import pytest\ndef test_1(): pass\n@pytest.mark.early\ndef test_2(): pass\n",
 }
 CONFTEST = """\
 import pytest
@@ -34,14 +35,14 @@ def built_folder():
 @pytest.mark.parametrize(
     ("workers", "order"),
     [
-        ((), ["a 1", "a 2", "b 1", "b 2", "c 1"]),
-        (("-n", "1"), ["c 1", "b 1", "b 2", "a 1", "a 2"]),
+        ((), ["a 1", "a 2", "b 1", "b 2", "c 1", "d 1", "d 2"]),
+        (("-n", "1"), ["c 1", "d 1", "d 2", "b 1", "b 2", "a 1", "a 2"]),
     ],
     ids=["alone", "workers"],
 )
 def test_workers_begin_with_what_takes_long(tmp_path: Path, workers: tuple[str, ...], order: list[str]) -> None:
-    """Accidents on purpose come first, then what needs the built project; a run without workers keeps its order."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = faults\n")
+    """What takes long comes first, then what needs the built project; a run without workers keeps its order."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  faults\n  early\n")
     (tmp_path / "conftest.py").write_text(CONFTEST)
     for name, text in TESTS.items():
         (tmp_path / name).write_text(text)

@@ -154,6 +154,7 @@ def test_wheel_holds_the_deployment_half_alone(wheel: Path) -> None:
     assert tracked <= {*names}
 
 
+@pytest.mark.part(1)
 def test_installed_wheel_deploys_a_release(
     environment: Path, application: Path, released: Release, keys: tuple[Path, Path], s3: str
 ) -> None:

@@ -24,6 +24,7 @@ from pipeline.records import Artifact
 from pipeline.stages import STAGES
 from tests.support.doit_runs import doit, ran
 from tests.support.leftovers import record_paths, temporaries, unwhole
+from tests.support.parts import long_test
 from tests.support.records import with_digest
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def test_a_terminal_that_knows_no_unicode_is_told_in_ascii(finished: Path, local
 # Nothing left over.
 
 
+@long_test
 def test_descriptors_and_temporary_folders_come_back(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps that work and steps that fail leave as many open files and temporary folders as there were."""
     config = copied / "pipeline.yaml"

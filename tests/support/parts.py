@@ -1,11 +1,12 @@
 """A pytest plugin: every run takes a part of each long campaign, and `--all` takes the whole.
 
 The parts follow from one seed a run, which the header and the end of a failed run print. `--seed N` takes the same
-parts again. A campaign says its share in one of three ways:
+parts again. A campaign says its share in one of four ways:
 
 * `@pytest.mark.part(3)`: three of a test's parametrised cases; as a module's `pytestmark`, three of its tests. `of="…"`
   makes one campaign of several tests.
 * The fixture `part`, of a test with a loop of its own: `part.of(cases, 3)` and `part.number(2000, 150)`.
+* `@long_test`: one test that takes long by itself. All of these are one campaign.
 * Hypothesis: the profiles of `EXAMPLES`, for every test without a number of its own.
 """
 
@@ -19,9 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+
+
+def long_test(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that takes 10 s of processor or more in one case."""
+    return pytest.mark.early(pytest.mark.part(4, of="long tests")(test))  # type: ignore[no-any-return]  # pytest's own
+
 
 EXAMPLES = {"part": 25, "all": 100}
 """Hypothesis's examples of a test in every run, and with `--all`."""

@@ -1,8 +1,8 @@
 """A pytest plugin: how xdist's workers share the tests, so that they end together and wait for nothing meanwhile.
 
 Each worker has neighbouring tests, which share fixtures, and takes half of another's rest when its own are done. The
-first worker therefore begins with the longest modules, and with those that need the built project, which only one
-process builds; the second begins in the middle, with those that do not need it.
+first worker therefore begins with the longest modules: a long test at the end would keep the others waiting. Those that
+need the built project follow, which only one process builds. The second begins in the middle, with those that do not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _rank(item: pytest.Item) -> int:
-    """Return 0 for accidents on purpose, 1 for what needs the built project, and 2 for the rest."""
-    if item.get_closest_marker("faults"):
+    """Return 0 for accidents on purpose and what else takes long, 1 for users of the built project, 2 for the rest."""
+    if item.get_closest_marker("faults") or item.get_closest_marker("early"):
         return 0
     return 1 if _BUILT in getattr(item, "fixturenames", ()) else 2

@@ -22,6 +22,7 @@ from model_artifacts.sessions.torch_model import make_model, ready_to_compile
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.settings import TorchTensorRTConfig
 from tests.support.hosts import module_request
+from tests.support.untraced import trace_less, untraced
 
 if TYPE_CHECKING:
     from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
@@ -103,7 +104,8 @@ def main() -> None:
     pretend_a_gpu()
     library = torch_tensorrt_runtime.load_library()
     real = library.dynamo.compile
-    library.dynamo.compile = functools.wraps(real)(functools.partial(real, dryrun=True))
+    library.dynamo.compile = functools.wraps(real)(functools.partial(untraced(real), dryrun=True))
+    trace_less()
     cases = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,6 +18,7 @@ from model_artifacts.records import Manifest
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.verification import latest_release, verify_release
 from tests.conftest import COMMIT
+from tests.support.parts import long_test
 from tests.support.records import with_digest
 from tests.support.releases import append
 
@@ -148,6 +149,7 @@ def test_a_pipe_in_a_release_is_refused(released: Release, name: str) -> None:
         verify_release(released.folder)
 
 
+@long_test
 def test_a_manifest_of_a_million_artifacts_is_refused(released: Release) -> None:
     """By its size, before it is parsed, and by the number of its artifacts."""
     path = released.folder / "manifest.json"

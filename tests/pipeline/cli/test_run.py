@@ -23,6 +23,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import begin, doit, in_a_terminal, ran
+from tests.support.parts import long_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 TWIN = "tiny/rtx-sm80+/fp16-b1-ws32MiB"
 
 
+@long_test
 def test_a_failure_stops_nobody_else(finished: Path) -> None:
     """A variant that fails leaves the others deployable, and the run ends with status 1 and how to repeat it."""
     config = finished / "pipeline.yaml"
@@ -95,6 +97,7 @@ def test_what_is_damaged_and_cannot_be_made_again_is_not_deployable(finished: Pa
     assert "manifest:tiny" not in ran(doit(finished).stdout)
 
 
+@long_test
 def test_a_task_that_is_made_again_says_why(finished: Path) -> None:
     """A stale task prints its reason, and `doit list` prints none."""
     config = finished / "pipeline.yaml"
@@ -113,6 +116,7 @@ def test_a_task_that_is_asked_for_alone_says_since_when_it_is_up_to_date(finishe
     assert "since" not in doit(finished, f"build:{ENGINE}", f"build:{TWIN}").stdout
 
 
+@long_test
 def test_exactly_what_builds_on_a_change_runs_again(finished: Path) -> None:
     """More calibration images rerun only the data, int8's graphs and builds, and the steps that depend on them."""
     assert doit(finished, "-n", "1").returncode == 0  # the manifest of another folder may be of another commit

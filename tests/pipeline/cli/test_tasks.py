@@ -14,6 +14,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.conftest import TINY
 from tests.support.doit_runs import doit, ran
+from tests.support.parts import long_test
 from tests.support.records import with_digest
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def test_what_lacks_its_gpu_is_recorded_as_its_command_does(finished: Path, stag
     assert {**json.loads(record.read_text()), **own} == {**before, **own}
 
 
+@long_test
 def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> None:
     """A whole run of two processes at a time ends like one of a single one."""
     file = checkout / "pipeline.yaml"
@@ -257,6 +259,7 @@ def test_artifacts_that_is_no_folder_is_one_message(checkout: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@long_test
 def test_two_clean_runs_make_the_same(checkout: Path, built: Project) -> None:
     """Other processes in another folder give the same weights, images and graphs, byte for byte, by the same keys."""
     done = doit(checkout, "source", "data", "export", "quantize", "build:tiny/cpu-x86_64/onnxruntime-fp16")

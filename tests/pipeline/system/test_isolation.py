@@ -33,7 +33,7 @@ SECONDS = 60.0
 """More than anything here takes."""
 
 
-@pytest.fixture(autouse=True, params=["forked", "spawned"])
+@pytest.fixture(autouse=True, params=["forked", pytest.param("spawned", marks=pytest.mark.part(12, of="spawned"))])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The way in which the process starts: in a doit's step, and in a command that a person has typed."""
     way: str = request.param

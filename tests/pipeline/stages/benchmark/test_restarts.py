@@ -24,6 +24,7 @@ from pipeline.stages.benchmark.stage import benchmark_target
 from pipeline.stages.common.outcomes import Ending
 from tests.conftest import REPOSITORY
 from tests.support.configs import rewrite
+from tests.support.parts import long_test
 from tests.support.timed_processes import Processes, stand_in, steady
 
 if TYPE_CHECKING:
@@ -324,6 +325,7 @@ def project_taken(project: Project, name: str) -> tuple[str, ...]:
     return tuple(json.loads(path.read_text())["taken"] for path in paths)
 
 
+@long_test
 def test_a_killed_benchmark_goes_on(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With real processes: what SIGKILL leaves of the first restart is kept as it is, and the others follow."""
     rewrite(copied, "restarts: 2", "restarts: 3")

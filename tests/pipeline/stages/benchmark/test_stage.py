@@ -16,6 +16,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.benchmark.stage import benchmark_target, group, room_of
 from tests.support.hosts import H100, L4
 from tests.support.modules import TORCH, finished, on_an_h100
+from tests.support.parts import long_test
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +97,7 @@ def test_engines_are_not_timed_without_a_gpu(built: Project) -> None:
     assert (report.outcome, report.reason) == (Outcome.SKIPPED, "no NVIDIA driver found")
 
 
+@long_test
 def test_one_broken_variant_costs_nobody_else(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A variant that cannot be opened fails alone; one that was never built is skipped; the others are timed."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
@@ -109,6 +111,7 @@ def test_one_broken_variant_costs_nobody_else(copied: Path, capsys: pytest.Captu
     assert reports["onnxruntime-fp32"].outcome is Outcome.DONE
 
 
+@long_test
 def test_a_process_that_dies_is_a_failure_of_its_variant(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant whose process is gone fails with that reason, and the baseline's death leaves others without ratios."""
     (copied / "dying.py").write_text("import os\n\ndef make():\n    os._exit(3)\n")

@@ -23,6 +23,7 @@ from pipeline.stages.common.modules import keep_tuned, load_module, tuned_here
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import images
+from tests.support.parts import long_test
 from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
 
@@ -139,6 +140,7 @@ def _run_inductor(told: Connection, project: Project, artifact: Artifact, *, afr
     told.send(tuned_here(artifact))
 
 
+@long_test
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU")
 def test_inductor_tunes_in_the_first_restart_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process loads the first one's kernels; a new first restart removes them."""

@@ -24,6 +24,7 @@ from pipeline.stages.data.stage import make_data, reference_logits
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import _sample
 from tests.support import factories, odd_networks
+from tests.support.parts import long_test
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,6 +282,7 @@ def test_reference_takes_any_number_of_images(built: Project) -> None:
     assert logits.shape == (33, 3)
 
 
+@long_test
 def test_reference_of_many_images_takes_no_more_memory(built: Project, tmp_path: Path) -> None:
     """Images on disk are mapped part by part, so memory holds only the part that runs."""
     spec = built.data().preprocessing

@@ -26,6 +26,7 @@ from pipeline.stages.quantize.rewriting import quantized_layers
 from pipeline.stages.quantize.stage import calibrate, make_quantized
 from pipeline.stages.sensitivity.stage import measure_sensitivity, propose
 from pipeline.stages.validate.metrics import measure
+from tests.support.parts import long_test
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +109,7 @@ def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Projec
     assert is_current(project, Step("sensitivity", "tiny/int8"))
 
 
+@long_test
 def test_the_proposal_is_a_variant_that_passes_where_plain_int8_is_rejected(
     measured: tuple[Project, Sensitivity], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
