@@ -2,6 +2,7 @@
 
 python benchmarks/speed.py            with two full runs into temporary folders: all steps by doit, and each by itself
 python benchmarks/speed.py --tests    with the test suite, too
+python benchmarks/speed.py FILE       with another configuration; the bounds are those of the default
 
 The own work of a step is its time by itself, from the fork of its process to its end: without the imports that steps
 share, and without other steps beside it. The machine must be quiet; another load counts as work.
@@ -9,7 +10,6 @@ share, and without other steps beside it. The machine must be quiet; another loa
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -18,24 +18,20 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing
-from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from doit.doit_cmd import DoitMain
-
-from pipeline.cli import run as doit_run
 from pipeline.cli.main import run_forked
+from pipeline.cli.order import chains_of
+from pipeline.cli.progress import read_durations
+from pipeline.cli.run import DURATIONS
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.system.forks import SHARED, ForkServer, Surroundings
 from pipeline.system.isolation import step_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from doit.exceptions import BaseFail
-    from doit.task import Task
+    from collections.abc import Collection, Mapping
 
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.steps import Dependencies
@@ -47,69 +43,28 @@ RATIOS = {"onnxruntime-fp32": 1.8, "onnxruntime-int8-cpu": 2.5}
 """Lower bounds of the speed-up over eager FP32 at batch 1."""
 
 
-class TimedStep(NamedTuple):
-    """A step of a run, in seconds since its beginning."""
+def timed_run(config: Path, names: Collection[str]) -> tuple[float, dict[str, float]]:
+    """Run everything by doit in a process of its own; return its wall time, and that of each step, in seconds.
 
-    name: str
-    began: float
-    ended: float
+    doit notes the durations of steps for its next run; they are those of its last run.
 
-    @property
-    def seconds(self) -> float:
-        """The duration."""
-        return self.ended - self.began
-
-
-class _Timer(doit_run.Reporter):
-    """doit's reporter, which notes when each step begins and ends."""
-
-    steps: list[TimedStep] = []  # noqa: RUF012 - of the one run of this process
-    _began: dict[str, float] = {}  # noqa: RUF012 - the same
-
-    def execute_task(self, task: Task) -> None:
-        """Note the beginning of a step."""
-        self._began[task.name] = time.monotonic()
-        super().execute_task(task)
-
-    def add_success(self, task: Task) -> None:
-        """Note the end of a step."""
-        super().add_success(task)
-        self._note(task)
-
-    def add_failure(self, task: Task, fail: BaseFail) -> None:
-        """Note the end of a step that failed."""
-        super().add_failure(task, fail)
-        self._note(task)
-
-    def _note(self, task: Task) -> None:
-        if task.actions and task.name in self._began:
-            self.steps.append(TimedStep(task.name, self._began[task.name], time.monotonic()))
-
-
-def run_and_note(file: str, *arguments: str) -> int:
-    """Run doit in this process, and write its steps with their times to a file, as JSON."""
-    doit_run.Reporter = _Timer  # type: ignore[misc]  # in place of the one that notes nothing
-    status = int(DoitMain().run([*arguments]))
-    Path(file).write_text(json.dumps(_Timer.steps), encoding="utf-8")
-    return status
-
-
-def timed_run(config: Path) -> tuple[float, list[TimedStep]]:
-    """Run everything by doit in a process of its own; return its wall time in seconds and its steps.
+    Args:
+        config: the configuration.
+        names: the names of the steps that do something.
 
     Raises:
         CalledProcessError: a step failed.
     """
-    noted = config.with_name("steps.json")
     began = time.perf_counter()
-    subprocess.run(  # noqa: S603 - this very file
-        [sys.executable, __file__, "--note", str(noted), f"config={config}"],
+    subprocess.run(  # noqa: S603 - doit itself
+        [sys.executable, "-m", "doit", f"config={config}"],
         check=True,
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
     )
     seconds = time.perf_counter() - began
-    return seconds, [TimedStep(*item) for item in json.loads(noted.read_text(encoding="utf-8"))]
+    noted = read_durations(REPOSITORY / DURATIONS)
+    return seconds, {name: noted[name] for name in names if name in noted}
 
 
 def own_work(config: Path) -> dict[str, float]:
@@ -159,11 +114,13 @@ class _Silent:
 def longest_chain(seconds: Mapping[str, float], schedule: Schedule) -> list[str]:
     """Return the names of the steps that a run with any number of processors would wait for."""
     before = {step.name: _names(schedule.dependencies(step)) for step in schedule.steps}
-    chains: dict[str, tuple[float, list[str]]] = {}
-    for name in TopologicalSorter(before).static_order():
-        longest = max((chains[other] for other in before.get(name, ())), default=(0.0, []))
-        chains[name] = (longest[0] + seconds.get(name, 0.0), [*longest[1], name])
-    return max(chains.values())[1]
+    chains = chains_of({name: seconds.get(name, 0.0) for name in before}, before)
+    ready: Collection[str] = [name for name, others in before.items() if not others]
+    found: list[str] = []
+    while ready:
+        found.append(max(ready, key=chains.__getitem__))
+        ready = [name for name, others in before.items() if found[-1] in others]
+    return found
 
 
 def _names(dependencies: Dependencies) -> list[str]:
@@ -193,23 +150,23 @@ def show(name: str, value: float, bound: float, unit: str, *, at_most: bool) -> 
     )
 
 
-def show_run(seconds: float, steps: Sequence[TimedStep], own: Mapping[str, float], schedule: Schedule) -> None:
+def show_run(seconds: float, steps: Mapping[str, float], own: Mapping[str, float], schedule: Schedule) -> None:
     """Print where the time of a full run goes: by stage, by start-up, and along the longest chain of steps.
 
     Args:
         seconds: the wall time of the run.
-        steps: its steps.
+        steps: the seconds of its steps, by name.
         own: the own work of each step, by name.
         schedule: the steps and their order.
     """
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()
     alone: Counter[str] = Counter()
-    for step in steps:
-        stage = step.name.partition(":")[0]
+    for name, taken in steps.items():
+        stage = name.partition(":")[0]
         counts[stage] += 1
-        beside[stage] += step.seconds  # type: ignore[assignment]  # a Counter takes any number
-        alone[stage] += own.get(step.name, 0.0)  # type: ignore[assignment]  # the same
+        beside[stage] += taken  # type: ignore[assignment]  # a Counter takes any number
+        alone[stage] += own.get(name, 0.0)  # type: ignore[assignment]  # the same
     print(f"\n{'stage':<12} {'steps':>5} {'in the run, s':>14} {'own work, s':>12}")
     for stage in sorted(counts, key=lambda stage: -alone[stage]):
         print(f"{stage:<12} {counts[stage]:5} {beside[stage]:14.1f} {alone[stage]:12.1f}")
@@ -242,12 +199,15 @@ def show_starts() -> None:
 def main() -> None:
     """Measure, and print each figure with its bound."""
     doit = (sys.executable, "-m", "doit")
+    options = [word for word in sys.argv[1:] if word != "--tests"]
+    chosen = Path(options[0]) if options else REPOSITORY / "pipeline.yaml"
     show_starts()
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        configs = [Path(shutil.copy(REPOSITORY / "pipeline.yaml", folder)) for folder in (first, second)]
-        seconds, steps = timed_run(configs[0])
+        configs = [Path(shutil.copy(chosen, Path(folder) / "pipeline.yaml")) for folder in (first, second)]
+        own = own_work(configs[1])
+        seconds, steps = timed_run(configs[0], [name for name, taken in own.items() if taken])
         show("full run", seconds, BUDGETS["full run"], "s", at_most=True)
-        show_run(seconds, steps, own_work(configs[1]), Project.load(configs[0], STAGES).schedule)
+        show_run(seconds, steps, own, Project.load(configs[0], STAGES).schedule)
         noop = seconds_of(*doit, f"config={configs[0]}", repeats=5)
         show("no-op doit", noop, BUDGETS["no-op doit"], "s", at_most=True)
         for entry in Project.load(configs[0], STAGES).manifest().artifacts:
@@ -266,6 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--note"]:
-        sys.exit(run_and_note(*sys.argv[2:]))
     main()

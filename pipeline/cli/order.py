@@ -13,10 +13,9 @@ from doit.control import TaskDispatcher
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from doit.control import ExecNode, TaskControl
-    from doit.task import Task
 
 SECONDS = "seconds that it takes, roughly"
 """The key of a task's `meta`."""
@@ -28,7 +27,8 @@ class LongestFirst(TaskDispatcher):  # type: ignore[misc]  # doit is untyped
     def __init__(self, control: TaskControl) -> None:
         """Create the dispatcher of a run's tasks."""
         super().__init__(control.tasks, control.targets, control.selected_tasks)
-        self._chains = chains_of(control.tasks)
+        seconds = {name: (task.meta or {}).get(SECONDS, 0.0) for name, task in control.tasks.items()}
+        self._chains = chains_of(seconds, {name: task.task_dep for name, task in control.tasks.items()})
 
     def _get_next_node(self, ready: deque[ExecNode], tasks_to_run: list[str]) -> ExecNode | None:
         """Return the next of the tasks that are ready; None if there is none. All selected ones count from the start.
@@ -45,12 +45,17 @@ class LongestFirst(TaskDispatcher):  # type: ignore[misc]  # doit is untyped
         return first
 
 
-def chains_of(tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Return for each task the seconds from its start to the end of the longest chain of tasks that wait for it."""
-    waiting: dict[str, float] = dict.fromkeys(tasks, 0.0)
+def chains_of(seconds: Mapping[str, float], before: Mapping[str, Iterable[str]]) -> dict[str, float]:
+    """Return for each task the seconds from its start to the end of the longest chain of tasks that wait for it.
+
+    Args:
+        seconds: the duration of each task, by name.
+        before: the names of the tasks that each task waits for.
+    """
+    waiting: dict[str, float] = dict.fromkeys(before, 0.0)
     chains = {}
-    for name in reversed([*TopologicalSorter({name: task.task_dep for name, task in tasks.items()}).static_order()]):
-        chains[name] = waiting[name] + (tasks[name].meta or {}).get(SECONDS, 0.0)
-        for before in tasks[name].task_dep:
-            waiting[before] = max(waiting[before], chains[name])
+    for name in reversed([*TopologicalSorter(before).static_order()]):
+        chains[name] = waiting[name] + seconds[name]
+        for other in before[name]:
+            waiting[other] = max(waiting[other], chains[name])
     return chains

@@ -1,6 +1,7 @@
 """The steps of a run: those at work, those done, and the time that the others take. Pure but for the file of durations.
 
-A step is expected to take as long as it took in an earlier run, else as long as others of its stage.
+A step is expected to take as long as it took in an earlier run, else as long as others of its stage. Before a stage's
+first step is done, the rough duration of its kind counts, and the time left is called a lower bound.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Planned(NamedTuple):
     """True if no other step works beside it."""
     instant: bool = False
     """True if it is known to be skipped."""
+    roughly: float = 0.0
+    """The seconds that a step of its kind takes at least, roughly."""
 
 
 class Working(NamedTuple):
@@ -120,17 +123,22 @@ class Progress:
         return f"{count}, {'at least' if at_least else 'about'} {duration_phrase(left)} left" if left >= 1 else count
 
     def _time_left(self, now: float) -> tuple[float, bool]:
-        """Return the time that the run still takes, and True if some steps of it are unknown and not in it."""
+        """Return the time that the run still takes, and True if some steps of it are only known roughly."""
         if self._at_once is None:
             return 0.0, False
-        rests = {item.name: item.left for item in self.working(now)}
+        at_work = self.working(now)
+        spent = {item.name: item.seconds for item in at_work}
+        found = {item.name: item.left for item in at_work}
         with self._lock:
-            rests |= self._expected(self._left - rests.keys())
-        known = {name: rest for name, rest in rests.items() if rest is not None}
-        alone = sum(rest for name, rest in known.items() if self._planned[name].alone)
-        beside = [rest for name, rest in known.items() if not self._planned[name].alone]
+            found |= self._expected(self._left - found.keys())
+        rests = {
+            name: max(self._planned[name].roughly - spent.get(name, 0.0), 0.0) if rest is None else rest
+            for name, rest in found.items()
+        }
+        alone = sum(rest for name, rest in rests.items() if self._planned[name].alone)
+        beside = [rest for name, rest in rests.items() if not self._planned[name].alone]
         together = max(sum(beside) / max(self._at_once, 1), *beside, 0.0)  # no shorter than the longest of them
-        return alone + together, len(known) < len(rests)
+        return alone + together, None in found.values()
 
     def _expected(self, names: Collection[str]) -> dict[str, float | None]:
         """Return the durations of steps, in seconds; None for one of whose stage no step was ever done."""

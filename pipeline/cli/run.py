@@ -30,7 +30,7 @@ from model_artifacts.errors import ArtifactError, closest, storage_errors
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.actions import FarmAction, ForkedStep, SkippedStep
 from pipeline.cli.live import Live
-from pipeline.cli.order import LongestFirst
+from pipeline.cli.order import SECONDS, LongestFirst
 from pipeline.cli.progress import Planned, Progress, add_durations, read_durations
 from pipeline.cli.tasks import ALONE, CONFIG_VARIABLE, MAY_FAIL, REUSED, SCREEN, SINCE, VERDICT, WHY
 from pipeline.system.processes import end_children
@@ -50,7 +50,7 @@ _STATE = Path("artifacts")
 """The folder of the lock that one doit at a time holds."""
 
 
-_DURATIONS = _STATE / ".durations.json"
+DURATIONS = _STATE / ".durations.json"
 """The durations of the steps in earlier runs, for the time that a run still takes."""
 
 _COMMANDS = ("list", "help", "info")
@@ -175,7 +175,8 @@ def planned_steps(tasks: dict[str, Task], selected: Iterable[str]) -> dict[str, 
             to_see += task.task_dep
             if _is_step(task):
                 skipped = isinstance(task.actions[0], SkippedStep)
-                found[task.name] = Planned(task.name.partition(":")[0], task.meta[ALONE], skipped)
+                roughly = task.meta.get(SECONDS, 0.0)
+                found[task.name] = Planned(task.name.partition(":")[0], task.meta[ALONE], skipped, roughly)
     return found
 
 
@@ -332,14 +333,14 @@ class Run(DoitRun):
         self.control.process(self.sel_tasks)
         at_once = None if self._farms() else num_process
         progress = Progress(
-            planned_steps(self.control.tasks, self.control.selected_tasks), read_durations(_DURATIONS), at_once
+            planned_steps(self.control.tasks, self.control.selected_tasks), read_durations(DURATIONS), at_once
         )
         try:
             with Live(progress) as live:
                 arguments = (self.dep_manager, Reporter(live, progress), continue_, always)
                 return self._run_all(num_process, (*arguments, Stream(verbosity, force_verbosity)))
         finally:
-            add_durations(_DURATIONS, progress.took)
+            add_durations(DURATIONS, progress.took)
 
     def _run_all(self, num_process: int, arguments: tuple[Any, ...]) -> int:
         if self._farms():

@@ -15,6 +15,7 @@ emulation, and a bound is a multiple of it.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,8 @@ class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __init__(self, precision: Precision, *, sums: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the same
-        stored: dict[Precision, Round] = {Precision.FP16: _to(torch.float16), Precision.BF16: _to(torch.bfloat16)}
-        self._stored = stored.get(precision, _same)
+        self._type = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}.get(precision)
+        self._stored = _to(self._type) if self._type else _same
         self._multiplied = _to_tf32 if precision is Precision.TF32 else self._stored
         self._sums = sums
 
@@ -190,11 +191,22 @@ class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return total
 
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Multiply matrices, with a rounded sum after every 16 products."""
-        total: torch.Tensor | None = None
+        """Multiply matrices, with a rounded sum after every 16 products.
+
+        The next 16 products are added to the sum by the multiplication itself, which saves a pass over memory.
+
+        Args:
+            left: FP32 (m, k), or a batch of them as in `right`.
+            right: FP32 (…, k, n).
+        """
+        batch = right.shape[:-2]
+        lefts, rights = (
+            tensor.expand(*batch, *tensor.shape[-2:]).reshape(math.prod(batch), *tensor.shape[-2:])
+            for tensor in (left, right)
+        )
+        total = left.new_zeros(len(lefts), left.shape[-2], right.shape[-1])
         for start in range(0, left.shape[-1], STEP):
-            part = left[..., start : start + STEP] @ right[..., start : start + STEP, :]
-            total = self._stored(part if total is None else part.add_(total))
-        if total is None:
-            return left @ right
-        return total
+            total.baddbmm_(lefts[..., start : start + STEP], rights[:, start : start + STEP])
+            if self._type:
+                total.copy_(total.to(self._type))
+        return total.view(*batch, *total.shape[-2:])

@@ -56,10 +56,7 @@ def run(names: list[str], folder: Path, processes: int = 1) -> list[str]:
 
 def test_a_chain_is_as_long_as_what_waits_for_it() -> None:
     """A task's chain is its own time and that of the longest that waits for it."""
-    tasks = {
-        name: Task(name, None, task_dep=[*before], meta={SECONDS: TAKES[name]}) for name, before in WAITS_FOR.items()
-    }
-    chains = chains_of(tasks)
+    chains = chains_of(TAKES, WAITS_FOR)
     assert (chains["end"], chains["long2"], chains["long1"], chains["short3"]) == (1, 6, 7, 2)
     assert chains["begin"] == 8
 
@@ -86,16 +83,14 @@ def test_every_task_runs_once_after_what_it_waits_for(tmp_path: Path) -> None:
 def test_a_graph_that_much_waits_for_is_made_first(write_config: Callable[[str], Path]) -> None:
     """Of the default plan's steps int8's quantisation comes before exports and builds: most work waits for it."""
     project = Project.load(write_config("profiles: [1]\nworkspaces: [1GiB]\n"), STAGES)
-    tasks = {
-        step.name: Task(
-            step.name,
-            None,
-            task_dep=[other.name for found in project.schedule.dependencies(step) for other in found],
-            meta={SECONDS: project.schedule.spec(step.stage).seconds},
-        )
-        for step in project.schedule.steps
-    }
-    chains = chains_of(tasks)
+    schedule = project.schedule
+    chains = chains_of(
+        {step.name: schedule.spec(step.stage).seconds for step in schedule.steps},
+        {
+            step.name: [other.name for found in schedule.dependencies(step) for other in found]
+            for step in schedule.steps
+        },
+    )
     order = ("source:resnet18", "data:resnet18", "quantize:resnet18/int8", "rounding:resnet18/int8")
     assert [chains[name] for name in order] == sorted((chains[name] for name in order), reverse=True)
     assert chains["quantize:resnet18/int8"] > chains["rounding:resnet18/fp16"]

@@ -49,6 +49,25 @@ def test_a_stage_that_was_never_done_makes_the_time_a_lower_bound() -> None:
     assert Progress(PLANNED, EARLIER, None).summary(0) == "0 of 4 steps"  # a farm decides how many work at once
 
 
+def test_the_first_run_counts_with_the_rough_durations_of_its_stages() -> None:
+    """They give a lower bound, of which the time at work is taken off, until the stage's first step is done."""
+    planned = {
+        "build:a": Planned("build", roughly=30),
+        "build:b": Planned("build", roughly=30),
+        "build:gpu": Planned("build", instant=True, roughly=30),
+        "benchmark:t": Planned("benchmark", alone=True, roughly=100),
+    }
+    progress = Progress(planned, {}, 1)
+    assert progress.summary(0) == "0 of 4 steps, at least 3 min left"  # 30, 30 and 100 s
+    progress.begin("build:a", 0)
+    assert [item.left for item in progress.working(10)] == [None]
+    assert progress.summary(100) == "0 of 4 steps, at least 2 min left"  # 30 and 100 s
+    progress.end("build:a", 200, done=True)
+    assert progress.summary(200) == "1 of 4 steps, at least 5 min left"  # 200 and 100 s
+    progress = Progress(planned, {"build:a": 50.0, "benchmark:t": 70.0}, 1)
+    assert progress.summary(0) == "0 of 4 steps, about 3 min left"  # 50, 50 and 70 s
+
+
 def test_a_failure_teaches_no_duration() -> None:
     """A step that died after a second is not expected to take a second."""
     progress = Progress(PLANNED, {}, 1)

@@ -16,6 +16,7 @@ from doit.task import Task
 
 from model_artifacts.records import Precision, Status
 from pipeline.cli.live import Live
+from pipeline.cli.order import SECONDS
 from pipeline.cli.progress import Planned, Progress, read_durations
 from pipeline.cli.run import Reporter, Run, planned_steps
 from pipeline.cli.tasks import ALONE, SCREEN
@@ -173,10 +174,11 @@ def _task(name: str, *before: str, meta: dict[str, object] | None = None) -> Tas
 def test_the_steps_of_a_run_are_those_asked_for_and_those_before_them() -> None:
     """Groups, commands on demand and other steps do not count."""
     step: dict[str, object] = {ALONE: False}
+    rough: dict[str, object] = {ALONE: False, SECONDS: 20.0}
     tasks = {
         task.name: task
         for task in (
-            _task("source:m", meta=step),
+            _task("source:m", meta=rough),
             _task("build:a", "source:m", meta=step),
             _task("build:b", "source:m", meta=step),
             _task("benchmark:t", "build:a", "source:m", meta={ALONE: True}),
@@ -185,7 +187,7 @@ def test_the_steps_of_a_run_are_those_asked_for_and_those_before_them() -> None:
         )
     }
     assert planned_steps(tasks, ["release"]) == {
-        "source:m": Planned("source"),
+        "source:m": Planned("source", roughly=20.0),
         "build:a": Planned("build"),
         "benchmark:t": Planned("benchmark", alone=True),
     }

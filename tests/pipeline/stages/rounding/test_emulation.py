@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,6 +101,25 @@ def test_sums_are_rounded_after_every_16_products() -> None:
     with emulating(Precision.FP16):
         kept = terms @ torch.ones(48, 1)
     assert (lost.item(), kept.item()) == (2048, 2050)
+
+
+@pytest.mark.parametrize("size", [0, 5, 16, 37, 64])
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3)], ids=str)
+def test_each_step_of_16_is_rounded_as_a_loop_in_numpy_does(batch: tuple[int, ...], size: int) -> None:
+    """The values are integers, so that the order of a step's own sum changes nothing. Some sums become infinite."""
+    random = np.random.default_rng(size)
+    left = random.integers(-60, 60, (*batch, 4, size)).astype(np.float32)
+    right = random.integers(-60, 60, (*batch, size, 3)).astype(np.float32)
+    left[..., :1, :], right[..., :1] = 60, 60
+    total = np.zeros((*batch, 4, 3), np.float16)
+    for start in range(0, size, 16):
+        part = left[..., start : start + 16] @ right[..., start : start + 16, :]
+        with np.errstate(over="ignore"):
+            total = (part + total.astype(np.float32)).astype(np.float16)
+    with emulating(Precision.FP16, sums=True):
+        found = torch.from_numpy(left) @ torch.from_numpy(right)
+    assert torch.equal(found, torch.from_numpy(total).float())
+    assert np.isinf(total).any() == (size > 20 and 0 not in batch)
 
 
 def test_what_is_written_through_a_view_arrives() -> None:
