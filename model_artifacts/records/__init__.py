@@ -14,6 +14,7 @@ from model_artifacts.records.artifacts import (
 )
 from model_artifacts.records.base import (
     SCHEMA_VERSION,
+    Argument,
     Count,
     DigestedRecord,
     FileRecord,
@@ -29,6 +30,7 @@ from model_artifacts.records.base import (
     Tool,
     VariantRecord,
     Whole,
+    call_of,
 )
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
@@ -75,6 +77,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAND_IN",
     "Accuracy",
+    "Argument",
     "Backend",
     "BatchRange",
     "BatchTiming",
@@ -136,6 +139,7 @@ __all__ = [
     "WeightsOrigin",
     "Whole",
     "Workspace",
+    "call_of",
     "is_applied",
     "manifest_schema",
     "module_target",

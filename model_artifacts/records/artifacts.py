@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from model_artifacts.records.base import Count, FileRecord, Record, Tool
+from model_artifacts.records.base import Argument, Count, FileRecord, Record, Tool
 from model_artifacts.records.hosts import EngineFlavour
 from model_artifacts.records.variants import Precision, Variant
 
@@ -155,12 +155,16 @@ class Recipe(Record):
     """The variant that the recipe makes."""
     factory: str
     """The model's factory, `module:function`."""
+    arguments: tuple[Argument, ...] = ()
+    """Arguments that the factory is called with."""
     code: str = ""
     """SHA-256 of the factory's file, or the version of the factory's package; empty in older recipes."""
     replaced_head: str | None
     """Name of the final linear layer, if the sample model has its own; else None."""
     torchvision_weights: str | None = None
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
+    logits: str | None = None
+    """Name of the logits in the network's output, if that is a mapping or a dataclass; None for a tensor."""
     classes: PositiveInt
     """Number of classes."""
     weights: FileRecord

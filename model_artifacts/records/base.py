@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
 SCHEMA_VERSION = 1
 """Version of every record on disk; part of every staleness key."""
@@ -27,6 +27,9 @@ Milliseconds = Annotated[float, Field(ge=0)]
 """A duration in milliseconds."""
 Microseconds = Annotated[float, Field(ge=0)]
 """A duration in microseconds."""
+
+Json = Annotated[JsonValue, WithJsonSchema({"description": "Anything that JSON holds."})]
+"""Text, a number, true, false, null, or lists and mappings of these."""
 
 
 class Record(BaseModel):
@@ -64,6 +67,20 @@ class Tool(Record):
     """Name of the package."""
     version: str
     """Full version; "absent" if the package is not installed."""
+
+
+class Argument(Record):
+    """An argument that the model's factory is called with."""
+
+    name: str
+    """Name of the parameter."""
+    value: Json
+    """Its value: text, a number, true, false, null, or lists and mappings of these."""
+
+
+def call_of(factory: str, arguments: tuple[Argument, ...]) -> str:
+    """Return the call of a factory as text: `timm:create_model(model_name='levit_128s', num_classes=10)`."""
+    return factory + (f"({', '.join(f'{item.name}={item.value!r}' for item in arguments)})" if arguments else "")
 
 
 class KeyField(Record):

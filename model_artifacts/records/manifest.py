@@ -9,7 +9,18 @@ from pydantic import Field, PositiveInt
 
 from model_artifacts.records.accuracy import Accuracy, GateCheck, RowCheck
 from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare, ModuleContents, Setting, WeightWarning
-from model_artifacts.records.base import FileRecord, GitState, Milliseconds, Record, Sha256, Share, StageRecord, Tool
+from model_artifacts.records.base import (
+    Argument,
+    FileRecord,
+    GitState,
+    Milliseconds,
+    Record,
+    Sha256,
+    Share,
+    StageRecord,
+    Tool,
+    call_of,
+)
 from model_artifacts.records.inputs import Preprocessing, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
@@ -37,6 +48,8 @@ class ManifestModel(Record):
     """Name of the model in the configuration."""
     factory: str
     """The model's factory, `module:function`."""
+    arguments: tuple[Argument, ...] = ()
+    """Arguments that the factory is called with."""
     weights_origin: WeightsOrigin
     """Origin of the weights."""
     weights_detail: str
@@ -53,6 +66,11 @@ class ManifestModel(Record):
     """True if the validation images have labels."""
     reference_top1: Share | None
     """The FP32 reference's share of correct answers on the validation images; None without labels."""
+
+    @property
+    def network(self) -> str:
+        """The call that makes the network, such as `timm:create_model(model_name='levit_128s')`."""
+        return call_of(self.factory, self.arguments)
 
 
 class GpuType(Record):

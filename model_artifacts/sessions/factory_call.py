@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.sessions.arithmetic import kept_arithmetic
@@ -12,9 +18,92 @@ from model_artifacts.sessions.arithmetic import kept_arithmetic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
+    from model_artifacts.records import Argument
+
+_NETWORKS = frozenset({"huggingface_hub", "requests", "urllib3", "urllib", "httpx", "httpx2", "httpcore", "httpcore2"})
+"""Packages whose errors come from a download that did not work."""
+_SAYS_OFFLINE = ("couldn't connect to", "offline mode", "internet connection")
+"""Texts of transformers' and huggingface_hub's messages where the type of the error says nothing."""
+
+
+class Assembly(NamedTuple):
+    """The way from a factory to a network that takes the weights."""
+
+    factory: str
+    """`package.module:function`."""
+    torchvision_weights: str | None
+    """Name of torchvision's weights, with whose settings the factory is called; None for others."""
+    replaced_head: str | None
+    """Name of the final linear layer that replaced the factory's own; None if none did."""
+    classes: int
+    """Number of logits."""
+    arguments: tuple[Argument, ...] = ()
+    """Arguments of the factory."""
+    logits: str | None = None
+    """Name of the logits in the network's output; None if that is a tensor."""
+
+
+class Assembled(Protocol):
+    """A record that holds the way to its network, such as a recipe."""
+
+    @property
+    def factory(self) -> str:
+        """The factory, `package.module:function`."""
+
+    @property
+    def torchvision_weights(self) -> str | None:
+        """Name of torchvision's weights."""
+
+    @property
+    def replaced_head(self) -> str | None:
+        """Name of the replaced linear layer."""
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """Arguments of the factory."""
+
+    @property
+    def logits(self) -> str | None:
+        """Name of the logits in the network's output."""
+
+
+def assembly_of(record: Assembled) -> Assembly:
+    """Return the way to a record's network."""
+    return Assembly(
+        record.factory,
+        record.torchvision_weights,
+        record.replaced_head,
+        record.classes,
+        record.arguments,
+        record.logits,
+    )
+
+
+class LogitsOf(nn.Module):
+    """A network that returns a mapping or a dataclass, with the tensor of logits alone as its output."""
+
+    def __init__(self, body: nn.Module, name: str) -> None:
+        """Wrap a network, and put it into evaluation mode; `name` is the key or the attribute of the logits."""
+        super().__init__()
+        self.body = body
+        self.name = name
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, classes)."""
+        output = self.body(image)
+        logits: torch.Tensor = output[self.name] if isinstance(output, Mapping) else getattr(output, self.name)
+        return logits
+
 
 @contextmanager
-def running_factory(spec: str, failure: str, fix: str = "") -> Iterator[None]:
+def running_factory(spec: str, failure: str, fix: str = "", call: str = "") -> Iterator[None]:
     """Run the code of a model's factory, and translate what it raises.
 
     A training script may parse the command line when it is imported. It sees none here, so that it takes its defaults,
@@ -24,6 +113,7 @@ def running_factory(spec: str, failure: str, fix: str = "") -> Iterator[None]:
         spec: the factory, `package.module:function`.
         failure: the fact, as the message says it.
         fix: the remedy.
+        call: the call with its arguments, for the message.
 
     Raises:
         SourceError: the code raised something, or ended the process.
@@ -37,11 +127,68 @@ def running_factory(spec: str, failure: str, fix: str = "") -> Iterator[None]:
         raise SourceError(
             failure,
             where=spec.partition(":")[0],
-            expected="a module that can be imported, and a function without arguments",
+            expected="a module that can be imported, and a function that returns a network",
             got=f"its code ends the process with exit status {exc.code}, as a script does that parses its command line",
             fix='put the code of the script under `if __name__ == "__main__":`',
         ) from exc
     except Exception as exc:
-        raise SourceError(failure, got=one_line(exc), fix=fix) from exc
+        where = call if call != spec else ""
+        if _is_of_the_network(exc):
+            raise SourceError(
+                f"{failure}: what it asks for is not in this machine's cache, and cannot be downloaded",
+                where=where,
+                expected=f"the files in {_hub_cache()} (Hugging Face, timm) or {_torch_cache()} (torch.hub)",
+                got=one_line(exc),
+                fix="download it once on a machine with a network, such as `hf download ID`, and copy the cache; or "
+                "name a folder of this machine; or let the factory load nothing (timm: `pretrained: false`), and set "
+                "`model.weights` in pipeline.yaml to a file",
+            ) from exc
+        raise SourceError(failure, where=where, got=one_line(exc), fix=fix) from exc
     finally:
         sys.argv = arguments
+
+
+def named(arguments: tuple[Argument, ...]) -> dict[str, object]:
+    """Return arguments by their names. Lists and mappings are new ones, which the factory may change."""
+    return {item.name: copy.deepcopy(item.value) for item in arguments}
+
+
+def without_weights(factory: str, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    """Return the arguments that make the same network without its trained weights, for weights that follow.
+
+    timm loads or downloads weights for `pretrained: true`, and the network is the same without. So neither a worker nor
+    a deployment needs timm's cache.
+
+    Args:
+        factory: `package.module:function`.
+        arguments: its arguments.
+    """
+    if factory.partition(":")[0].partition(".")[0] != "timm":
+        return arguments
+    return tuple(item.model_copy(update={"value": False}) if item.name == "pretrained" else item for item in arguments)
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    """Return true if a download failed: by the package of the error, or of one of those that led to it."""
+    seen: set[int] = set()
+    ahead: BaseException | None = error
+    while ahead is not None and id(ahead) not in seen:
+        seen.add(id(ahead))
+        package = type(ahead).__module__.partition(".")[0]
+        text = str(ahead).lower()
+        if package in _NETWORKS or isinstance(ahead, ConnectionError) or any(part in text for part in _SAYS_OFFLINE):
+            return True
+        ahead = ahead.__cause__ or ahead.__context__
+    return False
+
+
+def _hub_cache() -> Path:
+    """Return the folder of Hugging Face's cache, by the variables that huggingface_hub reads."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def _torch_cache() -> Path:
+    """Return the folder of torch.hub's files, by the variables that torch reads."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(home, "hub", "checkpoints").expanduser()

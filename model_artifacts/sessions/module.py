@@ -15,8 +15,8 @@ from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.host.hashes import leaves_its_folder, sha256_of
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Backend, Layout, Precision, Recipe
-from model_artifacts.sessions import torch_tensorrt_runtime
+from model_artifacts.records import Backend, Layout, Precision, Recipe, call_of
+from model_artifacts.sessions import factory_call, torch_tensorrt_runtime
 from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32
 from model_artifacts.sessions.torch_model import assemble, ready_to_compile
 
@@ -70,11 +70,11 @@ def load_compiled(file: ArtifactFile) -> Loaded:
         return Loaded(module, [module] if isinstance(module, nn.Module) else [])
     recipe = read_record(file.path, Recipe, fix=file.fix)
     torch_tensorrt_runtime.check_made_here(recipe.libraries)
-    if recipe.factory != facts.factory:
+    if (recipe.factory, recipe.arguments) != (facts.factory, facts.arguments):
         raise RunError(
-            f"{file.path} calls another function than the model's factory",
-            expected=facts.factory,
-            got=recipe.factory,
+            f"{file.path} calls another function than the model's factory, or with other arguments",
+            expected=call_of(facts.factory, facts.arguments),
+            got=call_of(recipe.factory, recipe.arguments),
             fix=f"do not use it; {file.fix}",
         )
     model = model_of(facts.root, recipe, file.fix).to(torch_tensorrt_runtime.device_of(file.gpu))
@@ -115,7 +115,7 @@ def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
             got=code,
             fix=f"use the code of that time, or {fix}",
         )
-    model = assemble(recipe.factory, recipe.replaced_head, recipe.classes, weights, recipe.torchvision_weights)
+    model = assemble(factory_call.assembly_of(recipe), weights)
     return ready_to_compile(model, recipe.variant.precision, recipe.input_shape)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnxruntime import InferenceSession
 
-    from model_artifacts.records import BuiltFor, FileRecord, Gpu, ModuleContents, Variant
+    from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, Variant
     from model_artifacts.sessions.engine import Engine
     from model_artifacts.sessions.module import Loaded, ModuleSession
     from model_artifacts.sessions.onnx import ProviderFacts
@@ -52,6 +52,8 @@ class ModuleFacts(NamedTuple):
     """(channels, height, width)."""
     root: Path
     """The artifacts folder, in which a recipe finds its weights."""
+    arguments: tuple[Argument, ...] = ()
+    """The factory's arguments; a recipe that names others is refused."""
 
 
 @dataclass(frozen=True)

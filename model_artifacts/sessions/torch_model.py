@@ -7,9 +7,11 @@ import importlib
 import json
 import logging
 import math
+import sys
 import warnings
 from collections import OrderedDict
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,17 +25,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model_artifacts.errors import SourceError, StorageError, listed, one_line
-from model_artifacts.records import Precision
+from model_artifacts.records import Precision, call_of
 from model_artifacts.sessions import torchvision_models
 from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
-from model_artifacts.sessions.factory_call import running_factory
+from model_artifacts.sessions.factory_call import LogitsOf, named, running_factory, without_weights
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    Factory = Callable[[], nn.Module]
+    from model_artifacts.records import Argument
+    from model_artifacts.sessions.factory_call import Assembly
+
+    Factory = Callable[..., nn.Module]
 
 
 log = logging.getLogger(__name__)
@@ -43,15 +48,17 @@ SEED = 0
 
 
 def import_factory(spec: str) -> Factory:
-    """Return the callable that `package.module:function` names.
+    """Return the callable that `package.module:function` or `package.module:Class.method` names.
 
     Raises:
-        SourceError: it cannot be imported, or is not callable.
+        SourceError: it cannot be imported, or is not callable, or belongs to Python itself.
     """
     module_name, name = spec.split(":")
     fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise SourceError(f"the model's factory {spec!r} belongs to Python itself, which makes no networks", fix=fix)
     with running_factory(spec, f"the model's factory {spec!r} cannot be imported", fix):
-        factory = getattr(importlib.import_module(module_name), name)
+        factory = attrgetter(name)(importlib.import_module(module_name))
     if not callable(factory):
         raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
     return factory  # type: ignore[no-any-return]  # the check above is all that can be known
@@ -61,8 +68,10 @@ _VERSIONS = "versions"
 """The entry in a file of weights that holds the version of each module's own format, as JSON."""
 
 
-def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SEED) -> nn.Module:
-    """Call a factory, seeded, without arguments, and open the wrappers of what it returns.
+def make_model(
+    spec: str, torchvision_weights: str | None = None, seed: int = SEED, arguments: tuple[Argument, ...] = ()
+) -> nn.Module:
+    """Call a factory, seeded, with its arguments, and open the wrappers of what it returns.
 
     For torchvision's weights the network gets the settings that these need.
 
@@ -70,6 +79,7 @@ def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SE
         spec: `package.module:function`.
         torchvision_weights: the name of torchvision's weights that are loaded into the network later; None for others.
         seed: the seed of torch's generators.
+        arguments: the factory's arguments.
 
     Returns:
         the module in evaluation mode, in float32, on the CPU.
@@ -80,8 +90,9 @@ def make_model(spec: str, torchvision_weights: str | None = None, seed: int = SE
     factory = import_factory(spec)
     entry = torchvision_models.entry_of(factory, torchvision_weights) if torchvision_weights else None
     torch.manual_seed(seed)
-    with running_factory(spec, f"the model's factory {spec!r} failed"):
-        model = torchvision_models.build(factory, entry) if entry else factory()
+    with running_factory(spec, f"the model's factory {spec!r} failed", call=call_of(spec, arguments)):
+        given = named(arguments)
+        model = torchvision_models.build(factory, entry, arguments=given) if entry else factory(**given)
     if not isinstance(model, nn.Module):
         raise SourceError(
             f"the model's factory {spec!r} returns no module", expected="torch.nn.Module", got=type(model).__name__
@@ -211,24 +222,28 @@ def _metadata(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
     return getattr(state, "_metadata", {})
 
 
-def assemble(
-    factory: str, replaced_head: str | None, classes: int, weights: Path, torchvision_weights: str | None = None
-) -> nn.Module:
-    """Return a factory's model with these weights, in evaluation mode; weights that it computes are baked.
+def make(assembly: Assembly, seed: int = SEED) -> nn.Module:
+    """Return a factory's network without its weights, in evaluation mode. Weights are not downloaded for it.
 
-    Args:
-        factory: `package.module:function`.
-        replaced_head: the name of the final linear layer that replaced the factory's own; None if none did.
-        classes: the number of logits of that layer.
-        weights: a file of `save_weights`.
-        torchvision_weights: the name of torchvision's weights, if they are that; their network may have other settings.
+    Raises:
+        SourceError: the factory fails, or the network has no layer of the head's name.
+    """
+    arguments = without_weights(assembly.factory, assembly.arguments)
+    model = make_model(assembly.factory, assembly.torchvision_weights, seed, arguments)
+    if assembly.logits:
+        model = LogitsOf(model, assembly.logits)
+    if assembly.replaced_head:
+        replace_head(model, assembly.replaced_head, assembly.classes)
+    return model
+
+
+def assemble(assembly: Assembly, weights: Path) -> nn.Module:
+    """Return a factory's model with a file of `save_weights`, in evaluation mode; computed weights are baked.
 
     Raises:
         SourceError: the weights do not fit the factory's model, or one of them cannot be computed.
     """
-    model = make_model(factory, torchvision_weights)
-    if replaced_head:
-        replace_head(model, replaced_head, classes)
+    model = make(assembly)
     load_state(model, read_weights(weights), str(weights))
     model.eval()  # not its result: a `train` of the model's own may return nothing
     bake(model)

@@ -45,7 +45,7 @@ def entry_of(factory: Callable[..., nn.Module], name: str) -> WeightsEnum:
         SourceError: torchvision has none of this name for the factory; the message lists those that it has.
     """
     entries = entries_of(factory)
-    called = f"{factory.__module__}:{factory.__name__}"
+    called = f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
     if entries is None:
         raise SourceError(
             f"torchvision has no {name} weights for {called}",
@@ -62,7 +62,10 @@ def entry_of(factory: Callable[..., nn.Module], name: str) -> WeightsEnum:
 
 
 def build(
-    factory: Callable[..., nn.Module], entry: WeightsEnum, state: Mapping[str, torch.Tensor] | None = None
+    factory: Callable[..., nn.Module],
+    entry: WeightsEnum,
+    state: Mapping[str, torch.Tensor] | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """Call a factory with its weights' entry, as torchvision's users do, but without a download.
 
@@ -71,9 +74,10 @@ def build(
         entry: the weights, which choose the network's settings.
         state: the contents of the weights' file, which torchvision migrates and loads. None loads nothing, for weights
             that follow.
+        arguments: further arguments of the function.
     """
     with _from_memory(entry, state):
-        return factory(weights=entry, progress=False)
+        return factory(weights=entry, progress=False, **(arguments or {}))
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
+from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.preprocessing import preprocessing_problems
-from pipeline.config.settings import Config, Executor, portable_target
+from pipeline.config.settings import Config, Executor, ModelConfig, portable_target
 from pipeline.config.values import QUANTIZED_PRECISIONS, in_yaml
 
 if TYPE_CHECKING:
@@ -53,14 +54,41 @@ def load_config(file: Path, host: Host | None = None) -> Config:
     source = parse_yaml(file, text)
     if source.data is None and source.problems:
         raise ConfigError(file, source.problems)
+    problems = (*source.problems, *_argument_problems(source))
     try:
         config = Config.model_validate(source.data)
     except ValidationError as exc:
-        raise ConfigError(file, _sorted(file, (*source.problems, *_problems(source, exc)))) from None
+        raise ConfigError(file, _sorted(file, (*problems, *_problems(source, exc)))) from None
     crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, host or Host())]
-    if source.problems or crossed:
-        raise ConfigError(file, _sorted(file, (*source.problems, *crossed)))
+    if problems or crossed:
+        raise ConfigError(file, _sorted(file, (*problems, *crossed)))
     return config
+
+
+def argument_error(file: Path, problems: Iterable[tuple[str, str]]) -> ConfigError:
+    """Return the error of a factory's arguments that only its code shows to be wrong.
+
+    Args:
+        file: the configuration.
+        problems: names of arguments, with what is wrong; an empty name is the call as a whole.
+    """
+    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - as above
+
+    source = parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else "")
+    lines = [
+        f"{source.key_position((*PLACE, name)) if name else source.position(PLACE)}: {text}" for name, text in problems
+    ]
+    return ConfigError(file, _sorted(file, lines))
+
+
+def _argument_problems(source: YamlSource) -> list[str]:
+    """Return the problems of the factory's arguments as they are written, which pydantic does not place exactly."""
+    model = source.data.get("model") if isinstance(source.data, dict) else None
+    arguments = model.get("arguments") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(arguments, dict):
+        return []
+    found = argument_problems(str(model.get("factory", ModelConfig().factory)), arguments)
+    return [f"{source.position(place)}: {text}" for place, text in found if place not in source.unreadable]
 
 
 def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
@@ -191,8 +219,8 @@ def _problems(source: YamlSource, error: ValidationError) -> list[str]:
         location = detail["loc"]
         if detail["type"] == "too_short" and detail["input"]:
             continue  # only its items are wrong, and they have messages of their own
-        if location in source.unreadable:
-            continue  # the YAML reader has reported it
+        if location in source.unreadable or (location[:2] == PLACE and len(location) > len(PLACE)):
+            continue  # the YAML reader or `_argument_problems` has reported it
         place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
         problems.append(f"{place}: {_explain(detail, location, _name(location))}")
     return problems

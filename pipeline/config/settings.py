@@ -6,9 +6,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_serializer
 
 from model_artifacts.records import (
+    Argument,
     BatchRange,
     EngineFlavour,
     Precision,
@@ -31,6 +32,7 @@ from pipeline.config.values import (
     check_factory,
     check_model_name,
     check_own_resource,
+    parse_arguments,
     parse_auto,
     parse_batch_range,
     parse_classes,
@@ -72,10 +74,16 @@ class ModelConfig(Record):
     name: Annotated[Name, AfterValidator(check_model_name)] = "resnet18"
     """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
-    """`package.module:function`; the function returns a torch.nn.Module."""
+    """`package.module:function` or `package.module:Class.method`; it returns a torch.nn.Module."""
+    arguments: Annotated[tuple[Argument, ...], BeforeValidator(parse_arguments)] = ()
+    """The factory's arguments. Paths count from the folder that the pipeline runs in, as all others do."""
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
+
+    @field_serializer("arguments")
+    def _as_written(self, arguments: tuple[Argument, ...]) -> dict[str, object]:
+        return {argument.name: argument.value for argument in arguments}
 
 
 class DataConfig(Record):

@@ -45,7 +45,7 @@ Flag = Annotated[bool, Field(strict=True)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B)?|\d+(\.\d+)?\s*%", re.ASCII)
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 _DEVICE = re.compile(r"0|[1-9]\d{0,3}|all|(GPU|MIG)-[\w/-]+", re.ASCII)
 
@@ -139,6 +139,22 @@ def parse_classes(value: object) -> object:
         if isinstance(item, bool) or not isinstance(item, (str, int)) or item == "":
             raise ValueError(f"expected each name as text; write it in quotes, such as 'no', got {in_yaml(item)}")
     return tuple(map(str, value))
+
+
+def parse_arguments(value: object) -> object:
+    """Return the arguments of a factory as pairs of name and value. A value that no record holds is None here.
+
+    `pipeline/config/arguments.py` reports such a value with its own place.
+
+    Raises:
+        ValueError: the value is no mapping.
+    """
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        expected = "a mapping of the factory's arguments, such as {num_classes: 10}"
+        raise ValueError(f"expected {expected}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
+    return tuple({"name": name, "value": item} for name, item in value.items())
 
 
 def parse_batch_range(value: object) -> object:

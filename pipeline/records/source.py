@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from model_artifacts.records import (
+    Argument,
     Count,
     FileRecord,
     Preprocessing,
@@ -32,6 +33,8 @@ class SourceRecord(StageRecord):
     """Name of the model in the configuration."""
     factory: str
     """The model's factory, `module:function`."""
+    arguments: tuple[Argument, ...] = ()
+    """Arguments that the factory is called with."""
     origin: WeightsOrigin
     """Origin of the weights."""
     origin_detail: str
@@ -48,6 +51,8 @@ class SourceRecord(StageRecord):
     """Name of the final linear layer, if the sample model has its own; else None."""
     torchvision_weights: str | None = None
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
+    logits: str | None = None
+    """Name of the logits in the network's output, if that is a mapping or a dataclass; None for a tensor."""
     awaited_file: str | None = None
     """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
     reads: tuple[ReadFile, ...] = ()

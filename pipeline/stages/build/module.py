@@ -208,9 +208,11 @@ def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...])
     return Recipe(
         variant=variant,
         factory=source.factory,
+        arguments=source.arguments,
         code=code_of(source.factory),
         replaced_head=source.replaced_head,
         torchvision_weights=source.torchvision_weights,
+        logits=source.logits,
         classes=source.classes,
         weights=source.weights,
         input_shape=source.preprocessing.input_shape,

@@ -9,6 +9,7 @@ import torch
 
 from model_artifacts.errors import one_line
 from model_artifacts.sessions.arithmetic import relative_l2
+from model_artifacts.sessions.factory_call import assembly_of
 from model_artifacts.sessions.torch_model import assemble, in_layout
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ def restore_model(project: Project) -> nn.Module:
         SourceError: the factory has changed since the source stage ran.
     """
     source = project.source()
-    weights = project.file(source.weights)
-    return assemble(source.factory, source.replaced_head, source.classes, weights, source.torchvision_weights)
+    return assemble(assembly_of(source), project.file(source.weights))
 
 
 def put_in_fastest_layout(model: nn.Module, images: torch.Tensor) -> torch.memory_format:

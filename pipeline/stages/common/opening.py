@@ -121,7 +121,8 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     module = None
     if variant.backend.is_module:
         source = project.source()
-        module = ModuleFacts(artifact.module, source.factory, source.preprocessing.input_shape, project.paths.root)
+        shape = source.preprocessing.input_shape
+        module = ModuleFacts(artifact.module, source.factory, shape, project.paths.root, source.arguments)
     provider = None
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
         provider = ProviderFacts(artifact.inputs[0], project.paths.provider_cache(variant, record))

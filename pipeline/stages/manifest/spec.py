@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same records give another manifest. Since 2 each entry names the commits that made it. Since 3
-TensorRT's graphs are not deployable on a processor."""
+TensorRT's graphs are not deployable on a processor. Since 4 it has the arguments of the model's factory."""
 
 
 def manifest_key(project: Project, current: Collection[Path]) -> Key:

@@ -248,6 +248,7 @@ def _model(project: Project) -> ManifestModel | None:
     return ManifestModel(
         name=source.model,
         factory=source.factory,
+        arguments=source.arguments,
         weights_origin=source.origin,
         weights_detail=source.origin_detail,
         weights_sha256=source.weights.sha256,

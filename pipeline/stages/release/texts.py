@@ -175,7 +175,7 @@ def _changed_facts(before: Manifest, after: Manifest) -> tuple[str, ...]:
     if old is None or new is None:
         return ()
     facts = (
-        ("network", old.factory, new.factory),
+        ("network", old.network, new.network),
         (
             "weights",
             f"{old.weights_detail}, {old.weights_sha256[:12]}…",

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
-from pipeline.stages.source.outputs import classes_of
+from model_artifacts.sessions.factory_call import LogitsOf
+from pipeline.stages.source.outputs import classes_of, logits_name
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -38,6 +39,30 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     except Exception as exc:
         raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
     return classes_of(output, 2)
+
+
+class Output(NamedTuple):
+    """A network that returns a tensor, and the name of that tensor in the output of the factory's own network."""
+
+    model: nn.Module
+    logits: str | None
+    """None if the factory's network returns a tensor itself."""
+
+
+def take_logits(model: nn.Module, input_shape: tuple[int, int, int]) -> Output:
+    """Return a network whose output is the tensor of logits, if its own is a mapping or a dataclass of logits alone.
+
+    Args:
+        model: the network, in FP32 and evaluation mode.
+        input_shape: (channels, height, width).
+    """
+    try:
+        with torch.inference_mode():
+            output = model(torch.zeros(2, *input_shape))
+    except Exception:  # noqa: BLE001 - `count_classes` runs it again, and reports any type of error
+        return Output(model, None)
+    name = logits_name(output, 2)
+    return Output(LogitsOf(model, name), name) if name else Output(model, None)
 
 
 class Head(NamedTuple):

@@ -5,6 +5,8 @@ Everything behind this stage takes an output for logits: `predict` takes the lar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from model_artifacts.errors import SourceError, one_line
+from model_artifacts.errors import SourceError, listed, one_line
 from model_artifacts.sessions.preprocessing import to_input
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def classes_of(output: object, batch: int) -> int:
             got += f", of {str(output.dtype).removeprefix('torch.')}"
         fix = _fix_of_shape(shape, batch) if output.is_floating_point() else "return the logits, without an `argmax`"
     else:
-        got = type(output).__name__
+        names = tensors_of(output)
+        got = type(output).__name__ + (f" of {listed([_shown(*item) for item in names.items()])}" if names else "")
         fix = (
             "wrap the network in a module whose `forward` returns the tensor of logits alone, "
             "such as `self.net(image)[0]` or `self.net(image).logits`"
@@ -72,6 +75,38 @@ def classes_of(output: object, batch: int) -> int:
     raise SourceError("the model does not return logits", expected=_EXPECTED, got=got, fix=fix)
 
 
+def logits_name(output: object, batch: int) -> str | None:
+    """Return the name of the logits in a network's output, if it is a mapping or a dataclass that holds nothing else.
+
+    Args:
+        output: the network's result, such as a `ModelOutput` of transformers.
+        batch: the number of images that it was given.
+    """
+    found = tensors_of(output)
+    logits = found.get(_LOGITS)
+    if found.keys() != {_LOGITS} or not isinstance(logits, torch.Tensor):
+        return None
+    is_a_row_each = logits.ndim == 2 and logits.shape[0] == batch  # noqa: PLR2004 - batch and classes
+    return _LOGITS if is_a_row_each and logits.is_floating_point() else None
+
+
+def tensors_of(output: object) -> dict[str, object]:
+    """Return the entries of a mapping or a dataclass that are there; none for any other object."""
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items() if value is not None}
+    if is_dataclass(output) and not isinstance(output, type):
+        values = {item.name: getattr(output, item.name) for item in fields(output)}
+        return {name: value for name, value in values.items() if value is not None}
+    return {}
+
+
+def _shown(name: str, value: object) -> str:
+    shape = f" {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f" ({type(value).__name__})"
+    return name + shape
+
+
+_LOGITS = "logits"
+"""The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
 _EXPECTED = "one output (batch, classes) of floating-point values"
 

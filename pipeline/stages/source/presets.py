@@ -1,17 +1,22 @@
-"""Preprocessing that comes with a model: timm's `pretrained_cfg`, and the check of a written one against it."""
+"""Preprocessing and classes that come with a model, from timm or Hugging Face; a written one is checked against it."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from model_artifacts.errors import SourceError
-from model_artifacts.records import Fit, Interpolation, Preprocessing
+from model_artifacts.errors import SourceError, listed, one_line
+from model_artifacts.records import ChannelOrder, Fit, Interpolation, Preprocessing
 from pipeline.config.preprocessing import range_line
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from model_artifacts.records import Argument
+
+log = logging.getLogger(__name__)
 
 _CROP_SHARE = 0.875
 """timm's `crop_pct` where a model's configuration has none (timm.data.constants)."""
@@ -19,6 +24,37 @@ _NARROWEST, _WIDEST = 0.5, 2.0
 """Bounds of the width of the inputs' range, as a share of the range that the weights were trained on."""
 _BEYOND = 0.25
 """The share of the trained range by which inputs may lie outside of it."""
+_CONVNEXT_SQUASHES = 384
+"""The side from which ConvNextImageProcessor squashes images instead of cropping them (transformers)."""
+_PLAIN = frozenset(
+    f"{name}ImageProcessor"
+    for name in ("ViT", "DeiT", "Beit", "Bit", "CLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "MobileViT", "Siglip")
+)
+"""Image processors of transformers that resize, crop, scale and normalise, and nothing else."""
+_BEYOND_A_PREPROCESSING = ("do_pad", "do_reduce_labels", "rescale_offset", "do_color_quantize", "do_thumbnail")
+"""Steps of image processors that a preprocessing does not hold."""
+_OF_PILLOW = {
+    0: Interpolation.NEAREST,
+    1: Interpolation.LANCZOS,
+    2: Interpolation.BILINEAR,
+    3: Interpolation.BICUBIC,
+    4: Interpolation.BOX,
+    5: Interpolation.HAMMING,
+}
+"""Pillow's numbers of its filters, which `resample` holds."""
+_SIZES = ("img_size", "input_size")
+"""timm's parameters for the size of the input."""
+_WRITE = (
+    "write the steps of the training in pipeline.yaml, preprocessing: {resize: …, crop: …, interpolation: …, "
+    "mean: […], std: […]}; ImageNet's usual ones are {resize: 256, crop: 224, interpolation: bilinear, "
+    "mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+)
+
+
+def _timm_settings(model: nn.Module) -> Mapping[str, Any]:
+    """Return timm's configuration of a network; an empty one if it has none."""
+    found = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    return found if isinstance(found, Mapping) else vars(found) if found else {}
 
 
 def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
@@ -27,10 +63,9 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     Raises:
         SourceError: the configuration is not one of timm's.
     """
-    found = getattr(model, "pretrained_cfg", None)
-    if not found:
+    settings = _timm_settings(model)
+    if not settings:
         return None
-    settings = found if isinstance(found, Mapping) else vars(found)
     try:
         height, width = settings["input_size"][-2:]
         share = settings.get("crop_pct") or _CROP_SHARE
@@ -55,6 +90,175 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
             got=f"{type(exc).__name__}: {exc}",
             fix="write `preprocessing` in pipeline.yaml",
         ) from exc
+
+
+class HubModel(NamedTuple):
+    """The folder or the id that a Hugging Face model came from."""
+
+    name: str
+    """A folder of this machine, or the id of a model in the cache."""
+    revision: str | None
+    """The commit of a cached model; None for a folder."""
+
+
+def hub_model_of(model: nn.Module) -> HubModel | None:
+    """Return the place that transformers loaded a network from; None for any other network."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not isinstance(name, str) or not name:
+        return None
+    revision = getattr(model.config, "_commit_hash", None)
+    return HubModel(name, revision if isinstance(revision, str) else None)
+
+
+def hub_settings(hub: HubModel) -> Mapping[str, object] | None:
+    """Return all settings of a model's image processor, from its folder or from the cache; None if it has none.
+
+    transformers itself reads preprocessor_config.json, because the classes of older files have defaults of their own.
+    """
+    from transformers import AutoImageProcessor  # noqa: PLC0415 - there, because the model came from it
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(hub.name, revision=hub.revision or "main", local_files_only=True)
+    except (OSError, ValueError) as exc:  # no such file; a file of a class that is unknown
+        log.info("%s has no preprocessor_config.json that can be read: %s", hub.name, one_line(exc))
+        return None
+    settings: Mapping[str, object] = processor.to_dict()
+    return settings
+
+
+def hub_preprocessing(settings: Mapping[str, object]) -> Preprocessing:
+    """Return the preprocessing of an image processor of transformers.
+
+    Args:
+        settings: the processor's settings with its defaults, as its `to_dict` gives them.
+
+    Raises:
+        SourceError: the processor does something that a `Preprocessing` does not hold.
+    """
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
+    try:
+        others = [name for name in _BEYOND_A_PREPROCESSING if settings.get(name)]
+        if kind.removesuffix("Fast").removesuffix("Pil") not in _PLAIN or others or not settings.get("do_resize"):
+            raise ValueError(f"{kind} with {listed(others) or 'a chain of its own'}")  # noqa: TRY301 - one message
+        return _plain_chain(settings, kind)
+    except (KeyError, TypeError, ValueError) as exc:  # a ValidationError is a ValueError
+        raise SourceError(
+            "the preprocessing of the model's preprocessor_config.json cannot be taken over",
+            expected="a resize, a centre crop, a scale of 1/255, a mean and a std",
+            got=one_line(exc),
+            fix=_WRITE,
+        ) from exc
+
+
+def _plain_chain(settings: Mapping[str, Any], kind: str) -> Preprocessing:
+    size, crop = _sides_of(settings["size"]), None
+    if settings.get("do_center_crop"):
+        crop = _sides_of(settings["crop_size"])
+    short = settings["size"].get("shortest_edge") if isinstance(settings["size"], Mapping) else None
+    if kind.startswith("ConvNext"):
+        size, crop = _convnext_sizes(int(short or 0), float(settings["crop_pct"]))
+    elif short and crop is None:
+        raise ValueError(f"a resize of the short side to {short} without a crop: images of many shapes")
+    if settings.get("do_rescale") and not math.isclose(settings["rescale_factor"], 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"rescale_factor {settings['rescale_factor']}")
+    if not settings.get("do_rescale"):
+        raise ValueError("pixels from 0 to 255 (do_rescale: false)")
+    normalises = settings.get("do_normalize")
+    mean, std = (settings["image_mean"], settings["image_std"]) if normalises else ((0.0,) * 3, (1.0,) * 3)
+    return Preprocessing(
+        resize=size,
+        crop=crop or size,
+        interpolation=_OF_PILLOW[int(settings["resample"])],
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        order=ChannelOrder.BGR if settings.get("do_flip_channel_order") else ChannelOrder.RGB,
+    )
+
+
+def _sides_of(size: object) -> int | tuple[int, int]:
+    """Return a size of transformers: {height, width}, {shortest_edge}, or a number for both sides."""
+    if isinstance(size, Mapping):
+        sides = {name: value for name, value in size.items() if value is not None}
+        if sides.keys() == {"height", "width"}:
+            return int(sides["height"]), int(sides["width"])
+        if sides.keys() == {"shortest_edge"}:
+            return int(sides["shortest_edge"])
+    if isinstance(size, int):
+        return size, size
+    raise ValueError(f"size {size}")
+
+
+def _convnext_sizes(side: int, share: float) -> tuple[int | tuple[int, int], tuple[int, int]]:
+    """Return the resize and the crop of ConvNextImageProcessor, which squashes images of 384 pixels and more."""
+    square = side, side
+    return (square, square) if side >= _CONVNEXT_SQUASHES else (int(side / share), square)
+
+
+def hub_classes(model: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of a Hugging Face model's classes (`id2label`); None without names (LABEL_0, …)."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, Mapping) or sorted(map(int, names)) != list(range(len(names))):
+        return None
+    ordered = tuple(str(names[number]) for number in sorted(names, key=int))
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(ordered)) else ordered
+
+
+def timm_classes(model: nn.Module) -> tuple[str, ...] | None:
+    """Return the `label_names` of timm's weights; None if their configuration has none."""
+    names = _timm_settings(model).get("label_names")
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
+
+
+def own_preprocessing(model: nn.Module, arguments: tuple[Argument, ...] = ()) -> Preprocessing | None:
+    """Return the preprocessing that comes with a network, from timm or Hugging Face; None if nothing says it.
+
+    Args:
+        model: the network as the factory returns it.
+        arguments: the factory's arguments.
+
+    Raises:
+        SourceError: it cannot be read, or the arguments ask timm for another size than its configuration says.
+    """
+    if found := timm_preprocessing(model):
+        _require_size(found, arguments)
+        log.info("the preprocessing is that of timm's pretrained_cfg")
+        return found
+    hub = hub_model_of(model)
+    settings = hub_settings(hub) if hub else None
+    if hub is None or settings is None:
+        return None
+    log.info("the preprocessing is that of %s/preprocessor_config.json", hub.name)
+    return hub_preprocessing(settings)
+
+
+def _require_size(own: Preprocessing, arguments: tuple[Argument, ...]) -> None:
+    for argument in arguments:
+        size = argument.value
+        sides = [size, size] if isinstance(size, int) else size
+        if argument.name in _SIZES and sides is not None and sides != [own.height, own.width]:
+            raise SourceError(
+                f"`{argument.name}` is another size than that of timm's `pretrained_cfg`",
+                where="model.arguments",
+                expected=f"{own.height}×{own.width}, for which `pretrained_cfg` gives the preprocessing",
+                got=str(size),
+                fix=_WRITE,
+            )
+
+
+def refuse_unknown(call: str, model: nn.Module) -> NoReturn:
+    """Refuse `preprocessing: auto` for a network that nothing says the preprocessing of.
+
+    Raises:
+        SourceError: always.
+    """
+    raise SourceError(
+        "nothing says how the images for this network were prepared in its training",
+        where="preprocessing: auto",
+        expected="torchvision's own factory, timm's `pretrained_cfg`, or preprocessor_config.json in the folder or the "
+        "cached model of Hugging Face",
+        got=f"{call} returns {type(model).__name__}, with none of them",
+        fix=_WRITE,
+    )
 
 
 def require_range_of(own: Preprocessing, written: Preprocessing) -> None:

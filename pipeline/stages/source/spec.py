@@ -10,7 +10,7 @@ from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import Key, WeightsOrigin
-from pipeline.planning.keys import code_version, file_digest, make_key
+from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import SourceRecord
 
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import ReadFile
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same configuration gives other weights, or none.
 
 Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed weights and weights that cannot be baked
-are refused.
+are refused. Since 4 nothing replaces an unknown preprocessing.
 """
 
 
 _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""
+_ARGUMENT_FILES = "argument_files"
+"""The key field of the files and folders that the factory's arguments name."""
 _READS = "reads"
 """The key field of the files that the factory read."""
 
@@ -48,9 +50,44 @@ def source_key(project: Project, _model: str) -> Key:
         scikit_learn=version("scikit-learn"),
         **({_IMPORTED: imported} if (imported := imported_code_of(model.factory)) else {}),
         **({"weights_key": model.weights.key} if model.weights.key is not None else {}),
+        **({"arguments": named} if (named := {item.name: item.value for item in model.arguments}) else {}),
+        **({_ARGUMENT_FILES: files} if (files := _argument_files(project)) else {}),
         **code_version(VERSION),
     )
     return with_reads(key, _reads_now(project))
+
+
+def _argument_files(project: Project) -> list[list[str]]:
+    """Return the digests of the files and folders that the factory's arguments name, such as a model's folder.
+
+    A folder around the artifacts is left out, because every step changes it; the files that the factory reads from it
+    are in the key all the same.
+    """
+    found = []
+    root = project.paths.root.absolute()
+    for text in sorted(set(_texts([item.value for item in project.config.model.arguments]))):
+        path = Path(text)
+        digest = None if root.is_relative_to(path.absolute()) else _digest(project, text)
+        if digest:
+            found.append([path.name if path.is_absolute() else text, digest])
+    return found
+
+
+def _digest(project: Project, text: str) -> str | None:
+    try:
+        return file_digest(project, text) or folder_digest(project, text)
+    except (OSError, ValueError):  # no path: too long, or with characters that no path has
+        return None
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str) and value.strip():
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
 
 
 def with_reads(key: Key, reads: Iterable[ReadFile]) -> Key:
@@ -111,5 +148,7 @@ SPEC = StageSpec(
     seconds=20,
     retried=_retried,
     needs_torch=True,
-    maker_fields=frozenset({"factory_code", _IMPORTED, "checkpoint", _READS, "torch", "torchvision", "scikit_learn"}),
+    maker_fields=frozenset(
+        {"factory_code", _IMPORTED, "checkpoint", _ARGUMENT_FILES, _READS, "torch", "torchvision", "scikit_learn"}
+    ),
 )

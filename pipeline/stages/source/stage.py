@@ -15,8 +15,9 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
-from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin
+from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin, call_of
 from model_artifacts.sessions import torch_model, torchvision_models
+from model_artifacts.sessions.factory_call import Assembly, without_weights
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -24,12 +25,19 @@ from pipeline.records import SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.common.model import put_in_fastest_layout
 from pipeline.stages.source import examination, network, torchvision_weights
+from pipeline.stages.source.calls import require_call
 from pipeline.stages.source.checkpoints import load_checkpoint
 from pipeline.stages.source.outputs import check_outputs
-from pipeline.stages.source.presets import require_range_of, timm_preprocessing
+from pipeline.stages.source.presets import (
+    hub_classes,
+    own_preprocessing,
+    refuse_unknown,
+    require_range_of,
+    timm_classes,
+)
 from pipeline.stages.source.reads import noted_reads
 from pipeline.stages.source.spec import with_reads
-from pipeline.stages.source.twins import Assembly, check_twin
+from pipeline.stages.source.twins import check_twin, drawn_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,16 +48,12 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
+    from pipeline.stages.source.twins import Drawn
 
 log = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of red, green and blue in ImageNet, of values from 0 to 1."""
-
-IMAGENET = Preprocessing(
-    resize=256, crop=224, interpolation=Interpolation.BILINEAR, mean=IMAGENET_MEAN, std=IMAGENET_STD
-)
-"""torchvision's preprocessing for IMAGENET1K_V1."""
 
 SAMPLE = Preprocessing(resize=224, crop=224, interpolation=Interpolation.BILINEAR, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 """Preprocessing of the sample model, whose digits already have 224×224 pixels."""
@@ -82,6 +86,7 @@ class _Weights(NamedTuple):
     replaced_head: str | None = None
     torchvision_weights: str | None = None
     awaited_file: str | None = None
+    logits: str | None = None
 
 
 def make_source(project: Project) -> SourceRecord:
@@ -97,6 +102,7 @@ def make_source(project: Project) -> SourceRecord:
     refuse_newer(project.paths.source)
     key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
     with noted_reads() as noted:
+        require_call(project.config_file, config.model)
         weights = _weights(config)
     ignored = (project.paths.root, Path(config.model.weights.file))
     reads = () if weights.torchvision_weights else noted.records(config.model.factory, ignored)
@@ -109,6 +115,7 @@ def make_source(project: Project) -> SourceRecord:
         toolchain=tools("torch", "torchvision", "scikit-learn"),
         model=config.model.name,
         factory=config.model.factory,
+        arguments=config.model.arguments,
         origin=weights.origin,
         origin_detail=weights.detail,
         weights=describe_file(project.paths.weights, project.paths.root),
@@ -117,6 +124,7 @@ def make_source(project: Project) -> SourceRecord:
         class_names=weights.class_names if weights.class_names and len(weights.class_names) == classes else None,
         replaced_head=weights.replaced_head,
         torchvision_weights=weights.torchvision_weights,
+        logits=weights.logits,
         awaited_file=weights.awaited_file,
         reads=reads,
         preprocessing=weights.preprocessing,
@@ -131,9 +139,28 @@ def _examine(config: Config, weights: _Weights) -> int:
     classes = network.count_classes(model, spec.input_shape)
     check_outputs(model, spec)
     examination.require_same_logits(model, spec, watched)
-    assembly = Assembly(config.model.factory, weights.torchvision_weights, weights.replaced_head, classes)
+    assembly = Assembly(
+        config.model.factory,
+        weights.torchvision_weights,
+        weights.replaced_head,
+        classes,
+        config.model.arguments,
+        weights.logits,
+    )
     check_twin(model, assembly, spec.input_shape)
+    if weights.origin is WeightsOrigin.FACTORY:
+        _warn_of_random_weights(config, drawn_weights(model, assembly))
     return classes
+
+
+def _warn_of_random_weights(config: Config, drawn: Drawn) -> None:
+    """Warn of weights that no training made, unless `weights: factory` asks for a network of them alone."""
+    if not drawn.random or (config.model.weights.file == "factory" and not drawn.loaded):
+        return
+    count = f"{len(drawn.random)} of its weights" if drawn.loaded else "its weights"
+    log.warning("WARNING: %s draws %s AT RANDOM: %s", config.model.factory, count, listed(drawn.random))
+    log.warning("WARNING: no training made them; set `model.weights` to a file, or arguments that load them, such as")
+    log.warning("WARNING: timm's `pretrained: true` with the classes of its weights. `factory` keeps random weights.")
 
 
 def _weights(config: Config) -> _Weights:
@@ -142,29 +169,54 @@ def _weights(config: Config) -> _Weights:
     Raises:
         SourceError: a source that the configuration names is not available, or the weights do not fit.
     """
-    factory, name = config.model.factory, config.model.weights.file
+    factory, arguments, name = config.model.factory, config.model.arguments, config.model.weights.file
     if name == "sample":
         return _sample(config)
     if name == "factory":
         return _from_factory(config)
     if name == "auto":
         entry = torchvision_weights.usual_entry(factory)
+        if entry:
+            torchvision_weights.require_arguments(factory, entry, arguments)
         return _download_or_sample(config, entry) if entry else _from_factory(config)
     if config.model.weights.is_file:
         return _checkpoint(config)
     entry = torchvision_models.entry_of(torch_model.import_factory(factory), name)
+    torchvision_weights.require_arguments(factory, entry, arguments)
     return _torchvision(config, entry, network.fetch(entry, config.model.download_timeout_seconds))
 
 
-def _preprocessing(config: Config, default: Preprocessing, own: Preprocessing | None = None) -> Preprocessing:
-    """Return the written preprocessing, else the weights' own, else the default.
+def _torchvision_preprocessing(config: Config, entry: WeightsEnum) -> Preprocessing:
+    """Return the written preprocessing, else that of torchvision's weights.
 
     Raises:
         SourceError: the written one gives inputs out of the weights' own range.
     """
-    if config.preprocessing and own:
+    own = torchvision_weights.preprocessing_of(entry)
+    if config.preprocessing:
         require_range_of(own, config.preprocessing)
-    return config.preprocessing or own or default
+    return config.preprocessing or own
+
+
+def _preprocessing(config: Config, model: nn.Module) -> Preprocessing:
+    """Return the written preprocessing, else the one that comes with the network. Nothing else replaces it silently.
+
+    Raises:
+        SourceError: none is written, and nothing says which one is right.
+    """
+    factory = config.model.factory
+    if config.preprocessing:
+        return config.preprocessing
+    if own := own_preprocessing(model, config.model.arguments):
+        return own
+    call = call_of(factory, config.model.arguments)
+    usual = torchvision_weights.usual_preprocessing(factory)
+    if usual is None:
+        refuse_unknown(call, model)
+    log.warning("WARNING: nothing says how the images for these weights were prepared in their training.")
+    log.warning("WARNING: taking that of torchvision's %s for %s: %s", torchvision_weights.USUAL, factory, usual)
+    log.warning("WARNING: write `preprocessing` in pipeline.yaml if the training had another one.")
+    return usual
 
 
 def _download_or_sample(config: Config, entry: WeightsEnum) -> _Weights:
@@ -182,12 +234,12 @@ def _download_or_sample(config: Config, entry: WeightsEnum) -> _Weights:
 
 
 def _torchvision(config: Config, entry: WeightsEnum, file: Path) -> _Weights:
-    preprocessing = _preprocessing(config, IMAGENET, torchvision_weights.preprocessing_of(entry))
+    preprocessing = _torchvision_preprocessing(config, entry)
     usual = entry.name == torchvision_weights.USUAL
     return _Weights(
         origin=WeightsOrigin.IMAGENET1K_V1 if usual else WeightsOrigin.TORCHVISION,
         detail=f"torchvision {entry}",
-        model=torchvision_weights.load(config.model.factory, entry, file),
+        model=torchvision_weights.load(config.model.factory, entry, file, config.model.arguments),
         preprocessing=preprocessing,
         class_names=tuple(entry.meta["categories"]),
         torchvision_weights=entry.name,
@@ -198,22 +250,26 @@ def _checkpoint(config: Config) -> _Weights:
     factory, file = config.model.factory, Path(config.model.weights.file)
     if entry := torchvision_weights.entry_of_file(factory, file):
         return _torchvision(config, entry, file)
-    model = torch_model.make_model(factory)
-    preprocessing = _preprocessing(config, timm_preprocessing(model) or IMAGENET)
+    arguments = config.model.arguments
+    model = torch_model.make_model(factory, arguments=without_weights(factory, arguments))
+    preprocessing = _preprocessing(config, model)
     fit = load_checkpoint(model, file, config.model.weights.key)
-    torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file)
+    torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file, arguments)
+    model, logits = network.take_logits(model, preprocessing.input_shape)
     if fit.beside:
         log.warning("WARNING: %s: left out, for they are not the model's: %s", file.name, listed(fit.beside))
     detail = f"{file.name}, key {fit.key}" if fit.key else file.name
-    return _Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None)
+    return _Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None, logits=logits)
 
 
 def _from_factory(config: Config) -> _Weights:
-    model = torch_model.make_model(config.model.factory)
-    detail = f"as {config.model.factory} makes them, seed {torch_model.SEED}"
-    return _Weights(
-        WeightsOrigin.FACTORY, detail, model, _preprocessing(config, timm_preprocessing(model) or IMAGENET), None
-    )
+    factory, arguments = config.model.factory, config.model.arguments
+    own = torch_model.make_model(factory, arguments=arguments)
+    preprocessing = _preprocessing(config, own)
+    names = hub_classes(own) or timm_classes(own)
+    model, logits = network.take_logits(own, preprocessing.input_shape)
+    detail = f"as {call_of(factory, arguments)} makes them, seed {torch_model.SEED}"
+    return _Weights(WeightsOrigin.FACTORY, detail, model, preprocessing, names, logits=logits)
 
 
 def _sample(config: Config) -> _Weights:
@@ -221,8 +277,10 @@ def _sample(config: Config) -> _Weights:
 
     The weights are the same bit for bit with the same number of threads. With others, torch sums in another order.
     """
-    preprocessing = _preprocessing(config, SAMPLE)
-    model = torch_model.make_model(config.model.factory)
+    preprocessing = config.preprocessing or SAMPLE
+    factory, arguments = config.model.factory, config.model.arguments
+    own = torch_model.make_model(factory, arguments=without_weights(factory, arguments))
+    model, logits = network.take_logits(own, preprocessing.input_shape)
     head = network.find_head(model)
     _damp_residuals(model)
     network.count_classes(model, preprocessing.input_shape)
@@ -241,7 +299,7 @@ def _sample(config: Config) -> _Weights:
     fitted.bias = nn.Parameter(bias)
     detail = f"sample model: seed {torch_model.SEED}, head fitted on {len(digits)} of scikit-learn's digits"
     names = tuple(str(number) for number in range(images.DIGIT_CLASSES))
-    return _Weights(WeightsOrigin.SAMPLE, detail, model.eval(), preprocessing, names, head.name)
+    return _Weights(WeightsOrigin.SAMPLE, detail, model.eval(), preprocessing, names, head.name, logits=logits)
 
 
 def _damp_residuals(model: nn.Module) -> None:

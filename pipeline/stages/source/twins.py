@@ -19,6 +19,7 @@ import torch
 from model_artifacts.errors import SourceError, listed
 from model_artifacts.sessions import torch_model
 from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
+from model_artifacts.sessions.factory_call import LogitsOf
 from model_artifacts.sessions.module_kinds import bake, bake_one, computed_weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from model_artifacts.sessions.factory_call import Assembly
     from model_artifacts.sessions.module_kinds import ComputedWeight
 
 _OTHER_SEED = 271_828
@@ -35,19 +37,6 @@ _SCALES = (0.3, 1.0, 3.0)
 _RELATIVE = 1e-4
 """The largest relative L2 distance of equal logits; both networks run the same operators in the same order."""
 _OURS = ("pipeline", "model_artifacts", "__main__")
-
-
-class Assembly(NamedTuple):
-    """The way from a factory to a network that takes the weights."""
-
-    factory: str
-    """`package.module:function`."""
-    torchvision_weights: str | None
-    """Name of torchvision's weights, with whose settings the factory is called; None for others."""
-    replaced_head: str | None
-    """Name of the final linear layer that replaced the factory's own; None if none did."""
-    classes: int
-    """Number of logits."""
 
 
 def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int, int]) -> None:
@@ -81,11 +70,34 @@ def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int
     )
 
 
+class Drawn(NamedTuple):
+    """The weights of a factory's network, by their origin."""
+
+    random: tuple[str, ...]
+    """Weights that have other values after a call with another seed."""
+    loaded: tuple[str, ...]
+    """Weights that are the same then, and are no constants: something loads or computes them."""
+
+
+def drawn_weights(model: nn.Module, assembly: Assembly) -> Drawn:
+    """Call the factory once more as it is written, from another seed, and tell random weights from loaded ones.
+
+    Args:
+        model: the network as the factory made it.
+        assembly: the way in which it was built.
+    """
+    with _other_seeds():
+        other: nn.Module = torch_model.make_model(assembly.factory, None, _OTHER_SEED, assembly.arguments)
+    theirs = dict(other.named_parameters())
+    own = dict((model.body if isinstance(model, LogitsOf) else model).named_parameters())
+    random = tuple(name for name in own if name in theirs and not torch.equal(own[name], theirs[name]))
+    same = (name for name in own if name in theirs and name not in random)
+    return Drawn(random, tuple(name for name in same if own[name].min() != own[name].max()))
+
+
 def _assembled(assembly: Assembly, model: nn.Module) -> nn.Module:
     """Return the network of other seeds with a model's weights, as `assemble` does but for the last step."""
     twin = _make(assembly)
-    if assembly.replaced_head:
-        torch_model.replace_head(twin, assembly.replaced_head, assembly.classes)
     torch_model.load_state(twin, model.state_dict(), f"{assembly.factory}, called twice")
     twin.eval()
     return twin
@@ -125,13 +137,12 @@ def _baked_apart(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int,
 
 
 def _make(assembly: Assembly) -> nn.Module:
-    spec, weights = assembly.factory, assembly.torchvision_weights
     with _other_seeds():
         try:
             with _imported_anew():
-                return torch_model.make_model(spec, weights, _OTHER_SEED)
+                return torch_model.make(assembly, _OTHER_SEED)
         except SourceError:  # a module that is imported once only, such as one that registers an operator
-            return torch_model.make_model(spec, weights, _OTHER_SEED)
+            return torch_model.make(assembly, _OTHER_SEED)
 
 
 def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tuple[int, int, int]) -> float:

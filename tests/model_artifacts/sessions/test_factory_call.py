@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import SourceError
+from model_artifacts.records import Argument
 from model_artifacts.sessions.arithmetic import settings
+from model_artifacts.sessions.factory_call import without_weights
 from model_artifacts.sessions.torch_model import import_factory, make_model
 
 if TYPE_CHECKING:
@@ -61,3 +63,36 @@ def test_a_factory_that_allows_tf32() -> None:
     make_model("tests.support.odd_networks:allows_tf32")
 
     assert settings() == before
+
+
+def test_a_factory_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is neither cached nor reachable is refused with the call and the folders of the caches."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    places = rf"{tmp_path}/hub .*{tmp_path}/torch/hub/checkpoints"
+
+    with pytest.raises(SourceError, match=rf"(?s)not in this machine's cache.*{places}.*Name or service not known"):
+        make_model("tests.support.hub_networks:Offline.create")
+
+
+def test_errors_of_a_factory_name_the_call() -> None:
+    """An error of the factory's own is shown with the arguments that led to it."""
+    arguments = (Argument(name="model_name", value="a"), Argument(name="drop_rat", value=0.1))
+
+    with pytest.raises(SourceError, match=r"(?s)create_model' failed.*\(model_name='a', drop_rat=0\.1\).*drop_rat"):
+        make_model("tests.support.hub_networks:create_model", arguments=arguments)
+
+
+@pytest.mark.parametrize("factory", ["os:mkdir", "subprocess:check_output", "builtins:exec", "urllib.request:urlopen"])
+def test_python_itself_makes_no_networks(factory: str) -> None:
+    """A function of Python's own library is never called: with arguments it could do anything."""
+    with pytest.raises(SourceError, match="belongs to Python itself"):
+        import_factory(factory)
+
+
+def test_networks_are_made_again_without_downloads() -> None:
+    """Timm's `pretrained` is off where the weights follow; other factories keep their arguments."""
+    arguments = (Argument(name="model_name", value="a"), Argument(name="pretrained", value=True))
+
+    assert without_weights("timm.models:create_model", arguments)[1].value is False
+    assert without_weights("timmy:create_model", arguments) == arguments

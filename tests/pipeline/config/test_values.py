@@ -467,7 +467,7 @@ def test_unknown_compute_capability_is_refused(problems: Problems, text: str, pr
     assert re.fullmatch(r"3:\d+: tensorrt\.compute_capabilities(\[\d\])?: " + re.escape(problem), found)
 
 
-@pytest.mark.parametrize("factory", ["torchvision", "torchvision.models", "a:", ":b", "a b:c", "a:b.c", "1a:b"])
+@pytest.mark.parametrize("factory", ["torchvision", "torchvision.models", "a:", ":b", "a b:c", "a:b.", "1a:b"])
 def test_bad_factory_is_told_the_form(problems: Problems, factory: str) -> None:
     """A factory that is not `package.module:function` is told that form, not a regular expression."""
     (problem,) = problems(MATRIX + f"model: {{factory: '{factory}'}}\n")

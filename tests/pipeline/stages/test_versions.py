@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (3, "99df62cd7b00b4eb"),
+    "source": (4, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
     "export": (5, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
@@ -32,7 +32,7 @@ GOLDEN = {
     "build": (4, "39f60e5b2feb2e88"),
     "validate": (7, "c562b665697f986c"),
     "benchmark": (4, "ac3ba0dfdc494ed5"),
-    "manifest": (3, "b7249843c4a392b7"),
+    "manifest": (4, "3db7446a1a7e41bf"),
     "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),

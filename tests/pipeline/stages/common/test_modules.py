@@ -14,7 +14,7 @@ import torch
 from model_artifacts.errors import RunError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Recipe
+from model_artifacts.records import Argument, Recipe
 from model_artifacts.sessions.module import open_session
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -87,6 +87,10 @@ def test_a_recipe_of_other_versions_is_refused(project: Project) -> None:
     ("change", "message"),
     [
         (lambda _: {"factory": "os:mkdir"}, r"(?s)calls another function.*tests\.support\.tiny_model:make.*os:mkdir"),
+        (
+            lambda _: {"arguments": (Argument(name="width", value=9),)},
+            r"(?s)or with other arguments.*expected: tests\.support\.tiny_model:make\n.*make\(width=9\)",
+        ),
         (
             lambda recipe: {"weights": recipe.weights.model_copy(update={"path": "../elsewhere"})},
             r"names a file outside its folder: \.\./elsewhere",

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from model_artifacts.records import Fit, Interpolation, Preprocessing
-from pipeline.stages.source.presets import require_range_of, timm_preprocessing
-from pipeline.stages.source.stage import IMAGENET
+from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Preprocessing
+from pipeline.stages.source.presets import (
+    hub_classes,
+    hub_model_of,
+    hub_preprocessing,
+    own_preprocessing,
+    require_range_of,
+    timm_classes,
+    timm_preprocessing,
+)
+from tests.support.hub_networks import IMAGENET, LEVIT, VIT, HubClassifier, Pooled
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 CLIP = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
 
@@ -68,6 +80,108 @@ def test_configuration_that_is_not_timms(cfg: dict[str, object]) -> None:
     """An attribute of this name with other contents is refused with the setting to write."""
     with pytest.raises(SourceError, match=r"(?s)pretrained_cfg.*write `preprocessing`"):
         timm_preprocessing(with_cfg(cfg))
+
+
+# Networks of Hugging Face
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ((32, 32), (32, 32), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5))),
+        ({"size": 24, "resample": 3}, ((24, 24), (24, 24), Interpolation.BICUBIC, ChannelOrder.RGB, (0.5, 0.5, 0.5))),
+        (
+            {
+                "image_processor_type": "DeiTImageProcessor",
+                "do_center_crop": True,
+                "crop_size": {"height": 28, "width": 28},
+            },
+            ((32, 32), (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {
+                "image_processor_type": "MobileViTImageProcessorFast",
+                "size": {"shortest_edge": 288},
+                "do_center_crop": True,
+                "crop_size": {"height": 256, "width": 256},
+                "do_flip_channel_order": True,
+                "do_normalize": None,
+            },
+            (288, (256, 256), Interpolation.BILINEAR, ChannelOrder.BGR, (0.0, 0.0, 0.0)),
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, "crop_pct": 0.875},
+            (256, (224, 224), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.875},
+            ((384, 384), (384, 384), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+    ],
+)
+def test_image_processors(change: dict[str, object], expected: tuple[object, ...]) -> None:
+    """The steps of each processor are those that transformers itself takes, compared with it on pictures (5.24)."""
+    found = hub_preprocessing(VIT | change)
+
+    assert (found.resize, found.crop, found.interpolation, found.order, found.mean) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_processor_type": "LevitImageProcessor"},
+        {"do_resize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"rescale_offset": True},
+        {"do_pad": True},
+        {"size": {"shortest_edge": 224}},
+        {"size": {"longest_edge": 224}},
+        {"resample": 9},
+        {"image_mean": None},
+        {"do_center_crop": True},
+        {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}},
+    ],
+)
+def test_processors_that_do_more_are_refused(change: dict[str, object]) -> None:
+    """Steps that a preprocessing does not hold, or that are missing, are refused with the setting to write."""
+    with pytest.raises(
+        SourceError, match=r"(?s)preprocessor_config\.json cannot be taken over.*preprocessing: {resize: "
+    ):
+        hub_preprocessing(VIT | change)
+
+
+def test_origin_of_a_network() -> None:
+    """A network of transformers says where it came from; others do not, nor one that was made from a configuration."""
+    assert hub_model_of(HubClassifier("mapping", origin="folder")) == ("folder", None)
+    assert hub_model_of(HubClassifier("mapping")) is None
+    assert hub_model_of(nn.Identity()) is None
+
+
+def test_names_of_classes() -> None:
+    """Names come from `id2label` in the order of the logits; placeholders are none."""
+    model = HubClassifier("mapping")
+    assert hub_classes(model) == ("cat", "dog", "fox")
+
+    model.config.id2label = {"1": "dog", "0": "cat"}
+    assert hub_classes(model) == ("cat", "dog")
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    assert hub_classes(model) is None
+    model.config.id2label = {1: "cat", 2: "dog"}
+    assert hub_classes(model) is None
+    assert hub_classes(nn.Identity()) is None
+    assert timm_classes(with_cfg({"label_names": ["cat", "dog"]})) == ("cat", "dog")
+    assert timm_classes(with_cfg({})) is None
+
+
+@pytest.mark.parametrize("size", [48, [48, 32]])
+def test_another_size_than_timms_is_refused(size: JsonValue) -> None:
+    """Timm's configuration keeps its size when a network is made for another, so its preprocessing would be wrong."""
+    model, arguments = Pooled(3, LEVIT), (Argument(name="img_size", value=size),)
+
+    with pytest.raises(SourceError, match=r"(?s)`img_size` is another size.*32×32.*48"):
+        own_preprocessing(model, arguments)
+    assert own_preprocessing(model, (Argument(name="img_size", value=32), Argument(name="depth", value=48))) is not None
 
 
 def normalised(mean: float, std: float, **more: object) -> Preprocessing:

@@ -19,8 +19,9 @@ from pipeline.records import ImagesOrigin
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
-from pipeline.stages.source.stage import IMAGENET, make_source
+from pipeline.stages.source.stage import make_source
 from tests.support import factories, tiny_model
+from tests.support.hub_networks import IMAGENET, VIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +140,177 @@ def test_model_with_another_input(write_config: Callable[[str], Path], weights: 
 
     with pytest.raises(SourceError, match="does not take a batch of images"):
         make_source(project)
+
+
+# Arguments, timm and Hugging Face
+
+HUB = "tests.support.hub_networks"
+
+
+def hub_project(write_config: Callable[[str], Path], call: str, weights: str = "factory") -> Project:
+    """Return a project of a factory with arguments, whose preprocessing comes with the network."""
+    lines = factories.configuration(weights=weights).splitlines()
+    lines[0] = f"model: {{name: tiny, weights: '{weights}', factory: '{HUB}:{call}}}"
+    lines[1] = "preprocessing: auto"
+    return Project.load(write_config("\n".join(lines)), STAGES)
+
+
+def test_arguments_reach_the_factory_each_time(write_config: Callable[[str], Path]) -> None:
+    """The network is made with them, recorded with them, and made again with them, as if for the first time."""
+    text = f"model: {{name: tiny, factory: '{HUB}:sized', arguments: {{sides: [1], options: {{classes: 5}}}}}}"
+    lines = factories.configuration().splitlines()
+    project = Project.load(write_config("\n".join([text, *lines[1:]])), STAGES)
+
+    record = make_source(project)
+
+    assert record.classes == 5
+    assert [(item.name, item.value) for item in record.arguments] == [("sides", [1]), ("options", {"classes": 5})]
+    assert f"{HUB}:sized(sides=[1], options={{'classes': 5}})" in record.origin_detail
+    weights = read_weights(project.paths.weights)
+    assert torch.equal(restore_model(project).state_dict()["head.weight"], weights["head.weight"])
+
+
+def test_preprocessing_and_names_of_timm(write_config: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    """Trained weights of timm bring both."""
+    project = hub_project(write_config, "create_model', arguments: {model_name: a, num_classes: 3, pretrained: true}")
+
+    record = make_source(project)
+
+    assert (record.preprocessing.resize, record.preprocessing.crop) == (35, 32)
+    assert record.class_names == ("a-0", "a-1", "a-2")
+    assert "AT RANDOM" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "weights", "warned"),
+    [
+        ("{model_name: a}", "auto", "draws its weights AT RANDOM: head.weight, head.bias"),
+        ("{model_name: a}", "factory", ""),
+        ("{model_name: a, pretrained: true, num_classes: 3}", "auto", ""),
+    ],
+)
+def test_random_weights_are_never_silent(
+    write_config: Callable[[str], Path], caplog: pytest.LogCaptureFixture, arguments: str, weights: str, warned: str
+) -> None:
+    """Weights that no training made are a loud warning, unless `factory` asks for a network of them."""
+    make_source(hub_project(write_config, f"create_model', arguments: {arguments}", weights))
+
+    assert (warned in caplog.text) if warned else ("AT RANDOM" not in caplog.text)
+
+
+def test_a_random_head_is_never_silent(write_config: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    """A trained network with a head of another size is warned of, whatever `weights` says."""
+    make_source(hub_project(write_config, "half_trained'"))
+
+    assert "draws 2 of its weights AT RANDOM: 1.head.weight, 1.head.bias" in caplog.text
+
+
+def test_network_of_timm_itself(write_config: Callable[[str], Path]) -> None:
+    """The real library, where it is installed: its network, its preprocessing and the network made again."""
+    pytest.importorskip("timm")
+    text = factories.configuration().splitlines()
+    call = "factory: 'timm:create_model', arguments: {model_name: mobilenetv3_small_050, num_classes: 10}"
+    text[:2] = [f"model: {{name: tiny, weights: factory, {call}}}", "preprocessing: auto"]
+    project = Project.load(write_config("\n".join(text)), STAGES)
+
+    record = make_source(project)
+
+    assert (record.classes, record.preprocessing.crop, record.preprocessing.interpolation.value) == (10, 224, "bicubic")
+    assert restore_model(project)(torch.zeros(1, 3, 224, 224)).shape == (1, 10)
+
+
+def test_network_of_transformers_itself(write_config: Callable[[str], Path], tmp_path: Path) -> None:
+    """The real library, where it is installed: a saved folder gives weights, preprocessing and names of classes."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    names = {0: "cat", 1: "dog"}
+    config = transformers.ViTConfig(image_size=32, patch_size=16, id2label=names, label2id={}, **sizes)
+    saved = transformers.ViTForImageClassification(config).eval()
+    saved.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    text = factories.configuration().splitlines()
+    call = "factory: 'transformers:AutoModelForImageClassification.from_pretrained'"
+    arguments = f"arguments: {{pretrained_model_name_or_path: '{tmp_path / 'vit'}'}}"
+    text[:2] = [f"model: {{name: tiny, weights: auto, {call}, {arguments}}}", "preprocessing: auto"]
+    project = Project.load(write_config("\n".join(text)), STAGES)
+
+    record = make_source(project)
+
+    assert (record.class_names, record.logits) == (("cat", "dog"), "logits")
+    assert (record.preprocessing.crop, record.preprocessing.mean) == ((32, 32), (0.5, 0.5, 0.5))
+    batch = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(restore_model(project)(batch), saved(batch).logits)
+
+
+@pytest.mark.parametrize("form", ["mapping", "dataclass"])
+def test_network_of_hugging_face(
+    write_config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    """A folder gives preprocessing and names of classes; the logits are taken out of the output, also afterwards."""
+    monkeypatch.setattr("pipeline.stages.source.presets.hub_settings", lambda _: VIT)
+    arguments = f"{{pretrained_model_name_or_path: '{tmp_path / 'model'}', form: {form}}}"
+    project = hub_project(write_config, f"HubClassifier.from_pretrained', arguments: {arguments}")
+
+    record = make_source(project)
+
+    assert (record.logits, record.class_names) == ("logits", ("cat", "dog", "fox"))
+    assert (record.preprocessing.crop, record.preprocessing.mean) == ((32, 32), (0.5, 0.5, 0.5))
+    assert restore_model(project)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "got"),
+    [
+        ("features", r"dict of logits \(2, 3\), pooled \(2, 3\)"),
+        ("other name", r"dict of scores \(2, 3\)"),
+        ("integers", r"dict of logits \(2, 1\)"),
+        ("tuple", "tuple"),
+    ],
+)
+def test_outputs_beside_the_logits_are_refused(
+    write_config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, form: str, got: str
+) -> None:
+    """Nothing of an output is dropped silently, and no other name is taken for logits."""
+    monkeypatch.setattr("pipeline.stages.source.presets.hub_settings", lambda _: VIT)
+    arguments = f"{{pretrained_model_name_or_path: x, form: {form}}}"
+    with pytest.raises(SourceError, match=rf"(?s)does not return logits.*got: +{got}"):
+        make_source(hub_project(write_config, f"HubClassifier.from_pretrained', arguments: {arguments}"))
+
+
+@pytest.mark.parametrize("weights", ["factory", "auto", "mine.pth"])
+def test_unknown_preprocessing_is_refused(write_config: Callable[[str], Path], weights: str) -> None:
+    """Where nothing says how the images were prepared, ImageNet's steps do not replace it."""
+    with pytest.raises(
+        SourceError, match=r"(?s)nothing says how the images.*Pooled, with none.*preprocessing: {resize: "
+    ):
+        make_source(hub_project(write_config, "plain'", weights))
+
+
+def test_torchvisions_preprocessing_for_a_checkpoint(
+    write_config: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint of one's own for torchvision's factory takes that of its weights, with a warning that shows it."""
+    torch.manual_seed(5)
+    torch.save(resnet18(num_classes=4).state_dict(), tmp_path / "mine.pth")
+    text = factories.configuration(RESNET, weights=str(tmp_path / "mine.pth")).splitlines()
+    text[0] = text[0].replace("weights:", "arguments: {num_classes: 4}, weights:")
+    text[1] = "preprocessing: auto"
+
+    record = make_source(Project.load(write_config("\n".join(text)), STAGES))
+
+    assert (record.preprocessing, record.classes) == (IMAGENET, 4)
+    assert "WARNING: taking that of torchvision's IMAGENET1K_V1 for torchvision.models:resnet18" in caplog.text
+
+
+def test_torchvisions_weights_with_other_classes(write_config: Callable[[str], Path], hub: Path) -> None:
+    """Weights that do not fit the arguments are refused, before a download and without the sample model."""
+    assert not hub.exists()
+    for weights in ("auto", "IMAGENET1K_V1"):
+        text = factories.configuration(RESNET, weights=weights).replace(
+            "weights:", "arguments: {num_classes: 7}, weights:"
+        )
+        with pytest.raises(SourceError, match=r"(?s)does not fit the arguments.*resnet18\(num_classes=7\)"):
+            make_source(Project.load(write_config(text), STAGES))
 
 
 # ImageNet

@@ -84,7 +84,9 @@ def test_checkpoint_that_fits_two_networks(write_config: Callable[[str], Path], 
     assert hub.is_dir()
     torch.save(inception_like(), tmp_path / "mine.pth")
 
-    with pytest.raises(SourceError, match=r"(?s)another network.*mine\.pth.*transform_input=False.*a function of your"):
+    with pytest.raises(
+        SourceError, match=r"(?s)another network.*mine\.pth.*transform_input=False.*arguments: {transform_input: true}"
+    ):
         make_source(project_of(write_config, "googlenet", str(tmp_path / "mine.pth")))
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError
+from model_artifacts.sessions.factory_call import Assembly
 from model_artifacts.sessions.torch_model import make_model
-from pipeline.stages.source.twins import Assembly, check_twin
+from pipeline.stages.source.twins import check_twin
 from tests.support import odd_networks
 
 if TYPE_CHECKING:
