@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -16,7 +19,7 @@ from model_artifacts.errors import SourceError, one_line
 from model_artifacts.sessions.arithmetic import kept_arithmetic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -26,6 +29,14 @@ _NETWORKS = frozenset({"huggingface_hub", "requests", "urllib3", "urllib", "http
 """Packages whose errors come from a download that did not work."""
 _SAYS_OFFLINE = ("couldn't connect to", "offline mode", "internet connection")
 """Texts of transformers' and huggingface_hub's messages where the type of the error says nothing."""
+
+
+_NO_NETWORKS = frozenset({*sys.stdlib_module_names, "numpy", "torch"})
+"""Packages whose functions read files, run programs or make layers. A recipe of an unsigned release must not call one.
+
+A network of `torch.hub` takes a function of the user's own around `torch.hub.load`.
+"""
+_FACTORY_FIX = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
 
 
 class Assembly(NamedTuple):
@@ -100,6 +111,48 @@ class LogitsOf(nn.Module):
         output = self.body(image)
         logits: torch.Tensor = output[self.name] if isinstance(output, Mapping) else getattr(output, self.name)
         return logits
+
+
+def find_factory(spec: str) -> Callable[..., nn.Module]:
+    """Return the callable that a factory's name leads to, through classes alone.
+
+    Args:
+        spec: `package.module:function` or `package.module:Class.method`.
+
+    Raises:
+        SourceError: it cannot be imported, is not callable, leads through another module, or belongs to a package that
+            makes no networks: Python's own, torch, numpy.
+    """
+    module_name, name = spec.split(":")
+    _require_maker(spec, module_name)
+    with running_factory(spec, f"the model's factory {spec!r} cannot be imported", _FACTORY_FIX):
+        way: list[Any] = [importlib.import_module(module_name)]
+        for part in name.split("."):
+            way.append(getattr(way[-1], part))
+    factory: Callable[..., nn.Module] = way[-1]
+    if through := [step.__name__ for step in way[1:] if isinstance(step, ModuleType)]:
+        raise SourceError(
+            f"the model's factory {spec!r} leads through a module",
+            expected="package.module:function or package.module:Class.method",
+            got=f"the module {through[0]} behind the colon",
+            fix=_FACTORY_FIX,
+        )
+    if not callable(factory):
+        raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=_FACTORY_FIX)
+    if inspect.isroutine(factory) or inspect.isclass(factory):
+        _require_maker(spec, factory.__module__ or "")
+    return factory
+
+
+def _require_maker(spec: str, module: str) -> None:
+    """Refuse a module of a package that makes no networks."""
+    package = module.partition(".")[0]
+    if package in _NO_NETWORKS:
+        owner = "Python itself" if package in sys.stdlib_module_names else package
+        raise SourceError(
+            f"the model's factory {spec!r} belongs to {owner}, which makes no networks",
+            fix=f"{_FACTORY_FIX}; put a call of {package} into a function of your own",
+        )
 
 
 @contextmanager

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import logging
 import math
-import sys
 import warnings
 from collections import OrderedDict
 from functools import cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,7 +25,7 @@ from model_artifacts.errors import SourceError, StorageError, listed, one_line
 from model_artifacts.records import Precision, call_of
 from model_artifacts.sessions import torchvision_models
 from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
-from model_artifacts.sessions.factory_call import LogitsOf, named, running_factory, without_weights
+from model_artifacts.sessions.factory_call import LogitsOf, find_factory, named, running_factory, without_weights
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
@@ -51,17 +48,9 @@ def import_factory(spec: str) -> Factory:
     """Return the callable that `package.module:function` or `package.module:Class.method` names.
 
     Raises:
-        SourceError: it cannot be imported, or is not callable, or belongs to Python itself.
+        SourceError: it cannot be imported, or is not callable, or belongs to a package that makes no networks.
     """
-    module_name, name = spec.split(":")
-    fix = "set `model.factory` in pipeline.yaml to `package.module:function`; the current folder is on the path"
-    if module_name.partition(".")[0] in sys.stdlib_module_names:
-        raise SourceError(f"the model's factory {spec!r} belongs to Python itself, which makes no networks", fix=fix)
-    with running_factory(spec, f"the model's factory {spec!r} cannot be imported", fix):
-        factory = attrgetter(name)(importlib.import_module(module_name))
-    if not callable(factory):
-        raise SourceError(f"the model's factory {spec!r} is not callable", got=type(factory).__name__, fix=fix)
-    return factory  # type: ignore[no-any-return]  # the check above is all that can be known
+    return find_factory(spec)
 
 
 _VERSIONS = "versions"

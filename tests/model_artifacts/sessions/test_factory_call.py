@@ -83,11 +83,30 @@ def test_errors_of_a_factory_name_the_call() -> None:
         make_model("tests.support.hub_networks:create_model", arguments=arguments)
 
 
-@pytest.mark.parametrize("factory", ["os:mkdir", "subprocess:check_output", "builtins:exec", "urllib.request:urlopen"])
-def test_python_itself_makes_no_networks(factory: str) -> None:
-    """A function of Python's own library is never called: with arguments it could do anything."""
-    with pytest.raises(SourceError, match="belongs to Python itself"):
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "os:mkdir",
+        "subprocess:check_output",
+        "builtins:exec",
+        "urllib.request:urlopen",
+        "torch:load",
+        "torch.hub:load",
+        "numpy:load",
+        "torchvision.models._api:partial",  # a function of Python's that another package has imported
+        "torchvision._internally_replaced_utils:load_state_dict_from_url",
+    ],
+)
+def test_python_and_torch_make_no_networks(factory: str) -> None:
+    """A function of these packages is never called, wherever it is imported: with arguments it could do anything."""
+    with pytest.raises(SourceError, match=r"belongs to (Python itself|torch|numpy), which makes no networks"):
         import_factory(factory)
+
+
+def test_a_factory_leads_through_no_other_module() -> None:
+    """What a package has imported is no way to another package's functions."""
+    with pytest.raises(SourceError, match="the module torch behind the colon"):
+        import_factory("torchvision.models.resnet:torch.load")
 
 
 def test_networks_are_made_again_without_downloads() -> None:
