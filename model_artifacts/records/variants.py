@@ -114,8 +114,8 @@ class Backend(str, Enum):
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Layouts of the images to run; inductor chooses one by itself, and each would cost minutes of tuning."""
-        only_contiguous = self is Backend.INDUCTOR or not self.is_module
+        """Layouts of the images to run. inductor and torch_compile compile for each layout anew, so they run one."""
+        only_contiguous = self in {Backend.INDUCTOR, Backend.TORCH_COMPILE} or not self.is_module
         return (Layout.CONTIGUOUS,) if only_contiguous else tuple(Layout)
 
 

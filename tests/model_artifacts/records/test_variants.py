@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model_artifacts.records import Backend, BatchRange, Graph, Precision, Variant, Workspace
+from model_artifacts.records import Backend, BatchRange, Graph, Layout, Precision, Variant, Workspace
 from tests.support.records import BATCH_RANGES
 
 # Profiles.
@@ -117,3 +117,9 @@ def test_tensorrts_quantised_graphs_stand_in_on_a_processor(
     backend = Backend.ONNXRUNTIME if graph else Backend.EAGER
     variant = Variant(model="m", target=target, backend=backend, precision=precision, graph=graph)
     assert variant.stands_in is expected
+
+
+def test_what_compiles_for_each_layout_runs_contiguous_images_alone() -> None:
+    """Deployments feed no others, and a second layout would take as long again to compile."""
+    both = {backend for backend in Backend if Layout.CHANNELS_LAST in backend.layouts}
+    assert both == {Backend.EAGER, Backend.DYNAMO, Backend.DYNAMO_AOTI}
