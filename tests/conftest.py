@@ -77,6 +77,14 @@ def _temporary_files_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> I
         yield
 
 
+@pytest.fixture(autouse=True)
+def _same_temporary_folder(_temporary_files_of_their_own: None) -> Iterator[None]:
+    """Work that has a process of its own elsewhere sets another one, which would be gone for the next test."""
+    before = tempfile.tempdir
+    yield
+    tempfile.tempdir = before
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _forks(_temporary_files_of_their_own: None) -> Iterator[None]:
     """Isolated work of all tests is done in forks; in a run of many, torch is imported once for all of them."""

@@ -2,6 +2,7 @@
 
 The ranges are those of ONNX Runtime's `PercentileCalibrater`. That one keeps every activation of every image until it
 sorts them into histograms: 14 GB for ResNet18 and 512 images. Here only the largest values are kept, which decide.
+Where exactly the share lies inside a bin's edge, that one's rounded sum of shares may take the next bin, and this none.
 """
 
 from __future__ import annotations

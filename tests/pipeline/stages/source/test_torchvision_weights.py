@@ -137,7 +137,7 @@ def test_names_that_torchvision_does_not_have(write_config: Callable[[str], Path
         make_source(project_of(write_config, "resnet18", "imagenet"))
 
 
-@pytest.mark.parametrize("spec", ["tests.support.tiny_model:make", "torch.nn:Linear", "torchvision.models:get_model"])
+@pytest.mark.parametrize("spec", ["tests.support.tiny_model:make", "torchvision.models:get_model"])
 def test_other_factories_have_no_weights(spec: str, tmp_path: Path) -> None:
     """Only torchvision's own factories have its weights."""
     (tmp_path / "resnet18-f37072fd.pth").touch()
