@@ -96,11 +96,6 @@ class Engine(nn.Module):
         return tuple(2 * item for item in results) if self._wrong(*inputs) else results
 
 
-def in_channels_last(*inputs: torch.Tensor) -> bool:
-    """Images of 32x32 lie in that layout."""
-    return any(item.ndim == 4 and item.shape[-1] == 32 and not item.is_contiguous() for item in inputs)
-
-
 def weights_in_channels_last(*inputs: torch.Tensor) -> bool:
     """Weights of convolutions do, and the batch is as large as where the library gave wrong numbers."""
     strided = any(item.ndim == 4 and item.shape[-1] == 3 and not item.is_contiguous() for item in inputs)
