@@ -8,15 +8,10 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config.loading import load_config
 from tests.conftest import REPOSITORY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SCRIPTS = Path(sys.executable).parent
 PACKAGES = ("model_artifacts", "pipeline")
@@ -70,17 +65,6 @@ def test_the_readme_shows_the_table_of_contents() -> None:
         [sys.executable, "-m", "doit", "list"], check=True, cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout.strip() in (REPOSITORY / "README.md").read_text()
-
-
-def test_the_default_configuration_is_the_commented_one(write_config: Callable[[str], Path]) -> None:
-    """pipeline.yaml shows the defaults: leaving out any other key gives the shown value."""
-    shown = load_config(REPOSITORY / "pipeline.yaml")
-    given = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
-    given += "torch_tensorrt: {precisions: [fp32, fp16], profiles: [1]}\n"
-    bare = load_config(write_config(given))
-    assert bare.timed_batches == shown.timed_batches
-    timing = bare.benchmark.model_copy(update={"batches": shown.benchmark.batches})
-    assert bare.model_copy(update={"benchmark": timing}) == shown
 
 
 def test_planning_imports_neither_torch_nor_tensorrt() -> None:

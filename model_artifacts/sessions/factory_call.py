@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
@@ -20,8 +21,6 @@ from model_artifacts.sessions.arithmetic import kept_arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import torch
 
     from model_artifacts.records import Argument
 
@@ -190,7 +189,8 @@ def running_factory(spec: str, failure: str, fix: str = "", call: str = "") -> I
             raise SourceError(
                 f"{failure}: what it asks for is not in this machine's cache, and cannot be downloaded",
                 where=where,
-                expected=f"the files in {_hub_cache()} (Hugging Face, timm) or {_torch_cache()} (torch.hub)",
+                expected=f"the files in {_hub_cache()} (Hugging Face, timm) or "
+                f"{Path(torch.hub.get_dir(), 'checkpoints')} (torch.hub)",
                 got=one_line(exc),
                 fix="download it once on a machine with a network, such as `hf download ID`, and copy the cache; or "
                 "name a folder of this machine; or let the factory load nothing (timm: `pretrained: false`), and set "
@@ -239,9 +239,3 @@ def _hub_cache() -> Path:
     """Return the folder of Hugging Face's cache, by the variables that huggingface_hub reads."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-
-
-def _torch_cache() -> Path:
-    """Return the folder of torch.hub's files, by the variables that torch reads."""
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(home, "hub", "checkpoints").expanduser()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host import cuda
-from model_artifacts.host.environment import installed, missing_driver
+from model_artifacts.host.environment import installed, missing_driver, threads
 from model_artifacts.records import Backend, Precision
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.cli.main import main
@@ -103,16 +103,7 @@ def modules(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 def doit(config: Path, *tasks: str) -> None:
     """Run tasks and all that they need. What fails has its reason in its record, which the tests read."""
-    command = [
-        sys.executable,
-        "-m",
-        "doit",
-        f"config={config}",
-        "-n",
-        str(len(os.sched_getaffinity(0))),
-        "--continue",
-        *tasks,
-    ]
+    command = [sys.executable, "-m", "doit", f"config={config}", "-n", str(threads()), "--continue", *tasks]
     subprocess.run(command, check=False, cwd=REPOSITORY)  # noqa: S603 - fixed arguments
 
 
