@@ -16,6 +16,7 @@ from unittest import mock
 
 import onnx
 import torch
+from onnx.inliner import inline_selected_functions
 from onnxscript import ir, optimizer
 from torch.fx import GraphModule, Interpreter
 
@@ -37,6 +38,10 @@ _EXPORTER_OPSET = 18
 """Oldest opset that torch's exporter writes; older ones are converted from it."""
 
 _BATCH_NORM = "BatchNormalization"
+
+_WITHOUT_BF16 = [("", name) for name in ("Celu", "HardSwish", "LpNormalization", "Mish")]
+"""Operators (domain, name) that TensorRT's parser refuses in bfloat16, and that ONNX defines by others (onnx-tensorrt,
+`onnxOpImporters.cpp`: "Only FLOAT, HALF or INT8 input is supported"). It takes the others in every type."""
 
 _HIDDEN = "hidden"
 """The domain of nodes that the exporter's optimiser must not know."""
@@ -91,6 +96,8 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Expo
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
     exported = ir.to_proto(program.model)
+    if model.dtype is torch.bfloat16:
+        exported = inline_selected_functions(exported, _WITHOUT_BF16, inline_schema_functions=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # the optimiser's rules keep parts of the last graph, and with them all weights
     onnx_graph.forget_origin(exported)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GOLDEN = {
     "source": (4, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (5, "fe6d07afb599ccc6"),
+    "export": (6, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
     "rounding": (4, "a1f3ba429042440b"),
     "build": (4, "39f60e5b2feb2e88"),

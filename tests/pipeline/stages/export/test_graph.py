@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnxruntime import InferenceSession
 from torch import nn
 
@@ -213,6 +214,35 @@ def test_tensorrt_takes_the_graph(name: str, dtype: torch.dtype, tmp_path: Path)
     if (name, dtype) == ("einsum", torch.bfloat16):
         pytest.skip("ONNX has no Einsum in bfloat16")
     assert parsed(exported(network(name), dtype).model, tmp_path) > 3
+
+
+class Activated(nn.Module):
+    """A convolution with an activation, as MobileNetV3, YOLOv4 and the metric networks have them."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(3, 8, 3), activation
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 8), of unit length."""
+        return nn.functional.normalize(self.activation(self.conv(image)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.Hardswish(), nn.Mish(), nn.CELU(0.5), nn.GELU(), nn.SiLU()], ids=lambda item: type(item).__name__
+)
+def test_operators_that_tensorrt_refuses_in_bf16_are_written_with_others(activation: nn.Module, tmp_path: Path) -> None:
+    """TensorRT's parser has no HardSwish or Mish in bfloat16. Their definitions by other operators it takes."""
+    torch.manual_seed(3)
+    model, images = Activated(activation).eval(), torch.rand(3, *SHAPE)
+    with torch.no_grad():
+        expected = model(images).numpy()
+
+    graph = exported(model, torch.bfloat16).model
+
+    assert parsed(graph, tmp_path) > 3
+    (got,) = ReferenceEvaluator(graph).run(None, {"image": images.numpy()})
+    assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
 
 
 @pytest.mark.part(3)
