@@ -124,7 +124,7 @@ class TorchTensorRTConfig(Record):
     """Settings of Torch-TensorRT. A setting that a version lacks is recorded as unsupported beside the module."""
 
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] | None = None
-    """The precisions of the matrix to compile modules in. None takes all that a module can be cast to."""
+    """The precisions of the matrix to compile modules in, with eager beside them. None takes all that are casts."""
     profiles: Annotated[tuple[ParsedBatchRange, ...], Field(min_length=1)] | None = None
     """The profiles of the matrix to compile modules for. None takes all."""
     formats: Annotated[tuple[ModuleFormat, ...], Field(min_length=1)] = (ModuleFormat.EXPORTED_PROGRAM,)

@@ -214,8 +214,9 @@ class Plan:
     def _modules(self, target: str) -> list[Variant]:
         """Return the baselines (eager FP32 in every configuration), then Torch-TensorRT's modules."""
         cast = [precision for precision in self.config.precisions if precision not in QUANTIZED_PRECISIONS]
+        eager = dict.fromkeys((Precision.FP32, *(self.config.torch_tensorrt.precisions or cast)))
         plain = partial(Variant, model=self.model, target=target)
-        found = [plain(backend=Backend.EAGER, precision=item) for item in dict.fromkeys((Precision.FP32, *cast))]
+        found = [plain(backend=Backend.EAGER, precision=item) for item in eager]
         found += [item.model_copy(update={"layout": Layout.CHANNELS_LAST}) for item in found if item.precision in _HALF]
         baselines = self.config.benchmark.baselines
         if Baseline.INDUCTOR in baselines and cast:

@@ -29,7 +29,7 @@ def test_repositorys_own_configuration_spells_out_the_defaults() -> None:
     needed: dict[str, object] = {
         "profiles": [1, {"min": 1, "opt": 8, "max": 32}],
         "workspaces": ["1GiB"],
-        "torch_tensorrt": {"precisions": ["fp32", "fp16"], "profiles": [1]},
+        "torch_tensorrt": {"precisions": ["fp16"], "profiles": [1]},
     }
     shown = load_config(REPOSITORY / "pipeline.yaml")
     assert shown == Config.model_validate(needed | {"benchmark": {"batches": [1, 8]}})

@@ -120,8 +120,11 @@ def test_modules_are_planned_in_the_named_precisions_and_profiles_alone() -> Non
         for profile in ("b1", "b1-8-32")
     ]
     assert set(every) - set(few) == {
-        name for name in every if name.startswith(("dynamo", "torch_compile")) and "fp16-b1-ws" not in name
+        *(name for name in every if name.startswith(("dynamo", "torch_compile")) and "fp16-b1-ws" not in name),
+        "eager-bf16",
+        "eager-bf16-channels_last",
     }
+    assert {"eager-fp32", "eager-fp16", "eager-fp16-channels_last"} <= set(few)
 
 
 def test_baselines_are_built_as_the_configuration_says() -> None:
