@@ -173,6 +173,8 @@ class Recipe(Record):
     """(channels, height, width) of one sample."""
     warm_up: tuple[PositiveInt, ...]
     """Batch sizes to compile for before the first real batch."""
+    constant_weights: bool = False
+    """True if the engine holds the weights. Engines of older recipes take them as inputs, with each batch."""
     settings: tuple[Setting, ...]
     """Settings for Torch-TensorRT."""
     libraries: tuple[Tool, ...]

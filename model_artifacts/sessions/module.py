@@ -48,6 +48,8 @@ class Loaded:
     """The parts that Torch-TensorRT compiled: the module, or one for each batch size compiled in this process."""
     warm_up: tuple[int, ...] = ()
     """The batch sizes that are compiled before the module counts as open."""
+    constant_weights: bool = False
+    """True if those are compiled with the weights as constants."""
 
 
 def load_compiled(file: ArtifactFile) -> Loaded:
@@ -78,12 +80,10 @@ def load_compiled(file: ArtifactFile) -> Loaded:
             fix=f"do not use it; {file.fix}",
         )
     model = model_of(facts.root, recipe, file.fix).to(torch_tensorrt_runtime.device_of(file.gpu))
-    library = torch_tensorrt_runtime.load_library()
-    arguments = torch_tensorrt_runtime.arguments_of(recipe.settings)
+    library, arguments = torch_tensorrt_runtime.load_library(), torch_tensorrt_runtime.arguments_of(recipe.settings)
     parts: list[nn.Module] = []
-    return Loaded(
-        torch_tensorrt_runtime.compile_in_time(library, model, arguments, parts.append), parts, warm_up=recipe.warm_up
-    )
+    module = torch_tensorrt_runtime.compile_in_time(library, model, arguments, parts.append)
+    return Loaded(module, parts, recipe.warm_up, recipe.constant_weights)
 
 
 def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
@@ -234,7 +234,7 @@ class ModuleSession:
         """
         with ExitStack() as stack:
             stack.enter_context(strict_fp32() if self._variant.precision is Precision.FP32 else fastest())
-            stack.enter_context(torch_tensorrt_runtime.unlimited_sizes())
+            stack.enter_context(torch_tensorrt_runtime.tracing(constant_weights=self._loaded.constant_weights))
             if self._gpu is not None:
                 from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 

@@ -81,9 +81,14 @@ def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
 
 def libraries() -> tuple[Tool, ...]:
     """Return a module's libraries in their installed versions: torch, Torch-TensorRT and its TensorRT."""
-    library = installed_torch_tensorrt()
-    engines = next((tool for tool in flavours() if tool.name == tensorrt_of(library).value), None)
-    return (Tool(name="torch", version=version("torch")), library, *([engines] if engines else []))
+    engines = installed_tensorrt()
+    return (Tool(name="torch", version=version("torch")), installed_torch_tensorrt(), *([engines] if engines else []))
+
+
+def installed_tensorrt() -> Tool | None:
+    """Return the TensorRT that Torch-TensorRT builds its engines with; None if it is not installed."""
+    wanted = tensorrt_of(installed_torch_tensorrt()).value
+    return next((tool for tool in flavours() if tool.name == wanted), None)
 
 
 def check_libraries(torch_version: str, library: Tool) -> None:
@@ -195,10 +200,16 @@ def compile_in_time(
     )
 
 
-def unlimited_sizes() -> contextlib.AbstractContextManager[object]:
-    """Let torch compile for every batch size and layout that is run. By default it stops at eight graphs."""
+def tracing(*, constant_weights: bool) -> contextlib.AbstractContextManager[object]:
+    """Let torch trace a module for every batch size and layout that is run. By default it stops at eight graphs.
+
+    Args:
+        constant_weights: True gives backends the weights as constants, by torch's own switch for freezing. By default
+            they are inputs of the graph (pytorch/TensorRT#3216), which an engine arranges for its kernels in each run:
+            ResNet18 in FP16 takes 1.0 ms so (TensorRT 10.6, H200), where dynamo's engine with constants takes 0.14 ms.
+    """
     return torch._dynamo.config.patch(  # type: ignore[no-any-return]  # noqa: SLF001 - untyped, and there is no other way
-        recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize
+        recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize, prepare_freezing=constant_weights
     )
 
 

@@ -169,12 +169,8 @@ class Paths:
         """Return inductor's kernels of the variant in a folder: code, which lies in this user's own cache, too."""
         return _own_cache("inductor-cache", folder)
 
-    def module_timing_cache(self, version: str, gpu: Gpu) -> Path:
-        """The timing cache of one version of Torch-TensorRT on one GPU type."""
-        return self.root / "timing-cache" / f"torch_tensorrt-{version}-{gpu.slug}.bin"
-
     def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
-        """The timing cache of one version of a flavour on one GPU type, for every model."""
+        """The timing cache of one version of a flavour on one GPU type, for every model's engines and modules."""
         return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"
 
     def runtime_cache(self, variant: Variant) -> Path:

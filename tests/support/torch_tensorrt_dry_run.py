@@ -38,6 +38,8 @@ class Case(Record):
     segments: int
     stayed: tuple[str, ...]
     settings: tuple[Setting, ...]
+    inputs: int = 1
+    """Tensors that the module takes: the images, and no weights."""
     same_logits: bool = True
 
 
@@ -93,10 +95,18 @@ def in_time(library: Any, folder: Path, precision: Precision) -> Case:
         library, model, {**options.arguments, "dryrun": True}, seen.append
     )
     images = torch.rand(2, 3, 32, 32)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch_tensorrt_runtime.tracing(constant_weights=True):
         same = torch.allclose(compiled(images), model(images), atol=1e-2)
     (found,) = seen
-    return Case(segments=engines_of(found), stayed=stayed_in(found), settings=options.settings, same_logits=same)
+    assert isinstance(found, torch.fx.GraphModule)
+    inputs = sum(node.op == "placeholder" for node in found.graph.nodes)
+    return Case(
+        segments=engines_of(found),
+        stayed=stayed_in(found),
+        settings=options.settings,
+        inputs=inputs,
+        same_logits=same,
+    )
 
 
 def main() -> None:

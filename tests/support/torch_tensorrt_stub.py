@@ -93,7 +93,9 @@ class Engine(nn.Module):
         results = self._hidden[0](*inputs)
         if isinstance(results, torch.Tensor):
             return _execute_engine(results)
-        return tuple(2 * item for item in results) if self._wrong(*inputs) else results
+        graph = self._hidden[0]
+        weights = tuple(graph.parameters()) if isinstance(graph, nn.Module) else ()
+        return tuple(2 * item for item in results) if self._wrong(*inputs, *weights) else results
 
 
 def weights_in_channels_last(*inputs: torch.Tensor) -> bool:
@@ -110,7 +112,7 @@ class Library(ModuleType):
         engines: whether anything becomes an engine.
         fails: what every compilation fails with.
         says: what TensorRT's builder says to its logger before that.
-        wrong: which inputs give wrong logits, just in time; the weights are among them.
+        wrong: which inputs and weights give wrong logits, just in time.
     """
 
     def __init__(

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pipeline.planning.spec import Input
     from pipeline.planning.steps import Step
 
-VERSION = 4
+VERSION = 5
 """Raise it when Torch-TensorRT gets other instructions for the same model. Since 2 a model is one graph. Since 3 a
 trace that computes something else than the network is not used. Since 4 weights that torch computes in every call are
-baked first."""
+baked first. Since 5 engines of `torch_compile` hold the weights."""
 
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from model_artifacts.errors import RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
@@ -27,7 +27,7 @@ from model_artifacts.sessions.torch_tensorrt_runtime import (
     load_library,
     of_all_sizes,
     reason_of,
-    unlimited_sizes,
+    tracing,
 )
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.adapters.torch_tensorrt_builder import compile_ahead
@@ -217,9 +217,23 @@ def test_in_time_as_many_sizes_are_compiled_as_there_are() -> None:
     """Torch's default would run everything after the eighth graph without the library."""
     torch.compiler.reset()
     library = Library()
-    with torch.inference_mode(), unlimited_sizes():
+    with torch.inference_mode(), tracing(constant_weights=False):
         run_ten_graphs(compile_in_time(library, network(), {}, lambda _: None))
     assert len(library.seen) == 10
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constants", "inputs"])
+def test_in_time_weights_are_constants_or_inputs(constant: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """TensorRT arranges constant weights once, and inputs anew in every run."""
+    torch.compiler.reset()
+    found: list[nn.Module] = []
+    model = network()
+    with torch.inference_mode(), tracing(constant_weights=constant):
+        compile_in_time(Library(), model, {}, found.append)(torch.rand(2, 3, 32, 32))
+    (part,) = found
+    assert isinstance(part, fx.GraphModule)
+    inputs = [node for node in part.graph.nodes if node.op == "placeholder"]
+    assert len(inputs) == (1 if constant else 1 + len(list(model.parameters())))
 
 
 def test_in_time_too_many_sizes_are_no_silent_eager() -> None:

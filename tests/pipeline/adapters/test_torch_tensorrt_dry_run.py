@@ -54,8 +54,8 @@ def test_the_library_takes_every_setting(report: Report, name: str) -> None:
 
 @pytest.mark.parametrize("name", IN_TIME)
 def test_what_runs_just_in_time_is_the_model(report: Report, name: str) -> None:
-    """The library's form of the model computes the model's logits."""
-    assert report.cases[name].same_logits
+    """The library's form of the model computes the model's logits, and holds its weights."""
+    assert (report.cases[name].same_logits, report.cases[name].inputs) == (True, 1)
 
 
 def test_every_case_is_judged(report: Report) -> None:

@@ -29,7 +29,7 @@ GOLDEN = {
     "export": (6, "fe6d07afb599ccc6"),
     "quantize": (7, "b37cf26b1f968129"),
     "rounding": (4, "a1f3ba429042440b"),
-    "build": (4, "39f60e5b2feb2e88"),
+    "build": (5, "39f60e5b2feb2e88"),
     "validate": (8, "c562b665697f986c"),
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (4, "3db7446a1a7e41bf"),

@@ -11,7 +11,17 @@ import torch
 
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import installed_torch_tensorrt
-from model_artifacts.records import Backend, BatchRange, Key, Layout, Precision, Setting, Variant
+from model_artifacts.records import (
+    Backend,
+    BatchRange,
+    EngineFlavour,
+    Key,
+    Layout,
+    Precision,
+    Setting,
+    Tool,
+    Variant,
+)
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import ModuleSession, open_session
 from model_artifacts.sessions.torch_model import DTYPES, Typed, assemble, in_layout
@@ -219,10 +229,18 @@ def test_timings_are_kept_of_what_succeeded(
     cache.write_bytes(b"old")
     use(Library(fails=fails), monkeypatch)
     monkeypatch.setattr(torch_tensorrt_builder, "times_tactics", lambda: True)
-    monkeypatch.setattr(Paths, "module_timing_cache", lambda *_: cache)
+    monkeypatch.setattr(Paths, "timing_cache", lambda *_: cache)
     with pytest.raises(BuildError) if fails else nullcontext():
         torchtrt._make(project, variant_of(project, Backend.DYNAMO), H100, tmp_path / "model.pt2")
     assert cache.read_bytes() == left
+
+
+def test_modules_share_the_timings_of_engines(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One TensorRT has one timing cache for a GPU: a kernel that an engine's build has timed is not timed again."""
+    monkeypatch.setattr(torch_tensorrt_builder, "times_tactics", lambda: True)
+    monkeypatch.setattr(torch_tensorrt_runtime, "installed_tensorrt", lambda: Tool(name="tensorrt", version="10.6.0"))
+    request = torchtrt.request_of(project, variant_of(project, Backend.DYNAMO), H100)
+    assert request.timing_cache == project.paths.timing_cache(EngineFlavour.TENSORRT, "10.6.0", H100)
 
 
 def test_a_recipe_keeps_no_engines(project: Project) -> None:
