@@ -63,7 +63,7 @@ def timed_run(config: Path, names: Collection[str]) -> tuple[float, dict[str, fl
         stdout=subprocess.DEVNULL,
     )
     seconds = time.perf_counter() - began
-    noted = read_durations(REPOSITORY / DURATIONS)
+    noted = read_durations(REPOSITORY / "artifacts" / DURATIONS)
     return seconds, {name: noted[name] for name in names if name in noted}
 
 

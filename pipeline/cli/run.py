@@ -12,8 +12,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from doit import get_var
@@ -36,7 +35,8 @@ from pipeline.cli.tasks import ALONE, CONFIG_VARIABLE, MAY_FAIL, REUSED, SCREEN,
 from pipeline.system.processes import end_children
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
     from types import FrameType
     from typing import Any, NoReturn, TextIO
 
@@ -44,14 +44,11 @@ if TYPE_CHECKING:
     from doit.task import Task
 
     from pipeline.cli.actions import LazyFarm
+    from pipeline.cli.tasks import Tasks
 
 
-_STATE = Path("artifacts")
-"""The folder of the lock that one doit at a time holds."""
-
-
-DURATIONS = _STATE / ".durations.json"
-"""The durations of the steps in earlier runs, for the time that a run still takes."""
+DURATIONS = ".durations.json"
+"""The file in the artifacts folder with the durations of the steps in earlier runs, for the time that a run takes."""
 
 _COMMANDS = ("list", "help", "info")
 """Commands of doit's own, beside `run`, that tell about tasks."""
@@ -233,6 +230,29 @@ class _FarmRunner(_ParallelRunner):
             return super().execute_task(task)
 
 
+@contextmanager
+def _alone_in(artifacts: Path) -> Iterator[None]:
+    """Work in an artifacts folder alone: two configurations with folders of their own run side by side.
+
+    Raises:
+        ArtifactError: another doit works there.
+        StorageError: the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(artifacts / ".doit.lock")
+    with storage_errors(f"preparing {artifacts}"):
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):  # which is an OSError
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        raise ArtifactError(f"another doit works in {artifacts}", fix="wait for it, or stop it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 _PATIENCE_SECONDS = 10.0
 """The grace period of running steps; after it they are killed."""
 
@@ -273,25 +293,15 @@ class Run(DoitRun):
 
     def execute(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - doit is untyped
         """Run the selected tasks."""
-        with steady_output():
-            return self._execute_alone(params, args)
+        with steady_output(), ExitStack() as self._held:
+            return self._execute_explained(params, args)
 
-    def _execute_alone(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - the same
-        """Run the selected tasks, unless another doit does."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(_STATE / ".doit.lock")
+    def _execute_explained(self, params: Any, args: list[str]) -> int:  # noqa: ANN401 - the same
+        """Run the selected tasks, and turn what ends the run early into a message."""
         asked = _AskedToEnd()
         asked.listen()
         try:
-            with storage_errors("preparing artifacts/"):
-                _STATE.mkdir(exist_ok=True)
-                with suppress(Timeout):  # which is an OSError
-                    lock.acquire(timeout=0)
-            if lock.is_locked:
-                return int(super().execute(params, args))
-            message = "error: another doit is running in this folder\n  fix:      wait for it, or stop it\n"
-            status = 1
+            return int(super().execute(params, args))
         except (InvalidCommand, InvalidDodoFile, InvalidTask) as exc:
             message, status = f"error: {self._explain(exc)}\n", 2
         except ArtifactError as exc:
@@ -302,8 +312,6 @@ class Run(DoitRun):
             self._end_steps()
             again = _shell("doit", *sys.argv[1:])
             message, status = f"\ninterrupted; run `{again}` again to go on from here\n", 1
-        finally:
-            lock.release()
         sys.stderr.write(message)
         return status
 
@@ -331,16 +339,18 @@ class Run(DoitRun):
     ) -> int:
         self.control = TaskControl(self.task_list)
         self.control.process(self.sel_tasks)
+        tasks: Tasks = self.loader.namespace["TASKS"]
+        durations = tasks.artifacts / DURATIONS
         at_once = None if self._farms() else num_process
-        progress = Progress(
-            planned_steps(self.control.tasks, self.control.selected_tasks), read_durations(DURATIONS), at_once
-        )
+        self._held.enter_context(_alone_in(tasks.artifacts))  # until interrupted steps have ended, too
+        steps = planned_steps(self.control.tasks, self.control.selected_tasks)
+        progress = Progress(steps, read_durations(durations), at_once)
         try:
             with Live(progress) as live:
                 arguments = (self.dep_manager, Reporter(live, progress), continue_, always)
                 return self._run_all(num_process, (*arguments, Stream(verbosity, force_verbosity)))
         finally:
-            add_durations(DURATIONS, progress.took)
+            add_durations(durations, progress.took)
 
     def _run_all(self, num_process: int, arguments: tuple[Any, ...]) -> int:
         if self._farms():

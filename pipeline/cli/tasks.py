@@ -77,6 +77,11 @@ class Tasks:
             sys.stderr.write(escaped(f"error: {exc}\n"))
             raise SystemExit(exc.exit_code) from None
 
+    @property
+    def artifacts(self) -> Path:
+        """The folder that the configuration puts all results into."""
+        return self._project.paths.root
+
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
         """Yield one doit task for each step of a stage, with the step's subject as its name."""
         schedule = self._project.schedule

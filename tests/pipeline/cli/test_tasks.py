@@ -200,11 +200,22 @@ def test_another_configuration_can_be_named(finished: Path) -> None:
 
 
 def test_a_second_doit_refuses(checkout: Path) -> None:
-    """While one doit runs in a folder, another says so and ends."""
+    """While one doit works in an artifacts folder, another says so and ends."""
     with FileLock(checkout / "artifacts" / ".doit.lock"):
         done = doit(checkout)
     assert done.returncode == 1
-    assert "another doit is running in this folder" in done.stderr
+    assert "another doit works in artifacts" in done.stderr
+
+
+def test_two_projects_in_one_checkout_do_not_wait_for_each_other(checkout: Path) -> None:
+    """A configuration with an artifacts folder of its own has a lock of its own, and durations."""
+    text = (checkout / "pipeline.yaml").read_text()
+    (checkout / "other.yaml").write_text(text + "\nartifacts: others\n")
+    with FileLock(checkout / "artifacts" / ".doit.lock"):
+        done = doit(checkout, "config=other.yaml", "source")
+    assert done.returncode == 0, done.stderr
+    assert ran(done.stdout) == {"source:tiny"}
+    assert (checkout / "others/.durations.json").is_file()
 
 
 def test_doit_keeps_no_database(finished: Path) -> None:
