@@ -187,8 +187,8 @@ class Milestone(Record):
     label: str
     """Name of the step, such as `dynamo FP16`."""
     id: str | None
-    """The fastest deployable artifact of this step, or else one whose reason explains why there is none. None if the
-    plan has no such artifact."""
+    """The fastest deployable artifact of this step, or else one whose reason explains why there is none. None in older
+    manifests, if the plan has no such artifact."""
     status: Status
     """Status of that artifact; `skipped` without one."""
     p50_ms: Milliseconds | None

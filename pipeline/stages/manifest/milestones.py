@@ -51,7 +51,9 @@ def milestones_of(entries: Sequence[ManifestEntry], gpu_of: Callable[[str], Gpu 
 
 
 def _rows(gpu: str, batch: int, entries: list[ManifestEntry]) -> list[Milestone]:
-    return [_row(gpu, batch, kind.label, _best(kind, batch, entries)) for kind in _KINDS]
+    """Return the steps of which the plan has an artifact: others would be empty rows."""
+    found = [(kind.label, _best(kind, batch, entries)) for kind in _KINDS]
+    return [_row(gpu, batch, label, entry) for label, entry in found if entry]
 
 
 def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntry | None:
@@ -75,19 +77,19 @@ def _pace(entry: ManifestEntry, batch: int) -> float:
     return fastest.p50_ms if fastest else float("inf")
 
 
-def _row(gpu: str, batch: int, label: str, entry: ManifestEntry | None) -> Milestone:
+def _row(gpu: str, batch: int, label: str, entry: ManifestEntry) -> Milestone:
     """Return a milestone; its speed-up is the timing's, over eager FP32 in the same rounds."""
-    fastest = _fastest(entry, batch) if entry else None
+    fastest = _fastest(entry, batch)
     return Milestone(
         gpu=gpu,
         batch=batch,
         label=label,
-        id=entry.id if entry else None,
-        status=entry.status if entry else Status.SKIPPED,
-        p50_ms=_p50(entry, batch, Clock.GPU) if entry else None,
-        graph_ms=_p50(entry, batch, Clock.GPU_GRAPH) if entry else None,
+        id=entry.id,
+        status=entry.status,
+        p50_ms=_p50(entry, batch, Clock.GPU),
+        graph_ms=_p50(entry, batch, Clock.GPU_GRAPH),
         speedup=round(fastest.speedup, 2) if fastest and fastest.speedup else None,
-        relative_l2=entry.accuracy.relative_l2 if entry and entry.accuracy else None,
+        relative_l2=entry.accuracy.relative_l2 if entry.accuracy else None,
     )
 
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same records give another manifest. Since 2 each entry names the commits that made it. Since 3
-TensorRT's graphs are not deployable on a processor. Since 4 it has the arguments of the model's factory."""
+TensorRT's graphs are not deployable on a processor. Since 4 it has the arguments of the model's factory. Since 5
+milestones are those of which the plan has an artifact."""
 
 
 def manifest_key(project: Project, current: Collection[Path]) -> Key:

@@ -32,7 +32,7 @@ GOLDEN = {
     "build": (5, "39f60e5b2feb2e88"),
     "validate": (8, "c562b665697f986c"),
     "benchmark": (5, "ac3ba0dfdc494ed5"),
-    "manifest": (4, "3db7446a1a7e41bf"),
+    "manifest": (5, "3db7446a1a7e41bf"),
     "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (1, "59fce76b697d6d75"),
