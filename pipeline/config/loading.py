@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import BaseModel, ValidationError
 
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
-from model_artifacts.records import Host, Precision
+from model_artifacts.records import Host, Precision, Task
 from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig, portable_target
@@ -113,6 +113,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
     problems += _module_checks(config)
+    if config.model.task is Task.EMBEDDING:
+        problems += _embedding_checks(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
@@ -133,6 +135,20 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         twice = f"`{_name(place)}` lists the same entry twice"
         problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
+
+
+def _embedding_checks(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings of classes that an embedding has not, as pairs of location and text."""
+    if config.model.weights.file == "sample":
+        yield ("model", "weights"), "`model.weights`: the sample model is a classifier, and no embedding; name others"
+    if config.data.classes is not None:
+        yield ("data", "classes"), "`data.classes`: an embedding has no classes; remove it, or `model.task`"
+    for precision in Precision:
+        for name in ("top1_agreement", "top1_drop", "class_drop"):
+            if getattr(config.gates.of(precision), name) is not None:
+                gate = f"gates.{precision.value}"
+                text = f"`{gate}.{name}`: an embedding answers with no class; remove it, or set `{gate}.cosine`"
+                yield ("gates", precision.value, name), text
 
 
 def _module_checks(config: Config) -> Iterator[tuple[Location, str]]:

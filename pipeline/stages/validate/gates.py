@@ -197,7 +197,7 @@ def judge_loss(
     unproven = loss.verdict is Verdict.NOT_PROVEN and not require_proof
     checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is Verdict.PASSES or unproven)]
     enough = Question.GOOD_ENOUGH
-    if gate.top1_agreement is not None:
+    if gate.top1_agreement is not None and accuracy.top1_agreement is not None:
         checks.append(_at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement, enough))
     if accuracy.worst_class is not None and gate.class_drop is not None:
         name = f"top-1 drop of class {accuracy.worst_class.name}"
@@ -211,7 +211,7 @@ def judge_loss_of_part(accuracy: Accuracy, loss: Loss, gate: Gate, margin: float
     It needs no proof, and fails only what these samples disprove. They are too few for a single class.
     """
     checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is not Verdict.FAILS)]
-    if gate.top1_agreement is not None:
+    if gate.top1_agreement is not None and accuracy.top1_agreement_high is not None:
         name = "top-1 agreement, upper end of its interval"
         checks.append(_at_least(name, accuracy.top1_agreement_high, gate.top1_agreement, Question.GOOD_ENOUGH))
     return tuple(checks)
@@ -221,8 +221,11 @@ def _loss_check(accuracy: Accuracy, loss: Loss, margin: float, *, passed: bool) 
     value = f"{loss.drop:.2%} of {loss.samples:,}, at most {loss.drop_high:.2%}: {loss.verdict.value}"
     if loss.more:
         value += f", {loss.more:,} more samples would do"
+    metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
+    if accuracy.top1_agreement is None:
+        metric = "vectors that moved half way to their nearest neighbour"
     return GateCheck(
-        metric="labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties",
+        metric=metric,
         bound=f"≤ {margin:.2%}",
         value=value,
         passed=passed,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.records import Task
 from pipeline.stages.validate.gates import Bounds, at_most, bounds_of, judge_distance, judge_loss, judge_loss_of_part
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, largest_sample, relative_l2
+from pipeline.stages.validate.neighbours import compare_neighbours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,8 @@ class Yardstick(NamedTuple):
     """The emulated logits of the first samples, for quantised graphs."""
     is_part: bool = False
     """True for an artifact that is never deployed, and saw a part of the validation set."""
+    task: Task = Task.CLASSIFICATION
+    """The task of the model, which decides what a lost answer is."""
 
     @property
     def bounds(self) -> Bounds:
@@ -52,19 +56,22 @@ def judge_logits(
     """Judge an artifact's logits: are they faithful, and good enough?
 
     Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
+        logits: (samples, classes); of an embedding (samples, length).
+        reference: the same of the FP32 network.
         labels: class indices (samples,); None without labels.
         accuracy: the metrics of these logits.
         yardstick: the bounds of the artifact's precision.
     """
-    gates, gate, rounding, emulated, is_part = yardstick
+    gates, gate, rounding, emulated, is_part, task = yardstick
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
         distance = relative_l2(logits[: len(emulated)], emulated[: len(logits)])
         checks += (at_most("relative L2 to the emulated graph", distance, bounds.emulation_l2),)
-    answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
+    if task is Task.EMBEDDING:
+        answers = compare_neighbours(logits, reference)
+    else:
+        answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
     loss = judge_drop(answers, margin, is_part=is_part)
     if is_part:

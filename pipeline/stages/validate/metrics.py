@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Accuracy, ClassDrop
+from model_artifacts.records import Accuracy, ClassDrop, Task
 from pipeline.stages.common.margins import margins
 
 if TYPE_CHECKING:
@@ -29,23 +29,31 @@ _PART_SAMPLES = 1024
 
 
 def measure(
-    logits: Logits, reference: Logits, labels: Labels | None, class_names: Sequence[str] | None = None
+    logits: Logits,
+    reference: Logits,
+    labels: Labels | None,
+    class_names: Sequence[str] | None = None,
+    task: Task = Task.CLASSIFICATION,
 ) -> Accuracy:
-    """Compare logits with the reference's, in float64.
+    """Compare logits or vectors with the reference's, in float64.
 
     Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
+        logits: (samples, classes); of an embedding (samples, length).
+        reference: the same of the FP32 network.
         labels: class indices (samples,); None without labels.
         class_names: the names of the classes; None for their numbers.
+        task: the task of the model; an embedding predicts no class.
 
     Raises:
         RunError: the shapes differ.
     """
     if logits.shape != reference.shape:
-        raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
+        raise RunError(
+            "the artifact's outputs have another shape", expected=str(reference.shape), got=str(logits.shape)
+        )
     cosines, errors, sizes, largest, agree, finite = _distances(logits, reference)
     low, high = wilson(int(agree.sum()), len(agree))
+    predicts = task is Task.CLASSIFICATION
     top1, top1_drop = _top(1, logits, reference, labels)
     top5, top5_drop = _top(_TOP, logits, reference, labels) if logits.shape[1] > _TOP else (None, None)
     return Accuracy(
@@ -55,9 +63,9 @@ def measure(
         cosine_min=float(cosines.min()),
         relative_l2=_share_of(errors, sizes),
         max_abs=float(largest.max()),
-        top1_agreement=float(agree.mean()),
-        top1_agreement_low=low,
-        top1_agreement_high=high,
+        top1_agreement=float(agree.mean()) if predicts else None,
+        top1_agreement_low=low if predicts else None,
+        top1_agreement_high=high if predicts else None,
         top1=top1,
         top1_drop=top1_drop,
         top5=top5,

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Key, Variant
+    from model_artifacts.records import GateCheck, Key, Variant
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, Rounding
@@ -123,9 +123,12 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     names = data.class_names
     gates = project.config.gates
     strict = project.rounding(STRICT_FP32)
-    checks = judge_reference(reference, labels, repeatable=strict.repeatable) if gates.require_reference else ()
+    task = project.config.model.task
+    checks: tuple[GateCheck, ...] = ()
+    if gates.require_reference:
+        checks += judge_reference(reference, labels, repeatable=strict.repeatable, task=task)
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
-    accuracy = measure(outputs.logits, reference, labels, names)
+    accuracy = measure(outputs.logits, reference, labels, names, task)
     strict_l2 = _strict_l2(strict, gates)
     executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
     claimed = arithmetic_of(variant, executed)
@@ -166,7 +169,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
 def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
     gates, rounding = project.config.gates, project.rounding(arithmetic)
     emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
-    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated)
+    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated, task=project.config.model.task)
 
 
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
@@ -357,5 +360,7 @@ def run(project: Project, variant: Variant, console: Console) -> int:
         return say_outcome(console, report.outcome, report.reason, "")
     words = "passes its gate" if report.passed else f"REJECTED: {report.reason}"
     accuracy = report.accuracy
-    console.say(f"{words} (agreement {accuracy.top1_agreement:.2%}, relative L2 {accuracy.relative_l2:.1e})")
+    agreement = accuracy.top1_agreement
+    alike = f"cosine {accuracy.cosine:.6f}" if agreement is None else f"agreement {agreement:.2%}"
+    console.say(f"{words} ({alike}, relative L2 {accuracy.relative_l2:.1e})")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_artifacts.records import Graph, Question
+from model_artifacts.records import Graph, Question, Task
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Verdict
 from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
@@ -76,3 +76,22 @@ def test_a_wider_margin_accepts_it() -> None:
     got = NEAR.copy()
     got[100:115] = np.roll(WANT[100:115], 1, axis=1)
     assert judged(got, gates=Gates(margin=0.06)).loss.verdict is Verdict.PASSES
+
+
+def test_an_embedding_is_judged_by_its_neighbours() -> None:
+    """Vectors within the rounding that moved half way to their neighbours are faithful, and not good enough."""
+    random = np.random.default_rng(1)
+    want = np.concatenate([np.full((200, 1), 10.0), random.normal(size=(200, 7)) * 0.05], axis=1).astype(np.float32)
+    near, far = ((want + random.normal(size=want.shape) * size).astype(np.float32) for size in (1e-4, 0.03))
+    yardstick = Yardstick(Gates(), Gate(), rounding_of(Graph.FP16, high=0.02, sample=0.02), task=Task.EMBEDDING)
+    verdicts = {}
+    for name, got in (("near", near), ("far", far)):
+        accuracy = measure(got, want, None, task=Task.EMBEDDING)
+        assert (accuracy.top1_agreement, accuracy.top1) == (None, None)
+        assert accuracy.cosine > 0.999
+        judgement = judge_logits(got, want, None, accuracy, yardstick)
+        verdicts[name] = judgement.loss.verdict
+        checks = [check for check in judgement.checks if check.question is Question.GOOD_ENOUGH]
+        assert [check.metric for check in checks] == ["vectors that moved half way to their nearest neighbour"]
+    assert verdicts == {"near": Verdict.NOT_PROVEN, "far": Verdict.FAILS}
+    assert failed(judgement) == ["vectors that moved half way to their nearest neighbour"]
