@@ -279,20 +279,20 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
         return "", ""
     if not compares(entry, manifest.artifacts):
         return f"{_ON_FEWER}of {entry.accuracy.samples}", ""
-    if _is_embedding(manifest):
+    if _has_no_classes(manifest):
         return f"{entry.accuracy.cosine:.4f}", f"{entry.accuracy.relative_l2:.1e}"
     shown = entry.accuracy.top1 if _has_labels(manifest) else entry.accuracy.top1_agreement
     return "" if shown is None else f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
 
 
 def _accuracy_heading(manifest: Manifest) -> str:
-    if _is_embedding(manifest):
+    if _has_no_classes(manifest):
         return "cosine"
     return "top-1" if _has_labels(manifest) else "agreement"
 
 
-def _is_embedding(manifest: Manifest) -> bool:
-    return manifest.model is not None and manifest.model.task is Task.EMBEDDING
+def _has_no_classes(manifest: Manifest) -> bool:
+    return manifest.model is not None and manifest.model.task is not Task.CLASSIFICATION
 
 
 def _has_labels(manifest: Manifest) -> bool:

@@ -25,7 +25,7 @@ class Bounds(Protocol):
 
     @property
     def max_top1_drop(self) -> float:
-        """Largest drop of top-1; without labels of the agreement, for an embedding of the mean cosine."""
+        """Largest drop of top-1; without labels of the agreement, for other tasks of the mean cosine."""
 
 
 class Turn(str, Enum):

@@ -203,11 +203,14 @@ class Task(str, Enum):
     """A row of logits for each image. The class with the largest one is the answer."""
     EMBEDDING = "embedding"
     """A vector for each image, compared with others by their cosine."""
+    TENSORS = "tensors"
+    """A tensor for each image: a map, boxes with scores, or numbers. The user's own code gives it a meaning, so that
+    its distances alone are judged, for each part."""
 
     @property
     def output(self) -> str:
-        """Name of the model's output."""
-        return "logits" if self is Task.CLASSIFICATION else self.value
+        """Name of the model's output, unless the network gives it one."""
+        return {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "embedding", Task.TENSORS: "output_0"}[self]
 
 
 class WeightsOrigin(str, Enum):

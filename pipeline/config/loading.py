@@ -113,8 +113,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
     problems += _module_checks(config)
-    if config.model.task is Task.EMBEDDING:
-        problems += _embedding_checks(config)
+    if config.model.task is not Task.CLASSIFICATION:
+        problems += _task_checks(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
@@ -137,17 +137,21 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     return problems
 
 
-def _embedding_checks(config: Config) -> Iterator[tuple[Location, str]]:
-    """Yield the settings of classes that an embedding has not, as pairs of location and text."""
+def _task_checks(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings of classes that a model of another task has not, as pairs of location and text."""
+    task = config.model.task.value
     if config.model.weights.file == "sample":
-        yield ("model", "weights"), "`model.weights`: the sample model is a classifier, and no embedding; name others"
+        yield ("model", "weights"), f"`model.weights`: the sample model is a classifier, not for `{task}`; name others"
     if config.data.classes is not None:
-        yield ("data", "classes"), "`data.classes`: an embedding has no classes; remove it, or `model.task`"
+        yield ("data", "classes"), f"`data.classes`: `model.task: {task}` has no classes; remove one of them"
+    if config.model.task is Task.TENSORS and config.gates.require_proof:
+        text = "`gates.require_proof`: a distance is measured, and proven by no number of samples; remove it"
+        yield ("gates", "require_proof"), text
     for precision in Precision:
         for name in ("top1_agreement", "top1_drop", "class_drop"):
             if getattr(config.gates.of(precision), name) is not None:
                 gate = f"gates.{precision.value}"
-                text = f"`{gate}.{name}`: an embedding answers with no class; remove it, or set `{gate}.cosine`"
+                text = f"`{gate}.{name}`: `model.task: {task}` answers with no class; remove it, or set `{gate}.cosine`"
                 yield ("gates", precision.value, name), text
 
 

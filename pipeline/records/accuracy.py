@@ -74,7 +74,7 @@ class AccuracyReport(VariantRecord):
     proven: bool = False
     """True if the loss is proven to lie below the margin."""
     loss: Loss | None = None
-    """Answers lost and won; None if the artifact was not run."""
+    """Answers lost and won; None if the artifact was not run, or gives tensors."""
     executed: Precision | None = None
     """Precision that the artifact computed in; None if unknown. An fp32 engine that multiplied in TF32 has tf32 here,
     and must pass tf32's gate."""

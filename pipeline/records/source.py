@@ -46,7 +46,7 @@ class SourceRecord(StageRecord):
     parameters: Count
     """Number of parameters."""
     classes: PositiveInt
-    """Number of classes, which is the length of a row of logits; for an embedding, the length of a vector."""
+    """Number of classes, which is the length of a row of logits; else the number of values for one image."""
     class_names: tuple[str, ...] | None
     """Names of the classes, in the order of the logits; None if unknown."""
     replaced_head: str | None
@@ -63,10 +63,12 @@ class SourceRecord(StageRecord):
     """Steps from an image file to the input."""
     task: Task = Task.CLASSIFICATION
     """Task of the model. The JSON of a classification leaves it out."""
+    sample_shape: tuple[PositiveInt, ...] | None = None
+    """Shape of the output for one image; None for a row of logits or a vector, whose length is `classes`."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task"})
+        return without_defaults(self, serialize(self), {"task", "sample_shape"})
 
     @property
     def input(self) -> TensorSpec:
@@ -76,8 +78,10 @@ class SourceRecord(StageRecord):
 
     @property
     def output(self) -> TensorSpec:
-        """The model's output: float32 logits (batch, classes), or vectors (batch, length)."""
-        return TensorSpec(name=self.task.output, shape=("batch", self.classes), dtype="float32", layout="NC")
+        """The model's output: float32 logits (batch, classes), vectors (batch, length), or tensors of any shape."""
+        own = self.logits if self.task is Task.TENSORS else None
+        shape = ("batch", *(self.sample_shape or (self.classes,)))
+        return TensorSpec(name=own or self.task.output, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

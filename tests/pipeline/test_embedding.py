@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 
 import model_artifacts
+from model_artifacts.cli.answers import Place, print_manifest
 from model_artifacts.errors import ConfigError, UnsupportedError, UsageError
 from model_artifacts.records import Backend, Graph, Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
@@ -39,7 +41,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for step in project.schedule.steps:
         if step.stage in wanted or (step.subject in {FP16, FP32, ENGINE} and step.stage in {"build", "validate"}):
             assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
-    assert main(["manifest", "tiny", "--config", str(file)]) == 0
+    for stage in ("manifest", "report"):
+        assert main([stage, "tiny", "--config", str(file)]) == 0
     return project
 
 
@@ -94,6 +97,15 @@ def test_vectors_are_loaded_as_vectors(project: Project) -> None:
             model.predict(list(pixels))
 
 
+def test_the_report_and_the_table_show_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """An embedding has no top-1, and no agreement: the mean cosine stands in its place."""
+    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
+    print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
+    table = capsys.readouterr().out
+    assert "cosine" in table
+    assert "agreement" not in table
+
+
 def test_triton_serves_vectors(project: Project, tmp_path: Path) -> None:
     """Triton's configuration names the output, and has no labels."""
     repositories = make_repositories(project.paths.root, tmp_path / "triton")
@@ -107,7 +119,7 @@ def test_triton_serves_vectors(project: Project, tmp_path: Path) -> None:
 def test_the_card_says_vectors(project: Project) -> None:
     """The model card names the output and the method that gives it."""
     card = model_card("tiny", project.manifest(), None)
-    assert f"| output | embedding: vectors of {LENGTH} numbers |" in card
+    assert f"| output | embedding: float32, (batch, {LENGTH}) (embedding) |" in card
     assert "model.outputs(" in card
     assert "top-1" not in card
 
@@ -122,8 +134,12 @@ def test_layers_are_not_ranked_by_answers(project: Project) -> None:
     ("old", "new", "problem"),
     [
         ("weights: factory", "weights: sample", "the sample model is a classifier"),
-        ("data: {", "data: {classes: [a, b], ", "an embedding has no classes"),
-        ("workspaces", "gates: {fp16: {top1_drop: 0.1}}\nworkspaces", "`gates.fp16.top1_drop`: an embedding answers"),
+        ("data: {", "data: {classes: [a, b], ", "`model.task: embedding` has no classes"),
+        (
+            "workspaces",
+            "gates: {fp16: {top1_drop: 0.1}}\nworkspaces",
+            "`gates.fp16.top1_drop`: `model.task: embedding` answers",
+        ),
         ("task: embedding", "task: detection", "model.task"),
     ],
 )

@@ -116,8 +116,8 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
 
 
 def _classes(config: DataConfig, source: SourceRecord) -> Classes:
-    """Return the classes of a classifier; none for an embedding."""
-    if source.task is Task.EMBEDDING:
+    """Return the classes of a classifier; none for another task."""
+    if source.task is not Task.CLASSIFICATION:
         return Classes(None, {})
     return classes_of(config.classes, source.class_names, source.classes)
 
@@ -137,7 +137,7 @@ def reference_logits(
         report: receives the number of finished samples and their total after each batch.
 
     Returns:
-        float32 (samples, classes).
+        float32 (samples, classes), or flattened tensors (samples, values).
 
     Raises:
         DataError: the reference gives NaN or infinity.
@@ -149,7 +149,7 @@ def reference_logits(
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
             batches.append(model(torch.from_numpy(batch)).numpy())
             report(min(start + _BATCH, len(pixels)), len(pixels))
-    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
+    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32).reshape(len(pixels), -1)
     if not np.isfinite(logits).all():
         raise DataError("the FP32 reference gives NaN or infinity, so that nothing can be validated with these weights")
     return logits

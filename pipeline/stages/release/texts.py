@@ -63,7 +63,7 @@ def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
         steps=_steps(model.preprocessing),
         output=_output(model, manifest.artifacts),
         metric=_metric(model),
-        is_embedding=model.task is Task.EMBEDDING,
+        is_classifier=model.task is Task.CLASSIFICATION,
         sample=model.weights_origin is WeightsOrigin.SAMPLE,
         rows=[_row(entry, manifest) for entry in manifest.artifacts],
         devices="; ".join(sorted({entry.device for entry in manifest.artifacts if entry.timings})) or "none was timed",
@@ -120,11 +120,11 @@ def _steps(steps: Preprocessing) -> str:
 
 
 def _output(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
-    """Return the output as a phrase: logits of classes, or vectors of a length."""
-    if model.task is Task.EMBEDDING:
-        lengths = {spec.shape[-1] for entry in entries for spec in entry.outputs}
-        return f"{model.task.output}: vectors of {' or '.join(map(str, sorted(lengths, key=str)))} numbers"
-    return f"logits of {_classes(model)}"
+    """Return the output as a phrase: logits of classes, or the name with the shape."""
+    if model.task is Task.CLASSIFICATION:
+        return f"logits of {_classes(model)}"
+    specs = {f"{spec.name}: {spec.dtype}, ({', '.join(map(str, spec.shape))})" for e in entries for spec in e.outputs}
+    return f"{'; '.join(sorted(specs))} ({model.task.value})"
 
 
 def _classes(model: ManifestModel) -> str:
@@ -133,7 +133,7 @@ def _classes(model: ManifestModel) -> str:
 
 
 def _metric(model: ManifestModel) -> str:
-    if model.task is Task.EMBEDDING:
+    if model.task is not Task.CLASSIFICATION:
         return "cosine"
     return "top-1" if model.labelled else "agreement"
 
@@ -160,7 +160,7 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
     if not compares(entry, manifest.artifacts):
         return f"not compared: on {accuracy.samples} images", ""
     labelled = manifest.model is not None and manifest.model.labelled
-    if manifest.model is not None and manifest.model.task is Task.EMBEDDING:
+    if manifest.model is not None and manifest.model.task is not Task.CLASSIFICATION:
         return f"{accuracy.cosine:.6f}", f"{accuracy.relative_l2:.1e}"
     share = accuracy.top1 if labelled else accuracy.top1_agreement
     return "" if share is None else f"{100 * share:.2f} %", f"{accuracy.relative_l2:.1e}"

@@ -17,14 +17,16 @@ from torch import nn
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Task
 from model_artifacts.sessions.factory_call import LogitsOf
-from pipeline.stages.source.outputs import classes_of, output_name
+from pipeline.stages.source.outputs import output_name, sample_shape
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 
-def count_classes(model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION) -> int:
-    """Return the number of logits that the model gives for one image, or the length of its vector.
+def output_shape(
+    model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION
+) -> tuple[int, ...]:
+    """Return the shape of the output that the model gives for one image: the number of logits, or the vector's length.
 
     Args:
         model: the network, in FP32 and evaluation mode.
@@ -40,7 +42,7 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int], task: Tas
             output = model(torch.zeros(2, *input_shape))
     except Exception as exc:
         raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
-    return classes_of(output, 2, task)
+    return sample_shape(output, 2, task)
 
 
 class Output(NamedTuple):
@@ -62,7 +64,7 @@ def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task 
     try:
         with torch.inference_mode():
             output = model(torch.zeros(2, *input_shape))
-    except Exception:  # noqa: BLE001 - `count_classes` runs it again, and reports any type of error
+    except Exception:  # noqa: BLE001 - `output_shape` runs it again, and reports any type of error
         return Output(model, None)
     name = output_name(output, 2, task)
     return Output(LogitsOf(model, name), name) if name else Output(model, None)

@@ -1,11 +1,13 @@
 """A network's outputs: one row of logits for each image, in batches of any size; else a refusal that names the cause.
 
 Everything behind this stage takes a classifier's output for logits: `predict` takes the largest, and callers apply a
-softmax. An embedding gives one vector for each image, with values of any kind.
+softmax. An embedding gives one vector for each image, and the task `tensors` one tensor, with values of any kind.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,8 +51,8 @@ _LINEAR = frozenset(
 """Operators whose results lie between 0 and 1 by chance alone."""
 
 
-def classes_of(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> int:
-    """Return the number of logits for each image, or the length of its vector.
+def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> tuple[int, ...]:
+    """Return the shape of the output for one image: the number of its logits, the length of its vector, or any other.
 
     Args:
         output: the network's result.
@@ -58,12 +60,12 @@ def classes_of(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> 
         task: the task of the model.
 
     Raises:
-        SourceError: the result is no tensor (batch, classes) of floating-point values.
+        SourceError: the result is no tensor (batch, classes) of floating-point values; for tensors, of any shape.
     """
     if isinstance(output, torch.Tensor):
         shape = tuple(output.shape)
-        if len(shape) == 2 and shape[0] == batch and output.is_floating_point():  # noqa: PLR2004 - batch and classes
-            return shape[1]
+        if _is_a_row_each(output, batch, task):
+            return shape[1:]
         got = f"shape {shape} for {_images(batch)}"
         if not output.is_floating_point():
             got += f", of {str(output.dtype).removeprefix('torch.')}"
@@ -74,10 +76,11 @@ def classes_of(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> 
         names = tensors_of(output)
         got = type(output).__name__ + (f" of {listed([_shown(*item) for item in names.items()])}" if names else "")
         fix = (
-            f"wrap the network in a module whose `forward` returns the tensor of {_NAMES[task]} alone, "
+            f"wrap the network in a module whose `forward` returns one tensor, of {_NAMES[task]} alone, "
             "such as `self.net(image)[0]` or `self.net(image).logits`"
         )
-    raise SourceError(f"the model does not return {_NAMES[task]}", expected=_EXPECTED[task], got=got, fix=fix)
+    what = "one tensor" if task is Task.TENSORS else _NAMES[task]
+    raise SourceError(f"the model does not return {what}", expected=_EXPECTED[task], got=got, fix=fix)
 
 
 def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> str | None:
@@ -96,8 +99,15 @@ def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) ->
         return None
     if isinstance(output, Mapping) and name not in output:  # a key that is no text
         return None
-    is_a_row_each = tensor.ndim == 2 and tensor.shape[0] == batch  # noqa: PLR2004 - batch and classes
-    return name if is_a_row_each and tensor.is_floating_point() else None
+    if task is Task.TENSORS and (not _GRAPH_NAME.fullmatch(name) or name == _IMAGE):
+        return None
+    return name if _is_a_row_each(tensor, batch, task) else None
+
+
+def _is_a_row_each(tensor: torch.Tensor, batch: int, task: Task) -> bool:
+    """Return true for floating-point values of each image: (batch, values), or for tensors of any shape."""
+    axes = tensor.ndim >= 2 if task is Task.TENSORS else tensor.ndim == 2  # noqa: PLR2004 - the batch and one more
+    return axes and tensor.shape[0] == batch and tensor.numel() > 0 and tensor.is_floating_point()
 
 
 def tensors_of(output: object) -> dict[str, object]:
@@ -118,14 +128,21 @@ def _shown(name: str, value: object) -> str:
 _LOGITS = "logits"
 """The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
-_NAMES = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors"}
+_GRAPH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+"""Names of outputs that every runtime and server takes."""
+_IMAGE = "image"
+"""The name of the input, which no output may have."""
+_NAMES = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors", Task.TENSORS: "values"}
 _EXPECTED = {
     Task.CLASSIFICATION: "one output (batch, classes) of floating-point values",
     Task.EMBEDDING: "one output (batch, length) of floating-point values",
+    Task.TENSORS: "one output (batch, …) of floating-point values",
 }
 
 
 def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
+    if task is Task.TENSORS and len(shape) == 1 and shape[0] == batch:
+        return "give each image's number an axis of its own: return `output.unsqueeze(1)`"
     if len(shape) > 2 and shape[0] == batch and set(shape[2:]) == {1}:  # noqa: PLR2004 - batch and classes
         name = _NAMES[task]
         return f"flatten the output: return `{name}.flatten(1)`, or make `torch.nn.Sequential(network, nn.Flatten(1))`"
@@ -137,7 +154,9 @@ def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
         return f"put the axis of the batch first: return `{_NAMES[task]}.t()` if its axes are (…, batch)"
     if len(shape) == 2:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
-    return f"return a row of {_NAMES[task]} for each image; a network for maps, boxes or numbers cannot be built yet"
+    if task is Task.TENSORS:
+        return _KEEP_THE_BATCH
+    return f"return a row of {_NAMES[task]} for each image; for maps, boxes or numbers set `model.task: tensors`"
 
 
 _TWO_LOGITS = (
@@ -159,8 +178,18 @@ def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASS
             embedding may return any values, but vectors of one number.
     """
     images = torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
-    for size in _SIZES:
-        classes = classes_of(_run(model, images[:size]), size, task)
+    shapes = [sample_shape(_run(model, images[:size]), size, task) for size in _SIZES]
+    if len(set(shapes)) > 1:
+        raise SourceError(
+            "the shape of the output depends on the batch",
+            expected=f"{shapes[0]} for each image, in a batch of any size",
+            got=f"{shapes[-1]} in a batch of {_SIZES[-1]}",
+            fix="return as many values for each image, whatever it shows",
+        )
+    for size, shape in zip(_SIZES, shapes, strict=True):
+        classes = math.prod(shape)
+        if task is Task.TENSORS:
+            continue
         if classes == 1 and task is Task.EMBEDDING:
             raise SourceError(
                 "the model returns vectors of one number, whose cosines are all 1 or -1",
@@ -176,7 +205,7 @@ def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASS
                 fix=_TWO_LOGITS,
             )
     output = _run(model, images)
-    classes_of(output, len(images), task)
+    sample_shape(output, len(images), task)
     if task is Task.CLASSIFICATION:
         _refuse_probabilities(output.double().numpy(), lambda: _last_operator(model, images))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,7 +109,8 @@ def make_source(project: Project) -> SourceRecord:
     reads = () if weights.torchvision_weights else noted.records(config.model.factory, ignored)
     with replacing(project.paths.weights) as temporary:
         torch_model.save_weights(weights.model, temporary)  # before anything runs the network and changes its buffers
-        classes = _examine(config, weights)
+        shape = _examine(config, weights)
+    classes = math.prod(shape)
     record = SourceRecord(
         key=with_reads(key, reads),
         built_at=now(),
@@ -129,6 +131,7 @@ def make_source(project: Project) -> SourceRecord:
         reads=reads,
         preprocessing=weights.preprocessing,
         task=config.model.task,
+        sample_shape=shape if config.model.task is Task.TENSORS else None,
     )
     return project.write(project.paths.source, record)
 
@@ -139,25 +142,25 @@ def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, 
     return names if names and len(names) == classes and config.model.task is Task.CLASSIFICATION else None
 
 
-def _examine(config: Config, weights: _Weights) -> int:
-    """Refuse a network that cannot be the FP32 reference, and return the number of its classes."""
+def _examine(config: Config, weights: _Weights) -> tuple[int, ...]:
+    """Refuse a network that cannot be the FP32 reference, and return the shape of its output for one image."""
     model, spec, task = weights.model, weights.preprocessing, config.model.task
     watched = examination.require_full_precision(model, spec)
-    classes = network.count_classes(model, spec.input_shape, task)
+    shape = network.output_shape(model, spec.input_shape, task)
     check_outputs(model, spec, task)
     examination.require_same_logits(model, spec, watched)
     assembly = Assembly(
         config.model.factory,
         weights.torchvision_weights,
         weights.replaced_head,
-        classes,
+        math.prod(shape),
         config.model.arguments,
         weights.logits,
     )
     check_twin(model, assembly, spec.input_shape)
     if weights.origin is WeightsOrigin.FACTORY:
         _warn_of_random_weights(config, drawn_weights(model, assembly))
-    return classes
+    return shape
 
 
 def _warn_of_random_weights(config: Config, drawn: Drawn) -> None:
@@ -292,7 +295,7 @@ def _sample(config: Config) -> _Weights:
     model, logits = network.take_logits(own, preprocessing.input_shape)
     head = network.find_head(model)
     _damp_residuals(model)
-    network.count_classes(model, preprocessing.input_shape)
+    network.output_shape(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
