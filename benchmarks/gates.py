@@ -138,7 +138,7 @@ def rejects(
         accuracy.finite
         and accuracy.cosine >= (old.cosine or 0)
         and accuracy.relative_l2 <= (old.relative_l2 or 0)
-        and accuracy.top1_agreement >= (old.top1_agreement or 0)
+        and (accuracy.top1_agreement or 0) >= (old.top1_agreement or 0)
         and (accuracy.top1_drop or 0) <= (old.top1_drop or 0)
     )
     failed = {check.question for check in judgement.checks if not check.passed}

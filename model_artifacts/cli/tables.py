@@ -15,7 +15,7 @@ from model_artifacts.cli.console import SteadyConsole
 from model_artifacts.deployment.choices import compares, is_by_another_clock, latency_of, ties_of, timing_of
 from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.host.terminal import COLUMNS_VARIABLE
-from model_artifacts.records import Status
+from model_artifacts.records import Status, Task
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -159,7 +159,7 @@ def _artifact_table(
         hidden: The headings of the columns to leave out.
         grouped: True puts the variants below the name of their target.
     """
-    headings = ["size", "top-1" if _has_labels(manifest) else "agreement", "rel. L2"]
+    headings = ["size", _accuracy_heading(manifest), "rel. L2"]
     for batch in ties:
         headings += [_latency_heading(batch), "speed-up"]
     shown = [heading not in hidden for heading in headings]
@@ -279,8 +279,20 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
         return "", ""
     if not compares(entry, manifest.artifacts):
         return f"{_ON_FEWER}of {entry.accuracy.samples}", ""
+    if _has_no_classes(manifest):
+        return f"{entry.accuracy.cosine:.4f}", f"{entry.accuracy.relative_l2:.1e}"
     shown = entry.accuracy.top1 if _has_labels(manifest) else entry.accuracy.top1_agreement
     return "" if shown is None else f"{shown:.1%}", f"{entry.accuracy.relative_l2:.1e}"
+
+
+def _accuracy_heading(manifest: Manifest) -> str:
+    if _has_no_classes(manifest):
+        return "cosine"
+    return "top-1" if _has_labels(manifest) else "agreement"
+
+
+def _has_no_classes(manifest: Manifest) -> bool:
+    return manifest.model is not None and manifest.model.task is not Task.CLASSIFICATION
 
 
 def _has_labels(manifest: Manifest) -> bool:

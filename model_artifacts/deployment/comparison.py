@@ -10,7 +10,7 @@ from model_artifacts.records import Clock, Layout, Status, ranking_clock
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry
+    from model_artifacts.records import Accuracy, BatchTiming, Manifest, ManifestEntry
 
 _BEYOND = 0.03
 """Share by which a latency without intervals must change to count as changed."""
@@ -25,7 +25,7 @@ class Bounds(Protocol):
 
     @property
     def max_top1_drop(self) -> float:
-        """Largest drop of top-1, or without labels of the agreement, as a share."""
+        """Largest drop of top-1; without labels of the agreement, for other tasks of the mean cosine."""
 
 
 class Turn(str, Enum):
@@ -46,7 +46,7 @@ class Change(NamedTuple):
     after: str
     turn: Turn
     by: float | None = None
-    """Growth of a latency as a share, or drop of top-1 or agreement; None for other facts."""
+    """Growth of a latency as a share, or drop of top-1, agreement or cosine; None for other facts."""
     breach: str = ""
     """The configured bound that the change breaks; empty if none."""
 
@@ -156,21 +156,28 @@ def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -
     if old.accuracy is None:
         return []
     if new.accuracy is None:
-        return [_missing(new.id, "accuracy", f"agreement {old.accuracy.top1_agreement:.2%}", bounds)]
-    labelled = old.accuracy.top1 is not None and new.accuracy.top1 is not None
-    pair = (
-        (old.accuracy.top1, new.accuracy.top1)
-        if labelled
-        else (old.accuracy.top1_agreement, new.accuracy.top1_agreement)
-    )
-    before, after = (value or 0.0 for value in pair)
+        return [_missing(new.id, "accuracy", f"relative L2 {old.accuracy.relative_l2:.1e}", bounds)]
+    metric, before, after = _shared_metric(old.accuracy, new.accuracy)
     drop = round(before - after, 9)  # shares of whole samples: a drop of exactly the bound is allowed
     alike = old.accuracy.samples == new.accuracy.samples
     turn = Turn.UNKNOWN if not alike else Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
-    of = (f"{before:.2%}", f"{after:.2%}")
+    form = ".6f" if metric == _COSINE else ".2%"
+    of = (f"{before:{form}}", f"{after:{form}}")
     if not alike:
         of = (f"{of[0]} of {old.accuracy.samples}", f"{of[1]} of {new.accuracy.samples}")
     breach = ""
     if bounds and drop > bounds.max_top1_drop:
         turn, breach = Turn.WORSE, f"≥ -{bounds.max_top1_drop * 100:g} pt"
-    return [Change(new.id, "top-1" if labelled else "agreement", *of, turn, drop, breach)]
+    return [Change(new.id, metric, *of, turn, drop, breach)]
+
+
+_COSINE = "cosine"
+
+
+def _shared_metric(old: Accuracy, new: Accuracy) -> tuple[str, float, float]:
+    """Return the first metric that both have, with its values: top-1, agreement, or the cosine, which all have."""
+    if old.top1 is not None and new.top1 is not None:
+        return "top-1", old.top1, new.top1
+    if old.top1_agreement is not None and new.top1_agreement is not None:
+        return "agreement", old.top1_agreement, new.top1_agreement
+    return _COSINE, old.cosine, new.cosine

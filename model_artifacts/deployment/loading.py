@@ -179,6 +179,15 @@ class Loading(AbstractContextManager[Model]):
         del images, top
         raise _unopened()
 
+    def outputs(self, images: object) -> NoReturn:
+        """Refuse images: nothing is open.
+
+        Raises:
+            UsageError: always, with the line to write.
+        """
+        del images
+        raise _unopened()
+
 
 def _unopened() -> UsageError:
     return UsageError(
@@ -197,7 +206,7 @@ def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) ->
         requirements: the caller's requirements.
 
     Returns:
-        a context manager of the model, which turns batches into logits, and images into names of classes. It raises
+        a context manager of the model, which turns batches into outputs, and images into classes or vectors. It raises
         the errors below when it is entered.
 
     Raises:

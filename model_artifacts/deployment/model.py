@@ -1,4 +1,4 @@
-"""A model that runs: batches → logits, and pictures → classes."""
+"""A model that runs: batches → outputs, and pictures → classes or vectors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top, rank
-from model_artifacts.errors import RunError
-from model_artifacts.records import Backend
+from model_artifacts.errors import RunError, UsageError
+from model_artifacts.records import Backend, Task
 from model_artifacts.sessions.preprocessing import read_pixels, to_input
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -57,7 +57,7 @@ class Model:
         return self._facts.class_names
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the logits of images that are preprocessed already.
+        """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
 
         Args:
             batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
@@ -65,7 +65,7 @@ class Model:
                 `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
 
         Returns:
-            float32 (batch, classes), a new array in the host's memory.
+            float32 (batch, classes), of an embedding (batch, length): a new array in the host's memory.
 
         Raises:
             RunError: the artifact does not take such a batch, or the `with` block has ended.
@@ -95,18 +95,60 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
-            UsageError: `top` is no whole number above 0.
+            UsageError: `top` is no whole number above 0, or the model has another task, without classes.
         """
         self._opened()
+        if self._facts.task is not Task.CLASSIFICATION:
+            raise UsageError(
+                "`predict` names classes, and this model has none",
+                expected=f"a model whose task is {Task.CLASSIFICATION.value}",
+                got=self._facts.task.value,
+                fix="call `outputs(images)`, which returns what the network gives for each image",
+            )
         top = checked_top(top)
-        profile = self.entry.profile
-        pictures = pictures_of(images)
         found: list[Prediction] = []
-        while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            found += rank(self._logits(chunk), self.class_names, top)
+        for logits in self._of_each_batch(images):
+            found += rank(logits, self.class_names, top)
         return tuple(found)
 
-    def _logits(self, pictures: Sequence[Picture]) -> Batch:
+    def outputs(self, images: Pictures) -> Batch:
+        """Return the network's output for each image: logits, or the vector of an embedding.
+
+        The images are read and run as `predict` does it.
+
+        Args:
+            images: one image, or an iterable of them, as `predict` takes them.
+
+        Returns:
+            float32 (images, …) as the network gives it, in the order of the images, also for one image.
+
+        Raises:
+            DataError: an image cannot be read, or its mode does not fit the preprocessing.
+            RunError: the artifact cannot run them, they are no images, or an output is not finite; or the `with` block
+                has ended.
+        """
+        self._opened()
+        (spec,) = self.entry.outputs
+        empty = np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32)
+        found = np.concatenate([empty, *self._of_each_batch(images)])
+        broken = np.unique(np.nonzero(~np.isfinite(found))[0])
+        if len(broken):
+            raise RunError(
+                "the outputs are not finite",
+                expected="finite values",
+                got=f"NaN or infinity for {len(broken)} of {len(found)} images, the first at {broken[0]}",
+                fix="take an artifact of another precision: `Requirements(precision=...)`",
+            )
+        return found
+
+    def _of_each_batch(self, images: Pictures) -> Iterator[Batch]:
+        """Yield the outputs of the images, batch by batch."""
+        profile = self.entry.profile
+        pictures = pictures_of(images)
+        while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
+            yield self._run_pictures(chunk)
+
+    def _run_pictures(self, pictures: Sequence[Picture]) -> Batch:
         spec = self.preprocessing
         batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
         return self(_filled(batch, self.entry.profile))[: len(batch)]

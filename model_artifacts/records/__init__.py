@@ -31,6 +31,7 @@ from model_artifacts.records.base import (
     VariantRecord,
     Whole,
     call_of,
+    without_defaults,
 )
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
@@ -39,6 +40,7 @@ from model_artifacts.records.inputs import (
     Interpolation,
     Orientation,
     Preprocessing,
+    Task,
     TensorSpec,
     Transparency,
     WeightsOrigin,
@@ -130,6 +132,7 @@ __all__ = [
     "Status",
     "StoreTag",
     "StoredRelease",
+    "Task",
     "TensorSpec",
     "Tool",
     "Transparency",
@@ -144,4 +147,5 @@ __all__ = [
     "manifest_schema",
     "module_target",
     "ranking_clock",
+    "without_defaults",
 ]

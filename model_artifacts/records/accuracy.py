@@ -61,7 +61,7 @@ class RowCheck(Record):
 
 
 class Accuracy(Record):
-    """Distance of an artifact's logits to the FP32 reference's."""
+    """Distance of an artifact's logits, vectors or tensors to the FP32 reference's."""
 
     samples: PositiveInt
     """Number of samples."""
@@ -75,12 +75,12 @@ class Accuracy(Record):
     """‖logits - reference‖ / ‖reference‖, over all samples (Frobenius norm)."""
     max_abs: float
     """Largest absolute difference of a logit to the reference's."""
-    top1_agreement: Share
-    """Share of samples with the same predicted class as the reference."""
-    top1_agreement_low: Share
-    """Lower end of the agreement's Wilson score interval at 95 %."""
-    top1_agreement_high: Share
-    """Upper end of that interval."""
+    top1_agreement: Share | None
+    """Share of samples with the same predicted class as the reference; None for other tasks, which predict none."""
+    top1_agreement_low: Share | None
+    """Lower end of the agreement's Wilson score interval at 95 %; None for other tasks."""
+    top1_agreement_high: Share | None
+    """Upper end of that interval; None for other tasks."""
     top1: Share | None
     """Share of samples whose label is predicted; None without labels."""
     top1_drop: float | None

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SCHEMA_VERSION = 1
 """Version of every record on disk; part of every staleness key."""
@@ -47,6 +50,20 @@ class Record(BaseModel):
     def to_json(self) -> str:
         """Return the record as canonical JSON: sorted keys, an indent of two spaces, a newline at the end."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def without_defaults(record: Record, fields: dict[str, object], later: Collection[str]) -> dict[str, object]:
+    """Leave out later fields with their default: older versions read the rest, and old keys and digests hold.
+
+    Args:
+        record: the record.
+        fields: its fields, serialized.
+        later: names of the fields that the first records do not have.
+    """
+    defaults = {name: type(record).model_fields[name].default for name in later}
+    return {
+        name: value for name, value in fields.items() if name not in later or getattr(record, name) != defaults[name]
+    }
 
 
 class FileRecord(Record):

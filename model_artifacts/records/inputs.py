@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from model_artifacts.records.base import Record, Whole
+from model_artifacts.records.base import Record, Whole, without_defaults
 
 
 class Interpolation(str, Enum):
@@ -145,12 +145,7 @@ class Preprocessing(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out later fields with their default: older versions read the rest, and old keys hold."""
-        fields: dict[str, object] = serialize(self)
-        defaults = {name: type(self).model_fields[name].default for name in _LATER}
-        return {
-            name: value for name, value in fields.items() if name not in _LATER or getattr(self, name) != defaults[name]
-        }
+        return without_defaults(self, serialize(self), _LATER)
 
     @property
     def channels(self) -> int:
@@ -199,6 +194,23 @@ class TensorSpec(Record):
     """Element type, such as `float32`."""
     layout: str
     """Order of the axes, such as `NCHW`."""
+
+
+class Task(str, Enum):
+    """Task of a model: the meaning of its output, and the metric by which artifacts are good enough."""
+
+    CLASSIFICATION = "classification"
+    """A row of logits for each image. The class with the largest one is the answer."""
+    EMBEDDING = "embedding"
+    """A vector for each image, compared with others by their cosine."""
+    TENSORS = "tensors"
+    """A tensor for each image: a map, boxes with scores, or numbers. The user's own code gives it a meaning, so that
+    its distances alone are judged, for each part."""
+
+    @property
+    def output(self) -> str:
+        """Name of the model's output, unless the network gives it one."""
+        return {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "embedding", Task.TENSORS: "output_0"}[self]
 
 
 class WeightsOrigin(str, Enum):

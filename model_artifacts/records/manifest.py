@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from model_artifacts.records.accuracy import Accuracy, GateCheck, RowCheck
 from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare, ModuleContents, Setting, WeightWarning
@@ -20,8 +20,9 @@ from model_artifacts.records.base import (
     StageRecord,
     Tool,
     call_of,
+    without_defaults,
 )
-from model_artifacts.records.inputs import Preprocessing, TensorSpec, WeightsOrigin
+from model_artifacts.records.inputs import Preprocessing, Task, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
 
@@ -66,6 +67,12 @@ class ManifestModel(Record):
     """True if the validation images have labels."""
     reference_top1: Share | None
     """The FP32 reference's share of correct answers on the validation images; None without labels."""
+    task: Task = Task.CLASSIFICATION
+    """Task of the model. The JSON of a classification leaves it out."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"task"})
 
     @property
     def network(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
+from model_artifacts.sessions.onnx import lone_ends
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
@@ -68,12 +69,14 @@ class Engine:
     @property
     def input(self) -> TensorSpec:
         """The one input: images."""
-        return self._loaded.inputs[0]
+        (spec,) = self._loaded.inputs
+        return spec
 
     @property
     def output(self) -> TensorSpec:
-        """The first output: logits."""
-        return self._loaded.outputs[0]
+        """The one output, such as the logits."""
+        (spec,) = self._loaded.outputs
+        return spec
 
     @property
     def batches(self) -> BatchRange:
@@ -124,13 +127,13 @@ def open_engine(
         weights: the ONNX file of a stripped engine.
 
     Raises:
-        RunError: the engine is built for another GPU or library, is damaged, or does not fit into the GPU's memory.
+        RunError: the engine is built for another GPU or library, is damaged, does not fit into the GPU's memory, or has
+            several inputs or outputs.
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
     with load_engine(flavour, plan, weights, host_code=built_for.version_compatible) as loaded:
-        if len(loaded.inputs) != 1:
-            raise RunError("the engine has several inputs", expected="one, the images", got=str(len(loaded.inputs)))
+        lone_ends([spec.name for spec in loaded.inputs], [spec.name for spec in loaded.outputs])
         yield Engine(loaded, gpu)
 
 
@@ -144,7 +147,7 @@ class Session:
         self._loaded = loaded
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
-        self._input, self._outputs = loaded.inputs[0], loaded.outputs
+        (self._input,), (self._output,) = loaded.inputs, loaded.outputs
         self._dtype = np.dtype(self._input.dtype)
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
@@ -161,7 +164,7 @@ class Session:
             RunError: the GPU has no room.
         """
         largest = self._loaded.batches.max
-        for spec in (self._input, *self._outputs):
+        for spec in (self._input, self._output):
             shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
             size = cuda.bytes_of(shape, np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
@@ -247,7 +250,7 @@ class Session:
         cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
         self.enqueue()
         logits = self._logits()
-        landed = self._pinned[self._outputs[0].name].array(logits.shape, logits.dtype)
+        landed = self._pinned[self._output.name].array(logits.shape, logits.dtype)
         cuda.copy_to_host(landed, logits, self.stream)
         return landed
 
@@ -309,7 +312,7 @@ class Session:
         return self._device[self._input.name].array(shape, self._dtype)
 
     def _logits(self) -> cuda.DeviceArray:
-        spec = self._outputs[0]
+        spec = self._output
         return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
 
     def _bind(self, pointer: int) -> None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import RetryableError, RunError, UnsupportedError, one_line
+from model_artifacts.errors import RetryableError, RunError, UnsupportedError, listed, one_line
 from model_artifacts.host.environment import missing_gpu, threads
 from model_artifacts.records import EngineFlavour, Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -63,12 +64,55 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
         session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
         )
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: images[at : at + batch]})[0] for at in range(0, len(images), batch)]
+        run = lone_run(session)
+        parts = [run(images[at : at + batch]) for at in range(0, len(images), batch)]
+    except RunError:
+        raise
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
     logits: Batch = np.concatenate(parts).astype(np.float32)
     return logits
+
+
+class Ends(NamedTuple):
+    """Names of a graph's one input and one output."""
+
+    input: str
+    output: str
+
+
+def lone_ends(inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
+    """Return the names of a graph's one input and one output. Pure.
+
+    An artifact is proven by one output. Another one would be neither compared nor returned.
+
+    Raises:
+        RunError: there are several of either, or none.
+    """
+    for role, names in (("input", inputs), ("output", outputs)):
+        if len(names) != 1:
+            raise RunError(
+                f"the artifact must have one {role}, because no other one is validated",
+                expected="one, the images" if role == "input" else "one, such as the logits",
+                got=f"{len(names)}: {listed(list(names))}" if names else "none",
+                fix=f"build it from a network with one {role}",
+            )
+    return Ends(inputs[0], outputs[0])
+
+
+def lone_run(session: InferenceSession) -> Callable[[Batch], Batch]:
+    """Return a function that runs batches in a session of one input and one output.
+
+    Raises:
+        RunError: the graph has several inputs or outputs.
+    """
+    ends = lone_ends([item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
+
+    def run(batch: Batch) -> Batch:
+        (result,) = session.run([ends.output], {ends.input: batch})
+        return np.asarray(result, dtype=np.float32)
+
+    return run
 
 
 def _session_options(graph: Graph | None, *, stands_in: bool) -> tuple[SessionOptions, list[str]]:

@@ -16,7 +16,7 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import Backend, Precision
-from model_artifacts.sessions.onnx import onnx_session, tensorrt_session
+from model_artifacts.sessions.onnx import lone_ends, lone_run, onnx_session, tensorrt_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -278,9 +278,12 @@ def _start_onnxruntime() -> None:
 
 
 def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:
-    """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails."""
-    name = session.get_inputs()[0].name
-    return _translated(file, lambda batch: np.asarray(session.run(None, {name: batch})[0], dtype=np.float32))
+    """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails.
+
+    Raises:
+        RunError: the graph has several inputs or outputs.
+    """
+    return _translated(file, lone_run(session))
 
 
 def _reference_runner(file: ArtifactFile) -> Runner:
@@ -291,10 +294,15 @@ def _reference_runner(file: ArtifactFile) -> Runner:
     try:
         model = onnx.load(file.path)
         evaluator = ReferenceEvaluator(model)
-        name = model.graph.input[0].name
     except Exception as exc:  # protobuf's DecodeError, OSError, and onnx's own types for operators it lacks
         raise RunError(f"onnx.reference cannot load {file.path}", got=one_line(exc)) from exc
-    return _translated(file, lambda batch: np.asarray(evaluator.run(None, {name: batch})[0], dtype=np.float32))
+    ends = lone_ends([item.name for item in model.graph.input], [item.name for item in model.graph.output])
+
+    def run(batch: Batch) -> Batch:
+        (result,) = evaluator.run([ends.output], {ends.input: batch})
+        return np.asarray(result, dtype=np.float32)
+
+    return _translated(file, run)
 
 
 def _translated(file: ArtifactFile, run: Runner) -> Runner:

@@ -15,6 +15,7 @@ from model_artifacts.records import (
     Precision,
     Preprocessing,
     Record,
+    Task,
 )
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tensorrt import TensorRTConfig
@@ -78,6 +79,8 @@ class ModelConfig(Record):
     arguments: Annotated[tuple[Argument, ...], BeforeValidator(parse_arguments)] = ()
     """The factory's arguments. Paths count from the folder that the pipeline runs in, as all others do."""
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
+    task: Task = Task.CLASSIFICATION
+    """The meaning of the network's output, which decides the metric that makes an artifact good enough."""
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 
@@ -177,7 +180,8 @@ class Gates(Record):
     network."""
     margin: Annotated[Drop, Field(ge=0)] = 0.01
     """The largest drop of the top-1 accuracy; 0.01 is one percentage point. Without labels, the largest share of other
-    answers."""
+    answers; for an embedding, of vectors that moved half way to their nearest neighbour. For tensors, the largest
+    relative L2 of a part."""
     require_proof: Flag = False
     """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %)."""
     require_reference: Flag = True
@@ -266,7 +270,7 @@ class ReleaseConfig(Record):
     max_latency_increase: Annotated[float, BeforeValidator(share_of("%", 0.01))] = 0.03
     """The largest relative increase of a latency, beyond noise. If the intervals overlap, nothing has changed."""
     max_top1_drop: Annotated[float, BeforeValidator(share_of("pt", 0.01))] = 0.001
-    """The largest drop of the top-1 accuracy; 0.001 is 0.1 percentage points."""
+    """The largest drop of the top-1 accuracy, for other tasks of the mean cosine; 0.001 is 0.1 percentage points."""
 
 
 class Executor(str, Enum):

@@ -32,12 +32,16 @@ class Verdict(str, Enum):
 
 
 class Loss(Record):
-    """Answers that an artifact lost and won against the reference."""
+    """Answers that an artifact lost and won against the reference.
+
+    An embedding loses a vector that moved by half the distance to its nearest neighbour, or more.
+    """
 
     samples: PositiveInt
     """Number of judged samples: all with labels; without labels, those that are no near-ties."""
     near_ties: Count = 0
-    """Number of samples whose answer rounding alone may change; they are judged with labels only."""
+    """Number of samples whose answer rounding alone may change; they are judged with labels only. Of an embedding,
+    samples whose image is there twice."""
     lost: Count
     """Number of answers that only the reference has right; without labels, of answers unlike the reference's."""
     won: Count
@@ -70,7 +74,7 @@ class AccuracyReport(VariantRecord):
     proven: bool = False
     """True if the loss is proven to lie below the margin."""
     loss: Loss | None = None
-    """Answers lost and won; None if the artifact was not run."""
+    """Answers lost and won; None if the artifact was not run, or gives tensors."""
     executed: Precision | None = None
     """Precision that the artifact computed in; None if unknown. An fp32 engine that multiplied in TF32 has tf32 here,
     and must pass tf32's gate."""

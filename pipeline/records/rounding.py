@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from model_artifacts.records import FileRecord, Graph, Precision, Record, StageRecord
+from model_artifacts.records import FileRecord, Graph, Precision, Record, StageRecord, without_defaults
 
 Distance = Annotated[float, Field(ge=0)]
 
@@ -48,8 +48,15 @@ class Rounding(StageRecord):
     repeatable: bool = True
     """True if the FP32 network gives the same logits for a batch twice. Only the record of FP32 looks."""
     logits: FileRecord | None = None
-    """Emulated logits, float32 (samples, classes). Quantised graphs have them: their artifacts are compared with the
-    emulation, too."""
+    """Emulated logits, float32 (samples, classes), or flattened tensors (samples, values). Quantised graphs have them:
+    their artifacts are compared with the emulation, too."""
+
+    part_l2_high: tuple[Distance, ...] = ()
+    """The same quantile of each part of an output of the task `tensors`, of the run with the largest."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"part_l2_high"})
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from model_artifacts.records import (
     Argument,
@@ -12,8 +12,10 @@ from model_artifacts.records import (
     Record,
     Sha256,
     StageRecord,
+    Task,
     TensorSpec,
     WeightsOrigin,
+    without_defaults,
 )
 
 
@@ -44,7 +46,7 @@ class SourceRecord(StageRecord):
     parameters: Count
     """Number of parameters."""
     classes: PositiveInt
-    """Number of classes, which is the length of a row of logits."""
+    """Number of classes, which is the length of a row of logits; else the number of values for one image."""
     class_names: tuple[str, ...] | None
     """Names of the classes, in the order of the logits; None if unknown."""
     replaced_head: str | None
@@ -52,13 +54,21 @@ class SourceRecord(StageRecord):
     torchvision_weights: str | None = None
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
     logits: str | None = None
-    """Name of the logits in the network's output, if that is a mapping or a dataclass; None for a tensor."""
+    """Name of the logits or vectors in the network's output, if that is a mapping or a dataclass; None for a tensor."""
     awaited_file: str | None = None
     """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
     reads: tuple[ReadFile, ...] = ()
     """Files that the factory read, such as weights that it loads by itself."""
     preprocessing: Preprocessing
     """Steps from an image file to the input."""
+    task: Task = Task.CLASSIFICATION
+    """Task of the model. The JSON of a classification leaves it out."""
+    sample_shape: tuple[PositiveInt, ...] | None = None
+    """Shape of the output for one image; None for a row of logits or a vector, whose length is `classes`."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"task", "sample_shape"})
 
     @property
     def input(self) -> TensorSpec:
@@ -68,8 +78,10 @@ class SourceRecord(StageRecord):
 
     @property
     def output(self) -> TensorSpec:
-        """The model's output: float32 logits (batch, classes)."""
-        return TensorSpec(name="logits", shape=("batch", self.classes), dtype="float32", layout="NC")
+        """The model's output: float32 logits (batch, classes), vectors (batch, length), or tensors of any shape."""
+        own = self.logits if self.task is Task.TENSORS else None
+        shape = ("batch", *(self.sample_shape or (self.classes,)))
+        return TensorSpec(name=own or self.task.output, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

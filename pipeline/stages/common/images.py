@@ -114,11 +114,11 @@ def photographs(spec: Preprocessing, start: int, count: int) -> Images:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder with one subfolder per class, in a fixed shuffled order."""
+    """The images of a folder in a fixed shuffled order, with the classes of their subfolders if these are classes."""
 
     folder: Path
     files: tuple[Path, ...]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | None
 
     def read(  # noqa: PLR0913 - the images, their file, and the state of the other spans
         self,
@@ -173,7 +173,9 @@ class ImageFolder:
                 on_progress(start + len(part), len(files))
         if not kept:
             self._check(unreadable, 0)
-        labels = np.array([self.labels[span.start + index] for index in kept], dtype=np.int64)
+        labels = None
+        if self.labels is not None:
+            labels = np.array([self.labels[span.start + index] for index in kept], dtype=np.int64)
         names = tuple(files[index].relative_to(self.folder).as_posix() for index in kept)
         return Images(np.load(file, mmap_mode="r"), labels, tuple(unreadable), names)
 
@@ -310,6 +312,27 @@ def open_folder(folder: Path, count: int, classes: Classes) -> ImageFolder:
     order = np.random.default_rng(0).permutation(len(found))
     shuffled = [found[index] for index in order]
     return ImageFolder(folder, tuple(file for file, _ in shuffled), tuple(label for _, label in shuffled))
+
+
+def open_pictures(folder: Path) -> ImageFolder:
+    """List the images of a folder and of all folders in it, without classes.
+
+    Args:
+        folder: the folder. Hidden files and folders are left out.
+
+    Raises:
+        DataError: the folder is missing, or has no images.
+    """
+    expected = "a folder of images, in folders of any names or in none"
+    if not folder.is_dir():
+        raise DataError("the image folder does not exist", where=str(folder), expected=expected)
+    files = [file for file in sorted(folder.rglob("*")) if not _is_hidden_below(file, folder) and file.is_file()]
+    found = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not found:
+        got = f"{len(files)} files with other suffixes" if files else "no files"
+        raise DataError("the image folder has no images", where=str(folder), expected=expected, got=got)
+    order = np.random.default_rng(0).permutation(len(found))
+    return ImageFolder(folder, tuple(found[index] for index in order), None)
 
 
 def _is_hidden(name: str) -> bool:

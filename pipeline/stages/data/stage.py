@@ -18,7 +18,7 @@ from model_artifacts.host.files import replacing, write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import refuse_newer
-from model_artifacts.records import Preprocessing, WeightsOrigin
+from model_artifacts.records import Preprocessing, Task, WeightsOrigin
 from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
@@ -74,7 +74,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     refuse_newer(paths.data)
     key = key_of(project, Step("data", project.plan.model))  # before the images can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
-        classes = classes_of(project.config.data.classes, source.class_names, source.classes)
+        classes = _classes(project.config.data, source)
         split = _split(project.config.data, source, classes, (calibration, held_out), bars.reporting("reading images"))
         validation = split.validation
         if remark := require_different(validation.pixels):
@@ -115,6 +115,13 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     return project.write(paths.data, record)
 
 
+def _classes(config: DataConfig, source: SourceRecord) -> Classes:
+    """Return the classes of a classifier; none for another task."""
+    if source.task is not Task.CLASSIFICATION:
+        return Classes(None, {})
+    return classes_of(config.classes, source.class_names, source.classes)
+
+
 def reference_logits(
     model: nn.Module,
     pixels: npt.NDArray[np.uint8],
@@ -130,7 +137,7 @@ def reference_logits(
         report: receives the number of finished samples and their total after each batch.
 
     Returns:
-        float32 (samples, classes).
+        float32 (samples, classes), or flattened tensors (samples, values).
 
     Raises:
         DataError: the reference gives NaN or infinity.
@@ -142,7 +149,7 @@ def reference_logits(
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
             batches.append(model(torch.from_numpy(batch)).numpy())
             report(min(start + _BATCH, len(pixels)), len(pixels))
-    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
+    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32).reshape(len(pixels), -1)
     if not np.isfinite(logits).all():
         raise DataError("the FP32 reference gives NaN or infinity, so that nothing can be validated with these weights")
     return logits
@@ -188,8 +195,9 @@ def _split(
     name = config.images
     if name == "auto":
         name = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
+    is_classifier = source.task is Task.CLASSIFICATION
     if name == "digits":
-        if source.classes != images.DIGIT_CLASSES:
+        if is_classifier and source.classes != images.DIGIT_CLASSES:
             raise DataError(
                 "the digits' classes are not the model's",
                 expected=f"{images.DIGIT_CLASSES} classes",
@@ -202,11 +210,12 @@ def _split(
                 expected=f"`data.calibration` up to {images.DIGITS_TO_FIT}",
                 got=str(config.calibration),
             )
+        held_out = images.digits(spec, images.DIGITS_TO_FIT, config.validation)
         return _Split(
             ImagesOrigin.DIGITS,
             "scikit-learn's digits, held out from fitting",
             _stored(images.digits(spec, 0, config.calibration), calibration),
-            _stored(images.digits(spec, images.DIGITS_TO_FIT, config.validation), validation),
+            _stored(held_out if is_classifier else replace(held_out, labels=None), validation),
         )
     if name == "photographs":
         return _Split(
@@ -215,7 +224,9 @@ def _split(
             _stored(images.photographs(spec, 0, config.calibration), calibration),
             _stored(images.photographs(spec, config.calibration, config.validation), validation),
         )
-    folder = images.open_folder(Path(name), source.classes, classes)
+    folder = (
+        images.open_folder(Path(name), source.classes, classes) if is_classifier else images.open_pictures(Path(name))
+    )
     first = min(config.calibration, max(1, len(folder.files) // 2))
     workers = threads()
     rest = range(first, first + config.validation)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.torch_model import Typed
 
 INPUT, OUTPUT = "image", "logits"
-"""Names of the graph's input and output."""
+"""Names of the graph's input, and of the output of a classifier."""
 
 _EXPORTER_OPSET = 18
 """Oldest opset that torch's exporter writes; older ones are converted from it."""
@@ -80,18 +80,19 @@ class Exported(NamedTuple):
     batch_norms: int
 
 
-def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int) -> Exported:
+def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int, output: str = OUTPUT) -> Exported:
     """Export a model to a valid graph with folded constants and a dynamic batch axis.
 
     Args:
         model: the module, in evaluation mode.
         input_shape: (channels, height, width).
         opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
+        output: the name of the graph's output.
 
     Raises:
         ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
     """
-    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET))
+    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET), output)
     _require_one_way(program)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
@@ -177,7 +178,7 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph.all_nodes() if node.op_type == _BATCH_NORM]
 
 
-def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch.onnx.ONNXProgram:
+def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int, output: str) -> torch.onnx.ONNXProgram:
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
@@ -189,7 +190,7 @@ def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int) -> torch
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[output],
                 dynamic_shapes={INPUT: {0: batch}},
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,

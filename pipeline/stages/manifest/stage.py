@@ -257,6 +257,7 @@ def _model(project: Project) -> ManifestModel | None:
         images=data.origin_detail,
         labelled=data.labels is not None,
         reference_top1=data.reference_top1,
+        task=source.task,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.deployment.choices import compares, latency_of
 from model_artifacts.deployment.comparison import compare, worth_telling
 from model_artifacts.errors import listed
-from model_artifacts.records import Backend, WeightsOrigin
+from model_artifacts.records import Backend, Task, WeightsOrigin
 from pipeline.stages.release.evidence import tools_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
         shape=model.preprocessing.input_shape,
         order=model.preprocessing.order.value.upper() if model.preprocessing.channels > 1 else "greyscale",
         steps=_steps(model.preprocessing),
-        classes=_classes(model),
+        output=_output(model, manifest.artifacts),
+        metric=_metric(model),
+        is_classifier=model.task is Task.CLASSIFICATION,
         sample=model.weights_origin is WeightsOrigin.SAMPLE,
         rows=[_row(entry, manifest) for entry in manifest.artifacts],
         devices="; ".join(sorted({entry.device for entry in manifest.artifacts if entry.timings})) or "none was timed",
@@ -117,9 +119,23 @@ def _steps(steps: Preprocessing) -> str:
     return f"resize {sizes[0]} ({steps.interpolation.value}), centre crop {sizes[1]}, mean ({mean}), std ({std})"
 
 
+def _output(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
+    """Return the output as a phrase: logits of classes, or the name with the shape."""
+    if model.task is Task.CLASSIFICATION:
+        return f"logits of {_classes(model)}"
+    specs = {f"{spec.name}: {spec.dtype}, ({', '.join(map(str, spec.shape))})" for e in entries for spec in e.outputs}
+    return f"{'; '.join(sorted(specs))} ({model.task.value})"
+
+
 def _classes(model: ManifestModel) -> str:
     names = model.class_names
     return f"{len(names)} classes: {listed(names, most=_NAMED_CLASSES)}" if names else "classes without names"
+
+
+def _metric(model: ManifestModel) -> str:
+    if model.task is not Task.CLASSIFICATION:
+        return "cosine"
+    return "top-1" if model.labelled else "agreement"
 
 
 def _row(entry: ManifestEntry, manifest: Manifest) -> _Row:
@@ -144,6 +160,8 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
     if not compares(entry, manifest.artifacts):
         return f"not compared: on {accuracy.samples} images", ""
     labelled = manifest.model is not None and manifest.model.labelled
+    if manifest.model is not None and manifest.model.task is not Task.CLASSIFICATION:
+        return f"{accuracy.cosine:.6f}", f"{accuracy.relative_l2:.1e}"
     share = accuracy.top1 if labelled else accuracy.top1_agreement
     return "" if share is None else f"{100 * share:.2f} %", f"{accuracy.relative_l2:.1e}"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.stages.common.margins import margins
+from pipeline.stages.common.rows import margins, part_squares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +29,19 @@ class Spread(NamedTuple):
     relative_l2: float
     relative_l2_high: float
     sample_l2_high: float
-    margin_noise: float
+    margin_noise: float | None
+    """None for an output that answers with no class."""
+    part_l2_high: tuple[float, ...] = ()
+    """Of each part of a tensor."""
 
 
-def spread_of(logits: Logits, reference: Logits) -> Spread | None:
+def spread_of(logits: Logits, reference: Logits, shape: Sequence[int] | None = None) -> Spread | None:
     """Return the spread of the distances to the reference; None if a logit is not finite.
 
     Args:
-        logits: the emulated logits (samples, classes).
+        logits: the emulated logits (samples, classes), or flattened tensors (samples, values).
         reference: those of FP32.
+        shape: the shape of a sample's tensor; None for logits and vectors.
     """
     if not np.isfinite(logits).all():
         return None
@@ -46,13 +50,30 @@ def spread_of(logits: Logits, reference: Logits) -> Spread | None:
     draws = np.random.default_rng(0).integers(len(errors), size=(_DRAWS, len(errors)))
     tiny = np.finfo(float).tiny
     shares = np.sqrt(errors[draws].sum(axis=1) / np.maximum(sizes[draws].sum(axis=1), tiny))
-    moved = np.abs(margins(logits.astype(np.float64), want) - margins(want, want))
+    noise = None
+    if shape is None:
+        moved = np.abs(margins(logits.astype(np.float64), want) - margins(want, want))
+        noise = float(np.quantile(moved, _MARGIN_QUANTILE))
     return Spread(
         relative_l2=float(np.sqrt(errors.sum() / max(float(sizes.sum()), tiny))),
         relative_l2_high=float(np.quantile(shares, _QUANTILE)),
         sample_l2_high=float(np.sqrt(errors.max() / max(float(sizes.mean()), tiny))),
-        margin_noise=float(np.quantile(moved, _MARGIN_QUANTILE)),
+        margin_noise=noise,
+        part_l2_high=() if shape is None else _of_parts(logits - want, want, shape, draws),
     )
+
+
+def _of_parts(
+    errors: npt.NDArray[np.float64],
+    want: npt.NDArray[np.float64],
+    shape: Sequence[int],
+    draws: npt.NDArray[np.int64],
+) -> tuple[float, ...]:
+    """Return the quantile of each part's relative L2 over resampled samples."""
+    wrong, sizes = part_squares(errors, shape), part_squares(want, shape)
+    times = np.stack([np.bincount(draw, minlength=len(wrong)) for draw in draws])  # (draws, samples)
+    shares = np.sqrt((times @ wrong) / np.maximum(times @ sizes, np.finfo(float).tiny))
+    return tuple(float(value) for value in np.quantile(shares, _QUANTILE, axis=0)) if wrong.shape[1] else ()
 
 
 def widest(spreads: Sequence[Spread | None]) -> Spread | None:
@@ -60,4 +81,12 @@ def widest(spreads: Sequence[Spread | None]) -> Spread | None:
     finite = [spread for spread in spreads if spread is not None]
     if not finite or len(finite) < len(spreads):
         return None
-    return Spread(*map(max, zip(*finite, strict=True)))
+    noises = [spread.margin_noise for spread in finite if spread.margin_noise is not None]
+    parts = zip(*(spread.part_l2_high for spread in finite), strict=True)
+    return Spread(
+        relative_l2=max(spread.relative_l2 for spread in finite),
+        relative_l2_high=max(spread.relative_l2_high for spread in finite),
+        sample_l2_high=max(spread.sample_l2_high for spread in finite),
+        margin_noise=max(noises, default=None),
+        part_l2_high=tuple(max(values) for values in parts),
+    )

@@ -67,7 +67,8 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     except (RunError, CrashedError) as exc:
         # The gate may have a bound of its own. Else the validation rejects, with this reason.
         results, trouble = {}, str(exc)
-    spreads = [spread_of(logits, reference) for logits in results.values()]
+    shape = project.source().sample_shape
+    spreads = [spread_of(logits, reference, shape) for logits in results.values()]
     found = widest(spreads)
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
@@ -85,6 +86,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         relative_l2_high=found.relative_l2_high if found else None,
         sample_l2_high=found.sample_l2_high if found else None,
         margin_noise=found.margin_noise if found else None,
+        part_l2_high=found.part_l2_high if found else (),
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
         or bool(trouble)
@@ -131,7 +133,7 @@ def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
     logits = run_isolated(_run_graph, file, images, rerun=rerun)
-    return {"Q/DQ pairs of the graph": logits}
+    return {"Q/DQ pairs of the graph": logits.reshape(len(logits), -1)}
 
 
 def _run_graph(file: Path, images: Logits) -> Logits:
@@ -144,7 +146,8 @@ def _run(run: Callable[[Logits], Logits], images: Logits, phase: str) -> Logits:
     with Bars() as bars:
         report = bars.reporting(phase)
         for start in range(0, len(images), _BATCH):
-            results.append(run(images[start : start + _BATCH]))
+            found = run(images[start : start + _BATCH])
+            results.append(found.reshape(len(found), -1))
             report(min(start + _BATCH, len(images)), len(images))
     return np.concatenate(results)
 

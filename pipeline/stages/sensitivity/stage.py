@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.errors import UnsupportedError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
+from model_artifacts.records import Task
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
@@ -48,6 +50,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         graph: int8 or fp8 for TensorRT, with all layers quantised.
 
     Raises:
+        UnsupportedError: the model is an embedding.
         QuantizeError: the graph cannot be quantised.
         RunError: a graph cannot be run.
         CrashedError: the process that runs the graphs died.
@@ -55,6 +58,12 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         StorageError: the record cannot be written.
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
+    if project.config.model.task is not Task.CLASSIFICATION:
+        raise UnsupportedError(
+            "layers are ranked by the answers of a classifier",
+            got=f"`model.task: {project.config.model.task.value}`",
+            fix="name layers in `leave_unquantized` by hand",
+        )
     found = run_isolated(_measure, project, graph, rerun=project.command(step))
     gates = project.config.gates
     record = Sensitivity(
@@ -146,7 +155,7 @@ def keeps(accuracy: Accuracy, gate: Gate, margin: float) -> bool:
     agreement = 1 - 2 * margin if gate.top1_agreement is None else gate.top1_agreement
     return (
         accuracy.finite
-        and accuracy.top1_agreement >= agreement
+        and (accuracy.top1_agreement or 0.0) >= agreement
         and (gate.relative_l2 is None or accuracy.relative_l2 <= gate.relative_l2)
         and (gate.cosine is None or accuracy.cosine >= gate.cosine)
     )
@@ -165,7 +174,7 @@ def _sensitivity(whole: onnx.ModelProto, name: str, accuracy: Accuracy) -> Layer
         weights=sum(sizes),
         relative_l2=accuracy.relative_l2,
         cosine=accuracy.cosine,
-        top1_agreement=accuracy.top1_agreement,
+        top1_agreement=accuracy.top1_agreement or 0.0,
     )
 
 

@@ -15,19 +15,23 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
+from model_artifacts.records import Task
 from model_artifacts.sessions.factory_call import LogitsOf
-from pipeline.stages.source.outputs import classes_of, logits_name
+from pipeline.stages.source.outputs import output_name, sample_shape
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 
-def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return the number of logits that the model gives for one image.
+def output_shape(
+    model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION
+) -> tuple[int, ...]:
+    """Return the shape of the output that the model gives for one image: the number of logits, or the vector's length.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         input_shape: (channels, height, width).
+        task: the task of the model.
 
     Raises:
         SourceError: the model does not take a batch of images, or does not return (batch, classes).
@@ -38,7 +42,7 @@ def count_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
             output = model(torch.zeros(2, *input_shape))
     except Exception as exc:
         raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
-    return classes_of(output, 2)
+    return sample_shape(output, 2, task)
 
 
 class Output(NamedTuple):
@@ -49,19 +53,20 @@ class Output(NamedTuple):
     """None if the factory's network returns a tensor itself."""
 
 
-def take_logits(model: nn.Module, input_shape: tuple[int, int, int]) -> Output:
-    """Return a network whose output is the tensor of logits, if its own is a mapping or a dataclass of logits alone.
+def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION) -> Output:
+    """Return a network whose output is a tensor, if its own is a mapping or a dataclass of it alone.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         input_shape: (channels, height, width).
+        task: the task of the model. The mapping of a classifier must call the tensor `logits`.
     """
     try:
         with torch.inference_mode():
             output = model(torch.zeros(2, *input_shape))
-    except Exception:  # noqa: BLE001 - `count_classes` runs it again, and reports any type of error
+    except Exception:  # noqa: BLE001 - `output_shape` runs it again, and reports any type of error
         return Output(model, None)
-    name = logits_name(output, 2)
+    name = output_name(output, 2, task)
     return Output(LogitsOf(model, name), name) if name else Output(model, None)
 
 

@@ -1,10 +1,13 @@
 """A network's outputs: one row of logits for each image, in batches of any size; else a refusal that names the cause.
 
-Everything behind this stage takes an output for logits: `predict` takes the largest, and callers apply a softmax.
+Everything behind this stage takes a classifier's output for logits: `predict` takes the largest, and callers apply a
+softmax. An embedding gives one vector for each image, and the task `tensors` one tensor, with values of any kind.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from model_artifacts.errors import SourceError, listed, one_line
+from model_artifacts.records import Task
 from model_artifacts.sessions.preprocessing import to_input
 
 if TYPE_CHECKING:
@@ -47,47 +51,63 @@ _LINEAR = frozenset(
 """Operators whose results lie between 0 and 1 by chance alone."""
 
 
-def classes_of(output: object, batch: int) -> int:
-    """Return the number of logits for each image.
+def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> tuple[int, ...]:
+    """Return the shape of the output for one image: the number of its logits, the length of its vector, or any other.
 
     Args:
         output: the network's result.
         batch: the number of images that it was given.
+        task: the task of the model.
 
     Raises:
-        SourceError: the result is no tensor (batch, classes) of floating-point values.
+        SourceError: the result is no tensor (batch, classes) of floating-point values; for tensors, of any shape.
     """
     if isinstance(output, torch.Tensor):
         shape = tuple(output.shape)
-        if len(shape) == 2 and shape[0] == batch and output.is_floating_point():  # noqa: PLR2004 - batch and classes
-            return shape[1]
+        if _is_a_row_each(output, batch, task):
+            return shape[1:]
         got = f"shape {shape} for {_images(batch)}"
         if not output.is_floating_point():
             got += f", of {str(output.dtype).removeprefix('torch.')}"
-        fix = _fix_of_shape(shape, batch) if output.is_floating_point() else "return the logits, without an `argmax`"
+        fix = _fix_of_shape(shape, batch, task)
+        if not output.is_floating_point():
+            fix = f"return the {_NAMES[task]} in floating point, without an `argmax` or a rounding"
     else:
         names = tensors_of(output)
         got = type(output).__name__ + (f" of {listed([_shown(*item) for item in names.items()])}" if names else "")
         fix = (
-            "wrap the network in a module whose `forward` returns the tensor of logits alone, "
+            f"wrap the network in a module whose `forward` returns one tensor, of {_NAMES[task]} alone, "
             "such as `self.net(image)[0]` or `self.net(image).logits`"
         )
-    raise SourceError("the model does not return logits", expected=_EXPECTED, got=got, fix=fix)
+    what = "one tensor" if task is Task.TENSORS else _NAMES[task]
+    raise SourceError(f"the model does not return {what}", expected=_EXPECTED[task], got=got, fix=fix)
 
 
-def logits_name(output: object, batch: int) -> str | None:
-    """Return the name of the logits in a network's output, if it is a mapping or a dataclass that holds nothing else.
+def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> str | None:
+    """Return the name of the output in a mapping or a dataclass that holds nothing else: `logits` of a classifier.
 
     Args:
         output: the network's result, such as a `ModelOutput` of transformers.
         batch: the number of images that it was given.
+        task: the task of the model; the vector of an embedding may have any name.
     """
     found = tensors_of(output)
-    logits = found.get(_LOGITS)
-    if found.keys() != {_LOGITS} or not isinstance(logits, torch.Tensor):
+    if len(found) != 1:
         return None
-    is_a_row_each = logits.ndim == 2 and logits.shape[0] == batch  # noqa: PLR2004 - batch and classes
-    return _LOGITS if is_a_row_each and logits.is_floating_point() else None
+    ((name, tensor),) = found.items()
+    if not isinstance(tensor, torch.Tensor) or (task is Task.CLASSIFICATION and name != _LOGITS):
+        return None
+    if isinstance(output, Mapping) and name not in output:  # a key that is no text
+        return None
+    if task is Task.TENSORS and (not _GRAPH_NAME.fullmatch(name) or name == _IMAGE):
+        return None
+    return name if _is_a_row_each(tensor, batch, task) else None
+
+
+def _is_a_row_each(tensor: torch.Tensor, batch: int, task: Task) -> bool:
+    """Return true for floating-point values of each image: (batch, values), or for tensors of any shape."""
+    axes = tensor.ndim >= 2 if task is Task.TENSORS else tensor.ndim == 2  # noqa: PLR2004 - the batch and one more
+    return axes and tensor.shape[0] == batch and tensor.numel() > 0 and tensor.is_floating_point()
 
 
 def tensors_of(output: object) -> dict[str, object]:
@@ -108,21 +128,35 @@ def _shown(name: str, value: object) -> str:
 _LOGITS = "logits"
 """The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
-_EXPECTED = "one output (batch, classes) of floating-point values"
+_GRAPH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+"""Names of outputs that every runtime and server takes."""
+_IMAGE = "image"
+"""The name of the input, which no output may have."""
+_NAMES = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors", Task.TENSORS: "values"}
+_EXPECTED = {
+    Task.CLASSIFICATION: "one output (batch, classes) of floating-point values",
+    Task.EMBEDDING: "one output (batch, length) of floating-point values",
+    Task.TENSORS: "one output (batch, …) of floating-point values",
+}
 
 
-def _fix_of_shape(shape: Sequence[int], batch: int) -> str:
+def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
+    if task is Task.TENSORS and len(shape) == 1 and shape[0] == batch:
+        return "give each image's number an axis of its own: return `output.unsqueeze(1)`"
     if len(shape) > 2 and shape[0] == batch and set(shape[2:]) == {1}:  # noqa: PLR2004 - batch and classes
-        return "flatten the output: return `logits.flatten(1)`, or make `torch.nn.Sequential(network, nn.Flatten(1))`"
+        name = _NAMES[task]
+        return f"flatten the output: return `{name}.flatten(1)`, or make `torch.nn.Sequential(network, nn.Flatten(1))`"
     if len(shape) < 2 and batch == 1:  # noqa: PLR2004 - the same
         return "write `flatten(1)` or `squeeze(dim)` for `squeeze()`, which drops the axis of a batch of one image"
-    if len(shape) == 1:
+    if len(shape) == 1 and task is Task.CLASSIFICATION:
         return _TWO_LOGITS
     if len(shape) == 2 and shape[1] == batch:  # noqa: PLR2004 - the same
-        return "put the axis of the batch first: return `logits.t()` if its axes are (classes, batch)"
+        return f"put the axis of the batch first: return `{_NAMES[task]}.t()` if its axes are (…, batch)"
     if len(shape) == 2:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
-    return "return a row of logits for each image; a network for another task than classification cannot be built"
+    if task is Task.TENSORS:
+        return _KEEP_THE_BATCH
+    return f"return a row of {_NAMES[task]} for each image; for maps, boxes or numbers set `model.task: tensors`"
 
 
 _TWO_LOGITS = (
@@ -131,19 +165,38 @@ _TWO_LOGITS = (
 )
 
 
-def check_outputs(model: nn.Module, spec: Preprocessing) -> None:
+def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASSIFICATION) -> None:
     """Check that a model returns two logits or more for each image, in batches of one and of several images.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         spec: the preprocessing; its means and deviations give inputs as images do.
+        task: the task of the model.
 
     Raises:
-        SourceError: it fails with another batch size; returns one logit, or probabilities instead of logits.
+        SourceError: it fails with another batch size; returns one logit, or probabilities instead of logits. An
+            embedding may return any values, but vectors of one number.
     """
     images = torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
-    for size in _SIZES:
-        classes = classes_of(_run(model, images[:size]), size)
+    shapes = [sample_shape(_run(model, images[:size]), size, task) for size in _SIZES]
+    if len(set(shapes)) > 1:
+        raise SourceError(
+            "the shape of the output depends on the batch",
+            expected=f"{shapes[0]} for each image, in a batch of any size",
+            got=f"{shapes[-1]} in a batch of {_SIZES[-1]}",
+            fix="return as many values for each image, whatever it shows",
+        )
+    for size, shape in zip(_SIZES, shapes, strict=True):
+        classes = math.prod(shape)
+        if task is Task.TENSORS:
+            continue
+        if classes == 1 and task is Task.EMBEDDING:
+            raise SourceError(
+                "the model returns vectors of one number, whose cosines are all 1 or -1",
+                expected="vectors of two numbers or more",
+                got=f"shape ({size}, 1) for {_images(size)}",
+                fix="return the features before the last layer",
+            )
         if classes == 1:
             raise SourceError(
                 "the model returns one logit for each image, and the class with the largest of one logit says nothing",
@@ -152,8 +205,9 @@ def check_outputs(model: nn.Module, spec: Preprocessing) -> None:
                 fix=_TWO_LOGITS,
             )
     output = _run(model, images)
-    classes_of(output, len(images))
-    _refuse_probabilities(output.double().numpy(), lambda: _last_operator(model, images))
+    sample_shape(output, len(images), task)
+    if task is Task.CLASSIFICATION:
+        _refuse_probabilities(output.double().numpy(), lambda: _last_operator(model, images))
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> Any:  # noqa: ANN401 - anything that the user's network returns

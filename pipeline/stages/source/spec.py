@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of, imported_code_of
-from model_artifacts.records import Key, WeightsOrigin
+from model_artifacts.records import Key, Task, WeightsOrigin
 from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import SourceRecord
@@ -51,6 +51,7 @@ def source_key(project: Project, _model: str) -> Key:
         **({_IMPORTED: imported} if (imported := imported_code_of(model.factory)) else {}),
         **({"weights_key": model.weights.key} if model.weights.key is not None else {}),
         **({"arguments": named} if (named := {item.name: item.value for item in model.arguments}) else {}),
+        **({"task": model.task.value} if model.task is not Task.CLASSIFICATION else {}),
         **({_ARGUMENT_FILES: files} if (files := _argument_files(project)) else {}),
         **code_version(VERSION),
     )

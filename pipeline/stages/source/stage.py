@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,7 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
-from model_artifacts.records import Interpolation, Preprocessing, WeightsOrigin, call_of
+from model_artifacts.records import Interpolation, Preprocessing, Task, WeightsOrigin, call_of
 from model_artifacts.sessions import torch_model, torchvision_models
 from model_artifacts.sessions.factory_call import Assembly, without_weights
 from model_artifacts.sessions.preprocessing import to_input
@@ -108,7 +109,8 @@ def make_source(project: Project) -> SourceRecord:
     reads = () if weights.torchvision_weights else noted.records(config.model.factory, ignored)
     with replacing(project.paths.weights) as temporary:
         torch_model.save_weights(weights.model, temporary)  # before anything runs the network and changes its buffers
-        classes = _examine(config, weights)
+        shape = _examine(config, weights)
+    classes = math.prod(shape)
     record = SourceRecord(
         key=with_reads(key, reads),
         built_at=now(),
@@ -121,36 +123,44 @@ def make_source(project: Project) -> SourceRecord:
         weights=describe_file(project.paths.weights, project.paths.root),
         parameters=sum(parameter.numel() for parameter in weights.model.parameters()),
         classes=classes,
-        class_names=weights.class_names if weights.class_names and len(weights.class_names) == classes else None,
+        class_names=_class_names(config, weights, classes),
         replaced_head=weights.replaced_head,
         torchvision_weights=weights.torchvision_weights,
         logits=weights.logits,
         awaited_file=weights.awaited_file,
         reads=reads,
         preprocessing=weights.preprocessing,
+        task=config.model.task,
+        sample_shape=shape if config.model.task is Task.TENSORS else None,
     )
     return project.write(project.paths.source, record)
 
 
-def _examine(config: Config, weights: _Weights) -> int:
-    """Refuse a network that cannot be the FP32 reference, and return the number of its classes."""
-    model, spec = weights.model, weights.preprocessing
+def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, ...] | None:
+    """Return the names of the weights' classes; None for another number of outputs, and for an embedding."""
+    names = weights.class_names
+    return names if names and len(names) == classes and config.model.task is Task.CLASSIFICATION else None
+
+
+def _examine(config: Config, weights: _Weights) -> tuple[int, ...]:
+    """Refuse a network that cannot be the FP32 reference, and return the shape of its output for one image."""
+    model, spec, task = weights.model, weights.preprocessing, config.model.task
     watched = examination.require_full_precision(model, spec)
-    classes = network.count_classes(model, spec.input_shape)
-    check_outputs(model, spec)
+    shape = network.output_shape(model, spec.input_shape, task)
+    check_outputs(model, spec, task)
     examination.require_same_logits(model, spec, watched)
     assembly = Assembly(
         config.model.factory,
         weights.torchvision_weights,
         weights.replaced_head,
-        classes,
+        math.prod(shape),
         config.model.arguments,
         weights.logits,
     )
     check_twin(model, assembly, spec.input_shape)
     if weights.origin is WeightsOrigin.FACTORY:
         _warn_of_random_weights(config, drawn_weights(model, assembly))
-    return classes
+    return shape
 
 
 def _warn_of_random_weights(config: Config, drawn: Drawn) -> None:
@@ -224,6 +234,8 @@ def _download_or_sample(config: Config, entry: WeightsEnum) -> _Weights:
     try:
         file = network.fetch(entry, config.model.download_timeout_seconds)
     except SourceError as exc:
+        if config.model.task is not Task.CLASSIFICATION:
+            raise  # the sample model is a classifier
         for line in str(exc).splitlines():
             log.warning("WARNING: %s", line)
         log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
@@ -255,7 +267,7 @@ def _checkpoint(config: Config) -> _Weights:
     preprocessing = _preprocessing(config, model)
     fit = load_checkpoint(model, file, config.model.weights.key)
     torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file, arguments)
-    model, logits = network.take_logits(model, preprocessing.input_shape)
+    model, logits = network.take_logits(model, preprocessing.input_shape, config.model.task)
     if fit.beside:
         log.warning("WARNING: %s: left out, for they are not the model's: %s", file.name, listed(fit.beside))
     detail = f"{file.name}, key {fit.key}" if fit.key else file.name
@@ -267,7 +279,7 @@ def _from_factory(config: Config) -> _Weights:
     own = torch_model.make_model(factory, arguments=arguments)
     preprocessing = _preprocessing(config, own)
     names = hub_classes(own) or timm_classes(own)
-    model, logits = network.take_logits(own, preprocessing.input_shape)
+    model, logits = network.take_logits(own, preprocessing.input_shape, config.model.task)
     detail = f"as {call_of(factory, arguments)} makes them, seed {torch_model.SEED}"
     return _Weights(WeightsOrigin.FACTORY, detail, model, preprocessing, names, logits=logits)
 
@@ -283,7 +295,7 @@ def _sample(config: Config) -> _Weights:
     model, logits = network.take_logits(own, preprocessing.input_shape)
     head = network.find_head(model)
     _damp_residuals(model)
-    network.count_classes(model, preprocessing.input_shape)
+    network.output_shape(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)

@@ -8,7 +8,7 @@ import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
-from pipeline.stages.validate.metrics import relative_l2, row_dependence
+from pipeline.stages.validate.metrics import distance, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import BatchRange, Preprocessing, Variant
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
+    from pipeline.stages.common.rows import Parts
 
     Logits = npt.NDArray[np.float32]
 
@@ -88,7 +89,9 @@ def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
     return np.repeat(planes[..., None], spec.channels, axis=-1)
 
 
-def check_rows(run: Run, load: Load, reference: Logits, size: int, known: Logits | None = None) -> RowCheck:
+def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
+    run: Run, load: Load, reference: Logits, size: int, known: Logits | None = None, parts: Parts | None = None
+) -> RowCheck:
     """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
 
     Args:
@@ -98,6 +101,7 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int, known: Logits
         size: the batch size.
         known: the artifact's logits of all samples, if they were computed in batches of this size. They are not
             computed again, unless the last of these batches was smaller.
+        parts: the parts of a tensor; None for logits and vectors.
     """
     count = min(len(reference), max(_ROWS, size))
     if known is not None and count % size == 0:
@@ -105,18 +109,18 @@ def check_rows(run: Run, load: Load, reference: Logits, size: int, known: Logits
     else:
         logits = run_batches(run, load, count, batch=size, smallest=size)
     images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
-    plain = run(images)
+    plain = rows_of(run(images))
     order = np.random.default_rng(size).permutation(size)
     shuffled = np.empty_like(plain)
-    shuffled[order] = run(np.ascontiguousarray(images[order]))
+    shuffled[order] = rows_of(run(np.ascontiguousarray(images[order])))
     copies = images.copy()
     copies[1::2] = images[0]
-    beside = run(copies)
+    beside = rows_of(run(copies))
     alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
     return RowCheck(
         batch=size,
-        reference_l2=relative_l2(logits, reference[:count]),
-        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]])),
+        reference_l2=distance(logits, reference[:count], parts),
+        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]]), parts),
     )
 
 
@@ -135,6 +139,11 @@ def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     on_gpu = "TensorRT" if backend is Backend.ONNXRUNTIME_TENSORRT else "CUDA"
     provider = "CPU" if artifact.variant.target == CPU_TARGET else on_gpu
     return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}{part}"
+
+
+def rows_of(outputs: Logits) -> Logits:
+    """Return tensors of any shape as rows: (batch, values)."""
+    return outputs.reshape(len(outputs), -1)
 
 
 def run_batches(
@@ -162,5 +171,5 @@ def run_batches(
     for start in range(0, samples, batch):
         images = load(start, min(start + batch, samples))
         filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
-        results.append(run(filled)[: len(images)])
+        results.append(rows_of(run(filled))[: len(images)])
     return np.concatenate(results)

@@ -14,6 +14,8 @@ from model_artifacts.records import GateCheck, LayerShare, Precision, Question, 
 from pipeline.records import Loss, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
 """The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
-_FLOOR = 1e-5
+FLOOR = 1e-5
 """The least bound on a distance. FP32's own rounding is 1e-6 to 2e-6; transforms such as Winograd's make several times
 as much (Lavin and Gray 2016). TF32's is a hundred times larger."""
 _SAMPLE = 2.0
@@ -52,6 +54,8 @@ class Bounds(NamedTuple):
     """The least relative L2 of an artifact that computes in its type."""
     emulation_l2: float | None = None
     """The largest relative L2 to the emulated logits, for quantised graphs."""
+    part_l2: tuple[float, ...] = ()
+    """The largest relative L2 of each part of a tensor; empty for logits and vectors, and for one bound for all."""
 
 
 def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
@@ -69,11 +73,12 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
     return Bounds(
-        relative_l2=max(multiple * high, _FLOOR),
-        source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > _FLOOR else " (the floor)",
-        sample_l2=max(_SAMPLE * multiple * sample, _FLOOR),
+        relative_l2=max(multiple * high, FLOOR),
+        source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
+        sample_l2=max(_SAMPLE * multiple * sample, FLOOR),
         least_l2=_LEAST * high if visible else None,
-        emulation_l2=max(high, _FLOOR) if rounding.logits else None,
+        emulation_l2=max(high, FLOOR) if rounding.logits else None,
+        part_l2=tuple(max(multiple * part, FLOOR) for part in rounding.part_l2_high),
     )
 
 
@@ -182,6 +187,30 @@ def judge_distance(accuracy: Accuracy, sample_l2: float, bounds: Bounds, gate: G
     return tuple(checks)
 
 
+def judge_parts(found: npt.NDArray[np.float64], names: Sequence[str], bounds: Bounds) -> tuple[GateCheck, ...]:
+    """Compare each part of a tensor with the bounds of its precision: is it faithful?
+
+    A part without a bound of its own is held to that of the whole. A missing bound of the whole is a check that fails.
+
+    Args:
+        found: the relative L2 of each part.
+        names: their names.
+        bounds: the bounds of the precision in this network.
+    """
+    checks = []
+    if len(found) and bounds.relative_l2 is not None:
+        allowed = np.array(bounds.part_l2 or [bounds.relative_l2] * len(found))
+        worst = int((found / allowed).argmax())
+        checks.append(at_most(f"relative L2 of {names[worst]}", float(found[worst]), float(allowed[worst])))
+    return tuple(checks)
+
+
+def judge_loss_of_parts(whole: float, found: npt.NDArray[np.float64], margin: float) -> GateCheck:
+    """Compare the largest relative L2, of the whole tensor or a part of it, with the margin: is it good enough?"""
+    value = max(whole, *found.tolist()) if len(found) else whole
+    return at_most("largest relative L2 of a part", value, margin, question=Question.GOOD_ENOUGH)
+
+
 def judge_loss(
     accuracy: Accuracy, loss: Loss, gate: Gate, margin: float, *, require_proof: bool
 ) -> tuple[GateCheck, ...]:
@@ -197,7 +226,7 @@ def judge_loss(
     unproven = loss.verdict is Verdict.NOT_PROVEN and not require_proof
     checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is Verdict.PASSES or unproven)]
     enough = Question.GOOD_ENOUGH
-    if gate.top1_agreement is not None:
+    if gate.top1_agreement is not None and accuracy.top1_agreement is not None:
         checks.append(_at_least("top-1 agreement", accuracy.top1_agreement, gate.top1_agreement, enough))
     if accuracy.worst_class is not None and gate.class_drop is not None:
         name = f"top-1 drop of class {accuracy.worst_class.name}"
@@ -211,7 +240,7 @@ def judge_loss_of_part(accuracy: Accuracy, loss: Loss, gate: Gate, margin: float
     It needs no proof, and fails only what these samples disprove. They are too few for a single class.
     """
     checks = [_loss_check(accuracy, loss, margin, passed=loss.verdict is not Verdict.FAILS)]
-    if gate.top1_agreement is not None:
+    if gate.top1_agreement is not None and accuracy.top1_agreement_high is not None:
         name = "top-1 agreement, upper end of its interval"
         checks.append(_at_least(name, accuracy.top1_agreement_high, gate.top1_agreement, Question.GOOD_ENOUGH))
     return tuple(checks)
@@ -221,8 +250,11 @@ def _loss_check(accuracy: Accuracy, loss: Loss, margin: float, *, passed: bool) 
     value = f"{loss.drop:.2%} of {loss.samples:,}, at most {loss.drop_high:.2%}: {loss.verdict.value}"
     if loss.more:
         value += f", {loss.more:,} more samples would do"
+    metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
+    if accuracy.top1_agreement is None:
+        metric = "vectors that moved half way to their nearest neighbour"
     return GateCheck(
-        metric="labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties",
+        metric=metric,
         bound=f"≤ {margin:.2%}",
         value=value,
         passed=passed,

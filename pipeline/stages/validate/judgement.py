@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.stages.validate.gates import Bounds, at_most, bounds_of, judge_distance, judge_loss, judge_loss_of_part
+import numpy as np
+
+from model_artifacts.records import Task
+from pipeline.stages.common.rows import Parts, parts_of
+from pipeline.stages.validate.gates import (
+    FLOOR,
+    Bounds,
+    at_most,
+    bounds_of,
+    judge_distance,
+    judge_loss,
+    judge_loss_of_part,
+    judge_loss_of_parts,
+    judge_parts,
+)
 from pipeline.stages.validate.loss import judge_drop
-from pipeline.stages.validate.metrics import compare_answers, largest_sample, relative_l2
+from pipeline.stages.validate.metrics import compare_answers, distance, largest_sample, part_l2
+from pipeline.stages.validate.neighbours import compare_neighbours
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy, GateCheck
@@ -32,18 +46,37 @@ class Yardstick(NamedTuple):
     """The emulated logits of the first samples, for quantised graphs."""
     is_part: bool = False
     """True for an artifact that is never deployed, and saw a part of the validation set."""
+    task: Task = Task.CLASSIFICATION
+    """The task of the model, which decides what a lost answer is."""
+    sample_shape: tuple[int, ...] | None = None
+    """The shape of one sample of the task `tensors`."""
 
     @property
     def bounds(self) -> Bounds:
         """The bounds of faithfulness."""
         return bounds_of(self.gate, self.rounding, self.gates.rounding)
 
+    @property
+    def parts(self) -> Parts | None:
+        """The parts of the task `tensors`, each weighed by its bound; None for logits and vectors.
+
+        The bound of a part is never wider than the margin. A part that is zero in the emulated samples has no other.
+        """
+        if self.sample_shape is None:
+            return None
+        bounds, count = self.bounds, len(parts_of(self.sample_shape))
+        if bounds.relative_l2 is None:
+            return Parts(self.sample_shape, np.ones(count))
+        own = bounds.part_l2 if len(bounds.part_l2) == count else (bounds.relative_l2,) * count
+        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, max(self.gates.margin, FLOOR)))
+
 
 class Judgement(NamedTuple):
     """The checks of an artifact's logits, and its loss."""
 
     checks: tuple[GateCheck, ...]
-    loss: Loss
+    loss: Loss | None
+    """None for tensors, which give no answers to count."""
 
 
 def judge_logits(
@@ -52,19 +85,26 @@ def judge_logits(
     """Judge an artifact's logits: are they faithful, and good enough?
 
     Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
+        logits: (samples, classes); of an embedding (samples, length).
+        reference: the same of the FP32 network.
         labels: class indices (samples,); None without labels.
         accuracy: the metrics of these logits.
         yardstick: the bounds of the artifact's precision.
     """
-    gates, gate, rounding, emulated, is_part = yardstick
+    gates, gate, rounding, emulated, is_part, task, shape = yardstick
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
-        distance = relative_l2(logits[: len(emulated)], emulated[: len(logits)])
-        checks += (at_most("relative L2 to the emulated graph", distance, bounds.emulation_l2),)
-    answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
+        apart = distance(logits[: len(emulated)], emulated[: len(logits)], yardstick.parts)
+        checks += (at_most("relative L2 to the emulated graph", apart, bounds.emulation_l2),)
+    if shape is not None:
+        parts = part_l2(logits, reference, shape)
+        checks += judge_parts(parts, parts_of(shape), bounds)
+        return Judgement((*checks, judge_loss_of_parts(accuracy.relative_l2, parts, gates.margin)), None)
+    if task is Task.EMBEDDING:
+        answers = compare_neighbours(logits, reference)
+    else:
+        answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
     loss = judge_drop(answers, margin, is_part=is_part)
     if is_part:

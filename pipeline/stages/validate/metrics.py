@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Accuracy, ClassDrop
-from pipeline.stages.common.margins import margins
+from model_artifacts.records import Accuracy, ClassDrop, Task
+from pipeline.stages.common.rows import margins, part_squares, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+
+    from pipeline.stages.common.rows import Parts
 
     Logits = npt.NDArray[np.float32]
     Labels = npt.NDArray[np.int64]
@@ -24,28 +26,36 @@ _Z95 = 1.959963984540054
 _TOP = 5
 _CLASS_SAMPLES = 5
 """The smallest number of samples for a judgement of a class."""
-_PART_SAMPLES = 1024
-"""The number of samples compared at once. In float64 all 50,000 would take gigabytes."""
+_PART_SAMPLES, _PART_VALUES = 1024, 2**24
+"""The most samples and values compared at once. In float64 all 50,000 would take gigabytes."""
 
 
 def measure(
-    logits: Logits, reference: Logits, labels: Labels | None, class_names: Sequence[str] | None = None
+    logits: Logits,
+    reference: Logits,
+    labels: Labels | None,
+    class_names: Sequence[str] | None = None,
+    task: Task = Task.CLASSIFICATION,
 ) -> Accuracy:
-    """Compare logits with the reference's, in float64.
+    """Compare logits or vectors with the reference's, in float64.
 
     Args:
-        logits: (samples, classes).
-        reference: (samples, classes).
+        logits: (samples, classes); of an embedding (samples, length), of tensors flattened (samples, values).
+        reference: the same of the FP32 network.
         labels: class indices (samples,); None without labels.
         class_names: the names of the classes; None for their numbers.
+        task: the task of the model; an embedding predicts no class.
 
     Raises:
         RunError: the shapes differ.
     """
     if logits.shape != reference.shape:
-        raise RunError("the artifact's logits have another shape", expected=str(reference.shape), got=str(logits.shape))
+        raise RunError(
+            "the artifact's outputs have another shape", expected=str(reference.shape), got=str(logits.shape)
+        )
     cosines, errors, sizes, largest, agree, finite = _distances(logits, reference)
     low, high = wilson(int(agree.sum()), len(agree))
+    predicts = task is Task.CLASSIFICATION
     top1, top1_drop = _top(1, logits, reference, labels)
     top5, top5_drop = _top(_TOP, logits, reference, labels) if logits.shape[1] > _TOP else (None, None)
     return Accuracy(
@@ -55,9 +65,9 @@ def measure(
         cosine_min=float(cosines.min()),
         relative_l2=_share_of(errors, sizes),
         max_abs=float(largest.max()),
-        top1_agreement=float(agree.mean()),
-        top1_agreement_low=low,
-        top1_agreement_high=high,
+        top1_agreement=float(agree.mean()) if predicts else None,
+        top1_agreement_low=low if predicts else None,
+        top1_agreement_high=high if predicts else None,
         top1=top1,
         top1_drop=top1_drop,
         top5=top5,
@@ -80,12 +90,13 @@ class _Distances(NamedTuple):
     finite: npt.NDArray[np.bool_]
 
 
-def _parts(samples: int) -> list[slice]:
-    return [slice(start, start + _PART_SAMPLES) for start in range(0, samples, _PART_SAMPLES)]
+def _parts(rows: Logits) -> list[slice]:
+    step = max(1, min(_PART_SAMPLES, _PART_VALUES // max(1, rows.shape[1])))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def _distances(logits: Logits, reference: Logits) -> _Distances:
-    parts = [_distances_of_part(logits[part], reference[part]) for part in _parts(len(logits))]
+    parts = [_distances_of_part(logits[part], reference[part]) for part in _parts(logits)]
     return _Distances(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -172,6 +183,31 @@ def largest_sample(logits: Logits, reference: Logits) -> float:
     return float(found.errors.max() / max(float(np.sqrt(np.square(found.sizes).mean())), np.finfo(float).tiny))
 
 
+def part_l2(logits: Logits, reference: Logits, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the relative L2 of each part of a tensor over all samples; a sample that is not finite counts as 0.
+
+    Args:
+        logits: flattened tensors (samples, values).
+        reference: those of the FP32 network.
+        shape: the shape of one sample.
+    """
+    wrong = sizes = np.zeros(len(parts_of(shape)))
+    for part in _parts(reference):
+        want = reference[part].astype(np.float64)
+        wrong = wrong + part_squares(_finite(logits[part]) - want, shape).sum(axis=0)
+        sizes = sizes + part_squares(want, shape).sum(axis=0)
+    found: npt.NDArray[np.float64] = np.sqrt(wrong / np.maximum(sizes, np.finfo(float).tiny))
+    return found
+
+
+def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
+    """Return the relative L2 of the whole, or of a part by its weight, whichever is larger."""
+    whole = relative_l2(logits, reference)
+    if parts is None or not len(parts.weights):
+        return whole
+    return max(whole, float((part_l2(logits, reference, parts.shape) * parts.weights).max()))
+
+
 class Answers(NamedTuple):
     """Counts of answers that differ between an artifact and the reference."""
 
@@ -194,23 +230,31 @@ def compare_answers(logits: Logits, reference: Logits, labels: Labels | None, ti
         right, before = _hits(1, logits, labels), _hits(1, reference, labels)
         return Answers(len(labels), int((before & ~right).sum()), int((right & ~before).sum()))
     found = _distances(logits, reference)
-    wide = (reference[part].astype(np.float64) for part in _parts(len(reference)))
+    wide = (reference[part].astype(np.float64) for part in _parts(reference))
     clear = np.concatenate([margins(part, part) > tie for part in wide])
     if not clear.any():  # nothing is left to judge, so every answer counts
         clear[:] = True
     return Answers(int(clear.sum()), int((clear & ~found.agree).sum()), 0, int((~clear).sum()))
 
 
-def row_dependence(alone: Logits, among_others: Logits) -> float:
+def row_dependence(alone: Logits, among_others: Logits, parts: Parts | None = None) -> float:
     """Return the largest relative change of a row, ‖a - b‖ / ‖a‖; a row that is not finite counts as zeros.
 
+    A part of a row may be nearly zero, as scores are of what the image does not show. So its change is divided by the
+    root mean square of that part over all rows.
+
     Args:
-        alone: logits (rows, classes).
+        alone: logits (rows, classes), or flattened tensors (rows, values).
         among_others: the same rows' logits, computed beside other rows.
+        parts: the parts of a tensor, whose changes count by their weights.
     """
     want, got = _finite(alone), _finite(among_others)
-    distances = np.linalg.norm(got - want, axis=1)
-    return float((distances / np.maximum(np.linalg.norm(want, axis=1), np.finfo(float).tiny)).max())
+    tiny = np.finfo(float).tiny
+    moved = float((np.linalg.norm(got - want, axis=1) / np.maximum(np.linalg.norm(want, axis=1), tiny)).max())
+    if parts is None or not len(parts.weights):
+        return moved
+    changes, sizes = part_squares(got - want, parts.shape), part_squares(want, parts.shape).mean(axis=0)
+    return max(moved, float((np.sqrt(changes / np.maximum(sizes, tiny)) * parts.weights).max()))
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

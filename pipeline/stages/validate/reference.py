@@ -6,11 +6,12 @@ while one of these checks fails.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.records import GateCheck, Question
+from model_artifacts.records import GateCheck, Question, Task
 from pipeline.stages.validate.metrics import wilson
 
 if TYPE_CHECKING:
@@ -25,28 +26,33 @@ _LEAST_SPREAD = 5e-3
 Trained networks show more than 0.1, and an untrained one of 40 layers showed 0.04. Preprocessing in units of 0 to 255
 leaves 1/255 of an image's contrast, and rounding to FP16 or INT8 moves the logits by 5e-4 to 1e-2 of their size.
 """
+_COLUMNS = 4096
 _FEW = 20
 """Fewer images may well be of one class."""
 
 
-def judge_reference(reference: Logits, labels: Labels | None, *, repeatable: bool = True) -> tuple[GateCheck, ...]:
+def judge_reference(
+    reference: Logits, labels: Labels | None, *, repeatable: bool = True, task: Task = Task.CLASSIFICATION
+) -> tuple[GateCheck, ...]:
     """Check that the reference's answers depend on the image, differ, and are better than chance.
 
     Args:
-        reference: logits (samples, classes).
+        reference: logits (samples, classes); of an embedding vectors (samples, length).
         labels: class indices (samples,); None without labels.
         repeatable: False if the network gave other logits for the same batch.
+        task: the task of the model; an embedding has no classes to answer with.
     """
+    words = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors", Task.TENSORS: "values"}[task]
     broken = int((~np.isfinite(reference)).any(axis=1).sum())
     if broken:
-        return (_check("finite logits", "all", f"{broken} of {len(reference)} samples are not", passed=False),)
+        return (_check(f"finite {words}", "all", f"{broken} of {len(reference)} samples are not", passed=False),)
     checks = [
-        _check("logits of the same batch twice", "equal", "equal" if repeatable else "different", passed=repeatable)
+        _check(f"{words} of the same batch twice", "equal", "equal" if repeatable else "different", passed=repeatable)
     ]
     if len(reference) > 1:
-        checks.append(_depends_on_the_image(reference))
+        checks.append(_depends_on_the_image(reference, task, words))
     classes = reference.shape[1]
-    if classes > 1:
+    if classes > 1 and task is Task.CLASSIFICATION:
         answers = reference.argmax(axis=1)
         if labels is not None:
             checks.append(_better_than_chance(answers, labels, classes))
@@ -57,18 +63,21 @@ def judge_reference(reference: Logits, labels: Labels | None, *, repeatable: boo
     return tuple(checks)
 
 
-def _depends_on_the_image(reference: Logits) -> GateCheck:
-    """Compare the logits' deviation from their means over the images with their size.
+def _depends_on_the_image(reference: Logits, task: Task, words: str) -> GateCheck:
+    """Compare the outputs' deviation from their means over the images with their size.
 
     A number that is added to all logits of an image changes no answer, so it does not count.
     """
-    wide = reference.astype(np.float64)
-    if wide.shape[1] > 1:
-        wide -= wide.mean(axis=1, keepdims=True)
-    size = float(np.sqrt(np.square(wide).mean()))
-    spread = float(np.sqrt(np.square(wide - wide.mean(axis=0)).mean()))
+    if reference.shape[1] > 1 and task is Task.CLASSIFICATION:
+        reference = reference - reference.mean(axis=1, keepdims=True, dtype=np.float64)
+    sizes = spreads = 0.0
+    for start in range(0, reference.shape[1], _COLUMNS):  # in float64 all values of maps would take gigabytes
+        wide = reference[:, start : start + _COLUMNS].astype(np.float64)
+        sizes += float(np.square(wide).sum())
+        spreads += float(np.square(wide - wide.mean(axis=0)).sum())
+    size, spread = math.sqrt(sizes / reference.size), math.sqrt(spreads / reference.size)
     share = spread / size if size > 0 else 0.0
-    metric, passed = "share of the logits that depends on the image", share >= _LEAST_SPREAD
+    metric, passed = f"share of the {words} that depends on the image", share >= _LEAST_SPREAD
     return _check(metric, f"≥ {_LEAST_SPREAD:g}", f"{share:.2g}", passed=passed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import CPU_TARGET, Backend, Precision
+from model_artifacts.records import CPU_TARGET, Backend, Precision, Task
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.plan import STRICT_FP32, TF32, Arithmetic, arithmetic_of
@@ -44,6 +44,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         labels=data.labels.sha256 if data.labels else None,
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
+        **({"task": task.value} if (task := project.config.model.task) is not Task.CLASSIFICATION else {}),
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,

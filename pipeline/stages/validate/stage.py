@@ -42,7 +42,7 @@ from pipeline.stages.validate.gates import (
     reason_of,
 )
 from pipeline.stages.validate.judgement import Yardstick, judge_logits
-from pipeline.stages.validate.metrics import measure, relative_l2
+from pipeline.stages.validate.metrics import distance, measure
 from pipeline.stages.validate.reference import judge_reference
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Key, Variant
+    from model_artifacts.records import GateCheck, Key, Variant
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, Rounding
@@ -123,9 +123,12 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     names = data.class_names
     gates = project.config.gates
     strict = project.rounding(STRICT_FP32)
-    checks = judge_reference(reference, labels, repeatable=strict.repeatable) if gates.require_reference else ()
+    task = project.config.model.task
+    checks: tuple[GateCheck, ...] = ()
+    if gates.require_reference:
+        checks += judge_reference(reference, labels, repeatable=strict.repeatable, task=task)
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
-    accuracy = measure(outputs.logits, reference, labels, names)
+    accuracy = measure(outputs.logits, reference, labels, names, task)
     strict_l2 = _strict_l2(strict, gates)
     executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
     claimed = arithmetic_of(variant, executed)
@@ -139,8 +142,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks += judge_rows(outputs.rows, bounds)
     checks += judge_finite("finite outputs of extreme images", outputs.extremes)
     if outputs.channels_last is not None and bounds.relative_l2 is not None:
-        distance = relative_l2(outputs.channels_last, reference)
-        checks += (at_most("relative L2 of images in channels_last", distance, bounds.relative_l2),)
+        apart = distance(outputs.channels_last, reference, yardstick.parts)
+        checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
     reason = reason_of(checks)
     if any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"
@@ -154,7 +157,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         evaluator=evaluator(artifact, samples, data.validation_samples),
         accuracy=accuracy,
         checks=checks,
-        proven=judgement.loss.verdict is Verdict.PASSES,
+        proven=judgement.loss is not None and judgement.loss.verdict is Verdict.PASSES,
         loss=judgement.loss,
         executed=executed,
         layers=outputs.layers,
@@ -166,7 +169,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
 def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
     gates, rounding = project.config.gates, project.rounding(arithmetic)
     emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
-    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated)
+    task, shape = project.config.model.task, project.source().sample_shape
+    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated, task=task, sample_shape=shape)
 
 
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
@@ -229,7 +233,7 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> _Outputs:
             samples = samples_of(project, variant)
             with _with_progress(_loader(project), "validating", samples) as load:
                 return _Outputs(run_batches(run, load, samples), graph_layers=layers)
-        return _run_all(run, project, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
+        return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
 def _times_kernels(backend: Backend) -> bool:
@@ -258,10 +262,11 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
         raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
 
 
-def _run_all(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
+def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> _Outputs:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
     load, samples = _loader(project), data.validation_samples
+    parts = _yardstick(project, arithmetic_of(variant)).parts
     reference = np.load(project.file(data.reference))
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes
@@ -269,7 +274,7 @@ def _run_all(run: Run, project: Project, sizes: BatchSizes) -> _Outputs:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest)
     return _Outputs(
         logits,
-        tuple(check_rows(run, load, reference, size, logits if size == most else None) for size in checked),
+        tuple(check_rows(run, load, reference, size, logits if size == most else None, parts) for size in checked),
         run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
     )
 
@@ -285,7 +290,9 @@ def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
         open_serialized(project, artifact) as engine,
         engine.session(specialization=specialization) as session,
     ):
-        outputs = _run_all(session, project, batch_sizes_of(project, artifact.variant, engine.batches))
+        outputs = _run_all(
+            session, project, artifact.variant, batch_sizes_of(project, artifact.variant, engine.batches)
+        )
         return outputs._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
 
 
@@ -293,7 +300,9 @@ def _run_provider(project: Project, artifact: Artifact) -> _Outputs:
     """Run an ONNX file by ONNX Runtime's TensorRT provider, which builds its engine first."""
     gpu = gpu_of(project, artifact)
     with open_runner(project, artifact) as run:
-        outputs = _run_all(run, project, batch_sizes_of(project, artifact.variant, artifact.variant.profile))
+        outputs = _run_all(
+            run, project, artifact.variant, batch_sizes_of(project, artifact.variant, artifact.variant.profile)
+        )
     return outputs._replace(
         graph_layers=_graph_layers(project, artifact), device=f"{gpu.name}, driver {driver_version()}"
     )
@@ -312,7 +321,7 @@ def _run_module(project: Project, artifact: Artifact) -> _Outputs:
     sizes = batch_sizes_of(project, artifact.variant, artifact.variant.profile)
     channels_last = None
     with open_module(project, artifact) as session:
-        outputs = _run_all(session, project, sizes)
+        outputs = _run_all(session, project, artifact.variant, sizes)
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
@@ -357,5 +366,7 @@ def run(project: Project, variant: Variant, console: Console) -> int:
         return say_outcome(console, report.outcome, report.reason, "")
     words = "passes its gate" if report.passed else f"REJECTED: {report.reason}"
     accuracy = report.accuracy
-    console.say(f"{words} (agreement {accuracy.top1_agreement:.2%}, relative L2 {accuracy.relative_l2:.1e})")
+    agreement = accuracy.top1_agreement
+    alike = f"cosine {accuracy.cosine:.6f}" if agreement is None else f"agreement {agreement:.2%}"
+    console.say(f"{words} ({alike}, relative L2 {accuracy.relative_l2:.1e})")
     return 0

@@ -343,11 +343,14 @@ def test_code_in_a_version_compatible_engine_is_run(
     assert asked == [compatible]
 
 
-def test_engine_of_several_inputs_is_refused(gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that takes more than images is none of ours."""
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_engine_of_several_inputs_or_outputs_is_refused(
+    role: str, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gates prove one output for one input of images; the other ones would be neither compared nor returned."""
     several = FakeEngine(gpu, RANGE)
-    several.inputs *= 2
-    with pytest.raises(RunError, match=r"(?s)several inputs.*got: +2"):
+    setattr(several, f"{role}s", getattr(several, f"{role}s") * 2)
+    with pytest.raises(RunError, match=rf"(?s)must have one {role}.*got: +2"):
         opened(several, monkeypatch)
 
 

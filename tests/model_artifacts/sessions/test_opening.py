@@ -82,6 +82,22 @@ def test_a_graph_is_run(graph: Path, backend: Backend) -> None:
             run(np.ones((1, 3), np.float32))
 
 
+@pytest.mark.parametrize("role", ["input", "output"])
+@pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.ONNX_REFERENCE])
+def test_a_graph_of_several_inputs_or_outputs_is_refused(graph: Path, backend: Backend, role: str) -> None:
+    """The gates prove one output for one input of images; a runner would drop the other outputs without a word."""
+    model = onnx.load(graph)
+    getattr(model.graph, role).append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 2]))
+    if role == "output":
+        model.graph.node.append(helper.make_node("Neg", ["image"], ["more"]))
+    onnx.save(model, graph)
+    with (
+        pytest.raises(RunError, match=rf"(?s)must have one {role}.*got: +2: \w+, more"),
+        open_artifact(artifact(graph, backend)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.ONNX_REFERENCE, Backend.TORCH_COMPILE])
 def test_a_damaged_file_names_the_remedy_of_whoever_opens_it(graph: Path, backend: Backend) -> None:
     """A file of another digest is refused before a library reads it; the remedy is the deployment's own."""
@@ -290,7 +306,10 @@ def test_onnx_runtime_leaves_the_current_gpu_alone(machine: Machine, monkeypatch
         def get_inputs(self) -> list[Any]:
             return [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1])]
 
-        def run(self, _: None, feed: dict[str, Any]) -> list[Any]:
+        def get_outputs(self) -> list[Any]:
+            return [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])]
+
+        def run(self, _: list[str], feed: dict[str, Any]) -> list[Any]:
             machine.cuda.cudaSetDevice(1)
             return [feed["image"]]
 

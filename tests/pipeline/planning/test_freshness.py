@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Graph, Key, KeyField, StageRecord, WeightsOrigin
+from model_artifacts.records import Graph, Key, KeyField, StageRecord, Task, WeightsOrigin
 from pipeline.planning.freshness import changes, freshness_of, is_current, is_reused
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.source.network import count_classes
+from pipeline.stages.source.network import output_shape
 from pipeline.stages.source.stage import make_source
 from tests.support.facts import replace_fact
 from tests.support.staleness import rewrite, stale
@@ -289,11 +289,11 @@ def test_a_key_is_of_what_was_there_before_the_work(
     rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
     project = Project.load(copied / "pipeline.yaml", STAGES)
 
-    def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int], task: Task) -> tuple[int, ...]:
         checkpoint.write_bytes(b"other")
-        return count_classes(model, shape)
+        return output_shape(model, shape, task)
 
-    monkeypatch.setattr("pipeline.stages.source.network.count_classes", replaced_meanwhile)
+    monkeypatch.setattr("pipeline.stages.source.network.output_shape", replaced_meanwhile)
     make_source(project)
     assert freshness_of(project, Step("source", "tiny")).reasons == ("checkpoint changed",)
 

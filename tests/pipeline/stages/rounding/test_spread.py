@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.stages.rounding.spread import spread_of
+from pipeline.stages.rounding.spread import Spread, spread_of, widest
 
 RANDOM = np.random.default_rng(0)
 WANT = RANDOM.normal(size=(64, 10)).astype(np.float32)
@@ -52,4 +52,24 @@ def test_logits_that_are_not_finite_have_no_spread() -> None:
 def test_a_reference_of_zeros_has_a_spread() -> None:
     """Nothing divides by zero."""
     zeros = np.zeros((4, 3), dtype=np.float32)
-    assert spread_of(zeros, zeros) == (0, 0, 0, 0)
+    assert spread_of(zeros, zeros) == Spread(0, 0, 0, 0)
+
+
+def test_each_part_of_a_tensor_has_its_spread() -> None:
+    """An error in small values beside large ones is small in the whole, and large in its part."""
+    random = np.random.default_rng(3)
+    want = random.normal(size=(20, 2, 300)) * np.array([100.0, 0.1])[:, None]
+    got = want.copy()
+    got[:, 1] *= 1.5
+    spread = spread_of(got.reshape(20, -1).astype(np.float32), want.reshape(20, -1).astype(np.float32), (2, 300))
+    assert spread is not None
+    assert spread.margin_noise is None
+    assert spread.relative_l2_high < 1e-3
+    np.testing.assert_allclose(spread.part_l2_high[:2], [0, 0.5], atol=1e-6)
+    assert max(spread.part_l2_high[2:]) < 0.1
+
+
+def test_the_widest_of_each_part_counts() -> None:
+    """Two emulations may be worst in different parts."""
+    one, two = Spread(0.1, 0.2, 0.3, None, (0.1, 0.4)), Spread(0.2, 0.1, 0.3, None, (0.3, 0.2))
+    assert widest([one, two]) == Spread(0.2, 0.2, 0.3, None, (0.3, 0.4))

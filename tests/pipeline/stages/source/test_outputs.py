@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from model_artifacts.records import Interpolation, Preprocessing
+from model_artifacts.records import Interpolation, Preprocessing, Task
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.source.outputs import check_outputs, classes_of
+from pipeline.stages.source.outputs import check_outputs, output_name, sample_shape
 from pipeline.stages.source.stage import make_source
 from tests.support import factories
 
@@ -128,7 +128,7 @@ def test_one_logit_is_refused(write_config: Callable[[str], Path]) -> None:
         pytest.param(torch.t, r"shape \(4, 1\) for 1 image\b.*batch first.*`logits.t\(\)`", id="classes first"),
         pytest.param(lambda z: z.view(2, -1), r"shape \(2, 2\) for 1 image.*keep the axis", id="a batch of two"),
         pytest.param(lambda z: z[:, :, None, None], r"shape \(1, 4, 1, 1\).*logits.flatten\(1\)", id="one pixel"),
-        pytest.param(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "another task", id="segmentation"),
+        pytest.param(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "model.task: tensors", id="segmentation"),
         pytest.param(lambda z: z.argmax(1), r"shape \(1,\) for 1 image, of int64.*without an `argmax`", id="argmax"),
         pytest.param(lambda z: (z, z), r"tuple.*self.net\(image\)\[0\]", id="tuple"),
         pytest.param(lambda z: {"logits": z}, r"dict.*self.net\(image\).logits", id="dict"),
@@ -141,10 +141,93 @@ def test_other_outputs_are_refused(then: Callable[[torch.Tensor], torch.Tensor],
         check_outputs(Then(then).eval(), SPEC)
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param(lambda z: z, id="plain"),
+        pytest.param(nn.functional.normalize, id="of length one"),
+        pytest.param(lambda z: z.softmax(1), id="softmax"),
+        pytest.param(torch.sigmoid, id="sigmoid"),
+    ],
+)
+def test_an_embedding_may_have_any_values(then: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """No softmax follows an embedding, so that values between 0 and 1 are as good as others."""
+    check_outputs(Then(then).eval(), SPEC, Task.EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        pytest.param(lambda z: z[:, :1], r"vectors of one number.*\(1, 1\) for 1 image", id="one number"),
+        pytest.param(lambda z: z[:, 0], r"does not return vectors.*\(batch, length\).*shape \(1,\)", id="a number"),
+        pytest.param(lambda z: z[:, :, None, None], r"shape \(1, 4, 1, 1\).*`vectors.flatten\(1\)`", id="one pixel"),
+        pytest.param(lambda z: (z, z), r"tuple.*one tensor, of vectors alone", id="tuple"),
+        pytest.param(lambda z: z.int(), r"of int32.*return the vectors in floating point", id="integers"),
+    ],
+)
+def test_other_outputs_of_an_embedding_are_refused(then: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    """An embedding is one vector of two numbers or more for each image."""
+    with pytest.raises(SourceError, match=rf"(?s){message}"):
+        check_outputs(Then(then).eval(), SPEC, Task.EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), id="a map"),
+        pytest.param(lambda z: z[:, :1], id="a number"),
+        pytest.param(lambda z: z.softmax(1), id="probabilities"),
+    ],
+)
+def test_tensors_may_have_any_shape(then: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The user's own code gives a tensor its meaning."""
+    check_outputs(Then(then).eval(), SPEC, Task.TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        pytest.param(lambda z: z[:, 0], r"shape \(1,\).*unsqueeze\(1\)", id="no axis"),
+        pytest.param(lambda z: z[:, :, None].expand(-1, -1, len(z)), "depends on the batch", id="grows"),
+        pytest.param(lambda z: {"boxes": z, "scores": z}, r"boxes \(1, 4\), scores \(1, 4\)", id="two outputs"),
+        pytest.param(lambda z: (z, z), "does not return one tensor", id="tuple"),
+        pytest.param(lambda z: z.argmax(1, keepdim=True), "of int64.*floating point", id="integers"),
+        pytest.param(lambda z: z[:, :0], r"shape \(1, 0\)", id="nothing"),
+    ],
+)
+def test_other_tensors_are_refused(then: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    """One tensor of the same shape for each image, in batches of any size."""
+    with pytest.raises(SourceError, match=rf"(?s){message}"):
+        check_outputs(Then(then).eval(), SPEC, Task.TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("output", "task", "name"),
+    [
+        ({"logits": torch.zeros(2, 3)}, Task.CLASSIFICATION, "logits"),
+        ({"logits": torch.zeros(2, 3), "loss": None}, Task.CLASSIFICATION, "logits"),
+        ({"features": torch.zeros(2, 3)}, Task.CLASSIFICATION, None),
+        ({"features": torch.zeros(2, 3)}, Task.EMBEDDING, "features"),
+        ({"features": torch.zeros(2, 3), "logits": torch.zeros(2, 3)}, Task.EMBEDDING, None),
+        ({0: torch.zeros(2, 3)}, Task.EMBEDDING, None),
+        ({"features": torch.zeros(2, 3, 1, 1)}, Task.EMBEDDING, None),
+        (torch.zeros(2, 3), Task.EMBEDDING, None),
+        ((torch.zeros(2, 3),), Task.EMBEDDING, None),
+        ({"out": torch.zeros(2, 3, 4, 4)}, Task.TENSORS, "out"),
+        ({"image": torch.zeros(2, 3, 4, 4)}, Task.TENSORS, None),
+        ({"a/b": torch.zeros(2, 3, 4, 4)}, Task.TENSORS, None),
+        ({"out": torch.zeros(2, 3, 4, 4), "aux": torch.zeros(2, 3, 4, 4)}, Task.TENSORS, None),
+    ],
+)
+def test_one_entry_of_a_mapping_is_the_output(output: object, task: Task, name: str | None) -> None:
+    """Of several entries none is chosen silently; a classifier's entry must be called `logits`."""
+    assert output_name(output, 2, task) == name
+
+
 def test_one_value_for_each_image() -> None:
     """A squeezed single logit is named as such, not as a missing axis."""
     with pytest.raises(SourceError, match=r"(?s)shape \(2,\) for 2 images.*return two logits"):
-        classes_of(torch.zeros(2), 2)
+        sample_shape(torch.zeros(2), 2)
 
 
 def test_a_network_that_changes_its_input() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_artifacts.records import Graph, Question
+from model_artifacts.records import Graph, Question, Task
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Verdict
+from pipeline.stages.common.rows import parts_of
 from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
-from pipeline.stages.validate.metrics import measure
+from pipeline.stages.validate.metrics import distance, measure, row_dependence
 from tests.support.records import file_record, rounding_of
 
 RANDOM = np.random.default_rng(0)
@@ -35,6 +36,12 @@ def failed(judgement: Judgement) -> list[str]:
     return [check.metric for check in judgement.checks if not check.passed]
 
 
+def verdict_of(judgement: Judgement) -> Verdict:
+    """Return the verdict on the loss."""
+    assert judgement.loss is not None
+    return judgement.loss.verdict
+
+
 def test_logits_near_the_emulated_graph_pass() -> None:
     """The graph's own rounding, and a little of the kernels'."""
     assert failed(judged(NEAR)) == []
@@ -52,7 +59,7 @@ def test_a_loss_is_judged_with_labels_and_without(*, labels: bool) -> None:
     got = NEAR.copy()
     got[100:115] = np.roll(WANT[100:115], 1, axis=1)
     judgement = judged(got, labels=labels)
-    assert judgement.loss.verdict is Verdict.FAILS
+    assert verdict_of(judgement) is Verdict.FAILS
     assert [check.passed for check in judgement.checks if check.question is Question.GOOD_ENOUGH] == [False]
 
 
@@ -63,7 +70,7 @@ def test_a_part_is_judged_by_what_it_disproves() -> None:
     accuracy = measure(got, WANT[:64], LABELS[:64])
     yardstick = Yardstick(Gates(require_proof=True), Gate(), INT8, EMULATED)
     verdicts = [
-        judge_logits(got, WANT[:64], LABELS[:64], accuracy, yardstick._replace(is_part=is_part)).loss.verdict
+        verdict_of(judge_logits(got, WANT[:64], LABELS[:64], accuracy, yardstick._replace(is_part=is_part)))
         for is_part in (False, True)
     ]
     assert verdicts == [Verdict.FAILS, Verdict.NOT_PROVEN]
@@ -75,4 +82,79 @@ def test_a_wider_margin_accepts_it() -> None:
     """It is the user's to say."""
     got = NEAR.copy()
     got[100:115] = np.roll(WANT[100:115], 1, axis=1)
-    assert judged(got, gates=Gates(margin=0.06)).loss.verdict is Verdict.PASSES
+    assert verdict_of(judged(got, gates=Gates(margin=0.06))) is Verdict.PASSES
+
+
+def test_an_embedding_is_judged_by_its_neighbours() -> None:
+    """Vectors within the rounding that moved half way to their neighbours are faithful, and not good enough."""
+    random = np.random.default_rng(1)
+    want = np.concatenate([np.full((200, 1), 10.0), random.normal(size=(200, 7)) * 0.05], axis=1).astype(np.float32)
+    near, far = ((want + random.normal(size=want.shape) * size).astype(np.float32) for size in (1e-4, 0.03))
+    yardstick = Yardstick(Gates(), Gate(), rounding_of(Graph.FP16, high=0.02, sample=0.02), task=Task.EMBEDDING)
+    verdicts = {}
+    for name, got in (("near", near), ("far", far)):
+        accuracy = measure(got, want, None, task=Task.EMBEDDING)
+        assert (accuracy.top1_agreement, accuracy.top1) == (None, None)
+        assert accuracy.cosine > 0.999
+        judgement = judge_logits(got, want, None, accuracy, yardstick)
+        verdicts[name] = verdict_of(judgement)
+        checks = [check for check in judgement.checks if check.question is Question.GOOD_ENOUGH]
+        assert [check.metric for check in checks] == ["vectors that moved half way to their nearest neighbour"]
+    assert verdicts == {"near": Verdict.NOT_PROVEN, "far": Verdict.FAILS}
+    assert failed(judgement) == ["vectors that moved half way to their nearest neighbour"]
+
+
+SHAPE = (3, 400)
+MAPS = np.random.default_rng(2).normal(size=(50, *SHAPE)) * np.array([300.0, 300.0, 0.2])[:, None]
+"""Two rows of boxes in pixels, and one of scores."""
+
+
+def tensors_judged(got: np.typing.NDArray[np.float64], gates: Gates | None = None) -> Judgement:
+    """Return the judgement of FP16 tensors whose own rounding is 1e-3 in every part."""
+    want, rows = (array.reshape(len(MAPS), -1).astype(np.float32) for array in (MAPS, got))
+    parts = len(parts_of(SHAPE))
+    rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3).model_copy(update={"part_l2_high": (1e-3,) * parts})
+    yardstick = Yardstick(gates or Gates(), Gate(), rounding, task=Task.TENSORS, sample_shape=SHAPE)
+    return judge_logits(rows, want, None, measure(rows, want, None, task=Task.TENSORS), yardstick)
+
+
+def test_tensors_within_their_rounding_pass() -> None:
+    """There are no answers, so that no loss is counted."""
+    noise = np.random.default_rng(4).normal(size=MAPS.shape)
+    judgement = tensors_judged(MAPS * (1 + 1e-3 * noise))
+    assert failed(judgement) == []
+    assert judgement.loss is None
+
+
+def test_boxes_do_not_hide_scores() -> None:
+    """Scores that are wrong by 40 % are 2e-4 of the whole: the whole keeps its bound, the part breaks both."""
+    noise = np.random.default_rng(4).normal(size=MAPS.shape)
+    got = MAPS * (1 + 1e-3 * noise)
+    got[:, 2] *= 1.4
+    judgement = tensors_judged(got)
+    assert failed(judgement) == ["relative L2 of axis 1, entry 2", "largest relative L2 of a part"]
+    assert failed(tensors_judged(got, Gates(margin=0.5))) == ["relative L2 of axis 1, entry 2"]
+
+
+def test_a_faithful_precision_may_lose_too_much() -> None:
+    """A part that its own rounding moves by more than the margin is not good enough."""
+    got = MAPS * (1 + 1e-3 * np.random.default_rng(4).normal(size=MAPS.shape))
+    assert failed(tensors_judged(got, Gates(margin=5e-4))) == ["largest relative L2 of a part"]
+
+
+def test_parts_are_weighed_by_their_bounds() -> None:
+    """Checks of batch sizes see a part's distance as a share of its own bound."""
+    rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3).model_copy(update={"part_l2_high": (1e-3, 1e-3, 0.004)})
+    parts = Yardstick(Gates(), Gate(), rounding, task=Task.TENSORS, sample_shape=(3,)).parts
+    assert parts is not None
+    np.testing.assert_allclose(parts.weights, [1, 1, 0.25])
+    unseen = rounding.model_copy(update={"part_l2_high": (1e-3, 1e-3, 1e150)})
+    parts_of_unseen = Yardstick(Gates(), Gate(), unseen, task=Task.TENSORS, sample_shape=(3,)).parts
+    assert parts_of_unseen is not None
+    np.testing.assert_allclose(parts_of_unseen.weights, [1, 1, 0.2])  # the margin, where the emulation saw zeros alone
+    want = np.array([[300, 300, 0.2], [310, 290, 0.3]], np.float32)
+    got = want * np.array([1, 1, 1.5], np.float32)
+    assert distance(got, want, None) < 1e-3
+    assert distance(got, want, parts) == pytest.approx(0.125)
+    assert row_dependence(want, got, None) < 1e-3
+    assert row_dependence(want, got, parts) == pytest.approx(0.25 * 0.15 / np.sqrt((0.2**2 + 0.3**2) / 2), rel=1e-4)

@@ -1,0 +1,145 @@
+"""A network that gives a tensor of any shape goes through the whole pipeline, each of its parts judged apart."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import model_artifacts
+from model_artifacts.cli.answers import Place, print_manifest
+from model_artifacts.errors import ConfigError, SourceError, UsageError
+from model_artifacts.records import Graph, Question, Status, Task
+from model_artifacts.releases.triton import make_repositories
+from pipeline.cli.main import main
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.source.stage import make_source
+from pipeline.stages.validate.stage import validate_variant
+from tests.support.logits import images
+from tests.support.tensors import SHAPE, configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FP16, FP32 = "tiny/cpu-x86_64/onnxruntime-fp16", "tiny/cpu-x86_64/onnxruntime-fp32"
+ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A network whose ONNX files are validated, and whose FP16 engine is built ahead of time."""
+    file = tmp_path_factory.mktemp("tensors") / "pipeline.yaml"
+    file.write_text(configuration())
+    project = Project.load(file, STAGES)
+    wanted = {"source", "data", "export", "rounding"}
+    for step in project.schedule.steps:
+        if step.stage in wanted or (step.subject in {FP16, FP32, ENGINE} and step.stage in {"build", "validate"}):
+            assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
+    for stage in ("manifest", "report"):
+        assert main([stage, "tiny", "--config", str(file)]) == 0
+    return project
+
+
+def test_the_output_keeps_its_name_and_shape(project: Project) -> None:
+    """The network's own name of its output stands in the record, the graphs, the engine and the manifest."""
+    source = project.source()
+    assert (source.task, source.sample_shape, source.output.name) == (Task.TENSORS, SHAPE, "out")
+    for graph in (Graph.FP32, Graph.FP16):
+        (output,) = onnx.load(project.paths.onnx(graph)).graph.output
+        assert output.name == "out"
+    entries = {entry.id: entry for entry in project.manifest().artifacts}
+    for name in (FP16, ENGINE):
+        (spec,) = entries[name].outputs
+        assert (spec.name, spec.shape, spec.dtype) == ("out", ("batch", *SHAPE), "float32"), name
+    assert entries[ENGINE].status is Status.BUILT
+
+
+def test_tensors_are_deployable_by_the_distances_of_their_parts(project: Project) -> None:
+    """Both questions have a check of the parts, and nothing counts answers."""
+    entries = {entry.id: entry for entry in project.manifest().artifacts}
+    for name in (FP16, FP32):
+        entry = entries[name]
+        assert entry.status is Status.DEPLOYABLE, entry.reason
+        parts = [check for check in entry.checks if "axis" in check.metric or "a part" in check.metric]
+        assert [check.question for check in parts] == [Question.FAITHFUL, Question.GOOD_ENOUGH]
+        assert not entry.proven
+    rounding = project.rounding(next(item for item in project.plan.arithmetics if item.precision.value == "fp16"))
+    assert len(rounding.part_l2_high) == sum(SHAPE)
+    assert rounding.margin_noise is None
+
+
+def test_scores_that_are_wrong_are_rejected(project: Project, tmp_path: Path) -> None:
+    """An artifact whose scores are wrong by 5 % is rejected, though boxes in pixels make up all of the norm."""
+    shutil.copytree(project.config_file.parent, tmp_path / "copy")
+    broken = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
+    path = broken.paths.onnx(Graph.FP16)
+    model = onnx.load(path)
+    (output,) = model.graph.output
+    last = next(node for node in model.graph.node if output.name in node.output)
+    last.output[0] = "right"
+    factors = np.array([1, 1, 1, 1, 1.05], np.float32).reshape(1, 5, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    model.graph.node.append(helper.make_node("Mul", ["right", "factors"], [output.name]))
+    onnx.save(model, path)
+
+    report = validate_variant(broken, broken.plan.variant(FP16))
+
+    assert not report.passed
+    assert report.accuracy is not None
+    failed = [check.metric for check in report.checks if not check.passed]
+    assert "relative L2 of axis 1, entry 4" in failed
+    assert "largest relative L2 of a part" in failed
+    assert "relative L2 at every batch size" in failed
+    assert "relative L2" not in failed  # the norm of all values sees nothing
+
+
+def test_tensors_are_loaded_as_they_are(project: Project) -> None:
+    """`outputs` and the model itself give the tensors, and `predict` refuses them."""
+    pixels = np.asarray(project.pixels(project.data().validation)[:3])
+    expected = np.load(project.file(project.data().reference))[:3].reshape(3, *SHAPE)
+    with model_artifacts.load(project.paths.root) as model:
+        found = model.outputs(list(pixels))
+        np.testing.assert_array_equal(found, model(images(project, 3)))
+        np.testing.assert_allclose(found, expected, rtol=0.02, atol=1)
+        assert model.outputs([]).shape == (0, *SHAPE)
+        with pytest.raises(UsageError, match=r"(?s)`predict`.*got: +tensors.*outputs"):
+            model.predict(list(pixels))
+
+
+def test_the_report_and_the_table_show_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tensors have no top-1, and no agreement: the mean cosine stands in its place."""
+    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
+    print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
+    table = capsys.readouterr().out
+    assert "cosine" in table
+    assert "agreement" not in table
+
+
+def test_triton_serves_tensors(project: Project, tmp_path: Path) -> None:
+    """Triton's configuration has the output with its name and shape."""
+    repositories = make_repositories(project.paths.root, tmp_path / "triton")
+    for config in sorted(repositories.folder.rglob("config.pbtxt")):
+        assert 'name: "out"' in config.read_text()
+        assert config.read_text().count("dims: 16") >= 2
+
+
+def test_several_outputs_are_refused(write_config: Callable[[str], Path]) -> None:
+    """Two outputs cannot be proven apart yet, so that nothing is written."""
+    project = Project.load(write_config(configuration("TwoOutputs")), STAGES)
+    with pytest.raises(SourceError, match=r"(?s)one tensor.*out \(2, 5, 16, 16\), aux \(2, 5, 16, 16\)"):
+        make_source(project)
+    assert not project.paths.source.exists()
+
+
+def test_a_proof_is_not_for_distances(write_config: Callable[[str], Path]) -> None:
+    """A setting that would have no effect is refused."""
+    text = configuration().replace("workspaces", "gates: {require_proof: true}\nworkspaces")
+    with pytest.raises(ConfigError, match="proven by no number of samples"):
+        Project.load(write_config(text), STAGES)
