@@ -136,7 +136,7 @@ def test_graphs_share_one_pass_over_the_images(copied: Path, tmp_path: Path, mon
     alone, after = tmp_path / "alone.onnx", tmp_path / "after.onnx"
     stage.place(project, Graph.INT8_CPU, alone, (), tmp_path)
     stage.place(project, Graph.INT8, tmp_path / "int8.onnx", (), tmp_path)  # it needs percentiles, which are not there
-    monkeypatch.setattr(stage.Calibration, "run", None)
+    monkeypatch.setattr(Calibration, "run", None)
     stage.place(project, Graph.INT8_CPU, after, (), tmp_path)
     assert after.read_bytes() == alone.read_bytes()
 
@@ -171,4 +171,4 @@ def test_values_that_are_not_finite_do_not_hide_an_end(tmp_path: Path) -> None:
     calibration = Calibration(graph, PERCENTILE, tmp_path)
     batches = [np.array(values, np.float32) for values in ([1, 2], [np.nan, np.nan], [-3, 5])]
     ranges = calibration.run(Reader(iter(batches), "x"), len(batches), ())
-    assert ranges.extremes["x"] == (-3, 5)
+    assert [*map(float, ranges.extremes["x"])] == [-3, 5]
