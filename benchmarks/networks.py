@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 from torch import nn
@@ -147,13 +148,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def coloured_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scikit-learn's digits, 32 × 32, in colours: with grey ones, swapped channels would be no fault."""
+def coloured_digits(seed: int = SEED) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scikit-learn's digits, 32 × 32, in colours: with grey ones, swapped channels would be no fault.
+
+    The seed gives the colours, and the digits that are held out.
+    """
     from sklearn.datasets import load_digits  # noqa: PLC0415 - it takes a second
 
     found = load_digits()
     images = torch.from_numpy(found.images / 16).float()[:, None]
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     colours = 0.3 + 0.7 * torch.rand(len(images), 3, 1, 1, generator=generator)
     order = torch.randperm(len(images), generator=generator)
     wide = functional.interpolate(images, size=32) * colours
@@ -165,9 +169,9 @@ def parts(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:
     return [tensor[start : start + size] for start in range(0, len(tensor), size)]
 
 
-def trained(make: Callable[[], nn.Module], images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+def trained(make: Callable[[], nn.Module], images: torch.Tensor, labels: torch.Tensor, seed: int = SEED) -> nn.Module:
     """Train a network for a few epochs, and return it with its batch-norms folded."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = make().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(12):
@@ -210,6 +214,36 @@ def _padded(module: nn.Conv2d) -> nn.Module:
     plain.load_state_dict(module.state_dict())
     padding = module.static_padding
     return nn.Sequential(padding, plain) if isinstance(padding, nn.ZeroPad2d) else plain
+
+
+class Flat(nn.Module):
+    """A network whose output of any shape becomes one row a sample: a map of text, or boxes."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (samples, values)."""
+        result: torch.Tensor = self.body(images)
+        return result.flatten(1)
+
+
+def from_onnx(file: Path) -> nn.Module:
+    """Return the network of an ONNX file with one output, such as those that packages for OCR ship.
+
+    Raises:
+        ModuleNotFoundError: onnx2torch is not installed.
+        NotImplementedError: it does not know an operator of the file.
+    """
+    from onnx2torch import convert  # type: ignore[import-not-found]  # noqa: PLC0415 - a package of its own
+
+    model = onnx.load(file)
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:  # it looks for weights elsewhere
+        node.attribute[0].t.name = node.output[0]
+        model.graph.initializer.append(node.attribute[0].t)
+        model.graph.node.remove(node)
+    return Flat(convert(model).eval())
 
 
 def pictures(folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:

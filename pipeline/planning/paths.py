@@ -115,6 +115,11 @@ class Paths:
         """The record of an ONNX file."""
         return self.folder / "onnx" / f"{graph.value}.json"
 
+    @property
+    def ranges(self) -> Path:
+        """The ranges of the FP32 graph's activations; deleting it costs only time."""
+        return self.folder / "onnx" / "ranges.npz"
+
     def sensitivity(self, graph: Graph) -> Path:
         """The record of the layers' sensitivities to quantisation."""
         return self.folder / "onnx" / f"{graph.value}.sensitivity.json"

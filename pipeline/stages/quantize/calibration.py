@@ -1,28 +1,42 @@
-"""Calibration images → the range of each activation, by a percentile of its absolute values.
+"""Calibration images → the range of each activation: its ends, and those of a percentile of its absolute values.
 
-The ranges are those of ONNX Runtime's `PercentileCalibrater`. That one keeps every activation of every image until it
-sorts them into histograms: 14 GB for ResNet18 and 512 images. Here only the largest values are kept, which decide.
-Where exactly the share lies inside a bin's edge, that one's rounded sum of shares may take the next bin, and this none.
+The ranges are those of ONNX Runtime's `MinMaxCalibrater` and `PercentileCalibrater`. One run of the FP32 graph gives
+both, which the graphs for TensorRT and for x86 share. The percentiles' calibrater keeps every activation of every image
+until it sorts them into histograms: 14 GB for ResNet18 and 512 images. Here only the largest values are kept, which
+decide. Where exactly the share lies inside a bin's edge, that one's rounded sum of shares may take the next bin, and
+this none.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+import io
+import zipfile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, calibrate, quantize_static
-from onnxruntime.quantization.calibrate import PercentileCalibrater, TensorData, TensorsData
+from onnxruntime.quantization.calibrate import CalibraterBase, TensorData, TensorsData
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from model_artifacts.host.files import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
-    Floats = npt.NDArray[np.float32]
+    from model_artifacts.records import Key
 
+    Floats = npt.NDArray[np.float32]
+    Ends = dict[str, tuple[np.float32, np.float32]]
+
+_PART = 1 << 17
+"""Values that are looked at together: 512 kB of float32, which a processor's second cache holds."""
+_ENDS = ("_ReduceMin", "_ReduceMax")
+"""The operators that give the ends of an activation, as endings of their results' names."""
 _BINS = 2048
 """ONNX Runtime's number of bins: a range ends at the lower edge of a bin."""
 
@@ -76,17 +90,34 @@ class Largest:
             ValueError: a value is not a number, or infinite.
         """
         flat = values.ravel()
-        low, high = flat.min(), flat.max()  # both are NaN if one value is
+        self._count += flat.size
+        found, held = [self._largest], len(self._largest)
+        for start in range(0, flat.size, _PART):
+            sizes = self._sizes(flat[start : start + _PART])
+            found.append(sizes[sizes > self._bar])
+            held += len(found[-1])
+            if held > 2 * self._keep + _PART:
+                found = [self._trimmed(found)]
+                held = len(found[0])
+        self._largest = self._trimmed(found)
+
+    def _sizes(self, part: Floats) -> Floats:
+        """Return the absolute values, and note the ends."""
+        low, high = part.min(), part.max()  # both are NaN if one value is
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError(f"an activation of the calibration images is not finite: from {low} to {high}")
-        sizes = np.abs(flat)
-        self._count += flat.size
+        sizes: Floats = np.abs(part)
         self._low, self._high = min(self._low, low), max(self._high, high)
-        self._smallest = min(self._smallest, sizes.min())
-        self._largest = np.concatenate([self._largest, sizes[sizes > self._bar]])
-        if len(self._largest) > self._keep:
-            self._largest = np.partition(self._largest, -self._keep)[-self._keep :]
-            self._bar = self._largest[0]  # enough of its equals are here
+        self._smallest = min(self._smallest, sizes.min() if low < 0 else abs(low))
+        return sizes
+
+    def _trimmed(self, found: list[Floats]) -> Floats:
+        """Return the largest of the values found, and raise the bar."""
+        largest = np.concatenate(found)
+        if len(largest) > self._keep:
+            largest = np.partition(largest, -self._keep)[-self._keep :]
+            self._bar = largest[0]  # enough of its equals are here
+        return largest
 
     def range(self) -> tuple[np.float32, np.float32]:
         """Return the ends of the range: the bin's edge beyond which less than the rest lies, within the values."""
@@ -98,58 +129,128 @@ class Largest:
         end = edges.astype(np.float32)[int(np.argmax(inside >= self._share))]
         return max(-end, self._low), min(end, self._high)
 
+    @property
+    def ends(self) -> tuple[np.float32, np.float32]:
+        """The smallest and the largest value."""
+        return self._low, self._high
 
-class Percentile(PercentileCalibrater):  # type: ignore[misc]  # onnxruntime is untyped
-    """ONNX Runtime's calibrater, with its memory bounded."""
 
-    def collect_data(self, data_reader: CalibrationDataReader, batches: int) -> None:
-        """Run all batches, and take the activations of each.
+class Ranges(NamedTuple):
+    """The ranges of the activations of a graph on the calibration images, by the tensors' names."""
+
+    extremes: Ends
+    """The smallest and the largest value of each."""
+    percentiles: Ends = {}  # noqa: RUF012 - nothing changes it
+    """The ends of the percentile's range, of the tensors that were asked for."""
+
+    def of(self, kind: CalibrationMethod) -> Ends:
+        """Return the ranges of a method."""
+        return self.percentiles if kind is CalibrationMethod.Percentile else self.extremes
+
+    def write(self, kind: CalibrationMethod, names: Collection[str], file: Path) -> None:
+        """Write the ranges of some tensors in the form that ONNX Runtime's quantiser reads."""
+        shape = () if kind is CalibrationMethod.Percentile else (1,)  # as its own calibraters do
+        data = {
+            name: TensorData(lowest=np.full(shape, low, np.float32), highest=np.full(shape, high, np.float32))
+            for name, (low, high) in self.of(kind).items()
+            if name in names
+        }
+        calibrate.save_tensors_data(TensorsData(kind, data), file)
+
+    def keep(self, key: Key, file: Path) -> None:
+        """Write the ranges for other graphs of the same network and images.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        arrays: dict[str, Any] = {"key": np.array(key.digest)}
+        for name, ends in (("extremes", self.extremes), ("percentiles", self.percentiles)):
+            arrays[name] = np.array([*ends.values()], np.float32).reshape(-1, 2)
+            arrays[f"{name}_of"] = np.array([*ends], np.str_)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(file, buffer.getvalue())
+
+
+def kept_ranges(key: Key, file: Path) -> Ranges | None:
+    """Return the ranges in a file; None if there are none, if it is damaged, or if they are of another key."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as arrays:
+            if str(arrays["key"]) != key.digest:
+                return None
+            found = [
+                dict(zip(arrays[f"{name}_of"].tolist(), map(tuple, arrays[name]), strict=True))
+                for name in ("extremes", "percentiles")
+            ]
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    return Ranges(*found)
+
+
+class Calibration(CalibraterBase):  # type: ignore[misc]  # onnxruntime is untyped
+    """The activations of an FP32 graph, and a session of ONNX Runtime that gives their ranges."""
+
+    def __init__(self, graph: onnx.ModelProto, percentile: float, folder: Path) -> None:
+        """Prepare a calibration.
 
         Args:
-            data_reader: the batches.
-            batches: their number, or more.
+            graph: the FP32 graph. It is written to the folder, once as it is and once with more outputs.
+            percentile: the percentage of absolute values inside a range.
+            folder: an empty folder.
         """
-        names = [output.name for output in self.infer_session.get_outputs()]
-        wanted = {*self.tensors_to_calibrate}
+        file = folder / "fp32.onnx"
+        onnx.save(graph, file)
+        super().__init__(file, augmented_model_path=str(folder / "augmented.onnx"))
+        self._share = percentile / 100.0
+
+    def names(self, kinds: Collection[str] | None = None) -> set[str]:
+        """Return the names of the activations around operators.
+
+        Args:
+            kinds: the operators' types; None for all that ONNX Runtime quantises.
+        """
+        self.op_types_to_calibrate = kinds or {*QLinearOpsRegistry, *QDQRegistry}
+        return {*self.select_tensors_to_calibrate(self.model)[0]}
+
+    def run(self, reader: Reader, batches: int, ranked: Collection[str]) -> Ranges:
+        """Run the graph, and return the ranges of all activations that can be quantised.
+
+        Args:
+            reader: the calibration images.
+            batches: the number of batches, or more.
+            ranked: the names of the activations whose percentile is wanted.
+
+        Raises:
+            ValueError: one of those is not finite.
+        """
+        others = sorted(self.names() - {*ranked})
+        self._augment(sorted(ranked), others)
+        self.create_inference_session()
+        outputs = [*ranked, *(f"{name}{end}" for name in others for end in _ENDS)]
+        ends: Ends = {}
         found: dict[str, Largest] = {}
-        for feed in data_reader:
-            for name, values in zip(names, self.infer_session.run(None, feed), strict=True):
-                if name in wanted and values.size:
-                    share = self.percentile / 100.0
-                    found.setdefault(name, Largest(share, batches * values.size)).add(values)
-        self._ranges = {name: largest.range() for name, largest in found.items()}
+        for feed in reader:
+            results = dict(zip(outputs, self.infer_session.run(outputs, feed), strict=True))
+            for name in ranked:
+                if (values := results.pop(name)).size:
+                    found.setdefault(name, Largest(self._share, batches * values.size)).add(values)
+            for name in others:
+                low, high = (results[f"{name}{end}"].reshape(()) for end in _ENDS)
+                least, most = ends.get(name, (low, high))
+                ends[name] = np.fmin(least, low), np.fmax(most, high)  # as ONNX Runtime, without NaN
+        ends |= {name: largest.ends for name, largest in found.items()}
+        return Ranges(ends, {name: largest.range() for name, largest in found.items()})
 
-    def compute_data(self) -> Any:  # noqa: ANN401 - onnxruntime's own type
-        """Return the ranges in ONNX Runtime's form."""
-        return TensorsData(
-            CalibrationMethod.Percentile,
-            {
-                name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-                for name, (low, high) in self._ranges.items()
-            },
-        )
-
-
-def write_ranges(  # noqa: PLR0913 - a calibration's inputs, and its one result
-    graph: onnx.ModelProto, kinds: list[str], percentile: float, reader: Reader, batches: int, file: Path
-) -> None:
-    """Write the ranges of the activations around operators, in the form that ONNX Runtime's quantiser reads.
-
-    Args:
-        graph: the FP32 graph.
-        kinds: the operators' types.
-        percentile: the percentage of absolute values inside a range.
-        reader: the calibration images.
-        batches: the number of batches, or more.
-        file: the file to write. The graph is written beside it, with more outputs.
-
-    Raises:
-        ValueError: an activation is not finite.
-    """
-    copy, augmented = file.with_name("fp32.onnx"), file.with_name("augmented.onnx")
-    onnx.save(graph, copy)
-    calibrater = Percentile(copy, kinds, str(augmented), symmetric=True, num_bins=_BINS, percentile=percentile)
-    calibrater.augment_graph()
-    calibrater.create_inference_session()
-    calibrater.collect_data(reader, batches)
-    calibrate.save_tensors_data(calibrater.compute_data(), file)
+    def _augment(self, whole: Collection[str], reduced: Collection[str]) -> None:
+        """Add outputs to the graph: some activations, and the ends of others, which would fill the memory."""
+        graph = self.model.graph
+        known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+        already = {output.name for output in graph.output}
+        graph.output.extend(known[name] for name in whole if name not in already)
+        for name in reduced:
+            # Where the activation is read, so that its memory is free soon.
+            place = next((at for at, node in enumerate(graph.node) if name in node.input), len(graph.node))
+            for end in _ENDS:
+                graph.node.insert(place, onnx.helper.make_node(end[1:], [name], [f"{name}{end}"], name=f"{name}{end}"))
+                graph.output.append(onnx.ValueInfoProto(name=f"{name}{end}"))
+        onnx.save(self.model, self.augmented_model_path)

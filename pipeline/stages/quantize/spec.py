@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import Graph
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import QUANTIZED, StageSpec
 from pipeline.records import OnnxRecord
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from model_artifacts.records import Key
+    from pipeline.planning.paths import Paths
+    from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
+    from pipeline.planning.schedule import Schedule
+    from pipeline.planning.steps import Step
 
 VERSION = 7
 """Raise it when the same graph and images give another quantised graph.
@@ -38,6 +45,31 @@ def quantize_key(project: Project, graph: Graph) -> Key:
     )
 
 
+def ranges_key(project: Project) -> Key:
+    """Return the key of the ranges of the FP32 graph's activations, which all quantised graphs share."""
+    return make_key(
+        quantizer=VERSION,
+        fp32=project.onnx(Graph.FP32).file.sha256,
+        calibration=project.data().calibration.sha256,
+        preprocessing=project.data().preprocessing,
+        onnx=version("onnx"),
+        onnxruntime=version("onnxruntime-gpu"),
+    )
+
+
+def _follows(schedule: Schedule, graph: Graph) -> tuple[Step, ...]:
+    """Return the step whose calibration gives the ranges of all graphs; none for that step itself."""
+    first = next((item for item in (Graph.INT8, Graph.INT8_MIXED) if item in schedule.plan.graphs), graph)
+    return () if first is graph else (schedule.plan.graph_step(first),)
+
+
+def _files(paths: Paths, plan: Plan, graph: Graph) -> tuple[Path, ...]:
+    """Return the places of a graph's files; the shared ranges are not those of a graph that others outlive."""
+    quantized = [item for item in plan.graphs if item.precision in QUANTIZED_PRECISIONS]
+    own = (paths.onnx(graph), paths.onnx_opset17(graph))
+    return own if quantized and graph not in quantized else (*own, paths.ranges)
+
+
 SPEC = StageSpec(
     name="quantize",
     sentence="ONNX in int8 and fp8: calibrated QDQ for TensorRT, and int8 for this processor.",
@@ -45,12 +77,13 @@ SPEC = StageSpec(
     version=VERSION,
     record=OnnxRecord,
     records=lambda paths, _plan, graph: (paths.onnx_record(graph),),
-    files=lambda paths, _plan, graph: (paths.onnx(graph), paths.onnx_opset17(graph)),
+    files=_files,
     key=quantize_key,
     run="pipeline.stages.quantize.stage:run",
     seconds=30,
     requires=lambda schedule, _graph: (*schedule.of("data"), schedule.plan.graph_step(Graph.FP32)),
     is_shared=lambda _plan, _graph: True,
+    follows=_follows,
     needs_torch=True,
     maker_fields=frozenset({"onnx", "onnxruntime"}),
 )

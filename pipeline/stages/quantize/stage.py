@@ -34,7 +34,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
-from pipeline.stages.quantize.calibration import TAKES_RANGES, Reader, write_ranges
+from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Reader, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
@@ -46,10 +46,12 @@ from pipeline.stages.quantize.rewriting import (
     replace_tensor,
     requantize,
 )
+from pipeline.stages.quantize.spec import ranges_key
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from typing import Any
 
     import numpy.typing as npt
 
@@ -246,10 +248,9 @@ def _place_pairs(
     settings["nodes_to_exclude"] += left
     reader = Reader(_batches(project), fp32.graph.input[0].name)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        if settings["calibrate_method"] is CalibrationMethod.Percentile and TAKES_RANGES:
-            settings["calibration_cache_path"] = ranges = Path(folder) / "ranges.json"
-            batches = math.ceil(project.data().calibration_samples / _BATCH)
-            write_ranges(fp32, settings["op_types_to_quantize"], PERCENTILE, reader, batches, ranges)
+        if TAKES_RANGES:
+            settings["calibration_cache_path"] = Path(folder) / "ranges.json"
+            _write_ranges(project, fp32, settings, reader)
         quantize_static(
             fp32,
             str(scratch),
@@ -258,6 +259,20 @@ def _place_pairs(
             weight_type=QuantType.QInt8,
             **settings,
         )
+
+
+def _write_ranges(project: Project, fp32: onnx.ModelProto, settings: dict[str, Any], reader: Reader) -> None:
+    """Write the ranges of the activations for the quantiser: those that another graph has left, or from the images."""
+    key, kept, kind = ranges_key(project), project.paths.ranges, settings["calibrate_method"]
+    file = settings["calibration_cache_path"]
+    calibration = Calibration(fp32, PERCENTILE, file.parent)
+    names = calibration.names(settings.get("op_types_to_quantize"))
+    ranges = kept_ranges(key, kept)
+    if ranges is None or not names <= ranges.of(kind).keys():
+        batches = math.ceil(project.data().calibration_samples / _BATCH)
+        ranges = calibration.run(reader, batches, names if kind is CalibrationMethod.Percentile else ())
+        ranges.keep(key, kept)
+    ranges.write(kind, names, file)
 
 
 def _placed(graph: Graph, scratch: Path) -> onnx.ModelProto:

@@ -299,11 +299,11 @@ def _sample(config: Config) -> _Weights:
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
-    layout = put_in_fastest_layout(model, torch.from_numpy(to_input(digits.pixels[:2], preprocessing)))
+    put_in_fastest_layout(model, torch.from_numpy(to_input(digits.pixels[:2], preprocessing)))
     with torch.no_grad():  # not inference_mode: the results become parameters
-        _set_norm_statistics(model, _batches(digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing, layout))
+        _set_norm_statistics(model, _batches(digits.pixels[:SAMPLE_NORM_IMAGES], preprocessing))
         folded = torch_model.fold_batch_norms(model, preprocessing.input_shape).model
-        features = _features(folded, head.name, _batches(digits.pixels, preprocessing, layout))
+        features = _features(folded, head.name, _batches(digits.pixels, preprocessing))
         weight, bias = _ridge(features, torch.from_numpy(labels), SAMPLE_RIDGE)
     model = torch_model.in_layout(model, torch.contiguous_format)
     fitted = torch_model.replace_head(model, head.name, images.DIGIT_CLASSES)
@@ -323,9 +323,10 @@ def _damp_residuals(model: nn.Module) -> None:
             nn.init.constant_(last.weight, SAMPLE_RESIDUAL_SCALE)
 
 
-def _batches(pixels: npt.NDArray[np.uint8], spec: Preprocessing, layout: torch.memory_format) -> Iterator[torch.Tensor]:
+def _batches(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> Iterator[torch.Tensor]:
+    # Contiguous, whatever the weights' layout: the first convolution, which changes the layout, is twice as fast then.
     for start in range(0, len(pixels), _BATCH):
-        yield torch.from_numpy(to_input(pixels[start : start + _BATCH], spec)).contiguous(memory_format=layout)
+        yield torch.from_numpy(to_input(pixels[start : start + _BATCH], spec))
 
 
 def _set_norm_statistics(model: nn.Module, batches: Iterator[torch.Tensor]) -> None:

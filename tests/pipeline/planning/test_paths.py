@@ -25,6 +25,7 @@ FILES = {
     PATHS.onnx(Graph.INT8_CPU): "m/onnx/int8-cpu.onnx",
     PATHS.onnx_opset17(Graph.INT8): "m/onnx/int8.opset17.onnx",
     PATHS.onnx_record(Graph.INT8_CPU): "m/onnx/int8-cpu.json",
+    PATHS.ranges: "m/onnx/ranges.npz",
     PATHS.variant(VARIANT): "m/rtx-sm80+/fp16",
     PATHS.artifact(VARIANT): "m/rtx-sm80+/fp16/artifact.json",
     PATHS.engine(VARIANT): "m/rtx-sm80+/fp16/model.engine",
@@ -48,7 +49,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 24
+    assert len(FILES) == len(set(FILES.values())) == 25
 
 
 def test_variants_folder_is_its_id() -> None:

@@ -63,6 +63,7 @@ def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path
     gone = before.keys() - files(copied).keys()
     assert {path.parent.name for path in gone} >= {"bf16-b1-ws16MiB", "bf16-b1-2-4-ws32MiB"}
     assert all("bf16" in f"{path.parent.name}/{path.name}" for path in gone)
+    assert (copied / "artifacts/tiny/onnx/ranges.npz").exists()
     assert mine.read_text() == "mine"
     assert not (mine.parent.parent / "bf16-b1-ws32MiB").exists()
     project = Project.load(copied / "pipeline.yaml", STAGES)

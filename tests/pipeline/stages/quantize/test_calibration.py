@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx.parser
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from hypothesis.extra import numpy as arrays
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from model_artifacts.records import Graph
+from pipeline.planning.keys import make_key
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.quantize import stage
-from pipeline.stages.quantize.calibration import Largest
+from pipeline.stages.quantize.calibration import Calibration, Largest, Ranges, Reader, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE
 
 if TYPE_CHECKING:
@@ -65,6 +67,14 @@ def test_the_range_is_onnx_runtimes(values: Floats, percentile: float) -> None:
     assert ours([*values], percentile) == theirs([*values], percentile)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_values_are_looked_at_in_small_parts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the parts are that a processor takes at once, the range is the same."""
+    monkeypatch.setattr("pipeline.stages.quantize.calibration._PART", size)
+    values = [np.tanh(3 * part[0]) - 0.2 for part in NORMAL]
+    assert ours(values, 99.0) == theirs(values, 99.0)
+
+
 @settings(deadline=None)
 @given(
     st.lists(
@@ -104,14 +114,61 @@ def test_what_is_not_finite_has_no_range(value: float) -> None:
         ours([*values], PERCENTILE)
 
 
-def test_the_graph_is_the_one_of_onnx_runtimes_calibrater(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("graph", [Graph.INT8, Graph.INT8_CPU, Graph.FP8])
+def test_the_graph_is_the_one_of_onnx_runtimes_calibraters(
+    graph: Graph, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quantised graph is the same, byte by byte, as with the calibrater that keeps everything."""
+    """The quantised graph is the same, byte by byte, as with ONNX Runtime's own pass for each graph."""
     project = Project.load(copied / "pipeline.yaml", STAGES)
+    project.paths.ranges.unlink(missing_ok=True)
     files = []
     for takes_ranges in (True, False):
         monkeypatch.setattr(stage, "TAKES_RANGES", takes_ranges)
         files.append(tmp_path / f"{takes_ranges}.onnx")
-        stage.place(project, Graph.INT8, files[-1], (), tmp_path)
+        stage.place(project, graph, files[-1], (), tmp_path)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_graphs_share_one_pass_over_the_images(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After int8's calibration, x86's graph takes its ranges without an image, and is the same as by itself."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    project.paths.ranges.unlink(missing_ok=True)
+    alone, after = tmp_path / "alone.onnx", tmp_path / "after.onnx"
+    stage.place(project, Graph.INT8_CPU, alone, (), tmp_path)
+    stage.place(project, Graph.INT8, tmp_path / "int8.onnx", (), tmp_path)  # it needs percentiles, which are not there
+    monkeypatch.setattr(Calibration, "run", None)
+    stage.place(project, Graph.INT8_CPU, after, (), tmp_path)
+    assert after.read_bytes() == alone.read_bytes()
+
+
+def test_ranges_of_other_images_are_not_taken(tmp_path: Path) -> None:
+    """Ranges are read back as they are; another key's, a damaged file's and no file's are not."""
+    file = tmp_path / "ranges.npz"
+    ranges = Ranges({"x": (np.float32(-1.5), np.float32(0.1))}, {"x": (np.float32(-0.7), np.float32(0.1))})
+    key, other = make_key(calibration="a"), make_key(calibration="b")
+    assert kept_ranges(key, file) is None
+    ranges.keep(key, file)
+    assert kept_ranges(key, file) == ranges
+    assert kept_ranges(other, file) is None
+    for damage in (file.read_bytes()[:-30], b"", b"garbage" * 100):
+        file.write_bytes(damage)
+        assert kept_ranges(key, file) is None
+
+
+def test_x86_calibrates_after_the_graph_that_gives_its_ranges(copied: Path) -> None:
+    """Of several quantised graphs, all but the first follow int8's."""
+    schedule = Project.load(copied / "pipeline.yaml", STAGES).schedule
+    steps = {step.subject.rpartition("/")[2]: schedule.dependencies(step).follows for step in schedule.of("quantize")}
+    assert [step.subject.rpartition("/")[2] for step in steps.pop("int8-cpu")] == ["int8"]
+    assert steps.pop("int8") == ()
+
+
+def test_values_that_are_not_finite_do_not_hide_an_end(tmp_path: Path) -> None:
+    """A NaN in one batch leaves the ends of the others, as ONNX Runtime's calibrater does."""
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
+    )
+    calibration = Calibration(graph, PERCENTILE, tmp_path)
+    batches = [np.array(values, np.float32) for values in ([1, 2], [np.nan, np.nan], [-3, 5])]
+    ranges = calibration.run(Reader(iter(batches), "x"), len(batches), ())
+    assert [*map(float, ranges.extremes["x"])] == [-3, 5]

@@ -1,0 +1,151 @@
+"""Quantised graphs of the networks for `quantized_gates.py`, made by the pipeline's own functions."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+from gates import EMULATED, Subject
+from networks import BATCH, parts
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from model_artifacts.host.environment import now
+from model_artifacts.records import FileRecord, Graph, Key, Precision
+from model_artifacts.sessions.onnx import run_stand_in
+from pipeline.adapters.onnx_graph import to_opset
+from pipeline.config.settings import Gate, Gates
+from pipeline.records import Rounding
+from pipeline.stages.quantize.bias_correction import correct_biases, input_means
+from pipeline.stages.quantize.calibration import Calibration, Reader
+from pipeline.stages.quantize.placement import PERCENTILE, quantizer_settings
+from pipeline.stages.quantize.rewriting import (
+    QUANTIZED_TYPES,
+    carry_skips_in_int8,
+    put_pairs_on_weights,
+    requantize,
+)
+from pipeline.stages.quantize.stage import OPSET
+from pipeline.stages.rounding.spread import spread_of
+from pipeline.stages.validate.judgement import Yardstick
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+    import torch
+    from faults import Logits
+
+    Weights = dict[str, npt.NDArray[np.float32]]
+
+CALIBRATION, CALIBRATION_BATCH = 256, 16
+"""Digits of a calibration, and digits at once."""
+GRAPHS = {Precision.INT8: Graph.INT8, Precision.FP8: Graph.FP8}
+
+
+class Quantized(NamedTuple):
+    """A network with its quantised graph, and the yardstick of that."""
+
+    subject: Subject
+    precision: Precision
+    fp32: onnx.ModelProto
+    weights: Weights
+    calibration: torch.Tensor
+    graph: onnx.ModelProto
+    emulated: Logits
+    yardstick: Yardstick
+
+
+def quantize(fp32: onnx.ModelProto, weights: Weights, images: torch.Tensor, precision: Precision) -> onnx.ModelProto:
+    """Return the quantised graph with FP32 around, as `pipeline/stages/quantize` makes it."""
+    graph, batches = GRAPHS[precision], [part.numpy() for part in parts(images, CALIBRATION_BATCH)]
+    settings = quantizer_settings(graph, fp32)
+    kind = settings["calibrate_method"]
+    means = input_means(fp32, batches) if precision is Precision.FP8 else {}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(fp32)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, ranges = Path(folder) / "placed.onnx", Path(folder) / "ranges.json"
+        calibration = Calibration(copy, PERCENTILE, Path(folder))
+        names = calibration.names(settings["op_types_to_quantize"])
+        reader = Reader(iter(batches), fp32.graph.input[0].name)
+        found = calibration.run(reader, len(batches), names if kind is CalibrationMethod.Percentile else ())
+        found.write(kind, names, ranges)
+        quantize_static(
+            copy,
+            str(scratch),
+            reader,
+            quant_format=QuantFormat.QDQ,
+            weight_type=QuantType.QInt8,
+            calibration_cache_path=ranges,
+            **settings,
+        )
+        placed = onnx.load(scratch)
+    if precision is Precision.INT8:
+        carry_skips_in_int8(placed)
+    wide = requantize(to_opset(placed, OPSET), weights, QUANTIZED_TYPES[precision])
+    return wide if precision is Precision.INT8 else correct_biases(put_pairs_on_weights(wide), weights, means)
+
+
+def quantized_of(subject: Subject, precision: Precision, fp32: onnx.ModelProto, calibration: torch.Tensor) -> Quantized:
+    """Quantise a network, and measure its own rounding."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp32.graph.initializer}
+    graph = quantize(fp32, weights, calibration, precision)
+    emulated = run_graph(graph, subject.images)
+    found = spread_of(emulated[:EMULATED], subject.reference[:EMULATED])
+    if found is None:
+        sys.exit(f"{subject.name}: {precision.value} does not hold its values")
+    rounding = Rounding(
+        key=Key(fields=()),
+        built_at=now(),
+        toolchain=(),
+        graph=GRAPHS[precision],
+        precision=precision,
+        emulator=f"onnxruntime {onnxruntime.__version__}",
+        samples=EMULATED,
+        runs=(),
+        relative_l2_high=found.relative_l2_high,
+        sample_l2_high=found.sample_l2_high,
+        margin_noise=found.margin_noise,
+        logits=FileRecord(path="emulated.npy", bytes=0, sha256="0" * 64),
+    )
+    yardstick = Yardstick(Gates(), Gate(), rounding)
+    return Quantized(subject, precision, fp32, weights, calibration, graph, emulated, yardstick)
+
+
+def run_graph(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
+    """Run a graph as the step `rounding` does."""
+    return run_stand_in(graph.SerializeToString(), images.numpy(), BATCH)
+
+
+def run_fused(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
+    """Run a graph with ONNX Runtime's own optimisations: its integer kernels, where it has them."""
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: part.numpy()})[0] for part in parts(images, BATCH)])
+
+
+def honest(item: Quantized) -> Iterator[tuple[str, Logits]]:
+    """Yield honest builds of a quantised graph."""
+    if item.precision is Precision.INT8:  # of fp8 it makes operators that take no fp8
+        yield "fused kernels", run_fused(item.graph, item.subject.images)
+    narrow = OnnxModel(convert_float_to_float16(copied(item.graph), keep_io_types=True, op_block_list=[]))
+    narrow.topological_sort(is_deterministic=True)
+    yield "FP16 around", run_graph(narrow.model, item.subject.images)
+    yield "one image at a time", run_stand_in(item.graph.SerializeToString(), item.subject.images.numpy(), 1)
+
+
+def copied(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    return copy
