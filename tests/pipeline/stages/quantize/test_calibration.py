@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,18 +10,23 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from model_artifacts.records import Graph
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.quantize import stage
+from pipeline.stages.quantize import calibration, stage
+from pipeline.stages.quantize.bias_correction import input_means
 from pipeline.stages.quantize.calibration import Largest
 from pipeline.stages.quantize.placement import PERCENTILE
+from tests.support.quantized_graphs import Given
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import onnx
 
     from pipeline.stages.quantize.calibration import Floats
 
@@ -115,3 +121,54 @@ def test_the_graph_is_the_one_of_onnx_runtimes_calibrater(
         files.append(tmp_path / f"{takes_ranges}.onnx")
         stage.place(project, Graph.INT8, files[-1], (), tmp_path)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def wide_graph(side: int) -> onnx.ModelProto:
+    """Return two convolutions of 64 channels on images of this side."""
+    weights = {"first": (64, 3, 1, 1), "second": (64, 64, 1, 1)}
+    return helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Conv", ["image", "first"], ["middle"], name="a"),
+                helper.make_node("Conv", ["middle", "second"], ["map"], name="b"),
+            ],
+            "wide",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, side, side])],
+            [helper.make_tensor_value_info("map", TensorProto.FLOAT, None)],
+            [
+                numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), name)
+                for name, shape in weights.items()
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+@pytest.mark.parametrize(("room", "size"), [(2**30, 16), (300_000, 2), (1, 1)])
+def test_large_activations_are_taken_from_fewer_images(
+    room: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images at once are those whose activations fit, and the ranges and means are the same."""
+    images, graph = RANDOM.normal(size=(5, 3, 16, 16)).astype(np.float32), wide_graph(16)
+    ranges, means = [], []
+    for at_once in (2**40, room):
+        monkeypatch.setattr(calibration, "_MOST_BYTES", at_once)
+        given = Given(images)
+        calibration.write_ranges(graph, ["Conv"], 99.0, given, tmp_path / "ranges.json")
+        ranges.append(numbers(json.loads((tmp_path / "ranges.json").read_text())))
+        means.append(input_means(graph, Given(images)))
+    assert given.sizes == [1, size]
+    assert len(ranges[0]) > 3
+    assert ranges[0] == pytest.approx(ranges[1], rel=1e-5)
+    for name, mean in means[0].items():
+        np.testing.assert_allclose(mean, means[1][name], rtol=1e-4, atol=1e-6)
+
+
+def numbers(value: object) -> list[float]:
+    """Return all numbers of a JSON document, in order."""
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
