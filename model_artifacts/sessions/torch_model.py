@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,14 +18,13 @@ from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model_artifacts.errors import SourceError, StorageError, listed, one_line
 from model_artifacts.records import Precision, call_of
 from model_artifacts.sessions import torchvision_models
 from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
 from model_artifacts.sessions.factory_call import LogitsOf, find_factory, named, running_factory, without_weights
+from model_artifacts.sessions.folding.watching import Operands, fold_watched
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
@@ -286,70 +285,76 @@ class Folded(NamedTuple):
 def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Folded:
     """Fold batch-norms in FP32, before any cast, if the logits stay the same.
 
-    Some models are returned unchanged: those that torch.fx cannot trace, those that call a layer with weights more
-    than once, and those whose trace computes something else. For a layer that is called twice, torch folds the
-    batch-norm after one call into all calls. A trace misses hooks of the network and a forward of the instance.
-    A function that was set on a layer keeps calling the original's weights, which a cast of the copy does not reach.
+    torch.fx folds those of its trace, and a run of the network those that it leaves. torch.fx is not used for networks
+    that it cannot trace, that call a layer with weights more than once, or whose trace computes something else. For a
+    layer that is called twice, it folds the batch-norm after one call into all calls. A trace misses hooks of the
+    network and a forward of the instance. A network is returned unchanged if nothing can be folded. A function that
+    was set on a layer keeps calling the original's weights, which a cast of the copy does not reach.
 
     Args:
         model: the network, in FP32 and in evaluation mode.
         input_shape: (channels, height, width) of one image.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traced = symbolic_trace(model)
-            calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-            weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
-            if len(weighted) != len(set(weighted)):
-                return Folded(model, 0)
-            model.eval()  # not its result: a `train` of the model's own may return nothing
-            folded = fuse(share_weights(model), inplace=True).eval()  # it replaces layers, and writes no tensor
-            moved = _moved(folded, model, input_shape)
-    except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
-        log.info("batch-norms are not folded: %s", one_line(exc))
-        return Folded(model, 0)
-    if moved > _FOLDED:
-        log.info("batch-norms are not folded: %s (torch.fx; logits %.2g apart)", untraced(model), moved)
-        return Folded(model, 0)
-    return Folded(folded, count_batch_norms(model) - count_batch_norms(folded))
+    images = _probes(input_shape)
+    best = Folded(model, 0)
+    for name, fold in (("torch.fx", _fold_trace), ("a run", lambda copied: fold_watched(copied, images))):
+        left = count_batch_norms(best.model)
+        if fold is not _fold_trace and not left:
+            break
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.eval()  # not its result: a `train` of the model's own may return nothing
+                folded = fold(partial(share_weights, best.model))
+                moved = _moved(folded, model, images)
+        except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
+            log.info("batch-norms are not folded by %s: %s", name, one_line(exc))
+            continue
+        if moved > _FOLDED:
+            log.info("batch-norms are not folded by %s: %s (logits %.2g apart)", name, untraced(model), moved)
+        elif fold is _fold_trace or count_batch_norms(folded) < left:
+            best = Folded(folded, best.batch_norms + left - count_batch_norms(folded))
+    return best
 
 
-def _moved(folded: nn.Module, model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+def _fold_trace(copied: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network as torch.fx folds it.
+
+    Args:
+        copied: makes a copy that may be changed.
+
+    Raises:
+        ValueError: it calls a layer with weights more than once.
+    """
+    model = copied()
+    traced = symbolic_trace(model)
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    weighted = [name for name in calls if any(True for _ in traced.get_submodule(name).parameters())]
+    if len(weighted) != len(set(weighted)):
+        raise ValueError("it calls a layer with weights more than once")
+    return fuse(model, inplace=True).eval()  # it replaces layers, and writes no tensor
+
+
+def _probes(input_shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return a few images that a folded network is compared on."""
+    generator = torch.Generator().manual_seed(SEED)
+    coarse = torch.randn(_PROBES, input_shape[0], 8, 8, generator=generator)
+    return interpolate(coarse, input_shape[1:]) + 0.3 * torch.randn(_PROBES, *input_shape, generator=generator)
+
+
+def _moved(folded: nn.Module, model: nn.Module, images: torch.Tensor) -> float:
     """Return the relative L2 by which folding moves the logits of a few images.
 
     It is infinite if a logit is not a number, or if the folded network computes with the original's weights.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    coarse = torch.randn(_PROBES, input_shape[0], 8, 8, generator=generator)
-    images = interpolate(coarse, input_shape[1:]) + 0.3 * torch.randn(_PROBES, *input_shape, generator=generator)
     with strict_fp32():
         expected = share_weights(model)(images.clone())
         copied = share_weights(folded)
-        with _Operands() as operands:
+        with Operands() as operands:
             found = copied(images.clone())
     if operands.weights - {id(parameter) for parameter in copied.parameters()}:
         return math.inf
     return relative_l2(found, expected)
-
-
-class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
-    """Notes the identities of all parameters that operators take."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
-        self.weights: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's signature
-        types: Any,  # noqa: ANN401 - the same
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - the same
-        del types
-        self.weights |= {id(item) for item in tree_leaves((args, kwargs)) if isinstance(item, nn.Parameter)}
-        return func(*args, **(kwargs or {}))
 
 
 def share_weights(model: nn.Module) -> nn.Module:

@@ -46,7 +46,9 @@ class OnnxRecord(StageRecord):
     calibration_sha256: Sha256 | None = None
     """Digest of the calibration images; None for a graph without quantisation."""
     left_unquantized: tuple[str, ...] = ()
-    """Layers that the configuration leaves in floating point."""
+    """Layers, sums, pools and other nodes that the configuration leaves in floating point."""
+    left_layers: Count = 0
+    """Number of convolutions and matrix products among them."""
     opset17: FileRecord | None = None
     """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17. The layers around the quantised ones are in
     FP32 instead of FP16, and the weights are in FP32 behind Q/DQ pairs. None if `file` itself has opset 17, or if the

@@ -13,13 +13,34 @@ from onnx import TensorProto, helper, numpy_helper
 from model_artifacts.records import Graph
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.quantize.calibration import Images
 from tests.support.logits import distance, images, reference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
 TENSORRT = [Graph.INT8, Graph.FP8]
+
+
+class Given(Images):
+    """Images that are prepared already, in batches of a size at most."""
+
+    def __init__(self, values: np.ndarray[Any, np.dtype[np.float32]], most: int = 16) -> None:
+        self.sizes: list[int] = []
+        """The sizes that were asked for."""
+        self._values, self._most = values, most
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._values)
+
+    def batches(self, size: int = 16) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        """Yield the batches."""
+        self.sizes.append(size)
+        for start in range(0, len(self), min(size, self._most)):
+            yield self._values[start : start + min(size, self._most)]
 
 
 def load(project: Project, graph: Graph) -> onnx.ModelProto:
@@ -169,13 +190,16 @@ def mean_graph(opset: int, axes: tuple[int, ...]) -> onnx.ModelProto:
 
 
 def read_by(model: onnx.ModelProto, name: str) -> list[str]:
-    """Return the inputs of a node, with a `*` for each one behind a Q/DQ pair."""
+    """Return the inputs of a node, with a `*` for each one behind a Q/DQ pair; quantised weights by their name."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     (reader,) = (node for node in model.graph.node if node.name == name)
     found = []
     for given in reader.input:
         if given in made_by and made_by[given].op_type == "DequantizeLinear":
-            quantize = made_by[made_by[given].input[0]]
+            quantize = made_by.get(made_by[given].input[0])
+            if quantize is None:
+                found.append(made_by[given].input[0])
+                continue
             assert quantize.op_type == "QuantizeLinear"
             found.append(f"{quantize.input[0]}*")
         else:

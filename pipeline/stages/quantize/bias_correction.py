@@ -18,21 +18,23 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from pipeline.stages.quantize.calibration import batch_size
 
+if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from pipeline.stages.quantize.calibration import Images
 
     Means = dict[str, npt.NDArray[np.float32]]
     Weights = dict[str, npt.NDArray[np.float32]]
 
 
-def input_means(fp32: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]) -> Means:
+def input_means(fp32: onnx.ModelProto, images: Images) -> Means:
     """Return the mean input of every convolution, by its node's name: one value for each input channel.
 
     Args:
         fp32: the graph, with one input; it is not changed.
-        batches: the calibration images, normalised NCHW float32. Each batch counts by its size.
+        images: the calibration images. Each batch counts by its size.
     """
     model = onnx.ModelProto()
     model.CopyFrom(fp32)
@@ -42,14 +44,12 @@ def input_means(fp32: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, npt.NDArray[np.float64]] = {}
-    images = 0
-    for batch in batches:
-        images += len(batch)
+    for batch in images.batches(batch_size(session, computed, images) if computed else 1):
         values = dict(zip(computed, session.run(computed, {image: batch}), strict=True)) if computed else {}
         for name, value in {**values, image: batch}.items():
             total = value.mean(axis=tuple(range(2, value.ndim)), dtype=np.float64).sum(axis=0)
             sums[name] = sums.get(name, np.zeros_like(total)) + total
-    return {node: (sums[name] / images).astype(np.float32) for node, name in read.items()}
+    return {node: (sums[name] / len(images)).astype(np.float32) for node, name in read.items()}
 
 
 def correct_biases(model: onnx.ModelProto, weights: Weights, means: Means) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
-from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS
+from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
     from typing import Any
@@ -49,7 +49,8 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     TensorRT's int8 also quantises the first convolution and the global pooling. The largest tensor, the first
     convolution's output, is then written once in int8. Otherwise it is written in FP16, and a second kernel only
     quantises it (95 of 746 us on an H100 with TensorRT 8.6, batch 64). The last sum, which the pooling reads, then ends
-    in int8 like every other sum.
+    in int8 like every other sum. Means of anything else get no pair, because no kernel could end in int8 for them: a
+    squeeze-excite shares its input with a product, which would read the rounded values, too.
 
     TensorRT's fp8 has one scale for each weight tensor. With one for each channel its fused kernels gave no numbers
     (TensorRT 10.6, H100) or lost the gain that ONNX Runtime shows. Both inputs of a residual sum are quantised: the
@@ -79,10 +80,10 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     # its pair from there (`carry_skips_in_int8`).
     residual = any if graph.precision is Precision.FP8 else all
     known = [name for name, convolved in sums.items() if not residual(convolved)]
-    means = [node.name for node in model.graph.node if node.op_type == "ReduceMean" and not _pools(model, node)]
+    means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
     kinds = ["Conv", "Gemm", "MatMul", "Add"]
     if graph.precision is not Precision.FP8:
-        kinds += ["GlobalAveragePool", "ReduceMean"]
+        kinds += MEANS
     return {
         "per_channel": graph.precision is not Precision.FP8,
         "activation_type": QuantType.QInt8,
@@ -112,6 +113,18 @@ def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
     if graph.precision is Precision.FP8:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]
     return outer if len(layers) > len(outer) else []
+
+
+def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
+    """Return True if a mean over height and width alone reads a sum or a convolution, through a ReLU at most."""
+    if mean.op_type == "ReduceMean" and not _pools(model, mean):
+        return False
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
+    name = mean.input[0]
+    while name in made_by and made_by[name].op_type in ACTIVATIONS and read.count(name) == 1:
+        name = made_by[name].input[0]
+    return name in made_by and made_by[name].op_type in {"Add", "Conv"} and read.count(name) == 1
 
 
 def _pools(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:

@@ -53,6 +53,10 @@ QUANTIZED_TYPES = {
 """Type of the quantised values of each precision."""
 QUANTIZED_OPERATORS = {"Conv", "Gemm", "MatMul"}
 """Operators that multiply by weights."""
+MEANS = ("GlobalAveragePool", "ReduceMean")
+"""Operators of a global pooling."""
+ACTIVATIONS = ("Relu", "Clip")
+"""Activations that TensorRT's int8 kernels of convolutions and sums end with."""
 
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
@@ -61,6 +65,20 @@ def quantized_layers(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     producers = [[made_by[name] for name in node.input[:2] if name in made_by] for node in layers]
     return tuple(node for node, makers in zip(layers, producers, strict=True) if any(map(_is_dequantized, makers)))
+
+
+def quantized_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
+    """Return the nodes of a QDQ graph that read quantised tensors, in the graph's order: layers, sums, pools, others.
+
+    Leaving all of them leaves no Q/DQ pair.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    return tuple(
+        node
+        for node in model.graph.node
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}
+        and any(name in made_by and _is_dequantized(made_by[name]) for name in node.input)
+    )
 
 
 def _is_dequantized(node: onnx.NodeProto) -> bool:
@@ -86,6 +104,44 @@ def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> o
     copy.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
     _drop_unread(copy)
     return copy
+
+
+def leave_idle(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+    """Return a copy of a QDQ graph in which only those nodes read pairs that TensorRT fuses with quantised layers.
+
+    A sum reads quantised tensors beside a quantised convolution, and a mean behind one. All others read what was not
+    rounded: the quantiser puts a pair in front of all readers of a tensor. Concatenations round a second time for the
+    next layer (relative L2 of a small DenseNet on digits: 0.038 with such pairs, 0.019 without), as products do.
+
+    Args:
+        model: a graph with Q/DQ pairs; it is not changed.
+        weights: the FP32 graph's initialisers, by name.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    layers = {node.name for node in quantized_layers(model)}
+
+    def is_convolved(name: str) -> bool:
+        """Return True if a tensor comes from a quantised convolution, through activations, pairs and a sum."""
+        node = made_by.get(_behind_pair(made_by, name) or name)
+        while node is not None and node.op_type in ACTIVATIONS:
+            node = made_by.get(node.input[0])
+        summed = node.input if node is not None and node.op_type == "Add" else ()
+        return node is not None and (node.name in layers or any(_ends(made_by, layers, item) for item in summed))
+
+    def is_idle(node: onnx.NodeProto) -> bool:
+        if node.op_type == "Add":
+            direct = [name for name in node.input if _behind_pair(made_by, name) is None]
+            return not any(_ends(made_by, layers, name) for name in direct or node.input)
+        return node.op_type not in MEANS or not is_convolved(node.input[0])
+
+    idle = [node.name for node in quantized_nodes(model) if node.op_type not in QUANTIZED_OPERATORS and is_idle(node)]
+    return leave(model, weights, idle)
+
+
+def _ends(made_by: dict[str, onnx.NodeProto], layers: Collection[str], name: str) -> bool:
+    """Return True if a quantised convolution makes a tensor, or the one that a Q/DQ pair quantises to it."""
+    maker = made_by.get(_behind_pair(made_by, name) or name)
+    return maker is not None and maker.op_type == "Conv" and maker.name in layers
 
 
 def _before(nodes: dict[str, onnx.NodeProto], tensors: set[str], weights: Weights, name: str) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import io
 import logging
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,22 +26,22 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph, Precision
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
-from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Reader, kept_ranges
+from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
     carry_skips_in_int8,
     leave,
+    leave_idle,
     put_pairs_on_weights,
-    quantized_layers,
+    quantized_nodes,
     replace_tensor,
     requantize,
 )
@@ -50,7 +49,7 @@ from pipeline.stages.quantize.spec import ranges_key
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from typing import Any
 
     import numpy.typing as npt
@@ -61,9 +60,6 @@ if TYPE_CHECKING:
     from pipeline.stages.quantize.bias_correction import Means
 
     Weights = dict[str, npt.NDArray[np.float32]]
-
-
-_BATCH = 16
 
 
 OPSET = 19
@@ -83,12 +79,9 @@ class _Forms(NamedTuple):
     """The form for TensorRT 8.6; None if there is none."""
 
 
-def _batches(project: Project) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the calibration images as normalised NCHW batches."""
+def _images(project: Project) -> Images:
     data = project.data()
-    pixels = project.pixels(data.calibration)
-    for start in range(0, len(pixels), _BATCH):
-        yield to_input(pixels[start : start + _BATCH], data.preprocessing)
+    return Images(project.pixels(data.calibration), data.preprocessing)
 
 
 def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
@@ -125,6 +118,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         casts=forms.casts,
         calibration_sha256=calibration.sha256,
         left_unquantized=left,
+        left_layers=sum(node.op_type in QUANTIZED_OPERATORS for node in forms.model.graph.node if node.name in left),
         opset17=describe_file(path17, project.paths.root) if forms.opset17 else None,
     )
     return project.write(project.paths.onnx_record(graph), record)
@@ -173,17 +167,14 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
         kept = outer_layers(fp32, graph)
-        layers = tuple(
-            node for node in fp32.graph.node if node.op_type in QUANTIZED_OPERATORS and node.name not in kept
-        )
-        _check_layers(left, layers, graph)
+        _check_left(left, [node for node in fp32.graph.node if node.name not in kept], graph)
         _place_apart(project, graph, scratch, left)
-        return _Forms(_placed(graph, scratch))
+        return _Forms(onnx.load(scratch))
     means = _place_apart(project, graph, scratch)
-    placed = _placed(graph, scratch)
+    placed = _placed(graph, scratch, weights)
     if left:
-        _check_layers(left, quantized_layers(placed), graph)
-        placed = leave(placed, weights, left)
+        _check_left(left, quantized_nodes(placed), graph)
+        placed = leave_idle(leave(placed, weights, left), weights)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
         return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)))
@@ -228,29 +219,44 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         project: as `make_quantized` takes it.
         graph: the graph to make.
         scratch: the file to write.
-        left: layers of x86's graph that stay in FP32.
+        left: nodes of x86's graph that stay in FP32.
         folder: the place of the quantiser's own files, which a crash leaves.
     """
     tempfile.tempdir = str(folder)
     with _translated(), storage_errors(f"writing {scratch}"):
         fp32 = _fp32(project)
         # Before the quantiser moves the weights out of the graph.
-        means = input_means(fp32, _batches(project)) if graph.precision is Precision.FP8 else {}
-        _place_pairs(project, graph, fp32, scratch, left)
+        means = input_means(fp32, _images(project)) if graph.precision is Precision.FP8 else {}
+        kept = Kept(ranges_key(project), project.paths.ranges)
+        place_pairs(_images(project), graph, fp32, scratch, left, kept)
         return means
 
 
-def _place_pairs(
-    project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path, left: tuple[str, ...] = ()
+def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
+    images: Images,
+    graph: Graph,
+    fp32: onnx.ModelProto,
+    scratch: Path,
+    left: tuple[str, ...] = (),
+    kept: Kept | None = None,
 ) -> None:
-    """Write the FP32 graph with calibrated Q/DQ pairs at every layer, except the layers `left` for x86."""
+    """Write the FP32 graph with calibrated Q/DQ pairs.
+
+    Args:
+        images: the calibration images.
+        graph: the graph to make.
+        fp32: the FP32 graph; the quantiser moves its weights out of it.
+        scratch: the file to write.
+        left: nodes of x86's graph that stay in FP32.
+        kept: the ranges of these images that other graphs have left, or will take; None for neither.
+    """
     settings = quantizer_settings(graph, fp32)
     settings["nodes_to_exclude"] += left
-    reader = Reader(_batches(project), fp32.graph.input[0].name)
+    reader = Reader(images.batches(), fp32.graph.input[0].name)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         if TAKES_RANGES:
             settings["calibration_cache_path"] = Path(folder) / "ranges.json"
-            _write_ranges(project, fp32, settings, reader)
+            _write_ranges(images, fp32, settings, kept)
         quantize_static(
             fp32,
             str(scratch),
@@ -261,25 +267,25 @@ def _place_pairs(
         )
 
 
-def _write_ranges(project: Project, fp32: onnx.ModelProto, settings: dict[str, Any], reader: Reader) -> None:
+def _write_ranges(images: Images, fp32: onnx.ModelProto, settings: dict[str, Any], kept: Kept | None) -> None:
     """Write the ranges of the activations for the quantiser: those that another graph has left, or from the images."""
-    key, kept, kind = ranges_key(project), project.paths.ranges, settings["calibrate_method"]
-    file = settings["calibration_cache_path"]
+    kind, file = settings["calibrate_method"], settings["calibration_cache_path"]
     calibration = Calibration(fp32, PERCENTILE, file.parent)
     names = calibration.names(settings.get("op_types_to_quantize"))
-    ranges = kept_ranges(key, kept)
+    ranges = kept_ranges(kept.key, kept.file) if kept else None
     if ranges is None or not names <= ranges.of(kind).keys():
-        batches = math.ceil(project.data().calibration_samples / _BATCH)
-        ranges = calibration.run(reader, batches, names if kind is CalibrationMethod.Percentile else ())
-        ranges.keep(key, kept)
+        ranges = calibration.run(images, names if kind is CalibrationMethod.Percentile else ())
+        if kept:
+            ranges.keep(kept.key, kept.file)
     ranges.write(kind, names, file)
 
 
-def _placed(graph: Graph, scratch: Path) -> onnx.ModelProto:
+def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
+    """Return TensorRT's graph as the quantiser has written it, with the pairs where TensorRT fuses them."""
     placed = onnx.load(scratch)
-    if graph.precision is Precision.INT8 and not graph.for_x86:
+    if graph.precision is Precision.INT8:
         carry_skips_in_int8(placed)
-    return placed
+    return leave_idle(placed, weights)
 
 
 class Calibrated(NamedTuple):
@@ -290,23 +296,24 @@ class Calibrated(NamedTuple):
     """FP32 initialisers by name."""
 
     def leaving(self, names: Collection[str]) -> onnx.ModelProto:
-        """Return the graph with the named layers in floating point."""
-        return leave(self.model, self.weights, names)
+        """Return the graph with the named nodes in floating point, and those that quantising is of no more use for."""
+        return leave_idle(leave(self.model, self.weights, names), self.weights)
 
     def quantizing(self, name: str) -> onnx.ModelProto:
-        """Return the graph with all layers but the named one in floating point."""
+        """Return the graph with all nodes but the named one in floating point."""
         others = [node.name for node in self.model.graph.node if node.name != name]
         return leave(self.model, self.weights, others)
 
 
-def calibrate(project: Project, graph: Graph) -> Calibrated:
-    """Calibrate the graph once, for any choice of quantised layers. Biases are not corrected.
+def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
+    """Calibrate the graph once, for any choice of quantised nodes. Biases are not corrected.
 
     Call it in a process that may crash: ONNX Runtime runs the graph.
 
     Args:
         project: the export of FP32 and the data stage must have run.
         graph: int8 or fp8 for TensorRT.
+        images: the images that give the ranges.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
@@ -316,22 +323,22 @@ def calibrate(project: Project, graph: Graph) -> Calibrated:
         fp32 = _fp32(project)
         weights = _weights(fp32)  # before the quantiser moves them out of it
         scratch = Path(folder) / "placed.onnx"
-        _place_pairs(project, graph, fp32, scratch)
-        placed = onnx_graph.to_opset(_placed(graph, scratch), OPSET)
+        place_pairs(images, graph, fp32, scratch)
+        placed = onnx_graph.to_opset(_placed(graph, scratch, weights), OPSET)
         return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights)
 
 
-def _check_layers(left: Collection[str], layers: tuple[onnx.NodeProto, ...], graph: Graph) -> None:
-    known = [node.name for node in layers]
+def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:
+    known = [node.name for node in nodes]
     for name in left:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             raise QuantizeError(
-                f"leave_unquantized.{graph.precision.value} names {name!r}, which is no quantised layer of the graph",
+                f"leave_unquantized.{graph.precision.value} names {name!r}, which is no quantised node of the graph",
                 expected=f"one of {', '.join(close or known[:3])}{'' if close else ', …'}",
-                fix=f"see all layers with `doit sensitivity:MODEL/{graph.precision.value}`",
+                fix=f"see all of them with `doit sensitivity:MODEL/{graph.precision.value}`",
             )
-    if len(left) == len(known):
+    if all(node.name in left for node in nodes if node.op_type in QUANTIZED_OPERATORS):
         raise QuantizeError(
             f"leave_unquantized.{graph.precision.value} names every layer; none would be {graph.precision.value}",
             fix="name fewer layers, or use fp16",

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.steps import Step
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same network and images give another distance. Since 3 a trace that computes something else than
-the network is not used. Since 4 weights that torch computes in every call are baked first."""
+the network is not used. Since 4 weights that torch computes in every call are baked first. Since 5 a run folds the
+batch-norms that torch.fx leaves."""
 SAMPLES = 64
 """Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""
 

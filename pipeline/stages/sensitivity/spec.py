@@ -1,4 +1,4 @@
-"""The stage `sensitivity`: the accuracy that each quantised layer costs."""
+"""The stage `sensitivity`: the accuracy that each quantised node costs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 1
-"""Raise it when the same graph and images give another table."""
+VERSION = 2
+"""Raise it when the same graph and images give another table. Since 2 it ranks all nodes that read quantised tensors,
+judges on other images than it calibrates with, and keeps a reserve to the gate."""
 
 
 def sensitivity_key(project: Project, graph: Graph) -> Key:
@@ -30,7 +31,7 @@ def sensitivity_key(project: Project, graph: Graph) -> Key:
 
 SPEC = StageSpec(
     name="sensitivity",
-    sentence="On demand: each layer's sensitivity to int8 or fp8, and the layers to leave in FP16 to pass the gate.",
+    sentence="On demand: each node's sensitivity to int8 or fp8, and the nodes to leave in FP16 to pass the gate.",
     subjects=WHOLE_QDQ,
     version=VERSION,
     record=Sensitivity,

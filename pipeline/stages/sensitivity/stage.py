@@ -1,4 +1,4 @@
-"""A quantised graph → each layer's sensitivity to quantisation, and a proposal of layers to leave unquantised."""
+"""A quantised graph → each node's sensitivity to quantisation, and a proposal of nodes to leave unquantised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import LayerSensitivity, Sensitivity
-from pipeline.stages.quantize.rewriting import quantized_layers
+from pipeline.stages.quantize.calibration import Images
+from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_nodes
 from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.sensitivity.table import print_sensitivity
 from pipeline.stages.validate.metrics import measure
@@ -35,14 +36,19 @@ if TYPE_CHECKING:
     from pipeline.planning.spec import Console
 
     Logits = npt.NDArray[np.float32]
+    Pixels = npt.NDArray[np.uint8]
 
 _BATCH = 16
+_SHARE = 0.8
+"""The share of what a gate allows that a proposal may take: a choice. The validation has other images, and a library
+rounds at other places."""
 
 
 def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
-    """Quantise one layer at a time, then leave the most sensitive ones in floating point until the gate passes.
+    """Quantise one node at a time, then leave the most sensitive ones in floating point until the gate passes.
 
-    ONNX Runtime runs the graphs on the CPU with the calibration images. The reference is the same graph with no layer
+    A node is all that reads quantised tensors: a layer, a sum, a pool. ONNX Runtime runs the graphs on the CPU. Half of
+    the calibration images give the ranges, and the other half judges. The reference is the same graph with nothing
     quantised. Validation images are not used, because they must not influence the graph.
 
     Args:
@@ -78,6 +84,7 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         proposal=found.proposal,
         proposed=found.proposed,
         kept=keeps(found.proposed, gates.of(graph.precision), gates.margin),
+        calibrated_on=found.calibrated_on,
     )
     return project.write(project.paths.sensitivity(graph), record)
 
@@ -86,6 +93,7 @@ class _Found(NamedTuple):
     """The results of the process that runs the graphs."""
 
     samples: int
+    calibrated_on: int
     layers: tuple[LayerSensitivity, ...]
     """The most sensitive first."""
     plain: Accuracy
@@ -97,67 +105,88 @@ class _Found(NamedTuple):
 def _measure(project: Project, graph: Graph) -> _Found:
     """Run the graphs in ONNX Runtime, in a process that may crash."""
     data = project.data()
-    images = to_input(np.asarray(project.pixels(data.calibration)), data.preprocessing)
-    calibrated = calibrate(project, graph)
-    names = [node.name for node in quantized_layers(calibrated.model)]
+    ranging, judged = halves(np.asarray(project.pixels(data.calibration)))
+    judging = to_input(judged, data.preprocessing)
+    calibrated = calibrate(project, graph, Images(ranging, data.preprocessing))
+    nodes = {node.name: node for node in quantized_nodes(calibrated.model)}
     whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
-    reference = _run(whole, images)
+    reference = _run(whole, judging)
 
     def accuracy_of(model: onnx.ModelProto) -> Accuracy:
-        return measure(_run(model, images), reference, None)
+        return measure(_run(model, judging), reference, None)
 
     with Bars() as bars:
-        report = bars.reporting("layers quantised one at a time")
+        report = bars.reporting("nodes quantised one at a time")
         layers = []
-        for done, name in enumerate(names, start=1):
+        for done, name in enumerate(nodes, start=1):
             layers.append(_sensitivity(whole, name, accuracy_of(calibrated.quantizing(name))))
-            report(done, len(names))
+            report(done, len(nodes))
     layers.sort(key=lambda layer: -layer.relative_l2)
     plain, gates = accuracy_of(calibrated.model), project.config.gates
     gate = gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
-    proposal, proposed = propose(ranked, plain, lambda left: accuracy_of(calibrated.leaving(left)), gate, gates.margin)
-    return _Found(len(images), tuple(layers), plain, proposal, proposed)
+    multiplies = frozenset(name for name, node in nodes.items() if node.op_type in QUANTIZED_OPERATORS)
+    proposal, proposed = propose(
+        Ranked(ranked, multiplies), plain, lambda left: accuracy_of(calibrated.leaving(left)), gate, gates.margin
+    )
+    return _Found(len(judging), len(ranging), tuple(layers), plain, proposal, proposed)
+
+
+def halves(images: Pixels) -> tuple[Pixels, Pixels]:
+    """Return every second image, and the others: those that give the ranges, and those that judge.
+
+    A single image does both.
+    """
+    return images[::2], images[1::2] if len(images) > 1 else images
+
+
+class Ranked(NamedTuple):
+    """The nodes of a quantised graph, by their sensitivity."""
+
+    names: tuple[str, ...]
+    """All names, the most sensitive first."""
+    layers: frozenset[str]
+    """Names of convolutions and matrix products. One of them must stay quantised."""
 
 
 def propose(
-    ranked: tuple[str, ...],
+    ranked: Ranked,
     plain: Accuracy,
     accuracy_of: Callable[[tuple[str, ...]], Accuracy],
     gate: Gate,
     margin: float,
 ) -> tuple[tuple[str, ...], Accuracy]:
-    """Return the fewest of the most sensitive layers that must stay in floating point for the gate to pass.
+    """Return the fewest of the most sensitive nodes that must stay in floating point for the gate to pass.
 
     Args:
-        ranked: the names of the layers, the most sensitive first.
-        plain: the accuracy with all layers quantised.
-        accuracy_of: the layers left in floating point → the accuracy with the others quantised.
+        ranked: the nodes.
+        plain: the accuracy with all nodes quantised.
+        accuracy_of: the nodes left in floating point → the accuracy with the others quantised.
         gate: the precision's gate.
         margin: the largest acceptable drop of the top-1 accuracy.
 
     Returns:
-        the layers and the resulting accuracy; all layers but the least sensitive if none passes the gate.
+        the nodes and the resulting accuracy; all nodes up to the last layer if none passes the gate.
     """
     left: tuple[str, ...] = ()
     accuracy = plain
-    while not keeps(accuracy, gate, margin) and len(left) + 1 < len(ranked):
-        left = ranked[: len(left) + 1]
+    while not keeps(accuracy, gate, margin) and ranked.layers.intersection(ranked.names[len(left) + 1 :]):
+        left = ranked.names[: len(left) + 1]
         accuracy = accuracy_of(left)
     return left, accuracy
 
 
 def keeps(accuracy: Accuracy, gate: Gate, margin: float) -> bool:
-    """Return True if an accuracy passes a gate.
+    """Return True if an accuracy passes a gate with some reserve.
 
     Without a bound in the gate, twice the margin of answers may differ, because as many are won as are lost by chance.
     """
     agreement = 1 - 2 * margin if gate.top1_agreement is None else gate.top1_agreement
     return (
         accuracy.finite
-        and (accuracy.top1_agreement or 0.0) >= agreement
-        and (gate.relative_l2 is None or accuracy.relative_l2 <= gate.relative_l2)
-        and (gate.cosine is None or accuracy.cosine >= gate.cosine)
+        and 1 - (accuracy.top1_agreement or 0.0) <= _SHARE * (1 - agreement)
+        and (gate.relative_l2 is None or accuracy.relative_l2 <= _SHARE * gate.relative_l2)
+        and (gate.cosine is None or 1 - accuracy.cosine <= _SHARE * (1 - gate.cosine))
     )
 
 

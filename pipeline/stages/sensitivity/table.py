@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def print_sensitivity(record: Sensitivity, stream: TextIO) -> None:
-    """Print each layer's sensitivity, and the lines for pipeline.yaml that leave the proposed layers unquantised."""
+    """Print each node's sensitivity, and the line for pipeline.yaml that leaves the proposed nodes unquantised."""
     console = console_for(stream)
     graph = record.graph.value
-    console.print(Text(f"one layer at a time in {graph}, {record.samples} calibration images"))
+    judging = f"{record.samples} calibration images judge, {record.calibrated_on} give ranges"
+    console.print(Text(f"one node at a time in {graph}: {judging}"))
     rows = [
         (
             f"{layer.relative_l2:.1e}",
@@ -32,13 +33,13 @@ def print_sensitivity(record: Sensitivity, stream: TextIO) -> None:
         )
         for layer in record.layers
     ]
-    console.print(without_empty_columns(("rel. L2", "cosine", "agreement", "weights"), ("layer", "operator"), rows))
-    console.print(Text(f"all layers in {graph}: {_accuracy_of(record.plain)}"))
+    console.print(without_empty_columns(("rel. L2", "cosine", "agreement", "weights"), ("node", "operator"), rows))
+    console.print(Text(f"all nodes in {graph}: {_accuracy_of(record.plain)}"))
     if not record.proposal:
-        console.print(Text("these images pass the gate: no layer has to stay in floating point"))
+        console.print(Text("these images pass the gate: no node has to stay in floating point"))
         return
     verdict = "these images pass the gate" if record.kept else "these images still MISS the gate; use fp16"
-    console.print(Text(f"all layers but {len(record.proposal)}: {_accuracy_of(record.proposed)}; {verdict}"))
+    console.print(Text(f"all nodes but {len(record.proposal)}: {_accuracy_of(record.proposed)}; {verdict}"))
     if record.kept:
         names = ", ".join(record.proposal)
         stream.write(f"to add variants {graph}-mixed beside {graph}, put this line into pipeline.yaml:\n")

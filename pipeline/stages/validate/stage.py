@@ -136,7 +136,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     bounds = yardstick.bounds
     judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
     checks += judgement.checks
-    left_out = len(project.onnx(variant.graph).left_unquantized) if variant.graph else 0
+    left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
     checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
     checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
     checks += judge_rows(outputs.rows, bounds)

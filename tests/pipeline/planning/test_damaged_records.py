@@ -77,6 +77,7 @@ _WRITTEN: dict[str, Record] = {
         built_at=NOW,
         graph=Graph.INT8,
         samples=4,
+        calibrated_on=4,
         calibration_sha256="0" * 64,
         layers=(),
         plain=accuracy(),

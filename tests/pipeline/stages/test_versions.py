@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 GOLDEN = {
     "source": (4, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (6, "fe6d07afb599ccc6"),
-    "quantize": (7, "b37cf26b1f968129"),
-    "rounding": (4, "a1f3ba429042440b"),
+    "export": (7, "facf2086c0dee39c"),
+    "quantize": (8, "e955168a550620a0"),
+    "rounding": (5, "a1f3ba429042440b"),
     "build": (5, "39f60e5b2feb2e88"),
     "validate": (8, "c562b665697f986c"),
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (5, "3db7446a1a7e41bf"),
     "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
-    "sensitivity": (1, "59fce76b697d6d75"),
+    "sensitivity": (2, "9e980fe772430c89"),
 }
 """The version and the digest of the output, by stage."""
 

@@ -284,16 +284,33 @@ def test_weights_beside_numbers_keep_their_type() -> None:
     np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, rtol=5e-3)
 
 
-def test_fp32_folds_what_torch_fx_cannot_trace() -> None:
+def test_fp32_folds_a_batch_norm_that_is_no_module() -> None:
     """The exporter's optimiser folds the batch-norm that follows a convolution, and counts it."""
-    graph = exported(network("untraceable"))
+    graph = exported(network("functional"))
 
     assert graph.batch_norms == 1
     assert "BatchNormalization" not in {node.op_type for node in graph.model.graph.node}
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_torch_fx_cannot_trace_is_folded_in_fp32(dtype: torch.dtype) -> None:
+    """No graph has a batch-norm, and the weights are the product in FP32, rounded once."""
+    model = network("untraceable")
+    norm = model.get_submodule("norm")
+    with torch.no_grad():
+        scale = norm.get_parameter("weight") / (norm.get_buffer("running_var") + 1e-5).sqrt()
+        expected = (model.get_parameter("conv.weight") * scale[:, None, None, None]).to(dtype).float().numpy()
+
+    graph = exported(model, dtype).model.graph
+
+    (convolution,) = (node for node in graph.node if node.op_type == "Conv")
+    (weight,) = (numpy_helper.to_array(item) for item in graph.initializer if item.name == convolution.input[1])
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    np.testing.assert_allclose(weight.astype(np.float32), expected, rtol=4 * torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["untraceable", "functional"])
+@pytest.mark.parametrize("name", ["functional"])
 def test_no_batch_norm_is_folded_in_a_narrow_type(name: str, dtype: torch.dtype) -> None:
     """The graph keeps the batch-norm, its weights are the model's own, and all have the graph's type."""
     model = network(name)

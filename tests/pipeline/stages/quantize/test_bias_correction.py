@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
+from tests.support.quantized_graphs import Given
 
 Array = npt.NDArray[np.float32]
 RANDOM = np.random.default_rng(0)
@@ -54,7 +55,7 @@ def test_means_are_those_of_the_inputs() -> None:
     """Every convolution has one mean for each channel of its input, over all images."""
     exact = exact_weights(1)
 
-    means = input_means(graph(exact), [IMAGES[:3], IMAGES[3:]])
+    means = input_means(graph(exact), Given(IMAGES, 3))
 
     middle = np.einsum("oihw,nihw->noh", exact["first"], IMAGES.mean(axis=(2, 3), keepdims=True))
     np.testing.assert_allclose(means["a"], IMAGES.mean(axis=(0, 2, 3)), rtol=1e-5)
@@ -66,7 +67,7 @@ def test_corrected_mean_is_exact(groups: int) -> None:
     """The mean output with rounded weights is that of the exact weights, in each channel and group."""
     exact = exact_weights(groups)
     rounded = graph({**exact, "second": np.rint(exact["second"])}, groups=groups)
-    means = input_means(graph(exact, groups=groups), [IMAGES])
+    means = input_means(graph(exact, groups=groups), Given(IMAGES))
 
     corrected = {
         item.name: numpy_helper.to_array(item) for item in correct_biases(rounded, exact, means).graph.initializer
@@ -87,4 +88,4 @@ def test_convolution_without_a_bias_stays() -> None:
     rounded = graph({**exact, "second": np.rint(exact["second"])}, bias=False)
     before = rounded.SerializeToString()
 
-    assert correct_biases(rounded, exact, input_means(graph(exact), [IMAGES])).SerializeToString() == before
+    assert correct_biases(rounded, exact, input_means(graph(exact), Given(IMAGES))).SerializeToString() == before

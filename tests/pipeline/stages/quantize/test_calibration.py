@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx.parser
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from model_artifacts.records import Graph
 from pipeline.planning.keys import make_key
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.quantize import stage
-from pipeline.stages.quantize.calibration import Calibration, Largest, Ranges, Reader, kept_ranges
+from pipeline.stages.quantize import calibration, stage
+from pipeline.stages.quantize.bias_correction import input_means
+from pipeline.stages.quantize.calibration import Calibration, Largest, Ranges, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE
+from tests.support.quantized_graphs import Given
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,12 +167,55 @@ def test_x86_calibrates_after_the_graph_that_gives_its_ranges(copied: Path) -> N
     assert steps.pop("int8") == ()
 
 
-def test_values_that_are_not_finite_do_not_hide_an_end(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_do_not_hide_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A NaN in one batch leaves the ends of the others, as ONNX Runtime's calibrater does."""
     graph = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
     )
-    calibration = Calibration(graph, PERCENTILE, tmp_path)
-    batches = [np.array(values, np.float32) for values in ([1, 2], [np.nan, np.nan], [-3, 5])]
-    ranges = calibration.run(Reader(iter(batches), "x"), len(batches), ())
+    monkeypatch.setattr(calibration, "_BATCH", 2)
+    images = Given(np.array([1, 2, np.nan, np.nan, -3, 5], np.float32))
+    ranges = Calibration(graph, PERCENTILE, tmp_path).run(images, ())
     assert [*map(float, ranges.extremes["x"])] == [-3, 5]
+
+
+def wide_graph(side: int) -> onnx.ModelProto:
+    """Return two convolutions of 64 channels on images of this side."""
+    weights = {"first": (64, 3, 1, 1), "second": (64, 64, 1, 1)}
+    return helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Conv", ["image", "first"], ["middle"], name="a"),
+                helper.make_node("Conv", ["middle", "second"], ["map"], name="b"),
+            ],
+            "wide",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, side, side])],
+            [helper.make_tensor_value_info("map", TensorProto.FLOAT, None)],
+            [
+                numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), name)
+                for name, shape in weights.items()
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+@pytest.mark.parametrize(("room", "size"), [(2**30, 16), (300_000, 2), (1, 1)])
+def test_large_activations_are_taken_from_fewer_images(
+    room: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images at once are those whose activations fit, and the ranges and means are the same."""
+    images, graph = RANDOM.normal(size=(5, 3, 16, 16)).astype(np.float32), wide_graph(16)
+    ranges, means = [], []
+    for at_once in (2**40, room):
+        monkeypatch.setattr(calibration, "_MOST_BYTES", at_once)
+        given = Given(images)
+        run = Calibration(graph, 99.0, tmp_path)
+        ranges.append(run.run(given, sorted(run.names(["Conv"]))).percentiles)
+        means.append(input_means(graph, Given(images)))
+    assert given.sizes == [1, size]
+    assert [*ranges[0]] == ["image", "map", "middle"]
+    for name, ends in ranges[0].items():
+        assert ends == pytest.approx(ranges[1][name], rel=1e-5)
+    for name, mean in means[0].items():
+        np.testing.assert_allclose(mean, means[1][name], rtol=1e-4, atol=1e-6)

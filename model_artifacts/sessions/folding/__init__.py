@@ -1,0 +1,1 @@
+"""Folding of batch-norms into the layers before them, for networks that torch.fx cannot trace."""

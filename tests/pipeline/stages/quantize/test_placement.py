@@ -1,0 +1,172 @@
+"""Places of Q/DQ pairs for TensorRT: means that end in int8, and none around a squeeze-excite's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from model_artifacts.records import Graph
+from pipeline.stages.quantize.placement import quantizer_settings
+from pipeline.stages.quantize.rewriting import carry_skips_in_int8, leave, leave_idle, quantized_nodes
+from pipeline.stages.quantize.stage import place_pairs
+from tests.support.quantized_graphs import Given, nodes, read_by, residual_graph, run, weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RANDOM = np.random.default_rng(0)
+
+
+def graph(*body: onnx.NodeProto, output: str = "pooled") -> onnx.ModelProto:
+    """Return two convolutions of the image, `a` and `b`, and more nodes behind them."""
+    wide = {"a.weight": (8, 3, 3, 3), "b.weight": (8, 3, 3, 3), "squeeze.weight": (2, 8, 1, 1)}
+    shapes = {**wide, "excite.weight": (8, 2, 1, 1), "last.weight": (8, 8, 1, 1)}
+    stems = [
+        helper.make_node("Conv", ["image", f"{name}.weight"], [name], name=name, pads=[1] * 4) for name in ("a", "b")
+    ]
+    return helper.make_model(
+        helper.make_graph(
+            [*stems, *body],
+            "graph",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+            [
+                numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), name)
+                for name, shape in shapes.items()
+                if name[0] in "ab" or any(name in node.input for node in body)
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+def node(kind: str, name: str, *inputs: str) -> onnx.NodeProto:
+    """Return a node whose result has its name."""
+    return helper.make_node(kind, [*inputs], [name], name=name)
+
+
+POOLED = node("GlobalAveragePool", "pooled", "x")
+
+
+@pytest.mark.parametrize(
+    ("body", "paired"),
+    [
+        ((node("Add", "x", "a", "b"), POOLED), True),
+        ((node("Add", "sum", "a", "b"), node("Relu", "x", "sum"), POOLED), True),
+        ((node("Relu", "x", "a"), POOLED), True),
+        ((node("Clip", "x", "a"), helper.make_node("ReduceMean", ["x"], ["pooled"], "pooled", axes=[2, 3])), True),
+        ((node("Clip", "x", "a"), helper.make_node("ReduceMean", ["x"], ["pooled"], "pooled", axes=[1, 2])), False),
+        ((node("Concat", "x", "a", "b"), POOLED), False),
+        ((node("Mul", "x", "a", "b"), POOLED), False),
+        ((node("HardSwish", "x", "a"), POOLED), False),
+        ((node("Relu", "x", "a"), POOLED, node("Mul", "scaled", "x", "pooled")), False),
+        ((node("Relu", "x", "a"), POOLED, node("Sigmoid", "other", "a")), False),
+        ((helper.make_node("GlobalAveragePool", ["image"], ["pooled"], "pooled"),), False),
+    ],
+    ids=[
+        "sum",
+        "ReLU of a sum",
+        "ReLU",
+        "mean",
+        "other mean",
+        "concat",
+        "product",
+        "hard-swish",
+        "excite",
+        "other reader",
+        "image",
+    ],
+)
+def test_a_mean_has_a_pair_where_a_kernel_can_end_in_int8(body: tuple[onnx.NodeProto, ...], *, paired: bool) -> None:
+    """That is a sum or a convolution that the mean alone reads, through a ReLU at most."""
+    excluded = quantizer_settings(Graph.INT8, graph(*body))["nodes_to_exclude"]
+
+    assert ("pooled" not in excluded) == paired
+
+
+def test_a_squeeze_excite_multiplies_what_was_not_rounded(tmp_path: Path) -> None:
+    """Mean and product read the activation itself; every convolution reads a pair; leaving all leaves no pair."""
+    model = graph(
+        node("HardSwish", "x", "a"),
+        node("GlobalAveragePool", "mean", "x"),
+        node("Conv", "squeeze", "mean", "squeeze.weight"),
+        node("Relu", "middle", "squeeze"),
+        node("Conv", "excite", "middle", "excite.weight"),
+        node("Sigmoid", "gate", "excite"),
+        node("Mul", "scaled", "x", "gate"),
+        node("Conv", "last", "scaled", "last.weight"),
+        node("Add", "sum", "last", "b"),
+        node("GlobalAveragePool", "pooled", "sum"),
+    )
+    images = RANDOM.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    exact, expected = weights(model), run(model, images)
+
+    placed = placed_by_the_stage(model, tmp_path)
+
+    assert read_by(placed, "mean") == ["x"]
+    assert read_by(placed, "scaled") == ["x", "gate"]
+    assert read_by(placed, "pooled") == ["sum*"]
+    assert {item.name for item in quantized_nodes(placed)} >= {"a", "b", "squeeze", "excite", "last", "pooled"}
+    plain = leave(placed, exact, [item.name for item in quantized_nodes(placed)])
+    assert not nodes(plain, "QuantizeLinear", "DequantizeLinear")
+    np.testing.assert_allclose(run(plain, images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_concatenation_puts_together_what_was_not_rounded(tmp_path: Path) -> None:
+    """Its input is rounded for the convolution that reads it, too, and its result for the next one, each once."""
+    model = graph(
+        node("Relu", "x", "a"),
+        node("Conv", "squeeze", "x", "squeeze.weight"),
+        node("Concat", "both", "x", "squeeze"),
+        node("MaxPool", "pool", "both"),
+        node("Conv", "last", "pool", "ten.weight"),
+        node("Identity", "pooled", "last"),
+    )
+    model.graph.node[5].attribute.append(helper.make_attribute("kernel_shape", [2, 2]))
+    model.graph.node[4].attribute.append(helper.make_attribute("axis", 1))
+    model.graph.initializer.append(
+        numpy_helper.from_array(RANDOM.normal(size=(4, 10, 1, 1)).astype(np.float32), "ten.weight")
+    )
+
+    placed = placed_by_the_stage(model, tmp_path)
+
+    assert [read_by(placed, name)[0] for name in ("squeeze", "both", "last")] == ["x*", "x", "pool*"]
+    assert read_by(placed, "both") == ["x", "squeeze"]
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        ([], {"identity": ["b", "begun*"], "projection": ["c", "d*"], "a": ["begun*"]}),
+        (["b"], {"identity": ["b", "begun"], "projection": ["c", "d*"], "a": ["begun*"]}),
+        (["a"], {"identity": ["b", "begun*"], "a": ["begun"]}),
+        (["c"], {"projection": ["c", "d"], "d": ["again*"]}),
+        (["a", "b", "c", "d", "first", "hidden"], {"identity": ["b", "begun"], "projection": ["c", "d"]}),
+    ],
+)
+def test_sums_beside_a_left_convolution_are_left_with_it(
+    left: list[str], expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """A skip connection is int8 for the kernel of the convolution before its sum, and of no use without it."""
+    model = residual_graph()
+    exact = weights(model)
+    placed = placed_by_the_stage(model, tmp_path)
+
+    found = leave_idle(leave(placed, exact, left), exact)
+
+    assert {name: [item for item in read_by(found, name) if "weight" not in item] for name in expected} == expected
+
+
+def placed_by_the_stage(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Return TensorRT's int8 graph of a network, calibrated with a few random images."""
+    exact, side = weights(model), model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    images = RANDOM.normal(size=(4, 3, side, side)).astype(np.float32)
+    place_pairs(Given(images), Graph.INT8, model, folder / "placed.onnx")
+    placed = onnx.load(folder / "placed.onnx")
+    carry_skips_in_int8(placed)
+    return leave_idle(placed, exact)
