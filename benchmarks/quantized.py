@@ -13,7 +13,6 @@ import onnxruntime
 from gates import EMULATED, Subject
 from networks import BATCH, parts
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -24,15 +23,15 @@ from pipeline.adapters.onnx_graph import to_opset
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Rounding
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
-from pipeline.stages.quantize.calibration import Calibration, Reader
-from pipeline.stages.quantize.placement import PERCENTILE, quantizer_settings
+from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_TYPES,
     carry_skips_in_int8,
+    leave_idle,
     put_pairs_on_weights,
     requantize,
 )
-from pipeline.stages.quantize.stage import OPSET
+from pipeline.stages.quantize.stage import OPSET, place_pairs
 from pipeline.stages.rounding.spread import spread_of
 from pipeline.stages.validate.judgement import Yardstick
 
@@ -63,34 +62,34 @@ class Quantized(NamedTuple):
     yardstick: Yardstick
 
 
+class Prepared(Images):
+    """Calibration images that are prepared already."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        """Take float32 (images, channels, height, width)."""
+        self._values = values
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._values)
+
+    def batches(self, size: int = CALIBRATION_BATCH) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield batches of this size; the last may be smaller."""
+        for part in parts(self._values, size):
+            yield part.numpy()
+
+
 def quantize(fp32: onnx.ModelProto, weights: Weights, images: torch.Tensor, precision: Precision) -> onnx.ModelProto:
     """Return the quantised graph with FP32 around, as `pipeline/stages/quantize` makes it."""
-    graph, batches = GRAPHS[precision], [part.numpy() for part in parts(images, CALIBRATION_BATCH)]
-    settings = quantizer_settings(graph, fp32)
-    kind = settings["calibrate_method"]
-    means = input_means(fp32, batches) if precision is Precision.FP8 else {}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(fp32)
+    given = Prepared(images)
+    means = input_means(fp32, given) if precision is Precision.FP8 else {}
     with tempfile.TemporaryDirectory() as folder:
-        scratch, ranges = Path(folder) / "placed.onnx", Path(folder) / "ranges.json"
-        calibration = Calibration(copy, PERCENTILE, Path(folder))
-        names = calibration.names(settings["op_types_to_quantize"])
-        reader = Reader(iter(batches), fp32.graph.input[0].name)
-        found = calibration.run(reader, len(batches), names if kind is CalibrationMethod.Percentile else ())
-        found.write(kind, names, ranges)
-        quantize_static(
-            copy,
-            str(scratch),
-            reader,
-            quant_format=QuantFormat.QDQ,
-            weight_type=QuantType.QInt8,
-            calibration_cache_path=ranges,
-            **settings,
-        )
+        scratch = Path(folder) / "placed.onnx"
+        place_pairs(given, GRAPHS[precision], copied(fp32), scratch)
         placed = onnx.load(scratch)
     if precision is Precision.INT8:
         carry_skips_in_int8(placed)
-    wide = requantize(to_opset(placed, OPSET), weights, QUANTIZED_TYPES[precision])
+    wide = requantize(to_opset(leave_idle(placed, weights), OPSET), weights, QUANTIZED_TYPES[precision])
     return wide if precision is Precision.INT8 else correct_biases(put_pairs_on_weights(wide), weights, means)
 
 

@@ -54,7 +54,7 @@ def rejects(item: Quantized, logits: Logits, rows: npt.NDArray[np.intp] | None =
         accuracy.finite
         and accuracy.cosine >= (OLD.cosine or 0)
         and accuracy.relative_l2 <= (OLD.relative_l2 or 0)
-        and accuracy.top1_agreement >= (OLD.top1_agreement or 0)
+        and (accuracy.top1_agreement or 0) >= (OLD.top1_agreement or 0)
         and (accuracy.top1_drop or 0) <= (OLD.top1_drop or 0)
     )
     failed = {check.question for check in checks if not check.passed}
