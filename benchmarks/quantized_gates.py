@@ -1,6 +1,6 @@
 """The power of the gates of int8 and fp8: the same two tables as `gates.py`, for quantised graphs.
 
-    python benchmarks/quantized_gates.py                        six networks; six minutes on two cores
+    python benchmarks/quantized_gates.py                        six networks; nine minutes of a core
     python benchmarks/quantized_gates.py --seeds 0 1 2          each trained three times, on other digits
     python benchmarks/quantized_gates.py --networks vit         one network alone
 
