@@ -28,8 +28,10 @@ INTEGRATION = {
     "pipeline/planning/test_edited_records.py",
     "pipeline/stages/test_versions.py",
     "pipeline/stages/validate/test_gates_catch_faults.py",
+    "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
     "pipeline/test_killed_runs.py",
+    "pipeline/test_tensors.py",
 }
 """Test files that cover several modules, and are named after their subject."""
 
