@@ -296,6 +296,8 @@ def _reference_runner(file: ArtifactFile) -> Runner:
         evaluator = ReferenceEvaluator(model)
     except Exception as exc:  # protobuf's DecodeError, OSError, and onnx's own types for operators it lacks
         raise RunError(f"onnx.reference cannot load {file.path}", got=one_line(exc)) from exc
+    if not model.graph.node:  # protobuf reads an empty file as an empty model
+        raise RunError(f"onnx.reference cannot load {file.path}", got="an empty graph", fix=file.fix)
     ends = lone_ends([item.name for item in model.graph.input], [item.name for item in model.graph.output])
 
     def run(batch: Batch) -> Batch:

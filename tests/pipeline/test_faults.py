@@ -182,7 +182,7 @@ def test_of_two_doits_at_once_one_refuses_and_the_other_finishes(finished: Path)
     said = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     refused = next(text for process, text in zip(both, said, strict=True) if process.returncode)
-    assert refused.startswith("error: another doit is running in this folder")
+    assert refused.startswith("error: another doit works in artifacts")
     assert unwhole(project) == []
     assert is_current(project, Step("build", ENGINE))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_artifacts.records import GateCheck, LayerShare, Precision, Question, RowCheck
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.records import Loss, Verdict
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ FLOOR = 1e-5
 as much (Lavin and Gray 2016). TF32's is a hundred times larger."""
 _SAMPLE = 2.0
 """The factor for a single sample, on top of the multiple for all: the emulation sees few samples of a long tail."""
+_QUANTIZED_SAMPLE = 4.0
+"""The same of quantised graphs, which cut off a sample with larger activations than the calibration's: its distance was
+up to 5.0 times the largest of the 64 emulated samples (`benchmarks/quantized_gates.py`, 18 networks)."""
 _LEAST = 0.1
 """The least share of the expected rounding that an artifact must show. One that computes in a wider type has a
 thousandth of fp16's. ONNX Runtime, which computes fp16's sums in FP32, has a third."""
@@ -72,10 +76,11 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     if high is None or sample is None:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
+    tail = _QUANTIZED_SAMPLE if rounding.precision in QUANTIZED_PRECISIONS else _SAMPLE
     return Bounds(
         relative_l2=max(multiple * high, FLOOR),
         source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
-        sample_l2=max(_SAMPLE * multiple * sample, FLOOR),
+        sample_l2=max(tail * multiple * sample, FLOOR),
         least_l2=_LEAST * high if visible else None,
         emulation_l2=max(high, FLOOR) if rounding.logits else None,
         part_l2=tuple(max(multiple * part, FLOOR) for part in rounding.part_l2_high),
