@@ -36,6 +36,8 @@ _SAMPLE = 2.0
 _QUANTIZED_SAMPLE = 4.0
 """The same of quantised graphs, which cut off a sample with larger activations than the calibration's: its distance was
 up to 5.0 times the largest of the 64 emulated samples (`benchmarks/quantized_gates.py`, 18 networks)."""
+_LOST = 0.9
+"""The bound that this wider factor must not pass: a sample without any output lies 1 away, if its norm is the mean."""
 _LEAST = 0.1
 """The least share of the expected rounding that an artifact must show. One that computes in a wider type has a
 thousandth of fp16's. ONNX Runtime, which computes fp16's sums in FP32, has a third."""
@@ -76,11 +78,13 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     if high is None or sample is None:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
-    tail = _QUANTIZED_SAMPLE if rounding.precision in QUANTIZED_PRECISIONS else _SAMPLE
+    worst = _SAMPLE * multiple * sample
+    if rounding.precision in QUANTIZED_PRECISIONS:
+        worst = max(worst, min(_QUANTIZED_SAMPLE * multiple * sample, _LOST))
     return Bounds(
         relative_l2=max(multiple * high, FLOOR),
         source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
-        sample_l2=max(tail * multiple * sample, FLOOR),
+        sample_l2=max(worst, FLOOR),
         least_l2=_LEAST * high if visible else None,
         emulation_l2=max(high, FLOOR) if rounding.logits else None,
         part_l2=tuple(max(multiple * part, FLOOR) for part in rounding.part_l2_high),

@@ -154,6 +154,13 @@ def test_the_worst_sample_of_a_quantised_graph_may_be_cut_off(precision: Precisi
     assert sample == pytest.approx(factor * (rounding.sample_l2_high or 0))
 
 
+@pytest.mark.parametrize(("high", "bound"), [(0.2, 0.9), (0.3, 1.2)])
+def test_a_lost_sample_is_no_cut_off_one(high: float, bound: float) -> None:
+    """A quantised graph's wider bound ends before a sample without output, unless the usual factor is beyond it."""
+    rounding = ROUNDING.model_copy(update={"precision": Precision.INT8, "sample_l2_high": high})
+    assert bounds_of(Gate(), rounding, 2).sample_l2 == pytest.approx(bound)
+
+
 def test_an_artifact_within_the_rounding_is_faithful() -> None:
     """A distance of one rounding passes every check."""
     want = logits((3, 4), (4, 3))
