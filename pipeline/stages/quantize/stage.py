@@ -226,9 +226,9 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
     with _translated(), storage_errors(f"writing {scratch}"):
         fp32 = _fp32(project)
         # Before the quantiser moves the weights out of the graph.
-        means = input_means(fp32, _images(project)) if graph.precision is Precision.FP8 else {}
-        kept = Kept(ranges_key(project), project.paths.ranges)
-        place_pairs(_images(project), graph, fp32, scratch, left, kept)
+        images = _images(project)
+        means = input_means(fp32, images) if graph.precision is Precision.FP8 else {}
+        place_pairs(images, graph, fp32, scratch, left, Kept(ranges_key(project), project.paths.ranges))
         return means
 
 
