@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,9 +43,12 @@ from pipeline.stages.validate.judgement import Yardstick, judge_logits
 from pipeline.stages.validate.metrics import measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
+
+    from model_artifacts.records import FileRecord
+    from pipeline.stages.rounding.spread import Spread
 
     Logits = npt.NDArray[np.float32]
     Labels = npt.NDArray[np.int64]
@@ -93,21 +97,30 @@ def subject_of(name: str, model: nn.Module, images: torch.Tensor, labels: Labels
         found = widest(spreads)
         if found is None:
             sys.exit(f"{name}: {precision.value} does not hold its values")
-        rounding = Rounding(
-            key=Key(fields=()),
-            built_at=now(),
-            toolchain=(),
-            graph=Graph.FP32 if precision is Precision.TF32 else Graph(precision.value),
-            precision=precision,
-            emulator=f"torch {torch.__version__}",
-            samples=EMULATED,
-            runs=(),
-            relative_l2_high=found.relative_l2_high,
-            sample_l2_high=found.sample_l2_high,
-            margin_noise=found.margin_noise,
-        )
-        yardsticks[precision] = Yardstick(Gates(), Gate(), rounding)
+        graph = Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)
+        yardsticks[precision] = yardstick_of(found, graph, precision, f"torch {torch.__version__}")
     return Subject(name, model, images, labels, reference, yardsticks)
+
+
+def yardstick_of(
+    found: Spread, graph: Graph, precision: Precision, emulator: str, logits: FileRecord | None = None
+) -> Yardstick:
+    """Return the yardstick of a precision, from its emulation's spread; `logits` are those of a quantised graph."""
+    rounding = Rounding(
+        key=Key(fields=()),
+        built_at=now(),
+        toolchain=(),
+        graph=graph,
+        precision=precision,
+        emulator=emulator,
+        samples=EMULATED,
+        runs=(),
+        relative_l2_high=found.relative_l2_high,
+        sample_l2_high=found.sample_l2_high,
+        margin_noise=found.margin_noise,
+        logits=logits,
+    )
+    return Yardstick(Gates(), Gate(), rounding)
 
 
 class Rejection(NamedTuple):
@@ -135,10 +148,16 @@ def rejects(
         rows: the samples to judge by; None for all.
     """
     chosen = np.arange(len(logits)) if rows is None else rows
-    got, want, labels = logits[chosen], subject.reference[chosen], subject.labels[chosen]
+    return rejection_of(subject, logits, chosen, subject.yardsticks[precision], OLD[precision])
+
+
+def rejection_of(
+    subject: Subject, logits: Logits, rows: npt.NDArray[np.intp], yardstick: Yardstick, old: Gate
+) -> Rejection:
+    """Return the rejection of some samples' logits by a yardstick, and by fixed bounds."""
+    got, want, labels = logits[rows], subject.reference[rows], subject.labels[rows]
     accuracy = measure(got, want, labels)
-    judgement = judge_logits(got, want, labels, accuracy, subject.yardsticks[precision])
-    old = OLD[precision]
+    checks = judge_logits(got, want, labels, accuracy, yardstick).checks
     kept = (
         accuracy.finite
         and accuracy.cosine >= (old.cosine or 0)
@@ -146,7 +165,7 @@ def rejects(
         and (accuracy.top1_agreement or 0) >= (old.top1_agreement or 0)
         and (accuracy.top1_drop or 0) <= (old.top1_drop or 0)
     )
-    failed = {check.question for check in judgement.checks if not check.passed}
+    failed = {check.question for check in checks if not check.passed}
     return Rejection(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, not kept)
 
 
@@ -173,19 +192,38 @@ def smallest(sizes: tuple[float, ...], caught: list[list[bool]]) -> str:
     return f"{sizes[first]:g}"
 
 
-def show_honest(subjects: list[Subject]) -> int:
-    """Print the honest builds that are rejected, and return their number."""
+class Build(NamedTuple):
+    """An honest build of a network."""
+
+    name: str
+    logits: Logits
+    reference: Logits
+    expected: float
+    """The distance that its precision's rounding makes."""
+    rejects: Callable[[npt.NDArray[np.intp]], Rejection]
+    """Judges some of the samples."""
+
+
+def builds_of(subjects: list[Subject]) -> Iterator[Build]:
+    """Yield the honest builds of all networks."""
+    for subject in subjects:
+        for name, precision, logits in honest(subject):
+            expected = subject.yardsticks[precision].rounding.relative_l2_high or 1
+            judge = partial(rejects, subject, logits, precision)
+            yield Build(name, logits, subject.reference, expected, judge)
+
+
+def show_honest(builds: Iterable[Build]) -> int:
+    """Print the honest builds that are rejected, on resampled sets of images, and return their number."""
     alarms = 0
     print("| honest build | distance ÷ expected | not faithful | not good enough | by the fixed bounds |")
     print("|---|---|---|---|---|")
     found: dict[str, list[tuple[float, Rejection]]] = {}
-    for subject in subjects:
-        for name, precision, logits in honest(subject):
-            high = subject.yardsticks[precision].rounding.relative_l2_high or 1
-            for seed in range(SETS):
-                rows = np.random.default_rng(seed).integers(len(logits), size=len(logits))
-                distance = measure(logits[rows], subject.reference[rows], None).relative_l2
-                found.setdefault(name, []).append((distance / high, rejects(subject, logits, precision, rows)))
+    for build in builds:
+        for seed in range(SETS):
+            rows = np.random.default_rng(seed).integers(len(build.logits), size=len(build.logits))
+            distance = measure(build.logits[rows], build.reference[rows], None).relative_l2
+            found.setdefault(build.name, []).append((distance / build.expected, build.rejects(rows)))
     for name, results in found.items():
         ratios, answers = zip(*results, strict=True)
         unfaithful, lossy, old = (sum(column) for column in zip(*answers, strict=True))
@@ -258,7 +296,7 @@ def main() -> int:
         expected = " | ".join(f"{item.yardsticks[precision].rounding.relative_l2_high:.1e}" for precision in OLD)
         print(f"| {item.name} | {top1:.1%} | {expected} |")
     print()
-    alarms = show_honest(subjects)
+    alarms = show_honest(builds_of(subjects))
     show_faults([item for item in subjects if item.name != "lite0"])
     return 1 if alarms else 0
 

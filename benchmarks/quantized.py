@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-from gates import EMULATED, Subject
+from gates import EMULATED, Subject, yardstick_of
 from networks import BATCH, parts
 from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from model_artifacts.host.environment import now
-from model_artifacts.records import FileRecord, Graph, Key, Precision
+from model_artifacts.records import FileRecord, Graph, Precision
 from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.adapters.onnx_graph import to_opset
-from pipeline.config.settings import Gate, Gates
-from pipeline.records import Rounding
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import (
@@ -33,7 +30,6 @@ from pipeline.stages.quantize.rewriting import (
 )
 from pipeline.stages.quantize.stage import OPSET, place_pairs
 from pipeline.stages.rounding.spread import spread_of
-from pipeline.stages.validate.judgement import Yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +37,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from faults import Logits
+
+    from pipeline.stages.validate.judgement import Yardstick
 
     Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -101,21 +99,8 @@ def quantized_of(subject: Subject, precision: Precision, fp32: onnx.ModelProto, 
     found = spread_of(emulated[:EMULATED], subject.reference[:EMULATED])
     if found is None:
         sys.exit(f"{subject.name}: {precision.value} does not hold its values")
-    rounding = Rounding(
-        key=Key(fields=()),
-        built_at=now(),
-        toolchain=(),
-        graph=GRAPHS[precision],
-        precision=precision,
-        emulator=f"onnxruntime {onnxruntime.__version__}",
-        samples=EMULATED,
-        runs=(),
-        relative_l2_high=found.relative_l2_high,
-        sample_l2_high=found.sample_l2_high,
-        margin_noise=found.margin_noise,
-        logits=FileRecord(path="emulated.npy", bytes=0, sha256="0" * 64),
-    )
-    yardstick = Yardstick(Gates(), Gate(), rounding)
+    kept = FileRecord(path="emulated.npy", bytes=0, sha256="0" * 64)
+    yardstick = yardstick_of(found, GRAPHS[precision], precision, f"onnxruntime {onnxruntime.__version__}", kept)
     return Quantized(subject, precision, fp32, weights, calibration, graph, emulated, yardstick)
 
 

@@ -15,25 +15,26 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from faults import FAULTS, OF_LOGITS
-from gates import EMULATED, SAMPLES, SETS, Rejection, Subject, run, smallest
+from gates import EMULATED, SAMPLES, Build, Rejection, Subject, rejection_of, run, show_honest, smallest
 from networks import NETWORKS, SEED, coloured_digits, trained
 from quantized import CALIBRATION, GRAPHS, Quantized, copied, honest, quantized_of, run_graph
 from quantized_faults import OF_GRAPHS, OF_IMAGES, Fault
 
-from model_artifacts.records import Precision, Question
+from model_artifacts.records import Precision
 from model_artifacts.sessions.torch_model import Typed
 from pipeline.adapters.onnx_graph import use_oldest_ir
 from pipeline.config.settings import Gate
 from pipeline.stages.export.graph import to_onnx
-from pipeline.stages.validate.judgement import judge_logits
-from pipeline.stages.validate.metrics import measure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     from faults import Logits
 
@@ -44,44 +45,18 @@ OLD = Gate(cosine=0.99, relative_l2=0.12, top1_agreement=0.98, top1_drop=0.01)
 
 def rejects(item: Quantized, logits: Logits, rows: npt.NDArray[np.intp] | None = None) -> Rejection:
     """Return the rejection of logits by the gate, and by the fixed bounds of before; `rows` as in `gates.rejects`."""
-    subject = item.subject
     chosen = np.arange(len(logits)) if rows is None else rows
-    got, want, labels = logits[chosen], subject.reference[chosen], subject.labels[chosen]
-    accuracy = measure(got, want, labels)
     yardstick = item.yardstick._replace(emulated=item.emulated[chosen][:EMULATED])
-    checks = judge_logits(got, want, labels, accuracy, yardstick).checks
-    kept = (
-        accuracy.finite
-        and accuracy.cosine >= (OLD.cosine or 0)
-        and accuracy.relative_l2 <= (OLD.relative_l2 or 0)
-        and (accuracy.top1_agreement or 0) >= (OLD.top1_agreement or 0)
-        and (accuracy.top1_drop or 0) <= (OLD.top1_drop or 0)
-    )
-    failed = {check.question for check in checks if not check.passed}
-    return Rejection(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, not kept)
+    return rejection_of(item.subject, logits, chosen, yardstick, OLD)
 
 
-def show_honest(items: list[Quantized]) -> int:
-    """Print the honest builds that are rejected, and return their number."""
-    print("| honest build | distance ÷ expected | not faithful | not good enough | by the fixed bounds |")
-    print("|---|---|---|---|---|")
-    found: dict[str, list[tuple[float, Rejection]]] = {}
+def builds_of(items: list[Quantized]) -> Iterator[Build]:
+    """Yield the honest builds of all quantised graphs."""
     for item in items:
-        high = item.yardstick.rounding.relative_l2_high or 1
+        expected = item.yardstick.rounding.relative_l2_high or 1
         for name, logits in honest(item):
-            for seed in range(SETS):
-                rows = np.random.default_rng(seed).integers(len(logits), size=len(logits))
-                distance = measure(logits[rows], item.subject.reference[rows], None).relative_l2
-                result = distance / high, rejects(item, logits, rows)
-                found.setdefault(f"{item.precision.value}, {name}", []).append(result)
-    alarms = 0
-    for name, results in found.items():
-        ratios, answers = zip(*results, strict=True)
-        unfaithful, lossy, old = (sum(column) for column in zip(*answers, strict=True))
-        alarms += unfaithful
-        shown = f"{unfaithful} of {len(answers)} | {lossy} | {old} |"
-        print(f"| {name} | {min(ratios):.2f} to {max(ratios):.2f} | {shown}", flush=True)
-    return alarms
+            named = f"{item.precision.value}, {name}"
+            yield Build(named, logits, item.subject.reference, expected, partial(rejects, item, logits))
 
 
 def show_faults(items: list[Quantized]) -> None:
@@ -174,7 +149,7 @@ def main() -> int:
                 shown.append(f"{item.yardstick.rounding.relative_l2_high:.1e}, {top1:.1%}")
             print(f"| {subject.name} | {' | '.join(shown)} |", flush=True)
     print()
-    alarms = show_honest(items)
+    alarms = show_honest(builds_of(items))
     show_faults(items)
     return 1 if alarms else 0
 
