@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,40 +9,28 @@ import onnx
 import pytest
 
 import model_artifacts
-from model_artifacts.cli.answers import Place, print_manifest
 from model_artifacts.errors import ConfigError, UnsupportedError, UsageError
 from model_artifacts.records import Backend, Graph, Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
-from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.texts import model_card
 from pipeline.stages.sensitivity.stage import measure_sensitivity
 from tests.support.embeddings import LENGTH, configuration
 from tests.support.logits import images, reference
+from tests.support.tasks import ENGINE, FP16, assert_shows_the_cosine, made_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-FP16, FP32 = "tiny/cpu-x86_64/onnxruntime-fp16", "tiny/cpu-x86_64/onnxruntime-fp32"
-ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
 MOVED = "vectors that moved half way to their nearest neighbour"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """An embedding whose ONNX files are validated, and whose FP16 engine is built ahead of time."""
-    file = tmp_path_factory.mktemp("embedding") / "pipeline.yaml"
-    file.write_text(configuration("Named"))
-    project = Project.load(file, STAGES)
-    wanted = {"source", "data", "export", "rounding"}
-    for step in project.schedule.steps:
-        if step.stage in wanted or (step.subject in {FP16, FP32, ENGINE} and step.stage in {"build", "validate"}):
-            assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
-    for stage in ("manifest", "report"):
-        assert main([stage, "tiny", "--config", str(file)]) == 0
-    return project
+    return made_in(tmp_path_factory.mktemp("embedding"), configuration("Named"))
 
 
 def test_vectors_have_their_name_in_every_record(project: Project) -> None:
@@ -99,11 +86,7 @@ def test_vectors_are_loaded_as_vectors(project: Project) -> None:
 
 def test_the_report_and_the_table_show_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """An embedding has no top-1, and no agreement: the mean cosine stands in its place."""
-    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
-    print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
-    table = capsys.readouterr().out
-    assert "cosine" in table
-    assert "agreement" not in table
+    assert_shows_the_cosine(project, capsys)
 
 
 def test_triton_serves_vectors(project: Project, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,39 +11,26 @@ import pytest
 from onnx import helper, numpy_helper
 
 import model_artifacts
-from model_artifacts.cli.answers import Place, print_manifest
 from model_artifacts.errors import ConfigError, SourceError, UsageError
 from model_artifacts.records import Graph, Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
-from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.logits import images
+from tests.support.tasks import ENGINE, FP16, FP32, assert_shows_the_cosine, made_in
 from tests.support.tensors import SHAPE, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-FP16, FP32 = "tiny/cpu-x86_64/onnxruntime-fp16", "tiny/cpu-x86_64/onnxruntime-fp32"
-ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A network whose ONNX files are validated, and whose FP16 engine is built ahead of time."""
-    file = tmp_path_factory.mktemp("tensors") / "pipeline.yaml"
-    file.write_text(configuration())
-    project = Project.load(file, STAGES)
-    wanted = {"source", "data", "export", "rounding"}
-    for step in project.schedule.steps:
-        if step.stage in wanted or (step.subject in {FP16, FP32, ENGINE} and step.stage in {"build", "validate"}):
-            assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
-    for stage in ("manifest", "report"):
-        assert main([stage, "tiny", "--config", str(file)]) == 0
-    return project
+    return made_in(tmp_path_factory.mktemp("tensors"), configuration())
 
 
 def test_the_output_keeps_its_name_and_shape(project: Project) -> None:
@@ -115,11 +101,7 @@ def test_tensors_are_loaded_as_they_are(project: Project) -> None:
 
 def test_the_report_and_the_table_show_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """Tensors have no top-1, and no agreement: the mean cosine stands in its place."""
-    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
-    print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
-    table = capsys.readouterr().out
-    assert "cosine" in table
-    assert "agreement" not in table
+    assert_shows_the_cosine(project, capsys)
 
 
 def test_triton_serves_tensors(project: Project, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from model_artifacts.records import Task
+from tests.support.tasks import configuration_of
+
 LENGTH = 24
 
 
@@ -34,14 +37,8 @@ class Named(nn.Module):
         return {"features": self.body(image), "attentions": None}
 
 
-def configuration(factory: str = "make", more: str = "") -> str:
-    """Return the configuration of an embedding; `more` holds further keys of the first level."""
-    return f"""\
-model: {{name: tiny, factory: "tests.support.embeddings:{factory}", weights: factory, task: embedding}}
-preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-precisions: [fp32, fp16]
-profiles: [{{min: 1, opt: 2, max: 4}}]
-workspaces: [16MiB]
-benchmark: {{batches: [2], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2}}
-{more or "data: {images: digits, calibration: 8, validation: 60}"}
-"""
+def configuration(factory: str = "make") -> str:
+    """Return the configuration of an embedding."""
+    return configuration_of(
+        f"tests.support.embeddings:{factory}", Task.EMBEDDING, "{images: digits, calibration: 8, validation: 60}"
+    )

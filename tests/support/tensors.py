@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from model_artifacts.records import Task
+from tests.support.tasks import configuration_of
+
 SHAPE = (5, 16, 16)
 """The shape of one image's output."""
 
@@ -38,14 +41,8 @@ class TwoOutputs(Boxes):
         return {"out": out, "aux": out}
 
 
-def configuration(factory: str = "Boxes", more: str = "") -> str:
-    """Return the configuration of such a network; `more` holds further keys of the first level."""
-    return f"""\
-model: {{name: tiny, factory: "tests.support.tensors:{factory}", weights: factory, task: tensors}}
-preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-precisions: [fp32, fp16]
-profiles: [{{min: 1, opt: 2, max: 4}}]
-workspaces: [16MiB]
-benchmark: {{batches: [2], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2}}
-{more or "data: {images: photographs, calibration: 8, validation: 40}"}
-"""
+def configuration(factory: str = "Boxes") -> str:
+    """Return the configuration of such a network."""
+    return configuration_of(
+        f"tests.support.tensors:{factory}", Task.TENSORS, "{images: photographs, calibration: 8, validation: 40}"
+    )

@@ -1,0 +1,57 @@
+"""The configuration and the run of a small network of a task without classes: an embedding, or tensors."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from model_artifacts.cli.answers import Place, print_manifest
+from pipeline.cli.main import main
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from model_artifacts.records import Task
+
+FP16, FP32 = "tiny/cpu-x86_64/onnxruntime-fp16", "tiny/cpu-x86_64/onnxruntime-fp32"
+ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
+
+
+def configuration_of(factory: str, task: Task, data: str) -> str:
+    """Return the configuration of a network; `data` is the value of that key."""
+    return f"""\
+model: {{name: tiny, factory: "{factory}", weights: factory, task: {task.value}}}
+preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+precisions: [fp32, fp16]
+profiles: [{{min: 1, opt: 2, max: 4}}]
+workspaces: [16MiB]
+benchmark: {{batches: [2], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2}}
+data: {data}
+"""
+
+
+def made_in(folder: Path, text: str) -> Project:
+    """Return a project whose ONNX files are validated, and whose FP16 engine is built ahead of time."""
+    file = folder / "pipeline.yaml"
+    file.write_text(text)
+    project = Project.load(file, STAGES)
+    wanted = {"source", "data", "export", "rounding"}
+    for step in project.schedule.steps:
+        if step.stage in wanted or (step.subject in {FP16, FP32, ENGINE} and step.stage in {"build", "validate"}):
+            assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
+    for stage in ("manifest", "report"):
+        assert main([stage, "tiny", "--config", str(file)]) == 0
+    return project
+
+
+def assert_shows_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that report and table have the mean cosine in the place of an agreement."""
+    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
+    print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
+    table = capsys.readouterr().out
+    assert "cosine" in table
+    assert "agreement" not in table
