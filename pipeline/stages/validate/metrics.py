@@ -202,7 +202,7 @@ def part_l2(logits: Logits, reference: Logits, shape: Sequence[int]) -> npt.NDAr
 
 def largest_part(logits: Logits, reference: Logits, shape: Sequence[int]) -> float:
     """Return the relative L2 of the whole, or of one of its parts, whichever is larger."""
-    return max(relative_l2(logits, reference), *part_l2(logits, reference, shape).tolist(), 0.0)
+    return max(relative_l2(logits, reference), float(part_l2(logits, reference, shape).max(initial=0.0)))
 
 
 def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
