@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from model_artifacts.records.base import Count, Record, Share
+from model_artifacts.records.base import Count, Record, Share, without_defaults
 
 
 class Question(str, Enum):
@@ -58,6 +58,12 @@ class RowCheck(Record):
     relative_l2: Annotated[float, Field(ge=0)]
     """Largest ‖a - b‖ / ‖a‖ of a row, where a and b are its logits beside different rows. The row is run at another
     place of the batch, and beside copies of one image."""
+    part_l2: Annotated[float, Field(ge=0)] | None = None
+    """Largest relative L2 of a part of a tensor to the reference, in the same runs; None for other outputs."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"part_l2"})
 
 
 class Accuracy(Record):

@@ -8,7 +8,7 @@ import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
-from pipeline.stages.validate.metrics import distance, row_dependence
+from pipeline.stages.validate.metrics import distance, largest_part, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
     return RowCheck(
         batch=size,
         reference_l2=distance(logits, reference[:count], parts),
+        part_l2=None if parts is None else largest_part(logits, reference[:count], parts.shape),
         relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]]), parts),
     )
 

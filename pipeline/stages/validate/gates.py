@@ -36,7 +36,7 @@ _SAMPLE = 2.0
 _QUANTIZED_SAMPLE = 4.0
 """The same of quantised graphs, which cut off a sample with larger activations than the calibration's: its distance was
 up to 5.0 times the largest of the 64 emulated samples (`benchmarks/quantized_gates.py`, 18 networks)."""
-_LOST = 0.9
+LOST = 0.9
 """The bound that this wider factor must not pass: a sample without any output lies 1 away, if its norm is the mean."""
 _LEAST = 0.1
 """The least share of the expected rounding that an artifact must show. One that computes in a wider type has a
@@ -80,7 +80,7 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     visible = rounding.precision in _ROUNDS_VISIBLY
     worst = _SAMPLE * multiple * sample
     if rounding.precision in QUANTIZED_PRECISIONS:
-        worst = max(worst, min(_QUANTIZED_SAMPLE * multiple * sample, _LOST))
+        worst = max(worst, min(_QUANTIZED_SAMPLE * multiple * sample, LOST))
     return Bounds(
         relative_l2=max(multiple * high, FLOOR),
         source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
@@ -214,10 +214,21 @@ def judge_parts(found: npt.NDArray[np.float64], names: Sequence[str], bounds: Bo
     return tuple(checks)
 
 
-def judge_loss_of_parts(whole: float, found: npt.NDArray[np.float64], margin: float) -> GateCheck:
-    """Compare the largest relative L2, of the whole tensor or a part of it, with the margin: is it good enough?"""
-    value = max(whole, *found.tolist()) if len(found) else whole
-    return at_most("largest relative L2 of a part", value, margin, question=Question.GOOD_ENOUGH)
+def judge_loss_of_parts(found: float, margin: float, where: str = "") -> GateCheck:
+    """Compare the largest relative L2, of the whole tensor or a part of it, with the margin: is it good enough?
+
+    Args:
+        found: that distance.
+        margin: the largest acceptable one.
+        where: the runs that it is the largest of, as a phrase after the metric's name.
+    """
+    return at_most(f"largest relative L2 of a part{where}", found, margin, question=Question.GOOD_ENOUGH)
+
+
+def judge_loss_of_rows(rows: tuple[RowCheck, ...], margin: float) -> tuple[GateCheck, ...]:
+    """Compare the parts' largest relative L2 at any batch size with the margin; no check without parts."""
+    found = [row.part_l2 for row in rows if row.part_l2 is not None]
+    return (judge_loss_of_parts(max(found), margin, " at every batch size"),) if found else ()
 
 
 def judge_loss(

@@ -9,7 +9,7 @@ import numpy as np
 from model_artifacts.records import Task
 from pipeline.stages.common.rows import Parts, parts_of
 from pipeline.stages.validate.gates import (
-    FLOOR,
+    LOST,
     Bounds,
     at_most,
     bounds_of,
@@ -20,7 +20,7 @@ from pipeline.stages.validate.gates import (
     judge_parts,
 )
 from pipeline.stages.validate.loss import judge_drop
-from pipeline.stages.validate.metrics import compare_answers, distance, largest_sample, part_l2
+from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
 from pipeline.stages.validate.neighbours import compare_neighbours
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class Yardstick(NamedTuple):
 
     @property
     def parts(self) -> Parts | None:
-        """The parts of the task `tensors`, each weighed by its bound; None for logits and vectors.
+        """The parts of the task `tensors`, each weighed by its bound of faithfulness; None for logits and vectors.
 
-        The bound of a part is never wider than the margin. A part that is zero in the emulated samples has no other.
+        A part that is zero in the emulated samples has a bound beyond all others, and is held to `LOST`. The margin
+        takes no part: it has checks of its own, which answer the other question.
         """
         if self.sample_shape is None:
             return None
@@ -68,7 +69,7 @@ class Yardstick(NamedTuple):
         if bounds.relative_l2 is None:
             return Parts(self.sample_shape, np.ones(count))
         own = bounds.part_l2 if len(bounds.part_l2) == count else (bounds.relative_l2,) * count
-        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, max(self.gates.margin, FLOOR)))
+        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, LOST))
 
 
 class Judgement(NamedTuple):
@@ -100,7 +101,7 @@ def judge_logits(
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
-        return Judgement((*checks, judge_loss_of_parts(accuracy.relative_l2, parts, gates.margin)), None)
+        return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)
     if task is Task.EMBEDDING:
         answers = compare_neighbours(logits, reference)
     else:

@@ -200,6 +200,11 @@ def part_l2(logits: Logits, reference: Logits, shape: Sequence[int]) -> npt.NDAr
     return found
 
 
+def largest_part(logits: Logits, reference: Logits, shape: Sequence[int]) -> float:
+    """Return the relative L2 of the whole, or of one of its parts, whichever is larger."""
+    return max(relative_l2(logits, reference), float(part_l2(logits, reference, shape).max(initial=0.0)))
+
+
 def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
     """Return the relative L2 of the whole, or of a part by its weight, whichever is larger."""
     whole = relative_l2(logits, reference)

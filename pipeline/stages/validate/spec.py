@@ -32,6 +32,10 @@ TensorRT's graphs on a processor by a part. 8 runs torch_compile with contiguous
 """
 
 
+TASKS_VERSION = 2
+"""The same for the tasks without classes alone. 2 holds parts to the margin at every batch size."""
+
+
 def accuracy_key(project: Project, variant: Variant) -> Key:
     """Return the key of a variant's accuracy."""
     artifact = project.artifact(variant)
@@ -45,7 +49,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         labels=data.labels.sha256 if data.labels else None,
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
-        **({"task": task.value} if (task := project.config.model.task) is not Task.CLASSIFICATION else {}),
+        **_task_fields(project.config.model.task),
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
@@ -62,6 +66,11 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         driver=driver_presence(project, variant),
         gpu=gpu_type(project.plan.gpu(variant.target)),
     )
+
+
+def _task_fields(task: Task) -> dict[str, object]:
+    """Return the fields of the key that a classification has not."""
+    return {} if task is Task.CLASSIFICATION else {"task": task.value, "task_judge": TASKS_VERSION}
 
 
 def limit_of_samples(project: Project, variant: Variant) -> int | None:

@@ -38,11 +38,13 @@ from pipeline.stages.validate.gates import (
     executed_precision,
     judge_finite,
     judge_layers,
+    judge_loss_of_parts,
+    judge_loss_of_rows,
     judge_rows,
     reason_of,
 )
 from pipeline.stages.validate.judgement import Yardstick, judge_logits
-from pipeline.stages.validate.metrics import distance, measure
+from pipeline.stages.validate.metrics import distance, largest_part, measure
 from pipeline.stages.validate.reference import judge_reference
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
@@ -140,10 +142,14 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
     checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
     checks += judge_rows(outputs.rows, bounds)
+    checks += judge_loss_of_rows(outputs.rows, gates.margin)
     checks += judge_finite("finite outputs of extreme images", outputs.extremes)
     if outputs.channels_last is not None and bounds.relative_l2 is not None:
         apart = distance(outputs.channels_last, reference, yardstick.parts)
         checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
+        if yardstick.sample_shape is not None:
+            worst = largest_part(outputs.channels_last, reference, yardstick.sample_shape)
+            checks += (judge_loss_of_parts(worst, gates.margin, " in channels_last"),)
     reason = reason_of(checks)
     if any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"

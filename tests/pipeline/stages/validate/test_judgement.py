@@ -9,6 +9,8 @@ from model_artifacts.records import Graph, Question, Task
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Verdict
 from pipeline.stages.common.rows import parts_of
+from pipeline.stages.validate.batches import check_rows
+from pipeline.stages.validate.gates import judge_loss_of_rows, judge_rows, reason_of
 from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
 from pipeline.stages.validate.metrics import distance, measure, row_dependence
 from tests.support.records import file_record, rounding_of
@@ -142,6 +144,22 @@ def test_a_faithful_precision_may_lose_too_much() -> None:
     assert failed(tensors_judged(got, Gates(margin=5e-4))) == ["largest relative L2 of a part"]
 
 
+def test_a_part_that_rounding_moves_beyond_the_margin_is_not_unfaithful() -> None:
+    """Its own rounding allows 6 %, at every batch size too, so that the margin of 1 % alone is broken."""
+    rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3).model_copy(update={"part_l2_high": (1e-3, 1e-3, 0.03)})
+    yardstick = Yardstick(Gates(), Gate(), rounding, task=Task.TENSORS, sample_shape=(3,))
+    want = (np.random.default_rng(5).normal(size=(50, 3)) * [300, 300, 0.2]).astype(np.float32)
+    got = want * np.array([1.0003, 1.0003, 1.05], np.float32)
+    assert yardstick.parts is not None
+    row = check_rows(lambda images: images, lambda start, stop: got[start:stop], want, 50, got, yardstick.parts)
+    faithful, enough = judge_rows((row,), yardstick.bounds), judge_loss_of_rows((row,), 0.01)
+    assert [check.passed for check in faithful] == [True, True]
+    assert [(check.passed, check.question) for check in enough] == [(False, Question.GOOD_ENOUGH)]
+    assert row.part_l2 == pytest.approx(0.05, rel=1e-3)
+    judgement = judge_logits(got, want, None, measure(got, want, None, task=Task.TENSORS), yardstick)
+    assert reason_of((*judgement.checks, *faithful, *enough)).startswith("faithful, but this network loses too much")
+
+
 def test_parts_are_weighed_by_their_bounds() -> None:
     """Checks of batch sizes see a part's distance as a share of its own bound."""
     rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3).model_copy(update={"part_l2_high": (1e-3, 1e-3, 0.004)})
@@ -151,7 +169,7 @@ def test_parts_are_weighed_by_their_bounds() -> None:
     unseen = rounding.model_copy(update={"part_l2_high": (1e-3, 1e-3, 1e150)})
     parts_of_unseen = Yardstick(Gates(), Gate(), unseen, task=Task.TENSORS, sample_shape=(3,)).parts
     assert parts_of_unseen is not None
-    np.testing.assert_allclose(parts_of_unseen.weights, [1, 1, 0.2])  # the margin, where the emulation saw zeros alone
+    np.testing.assert_allclose(parts_of_unseen.weights, [1, 1, 2e-3 / 0.9])  # where the emulation saw zeros alone
     want = np.array([[300, 300, 0.2], [310, 290, 0.3]], np.float32)
     got = want * np.array([1, 1, 1.5], np.float32)
     assert distance(got, want, None) < 1e-3
