@@ -18,6 +18,7 @@ import pytest
 from model_artifacts import Precision, Requirements, load
 from model_artifacts.releases.store import push
 from tests.conftest import REPOSITORY
+from tests.support.registries import PROGRAM, running
 
 if TYPE_CHECKING:
     from pipeline.stages.release.stage import Release
