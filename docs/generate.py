@@ -24,9 +24,9 @@ _API = """\
 
 The functions and classes of `import model_artifacts`, for machines that run artifacts. Install them with
 `pip install "model-artifacts[tensorrt-rtx]"`. The extras `tensorrt`, `tensorrt-rtx`, `onnxruntime` and
-`onnxruntime-gpu` run artifacts; `verify` and `store` pull releases. None of them brings torch or doit. Every expected
-failure raises an `ArtifactError`, whose text names the failure, the place, the expected and the actual value, and the
-fix. This page is generated: `doit docs`.
+`onnxruntime-gpu` run artifacts; `verify` with `store` or `oci` pulls releases. None of them brings torch or doit. Every
+expected failure raises an `ArtifactError`, whose text names the failure, the place, the expected and the actual value,
+and the fix. This page is generated: `doit docs`.
 
 """
 _MANIFEST = """\

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 _INSTALL = "pip install model-artifacts"
 
+RESOLVED = Option(
+    ("folder",),
+    "the artifacts, with their manifest.json, or a release in a registry, oci://…, of which no file is fetched; "
+    "default: artifacts",
+    default="artifacts",
+    metavar="FOLDER",
+    nargs="?",
+)
 HOST = Option(
     ("--host",), "resolve for another machine, whose `host` command printed this file", type=Path, metavar="FILE"
 )
@@ -52,7 +60,7 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/ --max-latency-ms 1 --min-top1 75%",
         remedy=_INSTALL,
     )
-    for option in (FOLDER, HOST, JSON):
+    for option in (RESOLVED, HOST, JSON):
         option.add_to(parser)
     add_group(parser, "requirements", REQUIREMENTS)
     parser.set_defaults(
@@ -98,15 +106,24 @@ def requirements_of(options: argparse.Namespace) -> Requirements:
     )
 
 
-def _resolve(folder: Path, host_file: Path | None, requirements: Requirements, *, as_json: bool) -> int:
+def _resolve(source: str, host_file: Path | None, requirements: Requirements, *, as_json: bool) -> int:
     from model_artifacts.deployment.loading import resolve
     from model_artifacts.host.record_files import read_record
     from model_artifacts.records import DeploymentHost
 
     fix = "`model-artifacts host` prints one there"
     host = read_record(host_file, DeploymentHost, fix=fix) if host_file else None
-    resolution = resolve(folder, requirements, host)
-    print(_as_json(resolution, folder) if as_json else _as_text(resolution, folder, requirements))
+    if source.startswith(("oci://", "oci+http://")):
+        from model_artifacts.releases.oci.offers import read_offers, resolve_offered
+
+        offered = read_offers(source)
+        resolution = resolve_offered(offered, requirements, host)
+        place = offered.place_of(resolution.entry)
+    else:
+        resolution = resolve(source, requirements, host)
+        file = resolution.entry.file
+        place = str(Path(source) / file.path) if file else ""
+    print(_as_json(resolution, place) if as_json else _as_text(resolution, place, requirements))
     return 0
 
 
@@ -146,7 +163,7 @@ def _triton(artifacts: Path, output: Path | None, version: int | None) -> int:
     return 0
 
 
-def _as_text(resolution: Resolution, artifacts: Path, requirements: Requirements) -> str:
+def _as_text(resolution: Resolution, place: str, requirements: Requirements) -> str:
     entry, gpu = resolution.entry, resolution.place.gpu
     where = gpu.name if gpu else "the processor"
     speed, unit = (
@@ -156,17 +173,16 @@ def _as_text(resolution: Resolution, artifacts: Path, requirements: Requirements
     )
     nearest = f"; ranked by {resolution.evidence}" if resolution.evidence else ""
     timed = f"not timed there{nearest}" if speed is None else f"{speed:.4g} {unit}"
-    file = f"{artifacts / entry.file.path}" if entry.file else "none"
-    lines = [entry.id, f"  file  {file}", f"  why   {resolution.place.tier.phrase}; {where}; {timed}"]
+    lines = [entry.id, f"  file  {place or 'none'}", f"  why   {resolution.place.tier.phrase}; {where}; {timed}"]
     rejected = (f"  not   {item.id}: {item.reason}" for item in resolution.rejected)
     return "\n".join(map(one_row, [*lines, *rejected]))
 
 
-def _as_json(resolution: Resolution, artifacts: Path) -> str:
+def _as_json(resolution: Resolution, place: str) -> str:
     file, gpu = resolution.entry.file, resolution.place.gpu
     fields = {
         "id": resolution.entry.id,
-        "file": str(artifacts / file.path) if file else None,
+        "file": place or None,
         "sha256": file.sha256 if file else None,
         "tier": resolution.place.tier.name.lower(),
         "gpu": gpu.uuid if gpu else None,

@@ -154,7 +154,9 @@ FOLDER = Option(
     metavar="FOLDER",
     nargs="?",
 )
-URL = Option(("url",), "the store: a folder, s3://…, gs://…, or https:// to read from", metavar="URL")
+URL = Option(
+    ("url",), "the store: a folder, s3://…, gs://…, oci://registry/repository, or https:// to read from", metavar="URL"
+)
 
 BATCH = Option(("--batch",), "the batch size that it must take; default: 1", type=COUNT, metavar="N")
 MAX_LATENCY_MS = Option(

@@ -23,7 +23,6 @@ from model_artifacts.records import LATEST
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
     from datetime import datetime
 
     from model_artifacts.cli.parser import CommandLine, Parser
@@ -37,7 +36,7 @@ _INSTALL_VERIFY = 'pip install "model-artifacts[verify]"'
 PULLED = Option(
     ("folder",), "where to install it; default: artifacts", Path, Path("artifacts"), metavar="FOLDER", nargs="?"
 )
-TAG = Option(("--tag",), f"the tag to install; default: {LATEST}", metavar="NAME", default=LATEST)
+TAG = Option(("--tag",), f"the tag to install; default: the one in a registry's URL, or {LATEST}", metavar="NAME")
 DIGEST = Option(("--release",), "install the release with this full digest, without a tag", SHA256, metavar="SHA256")
 NO_DOWNGRADE = Option(
     ("--no-downgrade",),
@@ -58,7 +57,16 @@ ARTIFACTS = Option(
     ("--artifacts",), "the artifacts that hold it; default: artifacts", Path, Path("artifacts"), metavar="FOLDER"
 )
 TAGS = Option(
-    ("--tag",), f"the tag to move to this release; default: {LATEST}; may be repeated", metavar="NAME", action="append"
+    ("--tag",),
+    f"a tag to move to this release, besides one in a registry's URL; default: {LATEST}; may be repeated",
+    metavar="NAME",
+    action="append",
+)
+MOUNT_FROM = Option(
+    ("--mount-from",),
+    "another repository of the registry, whose files are mounted rather than sent",
+    metavar="REPOSITORY",
+    default="",
 )
 AGAIN = Option(("--again",), "send files that the store has, too: they are damaged", action="store_true")
 NAME = Option(("name",), "the tag to make or to move; without it, the tags are listed", metavar="NAME", nargs="?")
@@ -83,13 +91,9 @@ def add_release_commands(commands: CommandLine) -> None:
     parser = commands.add(
         "push", "send a release to a store", example="s3://team/models --tag prod", remedy=_INSTALL_STORE
     )
-    for option in (URL, RELEASE, ARTIFACTS, TAGS, AGAIN):
+    for option in (URL, RELEASE, ARTIFACTS, TAGS, AGAIN, MOUNT_FROM):
         option.add_to(parser)
-    parser.set_defaults(
-        run=lambda options: _push(
-            options.url, options.release, options.artifacts, options.tag or [LATEST], again=options.again
-        )
-    )
+    parser.set_defaults(run=_push)
     parser = commands.add(
         "tag",
         "list the tags of a store, or move one",
@@ -165,7 +169,7 @@ def verifier_of(options: argparse.Namespace) -> Verifier | None:
 def _pull(  # noqa: PLR0913 - the command's options
     url: str,
     folder: Path,
-    name: str,
+    name: str | None,
     verifier: Verifier | None,
     requirements: Requirements,
     *,
@@ -196,10 +200,12 @@ def _time(when: datetime) -> str:
     return f"{when.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
-def _push(url: str, release: Path | None, artifacts: Path, tags: Sequence[str], *, again: bool) -> int:
-    from model_artifacts.releases.store import push
+def _push(options: argparse.Namespace) -> int:
+    from model_artifacts.releases.store import push, tags_to_move
 
-    pushed = push(url, release or _newest(artifacts), tags, again=again)
+    tags = tags_to_move(options.url, options.tag or ())
+    release = options.release or _newest(options.artifacts)
+    pushed = push(options.url, release, tags, again=options.again, mounted_from=options.mount_from)
     sent = _megabytes(pushed.sent)
     print(f"{_amount(pushed.release.files)} of {pushed.release.name}; {len(pushed.sent)} were sent ({sent})")
     for tag in tags:
@@ -214,7 +220,8 @@ def _newest(artifacts: Path) -> Path:
 
 
 def _tag(url: str, name: str | None, target: str | None) -> int:
-    from model_artifacts.releases.store import StoredTag, move_tag, read_tags
+    from model_artifacts.releases.listings import StoredTag
+    from model_artifacts.releases.store import move_tag, read_tags
 
     if name and not target:
         raise UsageError(f"expected another tag or a release's SHA-256 after {name}, got nothing")

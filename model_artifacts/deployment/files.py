@@ -11,6 +11,7 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from model_artifacts.records import FileRecord, Manifest, ManifestEntry
@@ -48,10 +49,19 @@ def incomplete(root: Path, manifest: Manifest) -> tuple[str, ...]:
 
 def uncallable(manifest: Manifest) -> dict[str, str]:
     """Return the recipes, which call the model's factory, if that is not installed here, with the reason, by id."""
-    factory = manifest.model.factory if manifest.model else ""
+    return uncallable_recipes(manifest.model.factory if manifest.model else "", manifest.artifacts)
+
+
+def uncallable_recipes(factory: str, artifacts: Iterable[ManifestEntry]) -> dict[str, str]:
+    """Return the recipes among artifacts, as `uncallable` does.
+
+    Args:
+        factory: the model's factory, `module:function`; empty if it is unknown.
+        artifacts: the artifacts.
+    """
     if not factory or installed(factory.partition(":")[0].partition(".")[0]):
         return {}
-    recipes = [entry.id for entry in manifest.artifacts if entry.backend is Backend.TORCH_COMPILE]
+    recipes = [entry.id for entry in artifacts if entry.backend is Backend.TORCH_COMPILE]
     return dict.fromkeys(recipes, f"calls the model's factory {factory}, which is not installed here")
 
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from model_artifacts.deployment.evidence import Evidence, Nearness, medians_of, nearest
 from model_artifacts.errors import ResolveError, UsageError
@@ -30,7 +30,7 @@ from model_artifacts.records import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, Manifest, ManifestEntry
+    from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, ManifestEntry
 
 _X86 = "x86_64"
 LEAST_ONNXRUNTIME = (1, 20)
@@ -151,8 +151,15 @@ class _Candidate(NamedTuple):
         return (self.place.tier, *(self.evidence.rank if self.evidence else (math.inf, math.inf)), accuracy)
 
 
+class _Artifacts(Protocol):
+    """A manifest, or what else lists artifacts."""
+
+    @property
+    def artifacts(self) -> tuple[ManifestEntry, ...]: ...
+
+
 def resolve_entry(
-    manifest: Manifest,
+    manifest: _Artifacts,
     host: DeploymentHost,
     requirements: Requirements,
     unusable: Mapping[str, str] = MappingProxyType({}),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,9 +27,27 @@ if TYPE_CHECKING:
 _MAX_LISTING_BYTES = 64 * 2**20
 _MAX_TAG_BYTES = 4096
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""A release's SHA-256 in full."""
+"""A release's SHA-256 in full."""
 _LIKE_A_DIGEST = re.compile(r"(sha256[._-]?)?[0-9a-fA-F]{12,}", re.IGNORECASE)
 """Names that people, or `pull`, would take for a digest or the beginning of one, which `pull` shows in 12 digits."""
+
+
+class StoredTag(NamedTuple):
+    """A tag with its release's digest."""
+
+    name: str
+    release: str
+
+
+class Garbage(NamedTuple):
+    """Objects that no tag of a store reaches."""
+
+    paths: tuple[str, ...]
+    """Paths of those older than the grace period."""
+    young: int
+    """Number of younger ones, which a running push may still need."""
 
 
 def listing_path(digest: str) -> str:
@@ -87,7 +105,7 @@ def digest_of(store: ObjectStore, name: str) -> str:
     Raises:
         StoreError: the tag is invalid, missing or damaged, or the store cannot be reached.
     """
-    if _DIGEST.fullmatch(name.lower()):
+    if DIGEST.fullmatch(name.lower()):
         return name.lower()
     check_tag(name)
     return tagged_digest(store, name)

@@ -9,11 +9,11 @@ import hashlib
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from model_artifacts.errors import ArtifactError, StoreError, one_line, storage_errors
 from model_artifacts.host.files import replacing
@@ -32,7 +32,7 @@ _ACCESS = "the store refuses access: check its URL, and the keys, the name or th
 _SILENT_SECONDS = 60.0
 """Seconds without a byte after which a connection to a web server counts as dead."""
 _CHUNK = 16 * 2**20
-"""Bytes a request: large enough for few requests, small enough for the memory of one thread."""
+"""Bytes a request: few requests, and little memory of each thread."""
 
 
 class StoredObject(NamedTuple):
@@ -47,6 +47,85 @@ class StoredObject(NamedTuple):
 def blob_path(sha256: str) -> str:
     """Return the path of the object with a SHA-256 digest."""
     return f"blobs/{sha256[:2]}/{sha256}"
+
+
+class Source(NamedTuple):
+    """Where a file is fetched from, for messages."""
+
+    where: str
+    fix: str
+    """The remedy if its size or digest differs."""
+
+
+class _Stream(Protocol):
+    """A body to read once."""
+
+    def read(self, count: int, /) -> bytes:
+        """Return at most `count` of the next bytes."""
+
+
+def fetch_verified(
+    opened: Callable[[int], AbstractContextManager[tuple[_Stream, int]]],
+    file: FileRecord,
+    into: Path,
+    report: Callable[[int], None],
+    source: Source,
+) -> None:
+    """Read a stream into a file, which appears once its size and digest are verified. An interrupted one is resumed.
+
+    Args:
+        opened: gives the stream from a position, and the position that it really begins at: that one, or 0.
+        file: the expected size and digest.
+        into: the file to write.
+        report: receives the number of bytes that each step adds.
+        source: the source, for messages.
+
+    Raises:
+        StoreError: the size or the digest differs.
+        StorageError: the file cannot be written.
+    """
+    part = into.with_name(f"{into.name}.part")
+    with storage_errors(f"writing {part}"):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        got, size = _append(opened, file, part, report)
+        if got != file.sha256:
+            part.unlink()
+            raise StoreError(
+                f"{file.path} differs from its listed digest and was discarded",
+                where=source.where,
+                expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
+                got=f"{size:,} bytes, SHA-256 {got}",
+                fix=source.fix,
+            )
+        with part.open("rb") as whole:
+            os.fsync(whole.fileno())
+        part.replace(into)
+
+
+def _append(
+    opened: Callable[[int], AbstractContextManager[tuple[_Stream, int]]],
+    file: FileRecord,
+    part: Path,
+    report: Callable[[int], None],
+) -> tuple[str, int]:
+    """Append a stream's missing bytes to a file; return the whole file's SHA-256 and its size in bytes."""
+    digest = hashlib.sha256()
+    with open_part(part) as local:
+        while chunk := local.read(_CHUNK):
+            digest.update(chunk)
+        report(local.tell())
+        with opened(local.tell()) as (remote, start):
+            if start != local.tell():  # the server begins again
+                report(-local.tell())
+                digest = hashlib.sha256()
+                local.truncate(0)
+                local.seek(0)
+            while local.tell() <= file.bytes and (chunk := remote.read(_CHUNK)):
+                with storage_errors(f"writing {part}"):
+                    local.write(chunk)
+                digest.update(chunk)
+                report(len(chunk))
+        return digest.hexdigest(), local.tell()
 
 
 class ObjectStore:
@@ -189,42 +268,14 @@ class ObjectStore:
             StoreError: the object is missing, its size or digest differs, or the store cannot be reached.
             StorageError: the file cannot be written.
         """
-        part = into.with_name(f"{into.name}.part")
-        with storage_errors(f"writing {part}"):
-            part.parent.mkdir(parents=True, exist_ok=True)
-            got, size = self._append(path, file, part, report)
-            if got != file.sha256:
-                part.unlink()
-                raise StoreError(
-                    f"{file.path} differs from its listed digest and was discarded",
-                    where=f"{path} of {self.shown}",
-                    expected=f"{file.bytes:,} bytes, SHA-256 {file.sha256}",
-                    got=f"{size:,} bytes, SHA-256 {got}",
-                    fix=fix,
-                )
-            with part.open("rb") as whole:
-                os.fsync(whole.fileno())
-            part.replace(into)
+        fetch_verified(
+            lambda start: self._reading(path, start), file, into, report, Source(f"{path} of {self.shown}", fix)
+        )
 
-    def _append(self, path: str, file: FileRecord, part: Path, report: Callable[[int], None]) -> tuple[str, int]:
-        """Append an object's missing bytes to a file; return the whole file's SHA-256 and its size in bytes."""
-        digest = hashlib.sha256()
-        with open_part(part) as local:
-            while chunk := local.read(_CHUNK):
-                digest.update(chunk)
-            report(local.tell())
-            with self._reached(f"reading {path}"), self._opened(path, local.tell()) as (remote, start):
-                if start != local.tell():  # the server begins again
-                    report(-local.tell())
-                    digest = hashlib.sha256()
-                    local.truncate(0)
-                    local.seek(0)
-                while local.tell() <= file.bytes and (chunk := remote.read(_CHUNK)):
-                    with storage_errors(f"writing {part}"):
-                        local.write(chunk)
-                    digest.update(chunk)
-                    report(len(chunk))
-            return digest.hexdigest(), local.tell()
+    @contextmanager
+    def _reading(self, path: str, start: int) -> Iterator[tuple[Any, int]]:
+        with self._reached(f"reading {path}"), self._opened(path, start) as opened:
+            yield opened
 
     @contextmanager
     def _opened(self, path: str, start: int) -> Iterator[tuple[Any, int]]:
@@ -305,7 +356,7 @@ class ObjectStore:
         except FileNotFoundError as exc:
             raise _MissingError(f"{self.shown}: {doing} failed: there is no such object") from exc
         except Exception as exc:  # OSError, or of botocore, aiohttp and google, without a common base
-            fix = _ACCESS if isinstance(exc, PermissionError) else _remedy(getattr(exc, "status", None))
+            fix = _ACCESS if isinstance(exc, PermissionError) else remedy(getattr(exc, "status", None))
             raise StoreError(f"{self.shown}: {doing} failed", got=without_secrets(one_line(exc)), fix=fix) from exc
 
 
@@ -323,7 +374,7 @@ def _web_options(scheme: str) -> dict[str, object]:
     return {"client_kwargs": {"timeout": silence}}
 
 
-def _remedy(status: object) -> str:
+def remedy(status: object) -> str:
     """Return the advice for a status of HTTP; empty for none and for all others."""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return _ACCESS

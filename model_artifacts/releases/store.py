@@ -1,14 +1,12 @@
-"""Releases ↔ a store: a folder, S3, Google Cloud Storage, or a web server to pull from.
+"""Releases ↔ a store: a folder, S3, Google Cloud Storage, a web server to pull from, or an OCI registry.
 
 A push writes a release's files first, then its listing, then the tags, so that readers never get a part of a release.
 A pull checks every file's digest, verifies the release as `verify` does, and replaces its folder in one step.
-`listings` describes the objects.
+`object_releases` and `oci.releases` know how each kind of store keeps them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
@@ -29,17 +27,10 @@ from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.host.transfers import Progress, at_once
 from model_artifacts.records import LATEST, HostRelease, Manifest, StoredRelease
 from model_artifacts.releases.archive import unpacked
-from model_artifacts.releases.listings import (
-    check_tag,
-    digest_of,
-    listing_path,
-    reachable_paths,
-    read_listing,
-    tag_names,
-    tagged_digest,
-    write_tag,
-)
-from model_artifacts.releases.objects import ObjectStore, blob_path
+from model_artifacts.releases.listings import Garbage, StoredTag, check_tag
+from model_artifacts.releases.object_releases import ObjectReleases
+from model_artifacts.releases.oci.references import is_registry, reference_of
+from model_artifacts.releases.oci.releases import OciReleases
 from model_artifacts.releases.signature import FOR_HOST, SIGNATURE, signed_name
 from model_artifacts.releases.staging import staged
 from model_artifacts.releases.verification import (
@@ -52,10 +43,12 @@ from model_artifacts.releases.verification import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from model_artifacts.deployment.resolution import Requirements
     from model_artifacts.records import FileRecord, ManifestEntry
+    from model_artifacts.releases.object_releases import Releases
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.releases.staging import Staged
 
@@ -91,38 +84,52 @@ class Pulled(NamedTuple):
         return self.replaced is not None and self.built_at < self.replaced
 
 
-class StoredTag(NamedTuple):
-    """A tag with its release's digest."""
+def _opened(url: str, mounted_from: str = "") -> Releases:
+    """Return the releases of a store.
 
-    name: str
-    release: str
-
-
-class Garbage(NamedTuple):
-    """Objects that no tag of a store reaches."""
-
-    paths: tuple[str, ...]
-    """Paths of those older than the grace period."""
-    young: int
-    """Number of younger ones, which a running push may still need."""
+    Raises:
+        UsageError: the store has no other repositories to mount from.
+        StoreError: the URL is of no supported store.
+    """
+    if is_registry(url):
+        return OciReleases(url, mounted_from)
+    if mounted_from:
+        raise UsageError("expected an oci:// registry beside --mount-from, got another store")
+    return ObjectReleases(url)
 
 
-def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: bool = False) -> Pushed:
+def _named(url: str, name: str | None) -> str:
+    """Return the tag or the digest that is asked for, which the URL of a registry may hold, too.
+
+    Raises:
+        UsageError: the URL and the option name different ones.
+        StoreError: the URL has another form.
+    """
+    stated = reference_of(url).name if is_registry(url) else ""
+    if stated and name and name != stated:
+        raise UsageError(f"expected one name of a release, got {stated} in the URL and {name} beside it")
+    return name or stated or LATEST
+
+
+def push(url: str, release: Path, tags: Sequence[str] = (), *, again: bool = False, mounted_from: str = "") -> Pushed:
     """Verify a release, copy it to a store, then move tags to it.
 
     Args:
         url: the store's URL, or a folder.
         release: the release's folder or archive.
-        tags: the names of the tags to move or create.
+        tags: the names of the tags to move or create, besides one in a registry's URL; without any, `latest`.
         again: True also sends files that the store has already.
+        mounted_from: another repository of the registry, from which files are mounted rather than sent.
 
     Raises:
         ReleaseError: the release fails its verification.
+        UsageError: the URL names a digest, or a store without repositories is to mount.
         StoreError: the store cannot be reached or written, or a tag's name is not valid.
         StorageError: the store is a folder and cannot be written.
     """
-    store = ObjectStore(url)
+    store = _opened(url, mounted_from)
     store.demand_writable()
+    tags = tags_to_move(url, tags)
     for tag in tags:
         check_tag(tag)
     with unpacked(release) as folder:
@@ -130,23 +137,23 @@ def push(url: str, release: Path, tags: Sequence[str] = (LATEST,), *, again: boo
             raise ReleaseError(
                 f"{release} is only a part of a release, pulled for one host", fix="push the whole release"
             )
-        verify_release(folder)
+        manifest = verify_release(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = tuple(describe_file(path, folder) for path in paths)
         name = signed_name(folder) if (folder / SIGNATURE).is_file() else ""
         listing = _listing(name or release.resolve().name.removesuffix(".tar.zst"), files)
         different = list({file.sha256: file for file in files}.values())
-        missing = different if again else _missing(store, different)
+        missing = different if again else store.missing(different)
         _send(store, folder, missing)
-        text = listing.to_json().encode()
-        digest = hashlib.sha256(text).hexdigest()
-        store.write(listing_path(digest), text)
+        digest = store.write(listing, manifest, folder)
         for tag in tags:
-            write_tag(store, tag, digest)
+            store.write_tag(tag, digest)
         # A garbage collection by the former tags may have removed files meanwhile. From here on, tags reach them.
-        _send(store, folder, _missing(store, different))
-        if store.size(listing_path(digest)) is None:
-            store.write(listing_path(digest), text)
+        _send(store, folder, store.missing(different))
+        if not store.has(digest):
+            store.write(listing, manifest, folder)
+            for tag in tags:
+                store.write_tag(tag, digest)
     return Pushed(listing, digest, tuple(missing))
 
 
@@ -164,21 +171,29 @@ def _listing(name: str, files: tuple[FileRecord, ...]) -> StoredRelease:
         ) from exc
 
 
-def _missing(store: ObjectStore, files: Sequence[FileRecord]) -> list[FileRecord]:
-    """Return the files that a store lacks, or has in another size."""
-    sizes = at_once(lambda file: store.size(blob_path(file.sha256)), files)
-    return [file for file, size in zip(files, sizes, strict=True) if size != file.bytes]
+def tags_to_move(url: str, tags: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags that a push moves: one in a registry's URL and others; without any, `latest`.
+
+    Raises:
+        UsageError: the URL names a digest.
+        StoreError: the URL has another form.
+    """
+    reference = reference_of(url) if is_registry(url) else None
+    if reference and reference.digest:
+        raise UsageError("expected a tag in the URL, got a digest: only the release itself tells that")
+    stated = (reference.tag,) if reference and reference.tag else ()
+    return tuple(dict.fromkeys((*stated, *tags))) or (LATEST,)
 
 
-def _send(store: ObjectStore, folder: Path, files: Sequence[FileRecord]) -> None:
+def _send(store: Releases, folder: Path, files: Sequence[FileRecord]) -> None:
     with Progress("pushing", files) as report:
-        at_once(lambda file: store.upload(blob_path(file.sha256), folder / file.path, report), files, report.cancel)
+        at_once(lambda file: store.upload(file, folder / file.path, report), files, report.cancel)
 
 
 def pull(  # noqa: PLR0913 - five of them have a default
     url: str,
     folder: Path,
-    name: str = LATEST,
+    name: str | None = None,
     verifier: Verifier | None = None,
     for_host: Requirements | None = None,
     *,
@@ -191,7 +206,7 @@ def pull(  # noqa: PLR0913 - five of them have a default
     Args:
         url: the store's URL, or a folder.
         folder: the folder to install to: absent, empty, or the folder of an earlier pull. No mount point.
-        name: a tag, or a release's SHA-256.
+        name: a tag, or a release's SHA-256; None takes the one in a registry's URL, or else `latest`.
         verifier: the required signature; None checks no signature, so that the release's origin stays unproven.
         for_host: the requirements by which `resolve` chooses the only artifact to fetch, beside the evidence; None
             fetches all artifacts.
@@ -199,7 +214,7 @@ def pull(  # noqa: PLR0913 - five of them have a default
             It needs a verifier, because only a signature proves that time.
 
     Raises:
-        UsageError: `no_downgrade` without a verifier.
+        UsageError: `no_downgrade` without a verifier, or a name besides another one in the URL.
         ReleaseError: the release fails its verification, the signature is missing or another signer's, the release
             was signed under another name, or it is older than the installed one.
         ResolveError: no artifact suits this host.
@@ -208,14 +223,15 @@ def pull(  # noqa: PLR0913 - five of them have a default
     """
     if no_downgrade and verifier is None:
         raise UsageError("expected a key or an identity beside no_downgrade: only a signature proves a release's age")
-    store = ObjectStore(url)
-    digest = digest_of(store, name)
-    listing = read_listing(store, digest)
+    store = _opened(url)
+    digest = store.digest_of(_named(url, name))
+    listing = store.read(digest)
     with staged(folder, digest) as place:
         files = _Files(store, listing, place)
         wanted = {file.path for file in listing.files} - {FOR_HOST}
         files.fetch(wanted & EVIDENCE)
         manifest = check_release(place.path, verifier, partial=True)  # before anything large is fetched
+        store.check(digest, manifest)
         if verifier:
             _check_name(listing, place.path)
         former = _installed_at(folder, no_downgrade=no_downgrade)
@@ -285,7 +301,7 @@ def _installed_at(folder: Path, *, no_downgrade: bool) -> datetime | None:
 class _Files:
     """Files of a release, fetched into a staging folder."""
 
-    def __init__(self, store: ObjectStore, listing: StoredRelease, place: Staged) -> None:
+    def __init__(self, store: Releases, listing: StoredRelease, place: Staged) -> None:
         self._store = store
         self._by_path = {file.path: file for file in listing.files}
         self._place = place
@@ -307,8 +323,7 @@ class _Files:
         self.fetched += missing
 
     def _fetch(self, file: FileRecord, report: Callable[[int], None]) -> None:
-        fix = "pull again; if that fails, too, push the release again with --again"
-        self._store.fetch(blob_path(file.sha256), file, self._place.part(file), report, fix)
+        self._store.fetch(file, self._place.part(file), report)
         self._place.take(file)
 
     def of_entry(self, entry: ManifestEntry) -> set[str]:
@@ -330,8 +345,7 @@ def read_tags(url: str) -> tuple[StoredTag, ...]:
     Raises:
         StoreError: the store cannot be reached or listed, or a tag is damaged.
     """
-    store = ObjectStore(url)
-    return tuple(StoredTag(name, tagged_digest(store, name)) for name in tag_names(store))
+    return _opened(url).tags()
 
 
 def move_tag(url: str, tag: str, to: str) -> str:
@@ -349,12 +363,12 @@ def move_tag(url: str, tag: str, to: str) -> str:
         StoreError: there is no such release, the tag's name is not valid, or the store cannot be reached or written.
         StorageError: the store is a folder and cannot be written.
     """
-    store = ObjectStore(url)
+    store = _opened(url)
     store.demand_writable()
     check_tag(tag)
-    digest = digest_of(store, to)
-    read_listing(store, digest)
-    write_tag(store, tag, digest)
+    digest = store.digest_of(to)
+    store.read(digest)
+    store.write_tag(tag, digest)
     return digest
 
 
@@ -370,21 +384,6 @@ def collect_garbage(url: str, grace: timedelta, *, delete: bool = False) -> Garb
         StoreError: the store cannot be reached or listed, or a tag or a listing is damaged; nothing is deleted then.
             Also if a push moved a tag to a deleted object meanwhile.
     """
-    store = ObjectStore(url)
+    store = _opened(url)
     store.demand_writable()
-    unreached = [item for folder in ("blobs", "releases") for item in store.objects(folder)]
-    kept = reachable_paths(store)
-    unreached = [item for item in unreached if item.path not in kept]
-    before = datetime.now(timezone.utc) - grace
-    old = [item.path for item in unreached if item.changed and item.changed.astimezone(timezone.utc) < before]
-    if delete:
-        at_once(store.remove, old)
-        # A push checks its files again after moving its tag. Objects deleted after that check are reported here.
-        gone = [path for path in reachable_paths(store).intersection(old) if store.size(path) is None]
-        if gone:
-            raise StoreError(
-                "a push moved a tag to objects that were just deleted",
-                got=f"{len(gone)} objects, such as {min(gone)}",
-                fix="push that release again",
-            )
-    return Garbage(tuple(old), len(unreached) - len(old))
+    return store.collect_garbage(grace, delete=delete)

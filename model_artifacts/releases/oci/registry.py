@@ -1,0 +1,372 @@
+"""A repository of an OCI registry: its blobs, manifests, tags and referrers.
+
+The requests are those of the OCI distribution specification 1.1. Everything that is named by a digest is hashed when
+it arrives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import time
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, NamedTuple
+from urllib.parse import urljoin
+
+from model_artifacts.errors import StoreError
+from model_artifacts.host.plain_files import open_plain
+from model_artifacts.releases.objects import Source, fetch_verified
+from model_artifacts.releases.oci.documents import INDEX_TYPE, MANIFEST_TYPE, MAX_BYTES
+from model_artifacts.releases.oci.transport import BrokenError, Request, Transport, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import requests
+
+    from model_artifacts.records import FileRecord
+    from model_artifacts.releases.oci.references import Reference
+
+_CHUNK = 16 * 2**20
+"""Bytes of one request of an upload. A smaller blob is sent in one."""
+_PIECE = 2**20
+"""Bytes of a body that are read at a time: what a broken connection loses."""
+_FRUITLESS, _PAUSE = 5, 1.0
+"""Interruptions of a transfer in a row without a new byte, after which it fails, and the seconds after the first."""
+_MAX_TAGS = 100_000
+_ACCEPT = {"Accept": f"{INDEX_TYPE}, {MANIFEST_TYPE}"}
+_MISSING = frozenset({HTTPStatus.NOT_FOUND})
+
+
+class Stored(NamedTuple):
+    """A manifest or an index as the registry keeps it."""
+
+    data: bytes
+    media_type: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class Registry:
+    """A repository of a registry."""
+
+    def __init__(self, reference: Reference) -> None:
+        """Prepare a session; no request is sent yet.
+
+        Args:
+            reference: the repository.
+
+        Raises:
+            StoreError: `requests` is not installed.
+        """
+        self.shown = reference.shown
+        self._at = f"{reference.repository}/"
+        self._transport = Transport(reference)
+
+    # Manifests and tags.
+
+    def manifest(self, name: str, limit: int = MAX_BYTES) -> Stored | None:
+        """Return a manifest or an index; None if there is none.
+
+        Args:
+            name: a tag, or a digest with its algorithm, with which the bytes are compared.
+            limit: the largest accepted size in bytes.
+
+        Raises:
+            StoreError: the bytes differ from the digest, are too many, or the registry cannot be reached.
+        """
+        request = Request("GET", f"{self._at}manifests/{name}", f"reading {name}", _ACCEPT, also=_MISSING)
+        response, data = self._transport.send(request, limit)
+        if response.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        stored = Stored(data, response.headers.get("Content-Type", "").partition(";")[0].strip())
+        if name.startswith("sha256:") and name != f"sha256:{stored.sha256}":
+            raise StoreError(
+                f"{self.shown}: the registry gave other bytes than those asked for",
+                expected=name,
+                got=f"sha256:{stored.sha256}",
+                fix="do not use it; push the release again",
+            )
+        return stored
+
+    def digest_of(self, tag: str) -> str | None:
+        """Return the SHA-256 of a tag's manifest, as the registry states it; None without such a tag.
+
+        Raises:
+            StoreError: the registry cannot be reached.
+        """
+        request = Request("HEAD", f"{self._at}manifests/{tag}", f"looking for {tag}", _ACCEPT, also=_MISSING)
+        response, _ = self._transport.send(request)
+        if response.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        stated = re.fullmatch(r"sha256:([0-9a-f]{64})", response.headers.get("Docker-Content-Digest", ""))
+        if stated:
+            return stated[1]
+        stored = self.manifest(tag)  # the header is optional
+        return stored.sha256 if stored else None
+
+    def put_manifest(self, name: str, stored: Stored) -> bool:
+        """Write a manifest or an index, or move a tag to it.
+
+        Returns:
+            True if the registry keeps the manifest as a referrer of its subject by itself.
+
+        Raises:
+            StoreError: the registry refuses it, as while a blob is missing, or cannot be reached.
+        """
+        headers = {"Content-Type": stored.media_type}
+        request = Request("PUT", f"{self._at}manifests/{name}", f"writing {name}", headers, body=stored.data)
+        response, _ = self._transport.send(request)
+        return "OCI-Subject" in response.headers
+
+    def remove_manifest(self, sha256: str) -> bool:
+        """Remove a manifest or an index with all its tags; return False if it was gone already.
+
+        Raises:
+            StoreError: the registry refuses removals, or cannot be reached.
+        """
+        also = _MISSING | {HTTPStatus.METHOD_NOT_ALLOWED}
+        request = Request("DELETE", f"{self._at}manifests/sha256:{sha256}", f"removing {sha256}", also=also)
+        response, _ = self._transport.send(request)
+        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            raise StoreError(
+                f"{self.shown}: the registry removes nothing",
+                fix="allow it there; docker's registry needs `storage: {delete: {enabled: true}}`",
+            )
+        return response.status_code != HTTPStatus.NOT_FOUND
+
+    def tags(self) -> list[str]:
+        """Return the names of all tags, sorted; none if there is no such repository.
+
+        Raises:
+            StoreError: the registry cannot be reached, or its answer is no list of tags.
+        """
+        names: list[str] = []
+        url, params = f"{self._at}tags/list", {"n": "1000"}
+        while url:
+            request = Request("GET", url, "listing the tags", params=params, also=_MISSING)
+            response, data = self._transport.send(request, MAX_BYTES)
+            if response.status_code == HTTPStatus.NOT_FOUND:
+                break
+            try:
+                page = json.loads(data)["tags"] or []
+            except (ValueError, LookupError, TypeError) as exc:
+                raise StoreError(f"{self.shown}: the list of tags cannot be read") from exc
+            names += [name for name in page if isinstance(name, str)]
+            following = response.links.get("next", {}).get("url", "")
+            url, params = (urljoin(str(response.url), following) if following and page else ""), {}
+            if len(names) > _MAX_TAGS:
+                raise StoreError(f"{self.shown} has too many tags", expected=f"at most {_MAX_TAGS:,}")
+        return sorted(set(names))
+
+    def keeps_referrers(self) -> bool:
+        """Return True if the registry lists the referrers of a manifest by itself.
+
+        Raises:
+            StoreError: the registry cannot be reached.
+        """
+        request = Request(
+            "GET", f"{self._at}referrers/sha256:{'0' * 64}", "looking for referrers", also=frozenset({400, 404, 405})
+        )
+        response, _ = self._transport.send(request, MAX_BYTES)
+        return response.status_code == HTTPStatus.OK
+
+    # Blobs.
+
+    def blob_bytes(self, sha256: str) -> int | None:
+        """Return a blob's size in bytes; None if there is none.
+
+        Raises:
+            StoreError: the registry cannot be reached.
+        """
+        request = Request("HEAD", f"{self._at}blobs/sha256:{sha256}", f"looking for {sha256}", also=_MISSING)
+        response, _ = self._transport.send(request)
+        stated = response.headers.get("Content-Length", "")
+        return int(stated) if response.status_code == HTTPStatus.OK and stated.isdecimal() else None
+
+    def fetch(self, file: FileRecord, into: Path, report: Callable[[int], None], fix: str) -> None:
+        """Read a blob into a file, which appears once its size and digest are verified.
+
+        A broken connection is opened again at the byte where it broke.
+
+        Args:
+            file: the expected size and digest.
+            into: the file to write.
+            report: receives the number of bytes that each step adds.
+            fix: the remedy that the error names if size or digest differ.
+
+        Raises:
+            StoreError: the blob is missing, its size or digest differs, or the registry cannot be reached.
+            StorageError: the file cannot be written.
+        """
+        source = Source(f"sha256:{file.sha256} of {self.shown}", fix)
+        waits = _Waits()
+        while True:
+            counted = _Counted(report)
+            try:
+                fetch_verified(lambda start: self._reading(file, start), file, into, counted, source)
+            except BrokenError:
+                waits.wait_or_raise(counted.total)
+                report(-counted.total)  # the next attempt counts what is there
+            else:
+                return
+
+    @contextmanager
+    def _reading(self, file: FileRecord, start: int) -> Iterator[tuple[_Body, int]]:
+        """Yield a blob's body and the position that it begins at."""
+        if start >= file.bytes:  # whole, and not renamed yet; a registry would refuse the range
+            yield _Body(None), start
+            return
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        request = Request("GET", f"{self._at}blobs/sha256:{file.sha256}", f"reading {file.path}", headers, attempts=1)
+        with self._transport.opened(request) as response:
+            span = re.match(rf"bytes {start}-", response.headers.get("Content-Range", ""))
+            yield _Body(response), start if response.status_code == HTTPStatus.PARTIAL_CONTENT and span else 0
+
+    def upload(self, sha256: str, size: int, file: Path, report: Callable[[int], None], mounted_from: str = "") -> None:
+        """Write a file as a blob: in chunks, each of which is sent again from where the registry has it.
+
+        Args:
+            sha256: the blob's digest.
+            size: its size in bytes.
+            file: the file to send.
+            report: receives the number of bytes that each step adds.
+            mounted_from: another repository of this registry, from which the blob is taken if it is there.
+
+        Raises:
+            StoreError: the registry cannot be reached or refuses the blob, as if the file has changed.
+            OSError: the file cannot be read.
+        """
+        location = self._begun(sha256, mounted_from)
+        if not location:
+            report(size)
+            return
+        with open_plain(file) as content:
+            self._sent(sha256, size, content, location, report)
+
+    def write(self, data: bytes) -> None:
+        """Write bytes as a blob, unless it is there.
+
+        Raises:
+            StoreError: the registry cannot be reached or refuses the blob.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.blob_bytes(sha256) != len(data):
+            self._sent(sha256, len(data), io.BytesIO(data), self._begun(sha256, ""), lambda _: None)
+
+    def _begun(self, sha256: str, mounted_from: str) -> str:
+        """Begin an upload and return its URL; empty if the blob was mounted instead."""
+        params = {"mount": f"sha256:{sha256}", "from": mounted_from} if mounted_from else {}
+        request = Request("POST", f"{self._at}blobs/uploads/", f"sending {sha256}", params=params)
+        response, _ = self._transport.send(request)
+        if mounted_from and response.status_code == HTTPStatus.CREATED:
+            return ""
+        return self._location(response)
+
+    def _sent(self, sha256: str, size: int, content: IO[bytes], location: str, report: Callable[[int], None]) -> None:
+        """Send a blob's bytes to an upload, however often it breaks."""
+        done, waits = 0, _Waits()
+        doing, kind = f"sending {sha256}", {"Content-Type": "application/octet-stream"}
+        while True:
+            try:
+                while size - done > _CHUNK:
+                    content.seek(done)
+                    chunk = content.read(_CHUNK)
+                    headers = {**kind, "Content-Range": f"{done}-{done + len(chunk) - 1}"}
+                    response, _ = self._transport.send(
+                        Request("PATCH", location, doing, headers, body=chunk, attempts=1)
+                    )
+                    location, done = self._location(response), done + len(chunk)
+                    report(len(chunk))
+                content.seek(done)
+                rest = content.read(size - done)
+                headers = {**kind, "Content-Range": f"{done}-{size - 1}"} if done else kind
+                params = {"digest": f"sha256:{sha256}"}
+                self._transport.send(Request("PUT", location, doing, headers, params, rest, attempts=1))
+                report(len(rest))
+            except BrokenError:  # noqa: PERF203 - the loop is there to try again
+                waits.wait_or_raise(done)
+                if self.blob_bytes(sha256) == size:  # the last answer was lost, not the request
+                    report(size - done)
+                    return
+                before = done
+                location, done = self._where(location) or (self._begun(sha256, ""), 0)
+                report(done - before)
+            else:
+                return
+
+    def _where(self, location: str) -> tuple[str, int] | None:
+        """Return where an upload goes on, and the number of bytes that the registry has; None if it has forgotten it.
+
+        Raises:
+            StoreError: the registry cannot be reached.
+        """
+        request = Request("GET", location, "looking for an upload", also=frozenset({400, 404, 405, 410, 416}))
+        response, _ = self._transport.send(request)
+        span = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
+        if response.status_code >= HTTPStatus.BAD_REQUEST or not span:
+            return None
+        last = int(span[1])
+        return self._location(response, location), last + 1 if last else 0  # `0-0` is docker's word for nothing
+
+    def _location(self, response: requests.Response, default: str = "") -> str:
+        """Return the URL that an answer names for the next request.
+
+        Raises:
+            StoreError: it names none.
+        """
+        target = response.headers.get("Location", "")
+        if not target and not default:
+            raise StoreError(f"{self.shown}: the registry names no place for an upload", fix="it is no OCI registry")
+        return urljoin(str(response.url), target) if target else default
+
+
+class _Body:
+    """The body of an answer; without one, it is at its end."""
+
+    def __init__(self, response: requests.Response | None) -> None:
+        self._response = response
+
+    def read(self, count: int, /) -> bytes:
+        """Return at most `count` of the next bytes; none at the end."""
+        return read(self._response, min(count, _PIECE)) if self._response is not None else b""
+
+
+class _Counted:
+    """A function to report bytes to, which knows their sum."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self.total = 0
+
+    def __call__(self, count: int) -> None:
+        """Pass a number of bytes on."""
+        self.total += count
+        self._report(count)
+
+
+class _Waits:
+    """Pauses between the attempts of a transfer, which end once several in a row brought nothing."""
+
+    def __init__(self) -> None:
+        self._furthest = -1
+        self._fruitless = 0
+
+    def wait_or_raise(self, done: int) -> None:
+        """Wait a moment, or raise the exception that is being handled.
+
+        Args:
+            done: the number of bytes that are there.
+        """
+        self._fruitless = 0 if done > self._furthest else self._fruitless + 1
+        self._furthest = max(done, self._furthest)
+        if self._fruitless >= _FRUITLESS:
+            raise  # noqa: PLE0704 - called in an `except` block
+        time.sleep(_PAUSE * 2**self._fruitless)
