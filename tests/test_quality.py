@@ -31,6 +31,9 @@ INTEGRATION = {
     "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
     "pipeline/test_killed_runs.py",
+    "pipeline/test_multilabel.py",
+    "pipeline/test_regression.py",
+    "pipeline/test_segmentation.py",
     "pipeline/test_tensors.py",
 }
 """Test files that cover several modules, and are named after their subject."""

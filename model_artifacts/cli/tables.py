@@ -279,6 +279,8 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
         return "", ""
     if not compares(entry, manifest.artifacts):
         return f"{_ON_FEWER}of {entry.accuracy.samples}", ""
+    if entry.accuracy.scores:
+        return entry.accuracy.scores[0].text, f"{entry.accuracy.relative_l2:.1e}"
     if _has_no_classes(manifest):
         return f"{entry.accuracy.cosine:.4f}", f"{entry.accuracy.relative_l2:.1e}"
     shown = entry.accuracy.top1 if _has_labels(manifest) else entry.accuracy.top1_agreement
@@ -286,6 +288,9 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
 
 
 def _accuracy_heading(manifest: Manifest) -> str:
+    scores = (entry.accuracy.scores for entry in manifest.artifacts if entry.accuracy)
+    if first := next((found[0].metric for found in scores if found), None):
+        return first
     if _has_no_classes(manifest):
         return "cosine"
     return "top-1" if _has_labels(manifest) else "agreement"

@@ -176,6 +176,10 @@ _COSINE = "cosine"
 
 def _shared_metric(old: Accuracy, new: Accuracy) -> tuple[str, float, float]:
     """Return the first metric that both have, with its values: top-1, agreement, or the cosine, which all have."""
+    for before in old.scores[:1]:
+        for after in new.scores[:1]:
+            if before.is_share and before.metric == after.metric:
+                return before.metric, before.value, after.value
     if old.top1 is not None and new.top1 is not None:
         return "top-1", old.top1, new.top1
     if old.top1_agreement is not None and new.top1_agreement is not None:

@@ -170,7 +170,7 @@ class Loading(AbstractContextManager[Model]):
         del batch
         raise _unopened()
 
-    def predict(self, images: object, *, top: object = 1) -> NoReturn:
+    def predict(self, images: object, *, top: object = None) -> NoReturn:
         """Refuse images: nothing is open.
 
         Raises:

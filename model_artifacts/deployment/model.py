@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.deployment.answers import answers_of, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
-from model_artifacts.deployment.predictions import Prediction, checked_top, rank
-from model_artifacts.errors import RunError, UsageError
-from model_artifacts.records import Backend, Task
+from model_artifacts.deployment.predictions import Prediction, checked_top
+from model_artifacts.errors import RunError
+from model_artifacts.records import Backend
 from model_artifacts.sessions.preprocessing import read_pixels, to_input
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class Model:
         with self._lock:
             return np.asarray(self._opened()(checked))
 
-    def predict(self, images: Pictures, *, top: int = 1) -> tuple[Prediction, ...]:
-        """Return the most likely classes of each image, with their names and scores.
+    def predict(self, images: Pictures, *, top: int | None = None) -> tuple[Prediction, ...]:
+        """Return what the task means by each image's output: the likeliest classes with names and scores, or a mask.
 
         The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
         of the validation. They run in batches that the artifact takes, and are read batch by batch. If the artifact's
@@ -86,7 +87,8 @@ class Model:
             images: one image, or an iterable of them: paths, bytes or open files of image files, Pillow's images, or
                 arrays and tensors of uint8 pixels. Arrays are (height, width, channels) or (height, width), torch's
                 tensors (channels, height, width). Greyscale of more than 8 bits needs the preprocessing's `levels`.
-            top: the number of classes to name for each image.
+            top: the number of classes to name for each image. By default a classification names one, and other tasks
+                all that are an answer.
 
         Returns:
             a prediction for each image, in the order of the images, also for one image.
@@ -95,20 +97,14 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
-            UsageError: `top` is no whole number above 0, or the model has another task, without classes.
+            UsageError: `top` is no whole number above 0, or the model's task has no answers.
         """
         self._opened()
-        if self._facts.task is not Task.CLASSIFICATION:
-            raise UsageError(
-                "`predict` names classes, and this model has none",
-                expected=f"a model whose task is {Task.CLASSIFICATION.value}",
-                got=self._facts.task.value,
-                fix="call `outputs(images)`, which returns what the network gives for each image",
-            )
-        top = checked_top(top)
+        require_answers(self._facts.task)
+        most = None if top is None else checked_top(top)
         found: list[Prediction] = []
-        for logits in self._of_each_batch(images):
-            found += rank(logits, self.class_names, top)
+        for outputs in self._of_each_batch(images):
+            found += answers_of(outputs, self._facts, most)
         return tuple(found)
 
     def outputs(self, images: Pictures) -> Batch:

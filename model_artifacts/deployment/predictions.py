@@ -1,9 +1,9 @@
-"""Logits → the most likely classes, with their names and scores."""
+"""Logits → the most likely classes, with their names and scores; the answer of any task."""
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,32 +26,60 @@ class ClassScore:
     name: str
     """The name of the class; its number, if names are unknown."""
     score: float
-    """The softmax of the logits, from 0 to 1: the sum over all classes is 1."""
+    """The softmax of the logits, from 0 to 1: the sum over all classes is 1. Of several labels the sigmoid of the
+    class's own logit; of a mask its share of the pixels."""
     index: int
     """The number of the class: its place among the logits, from 0 on."""
 
 
 @dataclass(frozen=True)
+class NamedValue:
+    """A number of a regression."""
+
+    name: str
+    """Its name; its place, if names are unknown."""
+    value: float
+    """The number, as the network gives it."""
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """The answer for one image."""
+    """The answer for one image: classes, and the mask or the numbers of a task that has them."""
 
     top: tuple[ClassScore, ...]
-    """The most likely classes, the likeliest first. Among equals the lower number goes first."""
+    """The most likely classes, the likeliest first. Among equals the lower number goes first. Of several labels those
+    that reach the threshold, of a mask those that it has, the largest first; none of a regression."""
+    mask: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    """The class of each pixel of the network's output, uint8 (height, width); None for other tasks. The output shows
+    what the resize and the crop leave of the image."""
+    values: tuple[NamedValue, ...] = ()
+    """The numbers of a regression; none for other tasks."""
 
     @property
     def name(self) -> str:
         """The name of the likeliest class; its number, if names are unknown."""
-        return self.top[0].name
+        return self._first.name
 
     @property
     def score(self) -> float:
         """The score of the likeliest class, from 0 to 1."""
-        return self.top[0].score
+        return self._first.score
 
     @property
     def index(self) -> int:
         """The number of the likeliest class."""
-        return self.top[0].index
+        return self._first.index
+
+    @property
+    def _first(self) -> ClassScore:
+        if not self.top:
+            raise UsageError(
+                "the prediction has no class",
+                expected="a class that reaches the threshold, or a task with classes",
+                got=f"{len(self.values)} numbers" if self.values else "no class that does",
+                fix="look at `top`, which may be empty, or at `values`",
+            )
+        return self.top[0]
 
 
 def checked_top(top: object) -> int:
@@ -93,14 +121,7 @@ def rank(logits: npt.NDArray[np.float32], names: Sequence[str] | None, top: int 
             got=str(classes) if classes else f"an array {logits.shape}",
             fix="call the model itself for its outputs, or build it with a logit for each class",
         )
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        raise RunError(
-            "the logits are not finite, so that none is the largest",
-            expected="finite logits",
-            got=f"NaN or infinity for {len(broken)} of {len(logits)} images, the first at {broken[0]}",
-            fix="take an artifact of another precision: `Requirements(precision=...)`",
-        )
+    require_finite(logits, "the logits are not finite, so that none is the largest")
     likely = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
     scores = likely / likely.sum(axis=1, keepdims=True)
     order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :top]
@@ -108,3 +129,19 @@ def rank(logits: npt.NDArray[np.float32], names: Sequence[str] | None, top: int 
         Prediction(tuple(ClassScore(names[at] if names else str(at), float(row[at]), int(at)) for at in best))
         for row, best in zip(scores, order, strict=True)
     )
+
+
+def require_finite(outputs: npt.NDArray[np.float32], refusal: str) -> None:
+    """Raise an error with this refusal if an output (images, …) is not finite.
+
+    Raises:
+        RunError: one is not.
+    """
+    broken = np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))
+    if len(broken):
+        raise RunError(
+            refusal,
+            expected="finite logits",
+            got=f"NaN or infinity for {len(broken)} of {len(outputs)} images, the first at {broken[0]}",
+            fix="take an artifact of another precision: `Requirements(precision=...)`",
+        )

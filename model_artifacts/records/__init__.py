@@ -1,6 +1,6 @@
 """Frozen, validated records of manifests, releases and hosts."""
 
-from model_artifacts.records.accuracy import Accuracy, ClassDrop, GateCheck, Question, RowCheck
+from model_artifacts.records.accuracy import Accuracy, ClassDrop, GateCheck, Question, RowCheck, Score
 from model_artifacts.records.artifacts import (
     BuiltFor,
     EngineMemory,
@@ -125,6 +125,7 @@ __all__ = [
     "Recipe",
     "Record",
     "RowCheck",
+    "Score",
     "Setting",
     "Sha256",
     "Share",

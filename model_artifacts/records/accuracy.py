@@ -66,6 +66,32 @@ class RowCheck(Record):
         return without_defaults(self, serialize(self), {"part_l2"})
 
 
+class Score(Record):
+    """A measure of the task, by which users judge its answers."""
+
+    metric: str
+    """Name of the measure, such as `mIoU`."""
+    value: float
+    """The artifact's."""
+    reference: float | None = None
+    """The FP32 reference's, by the same labels; None if the value itself compares both."""
+    is_share: bool = True
+    """True for a share from 0 to 1, of which more is better; False for an error in the output's own unit."""
+
+    @property
+    def text(self) -> str:
+        """The value as people read it."""
+        return self._text_of(self.value)
+
+    @property
+    def reference_text(self) -> str:
+        """The reference's value as people read it; empty without one."""
+        return "" if self.reference is None else self._text_of(self.reference)
+
+    def _text_of(self, value: float) -> str:
+        return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+
+
 class Accuracy(Record):
     """Distance of an artifact's logits, vectors or tensors to the FP32 reference's."""
 
@@ -100,3 +126,9 @@ class Accuracy(Record):
     """The class with the largest drop, among the classes with enough samples."""
     worst_sample: Count
     """Index of the sample with the largest distance to the reference."""
+    scores: tuple[Score, ...] = ()
+    """Measures of the task, the one that people judge by first. The JSON of tasks without any leaves them out."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"scores"})

@@ -206,11 +206,38 @@ class Task(str, Enum):
     TENSORS = "tensors"
     """A tensor for each image: a map, boxes with scores, or numbers. The user's own code gives it a meaning, so that
     its distances alone are judged, for each part."""
+    SEGMENTATION = "segmentation"
+    """A map of logits for each image, (classes, height, width). The class with the largest one is a pixel's answer."""
+    MULTILABEL = "multilabel"
+    """A row of logits for each image, one a class. Each class whose sigmoid reaches a threshold is an answer."""
+    REGRESSION = "regression"
+    """A row of numbers for each image. Each is right within a tolerance."""
 
     @property
     def output(self) -> str:
         """Name of the model's output, unless the network gives it one."""
-        return {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "embedding", Task.TENSORS: "output_0"}[self]
+        names = {Task.EMBEDDING: "embedding", Task.TENSORS: "output_0", Task.REGRESSION: "values"}
+        return names.get(self, "logits")
+
+    @property
+    def keeps_name(self) -> bool:
+        """True if the output keeps the name that the network's own mapping gives it."""
+        return self in {Task.TENSORS, Task.SEGMENTATION, Task.REGRESSION}
+
+    @property
+    def has_parts(self) -> bool:
+        """True if each part of the output is held to a bound of its own."""
+        return self not in {Task.CLASSIFICATION, Task.EMBEDDING}
+
+    @property
+    def has_answers(self) -> bool:
+        """True if `predict` says what the output means."""
+        return self not in {Task.EMBEDDING, Task.TENSORS}
+
+    @property
+    def has_classes(self) -> bool:
+        """True if the output answers with classes."""
+        return self in {Task.CLASSIFICATION, Task.SEGMENTATION, Task.MULTILABEL}
 
 
 class WeightsOrigin(str, Enum):

@@ -58,7 +58,7 @@ class ManifestModel(Record):
     weights_sha256: Sha256
     """Digest of the file of weights."""
     class_names: tuple[str, ...] | None
-    """Names of the classes, in the order of the logits; None if unknown."""
+    """Names of the classes, in the order of the logits, or of a regression's numbers; None if unknown."""
     preprocessing: Preprocessing
     """Steps from an image file to the input."""
     images: str
@@ -69,10 +69,12 @@ class ManifestModel(Record):
     """The FP32 reference's share of correct answers on the validation images; None without labels."""
     task: Task = Task.CLASSIFICATION
     """Task of the model. The JSON of a classification leaves it out."""
+    threshold: Share = 0.5
+    """Least sigmoid of a class that is an answer, of a multilabel network. The JSON leaves out the default."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task"})
+        return without_defaults(self, serialize(self), {"task", "threshold"})
 
     @property
     def network(self) -> str:

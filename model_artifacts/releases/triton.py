@@ -22,6 +22,7 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.records import Task
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_input
 
@@ -139,7 +140,7 @@ def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
             {name: item.string_value for name, item in written.parameters.items()},
         ),
         "files by GPU": (model.files_by_capability, dict(written.cc_model_filenames)),
-        "labels": (_labels(facts), (folder / LABELS).read_text(encoding="utf-8") if facts.class_names else ""),
+        "labels": (_labels(facts), (folder / LABELS).read_text(encoding="utf-8") if _names_classes(facts) else ""),
     }
     if entry.file and (there / model.filename).is_file():  # a missing file is reported by "files"
         expected[f"digest of {model.filename}"] = (entry.file.sha256, sha256_of(there / model.filename))
@@ -160,16 +161,22 @@ def _write_model(folder: Path, item: WrittenModel, facts: ManifestModel, artifac
     (folder / str(item.version)).mkdir(parents=True)
     (folder / "warmup").mkdir()
     shutil.copyfile(checked_file(artifacts, model.entry.file), folder / str(item.version) / model.filename)
-    if facts.class_names:
+    if _names_classes(facts):
         (folder / LABELS).write_text(_labels(facts), encoding="utf-8")
     (folder / "warmup" / SAMPLE).write_bytes(_sample(model, facts).tobytes())
     text = text_format.MessageToString(_config(model, facts))
     (folder / CONFIG).write_text(f"# {model.entry.id}\n{text}", encoding="utf-8")
 
 
+def _names_classes(facts: ManifestModel) -> bool:
+    """Return true if each number of an output's row belongs to a class with a name. Triton knows none of maps."""
+    return bool(facts.class_names) and facts.task in {Task.CLASSIFICATION, Task.MULTILABEL}
+
+
 def _labels(facts: ManifestModel) -> str:
     """Return the names of the classes, one a line: Triton counts lines, so that no name may hold a line break."""
-    return "".join(f"{' '.join(name.splitlines())}\n" for name in facts.class_names or ())
+    names = facts.class_names if _names_classes(facts) else None
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in names or ())
 
 
 def _parameters(model: TritonModel, facts: ManifestModel) -> dict[str, str]:
@@ -211,7 +218,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
     for name, dtype, dims in _tensors(model, entry.inputs, "INPUT"):
         config.input.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims)
     for name, dtype, dims in _tensors(model, entry.outputs, "OUTPUT"):
-        labels = LABELS if facts.class_names else ""
+        labels = LABELS if _names_classes(facts) else ""
         config.output.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims, label_filename=labels)
     kind = pb.ModelInstanceGroup.KIND_GPU if model.on_gpu else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=1, kind=kind)

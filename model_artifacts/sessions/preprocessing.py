@@ -84,9 +84,25 @@ def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
         DataError: the image's mode does not fit the preprocessing.
     """
     image = to_colours(image, spec)
+    fill = tuple(round(255 * min(1, max(0, value))) for value in spec.mean)
     size = _resized(image.width, image.height, spec)
-    placed = _resize_and_crop(image, size, spec)
+    placed = _resize_and_crop(image, size, spec, spec.interpolation.name, fill)
     return np.asarray(placed, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+
+
+def to_mask(mask: Image.Image, spec: Preprocessing, fill: int) -> npt.NDArray[np.uint8]:
+    """Move a mask as `to_pixels` moves its image: each pixel keeps the value of the nearest one.
+
+    Args:
+        mask: the classes of the image's pixels, in mode L.
+        spec: the image's preprocessing.
+        fill: the value where a border surrounds the image.
+
+    Returns:
+        uint8 values (height, width) of the crop.
+    """
+    placed = _resize_and_crop(mask, _resized(mask.width, mask.height, spec), spec, "NEAREST", (fill,))
+    return np.asarray(placed, dtype=np.uint8)
 
 
 class _Pixels(NamedTuple):
@@ -119,11 +135,13 @@ _REACH = 4
 """Rows beyond the crop that a filter may read, in rows of the larger size: one more than LANCZOS reads."""
 
 
-def _resize_and_crop(image: Image.Image, size: _Pixels, spec: Preprocessing) -> Image.Image:
-    """Return the centre of an image after its resize to `size`, on the mean's colour where the image is smaller."""
+def _resize_and_crop(
+    image: Image.Image, size: _Pixels, spec: Preprocessing, interpolation: str, fill: tuple[int, ...]
+) -> Image.Image:
+    """Return the centre of an image after its resize to `size`, on one colour where the image is smaller."""
     from PIL.Image import Resampling, new  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
-    resampling = Resampling[spec.interpolation.name]
+    resampling = Resampling[interpolation]
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
     left, top = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
     if size.width * size.height > _MOST_PIXELS:
@@ -139,8 +157,7 @@ def _resize_and_crop(image: Image.Image, size: _Pixels, spec: Preprocessing) -> 
         image = image.resize(size, resampling).crop((left, top, left + crop.width, top + crop.height))
     if crop == (spec.width, spec.height):
         return image
-    fill = [round(255 * min(1, max(0, value))) for value in spec.mean]
-    canvas = new(image.mode, (spec.width, spec.height), fill[0] if spec.channels == 1 else tuple(fill))
+    canvas = new(image.mode, (spec.width, spec.height), fill[0] if len(fill) == 1 else fill)
     canvas.paste(image, ((spec.width - crop.width) // 2, (spec.height - crop.height) // 2))
     return canvas
 

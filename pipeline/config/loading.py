@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import BaseModel, ValidationError
 
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
-from model_artifacts.records import Host, Precision, Task
+from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig, portable_target
+from pipeline.config.tasks import task_problems
 from pipeline.config.values import QUANTIZED_PRECISIONS, in_yaml
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
     problems += _module_checks(config)
-    if config.model.task is not Task.CLASSIFICATION:
-        problems += _task_checks(config)
+    problems += task_problems(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
@@ -135,24 +135,6 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         twice = f"`{_name(place)}` lists the same entry twice"
         problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
-
-
-def _task_checks(config: Config) -> Iterator[tuple[Location, str]]:
-    """Yield the settings of classes that a model of another task has not, as pairs of location and text."""
-    task = config.model.task.value
-    if config.model.weights.file == "sample":
-        yield ("model", "weights"), f"`model.weights`: the sample model is a classifier, not for `{task}`; name others"
-    if config.data.classes is not None:
-        yield ("data", "classes"), f"`data.classes`: `model.task: {task}` has no classes; remove one of them"
-    if config.model.task is Task.TENSORS and config.gates.require_proof:
-        text = "`gates.require_proof`: a distance is measured, and proven by no number of samples; remove it"
-        yield ("gates", "require_proof"), text
-    for precision in Precision:
-        for name in ("top1_agreement", "top1_drop", "class_drop"):
-            if getattr(config.gates.of(precision), name) is not None:
-                gate = f"gates.{precision.value}"
-                text = f"`{gate}.{name}`: `model.task: {task}` answers with no class; remove it, or set `{gate}.cosine`"
-                yield ("gates", precision.value, name), text
 
 
 def _module_checks(config: Config) -> Iterator[tuple[Location, str]]:

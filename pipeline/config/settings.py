@@ -39,6 +39,7 @@ from pipeline.config.values import (
     parse_classes,
     parse_compute_capabilities,
     parse_device,
+    parse_numbers,
     parse_weights,
     parse_workspace,
     share_of,
@@ -81,6 +82,10 @@ class ModelConfig(Record):
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
     task: Task = Task.CLASSIFICATION
     """The meaning of the network's output, which decides the metric that makes an artifact good enough."""
+    threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    """The least sigmoid of a class that is an answer, of `task: multilabel`."""
+    tolerance: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(parse_numbers)] = ()
+    """The largest acceptable error of a number of `task: regression`, in its unit: one for all, or one for each."""
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 
@@ -100,6 +105,10 @@ class DataConfig(Record):
     """Images for validation."""
     classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(parse_classes)] = None
     """Names of the classes in the order of the logits, or a file with them. None takes those of the weights."""
+    masks: Annotated[str, AfterValidator(check_path)] | None = None
+    """A segmentation's folder of PNG masks, with the images' paths. A value is a class, and 255 is not judged."""
+    labels: Annotated[str, AfterValidator(check_path)] | None = None
+    """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding."""
 
 
 class Unquantized(Record):

@@ -141,6 +141,11 @@ def parse_classes(value: object) -> object:
     return tuple(map(str, value))
 
 
+def parse_numbers(value: object) -> object:
+    """Return a list of numbers; a single number is a list of itself."""
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 def parse_arguments(value: object) -> object:
     """Return the arguments of a factory as pairs of name and value. A value that no record holds is None here.
 

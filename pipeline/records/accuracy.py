@@ -34,7 +34,8 @@ class Verdict(str, Enum):
 class Loss(Record):
     """Answers that an artifact lost and won against the reference.
 
-    An embedding loses a vector that moved by half the distance to its nearest neighbour, or more.
+    An embedding loses a vector that moved by half the distance to its nearest neighbour, or more. An image of many
+    answers, such as the pixels of a mask, loses and wins shares of itself.
     """
 
     samples: PositiveInt
@@ -42,9 +43,9 @@ class Loss(Record):
     near_ties: Count = 0
     """Number of samples whose answer rounding alone may change; they are judged with labels only. Of an embedding,
     samples whose image is there twice."""
-    lost: Count
+    lost: Count | Annotated[float, Field(ge=0)]
     """Number of answers that only the reference has right; without labels, of answers unlike the reference's."""
-    won: Count
+    won: Count | Annotated[float, Field(ge=0)]
     """Number of answers that only the artifact has right; 0 without labels."""
     drop: Annotated[float, Field(ge=-1, le=1)]
     """(lost - won) / samples."""

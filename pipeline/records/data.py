@@ -42,7 +42,8 @@ class DataRecord(StageRecord):
     validation_samples: PositiveInt
     """Number of images for validation."""
     labels: FileRecord | None
-    """Class indices of the validation images (samples,), npy; None without labels."""
+    """Truth of the validation images, npy; None without labels. Class indices (samples,); of a segmentation masks
+    (samples, height, width), of several labels zeros and ones (samples, classes), of a regression numbers."""
     reference: FileRecord
     """Logits of the FP32 reference for the validation images, npy."""
     reference_top1: Share | None
@@ -50,7 +51,8 @@ class DataRecord(StageRecord):
     unreadable: tuple[str, ...]
     """Image files that could not be read and were left out."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes in the order of the logits: those of `data.classes`, else the weights'; None if unknown."""
+    """Names of the classes in the order of the logits, or of a regression's numbers: those of `data.classes`, else of
+    the labels' table or the weights'; None if unknown."""
     names: FileRecord | None = None
     """JSON list of the validation images' paths in their folder; None for other origins."""
 

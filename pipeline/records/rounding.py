@@ -42,7 +42,8 @@ class Rounding(StageRecord):
     sample_l2_high: Distance | None
     """Largest distance of a sample, divided by the root mean square of the reference's norms."""
     margin_noise: Distance | None
-    """Change of the difference between the two largest logits of a sample, as its 99 % quantile."""
+    """Change of the difference between the two largest logits of a sample, of a segmentation's pixel, as its 99 %
+    quantile; of several labels the change of a logit. None for tasks without such answers."""
     trouble: str = ""
     """Reason why it could not be emulated; empty if it was. All distances are None then."""
     repeatable: bool = True

@@ -79,7 +79,7 @@ class SourceRecord(StageRecord):
     @property
     def output(self) -> TensorSpec:
         """The model's output: float32 logits (batch, classes), vectors (batch, length), or tensors of any shape."""
-        own = self.logits if self.task is Task.TENSORS else None
+        own = self.logits if self.task.keeps_name else None
         shape = ("batch", *(self.sample_shape or (self.classes,)))
         return TensorSpec(name=own or self.task.output, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
 

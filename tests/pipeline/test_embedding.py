@@ -121,7 +121,7 @@ def test_layers_are_not_ranked_by_answers(project: Project) -> None:
         (
             "workspaces",
             "gates: {fp16: {top1_drop: 0.1}}\nworkspaces",
-            "`gates.fp16.top1_drop`: `model.task: embedding` answers",
+            "`gates.fp16.top1_drop`: `model.task: embedding` has no top-1",
         ),
         ("task: embedding", "task: detection", "model.task"),
     ],

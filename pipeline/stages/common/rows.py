@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.records import Task
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,6 +26,44 @@ def margins(logits: npt.NDArray[np.float64], reference: npt.NDArray[np.float64])
     first = np.argsort(-reference, axis=1)[:, :2]
     pair = np.take_along_axis(logits, first, axis=1)
     return pair[:, 0] - pair[:, 1]
+
+
+def pixel_margins(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the difference between the logits of the reference's two first classes, for each pixel of an image.
+
+    Args:
+        logits: (classes, pixels), of two classes or more.
+        reference: (classes, pixels); it decides which two classes.
+    """
+    first, second = np.argpartition(-reference, 1, axis=0)[:2]
+    places = np.arange(reference.shape[1])
+    apart: npt.NDArray[np.float32] = logits[first, places] - logits[second, places]
+    return apart
+
+
+def moved_answers(
+    logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], shape: Sequence[int] | None, task: Task
+) -> npt.NDArray[np.float32] | npt.NDArray[np.float64] | None:
+    """Return how far each answer moved towards a change, in units of the logits; None for tasks without such answers.
+
+    Args:
+        logits: flattened outputs (samples, values).
+        reference: those of FP32.
+        shape: the shape of a sample; None for logits and vectors.
+        task: the task: the margin of a sample or of a pixel moves, or the logit of a label.
+    """
+    if task is Task.SEGMENTATION and shape is not None:
+        pairs = (
+            (got.reshape(shape[0], -1), want.reshape(shape[0], -1)) for got, want in zip(logits, reference, strict=True)
+        )
+        moved = np.concatenate([pixel_margins(got, want) - pixel_margins(want, want) for got, want in pairs])
+        return np.asarray(np.abs(moved), dtype=np.float32)
+    if task is Task.MULTILABEL:
+        return np.abs(logits.astype(np.float64) - reference).ravel()
+    if shape is not None:
+        return None
+    wide = reference.astype(np.float64)
+    return np.abs(margins(logits.astype(np.float64), wide) - margins(wide, wide))
 
 
 _MOST_PARTS = 256

@@ -24,6 +24,14 @@ _CHANCE_OF_ACCIDENT = 1e-4
 """Probability of so many better answers by accident, below which the other order of channels counts as better."""
 
 
+_FEWEST_LABELS = 4
+_SURE = 2.2
+"""The logit whose sigmoid is 0.9."""
+_SOFTMAX = 0.9
+_SEVERAL = 0.1
+"""The share of images with several labels from which a network is suspected of them."""
+
+
 def require_different(pixels: Pixels) -> str:
     """Return a warning if images hardly differ; empty otherwise.
 
@@ -64,6 +72,30 @@ def chance_warning(top1: float, samples: int, classes: int) -> str:
     return (
         f"the reference's top-1 of {top1:.1%} is no better than chance ({1 / classes:.1%}). Are the folders' classes "
         "in the order of the logits (`data.classes`), and is `preprocessing` that of the training?"
+    )
+
+
+def several_labels_warning(logits: Logits) -> str:
+    """Return a warning if a classification's logits look like those of several labels; empty otherwise.
+
+    A network of one label decides between its classes: where two of them are likely, no softmax is near 1. One of
+    several labels holds most classes far below 0, and two or more far above it.
+
+    Args:
+        logits: the reference's (samples, classes).
+    """
+    sure = np.sort(logits, axis=1)[:, ::-1]
+    if sure.shape[1] < _FEWEST_LABELS:
+        return ""
+    top = 1 / np.exp(sure - sure[:, :1]).sum(axis=1)
+    several = (sure[:, 1] > _SURE) & (sure[:, sure.shape[1] // 2] < -_SURE) & (top < _SOFTMAX)
+    share = float(several.mean())
+    if share < _SEVERAL:
+        return ""
+    return (
+        f"{share:.0%} of the images have several classes with a sigmoid above 0.9, and most others are below 0.1, as "
+        "in a network of several labels. A classification is judged by its largest logit alone: is it "
+        "`model.task: multilabel`?"
     )
 
 

@@ -34,10 +34,22 @@ def data_key(project: Project, _model: str) -> Key:
         class_file=file_digest(project, data.classes) if isinstance(data.classes, str) else None,
         calibration=data.calibration,
         validation=data.validation,
+        **_label_fields(project),
         pillow=version("pillow"),
         torch=version("torch"),
         **code_version(VERSION),
     )
+
+
+def _label_fields(project: Project) -> dict[str, object]:
+    """Return the fields of labels that lie beside the images."""
+    data = project.config.data
+    fields: dict[str, object] = {}
+    if data.masks is not None:
+        fields |= {"masks": data.masks, "mask_folder": folder_digest(project, data.masks)}
+    if data.labels is not None:
+        fields |= {"labels": data.labels, "label_file": file_digest(project, data.labels)}
+    return fields
 
 
 SPEC = StageSpec(
@@ -59,5 +71,5 @@ SPEC = StageSpec(
     seconds=10,
     requires=lambda schedule, _model: schedule.of("source"),
     needs_torch=True,
-    maker_fields=frozenset({"folder", "class_file", "pillow", "torch"}),
+    maker_fields=frozenset({"folder", "class_file", "mask_folder", "label_file", "pillow", "torch"}),
 )

@@ -21,13 +21,15 @@ from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Preprocessing, Task, WeightsOrigin
 from model_artifacts.sessions.arithmetic import strict_fp32
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.config.tasks import TABLE_TASKS, require_tolerances
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import put_in_fastest_layout, restore_model
-from pipeline.stages.data.checks import chance_warning, require_different, require_order
+from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
+from pipeline.stages.data.truth import Table, arranged, read_masks, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,15 +85,22 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
         _check_order(project, model, split, reference)
     _save(paths.reference, reference)
-    if validation.labels is not None:
-        _save(paths.labels, validation.labels)
+    if source.task is Task.REGRESSION:
+        require_tolerances(project.config.model.tolerance, source.classes)
+    table = _table(project.config.data, source, classes, validation)
+    truth = _truth(project.config.data, source, validation, table)
+    if truth is not None:
+        _save(paths.labels, truth)
     else:
         paths.labels.unlink(missing_ok=True)
     if validation.names:
         write_bytes(paths.sample_names, json.dumps(validation.names).encode())
     else:
         paths.sample_names.unlink(missing_ok=True)
-    top1 = None if validation.labels is None else float((reference.argmax(1) == validation.labels).mean())
+    labels = truth if source.task is Task.CLASSIFICATION else None
+    top1 = None if labels is None else float((reference.argmax(1) == labels).mean())
+    if source.task is Task.CLASSIFICATION and (remark := several_labels_warning(reference)):
+        log.warning("WARNING: %s", remark)
     if top1 is not None and (remark := chance_warning(top1, len(validation), source.classes)):
         log.warning("WARNING: %s", remark)
     record = DataRecord(
@@ -105,21 +114,45 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         calibration_samples=len(split.calibration),
         validation=describe_file(paths.validation, paths.root),
         validation_samples=len(validation),
-        labels=describe_file(paths.labels, paths.root) if validation.labels is not None else None,
+        labels=describe_file(paths.labels, paths.root) if truth is not None else None,
         reference=describe_file(paths.reference, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
-        class_names=classes.names,
+        class_names=classes.names or (table.columns if table else None),
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
 
 
 def _classes(config: DataConfig, source: SourceRecord) -> Classes:
-    """Return the classes of a classifier; none for another task."""
-    if source.task is not Task.CLASSIFICATION:
+    """Return the classes of the network; none for a task without classes."""
+    if not source.task.has_classes:
         return Classes(None, {})
-    return classes_of(config.classes, source.class_names, source.classes)
+    return classes_of(config.classes, source.class_names, (source.sample_shape or (source.classes,))[0])
+
+
+def _truth(
+    config: DataConfig, source: SourceRecord, validation: Images, table: Table | None
+) -> npt.NDArray[np.generic] | None:
+    """Return the labels of the validation images, as the task has them; None without any."""
+    if source.task is Task.CLASSIFICATION:
+        return validation.labels
+    if config.masks is not None and source.sample_shape is not None:
+        images_folder, folder = Path(config.images), Path(config.masks)
+        return read_masks(folder, images_folder, validation.names, source.preprocessing, source.sample_shape)
+    if table is not None:
+        return table.values.astype(np.uint8) if source.task is Task.MULTILABEL else table.values
+    return None
+
+
+def _table(config: DataConfig, source: SourceRecord, classes: Classes, validation: Images) -> Table | None:
+    """Return the table of labels with its columns in the order of the network's output; None without one."""
+    if config.labels is None or source.task not in TABLE_TASKS:
+        return None
+    table = read_table(Path(config.labels), validation.names)
+    return arranged(
+        table, Path(config.labels), classes.names, source.classes, zeros_and_ones=source.task is Task.MULTILABEL
+    )
 
 
 def reference_logits(
@@ -258,7 +291,9 @@ def _npy(array: npt.NDArray[np.generic]) -> bytes:
 def run(project: Project, _model: str, console: Console) -> int:
     """Make the data, and print the counts, the reference's accuracy and the unreadable images."""
     record = make_data(project, restore_model(project))
-    top1 = "no labels" if record.reference_top1 is None else f"reference top-1 {record.reference_top1:.1%}"
+    top1 = "no labels" if record.labels is None else "with labels"
+    if record.reference_top1 is not None:
+        top1 = f"reference top-1 {record.reference_top1:.1%}"
     console.say(
         f"images: {record.calibration_samples} for calibration, {record.validation_samples} for validation; {top1}"
     )

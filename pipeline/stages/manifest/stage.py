@@ -258,6 +258,7 @@ def _model(project: Project) -> ManifestModel | None:
         labelled=data.labels is not None,
         reference_top1=data.reference_top1,
         task=source.task,
+        threshold=project.config.model.threshold,
     )
 
 

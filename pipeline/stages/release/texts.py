@@ -62,8 +62,10 @@ def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
         order=model.preprocessing.order.value.upper() if model.preprocessing.channels > 1 else "greyscale",
         steps=_steps(model.preprocessing),
         output=_output(model, manifest.artifacts),
-        metric=_metric(model),
+        metric=_metric(model, manifest.artifacts),
         is_classifier=model.task is Task.CLASSIFICATION,
+        answers=model.task.has_answers,
+        scores=_reference_scores(manifest.artifacts),
         sample=model.weights_origin is WeightsOrigin.SAMPLE,
         rows=[_row(entry, manifest) for entry in manifest.artifacts],
         devices="; ".join(sorted({entry.device for entry in manifest.artifacts if entry.timings})) or "none was timed",
@@ -123,8 +125,9 @@ def _output(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
     """Return the output as a phrase: logits of classes, or the name with the shape."""
     if model.task is Task.CLASSIFICATION:
         return f"logits of {_classes(model)}"
+    classes = f" of {_classes(model)}" if model.task.has_classes else ""
     specs = {f"{spec.name}: {spec.dtype}, ({', '.join(map(str, spec.shape))})" for e in entries for spec in e.outputs}
-    return f"{'; '.join(sorted(specs))} ({model.task.value})"
+    return f"{'; '.join(sorted(specs))} ({model.task.value}{classes})"
 
 
 def _classes(model: ManifestModel) -> str:
@@ -132,10 +135,19 @@ def _classes(model: ManifestModel) -> str:
     return f"{len(names)} classes: {listed(names, most=_NAMED_CLASSES)}" if names else "classes without names"
 
 
-def _metric(model: ManifestModel) -> str:
+def _metric(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
+    scores = (entry.accuracy.scores for entry in entries if entry.accuracy)
+    if first := next((found[0].metric for found in scores if found), None):
+        return first
     if model.task is not Task.CLASSIFICATION:
         return "cosine"
     return "top-1" if model.labelled else "agreement"
+
+
+def _reference_scores(entries: Iterable[ManifestEntry]) -> list[str]:
+    """Return the FP32 network's own measures by the labels; none without."""
+    found = next((entry.accuracy.scores for entry in entries if entry.accuracy and entry.accuracy.scores), ())
+    return [f"{score.metric} {score.reference_text}" for score in found if score.reference is not None]
 
 
 def _row(entry: ManifestEntry, manifest: Manifest) -> _Row:
@@ -160,6 +172,8 @@ def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:
     if not compares(entry, manifest.artifacts):
         return f"not compared: on {accuracy.samples} images", ""
     labelled = manifest.model is not None and manifest.model.labelled
+    if accuracy.scores:
+        return accuracy.scores[0].text, f"{accuracy.relative_l2:.1e}"
     if manifest.model is not None and manifest.model.task is not Task.CLASSIFICATION:
         return f"{accuracy.cosine:.6f}", f"{accuracy.relative_l2:.1e}"
     share = accuracy.top1 if labelled else accuracy.top1_agreement

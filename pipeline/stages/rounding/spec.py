@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
+from model_artifacts.records import Task
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import ARITHMETIC, StageSpec
@@ -21,6 +22,8 @@ VERSION = 5
 """Raise it when the same network and images give another distance. Since 3 a trace that computes something else than
 the network is not used. Since 4 weights that torch computes in every call are baked first. Since 5 a run folds the
 batch-norms that torch.fx leaves."""
+_TASKS = {Task.SEGMENTATION, Task.MULTILABEL}
+"""Tasks whose answers have a noise of their own."""
 SAMPLES = 64
 """Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""
 
@@ -40,6 +43,7 @@ def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
         preprocessing=data.preprocessing,
         torch=None if quantized else version("torch"),
         onnxruntime=version("onnxruntime-gpu") if quantized else None,
+        **({"task": task.value} if (task := project.config.model.task) in _TASKS else {}),
     )
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.stages.common.rows import margins, part_squares
+from model_artifacts.records import Task
+from pipeline.stages.common.rows import moved_answers, part_squares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +36,16 @@ class Spread(NamedTuple):
     """Of each part of a tensor."""
 
 
-def spread_of(logits: Logits, reference: Logits, shape: Sequence[int] | None = None) -> Spread | None:
+def spread_of(
+    logits: Logits, reference: Logits, shape: Sequence[int] | None = None, task: Task = Task.CLASSIFICATION
+) -> Spread | None:
     """Return the spread of the distances to the reference; None if a logit is not finite.
 
     Args:
         logits: the emulated logits (samples, classes), or flattened tensors (samples, values).
         reference: those of FP32.
         shape: the shape of a sample's tensor; None for logits and vectors.
+        task: the task of the model, which decides what an answer is.
     """
     if not np.isfinite(logits).all():
         return None
@@ -50,10 +54,8 @@ def spread_of(logits: Logits, reference: Logits, shape: Sequence[int] | None = N
     draws = np.random.default_rng(0).integers(len(errors), size=(_DRAWS, len(errors)))
     tiny = np.finfo(float).tiny
     shares = np.sqrt(errors[draws].sum(axis=1) / np.maximum(sizes[draws].sum(axis=1), tiny))
-    noise = None
-    if shape is None:
-        moved = np.abs(margins(logits.astype(np.float64), want) - margins(want, want))
-        noise = float(np.quantile(moved, _MARGIN_QUANTILE))
+    moved = moved_answers(logits, reference, shape, task)
+    noise = None if moved is None else float(np.quantile(moved, _MARGIN_QUANTILE))
     return Spread(
         relative_l2=float(np.sqrt(errors.sum() / max(float(sizes.sum()), tiny))),
         relative_l2_high=float(np.quantile(shares, _QUANTILE)),

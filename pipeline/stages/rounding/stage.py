@@ -67,8 +67,8 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     except (RunError, CrashedError) as exc:
         # The gate may have a bound of its own. Else the validation rejects, with this reason.
         results, trouble = {}, str(exc)
-    shape = project.source().sample_shape
-    spreads = [spread_of(logits, reference, shape) for logits in results.values()]
+    shape, task = project.source().sample_shape, project.source().task
+    spreads = [spread_of(logits, reference, shape, task) for logits in results.values()]
     found = widest(spreads)
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(

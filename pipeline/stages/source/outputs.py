@@ -99,15 +99,17 @@ def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) ->
         return None
     if isinstance(output, Mapping) and name not in output:  # a key that is no text
         return None
-    if task is Task.TENSORS and (not _GRAPH_NAME.fullmatch(name) or name == _IMAGE):
+    if task.keeps_name and (not _GRAPH_NAME.fullmatch(name) or name == _IMAGE):
         return None
     return name if _is_a_row_each(tensor, batch, task) else None
 
 
 def _is_a_row_each(tensor: torch.Tensor, batch: int, task: Task) -> bool:
     """Return true for floating-point values of each image: (batch, values), or for tensors of any shape."""
-    axes = tensor.ndim >= 2 if task is Task.TENSORS else tensor.ndim == 2  # noqa: PLR2004 - the batch and one more
-    return axes and tensor.shape[0] == batch and tensor.numel() > 0 and tensor.is_floating_point()
+    least, most = _AXES.get(task, (2, 2))
+    return (
+        least <= tensor.ndim <= most and tensor.shape[0] == batch and tensor.numel() > 0 and tensor.is_floating_point()
+    )
 
 
 def tensors_of(output: object) -> dict[str, object]:
@@ -132,16 +134,28 @@ _GRAPH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 """Names of outputs that every runtime and server takes."""
 _IMAGE = "image"
 """The name of the input, which no output may have."""
-_NAMES = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors", Task.TENSORS: "values"}
+_AXES = {Task.TENSORS: (2, 99), Task.SEGMENTATION: (4, 4)}
+"""The least and the most axes of an output, where it is no row of values: the batch is the first."""
+_NAMES = {
+    Task.CLASSIFICATION: "logits",
+    Task.EMBEDDING: "vectors",
+    Task.TENSORS: "values",
+    Task.SEGMENTATION: "maps of logits",
+    Task.MULTILABEL: "logits",
+    Task.REGRESSION: "numbers",
+}
 _EXPECTED = {
     Task.CLASSIFICATION: "one output (batch, classes) of floating-point values",
     Task.EMBEDDING: "one output (batch, length) of floating-point values",
     Task.TENSORS: "one output (batch, …) of floating-point values",
+    Task.SEGMENTATION: "one output (batch, classes, height, width) of floating-point values",
+    Task.MULTILABEL: "one output (batch, classes) of floating-point values",
+    Task.REGRESSION: "one output (batch, numbers) of floating-point values",
 }
 
 
 def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
-    if task is Task.TENSORS and len(shape) == 1 and shape[0] == batch:
+    if task in {Task.TENSORS, Task.MULTILABEL, Task.REGRESSION} and len(shape) == 1 and shape[0] == batch:
         return "give each image's number an axis of its own: return `output.unsqueeze(1)`"
     if len(shape) > 2 and shape[0] == batch and set(shape[2:]) == {1}:  # noqa: PLR2004 - batch and classes
         name = _NAMES[task]
@@ -152,13 +166,27 @@ def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
         return _TWO_LOGITS
     if len(shape) == 2 and shape[1] == batch:  # noqa: PLR2004 - the same
         return f"put the axis of the batch first: return `{_NAMES[task]}.t()` if its axes are (…, batch)"
-    if len(shape) == 2:  # noqa: PLR2004 - the same
+    if task is Task.SEGMENTATION and len(shape) > 1 and shape[0] == batch:
+        return "return maps of logits, one a class; for answers without a place set `model.task: classification`"
+    if len(shape) == 2 or task is Task.TENSORS:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
-    if task is Task.TENSORS:
-        return _KEEP_THE_BATCH
-    return f"return a row of {_NAMES[task]} for each image; for maps, boxes or numbers set `model.task: tensors`"
+    return f"return a row of {_NAMES[task]} for each image; {_other_task(shape)}"
 
 
+def _other_task(shape: Sequence[int]) -> str:
+    """Return the task that an output of three axes or more looks like."""
+    if len(shape) == 4:  # noqa: PLR2004 - batch, classes, height and width
+        segments = "for a class of each pixel set `model.task: segmentation`"
+        return f"{segments}, for other maps `model.task: tensors`"
+    if len(shape) == 3 and min(shape[1:]) >= _LEAST_BOX:  # noqa: PLR2004 - batch, boxes and their numbers
+        return "boxes with scores, as a detector gives, are `model.task: tensors`, which judges each column apart"
+    return "for maps, boxes or numbers set `model.task: tensors`"
+
+
+_MOST_MASKED = 255
+"""Values of a mask in 8 bits, without the one that is not judged."""
+_LEAST_BOX = 5
+"""The fewest numbers of a box: four of its place, and a score."""
 _TWO_LOGITS = (
     "return two logits, `torch.stack([torch.zeros_like(z), z], 1)` for the one logit z of each image, before any "
     "sigmoid: then class 1 is the answer where z > 0, and their softmax is the sigmoid of z"
@@ -188,7 +216,10 @@ def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASS
         )
     for size, shape in zip(_SIZES, shapes, strict=True):
         classes = math.prod(shape)
-        if task is Task.TENSORS:
+        if task in {Task.TENSORS, Task.MULTILABEL, Task.REGRESSION}:
+            continue
+        if task is Task.SEGMENTATION:
+            _require_maps(shape)
             continue
         if classes == 1 and task is Task.EMBEDDING:
             raise SourceError(
@@ -206,8 +237,23 @@ def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASS
             )
     output = _run(model, images)
     sample_shape(output, len(images), task)
-    if task is Task.CLASSIFICATION:
-        _refuse_probabilities(output.double().numpy(), lambda: _last_operator(model, images))
+    if task.has_classes:
+        rows = output.movedim(1, -1).flatten(0, -2) if task is Task.SEGMENTATION else output
+        _refuse_probabilities(rows.double().numpy(), lambda: _last_operator(model, images))
+
+
+def _require_maps(shape: Sequence[int]) -> None:
+    """Raise an error for a map of one class, or of more than a mask in 8 bits can name."""
+    one = shape[0] == 1
+    if one or shape[0] > _MOST_MASKED:
+        raise SourceError(
+            "the model does not return a map for each class",
+            expected=f"2 to {_MOST_MASKED} classes on the axis behind the batch",
+            got=f"shape (batch, {', '.join(map(str, shape))})",
+            fix="return two maps, `torch.cat([torch.zeros_like(z), z], 1)` for the one map z, before any sigmoid"
+            if one
+            else "return the maps as (batch, classes, height, width)",
+        )
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> Any:  # noqa: ANN401 - anything that the user's network returns

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model_artifacts.errors import SourceError, listed, one_line
-from model_artifacts.records import ChannelOrder, Fit, Interpolation, Preprocessing
+from model_artifacts.records import ChannelOrder, Fit, Interpolation, Preprocessing, Task
 from pipeline.config.preprocessing import range_line
 
 if TYPE_CHECKING:
@@ -201,6 +201,26 @@ def hub_classes(model: nn.Module) -> tuple[str, ...] | None:
         return None
     ordered = tuple(str(names[number]) for number in sorted(names, key=int))
     return None if all(name == f"LABEL_{number}" for number, name in enumerate(ordered)) else ordered
+
+
+_PROBLEMS = {"multi_label_classification": Task.MULTILABEL, "regression": Task.REGRESSION}
+"""transformers' `problem_type` → the task."""
+
+
+def require_problem(model: nn.Module, task: Task) -> None:
+    """Refuse a Hugging Face model of several labels or of numbers as a classification: its largest logit says little.
+
+    Raises:
+        SourceError: the model's `problem_type` is that of another task.
+    """
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if task is Task.CLASSIFICATION and isinstance(problem, str) and problem in _PROBLEMS:
+        raise SourceError(
+            "the model is no classification of one class for each image",
+            expected=f"`model.task: {_PROBLEMS[problem].value}`",
+            got=f"`task: {task.value}`, and `problem_type` {problem} in the model's own configuration",
+            fix="set the task in pipeline.yaml",
+        )
 
 
 def timm_classes(model: nn.Module) -> tuple[str, ...] | None:

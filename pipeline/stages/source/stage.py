@@ -33,6 +33,7 @@ from pipeline.stages.source.presets import (
     hub_classes,
     own_preprocessing,
     refuse_unknown,
+    require_problem,
     require_range_of,
     timm_classes,
 )
@@ -123,7 +124,7 @@ def make_source(project: Project) -> SourceRecord:
         weights=describe_file(project.paths.weights, project.paths.root),
         parameters=sum(parameter.numel() for parameter in weights.model.parameters()),
         classes=classes,
-        class_names=_class_names(config, weights, classes),
+        class_names=_class_names(config, weights, shape[0]),
         replaced_head=weights.replaced_head,
         torchvision_weights=weights.torchvision_weights,
         logits=weights.logits,
@@ -131,15 +132,15 @@ def make_source(project: Project) -> SourceRecord:
         reads=reads,
         preprocessing=weights.preprocessing,
         task=config.model.task,
-        sample_shape=shape if config.model.task is Task.TENSORS else None,
+        sample_shape=shape if config.model.task.has_parts else None,
     )
     return project.write(project.paths.source, record)
 
 
 def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, ...] | None:
-    """Return the names of the weights' classes; None for another number of outputs, and for an embedding."""
+    """Return the names of the weights' classes; None for another number of outputs, and without classes."""
     names = weights.class_names
-    return names if names and len(names) == classes and config.model.task is Task.CLASSIFICATION else None
+    return names if names and len(names) == classes and config.model.task.has_classes else None
 
 
 def _examine(config: Config, weights: _Weights) -> tuple[int, ...]:
@@ -277,6 +278,7 @@ def _checkpoint(config: Config) -> _Weights:
 def _from_factory(config: Config) -> _Weights:
     factory, arguments = config.model.factory, config.model.arguments
     own = torch_model.make_model(factory, arguments=arguments)
+    require_problem(own, config.model.task)
     preprocessing = _preprocessing(config, own)
     names = hub_classes(own) or timm_classes(own)
     model, logits = network.take_logits(own, preprocessing.input_shape, config.model.task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,19 @@ from pipeline.stages.validate.gates import (
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
 from pipeline.stages.validate.neighbours import compare_neighbours
+from pipeline.stages.validate.tasks.case import Case
+from pipeline.stages.validate.tasks.registry import JUDGES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from model_artifacts.records import Accuracy, GateCheck
+    from model_artifacts.records import Accuracy, GateCheck, Score
     from pipeline.config.settings import Gate, Gates
     from pipeline.records import Loss, Rounding
 
     Logits = npt.NDArray[np.float32]
-    Labels = npt.NDArray[np.int64]
+    Labels = npt.NDArray[Any]  # class indices, masks, zeros and ones, or numbers, as the task has them
+    Truth = npt.NDArray[np.generic]
 
 
 class Yardstick(NamedTuple):
@@ -49,7 +52,13 @@ class Yardstick(NamedTuple):
     task: Task = Task.CLASSIFICATION
     """The task of the model, which decides what a lost answer is."""
     sample_shape: tuple[int, ...] | None = None
-    """The shape of one sample of the task `tensors`."""
+    """The shape of one sample of a task with parts, such as `tensors`."""
+    names: tuple[str, ...] | None = None
+    """Names of the classes, or of a regression's numbers; None if unknown."""
+    threshold: float = 0.5
+    """The least sigmoid of a class that is an answer, of several labels."""
+    tolerance: tuple[float, ...] = ()
+    """The largest acceptable error of a regression's numbers."""
 
     @property
     def bounds(self) -> Bounds:
@@ -78,6 +87,33 @@ class Judgement(NamedTuple):
     checks: tuple[GateCheck, ...]
     loss: Loss | None
     """None for tensors, which give no answers to count."""
+    scores: tuple[Score, ...] = ()
+    """The measures of the task, the one that people judge by first; none of a task without any."""
+
+
+def case_of(logits: Logits, reference: Logits, truth: Truth | None, yardstick: Yardstick) -> Case:
+    """Return an output as its task judges it.
+
+    Args:
+        logits: (samples, values).
+        reference: the same of the FP32 network.
+        truth: the labels of the samples; None without.
+        yardstick: the bounds and settings.
+    """
+    gates, shape = yardstick.gates, yardstick.sample_shape
+    return Case(
+        rows=logits,
+        reference=reference,
+        shape=shape or reference.shape[1:],
+        truth=truth,
+        names=yardstick.names,
+        tie=gates.rounding * (yardstick.rounding.margin_noise or 0.0),
+        margin=gates.margin,
+        is_part=yardstick.is_part,
+        require_proof=gates.require_proof,
+        threshold=yardstick.threshold,
+        tolerance=yardstick.tolerance,
+    )
 
 
 def judge_logits(
@@ -88,11 +124,11 @@ def judge_logits(
     Args:
         logits: (samples, classes); of an embedding (samples, length).
         reference: the same of the FP32 network.
-        labels: class indices (samples,); None without labels.
+        labels: class indices (samples,), or the truth of another task; None without labels.
         accuracy: the metrics of these logits.
         yardstick: the bounds of the artifact's precision.
     """
-    gates, gate, rounding, emulated, is_part, task, shape = yardstick
+    gates, gate, rounding, emulated, is_part, task, shape, *_ = yardstick
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
@@ -101,6 +137,9 @@ def judge_logits(
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
+        if task in JUDGES:
+            verdict = JUDGES[task](case_of(logits, reference, labels, yardstick))
+            return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
         return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)
     if task is Task.EMBEDDING:
         answers = compare_neighbours(logits, reference)

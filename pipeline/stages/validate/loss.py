@@ -72,7 +72,7 @@ def judge_drop(answers: Answers, margin: float, *, is_part: bool = False) -> Los
     )
 
 
-def _needed(samples: int, lost: int, won: int, margin: float) -> int:
+def _needed(samples: int, lost: float, won: float, margin: float) -> int:
     """Return the number of samples that would prove the margin with the same shares of lost and won answers."""
     low, high = samples, _MOST_SAMPLES
     while low < high:

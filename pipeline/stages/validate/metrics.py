@@ -214,11 +214,11 @@ def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
 
 
 class Answers(NamedTuple):
-    """Counts of answers that differ between an artifact and the reference."""
+    """Counts of answers that differ between an artifact and the reference; a sample of many answers counts shares."""
 
     samples: int
-    lost: int
-    won: int
+    lost: float
+    won: float
     near_ties: int = 0
 
 

@@ -40,9 +40,9 @@ def judge_reference(
         reference: logits (samples, classes); of an embedding vectors (samples, length).
         labels: class indices (samples,); None without labels.
         repeatable: False if the network gave other logits for the same batch.
-        task: the task of the model; an embedding has no classes to answer with.
+        task: the task of the model. The answers of a classification are judged here, those of others by their task.
     """
-    words = {Task.CLASSIFICATION: "logits", Task.EMBEDDING: "vectors", Task.TENSORS: "values"}[task]
+    words = {Task.EMBEDDING: "vectors", Task.TENSORS: "values", Task.REGRESSION: "values"}.get(task, "logits")
     broken = int((~np.isfinite(reference)).any(axis=1).sum())
     if broken:
         return (_check(f"finite {words}", "all", f"{broken} of {len(reference)} samples are not", passed=False),)

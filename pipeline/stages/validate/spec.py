@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from model_artifacts.records import Key, Variant
+    from pipeline.config.settings import ModelConfig
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
 
@@ -49,7 +50,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         labels=data.labels.sha256 if data.labels else None,
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
-        **_task_fields(project.config.model.task),
+        **_task_fields(project.config.model),
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,
@@ -68,9 +69,16 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
     )
 
 
-def _task_fields(task: Task) -> dict[str, object]:
+def _task_fields(model: ModelConfig) -> dict[str, object]:
     """Return the fields of the key that a classification has not."""
-    return {} if task is Task.CLASSIFICATION else {"task": task.value, "task_judge": TASKS_VERSION}
+    if model.task is Task.CLASSIFICATION:
+        return {}
+    fields: dict[str, object] = {"task": model.task.value, "task_judge": TASKS_VERSION}
+    if model.task is Task.MULTILABEL:
+        fields["threshold"] = model.threshold
+    if model.task is Task.REGRESSION:
+        fields["tolerance"] = model.tolerance
+    return fields
 
 
 def limit_of_samples(project: Project, variant: Variant) -> int | None:

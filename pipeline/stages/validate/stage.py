@@ -13,9 +13,10 @@ import numpy as np
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, Question, RowCheck
+from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, Question, RowCheck, Task
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
+from pipeline.config.tasks import require_tolerances
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import STRICT_FP32, Arithmetic, arithmetic_of
@@ -43,9 +44,10 @@ from pipeline.stages.validate.gates import (
     judge_rows,
     reason_of,
 )
-from pipeline.stages.validate.judgement import Yardstick, judge_logits
+from pipeline.stages.validate.judgement import Yardstick, case_of, judge_logits
 from pipeline.stages.validate.metrics import distance, largest_part, measure
 from pipeline.stages.validate.reference import judge_reference
+from pipeline.stages.validate.tasks.registry import DESERVING
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -129,8 +131,11 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks: tuple[GateCheck, ...] = ()
     if gates.require_reference:
         checks += judge_reference(reference, labels, repeatable=strict.repeatable, task=task)
+        if task in DESERVING:
+            checks += DESERVING[task](case_of(reference, reference, labels, _yardstick(project, STRICT_FP32)))
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
-    accuracy = measure(outputs.logits, reference, labels, names, task)
+    classified = labels if task is Task.CLASSIFICATION else None
+    accuracy = measure(outputs.logits, reference, classified, names, task)
     strict_l2 = _strict_l2(strict, gates)
     executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
     claimed = arithmetic_of(variant, executed)
@@ -138,16 +143,18 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     bounds = yardstick.bounds
     judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
     checks += judgement.checks
+    accuracy = accuracy.model_copy(update={"scores": judgement.scores})
     left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
     checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
     checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
     checks += judge_rows(outputs.rows, bounds)
-    checks += judge_loss_of_rows(outputs.rows, gates.margin)
+    if task is Task.TENSORS:
+        checks += judge_loss_of_rows(outputs.rows, gates.margin)
     checks += judge_finite("finite outputs of extreme images", outputs.extremes)
     if outputs.channels_last is not None and bounds.relative_l2 is not None:
         apart = distance(outputs.channels_last, reference, yardstick.parts)
         checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
-        if yardstick.sample_shape is not None:
+        if task is Task.TENSORS and yardstick.sample_shape is not None:
             worst = largest_part(outputs.channels_last, reference, yardstick.sample_shape)
             checks += (judge_loss_of_parts(worst, gates.margin, " in channels_last"),)
     reason = reason_of(checks)
@@ -175,8 +182,20 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
 def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
     gates, rounding = project.config.gates, project.rounding(arithmetic)
     emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
-    task, shape = project.config.model.task, project.source().sample_shape
-    return Yardstick(gates, gates.of(arithmetic.precision), rounding, emulated, task=task, sample_shape=shape)
+    model = project.config.model
+    if model.task is Task.REGRESSION:
+        require_tolerances(model.tolerance, project.source().classes)
+    return Yardstick(
+        gates,
+        gates.of(arithmetic.precision),
+        rounding,
+        emulated,
+        task=model.task,
+        sample_shape=project.source().sample_shape,
+        names=project.data().class_names,
+        threshold=model.threshold,
+        tolerance=model.tolerance,
+    )
 
 
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
@@ -374,5 +393,7 @@ def run(project: Project, variant: Variant, console: Console) -> int:
     accuracy = report.accuracy
     agreement = accuracy.top1_agreement
     alike = f"cosine {accuracy.cosine:.6f}" if agreement is None else f"agreement {agreement:.2%}"
+    if accuracy.scores:
+        alike = f"{accuracy.scores[0].metric} {accuracy.scores[0].text}"
     console.say(f"{words} ({alike}, relative L2 {accuracy.relative_l2:.1e})")
     return 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_artifacts.errors import DataError
-from pipeline.stages.data.checks import chance_warning, require_different, require_order
+from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -82,3 +82,15 @@ def test_network_at_chance_proves_no_order() -> None:
     warning = require_order(answers([True] * 50 + [False] * 50), answers([True] * 90 + [False] * 10), labels)
     assert "top-1 of 90.0% against 50.0%" in warning
     assert "`order: bgr`" in warning
+
+
+def test_logits_of_several_labels_are_told_from_those_of_one() -> None:
+    """Sigmoids of two labels are both near 1; of one label a softmax decides, however large its logits are."""
+    random = np.random.default_rng(0)
+    truth = random.random((300, 20)) < 0.1
+    labels = (np.where(truth, 5, -5) + random.normal(size=truth.shape)).astype(np.float32)
+    assert "`model.task: multilabel`" in several_labels_warning(labels)
+    one = (np.eye(20)[random.integers(20, size=300)] * 14 - 3 + 2 * random.normal(size=truth.shape)).astype(np.float32)
+    assert several_labels_warning(one) == ""
+    assert several_labels_warning(labels[:, :2]) == ""
+    assert several_labels_warning(labels - 5) == ""  # nothing is likely

@@ -9,12 +9,13 @@ import pytest
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Preprocessing
+from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Preprocessing, Task
 from pipeline.stages.source.presets import (
     hub_classes,
     hub_model_of,
     hub_preprocessing,
     own_preprocessing,
+    require_problem,
     require_range_of,
     timm_classes,
     timm_preprocessing,
@@ -202,3 +203,16 @@ def test_inputs_out_of_the_weights_range_are_refused(mean: float, std: float) ->
     with pytest.raises(SourceError, match=r"(?s)other inputs than.*from -2\.118 to 2\.64.*input_range: \["):
         require_range_of(IMAGENET, written)
     require_range_of(IMAGENET, written.model_copy(update={"input_range": written.reach}))
+
+
+def test_a_model_of_several_labels_is_no_classification() -> None:
+    """Transformers says what a model was trained for, and the message has the task to write."""
+    model = nn.Identity()
+    for problem in (None, "single_label_classification", "multi_label_classification"):
+        model.config = SimpleNamespace(problem_type=problem)  # type: ignore[assignment]  # as transformers has it
+        require_problem(model, Task.MULTILABEL)
+        if problem != "multi_label_classification":
+            require_problem(model, Task.CLASSIFICATION)
+    with pytest.raises(SourceError, match=r"(?s)`model.task: multilabel`.*got: +`task: classification`"):
+        require_problem(model, Task.CLASSIFICATION)
+    require_problem(nn.Identity(), Task.CLASSIFICATION)

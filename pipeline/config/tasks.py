@@ -1,0 +1,102 @@
+"""The task of a model and the settings of others → problems, each with its place. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import RunError
+from model_artifacts.records import Precision, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config.settings import Config
+    from pipeline.config.yaml_source import Location
+
+TABLE_TASKS = (Task.MULTILABEL, Task.REGRESSION)
+"""Tasks whose labels are a table of numbers."""
+CLASSES = "classes"
+"""The value of `data.labels` that takes the images' own classes: those of their folders, or the digits."""
+
+
+def task_problems(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings that another task has, and those that this one lacks, as pairs of location and text."""
+    yield from _label_problems(config)
+    yield from _answer_problems(config)
+    if config.model.task is not Task.CLASSIFICATION:
+        yield from _problems_without_top1(config)
+
+
+def require_tolerances(tolerance: tuple[float, ...], count: int) -> None:
+    """Refuse tolerances that are not those of a regression's numbers.
+
+    Args:
+        tolerance: `model.tolerance`.
+        count: the network's numbers for each image.
+
+    Raises:
+        RunError: there are others than one, or one for each.
+    """
+    if len(tolerance) not in {1, count}:
+        raise RunError(
+            "`model.tolerance` in pipeline.yaml is not that of the network's numbers",
+            expected=f"one number for all, or {count}, one for each",
+            got=str(len(tolerance)),
+        )
+
+
+def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield a threshold or a tolerance of another task, and one that lacks."""
+    model, task = config.model, config.model.task.value
+    for name, owner, written in (
+        ("threshold", Task.MULTILABEL, model.threshold != type(model)().threshold),
+        ("tolerance", Task.REGRESSION, bool(model.tolerance)),
+    ):
+        if written and model.task is not owner:
+            text = f"`model.{name}` is for `task: {owner.value}`, got `task: {task}`; remove one of them"
+            yield ("model", name), text
+    if model.task is Task.REGRESSION and not model.tolerance:
+        missing = "`model.task: regression` needs `model.tolerance`, the largest acceptable error of a number"
+        yield ("model", "task"), f"{missing}: one for all, or a list with one for each, in their own units"
+
+
+def _problems_without_top1(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings of classes and of top-1 that a model of another task has not."""
+    model, task = config.model, config.model.task.value
+    if model.weights.file == "sample":
+        yield ("model", "weights"), f"`model.weights`: the sample model is a classifier, not for `{task}`; name others"
+    if config.data.classes is not None and not model.task.has_classes:
+        yield ("data", "classes"), f"`data.classes`: `model.task: {task}` has no classes; remove one of them"
+    if model.task is Task.TENSORS and config.gates.require_proof:
+        text = "`gates.require_proof`: a distance is measured, and proven by no number of samples; remove it"
+        yield ("gates", "require_proof"), text
+    for precision in Precision:
+        for name in ("top1_agreement", "top1_drop", "class_drop"):
+            if getattr(config.gates.of(precision), name) is not None:
+                gate = f"gates.{precision.value}"
+                text = f"`{gate}.{name}`: `model.task: {task}` has no top-1; remove it, or set `{gate}.cosine`"
+                yield ("gates", precision.value, name), text
+
+
+def _label_problems(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield labels of another task, and labels of images that have no names."""
+    data, task = config.data, config.model.task
+    if data.masks is not None and task is not Task.SEGMENTATION:
+        yield ("data", "masks"), f"`data.masks` are for `task: segmentation`, got `task: {task.value}`; remove them"
+    if data.labels is not None and task is not Task.EMBEDDING and task not in TABLE_TASKS:
+        other = {
+            Task.CLASSIFICATION: "; its classes are those of the images' folders",
+            Task.SEGMENTATION: "; set `masks`",
+        }
+        text = f"`data.labels` is not for `task: {task.value}`{other.get(task, '')}; remove it"
+        yield ("data", "labels"), text
+    elif data.labels == CLASSES and task in TABLE_TASKS:
+        yield ("data", "labels"), f"`data.labels`: `task: {task.value}` needs the path of a table, got {CLASSES}"
+    elif data.labels not in {None, CLASSES} and task is Task.EMBEDDING:
+        yield ("data", "labels"), f"`data.labels`: `task: embedding` takes {CLASSES} alone, got {data.labels!r}"
+    for name in ("masks", "labels"):
+        value = getattr(data, name)
+        takes_digits = value == CLASSES and data.images == "digits"
+        if value is not None and data.images in {"auto", "digits", "photographs"} and not takes_digits:
+            text = f"`data.{name}` needs a folder of images in `data.images`, got {data.images}; set it"
+            yield ("data", name), text

@@ -1,0 +1,27 @@
+"""Tasks → the functions that judge an artifact's answers, and those that judge the reference's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.records import Task
+from pipeline.stages.validate.tasks import multilabel, regression, segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from model_artifacts.records import GateCheck
+    from pipeline.stages.validate.tasks.case import Case, TaskVerdict
+
+JUDGES: dict[Task, Callable[[Case], TaskVerdict]] = {
+    Task.SEGMENTATION: segmentation.judge,
+    Task.MULTILABEL: multilabel.judge,
+    Task.REGRESSION: regression.judge,
+}
+"""Is an artifact good enough?"""
+DESERVING: dict[Task, Callable[[Case], tuple[GateCheck, ...]]] = {
+    Task.SEGMENTATION: segmentation.deserving,
+    Task.MULTILABEL: multilabel.deserving,
+    Task.REGRESSION: regression.deserving,
+}
+"""Is the reference worth a comparison?"""
