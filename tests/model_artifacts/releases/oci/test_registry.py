@@ -348,6 +348,11 @@ def test_a_refused_pull_changes_nothing(  # noqa: PLR0913 - fixtures
 # Lists.
 
 
+def answering(body: bytes) -> Callable[[Asked], Fault]:
+    """Return a fault that is an answer to everything."""
+    return lambda _: Fault(200, body=body)
+
+
 def test_tags_come_in_pages(proxy: Proxy, repository: str) -> None:
     """Each page names the next one; an answer that is no list is told."""
     pages = {
@@ -360,7 +365,7 @@ def test_tags_come_in_pages(proxy: Proxy, repository: str) -> None:
     proxy.fault = lambda _: Fault(200, body=b'{"tags": null}')
     assert registry.tags() == []
     for odd in (b"[]", b"<html>", b"{}"):
-        proxy.fault = lambda _, odd=odd: Fault(200, body=odd)
+        proxy.fault = answering(odd)
         with pytest.raises(StoreError, match="the list of tags cannot be read"):
             registry.tags()
 
