@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import urllib.request
 from datetime import timedelta
@@ -276,6 +277,12 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
     new = push(url, released.folder).digest
     image = document(server, repository, document(server, repository, LATEST)["manifests"][0]["digest"])
     put(server, repository, "theirs", {**image, "annotations": {"whose": "not ours"}})
+    untagged = {**image, "annotations": {"whose": "not ours, and pulled by its digest"}}
+    kept = f"sha256:{hashlib.sha256(json.dumps(untagged).encode()).hexdigest()}"
+    put(server, repository, kept, untagged)
+    empty = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+    put(server, repository, kept.replace(":", "-"), empty)
+    put(server, repository, f"sha256-{'1' * 64}", image)
     assert collect_garbage(url, timedelta(hours=1)).paths == ()
     assert collect_garbage(url, timedelta(hours=1)).young > 0
     found = collect_garbage(url, NOW)
@@ -288,6 +295,7 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
         pull(url, tmp_path / "models", old)
     assert pull(url, tmp_path / "models").digest == new
     assert document(server, repository, "theirs")["annotations"] == {"whose": "not ours"}
+    assert document(server, repository, kept) == untagged
     push(url, newer)
     pull(url, tmp_path / "models", old)
 
