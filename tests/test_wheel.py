@@ -18,11 +18,12 @@ import pytest
 from model_artifacts import Precision, Requirements, load
 from model_artifacts.releases.store import push
 from tests.conftest import REPOSITORY
+from tests.support.registries import PROGRAM, running
 
 if TYPE_CHECKING:
     from pipeline.stages.release.stage import Release
 
-EXTRAS = ("onnxruntime", "verify", "store", "triton")
+EXTRAS = ("onnxruntime", "verify", "store", "oci", "triton")
 INSTALL_SECONDS = 300
 UNREACHABLE = re.compile(r"Failed to fetch|error sending request|dns error|timed out|Connection refused", re.IGNORECASE)
 """Messages of uv about a registry that does not answer; a resolution that fails is not among them."""
@@ -180,6 +181,10 @@ def test_installed_wheel_deploys_a_release(
     for command in ([script], [python, "-m", "model_artifacts"]):
         assert json.loads(run(application, *command, "resolve", "pulled", "--json"))
         assert run(application, *command, "verify", released.folder, "--key", keys[1])
+    if PROGRAM:
+        with running(application.with_name("registry")) as server:
+            run(application, script, "push", server.url("team/tiny"), released.folder)
+            assert run(application, script, "pull", server.url("team/tiny"), "from-a-registry", "--for-host")
     assert run(application, script, "triton", "pulled", "--output", "models")
     assert list((application / "models").glob("*/*/config.pbtxt"))
     assert json.loads(run(application, script, "host"))
