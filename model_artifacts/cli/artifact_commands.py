@@ -110,10 +110,11 @@ def _resolve(source: str, host_file: Path | None, requirements: Requirements, *,
     from model_artifacts.deployment.loading import resolve
     from model_artifacts.host.record_files import read_record
     from model_artifacts.records import DeploymentHost
+    from model_artifacts.releases.oci.references import is_registry
 
     fix = "`model-artifacts host` prints one there"
     host = read_record(host_file, DeploymentHost, fix=fix) if host_file else None
-    if source.startswith(("oci://", "oci+http://")):
+    if is_registry(source):
         from model_artifacts.releases.oci.offers import read_offers, resolve_offered
 
         offered = read_offers(source)

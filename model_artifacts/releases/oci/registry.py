@@ -148,7 +148,7 @@ class Registry:
         Raises:
             StoreError: the registry cannot be reached, or its answer is no list of tags.
         """
-        names: list[str] = []
+        names: list[object] = []
         url, params = f"{self._at}tags/list", {"n": "1000"}
         while url:
             request = Request("GET", url, "listing the tags", params=params, also=_MISSING)
@@ -156,15 +156,15 @@ class Registry:
             if response.status_code == HTTPStatus.NOT_FOUND:
                 break
             try:
-                page = json.loads(data)["tags"] or []
+                page = list(json.loads(data)["tags"] or [])
             except (ValueError, LookupError, TypeError) as exc:
                 raise StoreError(f"{self.shown}: the list of tags cannot be read") from exc
-            names += [name for name in page if isinstance(name, str)]
+            names += page
             following = response.links.get("next", {}).get("url", "")
             url, params = (urljoin(str(response.url), following) if following and page else ""), {}
             if len(names) > _MAX_TAGS:
                 raise StoreError(f"{self.shown} has too many tags", expected=f"at most {_MAX_TAGS:,}")
-        return sorted(set(names))
+        return sorted({name for name in names if isinstance(name, str)})
 
     def keeps_referrers(self) -> bool:
         """Return True if the registry lists the referrers of a manifest by itself.

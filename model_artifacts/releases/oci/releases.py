@@ -25,7 +25,7 @@ from model_artifacts.releases.oci.documents import (
     describe,
     parsed,
 )
-from model_artifacts.releases.oci.layout import check_offers, documents_of, index_of, listing_of
+from model_artifacts.releases.oci.layout import RELEASE_TYPE, check_offers, documents_of, index_of, listing_of
 from model_artifacts.releases.oci.references import check_repository, reference_of
 from model_artifacts.releases.oci.registry import Registry, Stored
 from model_artifacts.releases.signature import SIGNATURE
@@ -268,9 +268,12 @@ class OciReleases:
         young: set[str] = set()
         for tag in fallbacks:
             release = tag.removeprefix("sha256-")
-            if release in kept or (stored := self._registry.manifest(tag)) is None:
+            stored = self._registry.manifest(tag)
+            if release in kept or stored is None or stored.media_type != INDEX_TYPE:
                 continue
             referrers = parsed(ImageIndex, stored.data, f"{self.shown}:{tag}")
+            if not self._is_ours(release, referrers):
+                continue
             parts = [*self._parts(release), release, *(item.sha256 for item in referrers.manifests), stored.sha256]
             if self._pushed(referrers) < before:
                 old += parts
@@ -300,6 +303,14 @@ class OciReleases:
             return []
         where = f"{self.shown}@sha256:{digest}"
         return [item.sha256 for item in parsed(ImageIndex, stored.data, where).manifests]
+
+    def _is_ours(self, digest: str, referrers: ImageIndex) -> bool:
+        """Return True for a release that a push of this package has made; others' images may refer to nothing, too."""
+        stored = self._registry.manifest(f"sha256:{digest}")
+        if _PUSHED not in referrers.annotations or (stored and stored.media_type != INDEX_TYPE):
+            return False
+        where = f"{self.shown}@sha256:{digest}"
+        return stored is None or parsed(ImageIndex, stored.data, where).artifact_type == RELEASE_TYPE
 
     def _pushed(self, referrers: ImageIndex) -> datetime:
         """Return the time of the last push of a release; now if its list does not tell, so that it stays."""

@@ -353,7 +353,7 @@ def answering(body: bytes) -> Callable[[Asked], Fault]:
     return lambda _: Fault(200, body=body)
 
 
-def test_tags_come_in_pages(proxy: Proxy, repository: str) -> None:
+def test_tags_come_in_pages(proxy: Proxy, repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page names the next one; an answer that is no list is told."""
     pages = {
         "n=1000": Fault(200, {"Link": f'</v2/{repository}/tags/list?last=b>; rel="next"'}, b'{"tags": ["b", "a"]}'),
@@ -364,10 +364,15 @@ def test_tags_come_in_pages(proxy: Proxy, repository: str) -> None:
     assert registry.tags() == ["a", "b", "c"]
     proxy.fault = lambda _: Fault(200, body=b'{"tags": null}')
     assert registry.tags() == []
-    for odd in (b"[]", b"<html>", b"{}"):
+    for odd in (b"[]", b"<html>", b"{}", b'{"tags": 7}'):
         proxy.fault = answering(odd)
         with pytest.raises(StoreError, match="the list of tags cannot be read"):
             registry.tags()
+    monkeypatch.setattr("model_artifacts.releases.oci.registry._MAX_TAGS", 10)
+    again = {"Link": f'</v2/{repository}/tags/list?again=1>; rel="next"'}
+    proxy.fault = lambda _: Fault(200, again, b'{"tags": [7]}')
+    with pytest.raises(StoreError, match="has too many tags"):
+        registry.tags()
 
 
 def test_a_tag_whose_digest_is_not_stated_is_read(proxy: Proxy, url: str, repository: str, released: Release) -> None:

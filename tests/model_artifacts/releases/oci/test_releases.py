@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import urllib.request
 from datetime import timedelta
@@ -16,8 +17,11 @@ from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.errors import ReleaseError, ResolveError, StoreError, UsageError
 from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.records import LATEST, Precision
+from model_artifacts.releases.oci.offers import read_offers, resolve_offered
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
+from tests.support.deployables import machine
+from tests.support.gpu_releases import GPUS, write_release
 from tests.support.keys import pem
 from tests.support.registries import needs_registry, running
 from tests.support.stores import leftovers, listing
@@ -101,6 +105,28 @@ def test_only_what_a_host_needs_is_pulled(
     with pytest.raises(ResolveError, match="no artifact of the manifest suits"):
         pull(proxy.url(repository), tmp_path / "none", for_host=Requirements(max_latency_ms=1e-9))
     assert not (tmp_path / "none").exists()
+
+
+def test_each_gpu_pulls_its_own_engine(
+    proxy: Proxy, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release for three types, a host gets one engine and never another type's; a fourth type gets none."""
+    url = proxy.url(repository)
+    entries = write_release(tmp_path / "release", 300_000)
+    push(url, tmp_path / "release")
+    for gpu, entry in zip(GPUS, entries, strict=True):
+        proxy.asked.clear()
+        monkeypatch.setattr("model_artifacts.releases.store.this_host", lambda gpu=gpu: machine(gpu))
+        pulled = pull(url, tmp_path / gpu.slug, for_host=Requirements())
+        assert pulled.entry == entry
+        assert [file for file in pulled.fetched if "/" in file.path] == [entry.file]
+        assert sum("/blobs/" in asked.path for asked in proxy.asked) == len(pulled.fetched)
+        assert resolve_offered(read_offers(url), Requirements(), machine(gpu)).entry.id == entry.id
+    other = GPUS[0].model_copy(update={"name": "NVIDIA H200", "compute_capability": 90})
+    monkeypatch.setattr("model_artifacts.releases.store.this_host", lambda: machine(other))
+    with pytest.raises(ResolveError, match=r"is for NVIDIA H100 80GB HBM3 \(SM 90\), got NVIDIA H200"):
+        pull(url, tmp_path / "other", for_host=Requirements())
+    assert not (tmp_path / "other").exists()
 
 
 def test_files_are_mounted_from_another_repository(
@@ -251,6 +277,12 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
     new = push(url, released.folder).digest
     image = document(server, repository, document(server, repository, LATEST)["manifests"][0]["digest"])
     put(server, repository, "theirs", {**image, "annotations": {"whose": "not ours"}})
+    untagged = {**image, "annotations": {"whose": "not ours, and pulled by its digest"}}
+    kept = f"sha256:{hashlib.sha256(json.dumps(untagged).encode()).hexdigest()}"
+    put(server, repository, kept, untagged)
+    empty = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+    put(server, repository, kept.replace(":", "-"), empty)
+    put(server, repository, f"sha256-{'1' * 64}", image)
     assert collect_garbage(url, timedelta(hours=1)).paths == ()
     assert collect_garbage(url, timedelta(hours=1)).young > 0
     found = collect_garbage(url, NOW)
@@ -263,6 +295,7 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
         pull(url, tmp_path / "models", old)
     assert pull(url, tmp_path / "models").digest == new
     assert document(server, repository, "theirs")["annotations"] == {"whose": "not ours"}
+    assert document(server, repository, kept) == untagged
     push(url, newer)
     pull(url, tmp_path / "models", old)
 
