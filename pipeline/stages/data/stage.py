@@ -22,7 +22,7 @@ from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Preprocessing, Task, WeightsOrigin
 from model_artifacts.sessions.arithmetic import strict_fp32, tensors
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.config.tasks import TABLE_TASKS, require_tolerances
+from pipeline.config.tasks import CLASSES, TABLE_TASKS, require_tolerances
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
@@ -31,7 +31,7 @@ from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import put_in_fastest_layout, restore_model
 from pipeline.stages.common.rows import of_each_output, spans_of
 from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
-from pipeline.stages.data.truth import Table, arranged, read_masks, read_table
+from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +139,8 @@ def _truth(
     """Return the labels of the validation images, as the task has them; None without any."""
     if source.task is Task.CLASSIFICATION:
         return validation.labels
+    if config.labels == CLASSES:
+        return validation.labels if validation.labels is not None else folder_classes(config.images, validation.names)
     if config.masks is not None and source.sample_shape is not None:
         images_folder, folder = Path(config.images), Path(config.masks)
         return read_masks(folder, images_folder, validation.names, source.preprocessing, source.sample_shape)
@@ -267,7 +269,7 @@ def _split(
             ImagesOrigin.DIGITS,
             "scikit-learn's digits, held out from fitting",
             _stored(images.digits(spec, 0, config.calibration), calibration),
-            _stored(held_out if is_classifier else replace(held_out, labels=None), validation),
+            _stored(held_out if is_classifier or config.labels else replace(held_out, labels=None), validation),
         )
     if name == "photographs":
         return _Split(

@@ -271,8 +271,6 @@ def _loss_check(accuracy: Accuracy, loss: Loss, margin: float, *, passed: bool) 
     if loss.more:
         value += f", {loss.more:,} more samples would do"
     metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
-    if accuracy.top1_agreement is None:
-        metric = "vectors that moved half way to their nearest neighbour"
     return GateCheck(
         metric=metric,
         bound=f"≤ {margin:.2%}",
