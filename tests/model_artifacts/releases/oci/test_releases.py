@@ -21,6 +21,7 @@ from model_artifacts.releases.oci.offers import read_offers, resolve_offered
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
 from tests.support.deployables import machine
+from tests.support.faulty_proxy import Fault
 from tests.support.gpu_releases import GPUS, write_release
 from tests.support.keys import pem
 from tests.support.registries import needs_registry, running
@@ -250,6 +251,18 @@ def test_a_flipped_blob_is_refused(server: RegistryServer, url: str, released: R
     assert pull(url, tmp_path / "models").digest == digest
 
 
+def test_a_release_that_lacks_a_manifest_is_refused(
+    proxy: Proxy, repository: str, released: Release, tmp_path: Path
+) -> None:
+    """As after a clean-up that knew no index."""
+    url = proxy.url(repository)
+    digest = push(url, released.folder).digest
+    proxy.fault = lambda asked: Fault(404) if "/manifests/sha256:" in asked.path and digest not in asked.path else None
+    with pytest.raises(StoreError, match="lacks a manifest of the release"):
+        pull(url, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_release_without_the_right_signature_is_not_installed(
     url: str, released: Release, newer: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
@@ -298,6 +311,41 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
     assert document(server, repository, kept) == untagged
     push(url, newer)
     pull(url, tmp_path / "models", old)
+
+
+def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
+    proxy: Proxy, repository: str, released: Release, newer: Path, tmp_path: Path
+) -> None:
+    """A tag that moves to a release while it is deleted is named; one that moves before that stops the collection."""
+    url = proxy.url(repository)
+    old = push(url, newer).digest
+    push(url, released.folder)
+
+    def moving(asked: Asked) -> None:
+        if asked.method == "DELETE" and asked.path.endswith(old):
+            proxy.fault = lambda _: None
+            push(url, newer)
+
+    proxy.fault = moving
+    with pytest.raises(StoreError, match="a release that was just deleted") as caught:
+        collect_garbage(url, NOW, delete=True)
+    assert LATEST in str(caught.value)
+
+    push(url, newer)
+    old = push(url, released.folder).digest
+    push(url, newer)
+    listings: list[Asked] = []
+
+    def early(asked: Asked) -> None:
+        listings.append(asked)
+        if sum("/tags/list" in item.path for item in listings) == 3:
+            proxy.fault = lambda _: None
+            move_tag(url, LATEST, old)
+
+    proxy.fault = early
+    with pytest.raises(StoreError, match="nothing was deleted"):
+        collect_garbage(url, NOW, delete=True)
+    assert pull(url, tmp_path / "models").digest == old
 
 
 def test_a_registry_that_removes_nothing_says_so(released: Release, newer: Path, tmp_path: Path) -> None:
