@@ -107,6 +107,25 @@ def test_the_card_says_vectors(project: Project) -> None:
     assert "top-1" not in card
 
 
+def test_classes_of_the_images_judge_the_recall(tmp_path: Path) -> None:
+    """With `labels: classes` the nearest neighbours' classes count, in both galleries, and everything says so."""
+    project = made_in(tmp_path, configuration().replace("images: digits", "images: digits, labels: classes"))
+    data = project.data()
+    assert data.labels is not None
+    assert (np.load(project.file(data.labels)).shape, data.reference_top1, data.class_names) == ((60,), None, None)
+    report = project.accuracy(project.plan.variant(FP16))
+    assert report.passed, report.reason
+    metrics = {check.metric for check in report.checks}
+    assert {"reference: recall@1", "drop of recall@1", "drop of recall@1 in FP32's gallery"} <= metrics
+    assert MOVED not in metrics
+    assert report.accuracy is not None
+    first = report.accuracy.scores[0]
+    assert first.metric == "recall@1"
+    assert first.reference is not None
+    assert first.reference > 0.3
+    assert "By these labels the FP32 network has recall@1" in model_card("tiny", project.manifest(), None)
+
+
 def test_layers_are_not_ranked_by_answers(project: Project) -> None:
     """`sensitivity` counts answers of a classifier, and refuses an embedding."""
     with pytest.raises(UnsupportedError, match=r"(?s)answers of a classifier.*embedding.*leave_unquantized"):

@@ -126,6 +126,29 @@ def _mask(file: Path, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
+def folder_classes(folder: str, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the number of each image's class: of its first folder, in the order of the folders' names.
+
+    Args:
+        folder: the folder of images, for messages.
+        names: the images' paths in it.
+
+    Raises:
+        DataError: an image lies in no folder of a class, or all lie in the same one.
+    """
+    loose = [name for name in names if "/" not in name]
+    classes = sorted({name.split("/")[0] for name in names})
+    if loose or len(classes) == 1:
+        raise DataError(
+            "the images have no classes",
+            where=folder,
+            expected="a folder for each class, of two classes or more",
+            got=f"{len(loose)} images in no folder, such as {loose[0]}" if loose else f"{classes[0]} alone",
+            fix="sort them into folders, or remove `data.labels`",
+        )
+    return np.array([classes.index(name.split("/")[0]) for name in names], dtype=np.int64)
+
+
 def read_table(file: Path, names: Sequence[str]) -> Table:
     """Return the rows of images in a CSV table. Its first line has the headings: `image`, and a name for each column.
 

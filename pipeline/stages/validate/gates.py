@@ -271,8 +271,6 @@ def _loss_check(accuracy: Accuracy, loss: Loss, margin: float, *, passed: bool) 
     if loss.more:
         value += f", {loss.more:,} more samples would do"
     metric = "labelled top-1 drop" if accuracy.top1 is not None else "other answers, without near-ties"
-    if accuracy.top1_agreement is None:
-        metric = "vectors that moved half way to their nearest neighbour"
     return GateCheck(
         metric=metric,
         bound=f"≤ {margin:.2%}",
@@ -330,6 +328,6 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
 def _without_bound(failed: list[GateCheck]) -> str:
     """Return the advice where the network's own rounding gives no bound; empty where it does."""
     for check in failed:
-        if check.metric == _OWN_ROUNDING:
+        if check.metric.endswith(_OWN_ROUNDING):  # behind the name of one of several outputs
             return _BEYOND_ADVICE if check.value == _BEYOND else _UNKNOWN_ADVICE
     return ""

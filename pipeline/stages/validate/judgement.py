@@ -21,7 +21,6 @@ from pipeline.stages.validate.gates import (
 )
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
-from pipeline.stages.validate.neighbours import compare_neighbours
 from pipeline.stages.validate.tasks.case import Case
 from pipeline.stages.validate.tasks.registry import JUDGES
 
@@ -137,14 +136,12 @@ def judge_logits(
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
-        if task in JUDGES:
-            verdict = JUDGES[task](case_of(logits, reference, labels, yardstick))
-            return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
+    if task in JUDGES:
+        verdict = JUDGES[task](case_of(logits, reference, labels, yardstick))
+        return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
+    if shape is not None:
         return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)
-    if task is Task.EMBEDDING:
-        answers = compare_neighbours(logits, reference)
-    else:
-        answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
+    answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
     loss = judge_drop(answers, margin, is_part=is_part)
     if is_part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import Task
-from pipeline.stages.validate.tasks import multilabel, regression, segmentation
+from pipeline.stages.validate.tasks import multilabel, regression, retrieval, segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,11 +17,13 @@ JUDGES: dict[Task, Callable[[Case], TaskVerdict]] = {
     Task.SEGMENTATION: segmentation.judge,
     Task.MULTILABEL: multilabel.judge,
     Task.REGRESSION: regression.judge,
+    Task.EMBEDDING: retrieval.judge,
 }
 """Is an artifact good enough?"""
 DESERVING: dict[Task, Callable[[Case], tuple[GateCheck, ...]]] = {
     Task.SEGMENTATION: segmentation.deserving,
     Task.MULTILABEL: multilabel.deserving,
     Task.REGRESSION: regression.deserving,
+    Task.EMBEDDING: retrieval.deserving,
 }
 """Is the reference worth a comparison?"""

@@ -11,7 +11,7 @@ from PIL import Image
 from model_artifacts.errors import DataError
 from model_artifacts.records import Fit, Interpolation, Orientation, Preprocessing
 from model_artifacts.sessions.preprocessing import to_pixels
-from pipeline.stages.data.truth import IGNORED, read_masks, read_table
+from pipeline.stages.data.truth import IGNORED, folder_classes, read_masks, read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,3 +159,17 @@ def test_a_wrong_table_is_one_message(tmp_path: Path, text: str, message: str) -
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         read_table(file, ["1.png"])
+
+
+def test_first_folders_are_the_classes() -> None:
+    """Numbered in the order of their names, whatever lies below them."""
+    assert folder_classes("images", ["b/1.png", "a/x/2.png", "b/3.png"]).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "got"), [(["a/1.png", "2.png"], "in no folder, such as 2.png"), (["a/1.png"], "a alone")], ids=str
+)
+def test_images_without_classes_are_refused(names: list[str], got: str) -> None:
+    """A hit means nothing among images of one class."""
+    with pytest.raises(DataError, match=got):
+        folder_classes("images", names)

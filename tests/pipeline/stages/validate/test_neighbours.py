@@ -68,5 +68,5 @@ def test_many_samples_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     whole = compare_neighbours(vectors, reference)
     monkeypatch.setattr(neighbours, "_AT_ONCE", 3)
     assert compare_neighbours(vectors, reference) == whole
-    monkeypatch.setattr(neighbours, "_GALLERY", 2)
+    monkeypatch.setattr(neighbours, "GALLERY", 2)
     assert compare_neighbours(vectors, reference).lost == 4  # the two, and their neighbours on the other sides
