@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 import urllib.request
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = needs_registry
 
 NOW = timedelta(0)
+SKOPEO = shutil.which("skopeo")
 WISH = Requirements(precision=Precision.FP16)
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -227,6 +230,20 @@ def test_another_client_gets_a_folder_that_loads(
     assert listing(tmp_path / "models") == wanted
     with pipeline.load(tmp_path / "models") as model:
         assert model.entry.id == found["annotations"]["dev.model-artifacts.artifact"]
+
+
+@pytest.mark.skipif(SKOPEO is None, reason="no client that knows no GPU: `apt-get install skopeo` brings one")
+def test_a_client_that_knows_no_gpu_takes_no_engine(
+    server: RegistryServer, url: str, repository: str, released: Release, tmp_path: Path
+) -> None:
+    """Podman and CRI-O choose as skopeo does: none of three engines; a file for processors, if the release has any."""
+    write_release(tmp_path / "engines", 1000)
+    push(f"{url}:engines", tmp_path / "engines")
+    push(f"{url}:files", released.folder)
+    for tag, expected in (("engines", "no image found in image index"), ("files", "operation on artifact with type")):
+        command = [str(SKOPEO), "inspect", "--tls-verify=false", f"docker://{server.host}/{repository}:{tag}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - fixed
+        assert expected in done.stderr
 
 
 # Refused: nothing is installed, the old release stays.
