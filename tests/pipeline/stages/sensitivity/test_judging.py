@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,11 @@ from pipeline.config.settings import Gate
 from pipeline.stages.common.rows import Span
 from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from tests.support.sensitive import agreeing, off_by
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Rows = npt.NDArray[np.float32]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,7 @@ def test_the_farthest_of_several_outputs_counts() -> None:
     assert judged.distance == pytest.approx(0.1, rel=1e-3)
 
 
-def _pixels(other: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], ...]:
+def _pixels(other: int) -> tuple[Rows, Rows]:
     """Return maps of two classes and 100 pixels, `other` of which answer otherwise, and the reference's."""
     reference = np.zeros((1, 2, 100), np.float32)
     reference[0, 0] = 1
