@@ -22,9 +22,11 @@ from pipeline.stages.validate.gates import (
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
 from pipeline.stages.validate.tasks.case import Case
-from pipeline.stages.validate.tasks.registry import JUDGES
+from pipeline.stages.validate.tasks.registry import judge_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy, GateCheck, Score
@@ -58,6 +60,12 @@ class Yardstick(NamedTuple):
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
     """The largest acceptable error of a regression's numbers."""
+    metric: Callable[[Logits, npt.NDArray[Any]], object] | None = None
+    """The user's measure of tensors; None without one."""
+    metric_name: str = ""
+    """The name of that function."""
+    least: float = 0.0
+    """The least mean score of the reference by that function."""
 
     @property
     def bounds(self) -> Bounds:
@@ -112,6 +120,9 @@ def case_of(logits: Logits, reference: Logits, truth: Truth | None, yardstick: Y
         require_proof=gates.require_proof,
         threshold=yardstick.threshold,
         tolerance=yardstick.tolerance,
+        metric=yardstick.metric,
+        metric_name=yardstick.metric_name,
+        least=yardstick.least,
     )
 
 
@@ -136,8 +147,9 @@ def judge_logits(
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
-    if task in JUDGES:
-        verdict = JUDGES[task](case_of(logits, reference, labels, yardstick))
+    case = case_of(logits, reference, labels, yardstick)
+    if judge := judge_of(case, task):
+        verdict = judge(case)
         return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
     if shape is not None:
         return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)

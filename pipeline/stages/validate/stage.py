@@ -16,10 +16,9 @@ from model_artifacts.host.progress import Bars
 from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, Question, RowCheck, Task
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
-from pipeline.config.tasks import require_tolerances
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import STRICT_FP32, Arithmetic, arithmetic_of
+from pipeline.planning.plan import STRICT_FP32, arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
@@ -44,10 +43,11 @@ from pipeline.stages.validate.gates import (
     judge_rows,
     reason_of,
 )
-from pipeline.stages.validate.judgement import Yardstick, case_of, judge_logits
+from pipeline.stages.validate.judgement import case_of, judge_logits
 from pipeline.stages.validate.metrics import distance, largest_part, measure
 from pipeline.stages.validate.reference import judge_reference
-from pipeline.stages.validate.tasks.registry import DESERVING
+from pipeline.stages.validate.tasks.registry import deserving_of
+from pipeline.stages.validate.yardsticks import yardstick_for
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -131,15 +131,16 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks: tuple[GateCheck, ...] = ()
     if gates.require_reference:
         checks += judge_reference(reference, labels, repeatable=strict.repeatable, task=task)
-        if task in DESERVING:
-            checks += DESERVING[task](case_of(reference, reference, labels, _yardstick(project, STRICT_FP32)))
+        case = case_of(reference, reference, labels, yardstick_for(project, STRICT_FP32))
+        if deserving := deserving_of(case, task):
+            checks += deserving(case)
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
     classified = labels if task is Task.CLASSIFICATION else None
     accuracy = measure(outputs.logits, reference, classified, names, task)
     strict_l2 = _strict_l2(strict, gates)
     executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
     claimed = arithmetic_of(variant, executed)
-    yardstick = _yardstick(project, claimed)._replace(is_part=samples < data.validation_samples)
+    yardstick = yardstick_for(project, claimed)._replace(is_part=samples < data.validation_samples)
     bounds = yardstick.bounds
     judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
     checks += judgement.checks
@@ -148,13 +149,14 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
     checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
     checks += judge_rows(outputs.rows, bounds)
-    if task is Task.TENSORS:
+    by_distance = task is Task.TENSORS and yardstick.metric is None
+    if by_distance:
         checks += judge_loss_of_rows(outputs.rows, gates.margin)
     checks += judge_finite("finite outputs of extreme images", outputs.extremes)
     if outputs.channels_last is not None and bounds.relative_l2 is not None:
         apart = distance(outputs.channels_last, reference, yardstick.parts)
         checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
-        if task is Task.TENSORS and yardstick.sample_shape is not None:
+        if by_distance and yardstick.sample_shape is not None:
             worst = largest_part(outputs.channels_last, reference, yardstick.sample_shape)
             checks += (judge_loss_of_parts(worst, gates.margin, " in channels_last"),)
     reason = reason_of(checks)
@@ -176,25 +178,6 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         layers=outputs.layers,
         rows=outputs.rows,
         device=outputs.device,
-    )
-
-
-def _yardstick(project: Project, arithmetic: Arithmetic) -> Yardstick:
-    gates, rounding = project.config.gates, project.rounding(arithmetic)
-    emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
-    model = project.config.model
-    if model.task is Task.REGRESSION:
-        require_tolerances(model.tolerance, project.source().classes)
-    return Yardstick(
-        gates,
-        gates.of(arithmetic.precision),
-        rounding,
-        emulated,
-        task=model.task,
-        sample_shape=project.source().sample_shape,
-        names=project.data().class_names,
-        threshold=model.threshold,
-        tolerance=model.tolerance,
     )
 
 
@@ -291,7 +274,7 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
     load, samples = _loader(project), data.validation_samples
-    parts = _yardstick(project, arithmetic_of(variant)).parts
+    parts = yardstick_for(project, arithmetic_of(variant)).parts
     reference = np.load(project.file(data.reference))
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes
