@@ -106,7 +106,8 @@ def quantized_of(subject: Subject, precision: Precision, fp32: onnx.ModelProto, 
 
 def run_graph(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
     """Run a graph as the step `rounding` does."""
-    return run_stand_in(graph.SerializeToString(), images.numpy(), BATCH)
+    logits: Logits = run_stand_in(graph.SerializeToString(), images.numpy(), BATCH)
+    return logits
 
 
 def run_fused(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:

@@ -153,22 +153,35 @@ def _turn_of_latency(old: BatchTiming, new: BatchTiming, grown: float) -> Turn:
 
 
 def _accuracies(old: ManifestEntry, new: ManifestEntry, bounds: Bounds | None) -> list[Change]:
-    if old.accuracy is None:
-        return []
-    if new.accuracy is None:
-        return [_missing(new.id, "accuracy", f"relative L2 {old.accuracy.relative_l2:.1e}", bounds)]
-    metric, before, after = _shared_metric(old.accuracy, new.accuracy)
+    after = {accuracy.output: accuracy for accuracy in _of_outputs(new)}
+    changes = []
+    for before in _of_outputs(old):
+        name = f"{before.output}: " if before.output else ""
+        if before.output in after:
+            changes.append(_accuracy(new.id, before, after[before.output], bounds, name))
+        else:
+            changes.append(_missing(new.id, f"{name}accuracy", f"relative L2 {before.relative_l2:.1e}", bounds))
+    return changes
+
+
+def _of_outputs(entry: ManifestEntry) -> tuple[Accuracy, ...]:
+    """Return the accuracy of each output; none without a validation."""
+    return entry.accuracies or ((entry.accuracy,) if entry.accuracy else ())
+
+
+def _accuracy(entry: str, old: Accuracy, new: Accuracy, bounds: Bounds | None, name: str) -> Change:
+    metric, before, after = _shared_metric(old, new)
     drop = round(before - after, 9)  # shares of whole samples: a drop of exactly the bound is allowed
-    alike = old.accuracy.samples == new.accuracy.samples
+    alike = old.samples == new.samples
     turn = Turn.UNKNOWN if not alike else Turn.SAME if drop == 0 else Turn.WORSE if drop > 0 else Turn.BETTER
     form = ".6f" if metric == _COSINE else ".2%"
     of = (f"{before:{form}}", f"{after:{form}}")
     if not alike:
-        of = (f"{of[0]} of {old.accuracy.samples}", f"{of[1]} of {new.accuracy.samples}")
+        of = (f"{of[0]} of {old.samples}", f"{of[1]} of {new.samples}")
     breach = ""
     if bounds and drop > bounds.max_top1_drop:
         turn, breach = Turn.WORSE, f"≥ -{bounds.max_top1_drop * 100:g} pt"
-    return [Change(new.id, metric, *of, turn, drop, breach)]
+    return Change(entry, f"{name}{metric}", *of, turn, drop, breach)
 
 
 _COSINE = "cosine"

@@ -285,5 +285,13 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         built_for=entry.built_for,
         weights=checked_file(root, entry.weights) if entry.weights else None,
         runtime_cache=checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None,
-        module=ModuleFacts(entry.module, model.factory, model.preprocessing.input_shape, root, model.arguments),
+        module=ModuleFacts(
+            entry.module, model.factory, model.preprocessing.input_shape, root, model.arguments, _names_of(entry)
+        ),
     )
+
+
+def _names_of(entry: ManifestEntry) -> tuple[str, ...]:
+    """Return the names of several outputs; () for one."""
+    names = tuple(spec.name for spec in entry.outputs)
+    return names if len(names) > 1 else ()

@@ -11,8 +11,9 @@ import numpy as np
 from model_artifacts.deployment.answers import answers_of, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top
-from model_artifacts.errors import RunError
+from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Backend
+from model_artifacts.sessions.onnx import joined, named
 from model_artifacts.sessions.preprocessing import read_pixels, to_input
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from model_artifacts.deployment.inputs import Pictures
     from model_artifacts.deployment.resolution import Resolution
     from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing
+    from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
     from model_artifacts.sessions.preprocessing import Picture
 
@@ -57,7 +59,7 @@ class Model:
         """The names of the logits' classes; None if unknown."""
         return self._facts.class_names
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch) -> Outputs:
         """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
 
         Args:
@@ -66,15 +68,34 @@ class Model:
                 `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
 
         Returns:
-            float32 (batch, classes), of an embedding (batch, length): a new array in the host's memory.
+            float32 (batch, classes), of an embedding (batch, length): a new array in the host's memory. Of a model with
+            several outputs, a dictionary with such an array by the name of each, in the manifest's order.
 
         Raises:
-            RunError: the artifact does not take such a batch, or the `with` block has ended.
+            RunError: the artifact does not take such a batch, or gives other outputs than the manifest says; or the
+                `with` block has ended.
         """
         self._opened()
         checked = self._checked(batch)
         with self._lock:
-            return np.asarray(self._opened()(checked))
+            return self._named(self._opened()(checked))
+
+    def _named(self, found: Outputs) -> Outputs:
+        """Return the outputs in the manifest's order.
+
+        Raises:
+            RunError: they are others than the manifest's.
+        """
+        names = [spec.name for spec in self.entry.outputs]
+        own = {*found} if isinstance(found, dict) else None
+        if own != ({*names} if len(names) > 1 else None):
+            raise RunError(
+                "the artifact has other outputs than the manifest says",
+                expected=listed(names),
+                got=listed(sorted(own)) if own else "one output",
+                fix="pull the artifact again, or build it again",
+            )
+        return {name: np.asarray(found[name]) for name in names} if own else np.asarray(found)
 
     def predict(self, images: Pictures, *, top: int | None = None) -> tuple[Prediction, ...]:
         """Return what the task means by each image's output: the likeliest classes with names and scores, or a mask.
@@ -107,7 +128,7 @@ class Model:
             found += answers_of(outputs, self._facts, most)
         return tuple(found)
 
-    def outputs(self, images: Pictures) -> Batch:
+    def outputs(self, images: Pictures) -> Outputs:
         """Return the network's output for each image: logits, or the vector of an embedding.
 
         The images are read and run as `predict` does it.
@@ -116,7 +137,8 @@ class Model:
             images: one image, or an iterable of them, as `predict` takes them.
 
         Returns:
-            float32 (images, …) as the network gives it, in the order of the images, also for one image.
+            float32 (images, …) as the network gives it, in the order of the images, also for one image. Of a model with
+            several outputs, a dictionary with such an array by the name of each.
 
         Raises:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
@@ -124,30 +146,35 @@ class Model:
                 has ended.
         """
         self._opened()
-        (spec,) = self.entry.outputs
-        empty = np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32)
-        found = np.concatenate([empty, *self._of_each_batch(images)])
-        broken = np.unique(np.nonzero(~np.isfinite(found))[0])
-        if len(broken):
-            raise RunError(
-                "the outputs are not finite",
-                expected="finite values",
-                got=f"NaN or infinity for {len(broken)} of {len(found)} images, the first at {broken[0]}",
-                fix="take an artifact of another precision: `Requirements(precision=...)`",
-            )
+        specs = self.entry.outputs
+        empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32) for spec in specs]
+        names = [spec.name for spec in specs]
+        found = joined([named(names, empty), *self._of_each_batch(images)])
+        for name, values in found.items() if isinstance(found, dict) else [("", found)]:
+            broken = np.unique(np.nonzero(~np.isfinite(values))[0])
+            if len(broken):
+                raise RunError(
+                    f"the values of output {name!r} are not finite" if name else "the outputs are not finite",
+                    expected="finite values",
+                    got=f"NaN or infinity for {len(broken)} of {len(values)} images, the first at {broken[0]}",
+                    fix="take an artifact of another precision: `Requirements(precision=...)`",
+                )
         return found
 
-    def _of_each_batch(self, images: Pictures) -> Iterator[Batch]:
+    def _of_each_batch(self, images: Pictures) -> Iterator[Outputs]:
         """Yield the outputs of the images, batch by batch."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
             yield self._run_pictures(chunk)
 
-    def _run_pictures(self, pictures: Sequence[Picture]) -> Batch:
+    def _run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
         spec = self.preprocessing
         batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
-        return self(_filled(batch, self.entry.profile))[: len(batch)]
+        found = self(_filled(batch, self.entry.profile))
+        if isinstance(found, dict):
+            return {name: values[: len(batch)] for name, values in found.items()}
+        return found[: len(batch)]
 
     def close(self) -> None:
         """Refuse all further batches: the `with` block has ended. A batch that runs is waited for."""

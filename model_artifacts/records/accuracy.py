@@ -51,6 +51,8 @@ class ClassDrop(Record):
 class RowCheck(Record):
     """Dependence of a row's logits on the other rows of its batch, at one batch size."""
 
+    output: str | None = None
+    """Name of the output, of a model with several. The JSON of one output leaves it out."""
     batch: PositiveInt
     """Number of rows in a batch."""
     reference_l2: Annotated[float, Field(ge=0)]
@@ -63,7 +65,7 @@ class RowCheck(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"part_l2"})
+        return without_defaults(self, serialize(self), {"output", "part_l2"})
 
 
 class Score(Record):
@@ -93,8 +95,10 @@ class Score(Record):
 
 
 class Accuracy(Record):
-    """Distance of an artifact's logits, vectors or tensors to the FP32 reference's."""
+    """Distance of an artifact's logits, vectors or tensors to the FP32 reference's, for one output."""
 
+    output: str | None = None
+    """Name of the output, of a model with several. The JSON of one output leaves it out."""
     samples: PositiveInt
     """Number of samples."""
     finite: bool
@@ -131,4 +135,4 @@ class Accuracy(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"scores"})
+        return without_defaults(self, serialize(self), {"output", "scores"})

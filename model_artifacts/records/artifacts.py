@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from model_artifacts.records.base import Argument, Count, FileRecord, Record, Tool
+from model_artifacts.records.base import Argument, Count, FileRecord, Record, Tool, without_defaults
 from model_artifacts.records.hosts import EngineFlavour
 from model_artifacts.records.variants import Precision, Variant
 
@@ -165,6 +165,8 @@ class Recipe(Record):
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
     logits: str | None = None
     """Name of the logits in the network's output, if that is a mapping or a dataclass; None for a tensor."""
+    output_names: tuple[str, ...] = ()
+    """Names of the outputs of a network that returns several. The JSON of one output leaves it out."""
     classes: PositiveInt
     """Number of classes."""
     weights: FileRecord
@@ -179,3 +181,7 @@ class Recipe(Record):
     """Settings for Torch-TensorRT."""
     libraries: tuple[Tool, ...]
     """Versions of torch and Torch-TensorRT that the recipe was written with."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"output_names"})

@@ -204,8 +204,8 @@ class Task(str, Enum):
     EMBEDDING = "embedding"
     """A vector for each image, compared with others by their cosine."""
     TENSORS = "tensors"
-    """A tensor for each image: a map, boxes with scores, or numbers. The user's own code gives it a meaning, so that
-    its distances alone are judged, for each part."""
+    """A tensor for each image or several: maps, boxes and scores, or numbers. The user's own code gives them a meaning,
+    so that their distances alone are judged, for each output and each part of it."""
     SEGMENTATION = "segmentation"
     """A map of logits for each image, (classes, height, width). The class with the largest one is a pixel's answer."""
     MULTILABEL = "multilabel"

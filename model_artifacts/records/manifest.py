@@ -152,7 +152,10 @@ class ManifestEntry(Record):
     evaluator: str
     """Library and version that ran the validation; empty without a validation."""
     accuracy: Accuracy | None
-    """Accuracy against the FP32 reference; None without a validation."""
+    """Accuracy against the FP32 reference, of several outputs the one that is farthest off; None without a
+    validation."""
+    accuracies: tuple[Accuracy, ...] = ()
+    """Accuracy of each output, of a model with several. The JSON of one output leaves it out."""
     checks: tuple[GateCheck, ...]
     """Checks of the precision's gate."""
     proven: bool
@@ -174,6 +177,10 @@ class ManifestEntry(Record):
     of them is unknown, as outside a repository."""
     rerun: str
     """The command that builds the artifact again."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"accuracies"})
 
     @property
     def device_type(self) -> str:

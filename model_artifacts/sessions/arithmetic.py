@@ -17,6 +17,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    Result = torch.Tensor | tuple[torch.Tensor, ...]
+
 log = logging.getLogger(__name__)
 
 _DEVICES = ("cpu", "cuda")
@@ -24,8 +26,23 @@ _TINY = 1e-12
 """The least size of logits, for those that are all zero."""
 
 
-def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return ‖found - expected‖ / ‖expected‖ in FP64; infinity for another shape, or where a value is not a number."""
+def tensors(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401 - what a module returns
+    """Return the outputs of a module that returns a tensor, or a tuple or list of several."""
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def relative_l2(found: Result, expected: Result) -> float:
+    """Return ‖found - expected‖ / ‖expected‖ in FP64, of several outputs the largest: no norm holds two of them.
+
+    It is infinite for another shape or number of outputs, or where a value is not a number.
+    """
+    pairs = tensors(found), tensors(expected)
+    if len(pairs[0]) != len(pairs[1]):
+        return math.inf
+    return max(_relative_l2(*pair) for pair in zip(*pairs, strict=True))
+
+
+def _relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
     if found.shape != expected.shape:
         return math.inf
     distance = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(_TINY))

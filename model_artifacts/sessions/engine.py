@@ -17,7 +17,7 @@ import numpy as np
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
-from model_artifacts.sessions.onnx import lone_ends
+from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
@@ -73,10 +73,9 @@ class Engine:
         return spec
 
     @property
-    def output(self) -> TensorSpec:
-        """The one output, such as the logits."""
-        (spec,) = self._loaded.outputs
-        return spec
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, such as the logits."""
+        return self._loaded.outputs
 
     @property
     def batches(self) -> BatchRange:
@@ -128,12 +127,12 @@ def open_engine(
 
     Raises:
         RunError: the engine is built for another GPU or library, is damaged, does not fit into the GPU's memory, or has
-            several inputs or outputs.
+            several inputs.
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
     with load_engine(flavour, plan, weights, host_code=built_for.version_compatible) as loaded:
-        lone_ends([spec.name for spec in loaded.inputs], [spec.name for spec in loaded.outputs])
+        ends_of([spec.name for spec in loaded.inputs], [spec.name for spec in loaded.outputs])
         yield Engine(loaded, gpu)
 
 
@@ -147,7 +146,7 @@ class Session:
         self._loaded = loaded
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
-        (self._input,), (self._output,) = loaded.inputs, loaded.outputs
+        (self._input,), self._outputs = loaded.inputs, loaded.outputs
         self._dtype = np.dtype(self._input.dtype)
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
@@ -164,7 +163,7 @@ class Session:
             RunError: the GPU has no room.
         """
         largest = self._loaded.batches.max
-        for spec in (self._input, self._output):
+        for spec in (self._input, *self._outputs):
             shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
             size = cuda.bytes_of(shape, np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
@@ -193,7 +192,7 @@ class Session:
 
         Returns:
             the logits (batch, classes): a new numpy array; or for an array on the GPU a `DeviceArray` in memory of the
-            session, which the next batch overwrites.
+            session, which the next batch overwrites. Of several outputs, such an array by the name of each.
 
         Raises:
             RunError: the engine does not take such a batch, or running failed.
@@ -236,12 +235,12 @@ class Session:
         """
         self._context.enqueue(self.stream.handle)
 
-    def enqueue_with_copies(self) -> npt.NDArray[Any]:
+    def enqueue_with_copies(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue as `enqueue` does, with copies from pinned host memory before and back to it after.
 
         Returns:
-            the host's array that the logits are copied to. It is valid once the stream has finished, until the next
-            call.
+            the host's array that the logits are copied to; of several outputs, such an array by the name of each. It
+            is valid once the stream has finished, until the next call.
 
         Raises:
             RunError: the engine failed.
@@ -249,10 +248,13 @@ class Session:
         staged = self._staged()
         cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
         self.enqueue()
-        logits = self._logits()
-        landed = self._pinned[self._output.name].array(logits.shape, logits.dtype)
-        cuda.copy_to_host(landed, logits, self.stream)
-        return landed
+        found = []
+        for spec in self._outputs:
+            output = self._result(spec)
+            landed = self._pinned[spec.name].array(output.shape, output.dtype)
+            cuda.copy_to_host(landed, output, self.stream)
+            found.append(landed)
+        return named(self._names, found)
 
     def _prepare(self, size: int) -> None:
         """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
@@ -285,7 +287,7 @@ class Session:
         """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
-    def _run_from_host(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _run_from_host(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         self._check(batch.shape, batch.dtype)
         if not batch.flags.c_contiguous:
             raise self._refusal(f"{batch.dtype} {batch.shape} with strides {batch.strides}")
@@ -293,9 +295,11 @@ class Session:
         np.copyto(self._staged(), batch)
         landed = self.enqueue_with_copies()
         self.stream.synchronize()
+        if isinstance(landed, dict):
+            return {name: np.array(output) for name, output in landed.items()}
         return np.array(landed)
 
-    def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray:  # noqa: ANN401
+    def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:  # noqa: ANN401
         array = gpu_arrays.view(batch, self.stream)
         self._check(array.shape, array.dtype)
         if self._cuda_graph:  # a graph reads the address that it was captured with
@@ -306,13 +310,16 @@ class Session:
             self._shape_for(array.shape[0])
         self.enqueue()
         self.stream.synchronize()
-        return self._logits()
+        return named(self._names, [self._result(spec) for spec in self._outputs])
 
     def _own_input(self, shape: tuple[int, ...]) -> cuda.DeviceArray:
         return self._device[self._input.name].array(shape, self._dtype)
 
-    def _logits(self) -> cuda.DeviceArray:
-        spec = self._output
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self._outputs)
+
+    def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
         return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
 
     def _bind(self, pointer: int) -> None:

@@ -52,7 +52,9 @@ class Assembly(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     """Arguments of the factory."""
     logits: str | None = None
-    """Name of the logits in the network's output; None if that is a tensor."""
+    """Name of the logits in the network's output; None if that is a tensor, or holds several outputs."""
+    output_names: tuple[str, ...] = ()
+    """Names of the outputs of a network that returns several; () for one."""
 
 
 class Assembled(Protocol):
@@ -82,6 +84,10 @@ class Assembled(Protocol):
     def logits(self) -> str | None:
         """Name of the logits in the network's output."""
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of several outputs."""
+
 
 def assembly_of(record: Assembled) -> Assembly:
     """Return the way to a record's network."""
@@ -92,6 +98,7 @@ def assembly_of(record: Assembled) -> Assembly:
         record.classes,
         record.arguments,
         record.logits,
+        record.output_names,
     )
 
 
@@ -107,9 +114,44 @@ class LogitsOf(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return (batch, classes)."""
+        return entry_of(self.body(image), self.name)
+
+
+class OutputsOf(nn.Module):
+    """A network that returns a mapping, a dataclass or a sequence, with a tuple of its outputs in their order."""
+
+    def __init__(self, body: nn.Module, names: tuple[str, ...]) -> None:
+        """Wrap a network, and put it into evaluation mode; `names` are those of `entry_of`."""
+        super().__init__()
+        self.body = body
+        self.names = names
+        self.eval()
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return each output, (batch, …)."""
         output = self.body(image)
-        logits: torch.Tensor = output[self.name] if isinstance(output, Mapping) else getattr(output, self.name)
-        return logits
+        return tuple(entry_of(output, name) for name in self.names)
+
+
+NUMBERED = "output_"
+"""The beginning of the names of outputs that have none of their own: `output_0`, `output_1`."""
+
+
+def entry_of(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401 - whatever the network returns
+    """Return an output by its name: a key, an attribute, or the place in a sequence, such as `output_0`."""
+    if isinstance(output, Mapping):
+        found = output[name]
+    elif hasattr(output, name):
+        found = getattr(output, name)
+    else:
+        found = output[int(name.removeprefix(NUMBERED))]
+    tensor: torch.Tensor = found
+    return tensor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the factory's own network of one whose outputs are taken out of a mapping or the like."""
+    return model.body if isinstance(model, (LogitsOf, OutputsOf)) else model
 
 
 def find_factory(spec: str) -> Callable[..., nn.Module]:

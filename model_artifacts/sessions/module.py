@@ -12,22 +12,20 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import RunError, one_line
-from model_artifacts.host.factory_code import code_of
-from model_artifacts.host.hashes import leaves_its_folder, sha256_of
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe, call_of
-from model_artifacts.sessions import factory_call, torch_tensorrt_runtime
-from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32
-from model_artifacts.sessions.torch_model import assemble, ready_to_compile
+from model_artifacts.sessions import torch_tensorrt_runtime
+from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32, tensors
+from model_artifacts.sessions.onnx import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from model_artifacts.host import cuda
     from model_artifacts.records import Gpu, ModuleContents, Variant
+    from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import ArtifactFile
 
     Batch = npt.NDArray[np.float32]
@@ -50,6 +48,8 @@ class Loaded:
     """The batch sizes that are compiled before the module counts as open."""
     constant_weights: bool = False
     """True if those are compiled with the weights as constants."""
+    output_names: tuple[str, ...] = ()
+    """The names of several outputs, in the module's order; () for one."""
 
 
 def load_compiled(file: ArtifactFile) -> Loaded:
@@ -69,54 +69,22 @@ def load_compiled(file: ArtifactFile) -> Loaded:
     if backend is not Backend.TORCH_COMPILE:
         module = torch_tensorrt_runtime.load(torch_tensorrt_runtime.load_library(), backend, file.path, file.gpu)
         # An AOTInductor package is no torch module, and shows nothing of its contents.
-        return Loaded(module, [module] if isinstance(module, nn.Module) else [])
+        return Loaded(module, [module] if isinstance(module, nn.Module) else [], output_names=facts.output_names)
     recipe = read_record(file.path, Recipe, fix=file.fix)
     torch_tensorrt_runtime.check_made_here(recipe.libraries)
-    if (recipe.factory, recipe.arguments) != (facts.factory, facts.arguments):
+    called = (recipe.factory, recipe.arguments, recipe.output_names)
+    if called != (facts.factory, facts.arguments, facts.output_names):
         raise RunError(
-            f"{file.path} calls another function than the model's factory, or with other arguments",
+            f"{file.path} calls another function than the model's factory, or with other arguments or outputs",
             expected=call_of(facts.factory, facts.arguments),
             got=call_of(recipe.factory, recipe.arguments),
             fix=f"do not use it; {file.fix}",
         )
-    model = model_of(facts.root, recipe, file.fix).to(torch_tensorrt_runtime.device_of(file.gpu))
+    model = torch_tensorrt_runtime.model_of(facts.root, recipe, file.fix).to(torch_tensorrt_runtime.device_of(file.gpu))
     library, arguments = torch_tensorrt_runtime.load_library(), torch_tensorrt_runtime.arguments_of(recipe.settings)
     parts: list[nn.Module] = []
     module = torch_tensorrt_runtime.compile_in_time(library, model, arguments, parts.append)
-    return Loaded(module, parts, recipe.warm_up, recipe.constant_weights)
-
-
-def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
-    """Return a recipe's model, ready to be compiled, on the CPU.
-
-    Args:
-        root: the artifacts folder, which holds the weights.
-        recipe: the recipe.
-        fix: the remedy for a recipe that does not fit, as messages name it.
-
-    Raises:
-        RunError: the weights or the factory's code differ from the recipe's, or the weights lie outside the folder.
-        SourceError: the weights do not fit the factory's model.
-    """
-    weights = root / recipe.weights.path
-    if leaves_its_folder(recipe.weights.path):
-        raise RunError(f"the recipe names a file outside its folder: {recipe.weights.path}", fix="do not use it")
-    if (got := sha256_of(weights)) != recipe.weights.sha256:
-        raise RunError(
-            f"{weights} does not hold the recipe's weights",
-            expected=f"SHA-256 {recipe.weights.sha256}",
-            got=f"SHA-256 {got}",
-            fix=fix,
-        )
-    if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
-        raise RunError(
-            f"the code of {recipe.factory} has changed since the recipe was written",
-            expected=recipe.code,
-            got=code,
-            fix=f"use the code of that time, or {fix}",
-        )
-    model = assemble(factory_call.assembly_of(recipe), weights)
-    return ready_to_compile(model, recipe.variant.precision, recipe.input_shape)
+    return Loaded(module, parts, recipe.warm_up, recipe.constant_weights, facts.output_names)
 
 
 @contextmanager
@@ -128,7 +96,7 @@ def open_session(
     A module that is compiled just in time has been compiled for its recipe's batch sizes once the session is open.
 
     Args:
-        loaded: float32 (batch, channels, height, width) → float32 (batch, classes).
+        loaded: float32 (batch, channels, height, width) → float32 (batch, classes), or a tuple of several outputs.
         variant: the module's variant.
         input_shape: (channels, height, width).
         gpu: the GPU; None for the CPU.
@@ -148,13 +116,14 @@ _TORCH = threading.RLock()
 @contextmanager
 def open_guest(
     load: Callable[[], Loaded], variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
-) -> Iterator[Callable[[Batch], Batch]]:
+) -> Iterator[Callable[[Batch], Outputs]]:
     """Open a session as `open_session` does, for any thread of an application that uses torch itself.
 
     Settings of torch, random states and the current GPU are as before between the calls. Modules take turns.
 
     Yields:
-        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes); of several outputs, to
+        such an array by the name of each.
     """
     with ExitStack() as stack:
         with _TORCH, kept_randomness():
@@ -162,7 +131,7 @@ def open_guest(
             with session.surroundings():
                 session.warm_up()
 
-        def run(batch: Batch) -> Batch:
+        def run(batch: Batch) -> Outputs:
             with _TORCH, session.surroundings():
                 return session(batch)
 
@@ -202,15 +171,16 @@ class ModuleSession:
         self._module = loaded.module
         self._variant = variant
         self._shape = input_shape
+        self._names = loaded.output_names or ("",)
         self._gpu = gpu
         self._device = torch_tensorrt_runtime.device_of(gpu)
         self._stream = stream
         self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
-        self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
         self._pinned: dict[tuple[int, Layout], torch.Tensor] = {}
-        self._landed: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._landed: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
         self._now = (0, Layout.CONTIGUOUS)
-        self._logits = torch.empty(0)
+        self._outputs: tuple[torch.Tensor, ...] = ()
         self.graph_trouble = ""
         """The reason why this module has no CUDA graph; empty if it has one."""
 
@@ -259,7 +229,7 @@ class ModuleSession:
         parts = [torch_tensorrt_runtime.contents_of(part) for part in self._loaded.parts]
         return torch_tensorrt_runtime.of_all_sizes(parts) if parts else None
 
-    def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Batch:
+    def __call__(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> Outputs:
         """Run one batch and wait for it.
 
         Args:
@@ -267,7 +237,7 @@ class ModuleSession:
             layout: the memory layout of the images that the module reads.
 
         Returns:
-            float32 (batch, classes), a new array.
+            float32 (batch, classes), a new array; of several outputs, such an array by the name of each.
 
         Raises:
             RunError: the module does not take such a batch, or running failed.
@@ -276,18 +246,19 @@ class ModuleSession:
         self.enqueue_kernels()
         return self.result()
 
-    def result(self) -> Batch:
+    def result(self) -> Outputs:
         """Wait for the batch that was enqueued last.
 
         Returns:
-            float32 (batch, classes), a new array.
+            float32 (batch, classes), a new array; of several outputs, such an array by the name of each.
 
         Raises:
-            RunError: running failed.
+            RunError: running failed, or the module gives another number of outputs.
         """
         with self._translated():
             # A copy to the host's memory waits for the stream.
-            return np.array(self._logits.float().cpu().numpy(), dtype=np.float32)
+            arrays = [np.array(output.detach().float().cpu().numpy(), dtype=np.float32) for output in self._outputs]
+        return named(self._names, arrays)
 
     def upload(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> None:
         """Copy a batch into the session's own buffer, and prepare for its size.
@@ -319,7 +290,7 @@ class ModuleSession:
             RunError: the module failed.
         """
         with self._translated():
-            self._logits = self._module(self._inputs[self._now])
+            self._outputs = tensors(self._module(self._inputs[self._now]))
 
     def enqueue(self) -> None:
         """Enqueue as `enqueue_kernels` does, by a CUDA graph that the first call for a batch size captures.
@@ -330,7 +301,7 @@ class ModuleSession:
         captured = self._graphs.get(self._now)
         if captured is None:
             captured = self._graphs.setdefault(self._now, self._capture())
-        graph, self._logits = captured
+        graph, self._outputs = captured
         with self._translated():
             graph.replay()
 
@@ -348,21 +319,24 @@ class ModuleSession:
         self.enqueue()
         with self._translated():
             if self._now not in self._landed:
-                self._landed[self._now] = torch.empty_like(self._logits, device="cpu").pin_memory()
-            self._landed[self._now].copy_(self._logits, non_blocking=True)
+                self._landed[self._now] = tuple(
+                    torch.empty_like(output, device="cpu").pin_memory() for output in self._outputs
+                )
+            for landed, output in zip(self._landed[self._now], self._outputs, strict=True):
+                landed.copy_(output, non_blocking=True)
 
-    def _capture(self) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]:
         for _ in range(_WARM_UP):
             self.enqueue_kernels()
         self.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
-                logits = self._module(self._inputs[self._now])
+                outputs = tensors(self._module(self._inputs[self._now]))
         except Exception as exc:
             self.graph_trouble = one_line(exc)
             raise RunError(f"{self._variant.id} cannot be captured as a CUDA graph", got=self.graph_trouble) from exc
-        return graph, logits
+        return graph, outputs
 
     def close(self) -> None:
         """Free the session's memory."""
@@ -370,7 +344,7 @@ class ModuleSession:
         self._inputs.clear()
         self._pinned.clear()
         self._landed.clear()
-        self._logits = torch.empty(0)
+        self._outputs = ()
 
     def _check(self, batch: Batch) -> None:
         shape = ", ".join(map(str, self._shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     Batch = npt.NDArray[np.float32]
 
 
+Outputs = Any
+"""The array of the one output; of several outputs, a dictionary with an array by the name of each.
+
+The artifact decides which, so that types do not tell them apart. `model(batch)` of one output stays an array.
+"""
+T = TypeVar("T")
 _CUDA_PROVIDER = "CUDAExecutionProvider"
 _TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _ERRORS, _FATAL = 3, 4
@@ -43,7 +49,7 @@ class ProviderFacts(NamedTuple):
     """The folder of the engines that earlier sessions of this very file built."""
 
 
-def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
+def run_stand_in(model: bytes, images: Batch, batch: int) -> Outputs:
     """Run a graph with TensorRT's placement of Q/DQ pairs in ONNX Runtime, as a stand-in for TensorRT.
 
     Args:
@@ -52,7 +58,7 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
         batch: the batch size.
 
     Returns:
-        float32 (samples, classes).
+        float32 (samples, classes); of several outputs, such an array by the name of each.
 
     Raises:
         RunError: the graph cannot be loaded or run.
@@ -64,53 +70,78 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Batch:
         session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
         )
-        run = lone_run(session)
+        run = run_of(session)
         parts = [run(images[at : at + batch]) for at in range(0, len(images), batch)]
     except RunError:
         raise
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
-    logits: Batch = np.concatenate(parts).astype(np.float32)
-    return logits
+    return joined(parts)
 
 
 class Ends(NamedTuple):
-    """Names of a graph's one input and one output."""
+    """Names of a graph's one input, and of its outputs."""
 
     input: str
-    output: str
+    outputs: tuple[str, ...]
 
 
-def lone_ends(inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
-    """Return the names of a graph's one input and one output. Pure.
-
-    An artifact is proven by one output. Another one would be neither compared nor returned.
+def ends_of(inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
+    """Return the names of a graph's one input and of its outputs. Pure.
 
     Raises:
-        RunError: there are several of either, or none.
+        RunError: there are several inputs, or none; or there is no output.
     """
-    for role, names in (("input", inputs), ("output", outputs)):
-        if len(names) != 1:
-            raise RunError(
-                f"the artifact must have one {role}, because no other one is validated",
-                expected="one, the images" if role == "input" else "one, such as the logits",
-                got=f"{len(names)}: {listed(list(names))}" if names else "none",
-                fix=f"build it from a network with one {role}",
-            )
-    return Ends(inputs[0], outputs[0])
+    if len(inputs) != 1:
+        raise RunError(
+            "the artifact must have one input, because no other one is filled",
+            expected="one, the images",
+            got=f"{len(inputs)}: {listed(list(inputs))}" if inputs else "none",
+            fix="build it from a network with one input",
+        )
+    if not outputs:
+        raise RunError("the artifact has no output", expected="one or more", got="none")
+    return Ends(inputs[0], tuple(outputs))
 
 
-def lone_run(session: InferenceSession) -> Callable[[Batch], Batch]:
-    """Return a function that runs batches in a session of one input and one output.
+def named(names: Sequence[str], values: Sequence[T]) -> T | dict[str, T]:
+    """Return the value of the one output, or the values of several by their names, in the same order. Pure.
 
     Raises:
-        RunError: the graph has several inputs or outputs.
+        RunError: there are more names than values, or fewer.
     """
-    ends = lone_ends([item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
+    if len(names) != len(values):
+        raise RunError(
+            "the artifact gives another number of outputs",
+            expected=f"{len(names)}: {listed(list(names))}" if any(names) else "one",
+            got=str(len(values)),
+        )
+    return values[0] if len(names) == 1 else dict(zip(names, values, strict=True))
 
-    def run(batch: Batch) -> Batch:
-        (result,) = session.run([ends.output], {ends.input: batch})
-        return np.asarray(result, dtype=np.float32)
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of several batches as those of one. Pure.
+
+    Args:
+        parts: the outputs of each batch, at least one: an array, or the same names with an array each.
+    """
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: np.concatenate([part[name] for part in parts if isinstance(part, dict)]) for name in first}
+    return np.concatenate([part for part in parts if not isinstance(part, dict)])
+
+
+def run_of(session: InferenceSession) -> Callable[[Batch], Outputs]:
+    """Return a function that runs batches in a session, and gives every output.
+
+    Raises:
+        RunError: the graph has several inputs.
+    """
+    ends = ends_of([item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
+
+    def run(batch: Batch) -> Outputs:
+        results = session.run([*ends.outputs], {ends.input: batch})
+        return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
 
     return run
 

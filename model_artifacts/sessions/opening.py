@@ -16,7 +16,7 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import Backend, Precision
-from model_artifacts.sessions.onnx import lone_ends, lone_run, onnx_session, tensorrt_session
+from model_artifacts.sessions.onnx import ends_of, named, onnx_session, run_of, tensorrt_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, Variant
     from model_artifacts.sessions.engine import Engine
     from model_artifacts.sessions.module import Loaded, ModuleSession
-    from model_artifacts.sessions.onnx import ProviderFacts
+    from model_artifacts.sessions.onnx import Outputs, ProviderFacts
 
     Batch = npt.NDArray[np.float32]
 
-    Runner = Callable[[Batch], Batch]
+    Runner = Callable[[Batch], Outputs]
 
 _PACKAGES = {
     Backend.ONNXRUNTIME: "onnxruntime",
@@ -54,6 +54,8 @@ class ModuleFacts(NamedTuple):
     """The artifacts folder, in which a recipe finds its weights."""
     arguments: tuple[Argument, ...] = ()
     """The factory's arguments; a recipe that names others is refused."""
+    output_names: tuple[str, ...] = ()
+    """The names of the outputs, in the module's order; () for one output."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) 
         load: loads a torch module in place of `load_compiled`.
 
     Yields:
-        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes); of several outputs, to
+        such an array by the name of each.
 
     Raises:
         UnsupportedError: this host lacks the runtime.
@@ -142,10 +145,15 @@ def _engine_runner(file: ArtifactFile) -> Iterator[Runner]:
         session = opening.enter_context(engine.session(cache=file.runtime_cache))
         opened = opening.pop_all()
 
-    def run(batch: Batch) -> Batch:
+    def on_host(output: Any) -> Batch:  # noqa: ANN401 - an array of numpy, or of ours on the GPU
+        return cuda.downloaded(output) if isinstance(output, cuda.DeviceArray) else np.asarray(output)
+
+    def run(batch: Batch) -> Outputs:
         with cuda.using(gpu):
-            logits: Any = session(batch)
-            return cuda.downloaded(logits) if isinstance(logits, cuda.DeviceArray) else np.asarray(logits)
+            found: Any = session(batch)
+            if isinstance(found, dict):
+                return {name: on_host(output) for name, output in found.items()}
+            return on_host(found)
 
     try:
         yield run
@@ -164,7 +172,7 @@ def _kept_gpu(file: ArtifactFile) -> AbstractContextManager[None]:
 
 
 def _keeping_gpu(file: ArtifactFile, run: Runner) -> Runner:
-    def kept(batch: Batch) -> Batch:
+    def kept(batch: Batch) -> Outputs:
         with _kept_gpu(file):
             return run(batch)
 
@@ -281,9 +289,9 @@ def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:
     """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails.
 
     Raises:
-        RunError: the graph has several inputs or outputs.
+        RunError: the graph has several inputs.
     """
-    return _translated(file, lone_run(session))
+    return _translated(file, run_of(session))
 
 
 def _reference_runner(file: ArtifactFile) -> Runner:
@@ -298,17 +306,17 @@ def _reference_runner(file: ArtifactFile) -> Runner:
         raise RunError(f"onnx.reference cannot load {file.path}", got=one_line(exc)) from exc
     if not model.graph.node:  # protobuf reads an empty file as an empty model
         raise RunError(f"onnx.reference cannot load {file.path}", got="an empty graph", fix=file.fix)
-    ends = lone_ends([item.name for item in model.graph.input], [item.name for item in model.graph.output])
+    ends = ends_of([item.name for item in model.graph.input], [item.name for item in model.graph.output])
 
-    def run(batch: Batch) -> Batch:
-        (result,) = evaluator.run([ends.output], {ends.input: batch})
-        return np.asarray(result, dtype=np.float32)
+    def run(batch: Batch) -> Outputs:
+        results = evaluator.run([*ends.outputs], {ends.input: batch})
+        return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
 
     return _translated(file, run)
 
 
 def _translated(file: ArtifactFile, run: Runner) -> Runner:
-    def guarded(batch: Batch) -> Batch:
+    def guarded(batch: Batch) -> Outputs:
         try:
             return run(batch)
         except Exception as exc:  # each runtime raises types of its own, without a common public base

@@ -23,7 +23,14 @@ from model_artifacts.errors import SourceError, StorageError, listed, one_line
 from model_artifacts.records import Precision, call_of
 from model_artifacts.sessions import torchvision_models
 from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
-from model_artifacts.sessions.factory_call import LogitsOf, find_factory, named, running_factory, without_weights
+from model_artifacts.sessions.factory_call import (
+    LogitsOf,
+    OutputsOf,
+    find_factory,
+    named,
+    running_factory,
+    without_weights,
+)
 from model_artifacts.sessions.folding.watching import Operands, fold_watched
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model_artifacts.records import Argument
+    from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.factory_call import Assembly
 
     Factory = Callable[..., nn.Module]
@@ -220,6 +228,8 @@ def make(assembly: Assembly, seed: int = SEED) -> nn.Module:
     model = make_model(assembly.factory, assembly.torchvision_weights, seed, arguments)
     if assembly.logits:
         model = LogitsOf(model, assembly.logits)
+    if assembly.output_names:
+        model = OutputsOf(model, assembly.output_names)
     if assembly.replaced_head:
         replace_head(model, assembly.replaced_head, assembly.classes)
     return model
@@ -248,17 +258,20 @@ DTYPES = {
 
 
 class Typed(nn.Module):
-    """A module with float32 input and output, whichever type it computes in: all precisions are called the same way."""
+    """A module with float32 input and outputs, whichever type it computes in, so that all are called the same way."""
 
     def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.body = body.to(dtype)
         self.dtype = dtype
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (batch, classes)."""
-        logits: torch.Tensor = self.body(image.to(self.dtype))
-        return logits.float()
+    def forward(self, image: torch.Tensor) -> Result:
+        """Return float32 (batch, classes), or a tuple of several outputs."""
+        found = self.body(image.to(self.dtype))
+        if isinstance(found, tuple):
+            return tuple(output.float() for output in found)
+        logits: torch.Tensor = found.float()
+        return logits
 
 
 def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -25,7 +25,11 @@ from model_artifacts.host.environment import (
     tensorrt_of,
     version,
 )
+from model_artifacts.host.factory_code import code_of
+from model_artifacts.host.hashes import leaves_its_folder, sha256_of
 from model_artifacts.records import Backend, ModuleContents, OperatorCalls, Tool
+from model_artifacts.sessions.factory_call import assembly_of
+from model_artifacts.sessions.torch_model import assemble, ready_to_compile
 from model_artifacts.tensorrt.inspector import read_layers, shares
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model_artifacts.records import Gpu, LayerShare, Precision, Setting
+    from model_artifacts.records import Gpu, LayerShare, Precision, Recipe, Setting
 
 
 BUILDER_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
@@ -72,6 +76,39 @@ def arguments_of(settings: tuple[Setting, ...]) -> dict[str, object]:
         )
     arguments = {name: _SWITCHES[value] if value in _SWITCHES else int(value) for name, value in applied.items()}
     return {**arguments, "timing_cache_path": os.devnull}
+
+
+def model_of(root: Path, recipe: Recipe, fix: str) -> nn.Module:
+    """Return a recipe's model, ready to be compiled, on the CPU.
+
+    Args:
+        root: the artifacts folder, which holds the weights.
+        recipe: the recipe.
+        fix: the remedy for a recipe that does not fit, as messages name it.
+
+    Raises:
+        RunError: the weights or the factory's code differ from the recipe's, or the weights lie outside the folder.
+        SourceError: the weights do not fit the factory's model.
+    """
+    weights = root / recipe.weights.path
+    if leaves_its_folder(recipe.weights.path):
+        raise RunError(f"the recipe names a file outside its folder: {recipe.weights.path}", fix="do not use it")
+    if (got := sha256_of(weights)) != recipe.weights.sha256:
+        raise RunError(
+            f"{weights} does not hold the recipe's weights",
+            expected=f"SHA-256 {recipe.weights.sha256}",
+            got=f"SHA-256 {got}",
+            fix=fix,
+        )
+    if recipe.code and (code := code_of(recipe.factory)) != recipe.code:
+        raise RunError(
+            f"the code of {recipe.factory} has changed since the recipe was written",
+            expected=recipe.code,
+            got=code,
+            fix=f"use the code of that time, or {fix}",
+        )
+    model = assemble(assembly_of(recipe), weights)
+    return ready_to_compile(model, recipe.variant.precision, recipe.input_shape)
 
 
 def without_caches(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:

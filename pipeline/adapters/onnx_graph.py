@@ -222,7 +222,8 @@ def layer_shares(model: onnx.ModelProto) -> tuple[LayerShare, ...]:
         onnx.shape_inference.InferenceError: the graph's types contradict each other.
     """
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    known = (*graph.input, *graph.value_info, *graph.output)  # a layer may read an output, too
+    types = {value.name: value.type.tensor_type.elem_type for value in known}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     stored = {node.output[0]: types.get(node.input[0]) for node in graph.node if node.op_type == "DequantizeLinear"}
     layers: list[tuple[Precision | None, str]] = []

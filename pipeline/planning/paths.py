@@ -103,6 +103,11 @@ class Paths:
         """float32 logits of the FP32 reference on the validation samples."""
         return self.folder / "data" / "reference.npy"
 
+    @property
+    def references(self) -> Path:
+        """The same of several outputs, an array by the name of each."""
+        return self.folder / "data" / "reference.npz"
+
     def onnx(self, graph: Graph) -> Path:
         """An ONNX file."""
         return self.folder / "onnx" / f"{graph.value}.onnx"

@@ -9,9 +9,9 @@ from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.outcome import Outcome
 from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
-from pipeline.records.rounding import Rounding, RoundingRun
+from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
-from pipeline.records.source import ReadFile, SourceRecord
+from pipeline.records.source import ReadFile, SourceRecord, output_spec
 
 __all__ = [
     "AccuracyReport",
@@ -30,6 +30,7 @@ __all__ = [
     "Loss",
     "OnnxRecord",
     "Outcome",
+    "OutputRounding",
     "Range",
     "ReadFile",
     "ReportRecord",
@@ -42,4 +43,5 @@ __all__ = [
     "TimedSet",
     "TimedVariant",
     "Verdict",
+    "output_spec",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from model_artifacts.records import (
     Accuracy,
@@ -16,6 +16,7 @@ from model_artifacts.records import (
     Record,
     RowCheck,
     VariantRecord,
+    without_defaults,
 )
 from pipeline.records.outcome import Outcome
 
@@ -69,7 +70,10 @@ class AccuracyReport(VariantRecord):
     evaluator: str = ""
     """Library and version that ran the artifact; empty if it was not run."""
     accuracy: Accuracy | None = None
-    """Accuracy against the FP32 reference; None if the artifact was not run."""
+    """Accuracy against the FP32 reference, of several outputs the one that is farthest off; None if the artifact was
+    not run."""
+    accuracies: tuple[Accuracy, ...] = ()
+    """Accuracy of each output, of a model with several. The JSON of one output leaves it out."""
     checks: tuple[GateCheck, ...] = ()
     """Checks of the precision's gate."""
     proven: bool = False
@@ -85,6 +89,10 @@ class AccuracyReport(VariantRecord):
     """Dependence on other rows at the smallest, the best, the largest and an odd batch size of the artifact."""
     device: str = ""
     """GPU and driver that ran the artifact; empty on a processor."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"accuracies"})
 
     @property
     def passed(self) -> bool:

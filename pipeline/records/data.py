@@ -24,7 +24,7 @@ class DataRecord(StageRecord):
     """Calibration and validation images, and the FP32 reference's logits: `<model>/data/data.json`.
 
     Pixels are uint8 in NHWC order, after resize and crop and before normalisation. Logits are float32 of shape
-    (samples, classes).
+    (samples, classes), other outputs flattened. Each of several outputs has its own array, of its own shape.
     """
 
     origin: ImagesOrigin
@@ -45,7 +45,8 @@ class DataRecord(StageRecord):
     """Truth of the validation images, npy; None without labels. Class indices (samples,); of a segmentation masks
     (samples, height, width), of several labels zeros and ones (samples, classes), of a regression numbers."""
     reference: FileRecord
-    """Logits of the FP32 reference for the validation images, npy."""
+    """Logits of the FP32 reference for the validation images, npy; of several outputs npz, with an array by the name
+    of each."""
     reference_top1: Share | None
     """The reference's share of correct answers; None without labels."""
     unreadable: tuple[str, ...]

@@ -17,7 +17,21 @@ class RoundingRun(Record):
     name: str
     """Places of the rounding, such as `results of operators, sums of 16 products`."""
     relative_l2: Distance | None
-    """Relative L2 distance to the FP32 reference over all samples; None if a logit is not finite."""
+    """Relative L2 distance to the FP32 reference over all samples, of several outputs the largest; None if a logit is
+    not finite."""
+
+
+class OutputRounding(Record):
+    """Distance that a precision's own rounding makes in one of several outputs. See `Rounding` for the fields."""
+
+    name: str
+    """Name of the output."""
+    relative_l2_high: Distance | None
+    """As that of `Rounding`, for this output alone."""
+    sample_l2_high: Distance | None
+    """As that of `Rounding`, for this output alone."""
+    part_l2_high: tuple[Distance, ...] = ()
+    """As that of `Rounding`, for this output alone."""
 
 
 class Rounding(StageRecord):
@@ -38,9 +52,10 @@ class Rounding(StageRecord):
     """Emulations, which differ in the places of the rounding; none if there was trouble."""
     relative_l2_high: Distance | None
     """Upper 97.5 % quantile of the relative L2 distance over resampled samples, of the run with the largest. None if a
-    logit is not finite: an activation lies beyond the precision's range."""
+    logit is not finite: an activation lies beyond the precision's range. Of several outputs the largest."""
     sample_l2_high: Distance | None
-    """Largest distance of a sample, divided by the root mean square of the reference's norms."""
+    """Largest distance of a sample, divided by the root mean square of the reference's norms. Of several outputs the
+    largest."""
     margin_noise: Distance | None
     """Change of the difference between the two largest logits of a sample, of a segmentation's pixel, as its 99 %
     quantile; of several labels the change of a logit. None for tasks without such answers."""
@@ -49,15 +64,25 @@ class Rounding(StageRecord):
     repeatable: bool = True
     """True if the FP32 network gives the same logits for a batch twice. Only the record of FP32 looks."""
     logits: FileRecord | None = None
-    """Emulated logits, float32 (samples, classes), or flattened tensors (samples, values). Quantised graphs have them:
-    their artifacts are compared with the emulation, too."""
+    """Emulated logits, float32 (samples, classes), or flattened tensors (samples, values), those of several outputs
+    side by side. Quantised graphs have them: their artifacts are compared with the emulation, too."""
 
     part_l2_high: tuple[Distance, ...] = ()
     """The same quantile of each part of an output of the task `tensors`, of the run with the largest."""
+    outputs: tuple[OutputRounding, ...] = ()
+    """Distances of each output, of a model with several. The JSON of one output leaves it out."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"part_l2_high"})
+        return without_defaults(self, serialize(self), {"part_l2_high", "outputs"})
+
+    def of(self, output: str) -> Rounding:
+        """Return the record of one output alone; of a model with one output, this record."""
+        for item in self.outputs:
+            if item.name == output:
+                own = {name: value for name, value in item if name != "name"}
+                return self.model_copy(update={**own, "outputs": ()})
+        return self
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -28,6 +28,12 @@ class ReadFile(Record):
     """SHA-256 of the file's bytes."""
 
 
+def output_spec(name: str, sample: tuple[int, ...]) -> TensorSpec:
+    """Return the spec of a float32 output, given the shape for one image."""
+    shape = ("batch", *sample)
+    return TensorSpec(name=name, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
+
+
 class SourceRecord(StageRecord):
     """The model and its weights, for all later stages: `<model>/source/source.json`."""
 
@@ -46,7 +52,8 @@ class SourceRecord(StageRecord):
     parameters: Count
     """Number of parameters."""
     classes: PositiveInt
-    """Number of classes, which is the length of a row of logits; else the number of values for one image."""
+    """Number of classes, which is the length of a row of logits; else the number of values for one image, of all
+    outputs."""
     class_names: tuple[str, ...] | None
     """Names of the classes, in the order of the logits; None if unknown."""
     replaced_head: str | None
@@ -54,7 +61,8 @@ class SourceRecord(StageRecord):
     torchvision_weights: str | None = None
     """Name of torchvision's weights, with whose settings the factory is called; None for others."""
     logits: str | None = None
-    """Name of the logits or vectors in the network's output, if that is a mapping or a dataclass; None for a tensor."""
+    """Name of the one output in what the network returns, if that is a mapping or a dataclass; None for a tensor, and
+    for several outputs."""
     awaited_file: str | None = None
     """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
     reads: tuple[ReadFile, ...] = ()
@@ -64,11 +72,14 @@ class SourceRecord(StageRecord):
     task: Task = Task.CLASSIFICATION
     """Task of the model. The JSON of a classification leaves it out."""
     sample_shape: tuple[PositiveInt, ...] | None = None
-    """Shape of the output for one image; None for a row of logits or a vector, whose length is `classes`."""
+    """Shape of the output for one image; None for a row of logits or a vector, whose length is `classes`, and for
+    several outputs."""
+    named_outputs: tuple[TensorSpec, ...] = ()
+    """Outputs of a network that returns several, in its order. The JSON of one output leaves it out."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "sample_shape"})
+        return without_defaults(self, serialize(self), {"task", "sample_shape", "named_outputs"})
 
     @property
     def input(self) -> TensorSpec:
@@ -77,11 +88,17 @@ class SourceRecord(StageRecord):
         return TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW")
 
     @property
-    def output(self) -> TensorSpec:
-        """The model's output: float32 logits (batch, classes), vectors (batch, length), or tensors of any shape."""
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs: float32 logits (batch, classes), vectors (batch, length), or tensors of any shape."""
+        if self.named_outputs:
+            return self.named_outputs
         own = self.logits if self.task.keeps_name else None
-        shape = ("batch", *(self.sample_shape or (self.classes,)))
-        return TensorSpec(name=own or self.task.output, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
+        return (output_spec(own or self.task.output, self.sample_shape or (self.classes,)),)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of several outputs; () for one."""
+        return tuple(spec.name for spec in self.named_outputs)
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -38,7 +38,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_numbers_make_an_artifact_deployable(project: Project) -> None:
     """Each number has a bound of its own rounding, and the tolerance of the configuration."""
     source, data = project.source(), project.data()
-    assert (source.task, source.sample_shape, source.output.name) == (Task.REGRESSION, (2,), "areas")
+    (output,) = source.outputs
+    assert (source.task, source.sample_shape, output.name) == (Task.REGRESSION, (2,), "areas")
     assert data.class_names == COLUMNS
     entries = {entry.id: entry for entry in project.manifest().artifacts}
     assert entries[ENGINE].status is Status.BUILT

@@ -41,7 +41,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_masks_and_names_stand_in_the_records(project: Project) -> None:
     """The masks moved with their images, and the output keeps its name and shape everywhere."""
     source, data = project.source(), project.data()
-    assert (source.task, source.sample_shape, source.output.name) == (Task.SEGMENTATION, SHAPE, "out")
+    (output,) = source.outputs
+    assert (source.task, source.sample_shape, output.name) == (Task.SEGMENTATION, SHAPE, "out")
     assert data.class_names == CLASSES
     assert data.labels is not None
     masks = np.load(project.file(data.labels))

@@ -11,12 +11,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import model_artifacts
-from model_artifacts.errors import ConfigError, SourceError, UsageError
+from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import Graph, Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.logits import images
 from tests.support.tasks import ENGINE, FP16, FP32, assert_shows_the_cosine, made_in
@@ -36,7 +35,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_the_output_keeps_its_name_and_shape(project: Project) -> None:
     """The network's own name of its output stands in the record, the graphs, the engine and the manifest."""
     source = project.source()
-    assert (source.task, source.sample_shape, source.output.name) == (Task.TENSORS, SHAPE, "out")
+    assert (source.task, source.sample_shape) == (Task.TENSORS, SHAPE)
+    assert [spec.name for spec in source.outputs] == ["out"]
     for graph in (Graph.FP32, Graph.FP16):
         (output,) = onnx.load(project.paths.onnx(graph)).graph.output
         assert output.name == "out"
@@ -110,14 +110,6 @@ def test_triton_serves_tensors(project: Project, tmp_path: Path) -> None:
     for config in sorted(repositories.folder.rglob("config.pbtxt")):
         assert 'name: "out"' in config.read_text()
         assert config.read_text().count("dims: 16") >= 2
-
-
-def test_several_outputs_are_refused(write_config: Callable[[str], Path]) -> None:
-    """Two outputs cannot be proven apart yet, so that nothing is written."""
-    project = Project.load(write_config(configuration("TwoOutputs")), STAGES)
-    with pytest.raises(SourceError, match=r"(?s)one tensor.*out \(2, 5, 16, 16\), aux \(2, 5, 16, 16\)"):
-        make_source(project)
-    assert not project.paths.source.exists()
 
 
 METRIC = "tests.support.tensors:found_boxes"

@@ -198,11 +198,15 @@ def at(pointer: int, shape: tuple[int, ...]) -> Any:
 
 
 class FakeContext:
-    """Runs batches of a network whose logits are each image's mean, plus 0, 1, 2 … by class."""
+    """Runs batches of a network whose logits are each image's mean, plus 0, 1, 2 … by class.
 
-    def __init__(self, cuda: FakeRuntime, classes: int) -> None:
+    Of several outputs, the second has 100 more, the third 200.
+    """
+
+    def __init__(self, cuda: FakeRuntime, classes: int, outputs: tuple[str, ...]) -> None:
         self._cuda = cuda
         self._classes = classes
+        self._outputs = outputs
         self.addresses: dict[str, int] = {}
         self.images: tuple[int, ...] = ()
         self.enqueued = 0
@@ -221,11 +225,13 @@ class FakeContext:
 
     def enqueue(self, _: int) -> None:
         """Compute, now or at the replay of the graph, with the batch size of the capture."""
-        images, source, target = self.images, self.addresses["image"], self.addresses["logits"]
+        images, source = self.images, self.addresses["image"]
+        targets = [self.addresses[name] for name in self._outputs]
 
         def work() -> None:
             means = at(source, images).reshape(images[0], -1).mean(axis=1, keepdims=True)
-            at(target, (images[0], self._classes))[...] = means + np.arange(self._classes)
+            for number, target in enumerate(targets):
+                at(target, (images[0], self._classes))[...] = means + np.arange(self._classes) + 100 * number
 
         self.enqueued += 1
         self._cuda.do(work)
@@ -249,7 +255,12 @@ class FakeEngine:
     """A loaded engine, as a session uses it."""
 
     def __init__(
-        self, cuda: FakeRuntime, batches: BatchRange, sample: tuple[int, int, int] = (3, 4, 4), classes: int = 10
+        self,
+        cuda: FakeRuntime,
+        batches: BatchRange,
+        sample: tuple[int, int, int] = (3, 4, 4),
+        classes: int = 10,
+        outputs: tuple[str, ...] = ("logits",),
     ) -> None:
         self._cuda = cuda
         self._classes = classes
@@ -257,7 +268,9 @@ class FakeEngine:
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec(name="image", shape=("batch", *sample), dtype="float32", layout="NCHW"),
         )
-        self.outputs = (TensorSpec(name="logits", shape=("batch", classes), dtype="float32", layout="NC"),)
+        self.outputs = tuple(
+            TensorSpec(name=name, shape=("batch", classes), dtype="float32", layout="NC") for name in outputs
+        )
         self.contexts: list[FakeContext] = []
         self.caches: list[bytes | None] = []
         self.streams_weights = False
@@ -266,5 +279,6 @@ class FakeEngine:
     def context(self, _: int, cache: bytes | None, __: object) -> Iterator[FakeContext]:
         """Open a context."""
         self.caches.append(cache)
-        self.contexts.append(FakeContext(self._cuda, self._classes))
+        names = tuple(spec.name for spec in self.outputs)
+        self.contexts.append(FakeContext(self._cuda, self._classes, names))
         yield self.contexts[-1]

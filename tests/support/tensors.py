@@ -35,15 +35,6 @@ class Boxes(nn.Module):
         return {"out": torch.cat([self.boxes(features) * 300, self.scores(features).sigmoid() * 0.1], 1)}
 
 
-class TwoOutputs(Boxes):
-    """The same network with two entries, which cannot be built yet."""
-
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the output twice."""
-        out = super().forward(image)["out"]
-        return {"out": out, "aux": out}
-
-
 def configuration(factory: str = "Boxes") -> str:
     """Return the configuration of such a network."""
     return configuration_of(

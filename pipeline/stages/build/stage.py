@@ -89,7 +89,7 @@ def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
         outcome=Outcome.DONE,
         file=source.weights,
         inputs=(source.input,),
-        outputs=(source.output,),
+        outputs=source.outputs,
     )
 
 

@@ -55,13 +55,15 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
         return load_compiled(file_on(project, artifact, gpu))
     typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
     module = in_layout(typed, FORMATS[variant.layout]).to(torch_tensorrt_runtime.device_of(gpu))
+    names = project.source().output_names
     if variant.backend is Backend.EAGER:
-        return Loaded(module)
+        return Loaded(module, output_names=names)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # inductor about its own code
     return Loaded(
         torch.compile(  # type: ignore[arg-type]  # a module again
             module, options=_MAX_AUTOTUNE, dynamic=False, fullgraph=True
-        )
+        ),
+        output_names=names,
     )
 
 

@@ -40,7 +40,8 @@ def open_runner(project: Project, artifact: Artifact) -> Iterator[Runner]:
         artifact: the record of a finished build.
 
     Yields:
-        a function from float32 (batch, channels, height, width) to float32 (batch, classes).
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes); of several outputs, to
+        such an array by the name of each.
 
     Raises:
         UnsupportedError: this host cannot run it.
@@ -122,7 +123,9 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     if variant.backend.is_module:
         source = project.source()
         shape = source.preprocessing.input_shape
-        module = ModuleFacts(artifact.module, source.factory, shape, project.paths.root, source.arguments)
+        module = ModuleFacts(
+            artifact.module, source.factory, shape, project.paths.root, source.arguments, source.output_names
+        )
     provider = None
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
         provider = ProviderFacts(artifact.inputs[0], project.paths.provider_cache(variant, record))

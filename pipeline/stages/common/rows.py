@@ -1,17 +1,113 @@
-"""Rows of outputs → the margin of each answer, and the sums of squares of each part. Pure."""
+"""Rows of outputs → the margin of each answer, and the sums of squares of each part. Pure.
+
+A row holds everything that the network gives for an image: the values of its outputs, one output after the other. What
+is measured is measured for each output's columns apart.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
+
+    from model_artifacts.sessions.onnx import Outputs
+    from pipeline.records import SourceRecord
+
+    Rows = npt.NDArray[np.float32]
+
+
+class Span(NamedTuple):
+    """The columns of an output in the rows of all outputs."""
+
+    name: str
+    """The output's name; empty for the one output of a model, in whose rows it is alone."""
+    shape: tuple[int, ...] | None
+    """The shape of one sample; None for logits and vectors."""
+    columns: slice
+
+    def label(self, metric: str) -> str:
+        """Return the name of a metric of this output."""
+        return f"{self.name}: {metric}" if self.name else metric
+
+
+def spans_of(source: SourceRecord) -> tuple[Span, ...]:
+    """Return the columns of each output, in the model's order."""
+    if not source.named_outputs:
+        return (Span("", source.sample_shape, slice(None)),)
+    spans, start = [], 0
+    for spec in source.named_outputs:
+        shape = tuple(int(size) for size in spec.shape[1:])
+        spans.append(Span(spec.name, shape, slice(start, start + math.prod(shape))))
+        start += math.prod(shape)
+    return tuple(spans)
+
+
+ALONE = (Span("", None, slice(None)),)
+"""The columns of one output."""
+
+
+def rows_of(outputs: Outputs, spans: Sequence[Span] = ALONE, what: str = "the artifact") -> Rows:
+    """Return the outputs of a batch as rows: (batch, values of all outputs).
+
+    Args:
+        outputs: an array (batch, …), or of several outputs such an array by the name of each.
+        spans: the columns of each output. An artifact may give its outputs in another order: names decide.
+        what: whose outputs they are, as messages name it.
+
+    Raises:
+        RunError: the artifact has other outputs than the model, or one of another shape.
+    """
+    names = [span.name for span in spans]
+    found = outputs if isinstance(outputs, dict) else {"": outputs}
+    if found.keys() != {*names}:
+        raise RunError(
+            f"{what} has other outputs than the model",
+            expected=listed(names) if any(names) else "one output",
+            got=listed([*found]) if any(found) else "one output",
+        )
+    for name, shape, _ in spans:
+        if name and found[name].shape[1:] != shape:
+            got = str(found[name].shape[1:])
+            raise RunError(f"{what} has another shape of output {name!r}", expected=str(shape), got=got)
+    rows = [found[name].reshape(len(found[name]), -1) for name in names]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+
+def load_rows(file: Path, spans: Sequence[Span]) -> Rows:
+    """Return the rows of a file: (samples, values of all outputs).
+
+    Args:
+        file: a npy file with the rows of one output, or a npz file with an array by the name of each of several.
+        spans: the columns of each output.
+
+    Raises:
+        RunError: the file has other outputs.
+    """
+    if len(spans) == 1:
+        rows: Rows = np.load(file)
+        return rows
+    with np.load(file) as arrays:
+        return rows_of({name: arrays[name] for name in arrays.files}, spans, str(file))
+
+
+def of_each_output(rows: Rows, spans: Sequence[Span]) -> dict[str, Rows]:
+    """Return each output by its name: (samples, …).
+
+    Args:
+        rows: the rows of all outputs.
+        spans: the columns of each, of several outputs.
+    """
+    return {name: rows[:, columns].reshape(len(rows), *(shape or ())) for name, shape, columns in spans}
 
 
 def margins(logits: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

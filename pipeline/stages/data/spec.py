@@ -65,6 +65,7 @@ SPEC = StageSpec(
         paths.labels,
         paths.sample_names,
         paths.reference,
+        paths.references,
     ),
     key=data_key,
     run="pipeline.stages.data.stage:run",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,7 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Preprocessing, Task, WeightsOrigin
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import strict_fp32, tensors
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.tasks import CLASSES, TABLE_TASKS, require_tolerances
 from pipeline.planning.keys import key_of
@@ -28,6 +29,7 @@ from pipeline.records import DataRecord, ImagesOrigin, SourceRecord
 from pipeline.stages.common import images
 from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import put_in_fastest_layout, restore_model
+from pipeline.stages.common.rows import of_each_output, spans_of
 from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
 from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
@@ -84,7 +86,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
         _check_order(project, model, split, reference)
-    _save(paths.reference, reference)
+    stored = _store_reference(project, reference)
     if source.task is Task.REGRESSION:
         require_tolerances(project.config.model.tolerance, source.classes)
     table = _table(project.config.data, source, classes, validation)
@@ -115,7 +117,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         validation=describe_file(paths.validation, paths.root),
         validation_samples=len(validation),
         labels=describe_file(paths.labels, paths.root) if truth is not None else None,
-        reference=describe_file(paths.reference, paths.root),
+        reference=describe_file(stored, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
         class_names=classes.names or (table.columns if table and source.task in TABLE_TASKS else None),
@@ -174,7 +176,7 @@ def reference_logits(
         report: receives the number of finished samples and their total after each batch.
 
     Returns:
-        float32 (samples, classes), or flattened tensors (samples, values).
+        float32 (samples, classes), or flattened tensors (samples, values), those of several outputs side by side.
 
     Raises:
         DataError: the reference gives NaN or infinity.
@@ -184,12 +186,29 @@ def reference_logits(
     with strict_fp32():
         for start in range(0, len(pixels), _BATCH):
             batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
-            batches.append(model(torch.from_numpy(batch)).numpy())
+            outputs = [output.detach().numpy() for output in tensors(model(torch.from_numpy(batch)))]
+            batches.append(np.concatenate([output.reshape(len(batch), -1) for output in outputs], axis=1))
             report(min(start + _BATCH, len(pixels)), len(pixels))
-    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32).reshape(len(pixels), -1)
+    logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
     if not np.isfinite(logits).all():
         raise DataError("the FP32 reference gives NaN or infinity, so that nothing can be validated with these weights")
     return logits
+
+
+def _store_reference(project: Project, reference: npt.NDArray[np.float32]) -> Path:
+    """Write the reference's outputs, each of several to an array of its own, and return the file."""
+    paths, spans = project.paths, spans_of(project.source())
+    if len(spans) == 1:
+        _save(paths.reference, reference)
+        paths.references.unlink(missing_ok=True)
+        return paths.reference
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # numpy's own function takes no array called `file`
+        for name, array in of_each_output(reference, spans).items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), _npy(array))
+    write_bytes(paths.references, buffer.getvalue())
+    paths.reference.unlink(missing_ok=True)
+    return paths.references
 
 
 def _check_order(project: Project, model: nn.Module, split: _Split, reference: npt.NDArray[np.float32]) -> None:

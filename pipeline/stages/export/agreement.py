@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from model_artifacts.errors import CrashedError, ExportError, RunError
-from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32, tensors
 from model_artifacts.sessions.module_kinds import untraced
 from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.stages.common.probe import probe_images
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.onnx import Outputs
 
     Logits = npt.NDArray[np.float32]
 
@@ -36,23 +37,29 @@ class Expected(NamedTuple):
 
     images: Logits
     """A few images, preprocessed: float32 (images, channels, height, width)."""
-    logits: tuple[Logits, ...]
-    """The network's logits of the first images, in a batch of each size."""
+    outputs: tuple[tuple[Logits, ...], ...]
+    """The network's outputs of the first images, in a batch of each size."""
+    names: tuple[str, ...]
+    """The outputs' names."""
     cause: str
     """The likely cause of a difference."""
 
 
-def expected_of(model: nn.Module, spec: Preprocessing) -> Expected:
+def expected_of(model: nn.Module, spec: Preprocessing, names: tuple[str, ...]) -> Expected:
     """Run the network itself in strict FP32, before it is exported.
 
     Args:
         model: the network with its weights, in FP32: not folded and not traced.
         spec: the preprocessing.
+        names: the names of the outputs.
     """
     images = probe_images(spec, max(_SIZES))
     with strict_fp32():
-        logits = tuple(model(torch.from_numpy(images[:size].copy())).numpy() for size in _SIZES)
-    return Expected(images, logits, untraced(model))
+        outputs = tuple(
+            tuple(output.detach().numpy() for output in tensors(model(torch.from_numpy(images[:size].copy()))))
+            for size in _SIZES
+        )
+    return Expected(images, outputs, names, untraced(model))
 
 
 def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
@@ -64,20 +71,24 @@ def require_agreement(file: Path, expected: Expected, rerun: str) -> None:
         rerun: the command that repeats the export.
 
     Raises:
-        ExportError: ONNX Runtime cannot run the graph, or its logits differ; the message names the likely cause.
+        ExportError: ONNX Runtime cannot run the graph, or an output differs; the message names the likely cause.
     """
-    for size, found, logits in zip(_SIZES, _run(file, expected.images, rerun), expected.logits, strict=True):
-        if (distance := relative_l2(torch.from_numpy(found), torch.from_numpy(logits))) > _LARGEST:
+    for size, found, outputs in zip(_SIZES, _run(file, expected.images, rerun), expected.outputs, strict=True):
+        several = len(expected.names) > 1
+        for name, output in zip(expected.names, outputs, strict=True):
+            computed = found[name] if isinstance(found, dict) else found
+            if (distance := relative_l2(torch.from_numpy(computed), torch.from_numpy(output))) <= _LARGEST:
+                continue
             raise ExportError(
                 "the ONNX graph computes something else than the network",
-                where=f"fp32, in a batch of {size}",
+                where=f"fp32, in a batch of {size}" + (f", output {name!r}" if several else ""),
                 expected=f"the logits of PyTorch in FP32, within {_LARGEST:g} (relative L2)",
                 got=f"{distance:.2g}; {expected.cause}",
                 fix="let forward compute the same wherever it runs: write hooks and replaced forwards into its class",
             )
 
 
-def _run(file: Path, images: Logits, rerun: str) -> tuple[Logits, ...]:
+def _run(file: Path, images: Logits, rerun: str) -> tuple[Outputs, ...]:
     try:
         return run_isolated(_in_onnxruntime, file, images, rerun=rerun)
     except (RunError, CrashedError) as exc:
@@ -86,7 +97,7 @@ def _run(file: Path, images: Logits, rerun: str) -> tuple[Logits, ...]:
         ) from exc
 
 
-def _in_onnxruntime(file: Path, images: Logits) -> tuple[Logits, ...]:
+def _in_onnxruntime(file: Path, images: Logits) -> tuple[Outputs, ...]:
     """Run a graph in a batch of each size, in a process that may crash."""
     graph = file.read_bytes()
     return tuple(run_stand_in(graph, images[:size], size) for size in _SIZES)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from model_artifacts.sessions.torch_model import Typed
 
-INPUT, OUTPUT = "image", "logits"
-"""Names of the graph's input, and of the output of a classifier."""
+INPUT, OUTPUTS = "image", ("logits",)
+"""Names of the graph's input, and of the outputs of a classifier."""
 
 _EXPORTER_OPSET = 18
 """Oldest opset that torch's exporter writes; older ones are converted from it."""
@@ -80,19 +80,21 @@ class Exported(NamedTuple):
     batch_norms: int
 
 
-def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int, output: str = OUTPUT) -> Exported:
+def to_onnx(
+    model: Typed, input_shape: tuple[int, int, int], opset: int, outputs: tuple[str, ...] = OUTPUTS
+) -> Exported:
     """Export a model to a valid graph with folded constants and a dynamic batch axis.
 
     Args:
         model: the module, in evaluation mode.
         input_shape: (channels, height, width).
         opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
-        output: the name of the graph's output.
+        outputs: the names of the graph's outputs, in the model's order.
 
     Raises:
         ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
     """
-    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET), output)
+    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET), outputs)
     _require_one_way(program)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
@@ -111,6 +113,7 @@ def to_onnx(model: Typed, input_shape: tuple[int, int, int], opset: int, output:
             got=one_line(exc),
             fix=_OTHER_OPERATORS,
         ) from exc
+    _require_names(exported.graph, outputs)
     _require_dynamic_batch(exported.graph)
     if onnx_graph.opset_of(exported) > opset:
         try:
@@ -178,7 +181,9 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph.all_nodes() if node.op_type == _BATCH_NORM]
 
 
-def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int, output: str) -> torch.onnx.ONNXProgram:
+def _trace(
+    model: Typed, input_shape: tuple[int, int, int], opset: int, outputs: tuple[str, ...]
+) -> torch.onnx.ONNXProgram:
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
@@ -190,7 +195,7 @@ def _trace(model: Typed, input_shape: tuple[int, int, int], opset: int, output: 
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[output],
+                output_names=[*outputs],
                 dynamic_shapes={INPUT: {0: batch}},
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,
@@ -319,6 +324,18 @@ def _require_one_way(program: torch.onnx.ONNXProgram) -> None:
             expected="the same way through forward for a batch of any size",
             got=f"another one for more than {limits.upper} images",
             fix="take the branch on `x.size(0)` or `x.shape[0]` out of forward",
+        )
+
+
+def _require_names(graph: onnx.GraphProto, outputs: tuple[str, ...]) -> None:
+    """Refuse a graph whose outputs are not those of the network: the exporter gives two of the same tensor one name."""
+    found = tuple(value.name for value in graph.output)
+    if found != outputs:
+        raise ExportError(
+            "the graph's outputs are not those of the network",
+            expected=", ".join(outputs),
+            got=", ".join(found),
+            fix="return each tensor once",
         )
 
 

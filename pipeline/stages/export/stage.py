@@ -62,15 +62,15 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     step = Step("export", f"{project.plan.model}/{graph.value}")
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
-    preprocessing = source.preprocessing
-    expected = expected_of(model, preprocessing) if graph is Graph.FP32 else None
+    preprocessing, outputs = source.preprocessing, tuple(spec.name for spec in source.outputs)
+    expected = expected_of(model, preprocessing, outputs) if graph is Graph.FP32 else None
     input_shape = preprocessing.input_shape
     folded = fold_batch_norms(model, input_shape)
     dtype = DTYPES[graph.precision]
     _require_one_file(folded.model, dtype)
     casts = count_casts(folded.model, dtype)
     # Cast in place: a function that was set on a layer may call the weights of this very network.
-    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], source.output.name)
+    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], outputs)
     batch_norms = folded.batch_norms + more_folded
     del model, folded
     gc.collect()  # the exporter's program refers to itself

@@ -164,6 +164,7 @@ def _entry(
         settings=artifact.settings if artifact else (),
         evaluator=accuracy.evaluator if accuracy else "",
         accuracy=accuracy.accuracy if accuracy else None,
+        accuracies=accuracy.accuracies if accuracy else (),
         checks=accuracy.checks if accuracy else (),
         proven=accuracy.proven if accuracy else False,
         gpu=GpuType(name=gpu.name, compute_capability=gpu.compute_capability) if gpu else None,

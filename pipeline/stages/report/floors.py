@@ -54,7 +54,7 @@ class Work(NamedTuple):
     weight_values: int
     """Number of weights."""
     boundary_values: int
-    """Number of values of the input and the output."""
+    """Number of values of the input and the outputs."""
 
 
 class Floor(NamedTuple):
@@ -90,7 +90,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     shapes = {value.name: _shape(value) for value in (*graph.input, *graph.output, *graph.value_info)}
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     macs = sum(_macs(node, shapes, weights) for node in graph.node)
-    boundary = sum(math.prod(shapes[value.name]) for value in (graph.input[0], graph.output[0]))
+    boundary = sum(math.prod(shapes[value.name]) for value in (*graph.input, *graph.output))
     return Work(macs, sum(math.prod(shape) for shape in weights.values()), boundary)
 
 

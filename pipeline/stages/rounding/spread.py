@@ -78,6 +78,15 @@ def _of_parts(
     return tuple(float(value) for value in np.quantile(shares, _QUANTILE, axis=0)) if wrong.shape[1] else ()
 
 
+def farthest(spreads: Sequence[Spread | None]) -> Spread | None:
+    """Return the spread of the output with the largest distances; None if there is none, or if one is not finite."""
+    finite = [spread for spread in spreads if spread is not None]
+    if not finite or len(finite) < len(spreads):
+        return None
+    far = max(finite, key=lambda spread: spread.relative_l2_high)
+    return far._replace(sample_l2_high=max(spread.sample_l2_high for spread in finite))
+
+
 def widest(spreads: Sequence[Spread | None]) -> Spread | None:
     """Return the largest of each distance over emulations; None if there is none, or if one is not finite."""
     finite = [spread for spread in spreads if spread is not None]

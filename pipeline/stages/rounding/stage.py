@@ -13,28 +13,33 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import Precision
+from model_artifacts.sessions.arithmetic import tensors
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
-from pipeline.records import Rounding, RoundingRun
+from pipeline.records import OutputRounding, Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.rows import load_rows, rows_of, spans_of
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.spec import SAMPLES
-from pipeline.stages.rounding.spread import spread_of, widest
+from pipeline.stages.rounding.spread import farthest, spread_of, widest
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord
+    from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
+    from pipeline.stages.common.rows import Span
+    from pipeline.stages.rounding.spread import Spread
 
     Logits = npt.NDArray[np.float32]
 
@@ -59,7 +64,8 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     key = key_of(project, project.plan.rounding_step(arithmetic))
     data = project.data()
     images = to_input(np.asarray(project.pixels(data.validation)[:SAMPLES]), data.preprocessing)
-    reference = np.load(project.file(data.reference))[: len(images)]
+    spans = spans_of(project.source())
+    reference = load_rows(project.file(data.reference), spans)[: len(images)]
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
     try:
         results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
@@ -67,9 +73,13 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     except (RunError, CrashedError) as exc:
         # The gate may have a bound of its own. Else the validation rejects, with this reason.
         results, trouble = {}, str(exc)
-    shape, task = project.source().sample_shape, project.source().task
-    spreads = [spread_of(logits, reference, shape, task) for logits in results.values()]
-    found = widest(spreads)
+    task = project.source().task
+    spreads = [
+        [spread_of(logits[:, columns], reference[:, columns], shape, task) for logits in results.values()]
+        for _, shape, columns in spans
+    ]
+    each = [widest(found) for found in spreads]
+    found = farthest(each)
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
         key=key,
@@ -80,13 +90,14 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         emulator=f"ONNX Runtime {version('onnxruntime-gpu')}" if quantized else f"torch {version('torch')}",
         samples=len(images),
         runs=tuple(
-            RoundingRun(name=name, relative_l2=spread.relative_l2 if spread else None)
-            for name, spread in zip(results, spreads, strict=True)
+            RoundingRun(name=name, relative_l2=largest.relative_l2 if (largest := farthest(of_run)) else None)
+            for name, of_run in zip(results, zip(*spreads, strict=True), strict=True)
         ),
         relative_l2_high=found.relative_l2_high if found else None,
         sample_l2_high=found.sample_l2_high if found else None,
         margin_noise=found.margin_noise if found else None,
-        part_l2_high=found.part_l2_high if found else (),
+        part_l2_high=found.part_l2_high if found and len(spans) == 1 else (),
+        outputs=_of_outputs(spans, each) if len(spans) > 1 else (),
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
         or bool(trouble)
@@ -94,6 +105,18 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         logits=kept,
     )
     return project.write(project.paths.rounding(arithmetic), record)
+
+
+def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[OutputRounding, ...]:
+    return tuple(
+        OutputRounding(
+            name=span.name,
+            relative_l2_high=spread.relative_l2_high if spread else None,
+            sample_l2_high=spread.sample_l2_high if spread else None,
+            part_l2_high=spread.part_l2_high if spread else (),
+        )
+        for span, spread in zip(spans, found, strict=True)
+    )
 
 
 def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
@@ -104,8 +127,8 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
 
         def run(batch: Logits, *, sums: bool = sums) -> Logits:
             with emulating(arithmetic.precision, sums=sums):
-                logits: Logits = model(torch.from_numpy(batch.copy())).numpy()  # some networks change their input
-            return logits
+                outputs = tensors(model(torch.from_numpy(batch.copy())))  # some networks change their input
+            return np.concatenate([output.detach().numpy().reshape(len(batch), -1) for output in outputs], axis=1)
 
         try:
             found[name] = _run(run, images, f"emulating {arithmetic.name}")
@@ -125,18 +148,19 @@ def _is_repeatable(project: Project, batch: Logits) -> bool:
     """
     model, images = restore_model(project), torch.from_numpy(batch)
     with torch.no_grad():
-        return torch.equal(model(images.clone()), model(images.clone()))
+        once, again = (tensors(model(images.clone())) for _ in range(2))
+        return all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
-    logits = run_isolated(_run_graph, file, images, rerun=rerun)
-    return {"Q/DQ pairs of the graph": logits.reshape(len(logits), -1)}
+    outputs = run_isolated(_run_graph, file, images, rerun=rerun)
+    return {"Q/DQ pairs of the graph": rows_of(outputs, spans_of(project.source()))}
 
 
-def _run_graph(file: Path, images: Logits) -> Logits:
+def _run_graph(file: Path, images: Logits) -> Outputs:
     """Run a Q/DQ graph, in a process that may crash."""
     return run_stand_in(file.read_bytes(), images, _BATCH)
 
@@ -146,8 +170,7 @@ def _run(run: Callable[[Logits], Logits], images: Logits, phase: str) -> Logits:
     with Bars() as bars:
         report = bars.reporting(phase)
         for start in range(0, len(images), _BATCH):
-            found = run(images[start : start + _BATCH])
-            results.append(found.reshape(len(found), -1))
+            results.append(run(images[start : start + _BATCH]))
             report(min(start + _BATCH, len(images)), len(images))
     return np.concatenate(results)
 

@@ -191,7 +191,8 @@ def keeps(accuracy: Accuracy, gate: Gate, margin: float) -> bool:
 
 
 def _run(model: onnx.ModelProto, images: Logits) -> Logits:
-    return run_stand_in(model.SerializeToString(), images, _BATCH)
+    logits: Logits = run_stand_in(model.SerializeToString(), images, _BATCH)
+    return logits
 
 
 def _sensitivity(whole: onnx.ModelProto, name: str, accuracy: Accuracy) -> LayerSensitivity:

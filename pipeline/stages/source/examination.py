@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 
 from model_artifacts.errors import SourceError, listed, one_line
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import strict_fp32, tensors
 from model_artifacts.sessions.module_kinds import layers_in_training, place_of
 from pipeline.stages.common.probe import probe_images
 from pipeline.stages.source.watching import watch
@@ -95,17 +95,31 @@ def require_same_logits(model: nn.Module, spec: Preprocessing, watched: Watched)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     with strict_fp32():
         logits, again = _run(model, images), _run(model, images)
-        if _distance(again, logits) > (0 if watched.random else _REPEATED * _size(logits)):
-            _refuse_random(model, watched, _changed(model, before))
-        bound = max(_OF_SIZE * _size(logits), _OF_SPREAD * _size(logits - logits.mean(dim=0)))
-        _require_independence(model, images, logits, bound)
-        _require_any_size(model, images, logits, bound)
+        for one, other in zip(logits, again, strict=True):
+            if _distance(other, one) > (0 if watched.random else _REPEATED * _size(one)):
+                _refuse_random(model, watched, _changed(model, before))
+        expected = [_Expected(output, _bound(output)) for output in logits]
+        _require_independence(model, images, expected)
+        _require_any_size(model, images, expected)
 
 
-def _require_independence(model: nn.Module, images: torch.Tensor, logits: torch.Tensor, bound: float) -> None:
-    turned = _run(model, images.flip(0)).flip(0)
-    beside_itself = _run(model, images[:1].expand_as(images))[:1]
-    if max(_distance(turned, logits), _distance(beside_itself, logits[:1])) <= bound:
+class _Expected(NamedTuple):
+    """An output of the images, and the largest distance that another batch may give it."""
+
+    output: torch.Tensor
+    bound: float
+
+
+def _bound(output: torch.Tensor) -> float:
+    return max(_OF_SIZE * _size(output), _OF_SPREAD * _size(output - output.mean(dim=0)))
+
+
+def _require_independence(model: nn.Module, images: torch.Tensor, expected: Sequence[_Expected]) -> None:
+    turned, beside_itself = _run(model, images.flip(0)), _run(model, images[:1].expand_as(images))
+    if all(
+        max(_distance(other.flip(0), output), _distance(copy[:1], output[:1])) <= bound
+        for other, copy, (output, bound) in zip(turned, beside_itself, expected, strict=True)
+    ):
         return
     norms = [place_of(name, module) for name, module in model.named_modules() if _uses_the_batch(module)]
     places = norms or layers_in_training(model)
@@ -119,17 +133,18 @@ def _require_independence(model: nn.Module, images: torch.Tensor, logits: torch.
     )
 
 
-def _require_any_size(model: nn.Module, images: torch.Tensor, logits: torch.Tensor, bound: float) -> None:
+def _require_any_size(model: nn.Module, images: torch.Tensor, expected: Sequence[_Expected]) -> None:
     for size in _SIZES:
         rows = torch.arange(size) % len(images)
-        found, expected = _run(model, images[rows]), logits[rows]
-        if (distance := _distance(found, expected)) > bound:
+        for found, (logits, bound) in zip(_run(model, images[rows]), expected, strict=True):
+            if (distance := _distance(found, logits[rows])) <= bound:
+                continue
             raise SourceError(
                 "what the network computes depends on the batch size",
                 where=f"{place_of('', model)}: a branch on `x.size(0)`, `x.shape[0]` or `len(x)`",
                 expected=f"the same logits for an image in a batch of {size} as in a batch of {_IMAGES}",
                 got=f"logits that differ by {distance / (_size(logits) or 1):.1%} of their size"
-                if found.shape == expected.shape
+                if found.shape == logits[rows].shape
                 else f"shape {tuple(found.shape)}",
                 fix="take the branch out of forward, so that a batch of any size goes the same way",
             )
@@ -168,9 +183,10 @@ def _refuse_random(model: nn.Module, watched: Watched, changed: Sequence[str]) -
     )
 
 
-def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _run(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return each output of the network."""
     try:
-        logits: torch.Tensor = model(images.clone(memory_format=torch.contiguous_format))
+        return tensors(model(images.clone(memory_format=torch.contiguous_format)))
     except Exception as exc:  # the model's own code raises any type
         raise SourceError(
             "the model does not take a batch of any size",
@@ -179,7 +195,6 @@ def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             got=one_line(exc),
             fix="let forward work with any size of its first axis, `x.shape[0]`",
         ) from exc
-    return logits
 
 
 def _size(logits: torch.Tensor) -> float:

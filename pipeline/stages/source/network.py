@@ -6,6 +6,7 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,22 +17,26 @@ from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Task
-from model_artifacts.sessions.factory_call import LogitsOf
-from pipeline.stages.source.outputs import output_name, sample_shape
+from model_artifacts.sessions.factory_call import LogitsOf, OutputsOf
+from pipeline.stages.source.outputs import is_graph_name, output_name, sample_shape, shapes_of, tensors_of
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 
-def output_shape(
-    model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION
-) -> tuple[int, ...]:
-    """Return the shape of the output that the model gives for one image: the number of logits, or the vector's length.
+def output_shapes(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    task: Task = Task.CLASSIFICATION,
+    names: tuple[str, ...] = (),
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each output for one image: the number of logits, the vector's length, or any other.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         input_shape: (channels, height, width).
         task: the task of the model.
+        names: the names of several outputs.
 
     Raises:
         SourceError: the model does not take a batch of images, or does not return (batch, classes).
@@ -42,32 +47,80 @@ def output_shape(
             output = model(torch.zeros(2, *input_shape))
     except Exception as exc:
         raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
-    return sample_shape(output, 2, task)
+    return shapes_of(output, 2, task, names)
 
 
 class Output(NamedTuple):
-    """A network that returns a tensor, and the name of that tensor in the output of the factory's own network."""
+    """A network that returns a tensor or a tuple, with their names in the output of the factory's own network."""
 
     model: nn.Module
-    logits: str | None
-    """None if the factory's network returns a tensor itself."""
+    logits: str | None = None
+    """None if the factory's network returns a tensor itself, or several."""
+    names: tuple[str, ...] = ()
+    """The names of several outputs."""
 
 
 def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION) -> Output:
-    """Return a network whose output is a tensor, if its own is a mapping or a dataclass of it alone.
+    """Return a network whose output is a tensor, or a tuple of several for the task `tensors`.
+
+    The factory's own network may return them in a mapping, a dataclass or a sequence.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         input_shape: (channels, height, width).
         task: the task of the model. The mapping of a classifier must call the tensor `logits`.
+
+    Raises:
+        SourceError: one of several outputs is no tensor of each image, or has a name that no graph takes.
     """
     try:
         with torch.inference_mode():
             output = model(torch.zeros(2, *input_shape))
-    except Exception:  # noqa: BLE001 - `output_shape` runs it again, and reports any type of error
-        return Output(model, None)
-    name = output_name(output, 2, task)
-    return Output(LogitsOf(model, name), name) if name else Output(model, None)
+    except Exception:  # noqa: BLE001 - `output_shapes` runs it again, and reports any type of error
+        return Output(model)
+    if name := output_name(output, 2, task):
+        return Output(LogitsOf(model, name), name)
+    if task is Task.TENSORS and (names := output_names(output, 2)):
+        return Output(OutputsOf(model, names), names=names)
+    return Output(model)
+
+
+def output_names(output: object, batch: int) -> tuple[str, ...]:
+    """Return the names of several outputs: keys, attributes, or `output_0`, `output_1` by their place in a sequence.
+
+    Args:
+        output: the network's result for the task `tensors`.
+        batch: the number of images that it was given.
+
+    Returns:
+        the names in the network's order; () for a tensor, and for what holds one entry or none.
+
+    Raises:
+        SourceError: an entry is no tensor of each image, or has a name that no graph takes.
+    """
+    found = tensors_of(output)
+    if len(found) < 2:  # noqa: PLR2004 - several
+        return ()
+    keys = [*output] if isinstance(output, Mapping) else [*found]
+    for name, value in found.items():
+        if name not in keys or not is_graph_name(name):
+            raise SourceError(
+                "the model returns an output whose name no graph and no server takes",
+                where=f"output {name!r}",
+                expected="a letter, then letters, digits and `_`, and not the input's name, `image`",
+                got=repr(name) if name in keys else f"a key of {type(output).__name__} that is no text",
+                fix="give it such a key or attribute, or return a tuple: `output_0`, `output_1`, …",
+            )
+        sample_shape(value, batch, Task.TENSORS, f"output {name!r}")
+        if same := next((other for other, earlier in found.items() if earlier is value and other != name), None):
+            raise SourceError(
+                "the model returns the same tensor twice",
+                where=f"outputs {name!r} and {same!r}",
+                expected="another tensor for each output",
+                got="one tensor under two names, which a graph does not tell apart",
+                fix="return it once",
+            )
+    return tuple(found)
 
 
 class Head(NamedTuple):

@@ -1,7 +1,8 @@
 """A network's outputs: one row of logits for each image, in batches of any size; else a refusal that names the cause.
 
 Everything behind this stage takes a classifier's output for logits: `predict` takes the largest, and callers apply a
-softmax. An embedding gives one vector for each image, and the task `tensors` one tensor, with values of any kind.
+softmax. An embedding gives one vector for each image, and the task `tensors` one tensor or several, with values of any
+kind.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from model_artifacts.errors import SourceError, listed, one_line
 from model_artifacts.records import Task
+from model_artifacts.sessions.arithmetic import tensors
+from model_artifacts.sessions.factory_call import NUMBERED
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.stages.source.watching import LINEAR, last_operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,31 +35,16 @@ _SIZES = (1, 3)
 """The batch sizes to run: `squeeze()` drops the axis of a batch of one, and a `view` may hold the size of another."""
 _SUM_TOLERANCE = 1e-3
 """The largest distance of a row's sum from 1, for outputs that are probabilities. A softmax in FP16 keeps within it."""
-_MOVING = frozenset(
-    {"view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze", "select", "slice"}
-    | {"t", "transpose", "permute", "expand", "clone", "contiguous", "detach", "alias", "_to_copy", "to", "index"}
-    | {"dropout", "feature_dropout"}
-)
-"""Operators that move values without a change; in evaluation a dropout does nothing."""
-_JOINING = frozenset({"cat", "concat", "stack"})
-_SCALING = frozenset({"mul", "mul_", "div", "div_"})
-_CONSTANT = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "ones", "ones_like"})
-_LINEAR = frozenset(
-    {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "_trilinear", "einsum"}
-    | {"convolution", "conv2d", "_convolution", "mkldnn_convolution", "mkldnn_linear"}
-    | {"add", "add_", "sub", "sub_", "mean", "sum", "native_batch_norm", "_native_batch_norm_legit_no_training"}
-    | {"adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d"}
-)
-"""Operators whose results lie between 0 and 1 by chance alone."""
 
 
-def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> tuple[int, ...]:
+def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION, where: str = "") -> tuple[int, ...]:
     """Return the shape of the output for one image: the number of its logits, the length of its vector, or any other.
 
     Args:
         output: the network's result.
         batch: the number of images that it was given.
         task: the task of the model.
+        where: the name of the output, of several.
 
     Raises:
         SourceError: the result is no tensor (batch, classes) of floating-point values; for tensors, of any shape.
@@ -79,8 +66,10 @@ def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION) -
             f"wrap the network in a module whose `forward` returns one tensor, of {_NAMES[task]} alone, "
             "such as `self.net(image)[0]` or `self.net(image).logits`"
         )
+        if len(names) > 1 and not where:
+            fix += "; or set `model.task: tensors`, which takes several outputs and judges each apart"
     what = "one tensor" if task is Task.TENSORS else _NAMES[task]
-    raise SourceError(f"the model does not return {what}", expected=_EXPECTED[task], got=got, fix=fix)
+    raise SourceError(f"the model does not return {what}", where=where, expected=_EXPECTED[task], got=got, fix=fix)
 
 
 def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) -> str | None:
@@ -97,11 +86,18 @@ def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) ->
     ((name, tensor),) = found.items()
     if not isinstance(tensor, torch.Tensor) or (task is Task.CLASSIFICATION and name != _LOGITS):
         return None
+    if isinstance(output, (tuple, list)) and task is not Task.TENSORS:
+        return None
     if isinstance(output, Mapping) and name not in output:  # a key that is no text
         return None
-    if task.keeps_name and (not _GRAPH_NAME.fullmatch(name) or name == _IMAGE):
+    if task.keeps_name and not is_graph_name(name):
         return None
     return name if _is_a_row_each(tensor, batch, task) else None
+
+
+def is_graph_name(name: str) -> bool:
+    """Return true for a name of an output that every runtime and server takes, and that the input does not have."""
+    return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None and name != "image"
 
 
 def _is_a_row_each(tensor: torch.Tensor, batch: int, task: Task) -> bool:
@@ -113,12 +109,15 @@ def _is_a_row_each(tensor: torch.Tensor, batch: int, task: Task) -> bool:
 
 
 def tensors_of(output: object) -> dict[str, object]:
-    """Return the entries of a mapping or a dataclass that are there; none for any other object."""
+    """Return the entries of a mapping, a dataclass or a sequence that are there; none for any other object."""
     if isinstance(output, Mapping):
         return {str(name): value for name, value in output.items() if value is not None}
     if is_dataclass(output) and not isinstance(output, type):
         values = {item.name: getattr(output, item.name) for item in fields(output)}
         return {name: value for name, value in values.items() if value is not None}
+    if isinstance(output, (tuple, list)):
+        fields_of = getattr(output, "_fields", [f"{NUMBERED}{place}" for place in range(len(output))])
+        return {name: value for name, value in zip(fields_of, output, strict=True) if value is not None}
     return {}
 
 
@@ -130,10 +129,6 @@ def _shown(name: str, value: object) -> str:
 _LOGITS = "logits"
 """The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
-_GRAPH_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-"""Names of outputs that every runtime and server takes."""
-_IMAGE = "image"
-"""The name of the input, which no output may have."""
 _AXES = {Task.TENSORS: (2, 99), Task.SEGMENTATION: (4, 4)}
 """The least and the most axes of an output, where it is no row of values: the batch is the first."""
 _NAMES = {
@@ -193,28 +188,53 @@ _TWO_LOGITS = (
 )
 
 
-def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASSIFICATION) -> None:
+def shapes_of(
+    output: object, batch: int, task: Task = Task.CLASSIFICATION, names: Sequence[str] = ()
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each output for one image, as `sample_shape` does for one.
+
+    Args:
+        output: the network's result: a tensor, or a tuple of those that `names` lists.
+        batch: the number of images that it was given.
+        task: the task of the model.
+        names: the names of several outputs.
+
+    Raises:
+        SourceError: an output is no tensor of floating-point values for each image.
+    """
+    if not names:
+        return (sample_shape(output, batch, task),)
+    pairs = zip(names, tensors(output), strict=True)
+    return tuple(sample_shape(value, batch, task, f"output {name!r}") for name, value in pairs)
+
+
+def check_outputs(
+    model: nn.Module, spec: Preprocessing, task: Task = Task.CLASSIFICATION, names: Sequence[str] = ()
+) -> None:
     """Check that a model returns two logits or more for each image, in batches of one and of several images.
 
     Args:
         model: the network, in FP32 and evaluation mode.
         spec: the preprocessing; its means and deviations give inputs as images do.
         task: the task of the model.
+        names: the names of several outputs.
 
     Raises:
         SourceError: it fails with another batch size; returns one logit, or probabilities instead of logits. An
             embedding may return any values, but vectors of one number.
     """
     images = torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
-    shapes = [sample_shape(_run(model, images[:size]), size, task) for size in _SIZES]
-    if len(set(shapes)) > 1:
-        raise SourceError(
-            "the shape of the output depends on the batch",
-            expected=f"{shapes[0]} for each image, in a batch of any size",
-            got=f"{shapes[-1]} in a batch of {_SIZES[-1]}",
-            fix="return as many values for each image, whatever it shows",
-        )
-    for size, shape in zip(_SIZES, shapes, strict=True):
+    found = [shapes_of(_run(model, images[:size]), size, task, names) for size in _SIZES]
+    for name, shapes in zip(names or [""], zip(*found, strict=True), strict=True):
+        if len(set(shapes)) > 1:
+            raise SourceError(
+                "the shape of the output depends on the batch",
+                where=f"output {name!r}" if name else "",
+                expected=f"{shapes[0]} for each image, in a batch of any size",
+                got=f"{shapes[-1]} in a batch of {_SIZES[-1]}",
+                fix="return as many values for each image, whatever it shows",
+            )
+    for size, (shape, *_) in zip(_SIZES, found, strict=True):
         classes = math.prod(shape)
         if task in {Task.TENSORS, Task.MULTILABEL, Task.REGRESSION}:
             continue
@@ -236,10 +256,10 @@ def check_outputs(model: nn.Module, spec: Preprocessing, task: Task = Task.CLASS
                 fix=_TWO_LOGITS,
             )
     output = _run(model, images)
-    sample_shape(output, len(images), task)
+    shapes_of(output, len(images), task, names)
     if task.has_classes:
         rows = output.movedim(1, -1).flatten(0, -2) if task is Task.SEGMENTATION else output
-        _refuse_probabilities(rows.double().numpy(), lambda: _last_operator(model, images))
+        _refuse_probabilities(rows.double().numpy(), lambda: last_operator(model, images))
 
 
 def _require_maps(shape: Sequence[int]) -> None:
@@ -309,7 +329,7 @@ def _refuse_probabilities(output: npt.NDArray[np.float64], last_operator: Callab
         return
     operator = last_operator()
     adds_up = total is not None
-    if total != 1 and operator in _LINEAR:
+    if total != 1 and operator in LINEAR:
         return
     last = f"; the last operator is {operator}" if operator else ""
     sums = f"; each row adds up to {total:.4g}" if adds_up else ""
@@ -341,49 +361,3 @@ def _total(output: npt.NDArray[np.float64]) -> float | None:
         return 1
     apart, moves = np.ptp(sums), np.ptp(output, axis=0).max()
     return float(sums.mean()) if apart < _SUM_TOLERANCE * moves else None
-
-
-def _last_operator(model: nn.Module, images: torch.Tensor) -> str:
-    """Return the name of the operator that gave a model's output its values; empty if it cannot be told."""
-    operators = _Operators()
-    try:
-        with torch.inference_mode(), operators:
-            output = model(images.clone())
-    except Exception:  # noqa: BLE001 - compiled code may refuse to be watched; then the values alone decide
-        return ""
-    return operators.made_by(output)
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
-    """A note for each tensor of the operator that computed its values, without those that move, join or scale them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
-        self._operators = WeakTensorKeyDictionary()
-
-    def made_by(self, tensor: object) -> str:
-        known = isinstance(tensor, torch.Tensor) and tensor in self._operators
-        return str(self._operators[tensor]) if known else ""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's own
-        types: Any,  # noqa: ANN401 - the same
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - the same
-        del types
-        result = func(*args, **(kwargs or {}))
-        operator = self._behind(str(func.overloadpacket.__name__), args)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self._operators[tensor] = operator
-        return result
-
-    def _behind(self, name: str, args: tuple[Any, ...]) -> str:
-        """Return the operator behind one that moves, joins or scales values; for any other, the operator itself."""
-        if name in _JOINING:
-            parts = [self.made_by(part) for part in args[0]]
-            return next((part for part in parts if part not in _LINEAR | _CONSTANT), parts[-1])
-        scales = name in _SCALING and not (isinstance(args[1], torch.Tensor) and args[1].numel() > 1)
-        return self.made_by(args[0]) if scales or name in _MOVING else name

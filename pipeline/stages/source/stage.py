@@ -22,7 +22,7 @@ from model_artifacts.sessions.factory_call import Assembly, without_weights
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
-from pipeline.records import SourceRecord
+from pipeline.records import SourceRecord, output_spec
 from pipeline.stages.common import images
 from pipeline.stages.common.model import put_in_fastest_layout
 from pipeline.stages.source import examination, network, torchvision_weights
@@ -89,6 +89,7 @@ class _Weights(NamedTuple):
     torchvision_weights: str | None = None
     awaited_file: str | None = None
     logits: str | None = None
+    output_names: tuple[str, ...] = ()
 
 
 def make_source(project: Project) -> SourceRecord:
@@ -110,8 +111,7 @@ def make_source(project: Project) -> SourceRecord:
     reads = () if weights.torchvision_weights else noted.records(config.model.factory, ignored)
     with replacing(project.paths.weights) as temporary:
         torch_model.save_weights(weights.model, temporary)  # before anything runs the network and changes its buffers
-        shape = _examine(config, weights)
-    classes = math.prod(shape)
+        shapes = _examine(config, weights)
     record = SourceRecord(
         key=with_reads(key, reads),
         built_at=now(),
@@ -123,8 +123,8 @@ def make_source(project: Project) -> SourceRecord:
         origin_detail=weights.detail,
         weights=describe_file(project.paths.weights, project.paths.root),
         parameters=sum(parameter.numel() for parameter in weights.model.parameters()),
-        classes=classes,
-        class_names=_class_names(config, weights, shape[0]),
+        classes=sum(map(math.prod, shapes)),
+        class_names=_class_names(config, weights, shapes[0][0]),
         replaced_head=weights.replaced_head,
         torchvision_weights=weights.torchvision_weights,
         logits=weights.logits,
@@ -132,7 +132,8 @@ def make_source(project: Project) -> SourceRecord:
         reads=reads,
         preprocessing=weights.preprocessing,
         task=config.model.task,
-        sample_shape=shape if config.model.task.has_parts else None,
+        sample_shape=shapes[0] if config.model.task.has_parts and not weights.output_names else None,
+        named_outputs=tuple(map(output_spec, weights.output_names, shapes)),
     )
     return project.write(project.paths.source, record)
 
@@ -143,25 +144,26 @@ def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, 
     return names if names and len(names) == classes and config.model.task.has_classes else None
 
 
-def _examine(config: Config, weights: _Weights) -> tuple[int, ...]:
-    """Refuse a network that cannot be the FP32 reference, and return the shape of its output for one image."""
-    model, spec, task = weights.model, weights.preprocessing, config.model.task
+def _examine(config: Config, weights: _Weights) -> tuple[tuple[int, ...], ...]:
+    """Refuse a network that cannot be the FP32 reference, and return the shape of each output for one image."""
+    model, spec, task, names = weights.model, weights.preprocessing, config.model.task, weights.output_names
     watched = examination.require_full_precision(model, spec)
-    shape = network.output_shape(model, spec.input_shape, task)
-    check_outputs(model, spec, task)
+    shapes = network.output_shapes(model, spec.input_shape, task, names)
+    check_outputs(model, spec, task, names)
     examination.require_same_logits(model, spec, watched)
     assembly = Assembly(
         config.model.factory,
         weights.torchvision_weights,
         weights.replaced_head,
-        math.prod(shape),
+        sum(map(math.prod, shapes)),
         config.model.arguments,
         weights.logits,
+        names,
     )
     check_twin(model, assembly, spec.input_shape)
     if weights.origin is WeightsOrigin.FACTORY:
         _warn_of_random_weights(config, drawn_weights(model, assembly))
-    return shape
+    return shapes
 
 
 def _warn_of_random_weights(config: Config, drawn: Drawn) -> None:
@@ -249,14 +251,16 @@ def _download_or_sample(config: Config, entry: WeightsEnum) -> _Weights:
 def _torchvision(config: Config, entry: WeightsEnum, file: Path) -> _Weights:
     preprocessing = _torchvision_preprocessing(config, entry)
     usual = entry.name == torchvision_weights.USUAL
-    return _Weights(
+    model = torchvision_weights.load(config.model.factory, entry, file, config.model.arguments)
+    weights = _Weights(
         origin=WeightsOrigin.IMAGENET1K_V1 if usual else WeightsOrigin.TORCHVISION,
         detail=f"torchvision {entry}",
-        model=torchvision_weights.load(config.model.factory, entry, file, config.model.arguments),
+        model=model,
         preprocessing=preprocessing,
         class_names=tuple(entry.meta["categories"]),
         torchvision_weights=entry.name,
     )
+    return _with_output(weights, network.take_logits(model, preprocessing.input_shape, config.model.task))
 
 
 def _checkpoint(config: Config) -> _Weights:
@@ -268,11 +272,11 @@ def _checkpoint(config: Config) -> _Weights:
     preprocessing = _preprocessing(config, model)
     fit = load_checkpoint(model, file, config.model.weights.key)
     torchvision_weights.check_settings(factory, model, preprocessing.input_shape, file, arguments)
-    model, logits = network.take_logits(model, preprocessing.input_shape, config.model.task)
+    output = network.take_logits(model, preprocessing.input_shape, config.model.task)
     if fit.beside:
         log.warning("WARNING: %s: left out, for they are not the model's: %s", file.name, listed(fit.beside))
     detail = f"{file.name}, key {fit.key}" if fit.key else file.name
-    return _Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None, logits=logits)
+    return _with_output(_Weights(WeightsOrigin.CHECKPOINT, detail, model, preprocessing, None), output)
 
 
 def _from_factory(config: Config) -> _Weights:
@@ -281,9 +285,13 @@ def _from_factory(config: Config) -> _Weights:
     require_problem(own, config.model.task)
     preprocessing = _preprocessing(config, own)
     names = hub_classes(own) or timm_classes(own)
-    model, logits = network.take_logits(own, preprocessing.input_shape, config.model.task)
+    output = network.take_logits(own, preprocessing.input_shape, config.model.task)
     detail = f"as {call_of(factory, arguments)} makes them, seed {torch_model.SEED}"
-    return _Weights(WeightsOrigin.FACTORY, detail, model, preprocessing, names, logits=logits)
+    return _with_output(_Weights(WeightsOrigin.FACTORY, detail, own, preprocessing, names), output)
+
+
+def _with_output(weights: _Weights, output: network.Output) -> _Weights:
+    return weights._replace(model=output.model, logits=output.logits, output_names=output.names)
 
 
 def _sample(config: Config) -> _Weights:
@@ -294,10 +302,10 @@ def _sample(config: Config) -> _Weights:
     preprocessing = config.preprocessing or SAMPLE
     factory, arguments = config.model.factory, config.model.arguments
     own = torch_model.make_model(factory, arguments=without_weights(factory, arguments))
-    model, logits = network.take_logits(own, preprocessing.input_shape)
+    model, logits, _ = network.take_logits(own, preprocessing.input_shape)
     head = network.find_head(model)
     _damp_residuals(model)
-    network.output_shape(model, preprocessing.input_shape)
+    network.output_shapes(model, preprocessing.input_shape)
     log.info("fitting the sample model on %d digits", images.DIGITS_TO_FIT)
     digits = images.digits(preprocessing, 0, images.DIGITS_TO_FIT)
     labels = np.array(digits.labels)
@@ -386,5 +394,7 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tupl
 def run(project: Project, _model: str, console: Console) -> int:
     """Make the source, and print the origin of the weights and the size of the model."""
     record = make_source(project)
-    console.say(f"{record.origin_detail}: {record.parameters / 1e6:.1f} M parameters, {record.classes} classes")
+    named = "; ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in record.outputs)
+    given = f"{record.classes} classes" if record.task is Task.CLASSIFICATION else named
+    console.say(f"{record.origin_detail}: {record.parameters / 1e6:.1f} M parameters, {given}")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.host.hashes import sha256_of
@@ -226,7 +227,10 @@ def _computes_the_same(model: nn.Module, other: nn.Module, input_shape: tuple[in
     batch = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(torch_model.SEED))
     try:
         with strict_fp32():
-            logits, others = model(batch).nan_to_num(), other(batch).nan_to_num()
+            logits, others = (
+                tuple(output.nan_to_num() for output in tree_leaves(network(batch)) if isinstance(output, torch.Tensor))
+                for network in (model, other)
+            )
     except Exception:  # noqa: BLE001 - the network's own code raises any type
         return True
     return relative_l2(others, logits) <= _RELATIVE

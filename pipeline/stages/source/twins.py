@@ -18,8 +18,8 @@ import torch
 
 from model_artifacts.errors import SourceError, listed
 from model_artifacts.sessions import torch_model
-from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
-from model_artifacts.sessions.factory_call import LogitsOf
+from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32, tensors
+from model_artifacts.sessions.factory_call import unwrapped
 from model_artifacts.sessions.module_kinds import bake, bake_one, computed_weights
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def drawn_weights(model: nn.Module, assembly: Assembly) -> Drawn:
     with _other_seeds():
         other: nn.Module = torch_model.make_model(assembly.factory, None, _OTHER_SEED, assembly.arguments)
     theirs = dict(other.named_parameters())
-    own = dict((model.body if isinstance(model, LogitsOf) else model).named_parameters())
+    own = dict(unwrapped(model).named_parameters())
     random = tuple(name for name in own if name in theirs and not torch.equal(own[name], theirs[name]))
     same = (name for name in own if name in theirs and name not in random)
     return Drawn(random, tuple(name for name in same if own[name].min() != own[name].max()))
@@ -152,7 +152,7 @@ def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tu
     for network in (model, twin):
         with _other_seeds(), strict_fp32():
             torch.manual_seed(_OTHER_SEED)
-            answers.append(network(batch.clone()).nan_to_num())
+            answers.append(tuple(output.nan_to_num() for output in tensors(network(batch.clone()))))
     one, other = answers
     return relative_l2(other, one)
 

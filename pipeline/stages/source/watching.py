@@ -12,6 +12,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from model_artifacts.errors import one_line
 from model_artifacts.sessions.arithmetic import settings
@@ -244,3 +245,67 @@ def _compiled_noted(seen: _Seen) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(before)
+
+
+_MOVING = frozenset(
+    {"view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "unsqueeze", "select", "slice"}
+    | {"t", "transpose", "permute", "expand", "clone", "contiguous", "detach", "alias", "_to_copy", "to", "index"}
+    | {"dropout", "feature_dropout"}
+)
+"""Operators that move values without a change; in evaluation a dropout does nothing."""
+_JOINING = frozenset({"cat", "concat", "stack"})
+_SCALING = frozenset({"mul", "mul_", "div", "div_"})
+_CONSTANT = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "ones", "ones_like"})
+LINEAR = frozenset(
+    {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "_trilinear", "einsum"}
+    | {"convolution", "conv2d", "_convolution", "mkldnn_convolution", "mkldnn_linear"}
+    | {"add", "add_", "sub", "sub_", "mean", "sum", "native_batch_norm", "_native_batch_norm_legit_no_training"}
+    | {"adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d"}
+)
+"""Operators whose results lie between 0 and 1 by chance alone."""
+
+
+def last_operator(model: nn.Module, images: torch.Tensor) -> str:
+    """Return the name of the operator that gave a model's output its values; empty if it cannot be told."""
+    operators = _Operators()
+    try:
+        with torch.inference_mode(), operators:
+            output = model(images.clone())
+    except Exception:  # noqa: BLE001 - compiled code may refuse to be watched; then the values alone decide
+        return ""
+    return operators.made_by(output)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """A note for each tensor of the operator that computed its values, without those that move, join or scale them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        self._operators = WeakTensorKeyDictionary()
+
+    def made_by(self, tensor: object) -> str:
+        known = isinstance(tensor, torch.Tensor) and tensor in self._operators
+        return str(self._operators[tensor]) if known else ""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own
+        types: Any,  # noqa: ANN401 - the same
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the same
+        del types
+        result = func(*args, **(kwargs or {}))
+        operator = self._behind(str(func.overloadpacket.__name__), args)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._operators[tensor] = operator
+        return result
+
+    def _behind(self, name: str, args: tuple[Any, ...]) -> str:
+        """Return the operator behind one that moves, joins or scales values; for any other, the operator itself."""
+        if name in _JOINING:
+            parts = [self.made_by(part) for part in args[0]]
+            return next((part for part in parts if part not in LINEAR | _CONSTANT), parts[-1])
+        scales = name in _SCALING and not (isinstance(args[1], torch.Tensor) and args[1].numel() > 1)
+        return self.made_by(args[0]) if scales or name in _MOVING else name

@@ -8,22 +8,24 @@ import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
+from pipeline.stages.common.rows import ALONE, rows_of
 from pipeline.stages.validate.metrics import distance, largest_part, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, Preprocessing, Variant
+    from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
-    from pipeline.stages.common.rows import Parts
+    from pipeline.stages.common.rows import Parts, Span
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Logits]
+    Run = Callable[[Logits], Outputs]
 
     Load = Callable[[int, int], Logits]
 
@@ -89,40 +91,65 @@ def extreme_images(spec: Preprocessing) -> npt.NDArray[np.uint8]:
     return np.repeat(planes[..., None], spec.channels, axis=-1)
 
 
+class Measured(NamedTuple):
+    """An output, and the measure of its distances."""
+
+    span: Span
+    parts: Parts | None = None
+    """The parts of a tensor; None for logits and vectors."""
+
+
 def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
-    run: Run, load: Load, reference: Logits, size: int, known: Logits | None = None, parts: Parts | None = None
-) -> RowCheck:
+    run: Run,
+    load: Load,
+    reference: Logits,
+    size: int,
+    known: Logits | None = None,
+    measured: Sequence[Measured] = (Measured(ALONE[0]),),
+) -> tuple[RowCheck, ...]:
     """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
 
     Args:
-        run: float32 (size, channels, height, width) → float32 (size, classes).
+        run: float32 (size, channels, height, width) → float32 (size, classes), or several outputs by their names.
         load: (start, stop) → those samples.
-        reference: the reference's logits (samples, classes).
+        reference: the reference's logits (samples, classes), or the values of all outputs.
         size: the batch size.
         known: the artifact's logits of all samples, if they were computed in batches of this size. They are not
             computed again, unless the last of these batches was smaller.
-        parts: the parts of a tensor; None for logits and vectors.
+        measured: the outputs, each of which is compared apart.
+
+    Returns:
+        a check of each output.
     """
+    spans = [item.span for item in measured]
     count = min(len(reference), max(_ROWS, size))
     if known is not None and count % size == 0:
         logits = known[:count]
     else:
-        logits = run_batches(run, load, count, batch=size, smallest=size)
+        logits = run_batches(run, load, count, batch=size, smallest=size, spans=spans)
     images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
-    plain = rows_of(run(images))
+    plain = rows_of(run(images), spans)
     order = np.random.default_rng(size).permutation(size)
     shuffled = np.empty_like(plain)
-    shuffled[order] = rows_of(run(np.ascontiguousarray(images[order])))
+    shuffled[order] = rows_of(run(np.ascontiguousarray(images[order])), spans)
     copies = images.copy()
     copies[1::2] = images[0]
-    beside = rows_of(run(copies))
+    beside = rows_of(run(copies), spans)
     alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
-    return RowCheck(
-        batch=size,
-        reference_l2=distance(logits, reference[:count], parts),
-        part_l2=None if parts is None else largest_part(logits, reference[:count], parts.shape),
-        relative_l2=row_dependence(alike, np.concatenate([shuffled, beside[::2], beside[1::2]]), parts),
-    )
+    among_others = np.concatenate([shuffled, beside[::2], beside[1::2]])
+    checks = []
+    for (name, _, columns), parts in measured:
+        rows, want = logits[:, columns], reference[:count, columns]
+        checks.append(
+            RowCheck(
+                output=name or None,
+                batch=size,
+                reference_l2=distance(rows, want, parts),
+                part_l2=None if parts is None else largest_part(rows, want, parts.shape),
+                relative_l2=row_dependence(alike[:, columns], among_others[:, columns], parts),
+            )
+        )
+    return tuple(checks)
 
 
 def evaluator(artifact: Artifact, samples: int, total: int) -> str:
@@ -142,35 +169,35 @@ def evaluator(artifact: Artifact, samples: int, total: int) -> str:
     return f"ONNX Runtime {version('onnxruntime-gpu')}, {provider}{part}"
 
 
-def rows_of(outputs: Logits) -> Logits:
-    """Return tensors of any shape as rows: (batch, values)."""
-    return outputs.reshape(len(outputs), -1)
-
-
-def run_batches(
-    run: Callable[[Logits], Logits],
-    load: Callable[[int, int], Logits],
+def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and its outputs
+    run: Run,
+    load: Load,
     samples: int,
     *,
     batch: int = _BATCH,
     smallest: int = 1,
+    spans: Sequence[Span] = ALONE,
 ) -> Logits:
     """Run all samples in batches.
 
     Args:
-        run: float32 (batch, channels, height, width) → float32 (batch, classes).
+        run: float32 (batch, channels, height, width) → float32 (batch, classes), or several outputs by their names.
         load: (start, stop) → those samples.
         samples: the number of samples.
         batch: the batch size.
         smallest: the smallest batch size allowed. The last batch repeats its samples to fill up, and the surplus logits
             are dropped.
+        spans: the outputs of the model.
 
     Returns:
-        float32 (samples, classes).
+        float32 (samples, classes), the values of several outputs side by side.
+
+    Raises:
+        RunError: the artifact has other outputs.
     """
     results = []
     for start in range(0, samples, batch):
         images = load(start, min(start + batch, samples))
         filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
-        results.append(rows_of(run(filled))[: len(images)])
+        results.append(rows_of(run(filled), spans)[: len(images)])
     return np.concatenate(results)

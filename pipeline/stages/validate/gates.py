@@ -328,6 +328,6 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
 def _without_bound(failed: list[GateCheck]) -> str:
     """Return the advice where the network's own rounding gives no bound; empty where it does."""
     for check in failed:
-        if check.metric == _OWN_ROUNDING:
+        if check.metric.endswith(_OWN_ROUNDING):  # behind the name of one of several outputs
             return _BEYOND_ADVICE if check.value == _BEYOND else _UNKNOWN_ADVICE
     return ""

@@ -68,6 +68,11 @@ class Yardstick(NamedTuple):
     """The least mean score of the reference by that function."""
 
     @property
+    def by_distance(self) -> bool:
+        """True if the margin bounds the parts' distances: of tensors without a metric of the user's own."""
+        return self.task is Task.TENSORS and self.metric is None
+
+    @property
     def bounds(self) -> Bounds:
         """The bounds of faithfulness."""
         return bounds_of(self.gate, self.rounding, self.gates.rounding)

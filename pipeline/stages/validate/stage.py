@@ -6,14 +6,14 @@ import json
 import math
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import CPU_TARGET, Backend, LayerShare, Layout, Question, RowCheck, Task
+from model_artifacts.records import CPU_TARGET, Backend, Layout, Question
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
 from pipeline.planning.freshness import current
@@ -24,7 +24,9 @@ from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
+from pipeline.stages.common.rows import load_rows, spans_of
 from pipeline.stages.validate.batches import (
+    Measured,
     batch_sizes_of,
     check_rows,
     evaluator,
@@ -32,19 +34,9 @@ from pipeline.stages.validate.batches import (
     run_batches,
     samples_of,
 )
-from pipeline.stages.validate.gates import (
-    at_most,
-    bounds_of,
-    executed_precision,
-    judge_finite,
-    judge_layers,
-    judge_loss_of_parts,
-    judge_loss_of_rows,
-    judge_rows,
-    reason_of,
-)
-from pipeline.stages.validate.judgement import case_of, judge_logits
-from pipeline.stages.validate.metrics import distance, largest_part, measure
+from pipeline.stages.validate.gates import bounds_of, judge_layers, reason_of
+from pipeline.stages.validate.judgement import case_of
+from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
 from pipeline.stages.validate.reference import judge_reference
 from pipeline.stages.validate.tasks.registry import deserving_of
 from pipeline.stages.validate.yardsticks import yardstick_for
@@ -52,20 +44,22 @@ from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
-    from model_artifacts.records import GateCheck, Key, Variant
+    from model_artifacts.records import GateCheck, Key, LayerShare, Variant
+    from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, Rounding
     from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.validate.batches import BatchSizes
+    from pipeline.stages.validate.outputs import Compared, Verdicts
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Logits]
+    Run = Callable[[Logits], Outputs]
 
     Load = Callable[[int, int], Logits]
 
@@ -120,65 +114,68 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     if artifact.outcome is not Outcome.DONE:
         raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
     data = project.data()
-    reference = np.load(project.file(data.reference))
+    spans = spans_of(project.source())
+    reference = load_rows(project.file(data.reference), spans)
     labels = np.load(project.file(data.labels)) if data.labels else None
-    outputs = _run(project, artifact)
+    ran = _run(project, artifact)
     samples = samples_of(project, variant)
-    names = data.class_names
-    gates = project.config.gates
+    gates, task = project.config.gates, project.config.model.task
     strict = project.rounding(STRICT_FP32)
-    task = project.config.model.task
     checks: tuple[GateCheck, ...] = ()
-    if gates.require_reference:
-        checks += judge_reference(reference, labels, repeatable=strict.repeatable, task=task)
-        case = case_of(reference, reference, labels, yardstick_for(project, STRICT_FP32))
+    for span in spans if gates.require_reference else ():
+        own = reference[:, span.columns]
+        deserved = judge_reference(own, labels, repeatable=strict.repeatable, task=task)
+        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
         if deserving := deserving_of(case, task):
-            checks += deserving(case)
+            deserved += deserving(case)
+        checks += labelled(deserved, span)
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
-    classified = labels if task is Task.CLASSIFICATION else None
-    accuracy = measure(outputs.logits, reference, classified, names, task)
-    strict_l2 = _strict_l2(strict, gates)
-    executed = executed_precision(variant.precision, outputs.layers, accuracy.relative_l2, strict_l2)
+    compared = compare(ran, reference, spans, labels, data.class_names, task)
+    strict_l2 = [_strict_l2(strict.of(span.name), gates) for span in spans]
+    executed = executed_of(variant.precision, ran.layers, compared, strict_l2)
     claimed = arithmetic_of(variant, executed)
-    yardstick = yardstick_for(project, claimed)._replace(is_part=samples < data.validation_samples)
-    bounds = yardstick.bounds
-    judgement = judge_logits(outputs.logits, reference, labels, accuracy, yardstick)
-    checks += judgement.checks
-    accuracy = accuracy.model_copy(update={"scores": judgement.scores})
+    is_part = samples < data.validation_samples
+    verdicts = [
+        judge_output(item, labels, yardstick_for(project, claimed, item.span)._replace(is_part=is_part))
+        for item in compared
+    ]
+    compared = tuple(item.scored(verdict.scores) for item, verdict in zip(compared, verdicts, strict=True))
+    checks += tuple(check for verdict in verdicts for check in verdict.all_samples)
     left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
-    checks += judge_layers(claimed.precision, outputs.layers, left_out=left_out)
-    checks += judge_layers(claimed.precision, outputs.graph_layers, "precision in the graph", left_out)
-    checks += judge_rows(outputs.rows, bounds)
-    by_distance = task is Task.TENSORS and yardstick.metric is None
-    if by_distance:
-        checks += judge_loss_of_rows(outputs.rows, gates.margin)
-    checks += judge_finite("finite outputs of extreme images", outputs.extremes)
-    if outputs.channels_last is not None and bounds.relative_l2 is not None:
-        apart = distance(outputs.channels_last, reference, yardstick.parts)
-        checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
-        if by_distance and yardstick.sample_shape is not None:
-            worst = largest_part(outputs.channels_last, reference, yardstick.sample_shape)
-            checks += (judge_loss_of_parts(worst, gates.margin, " in channels_last"),)
-    reason = reason_of(checks)
-    if any(not check.passed and check.question is not Question.REFERENCE for check in checks):
-        reason += f"; worst sample: {_sample(project, accuracy.worst_sample)}"
+    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out)
+    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out)
+    checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
+    loss = verdicts[0].loss if len(spans) == 1 else None
     return AccuracyReport(
         key=key,
         built_at=now(),
         toolchain=tools(*_TOOLS),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        reason=reason,
+        reason=_reason(project, checks, compared, verdicts),
         evaluator=evaluator(artifact, samples, data.validation_samples),
-        accuracy=accuracy,
+        accuracy=farthest(compared).accuracy,
+        accuracies=tuple(item.accuracy for item in compared) if len(spans) > 1 else (),
         checks=checks,
-        proven=judgement.loss is not None and judgement.loss.verdict is Verdict.PASSES,
-        loss=judgement.loss,
+        proven=loss is not None and loss.verdict is Verdict.PASSES,
+        loss=loss,
         executed=executed,
-        layers=outputs.layers,
-        rows=outputs.rows,
-        device=outputs.device,
+        layers=ran.layers,
+        rows=ran.rows,
+        device=ran.device,
     )
+
+
+def _reason(
+    project: Project, checks: tuple[GateCheck, ...], compared: Sequence[Compared], verdicts: Sequence[Verdicts]
+) -> str:
+    """Return the reason for a rejection, with the worst sample of the first output that fails; empty if all passed."""
+    reason = reason_of(checks)
+    if not any(not check.passed and check.question is not Question.REFERENCE for check in checks):
+        return reason
+    failed = [item for item, verdict in zip(compared, verdicts, strict=True) if not verdict.passed]
+    worst = failed[0] if failed else farthest(compared)
+    return f"{reason}; {worst.span.label('worst sample')}: {_sample(project, worst.accuracy.worst_sample)}"
 
 
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
@@ -194,28 +191,11 @@ def _sample(project: Project, number: int) -> str:
     return f"{number} ({json.loads(project.file(names).read_text())[number]})"
 
 
-class _Outputs(NamedTuple):
-    """The results of running an artifact."""
-
-    logits: Logits
-    """The logits of all samples, or of the first ones."""
-    rows: tuple[RowCheck, ...] = ()
-    extremes: Logits | None = None
-    """The logits of images that no validation set has: see `extreme_images`."""
-    channels_last: Logits | None = None
-    """The logits for images in channels_last, which only torch modules on a GPU take."""
-    layers: tuple[LayerShare, ...] = ()
-    """The shares from an engine's inspector."""
-    graph_layers: tuple[LayerShare, ...] = ()
-    """The shares from an ONNX file, for a runtime without an inspector."""
-    device: str = ""
-
-
-def _run(project: Project, artifact: Artifact) -> _Outputs:
+def _run(project: Project, artifact: Artifact) -> Ran:
     """Run an artifact in a process of its own, which may crash."""
     variant = artifact.variant
     backend, on_gpu = variant.backend, variant.target != CPU_TARGET
-    run: Callable[[Project, Artifact], _Outputs] = _run_onnx_or_on_cpu
+    run: Callable[[Project, Artifact], Ran] = _run_onnx_or_on_cpu
     if backend in _WITH_A_BUILDER:
         run = _WITH_A_BUILDER[backend]
     elif backend.is_module and on_gpu:
@@ -232,7 +212,7 @@ def _run(project: Project, artifact: Artifact) -> _Outputs:
         )
 
 
-def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> _Outputs:
+def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> Ran:
     """Run an ONNX file on any device, or a torch module on the CPU."""
     variant = artifact.variant
     with open_runner(project, artifact) as run:
@@ -240,7 +220,7 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> _Outputs:
         if variant.backend is Backend.ONNX_REFERENCE or variant.stands_in:  # slow, for its numerics, never deployed
             samples = samples_of(project, variant)
             with _with_progress(_loader(project), "validating", samples) as load:
-                return _Outputs(run_batches(run, load, samples), graph_layers=layers)
+                return Ran(run_batches(run, load, samples, spans=spans_of(project.source())), graph_layers=layers)
         return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
@@ -270,24 +250,26 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
         raise RunError(f"onnx cannot read {path}", got=one_line(exc)) from exc
 
 
-def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> _Outputs:
+def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> Ran:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
     load, samples = _loader(project), data.validation_samples
-    parts = yardstick_for(project, arithmetic_of(variant)).parts
-    reference = np.load(project.file(data.reference))
+    spans = spans_of(project.source())
+    measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
+    reference = load_rows(project.file(data.reference), spans)
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes
     with _with_progress(load, "validating", samples) as loading:
-        logits = run_batches(run, loading, samples, batch=most, smallest=smallest)
-    return _Outputs(
+        logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
+    rows = [check_rows(run, load, reference, size, logits if size == most else None, measured) for size in checked]
+    return Ran(
         logits,
-        tuple(check_rows(run, load, reference, size, logits if size == most else None, parts) for size in checked),
-        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest),
+        tuple(row for of_size in rows for row in of_size),
+        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest, spans=spans),
     )
 
 
-def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
+def _run_engine(project: Project, artifact: Artifact) -> Ran:
     """Run an engine on its GPU."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -304,7 +286,7 @@ def _run_engine(project: Project, artifact: Artifact) -> _Outputs:
         return outputs._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
 
 
-def _run_provider(project: Project, artifact: Artifact) -> _Outputs:
+def _run_provider(project: Project, artifact: Artifact) -> Ran:
     """Run an ONNX file by ONNX Runtime's TensorRT provider, which builds its engine first."""
     gpu = gpu_of(project, artifact)
     with open_runner(project, artifact) as run:
@@ -320,7 +302,7 @@ _WITH_A_BUILDER = {Backend.TENSORRT: _run_engine, Backend.ONNXRUNTIME_TENSORRT: 
 """Functions that run the artifacts of TensorRT."""
 
 
-def _run_module(project: Project, artifact: Artifact) -> _Outputs:
+def _run_module(project: Project, artifact: Artifact) -> Ran:
     """Run a torch module on its GPU with images in both layouts."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -334,7 +316,14 @@ def _run_module(project: Project, artifact: Artifact) -> _Outputs:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
             with _with_progress(_loader(project), "validating in channels_last", samples) as load:
-                channels_last = run_batches(run, load, samples, batch=sizes.most, smallest=sizes.smallest)
+                channels_last = run_batches(
+                    run,
+                    load,
+                    samples,
+                    batch=sizes.most,
+                    smallest=sizes.smallest,
+                    spans=spans_of(project.source()),
+                )
         loaded = session.contents()
     if loaded is not None and loaded.segments == 0:
         left = ", ".join(loaded.torch_operators)

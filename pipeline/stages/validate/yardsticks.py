@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.errors import RunError, one_line
+from model_artifacts.errors import RunError, listed, one_line
 from model_artifacts.records import Task
 from pipeline.config.tasks import require_tolerances
 from pipeline.stages.validate.judgement import Yardstick
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
+    from pipeline.stages.common.rows import Span
 
 
 def metric_of(name: str) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], object]:
@@ -44,25 +45,37 @@ def metric_of(name: str) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], objec
     return metric
 
 
-def yardstick_for(project: Project, arithmetic: Arithmetic) -> Yardstick:
-    """Return what the artifacts of an arithmetic are held against, beside the reference.
+def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yardstick:
+    """Return what one output of an arithmetic's artifacts is held against, beside the reference.
+
+    Args:
+        project: source, data and rounding must have run.
+        arithmetic: the graph and the precision.
+        span: the output.
 
     Raises:
         RecordError: a record is missing.
-        RunError: the tolerances are not those of the numbers, or the metric cannot be imported.
+        RunError: the tolerances are not those of the numbers; the metric cannot be imported, or is for several outputs.
     """
     gates, rounding = project.config.gates, project.rounding(arithmetic)
-    emulated = np.load(project.file(rounding.logits)) if rounding.logits else None
+    emulated = np.load(project.file(rounding.logits))[:, span.columns] if rounding.logits else None
     model = project.config.model
     if model.task is Task.REGRESSION:
         require_tolerances(model.tolerance, project.source().classes)
+    if model.metric and span.name:
+        raise RunError(
+            "`model.metric` scores one output, and the network has several",
+            expected="one tensor for each image",
+            got=f"outputs {listed(list(project.source().output_names))}",
+            fix="join them in the network's `forward`, or remove the metric",
+        )
     return Yardstick(
         gates,
         gates.of(arithmetic.precision),
-        rounding,
+        rounding.of(span.name),
         emulated,
         task=model.task,
-        sample_shape=project.source().sample_shape,
+        sample_shape=span.shape,
         names=project.data().class_names,
         threshold=model.threshold,
         tolerance=model.tolerance,

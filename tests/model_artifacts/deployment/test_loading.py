@@ -182,7 +182,8 @@ def test_each_thread_closes_its_own_model(built: Project) -> None:
         with opening as model:
             entered.wait()
             left.wait()
-            return model(batch).shape
+            logits: npt.NDArray[np.float32] = model(batch)
+            return logits.shape
 
     with ThreadPoolExecutor(2) as pool:
         closing, using = pool.submit(first), pool.submit(second)

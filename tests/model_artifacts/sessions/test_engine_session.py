@@ -343,15 +343,30 @@ def test_code_in_a_version_compatible_engine_is_run(
     assert asked == [compatible]
 
 
-@pytest.mark.parametrize("role", ["input", "output"])
-def test_engine_of_several_inputs_or_outputs_is_refused(
-    role: str, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The gates prove one output for one input of images; the other ones would be neither compared nor returned."""
+def test_engine_of_several_inputs_is_refused(gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gates prove outputs for one input of images; nothing would fill another one."""
     several = FakeEngine(gpu, RANGE)
-    setattr(several, f"{role}s", getattr(several, f"{role}s") * 2)
-    with pytest.raises(RunError, match=rf"(?s)must have one {role}.*got: +2"):
+    several.inputs *= 2
+    with pytest.raises(RunError, match=r"(?s)must have one input.*got: +2"):
         opened(several, monkeypatch)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["kernels", "graph"])
+def test_every_output_of_an_engine_is_given_by_its_name(gpu: FakeRuntime, *, cuda_graph: bool) -> None:
+    """From the host and from the GPU, at every batch size, each output has its own memory."""
+    engine = Engine(FakeEngine(gpu, RANGE, outputs=("boxes", "scores")), H100)  # type: ignore[arg-type]  # a stand-in
+    with engine.session(cuda_graph=cuda_graph) as run:
+        for size in (1, 3):
+            found = run(images(size))
+            assert [*found] == ["boxes", "scores"]
+            np.testing.assert_allclose(found["boxes"], logits(size))
+            np.testing.assert_allclose(found["scores"], logits(size) + 100)
+        memory, array = uploaded(gpu, images(3))
+        there = run(array)
+        assert [*there] == ["boxes", "scores"]
+        np.testing.assert_allclose(downloaded(there["boxes"]), logits(3))
+        np.testing.assert_allclose(downloaded(there["scores"]), logits(3) + 100)
+        memory.close()
 
 
 def opened(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> BatchRange:

@@ -13,8 +13,9 @@ from model_artifacts.errors import RunError
 from model_artifacts.host.factory_code import code_of
 from model_artifacts.records import BatchRange, Layout, Precision
 from model_artifacts.sessions import torch_tensorrt_runtime
-from model_artifacts.sessions.module import Loaded, model_of, open_session
+from model_artifacts.sessions.module import Loaded, open_session
 from model_artifacts.sessions.torch_model import make_model
+from model_artifacts.sessions.torch_tensorrt_runtime import model_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES

@@ -15,7 +15,7 @@ from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.source.network import output_shape
+from pipeline.stages.source.network import output_shapes
 from pipeline.stages.source.stage import make_source
 from tests.support.facts import replace_fact
 from tests.support.staleness import rewrite, stale
@@ -289,11 +289,13 @@ def test_a_key_is_of_what_was_there_before_the_work(
     rewrite(copied, lambda text: text.replace("weights: sample", f"weights: {checkpoint}"))
     project = Project.load(copied / "pipeline.yaml", STAGES)
 
-    def replaced_meanwhile(model: nn.Module, shape: tuple[int, int, int], task: Task) -> tuple[int, ...]:
+    def replaced_meanwhile(
+        model: nn.Module, shape: tuple[int, int, int], task: Task, names: tuple[str, ...]
+    ) -> tuple[tuple[int, ...], ...]:
         checkpoint.write_bytes(b"other")
-        return output_shape(model, shape, task)
+        return output_shapes(model, shape, task, names)
 
-    monkeypatch.setattr("pipeline.stages.source.network.output_shape", replaced_meanwhile)
+    monkeypatch.setattr("pipeline.stages.source.network.output_shapes", replaced_meanwhile)
     make_source(project)
     assert freshness_of(project, Step("source", "tiny")).reasons == ("checkpoint changed",)
 

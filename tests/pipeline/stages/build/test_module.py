@@ -386,7 +386,7 @@ def spoilt(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     """A factory whose weights lie in channels_last, and a library that is wrong with such weights at a batch of 64."""
     del library  # which this one replaces
     use(Library(wrong=weights_in_channels_last), monkeypatch)
-    for place in ("model_artifacts.sessions.module.assemble", "pipeline.stages.common.model.assemble"):
+    for place in ("model_artifacts.sessions.torch_tensorrt_runtime.assemble", "pipeline.stages.common.model.assemble"):
         monkeypatch.setattr(place, lambda *given: in_layout(assemble(*given), torch.channels_last))
 
 
@@ -407,7 +407,7 @@ def test_weights_in_channels_last_would_be_caught_by_the_gate(judged: Judged, mo
     def as_they_are(model: nn.Module, precision: Precision, _: tuple[int, int, int]) -> nn.Module:
         return Typed(model, DTYPES[precision]).eval()
 
-    monkeypatch.setattr("model_artifacts.sessions.module.ready_to_compile", as_they_are)
+    monkeypatch.setattr("model_artifacts.sessions.torch_tensorrt_runtime.ready_to_compile", as_they_are)
     report = judged(Backend.TORCH_COMPILE, BATCH_64)
     failed = [check.metric for check in report.checks if not check.passed]
     assert "relative L2" in failed, report.reason

@@ -64,8 +64,8 @@ def test_a_recipe_of_other_weights_is_refused(project: Project) -> None:
 def test_a_recipe_of_other_code_is_refused_before_it_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that fit another network of the same shapes would give its numbers: both digests are named."""
     artifact = made(project, "torch_compile-fp16-b1-ws16MiB")
-    monkeypatch.setattr("model_artifacts.sessions.module.code_of", lambda _: "1.2.3")
-    monkeypatch.setattr("model_artifacts.sessions.module.assemble", None)
+    monkeypatch.setattr("model_artifacts.sessions.torch_tensorrt_runtime.code_of", lambda _: "1.2.3")
+    monkeypatch.setattr("model_artifacts.sessions.torch_tensorrt_runtime.assemble", None)
     with pytest.raises(RunError, match="has changed since the recipe was written") as caught:
         load_module(project, artifact, H100)
     assert "got:      1.2.3" in str(caught.value)

@@ -52,7 +52,8 @@ def batch_of(project: Project, size: int) -> npt.NDArray[np.float32]:
 def run(project: Project, found: Artifact, size: int = 3) -> npt.NDArray[np.float32]:
     """Run an artifact on the first validation images."""
     with open_runner(project, found) as runner:
-        return runner(batch_of(project, size))
+        logits: npt.NDArray[np.float32] = runner(batch_of(project, size))
+        return logits
 
 
 def stored(project: Project, size: int = 3) -> npt.NDArray[np.float32]:

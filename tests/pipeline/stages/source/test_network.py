@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from pipeline.stages.source.network import cached_file, fetch, find_head, output_shape
+from pipeline.stages.source.network import cached_file, fetch, find_head, output_shapes
 from pipeline.stages.source.torchvision_weights import usual_entry
 from tests.support import factories
 
@@ -46,13 +46,13 @@ def resnet18(hub: Path) -> WeightsEnum:
 
 def test_classes_are_counted() -> None:
     """The number of classes is that of the logits."""
-    assert output_shape(factories.three_classes().eval(), SHAPE) == (3,)
+    assert output_shapes(factories.three_classes().eval(), SHAPE) == ((3,),)
 
 
 def test_model_with_another_input() -> None:
     """A model that cannot take the images is refused with their shape and its error."""
     with pytest.raises(SourceError, match=r"(?s)one input \(batch, 3, 32, 32\).*expected input\[2, 3, 32, 32\]"):
-        output_shape(factories.greyscale().eval(), SHAPE)
+        output_shapes(factories.greyscale().eval(), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_model_with_another_input() -> None:
 def test_model_without_logits(model: nn.Module, got: str) -> None:
     """A model whose output is not (batch, classes) is refused with the shape of its output."""
     with pytest.raises(SourceError, match=rf"(?s)does not return logits.*one output \(batch, classes\).*got: +{got}"):
-        output_shape(model, SHAPE)
+        output_shapes(model, SHAPE)
 
 
 def test_head_is_the_last_linear_layer() -> None:

@@ -99,7 +99,7 @@ def checked(mix: float, size: int) -> tuple[float, float]:
     def run(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return images + mix * np.roll(images, 1, axis=0)
 
-    row = check_rows(run, lambda start, stop: source[start:stop], source, size)
+    (row,) = check_rows(run, lambda start, stop: source[start:stop], source, size)
     return row.reference_l2, row.relative_l2
 
 

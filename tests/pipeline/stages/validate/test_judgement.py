@@ -8,8 +8,8 @@ import pytest
 from model_artifacts.records import Graph, Question, Task
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Verdict
-from pipeline.stages.common.rows import parts_of
-from pipeline.stages.validate.batches import check_rows
+from pipeline.stages.common.rows import ALONE, parts_of
+from pipeline.stages.validate.batches import Measured, check_rows
 from pipeline.stages.validate.gates import judge_loss_of_rows, judge_rows, reason_of
 from pipeline.stages.validate.judgement import Judgement, Yardstick, judge_logits
 from pipeline.stages.validate.metrics import distance, measure, row_dependence
@@ -151,7 +151,8 @@ def test_a_part_that_rounding_moves_beyond_the_margin_is_not_unfaithful() -> Non
     want = (np.random.default_rng(5).normal(size=(50, 3)) * [300, 300, 0.2]).astype(np.float32)
     got = want * np.array([1.0003, 1.0003, 1.05], np.float32)
     assert yardstick.parts is not None
-    row = check_rows(lambda images: images, lambda start, stop: got[start:stop], want, 50, got, yardstick.parts)
+    measured = [Measured(ALONE[0], yardstick.parts)]
+    (row,) = check_rows(lambda images: images, lambda start, stop: got[start:stop], want, 50, got, measured)
     faithful, enough = judge_rows((row,), yardstick.bounds), judge_loss_of_rows((row,), 0.01)
     assert [check.passed for check in faithful] == [True, True]
     assert [(check.passed, check.question) for check in enough] == [(False, Question.GOOD_ENOUGH)]

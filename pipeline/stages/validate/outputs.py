@@ -1,0 +1,179 @@
+"""The results of running an artifact, and the checks of each of its outputs apart. Pure.
+
+No norm holds two outputs: boxes in pixels would hide scores from 0 to 1. So each output has its own bounds, and each
+must pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_artifacts.records import Precision, Task
+from pipeline.stages.validate.gates import (
+    at_most,
+    executed_precision,
+    judge_finite,
+    judge_loss_of_parts,
+    judge_loss_of_rows,
+    judge_rows,
+)
+from pipeline.stages.validate.judgement import judge_logits
+from pipeline.stages.validate.metrics import distance, largest_part, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from model_artifacts.records import Accuracy, GateCheck, LayerShare, RowCheck, Score
+    from pipeline.records import Loss
+    from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.judgement import Yardstick
+
+    Logits = npt.NDArray[np.float32]
+    Labels = npt.NDArray[Any]  # class indices, masks, zeros and ones, or numbers, as the task has them
+
+
+class Ran(NamedTuple):
+    """The results of running an artifact. Arrays have a row for each sample, with the values of all outputs."""
+
+    logits: Logits
+    """The logits of all samples, or of the first ones."""
+    rows: tuple[RowCheck, ...] = ()
+    extremes: Logits | None = None
+    """The logits of images that no validation set has: see `extreme_images`."""
+    channels_last: Logits | None = None
+    """The logits for images in channels_last, which only torch modules on a GPU take."""
+    layers: tuple[LayerShare, ...] = ()
+    """The shares from an engine's inspector."""
+    graph_layers: tuple[LayerShare, ...] = ()
+    """The shares from an ONNX file, for a runtime without an inspector."""
+    device: str = ""
+
+    def of(self, span: Span) -> Ran:
+        """Return the results of one output alone."""
+        own = span.columns
+        return self._replace(
+            logits=self.logits[:, own],
+            rows=tuple(row for row in self.rows if row.output == (span.name or None)),
+            extremes=None if self.extremes is None else self.extremes[:, own],
+            channels_last=None if self.channels_last is None else self.channels_last[:, own],
+        )
+
+
+class Compared(NamedTuple):
+    """An output of an artifact beside the reference's."""
+
+    span: Span
+    ran: Ran
+    """The results of this output alone."""
+    reference: Logits
+    """The reference's rows of this output, of the samples that were run."""
+    accuracy: Accuracy
+
+    def scored(self, scores: tuple[Score, ...]) -> Compared:
+        """Return the same with the measures of the task."""
+        return self._replace(accuracy=self.accuracy.model_copy(update={"scores": scores}))
+
+
+def compare(  # noqa: PLR0913 - two sides, their outputs, and what their classes are
+    ran: Ran, reference: Logits, spans: Sequence[Span], labels: Labels | None, names: Sequence[str] | None, task: Task
+) -> tuple[Compared, ...]:
+    """Compare each output with the reference's, apart.
+
+    Args:
+        ran: the results of all outputs.
+        reference: the reference's rows, of the samples that were run.
+        spans: the columns of each output.
+        labels: class indices (samples,), or the truth of another task; None without labels.
+        names: the names of the classes; None if unknown.
+        task: the task of the model.
+    """
+    found = []
+    for span in spans:
+        own, want = ran.of(span), reference[:, span.columns]
+        classified = labels if task is Task.CLASSIFICATION else None
+        accuracy = measure(own.logits, want, classified, names, task)
+        found.append(Compared(span, own, want, accuracy.model_copy(update={"output": span.name or None})))
+    return tuple(found)
+
+
+def farthest(compared: Sequence[Compared]) -> Compared:
+    """Return the output that is farthest from the reference, or not finite."""
+    return max(compared, key=lambda item: (not item.accuracy.finite, item.accuracy.relative_l2))
+
+
+def executed_of(
+    asked: Precision, layers: tuple[LayerShare, ...], compared: Sequence[Compared], strict_l2: Sequence[float]
+) -> Precision | None:
+    """Return the precision that an artifact computed in: TF32 if one of its outputs shows it.
+
+    Args:
+        asked: the requested precision.
+        layers: the shares from an engine's inspector.
+        compared: the outputs.
+        strict_l2: the largest distance of strict FP32 of each.
+    """
+    found = [
+        executed_precision(asked, layers, item.accuracy.relative_l2, strict)
+        for item, strict in zip(compared, strict_l2, strict=True)
+    ]
+    return Precision.TF32 if Precision.TF32 in found else found[0]
+
+
+class Verdicts(NamedTuple):
+    """The checks of one output."""
+
+    all_samples: tuple[GateCheck, ...]
+    """Those of the run of all samples."""
+    other_runs: tuple[GateCheck, ...]
+    """Those of other batches, extreme images and other layouts."""
+    loss: Loss | None
+    scores: tuple[Score, ...] = ()
+    """The measures of the task."""
+
+    @property
+    def passed(self) -> bool:
+        """True if the output passes every check."""
+        return all(check.passed for check in (*self.all_samples, *self.other_runs))
+
+
+def judge_output(item: Compared, labels: Labels | None, yardstick: Yardstick) -> Verdicts:
+    """Judge an output by its own bounds.
+
+    Args:
+        item: the output.
+        labels: class indices (samples,), or the truth of another task; None without labels.
+        yardstick: the bounds of this output in the artifact's precision.
+    """
+    judged = judge_logits(item.ran.logits, item.reference, labels, item.accuracy, yardstick)
+    others = _judge_other_runs(item.ran, item.reference, yardstick)
+    return Verdicts(labelled(judged.checks, item.span), labelled(others, item.span), judged.loss, judged.scores)
+
+
+def _judge_other_runs(ran: Ran, reference: Logits, yardstick: Yardstick) -> tuple[GateCheck, ...]:
+    """Judge the runs of an output beside the one of all samples: other batches, extreme images, other layouts.
+
+    Args:
+        ran: the results of this output.
+        reference: the reference's rows of this output.
+        yardstick: its bounds.
+    """
+    bounds, margin = yardstick.bounds, yardstick.gates.margin
+    checks = judge_rows(ran.rows, bounds)
+    if yardstick.by_distance:
+        checks += judge_loss_of_rows(ran.rows, margin)
+    checks += judge_finite("finite outputs of extreme images", ran.extremes)
+    if ran.channels_last is not None and bounds.relative_l2 is not None:
+        apart = distance(ran.channels_last, reference, yardstick.parts)
+        checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
+        if yardstick.by_distance and yardstick.sample_shape is not None:
+            worst = largest_part(ran.channels_last, reference, yardstick.sample_shape)
+            checks += (judge_loss_of_parts(worst, margin, " in channels_last"),)
+    return checks
+
+
+def labelled(checks: Iterable[GateCheck], span: Span) -> tuple[GateCheck, ...]:
+    """Return checks whose metrics name their output, of a model with several."""
+    return tuple(check.model_copy(update={"metric": span.label(check.metric)}) for check in checks)
