@@ -147,8 +147,12 @@ def judge_logits(
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
-        apart = distance(logits[: len(emulated)], emulated[: len(logits)], yardstick.parts)
-        checks += (at_most("relative L2 to the emulated graph", apart, bounds.emulation_l2),)
+        got, want = logits[: len(emulated)], emulated[: len(logits)]
+        checks += (at_most("relative L2 to the emulated graph", distance(got, want, None), bounds.emulation_l2),)
+        if yardstick.parts is not None and bounds.relative_l2 is not None:
+            # The worst of many parts lies farther off than the whole: of several labels up to 1.43 × its quantile.
+            worst = distance(got, want, yardstick.parts)
+            checks += (at_most("relative L2 of a part to the emulated graph", worst, bounds.relative_l2),)
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
