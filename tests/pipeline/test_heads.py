@@ -12,18 +12,25 @@ import pytest
 from onnx import helper, numpy_helper
 
 import model_artifacts
-from model_artifacts.errors import SourceError, UsageError
-from model_artifacts.records import Graph, Question, Status
+from model_artifacts.errors import RunError, SourceError, UsageError
+from model_artifacts.host.record_files import read_record, write_record
+from model_artifacts.records import Graph, Question, Recipe, Status
 from model_artifacts.releases.triton import make_repositories
+from model_artifacts.sessions.module import open_session
 from pipeline.cli.main import main
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.common.modules import load_module
 from pipeline.stages.release.texts import model_card
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.heads import SHAPES, configuration
-from tests.support.logits import images
+from tests.support.hosts import H100, host
+from tests.support.logits import distance, images
 from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from tests.support.torch_modules import artifact_of, made, named
+from tests.support.torch_tensorrt_stub import Library, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -177,6 +184,38 @@ def test_a_torch_module_gives_every_output(project: Project) -> None:
     report = project.accuracy(project.plan.variant(EAGER))
     assert report.passed, report.reason
     assert [item.output for item in report.accuracies] == [*SHAPES]
+
+
+@pytest.mark.parametrize("name", ["eager-fp16", "dynamo-fp16-b1-2-4-ws16MiB", "torch_compile-fp16-b1-2-4-ws16MiB"])
+def test_modules_for_gpus_give_every_output(broken: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From a saved module or a recipe, with a stand-in for Torch-TensorRT: each output has the name of the network."""
+    use(Library(), monkeypatch)
+    on_gpu = Project(Plan(broken.config, host(H100)), broken.paths, STAGES)
+    variant = named(on_gpu, name)
+    path = on_gpu.file(on_gpu.source().weights)
+    artifact = made(on_gpu, name) if variant.backend.is_torch_tensorrt else artifact_of(on_gpu, variant, path)
+    with (
+        open_session(load_module(on_gpu, artifact, H100), variant, (3, 32, 32), None) as run,
+        np.load(on_gpu.file(on_gpu.data().reference)) as arrays,
+    ):
+        for size in (4, 1):
+            found = run(images(on_gpu, size))
+            assert [*found] == [*SHAPES]
+            for output, values in found.items():
+                assert distance(values, arrays[output][:size]) < 5e-3, output
+
+
+def test_a_recipe_of_other_outputs_is_refused(broken: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that takes one output fewer would leave it out without a word."""
+    use(Library(), monkeypatch)
+    on_gpu = Project(Plan(broken.config, host(H100)), broken.paths, STAGES)
+    artifact = made(on_gpu, "torch_compile-fp16-b1-2-4-ws16MiB")
+    path = on_gpu.paths.recipe(artifact.variant)
+    recipe = read_record(path, Recipe, fix="")
+    assert recipe.output_names == (*SHAPES,)
+    write_record(path, recipe.model_copy(update={"output_names": recipe.output_names[:-1]}))
+    with pytest.raises(RunError, match="or with other arguments or outputs"):
+        load_module(on_gpu, artifact, H100)
 
 
 def test_outputs_are_loaded_by_their_names(project: Project) -> None:

@@ -41,7 +41,8 @@ def input_means(fp32: onnx.ModelProto, images: Images) -> Means:
     image = model.graph.input[0].name
     read = {node.name: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
     computed = sorted({*read.values()} - {image})
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
+    given = {value.name for value in model.graph.output}  # a convolution may read an output
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, npt.NDArray[np.float64]] = {}
     for batch in images.batches(batch_size(session, computed, images) if computed else 1):

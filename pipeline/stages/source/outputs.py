@@ -66,7 +66,11 @@ def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION, w
             f"wrap the network in a module whose `forward` returns one tensor, of {_NAMES[task]} alone, "
             "such as `self.net(image)[0]` or `self.net(image).logits`"
         )
-        if len(names) > 1 and not where:
+        if where:
+            fix = (
+                "return each tensor under a name of its own, or None for what is no tensor: nested lists have no names"
+            )
+        elif len(names) > 1:
             fix += "; or set `model.task: tensors`, which takes several outputs and judges each apart"
     what = "one tensor" if task is Task.TENSORS else _NAMES[task]
     raise SourceError(f"the model does not return {what}", where=where, expected=_EXPECTED[task], got=got, fix=fix)

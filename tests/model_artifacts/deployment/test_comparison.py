@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model_artifacts.deployment.comparison import Turn, breaches_of, compare, worth_telling
-from model_artifacts.records import BatchTiming, Clock, Status
+from model_artifacts.records import BatchTiming, Clock, ManifestEntry, Status
 from pipeline.config.settings import ReleaseConfig
 from tests.support.manifests import accuracy, entry, manifest, timing
 
@@ -132,3 +132,22 @@ def test_accuracies_on_different_numbers_of_images_are_not_compared(top1: float,
     (change,) = compare(old, manifest(few), BOUNDS)
     assert (change.turn, change.breach) == (turn, breach)
     assert (change.before, change.after) == ("92.00% of 500", f"{top1:.2%} of 8")
+
+
+def test_each_output_is_compared_with_itself() -> None:
+    """One that got worse shows, though another one is the farthest in both; one that is gone is a breach."""
+
+    def of(**cosines: float) -> ManifestEntry:
+        outputs = tuple(
+            accuracy().model_copy(update={"output": name, "cosine": value, "top1": None, "top1_agreement": None})
+            for name, value in cosines.items()
+        )
+        return entry("a").model_copy(update={"accuracy": outputs[0], "accuracies": outputs})
+
+    old = manifest(of(boxes=0.99, scores=0.9999, features=1.0))
+    changes = compare(old, manifest(of(boxes=0.99, scores=0.995)), BOUNDS)
+    assert [(change.metric, change.turn, bool(change.breach)) for change in changes] == [
+        ("boxes: cosine", Turn.SAME, False),
+        ("scores: cosine", Turn.WORSE, True),
+        ("features: accuracy", Turn.WORSE, True),
+    ]

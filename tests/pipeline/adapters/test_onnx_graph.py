@@ -424,3 +424,13 @@ def test_one_quantised_operand_makes_no_quantised_product() -> None:
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["stored", "scale"], ["wide"]))
     model.graph.node[1].input[1] = "wide"
     assert [(share.precision, share.examples) for share in layer_shares(model)] == [(Precision.FP32, ("gemm",))]
+
+
+def test_a_layer_that_reads_an_output_has_a_type() -> None:
+    """A graph may give a tensor that a later layer reads, whose type stands with the outputs."""
+    model = graph()
+    middle = model.graph.node[0].output[0]
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2), np.float32), "more"))
+    model.graph.node.append(helper.make_node("MatMul", [middle, "more"], ["last"], name="last"))
+    model.graph.output.append(helper.make_tensor_value_info("last", TensorProto.FLOAT, None))
+    assert [(share.precision, share.layers) for share in layer_shares(model)] == [(Precision.FP32, 2)]

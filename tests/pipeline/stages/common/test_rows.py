@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from pipeline.stages.common.rows import margins, part_squares, parts_of
+from model_artifacts.errors import RunError
+from pipeline.stages.common.rows import ALONE, Span, margins, of_each_output, part_squares, parts_of, rows_of
 
 
 def test_the_margin_is_between_the_references_two_first_classes() -> None:
@@ -51,3 +53,34 @@ def test_flattened_channels_are_told_apart() -> None:
     assert squares.shape == (1, 256)
     assert squares.sum() == 80_000
     assert (squares[0, -12:] == 0).all()
+
+
+SPANS = (Span("boxes", (2, 2), slice(0, 4)), Span("scores", (3,), slice(4, 7)))
+OUTPUTS = {"scores": np.ones((5, 3), np.float32), "boxes": np.zeros((5, 2, 2), np.float32)}
+
+
+def test_outputs_lie_side_by_side_in_rows_by_their_names() -> None:
+    """The order is that of the model, whatever the artifact's is, and back again."""
+    rows = rows_of(OUTPUTS, SPANS)
+    assert rows[0].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    again = of_each_output(rows, SPANS)
+    assert [*again] == ["boxes", "scores"]
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, OUTPUTS[name])
+    assert rows_of(np.zeros((5, 2, 2), np.float32)).shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "spans", "message"),
+    [
+        pytest.param({"boxes": OUTPUTS["boxes"]}, SPANS, "other outputs", id="one less"),
+        pytest.param({**OUTPUTS, "more": OUTPUTS["boxes"]}, SPANS, "other outputs", id="one more"),
+        pytest.param(OUTPUTS["boxes"], SPANS, "got: +one output", id="one of several"),
+        pytest.param(OUTPUTS, ALONE, "expected: one output", id="several of one"),
+        pytest.param({**OUTPUTS, "scores": OUTPUTS["boxes"]}, SPANS, "another shape of output 'scores'", id="shape"),
+    ],
+)
+def test_other_outputs_are_refused(outputs: object, spans: tuple[Span, ...], message: str) -> None:
+    """Nothing is judged by a part of what an artifact gives."""
+    with pytest.raises(RunError, match=rf"(?s){message}"):
+        rows_of(outputs, spans)

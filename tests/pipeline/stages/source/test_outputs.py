@@ -10,8 +10,10 @@ from torch import nn
 
 from model_artifacts.errors import SourceError
 from model_artifacts.records import Interpolation, Preprocessing, Task
+from model_artifacts.sessions.factory_call import entry_of
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.source.network import output_names
 from pipeline.stages.source.outputs import check_outputs, output_name, sample_shape
 from pipeline.stages.source.stage import make_source
 from tests.support import factories
@@ -243,3 +245,48 @@ def test_a_network_that_changes_its_input() -> None:
     check_outputs(InPlace(), SPEC)
 
     assert all(torch.equal(image, seen[0]) for image in seen)
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        pytest.param(torch.zeros(2, 3), (), id="a tensor"),
+        pytest.param({"out": torch.zeros(2, 3)}, (), id="one entry"),
+        pytest.param({"b": torch.zeros(2, 3), "a": torch.zeros(2, 1)}, ("b", "a"), id="a mapping"),
+        pytest.param([torch.zeros(2, 3), torch.zeros(2, 4, 4)], ("output_0", "output_1"), id="a list"),
+        pytest.param((torch.zeros(2, 3), None, torch.zeros(2, 4)), ("output_0", "output_2"), id="a gap"),
+    ],
+)
+def test_several_outputs_have_names(output: object, names: tuple[str, ...]) -> None:
+    """The order is the network's, and a place keeps its number where an entry before it is None."""
+    assert output_names(output, 2) == names
+    for number, name in enumerate(names):
+        assert entry_of(output, name) is [item for item in _values(output) if item is not None][number]
+
+
+def _values(output: object) -> list[object]:
+    return [*output.values()] if isinstance(output, dict) else [*output] if isinstance(output, (list, tuple)) else []
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        pytest.param(
+            {"a": torch.zeros(2, 3), "b": [torch.zeros(2, 3)]},
+            r"output 'b'.*list.*nested lists have no names",
+            id="nested",
+        ),
+        pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(7, 4)}, r"output 'b'.*shape \(7, 4\)", id="no batch"),
+        pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4).int()}, r"output 'b'.*of int32", id="integers"),
+        pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(2)}, r"output 'b'.*unsqueeze\(1\)", id="a number"),
+        pytest.param({"a": torch.zeros(2, 3), "image": torch.zeros(2, 3)}, r"output 'image'.*input's name", id="image"),
+        pytest.param({"a": torch.zeros(2, 3), "b.0": torch.zeros(2, 3)}, r"output 'b\.0'.*letters", id="a dot"),
+        pytest.param(
+            {"a": torch.zeros(2, 3), 1: torch.zeros(2, 3)}, r"output '1'.*a key .* that is no text", id="a key"
+        ),
+    ],
+)
+def test_what_is_no_output_is_refused_by_its_name(output: object, message: str) -> None:
+    """None of several outputs is dropped or changed without a word."""
+    with pytest.raises(SourceError, match=rf"(?s){message}"):
+        output_names(output, 2)
