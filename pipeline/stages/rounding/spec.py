@@ -24,13 +24,15 @@ the network is not used. Since 4 weights that torch computes in every call are b
 batch-norms that torch.fx leaves."""
 _TASKS = {Task.SEGMENTATION, Task.MULTILABEL}
 """Tasks whose answers have a noise of their own."""
+_PARTS = 2
+"""The same as VERSION for tasks with parts alone. Since 2 the quantile of a part holds for all parts together."""
 SAMPLES = 64
 """Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""
 
 
 def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
     """Return the key of a precision's rounding."""
-    data = project.data()
+    data, task = project.data(), project.config.model.task
     of_file = project.source().onnx is not None
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
     return make_key(
@@ -44,7 +46,8 @@ def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
         preprocessing=data.preprocessing,
         torch=None if quantized else version("torch"),
         onnxruntime=version("onnxruntime-gpu") if quantized or of_file else None,
-        **({"task": task.value} if (task := project.config.model.task) in _TASKS else {}),
+        **({"task": task.value} if task in _TASKS else {}),
+        **({"parts": _PARTS} if task.has_parts else {}),
     )
 
 

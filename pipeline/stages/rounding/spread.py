@@ -71,11 +71,17 @@ def _of_parts(
     shape: Sequence[int],
     draws: npt.NDArray[np.int64],
 ) -> tuple[float, ...]:
-    """Return the quantile of each part's relative L2 over resampled samples."""
+    """Return the quantile of each part's relative L2 over resampled samples.
+
+    The quantile leaves as much beyond it for all parts together as that of the whole leaves (Bonferroni's correction):
+    one of hundreds is always at its worst, above all a part that few samples fill.
+    """
     wrong, sizes = part_squares(errors, shape), part_squares(want, shape)
     times = np.stack([np.bincount(draw, minlength=len(wrong)) for draw in draws])  # (draws, samples)
     shares = np.sqrt((times @ wrong) / np.maximum(times @ sizes, np.finfo(float).tiny))
-    return tuple(float(value) for value in np.quantile(shares, _QUANTILE, axis=0)) if wrong.shape[1] else ()
+    if not (count := wrong.shape[1]):
+        return ()
+    return tuple(float(value) for value in np.quantile(shares, 1 - (1 - _QUANTILE) / count, axis=0))
 
 
 def farthest(spreads: Sequence[Spread | None]) -> Spread | None:

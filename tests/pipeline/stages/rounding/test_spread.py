@@ -73,3 +73,16 @@ def test_the_widest_of_each_part_counts() -> None:
     """Two emulations may be worst in different parts."""
     one, two = Spread(0.1, 0.2, 0.3, None, (0.1, 0.4)), Spread(0.2, 0.1, 0.3, None, (0.3, 0.2))
     assert widest([one, two]) == Spread(0.2, 0.2, 0.3, None, (0.3, 0.4))
+
+
+def test_one_of_many_parts_may_be_at_its_worst() -> None:
+    """The quantile holds for all parts together: it is larger, the more there are."""
+    random = np.random.default_rng(0)
+    want = random.normal(size=(20, 200))
+    got = want + 1e-3 * random.normal(size=want.shape)
+    few, many = (
+        spread_of(got[:, :count].astype(np.float32), want[:, :count].astype(np.float32), (count,)) for count in (2, 200)
+    )
+    assert few is not None
+    assert many is not None
+    assert all(1 < high / low < 1.5 for low, high in zip(few.part_l2_high, many.part_l2_high[:2], strict=False))
