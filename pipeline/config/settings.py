@@ -77,6 +77,8 @@ class ModelConfig(Record):
     """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     """`package.module:function` or `package.module:Class.method`; it returns a torch.nn.Module."""
+    onnx: Annotated[str, AfterValidator(check_path)] | None = None
+    """The path of an ONNX file, which is the model in place of a factory with its weights. None takes the factory."""
     arguments: Annotated[tuple[Argument, ...], BeforeValidator(parse_arguments)] = ()
     """The factory's arguments. Paths count from the folder that the pipeline runs in, as all others do."""
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()

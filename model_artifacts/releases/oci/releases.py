@@ -261,8 +261,9 @@ class OciReleases:
                 fix="use the registry's own rules of retention",
             )
         fallbacks = [tag for tag in self._registry.tags() if _FALLBACK.fullmatch(tag)]
-        tagged = {tag.release for tag in self.tags()}
-        kept = tagged | {sha256 for digest in sorted(tagged) for sha256 in self._parts(digest)}
+        tags = self.tags()
+        tagged = sorted({tag.release for tag in tags})
+        kept = {*tagged, *(sha256 for digest in tagged for sha256 in self._parts(digest))}
         before = datetime.now(timezone.utc) - grace
         old: list[str] = []
         young: set[str] = set()
@@ -281,20 +282,29 @@ class OciReleases:
                 young.update(parts)
         old = [sha256 for sha256 in dict.fromkeys(old) if sha256 not in kept | young]
         if delete:
-            for sha256 in old:
-                self._registry.remove_manifest(sha256)
-            gone = sorted({tag.name for tag in self.tags() if tag.release in old} | set(self._lost(tagged)))
-            if gone:
-                raise StoreError(
-                    "a push moved a tag to a release that was just deleted",
-                    got=f"{len(gone)} of them, such as {gone[0]}",
-                    fix="push that release again",
-                )
+            self._delete(old, {tag.name for tag in tags})
         return Garbage(tuple(f"manifests/sha256:{sha256}" for sha256 in old), len(young - kept))
 
-    def _lost(self, tagged: set[str]) -> list[str]:
-        """Return the digests that a tag had, and that are gone."""
-        return [digest for digest in sorted(tagged) if self._registry.digest_of(f"sha256:{digest}") is None]
+    def _delete(self, old: Sequence[str], names: set[str]) -> None:
+        """Delete manifests, unless a push has just made use of one; tell of a push that was too late to be seen.
+
+        Args:
+            old: the digests of the manifests.
+            names: the names of the tags when the digests were found.
+
+        Raises:
+            StoreError: a tag names one of them, or has gone with one.
+        """
+        fix = "push that release again"
+        if used := [tag.name for tag in self.tags() if tag.release in old]:
+            raise StoreError(
+                "a push has just moved a tag to a release that was garbage; nothing was deleted", got=used[0]
+            )
+        for sha256 in old:
+            self._registry.remove_manifest(sha256)
+        left = {tag.name: tag.release for tag in self.tags()}
+        if gone := sorted({*(names - left.keys()), *(name for name, release in left.items() if release in old)}):
+            raise StoreError("a push moved a tag to a release that was just deleted", got=listed(gone), fix=fix)
 
     def _parts(self, digest: str) -> list[str]:
         """Return the digests of the manifests that an index lists; none for one manifest, and for a missing one."""

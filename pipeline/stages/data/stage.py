@@ -108,7 +108,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     record = DataRecord(
         key=key,
         built_at=now(),
-        toolchain=tools("torch", "numpy", "pillow", "scikit-learn"),
+        toolchain=tools(*(("onnxruntime-gpu",) if source.onnx else ()), "torch", "numpy", "pillow", "scikit-learn"),
         origin=split.origin,
         origin_detail=split.detail,
         preprocessing=source.preprocessing,
@@ -216,7 +216,11 @@ def _check_order(project: Project, model: nn.Module, split: _Split, reference: n
         DataError: the network recognises them better, and is better than chance.
     """
     source, written, labels = project.source(), project.config.preprocessing, split.validation.labels
-    known = written is None and source.origin not in {WeightsOrigin.CHECKPOINT, WeightsOrigin.FACTORY}
+    known = written is None and source.origin not in {
+        WeightsOrigin.CHECKPOINT,
+        WeightsOrigin.FACTORY,
+        WeightsOrigin.ONNX,
+    }
     stated = written is not None and "order" in written.model_fields_set
     if labels is None or split.origin is not ImagesOrigin.FOLDER or source.preprocessing.channels == 1:
         return

@@ -36,6 +36,9 @@ TensorRT's graphs on a processor by a part. 8 runs torch_compile with contiguous
 TASKS_VERSION = 2
 """The same for the tasks without classes alone. 2 holds parts to the margin at every batch size."""
 
+EVALUATOR_VERSION = 2
+"""Raise it when onnx's reference evaluator is given other operators. Since 2 a global mean is summed in FP32."""
+
 
 def accuracy_key(project: Project, variant: Variant) -> Key:
     """Return the key of a variant's accuracy."""
@@ -62,6 +65,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         batches=project.config.timed_batches if variant.backend is Backend.INDUCTOR else None,
         samples=limit_of_samples(project, variant),
         onnx=version("onnx") if variant.backend is Backend.ONNX_REFERENCE else None,
+        **({"evaluator": EVALUATOR_VERSION} if variant.backend is Backend.ONNX_REFERENCE else {}),
         onnxruntime=has.onnxruntime if variant.backend.is_onnxruntime else None,
         torch=has.torch if variant.backend in {Backend.EAGER, Backend.INDUCTOR} else None,
         driver=driver_presence(project, variant),

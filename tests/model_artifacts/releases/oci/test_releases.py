@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 import urllib.request
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from model_artifacts.releases.oci.offers import read_offers, resolve_offered
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.store import collect_garbage, move_tag, pull, push, read_tags
 from tests.support.deployables import machine
+from tests.support.faulty_proxy import Fault
 from tests.support.gpu_releases import GPUS, write_release
 from tests.support.keys import pem
 from tests.support.registries import needs_registry, running
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = needs_registry
 
 NOW = timedelta(0)
+SKOPEO = shutil.which("skopeo")
 WISH = Requirements(precision=Precision.FP16)
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -228,6 +232,20 @@ def test_another_client_gets_a_folder_that_loads(
         assert model.entry.id == found["annotations"]["dev.model-artifacts.artifact"]
 
 
+@pytest.mark.skipif(SKOPEO is None, reason="no client that knows no GPU: `apt-get install skopeo` brings one")
+def test_a_client_that_knows_no_gpu_takes_no_engine(
+    server: RegistryServer, url: str, repository: str, released: Release, tmp_path: Path
+) -> None:
+    """Podman and CRI-O choose as skopeo does: none of three engines; a file for processors, if the release has any."""
+    write_release(tmp_path / "engines", 1000)
+    push(f"{url}:engines", tmp_path / "engines")
+    push(f"{url}:files", released.folder)
+    for tag, expected in (("engines", "no image found in image index"), ("files", "operation on artifact with type")):
+        command = [str(SKOPEO), "inspect", "--tls-verify=false", f"docker://{server.host}/{repository}:{tag}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - fixed
+        assert expected in done.stderr
+
+
 # Refused: nothing is installed, the old release stays.
 
 
@@ -248,6 +266,18 @@ def test_a_flipped_blob_is_refused(server: RegistryServer, url: str, released: R
     finally:
         blob.write_bytes(genuine)
     assert pull(url, tmp_path / "models").digest == digest
+
+
+def test_a_release_that_lacks_a_manifest_is_refused(
+    proxy: Proxy, repository: str, released: Release, tmp_path: Path
+) -> None:
+    """As after a clean-up that knew no index."""
+    url = proxy.url(repository)
+    digest = push(url, released.folder).digest
+    proxy.fault = lambda asked: Fault(404) if "/manifests/sha256:" in asked.path and digest not in asked.path else None
+    with pytest.raises(StoreError, match="lacks a manifest of the release"):
+        pull(url, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_release_without_the_right_signature_is_not_installed(
@@ -298,6 +328,41 @@ def test_garbage_is_what_no_tag_reaches(  # noqa: PLR0913 - fixtures
     assert document(server, repository, kept) == untagged
     push(url, newer)
     pull(url, tmp_path / "models", old)
+
+
+def test_a_collection_tells_of_what_a_push_has_just_made_use_of(
+    proxy: Proxy, repository: str, released: Release, newer: Path, tmp_path: Path
+) -> None:
+    """A tag that moves to a release while it is deleted is named; one that moves before that stops the collection."""
+    url = proxy.url(repository)
+    old = push(url, newer).digest
+    push(url, released.folder)
+
+    def moving(asked: Asked) -> None:
+        if asked.method == "DELETE" and asked.path.endswith(old):
+            proxy.fault = lambda _: None
+            push(url, newer)
+
+    proxy.fault = moving
+    with pytest.raises(StoreError, match="a release that was just deleted") as caught:
+        collect_garbage(url, NOW, delete=True)
+    assert LATEST in str(caught.value)
+
+    push(url, newer)
+    old = push(url, released.folder).digest
+    push(url, newer)
+    listings: list[Asked] = []
+
+    def early(asked: Asked) -> None:
+        listings.append(asked)
+        if sum("/tags/list" in item.path for item in listings) == 3:
+            proxy.fault = lambda _: None
+            move_tag(url, LATEST, old)
+
+    proxy.fault = early
+    with pytest.raises(StoreError, match="nothing was deleted"):
+        collect_garbage(url, NOW, delete=True)
+    assert pull(url, tmp_path / "models").digest == old
 
 
 def test_a_registry_that_removes_nothing_says_so(released: Release, newer: Path, tmp_path: Path) -> None:

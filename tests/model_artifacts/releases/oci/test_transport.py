@@ -150,6 +150,23 @@ def test_a_refresh_token_is_posted(alone: Proxy, tmp_path: Path) -> None:
     assert alone.asked[1].authorization == ""
 
 
+def test_a_realm_that_refuses_is_told(alone: Proxy, logged_in: Callable[[str], None]) -> None:
+    """A wrong password, a realm that is not there, and a busy one, which is asked again."""
+    logged_in(f"127.0.0.1:{alone.port}")
+    asking_for_a_token(alone, b"{}", realm="http://127.0.0.1:9/token")
+    with pytest.raises(BrokenError, match="asking for a token failed"):
+        transport(alone).send(READ)
+    asking_for_a_token(alone, json.dumps({"token": TOKEN}).encode())
+    answered = alone.fault
+    alone.fault = lambda asked: Fault(403, body=b"{}") if asked.path.startswith("/token") else answered(asked)
+    with pytest.raises(StoreError, match="asking for a token failed") as caught:
+        transport(alone).send(READ)
+    assert "docker login" in str(caught.value)
+    busy = iter([Fault(503)])
+    alone.fault = lambda asked: next(busy, None) or answered(asked) if "/token" in asked.path else answered(asked)
+    assert transport(alone).send(READ)[1] == b"there"
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"{}", b"[]", b"no JSON", b'{"token": ""}', b'{"token": "a\\nb"}', b'{"token": 7}'],
