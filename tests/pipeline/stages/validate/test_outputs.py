@@ -37,7 +37,8 @@ ROUNDING = rounding_of(Graph.FP16, high=4e-3, sample=8e-3).model_copy(
 
 def moved(boxes: float, scores: float) -> npt.NDArray[np.float32]:
     """Return the outputs of an artifact whose relative distances are about these."""
-    return (WANT * (1 + NOISE * np.array([boxes] * 4 + [scores] * 3))).astype(np.float32)
+    factors: npt.NDArray[np.float64] = 1 + NOISE * np.array([boxes] * 4 + [scores] * 3)
+    return np.asarray(WANT * factors, dtype=np.float32)
 
 
 def compared(got: npt.NDArray[np.float32], **more: Any) -> tuple[Compared, ...]:
