@@ -12,7 +12,8 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from quantized import Quantized, quantize
 
 from model_artifacts.records import Precision
-from pipeline.stages.quantize.rewriting import leave, quantized_layers, replace_tensor
+from pipeline.adapters.onnx_graph import replace_tensor
+from pipeline.stages.quantize.rewriting import leave, quantized_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

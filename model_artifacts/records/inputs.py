@@ -253,3 +253,5 @@ class WeightsOrigin(str, Enum):
     """The weights that the factory itself returns."""
     SAMPLE = "sample"
     """The sample model: a seeded backbone with a head fitted on digits."""
+    ONNX = "onnx"
+    """An ONNX file, which is the model itself."""

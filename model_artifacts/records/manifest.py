@@ -48,7 +48,7 @@ class ManifestModel(Record):
     name: str
     """Name of the model in the configuration."""
     factory: str
-    """The model's factory, `module:function`."""
+    """The model's factory, `module:function`; empty for a model that is an ONNX file."""
     arguments: tuple[Argument, ...] = ()
     """Arguments that the factory is called with."""
     weights_origin: WeightsOrigin
@@ -78,8 +78,8 @@ class ManifestModel(Record):
 
     @property
     def network(self) -> str:
-        """The call that makes the network, such as `timm:create_model(model_name='levit_128s')`."""
-        return call_of(self.factory, self.arguments)
+        """The call that makes the network, such as `timm:create_model(model_name='levit_128s')`, or an ONNX file."""
+        return call_of(self.factory, self.arguments) if self.factory else "an ONNX file"
 
 
 class GpuType(Record):

@@ -37,7 +37,7 @@ def check(model: onnx.ModelProto) -> None:
         onnx.checker.ValidationError: the graph is not valid.
         onnx.shape_inference.InferenceError: the graph's shapes contradict each other.
     """
-    onnx.checker.check_model(_without_weights(model), full_check=True)
+    onnx.checker.check_model(without_weights(model), full_check=True)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -70,7 +70,7 @@ def convert(model: onnx.ModelProto, opset: int) -> None:
         onnx.checker.ValidationError: the result is not valid, because the converter skips unknown operators.
         onnx.shape_inference.InferenceError: the result's shapes contradict each other, for the same reason.
     """
-    plain = _without_weights(model)
+    plain = without_weights(model)
     for node in plain.graph.node:
         _drop_default_noop(node)
     converted = version_converter.convert_version(plain, opset)
@@ -145,7 +145,7 @@ def _copy_fields(source: Message, target: Message, without: str) -> None:
             setattr(target, field.name, value)
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy whose weights are inputs instead of initialisers, so that it is small.
 
     ONNX's checker, shape inference and converter read types, shapes and small constants only. They copy a whole model
@@ -168,6 +168,11 @@ def _drop_default_noop(node: onnx.NodeProto) -> None:
     if len(kept) < len(node.attribute):
         del node.attribute[:]
         node.attribute.extend(kept)
+
+
+def replace_tensor(tensor: onnx.TensorProto, values: npt.NDArray[np.generic]) -> None:
+    """Replace an initialiser's type, shape and values; its name stays."""
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), tensor.name))
 
 
 def count_cast(

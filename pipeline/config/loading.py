@@ -114,6 +114,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             refusal = f"`leave_unquantized.{name}` needs {name} in `precisions`; add it or remove the layers"
             problems.append((("leave_unquantized", name), refusal))
     problems += _module_checks(config)
+    problems += _onnx_checks(config)
     problems += task_problems(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
@@ -135,6 +136,20 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         twice = f"`{_name(place)}` lists the same entry twice"
         problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
+
+
+def _onnx_checks(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings of networks of torch that an ONNX file has not, as pairs of location and text."""
+    model = config.model
+    if model.onnx is None:
+        return
+    for name in ("factory", "arguments", "weights", "download_timeout_seconds"):
+        if name in model.model_fields_set:
+            yield ("model", name), f"`model.{name}`: the network and its weights are `model.onnx`; remove one of them"
+    if config.preprocessing is None:
+        text = "`model.onnx`: nothing in an ONNX file says how images were prepared; write `preprocessing`, such as"
+        example = "{resize: 256, crop: 224, interpolation: bilinear, mean: [0, 0, 0], std: [1, 1, 1]}"
+        yield ("model", "onnx"), f"{text} {example} with the training's own values"
 
 
 def _module_checks(config: Config) -> Iterator[tuple[Location, str]]:

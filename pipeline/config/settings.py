@@ -18,6 +18,7 @@ from model_artifacts.records import (
     Task,
 )
 from pipeline.config.places import check_cache, check_folder, check_path
+from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
@@ -77,6 +78,8 @@ class ModelConfig(Record):
     """The folder below `artifacts`."""
     factory: Annotated[str, AfterValidator(check_factory)] = "torchvision.models:resnet18"
     """`package.module:function` or `package.module:Class.method`; it returns a torch.nn.Module."""
+    onnx: Annotated[str, AfterValidator(check_path)] | None = None
+    """The path of an ONNX file, which is the model in place of a factory with its weights. None takes the factory."""
     arguments: Annotated[tuple[Argument, ...], BeforeValidator(parse_arguments)] = ()
     """The factory's arguments. Paths count from the folder that the pipeline runs in, as all others do."""
     weights: Annotated[WeightsConfig, BeforeValidator(parse_weights)] = WeightsConfig()
@@ -86,6 +89,8 @@ class ModelConfig(Record):
     """The least sigmoid of a class that is an answer, of `task: multilabel`."""
     tolerance: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(parse_numbers)] = ()
     """The largest acceptable error of a number of `task: regression`, in its unit: one for all, or one for each."""
+    metric: Annotated[MetricConfig | None, BeforeValidator(parse_metric)] = None
+    """The user's own measure of `task: tensors`. None judges distances."""
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 

@@ -74,6 +74,11 @@ class Paths:
         return self.folder / "source" / "weights.safetensors"
 
     @property
+    def source_onnx(self) -> Path:
+        """The ONNX file that is the model itself, with its external data taken in."""
+        return self.folder / "source" / "model.onnx"
+
+    @property
     def data(self) -> Path:
         """The record of the images and of the reference's logits."""
         return self.folder / "data" / "data.json"

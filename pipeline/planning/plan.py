@@ -169,7 +169,12 @@ class Plan:
         return found.workers if found else None
 
     def baseline(self, target: str) -> Variant | None:
-        """Return the baseline of a target's latencies: eager FP32 on the same processor or GPU."""
+        """Return the baseline of a target's latencies: eager FP32 on the same processor or GPU.
+
+        A model that is an ONNX file has none, because PyTorch cannot run it.
+        """
+        if self.config.model.onnx is not None:
+            return None
         at = self._gpu_targets.get(target)
         there = [item for item in self.module_targets if at and (item.gpu, item.workers) == (at.gpu, at.workers)]
         homes = [item.name for item in there] if at else [CPU_TARGET]

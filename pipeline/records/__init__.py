@@ -11,7 +11,7 @@ from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
 from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
-from pipeline.records.source import ReadFile, SourceRecord, output_spec
+from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, output_spec
 
 __all__ = [
     "AccuracyReport",
@@ -29,6 +29,7 @@ __all__ = [
     "LayerTime",
     "Loss",
     "OnnxRecord",
+    "OnnxSource",
     "Outcome",
     "OutputRounding",
     "Range",

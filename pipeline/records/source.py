@@ -34,13 +34,26 @@ def output_spec(name: str, sample: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(name=name, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
 
 
+class OnnxSource(Record):
+    """Facts about a model that is an ONNX file."""
+
+    input: str
+    """Name of the input."""
+    output: str | None
+    """Name of the one output; None for several."""
+    opset: PositiveInt
+    """Version of ONNX's operator set in the user's file."""
+    batch: PositiveInt | None
+    """The one batch size that the user's file takes; None if it takes any."""
+
+
 class SourceRecord(StageRecord):
     """The model and its weights, for all later stages: `<model>/source/source.json`."""
 
     model: str
     """Name of the model in the configuration."""
     factory: str
-    """The model's factory, `module:function`."""
+    """The model's factory, `module:function`; empty for a model that is an ONNX file."""
     arguments: tuple[Argument, ...] = ()
     """Arguments that the factory is called with."""
     origin: WeightsOrigin
@@ -48,7 +61,7 @@ class SourceRecord(StageRecord):
     origin_detail: str
     """Description of that origin, such as a file's name."""
     weights: FileRecord
-    """The state dict as safetensors."""
+    """The state dict as safetensors; of a model that is an ONNX file, that file with its external data taken in."""
     parameters: Count
     """Number of parameters."""
     classes: PositiveInt
@@ -76,16 +89,18 @@ class SourceRecord(StageRecord):
     several outputs."""
     named_outputs: tuple[TensorSpec, ...] = ()
     """Outputs of a network that returns several, in its order. The JSON of one output leaves it out."""
+    onnx: OnnxSource | None = None
+    """Facts about the ONNX file; None for a network of torch."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "sample_shape", "named_outputs"})
+        return without_defaults(self, serialize(self), {"task", "sample_shape", "named_outputs", "onnx"})
 
     @property
     def input(self) -> TensorSpec:
         """The model's input: float32 images in NCHW order."""
         shape = ("batch", *self.preprocessing.input_shape)
-        return TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW")
+        return TensorSpec(name=self.onnx.input if self.onnx else "image", shape=shape, dtype="float32", layout="NCHW")
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -93,6 +108,7 @@ class SourceRecord(StageRecord):
         if self.named_outputs:
             return self.named_outputs
         own = self.logits if self.task.keeps_name else None
+        own = self.onnx.output if self.onnx else own
         return (output_spec(own or self.task.output, self.sample_shape or (self.classes,)),)
 
     @property

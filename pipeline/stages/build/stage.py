@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.stages.common.outcomes import Ending
 
 
+_NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
+
+
 def build_variant(project: Project, variant: Variant) -> Artifact:
     """Build a variant, and record its outcome: done, or skipped or failed with a reason.
 
@@ -42,6 +45,8 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         from pipeline.stages.build.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
 
         return make_engine(project, variant, key)
+    if variant.backend.is_module and project.source().onnx:
+        raise UnsupportedError(_NO_MODULE)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)
     if variant.backend.is_torch_tensorrt:

@@ -26,11 +26,17 @@ _SAME = 1e-4
 def restore_model(project: Project) -> nn.Module:
     """Return the model with the weights of the source stage, in evaluation mode.
 
+    A model that is an ONNX file is run by ONNX Runtime, and cannot be exported, cast or compiled by torch.
+
     Raises:
         RecordError: the source stage has not run.
         SourceError: the factory has changed since the source stage ran.
     """
     source = project.source()
+    if source.onnx:
+        from pipeline.adapters.onnx_network import OnnxNetwork  # noqa: PLC0415 - networks of torch need no onnxruntime
+
+        return OnnxNetwork(project.file(source.weights), source.onnx.batch)
     return assemble(assembly_of(source), project.file(source.weights))
 
 

@@ -37,6 +37,7 @@ def data_key(project: Project, _model: str) -> Key:
         **_label_fields(project),
         pillow=version("pillow"),
         torch=version("torch"),
+        **({"onnxruntime": version("onnxruntime-gpu")} if source.onnx else {}),
         **code_version(VERSION),
     )
 
@@ -72,5 +73,5 @@ SPEC = StageSpec(
     seconds=10,
     requires=lambda schedule, _model: schedule.of("source"),
     needs_torch=True,
-    maker_fields=frozenset({"folder", "class_file", "mask_folder", "label_file", "pillow", "torch"}),
+    maker_fields=frozenset({"folder", "class_file", "mask_folder", "label_file", "pillow", "torch", "onnxruntime"}),
 )

@@ -108,7 +108,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     record = DataRecord(
         key=key,
         built_at=now(),
-        toolchain=tools("torch", "numpy", "pillow", "scikit-learn"),
+        toolchain=tools(*(("onnxruntime-gpu",) if source.onnx else ()), "torch", "numpy", "pillow", "scikit-learn"),
         origin=split.origin,
         origin_detail=split.detail,
         preprocessing=source.preprocessing,
@@ -120,7 +120,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference=describe_file(stored, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
-        class_names=classes.names or (table.columns if table else None),
+        class_names=classes.names or (table.columns if table and source.task in TABLE_TASKS else None),
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
@@ -151,9 +151,11 @@ def _truth(
 
 def _table(config: DataConfig, source: SourceRecord, classes: Classes, validation: Images) -> Table | None:
     """Return the table of labels with its columns in the order of the network's output; None without one."""
-    if config.labels is None or source.task not in TABLE_TASKS:
+    if config.labels is None or config.labels == CLASSES:
         return None
     table = read_table(Path(config.labels), validation.names)
+    if source.task not in TABLE_TASKS:  # the user's own metric knows what the columns mean
+        return table
     return arranged(
         table, Path(config.labels), classes.names, source.classes, zeros_and_ones=source.task is Task.MULTILABEL
     )
@@ -216,7 +218,11 @@ def _check_order(project: Project, model: nn.Module, split: _Split, reference: n
         DataError: the network recognises them better, and is better than chance.
     """
     source, written, labels = project.source(), project.config.preprocessing, split.validation.labels
-    known = written is None and source.origin not in {WeightsOrigin.CHECKPOINT, WeightsOrigin.FACTORY}
+    known = written is None and source.origin not in {
+        WeightsOrigin.CHECKPOINT,
+        WeightsOrigin.FACTORY,
+        WeightsOrigin.ONNX,
+    }
     stated = written is not None and "order" in written.model_fields_set
     if labels is None or split.origin is not ImagesOrigin.FOLDER or source.preprocessing.channels == 1:
         return

@@ -39,7 +39,7 @@ _EXPORTER_OPSET = 18
 
 _BATCH_NORM = "BatchNormalization"
 
-_WITHOUT_BF16 = [("", name) for name in ("Celu", "HardSwish", "LpNormalization", "Mish")]
+WITHOUT_BF16 = [("", name) for name in ("Celu", "HardSwish", "LpNormalization", "Mish")]
 """Operators (domain, name) that TensorRT's parser refuses in bfloat16, and that ONNX defines by others (onnx-tensorrt,
 `onnxOpImporters.cpp`: "Only FLOAT, HALF or INT8 input is supported"). It takes the others in every type."""
 
@@ -53,7 +53,7 @@ _NEAR = 1e-4
 _LARGE_BATCH = 1_000
 """Limits above are those of numbers of 32 bits for pixels, which torch may set, and no branch of a network."""
 
-_NOT_CONVERTIBLE = (
+NOT_CONVERTIBLE = (
     onnx.version_converter.ConvertError,
     RuntimeError,  # the converter's own assertions
     onnx.checker.ValidationError,
@@ -100,7 +100,7 @@ def to_onnx(
     _use_small_letters(program.model)
     exported = ir.to_proto(program.model)
     if model.dtype is torch.bfloat16:
-        exported = inline_selected_functions(exported, _WITHOUT_BF16, inline_schema_functions=True)
+        exported = inline_selected_functions(exported, WITHOUT_BF16, inline_schema_functions=True)
     for value in program.model.graph.initializers.values():
         value.const_value = None  # the optimiser's rules keep parts of the last graph, and with them all weights
     onnx_graph.forget_origin(exported)
@@ -118,7 +118,7 @@ def to_onnx(
     if onnx_graph.opset_of(exported) > opset:
         try:
             onnx_graph.convert(exported, opset)
-        except _NOT_CONVERTIBLE as exc:
+        except NOT_CONVERTIBLE as exc:
             newer = onnx_graph.opset_of(exported)
             log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, reason_of(exc))
     onnx_graph.use_oldest_ir(exported)

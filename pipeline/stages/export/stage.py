@@ -1,9 +1,12 @@
-"""Model → ONNX in FP32, FP16 and BF16 (`<model>/onnx/`): fold batch-norms in FP32, cast, export."""
+"""Model → ONNX in FP32, FP16 and BF16 (`<model>/onnx/`): fold batch-norms in FP32, cast, export.
+
+A model that is an ONNX file is upgraded instead, gets a dynamic batch, and is folded and cast as a graph.
+"""
 
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,8 +25,10 @@ from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.graph import to_onnx
+from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from pipeline.planning.project import Project
@@ -62,22 +67,17 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     step = Step("export", f"{project.plan.model}/{graph.value}")
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
-    preprocessing, outputs = source.preprocessing, tuple(spec.name for spec in source.outputs)
-    expected = expected_of(model, preprocessing, outputs) if graph is Graph.FP32 else None
-    input_shape = preprocessing.input_shape
-    folded = fold_batch_norms(model, input_shape)
-    dtype = DTYPES[graph.precision]
-    _require_one_file(folded.model, dtype)
-    casts = count_casts(folded.model, dtype)
-    # Cast in place: a function that was set on a layer may call the weights of this very network.
-    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], outputs)
-    batch_norms = folded.batch_norms + more_folded
-    del model, folded
+    outputs = tuple(spec.name for spec in source.outputs)
+    expected = expected_of(model, source.preprocessing, outputs) if graph is Graph.FP32 else None
+    exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
+    del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
-        if expected is not None:
+        if expected is not None and source.onnx:
+            require_same(temporary, expected, source, project.command(step))
+        elif expected is not None:
             require_agreement(temporary, expected, project.command(step))
     record = OnnxRecord(
         key=key,
@@ -94,6 +94,38 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         casts=casts,
     )
     return project.write(project.paths.onnx_record(graph), record)
+
+
+class _Made(NamedTuple):
+    """A graph that was made."""
+
+    model: onnx.ModelProto
+    casts: tuple[TensorCast, ...]
+    batch_norms: int
+    """Number of batch-norms that were folded."""
+
+
+def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
+    """Export a network of torch; it is cast in place."""
+    source = project.source()
+    input_shape, outputs = source.preprocessing.input_shape, tuple(spec.name for spec in source.outputs)
+    folded = fold_batch_norms(model, input_shape)
+    dtype = DTYPES[graph.precision]
+    _require_one_file(folded.model, dtype)
+    casts = count_casts(folded.model, dtype)
+    # Cast in place: a function that was set on a layer may call the weights of this very network.
+    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], outputs)
+    return _Made(exported, casts, folded.batch_norms + more_folded)
+
+
+def _of_file(project: Project, _model: nn.Module, graph: Graph) -> _Made:
+    """Make the graph of a model that is an ONNX file."""
+    source = project.source()
+    wide = make_fp32(project.file(source.weights), source, OPSETS[Graph.FP32])
+    if graph is Graph.FP32:
+        return _Made(wide.model, (), wide.batch_norms)
+    narrowed = narrow(wide, graph, OPSETS[graph])
+    return _Made(narrowed.model, narrowed.casts, wide.batch_norms)
 
 
 def count_casts(model: nn.Module, dtype: torch.dtype) -> tuple[TensorCast, ...]:

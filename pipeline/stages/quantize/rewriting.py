@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from model_artifacts.records import Precision
+from pipeline.adapters.onnx_graph import replace_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -258,11 +259,6 @@ def _broadcast(scale: npt.NDArray[np.float32], node: onnx.NodeProto, rank: int) 
         return scale.reshape(())
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     return scale.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
-
-
-def replace_tensor(tensor: onnx.TensorProto, values: npt.NDArray[Any]) -> None:
-    """Replace an initialiser's type, shape and values; its name stays."""
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), tensor.name))
 
 
 def put_pairs_on_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -13,12 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.transformers.float16 import convert_float_to_float16
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
@@ -27,6 +24,7 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph, Precision
 from pipeline.adapters import onnx_graph
+from pipeline.adapters.onnx_casts import cast
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
@@ -42,7 +40,6 @@ from pipeline.stages.quantize.rewriting import (
     leave_idle,
     put_pairs_on_weights,
     quantized_nodes,
-    replace_tensor,
     requantize,
 )
 from pipeline.stages.quantize.spec import ranges_key
@@ -52,8 +49,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from typing import Any
 
+    import numpy as np
     import numpy.typing as npt
 
+    from pipeline.adapters.onnx_casts import Narrowed
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import TensorCast
@@ -345,24 +344,10 @@ def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: G
         )
 
 
-def _to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[TensorCast, ...]]:
+def _to_fp16(model: onnx.ModelProto) -> Narrowed:
     """Return the graph in FP16 with FP32 input and output, and the lost values of its weights."""
-    wide = _weights(model)
     exact = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}  # quantised again
-    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=[]))
-    converted.topological_sort(is_deterministic=True)
-    smallest_normal = float(np.finfo(np.float16).smallest_normal)
-    casts = []
-    for tensor in converted.model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16 and wide[tensor.name].dtype == np.float32:
-            with np.errstate(over="ignore"):
-                narrow = wide[tensor.name].astype(np.float16)
-            replace_tensor(
-                tensor, narrow
-            )  # like torch's cast; the converter would keep values from becoming zero or infinite
-            if tensor.name not in exact:
-                casts.append(onnx_graph.count_cast(tensor.name, wide[tensor.name], narrow, smallest_normal))
-    return converted.model, tuple(casts)
+    return cast(model, TensorProto.FLOAT16, exact)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ RUNS: dict[Precision, tuple[tuple[str, bool], ...]] = {
     Precision.BF16: (("results of operators", False),),
 }
 """The emulations of each precision: a name, and whether its sums are rounded, too."""
+_TYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+"""The types that tensors are stored in; those of other precisions are FP32."""
 _TF32_LOST_BITS = 13
 """FP32 has 23 bits of mantissa, TF32 has 10."""
 
@@ -90,14 +92,20 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def rounding_of(precision: Precision) -> tuple[Round, Round]:
+    """Return the rounding of a precision's stored tensors, and that of the operands of its products."""
+    dtype = _TYPES.get(precision)
+    stored = _to(dtype) if dtype else _same
+    return stored, _to_tf32 if precision is Precision.TF32 else stored
+
+
 class Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is untyped
     """The mode of `emulating`."""
 
     def __init__(self, precision: Precision, *, sums: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the same
-        self._type = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}.get(precision)
-        self._stored = _to(self._type) if self._type else _same
-        self._multiplied = _to_tf32 if precision is Precision.TF32 else self._stored
+        self._type = _TYPES.get(precision)
+        self._stored, self._multiplied = rounding_of(precision)
         self._sums = sums
 
     def __torch_dispatch__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import Task
+from model_artifacts.records import Graph, Task
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import ARITHMETIC, StageSpec
@@ -31,25 +31,33 @@ SAMPLES = 64
 def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
     """Return the key of a precision's rounding."""
     data = project.data()
+    of_file = project.source().onnx is not None
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
     return make_key(
         rounding=VERSION,
         precision=arithmetic.precision,
-        onnx=project.onnx(arithmetic.graph).canonical_sha256 if quantized else None,
+        onnx=project.onnx(_graph(arithmetic)).canonical_sha256 if quantized or of_file else None,
         source=None if quantized else project.source().key.digest,
         weights=None if quantized else project.source().weights.sha256,
         validation=data.validation.sha256,
         reference=data.reference.sha256,
         preprocessing=data.preprocessing,
         torch=None if quantized else version("torch"),
-        onnxruntime=version("onnxruntime-gpu") if quantized else None,
+        onnxruntime=version("onnxruntime-gpu") if quantized or of_file else None,
         **({"task": task.value} if (task := project.config.model.task) in _TASKS else {}),
     )
 
 
+def _graph(arithmetic: Arithmetic) -> Graph:
+    """Return the graph whose nodes are emulated: the quantised one, or the FP32 graph of a model from an ONNX file."""
+    return arithmetic.graph if arithmetic.precision in QUANTIZED_PRECISIONS else Graph.FP32
+
+
 def _requires(schedule: Schedule, arithmetic: Arithmetic) -> tuple[Step, ...]:
-    graph = (schedule.plan.graph_step(arithmetic.graph),) if arithmetic.precision in QUANTIZED_PRECISIONS else ()
-    return (*schedule.of("data"), *graph)
+    graphs = [arithmetic.graph] if arithmetic.precision in QUANTIZED_PRECISIONS else []
+    if schedule.plan.config.model.onnx is not None and not graphs:
+        graphs = [Graph.FP32]
+    return (*schedule.of("data"), *map(schedule.plan.graph_step, graphs))
 
 
 SPEC = StageSpec(

@@ -12,7 +12,7 @@ from model_artifacts.host.environment import now, tools, version
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import Precision
+from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.arithmetic import tensors
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
@@ -87,7 +87,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         toolchain=tools("torch", "onnxruntime-gpu"),
         graph=arithmetic.graph,
         precision=arithmetic.precision,
-        emulator=f"ONNX Runtime {version('onnxruntime-gpu')}" if quantized else f"torch {version('torch')}",
+        emulator=_emulator(project, quantized=quantized),
         samples=len(images),
         runs=tuple(
             RoundingRun(name=name, relative_l2=largest.relative_l2 if (largest := farthest(of_run)) else None)
@@ -107,6 +107,14 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     return project.write(project.paths.rounding(arithmetic), record)
 
 
+def _emulator(project: Project, *, quantized: bool) -> str:
+    """Return the libraries that emulate."""
+    torch_, onnxruntime = f"torch {version('torch')}", f"ONNX Runtime {version('onnxruntime-gpu')}"
+    if quantized:
+        return onnxruntime
+    return f"{torch_}, {onnxruntime}" if project.source().onnx else torch_
+
+
 def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[OutputRounding, ...]:
     return tuple(
         OutputRounding(
@@ -121,6 +129,8 @@ def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[
 
 def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
     """Return the logits of each emulation in torch, by its name."""
+    if project.source().onnx:
+        return _emulated_graph(project, arithmetic, images)
     model = fold_batch_norms(restore_model(project), project.source().preprocessing.input_shape).model.eval()
     found = {}
     for name, sums in RUNS[arithmetic.precision]:
@@ -133,12 +143,29 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
         try:
             found[name] = _run(run, images, f"emulating {arithmetic.name}")
         except (RuntimeError, NotImplementedError, TypeError) as exc:
-            raise RunError(
-                f"the rounding of {arithmetic.name} cannot be emulated",
-                got=one_line(exc),
-                fix=f"set `gates.{arithmetic.precision.value}.relative_l2` in pipeline.yaml: the largest distance",
-            ) from exc
+            raise _not_emulated(arithmetic, exc) from exc
     return found
+
+
+def _emulated_graph(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+    """Return the outputs of each emulation of a model that is an ONNX file: its FP32 graph, node by node."""
+    from pipeline.stages.rounding.graph_emulation import emulate_graph  # noqa: PLC0415 - for ONNX files alone
+
+    file = project.file(project.onnx(Graph.FP32).file)
+    rerun = project.command(project.plan.rounding_step(arithmetic))
+    runs = RUNS[arithmetic.precision]
+    try:
+        return run_isolated(emulate_graph, file, arithmetic.precision, images, _BATCH, runs, rerun=rerun)
+    except (RunError, CrashedError) as exc:
+        raise _not_emulated(arithmetic, exc) from exc
+
+
+def _not_emulated(arithmetic: Arithmetic, exc: Exception) -> RunError:
+    return RunError(
+        f"the rounding of {arithmetic.name} cannot be emulated",
+        got=one_line(exc),
+        fix=f"set `gates.{arithmetic.precision.value}.relative_l2` in pipeline.yaml: the largest distance",
+    )
 
 
 def _is_repeatable(project: Project, batch: Logits) -> bool:

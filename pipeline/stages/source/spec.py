@@ -1,4 +1,4 @@
-"""The stage `source`: the weights and the preprocessing of the model."""
+"""The stage `source`: the weights and the preprocessing of the model, or its ONNX file."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed we
 are refused. Since 4 nothing replaces an unknown preprocessing.
 """
 
+ONNX_VERSION = 1
+"""Raise it when the same ONNX file gives another source."""
 
 _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""
@@ -37,8 +39,13 @@ _READS = "reads"
 
 
 def source_key(project: Project, _model: str) -> Key:
-    """Return the key of the weights, of the factory's code, and of the files that it read the last time."""
+    """Return the key of the weights, of the factory's code, and of the files that it read the last time.
+
+    Of a model that is an ONNX file, it is the key of that file and of its external data.
+    """
     model = project.config.model
+    if model.onnx is not None:
+        return with_reads(_onnx_key(project, model.onnx), _reads_now(project))
     key = make_key(
         factory=model.factory,
         factory_code=code_of(model.factory),
@@ -56,6 +63,18 @@ def source_key(project: Project, _model: str) -> Key:
         **code_version(VERSION),
     )
     return with_reads(key, _reads_now(project))
+
+
+def _onnx_key(project: Project, file: str) -> Key:
+    """Return the key of an ONNX file; `with_reads` adds the files of its external data."""
+    return make_key(
+        onnx_file=file_digest(project, file),
+        preprocessing=project.config.preprocessing,
+        task=project.config.model.task.value,
+        onnx=version("onnx"),
+        onnxruntime=version("onnxruntime-gpu"),
+        **code_version(ONNX_VERSION),
+    )
 
 
 def _argument_files(project: Project) -> list[list[str]]:
@@ -143,7 +162,7 @@ SPEC = StageSpec(
     version=VERSION,
     record=SourceRecord,
     records=lambda paths, _plan, _model: (paths.source,),
-    files=lambda paths, _plan, _model: (paths.weights,),
+    files=lambda paths, plan, _model: (paths.source_onnx if plan.config.model.onnx else paths.weights,),
     key=source_key,
     run="pipeline.stages.source.stage:run",
     seconds=20,
@@ -151,5 +170,6 @@ SPEC = StageSpec(
     needs_torch=True,
     maker_fields=frozenset(
         {"factory_code", _IMPORTED, "checkpoint", _ARGUMENT_FILES, _READS, "torch", "torchvision", "scikit_learn"}
+        | {"onnx_file", "onnx", "onnxruntime"}
     ),
 )

@@ -28,6 +28,7 @@ from pipeline.stages.common.model import put_in_fastest_layout
 from pipeline.stages.source import examination, network, torchvision_weights
 from pipeline.stages.source.calls import require_call
 from pipeline.stages.source.checkpoints import load_checkpoint
+from pipeline.stages.source.graph_file.making import make_graph_source
 from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.presets import (
     hub_classes,
@@ -39,7 +40,7 @@ from pipeline.stages.source.presets import (
 )
 from pipeline.stages.source.reads import noted_reads
 from pipeline.stages.source.spec import with_reads
-from pipeline.stages.source.twins import check_twin, drawn_weights
+from pipeline.stages.source.twins import check_twin, drawn_weights, warn_of_random_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.stages.source.twins import Drawn
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _Weights(NamedTuple):
 
 
 def make_source(project: Project) -> SourceRecord:
-    """Store the model's weights and preprocessing from the configured source.
+    """Store the model's weights and preprocessing from the configured source, or its ONNX file.
 
     Raises:
         SourceError: the factory or the named weights are not available or do not fit, the model returns no logits, or
@@ -103,6 +103,8 @@ def make_source(project: Project) -> SourceRecord:
     """
     config = project.config
     refuse_newer(project.paths.source)
+    if config.model.onnx is not None:
+        return make_graph_source(project, config.model.onnx)
     key = key_of(project, Step("source", project.plan.model))  # before the inputs can change
     with noted_reads() as noted:
         require_call(project.config_file, config.model)
@@ -162,18 +164,8 @@ def _examine(config: Config, weights: _Weights) -> tuple[tuple[int, ...], ...]:
     )
     check_twin(model, assembly, spec.input_shape)
     if weights.origin is WeightsOrigin.FACTORY:
-        _warn_of_random_weights(config, drawn_weights(model, assembly))
+        warn_of_random_weights(config.model, drawn_weights(model, assembly))
     return shapes
-
-
-def _warn_of_random_weights(config: Config, drawn: Drawn) -> None:
-    """Warn of weights that no training made, unless `weights: factory` asks for a network of them alone."""
-    if not drawn.random or (config.model.weights.file == "factory" and not drawn.loaded):
-        return
-    count = f"{len(drawn.random)} of its weights" if drawn.loaded else "its weights"
-    log.warning("WARNING: %s draws %s AT RANDOM: %s", config.model.factory, count, listed(drawn.random))
-    log.warning("WARNING: no training made them; set `model.weights` to a file, or arguments that load them, such as")
-    log.warning("WARNING: timm's `pretrained: true` with the classes of its weights. `factory` keeps random weights.")
 
 
 def _weights(config: Config) -> _Weights:

@@ -6,6 +6,7 @@ another network, and none of them the one that was trained. Importing this modul
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import sys
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
     from model_artifacts.sessions.factory_call import Assembly
     from model_artifacts.sessions.module_kinds import ComputedWeight
+    from pipeline.config.settings import ModelConfig
+
+log = logging.getLogger(__name__)
 
 _OTHER_SEED = 271_828
 _SCALES = (0.3, 1.0, 3.0)
@@ -120,6 +124,16 @@ def _refuse_if_baking_moves(model: nn.Module, twin: nn.Module, input_shape: tupl
         got=f"logits {apart:.2g} apart (relative L2)" if math.isfinite(apart) else "a forward that fails then",
         fix="remove the parametrisation in the factory, or let it compute from its own tensors alone",
     )
+
+
+def warn_of_random_weights(model: ModelConfig, drawn: Drawn) -> None:
+    """Warn of weights that no training made, unless `weights: factory` asks for a network of them alone."""
+    if not drawn.random or (model.weights.file == "factory" and not drawn.loaded):
+        return
+    count = f"{len(drawn.random)} of its weights" if drawn.loaded else "its weights"
+    log.warning("WARNING: %s draws %s AT RANDOM: %s", model.factory, count, listed(drawn.random))
+    log.warning("WARNING: no training made them; set `model.weights` to a file, or arguments that load them, such as")
+    log.warning("WARNING: timm's `pretrained: true` with the classes of its weights. `factory` keeps random weights.")
 
 
 def _moves(weight: ComputedWeight, model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> bool:

@@ -1,0 +1,101 @@
+"""Casts of an ONNX graph to float16 or bfloat16, with an input and an output in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnxruntime.transformers.float16 import ALWAYS_FLOAT_INPUTS, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from pipeline.adapters import onnx_graph
+from pipeline.adapters.onnx_rewrites import nodes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    import numpy.typing as npt
+    import onnx.onnx_ml_pb2 as pb
+
+    from pipeline.records import TensorCast
+
+_TEXT = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
+_TYPE_ATTRIBUTES = {"to", "dtype"}
+
+
+class Narrowed(NamedTuple):
+    """A graph in a narrow type."""
+
+    model: onnx.ModelProto
+    casts: tuple[TensorCast, ...]
+    """Lost values of its weights."""
+
+
+def cast(model: onnx.ModelProto, kind: int, uncounted: Collection[str] = ()) -> Narrowed:
+    """Return a graph in a narrow type.
+
+    Weights are rounded to the nearest number, as by torch's cast: ONNX Runtime's converter, which places the casts,
+    would keep values from becoming zero or infinite. An operator that ONNX does not have in the type stays in float32,
+    between casts.
+
+    Args:
+        model: the graph in float32, with its weights as initialisers.
+        kind: FLOAT16 or BFLOAT16 of ONNX's types; for the latter, the operator set is 22 or later.
+        uncounted: weights whose losses are not counted.
+    """
+    wide = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    blocked = sorted(_without(model, kind))
+    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+    converted.topological_sort(is_deterministic=True)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    smallest = 2.0**-14 if kind == TensorProto.FLOAT16 else 2.0**-126
+    casts = []
+    for tensor in converted.model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16 and wide[tensor.name].dtype == np.float32:
+            with np.errstate(over="ignore"):
+                narrow: npt.NDArray[np.floating] = wide[tensor.name].astype(dtype)
+            onnx_graph.replace_tensor(tensor, narrow)
+            if tensor.name not in uncounted:
+                # numpy compares no bfloat16 with other types, and float32 holds all of its values
+                casts.append(onnx_graph.count_cast(tensor.name, wide[tensor.name], narrow.astype(np.float32), smallest))
+    if kind == TensorProto.BFLOAT16:
+        _use_bfloat16(converted.model.graph)
+    return Narrowed(converted.model, tuple(casts))
+
+
+def _without(model: onnx.ModelProto, kind: int) -> Iterator[str]:
+    """Yield the operators of a graph that ONNX has in float32, and not in the type."""
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    for domain, name in {(node.domain, node.op_type) for node in nodes_of(model.graph)}:
+        try:
+            schema = onnx.defs.get_schema(name, opsets.get(domain, 1), domain)
+        except onnx.defs.SchemaError:
+            continue  # an operator of another domain, whose types ONNX does not know
+        fixed = ALWAYS_FLOAT_INPUTS.get(name, [])
+        ends = [item for place, item in enumerate(schema.inputs) if place not in fixed] + list(schema.outputs)
+        if any("tensor(float)" in item.types and _TEXT[kind] not in item.types for item in ends):
+            yield name
+
+
+def _use_bfloat16(graph: onnx.GraphProto) -> None:
+    """Replace float16 by bfloat16, in a graph whose float16 is that of the converter alone."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        tensor = value.type.tensor_type
+        if tensor.elem_type == TensorProto.FLOAT16:
+            tensor.elem_type = TensorProto.BFLOAT16
+    for node in graph.node:
+        for attribute in node.attribute:
+            _retype(attribute)
+
+
+def _retype(attribute: pb.AttributeProto) -> None:
+    if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT16:
+        attribute.i = TensorProto.BFLOAT16
+    for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            onnx_graph.replace_tensor(tensor, values.astype(onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)))
+    for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        _use_bfloat16(inner)

@@ -1,0 +1,1 @@
+"""A model that is an ONNX file, instead of a factory of torch."""

@@ -1,0 +1,169 @@
+"""What keeps an ONNX file from being a model: its ends, its types, its operators, its weights. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from model_artifacts.errors import SourceError, listed
+from model_artifacts.records import Task
+from pipeline.adapters.onnx_files import tensors_of
+from pipeline.adapters.onnx_rewrites import nodes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx.onnx_ml_pb2 as pb
+
+_FLOAT = onnx.TensorProto.FLOAT
+_OTHER_FLOATS = {
+    kind
+    for name, kind in onnx.TensorProto.DataType.items()
+    if name.startswith(("FLOAT", "BFLOAT", "DOUBLE")) and kind != _FLOAT
+}
+_NARROW = _OTHER_FLOATS - {onnx.TensorProto.DOUBLE}
+_QUANTIZING = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_EXTRACT = "keep a part of the graph: onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT])"
+_NCHW = 4
+_NAMED = 3
+
+
+class Ends(NamedTuple):
+    """The one input and the outputs of a graph."""
+
+    input: str
+    outputs: tuple[str, ...]
+    batch: int | None
+    """The size of the batch that the input is written for; None if its axis is dynamic."""
+
+
+def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int], task: Task, where: str) -> Ends:
+    """Return the ends of a graph that takes images.
+
+    Args:
+        graph: the graph, without inputs that have a default value.
+        shape: (channels, height, width) of the preprocessed images.
+        task: the task of the model. The task `tensors` takes several outputs.
+        where: the file, for messages.
+
+    Raises:
+        SourceError: the graph has several inputs or outputs, or its input takes no such images.
+    """
+    for role, values, only in (("input", graph.input, "the images"), ("output", graph.output, "one for each image")):
+        if len(values) != 1 and not (values and role == "output" and task is Task.TENSORS):
+            several = "; the task `tensors` takes several" if role == "output" else ""
+            raise SourceError(
+                f"the ONNX file has {len(values)} {role}s",
+                where=where,
+                expected=f"one {role}, {only}{several}",
+                got=listed([_shown(value) for value in values]) or "none",
+                fix=_EXTRACT,
+            )
+    (image,) = graph.input
+    if image.type.tensor_type.elem_type != _FLOAT:
+        raise SourceError(
+            "the ONNX file's input takes no float32",
+            where=where,
+            expected="float32 images (batch, channels, height, width), normalised by `preprocessing`",
+            got=_shown(image),
+            fix="export the network without its own scaling of pixels, or as a graph in float32",
+        )
+    dims = image.type.tensor_type.shape.dim
+    if len(dims) != _NCHW or any(
+        dim.dim_value > 0 and dim.dim_value != size for dim, size in zip(dims[1:], shape, strict=False)
+    ):
+        raise SourceError(
+            "the ONNX file's input takes other images than `preprocessing` makes",
+            where=where,
+            expected=f"(batch, {', '.join(map(str, shape))}): channels, height and width of `preprocessing`",
+            got=_shown(image),
+            fix=_fix_of_shape([dim.dim_value for dim in dims], shape[0]),
+        )
+    return Ends(
+        image.name, tuple(output.name for output in graph.output), dims[0].dim_value if dims[0].dim_value > 0 else None
+    )
+
+
+def _fix_of_shape(sizes: Sequence[int], channels: int) -> str:
+    if len(sizes) == _NCHW and sizes[-1] == channels and sizes[1] != channels:
+        return "export it with the channels first (tf2onnx: `--inputs-as-nchw`)"
+    if len(sizes) == _NCHW and sizes[2] > 0 and sizes[3] > 0:
+        return f"set `preprocessing.crop: [{sizes[2]}, {sizes[3]}]`, with one mean for each of its channels"
+    return "export a network of images"
+
+
+def _shown(value: pb.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    sizes = [dim.dim_param or (str(dim.dim_value) if dim.dim_value > 0 else "?") for dim in kind.shape.dim]
+    return f"{value.name!r}, {name} ({', '.join(sizes)})"
+
+
+def require_reference(model: onnx.ModelProto, where: str) -> None:
+    """Refuse a graph that cannot be the FP32 reference.
+
+    Args:
+        model: the model, with its external data taken in.
+        where: the file, for messages.
+
+    Raises:
+        SourceError: it is quantised, or computes in another floating-point type, or at random, or its weights hold NaN.
+    """
+    nodes = list(nodes_of(model.graph)) + [node for function in model.functions for node in function.node]
+    quantizing = [node for node in nodes if node.op_type in _QUANTIZING or node.op_type.startswith("QLinear")]
+    if quantizing:
+        raise SourceError(
+            "the ONNX file is quantised already, so that there is no FP32 reference to judge artifacts by",
+            where=where,
+            expected="the graph in float32; the pipeline quantises it itself (`precisions: [int8]`)",
+            got=_listed(quantizing),
+            fix="name the file from before its quantisation",
+        )
+    if random := [node for node in nodes if node.op_type in _RANDOM]:
+        raise SourceError(
+            "the ONNX file draws random numbers, so that it gives no reference",
+            where=where,
+            expected="the same output in every run",
+            got=_listed(random),
+            fix="export the network in evaluation mode",
+        )
+    _require_float32(model, nodes, where)
+    for tensor in tensors_of(model.graph):
+        if tensor.data_type == _FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
+            raise SourceError(
+                "the ONNX file's weights hold NaN",
+                where=f"{where}, tensor {tensor.name!r}",
+                expected="numbers",
+                fix="export the network of a training that has not diverged",
+            )
+
+
+def _require_float32(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> None:
+    others = [
+        f"tensor {tensor.name!r} of {onnx.TensorProto.DataType.Name(tensor.data_type).lower()}"
+        for tensor in tensors_of(model.graph)
+        if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) and np.prod(tensor.dims) > 1
+    ]
+    others += [
+        f"node {node.name!r}, a cast to {onnx.TensorProto.DataType.Name(attribute.i).lower()}"
+        for node in nodes
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to" and attribute.i in _NARROW
+    ]
+    if others:
+        raise SourceError(
+            "the ONNX file does not compute in float32, which artifacts are compared with",
+            where=where,
+            expected="weights and operators in float32; `precisions` makes the narrower types",
+            got=listed(others, most=_NAMED),
+            fix="export the network in float32 (`model.float()`), without autocast",
+        )
+
+
+def _listed(nodes: Sequence[onnx.NodeProto]) -> str:
+    return listed([f"{node.op_type} {node.name or node.output[0]!r}" for node in nodes], most=_NAMED)

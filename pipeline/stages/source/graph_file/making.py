@@ -1,0 +1,245 @@
+"""The configured ONNX file → the model's source: checked, in one file, with the names of its ends."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx
+import torch
+
+from model_artifacts.errors import CrashedError, SourceError, one_line
+from model_artifacts.host.environment import now, tools
+from model_artifacts.host.files import replacing
+from model_artifacts.host.hashes import describe_file, sha256_of
+from model_artifacts.records import Task, WeightsOrigin
+from model_artifacts.sessions.arithmetic import relative_l2, tensors
+from pipeline.adapters import onnx_graph, onnx_rewrites
+from pipeline.adapters.onnx_files import named, read_model, tensors_of
+from pipeline.adapters.onnx_network import OnnxNetwork
+from pipeline.planning.keys import key_of
+from pipeline.planning.steps import Step
+from pipeline.records import OnnxSource, ReadFile, SourceRecord, output_spec
+from pipeline.stages.common.probe import probe_images
+from pipeline.stages.source import network
+from pipeline.stages.source.graph_file.checks import ends_of, require_reference
+from pipeline.stages.source.outputs import check_outputs
+from pipeline.stages.source.spec import with_reads
+from pipeline.system.isolation import run_isolated
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.arithmetic import Result
+    from pipeline.adapters.onnx_files import ReadBytes
+    from pipeline.planning.project import Project
+
+log = logging.getLogger(__name__)
+
+SAME = 1e-4
+"""The largest relative L2 distance between an image's outputs in two batches. FP32's rounding makes about 1e-6."""
+_IMAGES = 3
+_UNSAFE = re.compile(r"\W", re.ASCII)
+"""Characters of a name that some runtimes and servers do not take."""
+
+
+class Tried(NamedTuple):
+    """What running a graph has shown."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """The shape of each output for one image."""
+    batch: int | None
+    """The one batch size that the graph takes; None if it takes any."""
+    trouble: str
+    """The reason why a graph with a dynamic axis takes one image alone; empty if it takes any number."""
+
+
+def make_graph_source(project: Project, name: str) -> SourceRecord:
+    """Store the configured ONNX file, with its external data taken in, as the model's source.
+
+    Args:
+        project: the project; its preprocessing is written.
+        name: the ONNX file.
+
+    Raises:
+        SourceError: the file is missing, damaged, or cannot be the FP32 reference.
+        StorageError: the results cannot be written.
+    """
+    config, file = project.config, Path(name)
+    key = key_of(project, Step("source", project.plan.model))  # before the file can change
+    spec = config.preprocessing
+    if spec is None:
+        raise _no_preprocessing(file)
+    read = read_model(file)
+    if read.sha256 != sha256_of(file):
+        raise SourceError("the ONNX file changed while it was read", where=name, fix="run it again when it is written")
+    model, task = read.model, config.model.task
+    onnx_rewrites.drop_initialised_inputs(model.graph)
+    _check(model, file)
+    ends = ends_of(model.graph, spec.input_shape, task, name)
+    require_reference(model, name)
+    cut = task is Task.CLASSIFICATION and onnx_rewrites.cut_softmax(model.graph)
+    image, *outputs = _use_plain_names(model.graph)
+    several = tuple(outputs) if len(outputs) > 1 else ()
+    onnx_graph.forget_origin(model)
+    path = project.paths.source_onnx
+    with replacing(path) as temporary:
+        onnx_graph.save(model, temporary)
+        tried = _try_apart(project, temporary, spec, task, ends.batch, file)
+    _say(file, ends.batch, tried, cut=cut)
+    detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
+    reads = tuple(map(_record, read.external))
+    record = SourceRecord(
+        key=with_reads(key, reads),
+        built_at=now(),
+        toolchain=tools("onnx", "onnxruntime-gpu"),
+        model=config.model.name,
+        factory="",
+        origin=WeightsOrigin.ONNX,
+        origin_detail=detail,
+        weights=describe_file(path, project.paths.root),
+        parameters=_parameters(model),
+        classes=sum(map(math.prod, tried.shapes)),
+        class_names=None,
+        replaced_head=None,
+        reads=reads,
+        preprocessing=spec,
+        task=task,
+        sample_shape=tried.shapes[0] if task.has_parts and not several else None,
+        named_outputs=tuple(map(output_spec, several, tried.shapes)),
+        onnx=OnnxSource(
+            input=image,
+            output=None if several else outputs[0],
+            opset=onnx_graph.opset_of(model),
+            batch=tried.batch,
+        ),
+    )
+    return project.write(project.paths.source, record)
+
+
+def _no_preprocessing(file: Path) -> SourceError:
+    return SourceError(
+        "nothing in an ONNX file says how images were prepared in its training",
+        where=str(file),
+        expected="`preprocessing` in pipeline.yaml, with resize, crop, interpolation, mean and std",
+        fix="write the training's own; for pixels from 0 to 1 without more, `mean: [0, 0, 0], std: [1, 1, 1]`",
+    )
+
+
+def _check(model: onnx.ModelProto, file: Path) -> None:
+    """Run ONNX's checker. It infers no shapes: many files that run have notes of shapes that are wrong.
+
+    Raises:
+        SourceError: the graph is not valid.
+    """
+    try:
+        onnx.checker.check_model(onnx_graph.without_weights(model))
+    except onnx.checker.ValidationError as exc:
+        raise SourceError(
+            "the ONNX file is not valid", where=str(file), got=one_line(exc), fix="export or copy the file again"
+        ) from exc
+
+
+def _use_plain_names(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Give all ends names of letters, digits and underscores, and return them."""
+    found = []
+    for value in (*graph.input, *graph.output):
+        old = value.name
+        plain = _UNSAFE.sub("_", old)
+        plain = plain if plain[:1].isalpha() else f"value_{plain}"
+        while plain != old and plain in onnx_rewrites.values_of(graph):
+            plain += "_"
+        if plain != old:
+            log.info("the name %r has characters that not every runtime takes: artifacts call it %r", old, plain)
+            onnx_rewrites.rename(graph, old, plain)
+        found.append(plain)
+    return tuple(found)
+
+
+def _record(item: ReadBytes) -> ReadFile:
+    here, path = Path.cwd(), item.path.absolute()
+    return ReadFile(path=(path.relative_to(here) if path.is_relative_to(here) else path).as_posix(), sha256=item.sha256)
+
+
+def _parameters(model: onnx.ModelProto) -> int:
+    return sum(math.prod(item.dims) for item in tensors_of(model.graph) if item.data_type == onnx.TensorProto.FLOAT)
+
+
+def _try_apart(  # noqa: PLR0913 - the facts of one run
+    project: Project, stored: Path, spec: Preprocessing, task: Task, batch: int | None, file: Path
+) -> Tried:
+    """Run the graph in a process of its own: there are graphs that end ONNX Runtime by a signal."""
+    rerun = project.command(Step("source", project.plan.model))
+    try:
+        return run_isolated(try_graph, stored, spec, task, batch, rerun=rerun)
+    except CrashedError as exc:
+        raise SourceError(
+            "ONNX Runtime cannot run the ONNX file", where=str(file), got=str(exc).replace("\n", ";")
+        ) from exc
+
+
+def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) -> Tried:
+    """Run a graph, and refuse one that gives no output for each image, or another one in another run.
+
+    Args:
+        stored: the ONNX file.
+        spec: the preprocessing.
+        task: the task of the model.
+        batch: the size of the batch that its input is written for; None if that axis is dynamic.
+
+    Raises:
+        SourceError: it does.
+    """
+    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    trouble = _trouble_of_batches(OnnxNetwork(stored), OnnxNetwork(stored, 1), images) if batch is None else ""
+    batch = 1 if trouble else batch
+    graph = OnnxNetwork(stored, batch)
+    names = graph.output_names if len(graph.output_names) > 1 else ()
+    shapes = network.output_shapes(graph, spec.input_shape, task, names)
+    try:
+        check_outputs(graph, spec, task, names)
+    except SourceError as exc:
+        raise SourceError(
+            exc.what,
+            got=exc.got,
+            fix="cut the graph where its output is right: onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT]); for "
+            "any numbers set `model.task: tensors`",
+        ) from exc
+    if _apart(graph(images), graph(images)) > SAME:
+        raise SourceError(
+            "the ONNX file gives another output for the same images",
+            expected="the same output in every run",
+            fix="export the network in evaluation mode, without random numbers",
+        )
+    return Tried(shapes, batch, trouble)
+
+
+def _apart(found: Result, expected: Result) -> float:
+    """Return the largest relative L2 of an output; what is not finite counts as 0, for the data refuse it by name."""
+    cleaned = [tuple(output.nan_to_num() for output in tensors(result)) for result in (found, expected)]
+    return relative_l2(*cleaned)
+
+
+def _trouble_of_batches(graph: OnnxNetwork, lone: OnnxNetwork, images: torch.Tensor) -> str:
+    """Return the reason why a graph with a dynamic axis takes one image alone; empty if it takes several."""
+    expected = lone(images)
+    try:
+        found = graph(images)
+    except Exception as exc:  # noqa: BLE001 - onnxruntime's exceptions have no common public base
+        return one_line(exc)
+    shapes = [[tuple(output.shape) for output in tensors(result)] for result in (found, expected)]
+    if shapes[0] != shapes[1]:
+        return f"shape {shapes[0]} for {len(images)} images"
+    distance = _apart(found, expected)
+    return f"outputs that are {distance:.1g} apart (relative L2) beside other images" if distance > SAME else ""
+
+
+def _say(file: Path, written: int | None, tried: Tried, *, cut: bool) -> None:
+    if cut:
+        log.info("%s ends in a softmax: the logits in front of it are the output, and their softmax is the same", file)
+    if tried.trouble:
+        log.warning("WARNING: %s has a dynamic batch, but takes one image alone: %s", file, tried.trouble)
+    if written or tried.trouble:
+        log.info("%s is made for batches of %d; `export` lets it take any, if it can", file, tried.batch)
