@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +24,13 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.modules import load_module
 from pipeline.stages.release.texts import model_card
+from pipeline.stages.sensitivity.table import print_sensitivity
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.heads import SHAPES, configuration
 from tests.support.hosts import H100, host
 from tests.support.logits import distance, images
-from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
 from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
 
@@ -312,6 +314,16 @@ def test_quantised_graphs_keep_every_output(tmp_path: Path) -> None:
         for item in rounding.outputs:
             assert item.relative_l2_high is not None
             assert item.relative_l2_high < 0.2, (arithmetic, item.name)
+
+
+def test_the_farthest_output_ranks_the_layers(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """`sensitivity` compares each output and each part of it apart, and its table says so."""
+    found = sensitivity_of(project)
+    assert found.plain.output in SHAPES
+    assert found.plain_loss >= found.plain.relative_l2
+    assert [layer.distance for layer in found.layers] == sorted((layer.loss for layer in found.layers), reverse=True)
+    print_sensitivity(found, sys.stdout)
+    assert f"farthest part {found.plain_loss:.1e}" in capsys.readouterr().out
 
 
 def test_a_damaged_reference_is_an_error(broken: Project) -> None:
