@@ -18,6 +18,7 @@ from model_artifacts.records import (
     Task,
 )
 from pipeline.config.places import check_cache, check_folder, check_path
+from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
@@ -88,6 +89,8 @@ class ModelConfig(Record):
     """The least sigmoid of a class that is an answer, of `task: multilabel`."""
     tolerance: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(parse_numbers)] = ()
     """The largest acceptable error of a number of `task: regression`, in its unit: one for all, or one for each."""
+    metric: Annotated[MetricConfig | None, BeforeValidator(parse_metric)] = None
+    """The user's own measure of `task: tensors`. None judges distances."""
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Precision, Task
+from model_artifacts.records import Precision, Record, Task
+from pipeline.config.values import Number, check_factory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config.settings import Config
     from pipeline.config.yaml_source import Location
+
+
+class MetricConfig(Record):
+    """The user's own measure of tensors. Text alone stands for `function`."""
+
+    function: Annotated[str, AfterValidator(check_factory)]
+    """`package.module:function`: outputs and truth → a score of each image from 0 to 1, of which more is better."""
+    least: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """The least mean score of the FP32 network, below which nothing is deployable."""
+
+
+def parse_metric(value: object) -> object:
+    """Return the mapping of a metric; text is {function: text}."""
+    return {"function": value} if isinstance(value, str) else value
+
 
 TABLE_TASKS = (Task.MULTILABEL, Task.REGRESSION)
 """Tasks whose labels are a table of numbers."""
@@ -55,6 +73,11 @@ def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
         if written and model.task is not owner:
             text = f"`model.{name}` is for `task: {owner.value}`, got `task: {task}`; remove one of them"
             yield ("model", name), text
+    if model.metric is not None and model.task is not Task.TENSORS:
+        text = f"`model.metric` is for `task: tensors`, got `task: {task}`, which has its own; remove one of them"
+        yield ("model", "metric"), text
+    if model.metric is not None and config.farm is not None:
+        yield ("model", "metric"), "`model.metric` needs `executor: local`: workers have no code of yours; remove it"
     if model.task is Task.REGRESSION and not model.tolerance:
         missing = "`model.task: regression` needs `model.tolerance`, the largest acceptable error of a number"
         yield ("model", "task"), f"{missing}: one for all, or a list with one for each, in their own units"
@@ -67,7 +90,7 @@ def _problems_without_top1(config: Config) -> Iterator[tuple[Location, str]]:
         yield ("model", "weights"), f"`model.weights`: the sample model is a classifier, not for `{task}`; name others"
     if config.data.classes is not None and not model.task.has_classes:
         yield ("data", "classes"), f"`data.classes`: `model.task: {task}` has no classes; remove one of them"
-    if model.task is Task.TENSORS and config.gates.require_proof:
+    if model.task is Task.TENSORS and model.metric is None and config.gates.require_proof:
         text = "`gates.require_proof`: a distance is measured, and proven by no number of samples; remove it"
         yield ("gates", "require_proof"), text
     for precision in Precision:
@@ -83,14 +106,15 @@ def _label_problems(config: Config) -> Iterator[tuple[Location, str]]:
     data, task = config.data, config.model.task
     if data.masks is not None and task is not Task.SEGMENTATION:
         yield ("data", "masks"), f"`data.masks` are for `task: segmentation`, got `task: {task.value}`; remove them"
-    if data.labels is not None and task is not Task.EMBEDDING and task not in TABLE_TASKS:
+    takes_table = task in TABLE_TASKS or config.model.metric is not None
+    if data.labels is not None and task is not Task.EMBEDDING and not takes_table:
         other = {
             Task.CLASSIFICATION: "; its classes are those of the images' folders",
             Task.SEGMENTATION: "; set `masks`",
         }
         text = f"`data.labels` is not for `task: {task.value}`{other.get(task, '')}; remove it"
         yield ("data", "labels"), text
-    elif data.labels == CLASSES and task in TABLE_TASKS:
+    elif data.labels == CLASSES and takes_table:
         yield ("data", "labels"), f"`data.labels`: `task: {task.value}` needs the path of a table, got {CLASSES}"
     elif data.labels not in {None, CLASSES} and task is Task.EMBEDDING:
         yield ("data", "labels"), f"`data.labels`: `task: embedding` takes {CLASSES} alone, got {data.labels!r}"

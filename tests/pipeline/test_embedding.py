@@ -9,16 +9,15 @@ import onnx
 import pytest
 
 import model_artifacts
-from model_artifacts.errors import ConfigError, UnsupportedError, UsageError
+from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import Backend, Graph, Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.texts import model_card
-from pipeline.stages.sensitivity.stage import measure_sensitivity
 from tests.support.embeddings import LENGTH, configuration
 from tests.support.logits import images, reference
-from tests.support.tasks import ENGINE, FP16, assert_shows_the_cosine, made_in
+from tests.support.tasks import ENGINE, FP16, assert_shows_the_cosine, made_in, sensitivity_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,10 +125,13 @@ def test_classes_of_the_images_judge_the_recall(tmp_path: Path) -> None:
     assert "By these labels the FP32 network has recall@1" in model_card("tiny", project.manifest(), None)
 
 
-def test_layers_are_not_ranked_by_answers(project: Project) -> None:
-    """`sensitivity` counts answers of a classifier, and refuses an embedding."""
-    with pytest.raises(UnsupportedError, match=r"(?s)answers of a classifier.*embedding.*leave_unquantized"):
-        measure_sensitivity(project, Graph.INT8)
+def test_layers_are_ranked_by_the_vectors(project: Project) -> None:
+    """`sensitivity` counts vectors that left their place among the neighbours."""
+    found = sensitivity_of(project)
+    assert (found.task, found.measure) == (Task.EMBEDDING, "other answers")
+    assert found.plain.top1_agreement is None
+    assert found.layers[0].distance <= 1.1 * found.plain.relative_l2
+    assert found.kept == (found.proposed_loss <= 0.008)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +24,13 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.modules import load_module
 from pipeline.stages.release.texts import model_card
+from pipeline.stages.sensitivity.table import print_sensitivity
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.heads import SHAPES, configuration
 from tests.support.hosts import H100, host
 from tests.support.logits import distance, images
-from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
 from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
 
@@ -294,14 +296,34 @@ def test_quantised_graphs_keep_every_output(tmp_path: Path) -> None:
         if step.stage in wanted:
             assert main([step.stage, step.subject, "--config", str(file)]) == 0, step
     for graph in (Graph.INT8, Graph.INT8_CPU, Graph.FP8):
-        outputs = onnx.load(project.paths.onnx(graph)).graph.output
-        assert [output.name for output in outputs] == [*SHAPES], graph
+        model = onnx.load(project.paths.onnx(graph))
+        assert [output.name for output in model.graph.output] == [*SHAPES], graph
+        made_by = {name: node for node in model.graph.node for name in node.output}
+        cast = made_by["features"]
+        maker = made_by[cast.input[0]] if cast.op_type == "Cast" else cast
+        rounded = maker.op_type == "DequantizeLinear"
+        assert rounded is (graph is Graph.INT8_CPU), graph  # TensorRT's graphs round no output; x86's round all
+        assert any(
+            made_by[node.input[0]].op_type == "DequantizeLinear"
+            for node in model.graph.node
+            if node.op_type == "Conv" and node.input[0] in made_by
+        )
     for arithmetic in project.plan.arithmetics:
         rounding = project.rounding(arithmetic)
         assert [item.name for item in rounding.outputs] == [*SHAPES], arithmetic
         for item in rounding.outputs:
             assert item.relative_l2_high is not None
             assert item.relative_l2_high < 0.2, (arithmetic, item.name)
+
+
+def test_the_farthest_output_ranks_the_layers(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """`sensitivity` compares each output and each part of it apart, and its table says so."""
+    found = sensitivity_of(project)
+    assert found.plain.output in SHAPES
+    assert found.plain_loss >= found.plain.relative_l2
+    assert [layer.distance for layer in found.layers] == sorted((layer.loss for layer in found.layers), reverse=True)
+    print_sensitivity(found, sys.stdout)
+    assert f"farthest part {found.plain_loss:.1e}" in capsys.readouterr().out
 
 
 def test_a_damaged_reference_is_an_error(broken: Project) -> None:

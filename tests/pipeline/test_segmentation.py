@@ -22,7 +22,7 @@ from pipeline.stages.release.texts import model_card
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.segments import CLASSES, SIZE, configuration, write_images
-from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,6 +123,14 @@ def test_table_report_card_and_triton_say_miou(project: Project, tmp_path: Path)
     assert "model.predict(" in card
     for config in make_repositories(project.paths.root, tmp_path / "triton").folder.rglob("config.pbtxt"):
         assert "label_filename" not in config.read_text()
+
+
+def test_layers_are_ranked_by_their_maps(project: Project) -> None:
+    """`sensitivity` needs no masks: pixels that answer otherwise are lost."""
+    found = sensitivity_of(project)
+    assert 0 < found.layers[0].distance <= 1.1 * found.plain.relative_l2
+    assert found.proposed_loss <= found.plain_loss
+    assert found.kept == (found.proposed_loss <= 0.008)
 
 
 def test_without_masks_pixels_are_compared_with_the_reference(tmp_path: Path) -> None:

@@ -112,6 +112,55 @@ def test_triton_serves_tensors(project: Project, tmp_path: Path) -> None:
         assert config.read_text().count("dims: 16") >= 2
 
 
+METRIC = "tests.support.tensors:found_boxes"
+
+
+def with_metric(metric: str) -> str:
+    """Return the configuration of boxes that a metric of the user's own judges."""
+    return configuration().replace("task: tensors", f'task: tensors, metric: "{metric}"')
+
+
+def test_a_metric_of_the_users_own_judges(tmp_path: Path) -> None:
+    """It stands in the place of the parts' distances, which bound faithfulness all the same."""
+    made = made_in(tmp_path, with_metric(METRIC))
+    report = made.accuracy(made.plan.variant(FP16))
+    assert report.passed, report.reason
+    metrics = {check.metric: check.question for check in report.checks}
+    assert metrics[f"drop of {METRIC}"] is Question.GOOD_ENOUGH
+    assert metrics[f"reference: {METRIC}"] is Question.REFERENCE
+    assert not [metric for metric in metrics if "largest relative L2 of a part" in metric]
+    assert report.accuracy is not None
+    (score,) = report.accuracy.scores
+    assert (score.metric, score.reference) == (METRIC, 1.0)
+    assert report.loss is not None
+    fields = {field.name for field in report.key.fields}
+    assert {"metric", "metric_code"} <= fields
+    text = made.config_file.read_text().replace(METRIC, "tests.support.tensors:no_scores")
+    made.config_file.write_text(text)
+    other = Project.load(made.config_file, STAGES)
+    failed = validate_variant(other, other.plan.variant(FP16))
+    assert failed.outcome.value == "failed"
+    assert "no score of each image" in failed.reason
+    assert "float" in failed.reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("task: tensors", "task: embedding", r"\d+:\d+: `model.metric` is for `task: tensors`"),
+        ("tensors:found_boxes", "tensors", r"expected package.module:function"),
+        ("profiles", "executor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\nprofiles", "needs `executor: local`"),
+    ],
+    ids=["task", "name", "farm"],
+)
+def test_a_metric_that_cannot_be_applied_is_refused(
+    write_config: Callable[[str], Path], old: str, new: str, problem: str
+) -> None:
+    """The message has the place."""
+    with pytest.raises(ConfigError, match=problem):
+        Project.load(write_config(with_metric(METRIC).replace(old, new)), STAGES)
+
+
 def test_a_proof_is_not_for_distances(write_config: Callable[[str], Path]) -> None:
     """A setting that would have no effect is refused."""
     text = configuration().replace("workspaces", "gates: {require_proof: true}\nworkspaces")

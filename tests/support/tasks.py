@@ -6,9 +6,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from model_artifacts.cli.answers import Place, print_manifest
+from model_artifacts.records import Graph
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.sensitivity.stage import measure_sensitivity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import pytest
 
     from model_artifacts.records import Task
+    from pipeline.records import Sensitivity
 
 FP16, FP32 = "tiny/cpu-x86_64/onnxruntime-fp16", "tiny/cpu-x86_64/onnxruntime-fp32"
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
@@ -46,6 +49,13 @@ def made_in(folder: Path, text: str) -> Project:
     for stage in ("manifest", "report"):
         assert main([stage, "tiny", "--config", str(file)]) == 0
     return project
+
+
+def sensitivity_of(project: Project) -> Sensitivity:
+    """Return the sensitivity of a project's layers to int8, which its own configuration does not have."""
+    file = project.config_file.with_name("int8.yaml")
+    file.write_text(project.config_file.read_text().replace("[fp32, fp16]", "[fp32, int8]"))
+    return measure_sensitivity(Project.load(file, STAGES), Graph.INT8)
 
 
 def assert_shows_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference=describe_file(stored, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
-        class_names=classes.names or (table.columns if table else None),
+        class_names=classes.names or (table.columns if table and source.task in TABLE_TASKS else None),
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
@@ -151,9 +151,11 @@ def _truth(
 
 def _table(config: DataConfig, source: SourceRecord, classes: Classes, validation: Images) -> Table | None:
     """Return the table of labels with its columns in the order of the network's output; None without one."""
-    if config.labels is None or source.task not in TABLE_TASKS:
+    if config.labels is None or config.labels == CLASSES:
         return None
     table = read_table(Path(config.labels), validation.names)
+    if source.task not in TABLE_TASKS:  # the user's own metric knows what the columns mean
+        return table
     return arranged(
         table, Path(config.labels), classes.names, source.classes, zeros_and_ones=source.task is Task.MULTILABEL
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Task
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import WHOLE_QDQ, StageSpec
 from pipeline.records import Sensitivity
@@ -12,11 +12,12 @@ from pipeline.stages.quantize.spec import quantize_key
 
 if TYPE_CHECKING:
     from model_artifacts.records import Key
+    from pipeline.config.settings import ModelConfig
     from pipeline.planning.project import Project
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same graph and images give another table. Since 2 it ranks all nodes that read quantised tensors,
-judges on other images than it calibrates with, and keeps a reserve to the gate."""
+judges on other images than it calibrates with, and keeps a reserve to the gate. Since 3 it judges as the task does."""
 
 
 def sensitivity_key(project: Project, graph: Graph) -> Key:
@@ -26,7 +27,15 @@ def sensitivity_key(project: Project, graph: Graph) -> Key:
         quantized=quantize_key(project, graph).digest,
         gate=project.config.gates.of(graph.precision),
         margin=project.config.gates.margin,
+        **_answers(project.config.model),
     )
+
+
+def _answers(model: ModelConfig) -> dict[str, object]:
+    """Return the settings that decide which answers are lost, of tasks that have any."""
+    if model.task is Task.MULTILABEL:
+        return {"threshold": model.threshold}
+    return {"tolerance": model.tolerance} if model.task is Task.REGRESSION else {}
 
 
 SPEC = StageSpec(

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import UnsupportedError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import Task
 from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.config.tasks import require_tolerances
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import LayerSensitivity, Sensitivity
+from pipeline.stages.common.rows import rows_of, spans_of
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_nodes
 from pipeline.stages.quantize.stage import calibrate
+from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from pipeline.stages.sensitivity.table import print_sensitivity
-from pipeline.stages.validate.metrics import measure
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from model_artifacts.records import Accuracy, Graph
-    from pipeline.config.settings import Gate
+    from model_artifacts.records import Graph
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 _BATCH = 16
-_SHARE = 0.8
-"""The share of what a gate allows that a proposal may take: a choice. The validation has other images, and a library
-rounds at other places."""
 
 
 def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
@@ -56,7 +53,6 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         graph: int8 or fp8 for TensorRT, with all layers quantised.
 
     Raises:
-        UnsupportedError: the model is an embedding.
         QuantizeError: the graph cannot be quantised.
         RunError: a graph cannot be run.
         CrashedError: the process that runs the graphs died.
@@ -64,14 +60,8 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         StorageError: the record cannot be written.
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-    if project.config.model.task is not Task.CLASSIFICATION:
-        raise UnsupportedError(
-            "layers are ranked by the answers of a classifier",
-            got=f"`model.task: {project.config.model.task.value}`",
-            fix="name layers in `leave_unquantized` by hand",
-        )
     found = run_isolated(_measure, project, graph, rerun=project.command(step))
-    gates = project.config.gates
+    gates, task = project.config.gates, project.config.model.task
     record = Sensitivity(
         key=key_of(project, step),
         built_at=now(),
@@ -79,11 +69,14 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
         graph=graph,
         samples=found.samples,
         calibration_sha256=project.data().calibration.sha256,
+        task=task,
         layers=found.layers,
-        plain=found.plain,
+        plain=found.plain.accuracy,
+        plain_loss=found.plain.loss,
         proposal=found.proposal,
-        proposed=found.proposed,
-        kept=keeps(found.proposed, gates.of(graph.precision), gates.margin),
+        proposed=found.proposed.accuracy,
+        proposed_loss=found.proposed.loss,
+        kept=keeps(found.proposed, gates.of(graph.precision), gates.margin, task),
         calibrated_on=found.calibrated_on,
     )
     return project.write(project.paths.sensitivity(graph), record)
@@ -96,10 +89,10 @@ class _Found(NamedTuple):
     calibrated_on: int
     layers: tuple[LayerSensitivity, ...]
     """The most sensitive first."""
-    plain: Accuracy
-    """The accuracy with all layers quantised."""
+    plain: Judged
+    """With all nodes quantised."""
     proposal: tuple[str, ...]
-    proposed: Accuracy
+    proposed: Judged
 
 
 def _measure(project: Project, graph: Graph) -> _Found:
@@ -110,26 +103,37 @@ def _measure(project: Project, graph: Graph) -> _Found:
     calibrated = calibrate(project, graph, Images(ranging, data.preprocessing))
     nodes = {node.name: node for node in quantized_nodes(calibrated.model)}
     whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
-    reference = _run(whole, judging)
+    meaning = _meaning(project)
+    reference = _run(whole, judging, meaning)
 
-    def accuracy_of(model: onnx.ModelProto) -> Accuracy:
-        return measure(_run(model, judging), reference, None)
+    def judged_of(model: onnx.ModelProto) -> Judged:
+        return judge(_run(model, judging, meaning), reference, meaning)
 
     with Bars() as bars:
         report = bars.reporting("nodes quantised one at a time")
         layers = []
         for done, name in enumerate(nodes, start=1):
-            layers.append(_sensitivity(whole, name, accuracy_of(calibrated.quantizing(name))))
+            layers.append(_sensitivity(whole, name, judged_of(calibrated.quantizing(name))))
             report(done, len(nodes))
-    layers.sort(key=lambda layer: -layer.relative_l2)
-    plain, gates = accuracy_of(calibrated.model), project.config.gates
+    layers.sort(key=lambda layer: -layer.distance)
+    plain, gates = judged_of(calibrated.model), project.config.gates
     gate = gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
     multiplies = frozenset(name for name, node in nodes.items() if node.op_type in QUANTIZED_OPERATORS)
     proposal, proposed = propose(
-        Ranked(ranked, multiplies), plain, lambda left: accuracy_of(calibrated.leaving(left)), gate, gates.margin
+        Ranked(ranked, multiplies),
+        plain,
+        lambda left: judged_of(calibrated.leaving(left)),
+        lambda judged: keeps(judged, gate, gates.margin, meaning.task),
     )
     return _Found(len(judging), len(ranging), tuple(layers), plain, proposal, proposed)
+
+
+def _meaning(project: Project) -> Meaning:
+    model, source = project.config.model, project.source()
+    if model.task is Task.REGRESSION:
+        require_tolerances(model.tolerance, source.classes)
+    return Meaning(model.task, spans_of(source), model.threshold, model.tolerance)
 
 
 def halves(images: Pixels) -> tuple[Pixels, Pixels]:
@@ -151,60 +155,44 @@ class Ranked(NamedTuple):
 
 def propose(
     ranked: Ranked,
-    plain: Accuracy,
-    accuracy_of: Callable[[tuple[str, ...]], Accuracy],
-    gate: Gate,
-    margin: float,
-) -> tuple[tuple[str, ...], Accuracy]:
+    plain: Judged,
+    judged_of: Callable[[tuple[str, ...]], Judged],
+    keeps_gate: Callable[[Judged], bool],
+) -> tuple[tuple[str, ...], Judged]:
     """Return the fewest of the most sensitive nodes that must stay in floating point for the gate to pass.
 
     Args:
         ranked: the nodes.
-        plain: the accuracy with all nodes quantised.
-        accuracy_of: the nodes left in floating point → the accuracy with the others quantised.
-        gate: the precision's gate.
-        margin: the largest acceptable drop of the top-1 accuracy.
+        plain: the graph with all nodes quantised.
+        judged_of: the nodes left in floating point → the graph with the others quantised.
+        keeps_gate: the rule.
 
     Returns:
-        the nodes and the resulting accuracy; all nodes up to the last layer if none passes the gate.
+        the nodes and the resulting graph; all nodes up to the last layer if none passes the gate.
     """
     left: tuple[str, ...] = ()
-    accuracy = plain
-    while not keeps(accuracy, gate, margin) and ranked.layers.intersection(ranked.names[len(left) + 1 :]):
+    judged = plain
+    while not keeps_gate(judged) and ranked.layers.intersection(ranked.names[len(left) + 1 :]):
         left = ranked.names[: len(left) + 1]
-        accuracy = accuracy_of(left)
-    return left, accuracy
+        judged = judged_of(left)
+    return left, judged
 
 
-def keeps(accuracy: Accuracy, gate: Gate, margin: float) -> bool:
-    """Return True if an accuracy passes a gate with some reserve.
-
-    Without a bound in the gate, twice the margin of answers may differ, because as many are won as are lost by chance.
-    """
-    agreement = 1 - 2 * margin if gate.top1_agreement is None else gate.top1_agreement
-    return (
-        accuracy.finite
-        and 1 - (accuracy.top1_agreement or 0.0) <= _SHARE * (1 - agreement)
-        and (gate.relative_l2 is None or accuracy.relative_l2 <= _SHARE * gate.relative_l2)
-        and (gate.cosine is None or 1 - accuracy.cosine <= _SHARE * (1 - gate.cosine))
-    )
+def _run(model: onnx.ModelProto, images: Logits, meaning: Meaning) -> Logits:
+    outputs = run_stand_in(model.SerializeToString(), images, _BATCH)
+    return rows_of(outputs, meaning.spans, "the quantised graph")
 
 
-def _run(model: onnx.ModelProto, images: Logits) -> Logits:
-    logits: Logits = run_stand_in(model.SerializeToString(), images, _BATCH)
-    return logits
-
-
-def _sensitivity(whole: onnx.ModelProto, name: str, accuracy: Accuracy) -> LayerSensitivity:
+def _sensitivity(whole: onnx.ModelProto, name: str, judged: Judged) -> LayerSensitivity:
     (node,) = (item for item in whole.graph.node if item.name == name)
     sizes = [math.prod(tensor.dims) for tensor in whole.graph.initializer if tensor.name in node.input[1:2]]
     return LayerSensitivity(
         name=name,
         kind=node.op_type,
         weights=sum(sizes),
-        relative_l2=accuracy.relative_l2,
-        cosine=accuracy.cosine,
-        top1_agreement=accuracy.top1_agreement or 0.0,
+        distance=judged.distance,
+        cosine=judged.accuracy.cosine,
+        loss=judged.loss,
     )
 
 

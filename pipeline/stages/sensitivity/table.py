@@ -24,29 +24,29 @@ def print_sensitivity(record: Sensitivity, stream: TextIO) -> None:
     console.print(Text(f"one node at a time in {graph}: {judging}"))
     rows = [
         (
-            f"{layer.relative_l2:.1e}",
+            f"{layer.distance:.1e}",
             f"{layer.cosine:.6f}",
-            f"{layer.top1_agreement:.1%}",
+            record.measured(layer.loss),
             f"{layer.weights:,}",
             layer.name,
             layer.kind,
         )
         for layer in record.layers
     ]
-    console.print(without_empty_columns(("rel. L2", "cosine", "agreement", "weights"), ("node", "operator"), rows))
-    console.print(Text(f"all nodes in {graph}: {_accuracy_of(record.plain)}"))
+    console.print(without_empty_columns(("rel. L2", "cosine", record.measure, "weights"), ("node", "operator"), rows))
+    console.print(Text(f"all nodes in {graph}: {_words(record, record.plain, record.plain_loss)}"))
     if not record.proposal:
         console.print(Text("these images pass the gate: no node has to stay in floating point"))
         return
     verdict = "these images pass the gate" if record.kept else "these images still MISS the gate; use fp16"
-    console.print(Text(f"all nodes but {len(record.proposal)}: {_accuracy_of(record.proposed)}; {verdict}"))
+    words = _words(record, record.proposed, record.proposed_loss)
+    console.print(Text(f"all nodes but {len(record.proposal)}: {words}; {verdict}"))
     if record.kept:
         names = ", ".join(record.proposal)
         stream.write(f"to add variants {graph}-mixed beside {graph}, put this line into pipeline.yaml:\n")
         stream.write(f"leave_unquantized: {{{graph}: [{names}]}}\n")
 
 
-def _accuracy_of(accuracy: Accuracy) -> str:
-    return (
-        f"relative L2 {accuracy.relative_l2:.1e}, cosine {accuracy.cosine:.6f}, agreement {accuracy.top1_agreement:.1%}"
-    )
+def _words(record: Sensitivity, accuracy: Accuracy, loss: float) -> str:
+    distances = f"relative L2 {accuracy.relative_l2:.1e}, cosine {accuracy.cosine:.6f}"
+    return f"{distances}, {record.measure} {record.measured(loss)}"

@@ -22,9 +22,11 @@ from pipeline.stages.validate.gates import (
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
 from pipeline.stages.validate.tasks.case import Case
-from pipeline.stages.validate.tasks.registry import JUDGES
+from pipeline.stages.validate.tasks.registry import judge_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy, GateCheck, Score
@@ -58,6 +60,17 @@ class Yardstick(NamedTuple):
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
     """The largest acceptable error of a regression's numbers."""
+    metric: Callable[[Logits, npt.NDArray[Any]], object] | None = None
+    """The user's measure of tensors; None without one."""
+    metric_name: str = ""
+    """The name of that function."""
+    least: float = 0.0
+    """The least mean score of the reference by that function."""
+
+    @property
+    def by_distance(self) -> bool:
+        """True if the margin bounds the parts' distances: of tensors without a metric of the user's own."""
+        return self.task is Task.TENSORS and self.metric is None
 
     @property
     def bounds(self) -> Bounds:
@@ -112,6 +125,9 @@ def case_of(logits: Logits, reference: Logits, truth: Truth | None, yardstick: Y
         require_proof=gates.require_proof,
         threshold=yardstick.threshold,
         tolerance=yardstick.tolerance,
+        metric=yardstick.metric,
+        metric_name=yardstick.metric_name,
+        least=yardstick.least,
     )
 
 
@@ -131,13 +147,18 @@ def judge_logits(
     bounds = yardstick.bounds
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
-        apart = distance(logits[: len(emulated)], emulated[: len(logits)], yardstick.parts)
-        checks += (at_most("relative L2 to the emulated graph", apart, bounds.emulation_l2),)
+        got, want = logits[: len(emulated)], emulated[: len(logits)]
+        checks += (at_most("relative L2 to the emulated graph", distance(got, want, None), bounds.emulation_l2),)
+        if yardstick.parts is not None and bounds.relative_l2 is not None:
+            # The worst of many parts lies farther off than the whole: of several labels up to 1.43 × its quantile.
+            worst = distance(got, want, yardstick.parts)
+            checks += (at_most("relative L2 of a part to the emulated graph", worst, bounds.relative_l2),)
     if shape is not None:
         parts = part_l2(logits, reference, shape)
         checks += judge_parts(parts, parts_of(shape), bounds)
-    if task in JUDGES:
-        verdict = JUDGES[task](case_of(logits, reference, labels, yardstick))
+    case = case_of(logits, reference, labels, yardstick)
+    if judge := judge_of(case, task):
+        verdict = judge(case)
         return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
     if shape is not None:
         return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)

@@ -162,13 +162,13 @@ def _judge_other_runs(ran: Ran, reference: Logits, yardstick: Yardstick) -> tupl
     """
     bounds, margin = yardstick.bounds, yardstick.gates.margin
     checks = judge_rows(ran.rows, bounds)
-    if yardstick.task is Task.TENSORS:
+    if yardstick.by_distance:
         checks += judge_loss_of_rows(ran.rows, margin)
     checks += judge_finite("finite outputs of extreme images", ran.extremes)
     if ran.channels_last is not None and bounds.relative_l2 is not None:
         apart = distance(ran.channels_last, reference, yardstick.parts)
         checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
-        if yardstick.task is Task.TENSORS and yardstick.sample_shape is not None:
+        if yardstick.by_distance and yardstick.sample_shape is not None:
             worst = largest_part(ran.channels_last, reference, yardstick.sample_shape)
             checks += (judge_loss_of_parts(worst, margin, " in channels_last"),)
     return checks

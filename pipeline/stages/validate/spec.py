@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
+from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import CPU_TARGET, Backend, Precision, Task
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
@@ -33,8 +34,9 @@ TensorRT's graphs on a processor by a part. 8 runs torch_compile with contiguous
 """
 
 
-TASKS_VERSION = 2
-"""The same for the tasks without classes alone. 2 holds parts to the margin at every batch size."""
+TASKS_VERSION = 3
+"""The same for the tasks without classes alone. 2 holds parts to the margin at every batch size.
+3 allows a part of a quantised graph the multiple of its rounding beside the emulated one."""
 
 EVALUATOR_VERSION = 2
 """Raise it when onnx's reference evaluator is given other operators. Since 2 a global mean is summed in FP32."""
@@ -82,6 +84,9 @@ def _task_fields(model: ModelConfig) -> dict[str, object]:
         fields["threshold"] = model.threshold
     if model.task is Task.REGRESSION:
         fields["tolerance"] = model.tolerance
+    if model.metric is not None:
+        name = model.metric.function
+        fields |= {"metric": model.metric, "metric_code": [code_of(name), imported_code_of(name)]}
     return fields
 
 

@@ -13,13 +13,12 @@ import numpy as np
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import CPU_TARGET, Backend, Layout, Question, Task
+from model_artifacts.records import CPU_TARGET, Backend, Layout, Question
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
-from pipeline.config.tasks import require_tolerances
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
-from pipeline.planning.plan import STRICT_FP32, Arithmetic, arithmetic_of
+from pipeline.planning.plan import STRICT_FP32, arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome, Verdict
 from pipeline.stages.common.console import say_outcome
@@ -36,10 +35,11 @@ from pipeline.stages.validate.batches import (
     samples_of,
 )
 from pipeline.stages.validate.gates import bounds_of, judge_layers, reason_of
-from pipeline.stages.validate.judgement import Yardstick, case_of
+from pipeline.stages.validate.judgement import case_of
 from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
 from pipeline.stages.validate.reference import judge_reference
-from pipeline.stages.validate.tasks.registry import DESERVING
+from pipeline.stages.validate.tasks.registry import deserving_of
+from pipeline.stages.validate.yardsticks import yardstick_for
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, Rounding
     from pipeline.stages.common.outcomes import Ending
-    from pipeline.stages.common.rows import Span
     from pipeline.stages.validate.batches import BatchSizes
     from pipeline.stages.validate.outputs import Compared, Verdicts
 
@@ -126,8 +125,9 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     for span in spans if gates.require_reference else ():
         own = reference[:, span.columns]
         deserved = judge_reference(own, labels, repeatable=strict.repeatable, task=task)
-        if task in DESERVING:
-            deserved += DESERVING[task](case_of(own, own, labels, _yardstick(project, STRICT_FP32, span)))
+        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
+        if deserving := deserving_of(case, task):
+            deserved += deserving(case)
         checks += labelled(deserved, span)
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
     compared = compare(ran, reference, spans, labels, data.class_names, task)
@@ -136,7 +136,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     claimed = arithmetic_of(variant, executed)
     is_part = samples < data.validation_samples
     verdicts = [
-        judge_output(item, labels, _yardstick(project, claimed, item.span)._replace(is_part=is_part))
+        judge_output(item, labels, yardstick_for(project, claimed, item.span)._replace(is_part=is_part))
         for item in compared
     ]
     compared = tuple(item.scored(verdict.scores) for item, verdict in zip(compared, verdicts, strict=True))
@@ -176,25 +176,6 @@ def _reason(
     failed = [item for item, verdict in zip(compared, verdicts, strict=True) if not verdict.passed]
     worst = failed[0] if failed else farthest(compared)
     return f"{reason}; {worst.span.label('worst sample')}: {_sample(project, worst.accuracy.worst_sample)}"
-
-
-def _yardstick(project: Project, arithmetic: Arithmetic, span: Span) -> Yardstick:
-    gates, rounding = project.config.gates, project.rounding(arithmetic)
-    emulated = np.load(project.file(rounding.logits))[:, span.columns] if rounding.logits else None
-    model = project.config.model
-    if model.task is Task.REGRESSION:
-        require_tolerances(model.tolerance, project.source().classes)
-    return Yardstick(
-        gates,
-        gates.of(arithmetic.precision),
-        rounding.of(span.name),
-        emulated,
-        task=model.task,
-        sample_shape=span.shape,
-        names=project.data().class_names,
-        threshold=model.threshold,
-        tolerance=model.tolerance,
-    )
 
 
 def _strict_l2(strict: Rounding, gates: Gates) -> float:
@@ -274,7 +255,7 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
     data = project.data()
     load, samples = _loader(project), data.validation_samples
     spans = spans_of(project.source())
-    measured = [Measured(span, _yardstick(project, arithmetic_of(variant), span).parts) for span in spans]
+    measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
     reference = load_rows(project.file(data.reference), spans)
     edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
     most, smallest, checked = sizes

@@ -24,6 +24,7 @@ from model_artifacts.records import (
     Recipe,
     Record,
     Setting,
+    Task,
     Variant,
 )
 from pipeline.planning.freshness import freshness_of
@@ -79,10 +80,13 @@ _WRITTEN: dict[str, Record] = {
         samples=4,
         calibrated_on=4,
         calibration_sha256="0" * 64,
+        task=Task.CLASSIFICATION,
         layers=(),
         plain=accuracy(),
+        plain_loss=0.1,
         proposal=("conv",),
         proposed=accuracy(),
+        proposed_loss=0.01,
         kept=True,
     ),
     "farm.json": FarmRecord(hosts=(workers("H100", host(H100)),), here=None),

@@ -35,7 +35,7 @@ GOLDEN = {
     "manifest": (5, "3db7446a1a7e41bf"),
     "report": (7, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
-    "sensitivity": (2, "9e980fe772430c89"),
+    "sensitivity": (3, "858a4d057ce1c22b"),
 }
 """The version and the digest of the output, by stage."""
 

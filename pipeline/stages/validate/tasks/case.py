@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,12 @@ class Case(NamedTuple):
     """The least sigmoid of a class that is an answer."""
     tolerance: tuple[float, ...] = ()
     """The largest acceptable error of each number, in its own unit; one for all, or one for each."""
+    metric: Callable[[Rows, npt.NDArray[Any]], object] | None = None
+    """The user's measure: outputs (images, …) and their truth → a score of each image. None for other tasks."""
+    metric_name: str = ""
+    """The name of that function."""
+    least: float = 0.0
+    """The least mean score of the reference by that function."""
 
 
 class TaskVerdict(NamedTuple):

@@ -177,3 +177,21 @@ def test_parts_are_weighed_by_their_bounds() -> None:
     assert distance(got, want, parts) == pytest.approx(0.125)
     assert row_dependence(want, got, None) < 1e-3
     assert row_dependence(want, got, parts) == pytest.approx(0.25 * 0.15 / np.sqrt((0.2**2 + 0.3**2) / 2), rel=1e-4)
+
+
+def test_a_part_may_lie_farther_from_the_emulated_graph_than_the_whole() -> None:
+    """The quantile bounds the whole; each part has the multiple, beyond which another cause is likely."""
+    random = np.random.default_rng(6)
+    want = random.normal(size=(64, 12)).astype(np.float32)
+    noise = random.normal(size=want.shape).astype(np.float32)
+    rounding = rounding_of(Graph.INT8, high=0.07, sample=0.3, logits=file_record("int8.npy"))
+    rounding = rounding.model_copy(update={"part_l2_high": (0.07,) * 12})
+    emulated = want + np.float32(0.03) * noise
+    yardstick = Yardstick(Gates(margin=0.5), Gate(), rounding, emulated, task=Task.TENSORS, sample_shape=(12,))
+    found = []
+    for size in (0.1, 0.16):
+        got = emulated.copy()
+        got[:, 2] += np.float32(size) * np.roll(noise[:, 2], 1)
+        found.append(failed(judge_logits(got, want, None, measure(got, want, None, task=Task.TENSORS), yardstick)))
+    assert found[0] == []
+    assert found[1] == ["relative L2 of a part to the emulated graph", "relative L2 of axis 1, entry 2"]
