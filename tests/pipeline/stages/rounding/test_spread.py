@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.stages.rounding.spread import Spread, spread_of, widest
+from pipeline.stages.rounding.spread import Spread, farthest, spread_of, widest
 
 RANDOM = np.random.default_rng(0)
 WANT = RANDOM.normal(size=(64, 10)).astype(np.float32)
@@ -73,3 +73,13 @@ def test_the_widest_of_each_part_counts() -> None:
     """Two emulations may be worst in different parts."""
     one, two = Spread(0.1, 0.2, 0.3, None, (0.1, 0.4)), Spread(0.2, 0.1, 0.3, None, (0.3, 0.2))
     assert widest([one, two]) == Spread(0.2, 0.2, 0.3, None, (0.3, 0.4))
+
+
+def test_the_largest_rounding_of_the_outputs_stands_for_all() -> None:
+    """One that is not finite leaves no distance."""
+    near, far = Spread(0.1, 0.2, 0.9, None, (0.2,)), Spread(0.3, 0.4, 0.5, None, (0.4, 0.1))
+    found = farthest([near, far])
+    assert found is not None
+    assert (found.relative_l2, found.relative_l2_high, found.sample_l2_high) == (0.3, 0.4, 0.9)
+    assert farthest([near, None]) is None
+    assert farthest([]) is None
