@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 SAME = 1e-4
 """The largest relative L2 distance between an image's outputs in two batches. FP32's rounding makes about 1e-6."""
+FLOOR = 1e-6
+"""The root mean square of a difference that counts as none, as in the stage `export`."""
 _IMAGES = 3
 _UNSAFE = re.compile(r"\W", re.ASCII)
 """Characters of a name that some runtimes and servers do not take."""
@@ -218,8 +220,9 @@ def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) 
 
 def _apart(found: Result, expected: Result) -> float:
     """Return the largest relative L2 of an output; what is not finite counts as 0, for the data refuse it by name."""
-    cleaned = [tuple(output.nan_to_num() for output in tensors(result)) for result in (found, expected)]
-    return relative_l2(*cleaned)
+    cleaned = [[output.nan_to_num() for output in tensors(result)] for result in (found, expected)]
+    pairs = [pair for pair in zip(*cleaned, strict=True) if (pair[0] - pair[1]).double().square().mean().sqrt() > FLOOR]
+    return max((relative_l2(*pair) for pair in pairs), default=0.0)
 
 
 def _trouble_of_batches(graph: OnnxNetwork, lone: OnnxNetwork, images: torch.Tensor) -> str:

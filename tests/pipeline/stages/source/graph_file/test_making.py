@@ -91,6 +91,19 @@ def test_images_that_change_each_other_are_seen(tmp_path: Path, write_config: Wr
     assert record.onnx.batch == 1
 
 
+def test_outputs_of_nothing_are_no_difference(tmp_path: Path, write_config: Write) -> None:
+    """A detector's probabilities on images that show nothing are the rounding of 1, beside any other image."""
+    tail = [
+        helper.make_node("Mul", ["logits", "faint"], ["low"]),
+        helper.make_node("Sub", ["low", "far"], ["lower"]),
+        helper.make_node("Sigmoid", ["lower"], ["scores:0"]),
+    ]
+    extra = [("faint", np.array(0.1, np.float32)), ("far", np.array(16, np.float32))]
+    record = make_source(project_of(make(tail=tail, extra=extra), tmp_path, write_config, task="tensors"))
+    assert record.onnx is not None
+    assert record.onnx.batch is None
+
+
 def test_probabilities_are_refused(tmp_path: Path, write_config: Write) -> None:
     """A sigmoid at the end of a classifier is no logit."""
     project = project_of(make(tail=[helper.make_node("Sigmoid", ["logits"], ["scores:0"])]), tmp_path, write_config)
