@@ -270,6 +270,21 @@ def test_names_come_from_what_the_network_returns(
     assert json.loads(record.to_json())["named_outputs"][1]["shape"] == ["batch", *SHAPES["scores"]]
 
 
+def test_nested_outputs_have_the_names_of_their_way(write_config: Callable[[str], Path]) -> None:
+    """The graph has each of them, and computes what the network does."""
+    file = write_config(configuration("Nested", "[fp32]"))
+    project = Project.load(file, STAGES)
+    for step in ("source", "export"):
+        subject = "tiny/fp32" if step == "export" else "tiny"
+        assert main([step, subject, "--config", str(file)]) == 0
+    names = ["output_0", "output_1_0", "output_1_1_mirror"]
+    assert [spec.name for spec in project.source().outputs] == names
+    assert [spec.shape[1:] for spec in project.onnx(Graph.FP32).outputs] == [
+        SHAPES[name] for name in ("boxes", "scores", "mirror")
+    ]
+    assert [spec.name for spec in project.onnx(Graph.FP32).outputs] == names
+
+
 def test_one_tensor_under_two_names_is_refused(write_config: Callable[[str], Path]) -> None:
     """A graph gives both one name, so that nothing is written."""
     project = Project.load(write_config(configuration("Twice")), STAGES)

@@ -102,7 +102,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         onnx_graph.save(model, temporary)
         tried = _apart_from_us(project, file, try_graph, temporary, spec, task, ends.batch)
         if cut:
-            _require_softmax(project, file, temporary, whole, tried.batch)
+            _require_softmax(project, file, temporary, whole, spec, tried.batch)
     _say(file, ends.batch, tried, cut=cut)
     detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
     reads = tuple(map(_record, read.external))
@@ -192,9 +192,10 @@ def _apart_from_us(project: Project, file: Path, function: Callable[[Unpack[Ts]]
         ) from exc
 
 
-def _require_softmax(project: Project, file: Path, stored: Path, whole: onnx.ModelProto, batch: int | None) -> None:
+def _require_softmax(  # noqa: PLR0913 - two graphs, and how they are run
+    project: Project, file: Path, stored: Path, whole: onnx.ModelProto, spec: Preprocessing, batch: int | None
+) -> None:
     """Refuse a file whose last softmax is none over the classes, so that its logits would mean something else."""
-    spec = project.config.preprocessing
     with tempfile.TemporaryDirectory() as folder:
         uncut = Path(folder) / "whole.onnx"
         onnx_graph.save(whole, uncut)

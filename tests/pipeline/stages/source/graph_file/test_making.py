@@ -22,6 +22,9 @@ from tests.support.onnx_models import CLASSES, SIZE, configuration, make, projec
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
+
+    import numpy.typing as npt
 
     Write = Callable[[str], Path]
 
@@ -76,7 +79,7 @@ def test_a_softmax_over_something_else_is_refused(tmp_path: Path, write_config: 
         helper.make_node("Softmax", ["apart"], ["shares"], axis=2),
         helper.make_node("Flatten", ["shares"], ["scores:0"]),
     ]
-    extra = [
+    extra: list[tuple[str, npt.NDArray[Any]]] = [
         ("halves", np.array([-1, 2, 3], np.int64)),
         ("matrix", weights_of(8, 6)),
         ("bias", np.zeros(6, np.float32)),
