@@ -131,7 +131,9 @@ def test_two_operators_in_float32_share_a_cast() -> None:
         [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n"])],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
     narrowed = cast(model, TensorProto.FLOAT16).model
     onnx.checker.check_model(narrowed, full_check=True)
     session = onnxruntime.InferenceSession(narrowed.SerializeToString(), providers=["CPUExecutionProvider"])
