@@ -164,7 +164,7 @@ def entries_of(output: Any, name: str = "") -> list[tuple[str, Any]]:  # noqa: A
         keyed = [*output.items()]
     elif is_dataclass(output):
         keyed = [(item.name, getattr(output, item.name)) for item in fields(output)]
-    elif hasattr(output, "_fields"):
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):  # a tracer's stand-in has every attribute
         keyed = [*zip(output._fields, output, strict=True)]  # a named tuple
     if keyed is not None:
         inner = [(f"{name}_{key}" if name else str(key), value) for key, value in keyed]

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch.fx import symbolic_trace
 
 import model_artifacts
 from model_artifacts.errors import RunError, SourceError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, Question, Recipe, Status
 from model_artifacts.releases.triton import make_repositories
+from model_artifacts.sessions.factory_call import OutputsOf
 from model_artifacts.sessions.module import open_session
 from pipeline.cli.main import main
 from pipeline.planning.plan import Plan
@@ -25,9 +28,10 @@ from pipeline.stages import STAGES
 from pipeline.stages.common.modules import load_module
 from pipeline.stages.release.texts import model_card
 from pipeline.stages.sensitivity.table import print_sensitivity
+from pipeline.stages.source.network import output_names
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
-from tests.support.heads import SHAPES, configuration
+from tests.support.heads import SHAPES, Heads, InADataclass, InANamedTuple, InATuple, Nested, configuration
 from tests.support.hosts import H100, host
 from tests.support.logits import distance, images
 from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
@@ -37,6 +41,8 @@ from tests.support.torch_tensorrt_stub import Library, use
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
+
+    from torch import nn
 
     from pipeline.records import AccuracyReport
 
@@ -283,6 +289,15 @@ def test_nested_outputs_have_the_names_of_their_way(write_config: Callable[[str]
         SHAPES[name] for name in ("boxes", "scores", "mirror")
     ]
     assert [spec.name for spec in project.onnx(Graph.FP32).outputs] == names
+
+
+@pytest.mark.parametrize("network", [Heads, InATuple, InADataclass, InANamedTuple, Nested])
+def test_torch_fx_traces_every_way_to_return_outputs(network: type[nn.Module]) -> None:
+    """Batch-norms are folded by its trace, and not only by a run."""
+    model = network().eval()
+    names = output_names(model(torch.zeros(2, 3, 32, 32)), 2)
+    traced = symbolic_trace(OutputsOf(model, names))
+    assert len(traced(torch.zeros(1, 3, 32, 32))) == len(names) > 1
 
 
 def test_one_tensor_under_two_names_is_refused(write_config: Callable[[str], Path]) -> None:
