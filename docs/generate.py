@@ -53,7 +53,9 @@ _CONFIG = ConfigDict(
 
 def generated() -> dict[Path, str]:
     """Return each generated file and its text."""
-    loader = GriffeLoader(docstring_parser="google")
+    loader = GriffeLoader(
+        docstring_parser="google", docstring_options={"returns_multiple_items": False, "returns_named_value": False}
+    )
     package = loader.load("model_artifacts")
     loader.resolve_aliases()
     public = [package[name].final_target for name in model_artifacts.__all__]

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -121,7 +122,7 @@ class OutputsOf(nn.Module):
     """A network that returns a mapping, a dataclass or a sequence, with a tuple of its outputs in their order."""
 
     def __init__(self, body: nn.Module, names: tuple[str, ...]) -> None:
-        """Wrap a network, and put it into evaluation mode; `names` are those of `entry_of`."""
+        """Wrap a network, and put it into evaluation mode; `names` are those of `entries_of`."""
         super().__init__()
         self.body = body
         self.names = names
@@ -129,8 +130,8 @@ class OutputsOf(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return each output, (batch, …)."""
-        output = self.body(image)
-        return tuple(entry_of(output, name) for name in self.names)
+        found = dict(entries_of(self.body(image)))
+        return tuple(found[name] for name in self.names)
 
 
 NUMBERED = "output_"
@@ -147,6 +148,31 @@ def entry_of(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401 - whatever
         found = output[int(name.removeprefix(NUMBERED))]
     tensor: torch.Tensor = found
     return tensor
+
+
+def entries_of(output: Any, name: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401 - whatever the network returns
+    """Return everything that a network returns, with names: keys, attributes and places, `output_0` and so on.
+
+    What lies deeper has the names of its way, such as `features_0`, or `output_1_boxes`. None is left out.
+
+    Args:
+        output: the network's result.
+        name: the name of that result in another one; empty for the whole.
+    """
+    keyed: list[tuple[Any, Any]] | None = None
+    if isinstance(output, Mapping):
+        keyed = [*output.items()]
+    elif is_dataclass(output):
+        keyed = [(item.name, getattr(output, item.name)) for item in fields(output)]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):  # a tracer's stand-in has every attribute
+        keyed = [*zip(output._fields, output, strict=True)]  # a named tuple
+    if keyed is not None:
+        inner = [(f"{name}_{key}" if name else str(key), value) for key, value in keyed]
+    elif isinstance(output, (tuple, list)):
+        inner = [(f"{name}_{place}" if name else f"{NUMBERED}{place}", value) for place, value in enumerate(output)]
+    else:
+        return [] if output is None else [(name, output)]
+    return [entry for label, value in inner for entry in entries_of(value, label)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -45,9 +45,13 @@ def cast(model: onnx.ModelProto, kind: int, uncounted: Collection[str] = ()) -> 
         kind: FLOAT16 or BFLOAT16 of ONNX's types; for the latter, the operator set is 22 or later.
         uncounted: weights whose losses are not counted.
     """
+    model = _with_own_wide_inputs(model)
     wide = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     blocked = sorted(_without(model, kind))
     converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+    _drop_second_casts(converted.model.graph)
+    if blocked:
+        del converted.model.graph.value_info[:]  # the converter's notes on these operators have the other type
     converted.topological_sort(is_deterministic=True)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     smallest = 2.0**-14 if kind == TensorProto.FLOAT16 else 2.0**-126
@@ -63,6 +67,38 @@ def cast(model: onnx.ModelProto, kind: int, uncounted: Collection[str] = ()) -> 
     if kind == TensorProto.BFLOAT16:
         _use_bfloat16(converted.model.graph)
     return Narrowed(converted.model, tuple(casts))
+
+
+def _with_own_wide_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with a weight of its own for each input that stays in float32, such as the scales of a resize.
+
+    The converter casts a weight that another input shares to the narrow type and back, and gives two such casts one
+    name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    weights = {tensor.name: tensor for tensor in copy.graph.initializer}
+    for number, node in enumerate(copy.graph.node):
+        for place in ALWAYS_FLOAT_INPUTS.get(node.op_type, []):
+            if place < len(node.input) and node.input[place] in weights:
+                own = onnx.TensorProto()
+                own.CopyFrom(weights[node.input[place]])
+                own.name = node.input[place] = f"{own.name}_{number}"
+                copy.graph.initializer.append(own)
+    used = {name for node in nodes_of(copy.graph) for name in node.input}
+    kept = [tensor for tensor in copy.graph.initializer if tensor.name in used]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(kept)
+    return copy
+
+
+def _drop_second_casts(graph: onnx.GraphProto) -> None:
+    """Remove casts that the converter has placed twice, for two operators in float32 that share an input."""
+    seen: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in seen:
+            graph.node.remove(node)
+        seen.update(node.output)
 
 
 def _without(model: onnx.ModelProto, kind: int) -> Iterator[str]:

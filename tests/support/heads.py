@@ -84,6 +84,15 @@ class InANamedTuple(Heads):
         return Pair(*self.tensors(image)[:2])
 
 
+class Nested(Heads):
+    """The same network with outputs inside of others, as detectors return maps beside boxes."""
+
+    def forward(self, image: torch.Tensor) -> object:  # type: ignore[override]  # what differs
+        """Return three of the outputs."""
+        boxes, scores, _, mirror = self.tensors(image)
+        return boxes, [scores, {"mirror": mirror, "loss": None}]
+
+
 class Twice(Heads):
     """A network that returns one tensor under two names."""
 

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
 
-from model_artifacts.errors import StoreError
+from model_artifacts.errors import StoreError, storage_errors
 from model_artifacts.host.plain_files import open_plain
 from model_artifacts.releases.objects import Source, fetch_verified
 from model_artifacts.releases.oci.documents import INDEX_TYPE, MANIFEST_TYPE, MAX_BYTES
@@ -242,13 +242,13 @@ class Registry:
 
         Raises:
             StoreError: the registry cannot be reached or refuses the blob, as if the file has changed.
-            OSError: the file cannot be read.
+            StorageError: the file cannot be read.
         """
         location = self._begun(sha256, mounted_from)
         if not location:
             report(size)
             return
-        with open_plain(file) as content:
+        with storage_errors(f"reading {file}"), open_plain(file) as content:
             self._sent(sha256, size, content, location, report)
 
     def write(self, data: bytes) -> None:
@@ -287,7 +287,7 @@ class Registry:
                     report(len(chunk))
                 content.seek(done)
                 rest = content.read(size - done)
-                headers = {**kind, "Content-Range": f"{done}-{size - 1}"} if done else kind
+                headers = {**kind, "Content-Range": f"{done}-{size - 1}"} if done and rest else kind
                 params = {"digest": f"sha256:{sha256}"}
                 self._transport.send(Request("PUT", location, doing, headers, params, rest, attempts=1))
                 report(len(rest))
@@ -297,13 +297,17 @@ class Registry:
                     report(size - done)
                     return
                 before = done
-                location, done = self._where(location) or (self._begun(sha256, ""), 0)
+                location, done = self._where(location, size) or (self._begun(sha256, ""), 0)
                 report(done - before)
             else:
                 return
 
-    def _where(self, location: str) -> tuple[str, int] | None:
+    def _where(self, location: str, size: int) -> tuple[str, int] | None:
         """Return where an upload goes on, and the number of bytes that the registry has; None if it has forgotten it.
+
+        Args:
+            location: the upload's URL.
+            size: the bytes to send; a registry that has more of them tells of something else.
 
         Raises:
             StoreError: the registry cannot be reached.
@@ -311,9 +315,9 @@ class Registry:
         request = Request("GET", location, "looking for an upload", also=frozenset({400, 404, 405, 410, 416}))
         response, _ = self._transport.send(request)
         span = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
-        if response.status_code >= HTTPStatus.BAD_REQUEST or not span:
+        last = int(span[1]) if span else size
+        if response.status_code >= HTTPStatus.BAD_REQUEST or last >= size:
             return None
-        last = int(span[1])
         return self._location(response, location), last + 1 if last else 0  # `0-0` is docker's word for nothing
 
     def _location(self, response: requests.Response, default: str = "") -> str:

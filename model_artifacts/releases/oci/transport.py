@@ -111,9 +111,8 @@ class Transport:
         self._failures: tuple[type[Exception], ...] = (requests.exceptions.RequestException, HTTPError, OSError)
         """What requests raises and, while a body is read, urllib3 below it."""
         self._session = requests.Session()
-        self._session.cookies.set_policy(
-            DefaultCookiePolicy(allowed_domains=[])
-        )  # a cookie makes some expect a browser
+        # A cookie would make some registries expect a browser.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers["User-Agent"] = "model-artifacts"
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=16))
@@ -183,19 +182,26 @@ class Transport:
         """Send a request; once more with a token or a password, if the registry asks for one."""
         before = self._authorization
         response = self._redirected(request, before)
-        challenge = response.headers.get("WWW-Authenticate", "")
-        if response.status_code != HTTPStatus.UNAUTHORIZED or not challenge:
+        if not (challenge := self._challenge(response)):
             return response
         response.close()
         with self._lock:
             if self._authorization == before:
                 self._authorization = self._answer_to(challenge)
         response = self._redirected(request, self._authorization)
-        again = response.headers.get("WWW-Authenticate", "")
-        if response.status_code == HTTPStatus.UNAUTHORIZED and again:  # another thread's token has another scope
+        if again := self._challenge(response):  # another thread's token has another scope
             response.close()
             return self._redirected(request, self._answer_to(again))
         return response
+
+    def _challenge(self, response: requests.Response) -> str:
+        """Return what the registry asks for; empty if it does not ask, and for an answer from elsewhere.
+
+        A server to which a request was redirected could else name a realm, and get the password there.
+        """
+        if response.status_code != HTTPStatus.UNAUTHORIZED or _origin(str(response.url)) != self._origin:
+            return ""
+        return response.headers.get("WWW-Authenticate", "")
 
     def _redirected(self, request: Request, authorization: str) -> requests.Response:
         """Send a request, and follow redirects, to other origins without the credentials.

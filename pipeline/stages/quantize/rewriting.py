@@ -86,6 +86,23 @@ def _is_dequantized(node: onnx.NodeProto) -> bool:
     return bool(node.op_type == "DequantizeLinear")
 
 
+def leave_outputs(model: onnx.ModelProto) -> None:
+    """Let the graph's outputs be unquantised tensors, in place.
+
+    The quantiser puts a pair in front of all readers of a tensor that a layer reads, and gives the pair's result the
+    name of an output. Nothing is gained by rounding what leaves the graph.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for value in model.graph.output:
+        plain = _behind_pair(made_by, value.name)
+        if plain is None:
+            continue
+        names = {value.name: f"{value.name}_rounded", plain: value.name}
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+
+
 def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> onnx.ModelProto:
     """Return a copy of a QDQ graph in which some nodes read unquantised tensors.
 

@@ -38,6 +38,7 @@ from pipeline.stages.quantize.rewriting import (
     carry_skips_in_int8,
     leave,
     leave_idle,
+    leave_outputs,
     put_pairs_on_weights,
     quantized_nodes,
     requantize,
@@ -282,6 +283,7 @@ def _write_ranges(images: Images, fp32: onnx.ModelProto, settings: dict[str, Any
 def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
     """Return TensorRT's graph as the quantiser has written it, with the pairs where TensorRT fuses them."""
     placed = onnx.load(scratch)
+    leave_outputs(placed)
     if graph.precision is Precision.INT8:
         carry_skips_in_int8(placed)
     return leave_idle(placed, weights)

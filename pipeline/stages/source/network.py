@@ -6,7 +6,6 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +16,8 @@ from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Task
-from model_artifacts.sessions.factory_call import LogitsOf, OutputsOf
-from pipeline.stages.source.outputs import is_graph_name, output_name, sample_shape, shapes_of, tensors_of
+from model_artifacts.sessions.factory_call import LogitsOf, OutputsOf, entries_of
+from pipeline.stages.source.outputs import is_graph_name, output_name, sample_shape, shapes_of
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -86,7 +85,7 @@ def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task 
 
 
 def output_names(output: object, batch: int) -> tuple[str, ...]:
-    """Return the names of several outputs: keys, attributes, or `output_0`, `output_1` by their place in a sequence.
+    """Return the names of several outputs, nested or not: keys, attributes, or places as in `output_0`, `output_1`.
 
     Args:
         output: the network's result for the task `tensors`.
@@ -98,29 +97,29 @@ def output_names(output: object, batch: int) -> tuple[str, ...]:
     Raises:
         SourceError: an entry is no tensor of each image, or has a name that no graph takes.
     """
-    found = tensors_of(output)
-    if len(found) < 2:  # noqa: PLR2004 - several
+    entries = entries_of(output)
+    if len(entries) < 2:  # noqa: PLR2004 - several
         return ()
-    keys = [*output] if isinstance(output, Mapping) else [*found]
-    for name, value in found.items():
-        if name not in keys or not is_graph_name(name):
+    names = [name for name, _ in entries]
+    for place, (name, value) in enumerate(entries):
+        if not is_graph_name(name) or names.count(name) > 1:
             raise SourceError(
                 "the model returns an output whose name no graph and no server takes",
                 where=f"output {name!r}",
-                expected="a letter, then letters, digits and `_`, and not the input's name, `image`",
-                got=repr(name) if name in keys else f"a key of {type(output).__name__} that is no text",
+                expected="a letter, then letters, digits and `_`; not the input's name, `image`; each name once",
+                got=f"{names.count(name)} of that name" if names.count(name) > 1 else repr(name),
                 fix="give it such a key or attribute, or return a tuple: `output_0`, `output_1`, …",
             )
         sample_shape(value, batch, Task.TENSORS, f"output {name!r}")
-        if same := next((other for other, earlier in found.items() if earlier is value and other != name), None):
+        if same := next((other for other, earlier in entries[:place] if earlier is value), None):
             raise SourceError(
                 "the model returns the same tensor twice",
-                where=f"outputs {name!r} and {same!r}",
+                where=f"outputs {same!r} and {name!r}",
                 expected="another tensor for each output",
                 got="one tensor under two names, which a graph does not tell apart",
                 fix="return it once",
             )
-    return tuple(found)
+    return tuple(names)
 
 
 class Head(NamedTuple):

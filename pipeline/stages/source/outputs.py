@@ -67,9 +67,7 @@ def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION, w
             "such as `self.net(image)[0]` or `self.net(image).logits`"
         )
         if where:
-            fix = (
-                "return each tensor under a name of its own, or None for what is no tensor: nested lists have no names"
-            )
+            fix = "return tensors alone, or None in the place of what is no tensor"
         elif len(names) > 1:
             fix += "; or set `model.task: tensors`, which takes several outputs and judges each apart"
     what = "one tensor" if task is Task.TENSORS else _NAMES[task]

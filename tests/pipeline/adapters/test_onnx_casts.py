@@ -86,3 +86,56 @@ def test_fp16_runs_near_to_fp32() -> None:
         found.append(np.asarray(session.run(None, {"pixels/in:0": images})[0]))
     wide, narrow = found
     assert 0 < np.linalg.norm(narrow - wide) / np.linalg.norm(wide) < 5e-3
+
+
+@KIND
+def test_a_shared_scale_stays_exact(kind: int) -> None:
+    """Two resizes and a product share one tensor: the scales stay in float32, the factor becomes narrow."""
+    nodes = [
+        helper.make_node("Resize", ["image", "", "scales"], ["once"], mode="nearest"),
+        helper.make_node("Resize", ["once", "", "scales"], ["twice"], mode="nearest"),
+        helper.make_node("Mul", ["twice", "scales"], ["product"]),
+    ]
+    scales = numpy_helper.from_array(np.array([1, 1, 2.001, 2.001], np.float32), "scales")
+    graph = helper.make_graph(
+        nodes,
+        "resizes",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 1])],
+        [helper.make_tensor_value_info("product", TensorProto.FLOAT, [1, 3, 32, 4])],
+        [scales],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", KINDS[kind])], ir_version=10)
+    narrowed = cast(model, kind).model
+    onnx.checker.check_model(narrowed)
+    types = {item.name: item.data_type for item in narrowed.graph.initializer}
+    scaled = [node.input[2] for node in narrowed.graph.node if node.op_type == "Resize"]
+    assert len(set(scaled)) == 2
+    assert {types[name] for name in scaled} == {TensorProto.FLOAT}
+    (product,) = (node for node in narrowed.graph.node if node.op_type == "Mul")
+    assert types[product.input[1]] == kind
+
+
+def test_two_operators_in_float32_share_a_cast() -> None:
+    """The converter gives the cast of a shared input one name twice, which is no valid graph."""
+    arrays = {"start": np.array(0, np.float32), "step": np.array(1, np.float32)}
+    nodes = [
+        helper.make_node("ReduceMax", ["row"], ["most"], keepdims=0),
+        helper.make_node("Range", ["start", "most", "step"], ["one"]),
+        helper.make_node("Range", ["start", "most", "step"], ["other"]),
+        helper.make_node("Add", ["one", "other"], ["sum"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "ranges",
+        [helper.make_tensor_value_info("row", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    narrowed = cast(model, TensorProto.FLOAT16).model
+    onnx.checker.check_model(narrowed, full_check=True)
+    session = onnxruntime.InferenceSession(narrowed.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"row": np.array([1, 2, 3, 0], np.float32)})
+    np.testing.assert_array_equal(found, [0, 2, 4])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import onnx
 import torch
@@ -31,15 +32,25 @@ from pipeline.stages.source.spec import with_reads
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import TypeVarTuple, Unpack
+
     from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.arithmetic import Result
     from pipeline.adapters.onnx_files import ReadBytes
     from pipeline.planning.project import Project
 
+    Ts = TypeVarTuple("Ts")
+
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 SAME = 1e-4
 """The largest relative L2 distance between an image's outputs in two batches. FP32's rounding makes about 1e-6."""
+FLOOR = 1e-6
+"""The root mean square of a difference that counts as none, as in the stage `export`."""
 _IMAGES = 3
 _UNSAFE = re.compile(r"\W", re.ASCII)
 """Characters of a name that some runtimes and servers do not take."""
@@ -80,6 +91,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     _check(model, file)
     ends = ends_of(model.graph, spec.input_shape, task, name)
     require_reference(model, name)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
     cut = task is Task.CLASSIFICATION and onnx_rewrites.cut_softmax(model.graph)
     image, *outputs = _use_plain_names(model.graph)
     several = tuple(outputs) if len(outputs) > 1 else ()
@@ -87,7 +100,9 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     path = project.paths.source_onnx
     with replacing(path) as temporary:
         onnx_graph.save(model, temporary)
-        tried = _try_apart(project, temporary, spec, task, ends.batch, file)
+        tried = _apart_from_us(project, file, try_graph, temporary, spec, task, ends.batch)
+        if cut:
+            _require_softmax(project, file, temporary, whole, spec, tried.batch)
     _say(file, ends.batch, tried, cut=cut)
     detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
     reads = tuple(map(_record, read.external))
@@ -167,17 +182,46 @@ def _parameters(model: onnx.ModelProto) -> int:
     return sum(math.prod(item.dims) for item in tensors_of(model.graph) if item.data_type == onnx.TensorProto.FLOAT)
 
 
-def _try_apart(  # noqa: PLR0913 - the facts of one run
-    project: Project, stored: Path, spec: Preprocessing, task: Task, batch: int | None, file: Path
-) -> Tried:
+def _apart_from_us(project: Project, file: Path, function: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts]) -> T:
     """Run the graph in a process of its own: there are graphs that end ONNX Runtime by a signal."""
-    rerun = project.command(Step("source", project.plan.model))
     try:
-        return run_isolated(try_graph, stored, spec, task, batch, rerun=rerun)
+        return run_isolated(function, *arguments, rerun=project.command(Step("source", project.plan.model)))
     except CrashedError as exc:
         raise SourceError(
             "ONNX Runtime cannot run the ONNX file", where=str(file), got=str(exc).replace("\n", ";")
         ) from exc
+
+
+def _require_softmax(  # noqa: PLR0913 - two graphs, and how they are run
+    project: Project, file: Path, stored: Path, whole: onnx.ModelProto, spec: Preprocessing, batch: int | None
+) -> None:
+    """Refuse a file whose last softmax is none over the classes, so that its logits would mean something else."""
+    with tempfile.TemporaryDirectory() as folder:
+        uncut = Path(folder) / "whole.onnx"
+        onnx_graph.save(whole, uncut)
+        distance = _apart_from_us(project, file, softmax_apart, stored, uncut, spec, batch)
+    if distance > SAME:
+        raise SourceError(
+            "the ONNX file ends in a softmax that is not over the classes",
+            where=str(file),
+            expected="one over the last axis of (batch, classes)",
+            got=f"another output than the softmax of what is in front of it: {distance:.1g} apart (relative L2)",
+            fix="end the graph with the logits of each image, or set `model.task: tensors`",
+        )
+
+
+def softmax_apart(stored: Path, uncut: Path, spec: Preprocessing, batch: int | None) -> float:
+    """Return the relative L2 distance of the softmax of a graph's logits to the output of the whole file.
+
+    Args:
+        stored: the graph that gives logits.
+        uncut: the whole file.
+        spec: the preprocessing.
+        batch: the one batch size that both take; None if they take any.
+    """
+    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    logits, shares = OnnxNetwork(stored, batch)(images), OnnxNetwork(uncut, batch)(images)
+    return relative_l2(*(tensors(item)[0] for item in (torch.softmax(tensors(logits)[0], 1), shares)))
 
 
 def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) -> Tried:
@@ -218,8 +262,9 @@ def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) 
 
 def _apart(found: Result, expected: Result) -> float:
     """Return the largest relative L2 of an output; what is not finite counts as 0, for the data refuse it by name."""
-    cleaned = [tuple(output.nan_to_num() for output in tensors(result)) for result in (found, expected)]
-    return relative_l2(*cleaned)
+    cleaned = [[output.nan_to_num() for output in tensors(result)] for result in (found, expected)]
+    pairs = [pair for pair in zip(*cleaned, strict=True) if (pair[0] - pair[1]).double().square().mean().sqrt() > FLOOR]
+    return max((relative_l2(*pair) for pair in pairs), default=0.0)
 
 
 def _trouble_of_batches(graph: OnnxNetwork, lone: OnnxNetwork, images: torch.Tensor) -> str:

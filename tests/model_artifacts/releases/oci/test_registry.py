@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model_artifacts.errors import ArtifactError, StoreError
+from model_artifacts.errors import ArtifactError, StorageError, StoreError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import LATEST
 from model_artifacts.releases.oci.references import reference_of
@@ -74,8 +74,13 @@ def test_a_push_goes_on_after_the_registry_restarts(released: Release, tmp_path:
         assert listing(tmp_path / "models") == listing(released.folder)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [Fault(404), Fault(204), Fault(204, {"Range": "0-999999999999"})],
+    ids=["unknown", "without-a-range", "more-than-there-is"],
+)
 def test_an_upload_that_the_registry_has_forgotten_begins_again(
-    proxy: Proxy, repository: str, released: Release, tmp_path: Path
+    proxy: Proxy, repository: str, released: Release, tmp_path: Path, answer: Fault
 ) -> None:
     """As after a restart with another secret, or on another machine of a registry."""
     lost: list[Asked] = []
@@ -84,9 +89,7 @@ def test_an_upload_that_the_registry_has_forgotten_begins_again(
         if asked.method == "PATCH" and not lost:
             lost.append(asked)
             return Fault(503)
-        if asked.method == "GET" and "/blobs/uploads/" in asked.path:
-            return Fault(404)
-        return None
+        return answer if asked.method == "GET" and "/blobs/uploads/" in asked.path else None
 
     proxy.fault = forgetting
     push(proxy.url(repository), released.folder)
@@ -147,6 +150,8 @@ def test_a_file_that_changes_meanwhile_is_refused(url: str, tmp_path: Path) -> N
     registry = Registry(reference_of(url))
     with pytest.raises(StoreError, match="DIGEST_INVALID"):
         registry.upload("0" * 64, 11, file, lambda _: None)
+    with pytest.raises(StorageError, match=r"reading .* failed"):
+        registry.upload("0" * 64, 11, tmp_path / "absent", lambda _: None)
     assert registry.blob_bytes("0" * 64) is None
 
 

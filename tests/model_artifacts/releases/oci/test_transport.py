@@ -221,6 +221,22 @@ def test_a_redirect_elsewhere_carries_no_password(
         assert {asked.authorization for asked in bucket.asked} == {""}
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_a_server_elsewhere_may_not_ask_for_the_password(
+    alone: Proxy, logged_in: Callable[[str], None], scheme: str
+) -> None:
+    """It could name a realm of its own: a refusal there is final."""
+    with before(9) as elsewhere:
+        logged_in(f"127.0.0.1:{alone.port}")
+        realm = f'{scheme} realm="http://127.0.0.1:{elsewhere.port}/token",service="theirs"'
+        alone.fault = lambda _: Fault(307, {"Location": f"http://127.0.0.1:{elsewhere.port}/blob"})
+        elsewhere.fault = lambda _: Fault(401, {"WWW-Authenticate": realm})
+        with pytest.raises(StoreError, match="status 401"):
+            transport(alone).send(READ)
+        assert [(asked.path, asked.authorization) for asked in elsewhere.asked] == [("/blob", "")]
+        assert [asked.authorization for asked in alone.asked] == [""]
+
+
 def test_redirects_end(alone: Proxy) -> None:
     """A circle, and a redirect to another scheme."""
     alone.fault = lambda asked: Fault(307, {"Location": asked.path})

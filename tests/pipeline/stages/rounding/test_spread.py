@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.stages.rounding.spread import Spread, spread_of, widest
+from pipeline.stages.rounding.spread import Spread, farthest, spread_of, widest
 
 RANDOM = np.random.default_rng(0)
 WANT = RANDOM.normal(size=(64, 10)).astype(np.float32)
@@ -86,3 +86,13 @@ def test_one_of_many_parts_may_be_at_its_worst() -> None:
     assert few is not None
     assert many is not None
     assert all(1 < high / low < 1.5 for low, high in zip(few.part_l2_high, many.part_l2_high[:2], strict=False))
+
+
+def test_the_largest_rounding_of_the_outputs_stands_for_all() -> None:
+    """One that is not finite leaves no distance."""
+    near, far = Spread(0.1, 0.2, 0.9, None, (0.2,)), Spread(0.3, 0.4, 0.5, None, (0.4, 0.1))
+    found = farthest([near, far])
+    assert found is not None
+    assert (found.relative_l2, found.relative_l2_high, found.sample_l2_high) == (0.3, 0.4, 0.9)
+    assert farthest([near, None]) is None
+    assert farthest([]) is None

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from model_artifacts.errors import SourceError
 from model_artifacts.records import Interpolation, Preprocessing, Task
-from model_artifacts.sessions.factory_call import entry_of
+from model_artifacts.sessions.factory_call import OutputsOf
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.source.network import output_names
@@ -255,35 +256,48 @@ def test_a_network_that_changes_its_input() -> None:
         pytest.param({"b": torch.zeros(2, 3), "a": torch.zeros(2, 1)}, ("b", "a"), id="a mapping"),
         pytest.param([torch.zeros(2, 3), torch.zeros(2, 4, 4)], ("output_0", "output_1"), id="a list"),
         pytest.param((torch.zeros(2, 3), None, torch.zeros(2, 4)), ("output_0", "output_2"), id="a gap"),
+        pytest.param(
+            (torch.zeros(2, 3), [torch.zeros(2, 4), torch.zeros(2, 5)]),
+            ("output_0", "output_1_0", "output_1_1"),
+            id="a list in a tuple",
+        ),
+        pytest.param(
+            {"boxes": torch.zeros(2, 3), "maps": {"p3": torch.zeros(2, 4), "p4": None, "p5": (torch.zeros(2, 5),)}},
+            ("boxes", "maps_p3", "maps_p5_0"),
+            id="a mapping in a mapping",
+        ),
     ],
 )
 def test_several_outputs_have_names(output: object, names: tuple[str, ...]) -> None:
     """The order is the network's, and a place keeps its number where an entry before it is None."""
     assert output_names(output, 2) == names
-    for number, name in enumerate(names):
-        assert entry_of(output, name) is [item for item in _values(output) if item is not None][number]
+    if names:
+        found = OutputsOf(_Returning(output), names)(torch.zeros(2))
+        assert [tuple(tensor.shape) for tensor in found] == [
+            tuple(leaf.shape) for leaf in tree_leaves(output) if leaf is not None
+        ]
 
 
-def _values(output: object) -> list[object]:
-    return [*output.values()] if isinstance(output, dict) else [*output] if isinstance(output, (list, tuple)) else []
+class _Returning(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, _: torch.Tensor) -> object:
+        return self.output
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        pytest.param(
-            {"a": torch.zeros(2, 3), "b": [torch.zeros(2, 3)]},
-            r"output 'b'.*list.*nested lists have no names",
-            id="nested",
-        ),
+        pytest.param({"a": torch.zeros(2, 3), "b": [7]}, r"output 'b_0'.*got: +int.*tensors alone", id="nested"),
+        pytest.param({"a_0": torch.zeros(2, 3), "a": [torch.zeros(2, 3)]}, r"output 'a_0'.*2 of that name", id="twice"),
         pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(7, 4)}, r"output 'b'.*shape \(7, 4\)", id="no batch"),
         pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4).int()}, r"output 'b'.*of int32", id="integers"),
         pytest.param({"a": torch.zeros(2, 3), "b": torch.zeros(2)}, r"output 'b'.*unsqueeze\(1\)", id="a number"),
         pytest.param({"a": torch.zeros(2, 3), "image": torch.zeros(2, 3)}, r"output 'image'.*input's name", id="image"),
         pytest.param({"a": torch.zeros(2, 3), "b.0": torch.zeros(2, 3)}, r"output 'b\.0'.*letters", id="a dot"),
-        pytest.param(
-            {"a": torch.zeros(2, 3), 1: torch.zeros(2, 3)}, r"output '1'.*a key .* that is no text", id="a key"
-        ),
+        pytest.param({"a": torch.zeros(2, 3), 1: torch.zeros(2, 3)}, r"output '1'.*a letter, then letters", id="a key"),
     ],
 )
 def test_what_is_no_output_is_refused_by_its_name(output: object, message: str) -> None:

@@ -17,11 +17,14 @@ from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
 from pipeline.stages.source.stage import make_source
-from tests.support.onnx_models import CLASSES, SIZE, configuration, make, project_of
+from tests.support.onnx_models import CLASSES, SIZE, configuration, make, project_of, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
+
+    import numpy.typing as npt
 
     Write = Callable[[str], Path]
 
@@ -69,6 +72,24 @@ def test_a_softmax_is_cut_and_said(tmp_path: Path, write_config: Write, caplog: 
     assert tensors.origin_detail == "own.onnx"
 
 
+def test_a_softmax_over_something_else_is_refused(tmp_path: Path, write_config: Write) -> None:
+    """Its logits would give other scores than the file: this one is over each half of the values."""
+    tail = [
+        helper.make_node("Reshape", ["logits", "halves"], ["apart"]),
+        helper.make_node("Softmax", ["apart"], ["shares"], axis=2),
+        helper.make_node("Flatten", ["shares"], ["scores:0"]),
+    ]
+    extra: list[tuple[str, npt.NDArray[Any]]] = [
+        ("halves", np.array([-1, 2, 3], np.int64)),
+        ("matrix", weights_of(8, 6)),
+        ("bias", np.zeros(6, np.float32)),
+    ]
+    model = make(tail=tail, extra=extra)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores:0", onnx.TensorProto.FLOAT, ["batch", 6]))
+    with pytest.raises(SourceError, match=r"(?s)a softmax that is not over the classes.*apart \(relative L2\)"):
+        make_source(project_of(model, tmp_path, write_config))
+
+
 def test_a_dynamic_batch_that_is_none_is_found(
     tmp_path: Path, write_config: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +110,19 @@ def test_images_that_change_each_other_are_seen(tmp_path: Path, write_config: Wr
     record = make_source(project_of(make(tail=tail), tmp_path, write_config))
     assert record.onnx is not None
     assert record.onnx.batch == 1
+
+
+def test_outputs_of_nothing_are_no_difference(tmp_path: Path, write_config: Write) -> None:
+    """A detector's probabilities on images that show nothing are the rounding of 1, beside any other image."""
+    tail = [
+        helper.make_node("Mul", ["logits", "faint"], ["low"]),
+        helper.make_node("Sub", ["low", "far"], ["lower"]),
+        helper.make_node("Sigmoid", ["lower"], ["scores:0"]),
+    ]
+    extra = [("faint", np.array(0.1, np.float32)), ("far", np.array(16, np.float32))]
+    record = make_source(project_of(make(tail=tail, extra=extra), tmp_path, write_config, task="tensors"))
+    assert record.onnx is not None
+    assert record.onnx.batch is None
 
 
 def test_probabilities_are_refused(tmp_path: Path, write_config: Write) -> None:
