@@ -88,7 +88,7 @@ class ModelConfig(Record):
     threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """The least sigmoid of a class that is an answer, of `task: multilabel`."""
     tolerance: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(parse_numbers)] = ()
-    """The largest acceptable error of a number of `task: regression`, in its unit: one for all, or one for each."""
+    """The acceptable error of a value: one for all numbers of a regression or outputs of tensors, or one for each."""
     metric: Annotated[MetricConfig | None, BeforeValidator(parse_metric)] = None
     """The user's own measure of `task: tensors`. None judges distances."""
     download_timeout_seconds: Seconds = 10.0

@@ -45,19 +45,20 @@ def task_problems(config: Config) -> Iterator[tuple[Location, str]]:
         yield from _problems_without_top1(config)
 
 
-def require_tolerances(tolerance: tuple[float, ...], count: int) -> None:
-    """Refuse tolerances that are not those of a regression's numbers.
+def require_tolerances(tolerance: tuple[float, ...], count: int, what: str = "numbers") -> None:
+    """Refuse tolerances that are not those of a regression's numbers, or of a model's outputs.
 
     Args:
         tolerance: `model.tolerance`.
-        count: the network's numbers for each image.
+        count: the network's numbers for each image, or its outputs.
+        what: these, as messages name them.
 
     Raises:
         RunError: there are others than one, or one for each.
     """
     if len(tolerance) not in {1, count}:
         raise RunError(
-            "`model.tolerance` in pipeline.yaml is not that of the network's numbers",
+            f"`model.tolerance` in pipeline.yaml is not that of the network's {what}",
             expected=f"one number for all, or {count}, one for each",
             got=str(len(tolerance)),
         )
@@ -66,15 +67,16 @@ def require_tolerances(tolerance: tuple[float, ...], count: int) -> None:
 def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
     """Yield a threshold or a tolerance of another task, and one that lacks."""
     model, task = config.model, config.model.task.value
-    for name, owner, written in (
-        ("threshold", Task.MULTILABEL, model.threshold != type(model)().threshold),
-        ("tolerance", Task.REGRESSION, bool(model.tolerance)),
+    for name, owners, written in (
+        ("threshold", (Task.MULTILABEL,), model.threshold != type(model)().threshold),
+        ("tolerance", (Task.REGRESSION, Task.TENSORS), bool(model.tolerance)),
     ):
-        if written and model.task is not owner:
-            text = f"`model.{name}` is for `task: {owner.value}`, got `task: {task}`; remove one of them"
-            yield ("model", name), text
-    if model.metric is not None and model.task is not Task.TENSORS:
-        text = f"`model.metric` is for `task: tensors`, got `task: {task}`, which has its own; remove one of them"
+        if written and model.task not in owners:
+            named = " and ".join(f"`task: {owner.value}`" for owner in owners)
+            yield ("model", name), f"`model.{name}` is for {named}, got `task: {task}`; remove one of them"
+    if model.metric is not None and model.tolerance:
+        text = "`model.tolerance` is of distances, which `model.metric` replaces; remove one of them"
+        yield ("model", "tolerance"), text
         yield ("model", "metric"), text
     if model.metric is not None and config.farm is not None:
         yield ("model", "metric"), "`model.metric` needs `executor: local`: workers have no code of yours; remove it"

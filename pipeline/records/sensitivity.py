@@ -23,7 +23,8 @@ class LayerSensitivity(Record):
     cosine: Annotated[float, Field(ge=-1, le=1)]
     """Mean cosine between the two rows of a sample's values."""
     loss: Annotated[float, Field(ge=0)]
-    """Share of answers that are others than without quantisation; of tensors, which give none, the distance."""
+    """Share of answers that are others than without quantisation; of tensors, which give none, the distance of the
+    farthest part beyond the tolerance."""
 
 
 class Sensitivity(StageRecord):

@@ -173,6 +173,8 @@ class Parts(NamedTuple):
     """The shape of one sample."""
     weights: npt.NDArray[np.float64]
     """By which each part's relative L2 is multiplied, to be held to the bound of the whole."""
+    tolerance: float = 0.0
+    """The error of a value that the user takes for none, in the output's own unit."""
 
 
 def parts_of(shape: Sequence[int]) -> tuple[str, ...]:
@@ -210,6 +212,19 @@ def part_squares(rows: npt.NDArray[np.float64], shape: Sequence[int]) -> npt.NDA
         cut = [np.add.reduceat(part, _starts(len(part))) for part in sums]
         found[number] = np.concatenate(cut) if cut else []
     return found
+
+
+def part_largest(rows: npt.NDArray[np.float64], shape: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the largest absolute value of each part over all samples, in the order of `parts_of`.
+
+    Args:
+        rows: (samples, values), the flattened samples, at least one.
+        shape: the shape of one sample.
+    """
+    largest = np.abs(rows).max(axis=0).reshape(shape)
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    found = [largest.max(axis=tuple(other for other in range(len(shape)) if other != axis)) for axis in axes]
+    return np.concatenate([np.maximum.reduceat(part, _starts(len(part))) for part in found]) if found else np.empty(0)
 
 
 def _starts(size: int) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import Task
-from pipeline.stages.validate.metrics import largest_part, relative_l2
+from pipeline.stages.validate.metrics import largest_part
 from pipeline.stages.validate.outputs import Ran, compare, farthest
 from pipeline.stages.validate.tasks.case import Case
 from pipeline.stages.validate.tasks.registry import JUDGES
@@ -34,7 +34,7 @@ class Meaning(NamedTuple):
     threshold: float = 0.5
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
-    """The largest acceptable error of a regression's numbers."""
+    """The largest acceptable error of a regression's numbers; of tensors that of all outputs, or of each."""
 
 
 class Judged(NamedTuple):
@@ -45,7 +45,7 @@ class Judged(NamedTuple):
     distance: float
     """The relative L2 by which nodes are ranked: of tensors, that of the farthest part of any output."""
     loss: float
-    """The share of answers that are others; of tensors, which give none, the distance."""
+    """The share of answers that are others; of tensors, which give none, the distance of parts beyond the tolerance."""
 
 
 def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
@@ -60,13 +60,15 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
     compared = compare(Ran(rows), reference, meaning.spans, None, None, task)
     worst = farthest(compared).accuracy
     if task is Task.TENSORS:
-        parts = [
-            largest_part(item.ran.logits, item.reference, item.span.shape)
-            if item.span.shape
-            else relative_l2(item.ran.logits, item.reference)
-            for item in compared
-        ]
-        return Judged(worst, max(parts), max(parts))
+        each = meaning.tolerance if len(meaning.tolerance) == len(compared) else meaning.tolerance * len(compared)
+        farthest_parts, lost = (
+            max(
+                largest_part(item.ran.logits, item.reference, item.span.shape or item.reference.shape[1:], slack)
+                for item, slack in zip(compared, slacks, strict=True)
+            )
+            for slacks in ([0.0] * len(compared), each or [0.0] * len(compared))
+        )
+        return Judged(worst, farthest_parts, lost)
     if task not in JUDGES:
         return Judged(worst, worst.relative_l2, 1 - (worst.top1_agreement or 0.0))
     (item,) = compared  # these tasks have one output

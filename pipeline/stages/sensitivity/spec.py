@@ -35,7 +35,7 @@ def _answers(model: ModelConfig) -> dict[str, object]:
     """Return the settings that decide which answers are lost, of tasks that have any."""
     if model.task is Task.MULTILABEL:
         return {"threshold": model.threshold}
-    return {"tolerance": model.tolerance} if model.task is Task.REGRESSION else {}
+    return {"tolerance": model.tolerance} if model.tolerance else {}
 
 
 SPEC = StageSpec(

@@ -133,6 +133,8 @@ def _meaning(project: Project) -> Meaning:
     model, source = project.config.model, project.source()
     if model.task is Task.REGRESSION:
         require_tolerances(model.tolerance, source.classes)
+    elif model.tolerance:
+        require_tolerances(model.tolerance, len(spans_of(source)), "outputs")
     return Meaning(model.task, spans_of(source), model.threshold, model.tolerance)
 
 

@@ -145,7 +145,7 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
                 output=name or None,
                 batch=size,
                 reference_l2=distance(rows, want, parts),
-                part_l2=None if parts is None else largest_part(rows, want, parts.shape),
+                part_l2=None if parts is None else largest_part(rows, want, parts.shape, parts.tolerance),
                 relative_l2=row_dependence(alike[:, columns], among_others[:, columns], parts),
             )
         )

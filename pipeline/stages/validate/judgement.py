@@ -59,7 +59,7 @@ class Yardstick(NamedTuple):
     threshold: float = 0.5
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
-    """The largest acceptable error of a regression's numbers."""
+    """The largest acceptable error of a regression's numbers; of a tensor's values, if it has one."""
     metric: Callable[[Logits, npt.NDArray[Any]], object] | None = None
     """The user's measure of tensors; None without one."""
     metric_name: str = ""
@@ -71,6 +71,11 @@ class Yardstick(NamedTuple):
     def by_distance(self) -> bool:
         """True if the margin bounds the parts' distances: of tensors without a metric of the user's own."""
         return self.task is Task.TENSORS and self.metric is None
+
+    @property
+    def slack(self) -> float:
+        """The error of a tensor's value that the user takes for none, in its own unit; 0 without."""
+        return self.tolerance[0] if self.task is Task.TENSORS and self.tolerance else 0.0
 
     @property
     def bounds(self) -> Bounds:
@@ -88,9 +93,9 @@ class Yardstick(NamedTuple):
             return None
         bounds, count = self.bounds, len(parts_of(self.sample_shape))
         if bounds.relative_l2 is None:
-            return Parts(self.sample_shape, np.ones(count))
+            return Parts(self.sample_shape, np.ones(count), self.slack)
         own = bounds.part_l2 if len(bounds.part_l2) == count else (bounds.relative_l2,) * count
-        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, LOST))
+        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, LOST), self.slack)
 
 
 class Judgement(NamedTuple):
@@ -154,14 +159,15 @@ def judge_logits(
             worst = distance(got, want, yardstick.parts)
             checks += (at_most("relative L2 of a part to the emulated graph", worst, bounds.relative_l2),)
     if shape is not None:
-        parts = part_l2(logits, reference, shape)
+        parts = part_l2(logits, reference, shape, yardstick.slack)
         checks += judge_parts(parts, parts_of(shape), bounds)
     case = case_of(logits, reference, labels, yardstick)
     if judge := judge_of(case, task):
         verdict = judge(case)
         return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
     if shape is not None:
-        return Judgement((*checks, judge_loss_of_parts(largest_part(logits, reference, shape), gates.margin)), None)
+        worst = largest_part(logits, reference, shape, yardstick.slack)
+        return Judgement((*checks, judge_loss_of_parts(worst, gates.margin)), None)
     answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
     loss = judge_drop(answers, margin, is_part=is_part)

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import Accuracy, ClassDrop, Task
-from pipeline.stages.common.rows import margins, part_squares, parts_of
+from pipeline.stages.common.rows import margins, part_largest, part_squares, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,26 +183,40 @@ def largest_sample(logits: Logits, reference: Logits) -> float:
     return float(found.errors.max() / max(float(np.sqrt(np.square(found.sizes).mean())), np.finfo(float).tiny))
 
 
-def part_l2(logits: Logits, reference: Logits, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+def part_l2(logits: Logits, reference: Logits, shape: Sequence[int], tolerance: float = 0.0) -> npt.NDArray[np.float64]:
     """Return the relative L2 of each part of a tensor over all samples; a sample that is not finite counts as 0.
 
     Args:
         logits: flattened tensors (samples, values).
         reference: those of the FP32 network.
         shape: the shape of one sample.
+        tolerance: a part without a value that is farther off than this, of any sample, has a distance of 0.
     """
     wrong = sizes = np.zeros(len(parts_of(shape)))
+    apart: npt.NDArray[np.float64] = np.zeros(len(wrong))
     for part in _parts(reference):
         want = reference[part].astype(np.float64)
         wrong = wrong + part_squares(_finite(logits[part]) - want, shape).sum(axis=0)
         sizes = sizes + part_squares(want, shape).sum(axis=0)
+        if tolerance:  # a NaN stays one, and is within no tolerance
+            apart = np.maximum(apart, part_largest(logits[part] - want, shape))
     found: npt.NDArray[np.float64] = np.sqrt(wrong / np.maximum(sizes, np.finfo(float).tiny))
-    return found
+    return np.where(apart <= tolerance, 0.0, found) if tolerance else found
 
 
-def largest_part(logits: Logits, reference: Logits, shape: Sequence[int]) -> float:
-    """Return the relative L2 of the whole, or of one of its parts, whichever is larger."""
-    return max(relative_l2(logits, reference), float(part_l2(logits, reference, shape).max(initial=0.0)))
+def largest_part(logits: Logits, reference: Logits, shape: Sequence[int], tolerance: float = 0.0) -> float:
+    """Return the relative L2 of the whole, or of one of its parts, whichever is larger.
+
+    Args:
+        logits: flattened tensors (samples, values).
+        reference: those of the FP32 network.
+        shape: the shape of one sample.
+        tolerance: as that of `part_l2`; a whole without a larger error has a distance of 0, too.
+    """
+    parts = float(part_l2(logits, reference, shape, tolerance).max(initial=0.0))
+    errors = (np.abs(logits[part].astype(np.float64) - reference[part]).max() for part in _parts(reference))
+    within = tolerance > 0 and all(error <= tolerance for error in errors)
+    return parts if within else max(relative_l2(logits, reference), parts)
 
 
 def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
@@ -210,7 +224,7 @@ def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
     whole = relative_l2(logits, reference)
     if parts is None or not len(parts.weights):
         return whole
-    return max(whole, float((part_l2(logits, reference, parts.shape) * parts.weights).max()))
+    return max(whole, float((part_l2(logits, reference, parts.shape, parts.tolerance) * parts.weights).max()))
 
 
 class Answers(NamedTuple):
@@ -259,7 +273,8 @@ def row_dependence(alone: Logits, among_others: Logits, parts: Parts | None = No
     if parts is None or not len(parts.weights):
         return moved
     changes, sizes = part_squares(got - want, parts.shape), part_squares(want, parts.shape).mean(axis=0)
-    return max(moved, float((np.sqrt(changes / np.maximum(sizes, tiny)) * parts.weights).max()))
+    weights = np.where(part_largest(got - want, parts.shape) > parts.tolerance, parts.weights, 0.0)
+    return max(moved, float((np.sqrt(changes / np.maximum(sizes, tiny)) * weights).max()))
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

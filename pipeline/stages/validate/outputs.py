@@ -169,7 +169,7 @@ def _judge_other_runs(ran: Ran, reference: Logits, yardstick: Yardstick) -> tupl
         apart = distance(ran.channels_last, reference, yardstick.parts)
         checks += (at_most("relative L2 of images in channels_last", apart, bounds.relative_l2),)
         if yardstick.by_distance and yardstick.sample_shape is not None:
-            worst = largest_part(ran.channels_last, reference, yardstick.sample_shape)
+            worst = largest_part(ran.channels_last, reference, yardstick.sample_shape, yardstick.slack)
             checks += (judge_loss_of_parts(worst, margin, " in channels_last"),)
     return checks
 

@@ -82,7 +82,7 @@ def _task_fields(model: ModelConfig) -> dict[str, object]:
     fields: dict[str, object] = {"task": model.task.value, "task_judge": TASKS_VERSION}
     if model.task is Task.MULTILABEL:
         fields["threshold"] = model.threshold
-    if model.task is Task.REGRESSION:
+    if model.tolerance:
         fields["tolerance"] = model.tolerance
     if model.metric is not None:
         name = model.metric.function

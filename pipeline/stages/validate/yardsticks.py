@@ -13,7 +13,7 @@ from pipeline.config.tasks import require_tolerances
 from pipeline.stages.validate.judgement import Yardstick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -45,6 +45,21 @@ def metric_of(name: str) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], objec
     return metric
 
 
+def tolerance_of(tolerance: tuple[float, ...], outputs: Sequence[str], name: str) -> tuple[float, ...]:
+    """Return the tolerance of one output of a model of tensors.
+
+    Args:
+        tolerance: one for all outputs, or one for each.
+        outputs: the names of several outputs, in the network's order.
+        name: the output's name; empty for the one output of a model.
+
+    Raises:
+        RunError: there are others than one, or one for each.
+    """
+    require_tolerances(tolerance, len(outputs) or 1, "outputs")
+    return (tolerance[outputs.index(name)],) if len(tolerance) > 1 else tolerance
+
+
 def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yardstick:
     """Return what one output of an arithmetic's artifacts is held against, beside the reference.
 
@@ -55,13 +70,17 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
 
     Raises:
         RecordError: a record is missing.
-        RunError: the tolerances are not those of the numbers; the metric cannot be imported, or is for several outputs.
+        RunError: the tolerances are not those of the numbers or outputs; the metric cannot be imported, or is for
+            several outputs.
     """
     gates, rounding = project.config.gates, project.rounding(arithmetic)
     emulated = np.load(project.file(rounding.logits))[:, span.columns] if rounding.logits else None
     model = project.config.model
+    tolerance = model.tolerance
     if model.task is Task.REGRESSION:
-        require_tolerances(model.tolerance, project.source().classes)
+        require_tolerances(tolerance, project.source().classes)
+    elif tolerance:
+        tolerance = tolerance_of(tolerance, project.source().output_names, span.name)
     if model.metric and span.name:
         raise RunError(
             "`model.metric` scores one output, and the network has several",
@@ -78,7 +97,7 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
         sample_shape=span.shape,
         names=project.data().class_names,
         threshold=model.threshold,
-        tolerance=model.tolerance,
+        tolerance=tolerance,
         metric=metric_of(model.metric.function) if model.metric else None,
         metric_name=model.metric.function if model.metric else "",
         least=model.metric.least if model.metric else 0.0,

@@ -39,10 +39,11 @@ def problem_of(write_config: Callable[[str], Path], task: str, data: str) -> str
         ("multilabel, threshold: 0.3", "images: pictures, labels: labels.csv, classes: [a, b]"),
         ("regression, tolerance: 0.5", "images: pictures, labels: labels.csv"),
         ("regression, tolerance: [0.5, 2]", "images: photographs"),
+        ("tensors, tolerance: [2, 0.01]", "images: photographs"),
         ("embedding", "images: pictures, labels: classes"),
         ("embedding", "images: digits, labels: classes"),
     ],
-    ids=["masks", "classes", "table", "tolerance", "tolerances", "folders", "digits"],
+    ids=["masks", "classes", "table", "tolerance", "tolerances", "tensors", "folders", "digits"],
 )
 def test_settings_of_a_task_are_taken(write_config: Callable[[str], Path], task: str, data: str) -> None:
     """Each task takes its labels."""
@@ -55,6 +56,8 @@ def test_settings_of_a_task_are_taken(write_config: Callable[[str], Path], task:
         ("regression", "images: photographs", ":1:"),
         ("regression, tolerance: 0", "images: photographs", "`model.tolerance"),
         ("regression, tolerance: text", "images: photographs", "expected a list"),
+        ("embedding, tolerance: 1", "images: photographs", "is for `task: regression` and `task: tensors`"),
+        ('tensors, tolerance: 1, metric: "a:b"', "images: photographs", "is of distances"),
         ("multilabel, threshold: 1.5", "images: photographs", "threshold"),
         ("multilabel", "images: pictures, labels: classes", "needs the path of a table"),
         ("multilabel", "images: digits, labels: table.csv", "needs a folder of images"),
@@ -69,6 +72,8 @@ def test_settings_of_a_task_are_taken(write_config: Callable[[str], Path], task:
         "no-tolerance",
         "zero",
         "text",
+        "tolerance-of-embedding",
+        "tolerance-of-metric",
         "threshold",
         "classes",
         "digits",

@@ -50,6 +50,22 @@ def test_scores_do_not_hide_beside_boxes() -> None:
     assert keeps(judged, Gate(), 0.07, Task.TENSORS)
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "loss"), [pytest.param((), 0.05, id="none"), pytest.param((0.05,), 0.0, id="within")]
+)
+def test_scores_within_the_tolerance_are_no_loss(tolerance: tuple[float, ...], loss: float) -> None:
+    """The rank is by the distance all the same."""
+    reference = np.array([[[300.0, 0.9], [100.0, 0.1]]], np.float32)
+    rows = reference.copy()
+    rows[0, :, 1] *= 1.05
+    meaning = Meaning(Task.TENSORS, (Span("", (2, 2), slice(None)),), tolerance=tolerance)
+
+    judged = judge(rows.reshape(1, -1), reference.reshape(1, -1), meaning)
+
+    assert judged.distance == pytest.approx(0.05, rel=1e-3)
+    assert judged.loss == pytest.approx(loss, rel=1e-3)
+
+
 def test_the_farthest_of_several_outputs_counts() -> None:
     """Each output is compared apart, and ranked by its own distance."""
     spans = (Span("boxes", (2,), slice(0, 2)), Span("scores", (2,), slice(2, 4)))

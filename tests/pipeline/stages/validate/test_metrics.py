@@ -14,6 +14,7 @@ from model_artifacts.errors import RunError
 from pipeline.stages.validate.metrics import (
     Answers,
     compare_answers,
+    largest_part,
     largest_sample,
     measure,
     row_dependence,
@@ -162,3 +163,30 @@ def test_where_all_are_near_ties_every_answer_counts() -> None:
     """Nothing else is left to judge by."""
     want = logits((1.0, 0.9), (1.0, 0.9))
     assert compare_answers(want[:, ::-1], want, None, tie=0.2) == Answers(2, lost=2, won=0)
+
+
+def _map(row: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Return two samples of a map whose first row is next to nothing, and whose second is large."""
+    return np.array([[[*row], [20.0, 10.0]]] * 2, np.float32).reshape(2, -1)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "expected"),
+    [pytest.param(0.0, 1.0, id="none"), pytest.param(9e-5, 1.0, id="smaller"), pytest.param(1e-4, 0.1, id="as-large")],
+)
+def test_a_part_within_the_tolerance_is_no_loss(tolerance: float, expected: float) -> None:
+    """An empty row's own relative L2 says nothing; the columns, which hold the large row, are judged all the same."""
+    want, got = _map((1e-4, 0.0)), _map((0.0, 0.0))
+    got[:, 3] *= 1.1
+
+    found = largest_part(got, want, (2, 2), tolerance)
+
+    assert found == pytest.approx(max(expected, 0.1), rel=1e-3)
+
+
+def test_values_within_the_tolerance_everywhere_are_no_loss_of_the_whole() -> None:
+    """Every part and the whole are equal then; a NaN is within no tolerance."""
+    want, got = _map((1e-4, 0.0)), _map((2e-4, 0.0))
+    assert largest_part(got, want, (2, 2), 0.001) == 0
+    want[:, 2:], got[:, 2:] = 0, np.nan
+    assert largest_part(got, want, (2, 2), 1e6) == 1
