@@ -36,6 +36,9 @@ _SAMPLE = 2.0
 _QUANTIZED_SAMPLE = 4.0
 """The same of quantised graphs, which cut off a sample with larger activations than the calibration's: its distance was
 up to 5.0 times the largest of the 64 emulated samples (`benchmarks/quantized_gates.py`, 18 networks)."""
+_QUANTIZED_PART = 2.0
+"""The factor for a part of a quantised graph, which one such sample can fill: a column of maps lay up to 1.5 times its
+bound without it (`benchmarks/task_gates.py`, one of six segmenters)."""
 LOST = 0.9
 """The bound that this wider factor must not pass: a sample without any output lies 1 away, if its norm is the mean."""
 _LEAST = 0.1
@@ -79,15 +82,17 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
     worst = _SAMPLE * multiple * sample
+    parts = [multiple * part for part in rounding.part_l2_high]
     if rounding.precision in QUANTIZED_PRECISIONS:
         worst = max(worst, min(_QUANTIZED_SAMPLE * multiple * sample, LOST))
+        parts = [max(part, min(_QUANTIZED_PART * part, LOST)) for part in parts]
     return Bounds(
         relative_l2=max(multiple * high, FLOOR),
         source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
         sample_l2=max(worst, FLOOR),
         least_l2=_LEAST * high if visible else None,
         emulation_l2=max(high, FLOOR) if rounding.logits else None,
-        part_l2=tuple(max(multiple * part, FLOOR) for part in rounding.part_l2_high),
+        part_l2=tuple(max(part, FLOOR) for part in parts),
     )
 
 

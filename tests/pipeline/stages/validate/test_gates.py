@@ -299,3 +299,18 @@ def test_a_rejection_names_the_question_that_failed_first() -> None:
     assert reason_of((enough,)).startswith("faithful, but this network loses too much in this precision: good enough 2")
     assert reason_of((enough, faithful)).startswith("not faithful")
     assert reason_of((enough, check(Question.REFERENCE, passed=False))).startswith("the reference is not worth")
+
+
+@pytest.mark.parametrize(
+    ("graph", "part", "expected"),
+    [
+        pytest.param(Graph.FP16, 0.01, 0.02, id="fp16"),
+        pytest.param(Graph.INT8, 0.01, 0.04, id="int8"),
+        pytest.param(Graph.INT8, 0.3, 0.9, id="not-a-lost-part"),
+        pytest.param(Graph.INT8, 0.6, 1.2, id="beyond-it-alone"),
+    ],
+)
+def test_an_image_beyond_the_ranges_may_fill_a_part(graph: Graph, part: float, expected: float) -> None:
+    """A part of a quantised graph may lie twice as far as that of another type, but no farther than a lost one."""
+    rounding = rounding_of(graph, high=0.01, sample=0.02).model_copy(update={"part_l2_high": (part,)})
+    assert bounds_of(Gate(), rounding, 2).part_l2 == pytest.approx((expected,))
