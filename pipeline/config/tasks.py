@@ -77,6 +77,8 @@ def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
     if model.metric is not None and model.tolerance:
         text = "`model.tolerance` is of distances, which `model.metric` replaces; remove one of them"
         yield ("model", "tolerance"), text
+    if model.metric is not None and model.task is not Task.TENSORS:
+        text = f"`model.metric` is for `task: tensors`, got `task: {task}`, which has its own; remove one of them"
         yield ("model", "metric"), text
     if model.metric is not None and config.farm is not None:
         yield ("model", "metric"), "`model.metric` needs `executor: local`: workers have no code of yours; remove it"

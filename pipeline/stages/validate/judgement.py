@@ -167,7 +167,8 @@ def judge_logits(
         return Judgement((*checks, *verdict.checks), verdict.loss, verdict.scores)
     if shape is not None:
         worst = largest_part(logits, reference, shape, yardstick.slack)
-        return Judgement((*checks, judge_loss_of_parts(worst, gates.margin)), None)
+        where = f" with an error beyond {yardstick.slack:g}" if yardstick.slack else ""
+        return Judgement((*checks, judge_loss_of_parts(worst, gates.margin, where)), None)
     answers = compare_answers(logits, reference, labels, gates.rounding * (rounding.margin_noise or 0.0))
     margin = gates.margin if gate.top1_drop is None else gate.top1_drop
     loss = judge_drop(answers, margin, is_part=is_part)

@@ -199,3 +199,18 @@ def test_a_part_may_lie_farther_from_the_emulated_graph_than_the_whole() -> None
         "relative L2 of a part to the emulated graph",
         "relative L2 of axis 1, entry 2",
     ]
+
+
+def test_the_check_names_the_tolerance() -> None:
+    """Scores near 0 are off by all that they are, and by less than the user takes for an error."""
+    want = np.tile(np.array([[300.0, 1e-4]], np.float32), (8, 1))
+    got = want.copy()
+    got[:, 1] = 0
+    rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3)
+    found = {}
+    for tolerance in ((), (0.01,)):
+        yardstick = Yardstick(Gates(), Gate(), rounding, task=Task.TENSORS, sample_shape=(2,), tolerance=tolerance)
+        checks = judge_logits(got, want, None, measure(got, want, None, task=Task.TENSORS), yardstick).checks
+        found[tolerance] = {check.metric: check.passed for check in checks}
+    assert not found[()]["largest relative L2 of a part"]
+    assert found[(0.01,)]["largest relative L2 of a part with an error beyond 0.01"]
