@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 import model_artifacts
 from model_artifacts.errors import RunError, UsageError
-from model_artifacts.records import Graph, Question, Status, Task
+from model_artifacts.records import Question, Status, Task
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
@@ -21,7 +18,7 @@ from pipeline.stages.release.texts import model_card
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.tables import COLUMNS, numbers_configuration, write_images
-from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, with_another_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,16 +69,7 @@ def test_pictures_become_numbers_with_names(project: Project) -> None:
 
 def test_a_small_number_that_is_wrong_is_rejected(project: Project, tmp_path: Path) -> None:
     """A share beside a percentage is judged apart: the norm of both does not show it."""
-    shutil.copytree(project.config_file.parent, tmp_path / "copy")
-    broken = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
-    path = broken.paths.onnx(Graph.FP16)
-    model = onnx.load(path)
-    (output,) = model.graph.output
-    last = next(node for node in model.graph.node if output.name in node.output)
-    last.output[0] = "right"
-    model.graph.initializer.append(numpy_helper.from_array(np.array([[0, 0.06]], np.float32), "more"))
-    model.graph.node.append(helper.make_node("Add", ["right", "more"], [output.name]))
-    onnx.save(model, path)
+    broken = with_another_end(project, tmp_path / "copy", "Add", np.array([[0, 0.06]], np.float32))
 
     report = validate_variant(broken, broken.plan.variant(FP16))
 

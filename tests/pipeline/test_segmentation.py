@@ -6,13 +6,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 import model_artifacts
 from model_artifacts.errors import ConfigError, DataError, SourceError
-from model_artifacts.records import Graph, Question, Status, Task
+from model_artifacts.records import Question, Status, Task
 from model_artifacts.releases.triton import make_repositories
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -22,7 +20,7 @@ from pipeline.stages.release.texts import model_card
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.segments import CLASSES, SIZE, configuration, write_images
-from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of, with_another_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,17 +90,8 @@ def test_pictures_become_masks_with_names(project: Project) -> None:
 
 def test_a_class_that_is_missed_is_rejected(project: Project, tmp_path: Path) -> None:
     """An artifact that answers with less green loses mIoU; the part of green is not faithful either."""
-    shutil.copytree(project.config_file.parent, tmp_path / "copy")
-    broken = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
-    path = broken.paths.onnx(Graph.FP16)
-    model = onnx.load(path)
-    (output,) = model.graph.output
-    last = next(node for node in model.graph.node if output.name in node.output)
-    last.output[0] = "right"
     less = np.array([0, 0, -3], np.float32).reshape(1, 3, 1, 1)
-    model.graph.initializer.append(numpy_helper.from_array(less, "less"))
-    model.graph.node.append(helper.make_node("Add", ["right", "less"], [output.name]))
-    onnx.save(model, path)
+    broken = with_another_end(project, tmp_path / "copy", "Add", less)
 
     report = validate_variant(broken, broken.plan.variant(FP16))
 

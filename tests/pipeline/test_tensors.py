@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 import model_artifacts
 from model_artifacts.errors import ConfigError, UsageError
@@ -18,7 +16,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.logits import images
-from tests.support.tasks import ENGINE, FP16, FP32, assert_shows_the_cosine, made_in
+from tests.support.tasks import ENGINE, FP16, FP32, assert_shows_the_cosine, made_in, with_another_end
 from tests.support.tensors import SHAPE, configuration
 
 if TYPE_CHECKING:
@@ -63,17 +61,8 @@ def test_tensors_are_deployable_by_the_distances_of_their_parts(project: Project
 
 def test_scores_that_are_wrong_are_rejected(project: Project, tmp_path: Path) -> None:
     """An artifact whose scores are wrong by 5 % is rejected, though boxes in pixels make up all of the norm."""
-    shutil.copytree(project.config_file.parent, tmp_path / "copy")
-    broken = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
-    path = broken.paths.onnx(Graph.FP16)
-    model = onnx.load(path)
-    (output,) = model.graph.output
-    last = next(node for node in model.graph.node if output.name in node.output)
-    last.output[0] = "right"
     factors = np.array([1, 1, 1, 1, 1.05], np.float32).reshape(1, 5, 1, 1)
-    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
-    model.graph.node.append(helper.make_node("Mul", ["right", "factors"], [output.name]))
-    onnx.save(model, path)
+    broken = with_another_end(project, tmp_path / "copy", "Mul", factors)
 
     report = validate_variant(broken, broken.plan.variant(FP16))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING
+
+import onnx
+from onnx import helper, numpy_helper
 
 from model_artifacts.cli.answers import Place, print_manifest
 from model_artifacts.records import Graph
@@ -15,6 +19,8 @@ from pipeline.stages.sensitivity.stage import measure_sensitivity
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
     import pytest
 
     from model_artifacts.records import Task
@@ -49,6 +55,28 @@ def made_in(folder: Path, text: str) -> Project:
     for stage in ("manifest", "report"):
         assert main([stage, "tiny", "--config", str(file)]) == 0
     return project
+
+
+def with_another_end(project: Project, folder: Path, operator: str, values: npt.NDArray[np.float32]) -> Project:
+    """Return a copy of a project whose FP16 graph ends with one more operator on its output: a fault.
+
+    Args:
+        project: the project, of one output.
+        folder: the folder of the copy.
+        operator: the ONNX operator, such as `Mul`.
+        values: its second operand.
+    """
+    shutil.copytree(project.config_file.parent, folder)
+    broken = Project.load(folder / "pipeline.yaml", STAGES)
+    path = broken.paths.onnx(Graph.FP16)
+    model = onnx.load(path)
+    (output,) = model.graph.output
+    last = next(node for node in model.graph.node if output.name in node.output)
+    last.output[0] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(values, "values"))
+    model.graph.node.append(helper.make_node(operator, ["right", "values"], [output.name]))
+    onnx.save(model, path)
+    return broken
 
 
 def sensitivity_of(project: Project) -> Sensitivity:
