@@ -34,12 +34,13 @@ from pipeline.stages.data.checks import chance_warning, require_different, requi
 from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from torch import nn
 
     from pipeline.config.settings import DataConfig
+    from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.stages.common.images import Images
@@ -91,14 +92,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         require_tolerances(project.config.model.tolerance, source.classes)
     table = _table(project.config.data, source, classes, validation)
     truth = _truth(project.config.data, source, validation, table)
-    if truth is not None:
-        _save(paths.labels, truth)
-    else:
-        paths.labels.unlink(missing_ok=True)
-    if validation.names:
-        write_bytes(paths.sample_names, json.dumps(validation.names).encode())
-    else:
-        paths.sample_names.unlink(missing_ok=True)
+    _store_samples(paths, truth, validation.names)
     labels = truth if source.task is Task.CLASSIFICATION else None
     top1 = None if labels is None else float((reference.argmax(1) == labels).mean())
     if source.task is Task.CLASSIFICATION and (remark := several_labels_warning(reference)):
@@ -124,6 +118,18 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
+
+
+def _store_samples(paths: Paths, truth: npt.NDArray[np.generic] | None, names: Sequence[str]) -> None:
+    """Write the truth and the names of the validation samples, and remove files of those that there are not."""
+    if truth is not None:
+        _save(paths.labels, truth)
+    else:
+        paths.labels.unlink(missing_ok=True)
+    if names:
+        write_bytes(paths.sample_names, json.dumps(names).encode())
+    else:
+        paths.sample_names.unlink(missing_ok=True)
 
 
 def _classes(config: DataConfig, source: SourceRecord) -> Classes:

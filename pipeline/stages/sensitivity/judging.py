@@ -11,12 +11,15 @@ from pipeline.stages.validate.tasks.case import Case
 from pipeline.stages.validate.tasks.registry import JUDGES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy
     from pipeline.config.settings import Gate
     from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.outputs import Compared
 
     Rows = npt.NDArray[np.float32]
 
@@ -34,7 +37,7 @@ class Meaning(NamedTuple):
     threshold: float = 0.5
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
-    """The largest acceptable error of a regression's numbers; of tensors that of all outputs, or of each."""
+    """The largest acceptable error of a regression's numbers; of tensors that of each output."""
 
 
 class Judged(NamedTuple):
@@ -60,15 +63,8 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
     compared = compare(Ran(rows), reference, meaning.spans, None, None, task)
     worst = farthest(compared).accuracy
     if task is Task.TENSORS:
-        each = meaning.tolerance if len(meaning.tolerance) == len(compared) else meaning.tolerance * len(compared)
-        farthest_parts, lost = (
-            max(
-                largest_part(item.ran.logits, item.reference, item.span.shape or item.reference.shape[1:], slack)
-                for item, slack in zip(compared, slacks, strict=True)
-            )
-            for slacks in ([0.0] * len(compared), each or [0.0] * len(compared))
-        )
-        return Judged(worst, farthest_parts, lost)
+        none = (0.0,) * len(compared)
+        return Judged(worst, _farthest_part(compared, none), _farthest_part(compared, meaning.tolerance or none))
     if task not in JUDGES:
         return Judged(worst, worst.relative_l2, 1 - (worst.top1_agreement or 0.0))
     (item,) = compared  # these tasks have one output
@@ -81,6 +77,14 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
     )
     loss = JUDGES[task](case).loss
     return Judged(worst, worst.relative_l2, loss.drop if loss else 0.0)
+
+
+def _farthest_part(compared: Sequence[Compared], tolerances: Sequence[float]) -> float:
+    """Return the relative L2 of the farthest part of any output, of parts with an error beyond its tolerance."""
+    return max(
+        largest_part(item.ran.logits, item.reference, item.span.shape or item.reference.shape[1:], tolerance)
+        for item, tolerance in zip(compared, tolerances, strict=True)
+    )
 
 
 def keeps(judged: Judged, gate: Gate, margin: float, task: Task = Task.CLASSIFICATION) -> bool:

@@ -23,6 +23,7 @@ from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_no
 from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from pipeline.stages.sensitivity.table import print_sensitivity
+from pipeline.stages.validate.yardsticks import tolerance_of
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -131,11 +132,12 @@ def _measure(project: Project, graph: Graph) -> _Found:
 
 def _meaning(project: Project) -> Meaning:
     model, source = project.config.model, project.source()
+    spans, tolerance = spans_of(source), model.tolerance
     if model.task is Task.REGRESSION:
-        require_tolerances(model.tolerance, source.classes)
-    elif model.tolerance:
-        require_tolerances(model.tolerance, len(spans_of(source)), "outputs")
-    return Meaning(model.task, spans_of(source), model.threshold, model.tolerance)
+        require_tolerances(tolerance, source.classes)
+    elif tolerance:
+        tolerance = tuple(found for span in spans for found in tolerance_of(tolerance, source.output_names, span.name))
+    return Meaning(model.task, spans, model.threshold, tolerance)
 
 
 def halves(images: Pixels) -> tuple[Pixels, Pixels]:

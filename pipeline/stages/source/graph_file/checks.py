@@ -1,4 +1,4 @@
-"""What keeps an ONNX file from being a model: its ends, its types, its operators, its weights. Pure."""
+"""Refusals of an ONNX file as a model, by its ends, types, operators and weights. Pure."""
 
 from __future__ import annotations
 

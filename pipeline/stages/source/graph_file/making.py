@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.arithmetic import Result
-    from pipeline.adapters.onnx_files import ReadBytes
+    from pipeline.adapters.onnx_files import ReadBytes, ReadModel
     from pipeline.planning.project import Project
 
     Ts = TypeVarTuple("Ts")
@@ -57,7 +57,7 @@ _UNSAFE = re.compile(r"\W", re.ASCII)
 
 
 class Tried(NamedTuple):
-    """What running a graph has shown."""
+    """Facts that running a graph has shown."""
 
     shapes: tuple[tuple[int, ...], ...]
     """The shape of each output for one image."""
@@ -83,17 +83,12 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     spec = config.preprocessing
     if spec is None:
         raise _no_preprocessing(file)
-    read = read_model(file)
-    if read.sha256 != sha256_of(file):
-        raise SourceError("the ONNX file changed while it was read", where=name, fix="run it again when it is written")
+    read = _read(name)
     model, task = read.model, config.model.task
-    onnx_rewrites.drop_initialised_inputs(model.graph)
-    _check(model, file)
     ends = ends_of(model.graph, spec.input_shape, task, name)
     require_reference(model, name)
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    cut = task is Task.CLASSIFICATION and onnx_rewrites.cut_softmax(model.graph)
+    whole = _cut_softmax(model) if task is Task.CLASSIFICATION else None
+    cut = whole is not None
     image, *outputs = _use_plain_names(model.graph)
     several = tuple(outputs) if len(outputs) > 1 else ()
     onnx_graph.forget_origin(model)
@@ -101,7 +96,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     with replacing(path) as temporary:
         onnx_graph.save(model, temporary)
         tried = _apart_from_us(project, file, try_graph, temporary, spec, task, ends.batch)
-        if cut:
+        if whole is not None:
             _require_softmax(project, file, temporary, whole, spec, tried.batch)
     _say(file, ends.batch, tried, cut=cut)
     detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
@@ -132,6 +127,28 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         ),
     )
     return project.write(project.paths.source, record)
+
+
+def _read(name: str) -> ReadModel:
+    """Read an ONNX file, and check it.
+
+    Raises:
+        SourceError: it is missing, damaged, or changes meanwhile.
+    """
+    file = Path(name)
+    read = read_model(file)
+    if read.sha256 != sha256_of(file):
+        raise SourceError("the ONNX file changed while it was read", where=name, fix="run it again when it is written")
+    onnx_rewrites.drop_initialised_inputs(read.model.graph)
+    _check(read.model, file)
+    return read
+
+
+def _cut_softmax(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Take the softmax off the end of a graph, and return the model as it was; None if it has no softmax there."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    return whole if onnx_rewrites.cut_softmax(model.graph) else None
 
 
 def _no_preprocessing(file: Path) -> SourceError:

@@ -1,1 +1,1 @@
-"""What each task's answers are, and how an artifact's are judged beside the reference's. Pure, one output at a time."""
+"""Answers of each task: the judgement of an artifact's beside the reference's. Pure, one output at a time."""
