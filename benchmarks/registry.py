@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import oras.client
 
-from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.releases.oci.offers import read_offers
 from model_artifacts.releases.oci.references import reference_of
 from model_artifacts.releases.oci.registry import Registry

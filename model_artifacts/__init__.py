@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from model_artifacts.deployment.loading import load, resolve, this_host
     from model_artifacts.deployment.model import Model
     from model_artifacts.deployment.predictions import ClassScore, DetectedBox, Prediction
-    from model_artifacts.deployment.resolution import Requirements, Resolution
+    from model_artifacts.deployment.requirements import Requirements
+    from model_artifacts.deployment.resolution import Resolution
     from model_artifacts.errors import ArtifactError
     from model_artifacts.records import DeploymentHost, Precision
     from model_artifacts.releases.signature import Verifier
@@ -42,7 +43,7 @@ _HOMES = {
     "Prediction": "deployment.predictions",
     "Resolution": "deployment.resolution",
     "Verifier": "releases.signature",
-    "Requirements": "deployment.resolution",
+    "Requirements": "deployment.requirements",
     "load": "deployment.loading",
     "pull": "releases.store",
     "push": "releases.store",

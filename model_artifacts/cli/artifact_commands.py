@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import argparse
 
     from model_artifacts.cli.parser import CommandLine
-    from model_artifacts.deployment.resolution import Requirements, Resolution
+    from model_artifacts.deployment.requirements import Requirements
+    from model_artifacts.deployment.resolution import Resolution
 
 _INSTALL = "pip install model-artifacts"
 
@@ -94,7 +95,7 @@ def add_artifact_commands(commands: CommandLine) -> None:
 
 def requirements_of(options: argparse.Namespace) -> Requirements:
     """Return the caller's requirements."""
-    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.deployment.requirements import Requirements
 
     return Requirements(
         batch=options.batch,
@@ -103,6 +104,8 @@ def requirements_of(options: argparse.Namespace) -> Requirements:
         min_top1=options.min_top1,
         precision=options.precision,
         max_memory_bytes=options.max_memory,
+        input=options.input,
+        output=options.output,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from model_artifacts.records import Precision
+from model_artifacts.records import PLAIN, ImageInput, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +177,20 @@ PRECISION = Option(
 MAX_MEMORY = Option(
     ("--max-memory",), "the most memory of the GPU that it may take: 512MiB, 2GiB", type=SIZE, metavar="SIZE"
 )
-REQUIREMENTS = (BATCH, MAX_LATENCY_MS, THROUGHPUT, MIN_TOP1, PRECISION, MAX_MEMORY)
+INPUT = Option(
+    ("--input",),
+    f"the images that you feed: {', '.join(kind.value for kind in ImageInput)}; default: {PLAIN.input.value}",
+    metavar="TYPE",
+    choices=tuple(kind.value for kind in ImageInput),
+    default=PLAIN.input.value,
+)
+OUTPUT = Option(
+    ("--output",),
+    f"the answer that you read: logits, probabilities, or such as top5; default: {PLAIN.answer}",
+    metavar="NAME",
+    default=PLAIN.answer,
+)
+REQUIREMENTS = (BATCH, MAX_LATENCY_MS, THROUGHPUT, MIN_TOP1, PRECISION, MAX_MEMORY, INPUT, OUTPUT)
 
 VERIFY_PATH = Option(
     ("path",),

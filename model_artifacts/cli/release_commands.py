@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from model_artifacts.cli.parser import CommandLine, Parser
-    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.deployment.requirements import Requirements
     from model_artifacts.records import FileRecord
     from model_artifacts.releases.signature import Verifier
 
@@ -176,7 +176,7 @@ def _pull(  # noqa: PLR0913 - the command's options
     for_host: bool,
     no_downgrade: bool,
 ) -> int:
-    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.deployment.requirements import Requirements
     from model_artifacts.releases.store import pull
 
     if requirements != Requirements() and not for_host:

@@ -13,11 +13,13 @@ from model_artifacts.deployment.predictions import (
     DetectedBox,
     NamedValue,
     Prediction,
+    named_classes,
     rank,
+    rank_probabilities,
     require_finite,
 )
 from model_artifacts.errors import RunError, UsageError, listed
-from model_artifacts.records import Task, TensorSpec
+from model_artifacts.records import PLAIN, OutputForm, Task, TensorSpec
 from model_artifacts.sessions.preprocessing import read_placement
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.deployment.detections import Detections
-    from model_artifacts.records import ManifestModel, Preprocessing
+    from model_artifacts.records import Io, ManifestModel, Preprocessing
     from model_artifacts.sessions.onnx import Outputs as AnyOutputs
     from model_artifacts.sessions.preprocessing import Picture, Placement
 
@@ -190,17 +192,21 @@ def _require_row(outputs: Outputs, names: Sequence[str] | None, what: str) -> No
         )
 
 
-def answers_of(outputs: AnyOutputs, facts: ManifestModel, top: int | None) -> tuple[Prediction, ...]:
+def answers_of(outputs: AnyOutputs, facts: ManifestModel, top: int | None, io: Io = PLAIN) -> tuple[Prediction, ...]:
     """Return the answers of images.
 
     Args:
         outputs: the network's outputs (images, …), of a task with answers; of several an array by the name of each.
         facts: the model's task, class names and threshold.
         top: the most classes to name for each image; None for one of a classification, and for all of other tasks.
+        io: the artifact's output.
 
     Raises:
         RunError: the outputs are not those of the task, or not finite.
+        UsageError: more classes are asked for than the artifact gives.
     """
+    if io.output is OutputForm.TOP:
+        return named_classes(outputs["probabilities"], outputs["indices"], facts.class_names, top or 1)
     if facts.task is Task.DETECTION:
         return detect(outputs, facts, top)
     if isinstance(outputs, dict):
@@ -210,6 +216,8 @@ def answers_of(outputs: AnyOutputs, facts: ManifestModel, top: int | None) -> tu
             got=listed([*outputs]),
             fix="pull the artifact again, or build it again",
         )
+    if io.output is OutputForm.PROBABILITIES:
+        return rank_probabilities(outputs, facts.class_names, top or 1)
     return _ANSWERS[facts.task](outputs, facts, top)
 
 

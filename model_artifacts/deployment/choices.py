@@ -70,7 +70,8 @@ def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
     Args:
         entries: The artifacts of one GPU or of one processor.
     """
-    deployable = [entry for entry in entries if may_be_deployed(entry)]
+    ready = [entry for entry in entries if may_be_deployed(entry)]
+    deployable = [entry for entry in ready if entry.io.is_plain] or ready  # as `load` takes them without being asked
     eager = [entry for entry in entries if is_eager(entry)]
     batches = sorted({timing.batch for entry in deployable for timing in entry.timings})
     latency = _fastest(deployable, batches[0] if batches else 1, eager)

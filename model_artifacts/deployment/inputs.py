@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_artifacts.errors import RunError, one_line
+from model_artifacts.records import ImageInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.sessions.preprocessing import Picture
-
-    Batch = npt.NDArray[np.float32]
 
     Pictures: TypeAlias = Picture | npt.NDArray[Any] | Iterable[Picture | npt.NDArray[Any]]
 
@@ -36,21 +35,31 @@ _EXPECTED = (
 )
 
 
-def checked_batch(batch: Any, sample: tuple[int, int, int]) -> Batch:  # noqa: ANN401 - whatever a caller hands over
+def checked_batch(
+    batch: Any,  # noqa: ANN401 - whatever a caller hands over
+    sample: tuple[int, int, int],
+    kind: ImageInput = ImageInput.FLOAT32,
+) -> npt.NDArray[Any]:
     """Return a batch as a contiguous array. Every backend then takes and refuses the same batches.
 
     Args:
         batch: an array, or a tensor of torch in any memory, or one of another library in the host's memory.
-        sample: (channels, height, width).
+        sample: (channels, height, width), of pixels (height, width, channels).
+        kind: the images that the artifact takes.
 
     Raises:
-        RunError: it is no array, not of float32 in this machine's byte order, of another shape, or not finite.
+        RunError: it is no array, not of this type in this machine's byte order, of another shape, or not finite.
     """
-    expected = f"float32 (batch, {', '.join(map(str, sample))})"
+    expected = f"{kind.value} (batch, {', '.join(map(str, sample))})"
     array = _array(batch, expected)
-    if array.dtype != np.float32 or array.ndim != len(sample) + 1 or array.shape[1:] != sample or not len(array):
+    if (
+        array.dtype != np.dtype(kind.value)
+        or array.ndim != len(sample) + 1
+        or array.shape[1:] != sample
+        or not len(array)
+    ):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
-        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample))
+        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample, kind))
     check_finite(array)
     return np.ascontiguousarray(array)
 
@@ -119,7 +128,9 @@ def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
         )
 
 
-def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int]) -> str:
+def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int], kind: ImageInput) -> str:
+    if kind is ImageInput.UINT8:
+        return "hand over the pixels as decoded, resized and cropped, channels last, or images to `predict`"
     channels, height, width = sample
     if array.dtype == np.uint8:
         return "`predict` takes images as they are; the model itself takes preprocessed ones"
@@ -128,7 +139,7 @@ def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int]) -> str:
     if array.shape == sample:
         return "add the axis of the batch: `batch[None]`"
     if array.shape[1:] == sample and len(array):
-        return "cast it: `batch.astype(numpy.float32)`"
+        return f"cast it: `batch.astype(numpy.{kind.value})`"
     return "preprocess images as the manifest says, or hand them to `predict`"
 
 

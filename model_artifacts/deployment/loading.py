@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.deployment.files import unusable
 from model_artifacts.deployment.model import Model
-from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
+from model_artifacts.deployment.requirements import Requirements
+from model_artifacts.deployment.resolution import Resolution, resolve_entry
 from model_artifacts.errors import RunError, UsageError
 from model_artifacts.host.environment import (
     driver_cuda,
@@ -277,6 +278,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
             precision=entry.precision,
             graph=entry.graph,
             profile=entry.profile,
+            io=entry.io,
         ),
         path=path,
         gpu=resolution.place.gpu,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Backend
 from model_artifacts.sessions.onnx import joined, named
-from model_artifacts.sessions.preprocessing import read_pixels, to_input
+from model_artifacts.sessions.preprocessing import feed_shape, read_pixels, to_feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from model_artifacts.deployment.inputs import Pictures
     from model_artifacts.deployment.resolution import Resolution
-    from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing
+    from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing, TensorSpec
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
     from model_artifacts.sessions.preprocessing import Picture, Placement
 
-    Batch = npt.NDArray[np.float32]
+    Batch = npt.NDArray[Any]
 
 _AT_ONCE = 32
 """The number of images in a batch, for an artifact that takes any number. It bounds the memory in use."""
@@ -61,6 +61,9 @@ class Model:
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
+
+        An artifact with another input or output takes and gives what `entry.inputs` and `entry.outputs` say, such as
+        uint8 pixels (batch, height, width, channels), and probabilities with the indices of their classes.
 
         Args:
             batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
@@ -130,7 +133,7 @@ class Model:
         if facts.decoding is not None:
             images = noting_places(pictures_of(images), facts.preprocessing, places)
         for outputs in self._of_each_batch(images):
-            found += answers_of(outputs, facts, most)
+            found += answers_of(outputs, facts, most, self.entry.io)
         return placed_back(found, places) if places else tuple(found)
 
     def outputs(self, images: Pictures) -> Outputs:
@@ -152,7 +155,7 @@ class Model:
         """
         self._opened()
         specs = self.entry.outputs
-        empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32) for spec in specs]
+        empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
         found = joined([named(names, empty), *self._of_each_batch(images)])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
@@ -175,7 +178,7 @@ class Model:
 
     def _run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
         spec = self.preprocessing
-        batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
+        batch = to_feed(np.stack([read_pixels(picture, spec) for picture in pictures]), spec, self.entry.io.input)
         found = self(_filled(batch, self.entry.profile))
         if isinstance(found, dict):
             return {name: values[: len(batch)] for name, values in found.items()}
@@ -212,7 +215,8 @@ class Model:
         if self.entry.backend is Backend.TENSORRT and self._is_near(batch):
             check_finite(batch)
             return batch
-        return checked_batch(batch, self.preprocessing.input_shape)
+        kind = self.entry.io.input
+        return checked_batch(batch, feed_shape(self.preprocessing, kind), kind)
 
     def _is_near(self, batch: object) -> bool:
         """Return true if a batch lies in the memory of the engine's GPU, as far as its library says which GPU it is."""
@@ -220,6 +224,11 @@ class Model:
 
         gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)
         return gpu_arrays.on_gpu(batch) and (gpu is None or index is None or index == gpu.index)
+
+
+def _dtype_of(spec: TensorSpec) -> type[np.generic]:
+    """Return the type that a session gives an output in: indices as they are, and values in float32."""
+    return np.int32 if spec.dtype == np.dtype(np.int32).name else np.float32
 
 
 def _filled(batch: Batch, profile: BatchRange | None) -> Batch:

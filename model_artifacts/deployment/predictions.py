@@ -130,14 +130,7 @@ def rank(logits: npt.NDArray[np.float32], names: Sequence[str] | None, top: int 
     Raises:
         RunError: there is one logit only, they are not finite, or their number is not that of the names.
     """
-    classes = logits.shape[1] if logits.ndim == _AXES else 0
-    if classes <= 1 or (names and len(names) != classes):
-        raise RunError(
-            "the artifact's logits are not those of its classes",
-            expected=f"{len(names)} logits for each image" if names else "two logits or more for each image",
-            got=str(classes) if classes else f"an array {logits.shape}",
-            fix="call the model itself for its outputs, or build it with a logit for each class",
-        )
+    _require_classes(logits, names)
     require_finite(logits, "the logits are not finite, so that none is the largest")
     likely = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
     scores = likely / likely.sum(axis=1, keepdims=True)
@@ -146,6 +139,67 @@ def rank(logits: npt.NDArray[np.float32], names: Sequence[str] | None, top: int 
         Prediction(tuple(ClassScore(names[at] if names else str(at), float(row[at]), int(at)) for at in best))
         for row, best in zip(scores, order, strict=True)
     )
+
+
+def rank_probabilities(
+    scores: npt.NDArray[np.float32], names: Sequence[str] | None, top: int = 1
+) -> tuple[Prediction, ...]:
+    """Return the most likely classes of each image, of an artifact that gives probabilities. Pure.
+
+    Args:
+        scores: (images, classes).
+        names: the names of the classes; None if they are unknown.
+        top: the number of classes to name; all of them, if there are fewer.
+
+    Raises:
+        RunError: there is one class only, they are not finite, or their number is not that of the names.
+    """
+    _require_classes(scores, names)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return named_classes(np.take_along_axis(scores, order, axis=1), order, names, min(top, scores.shape[1]))
+
+
+def named_classes(
+    scores: npt.NDArray[np.float32], indices: npt.NDArray[np.integer], names: Sequence[str] | None, top: int = 1
+) -> tuple[Prediction, ...]:
+    """Return classes that an artifact has ranked, with their names. Pure.
+
+    Args:
+        scores: (images, ranked classes), the likeliest first.
+        indices: the numbers of these classes.
+        names: the names of all classes; None if they are unknown.
+        top: the number of classes to name.
+
+    Raises:
+        UsageError: the artifact ranks fewer.
+        RunError: a score is not finite, or an index is no class.
+    """
+    if top > scores.shape[1]:
+        raise UsageError(
+            "the artifact ranks fewer classes",
+            expected=f"`top` of at most {scores.shape[1]}",
+            got=str(top),
+            fix='ask for fewer, or load an artifact that gives all: `Requirements(output="probabilities")`',
+        )
+    require_finite(scores, "the probabilities are not finite, so that none is the largest")
+    if (indices < 0).any() or (names and (indices >= len(names)).any()):
+        expected = f"indices from 0 to {len(names) - 1}" if names else "indices from 0 on"
+        raise RunError("the artifact names classes that there are not", expected=expected, got=str(indices.max()))
+    return tuple(
+        Prediction(tuple(ClassScore(names[at] if names else str(at), float(score), int(at)) for score, at in pairs))
+        for pairs in (zip(row[:top], places[:top], strict=True) for row, places in zip(scores, indices, strict=True))
+    )
+
+
+def _require_classes(rows: npt.NDArray[np.float32], names: Sequence[str] | None) -> None:
+    classes = rows.shape[1] if rows.ndim == _AXES else 0
+    if classes <= 1 or (names and len(names) != classes):
+        raise RunError(
+            "the artifact's logits are not those of its classes",
+            expected=f"{len(names)} logits for each image" if names else "two logits or more for each image",
+            got=str(classes) if classes else f"an array {rows.shape}",
+            fix="call the model itself for its outputs, or build it with a logit for each class",
+        )
 
 
 def require_finite(outputs: npt.NDArray[np.float32], refusal: str) -> None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from model_artifacts.deployment.evidence import Evidence, Nearness, medians_of, nearest
-from model_artifacts.errors import ResolveError, UsageError
+from model_artifacts.errors import ResolveError
 from model_artifacts.host.environment import tensorrt_of
 from model_artifacts.records import (
     CPU_TARGET,
     Backend,
+    ImageInput,
     Precision,
     Status,
     is_applied,
@@ -30,6 +30,7 @@ from model_artifacts.records import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from model_artifacts.deployment.requirements import Requirements
     from model_artifacts.records import DeploymentHost, EngineFlavour, Gpu, ManifestEntry
 
 _X86 = "x86_64"
@@ -56,48 +57,6 @@ class Tier(IntEnum):
             Tier.TORCH_TENSORRT: "a Torch-TensorRT module",
             Tier.ONNX: "an ONNX file",
         }[self]
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """A caller's requirements for an artifact; None requires nothing."""
-
-    batch: int | None = None
-    """A batch size that the artifact takes. The default is 1 or, for throughput, any."""
-    max_latency_ms: float | None = None
-    """The bound on the median latency at `timed_batch`, as measured on this type of GPU or processor."""
-    throughput: bool = False
-    """Prefer images per second to milliseconds per batch."""
-    min_top1: float | None = None
-    """The smallest share of labelled validation images with a correct top-1 class."""
-    precision: Precision | str | None = None
-    """The precision, or its name, such as `fp16`."""
-    max_memory_bytes: int | None = None
-    """The bound on the GPU's memory."""
-
-    def __post_init__(self) -> None:
-        """Refuse requirements that nothing can mean.
-
-        Raises:
-            UsageError: the precision is unknown, or a number is out of its range; the message has the right ones.
-        """
-        names = [precision.value for precision in Precision]
-        if self.precision is not None and self.precision not in names:
-            raise UsageError("unknown precision", expected=", ".join(names), got=repr(self.precision))
-        if self.batch is not None and self.batch < 1:
-            raise UsageError("a batch has images", expected="`batch` of 1 or more", got=repr(self.batch))
-        if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
-            expected = "`min_top1` from 0 to 1: 0.75 is 75 %"
-            raise UsageError("the required accuracy is no share", expected=expected, got=repr(self.min_top1))
-        for name in ("max_latency_ms", "max_memory_bytes"):
-            bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise UsageError("nothing meets this bound", expected=f"`{name}` above 0", got=repr(bound))
-
-    @property
-    def timed_batch(self) -> int:
-        """The batch size whose latency counts."""
-        return self.batch or 1
 
 
 class Device(NamedTuple):
@@ -257,6 +216,10 @@ def _unmet(entry: ManifestEntry, requirements: Requirements) -> str:
     """Return the requirements that an artifact cannot meet on any host; empty if it meets them all."""
     if requirements.precision is not None and entry.precision != requirements.precision:
         return f"{entry.precision.value}, required {Precision(requirements.precision).value}"
+    if entry.io.input != requirements.input:
+        return f"takes {entry.io.input.value} images, required {ImageInput(requirements.input).value}"
+    if entry.io.answer != requirements.output:
+        return f"gives {entry.io.answer}, required {requirements.output}"
     profile = entry.profile
     needed = None if requirements.throughput and requirements.batch is None else requirements.timed_batch
     if profile and needed is not None and not profile.min <= needed <= profile.max:

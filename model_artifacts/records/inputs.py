@@ -194,6 +194,75 @@ class TensorSpec(Record):
     """Element type, such as `float32`."""
     layout: str
     """Order of the axes, such as `NCHW`."""
+    meaning: str = ""
+    """What the values are, such as the order of the colours; empty for normalised images and the network's own outputs.
+    The JSON leaves it out then."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"meaning"})
+
+
+class ImageInput(str, Enum):
+    """The images that an artifact takes."""
+
+    FLOAT32 = "float32"
+    """Normalised, (batch, channels, height, width)."""
+    FLOAT16 = "float16"
+    """The same values in half precision."""
+    UINT8 = "uint8"
+    """Pixels as decoded, resized and cropped, (batch, height, width, channels). The artifact normalises them."""
+
+
+class OutputForm(str, Enum):
+    """The answer that an artifact gives for an image."""
+
+    LOGITS = "logits"
+    """The network's own outputs."""
+    PROBABILITIES = "probabilities"
+    """The softmax of the logits."""
+    TOP = "top"
+    """The largest probabilities, and the indices of their classes."""
+
+
+class Io(Record):
+    """An artifact's input and output. The default is the network's own: normalised float32 images, and its outputs."""
+
+    input: ImageInput = ImageInput.FLOAT32
+    """The images that it takes."""
+    output: OutputForm = OutputForm.LOGITS
+    """The answer that it gives."""
+    top: Whole | None = None
+    """The number of classes in the answer; None for all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Io:
+        if (self.output is OutputForm.TOP) != (self.top is not None):
+            raise ValueError(f"expected `top` with the output top alone, got {self.output.value} with {self.top}")
+        return self
+
+    @property
+    def answer(self) -> str:
+        """The output as pipeline.yaml and requirements write it: `logits`, `probabilities`, `top5`."""
+        return f"{self.output.value}{self.top or ''}"
+
+    @property
+    def is_plain(self) -> bool:
+        """True for the network's own input and output."""
+        return self == PLAIN
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What differs from the network's own, for names of variants: () or (uint8, top5)."""
+        return tuple(
+            word
+            for word, plain in ((self.input.value, PLAIN.input.value), (self.answer, PLAIN.answer))
+            if word != plain
+        )
+
+
+PLAIN = Io()
+"""The network's own input and output."""
 
 
 class Task(str, Enum):

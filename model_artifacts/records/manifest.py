@@ -23,7 +23,7 @@ from model_artifacts.records.base import (
     without_defaults,
 )
 from model_artifacts.records.decoding import Decoding
-from model_artifacts.records.inputs import Preprocessing, Task, TensorSpec, WeightsOrigin
+from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
 
@@ -147,6 +147,8 @@ class ManifestEntry(Record):
     """The artifact's inputs."""
     outputs: tuple[TensorSpec, ...]
     """The artifact's outputs."""
+    io: Io = PLAIN
+    """The images that it takes, and the answer that it gives. The JSON leaves out the network's own."""
     build_seconds: float | None
     """Duration of the build; None without a build."""
     weight_warnings: tuple[WeightWarning, ...]
@@ -186,7 +188,7 @@ class ManifestEntry(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"accuracies"})
+        return without_defaults(self, serialize(self), {"accuracies", "io"})
 
     @property
     def device_type(self) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from model_artifacts.records.base import Record, Whole
+from model_artifacts.records.base import Record, Whole, without_defaults
+from model_artifacts.records.inputs import PLAIN, Io
 from model_artifacts.records.targets import CPU_TARGET
 
 STAND_IN = "its graph is TensorRT's, which processors run slowly"
@@ -199,17 +200,26 @@ class Variant(Record):
     """The builder's limit of scratch memory; None for backends without one."""
     layout: Layout = Layout.CONTIGUOUS
     """Memory layout of the weights."""
+    io: Io = PLAIN
+    """The input and the output. The JSON leaves out the network's own."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"io"})
 
     @property
     def name(self) -> str:
-        """Name within the target: `fp16-b1-8-32-ws1GiB` for an engine. Other backends put their own name in front."""
+        """Name within the target: `fp16-b1-8-32-ws1GiB` for an engine, `…-uint8-top5` for one with other ends.
+
+        Other backends put their own name in front.
+        """
         backend = [] if self.backend is Backend.TENSORRT else [self.backend.value]
         graph = self.graph if self.graph and self.graph.precision is self.precision else None
         kind = graph.value if graph else self.precision.value  # tf32 shares the graph of fp32
         profile = [self.profile.label] if self.profile else []
         workspace = [self.workspace.name] if self.workspace else []
         layout = [] if self.layout is Layout.CONTIGUOUS else [self.layout.value]
-        return "-".join([*backend, kind, *profile, *workspace, *layout])
+        return "-".join([*backend, kind, *profile, *workspace, *layout, *self.io.words])
 
     @property
     def family(self) -> Variant:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from pathlib import Path
 
-    from model_artifacts.deployment.resolution import Requirements
+    from model_artifacts.deployment.requirements import Requirements
     from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.object_releases import Releases
     from model_artifacts.releases.signature import Verifier

@@ -24,7 +24,7 @@ from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import Task
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
-from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.preprocessing import feed_shape, to_feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,7 @@ CONFIG, LABELS, SAMPLE = "config.pbtxt", "labels.txt", "image"
 """Names in a model's folder: its configuration, its classes, its input for the warm-up."""
 MARKER = ".model-artifact-pipeline"
 """File with the paths of the written models, one a line; Triton reads folders only."""
-_TYPES = {"float32": "TYPE_FP32"}
+_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
 """Triton's names of the types of inputs and outputs."""
 
 
@@ -148,7 +148,8 @@ def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
         for sample in warmup.inputs.values():
             if sample.input_data_file:
                 size = (folder / "warmup" / sample.input_data_file).stat().st_size
-                expected[f"bytes of {sample.input_data_file}"] = (4 * math.prod(sample.dims), size)  # float32
+                each = np.dtype(entry.io.input.value).itemsize
+                expected[f"bytes of {sample.input_data_file}"] = (each * math.prod(sample.dims), size)
     for fact, (wanted, got) in expected.items():
         if wanted != got:
             raise TritonError(f"{folder} does not match the manifest: {fact}", expected=str(wanted), got=str(got))
@@ -195,11 +196,11 @@ def _preferred(model: TritonModel) -> list[int]:
     return [model.preferred_batch] if model.composes and model.preferred_batch else []
 
 
-def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]:
-    """Return the input for the warm-up: preprocessed noise, float32 (batch, channels, height, width)."""
+def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.generic]:
+    """Return the input for the warm-up: noise, as the model takes images."""
     spec = facts.preprocessing
     shape = (_sample_count(model), spec.height, spec.width, spec.channels)
-    return to_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), spec)
+    return to_feed(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), spec, model.entry.io.input)
 
 
 def _sample_count(model: TritonModel) -> int:
@@ -218,7 +219,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
     for name, dtype, dims in _tensors(model, entry.inputs, "INPUT"):
         config.input.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims)
     for name, dtype, dims in _tensors(model, entry.outputs, "OUTPUT"):
-        labels = LABELS if _names_classes(facts) else ""
+        labels = LABELS if _names_classes(facts) and entry.io.top is None else ""  # by place, and a top-k has ranks
         config.output.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims, label_filename=labels)
     kind = pb.ModelInstanceGroup.KIND_GPU if model.on_gpu else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=1, kind=kind)
@@ -229,7 +230,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=_preferred(model)))
     for name, value in _parameters(model, facts).items():
         config.parameters[name].string_value = value
-    shape = facts.preprocessing.input_shape
+    shape = feed_shape(facts.preprocessing, entry.io.input)
     dims = shape if model.max_batch else (_sample_count(model), *shape)
     warmup = config.model_warmup.add(name="one request", batch_size=1)
     sample = warmup.inputs[config.input[0].name]

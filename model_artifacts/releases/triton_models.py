@@ -205,6 +205,11 @@ def _platform(entry: ManifestEntry) -> Platform:
 
 def _name(entry: ManifestEntry) -> str:
     """Return the model's name; artifacts that Triton's clients cannot tell apart share one."""
+    return "-".join([_plain_name(entry), *entry.io.words])
+
+
+def _plain_name(entry: ManifestEntry) -> str:
+    """Return the name of the artifact with the network's own input and output."""
     platform = _platform(entry)
     if platform is Platform.ONNX:
         graph = entry.graph.value if entry.graph else entry.precision.value

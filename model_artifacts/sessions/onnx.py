@@ -141,9 +141,14 @@ def run_of(session: InferenceSession) -> Callable[[Batch], Outputs]:
 
     def run(batch: Batch) -> Outputs:
         results = session.run([*ends.outputs], {ends.input: batch})
-        return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
+        return named(ends.outputs, [_widened(np.asarray(result)) for result in results])
 
     return run
+
+
+def _widened(result: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return indices as they are, and values in float32."""
+    return result if np.issubdtype(result.dtype, np.integer) else result.astype(np.float32, copy=False)
 
 
 def _session_options(graph: Graph | None, *, stands_in: bool) -> tuple[SessionOptions, list[str]]:

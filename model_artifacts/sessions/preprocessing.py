@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from model_artifacts.errors import DataError, UnreadableError, one_line, out_of_memory
-from model_artifacts.records import Fit, Orientation
+from model_artifacts.records import Fit, ImageInput, Orientation
 from model_artifacts.sessions.pictures import to_colours
 
 if TYPE_CHECKING:
@@ -234,3 +234,25 @@ def to_input(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[
     std = np.asarray(spec.std, dtype=np.float32)
     normal = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+
+
+def to_feed(pixels: npt.NDArray[np.uint8], spec: Preprocessing, kind: ImageInput) -> npt.NDArray[Any]:
+    """Return pixels as an artifact with this input takes them.
+
+    Args:
+        pixels: uint8 (batch, height, width, channels).
+        spec: the means and standard deviations.
+        kind: the input.
+
+    Returns:
+        contiguous: the pixels themselves for uint8, else normalised (batch, channels, height, width) of its type.
+    """
+    if kind is ImageInput.UINT8:
+        return np.ascontiguousarray(pixels)
+    return to_input(pixels, spec).astype(kind.value, copy=False)
+
+
+def feed_shape(spec: Preprocessing, kind: ImageInput) -> tuple[int, int, int]:
+    """Return the shape of one sample as an artifact with this input takes it."""
+    channels, height, width = spec.input_shape
+    return (height, width, channels) if kind is ImageInput.UINT8 else spec.input_shape

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from model_artifacts.errors import RunError
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
 """TensorRT's names of types → the records' names."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Record
+from model_artifacts.records import OutputForm, Record
 from pipeline.config.loading import load_config
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _results(config: Config) -> dict[str, object]:
         "model": config.model.model_copy(update={"download_timeout_seconds": 1.0}),
         "preprocessing": config.preprocessing,
         "data": config.data,
+        "io": {item.io.answer for item in config.io if item.io.output is not OutputForm.LOGITS},  # rounding has them
         "leave_unquantized": config.leave_unquantized,
         "tensorrt": tensorrt.key_settings,
         "torch_tensorrt": config.torch_tensorrt.build_settings,

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
+from pipeline.config.ends import io_problems
 from pipeline.config.preprocessing import preprocessing_problems
-from pipeline.config.settings import Config, Executor, ModelConfig, portable_target
+from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
+from pipeline.config.tensorrt import portable_target
 from pipeline.config.values import QUANTIZED_PRECISIONS, in_yaml
 
 if TYPE_CHECKING:
@@ -116,10 +118,12 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     problems += _module_checks(config)
     problems += _onnx_checks(config)
     problems += task_problems(config)
+    problems += io_problems(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
         ("profiles",): [profile.label for profile in config.profiles],
+        ("io",): [" ".join(item.io.words) or "the network's own" for item in config.io],
         ("workspaces",): [str(item.bytes(memory) or item.text) for item in config.workspaces],
         ("leave_unquantized", "int8"): list(config.leave_unquantized.int8),
         ("leave_unquantized", "fp8"): list(config.leave_unquantized.fp8),

@@ -19,11 +19,11 @@ from model_artifacts.records import (
     Task,
 )
 from pipeline.config.benchmark import BenchmarkConfig
+from pipeline.config.ends import IoConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import (
-    PORTABLE_COMPUTE_CAPABILITIES,
     Count,
     Drop,
     Flag,
@@ -316,6 +316,8 @@ class Config(Record):
     )
     profiles: Annotated[tuple[ParsedBatchRange, ...], Field(min_length=1)]
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(parse_workspace)], ...], Field(min_length=1)]
+    io: Annotated[tuple[IoConfig, ...], Field(min_length=1)] = (IoConfig(),)
+    """The inputs and outputs of artifacts: each makes the matrix once."""
     leave_unquantized: Unquantized = Unquantized()
     tensorrt: TensorRTConfig = TensorRTConfig()
     torch_tensorrt: TorchTensorRTConfig = TorchTensorRTConfig()
@@ -353,9 +355,3 @@ class Config(Record):
             types = {gpu.slug: gpu for gpu in reversed(host.gpus)}
             return tuple(sorted(types.values(), key=lambda gpu: gpu.index))
         return tuple(gpu for gpu in host.gpus if self.device in {str(gpu.index), gpu.uuid})
-
-
-def portable_target(compute_capabilities: tuple[int, ...]) -> str:
-    """Return the target name of engines that TensorRT-RTX builds ahead of time: `rtx-sm80+`, `rtx-sm75-89`."""
-    portable = compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES
-    return "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, compute_capabilities))

@@ -120,3 +120,9 @@ class TensorRTConfig(Record):
         return {
             name: value for name, value in settings.items() if name not in _LATER_SETTINGS or value != defaults[name]
         }
+
+
+def portable_target(compute_capabilities: tuple[int, ...]) -> str:
+    """Return the target name of engines that TensorRT-RTX builds ahead of time: `rtx-sm80+`, `rtx-sm75-89`."""
+    portable = compute_capabilities == PORTABLE_COMPUTE_CAPABILITIES
+    return "rtx-sm80+" if portable else "rtx-sm" + "-".join(map(str, compute_capabilities))

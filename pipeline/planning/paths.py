@@ -154,6 +154,10 @@ class Paths:
         """A serialized TensorRT engine."""
         return self.variant(variant) / "model.engine"
 
+    def graph(self, variant: Variant) -> Path:
+        """An ONNX file with another input or output than the network's own."""
+        return self.variant(variant) / "model.onnx"
+
     def module(self, variant: Variant) -> Path:
         """A saved Torch-TensorRT module; torch wants this suffix for ExportedPrograms and AOTInductor packages."""
         return self.variant(variant) / "model.pt2"

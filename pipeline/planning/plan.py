@@ -204,9 +204,10 @@ class Plan:
             if graph.precision not in self.config.precisions or (graph.is_mixed and not self._left(graph)):
                 continue
             backend = Backend.ONNX_REFERENCE if graph is Graph.BF16 else Backend.ONNXRUNTIME
-            variants.append(
-                Variant(model=self.model, target=CPU_TARGET, backend=backend, precision=graph.precision, graph=graph)
+            plain = Variant(
+                model=self.model, target=CPU_TARGET, backend=backend, precision=graph.precision, graph=graph
             )
+            variants += self._in_each_form(plain)
         return variants
 
     def _gpu_variants(self) -> list[Variant]:
@@ -228,9 +229,12 @@ class Plan:
         if Baseline.INDUCTOR in baselines and cast:
             found.append(plain(backend=Backend.INDUCTOR, precision=min(cast, key=_FASTEST_FIRST.index)))
         found += [
-            plain(backend=Backend.ONNXRUNTIME, precision=graph.precision, graph=graph)
+            variant
             for graph in (Graph.FP32, Graph.FP16)
             if graph.precision in cast and Baseline.ONNXRUNTIME in baselines
+            for variant in self._in_each_form(
+                plain(backend=Backend.ONNXRUNTIME, precision=graph.precision, graph=graph)
+            )
         ]
         if Baseline.ONNXRUNTIME_TENSORRT in baselines:
             found += [
@@ -256,21 +260,21 @@ class Plan:
             wanted = self.config.torch_tensorrt
             precisions = tuple(item for item in wanted.precisions or precisions if item not in QUANTIZED_PRECISIONS)
             profiles = wanted.profiles or profiles
+        plain = partial(Variant, model=self.model, target=target, backend=backend)
         return [
-            Variant(
-                model=self.model,
-                target=target,
-                backend=backend,
-                precision=precision,
-                graph=graph,
-                profile=profile,
-                workspace=workspace,
-            )
+            plain(precision=precision, graph=graph, profile=profile, workspace=workspace, io=item.io)
             for precision in precisions
             for graph in (self._graphs_of(precision) if backend is Backend.TENSORRT else (None,))
             for profile in profiles
+            for item in self.config.io
             for workspace in self._workspaces(target)
         ]
+
+    def _in_each_form(self, variant: Variant) -> list[Variant]:
+        """Return a variant with each input and output; a baseline that is never deployed has the network's own."""
+        if variant.backend.is_baseline:
+            return [variant]
+        return [variant.model_copy(update={"io": item.io}) for item in self.config.io]
 
     def _graphs_of(self, precision: Precision) -> tuple[Graph, ...]:
         """Return the graphs that engines of a precision are built from; TF32 takes the FP32 graph."""

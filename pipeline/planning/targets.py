@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.records import EngineFlavour, Gpu
 from model_artifacts.records.targets import major_minor
-from pipeline.config.settings import portable_target
+from pipeline.config.tensorrt import portable_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

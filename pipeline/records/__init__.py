@@ -9,7 +9,7 @@ from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.outcome import Outcome
 from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
-from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun
+from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun, ShownRounding
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, output_spec
 
@@ -40,6 +40,7 @@ __all__ = [
     "Rounding",
     "RoundingRun",
     "Sensitivity",
+    "ShownRounding",
     "SourceRecord",
     "TensorCast",
     "TimedSet",

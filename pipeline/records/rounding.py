@@ -40,6 +40,24 @@ class OutputRounding(Record):
     """As that of `Rounding`, for this output alone."""
 
 
+class ShownRounding(Record):
+    """Distance that a precision's own rounding makes in the logits that an artifact shows as probabilities.
+
+    It is measured as that of logits, after what is shown was put on the scale of the reference's logits.
+    """
+
+    output: str
+    """Output, such as `top5`."""
+    relative_l2_high: Distance | None
+    """As that of `Rounding`, in the logits that are shown, as a share of the norm of all."""
+    relative_l2_low: Distance | None
+    """As that of `Rounding`, for this output alone."""
+    sample_l2_high: Distance | None
+    """As that of `Rounding`, for this output alone."""
+    share: Distance
+    """Share of the logits' norm that is shown. Bounds on the distance of all logits are smaller by it."""
+
+
 class Rounding(StageRecord):
     """Distance that a precision's own rounding makes in a network: `<model>/rounding/<graph or tf32>.json`.
 
@@ -85,10 +103,13 @@ class Rounding(StageRecord):
     """Root mean square of the norm of each part in the reference, over the same samples."""
     outputs: tuple[OutputRounding, ...] = ()
     """Distances of each output, of a model with several. The JSON of one output leaves it out."""
+    shown: tuple[ShownRounding, ...] = ()
+    """Distances in the outputs of `io` that are no logits. The JSON leaves it out without such."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"part_l2_high", "part_l2_redrawn", "part_sizes", "outputs"})
+        later = {"part_l2_high", "part_l2_redrawn", "part_sizes", "outputs", "shown"}
+        return without_defaults(self, serialize(self), later)
 
     def of(self, output: str) -> Rounding:
         """Return the record of one output alone; of a model with one output, this record."""
@@ -97,6 +118,18 @@ class Rounding(StageRecord):
                 own = {name: value for name, value in item if name != "name"}
                 return self.model_copy(update={**own, "outputs": ()})
         return self
+
+    def in_output(self, answer: str) -> tuple[Rounding, float]:
+        """Return the record of what an output shows, and the share of the logits' norm in it.
+
+        Args:
+            answer: the output, such as `top5`; of logits the record is this one.
+        """
+        for item in self.shown:
+            if item.output == answer:
+                names = ("relative_l2_high", "relative_l2_low", "sample_l2_high")
+                return self.model_copy(update={name: getattr(item, name) for name in names}), item.share
+        return self, 1.0
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -17,7 +17,8 @@ from model_artifacts.releases.oci.references import reference_of
 from model_artifacts.releases.oci.releases import OciReleases
 
 if TYPE_CHECKING:
-    from model_artifacts.deployment.resolution import Requirements, Resolution
+    from model_artifacts.deployment.requirements import Requirements
+    from model_artifacts.deployment.resolution import Resolution
     from model_artifacts.records import DeploymentHost, ManifestEntry
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
 
-    Images = npt.NDArray[np.float32]
+    Images = npt.NDArray[Any]
     Time = Callable[[Ask, Images], tuple[Samples, ...]]
 
 _SETTLE_SECONDS = 0.05
@@ -85,10 +85,10 @@ def _start(connection: Connection, gpu: Gpu | None) -> None:
     connection.recv()
 
 
-def _answer(connection: Connection, project: Project, measure: Time) -> None:
+def _answer(connection: Connection, project: Project, variant: Variant, measure: Time) -> None:
     while True:
         ask: Ask = connection.recv()
-        images = images_of(project, ask.batch)
+        images = images_of(project, ask.batch, variant)
         if ask.warm_up_seconds:
             connection.send(_warm_up(ask, lambda: measure(ask, images)))  # noqa: B023 - called at once
         else:
@@ -116,7 +116,7 @@ def _serve_runner(connection: Connection, project: Project, artifact: Artifact) 
     if package and installed(package):  # opening reports a missing package
         import_module(package)  # the import is no part of the artifact's cold start
     _start(connection, None)
-    images = images_of(project, timed_batches(project, artifact.variant)[0])
+    images = images_of(project, timed_batches(project, artifact.variant)[0], artifact.variant)
     began = time.perf_counter()
     with open_runner(project, artifact) as run:
         run(images)
@@ -128,7 +128,7 @@ def _serve_runner(connection: Connection, project: Project, artifact: Artifact) 
             run(images)
             return (timed(Clock.HOST, ask, lambda: run(images)),)
 
-        _answer(connection, project, measure)
+        _answer(connection, project, artifact.variant, measure)
 
 
 def _serve_engine(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
@@ -143,7 +143,7 @@ def _serve_engine(connection: Connection, project: Project, artifact: Artifact, 
             for _ in range(project.config.benchmark.streams)
         ]
         connection.send(ready)
-        _answer(connection, project, lambda ask, images: _time_engine(runs, ask, images))
+        _answer(connection, project, artifact.variant, lambda ask, images: _time_engine(runs, ask, images))
 
 
 def _time_engine(runs: Sequence[Session], ask: Ask, images: Images) -> tuple[Samples, ...]:
@@ -175,14 +175,14 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact, 
     load_libraries(artifact)
     _start(connection, gpu_of(project, artifact))
     before = cuda.free_bytes()
-    opening = [images_of(project, batch) for batch in first_batches(project, artifact)]
+    opening = [images_of(project, batch, artifact.variant) for batch in first_batches(project, artifact)]
     began = time.perf_counter()
     with open_module(project, artifact) as run:
         for images in opening:
             run(images)
         seconds = round(time.perf_counter() - began, 4)
         for batch in timed_batches(project, artifact.variant):
-            run(images_of(project, batch))
+            run(images_of(project, batch, artifact.variant))
         used = max(0, before - cuda.free_bytes())
         tuning_seconds = seconds if tuned_here(artifact) else None
         ready = Ready(ColdStart(seconds=seconds, cached_seconds=None), used, tuning_seconds=tuning_seconds)
@@ -191,6 +191,7 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact, 
         _answer(
             connection,
             project,
+            artifact.variant,
             lambda ask, images: tuple(item for layout in layouts for item in time_module(run, ask, images, layout)),
         )
 
@@ -257,7 +258,7 @@ class _Opened(NamedTuple):
 def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cache: bytes | None) -> _Opened:
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    images = [images_of(project, batch) for batch in batches]
+    images = [images_of(project, batch, artifact.variant) for batch in batches]
     specialization = project.config.tensorrt.kernel_specialization
     before = cuda.free_bytes()
     began = time.perf_counter()

@@ -21,6 +21,7 @@ from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build
 from pipeline.planning.freshness import current
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.build.ends import Ends, ends_in_words, require_ends, with_own_ends
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
 
@@ -61,7 +62,11 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         UnsupportedError: the flavour or the GPU cannot build this variant.
         StorageError: the results cannot be written.
     """
-    request = request_of(project, variant)
+    with with_own_ends(project, variant, request_of(project, variant)) as request:
+        return _make_engine(project, variant, key, request)
+
+
+def _make_engine(project: Project, variant: Variant, key: Key, request: EngineRequest) -> Artifact:
     target = project.plan.engine_target(variant)
     times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
@@ -75,6 +80,8 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         if engine.timing_cache:
             write_bytes(timings, engine.timing_cache)
         seconds = time.perf_counter() - began
+    ends = ends_in_words(project, variant, engine.inputs, engine.outputs)
+    require_ends(ends, Ends(engine.inputs, engine.outputs))
     twin = _same_engine(project, variant, engine)
     file = _store(project, variant, engine, twin)
     log = project.paths.build_log(variant)
@@ -86,8 +93,8 @@ def make_engine(project: Project, variant: Variant, key: Key) -> Artifact:
         outcome=Outcome.DONE,
         file=file,
         log=describe_file(log, project.paths.root),
-        inputs=engine.inputs,
-        outputs=engine.outputs,
+        inputs=ends.inputs,
+        outputs=ends.outputs,
         settings=engine.settings,
         memory=engine.memory,
         built_for=engine.built_for,

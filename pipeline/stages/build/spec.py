@@ -31,6 +31,9 @@ baked first. Since 5 engines of `torch_compile` hold the weights."""
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""
 
+ENDS_VERSION = 1
+"""Raise it when the same `io` gives another graph."""
+
 
 def build_key(project: Project, variant: Variant) -> Key:
     """Return the key of an artifact."""
@@ -56,6 +59,9 @@ def build_key(project: Project, variant: Variant) -> Key:
             **where,
         )
     graph = project.onnx(variant.graph)
+    if not variant.io.is_plain:
+        where["io"] = [variant.io.model_dump(mode="json"), ENDS_VERSION]
+        where["preprocessing"] = project.source().preprocessing
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
         workers = project.plan.workers_of(variant.target)
         machine = workers.machine if workers else project.plan.host
@@ -82,6 +88,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         cuda_major=target.cuda_major,
         settings=settings.key_settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # refitting needs a GPU
+        **{name: where[name] for name in ("io", "preprocessing") if name in where},
         **code_version(ENGINE_VERSION),
     )
 
@@ -100,7 +107,8 @@ def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
 
 
 def _own_files(paths: Paths, variant: Variant) -> tuple[Path, ...]:
-    return (paths.engine(variant), paths.module(variant), paths.recipe(variant), paths.build_log(variant))
+    built = paths.engine(variant), paths.graph(variant), paths.module(variant), paths.recipe(variant)
+    return (*built, paths.build_log(variant))
 
 
 def _is_shared(_plan: Plan, variant: Variant) -> bool:

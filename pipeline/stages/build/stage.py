@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
 
+_OWN_ENDS = "Torch-TensorRT's modules take normalised float32 images and give the network's own outputs"
+
 
 def build_variant(project: Project, variant: Variant) -> Artifact:
     """Build a variant, and record its outcome: done, or skipped or failed with a reason.
@@ -47,6 +49,8 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         return make_engine(project, variant, key)
     if variant.backend.is_module and project.source().onnx:
         raise UnsupportedError(_NO_MODULE)
+    if not variant.io.is_plain and variant.backend.is_module:
+        raise UnsupportedError(_OWN_ENDS)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)
     if variant.backend.is_torch_tensorrt:
@@ -70,17 +74,23 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
     if variant.graph is None:
         raise BuildError(f"{variant.id} names no graph")
     graph = project.onnx(variant.graph)
-    return Artifact(
+    # FP32 around the quantised layers, because a CPU gains nothing from FP16
+    file = graph.opset17 if graph.opset17 and variant.target == CPU_TARGET else graph.file
+    artifact = Artifact(
         key=key,
         built_at=now(),
         toolchain=graph.toolchain,
         variant=variant,
         outcome=Outcome.DONE,
-        # FP32 around the quantised layers, because a CPU gains nothing from FP16
-        file=graph.opset17 if graph.opset17 and variant.target == CPU_TARGET else graph.file,
+        file=file,
         inputs=graph.inputs,
         outputs=graph.outputs,
     )
+    if variant.io.is_plain:
+        return artifact
+    from pipeline.stages.build.ends import store_graph  # noqa: PLC0415 - only graphs with other ends are written
+
+    return store_graph(project, artifact)
 
 
 def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
@@ -101,7 +111,7 @@ def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
 def _unbuilt(project: Project, variant: Variant, key: Key, ending: Ending) -> Artifact:
     """Return the record of a build without a result, and remove the files of an earlier one."""
     paths = project.paths
-    for path in (paths.engine(variant), paths.module(variant), paths.recipe(variant)):
+    for path in (paths.engine(variant), paths.graph(variant), paths.module(variant), paths.recipe(variant)):
         path.unlink(missing_ok=True)
     log = project.paths.build_log(variant)
     kept = ending.outcome is Outcome.FAILED and log.is_file()

@@ -7,7 +7,7 @@ is measured is measured for each output's columns apart.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from model_artifacts.records import Io
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.records import SourceRecord
 
@@ -108,6 +109,125 @@ def of_each_output(rows: Rows, spans: Sequence[Span]) -> dict[str, Rows]:
         spans: the columns of each, of several outputs.
     """
     return {name: rows[:, columns].reshape(len(rows), *(shape or ())) for name, shape, columns in spans}
+
+
+def shown_rows(outputs: Outputs, io: Io, classes: int) -> Rows:
+    """Return what an artifact shows of each image's logits: (batch, classes), the logarithms of its probabilities.
+
+    A class that it does not show has minus infinity. An image with a value that is not finite, or below zero, has NaN.
+
+    Args:
+        outputs: the artifact's outputs: probabilities, and for a top-k the indices of their classes.
+        io: its output, which is no logits.
+        classes: the number of the network's classes.
+
+    Raises:
+        RunError: the outputs have no such form: names, shapes, order, or classes that are none.
+    """
+    names = ["probabilities"] if io.top is None else ["probabilities", "indices"]
+    found = outputs if isinstance(outputs, dict) else {names[0]: outputs}
+    width = io.top or classes
+    if {*found} != {*names} or any(array.ndim != 2 or array.shape[1] != width for array in found.values()):  # noqa: PLR2004
+        got = ", ".join(f"{name} {array.shape}" for name, array in found.items())
+        raise RunError("the artifact gives other outputs", expected=f"{listed(names)}, (batch, {width})", got=got)
+    values = np.asarray(found["probabilities"], dtype=np.float64)
+    finite = np.asarray((np.isfinite(values) & (values >= 0)).all(axis=1))
+    logs = np.where(finite[:, None], _logarithms(values), np.nan)
+    if io.top is None:
+        return logs.astype(np.float32)
+    places = found["indices"]
+    _require_ranked(values[finite], places[finite], classes)
+    rows = np.full((len(values), classes), -np.inf)
+    np.put_along_axis(rows, np.where(finite[:, None], places, np.arange(width)), logs, axis=1)
+    rows[~finite] = np.nan
+    return rows.astype(np.float32)
+
+
+_SMALLEST = np.log(np.finfo(np.float32).tiny).astype(np.float32)
+"""The logarithm of the smallest normal number of FP32, below which some GPUs round to zero."""
+
+
+def _logarithms(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return the logarithms of probabilities; `_SMALLEST` for all that are as small, or zero."""
+    small = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    found: Rows = np.maximum(small.astype(np.float32), _SMALLEST)
+    return found
+
+
+_RISE = 1e-5
+"""The largest rise between two probabilities in order, as a share: their rounding in FP32."""
+
+
+def _require_ranked(values: npt.NDArray[np.float64], places: npt.NDArray[Any], classes: int) -> None:
+    """Check the form of a top-k.
+
+    Raises:
+        RunError: an index is no class or there twice, or a probability is larger than the one before.
+    """
+    whole = np.issubdtype(places.dtype, np.integer)
+    if not whole or ((places < 0) | (places >= classes)).any() or (np.diff(np.sort(places, axis=1), axis=1) == 0).any():
+        got = f"{places.dtype} from {places.min()} to {places.max()}" if places.size else str(places.dtype)
+        raise RunError(
+            "the artifact's indices are not those of different classes",
+            expected=f"whole numbers from 0 to {classes - 1}, each once for an image",
+            got=got,
+        )
+    if (values[:, 1:] > values[:, :-1] * (1 + _RISE)).any():
+        raise RunError("the artifact's probabilities are not in order", expected="the largest first", got="a rise")
+
+
+def as_shown(logits: Rows, io: Io) -> Rows:
+    """Return what an artifact with these logits shows of them, as `shown_rows` does."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        logs = _logarithms(np.exp(wide - _log_sum(wide)))
+    if io.top is not None:
+        order = np.argsort(-wide, axis=1, kind="stable")[:, io.top :]
+        np.put_along_axis(logs, order, -np.inf, axis=1)
+    logs[~np.isfinite(wide).all(axis=1)] = np.nan
+    return logs.astype(np.float32)
+
+
+def lifted(rows: Rows, reference: Rows) -> Rows:
+    """Return shown rows on the scale of the reference's logits, so that both are compared as logits are.
+
+    A probability tells a logit but for a number that is added to all of an image. The reference's is taken, so that a
+    wrong sum of the probabilities shows. A class that is not shown lies below all that are. If the reference says so,
+    too, the class has the reference's logit: nothing is known against it. Otherwise its rank is wrong by as much as
+    lies between. The same holds for a probability that FP32 rounds to zero: it lies below the smallest normal number.
+
+    Args:
+        rows: as `shown_rows` returns them.
+        reference: the logits of the FP32 network (samples, classes).
+    """
+    want = reference.astype(np.float64)
+    shown = rows + _log_sum(want)
+    shown = np.where(rows <= _SMALLEST, np.minimum(want, shown), shown)
+    hidden = np.isneginf(rows)
+    lowest = np.where(hidden, np.inf, shown).min(axis=1, keepdims=True).astype(np.float32)
+    below = np.minimum(want, np.nextafter(lowest, np.float32(-np.inf)))
+    return np.where(hidden, below, shown).astype(np.float32)
+
+
+def shown_share(reference: Rows, io: Io) -> float:
+    """Return the share of the reference's norm that an output shows, or the share of the classes if that is larger.
+
+    A bound on the relative L2 of all logits, times this share, is as strict for those that are shown.
+    """
+    if io.top is None:
+        return 1.0
+    squares = np.square(reference.astype(np.float64))
+    first = np.argsort(-reference, axis=1)[:, : io.top]
+    largest = float(np.take_along_axis(squares, first, axis=1).sum())
+    share = math.sqrt(largest / max(float(squares.sum()), np.finfo(float).tiny))
+    return min(1.0, max(share, math.sqrt(io.top / reference.shape[1])))
+
+
+def _log_sum(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the logarithm of the sum of the exponentials of each row: (samples, 1)."""
+    most = logits.max(axis=1, keepdims=True)
+    total: npt.NDArray[np.float64] = most + np.log(np.exp(logits - most).sum(axis=1, keepdims=True))
+    return total
 
 
 def margins(logits: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

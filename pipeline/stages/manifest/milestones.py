@@ -62,6 +62,7 @@ def _best(kind: _Kind, batch: int, entries: list[ManifestEntry]) -> ManifestEntr
         entry
         for entry in entries
         if entry.backend in kind.backends
+        and entry.io.is_plain  # steps are compared, so all of them do the same
         and kind.precision in {None, entry.precision}
         and (entry.profile is None or entry.profile.takes(batch))
     ]

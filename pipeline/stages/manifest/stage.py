@@ -158,6 +158,7 @@ def _entry(
         equals=_equals(records, everything),
         inputs=artifact.inputs if artifact else (),
         outputs=artifact.outputs if artifact else (),
+        io=variant.io,
         weight_warnings=artifact.weight_warnings if artifact else (),
         build_seconds=artifact.build_seconds if artifact else None,
         memory=artifact.memory if artifact else None,

@@ -116,7 +116,7 @@ def _on_cpu(project: Project, artifact: Artifact) -> _Measured:
     if variant.backend is not Backend.ONNXRUNTIME:
         with repeated(project, artifact) as run:
             return _Measured(functions=torch_functions(lambda: run(RUNS), on_gpu=False), profilers=(_torch_profiler(),))
-    images = images_of(project, batch_of(project, variant))
+    images = images_of(project, batch_of(project, variant), variant)
     with tempfile.TemporaryDirectory() as folder:
         text = run_profiled(file_of(project, artifact), images, 2 * RUNS, Path(folder))
     tool = Tool(name="ONNX Runtime's profiler", version=version("onnxruntime-gpu") or "unknown")
@@ -131,7 +131,7 @@ def _on_gpu(project: Project, artifact: Artifact) -> _Measured:
     measured = _kernels(project, artifact)
     if artifact.variant.backend is not Backend.TENSORRT or artifact.built_for is None:
         return measured
-    images = images_of(project, batch_of(project, artifact.variant))
+    images = images_of(project, batch_of(project, artifact.variant), artifact.variant)
     specialization = project.config.tensorrt.kernel_specialization
     with (
         open_serialized(project, artifact) as engine,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_artifacts.records import CPU_TARGET, Backend
 from pipeline.planning.project import Project
@@ -19,7 +19,6 @@ from pipeline.system.nvtx import nvtx_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import Variant
@@ -41,7 +40,7 @@ def repeated(project: Project, artifact: Artifact) -> Iterator[Callable[[int], N
 
     On a GPU the batch already lies in its memory, and no CUDA graph hides the kernels.
     """
-    images = images_of(project, batch_of(project, artifact.variant))
+    images = images_of(project, batch_of(project, artifact.variant), artifact.variant)
     with _single(project, artifact, images) as (run_one, wait):
 
         def run(count: int) -> None:
@@ -56,7 +55,7 @@ def repeated(project: Project, artifact: Artifact) -> Iterator[Callable[[int], N
 
 @contextmanager
 def _single(
-    project: Project, artifact: Artifact, images: npt.NDArray[np.float32]
+    project: Project, artifact: Artifact, images: npt.NDArray[Any]
 ) -> Iterator[tuple[Callable[[], object], Callable[[], None]]]:
     variant = artifact.variant
     if variant.backend is Backend.TENSORRT:

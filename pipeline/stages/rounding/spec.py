@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import Graph, Task
+from model_artifacts.records import Graph, OutputForm, Task
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import ARITHMETIC, StageSpec
 from pipeline.records import Rounding
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Key
+    from model_artifacts.records import Io, Key
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
@@ -26,6 +26,8 @@ _TASKS = {Task.SEGMENTATION, Task.MULTILABEL}
 """Tasks whose answers have a noise of their own."""
 _PARTS = 2
 """The same as VERSION for tasks with parts alone. Since 2 the quantile of a part holds for all parts together."""
+_SHOWN = 1
+"""The same for outputs that are no logits."""
 SAMPLES = 64
 """Validation samples of an emulation: a choice. The quantile is of resampled sets of them."""
 
@@ -48,7 +50,14 @@ def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
         onnxruntime=version("onnxruntime-gpu") if quantized or of_file else None,
         **({"task": task.value} if task in _TASKS else {}),
         **({"parts": _PARTS} if task.has_parts else {}),
+        **({"shown": [_SHOWN, *shown]} if (shown := sorted({io.answer for io in shown_outputs(project)})) else {}),
     )
+
+
+def shown_outputs(project: Project) -> tuple[Io, ...]:
+    """Return an input and output for each output of the configuration that is no logits."""
+    found = {item.io.answer: item.io for item in project.config.io if item.io.output is not OutputForm.LOGITS}
+    return tuple(found.values())
 
 
 def _graph(arithmetic: Arithmetic) -> Graph:

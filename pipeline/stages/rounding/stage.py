@@ -19,11 +19,11 @@ from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
-from pipeline.records import OutputRounding, Rounding, RoundingRun
+from pipeline.records import OutputRounding, Rounding, RoundingRun, ShownRounding
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.common.rows import load_rows, rows_of, spans_of
+from pipeline.stages.common.rows import as_shown, lifted, load_rows, rows_of, shown_share, spans_of
 from pipeline.stages.rounding.emulation import RUNS, emulating
-from pipeline.stages.rounding.spec import SAMPLES
+from pipeline.stages.rounding.spec import SAMPLES, shown_outputs
 from pipeline.stages.rounding.spread import farthest, spread_of, widest
 from pipeline.system.isolation import run_isolated
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import FileRecord
+    from model_artifacts.records import FileRecord, Io
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
@@ -79,6 +79,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         for _, shape, columns in spans
     ]
     each = [widest(found) for found in spreads]
+    shown = tuple(_of_output(io, [*results.values()], reference) for io in shown_outputs(project))
     found = farthest(each)
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
@@ -101,6 +102,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         part_l2_redrawn=found.part_l2_redrawn if found and len(spans) == 1 else (),
         part_sizes=found.part_sizes if found and len(spans) == 1 else (),
         outputs=_of_outputs(spans, each) if len(spans) > 1 else (),
+        shown=shown,
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
         or bool(trouble)
@@ -130,6 +132,18 @@ def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[
             part_sizes=spread.part_sizes if spread else (),
         )
         for span, spread in zip(spans, found, strict=True)
+    )
+
+
+def _of_output(io: Io, results: Sequence[Logits], reference: Logits) -> ShownRounding:
+    """Return the distances of emulations in what an output shows of the logits."""
+    spread = widest([spread_of(lifted(as_shown(logits, io), reference), reference) for logits in results])
+    return ShownRounding(
+        output=io.answer,
+        relative_l2_high=spread.relative_l2_high if spread else None,
+        relative_l2_low=spread.relative_l2_low if spread else None,
+        sample_l2_high=spread.sample_l2_high if spread else None,
+        share=shown_share(reference, io),
     )
 
 

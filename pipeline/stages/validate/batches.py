@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import CPU_TARGET, Backend, RowCheck
-from pipeline.stages.common.rows import ALONE, rows_of
+from model_artifacts.records import CPU_TARGET, Backend, OutputForm, RowCheck
+from model_artifacts.sessions.preprocessing import to_feed
+from pipeline.stages.common.rows import ALONE, lifted, load_rows, rows_of, shown_rows, spans_of
 from pipeline.stages.validate.metrics import distance, largest_part, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
 
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Outputs]
+    Run = Callable[[npt.NDArray[Any]], Outputs]
 
-    Load = Callable[[int, int], Logits]
+    Load = Callable[[int, int], npt.NDArray[Any]]
+
+    Lift = Callable[[Logits, Logits], Logits]
 
 
 _BATCH = 32
@@ -106,17 +109,20 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
     size: int,
     known: Logits | None = None,
     measured: Sequence[Measured] = (Measured(ALONE[0]),),
+    *,
+    lift: Lift = lambda rows, _reference: rows,
 ) -> tuple[RowCheck, ...]:
     """Run the first samples in batches of one size: as they are, in another order, and beside copies of the first.
 
     Args:
-        run: float32 (size, channels, height, width) → float32 (size, classes), or several outputs by their names.
+        run: a batch of images → float32 (size, classes), or several outputs by their names.
         load: (start, stop) → those samples.
         reference: the reference's logits (samples, classes), or the values of all outputs.
         size: the batch size.
         known: the artifact's logits of all samples, if they were computed in batches of this size. They are not
             computed again, unless the last of these batches was smaller.
         measured: the outputs, each of which is compared apart.
+        lift: (rows, the reference's) → the rows as they are compared.
 
     Returns:
         a check of each output.
@@ -127,14 +133,16 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
         logits = known[:count]
     else:
         logits = run_batches(run, load, count, batch=size, smallest=size, spans=spans)
+    logits = lift(logits, reference[:count])
     images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
-    plain = rows_of(run(images), spans)
+    wanted = np.resize(reference[: min(size, count)], (size, *reference.shape[1:]))
+    plain = lift(rows_of(run(images), spans), wanted)
     order = np.random.default_rng(size).permutation(size)
     shuffled = np.empty_like(plain)
-    shuffled[order] = rows_of(run(np.ascontiguousarray(images[order])), spans)
-    copies = images.copy()
-    copies[1::2] = images[0]
-    beside = rows_of(run(copies), spans)
+    shuffled[order] = lift(rows_of(run(np.ascontiguousarray(images[order])), spans), wanted[order])
+    copies, copied = images.copy(), wanted.copy()
+    copies[1::2], copied[1::2] = images[0], wanted[0]
+    beside = lift(rows_of(run(copies), spans), copied)
     alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
     among_others = np.concatenate([shuffled, beside[::2], beside[1::2]])
     checks = []
@@ -201,3 +209,31 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
         filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
         results.append(rows_of(run(filled), spans)[: len(images)])
     return np.concatenate(results)
+
+
+class Showing(NamedTuple):
+    """An artifact whose outputs are compared as rows."""
+
+    run: Run
+    spans: tuple[Span, ...]
+    """The columns of each output."""
+    reference: Logits
+    """The reference's rows of all samples."""
+    lift: Lift
+    """(rows, the reference's) → the rows as they are compared."""
+
+
+def showing(project: Project, variant: Variant, run: Run) -> Showing:
+    """Return an artifact by what it shows of the logits: all of them, or their probabilities."""
+    spans = spans_of(project.source())
+    reference = load_rows(project.file(project.data().reference), spans)
+    if variant.io.output is OutputForm.LOGITS:
+        return Showing(run, spans, reference, lambda rows, _reference: rows)
+    return Showing(lambda batch: shown_rows(run(batch), variant.io, reference.shape[1]), spans, reference, lifted)
+
+
+def loader(project: Project, variant: Variant) -> Load:
+    """Return a function that loads samples as a variant takes them: uint8 pixels are those of the file."""
+    data, kind = project.data(), variant.io.input
+    # Mapped again each time: mapped pages count as this process's memory, and 50,000 images take 7.5 GB.
+    return lambda start, stop: to_feed(project.pixels(data.validation)[start:stop], data.preprocessing, kind)

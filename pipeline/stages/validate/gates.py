@@ -73,17 +73,19 @@ class Bounds(NamedTuple):
     """The largest relative L2 of each part of a tensor; empty for logits and vectors, and for one bound for all."""
 
 
-def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
+def bounds_of(gate: Gate, rounding: Rounding, multiple: float, share: float = 1.0) -> Bounds:
     """Return the bounds of a precision: from its gate, else from its own rounding.
 
     Args:
         gate: the precision's bounds in pipeline.yaml.
         rounding: the distance that its rounding makes in this network.
         multiple: the largest acceptable distance, in multiples of that one.
+        share: the share of the logits' norm that the artifact shows; bounds that come from elsewhere are for all.
     """
+    floor = FLOOR * share
     high, sample = rounding.relative_l2_high, rounding.sample_l2_high
     if gate.relative_l2 is not None:
-        return Bounds(gate.relative_l2, "")
+        return Bounds(gate.relative_l2 * share, "")
     if high is None or sample is None:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
     visible = rounding.precision in _ROUNDS_VISIBLY
@@ -96,12 +98,12 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     draws = rounding.part_l2_redrawn or (0.0,) * len(parts)
     parts = [max(part, min(_OTHER_KERNELS * drawn, LOST)) for part, drawn in zip(parts, draws, strict=True)]
     return Bounds(
-        relative_l2=max(multiple * high, FLOOR),
-        source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
-        sample_l2=max(worst, FLOOR),
+        relative_l2=max(multiple * high, floor),
+        source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > floor else " (the floor)",
+        sample_l2=max(worst, floor),
         least_l2=_least_of(rounding) if visible else None,
-        emulation_l2=max(high, FLOOR) if rounding.logits else None,
-        part_l2=tuple(max(part, FLOOR) for part in parts),
+        emulation_l2=max(high, floor) if rounding.logits else None,
+        part_l2=tuple(max(part, floor) for part in parts),
     )
 
 

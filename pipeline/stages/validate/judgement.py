@@ -66,6 +66,8 @@ class Yardstick(NamedTuple):
     """The name of that function."""
     least: float = 0.0
     """The least mean score of the reference by that function."""
+    share: float = 1.0
+    """The share of the logits' norm that the artifact shows: 1 unless it gives probabilities of some classes alone."""
 
     @property
     def by_distance(self) -> bool:
@@ -80,7 +82,7 @@ class Yardstick(NamedTuple):
     @property
     def bounds(self) -> Bounds:
         """The bounds of faithfulness."""
-        return bounds_of(self.gate, self.rounding, self.gates.rounding)
+        return bounds_of(self.gate, self.rounding, self.gates.rounding, self.share)
 
     @property
     def parts(self) -> Parts | None:

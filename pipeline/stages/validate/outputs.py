@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[Any]  # class indices, masks, zeros and ones, or numbers, as the task has them
 
 
+_TOP5 = 5
+
+
 class Ran(NamedTuple):
     """The results of running an artifact. Arrays have a row for each sample, with the values of all outputs."""
 
@@ -75,6 +78,12 @@ class Compared(NamedTuple):
     def scored(self, scores: tuple[Score, ...]) -> Compared:
         """Return the same with the measures of the task."""
         return self._replace(accuracy=self.accuracy.model_copy(update={"scores": scores}))
+
+    def with_classes(self, top: int | None) -> Compared:
+        """Return the same without the top-5 if an artifact shows fewer classes; None shows all."""
+        if top is None or top >= _TOP5:
+            return self
+        return self._replace(accuracy=self.accuracy.model_copy(update={"top5": None, "top5_drop": None}))
 
 
 def compare(  # noqa: PLR0913 - two sides, their outputs, and what their classes are

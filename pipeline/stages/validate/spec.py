@@ -43,6 +43,9 @@ TASKS_VERSION = 5
 DETECTION_VERSION = 1
 """The same for detections alone."""
 
+ENDS_VERSION = 1
+"""The same for artifacts with another input or output than the network's own."""
+
 EVALUATOR_VERSION = 2
 """Raise it when onnx's reference evaluator is given other operators. Since 2 a global mean is summed in FP32."""
 
@@ -61,6 +64,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
         **_task_fields(project.config.model),
+        **({} if variant.io.is_plain else {"io": [variant.io.model_dump(mode="json"), ENDS_VERSION]}),
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
         tf32_gate=project.config.gates.tf32 if variant.precision is Precision.FP32 else None,

@@ -14,8 +14,8 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import CPU_TARGET, Backend, Layout, Question, Task
-from model_artifacts.sessions.preprocessing import to_input
-from pipeline.config.settings import Gate, Gates
+from model_artifacts.sessions.preprocessing import to_feed
+from pipeline.config.settings import Gate
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import STRICT_FP32, arithmetic_of
@@ -31,11 +31,13 @@ from pipeline.stages.validate.batches import (
     check_rows,
     evaluator,
     extreme_images,
+    loader,
     run_batches,
     samples_of,
+    showing,
 )
 from pipeline.stages.validate.detections import detector_of
-from pipeline.stages.validate.gates import bounds_of, judge_layers, reason_of
+from pipeline.stages.validate.gates import judge_layers, reason_of
 from pipeline.stages.validate.judgement import case_of
 from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
 from pipeline.stages.validate.reference import judge_reference
@@ -53,17 +55,18 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.records import Artifact, Rounding
+    from pipeline.records import Artifact
     from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.validate.batches import BatchSizes
     from pipeline.stages.validate.detections import Detector
+    from pipeline.stages.validate.judgement import Yardstick
     from pipeline.stages.validate.outputs import Compared, Verdicts
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Outputs]
+    Run = Callable[[npt.NDArray[Any]], Outputs]
 
-    Load = Callable[[int, int], Logits]
+    Load = Callable[[int, int], npt.NDArray[Any]]
 
 
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
@@ -122,17 +125,17 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     ran = _run(project, artifact)
     samples = samples_of(project, variant)
     gates, task = project.config.gates, project.config.model.task
-    strict = project.rounding(STRICT_FP32)
     detector = detector_of(project) if task is Task.DETECTION else None
     checks = _reference_checks(project, reference, labels, detector) if gates.require_reference else ()
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
     compared = compare(ran, reference, spans, labels, data.class_names, task)
-    strict_l2 = [_strict_l2(strict.of(span.name), gates) for span in spans]
+    compared = tuple(item.with_classes(variant.io.top) for item in compared)
+    strict_l2 = [_strict_l2(yardstick_for(project, STRICT_FP32, span, variant.io)) for span in spans]
     executed = executed_of(variant.precision, ran.layers, compared, strict_l2)
     claimed = arithmetic_of(variant, executed)
     is_part = samples < data.validation_samples
     verdicts = [
-        judge_output(item, labels, yardstick_for(project, claimed, item.span)._replace(is_part=is_part))
+        judge_output(item, labels, yardstick_for(project, claimed, item.span, variant.io)._replace(is_part=is_part))
         for item in compared
     ]
     scores, losses = [verdict.scores for verdict in verdicts], [verdict.loss for verdict in verdicts]
@@ -205,9 +208,9 @@ def _reason(
     return f"{reason}; {worst.span.label('worst sample')}: {_sample(project, worst.accuracy.worst_sample)}"
 
 
-def _strict_l2(strict: Rounding, gates: Gates) -> float:
+def _strict_l2(strict: Yardstick) -> float:
     """Return the largest distance of strict FP32 in this network, by which TF32 is told from it."""
-    return bounds_of(Gate(), strict, gates.rounding).relative_l2 or 0.0
+    return strict._replace(gate=Gate()).bounds.relative_l2 or 0.0
 
 
 def _sample(project: Project, number: int) -> str:
@@ -246,8 +249,10 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> Ran:
         layers = _graph_layers(project, artifact)
         if variant.backend is Backend.ONNX_REFERENCE or variant.stands_in:  # slow, for its numerics, never deployed
             samples = samples_of(project, variant)
-            with _with_progress(_loader(project), "validating", samples) as load:
-                return Ran(run_batches(run, load, samples, spans=spans_of(project.source())), graph_layers=layers)
+            shown = showing(project, variant, run)
+            with _with_progress(loader(project, variant), "validating", samples) as load:
+                rows = run_batches(shown.run, load, samples, spans=shown.spans)
+            return Ran(shown.lift(rows, shown.reference[:samples]), graph_layers=layers)
         return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 
@@ -280,19 +285,21 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
 def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> Ran:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
-    load, samples = _loader(project), data.validation_samples
-    spans = spans_of(project.source())
+    load, samples = loader(project, variant), data.validation_samples
+    run, spans, reference, lift = showing(project, variant, run)
     measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
-    reference = load_rows(project.file(data.reference), spans)
-    edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
+    edge = to_feed(extreme_images(data.preprocessing), data.preprocessing, variant.io.input)
     most, smallest, checked = sizes
     with _with_progress(load, "validating", samples) as loading:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
-    rows = [check_rows(run, load, reference, size, logits if size == most else None, measured) for size in checked]
+    known = {most: logits}
+    rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in checked]
+    run_edge = partial(run_batches, run, lambda start, stop: edge[start:stop], len(edge), spans=spans)
+    extremes = run_edge(batch=most, smallest=smallest)
     return Ran(
-        logits,
+        lift(logits, reference),
         tuple(row for of_size in rows for row in of_size),
-        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest, spans=spans),
+        lift(extremes, np.zeros_like(extremes)),
     )
 
 
@@ -342,7 +349,7 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            with _with_progress(_loader(project), "validating in channels_last", samples) as load:
+            with _with_progress(loader(project, artifact.variant), "validating in channels_last", samples) as load:
                 channels_last = run_batches(
                     run,
                     load,
@@ -362,12 +369,6 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
         layers=known[0] if known else (),
         device=f"{gpu.name}, driver {driver_version()}",
     )
-
-
-def _loader(project: Project) -> Load:
-    data = project.data()
-    # Mapped again each time: mapped pages count as this process's memory, and 50,000 images take 7.5 GB.
-    return lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing)
 
 
 @contextmanager

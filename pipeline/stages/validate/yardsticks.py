@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_artifacts.errors import RunError, listed, one_line
-from model_artifacts.records import Task
+from model_artifacts.records import PLAIN, OutputForm, Task
 from pipeline.config.tasks import require_tolerances
+from pipeline.stages.common.rows import as_shown, lifted
 from pipeline.stages.validate.judgement import Yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from model_artifacts.records import Io
+    from pipeline.config.settings import Gate
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.stages.common.rows import Span
@@ -59,13 +62,14 @@ def tolerance_of(tolerance: tuple[float, ...], outputs: Sequence[str], name: str
     return (tolerance[outputs.index(name)],) if len(tolerance) > 1 else tolerance
 
 
-def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yardstick:
+def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span, io: Io = PLAIN) -> Yardstick:
     """Return what one output of an arithmetic's artifacts is held against, beside the reference.
 
     Args:
         project: source, data and rounding must have run.
         arithmetic: the graph and the precision.
         span: the output.
+        io: the artifacts' input and output. Bounds are of what they show of the logits.
 
     Raises:
         RecordError: a record is missing.
@@ -74,6 +78,11 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
     """
     gates, rounding = project.config.gates, project.rounding(arithmetic)
     emulated = np.load(project.file(rounding.logits))[:, span.columns] if rounding.logits else None
+    own, share = rounding.of(span.name).in_output(io.answer)
+    gate = _in_output(gates.of(arithmetic.precision), share)
+    if emulated is not None and io.output is not OutputForm.LOGITS:
+        reference = np.load(project.file(project.data().reference))[: len(emulated)]
+        emulated = lifted(as_shown(emulated, io), reference)
     model = project.config.model
     tolerance = model.tolerance
     if model.task is Task.REGRESSION:
@@ -89,8 +98,8 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
         )
     return Yardstick(
         gates,
-        gates.of(arithmetic.precision),
-        rounding.of(span.name),
+        gate,
+        own,
         emulated,
         task=model.task,
         sample_shape=span.shape,
@@ -100,4 +109,15 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
         metric=function_of(model.metric.function) if model.metric else None,
         metric_name=model.metric.function if model.metric else "",
         least=model.metric.least if model.metric else 0.0,
+        share=share,
     )
+
+
+def _in_output(gate: Gate, share: float) -> Gate:
+    """Return a gate whose bound on the cosine of all logits holds for the shown share of their norm.
+
+    An error of the relative size e takes e² / 2 from a cosine.
+    """
+    if gate.cosine is None or share == 1:
+        return gate
+    return gate.model_copy(update={"cosine": 1 - (1 - gate.cosine) * share**2})

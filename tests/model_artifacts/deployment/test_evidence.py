@@ -9,7 +9,8 @@ import pytest
 
 from model_artifacts.cli.main import main
 from model_artifacts.deployment.evidence import Nearness, nearest, nearness_of
-from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
+from model_artifacts.deployment.requirements import Requirements
+from model_artifacts.deployment.resolution import Resolution, resolve_entry
 from model_artifacts.errors import ResolveError
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import BatchRange, DeploymentHost, GpuType, ManifestEntry, Precision, Tool

@@ -8,7 +8,7 @@ import pytest
 
 from model_artifacts.deployment.files import entry_files, unusable
 from model_artifacts.deployment.loading import load, resolve
-from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.errors import ArtifactError, RecordError
 from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import write_record

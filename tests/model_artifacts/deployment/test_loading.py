@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import model_artifacts as pipeline
-from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, Manifest, Precision

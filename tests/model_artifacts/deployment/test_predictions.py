@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_artifacts.deployment.predictions import checked_top, rank
+from model_artifacts.deployment.predictions import checked_top, named_classes, rank, rank_probabilities
 from model_artifacts.errors import RunError, UsageError
 
 NAMES = ("cat", "dog", "fox")
@@ -67,3 +67,34 @@ def test_numbers_of_classes_that_are_refused(top: object) -> None:
 def test_numbers_of_classes_may_be_numpys() -> None:
     """A number of numpy is a number."""
     assert checked_top(np.int64(3)) == 3
+
+
+def test_probabilities_are_ranked_as_their_logits() -> None:
+    """The softmax in the graph gives the same answers."""
+    scores = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    for got, want in zip(rank_probabilities(scores, NAMES, 9), rank(LOGITS, NAMES, 9), strict=True):
+        assert [item.name for item in got.top] == [item.name for item in want.top]
+        np.testing.assert_allclose([item.score for item in got.top], [item.score for item in want.top], rtol=1e-6)
+
+
+def test_ranked_classes_get_their_names() -> None:
+    """The artifact's order is taken; one class is named unless more are asked for."""
+    scores, indices = np.array([[0.6, 0.3]], np.float32), np.array([[1, 2]], np.int32)
+    (one,), (two,) = named_classes(scores, indices, NAMES), named_classes(scores, indices, None, 2)
+    assert (one.name, one.index, len(one.top)) == ("dog", 1, 1)
+    assert [item.name for item in two.top] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "indices", "top", "error", "message"),
+    [
+        pytest.param([[0.6, 0.3]], [[1, 2]], 3, UsageError, "ranks fewer classes", id="more than there are"),
+        pytest.param([[0.6, 0.3]], [[1, 3]], 1, RunError, "names classes that there are not", id="no class"),
+        pytest.param([[0.6, 0.3]], [[-1, 1]], 1, RunError, "names classes that there are not", id="below zero"),
+        pytest.param([[0.6, np.nan]], [[1, 2]], 1, RunError, "not finite", id="nan"),
+    ],
+)
+def test_other_rankings_are_refused(scores: Any, indices: Any, top: int, error: type[Exception], message: str) -> None:
+    """Nobody gets the name of another class."""
+    with pytest.raises(error, match=message):
+        named_classes(np.array(scores, np.float32), np.array(indices, np.int32), NAMES, top)

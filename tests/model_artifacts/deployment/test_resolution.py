@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from model_artifacts.cli.main import main
 from model_artifacts.deployment.loading import resolve, this_host
-from model_artifacts.deployment.resolution import Requirements, Resolution, Tier, resolve_entry
+from model_artifacts.deployment.requirements import Requirements
+from model_artifacts.deployment.resolution import Resolution, Tier, resolve_entry
 from model_artifacts.errors import ResolveError, UsageError
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (

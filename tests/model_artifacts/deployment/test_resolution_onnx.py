@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.deployment.resolution import LEAST_ONNXRUNTIME, Requirements, Resolution, Tier, resolve_entry
+from model_artifacts.deployment.requirements import Requirements
+from model_artifacts.deployment.resolution import LEAST_ONNXRUNTIME, Resolution, Tier, resolve_entry
 from model_artifacts.errors import ResolveError
 from model_artifacts.records import Tool
 from tests.conftest import REPOSITORY

@@ -14,7 +14,7 @@ import pytest
 
 import model_artifacts as pipeline
 from model_artifacts.cli.main import main
-from model_artifacts.deployment.resolution import Requirements
+from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.errors import ArtifactError, ReleaseError, ResolveError, StoreError, UsageError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import write_record

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
     from pipeline.stages.release.stage import Release
-from tests.support.triton import H100_MODEL, IMAGE, ONE, package, plan
+from pipeline.adapters.onnx_ends import inputs_of, outputs_of
+from tests.support.ends import PIXELS_TO_TOP5, SPEC
+from tests.support.triton import H100_MODEL, IMAGE, LOGITS, ONE, package, plan
 
 
 def config_of(folder: Path) -> Any:
@@ -89,6 +91,24 @@ def test_an_engines_configuration_says_everything(artifacts: Callable[..., Path]
     assert 0.5 < sample.std() < 2.5
     assert [item.model.path for item in made.models] == ["sm89/m-fp16-b1-4-8-trt", "sm90/m-fp16-b1-4-8-trt"]
     assert made.hosts == ("sm89", "sm90")
+
+
+def test_pixels_and_classes_have_their_own_types(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """A model with other ends has another name, its own types and shapes, and ranks instead of labels."""
+    inputs, outputs = inputs_of(PIXELS_TO_TOP5, SPEC, (IMAGE,)), outputs_of(PIXELS_TO_TOP5, (LOGITS,))
+    ended = plan("ended", 0.5).model_copy(update={"inputs": inputs, "outputs": outputs, "io": PIXELS_TO_TOP5})
+    made = make_repositories(artifacts(plan("plain", 1.0), ended), tmp_path / "triton")
+    name = "sm90/m-fp16-b1-4-8-trt-uint8-top5"
+    assert [item.model.path for item in made.models] == [H100_MODEL, name]
+    config = config_of(tmp_path / "triton" / name)
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("pixels", pb.TYPE_UINT8, [32, 32, 3])]
+    assert [(t.name, t.data_type, list(t.dims), t.label_filename) for t in config.output] == [
+        ("probabilities", pb.TYPE_FP32, [5], ""),
+        ("indices", pb.TYPE_INT32, [5], ""),
+    ]
+    sample = config.model_warmup[0].inputs["pixels"]
+    assert (sample.data_type, list(sample.dims)) == (pb.TYPE_UINT8, [32, 32, 3])
+    assert (tmp_path / "triton" / name / "warmup" / sample.input_data_file).stat().st_size == 32 * 32 * 3
 
 
 def test_a_client_finds_the_preprocessing(artifacts: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from model_artifacts.cli.main import main
 from model_artifacts.deployment.loading import resolve
-from model_artifacts.deployment.resolution import Requirements, resolve_entry
+from model_artifacts.deployment.requirements import Requirements
+from model_artifacts.deployment.resolution import resolve_entry
 from model_artifacts.errors import ResolveError, StoreError
 from model_artifacts.records import CPU_TARGET, Backend, FileRecord
 from model_artifacts.releases.oci.documents import INDEX_TYPE, describe
