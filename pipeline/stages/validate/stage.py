@@ -142,8 +142,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     compared = tuple(item.scored(verdict.scores) for item, verdict in zip(compared, verdicts, strict=True))
     checks += tuple(check for verdict in verdicts for check in verdict.all_samples)
     left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
-    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out)
-    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out)
+    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out, outputs=len(spans))
+    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out, len(spans))
     checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
     loss = verdicts[0].loss if len(spans) == 1 else None
     return AccuracyReport(
