@@ -43,8 +43,10 @@ _BEYOND_A_PREPROCESSING = ("do_pad", "do_reduce_labels", "do_color_quantize", "d
 """Steps of image processors that a preprocessing does not hold."""
 _SAME_SCALE = 1e-6
 """The relative difference of `rescale_factor` from 1/255 that is one of its decimal digits."""
-_NONE, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-"""The mean and the std that change nothing."""
+_NONE: tuple[float, ...] = (0.0, 0.0, 0.0)
+"""The mean that changes nothing."""
+_ONE: tuple[float, ...] = (1.0, 1.0, 1.0)
+"""The std that changes nothing."""
 _OF_PILLOW = {
     0: Interpolation.NEAREST,
     1: Interpolation.LANCZOS,
