@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model_artifacts.cli.console import SteadyConsole
-from model_artifacts.deployment.choices import compares, is_by_another_clock, latency_of, ties_of, timing_of
-from model_artifacts.deployment.speedups import speedup_of
+from model_artifacts.deployment.choices import compares, is_by_another_clock, latency_of, speedup_of, ties_of, timing_of
 from model_artifacts.host.terminal import COLUMNS_VARIABLE
 from model_artifacts.records import Status, Task
 

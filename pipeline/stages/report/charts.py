@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import plotly.graph_objects as go
 
-from model_artifacts.deployment.choices import compares, latency_of
-from model_artifacts.deployment.speedups import is_eager
+from model_artifacts.deployment.choices import compares, is_eager, latency_of
 from model_artifacts.records import Layout, Status, ranking_clock
 
 if TYPE_CHECKING:

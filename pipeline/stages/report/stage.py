@@ -14,11 +14,11 @@ from model_artifacts.deployment.choices import (
     latency_of,
     may_be_deployed,
     reference_warning,
+    speedup_of,
     ties_of,
     timing_of,
 )
 from model_artifacts.deployment.comparison import breaches_of, compare
-from model_artifacts.deployment.speedups import speedup_of
 from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
