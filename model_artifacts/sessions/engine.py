@@ -99,7 +99,8 @@ class Engine:
             specialization: the time at which such flavours compile kernels for the shapes in use.
 
         Raises:
-            RunError: the GPU has no room, or the cache is damaged.
+            RunError: the GPU has no room.
+            KernelsError: the cache is damaged, or another GPU, driver or version wrote it.
         """
         cuda.use(self._gpu)
         with ExitStack() as stack:
