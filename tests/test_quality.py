@@ -30,6 +30,7 @@ INTEGRATION = {
     "pipeline/stages/validate/test_gates_catch_faults.py",
     "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
+    "pipeline/test_half_onnx_model.py",
     "pipeline/test_heads.py",
     "pipeline/test_killed_runs.py",
     "pipeline/test_multilabel.py",

@@ -18,6 +18,8 @@ from model_artifacts.host.environment import threads
 if TYPE_CHECKING:
     from pathlib import Path
 
+_DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""Types of an input that images in float32 are converted to."""
 _ERRORS = 3
 """ONNX Runtime's log level of errors."""
 
@@ -52,6 +54,7 @@ class OnnxNetwork(nn.Module):
                 fix="export it with operators of ONNX alone, in an operator set that this onnxruntime knows",
             ) from exc
         (self._input,) = self._session.get_inputs()
+        self._dtype = _DTYPES.get(self._input.type, np.float32)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -60,7 +63,7 @@ class OnnxNetwork(nn.Module):
         Args:
             images: float32 (batch, channels, height, width), in any layout of memory.
         """
-        array = np.ascontiguousarray(images.detach().numpy())
+        array = np.ascontiguousarray(images.detach().numpy(), dtype=self._dtype)
         size = self._batch or len(array)
         parts: list[list[Any]] = []
         for start in range(0, len(array), size):

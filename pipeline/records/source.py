@@ -45,6 +45,12 @@ class OnnxSource(Record):
     """Version of ONNX's operator set in the user's file."""
     batch: PositiveInt | None
     """The one batch size that the user's file takes; None if it takes any."""
+    widened: tuple[str, ...] = ()
+    """Types that the user's file computes in, in place of float32. The JSON of a file in float32 leaves it out."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"widened"})
 
 
 class SourceRecord(StageRecord):

@@ -111,3 +111,24 @@ def project_of(model: onnx.ModelProto, folder: Path, write_config: Callable[[str
     file = folder / "own.onnx"
     onnx.save(model, file)
     return Project.load(write_config(configuration(file, task=task)), STAGES)
+
+
+def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its weights, its input and its outputs in float64."""
+    return _in(model, TensorProto.DOUBLE)
+
+
+def in_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its weights, its input and its outputs in bfloat16."""
+    return _in(model, TensorProto.BFLOAT16)
+
+
+def _in(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    for item in (weight for weight in made.graph.initializer if weight.data_type == TensorProto.FLOAT):
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(dtype), item.name))
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = kind
+    return made

@@ -27,8 +27,8 @@ Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed we
 are refused. Since 4 nothing replaces an unknown preprocessing.
 """
 
-ONNX_VERSION = 1
-"""Raise it when the same ONNX file gives another source."""
+ONNX_VERSION = 2
+"""Raise it when the same ONNX file gives another source. Since 2 names of classes are read from the file."""
 
 _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""

@@ -27,6 +27,8 @@ from pipeline.records import OnnxSource, ReadFile, SourceRecord, output_spec
 from pipeline.stages.common.probe import probe_images
 from pipeline.stages.source import network
 from pipeline.stages.source.graph_file.checks import ends_of, require_reference
+from pipeline.stages.source.graph_file.names import class_names
+from pipeline.stages.source.graph_file.widened import require_own_outputs, take_in_float32
 from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.spec import with_reads
 from pipeline.system.isolation import run_isolated
@@ -85,12 +87,17 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         raise _no_preprocessing(file)
     read = _read(name)
     model, task = read.model, config.model.task
+    types = take_in_float32(model, name)
     ends = ends_of(model.graph, spec.input_shape, task, name)
     require_reference(model, name)
+    if types:
+        rerun = project.command(Step("source", project.plan.model))
+        require_own_outputs(model, file, types, spec, ends.batch, rerun)
     whole = _cut_softmax(model) if task is Task.CLASSIFICATION else None
     cut = whole is not None
     image, *outputs = _use_plain_names(model.graph)
     several = tuple(outputs) if len(outputs) > 1 else ()
+    written = onnx.ModelProto(metadata_props=model.metadata_props)
     onnx_graph.forget_origin(model)
     path = project.paths.source_onnx
     with replacing(path) as temporary:
@@ -100,6 +107,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
             _require_softmax(project, file, temporary, whole, spec, tried.batch)
     _say(file, ends.batch, tried, cut=cut)
     detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
+    detail += f", its {' and '.join(types)} in float32" if types else ""
     reads = tuple(map(_record, read.external))
     record = SourceRecord(
         key=with_reads(key, reads),
@@ -112,7 +120,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         weights=describe_file(path, project.paths.root),
         parameters=_parameters(model),
         classes=sum(map(math.prod, tried.shapes)),
-        class_names=None,
+        class_names=class_names(written, tried.shapes[0][0], name) if task.has_classes else None,
         replaced_head=None,
         reads=reads,
         preprocessing=spec,
@@ -124,6 +132,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
             output=None if several else outputs[0],
             opset=onnx_graph.opset_of(model),
             batch=tried.batch,
+            widened=types,
         ),
     )
     return project.write(project.paths.source, record)
