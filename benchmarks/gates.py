@@ -125,9 +125,12 @@ def yardstick_of(
         samples=EMULATED,
         runs=(),
         relative_l2_high=found.relative_l2_high,
+        relative_l2_low=found.relative_l2_low,
         sample_l2_high=found.sample_l2_high,
         margin_noise=found.margin_noise,
         part_l2_high=found.part_l2_high,
+        part_l2_redrawn=found.part_l2_redrawn,
+        part_sizes=found.part_sizes,
         logits=logits,
     )
     return Yardstick(Gates(), Gate(), rounding)

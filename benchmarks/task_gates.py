@@ -94,8 +94,7 @@ def _yardstick(data: Labelled, spread: Spread | None, graph: Graph, precision: P
         sys.exit(f"{name}: {precision.value} does not hold its values")
     kept = _KEPT if precision in GRAPHS else None
     yardstick = yardstick_of(spread, graph, precision, "by hand", kept)
-    rounding = yardstick.rounding.model_copy(update={"part_l2_high": spread.part_l2_high})
-    return _with_task(yardstick._replace(rounding=rounding), data)
+    return _with_task(yardstick, data)
 
 
 def item_of(name: str, make: Callable[[], nn.Module], data: Labelled, seed: int) -> Item:

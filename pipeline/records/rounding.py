@@ -30,7 +30,13 @@ class OutputRounding(Record):
     """As that of `Rounding`, for this output alone."""
     sample_l2_high: Distance | None
     """As that of `Rounding`, for this output alone."""
+    relative_l2_low: Distance | None = None
+    """As that of `Rounding`, for this output alone."""
     part_l2_high: tuple[Distance, ...] = ()
+    """As that of `Rounding`, for this output alone."""
+    part_l2_redrawn: tuple[Distance, ...] = ()
+    """As that of `Rounding`, for this output alone."""
+    part_sizes: tuple[Distance, ...] = ()
     """As that of `Rounding`, for this output alone."""
 
 
@@ -53,6 +59,9 @@ class Rounding(StageRecord):
     relative_l2_high: Distance | None
     """Upper 97.5 % quantile of the relative L2 distance over resampled samples, of the run with the largest. None if a
     logit is not finite: an activation lies beyond the precision's range. Of several outputs the largest."""
+    relative_l2_low: Distance | None = None
+    """Lower 2.5 % quantile of the same, divided by what else few samples leave open: an honest artifact has a quarter
+    of it or more. Of the run with the smallest, of several outputs of the one with the largest distance."""
     sample_l2_high: Distance | None
     """Largest distance of a sample, divided by the root mean square of the reference's norms. Of several outputs the
     largest."""
@@ -69,12 +78,17 @@ class Rounding(StageRecord):
 
     part_l2_high: tuple[Distance, ...] = ()
     """The same quantile of each part of an output of the task `tensors`, of the run with the largest."""
+    part_l2_redrawn: tuple[Distance, ...] = ()
+    """Distance of each part that the same rounding, drawn anew, stays within. It is large for a part whose distance few
+    samples make."""
+    part_sizes: tuple[Distance, ...] = ()
+    """Root mean square of the norm of each part in the reference, over the same samples."""
     outputs: tuple[OutputRounding, ...] = ()
     """Distances of each output, of a model with several. The JSON of one output leaves it out."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"part_l2_high", "outputs"})
+        return without_defaults(self, serialize(self), {"part_l2_high", "part_l2_redrawn", "part_sizes", "outputs"})
 
     def of(self, output: str) -> Rounding:
         """Return the record of one output alone; of a model with one output, this record."""

@@ -175,6 +175,9 @@ class Parts(NamedTuple):
     """By which each part's relative L2 is multiplied, to be held to the bound of the whole."""
     tolerance: float = 0.0
     """The error of a value that the user takes for none, in the output's own unit."""
+    sizes: npt.NDArray[np.float64] | None = None
+    """The usual root mean square of each part's norm. A distance is divided by no less: some images leave a part empty,
+    in which a distance relative to them says nothing."""
 
 
 def parts_of(shape: Sequence[int]) -> tuple[str, ...]:

@@ -94,9 +94,12 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
             for name, of_run in zip(results, zip(*spreads, strict=True), strict=True)
         ),
         relative_l2_high=found.relative_l2_high if found else None,
+        relative_l2_low=found.relative_l2_low if found else None,
         sample_l2_high=found.sample_l2_high if found else None,
         margin_noise=found.margin_noise if found else None,
         part_l2_high=found.part_l2_high if found and len(spans) == 1 else (),
+        part_l2_redrawn=found.part_l2_redrawn if found and len(spans) == 1 else (),
+        part_sizes=found.part_sizes if found and len(spans) == 1 else (),
         outputs=_of_outputs(spans, each) if len(spans) > 1 else (),
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
@@ -120,8 +123,11 @@ def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[
         OutputRounding(
             name=span.name,
             relative_l2_high=spread.relative_l2_high if spread else None,
+            relative_l2_low=spread.relative_l2_low if spread else None,
             sample_l2_high=spread.sample_l2_high if spread else None,
             part_l2_high=spread.part_l2_high if spread else (),
+            part_l2_redrawn=spread.part_l2_redrawn if spread else (),
+            part_sizes=spread.part_sizes if spread else (),
         )
         for span, spread in zip(spans, found, strict=True)
     )

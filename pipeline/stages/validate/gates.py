@@ -40,10 +40,16 @@ _QUANTIZED_PART = 2.0
 """The factor for a part of a quantised graph, which one such sample can fill: a column of maps lay up to 1.5 times its
 bound without it (`benchmarks/task_gates.py`, one of six segmenters)."""
 LOST = 0.9
-"""The bound that this wider factor must not pass: a sample without any output lies 1 away, if its norm is the mean."""
+"""The bound that this wider factor must not pass, nor what few samples leave open: a sample without any output lies 1
+away, if its norm is the mean."""
+_OTHER_KERNELS = 1.4
+"""The most that honest builds lie beyond the expected rounding (docs/accuracy.md), on top of another draw of it."""
 _LEAST = 0.1
 """The least share of the expected rounding that an artifact must show. One that computes in a wider type has a
 thousandth of fp16's. ONNX Runtime, which computes fp16's sums in FP32, has a third."""
+_LEAST_OF_LOW = 0.25
+"""The same of the lower quantile, which is less where one sample makes the distance: honest builds have 0.25 or more of
+the expected rounding (docs/accuracy.md). It decides where fewer than about a dozen samples make the distance."""
 _PART = 1.1
 """The factor by which a part of the samples may exceed the bound on the distance of all."""
 _ROUNDS_VISIBLY = {Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8}
@@ -86,14 +92,23 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float) -> Bounds:
     if rounding.precision in QUANTIZED_PRECISIONS:
         worst = max(worst, min(_QUANTIZED_SAMPLE * multiple * sample, LOST))
         parts = [max(part, min(_QUANTIZED_PART * part, LOST)) for part in parts]
+    # Where few samples make a part's distance, another draw of the same rounding needs more than the multiple.
+    draws = rounding.part_l2_redrawn or (0.0,) * len(parts)
+    parts = [max(part, min(_OTHER_KERNELS * drawn, LOST)) for part, drawn in zip(parts, draws, strict=True)]
     return Bounds(
         relative_l2=max(multiple * high, FLOOR),
         source=f" ({multiple:g} × its own rounding, {high:.2g})" if multiple * high > FLOOR else " (the floor)",
         sample_l2=max(worst, FLOOR),
-        least_l2=_LEAST * high if visible else None,
+        least_l2=_least_of(rounding) if visible else None,
         emulation_l2=max(high, FLOOR) if rounding.logits else None,
         part_l2=tuple(max(part, FLOOR) for part in parts),
     )
+
+
+def _least_of(rounding: Rounding) -> float:
+    """Return the distance that an artifact's type must show, of a rounding that is known."""
+    least = _LEAST * (rounding.relative_l2_high or 0.0)
+    return least if rounding.relative_l2_low is None else min(least, _LEAST_OF_LOW * rounding.relative_l2_low)
 
 
 def executed_precision(

@@ -92,10 +92,11 @@ class Yardstick(NamedTuple):
         if self.sample_shape is None:
             return None
         bounds, count = self.bounds, len(parts_of(self.sample_shape))
+        usual = np.array(self.rounding.part_sizes) if len(self.rounding.part_sizes) == count else None
         if bounds.relative_l2 is None:
-            return Parts(self.sample_shape, np.ones(count), self.slack)
+            return Parts(self.sample_shape, np.ones(count), self.slack, usual)
         own = bounds.part_l2 if len(bounds.part_l2) == count else (bounds.relative_l2,) * count
-        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, LOST), self.slack)
+        return Parts(self.sample_shape, bounds.relative_l2 / np.minimum(own, LOST), self.slack, usual)
 
 
 class Judgement(NamedTuple):
@@ -158,9 +159,9 @@ def judge_logits(
             # The worst of many parts lies farther off than the whole: of several labels up to 1.43 × its quantile.
             worst = distance(got, want, yardstick.parts)
             checks += (at_most("relative L2 of a part to the emulated graph", worst, bounds.relative_l2),)
-    if shape is not None:
-        parts = part_l2(logits, reference, shape, yardstick.slack)
-        checks += judge_parts(parts, parts_of(shape), bounds)
+    if yardstick.parts is not None:
+        parts = part_l2(logits, reference, yardstick.parts.shape, yardstick.slack, yardstick.parts.sizes)
+        checks += judge_parts(parts, parts_of(yardstick.parts.shape), bounds)
     case = case_of(logits, reference, labels, yardstick)
     if judge := judge_of(case, task):
         verdict = judge(case)

@@ -183,7 +183,13 @@ def largest_sample(logits: Logits, reference: Logits) -> float:
     return float(found.errors.max() / max(float(np.sqrt(np.square(found.sizes).mean())), np.finfo(float).tiny))
 
 
-def part_l2(logits: Logits, reference: Logits, shape: Sequence[int], tolerance: float = 0.0) -> npt.NDArray[np.float64]:
+def part_l2(
+    logits: Logits,
+    reference: Logits,
+    shape: Sequence[int],
+    tolerance: float = 0.0,
+    usual: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float64]:
     """Return the relative L2 of each part of a tensor over all samples; a sample that is not finite counts as 0.
 
     Args:
@@ -191,6 +197,7 @@ def part_l2(logits: Logits, reference: Logits, shape: Sequence[int], tolerance: 
         reference: those of the FP32 network.
         shape: the shape of one sample.
         tolerance: a part without a value that is farther off than this, of any sample, has a distance of 0.
+        usual: the least root mean square of each part's norm to divide by; None for that of these samples.
     """
     wrong = sizes = np.zeros(len(parts_of(shape)))
     apart: npt.NDArray[np.float64] = np.zeros(len(wrong))
@@ -200,6 +207,8 @@ def part_l2(logits: Logits, reference: Logits, shape: Sequence[int], tolerance: 
         sizes = sizes + part_squares(want, shape).sum(axis=0)
         if tolerance:  # a NaN stays one, and is within no tolerance
             apart = np.maximum(apart, part_largest(logits[part] - want, shape))
+    if usual is not None:
+        sizes = np.maximum(sizes, len(reference) * np.square(usual))
     found: npt.NDArray[np.float64] = np.sqrt(wrong / np.maximum(sizes, np.finfo(float).tiny))
     return np.where(apart <= tolerance, 0.0, found) if tolerance else found
 
@@ -224,7 +233,8 @@ def distance(logits: Logits, reference: Logits, parts: Parts | None) -> float:
     whole = relative_l2(logits, reference)
     if parts is None or not len(parts.weights):
         return whole
-    return max(whole, float((part_l2(logits, reference, parts.shape, parts.tolerance) * parts.weights).max()))
+    found = part_l2(logits, reference, parts.shape, parts.tolerance, parts.sizes)
+    return max(whole, float((found * parts.weights).max()))
 
 
 class Answers(NamedTuple):
@@ -260,7 +270,7 @@ def row_dependence(alone: Logits, among_others: Logits, parts: Parts | None = No
     """Return the largest relative change of a row, ‖a - b‖ / ‖a‖; a row that is not finite counts as zeros.
 
     A part of a row may be nearly zero, as scores are of what the image does not show. So its change is divided by the
-    root mean square of that part over all rows.
+    root mean square of that part over all rows, or by its usual one where that is larger.
 
     Args:
         alone: logits (rows, classes), or flattened tensors (rows, values).
@@ -273,6 +283,8 @@ def row_dependence(alone: Logits, among_others: Logits, parts: Parts | None = No
     if parts is None or not len(parts.weights):
         return moved
     changes, sizes = part_squares(got - want, parts.shape), part_squares(want, parts.shape).mean(axis=0)
+    if parts.sizes is not None:
+        sizes = np.maximum(sizes, np.square(parts.sizes))
     weights = np.where(part_largest(got - want, parts.shape) > parts.tolerance, parts.weights, 0.0)
     return max(moved, float((np.sqrt(changes / np.maximum(sizes, tiny)) * weights).max()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.stages.rounding.spread import Spread, farthest, spread_of, widest
+from pipeline.stages.rounding.spread import Spread, farthest, redrawn, spread_of, widest
 
 RANDOM = np.random.default_rng(0)
 WANT = RANDOM.normal(size=(64, 10)).astype(np.float32)
@@ -86,6 +86,49 @@ def test_one_of_many_parts_may_be_at_its_worst() -> None:
     assert few is not None
     assert many is not None
     assert all(1 < high / low < 1.5 for low, high in zip(few.part_l2_high, many.part_l2_high[:2], strict=False))
+
+
+def test_another_draw_of_the_rounding_lies_within_its_factor() -> None:
+    """Two draws of errors of two normal numbers a sample: 97.5 % of their ratios are smaller, of uneven ones more."""
+    random = np.random.default_rng(1)
+    for weights, expected in (([1.0], 0.975), ([1.0] * 8, 0.975), ([4.0, 1.0, 1.0, 0.5], 0.986), ([1.0] * 64, 0.975)):
+        one, other = (random.chisquare(2, size=(20_000, len(weights))) @ weights for _ in range(2))
+        factor = redrawn(np.array(weights)[:, None], 0.975)
+        assert factor.shape == (1,)
+        assert np.mean(np.sqrt(one / other) <= factor[0]) == pytest.approx(expected, abs=0.004)
+
+
+def test_a_sample_beside_tiny_ones_is_one_sample() -> None:
+    """Its factor is that of one, and a part without any error has one, too."""
+    columns = np.array([[1.0, 0.0], [1e-12, 0.0], [1e-12, 0.0]])
+    np.testing.assert_allclose(redrawn(columns, 0.975), np.sqrt(39), rtol=1e-6)  # F(2, 2) is p / (1 - p)
+
+
+def test_a_part_that_one_sample_fills_is_known_less_well() -> None:
+    """Both parts have a distance of 1 %; one sample of 40 makes that of the second."""
+    want = np.ones((40, 2), dtype=np.float32)
+    want[1:, 1] = 1e-6
+    spread = spread_of(want * np.float32(1.01), want, (2,))
+    assert spread is not None
+    even, alone = spread.part_l2_redrawn
+    assert 0.01 < even < 0.02
+    assert alone > 5 * even
+    np.testing.assert_allclose(spread.part_l2_high, 0.01, rtol=1e-3)
+    np.testing.assert_allclose(spread.part_sizes, [1, np.sqrt(1 / 40)], rtol=1e-4)
+
+
+def test_the_low_end_knows_that_one_sample_may_be_missing() -> None:
+    """Most resampled sets of even samples have most of the distance; many lack the one that makes all of it."""
+    even, outlier = spread_of(WANT * np.float32(1.01), WANT), WANT * np.float32(1.0001)
+    outlier[5] *= 2
+    one = spread_of(outlier, WANT)
+    assert even is not None
+    assert one is not None
+    assert 0.5 * even.relative_l2 < even.relative_l2_low < even.relative_l2
+    assert one.relative_l2_low < 0.01 * one.relative_l2
+    low = widest([even, one])
+    assert low is not None
+    assert low.relative_l2_low == one.relative_l2_low
 
 
 def test_the_largest_rounding_of_the_outputs_stands_for_all() -> None:

@@ -314,3 +314,34 @@ def test_an_image_beyond_the_ranges_may_fill_a_part(graph: Graph, part: float, e
     """A part of a quantised graph may lie twice as far as that of another type, but no farther than a lost one."""
     rounding = rounding_of(graph, high=0.01, sample=0.02).model_copy(update={"part_l2_high": (part,)})
     assert bounds_of(Gate(), rounding, 2).part_l2 == pytest.approx((expected,))
+
+
+@pytest.mark.parametrize(
+    ("graph", "drawn", "expected"),
+    [
+        pytest.param(Graph.FP16, 0.01, 0.02, id="many-samples"),
+        pytest.param(Graph.FP16, 0.1, 0.14, id="few-samples"),
+        pytest.param(Graph.FP16, 5.0, 0.9, id="not-a-lost-part"),
+        pytest.param(Graph.INT8, 0.1, 0.14, id="int8"),
+        pytest.param(Graph.INT8, 0.02, 0.04, id="int8-of-many-samples"),
+    ],
+)
+def test_a_part_of_few_samples_has_room_for_another_draw(graph: Graph, drawn: float, expected: float) -> None:
+    """The bound is the larger one: the multiple of the quantile, or another draw of the rounding by other kernels."""
+    rounding = rounding_of(graph, high=0.01, sample=0.02)
+    rounding = rounding.model_copy(update={"part_l2_high": (0.01,), "part_l2_redrawn": (drawn,)})
+    assert bounds_of(Gate(), rounding, 2).part_l2 == pytest.approx((expected,))
+
+
+@pytest.mark.parametrize(
+    ("low", "expected"),
+    [
+        pytest.param(None, 0.002, id="unknown"),
+        pytest.param(0.015, 0.002, id="even-samples"),
+        pytest.param(0.004, 0.001, id="one-sample-makes-it"),
+    ],
+)
+def test_less_rounding_need_show_where_one_sample_makes_it(low: float | None, expected: float) -> None:
+    """An artifact that is judged without that sample has less."""
+    rounding = ROUNDING.model_copy(update={"relative_l2_low": low})
+    assert bounds_of(Gate(), rounding, 2).least_l2 == pytest.approx(expected)

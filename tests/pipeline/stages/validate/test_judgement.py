@@ -179,6 +179,24 @@ def test_parts_are_weighed_by_their_bounds() -> None:
     assert row_dependence(want, got, parts) == pytest.approx(0.25 * 0.15 / np.sqrt((0.2**2 + 0.3**2) / 2), rel=1e-4)
 
 
+def test_images_that_leave_a_part_empty_are_held_to_its_usual_size() -> None:
+    """A row of a map that no image of a few fills: 1e-6 instead of nothing is no fault beside values of 1."""
+    rounding = rounding_of(Graph.BF16, high=1e-2, sample=2e-2)
+    rounding = rounding.model_copy(update={"part_l2_high": (1e-2, 1e-2)})
+    want = np.array([[1, 1e-7], [1.1, 2e-7], [0.9, 0]], np.float32)
+    got = want * np.array([1.005, 1], np.float32) + np.array([0, 1e-6], np.float32)
+    found = []
+    for sizes in ((), (1.0, 0.3), (1.0, 1e-6)):
+        known = rounding.model_copy(update={"part_sizes": sizes})
+        yardstick = Yardstick(Gates(margin=0.5), Gate(), known, task=Task.TENSORS, sample_shape=(2,))
+        checks = judge_logits(got, want, None, measure(got, want, None, task=Task.TENSORS), yardstick).checks
+        found.append([check.metric for check in checks if check.question is Question.FAITHFUL and not check.passed])
+        assert yardstick.parts is not None
+        rows = row_dependence(want, got, yardstick.parts), distance(got, want, yardstick.parts)
+        assert all((value > 0.02) == (sizes != (1.0, 0.3)) for value in rows)
+    assert found == [["relative L2 of axis 1, entry 1"], [], ["relative L2 of axis 1, entry 1"]]
+
+
 def test_a_part_may_lie_farther_from_the_emulated_graph_than_the_whole() -> None:
     """The quantile bounds the whole; each part has the multiple, beyond which another cause is likely."""
     random = np.random.default_rng(6)
