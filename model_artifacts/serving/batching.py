@@ -100,6 +100,11 @@ class Batcher:
         """The number of batches that run at once."""
         return len(self._pool)
 
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait for their batch to run."""
+        return len(self._calls)
+
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - an array or arrays by name, as the artifact takes them
         """Run a batch, with those of other callers if they come in time.
 

@@ -17,8 +17,6 @@ from model_artifacts.serving.batching import Batcher, Batching
 from model_artifacts.serving.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
     Batch = npt.NDArray[np.float32]
@@ -52,10 +50,10 @@ class Network:
         return {"double": 2 * batch, "same": batch} if self.names else 2 * batch
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that other threads bring about."""
+def until_waiting(batcher: Batcher, calls: int) -> None:
+    """Wait until so many calls of other threads wait."""
     end = time.monotonic() + 30
-    while not condition():
+    while batcher.waiting != calls:
         assert time.monotonic() < end
         time.sleep(0.001)
 
@@ -117,7 +115,7 @@ def test_what_waits_for_a_context_is_joined() -> None:
         network.inside.acquire()
         for number, count in enumerate([2, 1, 2, 1], 1):
             calls.append(threads.submit(batcher, rows_of(*[number] * count)))
-            until(lambda number=number: len(batcher._calls) == number)  # noqa: SLF001 - nobody else has to know
+            until_waiting(batcher, number)
         network.gate.set()
         assert [call.result()[0, 0] for call in calls] == [0, 2, 4, 6, 8]
     assert network.sizes == [1, 3, 3]
@@ -159,7 +157,7 @@ def test_a_call_that_cannot_be_answered_is_told_so(*, closing: bool) -> None:
         network.inside.acquire()
         waiting = threads.submit(batcher, rows_of(2))
         if closing:
-            until(lambda: len(batcher._calls) == 1)  # noqa: SLF001 - nobody else has to know
+            until_waiting(batcher, 1)
             ending = threads.submit(batcher.close)
             with pytest.raises(RunError, match=r"(?s)the model is closed.*still waited at its end"):
                 waiting.result()

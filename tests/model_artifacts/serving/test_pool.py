@@ -32,10 +32,10 @@ class Gate:
         return 2 * number
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that other threads bring about."""
+def until_waiting(pool: Pool, calls: int) -> None:
+    """Wait until so many calls of other threads wait."""
     end = time.monotonic() + 30
-    while not condition():
+    while pool.waiting != calls:
         assert time.monotonic() < end
         time.sleep(0.001)
 
@@ -76,7 +76,7 @@ def test_the_call_that_came_first_runs_first() -> None:
         gate.inside.acquire()
         for number in range(1, 20):
             calls.append(threads.submit(pool, number))
-            until(lambda number=number: pool.waiting == number)
+            until_waiting(pool, number)
         gate.open.set()
         assert [call.result() for call in calls] == [2 * number for number in range(20)]
     assert gate.order == list(range(20))
@@ -106,7 +106,7 @@ def test_the_end_waits_for_what_runs_and_refuses_what_waits() -> None:
         running = threads.submit(pool, 1)
         gate.inside.acquire()
         refused = threads.submit(pool, 2)
-        until(lambda: pool.waiting == 1)
+        until_waiting(pool, 1)
         ending = threads.submit(pool.close)
         with pytest.raises(RunError, match=r"(?s)the model is closed.*still waited at its end"):
             refused.result()
@@ -161,9 +161,9 @@ def test_an_interrupted_wait_gives_its_runner_to_the_next(monkeypatch: pytest.Mo
         gate.inside.acquire()
         thread = threading.Thread(target=call, name="interrupted")
         thread.start()
-        until(lambda: pool.waiting == 1)
+        until_waiting(pool, 1)
         third = threads.submit(pool, 3)
-        until(lambda: pool.waiting == 2)
+        until_waiting(pool, 2)
         gate.open.set()
         assert [first.result(), third.result()] == [2, 6]
         thread.join()
