@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import BusyError, RunError, UsageError
@@ -58,6 +58,7 @@ def until_waiting(batcher: Batcher, calls: int) -> None:
         time.sleep(0.001)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the lists are short; a busy machine makes them slowly
 @given(
     calls=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=24),
     limit=st.integers(1, 9),
