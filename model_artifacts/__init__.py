@@ -5,7 +5,7 @@ TYPE_CHECKING = False  # as type checkers know it; `python -m` would take `typin
 if TYPE_CHECKING:
     from model_artifacts.deployment.loading import load, resolve, this_host
     from model_artifacts.deployment.model import Model
-    from model_artifacts.deployment.predictions import ClassScore, Prediction
+    from model_artifacts.deployment.predictions import ClassScore, DetectedBox, Prediction
     from model_artifacts.deployment.resolution import Requirements, Resolution
     from model_artifacts.errors import ArtifactError, BusyError
     from model_artifacts.records import DeploymentHost, Precision
@@ -19,6 +19,7 @@ __all__ = [
     "BusyError",
     "ClassScore",
     "DeploymentHost",
+    "DetectedBox",
     "Model",
     "Precision",
     "Prediction",
@@ -41,6 +42,7 @@ _HOMES = {
     "Batching": "serving.batching",
     "BusyError": "errors",
     "ClassScore": "deployment.predictions",
+    "DetectedBox": "deployment.predictions",
     "Precision": "records",
     "Prediction": "deployment.predictions",
     "Resolution": "deployment.resolution",
