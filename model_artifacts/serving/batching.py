@@ -88,6 +88,8 @@ class Batcher:
         self._delay = batching.max_delay_ms / 1e3
         self._calls: deque[_Call] = deque()
         self._closed = False
+        self._has_runner = False
+        """True while a thread that has a runner gathers calls."""
         self._came = threading.Condition()
         self._gathering = threading.Lock()
         self._threads = [
@@ -125,9 +127,9 @@ class Batcher:
         try:
             return call.answer.result(self._pool.wait_seconds)
         except futures.TimeoutError:
-            if call.answer.cancel():
+            if not self._is_next(call) and call.answer.cancel():
                 raise self._pool.busy() from None
-            return call.answer.result()  # it runs already
+            return call.answer.result()  # it runs already, or it only waits for others to join it
         except BaseException:
             call.answer.cancel()  # an interrupt of this thread: nobody waits for the rows any more
             raise
@@ -175,6 +177,7 @@ class Batcher:
     def _gather(self) -> list[_Call]:
         """Return the calls of the next batch, once it is full or its first call has waited long enough."""
         with self._came:
+            self._has_runner = True
             while self._calls and not self._closed:
                 left = self._calls[0].came + self._delay - time.monotonic()
                 if left <= 0 or self._is_full():
@@ -187,7 +190,18 @@ class Batcher:
                 if call.answer.set_running_or_notify_cancel():  # False for a caller that waits no longer
                     calls.append(call)
                     rows += call.rows
+            self._has_runner = False
             return calls
+
+    def _is_next(self, call: _Call) -> bool:
+        """Return True if a runner is there for a call that still waits, so that it is not late."""
+        with self._came:
+            rows = 0
+            for other in self._calls:
+                rows += other.rows
+                if other is call:
+                    return rows <= self.limit * (self._pool.idle + self._has_runner)
+        return False
 
     def _is_full(self) -> bool:
         """Return True if the waiting calls fill a batch, or the next one does not fit into it."""

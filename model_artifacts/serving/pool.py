@@ -72,6 +72,11 @@ class Pool:
         return self._size
 
     @property
+    def idle(self) -> int:
+        """The number of runners that no call has."""
+        return len(self._free)
+
+    @property
     def waiting(self) -> int:
         """The number of calls that wait for a runner."""
         return len(self._waiting)

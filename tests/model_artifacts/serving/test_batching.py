@@ -174,6 +174,16 @@ def test_a_call_that_cannot_be_answered_is_told_so(*, closing: bool) -> None:
         batcher(rows_of(3))
 
 
+@pytest.mark.parametrize("wait_seconds", [0.0, 0.001])
+def test_waiting_for_others_is_not_waiting_for_a_context(wait_seconds: float) -> None:
+    """A call that may wait less than the delay is no late one: a context is there for it."""
+    network = Network()
+    batcher = Batcher(Pool([network], wait_seconds), Batching(4, 100), None)
+    with ThreadPoolExecutor(2) as threads:
+        assert [item.tolist() for item in threads.map(batcher, [rows_of(1), rows_of(2)])] == [[[2]], [[4]]]
+    batcher.close()
+
+
 def test_outputs_of_another_number_of_rows_are_no_answers() -> None:
     """They cannot be told apart; each call runs alone, as it would without batching."""
     sizes = []
