@@ -158,15 +158,24 @@ class Batcher:
         self._pool.close()
 
     def _work(self) -> None:
-        """Gather calls and run them until the end. One thread gathers at a time, or they would halve each batch."""
-        while True:
-            with ExitStack() as lent:
-                with self._gathering:
-                    if not self._wait_for_a_call():
-                        return
-                    run = lent.enter_context(self._pool.borrowed())
-                    calls = self._gather()
-                _answer(run, calls)
+        """Run batches until the end."""
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Gather calls and run them; return False at the end.
+
+        One thread gathers at a time, or they would halve each batch. It has a runner by then, so that calls join it as
+        long as all runners are busy.
+        """
+        with ExitStack() as lent:
+            with self._gathering:
+                if not self._wait_for_a_call():
+                    return False
+                run = lent.enter_context(self._pool.borrowed())
+                calls = self._gather()
+            _answer(run, calls)
+        return True
 
     def _wait_for_a_call(self) -> bool:
         """Wait for a call; return False at the end."""
@@ -198,7 +207,7 @@ class Batcher:
         with self._came:
             rows = 0
             for other in self._calls:
-                rows += other.rows
+                rows += min(other.rows, self.limit)  # a larger one runs alone
                 if other is call:
                     return rows <= self.limit * (self._pool.idle + self._has_runner)
         return False

@@ -106,10 +106,8 @@ class LoadedEngine:
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.name)
         runtime_cache = config.create_runtime_cache()
         if cache and not runtime_cache.deserialize(cache):
-            said = refused("", self._log).got
-            raise KernelsError(
-                "the runtime cache cannot be used", expected="a cache of this flavour, GPU and driver", got=said
-            )
+            said = refused("the runtime cache cannot be used", self._log)
+            raise KernelsError(said.what, expected="one of this flavour, GPU and driver", got=said.got)
         config.set_runtime_cache(runtime_cache)
         return config, runtime_cache
 

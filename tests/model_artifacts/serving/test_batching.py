@@ -181,6 +181,7 @@ def test_waiting_for_others_is_not_waiting_for_a_context(wait_seconds: float) ->
     batcher = Batcher(Pool([network], wait_seconds), Batching(4, 100), None)
     with ThreadPoolExecutor(2) as threads:
         assert [item.tolist() for item in threads.map(batcher, [rows_of(1), rows_of(2)])] == [[[2]], [[4]]]
+    assert len(batcher(rows_of(1, 2, 3, 4, 5))) == 5
     batcher.close()
 
 
