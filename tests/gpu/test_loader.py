@@ -110,11 +110,10 @@ def test_kernels_of_another_run_are_set_aside(
         pytest.skip("this host's TensorRT compiles no kernels at run time")
     kept = KeptKernels(tmp_path / "own.kernels")
     file = replace(file_of(project, ranged), runtime_cache=b"no kernels at all")
-    with caplog.at_level(logging.WARNING), open_runners(file, 2, kept) as runs:
+    with open_runners(file, 2, kept) as runs:
         assert distance(runs[1](images(project, 2)), reference(project, 2)) < FP16
-    assert "compiles its kernels anew" in caplog.text
-    assert kept.read()
+    assert kept.read()  # whether the library refused those bytes, or passed over them
     caplog.clear()
-    with open_runners(file, 1, kept) as (run,):
+    with caplog.at_level(logging.WARNING), open_runners(file, 1, kept) as (run,):
         assert distance(run(images(project, 2)), reference(project, 2)) < FP16
     assert caplog.text == ""
