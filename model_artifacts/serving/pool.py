@@ -88,21 +88,21 @@ class Pool:
             RunError: the batch cannot be run, or the pool is closed.
             BusyError: no runner was free in time.
         """
-        with self.borrowed(self.wait_seconds) as run:
-            return run(batch)
+        runner = self._take(self.wait_seconds)
+        try:
+            return runner(batch)
+        finally:
+            with self._lock:
+                self._give(runner)
 
     @contextmanager
-    def borrowed(self, wait_seconds: float | None = None) -> Iterator[Runner]:
-        """Lend a runner for a block.
-
-        Args:
-            wait_seconds: the longest time to wait for it; None has no limit.
+    def borrowed(self) -> Iterator[Runner]:
+        """Lend a runner for a block, however long it takes until one is free.
 
         Raises:
             RunError: the pool is closed, or was closed during the wait.
-            BusyError: no runner was free in time.
         """
-        runner = self._take(wait_seconds)
+        runner = self._take(None)
         try:
             yield runner
         finally:
@@ -172,4 +172,5 @@ class Pool:
             waiter.woken.set()
         else:
             self._free.append(runner)
-            self._returned.notify_all()
+            if self._closed:
+                self._returned.notify_all()
