@@ -241,5 +241,5 @@ def test_transparency_has_no_other_treatment_beside_its_channel() -> None:
             std=(1.0,) * 4,
             transparency=Transparency.WHITE,
         )
-    with pytest.raises(ValidationError, match="arrays of .data"):
+    with pytest.raises(ValidationError, match=r"arrays of .data"):
         Preprocessing(resize=2, crop=2, interpolation=Interpolation.NEAREST, mean=(0.0,) * 2, std=(1.0,) * 2)
