@@ -137,17 +137,23 @@ def executed_precision(
 
 
 def judge_layers(
-    claimed: Precision, layers: tuple[LayerShare, ...], metric: str = "executed precision", left_out: int = 0
+    claimed: Precision,
+    layers: tuple[LayerShare, ...],
+    metric: str = "executed precision",
+    left_out: int = 0,
+    outputs: int = 1,
 ) -> tuple[GateCheck, ...]:
     """Compare the share of convolutions and matrix products in the claimed type with its bound.
 
-    A quantised network may have one other layer, however short it is, because the quantiser leaves the last one.
+    A quantised network may have one other layer for each output, however short it is, because the quantiser leaves the
+    last ones.
 
     Args:
         claimed: the precision that most of them must multiply in.
         layers: the shares from an inspector or an ONNX file.
         metric: the name of the check.
         left_out: the number of layers that the configuration leaves unquantised. The bound does not count them.
+        outputs: the number of the network's outputs.
     """
     total = sum(share.layers for share in layers)
     if total == 0:
@@ -157,7 +163,7 @@ def judge_layers(
     quantized = claimed in {Precision.INT8, Precision.FP8}
     bound = _QUANTIZED_LAYERS if quantized else _TYPED_LAYERS
     others = f" of all but {left_out}" if left_out else ""
-    spared = left_out + int(quantized)  # whatever the network's length
+    spared = left_out + outputs * int(quantized)  # whatever the network's length
     return (
         GateCheck(
             metric=metric,

@@ -33,7 +33,7 @@ GOLDEN = {
     "validate": (11, "c562b665697f986c"),
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (5, "3db7446a1a7e41bf"),
-    "report": (7, "10b1519987153e4e"),
+    "report": (8, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
 }

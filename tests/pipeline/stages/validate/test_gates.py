@@ -101,6 +101,14 @@ def test_layers_that_are_left_on_request_are_not_held_against_an_engine(
     assert (check.bound, check.passed) == (f"≥ 80% int8 of all but {left_out}", passed)
 
 
+@pytest.mark.parametrize(("quantized", "passed"), [(3, True), (2, False)])
+def test_each_output_may_have_its_last_layer_in_floating_point(quantized: int, *, passed: bool) -> None:
+    """The quantiser leaves one for each of three heads, which are half of a short network."""
+    found = layers((Precision.INT8, quantized), (Precision.FP16, 6 - quantized))
+    assert judge_layers(Precision.INT8, found, outputs=3)[0].passed == passed
+    assert not judge_layers(Precision.INT8, found)[0].passed
+
+
 def test_artifact_that_tells_no_layers_is_not_held_against_them() -> None:
     """ONNX Runtime tells nothing, and a network may have no convolution."""
     assert judge_layers(Precision.FP16, ()) == ()
