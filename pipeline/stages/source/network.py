@@ -51,7 +51,12 @@ def output_shapes(
         with torch.inference_mode():
             output = call(model, _two(inputs))
     except Exception as exc:
-        raise SourceError("the model does not take a batch of images", expected=expected, got=one_line(exc)) from exc
+        raise SourceError(
+            "the model does not take a batch of images",
+            expected=expected,
+            got=one_line(exc),
+            fix="write `preprocessing` for images of another size; one mean makes them greyscale",
+        ) from exc
     return shapes_of(output, 2, task, names)
 
 

@@ -144,8 +144,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     compared = tuple(item.scored(own) for item, own in zip(compared, scores, strict=True))
     checks += tuple(check for verdict in verdicts for check in verdict.all_samples) + answers
     left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
-    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out)
-    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out)
+    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out, outputs=len(spans))
+    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out, len(spans))
     checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
     loss = losses[0] if len(losses) == 1 else None
     return AccuracyReport(
