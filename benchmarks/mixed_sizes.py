@@ -1,4 +1,4 @@
-"""Time engines of several batch sizes as a server calls them: another size at each call, by four ways of CUDA graphs.
+"""Time engines of one input and several batch sizes as a server calls them: another size at each call, by four ways of CUDA graphs.
 
     python benchmarks/mixed_sizes.py --config benchmarks/gpu.yaml    after `doit config=…`, on a GPU host
 
@@ -95,8 +95,8 @@ def compare(project: Project, artifact: Artifact) -> None:
 
     with ExitStack() as stack:
         engine = stack.enter_context(open_serialized(project, artifact))
-        batches = engine.batches
-        images = np.random.default_rng(0).random((batches.max, *map(int, engine.input.shape[1:])), np.float32)
+        batches, (image,) = engine.batches, engine.inputs
+        images = np.random.default_rng(0).random((batches.max, *map(int, image.shape[1:])), np.float32)
         stack.enter_context(patch.object(cuda.Stream, "capture", counted))
         for pattern, sizes in patterns(batches).items():
             seconds: dict[str, list[float]] = {way.name: [] for way in WAYS}

@@ -173,13 +173,13 @@ class Loading(AbstractContextManager[Model]):
         """Close the model."""
         return self._open.models.pop().__exit__(kind, error, trace)
 
-    def __call__(self, batch: object) -> NoReturn:
+    def __call__(self, batch: object = None, **inputs: object) -> NoReturn:
         """Refuse a batch: nothing is open.
 
         Raises:
             UsageError: always, with the line to write.
         """
-        del batch
+        del batch, inputs
         raise _unopened()
 
     def predict(self, images: object, *, top: object = None) -> NoReturn:
@@ -272,6 +272,9 @@ def _served(runs: Sequence[Runner], serving: Serving, entry: ManifestEntry) -> P
         log.warning("%s runs one call at a time instead of %d: such artifacts take turns", entry.id, serving.contexts)
     if serving.batching is None:
         return pool
+    if not entry.rows:
+        log.warning("%s joins no calls: no check has shown that its rows do not depend on each other", entry.id)
+        return pool
     batcher = Batcher(pool, serving.batching, entry.profile.max if entry.profile else None)
     if batcher.limit < serving.batching.max_size:
         log.warning("%s takes %d images at most, which limits the batching", entry.id, batcher.limit)
@@ -330,9 +333,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         weights=checked_file(root, entry.weights) if entry.weights else None,
         runtime_cache=_kernels(root, entry),
         specialization=entry.kernel_specialization,
-        module=ModuleFacts(
-            entry.module, model.factory, model.preprocessing.input_shape, root, model.arguments, _names_of(entry)
-        ),
+        module=_module_of(root, entry, model),
     )
 
 
@@ -353,6 +354,14 @@ def _kept(entry: ManifestEntry, gpu: Gpu | None, folder: Path | None) -> KeptKer
     if gpu is None or entry.file is None or built is None or built.flavour is not EngineFlavour.TENSORRT_RTX:
         return None
     return kept_kernels(folder or user_folder(), entry.file.sha256, built.version, gpu, driver_version())
+
+
+def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:
+    """Return the facts of a torch module; None for a model of tensors, of which there is none."""
+    if model.preprocessing is None:
+        return None
+    shape = model.preprocessing.input_shape
+    return ModuleFacts(entry.module, model.factory, shape, root, model.arguments, _names_of(entry))
 
 
 def _names_of(entry: ManifestEntry) -> tuple[str, ...]:

@@ -230,6 +230,10 @@ def test_what_cannot_be_served_so_is_said(
         assert model(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 10)
     assert "runs one call at a time instead of 3" in caplog.text
     assert "takes 4 images at most, which limits the batching" in caplog.text
+    small = small.model_copy(update={"rows": ()})
+    with pipeline.load(built.paths.root, only, batching=pipeline.Batching(4, 1e6)) as model:
+        assert model(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 10)
+    assert "joins no calls: no check has shown that its rows do not depend on each other" in caplog.text
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:
