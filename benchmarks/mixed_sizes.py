@@ -1,10 +1,10 @@
-"""Time engines of one input and several batch sizes as a server calls them: another size at each call, by four ways of CUDA graphs.
+"""Time engines of several batch sizes as a server calls them: another size at each call, by four ways of CUDA graphs.
 
     python benchmarks/mixed_sizes.py --config benchmarks/gpu.yaml    after `doit config=…`, on a GPU host
 
 All ways run the same calls in turns, in one process, from arrays in the host's memory to logits there. A row has the
 median time of a call, the graphs captured, and the ratio to the first way, which is the session's own. The last way
-pads each batch to the next power of two, and cuts its logits.
+pads each batch to the next power of two. Only engines of one input are timed.
 """
 
 from __future__ import annotations
