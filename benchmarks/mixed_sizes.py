@@ -95,6 +95,9 @@ def compare(project: Project, artifact: Artifact) -> None:
 
     with ExitStack() as stack:
         engine = stack.enter_context(open_serialized(project, artifact))
+        if len(engine.inputs) != 1:
+            print("not timed: it has several inputs")
+            return
         batches, (image,) = engine.batches, engine.inputs
         images = np.random.default_rng(0).random((batches.max, *map(int, image.shape[1:])), np.float32)
         stack.enter_context(patch.object(cuda.Stream, "capture", counted))
