@@ -44,6 +44,10 @@ class BrokenError(StoreError):
     """A connection that broke, or a registry that is busy: the same request may succeed later."""
 
 
+class RefusedError(StoreError):
+    """A request that the registry refuses, and will refuse again."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A request to a registry."""
@@ -156,6 +160,10 @@ class Transport:
                     expected=f"at most {limit:,} bytes",
                 )
             return response, data
+
+    def is_home(self, url: str) -> bool:
+        """Return True for a URL of the registry's own origin."""
+        return _origin(url) == self._origin
 
     def _answered(self, request: Request) -> requests.Response:
         """Send a request until the registry answers, with a token where it asks for one."""
@@ -334,7 +342,7 @@ class Transport:
             said = ": ".join(str(first[name]) for name in ("code", "message") if first.get(name))
         except (ValueError, LookupError, TypeError, AttributeError):
             said = response.reason or ""
-        kind = BrokenError if status in _BUSY else StoreError
+        kind = BrokenError if status in _BUSY else RefusedError
         return kind(
             f"{self.reference.shown}: {request.doing} failed",
             got=self._without_ours(shortened(without_secrets(f"status {status}, {said}"))),
