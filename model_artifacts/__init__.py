@@ -5,7 +5,7 @@ TYPE_CHECKING = False  # as type checkers know it; `python -m` would take `typin
 if TYPE_CHECKING:
     from model_artifacts.deployment.loading import load, resolve, this_host
     from model_artifacts.deployment.model import Model
-    from model_artifacts.deployment.predictions import ClassScore, Prediction
+    from model_artifacts.deployment.predictions import ClassScore, DetectedBox, Prediction
     from model_artifacts.deployment.resolution import Requirements, Resolution
     from model_artifacts.errors import ArtifactError
     from model_artifacts.records import DeploymentHost, Precision
@@ -16,6 +16,7 @@ __all__ = [
     "ArtifactError",
     "ClassScore",
     "DeploymentHost",
+    "DetectedBox",
     "Model",
     "Precision",
     "Prediction",
@@ -36,6 +37,7 @@ _HOMES = {
     "Model": "deployment.model",
     "ArtifactError": "errors",
     "ClassScore": "deployment.predictions",
+    "DetectedBox": "deployment.predictions",
     "Precision": "records",
     "Prediction": "deployment.predictions",
     "Resolution": "deployment.resolution",

@@ -28,6 +28,7 @@ INTEGRATION = {
     "pipeline/planning/test_edited_records.py",
     "pipeline/stages/test_versions.py",
     "pipeline/stages/validate/test_gates_catch_faults.py",
+    "pipeline/test_detection.py",
     "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
     "pipeline/test_half_onnx_model.py",

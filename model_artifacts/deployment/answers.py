@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.predictions import ClassScore, NamedValue, Prediction, rank, require_finite
+from model_artifacts.deployment.detections import classes_of, decode
+from model_artifacts.deployment.predictions import (
+    ClassScore,
+    DetectedBox,
+    NamedValue,
+    Prediction,
+    rank,
+    require_finite,
+)
 from model_artifacts.errors import RunError, UsageError, listed
-from model_artifacts.records import Task
+from model_artifacts.records import Task, TensorSpec
+from model_artifacts.sessions.preprocessing import read_placement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
-    from model_artifacts.records import ManifestModel
+    from model_artifacts.deployment.detections import Detections
+    from model_artifacts.records import ManifestModel, Preprocessing
+    from model_artifacts.sessions.onnx import Outputs as AnyOutputs
+    from model_artifacts.sessions.preprocessing import Picture, Placement
 
     Outputs = npt.NDArray[np.float32]
 
@@ -99,6 +112,73 @@ def name_values(numbers: Outputs, names: Sequence[str] | None) -> tuple[Predicti
     )
 
 
+def detect(outputs: AnyOutputs, facts: ManifestModel, top: int | None = None) -> tuple[Prediction, ...]:
+    """Return the boxes of each image, in pixels of the network's input.
+
+    Args:
+        outputs: the detector's raw outputs (images, …): an array, or several by their names.
+        facts: the decoding, the size of the input, and the names of the classes.
+        top: the most boxes of an image; None for all.
+
+    Raises:
+        RunError: the outputs are not those of the decoding, or not finite.
+    """
+    decoding, names = facts.decoding, facts.class_names
+    if decoding is None:
+        raise RunError("the manifest does not say how to decode the detector's outputs", expected="`model.decoding`")
+    arrays = outputs if isinstance(outputs, dict) else {"": outputs}
+    for values in arrays.values():
+        require_finite(values, "the outputs are not finite, so that nothing can be detected")
+    specs = [
+        TensorSpec(name=name, shape=("batch", *array.shape[1:]), dtype="", layout="") for name, array in arrays.items()
+    ]
+    count = classes_of(decoding, specs)
+    if names and len(names) != count:
+        expected, got = f"{len(names)} classes", str(count)
+        raise RunError("the artifact's scores are not those of its classes", expected=expected, got=got)
+    known = names or [str(place) for place in range(count)]
+    size = facts.preprocessing.height, facts.preprocessing.width
+    return tuple(_boxes(found, known, top) for found in decode(arrays, decoding, size))
+
+
+def _boxes(found: Detections, names: Sequence[str], top: int | None) -> Prediction:
+    boxes = tuple(
+        DetectedBox(names[label], float(score), int(label), (float(left), float(upper), float(right), float(lower)))
+        for (left, upper, right, lower), score, label in zip(*(column[:top] for column in found), strict=True)
+    )
+    best = {box.index: ClassScore(box.name, box.score, box.index) for box in reversed(boxes)}
+    return Prediction(tuple(sorted(best.values(), key=lambda item: -item.score)), boxes=boxes)
+
+
+def noting_places(pictures: Iterator[Picture], spec: Preprocessing, places: list[Placement]) -> Iterator[Picture]:
+    """Yield pictures, and note the way of each from its own pixels to the network's input.
+
+    Args:
+        pictures: the pictures.
+        spec: their preprocessing.
+        places: the list that gets the way of each picture that was asked for.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    for picture in pictures:
+        places.append(read_placement(picture, spec))
+        yield picture
+
+
+def placed_back(found: Sequence[Prediction], places: Sequence[Placement]) -> tuple[Prediction, ...]:
+    """Return predictions whose boxes are in pixels of their pictures."""
+    return tuple(
+        replace(prediction, boxes=tuple(_placed_back(box, place) for box in prediction.boxes))
+        for prediction, place in zip(found, places, strict=True)
+    )
+
+
+def _placed_back(box: DetectedBox, place: Placement) -> DetectedBox:
+    left, top, right, bottom = map(float, place.back(np.array(box.box, dtype=np.float64)))
+    return replace(box, box=(left, top, right, bottom))
+
+
 def _require_row(outputs: Outputs, names: Sequence[str] | None, what: str) -> None:
     found = outputs.shape[1] if outputs.ndim == _ROW_AXES else 0
     if not found or (names and len(names) != found):
@@ -110,17 +190,26 @@ def _require_row(outputs: Outputs, names: Sequence[str] | None, what: str) -> No
         )
 
 
-def answers_of(outputs: Outputs, facts: ManifestModel, top: int | None) -> tuple[Prediction, ...]:
+def answers_of(outputs: AnyOutputs, facts: ManifestModel, top: int | None) -> tuple[Prediction, ...]:
     """Return the answers of images.
 
     Args:
-        outputs: the network's outputs (images, …), of a task with answers.
+        outputs: the network's outputs (images, …), of a task with answers; of several an array by the name of each.
         facts: the model's task, class names and threshold.
         top: the most classes to name for each image; None for one of a classification, and for all of other tasks.
 
     Raises:
         RunError: the outputs are not those of the task, or not finite.
     """
+    if facts.task is Task.DETECTION:
+        return detect(outputs, facts, top)
+    if isinstance(outputs, dict):
+        raise RunError(
+            f"a model of the task {facts.task.value} has one output",
+            expected="one output",
+            got=listed([*outputs]),
+            fix="pull the artifact again, or build it again",
+        )
     return _ANSWERS[facts.task](outputs, facts, top)
 
 
@@ -132,16 +221,27 @@ _ANSWERS: dict[Task, Callable[[Outputs, ManifestModel, int | None], tuple[Predic
 }
 
 
-def require_answers(task: Task) -> None:
+def require_answers(task: Task, postprocess: str | None = None) -> None:
     """Refuse a task whose outputs have no meaning that this library knows.
 
+    Args:
+        task: the task.
+        postprocess: the user's own function that decodes a detector's outputs; None without one.
+
     Raises:
-        UsageError: it is such a task.
+        UsageError: it is such a task, or has such a function.
     """
+    if postprocess is not None:
+        raise UsageError(
+            "`predict` has no code of yours, and a function of yours decodes this detector's outputs",
+            expected="a detector that `model.decoding` decodes, whose settings travel in the manifest",
+            got=f"`model.postprocess: {postprocess}`",
+            fix="call `outputs(images)`, and that function with what it returns",
+        )
     if not task.has_answers:
         raise UsageError(
             "`predict` names classes, and this model has none",
-            expected=f"a model whose task is {listed([known.value for known in _ANSWERS])}",
+            expected=f"a model whose task is {listed([known.value for known in (*_ANSWERS, Task.DETECTION)])}",
             got=task.value,
             fix="call `outputs(images)`, which returns what the network gives for each image",
         )

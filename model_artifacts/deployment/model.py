@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.deployment.answers import answers_of, require_answers
+from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.errors import RunError, listed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
-    from model_artifacts.sessions.preprocessing import Picture
+    from model_artifacts.sessions.preprocessing import Picture, Placement
 
     Batch = npt.NDArray[np.float32]
 
@@ -98,7 +98,7 @@ class Model:
         return {name: np.asarray(found[name]) for name in names} if own else np.asarray(found)
 
     def predict(self, images: Pictures, *, top: int | None = None) -> tuple[Prediction, ...]:
-        """Return what the task means by each image's output: the likeliest classes with names and scores, or a mask.
+        """Return what the task means by each image's output: the likeliest classes, a mask, numbers or boxes.
 
         The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
         of the validation. They run in batches that the artifact takes, and are read batch by batch. If the artifact's
@@ -108,8 +108,8 @@ class Model:
             images: one image, or an iterable of them: paths, bytes or open files of image files, Pillow's images, or
                 arrays and tensors of uint8 pixels. Arrays are (height, width, channels) or (height, width), torch's
                 tensors (channels, height, width). Greyscale of more than 8 bits needs the preprocessing's `levels`.
-            top: the number of classes to name for each image. By default a classification names one, and other tasks
-                all that are an answer.
+            top: the number of classes to name for each image, or of boxes. By default a classification names one, and
+                other tasks all that are an answer.
 
         Returns:
             a prediction for each image, in the order of the images, also for one image.
@@ -118,15 +118,20 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
-            UsageError: `top` is no whole number above 0, or the model's task has no answers.
+            UsageError: `top` is no whole number above 0, the model's task has no answers, or code of the user's own
+                decodes them.
         """
         self._opened()
-        require_answers(self._facts.task)
+        facts = self._facts
+        require_answers(facts.task, facts.postprocess)
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
+        places: list[Placement] = []
+        if facts.decoding is not None:
+            images = noting_places(pictures_of(images), facts.preprocessing, places)
         for outputs in self._of_each_batch(images):
-            found += answers_of(outputs, self._facts, most)
-        return tuple(found)
+            found += answers_of(outputs, facts, most)
+        return placed_back(found, places) if places else tuple(found)
 
     def outputs(self, images: Pictures) -> Outputs:
         """Return the network's output for each image: logits, or the vector of an embedding.

@@ -43,17 +43,34 @@ class NamedValue:
 
 
 @dataclass(frozen=True)
+class DetectedBox:
+    """A box that a detector found."""
+
+    name: str
+    """The name of its class; its number, if names are unknown."""
+    score: float
+    """Its score, from 0 to 1."""
+    index: int
+    """The number of its class, from 0 on."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, in pixels of the picture that was given, upright if the preprocessing turns it."""
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """The answer for one image: classes, and the mask or the numbers of a task that has them."""
+    """The answer for one image: classes, and the mask, the numbers or the boxes of a task that has them."""
 
     top: tuple[ClassScore, ...]
     """The most likely classes, the likeliest first. Among equals the lower number goes first. Of several labels those
-    that reach the threshold, of a mask those that it has, the largest first; none of a regression."""
+    that reach the threshold, of a mask those that it has, the largest first; none of a regression. Of a detector
+    the classes of its boxes, each with its highest score."""
     mask: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     """The class of each pixel of the network's output, uint8 (height, width); None for other tasks. The output shows
     what the resize and the crop leave of the image."""
     values: tuple[NamedValue, ...] = ()
     """The numbers of a regression; none for other tasks."""
+    boxes: tuple[DetectedBox, ...] = ()
+    """The boxes of a detector, the one with the highest score first; none for other tasks."""
 
     @property
     def name(self) -> str:
@@ -77,7 +94,7 @@ class Prediction:
                 "the prediction has no class",
                 expected="a class that reaches the threshold, or a task with classes",
                 got=f"{len(self.values)} numbers" if self.values else "no class that does",
-                fix="look at `top`, which may be empty, or at `values`",
+                fix="look at `top` or `boxes`, which may be empty, or at `values`",
             )
         return self.top[0]
 

@@ -24,7 +24,7 @@ COLUMNS_VARIABLE = "MODEL_ARTIFACTS_COLUMNS"
 """The environment variable of the terminal's width, for a process whose output another one shows there."""
 _LONG = 100
 """The number from which a time is told in the next larger unit."""
-_PROGRESS = re.compile(r".+: \d+ of \d+(, about .+ left)?")
+_PROGRESS = re.compile(r".+: \d+ of \d+(, about .+ left|, no progress for .+)?")
 
 
 def escaped(text: str, *, kept: str = "\n\t") -> str:
@@ -65,8 +65,13 @@ def progress_line(phase: str, done: int, steps: int, seconds: float) -> str:
     return f"{phase}: {done} of {steps}" + (f", about {duration_phrase(left)} left" if left >= 1 else "")
 
 
+def silent_line(latest: str, seconds: float) -> str:
+    """Return the line of long work whose last progress, such as `Timing tactics: 3 of 57`, is so many seconds old."""
+    return f"{latest}, no progress for {duration_phrase(seconds)}"
+
+
 def is_progress(line: str) -> bool:
-    """Return True for a line of `progress_line`, which the next one outdates."""
+    """Return True for a line of `progress_line` or `silent_line`, which the next one outdates."""
     return _PROGRESS.fullmatch(line) is not None
 
 

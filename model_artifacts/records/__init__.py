@@ -33,6 +33,7 @@ from model_artifacts.records.base import (
     call_of,
     without_defaults,
 )
+from model_artifacts.records.decoding import Activation, BoxFormat, BoxUnits, Decoding
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
     ChannelOrder,
@@ -79,16 +80,20 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAND_IN",
     "Accuracy",
+    "Activation",
     "Argument",
     "Backend",
     "BatchRange",
     "BatchTiming",
+    "BoxFormat",
+    "BoxUnits",
     "BuiltFor",
     "ChannelOrder",
     "ClassDrop",
     "Clock",
     "ColdStart",
     "Count",
+    "Decoding",
     "DeploymentHost",
     "DigestedRecord",
     "Doubt",

@@ -212,17 +212,25 @@ class Task(str, Enum):
     """A row of logits for each image, one a class. Each class whose sigmoid reaches a threshold is an answer."""
     REGRESSION = "regression"
     """A row of numbers for each image. Each is right within a tolerance."""
+    DETECTION = "detection"
+    """Raw boxes and scores for each image, in one output or several, which a documented step decodes to detections."""
 
     @property
     def output(self) -> str:
         """Name of the model's output, unless the network gives it one."""
-        names = {Task.EMBEDDING: "embedding", Task.TENSORS: "output_0", Task.REGRESSION: "values"}
+        names = {Task.EMBEDDING: "embedding", Task.REGRESSION: "values"}
+        names |= dict.fromkeys((Task.TENSORS, Task.DETECTION), "output_0")
         return names.get(self, "logits")
 
     @property
     def keeps_name(self) -> bool:
         """True if the output keeps the name that the network's own mapping gives it."""
-        return self in {Task.TENSORS, Task.SEGMENTATION, Task.REGRESSION}
+        return self in {Task.TENSORS, Task.SEGMENTATION, Task.REGRESSION, Task.DETECTION}
+
+    @property
+    def takes_several(self) -> bool:
+        """True if the network may give several outputs, of any shape."""
+        return self in {Task.TENSORS, Task.DETECTION}
 
     @property
     def has_parts(self) -> bool:
@@ -237,7 +245,7 @@ class Task(str, Enum):
     @property
     def has_classes(self) -> bool:
         """True if the output answers with classes."""
-        return self in {Task.CLASSIFICATION, Task.SEGMENTATION, Task.MULTILABEL}
+        return self in {Task.CLASSIFICATION, Task.SEGMENTATION, Task.MULTILABEL, Task.DETECTION}
 
 
 class WeightsOrigin(str, Enum):

@@ -22,6 +22,7 @@ from model_artifacts.records.base import (
     call_of,
     without_defaults,
 )
+from model_artifacts.records.decoding import Decoding
 from model_artifacts.records.inputs import Preprocessing, Task, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
@@ -71,10 +72,15 @@ class ManifestModel(Record):
     """Task of the model. The JSON of a classification leaves it out."""
     threshold: Share = 0.5
     """Least sigmoid of a class that is an answer, of a multilabel network. The JSON leaves out the default."""
+    decoding: Decoding | None = None
+    """Step from a detector's outputs to boxes; None for other tasks, and with a function of the user's own. The JSON
+    leaves it out then."""
+    postprocess: str | None = None
+    """That function, which no artifact holds; None without one. The JSON leaves it out then."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "threshold"})
+        return without_defaults(self, serialize(self), {"task", "threshold", "decoding", "postprocess"})
 
     @property
     def network(self) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import math
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from model_artifacts.errors import DataError, UnreadableError, one_line, out_of_memory
-from model_artifacts.records import Fit
+from model_artifacts.records import Fit, Orientation
 from model_artifacts.sessions.pictures import to_colours
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
     import numpy.typing as npt
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from model_artifacts.records import Preprocessing
 
     Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
+    Boxes: TypeAlias = npt.NDArray[np.float64]
+
+T = TypeVar("T")
 
 
 def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -39,14 +43,24 @@ def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
         DataError: the image's mode does not fit the preprocessing.
         MemoryShortageError: the machine ran out of memory.
     """
+    return _read(picture, lambda image: to_pixels(image, spec))
+
+
+def read_placement(picture: Picture, spec: Preprocessing) -> Placement:
+    """Return the way from a picture's own pixels to the network's input, with the errors of `read_pixels`."""
+    return _read(picture, lambda image: placement(*upright_size(image, spec), spec))
+
+
+def _read(picture: Picture, function: Callable[[Image.Image], T]) -> T:
+    """Return a function's result of a picture."""
     from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
     try:
         if isinstance(picture, Image.Image):
             picture.getpixel((0, 0))  # raises for an image that is closed, empty or cut off
-            return to_pixels(picture, spec)
+            return function(picture)
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-            return to_pixels(image, spec)
+            return function(image)
     except DataError:
         raise
     except Exception as exc:  # Pillow's decoders raise almost anything, SyntaxError included
@@ -103,6 +117,50 @@ def to_mask(mask: Image.Image, spec: Preprocessing, fill: int) -> npt.NDArray[np
     """
     placed = _resize_and_crop(mask, _resized(mask.width, mask.height, spec), spec, "NEAREST", (fill,))
     return np.asarray(placed, dtype=np.uint8)
+
+
+class Placement(NamedTuple):
+    """The way from a picture's pixels to the network's input: x × scale_x + left, y × scale_y + top."""
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+    width: int
+    """The picture's width in pixels, upright if the preprocessing turns it."""
+    height: int
+    """Its height."""
+
+    def forward(self, boxes: Boxes) -> Boxes:
+        """Return boxes of the picture (boxes, 4), as left, top, right and bottom, in pixels of the input."""
+        found: Boxes = boxes * np.tile([self.scale_x, self.scale_y], 2) + np.tile([self.left, self.top], 2)
+        return found
+
+    def back(self, boxes: Boxes) -> Boxes:
+        """Return boxes of the input in pixels of the picture, cut to it."""
+        found = (boxes - np.tile([self.left, self.top], 2)) / np.tile([self.scale_x, self.scale_y], 2)
+        cut: Boxes = np.clip(found, 0, np.tile([self.width, self.height], 2))
+        return cut
+
+
+def placement(width: int, height: int, spec: Preprocessing) -> Placement:
+    """Return the way from a picture of this size, in pixels, to the network's input."""
+    size = _resized(width, height, spec)
+    crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
+    border = (spec.width - crop.width) // 2, (spec.height - crop.height) // 2
+    cut = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
+    left, top = (float(before - after) for before, after in zip(border, cut, strict=True))
+    return Placement(size.width / width, size.height / height, left, top, width, height)
+
+
+def upright_size(image: Image.Image, spec: Preprocessing) -> tuple[int, int]:
+    """Return an image's width and height, turned upright if the preprocessing does it."""
+    turned = spec.orientation is Orientation.EXIF and image.getexif().get(_ORIENTATION, 1) in _LYING
+    return (image.height, image.width) if turned else (image.width, image.height)
+
+
+_ORIENTATION, _LYING = 0x0112, {5, 6, 7, 8}
+"""EXIF's tag of the orientation, and its values that exchange width and height."""
 
 
 class _Pixels(NamedTuple):

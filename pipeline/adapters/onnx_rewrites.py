@@ -30,6 +30,12 @@ def drop_initialised_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
+def suppressing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes that suppress overlapping boxes: ONNX's NonMaxSuppression, and TensorRT's plugins for it."""
+    nodes = [*nodes_of(model.graph), *(node for function in model.functions for node in function.node)]
+    return [node for node in nodes if node.op_type == "NonMaxSuppression" or "NMS" in node.op_type]
+
+
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Yield all nodes of a graph, with those of the graphs in their attributes."""
     for node in graph.node:

@@ -11,12 +11,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from model_artifacts.records import (
     Argument,
     BatchRange,
+    Decoding,
     EngineFlavour,
     Precision,
     Preprocessing,
     Record,
     Task,
 )
+from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig
@@ -27,7 +29,6 @@ from pipeline.config.values import (
     Flag,
     Name,
     Number,
-    Repeats,
     Seconds,
     WorkspaceSize,
     check_batch_range,
@@ -91,6 +92,10 @@ class ModelConfig(Record):
     """The acceptable error of a value: one for all numbers of a regression or outputs of tensors, or one for each."""
     metric: Annotated[MetricConfig | None, BeforeValidator(parse_metric)] = None
     """The user's own measure of `task: tensors`. None judges distances."""
+    decoding: Decoding | None = None
+    """The step from a detector's raw outputs to boxes, of `task: detection`. None takes `postprocess`."""
+    postprocess: Annotated[str, AfterValidator(check_factory)] | None = None
+    """`package.module:function`: a detector's outputs → boxes, scores and classes of each image. None decodes them."""
     download_timeout_seconds: Seconds = 10.0
     """Seconds without a byte after which a download has failed."""
 
@@ -113,7 +118,8 @@ class DataConfig(Record):
     masks: Annotated[str, AfterValidator(check_path)] | None = None
     """A segmentation's folder of PNG masks, with the images' paths. A value is a class, and 255 is not judged."""
     labels: Annotated[str, AfterValidator(check_path)] | None = None
-    """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding."""
+    """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding; COCO's
+    JSON file for a detector."""
 
 
 class Unquantized(Record):
@@ -229,51 +235,6 @@ class ValidationConfig(Record):
     """Samples for TensorRT's int8 and fp8 graphs on a processor, which is slow and is never deployed."""
     timeout_seconds: Seconds = 1800.0
     """Time limit of one engine, in seconds."""
-
-
-class Baseline(str, Enum):
-    """A baseline that is timed on a GPU for comparison. Eager PyTorch always is one."""
-
-    INDUCTOR = "inductor"
-    """torch.compile with max-autotune, in the fastest precision. No default: it tunes for minutes."""
-    ONNXRUNTIME = "onnxruntime"
-    """ONNX Runtime's CUDA provider."""
-    ONNXRUNTIME_TENSORRT = "onnxruntime_tensorrt"
-    """ONNX Runtime's TensorRT provider, in fp16 and int8, with each profile and the largest workspace. Not a default:
-    it builds an engine for each.
-    """
-
-
-class BenchmarkConfig(Record):
-    """Settings of the benchmark."""
-
-    baselines: tuple[Baseline, ...] = (Baseline.ONNXRUNTIME,)
-    batches: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Batch sizes to time. None takes the optimum of each profile."""
-    restarts: Repeats = 3
-    """Repetitions of the whole measurement, each in fresh processes."""
-    warmup_runs: Repeats = 2
-    """The least number of runs in a warm-up median. Warm-up ends when two medians in a row agree within 2 %."""
-    warmup_seconds: Seconds = 1.0
-    """The longest warm-up at each batch size, in seconds."""
-    rounds: Repeats = 2
-    """Rounds in each restart. A round times every variant once: A B C A B C."""
-    runs_per_round: Repeats = 4
-    """The least number of runs of a variant in a round."""
-    gpu_round_ms: Annotated[Number, Field(gt=0, le=60_000)] = 50.0
-    """The least duration of a variant's round on a GPU, in milliseconds, because runs there are short."""
-    streams: Annotated[int, Field(strict=True, ge=1, le=128)] = 4
-    """Batches that an engine runs at once in the throughput measurement. 1 leaves the measurement out."""
-
-    @property
-    def timing_settings(self) -> BenchmarkConfig:
-        """The settings that change the latencies. All others have their defaults."""
-        return with_defaults(self, "baselines")
-
-    @property
-    def restart_settings(self) -> BenchmarkConfig:
-        """The settings that change the latencies of one restart: their number does not."""
-        return with_defaults(self, "baselines", "restarts")
 
 
 class ReleaseConfig(Record):

@@ -41,6 +41,7 @@ def task_problems(config: Config) -> Iterator[tuple[Location, str]]:
     """Yield the settings that another task has, and those that this one lacks, as pairs of location and text."""
     yield from _label_problems(config)
     yield from _answer_problems(config)
+    yield from _decoding_problems(config)
     if config.model.task is not Task.CLASSIFICATION:
         yield from _problems_without_top1(config)
 
@@ -69,7 +70,9 @@ def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
     model, task = config.model, config.model.task.value
     for name, owners, written in (
         ("threshold", (Task.MULTILABEL,), model.threshold != type(model)().threshold),
-        ("tolerance", (Task.REGRESSION, Task.TENSORS), bool(model.tolerance)),
+        ("tolerance", (Task.REGRESSION, Task.TENSORS, Task.DETECTION), bool(model.tolerance)),
+        ("decoding", (Task.DETECTION,), model.decoding is not None),
+        ("postprocess", (Task.DETECTION,), model.postprocess is not None),
     ):
         if written and model.task not in owners:
             named = " and ".join(f"`task: {owner.value}`" for owner in owners)
@@ -85,6 +88,21 @@ def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
     if model.task is Task.REGRESSION and not model.tolerance:
         missing = "`model.task: regression` needs `model.tolerance`, the largest acceptable error of a number"
         yield ("model", "task"), f"{missing}: one for all, or a list with one for each, in their own units"
+
+
+def _decoding_problems(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield a detector without a step that decodes its outputs, or with two."""
+    model = config.model
+    if model.decoding is not None and model.postprocess is not None:
+        text = "`model.postprocess` decodes a detector's outputs in place of `model.decoding`; remove one of them"
+        yield ("model", "postprocess"), text
+    if model.task is Task.DETECTION and model.decoding is None and model.postprocess is None:
+        example = "{boxes: boxes, scores: scores, format: xyxy, units: pixels, activation: sigmoid}"
+        text = "`model.task: detection` needs `model.decoding`, the step from the network's outputs to boxes, such as"
+        yield ("model", "task"), f"{text} {example}; or `model.postprocess`, a function of your own"
+    if model.postprocess is not None and config.farm is not None:
+        text = "`model.postprocess` needs `executor: local`: workers have no code of yours; use `model.decoding`"
+        yield ("model", "postprocess"), text
 
 
 def _problems_without_top1(config: Config) -> Iterator[tuple[Location, str]]:
@@ -111,15 +129,17 @@ def _label_problems(config: Config) -> Iterator[tuple[Location, str]]:
     if data.masks is not None and task is not Task.SEGMENTATION:
         yield ("data", "masks"), f"`data.masks` are for `task: segmentation`, got `task: {task.value}`; remove them"
     takes_table = task in TABLE_TASKS or config.model.metric is not None
-    if data.labels is not None and task is not Task.EMBEDDING and not takes_table:
+    takes_file = takes_table or task is Task.DETECTION
+    if data.labels is not None and task is not Task.EMBEDDING and not takes_file:
         other = {
             Task.CLASSIFICATION: "; its classes are those of the images' folders",
             Task.SEGMENTATION: "; set `masks`",
         }
         text = f"`data.labels` is not for `task: {task.value}`{other.get(task, '')}; remove it"
         yield ("data", "labels"), text
-    elif data.labels == CLASSES and takes_table:
-        yield ("data", "labels"), f"`data.labels`: `task: {task.value}` needs the path of a table, got {CLASSES}"
+    elif data.labels == CLASSES and takes_file:
+        what = "COCO's JSON file" if task is Task.DETECTION else "a table"
+        yield ("data", "labels"), f"`data.labels`: `task: {task.value}` needs the path of {what}, got {CLASSES}"
     elif data.labels not in {None, CLASSES} and task is Task.EMBEDDING:
         yield ("data", "labels"), f"`data.labels`: `task: embedding` takes {CLASSES} alone, got {data.labels!r}"
     for name in ("masks", "labels"):

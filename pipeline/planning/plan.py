@@ -21,7 +21,8 @@ from model_artifacts.records import (
     Workspace,
     module_target,
 )
-from pipeline.config.settings import Baseline, Executor, ModuleFormat
+from pipeline.config.benchmark import Baseline
+from pipeline.config.settings import Executor, ModuleFormat
 from pipeline.config.values import PORTABLE_COMPUTE_CAPABILITIES, QUANTIZED_PRECISIONS
 from pipeline.planning.steps import Step
 from pipeline.planning.targets import Machines, engine_targets_of

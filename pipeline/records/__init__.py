@@ -3,7 +3,7 @@
 from pipeline.records.accuracy import AccuracyReport, Loss, Verdict
 from pipeline.records.artifact import Artifact
 from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, RestartRecord, TimedSet, TimedVariant
-from pipeline.records.data import DataRecord, ImagesOrigin
+from pipeline.records.data import BoxKind, DataRecord, ImagesOrigin
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.outcome import Outcome
@@ -17,6 +17,7 @@ __all__ = [
     "AccuracyReport",
     "Artifact",
     "BenchmarkReport",
+    "BoxKind",
     "Conditions",
     "DataRecord",
     "FarmHost",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, IntEnum
 
 from pydantic import PositiveInt
 
@@ -18,6 +18,19 @@ class ImagesOrigin(str, Enum):
     """Crops of scikit-learn's two photographs, without labels."""
     FOLDER = "folder"
     """A folder of image files."""
+
+
+class BoxKind(IntEnum):
+    """Kind of a detector's true box."""
+
+    NONE = -1
+    """No box: it fills up an image with fewer of them than others."""
+    JUDGED = 0
+    """A box to find."""
+    CROWD = 1
+    """A crowd, as COCO means it: any number of detections inside of it are neither right nor wrong."""
+    IGNORED = 2
+    """A box that may be found or not."""
 
 
 class DataRecord(StageRecord):
@@ -43,7 +56,9 @@ class DataRecord(StageRecord):
     """Number of images for validation."""
     labels: FileRecord | None
     """Truth of the validation images, npy; None without labels. Class indices (samples,); of a segmentation masks
-    (samples, height, width), of several labels zeros and ones (samples, classes), of a regression numbers."""
+    (samples, height, width), of several labels zeros and ones (samples, classes), of a regression numbers. Of a
+    detector boxes (samples, boxes, 6): left, top, right and bottom in pixels of the network's input, the class, and
+    the `BoxKind`."""
     reference: FileRecord
     """Logits of the FP32 reference for the validation images, npy; of several outputs npz, with an array by the name
     of each."""

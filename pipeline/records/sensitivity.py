@@ -58,7 +58,11 @@ class Sensitivity(StageRecord):
     @property
     def measure(self) -> str:
         """The name of the measure that people read a loss by."""
-        names = {Task.CLASSIFICATION: "agreement", Task.TENSORS: "farthest part"}
+        names = {
+            Task.CLASSIFICATION: "agreement",
+            Task.TENSORS: "farthest part",
+            Task.DETECTION: "mAP drop of an image",
+        }
         return names.get(self.task, "other answers")
 
     def measured(self, loss: float) -> str:

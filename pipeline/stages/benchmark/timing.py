@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from model_artifacts.records import Gpu, Variant
-    from pipeline.config.settings import BenchmarkConfig, Config
+    from pipeline.config.benchmark import BenchmarkConfig
+    from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
 

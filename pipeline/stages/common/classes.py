@@ -40,13 +40,13 @@ class Classes:
     listed: bool = False
 
 
-def classes_of(setting: Sequence[str] | str | None, known: Sequence[str] | None, count: int) -> Classes:
+def classes_of(setting: Sequence[str] | str | None, known: Sequence[str] | None, count: int | None) -> Classes:
     """Return the classes of a network.
 
     Args:
         setting: `data.classes` of pipeline.yaml: the names, or the path of a file with them.
         known: the names that come with the weights.
-        count: the number of the network's logits.
+        count: the number of the network's logits; None if unknown, as behind a function of the user's own.
 
     Raises:
         DataError: the file cannot be read, or the number of names is not that of the logits.
@@ -55,7 +55,7 @@ def classes_of(setting: Sequence[str] | str | None, known: Sequence[str] | None,
         numbers = _numbers((name, index) for index, name in enumerate(known or ()))
         return Classes(tuple(known) if known else None, numbers)
     entries = _read(Path(setting)) if isinstance(setting, str) else [(name,) for name in setting]
-    if len(entries) != count:
+    if count is not None and len(entries) != count:
         raise DataError(
             "`data.classes` in pipeline.yaml does not name the network's classes",
             where=setting if isinstance(setting, str) else "",

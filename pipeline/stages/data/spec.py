@@ -44,8 +44,10 @@ def data_key(project: Project, _model: str) -> Key:
 
 def _label_fields(project: Project) -> dict[str, object]:
     """Return the fields of labels that lie beside the images."""
-    data = project.config.data
+    data, model = project.config.data, project.config.model
     fields: dict[str, object] = {}
+    if model.decoding is not None:  # it tells the number of the classes
+        fields["decoding"] = [model.decoding.boxes, model.decoding.scores, model.decoding.activation.value]
     if data.masks is not None:
         fields |= {"masks": data.masks, "mask_folder": folder_digest(project, data.masks)}
     if data.labels is not None:

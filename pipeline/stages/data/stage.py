@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from model_artifacts.deployment.detections import classes_of as detected_classes
 from model_artifacts.errors import DataError
 from model_artifacts.host.environment import now, threads, tools
 from model_artifacts.host.files import replacing, write_bytes
@@ -30,6 +31,7 @@ from pipeline.stages.common import images
 from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import put_in_fastest_layout, restore_model
 from pipeline.stages.common.rows import of_each_output, spans_of
+from pipeline.stages.data.annotations import Truth, read_annotations
 from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
 from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from pipeline.config.settings import DataConfig
+    from pipeline.config.settings import Config, DataConfig, ModelConfig
     from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -79,7 +81,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     refuse_newer(paths.data)
     key = key_of(project, Step("data", project.plan.model))  # before the images can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
-        classes = _classes(project.config.data, source)
+        classes = _classes(project.config, source)
         split = _split(project.config.data, source, classes, (calibration, held_out), bars.reporting("reading images"))
         validation = split.validation
         if remark := require_different(validation.pixels):
@@ -91,7 +93,8 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     if source.task is Task.REGRESSION:
         require_tolerances(project.config.model.tolerance, source.classes)
     table = _table(project.config.data, source, classes, validation)
-    truth = _truth(project.config.data, source, validation, table)
+    boxes = _boxes(project.config, source, classes, validation)
+    truth = boxes.boxes if boxes else _truth(project.config.data, source, validation, table)
     _store_samples(paths, truth, validation.names)
     labels = truth if source.task is Task.CLASSIFICATION else None
     top1 = None if labels is None else float((reference.argmax(1) == labels).mean())
@@ -114,7 +117,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference=describe_file(stored, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
-        class_names=classes.names or (table.columns if table and source.task in TABLE_TASKS else None),
+        class_names=boxes.names if boxes else _names(source, classes, table),
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
@@ -132,11 +135,38 @@ def _store_samples(paths: Paths, truth: npt.NDArray[np.generic] | None, names: S
         paths.sample_names.unlink(missing_ok=True)
 
 
-def _classes(config: DataConfig, source: SourceRecord) -> Classes:
+def _classes(config: Config, source: SourceRecord) -> Classes:
     """Return the classes of the network; none for a task without classes."""
     if not source.task.has_classes:
         return Classes(None, {})
-    return classes_of(config.classes, source.class_names, (source.sample_shape or (source.classes,))[0])
+    count: int | None = (source.sample_shape or (source.classes,))[0]
+    if source.task is Task.DETECTION:
+        count = _detected_classes(config.model, source)
+    return classes_of(config.data.classes, source.class_names, count)
+
+
+def _detected_classes(config: ModelConfig, source: SourceRecord) -> int | None:
+    """Return the number of a detector's classes; None if a function of the user's own decodes its outputs."""
+    return detected_classes(config.decoding, source.outputs) if config.decoding else None
+
+
+def _names(source: SourceRecord, classes: Classes, table: Table | None) -> tuple[str, ...] | None:
+    """Return the names of the classes or of a table's columns; None if unknown."""
+    return classes.names or (table.columns if table and source.task in TABLE_TASKS else None)
+
+
+def _boxes(config: Config, source: SourceRecord, classes: Classes, validation: Images) -> Truth | None:
+    """Return the true boxes of a detector's validation images; None for other tasks, and without labels."""
+    if source.task is not Task.DETECTION or config.data.labels is None:
+        return None
+    return read_annotations(
+        Path(config.data.labels),
+        Path(config.data.images),
+        validation.names,
+        source.preprocessing,
+        classes.names,
+        _detected_classes(config.model, source),
+    )
 
 
 def _truth(
@@ -157,7 +187,7 @@ def _truth(
 
 def _table(config: DataConfig, source: SourceRecord, classes: Classes, validation: Images) -> Table | None:
     """Return the table of labels with its columns in the order of the network's output; None without one."""
-    if config.labels is None or config.labels == CLASSES:
+    if config.labels is None or config.labels == CLASSES or source.task is Task.DETECTION:
         return None
     table = read_table(Path(config.labels), validation.names)
     if source.task not in TABLE_TASKS:  # the user's own metric knows what the columns mean

@@ -15,9 +15,9 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Task
 from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms
-from pipeline.adapters import onnx_graph
+from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
@@ -115,6 +115,13 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     casts = count_casts(folded.model, dtype)
     # Cast in place: a function that was set on a layer may call the weights of this very network.
     exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], outputs)
+    if source.task is Task.DETECTION and onnx_rewrites.suppressing_nodes(exported):
+        raise ExportError(
+            "the network suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",
+            expected="a detector's raw boxes and scores, which `model.decoding` decodes in every deployment alike",
+            got="NonMaxSuppression in the exported graph",
+            fix="return what the network has in front of its suppression",
+        )
     return _Made(exported, casts, folded.batch_norms + more_folded)
 
 

@@ -260,6 +260,8 @@ def _model(project: Project) -> ManifestModel | None:
         reference_top1=data.reference_top1,
         task=source.task,
         threshold=project.config.model.threshold,
+        decoding=project.config.model.decoding,
+        postprocess=project.config.model.postprocess,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.errors import RunError
 from model_artifacts.records import Task
 from pipeline.stages.validate.metrics import largest_part
 from pipeline.stages.validate.outputs import Ran, compare, farthest
+from pipeline.stages.validate.tasks import detection
 from pipeline.stages.validate.tasks.case import Case
 from pipeline.stages.validate.tasks.registry import JUDGES
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Accuracy
     from pipeline.config.settings import Gate
     from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.outputs import Compared
 
     Rows = npt.NDArray[np.float32]
@@ -38,6 +41,8 @@ class Meaning(NamedTuple):
     """The least sigmoid of a class that is an answer, of several labels."""
     tolerance: tuple[float, ...] = ()
     """The largest acceptable error of a regression's numbers; of tensors that of each output."""
+    detector: Detector | None = None
+    """The step from a detector's outputs to boxes; None for other tasks."""
 
 
 class Judged(NamedTuple):
@@ -48,7 +53,8 @@ class Judged(NamedTuple):
     distance: float
     """The relative L2 by which nodes are ranked: of tensors, that of the farthest part of any output."""
     loss: float
-    """The share of answers that are others; of tensors, which give none, the distance of parts beyond the tolerance."""
+    """The share of answers that are others; of tensors, which give none, the distance of parts beyond the tolerance;
+    of a detector the drop of an image's average precision."""
 
 
 def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
@@ -58,6 +64,9 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
         rows: (samples, values of all outputs).
         reference: the same without quantisation.
         meaning: the outputs and their task.
+
+    Raises:
+        RunError: a detector finds nothing in these images, so that nothing can be lost.
     """
     task = meaning.task
     compared = compare(Ran(rows), reference, meaning.spans, None, None, task)
@@ -65,6 +74,10 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
     if task is Task.TENSORS:
         none = (0.0,) * len(compared)
         return Judged(worst, _farthest_part(compared, none), _farthest_part(compared, meaning.tolerance or none))
+    if meaning.detector is not None:
+        return Judged(
+            worst, _farthest_part(compared, (0.0,) * len(compared)), _lost_boxes(rows, reference, meaning.detector)
+        )
     if task not in JUDGES:
         return Judged(worst, worst.relative_l2, 1 - (worst.top1_agreement or 0.0))
     (item,) = compared  # these tasks have one output
@@ -77,6 +90,20 @@ def judge(rows: Rows, reference: Rows, meaning: Meaning) -> Judged:
     )
     loss = JUDGES[task](case).loss
     return Judged(worst, worst.relative_l2, loss.drop if loss else 0.0)
+
+
+def _lost_boxes(rows: Rows, reference: Rows, detector: Detector) -> float:
+    """Return the drop of the images' mean average precision, against the boxes that the reference is sure of."""
+    case = detector.case(rows, reference)
+    if not any((found.scores > case.sure).any() for found in case.reference):
+        raise RunError(
+            "the detector finds nothing in the calibration images, so that no layer can lose a box",
+            expected=f"a detection with a score above {case.sure:.3g}",
+            got=f"none in {len(case.reference)} images",
+            fix="take calibration images with things to find, or a lower `model.decoding.score_threshold`",
+        )
+    loss = detection.judge(case).loss
+    return max(0.0, loss.drop) if loss else 0.0
 
 
 def _farthest_part(compared: Sequence[Compared], tolerances: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import Graph, Task
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import WHOLE_QDQ, StageSpec
@@ -35,6 +36,10 @@ def _answers(model: ModelConfig) -> dict[str, object]:
     """Return the settings that decide which answers are lost, of tasks that have any."""
     if model.task is Task.MULTILABEL:
         return {"threshold": model.threshold}
+    if model.task is Task.DETECTION:
+        function = model.postprocess
+        code = [code_of(function), imported_code_of(function)] if function else []
+        return {"decoding": model.decoding, "postprocess": function, "code": code}
     return {"tolerance": model.tolerance} if model.tolerance else {}
 
 

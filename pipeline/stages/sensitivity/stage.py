@@ -23,6 +23,7 @@ from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_no
 from pipeline.stages.quantize.stage import calibrate
 from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from pipeline.stages.sensitivity.table import print_sensitivity
+from pipeline.stages.validate.detections import detector_of
 from pipeline.stages.validate.yardsticks import tolerance_of
 from pipeline.system.isolation import run_isolated
 
@@ -137,7 +138,8 @@ def _meaning(project: Project) -> Meaning:
         require_tolerances(tolerance, source.classes)
     elif tolerance:
         tolerance = tuple(found for span in spans for found in tolerance_of(tolerance, source.output_names, span.name))
-    return Meaning(model.task, spans, model.threshold, tolerance)
+    detector = detector_of(project) if model.task is Task.DETECTION else None
+    return Meaning(model.task, spans, model.threshold, tolerance, detector)
 
 
 def halves(images: Pixels) -> tuple[Pixels, Pixels]:

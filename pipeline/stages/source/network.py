@@ -60,7 +60,7 @@ class Output(NamedTuple):
 
 
 def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION) -> Output:
-    """Return a network whose output is a tensor, or a tuple of several for the task `tensors`.
+    """Return a network whose output is a tensor, or a tuple of several for a task that takes them.
 
     The factory's own network may return them in a mapping, a dataclass or a sequence.
 
@@ -79,7 +79,7 @@ def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task 
         return Output(model)
     if name := output_name(output, 2, task):
         return Output(LogitsOf(model, name), name)
-    if task is Task.TENSORS and (names := output_names(output, 2)):
+    if task.takes_several and (names := output_names(output, 2)):
         return Output(OutputsOf(model, names), names=names)
     return Output(model)
 
@@ -88,7 +88,7 @@ def output_names(output: object, batch: int) -> tuple[str, ...]:
     """Return the names of several outputs, nested or not: keys, attributes, or places as in `output_0`, `output_1`.
 
     Args:
-        output: the network's result for the task `tensors`.
+        output: the network's result for the task `tensors` or `detection`.
         batch: the number of images that it was given.
 
     Returns:

@@ -70,7 +70,7 @@ def sample_shape(output: object, batch: int, task: Task = Task.CLASSIFICATION, w
             fix = "return tensors alone, or None in the place of what is no tensor"
         elif len(names) > 1:
             fix += "; or set `model.task: tensors`, which takes several outputs and judges each apart"
-    what = "one tensor" if task is Task.TENSORS else _NAMES[task]
+    what = "one tensor" if task.takes_several else _NAMES[task]
     raise SourceError(f"the model does not return {what}", where=where, expected=_EXPECTED[task], got=got, fix=fix)
 
 
@@ -88,7 +88,7 @@ def output_name(output: object, batch: int, task: Task = Task.CLASSIFICATION) ->
     ((name, tensor),) = found.items()
     if not isinstance(tensor, torch.Tensor) or (task is Task.CLASSIFICATION and name != _LOGITS):
         return None
-    if isinstance(output, (tuple, list)) and task is not Task.TENSORS:
+    if isinstance(output, (tuple, list)) and not task.takes_several:
         return None
     if isinstance(output, Mapping) and name not in output:  # a key that is no text
         return None
@@ -131,7 +131,7 @@ def _shown(name: str, value: object) -> str:
 _LOGITS = "logits"
 """The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
-_AXES = {Task.TENSORS: (2, 99), Task.SEGMENTATION: (4, 4)}
+_AXES = {Task.TENSORS: (2, 99), Task.DETECTION: (2, 99), Task.SEGMENTATION: (4, 4)}
 """The least and the most axes of an output, where it is no row of values: the batch is the first."""
 _NAMES = {
     Task.CLASSIFICATION: "logits",
@@ -140,6 +140,7 @@ _NAMES = {
     Task.SEGMENTATION: "maps of logits",
     Task.MULTILABEL: "logits",
     Task.REGRESSION: "numbers",
+    Task.DETECTION: "boxes and scores",
 }
 _EXPECTED = {
     Task.CLASSIFICATION: "one output (batch, classes) of floating-point values",
@@ -148,6 +149,7 @@ _EXPECTED = {
     Task.SEGMENTATION: "one output (batch, classes, height, width) of floating-point values",
     Task.MULTILABEL: "one output (batch, classes) of floating-point values",
     Task.REGRESSION: "one output (batch, numbers) of floating-point values",
+    Task.DETECTION: "raw boxes and scores in floating point, the same number for each image: (batch, …) each",
 }
 
 
@@ -165,7 +167,7 @@ def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
         return f"put the axis of the batch first: return `{_NAMES[task]}.t()` if its axes are (…, batch)"
     if task is Task.SEGMENTATION and len(shape) > 1 and shape[0] == batch:
         return "return maps of logits, one a class; for answers without a place set `model.task: classification`"
-    if len(shape) == 2 or task is Task.TENSORS:  # noqa: PLR2004 - the same
+    if len(shape) == 2 or task.takes_several:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
     return f"return a row of {_NAMES[task]} for each image; {_other_task(shape)}"
 
@@ -176,7 +178,7 @@ def _other_task(shape: Sequence[int]) -> str:
         segments = "for a class of each pixel set `model.task: segmentation`"
         return f"{segments}, for other maps `model.task: tensors`"
     if len(shape) == 3 and min(shape[1:]) >= _LEAST_BOX:  # noqa: PLR2004 - batch, boxes and their numbers
-        return "boxes with scores, as a detector gives, are `model.task: tensors`, which judges each column apart"
+        return "boxes with scores, as a detector gives, are `model.task: detection`; other numbers `tensors`"
     return "for maps, boxes or numbers set `model.task: tensors`"
 
 
@@ -238,7 +240,7 @@ def check_outputs(
             )
     for size, (shape, *_) in zip(_SIZES, found, strict=True):
         classes = math.prod(shape)
-        if task in {Task.TENSORS, Task.MULTILABEL, Task.REGRESSION}:
+        if task.takes_several or task in {Task.MULTILABEL, Task.REGRESSION}:
             continue
         if task is Task.SEGMENTATION:
             _require_maps(shape)
@@ -259,7 +261,7 @@ def check_outputs(
             )
     output = _run(model, images)
     shapes_of(output, len(images), task, names)
-    if task.has_classes:
+    if task.has_classes and not task.takes_several:  # a detector may give scores: its decoding says so
         rows = output.movedim(1, -1).flatten(0, -2) if task is Task.SEGMENTATION else output
         _refuse_probabilities(rows.double().numpy(), lambda: last_operator(model, images))
 

@@ -143,7 +143,9 @@ def make_source(project: Project) -> SourceRecord:
 def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, ...] | None:
     """Return the names of the weights' classes; None for another number of outputs, and without classes."""
     names = weights.class_names
-    return names if names and len(names) == classes and config.model.task.has_classes else None
+    task = config.model.task
+    known = task.has_classes and not task.takes_several  # a detector's decoding alone knows how many classes it has
+    return names if names and len(names) == classes and known else None
 
 
 def _examine(config: Config, weights: _Weights) -> tuple[tuple[int, ...], ...]:

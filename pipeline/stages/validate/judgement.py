@@ -75,7 +75,7 @@ class Yardstick(NamedTuple):
     @property
     def slack(self) -> float:
         """The error of a tensor's value that the user takes for none, in its own unit; 0 without."""
-        return self.tolerance[0] if self.task is Task.TENSORS and self.tolerance else 0.0
+        return self.tolerance[0] if self.task.takes_several and self.tolerance else 0.0
 
     @property
     def bounds(self) -> Bounds:
@@ -104,7 +104,7 @@ class Judgement(NamedTuple):
 
     checks: tuple[GateCheck, ...]
     loss: Loss | None
-    """None for tensors, which give no answers to count."""
+    """None for tensors, which give no answers to count, and for one output of a detector."""
     scores: tuple[Score, ...] = ()
     """The measures of the task, the one that people judge by first; none of a task without any."""
 
@@ -162,6 +162,8 @@ def judge_logits(
     if yardstick.parts is not None:
         parts = part_l2(logits, reference, yardstick.parts.shape, yardstick.slack, yardstick.parts.sizes)
         checks += judge_parts(parts, parts_of(yardstick.parts.shape), bounds)
+    if task is Task.DETECTION:  # all outputs together are good enough, or not
+        return Judgement(checks, None)
     case = case_of(logits, reference, labels, yardstick)
     if judge := judge_of(case, task):
         verdict = judge(case)

@@ -40,6 +40,9 @@ TASKS_VERSION = 5
 3 allows a part of a quantised graph the multiple of its rounding beside the emulated one. 4 allows it twice as much.
 5 widens the bound of a part whose distance few samples make, and divides by a part's usual size."""
 
+DETECTION_VERSION = 1
+"""The same for detections alone."""
+
 EVALUATOR_VERSION = 2
 """Raise it when onnx's reference evaluator is given other operators. Since 2 a global mean is summed in FP32."""
 
@@ -84,12 +87,21 @@ def _task_fields(model: ModelConfig) -> dict[str, object]:
     fields: dict[str, object] = {"task": model.task.value, "task_judge": TASKS_VERSION}
     if model.task is Task.MULTILABEL:
         fields["threshold"] = model.threshold
+    if model.task is Task.DETECTION:
+        fields |= {"decoding": model.decoding, "boxes_judge": DETECTION_VERSION, "pycocotools": version("pycocotools")}
+    if model.postprocess is not None:
+        fields |= {"postprocess": model.postprocess, "postprocess_code": _code_of(model.postprocess)}
     if model.tolerance:
         fields["tolerance"] = model.tolerance
     if model.metric is not None:
         name = model.metric.function
-        fields |= {"metric": model.metric, "metric_code": [code_of(name), imported_code_of(name)]}
+        fields |= {"metric": model.metric, "metric_code": _code_of(name)}
     return fields
+
+
+def _code_of(function: str) -> list[object]:
+    """Return the digests of a function of the user's own, and of what it imports."""
+    return [code_of(function), imported_code_of(function)]
 
 
 def limit_of_samples(project: Project, variant: Variant) -> int | None:

@@ -6,14 +6,14 @@ import json
 import math
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import driver_version, now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import CPU_TARGET, Backend, Layout, Question
+from model_artifacts.records import CPU_TARGET, Backend, Layout, Question, Task
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.settings import Gate, Gates
 from pipeline.planning.freshness import current
@@ -34,6 +34,7 @@ from pipeline.stages.validate.batches import (
     run_batches,
     samples_of,
 )
+from pipeline.stages.validate.detections import detector_of
 from pipeline.stages.validate.gates import bounds_of, judge_layers, reason_of
 from pipeline.stages.validate.judgement import case_of
 from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pipeline.records import Artifact, Rounding
     from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.validate.batches import BatchSizes
+    from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.outputs import Compared, Verdicts
 
     Logits = npt.NDArray[np.float32]
@@ -121,14 +123,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     samples = samples_of(project, variant)
     gates, task = project.config.gates, project.config.model.task
     strict = project.rounding(STRICT_FP32)
-    checks: tuple[GateCheck, ...] = ()
-    for span in spans if gates.require_reference else ():
-        own = reference[:, span.columns]
-        deserved = judge_reference(own, labels, repeatable=strict.repeatable, task=task)
-        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
-        if deserving := deserving_of(case, task):
-            deserved += deserving(case)
-        checks += labelled(deserved, span)
+    detector = detector_of(project) if task is Task.DETECTION else None
+    checks = _reference_checks(project, reference, labels, detector) if gates.require_reference else ()
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
     compared = compare(ran, reference, spans, labels, data.class_names, task)
     strict_l2 = [_strict_l2(strict.of(span.name), gates) for span in spans]
@@ -139,13 +135,18 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         judge_output(item, labels, yardstick_for(project, claimed, item.span)._replace(is_part=is_part))
         for item in compared
     ]
-    compared = tuple(item.scored(verdict.scores) for item, verdict in zip(compared, verdicts, strict=True))
-    checks += tuple(check for verdict in verdicts for check in verdict.all_samples)
+    scores, losses = [verdict.scores for verdict in verdicts], [verdict.loss for verdict in verdicts]
+    answers: tuple[GateCheck, ...] = ()
+    if detector:
+        judged = detector.judge(ran.logits, reference, labels, gates, is_part=is_part)
+        scores, losses, answers = [judged.scores] * len(spans), [judged.loss], judged.checks
+    compared = tuple(item.scored(own) for item, own in zip(compared, scores, strict=True))
+    checks += tuple(check for verdict in verdicts for check in verdict.all_samples) + answers
     left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
     checks += judge_layers(claimed.precision, ran.layers, left_out=left_out)
     checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out)
     checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
-    loss = verdicts[0].loss if len(spans) == 1 else None
+    loss = losses[0] if len(losses) == 1 else None
     return AccuracyReport(
         key=key,
         built_at=now(),
@@ -164,6 +165,32 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         rows=ran.rows,
         device=ran.device,
     )
+
+
+def _reference_checks(
+    project: Project, reference: Logits, labels: npt.NDArray[Any] | None, detector: Detector | None
+) -> tuple[GateCheck, ...]:
+    """Judge the FP32 reference: is it worth a comparison?
+
+    Args:
+        project: the rounding of strict FP32 must be known.
+        reference: its rows of all samples.
+        labels: the labels of all samples; None without.
+        detector: the step to detections; None for other tasks.
+    """
+    task = project.config.model.task
+    checks: tuple[GateCheck, ...] = ()
+    repeatable = project.rounding(STRICT_FP32).repeatable
+    for span in spans_of(project.source()):
+        own = reference[:, span.columns]
+        deserved = judge_reference(own, labels, repeatable=repeatable, task=task)
+        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
+        if deserving := deserving_of(case, task):
+            deserved += deserving(case)
+        checks += labelled(deserved, span)
+    if detector and all(check.passed for check in checks):
+        checks += detector.deserving(reference, labels)
+    return checks
 
 
 def _reason(

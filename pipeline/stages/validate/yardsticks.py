@@ -15,18 +15,17 @@ from pipeline.stages.validate.judgement import Yardstick
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy.typing as npt
-
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.stages.common.rows import Span
 
 
-def metric_of(name: str) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], object]:
-    """Import a metric.
+def function_of(name: str, what: str = "metric") -> Callable[..., object]:
+    """Import a function of the user's own.
 
     Args:
         name: `package.module:function`.
+        what: what it is, as messages name it.
 
     Raises:
         RunError: it cannot be imported, or is no function.
@@ -38,11 +37,11 @@ def metric_of(name: str) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], objec
         for part in path.split("."):
             found = getattr(found, part)
     except Exception as exc:  # the module's own code raises any type
-        raise RunError(f"the metric {name} cannot be imported", expected=expected, got=one_line(exc)) from exc
+        raise RunError(f"the {what} {name} cannot be imported", expected=expected, got=one_line(exc)) from exc
     if not callable(found):
-        raise RunError(f"the metric {name} is no function", expected=expected, got=type(found).__name__)
-    metric: Callable[[npt.NDArray[Any], npt.NDArray[Any]], object] = found
-    return metric
+        raise RunError(f"the {what} {name} is no function", expected=expected, got=type(found).__name__)
+    function: Callable[..., object] = found
+    return function
 
 
 def tolerance_of(tolerance: tuple[float, ...], outputs: Sequence[str], name: str) -> tuple[float, ...]:
@@ -98,7 +97,7 @@ def yardstick_for(project: Project, arithmetic: Arithmetic, span: Span) -> Yards
         names=project.data().class_names,
         threshold=model.threshold,
         tolerance=tolerance,
-        metric=metric_of(model.metric.function) if model.metric else None,
+        metric=function_of(model.metric.function) if model.metric else None,
         metric_name=model.metric.function if model.metric else "",
         least=model.metric.least if model.metric else 0.0,
     )

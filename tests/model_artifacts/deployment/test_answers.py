@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from model_artifacts.deployment.answers import label, name_values, require_answers, segment
+from model_artifacts.deployment.answers import answers_of, detect, label, name_values, require_answers, segment
 from model_artifacts.errors import RunError, UsageError
-from model_artifacts.records import Task
+from model_artifacts.records import BoxFormat, Decoding, Task
+from tests.model_artifacts.deployment.test_files import MODEL
+
+if TYPE_CHECKING:
+    from model_artifacts.records import ManifestModel
 
 MAPS = np.zeros((2, 3, 4, 5), np.float32)
 MAPS[0, 1, :, :3] = 1
@@ -78,3 +84,50 @@ def test_tasks_without_answers_are_refused() -> None:
         UsageError, match=r"(?s)classification, segmentation, multilabel, regression.*got: +tensors.*outputs"
     ):
         require_answers(Task.TENSORS)
+
+
+def test_a_function_of_the_users_own_is_refused() -> None:
+    """No artifact holds it."""
+    require_answers(Task.DETECTION)
+    with pytest.raises(UsageError, match=r"(?s)no code of yours.*own:decode"):
+        require_answers(Task.DETECTION, "own:decode")
+
+
+def facts(**update: object) -> ManifestModel:
+    """Return a detector's facts, of two outputs and two classes."""
+    decoding = Decoding(boxes="boxes", scores="scores", format=BoxFormat.XYXY)
+    spec = MODEL.preprocessing.model_copy(update={"resize": 64, "crop": 48})
+    own = {"preprocessing": spec, "task": Task.DETECTION, "decoding": decoding, "class_names": ("cat", "dog"), **update}
+    return MODEL.model_copy(update=own)
+
+
+def test_boxes_have_names_and_scores() -> None:
+    """The best box first; the classes, each with its best score."""
+    boxes = np.array([[[0, 0, 8, 8], [8, 8, 16, 16], [20, 20, 30, 30]]], np.float32)
+    outputs = {"boxes": boxes, "scores": np.array([[[0.0, 0.5], [0.9, 0.0], [0.0, 0.7]]], np.float32)}
+    (found,) = detect(outputs, facts())
+    assert [(box.name, box.box) for box in found.boxes] == [
+        ("cat", (8, 8, 16, 16)),
+        ("dog", (20, 20, 30, 30)),
+        ("dog", (0, 0, 8, 8)),
+    ]
+    assert [item.name for item in found.top] == ["cat", "dog"]
+    assert [item.score for item in found.top] == pytest.approx([0.9, 0.7])
+    assert len(detect(outputs, facts(), 1)[0].boxes) == 1
+    assert detect(outputs, facts(class_names=None))[0].boxes[0].name == "0"
+    for wrong, message in (
+        ({"class_names": ("cat",)}, "1 classes"),
+        ({"decoding": None}, "does not say how to decode"),
+        ({"decoding": Decoding()}, "does not suit"),
+    ):
+        with pytest.raises(RunError, match=message):
+            detect(outputs, facts(**wrong))
+    outputs["scores"][0, 0, 0] = np.inf
+    with pytest.raises(RunError, match="not finite"):
+        detect(outputs, facts())
+
+
+def test_other_tasks_have_one_output() -> None:
+    """Several are refused, rather than one of them taken."""
+    with pytest.raises(RunError, match=r"(?s)has one output.*boxes"):
+        answers_of({"boxes": MAPS, "scores": MAPS}, facts(task=Task.SEGMENTATION), None)

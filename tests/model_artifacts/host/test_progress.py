@@ -9,6 +9,7 @@ import pytest
 
 from model_artifacts.host import progress
 from model_artifacts.host.progress import Bars
+from model_artifacts.host.terminal import is_progress
 
 
 class Terminal(io.StringIO):
@@ -128,3 +129,27 @@ def test_phase_within_another_is_indented() -> None:
         shown.start("Inner", "Outer", 2)
     assert "Outer" in stream.getvalue()
     assert "  Inner" in stream.getvalue()
+
+
+def test_a_log_tells_that_a_build_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A builder may compile one kernel for minutes: the log says where it stands, and for how long."""
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.02)
+    stream, deadline = io.StringIO(), time.monotonic() + 30
+    with Bars(stream) as shown:
+        shown.start("Cloning network graph", None, 465)
+        shown.step("Cloning network graph", 1)
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith("Cloning network graph: 1 of 465, no progress for ") for line in lines)
+    assert all(is_progress(line) for line in lines)
+
+
+def test_a_log_of_work_without_phases_stays_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a phase there is nothing to say, however long it takes."""
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.01)
+    stream = io.StringIO()
+    with Bars(stream):
+        time.sleep(0.1)
+    assert stream.getvalue() == ""

@@ -9,14 +9,15 @@ import onnx
 from onnx import numpy_helper
 
 from model_artifacts.errors import SourceError, listed
-from model_artifacts.records import Task
 from pipeline.adapters.onnx_files import tensors_of
-from pipeline.adapters.onnx_rewrites import nodes_of
+from pipeline.adapters.onnx_rewrites import nodes_of, suppressing_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx.onnx_ml_pb2 as pb
+
+    from model_artifacts.records import Task
 
 _FLOAT = onnx.TensorProto.FLOAT
 _BYTES = {kind for name, kind in onnx.TensorProto.DataType.items() if name.startswith(("FLOAT8", "FLOAT4"))}
@@ -43,15 +44,15 @@ def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int], task: Task, whe
     Args:
         graph: the graph, without inputs that have a default value.
         shape: (channels, height, width) of the preprocessed images.
-        task: the task of the model. The task `tensors` takes several outputs.
+        task: the task of the model. The tasks `tensors` and `detection` take several outputs.
         where: the file, for messages.
 
     Raises:
         SourceError: the graph has several inputs or outputs, or its input takes no such images.
     """
     for role, values, only in (("input", graph.input, "the images"), ("output", graph.output, "one for each image")):
-        if len(values) != 1 and not (values and role == "output" and task is Task.TENSORS):
-            several = "; the task `tensors` takes several" if role == "output" else ""
+        if len(values) != 1 and not (values and role == "output" and task.takes_several):
+            several = "; the tasks `tensors` and `detection` take several" if role == "output" else ""
             raise SourceError(
                 f"the ONNX file has {len(values)} {role}s",
                 where=where,
@@ -136,6 +137,29 @@ def require_reference(model: onnx.ModelProto, where: str) -> None:
                 expected="numbers",
                 fix="export the network of a training that has not diverged",
             )
+
+
+def require_raw_boxes(model: onnx.ModelProto, where: str) -> None:
+    """Refuse a detector that suppresses overlapping boxes inside of its graph.
+
+    Its rows are in the order of their scores, which rounding exchanges, so that no distance says what moved. Their
+    number depends on the image, too.
+
+    Args:
+        model: the model.
+        where: the file, for messages.
+
+    Raises:
+        SourceError: it does.
+    """
+    if found := suppressing_nodes(model):
+        raise SourceError(
+            "the ONNX file suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",
+            where=where,
+            expected="a detector's raw boxes and scores, which `model.decoding` decodes in every deployment alike",
+            got=_listed(found),
+            fix="cut the graph in front of it: onnx.utils.extract_model(FILE, NEW, [INPUT], [BOXES, SCORES])",
+        )
 
 
 def _require_no_bytes(model: onnx.ModelProto, where: str) -> None:

@@ -26,7 +26,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxSource, ReadFile, SourceRecord, output_spec
 from pipeline.stages.common.probe import probe_images
 from pipeline.stages.source import network
-from pipeline.stages.source.graph_file.checks import ends_of, require_reference
+from pipeline.stages.source.graph_file.checks import ends_of, require_raw_boxes, require_reference
 from pipeline.stages.source.graph_file.names import class_names
 from pipeline.stages.source.graph_file.widened import require_own_outputs, take_in_float32
 from pipeline.stages.source.outputs import check_outputs
@@ -87,6 +87,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         raise _no_preprocessing(file)
     read = _read(name)
     model, task = read.model, config.model.task
+    if task is Task.DETECTION:
+        require_raw_boxes(model, name)
     types = take_in_float32(model, name)
     ends = ends_of(model.graph, spec.input_shape, task, name)
     require_reference(model, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -63,6 +63,22 @@ class Case(NamedTuple):
     """The least mean score of the reference by that function."""
 
 
+class Bar(Protocol):
+    """The margin that answers are judged at, and how. A `Case` has it, and so has a detector's."""
+
+    @property
+    def margin(self) -> float:
+        """The largest acceptable drop."""
+
+    @property
+    def is_part(self) -> bool:
+        """True for an artifact that is never deployed, on a part of the samples."""
+
+    @property
+    def require_proof(self) -> bool:
+        """True fails a loss that is not proven."""
+
+
 class TaskVerdict(NamedTuple):
     """The measures of a task, its checks, and its loss."""
 
@@ -71,14 +87,14 @@ class TaskVerdict(NamedTuple):
     loss: Loss | None
 
 
-def judge_answers(case: Case, answers: Answers, metric: str) -> tuple[GateCheck, Loss]:
+def judge_answers(case: Bar, answers: Answers, metric: str) -> tuple[GateCheck, Loss]:
     """Judge the answers lost and won at the margin: the check, named after the metric, and the loss.
 
     Shares of a sample count as shares of an answer. Their variance is at most that of whole answers with the same mean,
     so that Tango's interval is wide enough.
 
     Args:
-        case: the output and its margin.
+        case: the margin.
         answers: the answers lost and won.
         metric: the name of the check.
     """

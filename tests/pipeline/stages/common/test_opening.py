@@ -14,7 +14,7 @@ from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Backend, Graph, Setting
 from model_artifacts.sessions.preprocessing import to_input
-from pipeline.config.settings import Baseline
+from pipeline.config.benchmark import Baseline
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES

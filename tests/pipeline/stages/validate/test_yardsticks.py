@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from model_artifacts.errors import RunError
-from pipeline.stages.validate.yardsticks import metric_of, tolerance_of
+from pipeline.stages.validate.yardsticks import function_of, tolerance_of
 from tests.support.tensors import found_boxes
 
 
 def test_a_metric_is_imported_by_its_name() -> None:
     """The function itself is returned."""
-    assert metric_of("tests.support.tensors:found_boxes") is found_boxes
+    assert function_of("tests.support.tensors:found_boxes") is found_boxes
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_metric_is_imported_by_its_name() -> None:
 def test_other_names_are_one_message(name: str, message: str) -> None:
     """It says what was expected."""
     with pytest.raises(RunError, match=message):
-        metric_of(name)
+        function_of(name)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_two_inputs_and_two_outputs_are_refused() -> None:
     model = make()
     model.graph.output.append(helper.make_tensor_value_info("positive", TensorProto.FLOAT, ["batch", 8, 16, 16]))
     assert ends_of(model.graph, SHAPE, Task.TENSORS, "own.onnx").outputs == ("scores:0", "positive")
-    with pytest.raises(SourceError, match=r"(?s)2 outputs.*`tensors` takes several.*'positive', float"):
+    with pytest.raises(SourceError, match=r"(?s)2 outputs.*`tensors` and `detection` take several.*'positive', float"):
         ends_of(model.graph, SHAPE, Task.CLASSIFICATION, "own.onnx")
 
 
