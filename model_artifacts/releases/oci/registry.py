@@ -54,18 +54,20 @@ class Stored(NamedTuple):
 class Registry:
     """A repository of a registry."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, *, patient: bool = True) -> None:
         """Prepare a session; no request is sent yet.
 
         Args:
             reference: the repository.
+            patient: False for one that another can stand in for: what fails for the moment is not tried again.
 
         Raises:
             StoreError: `requests` is not installed.
         """
         self.shown = reference.shown
         self._at = f"{reference.repository}/"
-        self._transport = Transport(reference)
+        self._transport = Transport(reference) if patient else Transport(reference, attempts=1)
+        self._patient = patient
         self._uploads = Uploads(self._transport, reference.repository, self.blob_bytes)
 
     # Manifests and tags.
@@ -205,7 +207,7 @@ class Registry:
             StorageError: the file cannot be written.
         """
         source = Source(f"sha256:{file.sha256} of {self.shown}", fix)
-        waits = Waits()
+        waits = Waits() if self._patient else Waits(1)
         while True:
             counted = Counted(report)
             try:

@@ -91,11 +91,12 @@ class _Authorization:
 class Transport:
     """The connection to one registry."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, attempts: int = _ATTEMPTS) -> None:
         """Prepare a session; no request is sent yet.
 
         Args:
             reference: the registry.
+            attempts: how often a request is sent while it fails for the moment.
 
         Raises:
             StoreError: `requests` is not installed.
@@ -111,6 +112,7 @@ class Transport:
                 fix='pip install "model-artifacts[oci,verify]"',
             ) from exc
         self.reference = reference
+        self._attempts = attempts
         self._certificate_error: type[Exception] = requests.exceptions.SSLError
         self._failures: tuple[type[Exception], ...] = (requests.exceptions.RequestException, HTTPError, OSError)
         """What requests raises and, while a body is read, urllib3 below it."""
@@ -167,7 +169,7 @@ class Transport:
 
     def _answered(self, request: Request) -> requests.Response:
         """Send a request until the registry answers, with a token where it asks for one."""
-        pause, attempts = _FIRST_PAUSE, request.attempts or _ATTEMPTS
+        pause, attempts = _FIRST_PAUSE, request.attempts or self._attempts
         for attempt in range(1, attempts + 1):
             try:
                 response = self._authorized(request)
