@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import FileRecord
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -146,6 +141,10 @@ def _files() -> list[Path]:
 
 
 def _config(path: Path) -> _Config:
+    if sys.version_info >= (3, 11):  # only where a file is read: the extra `oci` brings tomli
+        import tomllib  # noqa: PLC0415
+    else:
+        import tomli as tomllib  # noqa: PLC0415
     try:
         return _Config.model_validate(tomllib.loads(read_plain(path, _MAX_BYTES).decode()))
     except OSError as exc:
