@@ -51,7 +51,7 @@ def checked_batch(
         RunError: it is no array, not of this type in this machine's byte order, of another shape, or not finite.
     """
     expected = f"{kind.value} (batch, {', '.join(map(str, sample))})"
-    array = _array(batch, expected)
+    array = array_of(batch, expected)
     if (
         array.dtype != np.dtype(kind.value)
         or array.ndim != len(sample) + 1
@@ -72,7 +72,7 @@ def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
     return tensor.contiguous() if str(tensor.layout) == "torch.strided" else tensor  # a sparse one is refused later
 
 
-def _array(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
+def array_of(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
     """Return an array or tensor as numpy's array, which may share its memory.
 
     Raises:
@@ -159,7 +159,7 @@ def pictures_of(given: Any) -> Iterator[Picture]:  # noqa: ANN401 - whatever a c
     if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(given, "read"):
         yield _picture(given)
     elif isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
-        yield from map(_from_pixels, _split(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+        yield from map(_from_pixels, _split(array_of(given, _EXPECTED), channels_first=_is_torch(given)))
     elif isinstance(given, Iterable) and not isinstance(given, (Mapping, AbstractSet)):
         yield from map(_picture, given)
     else:
@@ -176,7 +176,7 @@ def _picture(given: Any) -> Picture:  # noqa: ANN401
     if hasattr(given, "read"):
         return _contents(given)
     if isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
-        return _from_pixels(_channels_last(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+        return _from_pixels(_channels_last(array_of(given, _EXPECTED), channels_first=_is_torch(given)))
     raise _no_picture(type(given).__name__)
 
 

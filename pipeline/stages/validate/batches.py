@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, OutputForm, RowCheck
-from model_artifacts.sessions.preprocessing import to_feed
+from model_artifacts.sessions.feeds.batches import filled, rows_of_batch, size_of
 from pipeline.stages.common.rows import ALONE, lifted, load_rows, rows_of, shown_rows, spans_of
 from pipeline.stages.validate.metrics import distance, largest_part, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, Preprocessing, Variant
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[npt.NDArray[Any]], Outputs]
+    Run = Callable[[Batch], Outputs]
 
-    Load = Callable[[int, int], npt.NDArray[Any]]
+    Load = Callable[[int, int], Batch]
 
     Lift = Callable[[Logits, Logits], Logits]
 
@@ -134,15 +135,14 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
     else:
         logits = run_batches(run, load, count, batch=size, smallest=size, spans=spans)
     logits = lift(logits, reference[:count])
-    images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
-    wanted = np.resize(reference[: min(size, count)], (size, *reference.shape[1:]))
+    images = filled(load(0, min(size, count)), size)
+    wanted = filled(reference[: min(size, count)], size)
     plain = lift(rows_of(run(images), spans), wanted)
     order = np.random.default_rng(size).permutation(size)
     shuffled = np.empty_like(plain)
-    shuffled[order] = lift(rows_of(run(np.ascontiguousarray(images[order])), spans), wanted[order])
-    copies, copied = images.copy(), wanted.copy()
-    copies[1::2], copied[1::2] = images[0], wanted[0]
-    beside = lift(rows_of(run(copies), spans), copied)
+    shuffled[order] = lift(rows_of(run(rows_of_batch(images, order)), spans), wanted[order])
+    first = np.where(np.arange(size) % 2, 0, np.arange(size))  # every second sample becomes the first one
+    beside = lift(rows_of(run(rows_of_batch(images, first)), spans), wanted[first])
     alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
     among_others = np.concatenate([shuffled, beside[::2], beside[1::2]])
     checks = []
@@ -206,8 +206,8 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
     results = []
     for start in range(0, samples, batch):
         images = load(start, min(start + batch, samples))
-        filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
-        results.append(rows_of(run(filled), spans)[: len(images)])
+        count = size_of(images)
+        results.append(rows_of(run(filled(images, max(count, smallest))), spans)[:count])
     return np.concatenate(results)
 
 
@@ -230,10 +230,3 @@ def showing(project: Project, variant: Variant, run: Run) -> Showing:
     if variant.io.output is OutputForm.LOGITS:
         return Showing(run, spans, reference, lambda rows, _reference: rows)
     return Showing(lambda batch: shown_rows(run(batch), variant.io, reference.shape[1]), spans, reference, lifted)
-
-
-def loader(project: Project, variant: Variant) -> Load:
-    """Return a function that loads samples as a variant takes them: uint8 pixels are those of the file."""
-    data, kind = project.data(), variant.io.input
-    # Mapped again each time: mapped pages count as this process's memory, and 50,000 images take 7.5 GB.
-    return lambda start, stop: to_feed(project.pixels(data.validation)[start:stop], data.preprocessing, kind)

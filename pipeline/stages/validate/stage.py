@@ -25,13 +25,13 @@ from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
 from pipeline.stages.common.rows import load_rows, spans_of
+from pipeline.stages.common.samples import loader_of
 from pipeline.stages.validate.batches import (
     Measured,
     batch_sizes_of,
     check_rows,
     evaluator,
     extreme_images,
-    loader,
     run_batches,
     samples_of,
     showing,
@@ -52,11 +52,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import GateCheck, Key, LayerShare, Variant
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact
     from pipeline.stages.common.outcomes import Ending
+    from pipeline.stages.common.samples import Load
     from pipeline.stages.validate.batches import BatchSizes
     from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.judgement import Yardstick
@@ -64,9 +66,7 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[npt.NDArray[Any]], Outputs]
-
-    Load = Callable[[int, int], npt.NDArray[Any]]
+    Run = Callable[[Batch], Outputs]
 
 
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
@@ -250,7 +250,8 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> Ran:
         if variant.backend is Backend.ONNX_REFERENCE or variant.stands_in:  # slow, for its numerics, never deployed
             samples = samples_of(project, variant)
             shown = showing(project, variant, run)
-            with _with_progress(loader(project, variant), "validating", samples) as load:
+            images = loader_of(project, project.data().validation, variant.io.input)
+            with _with_progress(images, "validating", samples) as load:
                 rows = run_batches(shown.run, load, samples, spans=shown.spans)
             return Ran(shown.lift(rows, shown.reference[:samples]), graph_layers=layers)
         return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
@@ -285,22 +286,22 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
 def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> Ran:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
-    load, samples = loader(project, variant), data.validation_samples
+    load, samples = loader_of(project, data.validation, variant.io.input), data.validation_samples
     run, spans, reference, lift = showing(project, variant, run)
     measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
-    edge = to_feed(extreme_images(data.preprocessing), data.preprocessing, variant.io.input)
+    spec = data.preprocessing  # of a model of tensors nobody knows which other values it may get
+    edge = None if spec is None else to_feed(extreme_images(spec), spec, variant.io.input)
     most, smallest, checked = sizes
     with _with_progress(load, "validating", samples) as loading:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
     known = {most: logits}
     rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in checked]
+    ran = Ran(lift(logits, reference), tuple(row for of_size in rows for row in of_size))
+    if edge is None:
+        return ran
     run_edge = partial(run_batches, run, lambda start, stop: edge[start:stop], len(edge), spans=spans)
     extremes = run_edge(batch=most, smallest=smallest)
-    return Ran(
-        lift(logits, reference),
-        tuple(row for of_size in rows for row in of_size),
-        lift(extremes, np.zeros_like(extremes)),
-    )
+    return ran._replace(extremes=lift(extremes, np.zeros_like(extremes)))
 
 
 def _run_engine(project: Project, artifact: Artifact) -> Ran:
@@ -349,7 +350,9 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            with _with_progress(loader(project, artifact.variant), "validating in channels_last", samples) as load:
+            with _with_progress(
+                loader_of(project, project.data().validation), "validating in channels_last", samples
+            ) as load:
                 channels_last = run_batches(
                     run,
                     load,
@@ -377,7 +380,7 @@ def _with_progress(load: Load, phase: str, samples: int) -> Iterator[Load]:
     with Bars() as bars:
         progress = bars.reporting(phase)
 
-        def loading(start: int, stop: int) -> Logits:
+        def loading(start: int, stop: int) -> Batch:
             progress(start, samples)
             return load(start, stop)
 
