@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
     from onnxruntime import InferenceSession, SessionOptions
 
     from model_artifacts.records import Gpu, Graph, TensorSpec, Variant
@@ -140,7 +141,7 @@ def run_of(session: InferenceSession) -> Callable[[Batch], Outputs]:
     return run
 
 
-def _widened(result: Any) -> Any:
+def _widened(result: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return indices as they are, and values in float32."""
     return result if np.issubdtype(result.dtype, np.integer) else result.astype(np.float32, copy=False)
 

@@ -29,7 +29,7 @@ _INPUTS = {ImageInput.UINT8: "pixels", ImageInput.FLOAT16: "images_float16"}
 _ROW_AXES = 2
 
 
-def with_ends(model: onnx.ModelProto, io: Io, spec: Preprocessing) -> onnx.ModelProto:
+def with_ends(model: onnx.ModelProto, io: Io, spec: Preprocessing | None) -> onnx.ModelProto:
     """Return a copy of a graph that takes another input and gives another output.
 
     Pixels become the network's own input by the very operations of `to_input`, in FP32. Nothing is folded into the
@@ -38,7 +38,7 @@ def with_ends(model: onnx.ModelProto, io: Io, spec: Preprocessing) -> onnx.Model
     Args:
         model: float32 (batch, channels, height, width) → floating-point logits (batch, classes).
         io: the input and the output.
-        spec: the preprocessing, with the means and standard deviations.
+        spec: the preprocessing, with the means and standard deviations; None for a model of tensors.
 
     Raises:
         UnsupportedError: the graph has several inputs or outputs, or no logits, or fewer classes than the output.
@@ -51,13 +51,15 @@ def with_ends(model: onnx.ModelProto, io: Io, spec: Preprocessing) -> onnx.Model
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     if io.input is not ImageInput.FLOAT32:
+        if spec is None:
+            raise UnsupportedError("`io`: the model takes tensors, and these are no images")
         _take(changed.graph, io.input, spec)
     if io.output is not OutputForm.LOGITS:
         _answer(changed.graph, io.top)
     return changed
 
 
-def inputs_of(io: Io, spec: Preprocessing, plain: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+def inputs_of(io: Io, spec: Preprocessing | None, plain: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """Return the input of a graph with this input, in words.
 
     Args:
@@ -65,7 +67,7 @@ def inputs_of(io: Io, spec: Preprocessing, plain: tuple[TensorSpec, ...]) -> tup
         spec: the preprocessing.
         plain: the input of the graph without it.
     """
-    if io.input is ImageInput.FLOAT32:
+    if io.input is ImageInput.FLOAT32 or spec is None:
         return plain
     batch, (channels, height, width) = plain[0].shape[0], spec.input_shape
     if io.input is ImageInput.FLOAT16:

@@ -112,8 +112,6 @@ def require_ends(ends: Ends, engine: Ends) -> None:
 def _write(project: Project, variant: Variant, graph: Path, file: Path) -> None:
     if variant.io.input is ImageInput.FLOAT16 and variant.precision is Precision.FP32:
         raise UnsupportedError("float16 images are rounded more than strict FP32 may round")
-    if variant.io.input is not ImageInput.FLOAT32 and project.source().preprocessing is None:
-        raise UnsupportedError("`io`: the model takes tensors, and these are no images")
     try:
         model = with_ends(onnx.load(graph), variant.io, project.source().preprocessing)
         onnx_graph.check(model)
