@@ -17,8 +17,9 @@ import model_artifacts
 import pipeline
 from model_artifacts import __version__
 from model_artifacts.errors import FarmError, MissingRecordError, RecordError, shortened, storage_errors
+from model_artifacts.host.factory_code import files_of
 from model_artifacts.host.files import install_files
-from model_artifacts.host.hashes import describe_bytes
+from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import file_of
 from model_artifacts.records import FileRecord, Record, StageRecord
 from pipeline.planning.freshness import changes, comparable
@@ -29,7 +30,7 @@ from pipeline.stages.common.inputs import is_whole
 from pipeline.system.digests import digests_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pipeline.planning.steps import Step
     from pipeline.records import FarmHost
@@ -193,9 +194,11 @@ def pack(project: Project, step: Step, workers: FarmHost) -> Packed:
         inputs = [
             _text(CONFIG, project.config_file.read_bytes()),
             _text(f"{ARTIFACTS}/{project.paths.farm.name}", file_of(farm)),
-            *(_text(path.as_posix(), path.read_bytes()) for path in _factory_code(project.config.model.factory)),
+            *(_text(path.as_posix(), path.read_bytes()) for path in _own_code(project)),
             *_from_artifacts(project, step),
         ]
+        if project.config.model.onnx is None and _has_weights(project, inputs):
+            inputs += _read_by_factory(project)
     unique = {item.record.path: item for item in inputs}
     command = ("-m", "pipeline", step.stage, step.subject, "--config", CONFIG, "--artifacts", ARTIFACTS)
     parcel = Parcel(
@@ -212,13 +215,48 @@ def _text(path: str, data: bytes) -> Input:
     return Input(describe_bytes(path, data), data)
 
 
-def _factory_code(factory: str) -> Iterator[Path]:
-    """Yield the Python files of a factory from the current folder; none for an installed package."""
-    top = Path(factory.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
-    if top.is_dir():
-        yield from sorted(top.rglob("*.py"))
-    elif top.with_suffix(".py").is_file():
-        yield top.with_suffix(".py")
+def _own_code(project: Project) -> Iterator[Path]:
+    """Yield the Python files of the current folder that hold the factory, and those that it imports.
+
+    Of a package all files travel, because it may import its modules by computed names. Installed packages do not.
+    """
+    model = project.config.model
+    if model.onnx is None:
+        top = Path(model.factory.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
+        if top.is_dir():
+            yield from sorted(top.rglob("*.py"))
+        yield from (path for path in files_of(model.factory) if _travels(path))
+
+
+def _travels(path: Path) -> bool:
+    """Return True for a path that leads from the current folder to a place inside of it."""
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _has_weights(project: Project, inputs: Sequence[Input]) -> bool:
+    """Return True if a step gets the model's weights, so that it calls the factory."""
+    path = f"{ARTIFACTS}/{project.paths.weights.relative_to(project.paths.root).as_posix()}"
+    return any(item.record.path == path for item in inputs)
+
+
+def _read_by_factory(project: Project) -> Iterator[Input]:
+    """Yield the files of the current folder that the factory read, such as its own settings or a model's folder.
+
+    Files elsewhere do not travel: the machine needs them at the same place.
+
+    Raises:
+        RecordError: a file is missing or changed since `source` ran.
+    """
+    for read in project.source().reads:
+        path = Path(read.path)
+        if not _travels(path):
+            continue
+        if not path.is_file() or digests_in(project.paths.digests).sha256_of(path) != read.sha256:
+            raise RecordError(
+                f"{read.path}, which the factory read, is missing or has changed",
+                fix="run `doit`, which calls it again",
+            )
+        yield Input(describe_file(path, Path()), path)
 
 
 def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:

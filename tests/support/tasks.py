@@ -87,8 +87,11 @@ def sensitivity_of(project: Project) -> Sensitivity:
 
 
 def assert_shows_the_cosine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that report and table have the mean cosine in the place of an agreement."""
-    assert "cosine 0.999" in project.paths.report.read_text() or "cosine 1.0" in project.paths.report.read_text()
+    """Check that report and table have the mean cosine in the place of an agreement, and the report no top-1."""
+    page = project.paths.report.read_text()
+    assert "cosine 0.999" in page or "cosine 1.0" in page
+    assert '<th class="number">top-1</th>' not in page
+    assert '<th class="number">score</th>' in page
     print_manifest(project.manifest(), Place(project.paths.root, frozenset()), sys.stdout)
     table = capsys.readouterr().out
     assert "cosine" in table

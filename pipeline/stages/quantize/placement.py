@@ -105,14 +105,40 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
 def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
     """Return the names of the layers that stay in floating point; empty if the graph has no others.
 
-    The last matrix product stays, because eight-bit logits tie. For fp8 the first convolution stays, too, because three
-    bits of mantissa are too few for the image.
+    The last matrix product stays, because eight-bit logits tie; of several outputs, that of each which ends in one. For
+    fp8 the first convolution stays, too, because three bits of mantissa are too few for the image.
     """
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
+    if len(model.graph.output) > 1:
+        outer = _last_products(model)
     if graph.precision is Precision.FP8:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]
     return outer if len(layers) > len(outer) else []
+
+
+def _last_products(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the products that are the last layer in front of an output, in the graph's order.
+
+    An output whose last layer is a convolution has none, whatever products lie further in front of it.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    order = {node.name: place for place, node in enumerate(model.graph.node)}
+    found = {}
+    for value in model.graph.output:
+        ahead, seen = [value.name], set[str]()
+        layers: dict[int, onnx.NodeProto] = {}
+        while ahead:
+            node = made_by.get(ahead.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            if node.op_type in QUANTIZED_OPERATORS:
+                layers[order[node.name]] = node
+            ahead += node.input
+        if layers and layers[max(layers)].op_type != "Conv":
+            found[max(layers)] = layers[max(layers)].name
+    return [found[place] for place in sorted(found)]
 
 
 def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:

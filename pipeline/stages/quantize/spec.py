@@ -31,11 +31,19 @@ FP32 around int8, and fp8 in the form that TensorRT 10 fuses, with corrected bia
 """
 
 
+HEADS_VERSION = 1
+"""Raise it when the same graph of several outputs gives another quantised graph.
+
+1 leaves the last product of each output in floating point, and not that of one alone.
+"""
+
+
 def quantize_key(project: Project, graph: Graph) -> Key:
     """Return the key of a quantised graph."""
     left = {"leave": project.config.leave_unquantized.of(graph)} if graph.is_mixed else {}
     return make_key(
         **left,
+        **_heads(project),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -44,6 +52,11 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         onnx=version("onnx"),
         onnxruntime=version("onnxruntime-gpu"),
     )
+
+
+def _heads(project: Project) -> dict[str, int]:
+    """Return the field of a graph with several outputs."""
+    return {"heads": HEADS_VERSION} if len(project.onnx(Graph.FP32).outputs) > 1 else {}
 
 
 def ranges_key(project: Project) -> Key:

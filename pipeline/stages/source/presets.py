@@ -12,6 +12,8 @@ from model_artifacts.records import ChannelOrder, Fit, Interpolation, Preprocess
 from pipeline.config.preprocessing import range_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from model_artifacts.records import Argument
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _CROP_SHARE = 0.875
 """timm's `crop_pct` where a model's configuration has none (timm.data.constants)."""
+_TIMM_FILTER = "bicubic"
+"""timm's `interpolation` where a model's configuration has none (timm.data.config)."""
 _NARROWEST, _WIDEST = 0.5, 2.0
 """Bounds of the width of the inputs' range, as a share of the range that the weights were trained on."""
 _BEYOND = 0.25
@@ -31,8 +35,18 @@ _PLAIN = frozenset(
     for name in ("ViT", "DeiT", "Beit", "Bit", "CLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "MobileViT", "Siglip")
 )
 """Image processors of transformers that resize, crop, scale and normalise, and nothing else."""
-_BEYOND_A_PREPROCESSING = ("do_pad", "do_reduce_labels", "rescale_offset", "do_color_quantize", "do_thumbnail")
+_OTHER_SIZES = frozenset({"LevitImageProcessor", "PoolFormerImageProcessor"})
+"""Image processors that do the same, and compute the resize from `size` by a rule of their own."""
+_EFFICIENTNET = "EfficientNetImageProcessor"
+"""The image processor that may shift the scaled values by -1, and may divide by `image_std` twice."""
+_BEYOND_A_PREPROCESSING = ("do_pad", "do_reduce_labels", "do_color_quantize", "do_thumbnail")
 """Steps of image processors that a preprocessing does not hold."""
+_SAME_SCALE = 1e-6
+"""The relative difference of `rescale_factor` from 1/255 that is one of its decimal digits."""
+_NONE: tuple[float, ...] = (0.0, 0.0, 0.0)
+"""The mean that changes nothing."""
+_ONE: tuple[float, ...] = (1.0, 1.0, 1.0)
+"""The std that changes nothing."""
 _OF_PILLOW = {
     0: Interpolation.NEAREST,
     1: Interpolation.LANCZOS,
@@ -72,13 +86,12 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
         resize = math.floor(height / share), math.floor(width / share)
         mode = settings.get("crop_mode") or "center"
         covers = mode == "center" and resize[0] != resize[1]
-        named = str(settings.get("interpolation"))
-        filters = {item.value: item for item in Interpolation}
+        named = Interpolation(settings.get("interpolation") or _TIMM_FILTER)
         return Preprocessing(
             resize=resize[0] if mode == "center" and not covers else resize,
             crop=height if height == width else (height, width),
             # timm resizes to cover a rectangle bilinearly, whatever the configuration says.
-            interpolation=Interpolation.BILINEAR if covers else filters.get(named, Interpolation.BILINEAR),
+            interpolation=Interpolation.BILINEAR if covers else named,
             mean=tuple(settings["mean"]),
             std=tuple(settings["std"]),
             fit=Fit.COVER if covers else Fit.BORDER if mode == "border" else Fit.SQUASH,
@@ -136,43 +149,84 @@ def hub_preprocessing(settings: Mapping[str, object]) -> Preprocessing:
         SourceError: the processor does something that a `Preprocessing` does not hold.
     """
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
+    kind = kind.removesuffix("Fast").removesuffix("Pil")
+    beyond = (*_BEYOND_A_PREPROCESSING, *(() if kind == _EFFICIENTNET else ("rescale_offset",)))
     try:
-        others = [name for name in _BEYOND_A_PREPROCESSING if settings.get(name)]
-        if kind.removesuffix("Fast").removesuffix("Pil") not in _PLAIN or others or not settings.get("do_resize"):
+        others = [name for name in beyond if settings.get(name)]
+        known = kind in _PLAIN | _OTHER_SIZES | {_EFFICIENTNET}
+        if not known or others or not settings.get("do_resize"):
             raise ValueError(f"{kind} with {listed(others) or 'a chain of its own'}")  # noqa: TRY301 - one message
-        return _plain_chain(settings, kind)
+        return _chain(settings, kind)
     except (KeyError, TypeError, ValueError) as exc:  # a ValidationError is a ValueError
         raise SourceError(
             "the preprocessing of the model's preprocessor_config.json cannot be taken over",
-            expected="a resize, a centre crop, a scale of 1/255, a mean and a std",
+            expected="a resize, a centre crop, a scale, a mean and a std",
             got=one_line(exc),
             fix=_WRITE,
         ) from exc
 
 
-def _plain_chain(settings: Mapping[str, Any], kind: str) -> Preprocessing:
-    size, crop = _sides_of(settings["size"]), None
-    if settings.get("do_center_crop"):
-        crop = _sides_of(settings["crop_size"])
-    short = settings["size"].get("shortest_edge") if isinstance(settings["size"], Mapping) else None
-    if kind.startswith("ConvNext"):
-        size, crop = _convnext_sizes(int(short or 0), float(settings["crop_pct"]))
-    elif short and crop is None:
-        raise ValueError(f"a resize of the short side to {short} without a crop: images of many shapes")
-    if settings.get("do_rescale") and not math.isclose(settings["rescale_factor"], 1 / 255, rel_tol=1e-3):
-        raise ValueError(f"rescale_factor {settings['rescale_factor']}")
-    if not settings.get("do_rescale"):
-        raise ValueError("pixels from 0 to 255 (do_rescale: false)")
-    normalises = settings.get("do_normalize")
-    mean, std = (settings["image_mean"], settings["image_std"]) if normalises else ((0.0,) * 3, (1.0,) * 3)
+def _chain(settings: Mapping[str, Any], kind: str) -> Preprocessing:
+    size, crop = _sizes_of(settings, kind)
+    mean, std = _statistics_of(settings, kind)
     return Preprocessing(
         resize=size,
-        crop=crop or size,
+        crop=crop,
         interpolation=_OF_PILLOW[int(settings["resample"])],
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
+        mean=mean,
+        std=std,
         order=ChannelOrder.BGR if settings.get("do_flip_channel_order") else ChannelOrder.RGB,
     )
+
+
+def _sizes_of(settings: Mapping[str, Any], kind: str) -> tuple[int | tuple[int, int], int | tuple[int, int]]:
+    """Return the resize and the crop of an image processor.
+
+    Raises:
+        ValueError: its images have many shapes.
+    """
+    size = _sides_of(settings["size"])
+    crop = _sides_of(settings["crop_size"]) if settings.get("do_center_crop") else None
+    if kind.startswith("ConvNext"):
+        short = settings["size"].get("shortest_edge") if isinstance(settings["size"], Mapping) else None
+        return _convnext_sizes(int(short or 0), float(settings["crop_pct"]))
+    if kind.startswith("Levit") and isinstance(size, int):
+        size = int((256 / 224) * size)
+    if kind.startswith("PoolFormer") and settings.get("crop_pct") is not None:
+        size = _enlarged(size, float(settings["crop_pct"]))
+    if crop is None and isinstance(size, int):
+        raise ValueError(f"a resize of the short side to {size} without a crop: images of many shapes")
+    return size, crop or size
+
+
+def _enlarged(size: int | tuple[int, int], share: float) -> int | tuple[int, int]:
+    """Return the resize of PoolFormerImageProcessor: a square becomes a short side, and both are divided by a share."""
+    if isinstance(size, tuple) and size[0] != size[1]:
+        return int(size[0] / share), int(size[1] / share)
+    return int((size if isinstance(size, int) else size[0]) / share)
+
+
+def _statistics_of(settings: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the std of values from 0 to 1 that do what an image processor does to those from 0 to 255.
+
+    It computes ((f·x - o - mean) / std): f is its factor, o is 1 with `rescale_offset`. EfficientNet's divides by its
+    std once more with `include_top`.
+    """
+    factor = float(settings["rescale_factor"]) * 255 if settings.get("do_rescale") else 255.0
+    factor = 1.0 if math.isclose(factor, 1, rel_tol=_SAME_SCALE) else factor
+    normalises = settings.get("do_normalize")
+    means, stds = (_three(settings["image_mean"]), _three(settings["image_std"])) if normalises else (_NONE, _ONE)
+    offset, again = 0.0, _ONE
+    if kind == _EFFICIENTNET:
+        offset = 1.0 if settings.get("rescale_offset") and settings.get("do_rescale") else 0.0
+        again = _three(settings["image_std"]) if settings.get("include_top") else _ONE
+    mean = tuple((value + offset) / factor for value in means)
+    return mean, tuple(value * other / factor for value, other in zip(stds, again, strict=True))
+
+
+def _three(value: float | Iterable[float]) -> tuple[float, ...]:
+    """Return a statistic of each channel; a number is that of all three."""
+    return (float(value),) * 3 if isinstance(value, (int, float)) else tuple(map(float, value))
 
 
 def _sides_of(size: object) -> int | tuple[int, int]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import onnx
 import pytest
 
 from model_artifacts.errors import FarmError, RecordError
+from model_artifacts.host.environment import read_host
 from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import GitState
-from pipeline.farm.parcels import Completed, accept, check_list, code_folders, this_package
+from pipeline.cli.main import main
+from pipeline.farm.parcels import Completed, PrintedLine, accept, check_list, code_folders, pack, this_package
 from pipeline.planning.keys import key_of
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
-from pipeline.records import Artifact
+from pipeline.records import Artifact, FarmRecord, Outcome
 from pipeline.stages import STAGES
-from tests.support.farm_steps import BUILD, ENGINE, FARM, TWIN, followed, packed, sent
+from pipeline.stages.source.stage import make_source
+from tests.conftest import TINY
+from tests.support.farm_steps import BUILD, ENGINE, FARM, NEEDS, TWIN, followed, messages, packed, sent
+from tests.support.hosts import workers
+from tests.support.onnx_models import configuration, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A step travels, and comes back.
 
@@ -34,6 +45,92 @@ def test_only_what_a_step_takes_travels(project: Project) -> None:
         "artifacts/tiny/onnx/fp16.onnx",
     }
     assert "tests/support/tiny_model.py" in files  # the factory's own code
+
+
+EAGER = Step("build", "tiny/gpu/eager-fp32")
+NETWORK = """\
+import json
+from pathlib import Path
+
+import layers
+from torch import nn
+
+
+def make():
+    sides = json.loads(Path("settings/network.json").read_text())
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), layers.head(48, sides["classes"]))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in the current folder, whose factory imports a module there and reads a file there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "network.py").write_text(NETWORK)
+    (tmp_path / "layers.py").write_text(
+        "from torch import nn\n\n\ndef head(width, classes):\n    return nn.Linear(width, classes)\n"
+    )
+    (tmp_path / "unrelated.py").write_text("secret = 1\n")
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings/network.json").write_text('{"classes": 7}')
+    text = TINY.replace("tests.support.tiny_model:make\n  weights: sample", "network:make\n  weights: factory")
+    (tmp_path / "pipeline.yaml").write_text(text)
+    made = Project.load(Path("pipeline.yaml"), STAGES)
+    make_source(made)
+    write_record(made.paths.farm, FarmRecord(hosts=(workers(NEEDS, read_host()),)))
+    return made
+
+
+def own_inputs(project: Project) -> set[str]:
+    """Return the inputs of a step that calls the factory, without those of the artifacts folder."""
+    parcel = pack(project, EAGER, workers(NEEDS, read_host()))
+    return {item.record.path for item in parcel.inputs if not item.record.path.startswith("artifacts/")}
+
+
+def test_what_the_factory_needs_of_its_folder_travels(own: Project, at_home: Path) -> None:
+    """A worker has the modules that it imports and the files that it reads, and can make the network; no other file."""
+    assert own_inputs(own) == {"pipeline.yaml", "network.py", "layers.py", "settings/network.json"}
+    parcel = pack(own, EAGER, workers(NEEDS, read_host()))
+    code = "import sys; sys.path.insert(0, ''); import network; print(network.make()[-1])"
+    told = sent(
+        parcel._replace(parcel=parcel.parcel.model_copy(update={"command": ("-c", code), "timeout_seconds": 60}))
+    )
+    lines = [item.line for item in messages(told) if isinstance(item, PrintedLine)]
+    assert lines == ["Linear(in_features=48, out_features=7, bias=True)"]
+    assert at_home.is_dir()
+
+
+def test_a_file_that_the_factory_read_travels_as_it_was(own: Project) -> None:
+    """Another network would be made from a changed one."""
+    Path("settings/network.json").write_text('{"classes": 8}')
+    with pytest.raises(RecordError, match=r"settings/network\.json, which the factory read, is missing or has changed"):
+        own_inputs(own)
+
+
+def test_an_onnx_files_engine_is_built_elsewhere(
+    tmp_path: Path, at_home: Path, write_config: Callable[[str], Path]
+) -> None:
+    """Neither the file nor a factory's code travels: the worker builds from the graph that was made of it."""
+    onnx.save(make(), tmp_path / "own.onnx")
+    farm = "executor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\ndata: {calibration: 8, validation: 40}"
+    file = write_config(configuration(tmp_path / "own.onnx", more=farm))
+    write_record(tmp_path / "artifacts/farm.json", FarmRecord(hosts=(workers(NEEDS, read_host()),)))
+    made = Project.load(file, STAGES)
+    for command in ("source tiny", "export tiny/fp32", "export tiny/fp16"):
+        assert main([*command.split(), "--config", str(file)]) == 0
+    step = Step("build", "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB")
+    parcel = packed(made, step)
+    assert {item.record.path for item in parcel.inputs} == {
+        "pipeline.yaml",
+        "artifacts/farm.json",
+        "artifacts/tiny/source/source.json",
+        "artifacts/tiny/onnx/fp16.json",
+        "artifacts/tiny/onnx/fp16.onnx",
+    }
+    status, said = followed(made, sent(parcel), step)
+    assert (status, made.artifact(made.plan.variant(step.subject)).outcome) == (0, Outcome.DONE), said
+    assert at_home.is_dir()
 
 
 def test_a_worker_knows_the_checkout_of_its_driver(

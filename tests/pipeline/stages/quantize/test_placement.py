@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.records import Graph
-from pipeline.stages.quantize.placement import quantizer_settings
+from pipeline.stages.quantize.placement import outer_layers, quantizer_settings
 from pipeline.stages.quantize.rewriting import carry_skips_in_int8, leave, leave_idle, quantized_nodes
 from pipeline.stages.quantize.stage import place_pairs
 from tests.support.quantized_graphs import Given, nodes, read_by, residual_graph, run, weights
@@ -170,3 +170,49 @@ def placed_by_the_stage(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto
     placed = onnx.load(folder / "placed.onnx")
     carry_skips_in_int8(placed)
     return leave_idle(placed, exact)
+
+
+def with_heads(*outputs: str, swapped: bool = False) -> onnx.ModelProto:
+    """Return a convolution, two products of it, `age` and `pose`, and a gate on its map; with the outputs' names."""
+    flat = [helper.make_node("GlobalAveragePool", ["a"], ["mean"], "mean"), node("Flatten", "row", "mean")]
+    gate = [
+        node("MatMul", "gate", "row", "gate.weight"),
+        helper.make_node("Reshape", ["gate", "square"], ["tall"], "tall"),
+        node("Mul", "scaled", "b", "tall"),
+        node("Conv", "map", "scaled", "last.weight"),
+    ]
+    heads = [
+        node("MatMul", "hidden", "row", "hidden.weight"),
+        node("Relu", "positive", "hidden"),
+        node("MatMul", "age", "positive", "age.weight"),
+        node("MatMul", "pose", "row", "pose.weight"),
+        node("Softmax", "shares", "pose"),
+    ]
+    model = graph(*flat, *(heads + gate if swapped else gate + heads))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 8, 1, 1]), "square"))
+    for name in ("gate", "hidden", "age", "pose"):
+        values = RANDOM.normal(size=(8, 8)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, f"{name}.weight"))
+    return model
+
+
+@pytest.mark.parametrize("precision", [Graph.INT8, Graph.INT8_CPU, Graph.FP8], ids=["int8", "x86", "fp8"])
+@pytest.mark.parametrize(
+    ("outputs", "kept"),
+    [
+        (("age", "shares"), ["age", "pose"]),
+        (("shares", "age", "map"), ["age", "pose"]),
+        (("age", "row"), ["age"]),
+        (("map", "row"), []),
+        (("age", "positive"), ["hidden", "age"]),
+        (("shares",), ["pose"]),
+    ],
+    ids=["two", "two and a map", "one and features", "none", "one behind another", "alone"],
+)
+def test_each_outputs_last_product_stays(outputs: tuple[str, ...], kept: list[str], precision: Graph) -> None:
+    """A gate's product in front of a map is none of them; fp8 leaves the first convolution, too."""
+    for swapped in (False, True) if len(outputs) > 1 else (False,):
+        found = outer_layers(with_heads(*outputs, swapped=swapped), precision)
+        assert found == kept + (["a"] if precision is Graph.FP8 else [])

@@ -77,6 +77,12 @@ def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
     assert "No NVIDIA driver" in text or "no NVIDIA driver found" in text
 
 
+def test_top1_has_a_column_where_there_are_labels(built: Project) -> None:
+    """Other tasks have none, and are shown without an empty column."""
+    page = built.paths.report.read_text()
+    assert '<th class="number">top-1</th><th class="number">agreement (95 %)</th>' in page
+
+
 def test_a_reason_stands_once_with_its_number(built: Project) -> None:
     """Artifacts without a driver are one row, without a command that cannot help."""
     text = text_of(built)

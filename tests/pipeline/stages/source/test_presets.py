@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 from model_artifacts.errors import SourceError
 from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Preprocessing, Task
+from model_artifacts.sessions.preprocessing import to_input
 from pipeline.stages.source.presets import (
     hub_classes,
     hub_model_of,
@@ -23,6 +25,9 @@ from pipeline.stages.source.presets import (
 from tests.support.hub_networks import IMAGENET, LEVIT, VIT, HubClassifier, Pooled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
     from pydantic import JsonValue
 
 CLIP = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
@@ -54,8 +59,8 @@ def with_cfg(cfg: object) -> nn.Module:
             ((192, 256), (192, 256), Fit.COVER, Interpolation.BILINEAR),
         ),
         (
-            {"input_size": (3, 224, 224), "crop_pct": 1.0, "interpolation": "random"},
-            (224, 224, Fit.SQUASH, Interpolation.BILINEAR),
+            {"input_size": (3, 224, 224), "crop_pct": 1.0, "interpolation": None},
+            (224, 224, Fit.SQUASH, Interpolation.BICUBIC),
         ),
     ],
 )
@@ -76,7 +81,15 @@ def test_other_models_have_none() -> None:
     assert timm_preprocessing(with_cfg({})) is None
 
 
-@pytest.mark.parametrize("cfg", [{"input_size": 3}, {"input_size": (3, 8, 8)}, CLIP | {"input_size": (3, 8, 8.5)}])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"input_size": 3},
+        {"input_size": (3, 8, 8)},
+        CLIP | {"input_size": (3, 8, 8.5)},
+        CLIP | {"input_size": (3, 8, 8), "interpolation": "random"},
+    ],
+)
 def test_configuration_that_is_not_timms(cfg: dict[str, object]) -> None:
     """An attribute of this name with other contents is refused with the setting to write."""
     with pytest.raises(SourceError, match=r"(?s)pretrained_cfg.*write `preprocessing`"):
@@ -84,6 +97,8 @@ def test_configuration_that_is_not_timms(cfg: dict[str, object]) -> None:
 
 
 # Networks of Hugging Face
+
+CROP = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,36 @@ def test_configuration_that_is_not_timms(cfg: dict[str, object]) -> None:
             (288, (256, 256), Interpolation.BILINEAR, ChannelOrder.BGR, (0.0, 0.0, 0.0)),
         ),
         (
+            {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224}, **CROP},
+            (256, (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {"image_processor_type": "LevitImageProcessorFast", **CROP},
+            ((32, 32), (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {
+                "image_processor_type": "PoolFormerImageProcessor",
+                "size": {"shortest_edge": 224},
+                "crop_pct": 0.9,
+                **CROP,
+            },
+            (248, (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {"image_processor_type": "PoolFormerImageProcessorPil", "crop_pct": 0.9, **CROP},
+            (35, (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
+            {
+                "image_processor_type": "PoolFormerImageProcessor",
+                "size": {"height": 36, "width": 45},
+                "crop_pct": 0.9,
+                **CROP,
+            },
+            ((40, 50), (28, 28), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
+        ),
+        (
             {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, "crop_pct": 0.875},
             (256, (224, 224), Interpolation.BILINEAR, ChannelOrder.RGB, (0.5, 0.5, 0.5)),
         ),
@@ -130,10 +175,10 @@ def test_image_processors(change: dict[str, object], expected: tuple[object, ...
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_processor_type": "LevitImageProcessor"},
+        {"image_processor_type": "PerceiverImageProcessor"},
+        {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}},
+        {"image_processor_type": "EfficientNetImageProcessor", "image_std": None, "include_top": True},
         {"do_resize": False},
-        {"do_rescale": False},
-        {"rescale_factor": 1 / 127.5},
         {"rescale_offset": True},
         {"do_pad": True},
         {"size": {"shortest_edge": 224}},
@@ -150,6 +195,49 @@ def test_processors_that_do_more_are_refused(change: dict[str, object]) -> None:
         SourceError, match=r"(?s)preprocessor_config\.json cannot be taken over.*preprocessing: {resize: "
     ):
         hub_preprocessing(VIT | change)
+
+
+EFFICIENTNET = VIT | {
+    "image_processor_type": "EfficientNetImageProcessor",
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.479, 0.473, 0.474),
+    "include_top": True,
+    "rescale_offset": False,
+    "resample": 0,
+}
+"""The settings of google/efficientnet-b0's, for small images."""
+SCALES = {
+    "efficientnet": (EFFICIENTNET, lambda x, mean, std: (x / 255 - mean) / std / std),
+    "efficientnet, centred": (
+        EFFICIENTNET | {"rescale_offset": True, "rescale_factor": 1 / 127.5},
+        lambda x, mean, std: (x / 127.5 - 1 - mean) / std / std,
+    ),
+    "efficientnet, no head": (
+        EFFICIENTNET | {"include_top": False, "do_normalize": False, "rescale_offset": True},
+        lambda x, _mean, _std: x / 255 - 1,
+    ),
+    "wide": (VIT | {"rescale_factor": 1 / 127.5}, lambda x, mean, std: (x / 127.5 - mean) / std),
+    "bytes": (VIT | {"do_rescale": False, "image_mean": 127.0, "image_std": 64.0}, lambda x, _m, _s: (x - 127) / 64),
+    "digits": (VIT | {"rescale_factor": 0.00392156862745}, lambda x, mean, std: (x / 255 - mean) / std),
+}
+
+
+@pytest.mark.parametrize(("settings", "formula"), SCALES.values(), ids=SCALES)
+def test_scales_and_offsets_are_taken_over(
+    settings: dict[str, Any], formula: Callable[..., npt.NDArray[np.float64]]
+) -> None:
+    """The mean and the std from 0 to 1 give what the processor's own steps give, for every value of a pixel."""
+    spec = hub_preprocessing(settings | {"size": {"height": 1, "width": 256}})
+    pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    mean, std = np.asarray(settings["image_mean"]), np.asarray(settings["image_std"])
+    found = to_input(pixels[None, None], spec)[0, :, 0].T
+    np.testing.assert_allclose(found, formula(pixels.astype(np.float64), mean, std), rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_of_many_digits_is_the_usual_one() -> None:
+    """1/255 as JSON writes it leaves the mean and the std as they are written."""
+    spec = hub_preprocessing(VIT | {"rescale_factor": 0.00392156862745098})
+    assert (spec.mean, spec.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_origin_of_a_network() -> None:

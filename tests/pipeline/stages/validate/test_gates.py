@@ -101,6 +101,14 @@ def test_layers_that_are_left_on_request_are_not_held_against_an_engine(
     assert (check.bound, check.passed) == (f"≥ 80% int8 of all but {left_out}", passed)
 
 
+@pytest.mark.parametrize(("quantized", "passed"), [(3, True), (2, False)])
+def test_each_output_may_have_its_last_layer_in_floating_point(quantized: int, *, passed: bool) -> None:
+    """The quantiser leaves one for each of three heads, which are half of a short network."""
+    found = layers((Precision.INT8, quantized), (Precision.FP16, 6 - quantized))
+    assert judge_layers(Precision.INT8, found, outputs=3)[0].passed == passed
+    assert not judge_layers(Precision.INT8, found)[0].passed
+
+
 def test_artifact_that_tells_no_layers_is_not_held_against_them() -> None:
     """ONNX Runtime tells nothing, and a network may have no convolution."""
     assert judge_layers(Precision.FP16, ()) == ()
@@ -146,9 +154,11 @@ def test_fp32_has_a_floor() -> None:
     assert bounds == Bounds(1e-5, " (the floor)", sample_l2=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "factor"), [(Precision.BF16, 4), (Precision.INT8, 8), (Precision.FP8, 8)])
-def test_the_worst_sample_of_a_quantised_graph_may_be_cut_off(precision: Precision, factor: int) -> None:
-    """An image beyond the calibrated ranges has an error of its own, which 64 emulated samples need not show."""
+@pytest.mark.parametrize(
+    ("precision", "factor"), [(Precision.FP16, 4), (Precision.BF16, 8), (Precision.INT8, 8), (Precision.FP8, 8)]
+)
+def test_the_worst_sample_of_a_coarse_type_may_lie_farther(precision: Precision, factor: int) -> None:
+    """An image beyond the calibrated ranges, or one that rounding disturbs most, need not be among 64 emulated ones."""
     rounding = ROUNDING.model_copy(update={"precision": precision})
     sample = bounds_of(Gate(), rounding, 2).sample_l2
     assert sample == pytest.approx(factor * (rounding.sample_l2_high or 0))
