@@ -89,7 +89,7 @@ def scenes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(normal), torch.from_numpy(truth)
 
 
-def _scene(random: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[list[float]]]:
+def _scene(random: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[list[int]]]:
     picture = Image.new("RGB", (SIZE, SIZE), tuple(map(int, random.integers(0, 90, 3))))
     draw, rows, taken = ImageDraw.Draw(picture), [], set()
     for _ in range(int(random.integers(0, 4))):

@@ -148,7 +148,7 @@ def _run(boxes: Sequence[_Box], most: int) -> COCOeval:
     evaluation = COCOeval(_dataset(true), None, "bbox")
     evaluation.cocoDt = _dataset(detected)
     settings = evaluation.params
-    settings.imgIds, settings.catIds = (sorted({box[place] for box in boxes}) for place in (0, 1))
+    settings.imgIds, settings.catIds = sorted({box.image for box in boxes}), sorted({box.label for box in boxes})
     settings.maxDets, settings.areaRng, settings.areaRngLbl = [most], [[0, _LARGEST]], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
