@@ -161,13 +161,13 @@ class Loading(AbstractContextManager[Model]):
         """Close the model."""
         return self._open.models.pop().__exit__(kind, error, trace)
 
-    def __call__(self, batch: object) -> NoReturn:
+    def __call__(self, batch: object = None, **inputs: object) -> NoReturn:
         """Refuse a batch: nothing is open.
 
         Raises:
             UsageError: always, with the line to write.
         """
-        del batch
+        del batch, inputs
         raise _unopened()
 
     def predict(self, images: object, *, top: object = None) -> NoReturn:
@@ -285,10 +285,16 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         built_for=entry.built_for,
         weights=checked_file(root, entry.weights) if entry.weights else None,
         runtime_cache=checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None,
-        module=ModuleFacts(
-            entry.module, model.factory, model.preprocessing.input_shape, root, model.arguments, _names_of(entry)
-        ),
+        module=_module_of(root, entry, model),
     )
+
+
+def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:
+    """Return the facts of a torch module; None for a model of tensors, of which there is none."""
+    if model.preprocessing is None:
+        return None
+    shape = model.preprocessing.input_shape
+    return ModuleFacts(entry.module, model.factory, shape, root, model.arguments, _names_of(entry))
 
 
 def _names_of(entry: ManifestEntry) -> tuple[str, ...]:

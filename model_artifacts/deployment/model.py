@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top
+from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Backend
 from model_artifacts.sessions.onnx import joined, named
@@ -51,21 +53,29 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The steps from an image to the input."""
-        return self._facts.preprocessing
+        """The steps from an image to the input.
+
+        Raises:
+            UsageError: the model takes tensors, which `entry.inputs` describes.
+        """
+        return self._spec_of("preprocessing")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the logits' classes; None if unknown."""
         return self._facts.class_names
 
-    def __call__(self, batch: Batch) -> Outputs:
+    def __call__(self, batch: Batch | Mapping[str, Batch] | None = None, /, **inputs: Batch) -> Outputs:
         """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
+
+        A model of tensors takes an array by the name of each input: `model(tokens=…, mask=…)`, or a mapping.
 
         Args:
             batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
                 of torch in any memory. An engine reads an array in its GPU's memory, with `__dlpack__` or
                 `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
+                Of a model of tensors a mapping of such arrays in the types of `entry.inputs`, or the one array alone.
+            inputs: the same arrays, each by its input's name.
 
         Returns:
             float32 (batch, classes), of an embedding (batch, length): a new array in the host's memory. Of a model with
@@ -76,7 +86,7 @@ class Model:
                 `with` block has ended.
         """
         self._opened()
-        checked = self._checked(batch)
+        checked = self._checked(batch, inputs)
         with self._lock:
             return self._named(self._opened()(checked))
 
@@ -118,18 +128,19 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
-            UsageError: `top` is no whole number above 0, the model's task has no answers, or code of the user's own
-                decodes them.
+            UsageError: `top` is no whole number above 0, the task has no answers, code of the user's own decodes them,
+                or the model takes tensors.
         """
         self._opened()
         facts = self._facts
         require_answers(facts.task, facts.postprocess)
+        spec = self._spec_of("predict")
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
         places: list[Placement] = []
         if facts.decoding is not None:
-            images = noting_places(pictures_of(images), facts.preprocessing, places)
-        for outputs in self._of_each_batch(images):
+            images = noting_places(pictures_of(images), spec, places)
+        for outputs in self._of_each_batch(images, spec):
             found += answers_of(outputs, facts, most)
         return placed_back(found, places) if places else tuple(found)
 
@@ -149,12 +160,14 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or an output is not finite; or the `with` block
                 has ended.
+            UsageError: the model takes tensors.
         """
         self._opened()
+        preprocessing = self._spec_of("outputs")
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *self._of_each_batch(images)])
+        found = joined([named(names, empty), *self._of_each_batch(images, preprocessing)])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -166,15 +179,24 @@ class Model:
                 )
         return found
 
-    def _of_each_batch(self, images: Pictures) -> Iterator[Outputs]:
+    def _spec_of(self, method: str) -> Preprocessing:
+        """Return the steps from an image to the input, of which a method or a property has need.
+
+        Raises:
+            UsageError: the model takes tensors.
+        """
+        if self._facts.preprocessing is None:
+            raise no_pictures(method, self.entry.inputs)
+        return self._facts.preprocessing
+
+    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[Outputs]:
         """Yield the outputs of the images, batch by batch."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            yield self._run_pictures(chunk)
+            yield self._run_pictures(chunk, spec)
 
-    def _run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
-        spec = self.preprocessing
+    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> Outputs:
         batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
         found = self(_filled(batch, self.entry.profile))
         if isinstance(found, dict):
@@ -202,20 +224,27 @@ class Model:
             )
         return run
 
-    def _checked(self, batch: Batch) -> Batch:
-        """Return a batch that every backend takes alike, as a contiguous array.
+    def _checked(self, batch: Any, inputs: Mapping[str, Batch]) -> Any:  # noqa: ANN401 - whatever a caller hands over
+        """Return a batch that every backend takes alike, as a contiguous array; of several inputs, one for each name.
 
         Raises:
-            RunError: type, shape or values are others.
+            RunError: names, types, shapes or values are others.
         """
+        spec, specs = self._facts.preprocessing, self.entry.inputs
+        if spec is None:
+            return checked_inputs(given_inputs(batch, inputs, specs), specs, self._is_near)
+        if inputs or isinstance(batch, Mapping):
+            (batch,) = given_inputs(batch, inputs, specs).values()
         batch = detached(batch)
-        if self.entry.backend is Backend.TENSORRT and self._is_near(batch):
+        if self._is_near(batch):
             check_finite(batch)
             return batch
-        return checked_batch(batch, self.preprocessing.input_shape)
+        return checked_batch(batch, spec.input_shape)
 
     def _is_near(self, batch: object) -> bool:
-        """Return true if a batch lies in the memory of the engine's GPU, as far as its library says which GPU it is."""
+        """Return true if an engine's batch lies in the memory of its GPU, as far as a library says which GPU it is."""
+        if self.entry.backend is not Backend.TENSORRT:
+            return False
         from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
 
         gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)

@@ -60,8 +60,8 @@ class ManifestModel(Record):
     """Digest of the file of weights."""
     class_names: tuple[str, ...] | None
     """Names of the classes, in the order of the logits, or of a regression's numbers; None if unknown."""
-    preprocessing: Preprocessing
-    """Steps from an image file to the input."""
+    preprocessing: Preprocessing | None
+    """Steps from an image file to the input; None for a model of tensors, whose artifacts name their inputs."""
     images: str
     """Description of the images for calibration and validation."""
     labelled: bool

@@ -16,6 +16,7 @@ from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import Backend, Precision
+from model_artifacts.sessions.feeds.batches import feed_of, shown
 from model_artifacts.sessions.onnx import ends_of, named, onnx_session, run_of, tensorrt_session
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, Variant
     from model_artifacts.sessions.engine import Engine
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.module import Loaded, ModuleSession
     from model_artifacts.sessions.onnx import Outputs, ProviderFacts
-
-    Batch = npt.NDArray[np.float32]
 
     Runner = Callable[[Batch], Outputs]
 
@@ -111,8 +111,8 @@ def open_artifact(file: ArtifactFile, load: Callable[[], Loaded] | None = None) 
         load: loads a torch module in place of `load_compiled`.
 
     Yields:
-        a function from float32 (batch, channels, height, width) to float32 (batch, classes); of several outputs, to
-        such an array by the name of each.
+        a function from float32 (batch, channels, height, width) to float32 (batch, classes). Of several inputs it
+        takes an array by the name of each, and of several outputs it gives one.
 
     Raises:
         UnsupportedError: this host lacks the runtime.
@@ -289,7 +289,7 @@ def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:
     """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails.
 
     Raises:
-        RunError: the graph has several inputs.
+        RunError: the graph has no input or no output.
     """
     return _translated(file, run_of(session))
 
@@ -316,7 +316,7 @@ def _reference_runner(file: ArtifactFile) -> Runner:
     ends = ends_of([item.name for item in model.graph.input], [item.name for item in model.graph.output])
 
     def run(batch: Batch) -> Outputs:
-        results = evaluator.run([*ends.outputs], {ends.input: batch})
+        results = evaluator.run([*ends.outputs], feed_of(ends.inputs, batch))
         return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
 
     return _translated(file, run)
@@ -327,7 +327,7 @@ def _translated(file: ArtifactFile, run: Runner) -> Runner:
         try:
             return run(batch)
         except Exception as exc:  # each runtime raises types of its own, without a common public base
-            raise RunError(f"{file.id} cannot run a batch {batch.shape}", got=one_line(exc)) from exc
+            raise RunError(f"{file.id} cannot run a batch {shown(batch)}", got=one_line(exc)) from exc
 
     return guarded
 

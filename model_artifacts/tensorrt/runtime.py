@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from model_artifacts.errors import RunError
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
 """TensorRT's names of types → the records' names."""
 
 
@@ -237,7 +244,10 @@ def load_engine(
     streams_weights = _stream_weights(engine)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    low, best, high = (int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
+    ranges = [_batches(engine, name) for name in inputs]
+    if len(set(ranges)) > 1:
+        raise refused("the inputs take other batches than each other", log, "one range of batch sizes for all inputs")
+    low, best, high = ranges[0]
     loaded = LoadedEngine(
         flavour=flavour,
         inputs=tuple(_spec(engine, name) for name in inputs),
@@ -265,6 +275,11 @@ def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN
             times.setdefault(layer_name, []).append(ms)
 
     return Profiler()
+
+
+def _batches(engine: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the smallest, the best and the largest batch of an input."""
+    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, 0))
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped

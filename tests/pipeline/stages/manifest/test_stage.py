@@ -135,6 +135,7 @@ def test_the_model_is_described_once(built: Project) -> None:
     assert model is not None
     assert model.weights_origin.value == "sample"
     assert model.class_names == tuple("0123456789")
+    assert model.preprocessing is not None
     assert model.preprocessing.input_shape == (3, 32, 32)
     assert model.labelled
 
