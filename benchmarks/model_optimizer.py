@@ -33,13 +33,13 @@ from model_artifacts.errors import ArtifactError, one_line
 from model_artifacts.host import cuda
 from model_artifacts.records import Accuracy, Backend, BuiltFor, Graph, Precision, is_applied
 from model_artifacts.sessions.engine import open_engine
-from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour
 from pipeline.adapters.tensorrt_builder import build_engine
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.build.engine import request_of
+from pipeline.stages.common.samples import to_batch
 from pipeline.stages.validate.batches import batch_sizes_of, run_batches
 from pipeline.stages.validate.metrics import measure
 from pipeline.system.locks import exclusive
@@ -108,7 +108,7 @@ def make(project: Project, folder: Path, python: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         source, images = Path(name) / "fp32.onnx", Path(name) / "calibration.npy"
         shutil.copy(project.file(project.onnx(Graph.FP32).file), source)  # intermediate files are written beside it
-        np.save(images, to_input(project.pixels(data.calibration), data.preprocessing))
+        np.save(images, to_batch(project.pixels(data.calibration), data.preprocessing))
         files = [their_file(Path(name), graph) for graph in THEIRS]
         subprocess.run([python, "-c", MAKE, str(source), str(images), *map(str, files)], check=True)  # noqa: S603 - fixed arguments
         for file in files:
@@ -172,7 +172,7 @@ def evaluate(project: Project, variant: Variant, engine: Engine, gpu: Gpu) -> tu
         sizes = batch_sizes_of(project, variant, opened.batches)
         logits = run_batches(
             session,
-            lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing),
+            lambda start, stop: to_batch(project.pixels(data.validation)[start:stop], data.preprocessing),
             data.validation_samples,
             batch=sizes.most,
             smallest=sizes.smallest,

@@ -33,7 +33,7 @@ artifact = project.artifact(project.plan.variant(sys.argv[2]))
 load_libraries(artifact)
 import torch
 torch.zeros(1, device="cuda")
-batch = np.zeros((artifact.variant.profile.opt, *project.source().preprocessing.input_shape), np.float32)
+batch = np.zeros((artifact.variant.profile.opt, *project.source().pictures.input_shape), np.float32)
 began = time.perf_counter()
 with open_module(project, artifact) as run:
     run(batch)
@@ -81,7 +81,7 @@ def main() -> int:
         artifact = project.artifact(variant)
         if artifact.outcome is not Outcome.DONE or artifact.file is None:
             continue
-        shape = (variant.profile.opt, *project.source().preprocessing.input_shape)
+        shape = (variant.profile.opt, *project.source().pictures.input_shape)
         ours = seconds(OURS, str(config), variant.id)
         bare = seconds(BARE, str(project.file(artifact.file)), ",".join(map(str, shape)))
         held = held and ours <= bare * BOUND

@@ -33,6 +33,8 @@ INTEGRATION = {
     "pipeline/test_faults.py",
     "pipeline/test_half_onnx_model.py",
     "pipeline/test_heads.py",
+    "pipeline/test_inputs.py",
+    "pipeline/test_own_inputs.py",
     "pipeline/test_killed_runs.py",
     "pipeline/test_multilabel.py",
     "pipeline/test_onnx_model.py",

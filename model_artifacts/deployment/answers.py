@@ -123,8 +123,8 @@ def detect(outputs: AnyOutputs, facts: ManifestModel, top: int | None = None) ->
     Raises:
         RunError: the outputs are not those of the decoding, or not finite.
     """
-    decoding, names = facts.decoding, facts.class_names
-    if decoding is None:
+    decoding, names, spec = facts.decoding, facts.class_names, facts.preprocessing
+    if decoding is None or spec is None:
         raise RunError("the manifest does not say how to decode the detector's outputs", expected="`model.decoding`")
     arrays = outputs if isinstance(outputs, dict) else {"": outputs}
     for values in arrays.values():
@@ -137,7 +137,7 @@ def detect(outputs: AnyOutputs, facts: ManifestModel, top: int | None = None) ->
         expected, got = f"{len(names)} classes", str(count)
         raise RunError("the artifact's scores are not those of its classes", expected=expected, got=got)
     known = names or [str(place) for place in range(count)]
-    size = facts.preprocessing.height, facts.preprocessing.width
+    size = spec.height, spec.width
     return tuple(_boxes(found, known, top) for found in decode(arrays, decoding, size))
 
 

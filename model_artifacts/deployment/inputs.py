@@ -47,7 +47,7 @@ def checked_batch(batch: Any, sample: tuple[int, int, int]) -> Batch:  # noqa: A
         RunError: it is no array, not of float32 in this machine's byte order, of another shape, or not finite.
     """
     expected = f"float32 (batch, {', '.join(map(str, sample))})"
-    array = _array(batch, expected)
+    array = array_of(batch, expected)
     if array.dtype != np.float32 or array.ndim != len(sample) + 1 or array.shape[1:] != sample or not len(array):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
         raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample))
@@ -63,7 +63,7 @@ def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
     return tensor.contiguous() if str(tensor.layout) == "torch.strided" else tensor  # a sparse one is refused later
 
 
-def _array(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
+def array_of(given: Any, expected: str) -> npt.NDArray[Any]:  # noqa: ANN401
     """Return an array or tensor as numpy's array, which may share its memory.
 
     Raises:
@@ -148,7 +148,7 @@ def pictures_of(given: Any) -> Iterator[Picture]:  # noqa: ANN401 - whatever a c
     if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(given, "read"):
         yield _picture(given)
     elif isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
-        yield from map(_from_pixels, _split(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+        yield from map(_from_pixels, _split(array_of(given, _EXPECTED), channels_first=_is_torch(given)))
     elif isinstance(given, Iterable) and not isinstance(given, (Mapping, AbstractSet)):
         yield from map(_picture, given)
     else:
@@ -165,7 +165,7 @@ def _picture(given: Any) -> Picture:  # noqa: ANN401
     if hasattr(given, "read"):
         return _contents(given)
     if isinstance(given, np.ndarray) or _is_torch(given) or hasattr(given, "__array__"):
-        return _from_pixels(_channels_last(_array(given, _EXPECTED), channels_first=_is_torch(given)))
+        return _from_pixels(_channels_last(array_of(given, _EXPECTED), channels_first=_is_torch(given)))
     raise _no_picture(type(given).__name__)
 
 

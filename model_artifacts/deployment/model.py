@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top
+from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Backend
+from model_artifacts.serving.batching import Batcher
+from model_artifacts.serving.pool import Pool
 from model_artifacts.sessions.onnx import joined, named
 from model_artifacts.sessions.preprocessing import read_pixels, to_input
 
@@ -35,14 +38,13 @@ _AT_ONCE = 32
 
 
 class Model:
-    """An artifact that runs. Any thread may call it; calls from several threads run one after the other."""
+    """An artifact that runs. Any thread may call it; as many calls run at once as it has contexts."""
 
-    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner) -> None:
+    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner | Pool | Batcher) -> None:
         self.resolution = resolution
         """The artifact taken, and the reasons against the others."""
         self._facts = facts
-        self._run: Runner | None = run
-        self._lock = threading.Lock()
+        self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
 
     @property
     def entry(self) -> ManifestEntry:
@@ -51,21 +53,37 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The steps from an image to the input."""
-        return self._facts.preprocessing
+        """The steps from an image to the input.
+
+        Raises:
+            UsageError: the model takes tensors, which `entry.inputs` describes.
+        """
+        return self._spec_of("preprocessing")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the logits' classes; None if unknown."""
         return self._facts.class_names
 
-    def __call__(self, batch: Batch) -> Outputs:
+    @property
+    def contexts(self) -> int:
+        """The number of calls that run at once; further ones wait, first come, first served.
+
+        It is less than `load` was asked for where calls take turns: of torch's modules, and of onnx's evaluator.
+        """
+        return len(self._calls)
+
+    def __call__(self, batch: Batch | Mapping[str, Batch] | None = None, /, **inputs: Batch) -> Outputs:
         """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
+
+        A model of tensors takes an array by the name of each input: `model(tokens=…, mask=…)`, or a mapping.
 
         Args:
             batch: float32 (batch, channels, height, width) in this machine's byte order, finite: an array, or a tensor
                 of torch in any memory. An engine reads an array in its GPU's memory, with `__dlpack__` or
                 `__cuda_array_interface__`, where it lies; of libraries other than torch, its values are not looked at.
+                Of a model of tensors a mapping of such arrays in the types of `entry.inputs`, or the one array alone.
+            inputs: the same arrays, each by its input's name.
 
         Returns:
             float32 (batch, classes), of an embedding (batch, length): a new array in the host's memory. Of a model with
@@ -74,11 +92,10 @@ class Model:
         Raises:
             RunError: the artifact does not take such a batch, or gives other outputs than the manifest says; or the
                 `with` block has ended.
+            BusyError: no context was free within `wait_seconds` of `load`.
         """
-        self._opened()
-        checked = self._checked(batch)
-        with self._lock:
-            return self._named(self._opened()(checked))
+        self._calls.check_open()
+        return self._named(self._calls(self._checked(batch, inputs)))
 
     def _named(self, found: Outputs) -> Outputs:
         """Return the outputs in the manifest's order.
@@ -118,18 +135,20 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
-            UsageError: `top` is no whole number above 0, the model's task has no answers, or code of the user's own
-                decodes them.
+            BusyError: no context was free within `wait_seconds` of `load`.
+            UsageError: `top` is no whole number above 0, the task has no answers, code of the user's own decodes them,
+                or the model takes tensors.
         """
-        self._opened()
+        self._calls.check_open()
         facts = self._facts
         require_answers(facts.task, facts.postprocess)
+        spec = self._spec_of("predict")
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
         places: list[Placement] = []
         if facts.decoding is not None:
-            images = noting_places(pictures_of(images), facts.preprocessing, places)
-        for outputs in self._of_each_batch(images):
+            images = noting_places(pictures_of(images), spec, places)
+        for outputs in self._of_each_batch(images, spec):
             found += answers_of(outputs, facts, most)
         return placed_back(found, places) if places else tuple(found)
 
@@ -149,12 +168,15 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or an output is not finite; or the `with` block
                 has ended.
+            BusyError: no context was free within `wait_seconds` of `load`.
+            UsageError: the model takes tensors.
         """
-        self._opened()
+        self._calls.check_open()
+        preprocessing = self._spec_of("outputs")
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *self._of_each_batch(images)])
+        found = joined([named(names, empty), *self._of_each_batch(images, preprocessing)])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -166,15 +188,24 @@ class Model:
                 )
         return found
 
-    def _of_each_batch(self, images: Pictures) -> Iterator[Outputs]:
+    def _spec_of(self, method: str) -> Preprocessing:
+        """Return the steps from an image to the input, of which a method or a property has need.
+
+        Raises:
+            UsageError: the model takes tensors.
+        """
+        if self._facts.preprocessing is None:
+            raise no_pictures(method, self.entry.inputs)
+        return self._facts.preprocessing
+
+    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[Outputs]:
         """Yield the outputs of the images, batch by batch."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            yield self._run_pictures(chunk)
+            yield self._run_pictures(chunk, spec)
 
-    def _run_pictures(self, pictures: Sequence[Picture]) -> Outputs:
-        spec = self.preprocessing
+    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> Outputs:
         batch = to_input(np.stack([read_pixels(picture, spec) for picture in pictures]), spec)
         found = self(_filled(batch, self.entry.profile))
         if isinstance(found, dict):
@@ -182,40 +213,33 @@ class Model:
         return found[: len(batch)]
 
     def close(self) -> None:
-        """Refuse all further batches: the `with` block has ended. A batch that runs is waited for."""
-        with self._lock:
-            self._run = None
+        """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.
 
-    def _opened(self) -> Runner:
-        """Return the artifact's session.
+        Any thread may close a model, also more than once.
+        """
+        self._calls.close()
+
+    def _checked(self, batch: Any, inputs: Mapping[str, Batch]) -> Any:  # noqa: ANN401 - whatever a caller hands over
+        """Return a batch that every backend takes alike, as a contiguous array; of several inputs, one for each name.
 
         Raises:
-            RunError: the model is closed.
+            RunError: names, types, shapes or values are others.
         """
-        run = self._run
-        if run is None:
-            raise RunError(
-                "the model is closed",
-                expected="a call inside of its `with` block",
-                got="a call after its end",
-                fix="call it inside the block: `with load(…) as model:`",
-            )
-        return run
-
-    def _checked(self, batch: Batch) -> Batch:
-        """Return a batch that every backend takes alike, as a contiguous array.
-
-        Raises:
-            RunError: type, shape or values are others.
-        """
+        spec, specs = self._facts.preprocessing, self.entry.inputs
+        if spec is None:
+            return checked_inputs(given_inputs(batch, inputs, specs), specs, self._is_near)
+        if inputs or isinstance(batch, Mapping):
+            (batch,) = given_inputs(batch, inputs, specs).values()
         batch = detached(batch)
-        if self.entry.backend is Backend.TENSORRT and self._is_near(batch):
+        if self._is_near(batch):
             check_finite(batch)
             return batch
-        return checked_batch(batch, self.preprocessing.input_shape)
+        return checked_batch(batch, spec.input_shape)
 
     def _is_near(self, batch: object) -> bool:
-        """Return true if a batch lies in the memory of the engine's GPU, as far as its library says which GPU it is."""
+        """Return true if an engine's batch lies in the memory of its GPU, as far as a library says which GPU it is."""
+        if self.entry.backend is not Backend.TENSORRT:
+            return False
         from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
 
         gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)

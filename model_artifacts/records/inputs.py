@@ -84,8 +84,8 @@ Interval = tuple[Annotated[float, Field(strict=True)], Annotated[float, Field(st
 class Preprocessing(Record):
     """Steps from an image file to the network's input: resize, centre crop, scale to [0, 1], normalise.
 
-    The input is float32 in NCHW order. One mean makes it greyscale, three make it a colour image. A field that has its
-    default is left out of the JSON, unless every record has the field.
+    The input is float32 in NCHW order. One mean makes it greyscale, three make it a colour image, four one with its
+    transparency as a channel. A field that has its default is left out of the JSON, unless every record has the field.
     """
 
     resize: Size
@@ -113,15 +113,17 @@ class Preprocessing(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocessing:
-        if len(self.mean) not in {1, 3} or len(self.mean) != len(self.std):
+        if len(self.mean) not in {1, 3, 4} or len(self.mean) != len(self.std):
             raise ValueError(
-                "expected one mean and one std (greyscale) or three of each (RGB), "
-                f"got {len(self.mean)} and {len(self.std)}"
+                "expected one mean and one std (greyscale), three of each (RGB) or four (RGBA), "
+                f"got {len(self.mean)} and {len(self.std)}; other channels are arrays of `data.tensors`"
             )
         if min(self.std) <= 0:
             raise ValueError(f"expected every std above 0, got {list(self.std)}")
         if self.channels == 1 and self.order is not ChannelOrder.RGB:
             raise ValueError("expected `order` only with three means, got one mean; remove `order`")
+        if self.channels == len("RGBA") and self.transparency is not Transparency.DROPPED:
+            raise ValueError("expected no `transparency` with four means, of which one is its own; remove it")
         for name, pair in (("levels", self.levels), ("input_range", self.input_range)):
             if pair and pair[0] >= pair[1]:
                 raise ValueError(f"expected `{name}` in ascending order, got {list(pair)}")
@@ -149,7 +151,7 @@ class Preprocessing(Record):
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1 for greyscale, 3 for colour."""
+        """Number of channels: 1 for greyscale, 3 for colour, 4 for colour with transparency."""
         return len(self.mean)
 
     @property

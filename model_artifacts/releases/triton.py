@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import ManifestModel, TensorSpec
+    from model_artifacts.records import ManifestModel, Preprocessing, TensorSpec
 
 CONFIG, LABELS, SAMPLE = "config.pbtxt", "labels.txt", "image"
 """Names in a model's folder: its configuration, its classes, its input for the warm-up."""
 MARKER = ".model-artifact-pipeline"
 """File with the paths of the written models, one a line; Triton reads folders only."""
-_TYPES = {"float32": "TYPE_FP32"}
+_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 """Triton's names of the types of inputs and outputs."""
 
 
@@ -163,7 +163,8 @@ def _write_model(folder: Path, item: WrittenModel, facts: ManifestModel, artifac
     shutil.copyfile(checked_file(artifacts, model.entry.file), folder / str(item.version) / model.filename)
     if _names_classes(facts):
         (folder / LABELS).write_text(_labels(facts), encoding="utf-8")
-    (folder / "warmup" / SAMPLE).write_bytes(_sample(model, facts).tobytes())
+    if facts.preprocessing is not None:
+        (folder / "warmup" / SAMPLE).write_bytes(_sample(model, facts.preprocessing).tobytes())
     text = text_format.MessageToString(_config(model, facts))
     (folder / CONFIG).write_text(f"# {model.entry.id}\n{text}", encoding="utf-8")
 
@@ -187,7 +188,7 @@ def _parameters(model: TritonModel, facts: ManifestModel) -> dict[str, str]:
     return {
         "artifact": model.entry.id,
         "sha256": model.entry.file.sha256 if model.entry.file else "",
-        "preprocessing": json.dumps(dict(facts.preprocessing), sort_keys=True),
+        **({"preprocessing": json.dumps(dict(facts.preprocessing), sort_keys=True)} if facts.preprocessing else {}),
     }
 
 
@@ -195,9 +196,8 @@ def _preferred(model: TritonModel) -> list[int]:
     return [model.preferred_batch] if model.composes and model.preferred_batch else []
 
 
-def _sample(model: TritonModel, facts: ManifestModel) -> npt.NDArray[np.float32]:
+def _sample(model: TritonModel, spec: Preprocessing) -> npt.NDArray[np.float32]:
     """Return the input for the warm-up: preprocessed noise, float32 (batch, channels, height, width)."""
-    spec = facts.preprocessing
     shape = (_sample_count(model), spec.height, spec.width, spec.channels)
     return to_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), spec)
 
@@ -229,18 +229,32 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=_preferred(model)))
     for name, value in _parameters(model, facts).items():
         config.parameters[name].string_value = value
-    shape = facts.preprocessing.input_shape
-    dims = shape if model.max_batch else (_sample_count(model), *shape)
-    warmup = config.model_warmup.add(name="one request", batch_size=1)
-    sample = warmup.inputs[config.input[0].name]
-    sample.data_type, sample.input_data_file = config.input[0].data_type, SAMPLE
-    sample.dims.extend(dims)
-    if model.max_batch > 1:
-        warmup = config.model_warmup.add(name="the largest batch", batch_size=model.max_batch)
-        sample = warmup.inputs[config.input[0].name]
-        sample.data_type, sample.zero_data = config.input[0].data_type, True
-        sample.dims.extend(dims)
+    _add_warmup(config, model, file=SAMPLE if facts.preprocessing else "")
     return config
+
+
+def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: ANN401 - as above
+    """Add the requests of the warm-up: one, and the largest batch.
+
+    Args:
+        config: the configuration with its inputs.
+        model: the model.
+        file: the file with the images of the first request; empty for zeros, which tensors of any meaning may be.
+    """
+    requests = [("one request", 1, file)]
+    if model.max_batch > 1:
+        requests.append(("the largest batch", model.max_batch, ""))
+    for name, size, data in requests:
+        warmup = config.model_warmup.add(name=name, batch_size=size)
+        for given, spec in zip(config.input, model.entry.inputs, strict=True):
+            sample = warmup.inputs[given.name]
+            sample.data_type = given.data_type
+            if data:
+                sample.input_data_file = data
+            else:
+                sample.zero_data = True
+            shape = tuple(int(axis) for axis in spec.shape[1:])
+            sample.dims.extend(shape if model.max_batch else (_sample_count(model), *shape))
 
 
 def _tensors(model: TritonModel, specs: Iterable[TensorSpec], role: str) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -150,7 +150,8 @@ def plan_models(
     for entry in manifest.artifacts:
         if entry.status is not Status.DEPLOYABLE or entry.backend.is_baseline:
             continue
-        if reason := "was not pulled: its file is missing" if entry.id in absent else _obstacle(entry):
+        missing = "was not pulled: its file is missing" if entry.id in absent else ""
+        if reason := missing or _obstacle(entry) or _flat_input(entry):
             left[entry.id] = reason
         else:
             entries.append(entry)
@@ -195,6 +196,12 @@ def _obstacle(entry: ManifestEntry) -> str:
         if entry.target != CPU_TARGET and entry.precision is Precision.FP32:
             return "it was validated without TF32, which Triton's ONNX Runtime leaves on"
     return ""
+
+
+def _flat_input(entry: ManifestEntry) -> str:
+    """Return the reason why Triton cannot send an input; empty if it can."""
+    flat = [spec.name for spec in entry.inputs if len(spec.shape) == 1]
+    return f"its input {flat[0]!r} has no axis but the batch, and Triton's inputs need one more" if flat else ""
 
 
 def _platform(entry: ManifestEntry) -> Platform:

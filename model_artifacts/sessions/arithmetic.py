@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from model_artifacts.sessions.feeds.batches import values_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
+
+    from model_artifacts.sessions.feeds.batches import Batch
 
     Result = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -24,6 +30,22 @@ log = logging.getLogger(__name__)
 _DEVICES = ("cpu", "cuda")
 _TINY = 1e-12
 """The least size of logits, for those that are all zero."""
+
+
+def call(model: nn.Module, batch: Result) -> Any:  # noqa: ANN401 - what a module returns
+    """Call a module on copies of a batch's tensors, because some networks change their input in place.
+
+    Args:
+        model: the module.
+        batch: the tensor of the one input, or a tuple of several in the module's order.
+    """
+    return model(*(tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors(batch)))
+
+
+def torch_batch(batch: Batch) -> Result:
+    """Return a batch of numpy's arrays as tensors of their own: one, or a tuple of several."""
+    found = tuple(torch.from_numpy(np.array(array, order="C")) for array in values_of(batch))
+    return found if isinstance(batch, dict) else found[0]
 
 
 def tensors(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401 - what a module returns

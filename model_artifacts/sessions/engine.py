@@ -8,7 +8,6 @@ Many threads share one engine. Each has a session of its own.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,10 @@ import numpy as np
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
+from model_artifacts.sessions.feeds.batches import feed_of
+from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
 from model_artifacts.sessions.onnx import ends_of, named
+from model_artifacts.tensorrt.graphs import SizeGraphs
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
@@ -28,15 +30,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, BuiltFor, Gpu, LayerShare, TensorSpec
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
-
-_GRAPHS = 8
-"""The number of batch sizes whose CUDA graphs a session keeps."""
-_MORE_CALLS = 8
-"""The lead in calls, beyond twice as many, that gives a batch size the graph of another one."""
-_REMEMBERED_CALLS = 4096
-"""The number of calls after which all counts are halved, so that the sizes of today outweigh those of yesterday."""
 
 
 def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
@@ -67,10 +63,9 @@ class Engine:
         self._gpu = gpu
 
     @property
-    def input(self) -> TensorSpec:
-        """The one input: images."""
-        (spec,) = self._loaded.inputs
-        return spec
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs, such as images."""
+        return self._loaded.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -99,7 +94,8 @@ class Engine:
             specialization: the time at which such flavours compile kernels for the shapes in use.
 
         Raises:
-            RunError: the GPU has no room, or the cache is damaged.
+            RunError: the GPU has no room.
+            KernelsError: the cache is damaged, or another GPU, driver or version wrote it.
         """
         cuda.use(self._gpu)
         with ExitStack() as stack:
@@ -127,7 +123,7 @@ def open_engine(
 
     Raises:
         RunError: the engine is built for another GPU or library, is damaged, does not fit into the GPU's memory, or has
-            several inputs.
+            no input or no output.
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
@@ -146,15 +142,13 @@ class Session:
         self._loaded = loaded
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
-        (self._input,), self._outputs = loaded.inputs, loaded.outputs
-        self._dtype = np.dtype(self._input.dtype)
+        self._inputs, self._outputs = loaded.inputs, loaded.outputs
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
-        self._graphs: dict[int, cuda.Graph] = {}
-        self._calls: Counter[int] = Counter()
+        self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
         self._batch = 0
-        self._bound = 0
+        self._bound: dict[str, int] = {}
 
     def allocate(self) -> None:
         """Allocate memory for the largest batch.
@@ -163,23 +157,21 @@ class Session:
             RunError: the GPU has no room.
         """
         largest = self._loaded.batches.max
-        for spec in (self._input, *self._outputs):
+        for spec in (*self._inputs, *self._outputs):
             shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
             size = cuda.bytes_of(shape, np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
             self._pinned[spec.name] = cuda.PinnedMemory(size)
             self._context.set_address(spec.name, self._device[spec.name].pointer)
-        self._bound = self._device[self._input.name].pointer
+        self._bound = self._own_pointers()
 
     def close(self) -> None:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
-        for graph in self._graphs.values():
-            graph.close()
+        self._graphs.close()
         for memory in self._device.values():
             memory.close()
         for pinned in self._pinned.values():
             pinned.close()
-        self._graphs.clear()
         self._device.clear()
         self._pinned.clear()
 
@@ -188,7 +180,8 @@ class Session:
 
         Args:
             batch: float32 (batch, channels, height, width), contiguous: a numpy array, or an array in this GPU's memory
-                with `__dlpack__` or `__cuda_array_interface__`.
+                with `__dlpack__` or `__cuda_array_interface__`. Of several inputs, such an array by the name of each,
+                all of them in one of these memories.
 
         Returns:
             the logits (batch, classes): a new numpy array; or for an array on the GPU a `DeviceArray` in memory of the
@@ -197,7 +190,20 @@ class Session:
         Raises:
             RunError: the engine does not take such a batch, or running failed.
         """
-        return self._run_on_gpu(batch) if gpu_arrays.on_gpu(batch) else self._run_from_host(np.asarray(batch))
+        arrays = self._arrays_of(batch)
+        near = [gpu_arrays.on_gpu(array) for array in arrays]
+        if any(near) and not all(near):
+            raise self._refusal("some inputs in this GPU's memory, and others in the host's")
+        return self._run_on_gpu(arrays) if all(near) else self._run_from_host([np.asarray(item) for item in arrays])
+
+    def _arrays_of(self, batch: Any) -> list[Any]:  # noqa: ANN401 - arrays of any library
+        """Return each input's array, in the order of the engine's inputs.
+
+        Raises:
+            RunError: the batch has other inputs.
+        """
+        names = [spec.name for spec in self._inputs]
+        return list(feed_of(names, batch).values())
 
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
@@ -207,13 +213,15 @@ class Session:
         """
         self._prepare(size)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._capture(size)
+            self._graph = self._graphs.keep(size)
 
-    def upload(self, batch: npt.NDArray[Any]) -> None:
-        """Copy a batch from the host's memory into the session's own buffer, and prepare for its size."""
-        self._check(batch.shape, batch.dtype)
-        self.prepare(len(batch))
-        cuda.copy_to_gpu(self._own_input(batch.shape), np.ascontiguousarray(batch), self.stream)
+    def upload(self, batch: Batch) -> None:
+        """Copy a batch from the host's memory into the session's own buffers, and prepare for its size."""
+        arrays = self._arrays_of(batch)
+        require_batch(self._inputs, self._loaded.batches, arrays)
+        self.prepare(len(arrays[0]))
+        for spec, array in zip(self._inputs, arrays, strict=True):
+            cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
         self.stream.synchronize()
 
     def enqueue(self) -> None:
@@ -245,8 +253,8 @@ class Session:
         Raises:
             RunError: the engine failed.
         """
-        staged = self._staged()
-        cuda.copy_to_gpu(self._own_input(staged.shape), staged, self.stream)
+        for spec in self._inputs:
+            cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
         self.enqueue()
         found = []
         for spec in self._outputs:
@@ -258,14 +266,14 @@ class Session:
 
     def _prepare(self, size: int) -> None:
         """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
-        own = self._device[self._input.name].pointer
+        own = self._own_pointers()
         if size != self._batch or self._bound != own:
             self._bind(own)
             self._shape_for(size)
 
-    def _staged(self) -> npt.NDArray[Any]:
-        """Return the pinned host memory for the prepared batch."""
-        return self._pinned[self._input.name].array((self._batch, *self._sample()), self._dtype)
+    def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
+        """Return the pinned host memory for an input of the prepared batch."""
+        return self._pinned[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -287,33 +295,40 @@ class Session:
         """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
-    def _run_from_host(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
-        self._check(batch.shape, batch.dtype)
-        if not batch.flags.c_contiguous:
-            raise self._refusal(f"{batch.dtype} {batch.shape} with strides {batch.strides}")
-        self._prepare(len(batch))
-        np.copyto(self._staged(), batch)
+    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+        require_batch(self._inputs, self._loaded.batches, arrays)
+        for array in arrays:
+            if not array.flags.c_contiguous:
+                raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
+        self._prepare(len(arrays[0]))
+        for spec, array in zip(self._inputs, arrays, strict=True):
+            np.copyto(self._staged(spec), array)
         landed = self.enqueue_with_copies()
         self.stream.synchronize()
         if isinstance(landed, dict):
             return {name: np.array(output) for name, output in landed.items()}
         return np.array(landed)
 
-    def _run_on_gpu(self, batch: Any) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:  # noqa: ANN401
-        array = gpu_arrays.view(batch, self.stream)
-        self._check(array.shape, array.dtype)
-        if self._cuda_graph:  # a graph reads the address that it was captured with
-            self._prepare(array.shape[0])
-            cuda.copy_on_gpu(self._own_input(array.shape), array, self.stream)
+    def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
+        arrays = [gpu_arrays.view(array, self.stream) for array in batch]
+        require_batch(self._inputs, self._loaded.batches, arrays)
+        if self._cuda_graph:  # a graph reads the addresses that it was captured with
+            self._prepare(arrays[0].shape[0])
+            for spec, array in zip(self._inputs, arrays, strict=True):
+                cuda.copy_on_gpu(self._own(spec), array, self.stream)
         else:
-            self._bind(array.pointer)
-            self._shape_for(array.shape[0])
+            self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
+            self._shape_for(arrays[0].shape[0])
         self.enqueue()
         self.stream.synchronize()
         return named(self._names, [self._result(spec) for spec in self._outputs])
 
-    def _own_input(self, shape: tuple[int, ...]) -> cuda.DeviceArray:
-        return self._device[self._input.name].array(shape, self._dtype)
+    def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
+        """Return the session's own memory for an input of the prepared batch."""
+        return self._device[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+
+    def _own_pointers(self) -> dict[str, int]:
+        return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -322,62 +337,27 @@ class Session:
     def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
         return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
 
-    def _bind(self, pointer: int) -> None:
-        if pointer != self._bound:
-            self._context.set_address(self._input.name, pointer)
-            self._bound = pointer
+    def _bind(self, pointers: dict[str, int]) -> None:
+        for name, pointer in pointers.items():
+            if pointer != self._bound.get(name):
+                self._context.set_address(name, pointer)
+        self._bound = pointers
 
     def _shape_for(self, size: int) -> None:
         if size == self._batch:
             return
-        self._check((size, *self._sample()), self._dtype)
-        self._context.set_input_shape(self._input.name, (size, *self._sample()))
+        if not self._loaded.batches.takes(size):
+            first = self._inputs[0]
+            raise self._refusal(f"{first.dtype} {(size, *sample_of(first))}")
+        for spec in self._inputs:
+            self._context.set_input_shape(spec.name, (size, *sample_of(spec)))
         self._batch = size
-        self._graph = self._graph_for(size) if self._cuda_graph else None
+        self._graph = self._graphs.called(size) if self._cuda_graph else None
 
-    def _graph_for(self, size: int) -> cuda.Graph | None:
-        """Return the graph for a batch size; None if other sizes that are called as often have all the graphs.
-
-        A capture costs more than a graph saves in a few calls, so that sizes in turn must not take it from each other.
-        """
-        self._calls[size] += 1
-        if self._calls.total() >= _REMEMBERED_CALLS:
-            self._calls = Counter({known: count // 2 for known, count in self._calls.items()})
-        if size in self._graphs:
-            return self._graphs[size]
-        rarest = min((self._calls[known] for known in self._graphs), default=0)
-        if len(self._graphs) < _GRAPHS or self._calls[size] > 2 * rarest + _MORE_CALLS:
-            return self._capture(size)
-        return None
-
-    def _capture(self, size: int) -> cuda.Graph:
-        """Capture the prepared batch, in place of the graph of the size with the fewest calls if there are too many.
-
-        The engine must run once before a capture.
-        """
-        if len(self._graphs) >= _GRAPHS:
-            self._graphs.pop(min(self._graphs, key=lambda known: self._calls[known])).close()
+    def _run_kernels(self) -> None:
+        """Run the prepared batch without a graph, and wait for it."""
         self.enqueue_kernels()
         self.stream.synchronize()
-        self._graphs[size] = self.stream.capture(self.enqueue_kernels)
-        return self._graphs[size]
-
-    def _sample(self) -> tuple[int, ...]:
-        return tuple(int(size) for size in self._input.shape[1:])
-
-    def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Check a batch that the engine would otherwise read out of bounds or misread."""
-        fits = len(shape) > 0 and shape[1:] == self._sample() and self._loaded.batches.takes(shape[0])
-        if not fits or dtype != self._dtype:
-            raise self._refusal(f"{dtype} {tuple(shape)}")
 
     def _refusal(self, got: str) -> RunError:
-        takes = self._loaded.batches
-        batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"
-        sample = ", ".join(map(str, self._sample()))
-        return RunError(
-            "the engine takes other batches",
-            expected=f"{self._dtype} ({batches}, {sample}), contiguous",
-            got=got,
-            fix="split or pad the batch, cast it, or build a profile for it (`profiles` in pipeline.yaml)",
-        )
+        return refusal(self._inputs, self._loaded.batches, got)

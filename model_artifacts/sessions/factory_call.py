@@ -56,6 +56,8 @@ class Assembly(NamedTuple):
     """Name of the logits in the network's output; None if that is a tensor, or holds several outputs."""
     output_names: tuple[str, ...] = ()
     """Names of the outputs of a network that returns several; () for one."""
+    takes_several: bool = False
+    """True for a network of several inputs."""
 
 
 class Assembled(Protocol):
@@ -90,8 +92,8 @@ class Assembled(Protocol):
         """Names of several outputs."""
 
 
-def assembly_of(record: Assembled) -> Assembly:
-    """Return the way to a record's network."""
+def assembly_of(record: Assembled, *, takes_several: bool = False) -> Assembly:
+    """Return the way to a record's network; `takes_several` is true for one of several inputs."""
     return Assembly(
         record.factory,
         record.torchvision_weights,
@@ -100,6 +102,7 @@ def assembly_of(record: Assembled) -> Assembly:
         record.arguments,
         record.logits,
         record.output_names,
+        takes_several,
     )
 
 
@@ -131,6 +134,23 @@ class OutputsOf(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return each output, (batch, …)."""
         found = dict(entries_of(self.body(image)))
+        return tuple(found[name] for name in self.names)
+
+
+class LogitsOfSeveral(LogitsOf):
+    """The same for a network of several inputs. torch.fx cannot trace a signature of any number of them."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return (batch, classes)."""
+        return entry_of(self.body(*inputs), self.name)
+
+
+class OutputsOfSeveral(OutputsOf):
+    """The same for a network of several inputs."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return each output, (batch, …)."""
+        found = dict(entries_of(self.body(*inputs)))
         return tuple(found[name] for name in self.names)
 
 

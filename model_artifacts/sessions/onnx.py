@@ -9,17 +9,16 @@ import numpy as np
 from model_artifacts.errors import RetryableError, RunError, UnsupportedError, listed, one_line
 from model_artifacts.host.environment import missing_gpu, threads
 from model_artifacts.records import EngineFlavour, Precision
+from model_artifacts.sessions.feeds.batches import feed_of, rows_of_batch, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
     from onnxruntime import InferenceSession, SessionOptions
 
     from model_artifacts.records import Gpu, Graph, TensorSpec, Variant
-
-    Batch = npt.NDArray[np.float32]
+    from model_artifacts.sessions.feeds.batches import Batch
 
 
 Outputs = Any
@@ -43,18 +42,18 @@ process by SIGSEGV while it loads a transformer in FP16: patches by a convolutio
 class ProviderFacts(NamedTuple):
     """The facts that a session of the TensorRT provider takes beside the ONNX file."""
 
-    image: TensorSpec
-    """The graph's input."""
+    inputs: tuple[TensorSpec, ...]
+    """The graph's inputs."""
     cache: Path
     """The folder of the engines that earlier sessions of this very file built."""
 
 
-def run_stand_in(model: bytes, images: Batch, batch: int) -> Outputs:
+def run_stand_in(model: bytes, samples: Batch, batch: int) -> Outputs:
     """Run a graph with TensorRT's placement of Q/DQ pairs in ONNX Runtime, as a stand-in for TensorRT.
 
     Args:
         model: the serialized graph.
-        images: float32 (samples, channels, height, width).
+        samples: float32 (samples, channels, height, width), or the inputs that the graph has.
         batch: the batch size.
 
     Returns:
@@ -71,7 +70,8 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Outputs:
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
         )
         run = run_of(session)
-        parts = [run(images[at : at + batch]) for at in range(0, len(images), batch)]
+        starts = range(0, size_of(samples), batch)
+        parts = [run(rows_of_batch(samples, slice(at, at + batch))) for at in starts]
     except RunError:
         raise
     except Exception as exc:  # onnxruntime's exceptions have no common public base
@@ -80,28 +80,22 @@ def run_stand_in(model: bytes, images: Batch, batch: int) -> Outputs:
 
 
 class Ends(NamedTuple):
-    """Names of a graph's one input, and of its outputs."""
+    """Names of a graph's inputs and outputs."""
 
-    input: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 def ends_of(inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
-    """Return the names of a graph's one input and of its outputs. Pure.
+    """Return the names of a graph's inputs and outputs. Pure.
 
     Raises:
-        RunError: there are several inputs, or none; or there is no output.
+        RunError: there is no input, or no output.
     """
-    if len(inputs) != 1:
-        raise RunError(
-            "the artifact must have one input, because no other one is filled",
-            expected="one, the images",
-            got=f"{len(inputs)}: {listed(list(inputs))}" if inputs else "none",
-            fix="build it from a network with one input",
-        )
-    if not outputs:
-        raise RunError("the artifact has no output", expected="one or more", got="none")
-    return Ends(inputs[0], tuple(outputs))
+    for role, names in (("input", inputs), ("output", outputs)):
+        if not names:
+            raise RunError(f"the artifact has no {role}", expected="one or more", got="none")
+    return Ends(tuple(inputs), tuple(outputs))
 
 
 def named(names: Sequence[str], values: Sequence[T]) -> T | dict[str, T]:
@@ -135,12 +129,12 @@ def run_of(session: InferenceSession) -> Callable[[Batch], Outputs]:
     """Return a function that runs batches in a session, and gives every output.
 
     Raises:
-        RunError: the graph has several inputs.
+        RunError: the graph has no input or no output. The function raises it for a batch of other inputs.
     """
     ends = ends_of([item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
 
     def run(batch: Batch) -> Outputs:
-        results = session.run([*ends.outputs], {ends.input: batch})
+        results = session.run([*ends.outputs], feed_of(ends.inputs, batch))
         return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
 
     return run
@@ -220,7 +214,7 @@ def tensorrt_session(file: Path, variant: Variant, gpu: Gpu | None, facts: Provi
         file: the ONNX file.
         variant: the precision, batch range and workspace.
         gpu: the GPU.
-        facts: the graph's input, and the folder of built engines.
+        facts: the graph's inputs, and the folder of built engines.
 
     Raises:
         UnsupportedError: there is no GPU or no TensorRT, or this onnxruntime has no TensorRT provider.
@@ -242,7 +236,7 @@ def tensorrt_session(file: Path, variant: Variant, gpu: Gpu | None, facts: Provi
     options.log_severity_level = _ERRORS
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    provider = (_TENSORRT_PROVIDER, provider_options(variant, gpu, facts.image, cache))
+    provider = (_TENSORRT_PROVIDER, provider_options(variant, gpu, facts.inputs, cache))
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider], enable_fallback=0)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
@@ -253,7 +247,7 @@ def tensorrt_session(file: Path, variant: Variant, gpu: Gpu | None, facts: Provi
     return session
 
 
-def provider_options(variant: Variant, gpu: Gpu, image: TensorSpec, cache: Path) -> dict[str, str]:
+def provider_options(variant: Variant, gpu: Gpu, inputs: Sequence[TensorSpec], cache: Path) -> dict[str, str]:
     """Return the TensorRT provider's options for a variant.
 
     Source of the names: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html. Engines are
@@ -273,6 +267,7 @@ def provider_options(variant: Variant, gpu: Gpu, image: TensorSpec, cache: Path)
         options["trt_max_workspace_size"] = str(variant.workspace.bytes)
     if variant.profile:
         for end in ("min", "opt", "max"):
-            sizes = (getattr(variant.profile, end), *image.shape[1:])
-            options[f"trt_profile_{end}_shapes"] = f"{image.name}:{'x'.join(map(str, sizes))}"
+            size = getattr(variant.profile, end)
+            shapes = [f"{spec.name}:{'x'.join(map(str, (size, *spec.shape[1:])))}" for spec in inputs]
+            options[f"trt_profile_{end}_shapes"] = ",".join(shapes)
     return options

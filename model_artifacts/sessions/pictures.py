@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """Return an image in 8 bits: mode L for a greyscale network, else RGB, or BGR under the name RGB.
 
+    Four channels are RGBA, or BGRA under that name: an image without transparency is opaque.
+
     Colours are converted by Pillow, as torchvision's `ImageFolder` does it: palettes are looked up, CMYK and YCbCr are
     computed without a colour profile, and 16-bit colours keep their upper 8 bits. 16-bit, 32-bit and float greyscale
     has no black and white of its own. It needs `levels`, between which it is scaled.
@@ -35,7 +37,7 @@ def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
         image = _between_levels(image, spec)
     if spec.transparency is not Transparency.DROPPED and image.has_transparency_data:
         image = _on(spec.transparency.value, image)
-    mode = "L" if spec.channels == 1 else "RGB"
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
     try:
         converted = (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
     except ValueError as exc:
@@ -49,7 +51,8 @@ def to_colours(image: Image.Image, spec: Preprocessing) -> Image.Image:
     if spec.order is ChannelOrder.BGR:
         from PIL import Image as PillowImage  # noqa: PLC0415 - the same
 
-        converted = PillowImage.merge("RGB", converted.split()[::-1])
+        red, green, blue, *alpha = converted.split()
+        converted = PillowImage.merge(mode, (blue, green, red, *alpha))
     return converted
 
 

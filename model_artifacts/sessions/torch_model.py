@@ -17,21 +17,23 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
-from torch.nn.functional import interpolate
 
 from model_artifacts.errors import SourceError, StorageError, listed, one_line
 from model_artifacts.records import Precision, call_of
 from model_artifacts.sessions import torchvision_models
-from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32
+from model_artifacts.sessions.arithmetic import call, relative_l2, strict_fp32
 from model_artifacts.sessions.factory_call import (
     LogitsOf,
+    LogitsOfSeveral,
     OutputsOf,
+    OutputsOfSeveral,
     find_factory,
     named,
     running_factory,
     without_weights,
 )
-from model_artifacts.sessions.folding.watching import Operands, fold_watched
+from model_artifacts.sessions.folding.probes import probes_of
+from model_artifacts.sessions.folding.watching import Operands, count_batch_norms, fold_watched
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Argument
     from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.factory_call import Assembly
+    from model_artifacts.sessions.feeds.samples import Samples
 
     Factory = Callable[..., nn.Module]
 
@@ -227,9 +230,9 @@ def make(assembly: Assembly, seed: int = SEED) -> nn.Module:
     arguments = without_weights(assembly.factory, assembly.arguments)
     model = make_model(assembly.factory, assembly.torchvision_weights, seed, arguments)
     if assembly.logits:
-        model = LogitsOf(model, assembly.logits)
+        model = (LogitsOfSeveral if assembly.takes_several else LogitsOf)(model, assembly.logits)
     if assembly.output_names:
-        model = OutputsOf(model, assembly.output_names)
+        model = (OutputsOfSeveral if assembly.takes_several else OutputsOf)(model, assembly.output_names)
     if assembly.replaced_head:
         replace_head(model, assembly.replaced_head, assembly.classes)
     return model
@@ -267,11 +270,22 @@ class Typed(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Result:
         """Return float32 (batch, classes), or a tuple of several outputs."""
-        found = self.body(image.to(self.dtype))
-        if isinstance(found, tuple):
-            return tuple(output.float() for output in found)
-        logits: torch.Tensor = found.float()
-        return logits
+        return self._wide(self.body(self._narrow(image)))
+
+    def _narrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor  # ids of tokens stay what they are
+
+    @staticmethod
+    def _wide(found: Any) -> Result:  # noqa: ANN401 - what a network returns
+        return tuple(output.float() for output in found) if isinstance(found, tuple) else found.float()
+
+
+class TypedInputs(Typed):
+    """The same for a network of several inputs."""
+
+    def forward(self, *inputs: torch.Tensor) -> Result:
+        """Return the output, or a tuple of several."""
+        return self._wide(self.body(*map(self._narrow, inputs)))
 
 
 def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
@@ -281,8 +295,6 @@ def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     return model
 
 
-_PROBES = 3
-"""Images that a folded network is compared on."""
 _FOLDED = 1e-4
 """The largest relative L2 by which folding may move logits: ten times the floor of the gates' bounds
 (`pipeline/stages/validate/gates.py`). FP32's rounding moves those of deep networks by 1e-6 to 1e-5."""
@@ -295,7 +307,7 @@ class Folded(NamedTuple):
     batch_norms: int
 
 
-def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Folded:
+def fold_batch_norms(model: nn.Module, inputs: tuple[int, int, int] | Samples) -> Folded:
     """Fold batch-norms in FP32, before any cast, if the logits stay the same.
 
     torch.fx folds those of its trace, and a run of the network those that it leaves. torch.fx is not used for networks
@@ -306,9 +318,9 @@ def fold_batch_norms(model: nn.Module, input_shape: tuple[int, int, int]) -> Fol
 
     Args:
         model: the network, in FP32 and in evaluation mode.
-        input_shape: (channels, height, width) of one image.
+        inputs: (channels, height, width) of one image, or samples of the inputs.
     """
-    images = _probes(input_shape)
+    images = probes_of(inputs)
     best = Folded(model, 0)
     for name, fold in (("torch.fx", _fold_trace), ("a run", lambda copied: fold_watched(copied, images))):
         left = count_batch_norms(best.model)
@@ -348,23 +360,16 @@ def _fold_trace(copied: Callable[[], nn.Module]) -> nn.Module:
     return fuse(model, inplace=True).eval()  # it replaces layers, and writes no tensor
 
 
-def _probes(input_shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return a few images that a folded network is compared on."""
-    generator = torch.Generator().manual_seed(SEED)
-    coarse = torch.randn(_PROBES, input_shape[0], 8, 8, generator=generator)
-    return interpolate(coarse, input_shape[1:]) + 0.3 * torch.randn(_PROBES, *input_shape, generator=generator)
-
-
-def _moved(folded: nn.Module, model: nn.Module, images: torch.Tensor) -> float:
+def _moved(folded: nn.Module, model: nn.Module, images: Result) -> float:
     """Return the relative L2 by which folding moves the logits of a few images.
 
     It is infinite if a logit is not a number, or if the folded network computes with the original's weights.
     """
     with strict_fp32():
-        expected = share_weights(model)(images.clone())
+        expected = call(share_weights(model), images)
         copied = share_weights(folded)
         with Operands() as operands:
-            found = copied(images.clone())
+            found = call(copied, images)
     if operands.weights - {id(parameter) for parameter in copied.parameters()}:
         return math.inf
     return relative_l2(found, expected)
@@ -381,11 +386,6 @@ def share_weights(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, shared)
-
-
-def count_batch_norms(model: nn.Module) -> int:
-    """Return the number of batch-norms of a model."""
-    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
 
 
 def ready_to_compile(model: nn.Module, precision: Precision, input_shape: tuple[int, int, int]) -> nn.Module:

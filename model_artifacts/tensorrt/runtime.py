@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from model_artifacts.errors import KernelsError
 from model_artifacts.records import BatchRange, KernelSpecialization, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
     from model_artifacts.errors import RunError
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
 """TensorRT's names of types → the records' names."""
 
 
@@ -72,8 +80,9 @@ class LoadedEngine:
             specialization: time at which kernels are compiled for shapes; flavours that never compile ignore it.
 
         Raises:
-            RunError: the GPU has too little free memory, the library refuses for another reason, or the profile or the
-                cache cannot be used.
+            RunError: the GPU has too little free memory, the library refuses for another reason, or the profile
+                cannot be used.
+            KernelsError: the cache cannot be used.
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
         context = self._engine.create_execution_context(*([] if config is None else [config]))
@@ -104,9 +113,8 @@ class LoadedEngine:
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.name)
         runtime_cache = config.create_runtime_cache()
         if cache and not runtime_cache.deserialize(cache):
-            raise refused(
-                "the runtime cache cannot be used", self._log, "a cache of this flavour from the same type of GPU"
-            )
+            said = refused("the runtime cache cannot be used", self._log)
+            raise KernelsError(said.what, expected="one of this flavour, GPU and driver", got=said.got)
         config.set_runtime_cache(runtime_cache)
         return config, runtime_cache
 
@@ -237,7 +245,10 @@ def load_engine(
     streams_weights = _stream_weights(engine)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    low, best, high = (int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
+    ranges = [_batches(engine, name) for name in inputs]
+    if len(set(ranges)) > 1:
+        raise refused("the inputs take other batches than each other", log, "one range of batch sizes for all inputs")
+    low, best, high = ranges[0]
     loaded = LoadedEngine(
         flavour=flavour,
         inputs=tuple(_spec(engine, name) for name in inputs),
@@ -265,6 +276,11 @@ def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN
             times.setdefault(layer_name, []).append(ms)
 
     return Profiler()
+
+
+def _batches(engine: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the smallest, the best and the largest batch of an input."""
+    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, 0))
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped

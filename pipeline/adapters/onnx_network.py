@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
-"""Types of an input that images in float32 are converted to."""
+"""Types of an input that arrays in float32 are converted to; others stay as they are."""
 _ERRORS = 3
 """ONNX Runtime's log level of errors."""
 
 
 class OnnxNetwork(nn.Module):
-    """A graph of one input, with all of ONNX Runtime's optimisations off."""
+    """A graph with all of ONNX Runtime's optimisations off."""
 
     def __init__(self, file: Path, batch: int | None = None) -> None:
         """Load a graph.
@@ -53,24 +53,30 @@ class OnnxNetwork(nn.Module):
                 got=one_line(exc),
                 fix="export it with operators of ONNX alone, in an operator set that this onnxruntime knows",
             ) from exc
-        (self._input,) = self._session.get_inputs()
-        self._dtype = _DTYPES.get(self._input.type, np.float32)
+        given = self._session.get_inputs()
+        self.input_names = tuple(item.name for item in given)
+        self._dtypes = tuple(_DTYPES.get(item.type) for item in given)
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Return the graph's output, as a tensor, or several in the graph's order.
 
         Args:
-            images: float32 (batch, channels, height, width), in any layout of memory.
+            inputs: the tensor of each input, in the graph's order and any layout of memory, such as float32 (batch,
+                channels, height, width).
         """
-        array = np.ascontiguousarray(images.detach().numpy(), dtype=self._dtype)
-        size = self._batch or len(array)
+        arrays = [
+            np.ascontiguousarray(tensor.detach().numpy(), dtype=dtype)
+            for tensor, dtype in zip(inputs, self._dtypes, strict=True)
+        ]
+        count = len(arrays[0])
+        size = self._batch or count
         parts: list[list[Any]] = []
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            missing = size - len(part)
-            filled = np.concatenate([part, *[part[-1:]] * missing]) if missing else part
-            found = self._session.run(self.output_names, {self._input.name: filled})
-            parts.append([output[: len(part)] for output in found])
+        for start in range(0, count, size):
+            there = min(size, count - start)
+            cut = [array[start : start + size] for array in arrays]
+            filled = [np.concatenate([part, *[part[-1:]] * (size - there)]) if there < size else part for part in cut]
+            found = self._session.run(self.output_names, dict(zip(self.input_names, filled, strict=True)))
+            parts.append([output[:there] for output in found])
         outputs = tuple(torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True))
         return outputs if len(outputs) > 1 else outputs[0]

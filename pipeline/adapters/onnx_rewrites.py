@@ -96,19 +96,19 @@ def cut_softmax(graph: onnx.GraphProto) -> bool:
 
 def set_shapes(
     graph: onnx.GraphProto,
-    input_shape: Sequence[int],
+    input_shapes: Sequence[Sequence[int | str]],
     output_shapes: Sequence[Sequence[int | str]],
     batch: int | None = None,
 ) -> None:
-    """Write the shapes of the one input and of the outputs, and forget all others.
+    """Write the shapes of the inputs and of the outputs, and forget all others.
 
     Args:
         graph: the graph.
-        input_shape: the shape of an image, which follows the axis of the batch.
+        input_shapes: the shape of a sample's part of each input, which follows the axis of the batch.
         output_shapes: the shape of an image's part of each output.
         batch: the size of the batch; None makes it dynamic.
     """
-    for value, shape in zip((*graph.input, *graph.output), (input_shape, *output_shapes), strict=True):
+    for value, shape in zip((*graph.input, *graph.output), (*input_shapes, *output_shapes), strict=True):
         kind = value.type.tensor_type.elem_type
         value.CopyFrom(helper.make_tensor_value_info(value.name, kind, [batch or BATCH, *shape]))
     del graph.value_info[:]

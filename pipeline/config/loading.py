@@ -82,6 +82,19 @@ def argument_error(file: Path, problems: Iterable[tuple[str, str]]) -> ConfigErr
     return ConfigError(file, _sorted(file, lines))
 
 
+def placed_error(file: Path, problems: Iterable[tuple[Location, str]]) -> ConfigError:
+    """Return the error of settings that only the files which they name show to be wrong.
+
+    Args:
+        file: the configuration.
+        problems: the places of settings, with what is wrong.
+    """
+    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - as above
+
+    source = parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else "")
+    return ConfigError(file, _sorted(file, [f"{source.position(place)}: {text}" for place, text in problems]))
+
+
 def _argument_problems(source: YamlSource) -> list[str]:
     """Return the problems of the factory's arguments as they are written, which pydantic does not place exactly."""
     model = source.data.get("model") if isinstance(source.data, dict) else None
@@ -146,7 +159,7 @@ def _onnx_checks(config: Config) -> Iterator[tuple[Location, str]]:
     for name in ("factory", "arguments", "weights", "download_timeout_seconds"):
         if name in model.model_fields_set:
             yield ("model", name), f"`model.{name}`: the network and its weights are `model.onnx`; remove one of them"
-    if config.preprocessing is None:
+    if config.preprocessing is None and config.data.tensors is None:
         text = "`model.onnx`: nothing in an ONNX file says how images were prepared; write `preprocessing`, such as"
         example = "{resize: 256, crop: 224, interpolation: bilinear, mean: [0, 0, 0], std: [1, 1, 1]}"
         yield ("model", "onnx"), f"{text} {example} with the training's own values"

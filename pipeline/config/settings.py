@@ -61,8 +61,7 @@ class WeightsConfig(Record):
     file: Annotated[str, AfterValidator(check_path)] = "auto"
     """auto, sample, factory, a name of torchvision's weights such as IMAGENET1K_V1, or the path of a file."""
     key: str | None = None
-    """The keys that lead to the state dict in a file that holds several, joined by dots. None takes the one that fits.
-    """
+    """The keys that lead to the state dict in a file of several, joined by dots. None takes the one that fits."""
 
     @property
     def is_file(self) -> bool:
@@ -109,6 +108,8 @@ class DataConfig(Record):
 
     images: Annotated[str, AfterValidator(check_path)] = "auto"
     """auto, digits, photographs, or the path of a folder with one folder of images for each class."""
+    tensors: Annotated[str, AfterValidator(check_path)] | None = None
+    """A npz file with an array for each input of the model, in the place of images. The first axis is the sample."""
     calibration: Count = 512
     """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
     validation: Count = 500

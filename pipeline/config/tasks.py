@@ -39,7 +39,7 @@ CLASSES = "classes"
 
 def task_problems(config: Config) -> Iterator[tuple[Location, str]]:
     """Yield the settings that another task has, and those that this one lacks, as pairs of location and text."""
-    yield from _label_problems(config)
+    yield from _tensor_problems(config) if config.data.tensors is not None else _label_problems(config)
     yield from _answer_problems(config)
     yield from _decoding_problems(config)
     if config.model.task is not Task.CLASSIFICATION:
@@ -63,6 +63,21 @@ def require_tolerances(tolerance: tuple[float, ...], count: int, what: str = "nu
             expected=f"one number for all, or {count}, one for each",
             got=str(len(tolerance)),
         )
+
+
+def _tensor_problems(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the settings of images that a model of tensors has not, as pairs of location and text."""
+    if config.preprocessing is not None:
+        text = "`preprocessing` is of images, and `data.tensors` are the model's own inputs; remove one of them"
+        yield ("preprocessing",), text
+    for name in ("images", "masks", "labels"):
+        if name in config.data.model_fields_set:
+            yield ("data", name), f"`data.{name}` belongs to images, and `data.tensors` has none; remove one of them"
+    if config.model.task in {Task.SEGMENTATION, Task.DETECTION}:
+        text = f"`data.tensors`: `task: {config.model.task.value}` answers with places in images; remove one of them"
+        yield ("data", "tensors"), text
+    if config.model.weights.file == "sample":
+        yield ("model", "weights"), "`model.weights`: the sample model takes images, not `data.tensors`; name others"
 
 
 def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:

@@ -79,6 +79,11 @@ class Paths:
         return self.folder / "source" / "model.onnx"
 
     @property
+    def source_samples(self) -> Path:
+        """The first samples of `data.tensors`, with a field for each input."""
+        return self.folder / "source" / "samples.npy"
+
+    @property
     def data(self) -> Path:
         """The record of the images and of the reference's logits."""
         return self.folder / "data" / "data.json"

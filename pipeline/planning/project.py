@@ -40,7 +40,6 @@ from pipeline.records import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord, Tool
@@ -188,8 +187,8 @@ class Project:
         """Return the record of the report."""
         return self._read(self.paths.report_record, ReportRecord, "report", self.plan.model)
 
-    def pixels(self, record: FileRecord) -> npt.NDArray[np.uint8]:
-        """Return uint8 NHWC pixels, mapped from disk, so that only the used ones are read."""
+    def pixels(self, record: FileRecord) -> npt.NDArray[Any]:
+        """Return uint8 NHWC pixels, or samples of tensors, mapped from disk, so that only the used ones are read."""
         import numpy  # noqa: PLC0415,ICN001 - planning does without
 
         return numpy.load(self.file(record), mmap_mode="r")  # type: ignore[no-any-return]

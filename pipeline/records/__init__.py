@@ -11,7 +11,7 @@ from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
 from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun
 from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
-from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, output_spec
+from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, tensor_spec
 
 __all__ = [
     "AccuracyReport",
@@ -45,5 +45,5 @@ __all__ = [
     "TimedSet",
     "TimedVariant",
     "Verdict",
-    "output_spec",
+    "tensor_spec",
 ]

@@ -18,6 +18,8 @@ class ImagesOrigin(str, Enum):
     """Crops of scikit-learn's two photographs, without labels."""
     FOLDER = "folder"
     """A folder of image files."""
+    TENSORS = "tensors"
+    """A file with an array for each of the model's inputs."""
 
 
 class BoxKind(IntEnum):
@@ -36,7 +38,8 @@ class BoxKind(IntEnum):
 class DataRecord(StageRecord):
     """Calibration and validation images, and the FP32 reference's logits: `<model>/data/data.json`.
 
-    Pixels are uint8 in NHWC order, after resize and crop and before normalisation. Logits are float32 of shape
+    Pixels are uint8 in NHWC order, after resize and crop and before normalisation. Samples of a model of tensors are an
+    array (samples,) with a field for each input, in its own type. Logits are float32 of shape
     (samples, classes), other outputs flattened. Each of several outputs has its own array, of its own shape.
     """
 
@@ -44,14 +47,14 @@ class DataRecord(StageRecord):
     """Origin of the images."""
     origin_detail: str
     """Description of that origin, such as the folder."""
-    preprocessing: Preprocessing
-    """Steps from an image file to the input."""
+    preprocessing: Preprocessing | None
+    """Steps from an image file to the input; None for a model of tensors."""
     calibration: FileRecord
-    """Pixels for calibration, npy."""
+    """Pixels or samples for calibration, npy."""
     calibration_samples: PositiveInt
     """Number of images for calibration."""
     validation: FileRecord
-    """Pixels for validation, npy."""
+    """Pixels or samples for validation, npy."""
     validation_samples: PositiveInt
     """Number of images for validation."""
     labels: FileRecord | None

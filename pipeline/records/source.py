@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
+from model_artifacts.errors import UnsupportedError
 from model_artifacts.records import (
     Argument,
     Count,
@@ -28,17 +29,17 @@ class ReadFile(Record):
     """SHA-256 of the file's bytes."""
 
 
-def output_spec(name: str, sample: tuple[int, ...]) -> TensorSpec:
-    """Return the spec of a float32 output, given the shape for one image."""
+def tensor_spec(name: str, sample: tuple[int, ...], dtype: str = "float32") -> TensorSpec:
+    """Return the spec of an input or output, given the shape of one sample."""
     shape = ("batch", *sample)
-    return TensorSpec(name=name, shape=shape, dtype="float32", layout="NCHW"[: len(shape)])
+    return TensorSpec(name=name, shape=shape, dtype=dtype, layout="NCHW"[: len(shape)])
 
 
 class OnnxSource(Record):
     """Facts about a model that is an ONNX file."""
 
     input: str
-    """Name of the input."""
+    """Name of the input, of several that of the first."""
     output: str | None
     """Name of the one output; None for several."""
     opset: PositiveInt
@@ -86,8 +87,8 @@ class SourceRecord(StageRecord):
     """Name of the file in torch's cache that `auto` could not download, and replaces the sample model with."""
     reads: tuple[ReadFile, ...] = ()
     """Files that the factory read, such as weights that it loads by itself."""
-    preprocessing: Preprocessing
-    """Steps from an image file to the input."""
+    preprocessing: Preprocessing | None
+    """Steps from an image file to the input; None for a model of tensors."""
     task: Task = Task.CLASSIFICATION
     """Task of the model. The JSON of a classification leaves it out."""
     sample_shape: tuple[PositiveInt, ...] | None = None
@@ -97,16 +98,32 @@ class SourceRecord(StageRecord):
     """Outputs of a network that returns several, in its order. The JSON of one output leaves it out."""
     onnx: OnnxSource | None = None
     """Facts about the ONNX file; None for a network of torch."""
+    named_inputs: tuple[TensorSpec, ...] = ()
+    """Inputs of a model of tensors, in its order. The JSON of a model of images leaves it out."""
+    samples: FileRecord | None = None
+    """First samples of these inputs, npy with a field for each; None for a model of images."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "sample_shape", "named_outputs", "onnx"})
+        return without_defaults(self, serialize(self), _LATER)
 
     @property
-    def input(self) -> TensorSpec:
-        """The model's input: float32 images in NCHW order."""
-        shape = ("batch", *self.preprocessing.input_shape)
-        return TensorSpec(name=self.onnx.input if self.onnx else "image", shape=shape, dtype="float32", layout="NCHW")
+    def pictures(self) -> Preprocessing:
+        """Steps from an image file to the input, of a model of images.
+
+        Raises:
+            UnsupportedError: the model takes tensors.
+        """
+        if self.preprocessing is None:
+            raise UnsupportedError("the model takes the tensors of `data.tensors`, and no images")
+        return self.preprocessing
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs: float32 images in NCHW order, or tensors of any type and shape."""
+        if self.named_inputs:
+            return self.named_inputs
+        return (tensor_spec(self.onnx.input if self.onnx else "image", self.pictures.input_shape),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -115,7 +132,7 @@ class SourceRecord(StageRecord):
             return self.named_outputs
         own = self.logits if self.task.keeps_name else None
         own = self.onnx.output if self.onnx else own
-        return (output_spec(own or self.task.output, self.sample_shape or (self.classes,)),)
+        return (tensor_spec(own or self.task.output, self.sample_shape or (self.classes,)),)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -124,5 +141,9 @@ class SourceRecord(StageRecord):
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """The file of weights."""
-        return (self.weights,)
+        """The file of weights, and of samples."""
+        return (self.weights, self.samples) if self.samples else (self.weights,)
+
+
+_LATER = ("task", "sample_shape", "named_outputs", "onnx", "named_inputs", "samples")
+"""Fields that the first records do not have."""

@@ -40,11 +40,14 @@ class FakeRuntime:
         """The current GPU."""
         self.chosen: list[int] = []
         """The GPUs that were made the current one."""
+        self.graph_bytes = 0
+        """The memory that each instantiated graph takes."""
         self.looked_at: list[bool] = []
         """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
         self._recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._executables: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         """Return the constants and descriptions of the real module."""
@@ -82,7 +85,8 @@ class FakeRuntime:
         return OK, self.current
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:
-        return OK, self.total - sum(map(ctypes.sizeof, self.blocks.values())), self.total
+        taken = sum(map(ctypes.sizeof, self.blocks.values())) + self.graph_bytes * len(self._executables)
+        return OK, self.total - taken, self.total
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
         if size > self.cudaMemGetInfo()[1]:
@@ -177,6 +181,7 @@ class FakeRuntime:
     def cudaGraphInstantiate(self, graph: int, _: int) -> tuple[Any, int]:
         executable = self._new()
         self._graphs[executable] = self._graphs[graph]
+        self._executables.add(executable)
         return OK, executable
 
     def cudaGraphLaunch(self, executable: int, _: int) -> tuple[Any]:
@@ -188,19 +193,20 @@ class FakeRuntime:
         return self._end(graph)
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[Any]:
+        self._executables.remove(executable)
         return self._end(executable)
 
 
-def at(pointer: int, shape: tuple[int, ...]) -> Any:
-    """Return the float32 array that lies at an address."""
+def at(pointer: int, shape: tuple[int, ...], kind: type[Any] = ctypes.c_float) -> Any:
+    """Return the array that lies at an address, of float32 or another type of C."""
     size = int(np.prod(shape))
-    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(pointer)).reshape(shape)
+    return np.ctypeslib.as_array((kind * size).from_address(pointer)).reshape(shape)
 
 
 class FakeContext:
     """Runs batches of a network whose logits are each image's mean, plus 0, 1, 2 … by class.
 
-    Of several outputs, the second has 100 more, the third 200.
+    Of several outputs, the second has 100 more, the third 200. An input `tokens` adds each sample's sum to its logits.
     """
 
     def __init__(self, cuda: FakeRuntime, classes: int, outputs: tuple[str, ...]) -> None:
@@ -209,15 +215,19 @@ class FakeContext:
         self._outputs = outputs
         self.addresses: dict[str, int] = {}
         self.images: tuple[int, ...] = ()
+        self.tokens: tuple[int, ...] = ()
         self.enqueued = 0
 
     def set_address(self, name: str, pointer: int) -> None:
         """Keep it."""
         self.addresses[name] = pointer
 
-    def set_input_shape(self, _: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Keep it."""
-        self.images = shape
+        if name == "tokens":
+            self.tokens = shape
+        else:
+            self.images = shape
 
     def shape(self, _: str) -> tuple[int, ...]:
         """Return the logits'."""
@@ -225,11 +235,13 @@ class FakeContext:
 
     def enqueue(self, _: int) -> None:
         """Compute, now or at the replay of the graph, with the batch size of the capture."""
-        images, source = self.images, self.addresses["image"]
+        images, tokens, addresses = self.images, self.tokens, dict(self.addresses)
         targets = [self.addresses[name] for name in self._outputs]
 
         def work() -> None:
-            means = at(source, images).reshape(images[0], -1).mean(axis=1, keepdims=True)
+            means = at(addresses["image"], images).reshape(images[0], -1).mean(axis=1, keepdims=True)
+            if tokens:
+                means = means + at(addresses["tokens"], tokens, ctypes.c_int64).sum(axis=1, keepdims=True)
             for number, target in enumerate(targets):
                 at(target, (images[0], self._classes))[...] = means + np.arange(self._classes) + 100 * number
 
@@ -254,19 +266,22 @@ class FakeContext:
 class FakeEngine:
     """A loaded engine, as a session uses it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the facts of an engine
         self,
         cuda: FakeRuntime,
         batches: BatchRange,
         sample: tuple[int, int, int] = (3, 4, 4),
         classes: int = 10,
         outputs: tuple[str, ...] = ("logits",),
+        *,
+        takes_tokens: bool = False,
     ) -> None:
         self._cuda = cuda
         self._classes = classes
         self.batches = batches
         self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec(name="image", shape=("batch", *sample), dtype="float32", layout="NCHW"),
+            *([TensorSpec(name="tokens", shape=("batch", 2), dtype="int64", layout="NC")] if takes_tokens else []),
         )
         self.outputs = tuple(
             TensorSpec(name=name, shape=("batch", classes), dtype="float32", layout="NC") for name in outputs

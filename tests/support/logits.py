@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.sessions.preprocessing import to_input
+from pipeline.stages.common.samples import to_batch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +20,8 @@ FP16 = 5e-3
 def images(project: Project, count: int | None = None) -> npt.NDArray[np.float32]:
     """Return the first validation images, or all of them, as the network takes them."""
     data = project.data()
-    return to_input(project.pixels(data.validation)[:count], data.preprocessing)
+    batch: npt.NDArray[np.float32] = to_batch(project.pixels(data.validation)[:count], data.preprocessing)
+    return batch
 
 
 def reference(project: Project, count: int | None = None) -> npt.NDArray[np.float32]:

@@ -16,10 +16,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import call, strict_fp32
+from model_artifacts.sessions.feeds.batches import each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from model_artifacts.sessions.arithmetic import Result
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
@@ -28,7 +31,7 @@ _READS_VALUES = {"item", "_local_scalar_dense", "equal", "is_nonzero"}
 """Operators of torch that give Python's numbers, on which a network may branch."""
 
 
-def fold_watched(copied: Callable[[], nn.Module], images: torch.Tensor) -> nn.Module:
+def fold_watched(copied: Callable[[], nn.Module], images: Result) -> nn.Module:
     """Return a copy of a network with each batch-norm folded into the layer whose result it alone reads, as runs show.
 
     Layers and batch-norms that are called more than once, have hooks, or are of a class derived from torch's stay. The
@@ -37,12 +40,12 @@ def fold_watched(copied: Callable[[], nn.Module], images: torch.Tensor) -> nn.Mo
 
     Args:
         copied: makes a copy that may be changed, in FP32 and in evaluation mode. Its tensors are not written to.
-        images: float32 (images, channels, height, width), more than one.
+        images: float32 (images, channels, height, width), more than one; or the tensors of several inputs.
 
     Raises:
         ValueError: the network may take another way for other images, past one of these layers.
     """
-    several, single = (_watched(copied(), batch) for batch in (images, images[:1]))
+    several, single = (_watched(copied(), batch) for batch in (images, each(images, lambda tensor: tensor[:1])))
     if several.way != single.way:
         raise ValueError("its operators depend on the batch size")
     if read := sorted({operator for operator in several.way if operator.split(".")[1] in _READS_VALUES}):
@@ -57,7 +60,12 @@ def fold_watched(copied: Callable[[], nn.Module], images: torch.Tensor) -> nn.Mo
     return model
 
 
-def _watched(model: nn.Module, images: torch.Tensor) -> _Watch:
+def count_batch_norms(model: nn.Module) -> int:
+    """Return the number of batch-norms of a model."""
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
+
+
+def _watched(model: nn.Module, images: Result) -> _Watch:
     """Run a copy of a network, and note the layers and batch-norms that it calls."""
     watch = _Watch({module: name for name, module in model.named_modules()})
     for module in model.modules():
@@ -66,7 +74,7 @@ def _watched(model: nn.Module, images: torch.Tensor) -> _Watch:
         elif _is_plain(module, _NORMS):
             module.register_forward_pre_hook(watch.norm_is_called)
     with strict_fp32(), watch:
-        model(images.clone())  # some networks change their input
+        call(model, images)
     return watch
 
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 
 _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
+_NO_MODULE_OF_TENSORS = (
+    "the model takes the tensors of `data.tensors`, and modules are made of networks that take images: this model has "
+    "engines and ONNX files alone"
+)
 
 
 def build_variant(project: Project, variant: Variant) -> Artifact:
@@ -47,6 +51,8 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         return make_engine(project, variant, key)
     if variant.backend.is_module and project.source().onnx:
         raise UnsupportedError(_NO_MODULE)
+    if variant.backend.is_module and project.source().named_inputs:
+        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)
     if variant.backend.is_torch_tensorrt:
@@ -93,7 +99,7 @@ def _weights(project: Project, variant: Variant, key: Key) -> Artifact:
         variant=variant,
         outcome=Outcome.DONE,
         file=source.weights,
-        inputs=(source.input,),
+        inputs=source.inputs,
         outputs=source.outputs,
     )
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -52,13 +52,13 @@ class Images:
     """Preprocessed images.
 
     Attributes:
-        pixels: uint8 (samples, height, width, channels).
+        pixels: uint8 (samples, height, width, channels); of a model of tensors an array with a field for each input.
         labels: int64 (samples,) class indices; None without labels.
         unreadable: the files that could not be read.
         names: the samples' paths in their folder; empty for other sources.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[Any]
     labels: npt.NDArray[np.int64] | None
     unreadable: tuple[str, ...] = ()
     names: tuple[str, ...] = ()

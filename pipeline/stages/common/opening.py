@@ -122,13 +122,13 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     module = None
     if variant.backend.is_module:
         source = project.source()
-        shape = source.preprocessing.input_shape
+        shape = source.pictures.input_shape
         module = ModuleFacts(
             artifact.module, source.factory, shape, project.paths.root, source.arguments, source.output_names
         )
     provider = None
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
-        provider = ProviderFacts(artifact.inputs[0], project.paths.provider_cache(variant, record))
+        provider = ProviderFacts(artifact.inputs, project.paths.provider_cache(variant, record))
     # A damaged engine can crash its process, and a module holds code. ONNX's readers refuse a damaged graph themselves.
     is_checked = variant.backend is Backend.TENSORRT or variant.backend.is_module
     return ArtifactFile(

@@ -1,4 +1,4 @@
-"""Images that show how a network computes, for stages that run before the user's images are read."""
+"""Inputs that show how a network computes, for stages that run before the user's data are split."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.preprocessing import to_input
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.feeds.batches import Batch
+    from pipeline.planning.project import Project
 
 _COARSE = 8
 """Patches along each axis: noise of single pixels alone would leave pooled features of all images nearly alike."""
@@ -37,3 +40,24 @@ def probe_images(spec: Preprocessing, count: int) -> npt.NDArray[np.float32]:
         light = rng.uniform(0.3, 1.0, channels)
         images.append((0.75 * patches[rows][:, columns] + 0.25 * fine) * light)
     return to_input(np.stack(images).astype(np.uint8), spec)
+
+
+def probe_batch(inputs: Preprocessing | Samples, count: int) -> Batch:
+    """Return a batch that shows how a network computes: `probe_images`, or the first samples of its own inputs.
+
+    Args:
+        inputs: the preprocessing; of a model of tensors the samples.
+        count: the number of samples.
+    """
+    return inputs.batch(count) if isinstance(inputs, Samples) else probe_images(inputs, count)
+
+
+def inputs_of(project: Project) -> Preprocessing | Samples:
+    """Return what the model's inputs are made of: the preprocessing, or samples that the source stage has kept."""
+    source = project.source()
+    return source.pictures if source.samples is None else Samples(np.load(project.file(source.samples)))
+
+
+def shape_of(inputs: Preprocessing | Samples) -> tuple[int, int, int] | Samples:
+    """Return (channels, height, width) of an image, or the samples."""
+    return inputs if isinstance(inputs, Samples) else inputs.input_shape

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.deployment.choices import is_better_than_chance
-from model_artifacts.errors import DataError
+from model_artifacts.errors import DataError, listed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,6 +57,26 @@ def require_different(pixels: Pixels) -> str:
             fix="check the images, and `levels`, `resize` and `crop` of `preprocessing` in pipeline.yaml",
         )
     return f"no pixel differs by more than {apart} of 255 among {len(pixels)} images" if len(pixels) > 1 else ""
+
+
+def require_different_rows(rows: npt.NDArray[Any]) -> str:
+    """Return a warning if an input is the same in all samples; empty otherwise.
+
+    Args:
+        rows: an array with a field for each input, possibly mapped from disk.
+
+    Raises:
+        DataError: all inputs are, and there are several samples.
+    """
+    names = rows.dtype.names or ()
+    same = [name for name in names if len(rows) > 1 and bool((rows[name] == rows[name][:1]).all())]
+    if same and len(same) == len(names):
+        raise DataError(
+            f"all {len(rows)} samples are the same, so nothing can be validated",
+            expected="samples that differ",
+            fix="check the arrays of `data.tensors` in pipeline.yaml",
+        )
+    return f"the input {listed(same)} is the same in all {len(rows)} samples" if same else ""
 
 
 def chance_warning(top1: float, samples: int, classes: int) -> str:

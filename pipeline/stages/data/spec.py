@@ -29,12 +29,13 @@ def data_key(project: Project, _model: str) -> Key:
         weights=source.weights.sha256,
         preprocessing=source.preprocessing,
         images=data.images,
-        folder=folder_digest(project, data.images),
+        folder=folder_digest(project, data.images) if data.tensors is None else None,
         classes=data.classes,
         class_file=file_digest(project, data.classes) if isinstance(data.classes, str) else None,
         calibration=data.calibration,
         validation=data.validation,
         **_label_fields(project),
+        **({"tensors": file_digest(project, data.tensors)} if data.tensors is not None else {}),
         pillow=version("pillow"),
         torch=version("torch"),
         **({"onnxruntime": version("onnxruntime-gpu")} if source.onnx else {}),
@@ -75,5 +76,7 @@ SPEC = StageSpec(
     seconds=10,
     requires=lambda schedule, _model: schedule.of("source"),
     needs_torch=True,
-    maker_fields=frozenset({"folder", "class_file", "mask_folder", "label_file", "pillow", "torch", "onnxruntime"}),
+    maker_fields=frozenset(
+        {"folder", "tensors", "class_file", "mask_folder", "label_file", "pillow", "torch", "onnxruntime"}
+    ),
 )

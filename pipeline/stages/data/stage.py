@@ -8,10 +8,9 @@ import logging
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from model_artifacts.deployment.detections import classes_of as detected_classes
 from model_artifacts.errors import DataError
@@ -21,8 +20,8 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Preprocessing, Task, WeightsOrigin
-from model_artifacts.sessions.arithmetic import strict_fp32, tensors
-from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torch_batch
+from model_artifacts.sessions.feeds.batches import size_of
 from pipeline.config.tasks import CLASSES, TABLE_TASKS, require_tolerances
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -31,8 +30,16 @@ from pipeline.stages.common import images
 from pipeline.stages.common.classes import Classes, classes_of
 from pipeline.stages.common.model import put_in_fastest_layout, restore_model
 from pipeline.stages.common.rows import of_each_output, spans_of
+from pipeline.stages.common.samples import to_batch
 from pipeline.stages.data.annotations import Truth, read_annotations
-from pipeline.stages.data.checks import chance_warning, require_different, require_order, several_labels_warning
+from pipeline.stages.data.checks import (
+    chance_warning,
+    require_different,
+    require_different_rows,
+    require_order,
+    several_labels_warning,
+)
+from pipeline.stages.data.tensors import split_tensors
 from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ _EXCHANGED = 500
 
 
 class _Split(NamedTuple):
-    """Calibration and validation images, with pixels mapped from their files."""
+    """Calibration and validation images, with pixels mapped from their files; or the samples of a model of tensors."""
 
     origin: ImagesOrigin
     detail: str
@@ -81,12 +88,16 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     refuse_newer(paths.data)
     key = key_of(project, Step("data", project.plan.model))  # before the images can change
     with replacing(paths.calibration) as calibration, replacing(paths.validation) as held_out, Bars() as bars:
-        classes = _classes(project.config, source)
-        split = _split(project.config.data, source, classes, (calibration, held_out), bars.reporting("reading images"))
+        classes, files = _classes(project.config, source), (calibration, held_out)
+        if source.named_inputs:
+            split = _of_tensors(project, files)
+        else:
+            split = _split(project.config.data, source, classes, files, bars.reporting("reading images"))
         validation = split.validation
-        if remark := require_different(validation.pixels):
+        if remark := (require_different if source.preprocessing else require_different_rows)(validation.pixels):
             log.warning("WARNING: %s", remark)
-        log.info("%d images from %s; computing the FP32 reference", len(validation), split.detail)
+        what = "images" if source.preprocessing else "samples"
+        log.info("%d %s from %s; computing the FP32 reference", len(validation), what, split.detail)
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
         _check_order(project, model, split, reference)
     stored = _store_reference(project, reference)
@@ -163,7 +174,7 @@ def _boxes(config: Config, source: SourceRecord, classes: Classes, validation: I
         Path(config.data.labels),
         Path(config.data.images),
         validation.names,
-        source.preprocessing,
+        source.pictures,
         classes.names,
         _detected_classes(config.model, source),
     )
@@ -179,7 +190,7 @@ def _truth(
         return validation.labels if validation.labels is not None else folder_classes(config.images, validation.names)
     if config.masks is not None and source.sample_shape is not None:
         images_folder, folder = Path(config.images), Path(config.masks)
-        return read_masks(folder, images_folder, validation.names, source.preprocessing, source.sample_shape)
+        return read_masks(folder, images_folder, validation.names, source.pictures, source.sample_shape)
     if table is not None:
         return table.values.astype(np.uint8) if source.task is Task.MULTILABEL else table.values
     return None
@@ -199,16 +210,17 @@ def _table(config: DataConfig, source: SourceRecord, classes: Classes, validatio
 
 def reference_logits(
     model: nn.Module,
-    pixels: npt.NDArray[np.uint8],
-    spec: Preprocessing,
+    pixels: npt.NDArray[Any],
+    spec: Preprocessing | None,
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> npt.NDArray[np.float32]:
     """Run the model strictly in FP32 on the CPU.
 
     Args:
         model: the network, in FP32.
-        pixels: uint8 (samples, height, width, channels), possibly mapped from disk.
-        spec: the preprocessing from pixels to the network's input.
+        pixels: uint8 (samples, height, width, channels), or an array with a field for each input, possibly mapped from
+            disk.
+        spec: the preprocessing from pixels to the network's input; None for a model of tensors.
         report: receives the number of finished samples and their total after each batch.
 
     Returns:
@@ -218,12 +230,12 @@ def reference_logits(
         DataError: the reference gives NaN or infinity.
     """
     batches = []
-    put_in_fastest_layout(model, torch.from_numpy(to_input(_mapped_anew(pixels)[:2], spec)))
+    put_in_fastest_layout(model, torch_batch(to_batch(_mapped_anew(pixels)[:2], spec)))
     with strict_fp32():
         for start in range(0, len(pixels), _BATCH):
-            batch = to_input(_mapped_anew(pixels)[start : start + _BATCH], spec)
-            outputs = [output.detach().numpy() for output in tensors(model(torch.from_numpy(batch)))]
-            batches.append(np.concatenate([output.reshape(len(batch), -1) for output in outputs], axis=1))
+            batch = torch_batch(to_batch(_mapped_anew(pixels)[start : start + _BATCH], spec))
+            outputs = [output.detach().numpy() for output in tensors(call(model, batch))]
+            batches.append(np.concatenate([output.reshape(size_of(batch), -1) for output in outputs], axis=1))
             report(min(start + _BATCH, len(pixels)), len(pixels))
     logits: npt.NDArray[np.float32] = np.concatenate(batches).astype(np.float32)
     if not np.isfinite(logits).all():
@@ -260,18 +272,18 @@ def _check_order(project: Project, model: nn.Module, split: _Split, reference: n
         WeightsOrigin.ONNX,
     }
     stated = written is not None and "order" in written.model_fields_set
-    if labels is None or split.origin is not ImagesOrigin.FOLDER or source.preprocessing.channels == 1:
+    if labels is None or split.origin is not ImagesOrigin.FOLDER or source.pictures.channels != len("RGB"):
         return
     if known or stated or source.classes == 1:
         return
     exchanged = np.array(split.validation.pixels[:_EXCHANGED, ..., ::-1])  # a copy: the file has the other order
     count = len(exchanged)
-    logits = reference_logits(model, exchanged, source.preprocessing)
+    logits = reference_logits(model, exchanged, source.pictures)
     if remark := require_order(reference[:count], logits, labels[:count]):
         log.warning("WARNING: %s", remark)
 
 
-def _mapped_anew(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _mapped_anew(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the same images in a new mapping, which frees the pages read so far: 50,000 images are 7.5 GB."""
     if isinstance(pixels, np.memmap) and pixels.filename is not None:
         return np.load(pixels.filename, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's types do not know
@@ -287,7 +299,7 @@ def _split(
 ) -> _Split:
     """Write the configured images; `auto` means digits for the sample model and photographs for others."""
     calibration, validation = files
-    spec = source.preprocessing
+    spec = source.pictures
     name = config.images
     if name == "auto":
         name = "digits" if source.origin is WeightsOrigin.SAMPLE else "photographs"
@@ -334,6 +346,14 @@ def _split(
     return _Split(ImagesOrigin.FOLDER, f"{name}, {len(folder.files)} images", chosen, held_out)
 
 
+def _of_tensors(project: Project, files: tuple[Path, Path]) -> _Split:
+    """Write the samples of `data.tensors`."""
+    total = split_tensors(project, files)
+    calibration, validation = (images.Images(np.load(file, mmap_mode="r"), None) for file in files)
+    detail = f"{project.config.data.tensors}, {total} samples"
+    return _Split(ImagesOrigin.TENSORS, detail, calibration, validation)
+
+
 def _stored(loaded: Images, file: Path) -> Images:
     """Write images that fit into memory, and return them with pixels mapped from the file."""
     file.write_bytes(_npy(loaded.pixels))
@@ -357,8 +377,9 @@ def run(project: Project, _model: str, console: Console) -> int:
     top1 = "no labels" if record.labels is None else "with labels"
     if record.reference_top1 is not None:
         top1 = f"reference top-1 {record.reference_top1:.1%}"
+    what = "images" if record.preprocessing else "samples"
     console.say(
-        f"images: {record.calibration_samples} for calibration, {record.validation_samples} for validation; {top1}"
+        f"{what}: {record.calibration_samples} for calibration, {record.validation_samples} for validation; {top1}"
     )
     for file in record.unreadable:
         console.say(f"unreadable, left out: {file}")

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from model_artifacts.errors import CrashedError, ExportError, RunError
-from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32, tensors
+from model_artifacts.sessions.arithmetic import call, relative_l2, strict_fp32, tensors, torch_batch
+from model_artifacts.sessions.feeds.batches import rows_of_batch
 from model_artifacts.sessions.module_kinds import untraced
 from model_artifacts.sessions.onnx import run_stand_in
-from pipeline.stages.common.probe import probe_images
+from pipeline.stages.common.probe import probe_batch
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.feeds.samples import Samples
     from model_artifacts.sessions.onnx import Outputs
 
     Logits = npt.NDArray[np.float32]
@@ -35,8 +38,8 @@ probe is a few images. FP32's own rounding is 1e-6 to 2e-6 (its emulation in the
 class Expected(NamedTuple):
     """The logits that a graph must give."""
 
-    images: Logits
-    """A few images, preprocessed: float32 (images, channels, height, width)."""
+    images: Batch
+    """A few images, preprocessed: float32 (images, channels, height, width); or samples of the model's own inputs."""
     outputs: tuple[tuple[Logits, ...], ...]
     """The network's outputs of the first images, in a batch of each size."""
     names: tuple[str, ...]
@@ -45,18 +48,21 @@ class Expected(NamedTuple):
     """The likely cause of a difference."""
 
 
-def expected_of(model: nn.Module, spec: Preprocessing, names: tuple[str, ...]) -> Expected:
+def expected_of(model: nn.Module, spec: Preprocessing | Samples, names: tuple[str, ...]) -> Expected:
     """Run the network itself in strict FP32, before it is exported.
 
     Args:
         model: the network with its weights, in FP32: not folded and not traced.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         names: the names of the outputs.
     """
-    images = probe_images(spec, max(_SIZES))
+    images = probe_batch(spec, max(_SIZES))
     with strict_fp32():
         outputs = tuple(
-            tuple(output.detach().numpy() for output in tensors(model(torch.from_numpy(images[:size].copy()))))
+            tuple(
+                output.detach().numpy()
+                for output in tensors(call(model, torch_batch(rows_of_batch(images, slice(size)))))
+            )
             for size in _SIZES
         )
     return Expected(images, outputs, names, untraced(model))
@@ -91,7 +97,7 @@ def require_agreement(file: Path, expected: Expected, rerun: str, floor: float =
             )
 
 
-def _run(file: Path, images: Logits, rerun: str) -> tuple[Outputs, ...]:
+def _run(file: Path, images: Batch, rerun: str) -> tuple[Outputs, ...]:
     try:
         return run_isolated(_in_onnxruntime, file, images, rerun=rerun)
     except (RunError, CrashedError) as exc:
@@ -100,7 +106,7 @@ def _run(file: Path, images: Logits, rerun: str) -> tuple[Outputs, ...]:
         ) from exc
 
 
-def _in_onnxruntime(file: Path, images: Logits) -> tuple[Outputs, ...]:
+def _in_onnxruntime(file: Path, images: Batch) -> tuple[Outputs, ...]:
     """Run a graph in a batch of each size, in a process that may crash."""
     graph = file.read_bytes()
-    return tuple(run_stand_in(graph, images[:size], size) for size in _SIZES)
+    return tuple(run_stand_in(graph, rows_of_batch(images, slice(size)), size) for size in _SIZES)

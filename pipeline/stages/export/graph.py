@@ -21,7 +21,8 @@ from onnxscript import ir, optimizer
 from torch.fx import GraphModule, Interpreter
 
 from model_artifacts.errors import ExportError, one_line, out_of_memory, shortened
-from model_artifacts.sessions.arithmetic import strict_fp32
+from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torch_batch
+from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_graph import reason_of
 from pipeline.stages.export.translations import TRANSLATIONS
@@ -29,6 +30,7 @@ from pipeline.stages.export.translations import TRANSLATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.torch_model import Typed
 
 INPUT, OUTPUTS = "image", ("logits",)
@@ -81,20 +83,20 @@ class Exported(NamedTuple):
 
 
 def to_onnx(
-    model: Typed, input_shape: tuple[int, int, int], opset: int, outputs: tuple[str, ...] = OUTPUTS
+    model: Typed, inputs: tuple[int, int, int] | Samples, opset: int, outputs: tuple[str, ...] = OUTPUTS
 ) -> Exported:
     """Export a model to a valid graph with folded constants and a dynamic batch axis.
 
     Args:
         model: the module, in evaluation mode.
-        input_shape: (channels, height, width).
+        inputs: (channels, height, width) of an image, or samples of the inputs, whose names the graph has.
         opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
         outputs: the names of the graph's outputs, in the model's order.
 
     Raises:
         ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
     """
-    program = _trace(model, input_shape, max(opset, _EXPORTER_OPSET), outputs)
+    program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs)
     _require_one_way(program)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
@@ -107,7 +109,7 @@ def to_onnx(
     try:
         onnx_graph.check(exported)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise _uncomputable(model, input_shape) or ExportError(
+        raise _uncomputable(model, inputs) or ExportError(
             "the exported graph is not valid ONNX",
             where=_dtype_name(model),
             got=one_line(exc),
@@ -182,7 +184,7 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
 
 
 def _trace(
-    model: Typed, input_shape: tuple[int, int, int], opset: int, outputs: tuple[str, ...]
+    model: Typed, inputs: tuple[int, int, int] | Samples, opset: int, outputs: tuple[str, ...]
 ) -> torch.onnx.ONNXProgram:
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -191,21 +193,35 @@ def _trace(
         with _quiet(), _promoting_weights():
             program = torch.onnx.export(
                 model,
-                (torch.zeros(2, *input_shape),),
+                tensors(_two(inputs)),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT],
+                input_names=[*_names(inputs)],
                 output_names=[*outputs],
-                dynamic_shapes={INPUT: {0: batch}},
+                dynamic_shapes=_dynamic(inputs, batch),
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )
     except Exception as exc:
-        raise _explained(exc, model, input_shape) from exc
+        raise _explained(exc, model, inputs) from exc
     if program is None:
         raise ExportError("torch's exporter returned nothing")
     return program
+
+
+def _names(inputs: tuple[int, int, int] | Samples) -> tuple[str, ...]:
+    return inputs.names if isinstance(inputs, Samples) else (INPUT,)
+
+
+def _two(inputs: tuple[int, int, int] | Samples) -> Result:
+    return torch_batch(inputs.batch(2)) if isinstance(inputs, Samples) else torch.zeros(2, *inputs)
+
+
+def _dynamic(inputs: tuple[int, int, int] | Samples, batch: torch.export.Dim) -> dict[str, Any]:
+    """Return the dynamic axis of the parameters of `Typed.forward`, or of `TypedInputs.forward`."""
+    names = _names(inputs)
+    return {INPUT: {0: batch}} if len(names) == 1 else {"inputs": tuple({0: batch} for _ in names)}
 
 
 @contextmanager
@@ -240,12 +256,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _explained(exc: Exception, model: Typed, input_shape: tuple[int, int, int]) -> Exception:
+def _explained(exc: Exception, model: Typed, inputs: tuple[int, int, int] | Samples) -> Exception:
     """Return the error of a failed export: too little memory, a type that an operator lacks, or no trace."""
     cause = exc.__cause__ or exc
     if memory := out_of_memory(cause):
         return memory
-    return _uncomputable(model, input_shape) or ExportError(
+    return _uncomputable(model, inputs) or ExportError(
         "torch cannot export the model to ONNX",
         where=_line_of_model(cause),
         expected="a model that torch.export can trace: no control flow that depends on the values of tensors, and "
@@ -255,9 +271,9 @@ def _explained(exc: Exception, model: Typed, input_shape: tuple[int, int, int]) 
     )
 
 
-def _uncomputable(model: Typed, input_shape: tuple[int, int, int]) -> ExportError | None:
+def _uncomputable(model: Typed, inputs: tuple[int, int, int] | Samples) -> ExportError | None:
     """Return the error of a model that PyTorch itself cannot run in its narrow type; None if it runs, or in FP32."""
-    failed = None if model.dtype is torch.float32 else _fails(model, input_shape)
+    failed = None if model.dtype is torch.float32 else _fails(model, inputs)
     if failed is None:
         return None
     name = _dtype_name(model)
@@ -275,15 +291,16 @@ def _dtype_name(model: Typed) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _fails(model: Typed, input_shape: tuple[int, int, int]) -> Exception | None:
+def _fails(model: Typed, inputs: tuple[int, int, int] | Samples) -> Exception | None:
     """Return the exception that the model itself raises for two images; None if it runs."""
-    images = torch.zeros(2, *input_shape)
+    images = _two(inputs)
     try:
         with _quiet(), strict_fp32():
             if isinstance(model.body, GraphModule):
-                Interpreter(model.body).run(images.to(model.dtype))  # it names the operator, unlike the module
+                narrow = [item.to(model.dtype) if item.is_floating_point() else item for item in tensors(images)]
+                Interpreter(model.body).run(*narrow)  # it names the operator, unlike the module
             else:
-                model(images)
+                call(model, images)
     except Exception as exc:  # noqa: BLE001 - the model's own code may raise any type
         return exc
     return None
@@ -315,8 +332,8 @@ def _require_one_way(program: torch.onnx.ONNXProgram) -> None:
     """
     exported: Any = program.exported_program
     names = set(exported.graph_signature.user_inputs)
-    image = next(node for node in exported.graph.nodes if node.op == "placeholder" and node.name in names)
-    size = image.meta["val"].shape[0]
+    given = next(node for node in exported.graph.nodes if node.op == "placeholder" and node.name in names)
+    size = given.meta["val"].shape[0]
     limits = exported.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
     if limits is not None and limits.upper <= _LARGE_BATCH:
         raise ExportError(

@@ -49,16 +49,16 @@ def make_fp32(file: Path, source: SourceRecord, opset: int) -> Exported:
     if model.functions:
         model = inline_local_functions(model)
     model = onnx_rewrites.lift_constants(model)
-    shape, outputs = source.preprocessing.input_shape, [spec.shape[1:] for spec in source.outputs]
+    shapes, outputs = ([spec.shape[1:] for spec in specs] for specs in (source.inputs, source.outputs))
     batch = source.onnx.batch if source.onnx else None
-    onnx_rewrites.set_shapes(model.graph, shape, outputs, batch)
+    onnx_rewrites.set_shapes(model.graph, shapes, outputs, batch)
     before = onnx_graph.opset_of(model)
     if before < opset:
         _convert(model, opset, "an older parser may read it, and fewer operators are known in it")
     if batch is not None and onnx_graph.opset_of(model) >= _LEAST_FOR_BATCH:
         changed = onnx_rewrites.let_batch_vary(model, batch)
         log.info("the batch of %d becomes dynamic: %d constant shapes take it from their input", batch, changed)
-    onnx_rewrites.set_shapes(model.graph, shape, outputs)
+    onnx_rewrites.set_shapes(model.graph, shapes, outputs)
     loaded = ir.from_proto(model)
     batch_norms = optimize(loaded, folds_batch_norms=True)
     made = ir.to_proto(loaded)

@@ -16,13 +16,14 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph, Task
-from model_artifacts.sessions.torch_model import DTYPES, Typed, fold_batch_norms
+from model_artifacts.sessions.torch_model import DTYPES, Typed, TypedInputs, fold_batch_norms
 from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.probe import inputs_of, shape_of
 from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
@@ -68,7 +69,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
     outputs = tuple(spec.name for spec in source.outputs)
-    expected = expected_of(model, source.preprocessing, outputs) if graph is Graph.FP32 else None
+    expected = expected_of(model, inputs_of(project), outputs) if graph is Graph.FP32 else None
     exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
     del model
     gc.collect()  # the exporter's program refers to itself
@@ -108,13 +109,14 @@ class _Made(NamedTuple):
 def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     """Export a network of torch; it is cast in place."""
     source = project.source()
-    input_shape, outputs = source.preprocessing.input_shape, tuple(spec.name for spec in source.outputs)
-    folded = fold_batch_norms(model, input_shape)
+    inputs, outputs = shape_of(inputs_of(project)), tuple(spec.name for spec in source.outputs)
+    folded = fold_batch_norms(model, inputs)
     dtype = DTYPES[graph.precision]
     _require_one_file(folded.model, dtype)
     casts = count_casts(folded.model, dtype)
     # Cast in place: a function that was set on a layer may call the weights of this very network.
-    exported, more_folded = to_onnx(Typed(folded.model, dtype).eval(), input_shape, OPSETS[graph], outputs)
+    typed = (TypedInputs if len(source.inputs) > 1 else Typed)(folded.model, dtype).eval()
+    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs)
     if source.task is Task.DETECTION and onnx_rewrites.suppressing_nodes(exported):
         raise ExportError(
             "the network suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from model_artifacts.records import Variant
-    from model_artifacts.sessions.opening import ArtifactFile, Batch
+    from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.opening import ArtifactFile
     from pipeline.planning.project import Project
 
 _MOST = 50

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
+from model_artifacts.sessions.feeds.batches import feed_of
 from pipeline.stages.quantize.calibration import batch_size
 
 if TYPE_CHECKING:
@@ -33,21 +34,24 @@ def input_means(fp32: onnx.ModelProto, images: Images) -> Means:
     """Return the mean input of every convolution, by its node's name: one value for each input channel.
 
     Args:
-        fp32: the graph, with one input; it is not changed.
+        fp32: the graph; it is not changed.
         images: the calibration images. Each batch counts by its size.
     """
     model = onnx.ModelProto()
     model.CopyFrom(fp32)
-    image = model.graph.input[0].name
+    given = [value.name for value in model.graph.input]
     read = {node.name: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
-    computed = sorted({*read.values()} - {image})
-    given = {value.name for value in model.graph.output}  # a convolution may read an output
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
+    computed = sorted({*read.values()} - {*given})
+    already = {value.name for value in model.graph.output}  # a convolution may read an output
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in already)
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, npt.NDArray[np.float64]] = {}
     for batch in images.batches(batch_size(session, computed, images) if computed else 1):
-        values = dict(zip(computed, session.run(computed, {image: batch}), strict=True)) if computed else {}
-        for name, value in {**values, image: batch}.items():
+        feed = feed_of(given, batch)
+        values = dict(zip(computed, session.run(computed, feed), strict=True)) if computed else {}
+        for name, value in {**values, **feed}.items():
+            if name not in {*read.values()}:
+                continue
             total = value.mean(axis=tuple(range(2, value.ndim)), dtype=np.float64).sum(axis=0)
             sums[name] = sums.get(name, np.zeros_like(total)) + total
     return {node: (sums[name] / len(images)).astype(np.float32) for node, name in read.items()}

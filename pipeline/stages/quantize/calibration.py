@@ -22,16 +22,18 @@ from onnxruntime.quantization.calibrate import CalibraterBase, TensorData, Tenso
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from model_artifacts.host.files import write_bytes
-from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.sessions.feeds.batches import feed_of
+from pipeline.stages.common.samples import to_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
     from onnxruntime import InferenceSession
 
     from model_artifacts.records import Key, Preprocessing
+    from model_artifacts.sessions.feeds.batches import Batch
 
     Floats = npt.NDArray[np.float32]
     Ends = dict[str, tuple[np.float32, np.float32]]
@@ -53,10 +55,13 @@ TAKES_RANGES = "calibration_cache_path" in inspect.signature(quantize_static).pa
 
 
 class Images:
-    """The calibration images, which are prepared batch by batch."""
+    """The calibration images, which are prepared batch by batch; or samples of a model of tensors."""
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> None:
-        """Take uint8 pixels (images, height, width, channels), at least one image."""
+    def __init__(self, pixels: npt.NDArray[Any], preprocessing: Preprocessing | None) -> None:
+        """Take uint8 pixels (images, height, width, channels), at least one image.
+
+        Without preprocessing, take an array with a field for each input.
+        """
         self._pixels = pixels
         self._preprocessing = preprocessing
 
@@ -64,42 +69,47 @@ class Images:
         """Return the number of images."""
         return len(self._pixels)
 
-    def batches(self, size: int = _BATCH) -> Iterator[Floats]:
+    def batches(self, size: int = _BATCH) -> Iterator[Batch]:
         """Yield normalised NCHW batches of this size; the last may be smaller."""
         for start in range(0, len(self), size):
-            yield to_input(self._pixels[start : start + size], self._preprocessing)
+            yield to_batch(self._pixels[start : start + size], self._preprocessing)
+
+
+def names_of(session: InferenceSession) -> list[str]:
+    """Return the names of a graph's inputs."""
+    return [item.name for item in session.get_inputs()]
 
 
 def batch_size(session: InferenceSession, names: list[str], images: Images) -> int:
     """Return the number of images at once whose activations fit into memory: `_BATCH` at most, and one at least.
 
     Args:
-        session: the graph, with one input.
+        session: the graph.
         names: the outputs that a run returns, all activations to look at.
         images: the images, of which the first is run.
     """
     first = next(images.batches(1))
-    found: int = sum(value.nbytes for value in session.run(names, {session.get_inputs()[0].name: first}))
+    found: int = sum(value.nbytes for value in session.run(names, feed_of(names_of(session), first)))
     return min(_BATCH, max(1, _MOST_BYTES // max(found, 1)))
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
     """Batches of images in the form that ONNX Runtime reads."""
 
-    def __init__(self, batches: Iterator[Floats], name: str) -> None:
+    def __init__(self, batches: Iterator[Batch], names: Sequence[str]) -> None:
         """Create a reader.
 
         Args:
-            batches: float32 (batch, channels, height, width).
-            name: the name of the graph's input.
+            batches: float32 (batch, channels, height, width), or the arrays of several inputs by their names.
+            names: the names of the graph's inputs.
         """
         self._batches = batches
-        self._name = name
+        self._names = names
 
-    def get_next(self) -> dict[str, Floats] | None:
-        """Return the next batch by the input's name; None after the last."""
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch by the inputs' names; None after the last."""
         batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
+        return None if batch is None else feed_of(self._names, batch)
 
 
 class Largest:
@@ -277,7 +287,7 @@ class Calibration(CalibraterBase):  # type: ignore[misc]  # onnxruntime is untyp
         ends: Ends = {}
         found: dict[str, Largest] = {}
         for batch in images.batches(size):
-            feed = {self.infer_session.get_inputs()[0].name: batch}
+            feed = feed_of(names_of(self.infer_session), batch)
             results = dict(zip(outputs, self.infer_session.run(outputs, feed), strict=True))
             for name in ranked:
                 if (values := results.pop(name)).size:

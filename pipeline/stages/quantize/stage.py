@@ -252,7 +252,7 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
     """
     settings = quantizer_settings(graph, fp32)
     settings["nodes_to_exclude"] += left
-    reader = Reader(images.batches(), fp32.graph.input[0].name)
+    reader = Reader(images.batches(), [value.name for value in fp32.graph.input])
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         if TAKES_RANGES:
             settings["calibration_cache_path"] = Path(folder) / "ranges.json"

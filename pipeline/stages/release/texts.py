@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.deployment.choices import compares, latency_of
 from model_artifacts.deployment.comparison import compare, worth_telling
 from model_artifacts.errors import listed
-from model_artifacts.records import Backend, Task, WeightsOrigin
+from model_artifacts.records import Backend, ChannelOrder, Task, WeightsOrigin
 from pipeline.stages.release.evidence import tools_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from model_artifacts.records import GateCheck, Manifest, ManifestEntry, ManifestModel, Preprocessing
+    from model_artifacts.records import GateCheck, Manifest, ManifestEntry, ManifestModel, Preprocessing, TensorSpec
 
 
 class Earlier(NamedTuple):
@@ -58,13 +58,12 @@ def model_card(name: str, manifest: Manifest, before: Earlier | None) -> str:
         model=model,
         entries=manifest.artifacts,
         before=before.name if before else None,
-        shape=model.preprocessing.input_shape,
-        order=model.preprocessing.order.value.upper() if model.preprocessing.channels > 1 else "greyscale",
+        input=_input(model, manifest.artifacts),
+        call=_call(model, manifest.artifacts),
         steps=_steps(model.preprocessing),
         output=_output(model, manifest.artifacts),
         metric=_metric(model, manifest.artifacts),
         is_classifier=model.task is Task.CLASSIFICATION,
-        answers=model.task.has_answers,
         scores=_reference_scores(manifest.artifacts),
         sample=model.weights_origin is WeightsOrigin.SAMPLE,
         rows=[_row(entry, manifest) for entry in manifest.artifacts],
@@ -114,8 +113,33 @@ def _line(text: str) -> str:
     return " ".join(str(text).split()).translate(_SPECIAL)
 
 
-def _steps(steps: Preprocessing) -> str:
+def _input(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
+    """Return what the network takes, as a phrase."""
+    steps = model.preprocessing
+    if steps is None:
+        shown = (f"{spec.name}: {spec.dtype}, ({', '.join(map(str, spec.shape))})" for spec in _tensors(entries))
+        return "; ".join(shown)
+    order = "greyscale" if steps.channels == 1 else "RGB" if steps.order is ChannelOrder.RGB else "BGR"
+    order += "A" if steps.channels == len("RGBA") else ""
+    return f"float32, (batch, {', '.join(map(str, steps.input_shape))}), {order}, normalised"
+
+
+def _tensors(entries: Iterable[ManifestEntry]) -> tuple[TensorSpec, ...]:
+    """Return the inputs of the artifacts, which all have the model's."""
+    return next((entry.inputs for entry in entries if entry.inputs), ())
+
+
+def _call(model: ManifestModel, entries: Iterable[ManifestEntry]) -> str:
+    """Return a call of the loaded model, as a line of Python shows it."""
+    if model.preprocessing is None:
+        return f"model({', '.join(f'{spec.name}={spec.name}' for spec in _tensors(entries))})"
+    return f'model.{"predict" if model.task.has_answers else "outputs"}("picture.jpg")'
+
+
+def _steps(steps: Preprocessing | None) -> str:
     """Return the preprocessing as a phrase."""
+    if steps is None:
+        return "none: the model takes tensors as they are"
     sizes = [f"{size[0]}×{size[1]}" if isinstance(size, tuple) else str(size) for size in (steps.resize, steps.crop)]
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (steps.mean, steps.std))
     return f"resize {sizes[0]} ({steps.interpolation.value}), centre crop {sizes[1]}, mean ({mean}), std ({std})"

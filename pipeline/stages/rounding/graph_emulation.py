@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.environment import threads
+from model_artifacts.sessions.feeds.batches import feed_of, rows_of_batch, size_of
 from pipeline.stages.rounding.emulation import emulating, rounding_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import Precision
+    from model_artifacts.sessions.feeds.batches import Batch
 
     Array = npt.NDArray[Any]
 
@@ -47,7 +49,7 @@ class GraphEmulation:
         """Prepare a graph.
 
         Args:
-            model: the FP32 graph, without functions, of one input.
+            model: the FP32 graph, without functions.
             precision: fp32, tf32, fp16 or bf16.
             sums: True rounds the sums of convolutions and matrix products after every 16 products, too.
 
@@ -63,15 +65,15 @@ class GraphEmulation:
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
                 raise RunError("a graph in a node cannot be rounded", got=f"{node.op_type} {node.name!r}")
 
-    def __call__(self, images: Array) -> tuple[Array, ...]:
+    def __call__(self, images: Batch) -> tuple[Array, ...]:
         """Return the graph's outputs for images, in its order.
 
         Args:
-            images: float32 (batch, channels, height, width).
+            images: float32 (batch, channels, height, width), or the arrays of several inputs by their names.
         """
         graph = self._model.graph
         kept = {output.name for output in graph.output} | self._weights.keys()
-        values: dict[str, Any] = {**self._weights, graph.input[0].name: images}
+        values: dict[str, Any] = {**self._weights, **feed_of([value.name for value in graph.input], images)}
         for place, node in enumerate(graph.node):
             inputs = [values[name] if name else None for name in node.input]
             results = self._product(node, inputs)
@@ -182,7 +184,7 @@ def _convolution(tensors: list[Any], settings: dict[str, Any]) -> torch.Tensor |
 
 
 def emulate_graph(
-    file: Path, precision: Precision, images: Array, batch: int, runs: tuple[tuple[str, bool], ...]
+    file: Path, precision: Precision, images: Batch, batch: int, runs: tuple[tuple[str, bool], ...]
 ) -> dict[str, Array]:
     """Return the flattened outputs of each emulation, by its name, those of several side by side.
 
@@ -191,7 +193,7 @@ def emulate_graph(
     Args:
         file: the FP32 graph.
         precision: fp32, tf32, fp16 or bf16.
-        images: float32 (samples, channels, height, width).
+        images: float32 (samples, channels, height, width), or the arrays of several inputs by their names.
         batch: the number of images at once.
         runs: the emulations: names, and whether their sums are rounded.
 
@@ -202,7 +204,8 @@ def emulate_graph(
     found = {}
     for name, sums in runs:
         emulation = GraphEmulation(model, precision, sums=sums)
-        parts = [emulation(images[at : at + batch]) for at in range(0, len(images), batch)]
+        starts = range(0, size_of(images), batch)
+        parts = [emulation(rows_of_batch(images, slice(at, at + batch))) for at in starts]
         rows = [np.concatenate([output.reshape(len(output), -1) for output in part], axis=1) for part in parts]
         found[name] = np.concatenate(rows).astype(np.float32)
     return found

@@ -13,15 +13,17 @@ from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import Graph, Precision
-from model_artifacts.sessions.arithmetic import tensors
+from model_artifacts.sessions.arithmetic import call, tensors, torch_batch
+from model_artifacts.sessions.feeds.batches import rows_of_batch, size_of
 from model_artifacts.sessions.onnx import run_stand_in
-from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
 from pipeline.records import OutputRounding, Rounding, RoundingRun
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.probe import inputs_of, shape_of
 from pipeline.stages.common.rows import load_rows, rows_of, spans_of
+from pipeline.stages.common.samples import loader_of
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.spec import SAMPLES
 from pipeline.stages.rounding.spread import farthest, spread_of, widest
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
@@ -63,9 +66,9 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     """
     key = key_of(project, project.plan.rounding_step(arithmetic))
     data = project.data()
-    images = to_input(np.asarray(project.pixels(data.validation)[:SAMPLES]), data.preprocessing)
+    images = loader_of(project, data.validation)(0, SAMPLES)
     spans = spans_of(project.source())
-    reference = load_rows(project.file(data.reference), spans)[: len(images)]
+    reference = load_rows(project.file(data.reference), spans)[: size_of(images)]
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
     try:
         results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
@@ -88,7 +91,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         graph=arithmetic.graph,
         precision=arithmetic.precision,
         emulator=_emulator(project, quantized=quantized),
-        samples=len(images),
+        samples=size_of(images),
         runs=tuple(
             RoundingRun(name=name, relative_l2=largest.relative_l2 if (largest := farthest(of_run)) else None)
             for name, of_run in zip(results, zip(*spreads, strict=True), strict=True)
@@ -104,7 +107,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
         or bool(trouble)
-        or _is_repeatable(project, images[:_BATCH]),
+        or _is_repeatable(project, rows_of_batch(images, slice(_BATCH))),
         logits=kept,
     )
     return project.write(project.paths.rounding(arithmetic), record)
@@ -133,18 +136,18 @@ def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[
     )
 
 
-def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+def _emulated(project: Project, arithmetic: Arithmetic, images: Batch) -> dict[str, Logits]:
     """Return the logits of each emulation in torch, by its name."""
     if project.source().onnx:
         return _emulated_graph(project, arithmetic, images)
-    model = fold_batch_norms(restore_model(project), project.source().preprocessing.input_shape).model.eval()
+    model = fold_batch_norms(restore_model(project), shape_of(inputs_of(project))).model.eval()
     found = {}
     for name, sums in RUNS[arithmetic.precision]:
 
-        def run(batch: Logits, *, sums: bool = sums) -> Logits:
+        def run(batch: Batch, *, sums: bool = sums) -> Logits:
             with emulating(arithmetic.precision, sums=sums):
-                outputs = tensors(model(torch.from_numpy(batch.copy())))  # some networks change their input
-            return np.concatenate([output.detach().numpy().reshape(len(batch), -1) for output in outputs], axis=1)
+                outputs = tensors(call(model, torch_batch(batch)))
+            return np.concatenate([output.detach().numpy().reshape(size_of(batch), -1) for output in outputs], axis=1)
 
         try:
             found[name] = _run(run, images, f"emulating {arithmetic.name}")
@@ -153,7 +156,7 @@ def _emulated(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[
     return found
 
 
-def _emulated_graph(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+def _emulated_graph(project: Project, arithmetic: Arithmetic, images: Batch) -> dict[str, Logits]:
     """Return the outputs of each emulation of a model that is an ONNX file: its FP32 graph, node by node."""
     from pipeline.stages.rounding.graph_emulation import emulate_graph  # noqa: PLC0415 - for ONNX files alone
 
@@ -174,18 +177,15 @@ def _not_emulated(arithmetic: Arithmetic, exc: Exception) -> RunError:
     )
 
 
-def _is_repeatable(project: Project, batch: Logits) -> bool:
-    """Return true if the FP32 network gives the same logits for a batch twice.
-
-    Each run gets a copy, because some networks normalise their input in place.
-    """
-    model, images = restore_model(project), torch.from_numpy(batch)
+def _is_repeatable(project: Project, batch: Batch) -> bool:
+    """Return true if the FP32 network gives the same logits for a batch twice."""
+    model, images = restore_model(project), torch_batch(batch)
     with torch.no_grad():
-        once, again = (tensors(model(images.clone())) for _ in range(2))
+        once, again = (tensors(call(model, images)) for _ in range(2))
         return all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
-def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict[str, Logits]:
+def _quantized(project: Project, arithmetic: Arithmetic, images: Batch) -> dict[str, Logits]:
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
@@ -193,18 +193,19 @@ def _quantized(project: Project, arithmetic: Arithmetic, images: Logits) -> dict
     return {"Q/DQ pairs of the graph": rows_of(outputs, spans_of(project.source()))}
 
 
-def _run_graph(file: Path, images: Logits) -> Outputs:
+def _run_graph(file: Path, images: Batch) -> Outputs:
     """Run a Q/DQ graph, in a process that may crash."""
     return run_stand_in(file.read_bytes(), images, _BATCH)
 
 
-def _run(run: Callable[[Logits], Logits], images: Logits, phase: str) -> Logits:
+def _run(run: Callable[[Batch], Logits], images: Batch, phase: str) -> Logits:
     results = []
     with Bars() as bars:
         report = bars.reporting(phase)
-        for start in range(0, len(images), _BATCH):
-            results.append(run(images[start : start + _BATCH]))
-            report(min(start + _BATCH, len(images)), len(images))
+        count = size_of(images)
+        for start in range(0, count, _BATCH):
+            results.append(run(rows_of_batch(images, slice(start, start + _BATCH))))
+            report(min(start + _BATCH, count), count)
     return np.concatenate(results)
 
 

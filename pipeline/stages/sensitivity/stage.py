@@ -12,12 +12,12 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import Task
 from model_artifacts.sessions.onnx import run_stand_in
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.tasks import require_tolerances
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import LayerSensitivity, Sensitivity
 from pipeline.stages.common.rows import rows_of, spans_of
+from pipeline.stages.common.samples import to_batch
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_nodes
 from pipeline.stages.quantize.stage import calibrate
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
     from model_artifacts.records import Graph
+    from model_artifacts.sessions.feeds.batches import Batch
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
 
@@ -101,7 +102,7 @@ def _measure(project: Project, graph: Graph) -> _Found:
     """Run the graphs in ONNX Runtime, in a process that may crash."""
     data = project.data()
     ranging, judged = halves(np.asarray(project.pixels(data.calibration)))
-    judging = to_input(judged, data.preprocessing)
+    judging = to_batch(judged, data.preprocessing)
     calibrated = calibrate(project, graph, Images(ranging, data.preprocessing))
     nodes = {node.name: node for node in quantized_nodes(calibrated.model)}
     whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
@@ -128,7 +129,7 @@ def _measure(project: Project, graph: Graph) -> _Found:
         lambda left: judged_of(calibrated.leaving(left)),
         lambda judged: keeps(judged, gate, gates.margin, meaning.task),
     )
-    return _Found(len(judging), len(ranging), tuple(layers), plain, proposal, proposed)
+    return _Found(len(judged), len(ranging), tuple(layers), plain, proposal, proposed)
 
 
 def _meaning(project: Project) -> Meaning:
@@ -184,7 +185,7 @@ def propose(
     return left, judged
 
 
-def _run(model: onnx.ModelProto, images: Logits, meaning: Meaning) -> Logits:
+def _run(model: onnx.ModelProto, images: Batch, meaning: Meaning) -> Logits:
     outputs = run_stand_in(model.SerializeToString(), images, _BATCH)
     return rows_of(outputs, meaning.spans, "the quantised graph")
 

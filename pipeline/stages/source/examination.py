@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 
 from model_artifacts.errors import SourceError, listed, one_line
-from model_artifacts.sessions.arithmetic import strict_fp32, tensors
+from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torch_batch
+from model_artifacts.sessions.feeds.batches import each, size_of
 from model_artifacts.sessions.module_kinds import layers_in_training, place_of
-from pipeline.stages.common.probe import probe_images
+from pipeline.stages.common.probe import probe_batch
 from pipeline.stages.source.watching import watch
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.arithmetic import Result
+    from model_artifacts.sessions.feeds.samples import Samples
     from pipeline.stages.source.watching import Finding, Watched
 
 log = logging.getLogger(__name__)
@@ -39,19 +43,19 @@ _REPEATED = 1e-5
 _NAMED = 3
 
 
-def require_full_precision(model: nn.Module, spec: Preprocessing) -> Watched:
+def require_full_precision(model: nn.Module, spec: Preprocessing | Samples) -> Watched:
     """Refuse a network whose forward is lowered, compiled or not its own, and return everything that was seen.
 
     Args:
         model: the network with its weights, in evaluation mode.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
 
     Raises:
         SourceError: forward enters autocast, uses types smaller than FP32, or changes torch's settings. Or it calls a
             compiled function, or computes with weights that are not among the network's own.
     """
     with strict_fp32():
-        watched = watch(model, torch.from_numpy(probe_images(spec, _IMAGES)))
+        watched = watch(model, torch_batch(probe_batch(spec, _IMAGES)))
     if watched.lowered:
         _refuse(
             "the network lowers its own precision, so that there is no FP32 reference to judge artifacts by",
@@ -78,12 +82,12 @@ def require_full_precision(model: nn.Module, spec: Preprocessing) -> Watched:
     return watched
 
 
-def require_same_logits(model: nn.Module, spec: Preprocessing, watched: Watched) -> None:
+def require_same_logits(model: nn.Module, spec: Preprocessing | Samples, watched: Watched) -> None:
     """Refuse a network that gives an image other logits in another call, beside other images, or in a smaller batch.
 
     Args:
         model: a network that takes a batch of two, in evaluation mode.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         watched: the findings of `require_full_precision`.
 
     Raises:
@@ -91,7 +95,7 @@ def require_same_logits(model: nn.Module, spec: Preprocessing, watched: Watched)
     """
     if watched.failure:
         log.warning("WARNING: the network runs, but its operators cannot be watched: %s", watched.failure)
-    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    images = torch_batch(probe_batch(spec, _IMAGES))
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     with strict_fp32():
         logits, again = _run(model, images), _run(model, images)
@@ -114,8 +118,9 @@ def _bound(output: torch.Tensor) -> float:
     return max(_OF_SIZE * _size(output), _OF_SPREAD * _size(output - output.mean(dim=0)))
 
 
-def _require_independence(model: nn.Module, images: torch.Tensor, expected: Sequence[_Expected]) -> None:
-    turned, beside_itself = _run(model, images.flip(0)), _run(model, images[:1].expand_as(images))
+def _require_independence(model: nn.Module, images: Result, expected: Sequence[_Expected]) -> None:
+    turned = _run(model, each(images, lambda item: item.flip(0)))
+    beside_itself = _run(model, each(images, lambda item: item[:1].expand_as(item)))
     if all(
         max(_distance(other.flip(0), output), _distance(copy[:1], output[:1])) <= bound
         for other, copy, (output, bound) in zip(turned, beside_itself, expected, strict=True)
@@ -133,10 +138,10 @@ def _require_independence(model: nn.Module, images: torch.Tensor, expected: Sequ
     )
 
 
-def _require_any_size(model: nn.Module, images: torch.Tensor, expected: Sequence[_Expected]) -> None:
+def _require_any_size(model: nn.Module, images: Result, expected: Sequence[_Expected]) -> None:
     for size in _SIZES:
-        rows = torch.arange(size) % len(images)
-        for found, (logits, bound) in zip(_run(model, images[rows]), expected, strict=True):
+        rows = torch.arange(size) % size_of(images)
+        for found, (logits, bound) in zip(_run(model, each(images, itemgetter(rows))), expected, strict=True):
             if (distance := _distance(found, logits[rows])) <= bound:
                 continue
             raise SourceError(
@@ -183,15 +188,15 @@ def _refuse_random(model: nn.Module, watched: Watched, changed: Sequence[str]) -
     )
 
 
-def _run(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _run(model: nn.Module, images: Result) -> tuple[torch.Tensor, ...]:
     """Return each output of the network."""
     try:
-        return tensors(model(images.clone(memory_format=torch.contiguous_format)))
+        return tensors(call(model, images))
     except Exception as exc:  # the model's own code raises any type
         raise SourceError(
             "the model does not take a batch of any size",
             where=place_of("", model),
-            expected=f"{len(images)} {'image' if len(images) == 1 else 'images'} as a batch",
+            expected=f"{size_of(images)} {'image' if size_of(images) == 1 else 'images'} as a batch",
             got=one_line(exc),
             fix="let forward work with any size of its first axis, `x.shape[0]`",
         ) from exc

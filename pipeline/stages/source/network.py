@@ -16,16 +16,20 @@ from torch import nn
 
 from model_artifacts.errors import SourceError, one_line
 from model_artifacts.records import Task
-from model_artifacts.sessions.factory_call import LogitsOf, OutputsOf, entries_of
+from model_artifacts.sessions.arithmetic import call, torch_batch
+from model_artifacts.sessions.factory_call import LogitsOf, LogitsOfSeveral, OutputsOf, OutputsOfSeveral, entries_of
+from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.stages.source.outputs import is_graph_name, output_name, sample_shape, shapes_of
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
+    from model_artifacts.sessions.arithmetic import Result
+
 
 def output_shapes(
     model: nn.Module,
-    input_shape: tuple[int, int, int],
+    inputs: tuple[int, int, int] | Samples,
     task: Task = Task.CLASSIFICATION,
     names: tuple[str, ...] = (),
 ) -> tuple[tuple[int, ...], ...]:
@@ -33,17 +37,19 @@ def output_shapes(
 
     Args:
         model: the network, in FP32 and evaluation mode.
-        input_shape: (channels, height, width).
+        inputs: (channels, height, width) of an image, or samples of the inputs.
         task: the task of the model.
         names: the names of several outputs.
 
     Raises:
         SourceError: the model does not take a batch of images, or does not return (batch, classes).
     """
-    expected = f"one input (batch, {', '.join(map(str, input_shape))}) and one output (batch, classes)"
+    expected = "the arrays of `data.tensors` and one output (batch, classes)"
+    if not isinstance(inputs, Samples):
+        expected = f"one input (batch, {', '.join(map(str, inputs))}) and one output (batch, classes)"
     try:
         with torch.inference_mode():
-            output = model(torch.zeros(2, *input_shape))
+            output = call(model, _two(inputs))
     except Exception as exc:
         raise SourceError(
             "the model does not take a batch of images",
@@ -64,14 +70,14 @@ class Output(NamedTuple):
     """The names of several outputs."""
 
 
-def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task = Task.CLASSIFICATION) -> Output:
+def take_logits(model: nn.Module, inputs: tuple[int, int, int] | Samples, task: Task = Task.CLASSIFICATION) -> Output:
     """Return a network whose output is a tensor, or a tuple of several for a task that takes them.
 
     The factory's own network may return them in a mapping, a dataclass or a sequence.
 
     Args:
         model: the network, in FP32 and evaluation mode.
-        input_shape: (channels, height, width).
+        inputs: (channels, height, width) of an image, or samples of the inputs.
         task: the task of the model. The mapping of a classifier must call the tensor `logits`.
 
     Raises:
@@ -79,14 +85,19 @@ def take_logits(model: nn.Module, input_shape: tuple[int, int, int], task: Task 
     """
     try:
         with torch.inference_mode():
-            output = model(torch.zeros(2, *input_shape))
+            output = call(model, _two(inputs))
     except Exception:  # noqa: BLE001 - `output_shapes` runs it again, and reports any type of error
         return Output(model)
+    several = isinstance(inputs, Samples) and len(inputs.names) > 1
     if name := output_name(output, 2, task):
-        return Output(LogitsOf(model, name), name)
+        return Output((LogitsOfSeveral if several else LogitsOf)(model, name), name)
     if task.takes_several and (names := output_names(output, 2)):
-        return Output(OutputsOf(model, names), names=names)
+        return Output((OutputsOfSeveral if several else OutputsOf)(model, names), names=names)
     return Output(model)
+
+
+def _two(inputs: tuple[int, int, int] | Samples) -> Result:
+    return torch_batch(inputs.batch(2)) if isinstance(inputs, Samples) else torch.zeros(2, *inputs)
 
 
 def output_names(output: object, batch: int) -> tuple[str, ...]:

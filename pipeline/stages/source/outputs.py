@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 
 from model_artifacts.errors import SourceError, listed, one_line
 from model_artifacts.records import Task
-from model_artifacts.sessions.arithmetic import tensors
+from model_artifacts.sessions.arithmetic import call, tensors, torch_batch
 from model_artifacts.sessions.factory_call import NUMBERED
+from model_artifacts.sessions.feeds.batches import each, size_of
+from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.stages.source.watching import LINEAR, last_operator
 
@@ -30,9 +33,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.arithmetic import Result
 
 _SIZES = (1, 3)
 """The batch sizes to run: `squeeze()` drops the axis of a batch of one, and a `view` may hold the size of another."""
+_VARIED = 6
+"""The number of inputs that differ."""
 _SUM_TOLERANCE = 1e-3
 """The largest distance of a row's sum from 1, for outputs that are probabilities. A softmax in FP16 keeps within it."""
 
@@ -213,13 +219,13 @@ def shapes_of(
 
 
 def check_outputs(
-    model: nn.Module, spec: Preprocessing, task: Task = Task.CLASSIFICATION, names: Sequence[str] = ()
+    model: nn.Module, spec: Preprocessing | Samples, task: Task = Task.CLASSIFICATION, names: Sequence[str] = ()
 ) -> None:
     """Check that a model returns two logits or more for each image, in batches of one and of several images.
 
     Args:
         model: the network, in FP32 and evaluation mode.
-        spec: the preprocessing; its means and deviations give inputs as images do.
+        spec: the preprocessing, whose means and deviations give inputs as images do; or samples of the inputs.
         task: the task of the model.
         names: the names of several outputs.
 
@@ -227,8 +233,8 @@ def check_outputs(
         SourceError: it fails with another batch size; returns one logit, or probabilities instead of logits. An
             embedding may return any values, but vectors of one number.
     """
-    images = torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
-    found = [shapes_of(_run(model, images[:size]), size, task, names) for size in _SIZES]
+    images = _inputs(spec)
+    found = [shapes_of(_run(model, each(images, itemgetter(slice(size)))), size, task, names) for size in _SIZES]
     for name, shapes in zip(names or [""], zip(*found, strict=True), strict=True):
         if len(set(shapes)) > 1:
             raise SourceError(
@@ -260,7 +266,7 @@ def check_outputs(
                 fix=_TWO_LOGITS,
             )
     output = _run(model, images)
-    shapes_of(output, len(images), task, names)
+    shapes_of(output, size_of(images), task, names)
     if task.has_classes and not task.takes_several:  # a detector may give scores: its decoding says so
         rows = output.movedim(1, -1).flatten(0, -2) if task is Task.SEGMENTATION else output
         _refuse_probabilities(rows.double().numpy(), lambda: last_operator(model, images))
@@ -280,12 +286,12 @@ def _require_maps(shape: Sequence[int]) -> None:
         )
 
 
-def _run(model: nn.Module, images: torch.Tensor) -> Any:  # noqa: ANN401 - anything that the user's network returns
+def _run(model: nn.Module, images: Result) -> Any:  # noqa: ANN401 - anything that the user's network returns
     try:
         with torch.inference_mode():
-            return model(images.clone())  # some networks normalise their input in place
+            return call(model, images)  # some networks normalise their input in place
     except Exception as exc:  # the network's own code raises any type
-        size = len(images)
+        size = size_of(images)
         raise SourceError(
             f"the model does not take a batch of {_images(size)}",
             expected="a batch of any size, because artifacts are run with one image and with many",
@@ -296,6 +302,13 @@ def _run(model: nn.Module, images: torch.Tensor) -> Any:  # noqa: ANN401 - anyth
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
+
+
+def _inputs(spec: Preprocessing | Samples) -> Result:
+    """Return six images that differ, or as many samples."""
+    if isinstance(spec, Samples):
+        return torch_batch(spec.batch(_VARIED))
+    return torch.from_numpy(to_input(_pictures(*spec.input_shape), spec))
 
 
 def _pictures(channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:

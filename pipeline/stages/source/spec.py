@@ -34,6 +34,8 @@ _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""
 _ARGUMENT_FILES = "argument_files"
 """The key field of the files and folders that the factory's arguments name."""
+_TENSORS = "tensors"
+"""The key field of `data.tensors`."""
 _READS = "reads"
 """The key field of the files that the factory read."""
 
@@ -60,6 +62,7 @@ def source_key(project: Project, _model: str) -> Key:
         **({"arguments": named} if (named := {item.name: item.value for item in model.arguments}) else {}),
         **({"task": model.task.value} if model.task is not Task.CLASSIFICATION else {}),
         **({_ARGUMENT_FILES: files} if (files := _argument_files(project)) else {}),
+        **_tensors(project),
         **code_version(VERSION),
     )
     return with_reads(key, _reads_now(project))
@@ -73,8 +76,15 @@ def _onnx_key(project: Project, file: str) -> Key:
         task=project.config.model.task.value,
         onnx=version("onnx"),
         onnxruntime=version("onnxruntime-gpu"),
+        **_tensors(project),
         **code_version(ONNX_VERSION),
     )
+
+
+def _tensors(project: Project) -> dict[str, object]:
+    """Return the field of a model's own inputs, whose first samples the record keeps."""
+    file = project.config.data.tensors
+    return {} if file is None else {_TENSORS: file_digest(project, file)}
 
 
 def _argument_files(project: Project) -> list[list[str]]:
@@ -162,14 +172,27 @@ SPEC = StageSpec(
     version=VERSION,
     record=SourceRecord,
     records=lambda paths, _plan, _model: (paths.source,),
-    files=lambda paths, plan, _model: (paths.source_onnx if plan.config.model.onnx else paths.weights,),
+    files=lambda paths, plan, _model: (
+        paths.source_onnx if plan.config.model.onnx else paths.weights,
+        *((paths.source_samples,) if plan.config.data.tensors else ()),
+    ),
     key=source_key,
     run="pipeline.stages.source.stage:run",
     seconds=20,
     retried=_retried,
     needs_torch=True,
     maker_fields=frozenset(
-        {"factory_code", _IMPORTED, "checkpoint", _ARGUMENT_FILES, _READS, "torch", "torchvision", "scikit_learn"}
+        {
+            "factory_code",
+            _IMPORTED,
+            "checkpoint",
+            _ARGUMENT_FILES,
+            _READS,
+            _TENSORS,
+            "torch",
+            "torchvision",
+            "scikit_learn",
+        }
         | {"onnx_file", "onnx", "onnxruntime"}
     ),
 )

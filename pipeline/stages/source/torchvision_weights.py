@@ -144,7 +144,7 @@ def preprocessing_of(entry: WeightsEnum) -> Preprocessing:
 
 
 def check_settings(
-    spec: str, model: nn.Module, input_shape: tuple[int, int, int], file: Path, arguments: tuple[Argument, ...] = ()
+    spec: str, model: nn.Module, input_shape: tuple[int, ...], file: Path, arguments: tuple[Argument, ...] = ()
 ) -> None:
     """Refuse a checkpoint if torchvision's factory makes either of two networks for its names.
 
@@ -219,7 +219,7 @@ def _with_settings(model: nn.Module, settings: _Settings) -> nn.Module:
     return other
 
 
-def _computes_the_same(model: nn.Module, other: nn.Module, input_shape: tuple[int, int, int]) -> bool:
+def _computes_the_same(model: nn.Module, other: nn.Module, input_shape: tuple[int, ...]) -> bool:
     """Return whether a model and one of other settings compute the same; one that cannot run counts so.
 
     Settings of another size show in the shapes of the checkpoint, which then fits one of the two alone.

@@ -19,8 +19,9 @@ import torch
 
 from model_artifacts.errors import SourceError, listed
 from model_artifacts.sessions import torch_model
-from model_artifacts.sessions.arithmetic import relative_l2, strict_fp32, tensors
+from model_artifacts.sessions.arithmetic import call, relative_l2, strict_fp32, tensors, torch_batch
 from model_artifacts.sessions.factory_call import unwrapped
+from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.module_kinds import bake, bake_one, computed_weights
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.factory_call import Assembly
     from model_artifacts.sessions.module_kinds import ComputedWeight
     from pipeline.config.settings import ModelConfig
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OTHER_SEED = 271_828
+_SAMPLES = 8
 _SCALES = (0.3, 1.0, 3.0)
 """Standard deviations of the batches, so that no part of the network is saturated in all of them."""
 _RELATIVE = 1e-4
@@ -43,25 +46,25 @@ _RELATIVE = 1e-4
 _OURS = ("pipeline", "model_artifacts", "__main__")
 
 
-def check_twin(model: nn.Module, assembly: Assembly, input_shape: tuple[int, int, int]) -> None:
+def check_twin(model: nn.Module, assembly: Assembly, inputs: tuple[int, int, int] | Samples) -> None:
     """Build the network again from other seeds, give it the same weights, and compare the logits.
 
     Args:
         model: the network with its weights.
         assembly: the way in which it was built.
-        input_shape: (channels, height, width).
+        inputs: (channels, height, width) of an image, or samples of the inputs.
 
     Raises:
         SourceError: the logits differ; the message names the tensors and numbers that differ and are no weights.
     """
     twin = _assembled(assembly, model)
     bake(twin)
-    apart = _apart(model, twin, input_shape) if not computed_weights(model) else _baked_apart(model, twin, input_shape)
-    if apart <= _RELATIVE or _apart(model, model, input_shape) > 0:
+    apart = _apart(model, twin, inputs) if not computed_weights(model) else _baked_apart(model, twin, inputs)
+    if apart <= _RELATIVE or _apart(model, model, inputs) > 0:
         return  # a network that differs from itself is refused as a reference
     if computed_weights(model):
         twin = _assembled(assembly, model)
-        _refuse_if_baking_moves(model, twin, input_shape, apart)
+        _refuse_if_baking_moves(model, twin, inputs, apart)
     names = list(_unsaved(model, twin))
     found = f"{listed(names)}: other values in each call" if names else "no attribute of a module differs"
     raise SourceError(
@@ -107,16 +110,19 @@ def _assembled(assembly: Assembly, model: nn.Module) -> nn.Module:
     return twin
 
 
-def _apart(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> float:
-    return max(_difference(model, twin, scale, input_shape) for scale in _SCALES)
+def _apart(model: nn.Module, twin: nn.Module, inputs: tuple[int, int, int] | Samples) -> float:
+    scales = (1.0,) if isinstance(inputs, Samples) else _SCALES
+    return max(_difference(model, twin, scale, inputs) for scale in scales)
 
 
-def _refuse_if_baking_moves(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int], apart: float) -> None:
+def _refuse_if_baking_moves(
+    model: nn.Module, twin: nn.Module, inputs: tuple[int, int, int] | Samples, apart: float
+) -> None:
     """Raise an error if the twin gives the model's logits only as long as its computed weights are not baked."""
-    if _apart(model, twin, input_shape) > _RELATIVE:
+    if _apart(model, twin, inputs) > _RELATIVE:
         return
     weights = computed_weights(twin)
-    moving = [weight.place for weight in weights if _moves(weight, model, twin, input_shape)][:1]
+    moving = [weight.place for weight in weights if _moves(weight, model, twin, inputs)][:1]
     raise SourceError(
         "the network computes a weight anew in every call, and not from its weights alone",
         where=listed(moving or [weight.place for weight in weights]),
@@ -136,16 +142,16 @@ def warn_of_random_weights(model: ModelConfig, drawn: Drawn) -> None:
     log.warning("WARNING: timm's `pretrained: true` with the classes of its weights. `factory` keeps random weights.")
 
 
-def _moves(weight: ComputedWeight, model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> bool:
+def _moves(weight: ComputedWeight, model: nn.Module, twin: nn.Module, inputs: tuple[int, int, int] | Samples) -> bool:
     """Bake a weight of the twin, and return true if that changes its logits."""
     bake_one(weight)
-    return _baked_apart(model, twin, input_shape) > _RELATIVE
+    return _baked_apart(model, twin, inputs) > _RELATIVE
 
 
-def _baked_apart(model: nn.Module, twin: nn.Module, input_shape: tuple[int, int, int]) -> float:
+def _baked_apart(model: nn.Module, twin: nn.Module, inputs: tuple[int, int, int] | Samples) -> float:
     """Return the distance of a baked twin; infinity if its own code looks for the tensors that are gone."""
     try:
-        return _apart(model, twin, input_shape)
+        return _apart(model, twin, inputs)
     except Exception:  # noqa: BLE001 - that code may raise any type
         return math.inf
 
@@ -159,16 +165,23 @@ def _make(assembly: Assembly) -> nn.Module:
             return torch_model.make(assembly, _OTHER_SEED)
 
 
-def _difference(model: nn.Module, twin: nn.Module, scale: float, input_shape: tuple[int, int, int]) -> float:
+def _difference(model: nn.Module, twin: nn.Module, scale: float, inputs: tuple[int, int, int] | Samples) -> float:
     """Return the relative L2 distance of two networks' logits; whatever they draw in forward is the same for both."""
-    batch = scale * torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(_OTHER_SEED))
+    batch = _batch(scale, inputs)
     answers = []
     for network in (model, twin):
         with _other_seeds(), strict_fp32():
             torch.manual_seed(_OTHER_SEED)
-            answers.append(tuple(output.nan_to_num() for output in tensors(network(batch.clone()))))
+            answers.append(tuple(output.nan_to_num() for output in tensors(call(network, batch))))
     one, other = answers
     return relative_l2(other, one)
+
+
+def _batch(scale: float, inputs: tuple[int, int, int] | Samples) -> Result:
+    """Return two images of noise, or samples as they are: others may be no input at all."""
+    if isinstance(inputs, Samples):
+        return torch_batch(inputs.batch(_SAMPLES))
+    return scale * torch.randn(2, *inputs, generator=torch.Generator().manual_seed(_OTHER_SEED))
 
 
 @contextmanager

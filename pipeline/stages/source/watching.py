@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from model_artifacts.errors import one_line
-from model_artifacts.sessions.arithmetic import settings
+from model_artifacts.sessions.arithmetic import call, settings
 from model_artifacts.sessions.module_kinds import place_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torch import nn
+
+    from model_artifacts.sessions.arithmetic import Result
 
 _COMPILER = "torch._dynamo.eval_frame"
 """The module of torch whose functions stand for compiled ones; they close over their compiler's `callback`."""
@@ -53,12 +55,12 @@ class Watched(NamedTuple):
     """Operators that compute with weights which are not among the network's own."""
 
 
-def watch(model: nn.Module, images: torch.Tensor) -> Watched:
+def watch(model: nn.Module, images: Result) -> Watched:
     """Run a network once, operator by operator, and note what lowers its precision, is drawn, compiled or not its own.
 
     Args:
         model: the network, in FP32, on the CPU.
-        images: float32 (batch, channels, height, width); the network gets a copy.
+        images: float32 (batch, channels, height, width), or the tensors of several inputs; it gets copies.
     """
     layers = _Layers(model)
     seen = _Seen(layers, model)
@@ -72,7 +74,7 @@ def watch(model: nn.Module, images: torch.Tensor) -> Watched:
         stack.enter_context(torch.no_grad())
         stack.enter_context(seen)
         try:
-            model(images.clone())
+            call(model, images)
         except Exception as exc:  # noqa: BLE001 - the model's own code raises any type
             failure = one_line(exc)
         seen.look_at_settings()  # a change behind the last operator acts on the next call
@@ -209,20 +211,20 @@ def _autocasts_noted(seen: _Seen) -> Iterator[None]:
 def _scripts_noted(seen: _Seen) -> Iterator[None]:
     """Note every call of a function or method in TorchScript."""
     calls = [(kind, kind.__call__) for kind in _SCRIPTED]
-    for kind, call in calls:
-        kind.__call__ = _noting(seen, call)
+    for kind, plain in calls:
+        kind.__call__ = _noting(seen, plain)
     try:
         yield
     finally:
-        for kind, call in calls:
-            kind.__call__ = call
+        for kind, plain in calls:
+            kind.__call__ = plain
 
 
-def _noting(seen: _Seen, call: Any) -> Any:  # noqa: ANN401 - a method of torch's C++ types
-    @wraps(call)
+def _noting(seen: _Seen, plain: Any) -> Any:  # noqa: ANN401 - a method of torch's C++ types
+    @wraps(plain)
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the same
         seen.note_compiled(self.name, "torch.jit", sys._getframe(1))  # noqa: SLF001 - Python's own way to a caller
-        return call(self, *args, **kwargs)
+        return plain(self, *args, **kwargs)
 
     return noted
 
@@ -265,12 +267,12 @@ LINEAR = frozenset(
 """Operators whose results lie between 0 and 1 by chance alone."""
 
 
-def last_operator(model: nn.Module, images: torch.Tensor) -> str:
+def last_operator(model: nn.Module, images: Result) -> str:
     """Return the name of the operator that gave a model's output its values; empty if it cannot be told."""
     operators = _Operators()
     try:
         with torch.inference_mode(), operators:
-            output = model(images.clone())
+            output = call(model, images)
     except Exception:  # noqa: BLE001 - compiled code may refuse to be watched; then the values alone decide
         return ""
     return operators.made_by(output)

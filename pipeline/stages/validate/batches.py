@@ -8,6 +8,7 @@ import numpy as np
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, RowCheck
+from model_artifacts.sessions.feeds.batches import filled, rows_of_batch, size_of
 from pipeline.stages.common.rows import ALONE, rows_of
 from pipeline.stages.validate.metrics import distance, largest_part, row_dependence
 from pipeline.stages.validate.spec import limit_of_samples
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, Preprocessing, Variant
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Outputs]
+    Run = Callable[[Batch], Outputs]
 
-    Load = Callable[[int, int], Logits]
+    Load = Callable[[int, int], Batch]
 
 
 _BATCH = 32
@@ -127,14 +129,13 @@ def check_rows(  # noqa: PLR0913 - the artifact, the samples, and their measure
         logits = known[:count]
     else:
         logits = run_batches(run, load, count, batch=size, smallest=size, spans=spans)
-    images = np.resize(load(0, min(size, count)), (size, *load(0, 1).shape[1:]))
+    images = filled(load(0, min(size, count)), size)
     plain = rows_of(run(images), spans)
     order = np.random.default_rng(size).permutation(size)
     shuffled = np.empty_like(plain)
-    shuffled[order] = rows_of(run(np.ascontiguousarray(images[order])), spans)
-    copies = images.copy()
-    copies[1::2] = images[0]
-    beside = rows_of(run(copies), spans)
+    shuffled[order] = rows_of(run(rows_of_batch(images, order)), spans)
+    # Every second sample becomes the first one.
+    beside = rows_of(run(rows_of_batch(images, np.where(np.arange(size) % 2, 0, np.arange(size)))), spans)
     alike = np.concatenate([plain, plain[::2], np.resize(plain[0], beside[1::2].shape)])
     among_others = np.concatenate([shuffled, beside[::2], beside[1::2]])
     checks = []
@@ -198,6 +199,6 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
     results = []
     for start in range(0, samples, batch):
         images = load(start, min(start + batch, samples))
-        filled = np.resize(images, (max(len(images), smallest), *images.shape[1:]))
-        results.append(rows_of(run(filled), spans)[: len(images)])
+        count = size_of(images)
+        results.append(rows_of(run(filled(images, max(count, smallest))), spans)[:count])
     return np.concatenate(results)

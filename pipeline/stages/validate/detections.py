@@ -183,7 +183,7 @@ def detector_of(project: Project) -> Detector:
     """
     source, data, model = project.source(), project.data(), project.config.model
     spans = _named(spans_of(source), source.outputs)
-    size = (source.preprocessing.height, source.preprocessing.width)
+    size = (source.pictures.height, source.pictures.width)
     if model.decoding is not None:
         return Detector(spans, size, model.decoding, classes=classes_of(model.decoding, source.outputs))
     if model.postprocess is None:

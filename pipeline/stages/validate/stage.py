@@ -25,6 +25,7 @@ from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
 from pipeline.stages.common.rows import load_rows, spans_of
+from pipeline.stages.common.samples import loader_of
 from pipeline.stages.validate.batches import (
     Measured,
     batch_sizes_of,
@@ -50,20 +51,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import GateCheck, Key, LayerShare, Variant
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import Artifact, Rounding
     from pipeline.stages.common.outcomes import Ending
+    from pipeline.stages.common.samples import Load
     from pipeline.stages.validate.batches import BatchSizes
     from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.outputs import Compared, Verdicts
 
     Logits = npt.NDArray[np.float32]
 
-    Run = Callable[[Logits], Outputs]
-
-    Load = Callable[[int, int], Logits]
+    Run = Callable[[Batch], Outputs]
 
 
 _TOOLS = ("onnxruntime-gpu", "onnx", "torch")
@@ -246,7 +247,7 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> Ran:
         layers = _graph_layers(project, artifact)
         if variant.backend is Backend.ONNX_REFERENCE or variant.stands_in:  # slow, for its numerics, never deployed
             samples = samples_of(project, variant)
-            with _with_progress(_loader(project), "validating", samples) as load:
+            with _with_progress(loader_of(project, project.data().validation), "validating", samples) as load:
                 return Ran(run_batches(run, load, samples, spans=spans_of(project.source())), graph_layers=layers)
         return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
@@ -280,11 +281,12 @@ def _graph_layers(project: Project, artifact: Artifact) -> tuple[LayerShare, ...
 def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) -> Ran:
     """Run all samples, then the first of them at every batch size, then extreme images."""
     data = project.data()
-    load, samples = _loader(project), data.validation_samples
+    load, samples = loader_of(project, data.validation), data.validation_samples
     spans = spans_of(project.source())
     measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
     reference = load_rows(project.file(data.reference), spans)
-    edge = to_input(extreme_images(data.preprocessing), data.preprocessing)
+    spec = data.preprocessing  # of a model of tensors nobody knows which other values it may get
+    edge = None if spec is None else to_input(extreme_images(spec), spec)
     most, smallest, checked = sizes
     with _with_progress(load, "validating", samples) as loading:
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
@@ -292,7 +294,11 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
     return Ran(
         logits,
         tuple(row for of_size in rows for row in of_size),
-        run_batches(run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest, spans=spans),
+        None
+        if edge is None
+        else run_batches(
+            run, lambda start, stop: edge[start:stop], len(edge), batch=most, smallest=smallest, spans=spans
+        ),
     )
 
 
@@ -342,7 +348,9 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            with _with_progress(_loader(project), "validating in channels_last", samples) as load:
+            with _with_progress(
+                loader_of(project, project.data().validation), "validating in channels_last", samples
+            ) as load:
                 channels_last = run_batches(
                     run,
                     load,
@@ -364,19 +372,13 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
     )
 
 
-def _loader(project: Project) -> Load:
-    data = project.data()
-    # Mapped again each time: mapped pages count as this process's memory, and 50,000 images take 7.5 GB.
-    return lambda start, stop: to_input(project.pixels(data.validation)[start:stop], data.preprocessing)
-
-
 @contextmanager
 def _with_progress(load: Load, phase: str, samples: int) -> Iterator[Load]:
     """Yield a loader of samples that shows its progress."""
     with Bars() as bars:
         progress = bars.reporting(phase)
 
-        def loading(start: int, stop: int) -> Logits:
+        def loading(start: int, stop: int) -> Batch:
             progress(start, samples)
             return load(start, stop)
 

@@ -96,6 +96,7 @@ def test_a_function_of_the_users_own_is_refused() -> None:
 def facts(**update: object) -> ManifestModel:
     """Return a detector's facts, of two outputs and two classes."""
     decoding = Decoding(boxes="boxes", scores="scores", format=BoxFormat.XYXY)
+    assert MODEL.preprocessing is not None
     spec = MODEL.preprocessing.model_copy(update={"resize": 64, "crop": 48})
     own = {"preprocessing": spec, "task": Task.DETECTION, "decoding": decoding, "class_names": ("cat", "dog"), **update}
     return MODEL.model_copy(update=own)

@@ -87,6 +87,7 @@ def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None
     """The batch has the height, the width and the channels that the manifest's preprocessing says."""
     facts = built.manifest().model
     assert facts is not None
+    assert facts.preprocessing is not None
     spec = facts.preprocessing.model_copy(
         update={"resize": (24, 40), "crop": (20, 36), "mean": (0.5,), "std": (0.5,), "fit": Fit.BORDER}
     )

@@ -155,6 +155,7 @@ def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) 
     root = artifacts(plan("h100", 1.0).model_copy(update={"inputs": (wide,)}))
     manifest = read_record(root / "manifest.json", Manifest)
     assert manifest.model is not None
+    assert manifest.model.preprocessing is not None
     spec = manifest.model.preprocessing.model_copy(update={"resize": (24, 40), "crop": (20, 36)})
     model = manifest.model.model_copy(update={"preprocessing": spec})
     write_record(root / "manifest.json", manifest.model_copy(update={"model": model}))

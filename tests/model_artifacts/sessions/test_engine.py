@@ -198,4 +198,8 @@ def test_session_without_buffers_has_nothing_to_give_back() -> None:
 def test_engine_tells_what_it_takes() -> None:
     """Input, output and batch range are those of the loaded engine."""
     engine = Engine(loaded(), H100)
-    assert (engine.input.name, [item.name for item in engine.outputs], engine.batches) == ("image", ["logits"], BATCHES)
+    assert (engine.inputs[0].name, [item.name for item in engine.outputs], engine.batches) == (
+        "image",
+        ["logits"],
+        BATCHES,
+    )

@@ -51,7 +51,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(("precision", "int8"), [(Precision.FP16, "False"), (Precision.INT8, "True")])
 def test_options_are_those_of_an_engine(tmp_path: Path, precision: Precision, int8: str) -> None:
     """The provider builds for the variant's batch range and workspace."""
-    options = provider_options(variant(precision), H100, IMAGE, tmp_path)
+    options = provider_options(variant(precision), H100, (IMAGE,), tmp_path)
 
     assert options["trt_profile_min_shapes"] == "image:1x3x224x224"
     assert options["trt_profile_opt_shapes"] == "image:8x3x224x224"
@@ -62,7 +62,7 @@ def test_options_are_those_of_an_engine(tmp_path: Path, precision: Precision, in
 
 def test_no_node_may_run_elsewhere(started: dict[str, Any], tmp_path: Path) -> None:
     """The session has no second provider, and ONNX Runtime may not choose one itself."""
-    tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts(IMAGE, tmp_path / "cache"))
+    tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts((IMAGE,), tmp_path / "cache"))
 
     assert [name for name, _ in started["arguments"]["providers"]] == [PROVIDER]
     assert started["arguments"]["enable_fallback"] == 0
@@ -75,7 +75,7 @@ def test_a_session_without_the_provider_is_refused(started: dict[str, Any], tmp_
     started["providers"] = ["CPUExecutionProvider"]
 
     with pytest.raises(RunError, match="does not start"):
-        tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts(IMAGE, tmp_path))
+        tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts((IMAGE,), tmp_path))
 
 
 def test_a_graph_that_is_not_taken_whole_is_refused(
@@ -89,14 +89,14 @@ def test_a_graph_that_is_not_taken_whole_is_refused(
     assert started
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(RunError, match="default CPU EP"):
-        tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts(IMAGE, tmp_path))
+        tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), H100, ProviderFacts((IMAGE,), tmp_path))
 
 
 def test_a_host_without_gpu_or_provider_is_unsupported(
     started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The missing part is named."""
-    facts = ProviderFacts(IMAGE, tmp_path)
+    facts = ProviderFacts((IMAGE,), tmp_path)
     assert started
     with pytest.raises(UnsupportedError):
         tensorrt_session(tmp_path / "fp16.onnx", variant(Precision.FP16), None, facts)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from model_artifacts.errors import DataError
 from model_artifacts.records import ChannelOrder, Interpolation, Orientation, Preprocessing, Transparency
 from model_artifacts.sessions.pictures import to_colours
+from model_artifacts.sessions.preprocessing import to_input, to_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,3 +213,33 @@ def test_channels_are_in_the_networks_order() -> None:
     image = Image.new("RGB", (1, 1), (1, 2, 3))
     spec = COLOUR.model_copy(update={"order": ChannelOrder.BGR})
     assert np.asarray(to_colours(image, spec)).tolist() == [[[3, 2, 1]]]
+
+
+@pytest.mark.parametrize("order", [*ChannelOrder])
+def test_transparency_is_a_channel_of_four(order: ChannelOrder) -> None:
+    """Colours and transparency are those of the picture; one without transparency is opaque."""
+    spec = Preprocessing(
+        resize=2, crop=2, interpolation=Interpolation.NEAREST, mean=(0.0,) * 4, std=(1.0,) * 4, order=order
+    )
+    colours = (10, 20, 30) if order is ChannelOrder.RGB else (30, 20, 10)
+    transparent, opaque = Image.new("RGBA", (2, 2), (10, 20, 30, 40)), Image.new("RGB", (2, 2), (10, 20, 30))
+    for image, alpha in ((transparent, 40), (opaque, 255)):
+        pixels = to_pixels(image, spec)
+        assert pixels.shape == (2, 2, 4)
+        assert {tuple(map(int, pixel)) for pixel in pixels.reshape(-1, 4)} == {(*colours, alpha)}
+    assert to_input(to_pixels(Image.new("L", (2, 2), 7), spec)[None], spec).shape == (1, 4, 2, 2)
+
+
+def test_transparency_has_no_other_treatment_beside_its_channel() -> None:
+    """A background would leave it without a meaning; two channels are no picture's."""
+    with pytest.raises(ValidationError, match="expected no `transparency` with four means"):
+        Preprocessing(
+            resize=2,
+            crop=2,
+            interpolation=Interpolation.NEAREST,
+            mean=(0.0,) * 4,
+            std=(1.0,) * 4,
+            transparency=Transparency.WHITE,
+        )
+    with pytest.raises(ValidationError, match=r"arrays of .data"):
+        Preprocessing(resize=2, crop=2, interpolation=Interpolation.NEAREST, mean=(0.0,) * 2, std=(1.0,) * 2)

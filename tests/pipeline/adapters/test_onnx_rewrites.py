@@ -81,7 +81,7 @@ def test_a_fixed_batch_varies(flat: list[int]) -> None:
     expected = np.concatenate([run(model, IMAGES[at : at + 1]) for at in range(3)])
     lifted = onnx_rewrites.lift_constants(model)
     assert onnx_rewrites.let_batch_vary(lifted, 1) == 1
-    onnx_rewrites.set_shapes(lifted.graph, (3, SIZE, SIZE), [(CLASSES,)])
+    onnx_rewrites.set_shapes(lifted.graph, [(3, SIZE, SIZE)], [(CLASSES,)])
     assert lifted.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     np.testing.assert_allclose(run(lifted, IMAGES), expected, rtol=1e-5, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_sizes_of_a_resize_take_the_batch() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     expected = np.concatenate([run(model, IMAGES[at : at + 1]) for at in range(3)])
     assert onnx_rewrites.let_batch_vary(model, 1) == 1
-    onnx_rewrites.set_shapes(model.graph, (3, 16, 16), [(3, 32, 32)])
+    onnx_rewrites.set_shapes(model.graph, [(3, 16, 16)], [(3, 32, 32)])
     np.testing.assert_array_equal(run(model, IMAGES), expected)
 
 

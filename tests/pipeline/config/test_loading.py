@@ -47,7 +47,7 @@ def test_misspelt_key_is_told_the_closest(problems: Problems, text: str, problem
         ("zzz: 1\n", f"3:1: unknown key 'zzz'; known keys: {KEYS}"),
         (
             "data: {zzz: 1}\n",
-            "3:8: unknown key 'data.zzz'; known keys: images, calibration, validation, classes, masks, labels",
+            "3:8: unknown key 'data.zzz'; known keys: images, tensors, calibration, validation, classes, masks, labels",
         ),
         ("1: 2\n", f"3:1: unknown key '1'; known keys: {KEYS}"),
         ("null: 2\n", f"3:1: unknown key 'null'; known keys: {KEYS}"),

@@ -196,7 +196,10 @@ def test_model_name_that_is_no_folders_is_refused(problems: Problems, name: str)
         ),
         (
             PREPROCESSING.format(32, 32, "bilinear", "[0.5, 0.5]", "[0.5, 0.5]"),
-            "3:16: preprocessing: expected one mean and one std (greyscale) or three of each (RGB), got 2 and 2",
+            (
+                "3:16: preprocessing: expected one mean and one std (greyscale), three of each (RGB) or four (RGBA), "
+                "got 2 and 2; other channels are arrays of `data.tensors`"
+            ),
         ),
         (
             PREPROCESSING.format(32, 32, "bilinear", "[0.5]", "[0]"),

@@ -13,7 +13,7 @@ from pipeline.adapters.onnx_files import tensors_of
 from pipeline.adapters.onnx_rewrites import nodes_of, suppressing_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import onnx.onnx_ml_pb2 as pb
 
@@ -30,29 +30,32 @@ _NAMED = 3
 
 
 class Ends(NamedTuple):
-    """The one input and the outputs of a graph."""
+    """The inputs and the outputs of a graph."""
 
-    input: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batch: int | None
-    """The size of the batch that the input is written for; None if its axis is dynamic."""
+    """The size of the batch that the inputs are written for; None if their axis is dynamic."""
 
 
-def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int], task: Task, where: str) -> Ends:
-    """Return the ends of a graph that takes images.
+def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int] | None, task: Task, where: str) -> Ends:
+    """Return the ends of a graph that takes images, or the arrays of `data.tensors`.
 
     Args:
         graph: the graph, without inputs that have a default value.
-        shape: (channels, height, width) of the preprocessed images.
+        shape: (channels, height, width) of the preprocessed images; None for arrays, which are compared later.
         task: the task of the model. The tasks `tensors` and `detection` take several outputs.
         where: the file, for messages.
 
     Raises:
         SourceError: the graph has several inputs or outputs, or its input takes no such images.
     """
+    allowed = {"input": shape is None, "output": task.takes_several}
     for role, values, only in (("input", graph.input, "the images"), ("output", graph.output, "one for each image")):
-        if len(values) != 1 and not (values and role == "output" and task.takes_several):
-            several = "; the tasks `tensors` and `detection` take several" if role == "output" else ""
+        if len(values) != 1 and not (values and allowed[role]):
+            several = "; `data.tensors` fills several"
+            if role == "output":
+                several = "; the tasks `tensors` and `detection` take several"
             raise SourceError(
                 f"the ONNX file has {len(values)} {role}s",
                 where=where,
@@ -60,6 +63,8 @@ def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int], task: Task, whe
                 got=listed([_shown(value) for value in values]) or "none",
                 fix=_EXTRACT,
             )
+    if shape is None:
+        return Ends(tuple(value.name for value in graph.input), _names(graph.output), _batch_of(graph, where))
     (image,) = graph.input
     if image.type.tensor_type.elem_type != _FLOAT:
         raise SourceError(
@@ -80,9 +85,30 @@ def ends_of(graph: onnx.GraphProto, shape: tuple[int, int, int], task: Task, whe
             got=_shown(image),
             fix=_fix_of_shape([dim.dim_value for dim in dims], shape[0]),
         )
-    return Ends(
-        image.name, tuple(output.name for output in graph.output), dims[0].dim_value if dims[0].dim_value > 0 else None
-    )
+    return Ends((image.name,), _names(graph.output), _batch_of(graph, where))
+
+
+def _names(values: Iterable[pb.ValueInfoProto]) -> tuple[str, ...]:
+    return tuple(value.name for value in values)
+
+
+def _batch_of(graph: onnx.GraphProto, where: str) -> int | None:
+    """Return the one size of the inputs' first axis; None if it is dynamic.
+
+    Raises:
+        SourceError: an input has no axes, or the inputs have several sizes.
+    """
+    firsts = [next(iter(value.type.tensor_type.shape.dim), None) for value in graph.input]
+    sizes = {dim.dim_value if dim is not None and dim.dim_value > 0 else None for dim in firsts}
+    if None in firsts or len(sizes) > 1:
+        raise SourceError(
+            "the ONNX file's inputs have no batch in common",
+            where=where,
+            expected="the same batch as the first axis of every input",
+            got=listed([_shown(value) for value in graph.input]),
+            fix="export the network with a dynamic first axis of every input",
+        )
+    return sizes.pop()
 
 
 def _fix_of_shape(sizes: Sequence[int], channels: int) -> str:

@@ -17,20 +17,21 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file, sha256_of
 from model_artifacts.records import Task, WeightsOrigin
-from model_artifacts.sessions.arithmetic import relative_l2, tensors
+from model_artifacts.sessions.arithmetic import call, relative_l2, tensors, torch_batch
 from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.adapters.onnx_files import named, read_model, tensors_of
 from pipeline.adapters.onnx_network import OnnxNetwork
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
-from pipeline.records import OnnxSource, ReadFile, SourceRecord, output_spec
-from pipeline.stages.common.probe import probe_images
+from pipeline.records import OnnxSource, ReadFile, SourceRecord, tensor_spec
+from pipeline.stages.common.probe import probe_batch, shape_of
 from pipeline.stages.source import network
 from pipeline.stages.source.graph_file.checks import ends_of, require_raw_boxes, require_reference
 from pipeline.stages.source.graph_file.names import class_names
 from pipeline.stages.source.graph_file.widened import require_own_outputs, take_in_float32
 from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.spec import with_reads
+from pipeline.stages.source.tensors.signature import graph_samples, specs_of, store_samples
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.arithmetic import Result
+    from model_artifacts.sessions.feeds.samples import Samples
     from pipeline.adapters.onnx_files import ReadBytes, ReadModel
     from pipeline.planning.project import Project
 
@@ -82,22 +84,24 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     """
     config, file = project.config, Path(name)
     key = key_of(project, Step("source", project.plan.model))  # before the file can change
-    spec = config.preprocessing
-    if spec is None:
-        raise _no_preprocessing(file)
+    prepared = config.preprocessing
     read = _read(name)
     model, task = read.model, config.model.task
     if task is Task.DETECTION:
         require_raw_boxes(model, name)
     types = take_in_float32(model, name)
-    ends = ends_of(model.graph, spec.input_shape, task, name)
+    ends = ends_of(model.graph, prepared.input_shape if prepared else None, task, name)
+    plain = _use_plain_names(model.graph)
+    outputs = plain[len(ends.inputs) :]
+    spec = graph_samples(project, onnx_graph.tensor_specs(list(model.graph.input))) or prepared
+    if spec is None:
+        raise _no_preprocessing(file)
     require_reference(model, name)
     if types:
         rerun = project.command(Step("source", project.plan.model))
         require_own_outputs(model, file, types, spec, ends.batch, rerun)
     whole = _cut_softmax(model) if task is Task.CLASSIFICATION else None
     cut = whole is not None
-    image, *outputs = _use_plain_names(model.graph)
     several = tuple(outputs) if len(outputs) > 1 else ()
     written = onnx.ModelProto(metadata_props=model.metadata_props)
     onnx_graph.forget_origin(model)
@@ -125,17 +129,19 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         class_names=class_names(written, tried.shapes[0][0], name) if task.has_classes else None,
         replaced_head=None,
         reads=reads,
-        preprocessing=spec,
+        preprocessing=prepared,
         task=task,
         sample_shape=tried.shapes[0] if task.has_parts and not several else None,
-        named_outputs=tuple(map(output_spec, several, tried.shapes)),
+        named_outputs=tuple(map(tensor_spec, several, tried.shapes)),
         onnx=OnnxSource(
-            input=image,
+            input=plain[0],
             output=None if several else outputs[0],
             opset=onnx_graph.opset_of(model),
             batch=tried.batch,
             widened=types,
         ),
+        named_inputs=specs_of(spec),
+        samples=store_samples(project, spec),
     )
     return project.write(project.paths.source, record)
 
@@ -221,7 +227,7 @@ def _apart_from_us(project: Project, file: Path, function: Callable[[Unpack[Ts]]
 
 
 def _require_softmax(  # noqa: PLR0913 - two graphs, and how they are run
-    project: Project, file: Path, stored: Path, whole: onnx.ModelProto, spec: Preprocessing, batch: int | None
+    project: Project, file: Path, stored: Path, whole: onnx.ModelProto, spec: Preprocessing | Samples, batch: int | None
 ) -> None:
     """Refuse a file whose last softmax is none over the classes, so that its logits would mean something else."""
     with tempfile.TemporaryDirectory() as folder:
@@ -238,38 +244,38 @@ def _require_softmax(  # noqa: PLR0913 - two graphs, and how they are run
         )
 
 
-def softmax_apart(stored: Path, uncut: Path, spec: Preprocessing, batch: int | None) -> float:
+def softmax_apart(stored: Path, uncut: Path, spec: Preprocessing | Samples, batch: int | None) -> float:
     """Return the relative L2 distance of the softmax of a graph's logits to the output of the whole file.
 
     Args:
         stored: the graph that gives logits.
         uncut: the whole file.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         batch: the one batch size that both take; None if they take any.
     """
-    images = torch.from_numpy(probe_images(spec, _IMAGES))
-    logits, shares = OnnxNetwork(stored, batch)(images), OnnxNetwork(uncut, batch)(images)
+    images = torch_batch(probe_batch(spec, _IMAGES))
+    logits, shares = (call(OnnxNetwork(file, batch), images) for file in (stored, uncut))
     return relative_l2(*(tensors(item)[0] for item in (torch.softmax(tensors(logits)[0], 1), shares)))
 
 
-def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) -> Tried:
+def try_graph(stored: Path, spec: Preprocessing | Samples, task: Task, batch: int | None) -> Tried:
     """Run a graph, and refuse one that gives no output for each image, or another one in another run.
 
     Args:
         stored: the ONNX file.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         task: the task of the model.
         batch: the size of the batch that its input is written for; None if that axis is dynamic.
 
     Raises:
         SourceError: it does.
     """
-    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    images = torch_batch(probe_batch(spec, _IMAGES))
     trouble = _trouble_of_batches(OnnxNetwork(stored), OnnxNetwork(stored, 1), images) if batch is None else ""
     batch = 1 if trouble else batch
     graph = OnnxNetwork(stored, batch)
     names = graph.output_names if len(graph.output_names) > 1 else ()
-    shapes = network.output_shapes(graph, spec.input_shape, task, names)
+    shapes = network.output_shapes(graph, shape_of(spec), task, names)
     try:
         check_outputs(graph, spec, task, names)
     except SourceError as exc:
@@ -279,7 +285,7 @@ def try_graph(stored: Path, spec: Preprocessing, task: Task, batch: int | None) 
             fix="cut the graph where its output is right: onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT]); for "
             "any numbers set `model.task: tensors`",
         ) from exc
-    if _apart(graph(images), graph(images)) > SAME:
+    if _apart(call(graph, images), call(graph, images)) > SAME:
         raise SourceError(
             "the ONNX file gives another output for the same images",
             expected="the same output in every run",
@@ -295,16 +301,16 @@ def _apart(found: Result, expected: Result) -> float:
     return max((relative_l2(*pair) for pair in pairs), default=0.0)
 
 
-def _trouble_of_batches(graph: OnnxNetwork, lone: OnnxNetwork, images: torch.Tensor) -> str:
+def _trouble_of_batches(graph: OnnxNetwork, lone: OnnxNetwork, images: Result) -> str:
     """Return the reason why a graph with a dynamic axis takes one image alone; empty if it takes several."""
-    expected = lone(images)
+    expected = call(lone, images)
     try:
-        found = graph(images)
+        found = call(graph, images)
     except Exception as exc:  # noqa: BLE001 - onnxruntime's exceptions have no common public base
         return one_line(exc)
     shapes = [[tuple(output.shape) for output in tensors(result)] for result in (found, expected)]
     if shapes[0] != shapes[1]:
-        return f"shape {shapes[0]} for {len(images)} images"
+        return f"shape {shapes[0]} for {_IMAGES} images"
     distance = _apart(found, expected)
     return f"outputs that are {distance:.1g} apart (relative L2) beside other images" if distance > SAME else ""
 

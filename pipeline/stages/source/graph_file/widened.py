@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from model_artifacts.errors import CrashedError, SourceError, listed, one_line
-from model_artifacts.sessions.arithmetic import relative_l2, tensors
+from model_artifacts.sessions.arithmetic import call, relative_l2, tensors, torch_batch
 from pipeline.adapters import onnx_graph, onnx_widening
 from pipeline.adapters.onnx_network import OnnxNetwork
-from pipeline.stages.common.probe import probe_images
+from pipeline.stages.common.probe import probe_batch
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     import onnx
 
     from model_artifacts.records import Preprocessing
+    from model_artifacts.sessions.feeds.samples import Samples
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,12 @@ def take_in_float32(model: onnx.ModelProto, where: str) -> tuple[str, ...]:
 
 
 def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
-    model: onnx.ModelProto, file: Path, types: tuple[str, ...], spec: Preprocessing, batch: int | None, rerun: str
+    model: onnx.ModelProto,
+    file: Path,
+    types: tuple[str, ...],
+    spec: Preprocessing | Samples,
+    batch: int | None,
+    rerun: str,
 ) -> None:
     """Refuse a graph in float32 that computes something else than the file that it was made from.
 
@@ -68,7 +74,7 @@ def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
         model: the graph in float32.
         file: the file itself.
         types: the types that the file computes in.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         batch: the size of the batch that its input is written for; None if that axis is dynamic.
         rerun: the command that repeats the work, for messages.
 
@@ -99,25 +105,25 @@ def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
         )
 
 
-def distance_of(file: Path, wide: Path, spec: Preprocessing, batch: int | None) -> float | None:
+def distance_of(file: Path, wide: Path, spec: Preprocessing | Samples, batch: int | None) -> float | None:
     """Return the largest relative L2 distance of an output in two graphs; None if the first gives no finite numbers.
 
     Args:
         file: the file itself.
         wide: its graph in float32.
-        spec: the preprocessing.
+        spec: the preprocessing, or samples of the inputs.
         batch: the batch size that both take; None takes one image at a time.
 
     Raises:
         SourceError: ONNX Runtime cannot run the file.
     """
-    images = torch.from_numpy(probe_images(spec, _IMAGES))
+    images = torch_batch(probe_batch(spec, _IMAGES))
     own_graph, wide_graph = OnnxNetwork(file, batch or 1), OnnxNetwork(wide, batch or 1)
     try:
-        found = own_graph(images)
+        found = call(own_graph, images)
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise SourceError("ONNX Runtime cannot run the ONNX file as it is", got=one_line(exc)) from exc
     own = [output.float() for output in tensors(found)]
     if not all(bool(torch.isfinite(output).all()) for output in own):
         return None
-    return max(relative_l2(*pair) for pair in zip(own, tensors(wide_graph(images)), strict=True))
+    return max(relative_l2(*pair) for pair in zip(own, tensors(call(wide_graph, images)), strict=True))

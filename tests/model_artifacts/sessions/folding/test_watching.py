@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model_artifacts.sessions.torch_model import count_batch_norms, fold_batch_norms
+from model_artifacts.sessions.folding.watching import count_batch_norms
+from model_artifacts.sessions.torch_model import fold_batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable

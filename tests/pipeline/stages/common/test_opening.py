@@ -13,12 +13,12 @@ import pytest
 from model_artifacts.errors import ArtifactError, RunError, UnsupportedError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Backend, Graph, Setting
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.benchmark import Baseline
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.opening import _weights, file_of, gpu_of, open_runner, open_serialized
+from pipeline.stages.common.samples import to_batch
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def reference_artifact(project: Project, graph: Graph) -> Artifact:
 def batch_of(project: Project, size: int) -> npt.NDArray[np.float32]:
     """Return the first validation images as a batch."""
     data = project.data()
-    return to_input(project.pixels(data.validation)[:size], data.preprocessing)
+    batch: npt.NDArray[np.float32] = to_batch(project.pixels(data.validation)[:size], data.preprocessing)
+    return batch
 
 
 def run(project: Project, found: Artifact, size: int = 3) -> npt.NDArray[np.float32]:
@@ -211,7 +212,7 @@ def test_onnxruntimes_tensorrt_without_tensorrt(built: Project) -> None:
 
     file = file_of(project, found)
     assert file.provider is not None
-    assert file.provider.image.name == found.inputs[0].name
+    assert file.provider.inputs == found.inputs
     assert found.file is not None
     assert file.provider.cache.name == found.file.sha256[:16]
     with (

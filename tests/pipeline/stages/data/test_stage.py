@@ -15,11 +15,11 @@ from PIL import Image
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.sessions.arithmetic import strict_fp32
-from model_artifacts.sessions.preprocessing import to_input
 from pipeline.planning.project import Project
 from pipeline.records import DataRecord, ImagesOrigin
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.samples import to_batch
 from pipeline.stages.data.stage import make_data, reference_logits
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import _sample
@@ -214,7 +214,7 @@ def test_rectangle_of_one_channel(write_config: Callable[[str], Path]) -> None:
     own = next(line for line in text.splitlines() if line.startswith("preprocessing:"))
     wide = "preprocessing: {resize: [24, 40], crop: [20, 36], interpolation: bilinear, mean: [0.4], std: [0.2]}"
     project = Project.load(write_config(text.replace(own, wide)), STAGES)
-    assert make_source(project).input.shape == ("batch", 1, 20, 36)
+    assert make_source(project).inputs[0].shape == ("batch", 1, 20, 36)
 
     record = make_data(project, restore_model(project))
 
@@ -248,7 +248,7 @@ def test_reference_is_the_models_own_logits(built: Project) -> None:
     pixels = built.pixels(data.validation)[40:43]
     model = restore_model(built)
     with strict_fp32():
-        logits = model(torch.from_numpy(to_input(pixels, data.preprocessing))).numpy()
+        logits = model(torch.from_numpy(to_batch(pixels, data.preprocessing))).numpy()
 
     reference = np.load(built.file(data.reference))
 
@@ -307,6 +307,6 @@ def test_networks_that_need_contiguous_weights(kind: type[nn.Module], built: Pro
     model = kind().eval()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(to_input(pixels, spec))).numpy()
+        expected = model(torch.from_numpy(to_batch(pixels, spec))).numpy()
 
     assert np.allclose(reference_logits(model, pixels, spec), expected, atol=1e-5)

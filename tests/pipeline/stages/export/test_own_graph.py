@@ -85,7 +85,7 @@ def test_a_fixed_batch_becomes_dynamic(
     caplog.set_level(logging.INFO)
     project = sourced(make(batch=batch, flat=[batch, -1]), tmp_path, write_config)
     expected = restore_model(project)
-    images = probe_images(project.source().preprocessing, 5)
+    images = probe_images(project.source().pictures, 5)
     model = exported(project, Graph.FP32)
     assert f"the batch of {batch} becomes dynamic: 1 constant shapes" in caplog.text
     for size in (1, 2, 3, 5):

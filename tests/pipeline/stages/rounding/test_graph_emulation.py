@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import Graph, Precision
-from model_artifacts.sessions.preprocessing import to_input
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.samples import to_batch
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.graph_emulation import GraphEmulation, emulate_graph
 
@@ -37,9 +37,9 @@ def relative(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]
 def test_a_graph_rounds_as_its_network_does(built: Project, precision: Precision) -> None:
     """Both emulations of the tiny network are as far from FP32, by each way of rounding."""
     data = built.data()
-    images = to_input(np.asarray(built.pixels(data.validation)[:16]), data.preprocessing)
+    images = to_batch(np.asarray(built.pixels(data.validation)[:16]), data.preprocessing)
     reference = np.load(built.file(data.reference))[:16]
-    network = fold_batch_norms(restore_model(built), built.source().preprocessing.input_shape).model.eval()
+    network = fold_batch_norms(restore_model(built), built.source().pictures.input_shape).model.eval()
     found = emulate_graph(built.paths.onnx(Graph.FP32), precision, images, 8, RUNS[precision])
     for name, sums in RUNS[precision]:
         with emulating(precision, sums=sums):
@@ -51,7 +51,7 @@ def test_a_graph_rounds_as_its_network_does(built: Project, precision: Precision
 
 def test_without_rounding_it_is_the_graph(built: Project) -> None:
     """FP32's own emulation without its sums changes nothing but the kernels."""
-    images = to_input(np.asarray(built.pixels(built.data().validation)[:8]), built.data().preprocessing)
+    images = to_batch(np.asarray(built.pixels(built.data().validation)[:8]), built.data().preprocessing)
     model = onnx.load(built.paths.onnx(Graph.FP32))
     (found,) = GraphEmulation(model, Precision.FP32)(images)
     assert relative(found, np.load(built.file(built.data().reference))[:8]) < 5e-6

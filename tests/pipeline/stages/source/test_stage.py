@@ -176,7 +176,7 @@ def test_preprocessing_and_names_of_timm(write_config: Callable[[str], Path], ca
 
     record = make_source(project)
 
-    assert (record.preprocessing.resize, record.preprocessing.crop) == (35, 32)
+    assert (record.pictures.resize, record.pictures.crop) == (35, 32)
     assert record.class_names == ("a-0", "a-1", "a-2")
     assert "AT RANDOM" not in caplog.text
 
@@ -215,7 +215,7 @@ def test_network_of_timm_itself(write_config: Callable[[str], Path]) -> None:
 
     record = make_source(project)
 
-    assert (record.classes, record.preprocessing.crop, record.preprocessing.interpolation.value) == (10, 224, "bicubic")
+    assert (record.classes, record.pictures.crop, record.pictures.interpolation.value) == (10, 224, "bicubic")
     assert restore_model(project)(torch.zeros(1, 3, 224, 224)).shape == (1, 10)
 
 
@@ -237,7 +237,7 @@ def test_network_of_transformers_itself(write_config: Callable[[str], Path], tmp
     record = make_source(project)
 
     assert (record.class_names, record.logits) == (("cat", "dog"), "logits")
-    assert (record.preprocessing.crop, record.preprocessing.mean) == ((32, 32), (0.5, 0.5, 0.5))
+    assert (record.pictures.crop, record.pictures.mean) == ((32, 32), (0.5, 0.5, 0.5))
     batch = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(restore_model(project)(batch), saved(batch).logits)
 
@@ -254,7 +254,7 @@ def test_network_of_hugging_face(
     record = make_source(project)
 
     assert (record.logits, record.class_names) == ("logits", ("cat", "dog", "fox"))
-    assert (record.preprocessing.crop, record.preprocessing.mean) == ((32, 32), (0.5, 0.5, 0.5))
+    assert (record.pictures.crop, record.pictures.mean) == ((32, 32), (0.5, 0.5, 0.5))
     assert restore_model(project)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
@@ -355,7 +355,7 @@ def test_own_preprocessing_wins(write_config: Callable[[str], Path], hub: Path) 
 
     record = make_source(project_of(write_config, RESNET, "auto"))
 
-    assert (record.preprocessing.crop, record.preprocessing.interpolation) == (32, Interpolation.BILINEAR)
+    assert (record.pictures.crop, record.pictures.interpolation) == (32, Interpolation.BILINEAR)
 
 
 def test_inputs_out_of_the_weights_range_are_refused(write_config: Callable[[str], Path], hub: Path) -> None:
@@ -365,7 +365,7 @@ def test_inputs_out_of_the_weights_range_are_refused(write_config: Callable[[str
     with pytest.raises(SourceError, match=r"(?s)other inputs than.*input_range: \[-0\.5, 0\.5\]"):
         make_source(Project.load(write_config(text), STAGES))
     stated = text.replace("std: [1, 1, 1]", "std: [1, 1, 1], input_range: [-0.5, 0.5]")
-    assert make_source(Project.load(write_config(stated), STAGES)).preprocessing.input_range == (-0.5, 0.5)
+    assert make_source(Project.load(write_config(stated), STAGES)).pictures.input_range == (-0.5, 0.5)
 
 
 @pytest.mark.usefixtures("hub")

@@ -24,7 +24,7 @@ SHAPE = (3, SIZE, SIZE)
 
 def test_the_ends_are_read() -> None:
     """Names and the size of the batch."""
-    assert ends_of(make().graph, SHAPE, Task.CLASSIFICATION, "own.onnx") == ("pixels/in:0", ("scores:0",), None)
+    assert ends_of(make().graph, SHAPE, Task.CLASSIFICATION, "own.onnx") == (("pixels/in:0",), ("scores:0",), None)
     assert ends_of(make(batch=4).graph, SHAPE, Task.CLASSIFICATION, "own.onnx").batch == 4
 
 

@@ -36,7 +36,7 @@ def test_the_record_has_the_files_facts(tmp_path: Path, write_config: Write) -> 
     project = project_of(make(opset=13), tmp_path, write_config)
     record = make_source(project)
     assert (record.origin, record.origin_detail, record.factory) == (WeightsOrigin.ONNX, "own.onnx", "")
-    assert (record.input.name, record.input.shape) == ("pixels_in_0", ("batch", 3, SIZE, SIZE))
+    assert (record.inputs[0].name, record.inputs[0].shape) == ("pixels_in_0", ("batch", 3, SIZE, SIZE))
     assert (record.outputs[0].name, record.outputs[0].shape, record.classes) == (
         "scores_0",
         ("batch", CLASSES),

@@ -1,0 +1,1 @@
+"""Models of tensors: the inputs that callers hand over."""

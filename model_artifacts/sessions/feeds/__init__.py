@@ -1,0 +1,1 @@
+"""Batches of a model's inputs, of one or of several."""

@@ -1,0 +1,1 @@
+"""The user's own arrays, one for each input of the model."""

@@ -1,0 +1,161 @@
+"""A npz file with an array for each input of the model → its types and shapes, or problems; and its samples.
+
+The arrays are the network's own inputs: nothing is resized, scaled or normalised.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_artifacts.errors import listed, one_line
+from pipeline.config.loading import placed_error
+from pipeline.records import tensor_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from model_artifacts.errors import ConfigError
+    from model_artifacts.records import TensorSpec
+    from pipeline.config.yaml_source import Location
+
+PLACE: Location = ("data", "tensors")
+"""The setting that names the file."""
+TYPES = ("float32", "int64", "int32")
+"""The types that every runtime takes as an input."""
+_WIDER = {"float64": "float32", "float16": "float32", "bool": "int32", "uint8": "int32", "int8": "int32"}
+_AXES = 8
+"""The most axes of TensorRT's tensors."""
+_LEAST = 2
+"""One sample for calibration and one for validation."""
+_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of a file, in the model's order once it is known."""
+
+    path: Path
+    specs: tuple[TensorSpec, ...]
+    """The name, the type and the shape of each; the first axis is the sample."""
+    count: int
+    """The number of samples."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays' names."""
+        return tuple(spec.name for spec in self.specs)
+
+    def ordered(self, names: Sequence[str]) -> Arrays:
+        """Return the arrays in the order of these names, which are theirs."""
+        found = {spec.name: spec for spec in self.specs}
+        return Arrays(self.path, tuple(found[name] for name in names), self.count)
+
+    @property
+    def row(self) -> np.dtype[Any]:
+        """The type of a sample: a field for each input."""
+        return np.dtype([(spec.name, spec.dtype, tuple(map(int, spec.shape[1:]))) for spec in self.specs])
+
+    def rows(self, chosen: npt.NDArray[np.int64] | slice, target: npt.NDArray[Any]) -> None:
+        """Copy samples, one array after the other, so that one of them at a time is in memory.
+
+        Args:
+            chosen: the samples' numbers.
+            target: receives them, in the type `row`.
+        """
+        with np.load(self.path, allow_pickle=False) as arrays:
+            for name in self.names:
+                target[name] = arrays[name][chosen]
+
+    def first(self, count: int) -> npt.NDArray[Any]:
+        """Return the first samples, as many as there are."""
+        rows = np.empty(min(count, self.count), dtype=self.row)
+        self.rows(slice(len(rows)), rows)
+        return rows
+
+
+def open_arrays(config_file: Path, path: Path) -> Arrays:
+    """Read the names, types and shapes of a file's arrays, and check that they can be a model's inputs.
+
+    Args:
+        config_file: the configuration, for the place of problems.
+        path: the npz file, of `numpy.savez` or `numpy.savez_compressed`.
+
+    Raises:
+        ConfigError: it is no such file, or an array is of another type or number of samples; all problems are listed.
+    """
+    try:
+        found = dict(_headers(path))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
+        raise problem(config_file, f"{text}: {one_line(exc)}") from exc
+    if problems := list(_problems(found)):
+        raise placed_error(config_file, [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems])
+    specs = tuple(tensor_spec(name, shape[1:], str(dtype)) for name, (shape, dtype) in found.items())
+    return Arrays(path, specs, next(iter(found.values()))[0][0])
+
+
+def problem(config_file: Path, text: str) -> ConfigError:
+    """Return the error of a file of arrays, with the line of the setting that names it."""
+    return placed_error(config_file, [(PLACE, f"`data.tensors`: {text}")])
+
+
+_Header = tuple[tuple[int, ...], "np.dtype[Any]"]
+
+
+def _headers(path: Path) -> Iterator[tuple[str, _Header]]:
+    """Yield the name, shape and type of each array, without reading its values."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]  # numpy's own
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read[version](stream)  # type: ignore[no-untyped-call]  # the same
+                yield member.removesuffix(".npy"), (shape, dtype)
+
+
+def _problems(found: dict[str, _Header]) -> Iterator[str]:
+    """Yield all that keeps the arrays from being inputs. Pure."""
+    if not found:
+        yield "it holds no array; expected one for each input of the model"
+    for name, (shape, dtype) in found.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            yield f"array {name!r}: expected a name of letters, digits and `_`, with a letter first"
+        if str(dtype) not in TYPES:
+            kind = _WIDER.get(str(dtype), "float32")
+            advice = f"; cast it, such as `.astype(numpy.{kind})`" if dtype.kind in "fiub" else ""
+            yield f"array {name!r}: expected {', '.join(TYPES)}, got {dtype}{advice}"
+        if not 1 <= len(shape) <= _AXES or 0 in shape[1:]:
+            yield f"array {name!r}: expected 1 to {_AXES} axes, the first of them the sample, got shape {shape}"
+    counts = {name: shape[0] for name, (shape, _) in found.items() if shape}
+    if len(set(counts.values())) > 1:
+        shown = listed([f"{count} of {name!r}" for name, count in counts.items()])
+        yield f"expected as many samples in every array, got {shown}"
+    elif counts and min(counts.values()) < _LEAST:
+        yield f"expected {_LEAST} samples or more, for calibration and for validation, got {min(counts.values())}"
+
+
+def require_finite(config_file: Path, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
+    """Refuse samples with NaN or infinity.
+
+    Raises:
+        ConfigError: there are some; the message names the array.
+    """
+    for spec in arrays.specs:
+        if spec.dtype != "float32":
+            continue
+        for start in range(0, len(rows), _AT_ONCE):
+            part = np.ascontiguousarray(rows[spec.name][start : start + _AT_ONCE])
+            broken = np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))
+            if len(broken):
+                text = (
+                    f"array {spec.name!r}: expected finite values, got NaN or infinity in {len(broken)} samples or more"
+                )
+                raise problem(config_file, f"{arrays.path}: {text}")

@@ -1,0 +1,1 @@
+"""The sample model: a network to try the pipeline with."""

@@ -1,0 +1,83 @@
+"""Batches of an engine of several inputs, on a CUDA with memory in the host: what fills them, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from model_artifacts.errors import RunError
+from model_artifacts.host import cuda
+from model_artifacts.sessions.engine import Engine
+from tests.model_artifacts.sessions.test_engine_session import RANGE, downloaded, images, logits, uploaded
+from tests.support.fake_cuda import FakeEngine, FakeRuntime
+from tests.support.hosts import H100
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
+    """The GPU; at the end of every test, nothing on it may still be open."""
+    fake = FakeRuntime()
+    monkeypatch.setattr(cuda, "runtime", fake)
+    yield fake
+    assert fake.idle
+
+
+def tokens(count: int) -> npt.NDArray[np.int64]:
+    """Return tokens whose sum is 1,000 for the first sample, 2,000 for the second, and so on."""
+    return 500 * np.repeat(np.arange(1, count + 1)[:, None], 2, axis=1)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["kernels", "graph"])
+def test_every_input_of_an_engine_is_filled_by_its_name(gpu: FakeRuntime, *, cuda_graph: bool) -> None:
+    """From the host in any order of names, from the GPU, and from uploads, at every batch size."""
+    engine = Engine(FakeEngine(gpu, RANGE, takes_tokens=True), H100)  # type: ignore[arg-type]  # a stand-in
+    with engine.session(cuda_graph=cuda_graph) as run:
+        for size in (1, 3, 1):
+            expected = logits(size) + tokens(size).sum(axis=1, keepdims=True)
+            batch: dict[str, Any] = {"tokens": tokens(size), "image": images(size)}
+            np.testing.assert_allclose(run(batch), expected)
+            run.upload(batch)
+            run.enqueue()
+            run.stream.synchronize()
+            pairs = {name: uploaded(gpu, array) for name, array in batch.items()}
+            there = run({name: array for name, (_, array) in pairs.items()})
+            np.testing.assert_allclose(downloaded(there), expected)
+            for memory, _ in pairs.values():
+                memory.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"tokens": None}, r"(?s)other inputs than the batch.*image, tokens.*got: +image", id="one less"),
+        pytest.param({"more": np.zeros(3)}, "other inputs than the batch", id="one more"),
+        pytest.param({"tokens": tokens(2)}, "3, 2 samples for the inputs of one batch", id="another number"),
+        pytest.param(
+            {"tokens": tokens(3).astype(np.int32)},
+            r"(?s)tokens: int64 \(1 to 12, 2\).*got: +tokens: int32",
+            id="another type",
+        ),
+    ],
+)
+def test_other_inputs_than_the_engines_are_refused(gpu: FakeRuntime, change: dict[str, Any], message: str) -> None:
+    """Nothing is filled by its place, cast, or left as the batch before had it."""
+    engine = Engine(FakeEngine(gpu, RANGE, takes_tokens=True), H100)  # type: ignore[arg-type]  # a stand-in
+    batch = {"image": images(3), "tokens": tokens(3), **change}
+    with engine.session() as run, pytest.raises(RunError, match=message):
+        run({name: array for name, array in batch.items() if array is not None})
+
+
+def test_inputs_in_two_memories_are_refused(gpu: FakeRuntime) -> None:
+    """A copy from the host would wait for nothing on the GPU."""
+    engine = Engine(FakeEngine(gpu, RANGE, takes_tokens=True), H100)  # type: ignore[arg-type]  # a stand-in
+    memory, array = uploaded(gpu, images(3))
+    with engine.session() as run, pytest.raises(RunError, match="in this GPU's memory, and others in the host's"):
+        run({"image": array, "tokens": tokens(3)})
+    memory.close()
