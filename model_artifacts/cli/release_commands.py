@@ -1,4 +1,4 @@
-"""Commands for releases and their stores: pull, push, tag, gc, verify."""
+"""Commands for releases and their stores: pull, push, tag, gc, verify, mlflow."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ GRACE_HOURS = Option(("--grace-hours",), "keep newer objects; default: 24", HOUR
 PARTIAL = Option(
     ("--partial",), "allow missing artifacts; a folder of `pull --for-host` needs no option", action="store_true"
 )
+OUTPUT = Option(
+    ("--output",),
+    "the folder to write; default: beside the release, with the suffix -mlflow",
+    Path,
+    metavar="FOLDER",
+)
 
 
 def add_release_commands(commands: CommandLine) -> None:
@@ -125,6 +131,18 @@ def add_release_commands(commands: CommandLine) -> None:
         run=lambda options: _verify(
             options.path or _newest(options.artifacts), verifier_of(options), partial=options.partial
         )
+    )
+    parser = commands.add(
+        "mlflow",
+        "write a release as a folder that MLflow loads as a python_function",
+        example="models/ --output mlflow/ --key release.pub",
+        remedy=_INSTALL_VERIFY,
+    )
+    for option in (VERIFY_PATH, ARTIFACTS, OUTPUT):
+        option.add_to(parser)
+    add_group(parser, "signature", SIGNATURE)
+    parser.set_defaults(
+        run=lambda options: _mlflow(options.path or _newest(options.artifacts), options.output, verifier_of(options))
     )
 
 
@@ -254,6 +272,17 @@ def _verify(path: Path, verifier: Verifier | None, *, partial: bool) -> int:
         reason = ", pulled for one host" if host_release(folder) else ""
     amount = f"{total} artifacts are" if there == total else f"{there} of {total} artifacts are here{reason}, and"
     print(f"{name}, built {_time(manifest.built_at)}: {amount} what the release says; {_trust(verifier)}")
+    return 0
+
+
+def _mlflow(release: Path, output: Path | None, verifier: Verifier | None) -> int:
+    from model_artifacts.releases.exports.pyfunc import export_pyfunc
+
+    beside = release.resolve()
+    name = beside.name.removesuffix(".tar.zst")
+    made = export_pyfunc(release, output or beside.with_name(f"{name}-mlflow"), verifier)
+    print(f"{len(made.manifest.artifacts)} artifacts; {_trust(verifier)}")
+    print(one_row(f'mlflow.pyfunc.load_model("{made.folder}") opens the one for its machine'))
     return 0
 
 

@@ -10,17 +10,18 @@ import hashlib
 import io
 import json
 import re
-import time
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
 
 from model_artifacts.errors import StoreError, storage_errors
 from model_artifacts.host.plain_files import open_plain
 from model_artifacts.releases.objects import Source, fetch_verified
+from model_artifacts.releases.oci.attempts import Counted, Waits
 from model_artifacts.releases.oci.documents import INDEX_TYPE, MANIFEST_TYPE, MAX_BYTES
 from model_artifacts.releases.oci.transport import BrokenError, Request, Transport, read
+from model_artifacts.releases.oci.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,12 +32,8 @@ if TYPE_CHECKING:
     from model_artifacts.records import FileRecord
     from model_artifacts.releases.oci.references import Reference
 
-_CHUNK = 16 * 2**20
-"""Bytes of one request of an upload. A smaller blob is sent in one."""
 _PIECE = 2**20
 """Bytes of a body that are read at a time: what a broken connection loses."""
-_FRUITLESS, _PAUSE = 5, 1.0
-"""Interruptions of a transfer in a row without a new byte, after which it fails, and the seconds after the first."""
 _MAX_TAGS = 100_000
 _ACCEPT = {"Accept": f"{INDEX_TYPE}, {MANIFEST_TYPE}"}
 _MISSING = frozenset({HTTPStatus.NOT_FOUND})
@@ -57,18 +54,21 @@ class Stored(NamedTuple):
 class Registry:
     """A repository of a registry."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, *, patient: bool = True) -> None:
         """Prepare a session; no request is sent yet.
 
         Args:
             reference: the repository.
+            patient: False for one that another can stand in for: what fails for the moment is not tried again.
 
         Raises:
             StoreError: `requests` is not installed.
         """
         self.shown = reference.shown
         self._at = f"{reference.repository}/"
-        self._transport = Transport(reference)
+        self._transport = Transport(reference) if patient else Transport(reference, attempts=1)
+        self._patient = patient
+        self._uploads = Uploads(self._transport, reference.repository, self.blob_bytes)
 
     # Manifests and tags.
 
@@ -207,9 +207,9 @@ class Registry:
             StorageError: the file cannot be written.
         """
         source = Source(f"sha256:{file.sha256} of {self.shown}", fix)
-        waits = _Waits()
+        waits = Waits() if self._patient else Waits(1)
         while True:
-            counted = _Counted(report)
+            counted = Counted(report)
             try:
                 fetch_verified(lambda start: self._reading(file, start), file, into, counted, source)
             except BrokenError:
@@ -231,7 +231,7 @@ class Registry:
             yield _Body(response), start if response.status_code == HTTPStatus.PARTIAL_CONTENT and span else 0
 
     def upload(self, sha256: str, size: int, file: Path, report: Callable[[int], None], mounted_from: str = "") -> None:
-        """Write a file as a blob: in chunks, each of which is sent again from where the registry has it.
+        """Write a file as a blob, as `Uploads.send` does.
 
         Args:
             sha256: the blob's digest.
@@ -244,12 +244,8 @@ class Registry:
             StoreError: the registry cannot be reached or refuses the blob, as if the file has changed.
             StorageError: the file cannot be read.
         """
-        location = self._begun(sha256, mounted_from)
-        if not location:
-            report(size)
-            return
         with storage_errors(f"reading {file}"), open_plain(file) as content:
-            self._sent(sha256, size, content, location, report)
+            self._uploads.send(sha256, size, content, report, mounted_from)
 
     def write(self, data: bytes) -> None:
         """Write bytes as a blob, unless it is there.
@@ -259,77 +255,7 @@ class Registry:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if self.blob_bytes(sha256) != len(data):
-            self._sent(sha256, len(data), io.BytesIO(data), self._begun(sha256, ""), lambda _: None)
-
-    def _begun(self, sha256: str, mounted_from: str) -> str:
-        """Begin an upload and return its URL; empty if the blob was mounted instead."""
-        params = {"mount": f"sha256:{sha256}", "from": mounted_from} if mounted_from else {}
-        request = Request("POST", f"{self._at}blobs/uploads/", f"sending {sha256}", params=params)
-        response, _ = self._transport.send(request)
-        if mounted_from and response.status_code == HTTPStatus.CREATED:
-            return ""
-        return self._location(response)
-
-    def _sent(self, sha256: str, size: int, content: IO[bytes], location: str, report: Callable[[int], None]) -> None:
-        """Send a blob's bytes to an upload, however often it breaks."""
-        done, waits = 0, _Waits()
-        doing, kind = f"sending {sha256}", {"Content-Type": "application/octet-stream"}
-        while True:
-            try:
-                while size - done > _CHUNK:
-                    content.seek(done)
-                    chunk = content.read(_CHUNK)
-                    headers = {**kind, "Content-Range": f"{done}-{done + len(chunk) - 1}"}
-                    response, _ = self._transport.send(
-                        Request("PATCH", location, doing, headers, body=chunk, attempts=1)
-                    )
-                    location, done = self._location(response), done + len(chunk)
-                    report(len(chunk))
-                content.seek(done)
-                rest = content.read(size - done)
-                headers = {**kind, "Content-Range": f"{done}-{size - 1}"} if done and rest else kind
-                params = {"digest": f"sha256:{sha256}"}
-                self._transport.send(Request("PUT", location, doing, headers, params, rest, attempts=1))
-                report(len(rest))
-            except BrokenError:  # noqa: PERF203 - the loop is there to try again
-                waits.wait_or_raise(done)
-                if self.blob_bytes(sha256) == size:  # the last answer was lost, not the request
-                    report(size - done)
-                    return
-                before = done
-                location, done = self._where(location, size) or (self._begun(sha256, ""), 0)
-                report(done - before)
-            else:
-                return
-
-    def _where(self, location: str, size: int) -> tuple[str, int] | None:
-        """Return where an upload goes on, and the number of bytes that the registry has; None if it has forgotten it.
-
-        Args:
-            location: the upload's URL.
-            size: the bytes to send; a registry that has more of them tells of something else.
-
-        Raises:
-            StoreError: the registry cannot be reached.
-        """
-        request = Request("GET", location, "looking for an upload", also=frozenset({400, 404, 405, 410, 416}))
-        response, _ = self._transport.send(request)
-        span = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
-        last = int(span[1]) if span else size
-        if response.status_code >= HTTPStatus.BAD_REQUEST or last >= size:
-            return None
-        return self._location(response, location), last + 1 if last else 0  # `0-0` is docker's word for nothing
-
-    def _location(self, response: requests.Response, default: str = "") -> str:
-        """Return the URL that an answer names for the next request.
-
-        Raises:
-            StoreError: it names none.
-        """
-        target = response.headers.get("Location", "")
-        if not target and not default:
-            raise StoreError(f"{self.shown}: the registry names no place for an upload", fix="it is no OCI registry")
-        return urljoin(str(response.url), target) if target else default
+            self._uploads.send(sha256, len(data), io.BytesIO(data), lambda _: None)
 
 
 class _Body:
@@ -341,36 +267,3 @@ class _Body:
     def read(self, count: int, /) -> bytes:
         """Return at most `count` of the next bytes; none at the end."""
         return read(self._response, min(count, _PIECE)) if self._response is not None else b""
-
-
-class _Counted:
-    """A function to report bytes to, which knows their sum."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
-        self.total = 0
-
-    def __call__(self, count: int) -> None:
-        """Pass a number of bytes on."""
-        self.total += count
-        self._report(count)
-
-
-class _Waits:
-    """Pauses between the attempts of a transfer, which end once several in a row brought nothing."""
-
-    def __init__(self) -> None:
-        self._furthest = -1
-        self._fruitless = 0
-
-    def wait_or_raise(self, done: int) -> None:
-        """Wait a moment, or raise the exception that is being handled.
-
-        Args:
-            done: the number of bytes that are there.
-        """
-        self._fruitless = 0 if done > self._furthest else self._fruitless + 1
-        self._furthest = max(done, self._furthest)
-        if self._fruitless >= _FRUITLESS:
-            raise  # noqa: PLE0704 - called in an `except` block
-        time.sleep(_PAUSE * 2**self._fruitless)

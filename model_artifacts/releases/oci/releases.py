@@ -26,6 +26,7 @@ from model_artifacts.releases.oci.documents import (
     parsed,
 )
 from model_artifacts.releases.oci.layout import RELEASE_TYPE, check_offers, documents_of, index_of, listing_of
+from model_artifacts.releases.oci.mirrors import MirroredRegistry
 from model_artifacts.releases.oci.references import check_repository, reference_of
 from model_artifacts.releases.oci.registry import Registry, Stored
 from model_artifacts.releases.signature import SIGNATURE
@@ -64,7 +65,9 @@ class OciReleases:
         """
         if mounted_from:
             check_repository(mounted_from)
-        self._registry = Registry(reference_of(url))
+        reference = reference_of(url)
+        self._registry = Registry(reference)
+        self._mirrored = MirroredRegistry(reference, self._registry)
         self.shown = self._registry.shown
         self._mounted_from = mounted_from
         self._indexes: dict[str, bytes] = {}
@@ -86,7 +89,7 @@ class OciReleases:
         if DIGEST.fullmatch(name.lower()):
             return name.lower()
         check_tag(name)
-        if (digest := self._registry.digest_of(name)) is None:
+        if (digest := self._mirrored.digest_of(name)) is None:
             there = [tag for tag in self._registry.tags() if not _FALLBACK.fullmatch(tag)]
             raise StoreError(
                 f"{self.shown} has no tag {name}",
@@ -105,7 +108,7 @@ class OciReleases:
 
     def _index_bytes(self, digest: str) -> bytes:
         if digest not in self._indexes:
-            stored = self._registry.manifest(f"sha256:{digest}")
+            stored = self._mirrored.manifest(f"sha256:{digest}")
             if stored is None:
                 fix = "list the tags with `model-artifacts tag URL`"
                 raise StoreError(f"{self.shown} has no release {digest}", fix=fix)
@@ -123,15 +126,15 @@ class OciReleases:
         return listing_of(index, at_once(self._image, index.manifests), where)
 
     def _image(self, item: Descriptor) -> ImageManifest:
-        stored = self._registry.manifest(item.digest, item.size)
+        stored = self._mirrored.manifest(item.digest, item.size)
         if stored is None:
             raise StoreError(f"{self.shown} lacks a manifest of the release", got=item.digest, fix="push it again")
         return parsed(ImageManifest, stored.data, f"{self.shown}@{item.digest}")
 
     def fetch(self, file: FileRecord, into: Path, report: Callable[[int], None]) -> None:
-        """Read a file, as `Registry.fetch` does."""
+        """Read a file, as `MirroredRegistry.fetch` does."""
         fix = "pull again; if that fails, too, the registry's disk is damaged: repair it, and push the release again"
-        self._registry.fetch(file, into, report, fix)
+        self._mirrored.fetch(file, into, report, fix)
 
     def check(self, digest: str, manifest: Manifest) -> None:
         """Check that the index describes the artifacts as the release's manifest does.

@@ -44,6 +44,10 @@ class BrokenError(StoreError):
     """A connection that broke, or a registry that is busy: the same request may succeed later."""
 
 
+class RefusedError(StoreError):
+    """A request that the registry refuses, and will refuse again."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A request to a registry."""
@@ -87,11 +91,12 @@ class _Authorization:
 class Transport:
     """The connection to one registry."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, attempts: int = _ATTEMPTS) -> None:
         """Prepare a session; no request is sent yet.
 
         Args:
             reference: the registry.
+            attempts: how often a request is sent while it fails for the moment.
 
         Raises:
             StoreError: `requests` is not installed.
@@ -107,6 +112,7 @@ class Transport:
                 fix='pip install "model-artifacts[oci,verify]"',
             ) from exc
         self.reference = reference
+        self._attempts = attempts
         self._certificate_error: type[Exception] = requests.exceptions.SSLError
         self._failures: tuple[type[Exception], ...] = (requests.exceptions.RequestException, HTTPError, OSError)
         """What requests raises and, while a body is read, urllib3 below it."""
@@ -157,9 +163,13 @@ class Transport:
                 )
             return response, data
 
+    def is_home(self, url: str) -> bool:
+        """Return True for a URL of the registry's own origin."""
+        return _origin(url) == self._origin
+
     def _answered(self, request: Request) -> requests.Response:
         """Send a request until the registry answers, with a token where it asks for one."""
-        pause, attempts = _FIRST_PAUSE, request.attempts or _ATTEMPTS
+        pause, attempts = _FIRST_PAUSE, request.attempts or self._attempts
         for attempt in range(1, attempts + 1):
             try:
                 response = self._authorized(request)
@@ -334,7 +344,7 @@ class Transport:
             said = ": ".join(str(first[name]) for name in ("code", "message") if first.get(name))
         except (ValueError, LookupError, TypeError, AttributeError):
             said = response.reason or ""
-        kind = BrokenError if status in _BUSY else StoreError
+        kind = BrokenError if status in _BUSY else RefusedError
         return kind(
             f"{self.reference.shown}: {request.doing} failed",
             got=self._without_ours(shortened(without_secrets(f"status {status}, {said}"))),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.stages.release.stage import Release
 
-COMMANDS = ("resolve", "show", "host", "triton", "pull", "push", "tag", "gc", "verify")
+COMMANDS = ("resolve", "show", "host", "triton", "pull", "push", "tag", "gc", "verify", "mlflow")
 MODULE = f"{sys.executable} -m model_artifacts"
 
 

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker's configuration of the user who runs the tests is not read."""
+    """Docker's and containers' configuration of the user who runs the tests is not read, and the cache not written."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers/registries.conf").touch()
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "containers/registries.conf"))
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses before another attempt are short."""
     monkeypatch.setattr("model_artifacts.releases.oci.transport._FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("model_artifacts.releases.oci.registry._PAUSE", 0.02)
+    monkeypatch.setattr("model_artifacts.releases.oci.attempts._PAUSE", 0.02)
 
 
 @pytest.fixture(scope="session")

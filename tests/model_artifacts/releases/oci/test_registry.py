@@ -41,7 +41,7 @@ LARGE = "report.html"
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of a few MB goes in many chunks."""
-    monkeypatch.setattr("model_artifacts.releases.oci.registry._CHUNK", CHUNK)
+    monkeypatch.setattr("model_artifacts.releases.oci.uploads._CHUNK", CHUNK)
 
 
 def large(released: Release) -> int:
