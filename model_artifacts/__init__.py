@@ -7,13 +7,16 @@ if TYPE_CHECKING:
     from model_artifacts.deployment.model import Model
     from model_artifacts.deployment.predictions import ClassScore, DetectedBox, Prediction
     from model_artifacts.deployment.resolution import Requirements, Resolution
-    from model_artifacts.errors import ArtifactError
+    from model_artifacts.errors import ArtifactError, BusyError
     from model_artifacts.records import DeploymentHost, Precision
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.releases.store import pull, push
+    from model_artifacts.serving.batching import Batching
 
 __all__ = [
     "ArtifactError",
+    "Batching",
+    "BusyError",
     "ClassScore",
     "DeploymentHost",
     "DetectedBox",
@@ -36,6 +39,8 @@ _HOMES = {
     "DeploymentHost": "records",
     "Model": "deployment.model",
     "ArtifactError": "errors",
+    "Batching": "serving.batching",
+    "BusyError": "errors",
     "ClassScore": "deployment.predictions",
     "DetectedBox": "deployment.predictions",
     "Precision": "records",

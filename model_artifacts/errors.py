@@ -122,6 +122,14 @@ class RunError(ArtifactError):
     """An artifact that cannot be loaded or run."""
 
 
+class BusyError(RunError):
+    """A call of a loaded model that found no free execution context in the time that it may wait."""
+
+
+class KernelsError(RunError):
+    """A runtime cache that the library refuses: of another GPU, driver or version, or damaged."""
+
+
 class CrashedError(ArtifactError):
     """A process for risky work that died, hung or raised an unexpected exception."""
 

@@ -66,9 +66,11 @@ def uncallable_recipes(factory: str, artifacts: Iterable[ManifestEntry]) -> dict
 
 
 def _lacks_a_file(entry: ManifestEntry, root: Path) -> bool:
-    if not all((root / file.path).exists() for file in entry.files):
+    """Return True if a file is missing without which the artifact does not run; compiled kernels are only for speed."""
+    if not all((root / file.path).exists() for file in entry.files if file != entry.runtime_cache):
         return True
     try:
-        return not all((root / file.path).exists() for file in entry_files(entry, root))
+        files = entry_files(entry, root)
+        return not all((root / file.path).exists() for file in files if file != entry.runtime_cache)
     except RecordError:  # opening the recipe tells its damage
         return False

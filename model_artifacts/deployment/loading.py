@@ -9,6 +9,7 @@ This needs numpy and the runtime of the resolved artifact: no torch for an engin
 
 from __future__ import annotations
 
+import logging
 import platform
 import re
 import threading
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.deployment.files import unusable
 from model_artifacts.deployment.model import Model
 from model_artifacts.deployment.resolution import Requirements, Resolution, resolve_entry
-from model_artifacts.errors import RunError, UsageError
+from model_artifacts.errors import RunError, StorageError, UsageError, one_line
 from model_artifacts.host.environment import (
     driver_cuda,
     driver_version,
@@ -32,16 +33,26 @@ from model_artifacts.host.environment import (
 )
 from model_artifacts.host.hashes import check_digest, leaves_its_folder
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import DeploymentHost, FileRecord, Manifest, ManifestModel, Variant
-from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts, open_artifact
+from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Manifest, ManifestModel, Variant
+from model_artifacts.serving.batching import Batcher
+from model_artifacts.serving.pool import Pool
+from model_artifacts.serving.runners import open_runners
+from model_artifacts.serving.settings import PLAIN, Serving
+from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts
+from model_artifacts.tensorrt.kernels import kept_kernels, user_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import NoReturn
 
-    from model_artifacts.records import ManifestEntry
+    from model_artifacts.records import Gpu, ManifestEntry
+    from model_artifacts.serving.batching import Batching
+    from model_artifacts.sessions.opening import Runner
+    from model_artifacts.tensorrt.kernels import KeptKernels
+
+log = logging.getLogger(__name__)
 
 ANY = Requirements()
 """No requirements: the fastest artifact at batch 1."""
@@ -143,14 +154,15 @@ class _Open(threading.local):
 class Loading(AbstractContextManager[Model]):
     """A model that is opened by `with` and closed at the end of the block. Each `with` opens one anew."""
 
-    def __init__(self, root: Path, requirements: Requirements) -> None:
+    def __init__(self, root: Path, requirements: Requirements, serving: Serving = PLAIN) -> None:
         self._root = root
+        self._serving = serving
         self._requirements = requirements
         self._open = _Open()
 
     def __enter__(self) -> Model:
         """Open the model."""
-        opening = _opened(self._root, self._requirements)
+        opening = _opened(self._root, self._requirements, self._serving)
         model = opening.__enter__()
         self._open.models.append(opening)
         return model
@@ -198,40 +210,75 @@ def _unopened() -> UsageError:
     )
 
 
-def load(artifacts: str | os.PathLike[str], requirements: Requirements = ANY) -> Loading:
+def load(  # noqa: PLR0913 - keywords of the one call that deployments write
+    artifacts: str | os.PathLike[str],
+    requirements: Requirements = ANY,
+    *,
+    contexts: int = 1,
+    wait_seconds: float | None = None,
+    batching: Batching | None = None,
+    kernel_cache: str | os.PathLike[str] | None = None,
+) -> Loading:
     """Resolve an artifact for this machine, check its digest, and open it.
 
     Args:
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
+        contexts: the most calls that run at once; further ones wait, first come, first served. Contexts share the
+            weights of one engine, but each needs GPU memory for its activations. `Model.contexts` tells how many there
+            are: torch's modules take turns.
+        wait_seconds: the longest time that a call waits for its turn, in seconds; None has no limit.
+        batching: joins calls of several threads to one batch; None runs each as it is.
+        kernel_cache: the folder in which kernels are kept that TensorRT-RTX compiles here, if the artifact brings none
+            for this GPU; None takes `~/.cache/model-artifacts/kernels`.
 
     Returns:
         a context manager of the model, which turns batches into outputs, and images into classes or vectors. It raises
         the errors below when it is entered.
 
     Raises:
+        UsageError: `contexts`, `wait_seconds` or `batching` is no such number; raised at once.
         ResolveError: no artifact suits; the message has the reason for each.
         RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
         UnsupportedError: a library that the artifact needs does not start here.
     """
-    return Loading(Path(artifacts), requirements)
+    folder = Path(kernel_cache) if kernel_cache is not None else None
+    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder))
 
 
 @contextmanager
-def _opened(root: Path, requirements: Requirements) -> Iterator[Model]:
+def _opened(root: Path, requirements: Requirements, serving: Serving) -> Iterator[Model]:
     manifest = read_manifest(root)
     if manifest.model is None:
         raise RunError(
             f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
         )
     resolution = resolve_entry(manifest, this_host(), requirements, unusable(root, manifest))
-    with open_artifact(_file_of(root, resolution, manifest.model)) as run:
-        model = Model(resolution, manifest.model, run)
+    file = _file_of(root, resolution, manifest.model)
+    kept = _kept(resolution.entry, resolution.place.gpu, serving.kernel_cache)
+    with open_runners(file, serving.contexts, kept) as runs:
+        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry))
         try:
             yield model
         finally:
             model.close()
+
+
+def _served(runs: Sequence[Runner], serving: Serving, entry: ManifestEntry) -> Pool | Batcher:
+    """Return the runners as threads call them, and log a setting that this artifact cannot use to the full."""
+    pool = Pool(runs, serving.wait_seconds)
+    if len(runs) < serving.contexts:
+        log.warning("%s runs one call at a time instead of %d: such artifacts take turns", entry.id, serving.contexts)
+    if serving.batching is None:
+        return pool
+    if not entry.rows:
+        log.warning("%s joins no calls: no check has shown that its rows do not depend on each other", entry.id)
+        return pool
+    batcher = Batcher(pool, serving.batching, entry.profile.max if entry.profile else None)
+    if batcher.limit < serving.batching.max_size:
+        log.warning("%s takes %d images at most, which limits the batching", entry.id, batcher.limit)
+    return batcher
 
 
 def checked_file(root: Path, file: FileRecord | None) -> Path:
@@ -264,7 +311,7 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
     """Return the file of a resolved artifact.
 
     Raises:
-        RunError: the manifest names no file, or the runtime cache or the weights are damaged.
+        RunError: the manifest names no file, or the weights are damaged.
     """
     entry = resolution.entry
     path, record = _recorded(root, entry.file)
@@ -284,9 +331,29 @@ def _file_of(root: Path, resolution: Resolution, model: ManifestModel) -> Artifa
         record=record,
         built_for=entry.built_for,
         weights=checked_file(root, entry.weights) if entry.weights else None,
-        runtime_cache=checked_file(root, entry.runtime_cache).read_bytes() if entry.runtime_cache else None,
+        runtime_cache=_kernels(root, entry),
+        specialization=entry.kernel_specialization,
         module=_module_of(root, entry, model),
     )
+
+
+def _kernels(root: Path, entry: ManifestEntry) -> bytes | None:
+    """Return the kernels that came with an engine; None if there are none, or none that can be used, with a warning."""
+    if entry.runtime_cache is None:
+        return None
+    try:
+        return checked_file(root, entry.runtime_cache).read_bytes()
+    except (RunError, StorageError, OSError) as exc:
+        log.warning("%s: its kernels are compiled anew: %s", entry.id, one_line(exc))
+        return None
+
+
+def _kept(entry: ManifestEntry, gpu: Gpu | None, folder: Path | None) -> KeptKernels | None:
+    """Return the place of the kernels that this machine compiles; None for artifacts that compile none."""
+    built = entry.built_for
+    if gpu is None or entry.file is None or built is None or built.flavour is not EngineFlavour.TENSORRT_RTX:
+        return None
+    return kept_kernels(folder or user_folder(), entry.file.sha256, built.version, gpu, driver_version())
 
 
 def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError, listed
 from model_artifacts.records import Backend
+from model_artifacts.serving.batching import Batcher
+from model_artifacts.serving.pool import Pool
 from model_artifacts.sessions.onnx import joined, named
 from model_artifacts.sessions.preprocessing import read_pixels, to_input
 
@@ -37,14 +38,13 @@ _AT_ONCE = 32
 
 
 class Model:
-    """An artifact that runs. Any thread may call it; calls from several threads run one after the other."""
+    """An artifact that runs. Any thread may call it; as many calls run at once as it has contexts."""
 
-    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner) -> None:
+    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner | Pool | Batcher) -> None:
         self.resolution = resolution
         """The artifact taken, and the reasons against the others."""
         self._facts = facts
-        self._run: Runner | None = run
-        self._lock = threading.Lock()
+        self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
 
     @property
     def entry(self) -> ManifestEntry:
@@ -65,6 +65,14 @@ class Model:
         """The names of the logits' classes; None if unknown."""
         return self._facts.class_names
 
+    @property
+    def contexts(self) -> int:
+        """The number of calls that run at once; further ones wait, first come, first served.
+
+        It is less than `load` was asked for where calls take turns: of torch's modules, and of onnx's evaluator.
+        """
+        return len(self._calls)
+
     def __call__(self, batch: Batch | Mapping[str, Batch] | None = None, /, **inputs: Batch) -> Outputs:
         """Return the outputs of images that are preprocessed already: logits, or the vectors of an embedding.
 
@@ -84,11 +92,10 @@ class Model:
         Raises:
             RunError: the artifact does not take such a batch, or gives other outputs than the manifest says; or the
                 `with` block has ended.
+            BusyError: no context was free within `wait_seconds` of `load`.
         """
-        self._opened()
-        checked = self._checked(batch, inputs)
-        with self._lock:
-            return self._named(self._opened()(checked))
+        self._calls.check_open()
+        return self._named(self._calls(self._checked(batch, inputs)))
 
     def _named(self, found: Outputs) -> Outputs:
         """Return the outputs in the manifest's order.
@@ -128,10 +135,11 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or its logits are not finite; or the `with`
                 block has ended.
+            BusyError: no context was free within `wait_seconds` of `load`.
             UsageError: `top` is no whole number above 0, the task has no answers, code of the user's own decodes them,
                 or the model takes tensors.
         """
-        self._opened()
+        self._calls.check_open()
         facts = self._facts
         require_answers(facts.task, facts.postprocess)
         spec = self._spec_of("predict")
@@ -160,9 +168,10 @@ class Model:
             DataError: an image cannot be read, or its mode does not fit the preprocessing.
             RunError: the artifact cannot run them, they are no images, or an output is not finite; or the `with` block
                 has ended.
+            BusyError: no context was free within `wait_seconds` of `load`.
             UsageError: the model takes tensors.
         """
-        self._opened()
+        self._calls.check_open()
         preprocessing = self._spec_of("outputs")
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=np.float32) for spec in specs]
@@ -204,25 +213,11 @@ class Model:
         return found[: len(batch)]
 
     def close(self) -> None:
-        """Refuse all further batches: the `with` block has ended. A batch that runs is waited for."""
-        with self._lock:
-            self._run = None
+        """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.
 
-    def _opened(self) -> Runner:
-        """Return the artifact's session.
-
-        Raises:
-            RunError: the model is closed.
+        Any thread may close a model, also more than once.
         """
-        run = self._run
-        if run is None:
-            raise RunError(
-                "the model is closed",
-                expected="a call inside of its `with` block",
-                got="a call after its end",
-                fix="call it inside the block: `with load(…) as model:`",
-            )
-        return run
+        self._calls.close()
 
     def _checked(self, batch: Any, inputs: Mapping[str, Batch]) -> Any:  # noqa: ANN401 - whatever a caller hands over
         """Return a batch that every backend takes alike, as a contiguous array; of several inputs, one for each name.

@@ -25,7 +25,7 @@ from model_artifacts.records.base import (
 from model_artifacts.records.decoding import Decoding
 from model_artifacts.records.inputs import Preprocessing, Task, TensorSpec, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
-from model_artifacts.records.variants import Backend, BatchRange, Graph, Precision
+from model_artifacts.records.variants import Backend, BatchRange, Graph, KernelSpecialization, Precision
 
 
 class Status(str, Enum):
@@ -136,6 +136,9 @@ class ManifestEntry(Record):
     """Time to the first result; None if it was not measured."""
     runtime_cache: FileRecord | None
     """Kernels that TensorRT-RTX compiled for this GPU; None for other artifacts."""
+    kernel_specialization: KernelSpecialization = KernelSpecialization.EAGER
+    """Time at which TensorRT-RTX compiled kernels for the shapes in use while the engine was timed, and does so in
+    `load`. The JSON leaves out `eager`."""
     weights: FileRecord | None = None
     """ONNX file with the weights of an engine that was built without them; None for other artifacts."""
     smallest_workspace: str | None
@@ -186,7 +189,7 @@ class ManifestEntry(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"accuracies"})
+        return without_defaults(self, serialize(self), {"accuracies", "kernel_specialization"})
 
     @property
     def device_type(self) -> str:

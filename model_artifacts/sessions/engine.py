@@ -8,7 +8,6 @@ Many threads share one engine. Each has a session of its own.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import feed_of
 from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
 from model_artifacts.sessions.onnx import ends_of, named
+from model_artifacts.tensorrt.graphs import SizeGraphs
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
-
-_GRAPHS = 8
-"""The number of batch sizes whose CUDA graphs a session keeps."""
-_MORE_CALLS = 8
-"""The lead in calls, beyond twice as many, that gives a batch size the graph of another one."""
-_REMEMBERED_CALLS = 4096
-"""The number of calls after which all counts are halved, so that the sizes of today outweigh those of yesterday."""
 
 
 def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
@@ -101,7 +94,8 @@ class Engine:
             specialization: the time at which such flavours compile kernels for the shapes in use.
 
         Raises:
-            RunError: the GPU has no room, or the cache is damaged.
+            RunError: the GPU has no room.
+            KernelsError: the cache is damaged, or another GPU, driver or version wrote it.
         """
         cuda.use(self._gpu)
         with ExitStack() as stack:
@@ -151,8 +145,7 @@ class Session:
         self._inputs, self._outputs = loaded.inputs, loaded.outputs
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
-        self._graphs: dict[int, cuda.Graph] = {}
-        self._calls: Counter[int] = Counter()
+        self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
         self._batch = 0
         self._bound: dict[str, int] = {}
@@ -174,13 +167,11 @@ class Session:
 
     def close(self) -> None:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
-        for graph in self._graphs.values():
-            graph.close()
+        self._graphs.close()
         for memory in self._device.values():
             memory.close()
         for pinned in self._pinned.values():
             pinned.close()
-        self._graphs.clear()
         self._device.clear()
         self._pinned.clear()
 
@@ -222,7 +213,7 @@ class Session:
         """
         self._prepare(size)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._capture(size)
+            self._graph = self._graphs.keep(size)
 
     def upload(self, batch: Batch) -> None:
         """Copy a batch from the host's memory into the session's own buffers, and prepare for its size."""
@@ -361,34 +352,12 @@ class Session:
         for spec in self._inputs:
             self._context.set_input_shape(spec.name, (size, *sample_of(spec)))
         self._batch = size
-        self._graph = self._graph_for(size) if self._cuda_graph else None
+        self._graph = self._graphs.called(size) if self._cuda_graph else None
 
-    def _graph_for(self, size: int) -> cuda.Graph | None:
-        """Return the graph for a batch size; None if other sizes that are called as often have all the graphs.
-
-        A capture costs more than a graph saves in a few calls, so that sizes in turn must not take it from each other.
-        """
-        self._calls[size] += 1
-        if self._calls.total() >= _REMEMBERED_CALLS:
-            self._calls = Counter({known: count // 2 for known, count in self._calls.items()})
-        if size in self._graphs:
-            return self._graphs[size]
-        rarest = min((self._calls[known] for known in self._graphs), default=0)
-        if len(self._graphs) < _GRAPHS or self._calls[size] > 2 * rarest + _MORE_CALLS:
-            return self._capture(size)
-        return None
-
-    def _capture(self, size: int) -> cuda.Graph:
-        """Capture the prepared batch, in place of the graph of the size with the fewest calls if there are too many.
-
-        The engine must run once before a capture.
-        """
-        if len(self._graphs) >= _GRAPHS:
-            self._graphs.pop(min(self._graphs, key=lambda known: self._calls[known])).close()
+    def _run_kernels(self) -> None:
+        """Run the prepared batch without a graph, and wait for it."""
         self.enqueue_kernels()
         self.stream.synchronize()
-        self._graphs[size] = self.stream.capture(self.enqueue_kernels)
-        return self._graphs[size]
 
     def _refusal(self, got: str) -> RunError:
         return refusal(self._inputs, self._loaded.batches, got)

@@ -15,7 +15,7 @@ import numpy as np
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
-from model_artifacts.records import Backend, Precision
+from model_artifacts.records import Backend, KernelSpecialization, Precision
 from model_artifacts.sessions.feeds.batches import feed_of, shown
 from model_artifacts.sessions.onnx import ends_of, named, onnx_session, run_of, tensorrt_session
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
     from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, Variant
-    from model_artifacts.sessions.engine import Engine
+    from model_artifacts.sessions.engine import Engine, Session
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.module import Loaded, ModuleSession
     from model_artifacts.sessions.onnx import Outputs, ProviderFacts
@@ -78,6 +78,8 @@ class ArtifactFile:
     """The ONNX file of an engine that was built without its weights."""
     runtime_cache: bytes | None = None
     """Kernels that an earlier session of the engine compiled."""
+    specialization: KernelSpecialization = KernelSpecialization.EAGER
+    """The time at which TensorRT-RTX compiles kernels for the shapes in use."""
     module: ModuleFacts | None = None
     """Present for a torch module."""
     provider: ProviderFacts | None = None
@@ -139,27 +141,34 @@ def _engine_runner(file: ArtifactFile) -> Iterator[Runner]:
     """Open an engine that any thread may run. Each call has the engine's GPU; the caller's thread keeps its own."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    gpu = _gpu_of(file)
+    gpu = gpu_of(file)
     with cuda.using(gpu), ExitStack() as opening:
         engine = opening.enter_context(open_engine_file(file))
-        session = opening.enter_context(engine.session(cache=file.runtime_cache))
+        session = opening.enter_context(engine.session(cache=file.runtime_cache, specialization=file.specialization))
         opened = opening.pop_all()
+    try:
+        yield partial(run_session, gpu, session)
+    finally:
+        with cuda.using(gpu), opened:
+            pass
+
+
+def run_session(gpu: Gpu, session: Session, batch: Batch) -> Outputs:
+    """Run a batch in an engine's session, on its GPU, and return the outputs in the host's memory.
+
+    Raises:
+        RunError: the engine does not take such a batch, or running failed.
+    """
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
     def on_host(output: Any) -> Batch:  # noqa: ANN401 - an array of numpy, or of ours on the GPU
         return cuda.downloaded(output) if isinstance(output, cuda.DeviceArray) else np.asarray(output)
 
-    def run(batch: Batch) -> Outputs:
-        with cuda.using(gpu):
-            found: Any = session(batch)
-            if isinstance(found, dict):
-                return {name: on_host(output) for name, output in found.items()}
-            return on_host(found)
-
-    try:
-        yield run
-    finally:
-        with cuda.using(gpu), opened:
-            pass
+    with cuda.using(gpu):
+        found: Any = session(batch)
+        if isinstance(found, dict):
+            return {name: on_host(output) for name, output in found.items()}
+        return on_host(found)
 
 
 def _kept_gpu(file: ArtifactFile) -> AbstractContextManager[None]:
@@ -179,7 +188,12 @@ def _keeping_gpu(file: ArtifactFile, run: Runner) -> Runner:
     return kept if file.gpu else run
 
 
-def _gpu_of(file: ArtifactFile) -> Gpu:
+def gpu_of(file: ArtifactFile) -> Gpu:
+    """Return the GPU that an artifact is to run on.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
     if file.gpu is None:
         raise UnsupportedError(f"{file.id} needs a GPU")
     return file.gpu
@@ -206,7 +220,7 @@ def open_engine_file(file: ArtifactFile) -> Iterator[Engine]:
     from model_artifacts.sessions.engine import open_engine  # noqa: PLC0415 - only where there is a GPU
     from model_artifacts.tensorrt.flavour import load_flavour  # noqa: PLC0415 - the same
 
-    gpu = _gpu_of(file)
+    gpu = gpu_of(file)
     if file.built_for is None:
         raise RunError(f"{file.id} does not record which TensorRT and GPU its engine is for", fix=file.fix)
     _check(file)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from model_artifacts.errors import KernelsError
 from model_artifacts.records import BatchRange, KernelSpecialization, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
@@ -79,8 +80,9 @@ class LoadedEngine:
             specialization: time at which kernels are compiled for shapes; flavours that never compile ignore it.
 
         Raises:
-            RunError: the GPU has too little free memory, the library refuses for another reason, or the profile or the
-                cache cannot be used.
+            RunError: the GPU has too little free memory, the library refuses for another reason, or the profile
+                cannot be used.
+            KernelsError: the cache cannot be used.
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
         context = self._engine.create_execution_context(*([] if config is None else [config]))
@@ -111,9 +113,8 @@ class LoadedEngine:
         config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.name)
         runtime_cache = config.create_runtime_cache()
         if cache and not runtime_cache.deserialize(cache):
-            raise refused(
-                "the runtime cache cannot be used", self._log, "a cache of this flavour from the same type of GPU"
-            )
+            said = refused("the runtime cache cannot be used", self._log)
+            raise KernelsError(said.what, expected="one of this flavour, GPU and driver", got=said.got)
         config.set_runtime_cache(runtime_cache)
         return config, runtime_cache
 

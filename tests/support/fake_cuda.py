@@ -40,11 +40,14 @@ class FakeRuntime:
         """The current GPU."""
         self.chosen: list[int] = []
         """The GPUs that were made the current one."""
+        self.graph_bytes = 0
+        """The memory that each instantiated graph takes."""
         self.looked_at: list[bool] = []
         """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
         self._recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._executables: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         """Return the constants and descriptions of the real module."""
@@ -82,7 +85,8 @@ class FakeRuntime:
         return OK, self.current
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:
-        return OK, self.total - sum(map(ctypes.sizeof, self.blocks.values())), self.total
+        taken = sum(map(ctypes.sizeof, self.blocks.values())) + self.graph_bytes * len(self._executables)
+        return OK, self.total - taken, self.total
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
         if size > self.cudaMemGetInfo()[1]:
@@ -177,6 +181,7 @@ class FakeRuntime:
     def cudaGraphInstantiate(self, graph: int, _: int) -> tuple[Any, int]:
         executable = self._new()
         self._graphs[executable] = self._graphs[graph]
+        self._executables.add(executable)
         return OK, executable
 
     def cudaGraphLaunch(self, executable: int, _: int) -> tuple[Any]:
@@ -188,6 +193,7 @@ class FakeRuntime:
         return self._end(graph)
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[Any]:
+        self._executables.remove(executable)
         return self._end(executable)
 
 

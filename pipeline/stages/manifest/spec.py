@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Manifest
+from model_artifacts.records import KernelSpecialization, Manifest
 from pipeline.planning.freshness import current_paths
 from pipeline.planning.keys import code_version, make_key
 from pipeline.planning.spec import MODEL, StageSpec
@@ -40,7 +40,13 @@ def manifest_key(project: Project, current: Collection[Path]) -> Key:
         str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None
         for path in records
     }
-    return make_key(records=digests, **code_version(VERSION))
+    return make_key(records=digests, **_kernels(project), **code_version(VERSION))
+
+
+def _kernels(project: Project) -> dict[str, object]:
+    """Return the field for the time at which engines compile kernels; none for the default, so that older keys hold."""
+    chosen = project.config.tensorrt.kernel_specialization
+    return {} if chosen is KernelSpecialization.EAGER else {"kernels": chosen}
 
 
 SPEC = StageSpec(

@@ -13,7 +13,9 @@ from model_artifacts.records import (
     CLOCKS,
     STAND_IN,
     Backend,
+    EngineFlavour,
     GpuType,
+    KernelSpecialization,
     Layout,
     Manifest,
     ManifestEntry,
@@ -126,6 +128,13 @@ def _records_of(paths: Paths, variant: Variant, records: dict[Path, StageRecord]
     )
 
 
+def _specialization(project: Project, artifact: Artifact | None) -> KernelSpecialization:
+    """Return when an engine compiles kernels: the timings that count as current were taken with this setting."""
+    built = artifact.built_for if artifact else None
+    compiles = built is not None and built.flavour is EngineFlavour.TENSORRT_RTX
+    return project.config.tensorrt.kernel_specialization if compiles else KernelSpecialization.EAGER
+
+
 def _entry(
     project: Project, records: VariantRecords, everything: list[VariantRecords], commits: tuple[GitState, ...]
 ) -> ManifestEntry:
@@ -151,6 +160,7 @@ def _entry(
         device_memory_bytes=benchmark.device_memory_bytes if benchmark else None,
         cold_start=benchmark.cold_start if benchmark else None,
         runtime_cache=benchmark.runtime_cache if benchmark else None,
+        kernel_specialization=_specialization(project, artifact),
         weights=_weights(project, artifact) if artifact else None,
         smallest_workspace=smallest_workspace(
             [other for other in everything if other.variant.family == variant.family], project.plan.hardware(variant)

@@ -17,6 +17,7 @@ from model_artifacts.records import (
     FileRecord,
     Graph,
     Interpolation,
+    KernelSpecialization,
     ManifestEntry,
     ManifestModel,
     Precision,
@@ -107,9 +108,9 @@ def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         entry_files(made, tmp_path)
 
 
-@pytest.mark.parametrize("gone", [ENGINE, CACHE, ONNX], ids=lambda file: file.path)
+@pytest.mark.parametrize("gone", [ENGINE, ONNX], ids=lambda file: file.path)
 def test_an_artifact_without_one_of_its_files_is_incomplete(tmp_path: Path, gone: FileRecord) -> None:
-    """Each file counts, that behind a link, too."""
+    """Each file counts that it does not run without, that behind a link, too."""
     put(tmp_path, ENGINE, CACHE, ONNX)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / gone.path).rename(tmp_path / "elsewhere/blob")
@@ -142,11 +143,11 @@ def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monke
     """`load` hands over the ONNX file, once its digest holds."""
     opened: list[ArtifactFile] = []
 
-    def refuse(file: ArtifactFile) -> None:
+    def refuse(file: ArtifactFile, *_: object) -> None:
         opened.append(file)
         raise ArtifactError("opened")
 
-    monkeypatch.setattr("model_artifacts.deployment.loading.open_artifact", refuse)
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", refuse)
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     write_record(tmp_path / "manifest.json", manifest(STRIPPED).model_copy(update={"model": MODEL}))
     put(tmp_path, ENGINE, CACHE, ONNX)
@@ -161,6 +162,33 @@ def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monke
     (tmp_path / ONNX.path).unlink()
     with pytest.raises(ArtifactError, match="stripped: was not pulled: its file is missing"), load(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("damage", [None, b"other kernels"], ids=["missing", "damaged"])
+def test_kernels_that_did_not_arrive_are_no_reason_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: bytes | None
+) -> None:
+    """They save some seconds of compilation; without them the engine is opened all the same, with a warning."""
+    opened: list[ArtifactFile] = []
+
+    def refuse(file: ArtifactFile, *_: object) -> None:
+        opened.append(file)
+        raise ArtifactError("opened")
+
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", refuse)
+    monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
+    lazy = STRIPPED.model_copy(update={"kernel_specialization": KernelSpecialization.LAZY})
+    write_record(tmp_path / "manifest.json", manifest(lazy).model_copy(update={"model": MODEL}))
+    put(tmp_path, ENGINE, CACHE, ONNX)
+    if damage:
+        (tmp_path / CACHE.path).write_bytes(damage)
+    else:
+        (tmp_path / CACHE.path).unlink()
+    with pytest.raises(ArtifactError, match="opened"), load(tmp_path):
+        pass
+    assert [(file.path, file.runtime_cache) for file in opened] == [(tmp_path / ENGINE.path, None)]
+    assert [file.specialization for file in opened] == [KernelSpecialization.LAZY]
+    assert "its kernels are compiled anew" in caplog.text
 
 
 def test_what_an_artifact_needs_travels_with_it(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ import model_artifacts as pipeline
 from model_artifacts.deployment.resolution import Requirements
 from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, Manifest, Precision
+from model_artifacts.records import Backend, BatchRange, Manifest, Precision
 from model_artifacts.sessions.preprocessing import to_input
 from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
@@ -24,6 +25,7 @@ from tests.support.pictures import photographs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy.typing as npt
@@ -189,6 +191,49 @@ def test_each_thread_closes_its_own_model(built: Project) -> None:
         closing, using = pool.submit(first), pool.submit(second)
         closing.result()
         assert using.result() == (1, 10)
+
+
+def test_threads_call_a_model_at_once(built: Project) -> None:
+    """As many calls run at once as were asked for, joined or not, and each gets the logits of its own rows."""
+    images = np.random.default_rng(0).normal(size=(24, 3, 32, 32)).astype(np.float32)
+    with pipeline.load(built.paths.root, Requirements(precision=Precision.FP32)) as model:
+        assert model.contexts == 1
+        expected = np.concatenate([model(images[at : at + 2]) for at in range(0, 24, 2)])
+    for batching in (None, pipeline.Batching(6, 5)):
+        opening = pipeline.load(
+            built.paths.root, Requirements(precision=Precision.FP32), contexts=3, wait_seconds=30, batching=batching
+        )
+        with opening as model, ThreadPoolExecutor(8) as threads:
+            assert model.contexts == 3
+            found = [*threads.map(model, [images[at : at + 2] for at in range(0, 24, 2)])]
+            np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
+            assert len(model.predict(photographs(3))) == 3
+        with pytest.raises(RunError, match="the model is closed"):
+            model(images[:2])
+
+
+def test_what_cannot_be_served_so_is_said(
+    built: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An artifact that takes turns, or takes smaller batches, is opened all the same, and the log says so."""
+    only = Requirements(precision=Precision.FP32)
+    real = pipeline.resolve(built.paths.root, only)
+    small = real.entry.model_copy(update={"profile": BatchRange(min=1, opt=2, max=4)})
+
+    def one(*_: object) -> AbstractContextManager[tuple[Callable[[Batch], Batch], ...]]:
+        return nullcontext((lambda batch: np.eye(10, dtype=np.float32)[: len(batch)],))
+
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", one)
+    monkeypatch.setattr("model_artifacts.deployment.loading.resolve_entry", lambda *_: real._replace(entry=small))
+    with pipeline.load(built.paths.root, only, contexts=3, batching=pipeline.Batching(64, 0)) as model:
+        assert model.contexts == 1
+        assert model(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 10)
+    assert "runs one call at a time instead of 3" in caplog.text
+    assert "takes 4 images at most, which limits the batching" in caplog.text
+    small = small.model_copy(update={"rows": ()})
+    with pipeline.load(built.paths.root, only, batching=pipeline.Batching(4, 1e6)) as model:
+        assert model(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 10)
+    assert "joins no calls: no check has shown that its rows do not depend on each other" in caplog.text
 
 
 def test_everything_that_goes_wrong_is_a_pipeline_error(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from model_artifacts.tensorrt.flavour import BuildLog
-from model_artifacts.tensorrt.runtime import no_context
+from model_artifacts.errors import KernelsError
+from model_artifacts.records import BatchRange, EngineFlavour, KernelSpecialization
+from model_artifacts.tensorrt.flavour import BuildLog, Flavour
+from model_artifacts.tensorrt.runtime import LoadedEngine, no_context
 
 
 def log_of(*errors: str) -> BuildLog:
@@ -39,3 +44,52 @@ def test_another_cause_is_the_librarys_own_words() -> None:
     assert found.startswith("the library cannot create an execution context")
     assert "could not compile a cuDNN graph" in found
     assert "bytes" not in found
+
+
+class Cache:
+    """A runtime cache that takes the kernels of this GPU alone."""
+
+    def __init__(self, log: BuildLog) -> None:
+        self._log = log
+
+    def deserialize(self, kernels: bytes) -> bool:
+        """Take kernels; the library logs why not."""
+        if kernels != b"of this GPU":
+            self._log.add("ERROR", "the runtime cache is of SM 120")
+        return kernels == b"of this GPU"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "refused"), [(None, False), (b"of this GPU", False), (b"of another GPU", True)], ids=str
+)
+def test_kernels_of_another_gpu_are_an_error_of_their_own(kernels: bytes | None, *, refused: bool) -> None:
+    """A deployment tells it from all other errors, and compiles anew; no context is created with such kernels."""
+    log = BuildLog()
+    taken: list[Cache] = []
+    config = SimpleNamespace(create_runtime_cache=lambda: Cache(log), set_runtime_cache=taken.append)
+    strategies = SimpleNamespace(EAGER="eager", LAZY="lazy")
+    module: Any = SimpleNamespace(
+        IRuntimeConfig=SimpleNamespace(create_runtime_cache=None), DynamicShapesKernelSpecializationStrategy=strategies
+    )
+    context = SimpleNamespace(active_optimization_profile=0)
+    library = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=lambda _: context)
+    engine = LoadedEngine(
+        flavour=Flavour(EngineFlavour.TENSORRT_RTX, "1.4", module),
+        inputs=(),
+        outputs=(),
+        batches=BatchRange(min=1, opt=1, max=1),
+        activation_bytes=0,
+        streams_weights=False,
+        _engine=library,
+        _log=log,
+    )
+    if refused:
+        with pytest.raises(
+            KernelsError, match=r"(?s)runtime cache cannot be used.*got: +the runtime cache is of SM 120"
+        ):
+            engine.context(0, kernels).__enter__()
+        assert taken == []
+        return
+    with engine.context(0, kernels, KernelSpecialization.LAZY):
+        assert len(taken) == 1
+        assert config.dynamic_shapes_kernel_specialization_strategy == "lazy"

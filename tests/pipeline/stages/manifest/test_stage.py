@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.records import BatchTiming, Clock, FileRecord, ManifestEntry, Status, Workspace
+from model_artifacts.records import (
+    BatchTiming,
+    Clock,
+    FileRecord,
+    KernelSpecialization,
+    ManifestEntry,
+    Status,
+    Workspace,
+)
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
@@ -127,6 +135,24 @@ def test_an_entry_has_what_a_deployment_asks(built: Project) -> None:
     assert item.workspace_bytes == 16 * 2**20
     assert "tensorrt_rtx" in [tool.name for tool in item.toolchain]
     assert item.rerun == "python -m pipeline build tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
+
+
+def test_an_engine_is_opened_as_it_was_timed(copied: Path) -> None:
+    """The time of kernel compilation is in the entries of engines that compile some, and changes the manifest's key."""
+    config = copied / "pipeline.yaml"
+    before = Project.load(config, STAGES)
+    eager = make_manifest(before)
+    config.write_text(config.read_text() + "tensorrt: {kernel_specialization: lazy}\n")
+    project = Project.load(config, STAGES)
+    lazy = make_manifest(project)
+    text = project.paths.manifest.read_text()
+    assert lazy.key != eager.key
+    assert {item.kernel_specialization for item in eager.artifacts} == {KernelSpecialization.EAGER}
+    engines = {item.id for item in lazy.artifacts if item.kernel_specialization is KernelSpecialization.LAZY}
+    assert engines == {item.id for item in lazy.artifacts if item.built_for}
+    assert text.count('"kernel_specialization": "lazy"') == len(engines) > 0
+    assert '"kernel_specialization": "eager"' not in text
+    assert project.manifest() == lazy
 
 
 def test_the_model_is_described_once(built: Project) -> None:

@@ -1,0 +1,1 @@
+"""Calls of many threads → execution contexts: a bounded pool with fair waiting, and micro-batches."""

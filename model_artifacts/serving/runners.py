@@ -1,0 +1,115 @@
+"""An artifact's file → runners that several threads call at once, with the kernels that this machine has compiled."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import KernelsError
+from model_artifacts.records import Backend
+from model_artifacts.sessions.opening import gpu_of, open_artifact, open_engine_file, run_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from model_artifacts.sessions.engine import Engine, Session
+    from model_artifacts.sessions.opening import ArtifactFile, Runner
+    from model_artifacts.tensorrt.kernels import KeptKernels
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_runners(
+    file: ArtifactFile, contexts: int = 1, kept: KeptKernels | None = None
+) -> Iterator[tuple[Runner, ...]]:
+    """Open an artifact as `open_artifact` does, for several threads at once.
+
+    Execution contexts share one engine, and calls share one session of ONNX Runtime, which is thread-safe. Torch's
+    modules take turns, because torch's settings belong to the whole process, and so does onnx's reference evaluator.
+
+    Args:
+        file: the artifact.
+        contexts: the most batches that are to run at once.
+        kept: the place of the kernels that an engine compiles on this machine; None keeps none.
+
+    Yields:
+        functions as `open_artifact` yields one, at most `contexts`, for one thread at a time each.
+
+    Raises:
+        UnsupportedError: this host lacks the runtime.
+        RunError: the file is damaged, or cannot be loaded, or the GPU has no room for the contexts.
+    """
+    backend = file.variant.backend
+    if backend is Backend.TENSORRT:
+        with _engine_runners(file, contexts, kept) as runs:
+            yield runs
+    else:
+        with open_artifact(file) as run:
+            yield (run,) * (contexts if backend.is_onnxruntime else 1)
+
+
+@contextmanager
+def _engine_runners(file: ArtifactFile, contexts: int, kept: KeptKernels | None) -> Iterator[tuple[Runner, ...]]:
+    """Open an engine with several contexts. Each call has the engine's GPU; the caller's thread keeps its own."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    gpu = gpu_of(file)
+    with cuda.using(gpu), ExitStack() as opening:
+        engine = opening.enter_context(open_engine_file(file))
+        first = opening.enter_context(_first_session(engine, file, kept))
+        sessions = [first.session]
+        for _ in range(contexts - 1):  # they load the kernels that the first one has compiled
+            opened = engine.session(cache=first.session.runtime_cache(), specialization=file.specialization)
+            sessions.append(opening.enter_context(opened))
+        _keep(kept, sessions, first.kernels)
+        still_open = opening.pop_all()
+    try:
+        yield tuple(partial(run_session, gpu, session) for session in sessions)
+    finally:
+        with cuda.using(gpu), still_open:
+            _keep(kept, sessions, first.kernels)
+
+
+class _First(NamedTuple):
+    """The first session of an engine, and the kernels that it has loaded."""
+
+    session: Session
+    kernels: bytes
+
+
+@contextmanager
+def _first_session(engine: Engine, file: ArtifactFile, kept: KeptKernels | None) -> Iterator[_First]:
+    """Open a session with the kernels of this machine, else with those of the artifact, else without any.
+
+    Kernels that the library refuses are set aside with a warning: without them it compiles for some seconds.
+    """
+    own = kept.read() if kept else None
+    with ExitStack() as stack:
+        for kernels in [item for item in (own, file.runtime_cache) if item]:
+            if (session := _session_with(kernels, engine, file, stack)) is not None:
+                yield _First(session, kernels)
+                return
+            if kernels is own and kept:
+                kept.drop()
+        yield _First(stack.enter_context(engine.session(specialization=file.specialization)), b"")
+
+
+def _session_with(kernels: bytes, engine: Engine, file: ArtifactFile, stack: ExitStack) -> Session | None:
+    """Open a session with kernels; None, with a warning, if the library refuses them."""
+    try:
+        return stack.enter_context(engine.session(cache=kernels, specialization=file.specialization))
+    except KernelsError as exc:
+        log.warning("%s compiles its kernels anew: those kept are of another run: %s", file.id, exc.got or exc.what)
+        return None
+
+
+def _keep(kept: KeptKernels | None, sessions: Sequence[Session], loaded: bytes) -> None:
+    """Keep the kernels of the session that has compiled most, if these are more than it has loaded."""
+    if kept is None:
+        return
+    compiled = max((session.runtime_cache() or b"" for session in sessions), key=len)
+    if len(compiled) > len(loaded):
+        kept.keep(compiled)

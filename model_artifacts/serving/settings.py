@@ -1,0 +1,53 @@
+"""Settings of a model that many threads call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model_artifacts.serving.batching import Batching
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The way in which a model serves its callers."""
+
+    contexts: int = 1
+    """The most calls that run at once."""
+    wait_seconds: float | None = None
+    """The longest time in seconds that a call waits for others; None has no limit."""
+    batching: Batching | None = None
+    """The limits of joined batches; None joins none."""
+    kernel_cache: Path | None = None
+    """The folder of kernels that TensorRT-RTX compiles here; None takes the user's."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UsageError: one of them is none that makes sense.
+        """
+        if isinstance(self.contexts, bool) or not isinstance(self.contexts, int) or self.contexts < 1:
+            raise UsageError(
+                "`load` needs a number of contexts",
+                expected="`contexts`: a whole number above 0",
+                got=repr(self.contexts),
+                fix="name the most calls that are to run at once, or leave it out for 1",
+            )
+        wait = self.wait_seconds
+        if wait is not None and (isinstance(wait, bool) or not 0 <= wait < float("inf")):
+            raise UsageError(
+                "`load` needs a time to wait",
+                expected="`wait_seconds`: a number of seconds, from 0",
+                got=repr(wait),
+                fix="name the longest time that a call may wait, or leave it out for no limit",
+            )
+
+
+PLAIN = Serving()
+"""One context, whose callers take turns."""

@@ -1,0 +1,200 @@
+"""Runners for several threads: contexts of one engine, and kernels that never keep an engine from running."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model_artifacts.errors import KernelsError
+from model_artifacts.host import cuda
+from model_artifacts.records import (
+    Backend,
+    BatchRange,
+    BuiltFor,
+    EngineFlavour,
+    KernelSpecialization,
+    Precision,
+    Variant,
+)
+from model_artifacts.serving.pool import Pool
+from model_artifacts.serving.runners import open_runners
+from model_artifacts.sessions import engine as engine_sessions
+from model_artifacts.sessions.engine import Engine
+from model_artifacts.sessions.opening import ArtifactFile
+from model_artifacts.tensorrt.kernels import kept_kernels
+from tests.support.fake_cuda import FakeContext, FakeEngine, FakeRuntime
+from tests.support.hosts import H100
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from model_artifacts.tensorrt.kernels import KeptKernels
+
+IMAGES = np.ones((2, 3, 4, 4), np.float32)
+STRANGE = b"kernels of another GPU"
+
+
+class CompilingEngine(FakeEngine):
+    """An engine whose contexts start with the kernels that they are given, and refuse those of another GPU."""
+
+    def __init__(self, fake: FakeRuntime) -> None:
+        super().__init__(fake, BatchRange(min=1, opt=4, max=4))
+        self.specializations: list[object] = []
+
+    @contextmanager
+    def context(self, stream: int, cache: bytes | None, specialization: object) -> Iterator[FakeContext]:
+        """Open a context."""
+        if cache == STRANGE:
+            self.caches.append(cache)
+            raise KernelsError("the runtime cache cannot be used", got="of another GPU")
+        self.specializations.append(specialization)
+        with super().context(stream, cache, specialization) as context:
+            context.runtime_cache = lambda: cache or b"kernels" + b"+" * context.enqueued  # type: ignore[method-assign]
+            yield context
+
+
+class Machine(NamedTuple):
+    """A CUDA with memory in the host, an engine, its file, and the place of its kernels."""
+
+    cuda: FakeRuntime
+    engine: CompilingEngine
+    file: ArtifactFile
+    kept: KeptKernels
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """An engine of TensorRT-RTX; in the end nothing on the GPU may still be open."""
+    fake = FakeRuntime()
+    engine = CompilingEngine(fake)
+    loaded: Any = engine
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[Engine]:
+        cuda.use(H100)
+        yield Engine(loaded, H100)
+
+    monkeypatch.setattr(cuda, "runtime", fake)
+    monkeypatch.setattr(engine_sessions, "open_engine", opened)
+    monkeypatch.setattr("model_artifacts.tensorrt.flavour.load_flavour", lambda _: None)
+    path = tmp_path / "engine"
+    path.write_bytes(b"engine")
+    file = ArtifactFile(
+        id="m/rtx/fp16",
+        variant=Variant(model="m", target="rtx", backend=Backend.TENSORRT, precision=Precision.FP16),
+        path=path,
+        gpu=H100,
+        fix="",
+        record=None,
+        built_for=BuiltFor(flavour=EngineFlavour.TENSORRT_RTX, version="1.4", compute_capabilities=(80, 90), gpu=None),
+        specialization=KernelSpecialization.LAZY,
+    )
+    yield Machine(fake, engine, file, kept_kernels(tmp_path / "kernels", "0" * 64, "1.4", H100, "580"))
+    assert fake.idle
+
+
+def test_contexts_share_one_engine(machine: Machine) -> None:
+    """Each thread has a context with memory of its own; all give the same logits, and later ones compile nothing."""
+    with open_runners(machine.file, 3, machine.kept) as runs:
+        assert len(runs) == 3
+        expected = runs[0](IMAGES)
+        pool = Pool(runs)
+        with ThreadPoolExecutor(6) as threads:
+            for found in threads.map(pool, [IMAGES] * 60):
+                np.testing.assert_array_equal(found, expected)
+    assert len(machine.engine.contexts) == 3
+    assert machine.engine.caches == [None, b"kernels", b"kernels"]
+    assert machine.engine.specializations == [KernelSpecialization.LAZY] * 3
+
+
+def test_kernels_are_kept_for_the_next_process(machine: Machine) -> None:
+    """What is compiled while the engine opens and runs is there at the next start."""
+    with open_runners(machine.file, 1, machine.kept) as (run,):
+        assert machine.kept.read() == b"kernels"
+        run(IMAGES)
+    compiled = machine.kept.read()
+    assert compiled is not None
+    assert compiled.startswith(b"kernels+")
+    with open_runners(machine.file, 1, machine.kept):
+        pass
+    assert machine.engine.caches == [None, compiled]
+
+
+def test_kernels_that_came_with_the_engine_are_not_kept_twice(machine: Machine) -> None:
+    """This machine writes nothing if it compiled nothing."""
+    file = replace(machine.file, runtime_cache=b"kernels of the benchmark")
+    with open_runners(file, 2, machine.kept) as runs:
+        runs[1](IMAGES)
+    assert machine.engine.caches == [b"kernels of the benchmark"] * 2
+    assert machine.kept.read() is None
+
+
+def test_kernels_of_another_gpu_are_set_aside(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    """The engine compiles its own with a warning, keeps them, and does not ask for the others again."""
+    file = replace(machine.file, runtime_cache=STRANGE)
+    with open_runners(file, 1, machine.kept) as (run,):
+        assert run(IMAGES).shape == (2, 10)
+    assert "m/rtx/fp16 compiles its kernels anew: those kept are of another run: of another GPU" in caplog.text
+    machine.engine.caches.clear()
+    own = machine.kept.read()
+    with open_runners(file, 1, machine.kept):
+        pass
+    assert own is not None
+    assert machine.engine.caches == [own]
+
+
+def test_kept_kernels_that_the_library_refuses_are_replaced(machine: Machine) -> None:
+    """Those of the artifact are next, and the refused ones do not come back."""
+    machine.kept.keep(STRANGE)
+    with open_runners(machine.file, 1, machine.kept) as (run,):
+        assert run(IMAGES).shape == (2, 10)
+    assert machine.engine.caches == [STRANGE, None]
+    assert (machine.kept.read() or b"").startswith(b"kernels")
+
+
+def test_without_a_place_nothing_is_kept(machine: Machine) -> None:
+    """An engine of TensorRT compiles nothing at run time."""
+    with open_runners(machine.file) as (run,):
+        run(IMAGES)
+    assert machine.kept.read() is None
+
+
+@pytest.mark.parametrize(("backend", "contexts"), [(Backend.ONNXRUNTIME, 4), (Backend.ONNX_REFERENCE, 1)])
+def test_graphs_are_called_at_once_where_that_is_safe(tmp_path: Path, backend: Backend, contexts: int) -> None:
+    """Threads share one session of ONNX Runtime, which is inside of several calls at once; onnx's evaluator is not."""
+    shape = ["batch", 64]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "logits")]
+    twos = helper.make_tensor("twos", TensorProto.FLOAT, [1], [2.0])
+    body = helper.make_graph(
+        [helper.make_node("Mul", ["image", "twos"], ["logits"])], "double", ends[:1], ends[1:], [twos]
+    )
+    path = tmp_path / "double.onnx"
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    variant = Variant(model="m", target="cpu", backend=backend, precision=Precision.FP32)
+    file = ArtifactFile(id="m", variant=variant, path=path, gpu=None, fix="", record=None)
+    with open_runners(file, 4) as runs:
+        assert len(runs) == contexts
+        inside, together = threading.Barrier(contexts, timeout=30), []
+
+        def meeting(run: Any) -> Any:
+            def met(batch: Any) -> Any:
+                together.append(inside.wait())
+                return run(batch)
+
+            return met
+
+        pool = Pool([meeting(run) for run in runs])
+        batches = [np.full((3, 64), number, np.float32) for number in range(contexts * 5)]
+        with ThreadPoolExecutor(contexts) as threads:
+            for number, found in enumerate(threads.map(pool, batches)):
+                np.testing.assert_array_equal(found, np.full((3, 64), 2 * number, np.float32))
+        assert len(together) == contexts * 5
