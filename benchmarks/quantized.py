@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
     from faults import Logits
 
+    from model_artifacts.sessions.onnx import Outputs
     from pipeline.stages.validate.judgement import Yardstick
 
     Weights = dict[str, npt.NDArray[np.float32]]
@@ -106,8 +107,13 @@ def quantized_of(subject: Subject, precision: Precision, fp32: onnx.ModelProto, 
 
 def run_graph(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
     """Run a graph as the step `rounding` does."""
-    logits: Logits = run_stand_in(graph.SerializeToString(), images.numpy(), BATCH)
-    return logits
+    return rows_together(run_stand_in(graph.SerializeToString(), images.numpy(), BATCH))
+
+
+def rows_together(outputs: Outputs) -> Logits:
+    """Return one row a sample: the output, or the values of several one after the other."""
+    found = [*outputs.values()] if isinstance(outputs, dict) else [outputs]
+    return np.concatenate([output.reshape(len(output), -1) for output in found], axis=1)
 
 
 def run_fused(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
@@ -116,7 +122,8 @@ def run_fused(graph: onnx.ModelProto, images: torch.Tensor) -> Logits:
         graph.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: part.numpy()})[0] for part in parts(images, BATCH)])
+    found = [session.run(None, {name: part.numpy()}) for part in parts(images, BATCH)]
+    return np.concatenate([np.concatenate([output.reshape(len(output), -1) for output in batch], 1) for batch in found])
 
 
 def honest(item: Quantized) -> Iterator[tuple[str, Logits]]:
@@ -126,7 +133,8 @@ def honest(item: Quantized) -> Iterator[tuple[str, Logits]]:
     narrow = OnnxModel(convert_float_to_float16(copied(item.graph), keep_io_types=True, op_block_list=[]))
     narrow.topological_sort(is_deterministic=True)
     yield "FP16 around", run_graph(narrow.model, item.subject.images)
-    yield "one image at a time", run_stand_in(item.graph.SerializeToString(), item.subject.images.numpy(), 1)
+    alone = run_stand_in(item.graph.SerializeToString(), item.subject.images.numpy(), 1)
+    yield "one image at a time", rows_together(alone)
 
 
 def copied(graph: onnx.ModelProto) -> onnx.ModelProto:

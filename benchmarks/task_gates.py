@@ -1,4 +1,4 @@
-"""The power of the tasks' gates: masks, several labels, numbers and vectors, by their own answers.
+"""The power of the tasks' gates: masks, several labels, numbers, vectors and boxes, by their own answers.
 
     python benchmarks/task_gates.py                     the tables of docs/accuracy.md; an hour on two cores
     python benchmarks/task_gates.py --tasks multilabel  one task alone
@@ -25,6 +25,7 @@ from gates import honest as honest_builds
 from onnx import numpy_helper
 from quantized import CALIBRATION, GRAPHS, Quantized, quantize, run_graph
 from quantized import honest as honest_quantized
+from task_detectors import DETECTOR
 from task_networks import FAMILIES, Labelled, labelled, trained
 
 from model_artifacts.records import FileRecord, Graph, Precision, Question, Task
@@ -80,6 +81,8 @@ def judged(item: Item, logits: Logits, precision: Precision, rows: Rows | None =
     truth = item.data.truth[:SAMPLES].numpy()[chosen] if labels else None
     accuracy = measure(got, want, None, task=item.data.task)
     checks = judge_logits(got, want, truth, accuracy, yardstick).checks
+    if item.data.task is Task.DETECTION:
+        checks += DETECTOR.judge(got, want, truth, yardstick.gates, is_part=False).checks
     failed = {check.question for check in checks if not check.passed}
     return Answer(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed)
 
@@ -134,13 +137,13 @@ def builds_of(item: Item) -> Iterator[tuple[str, Precision, Logits]]:
             yield f"{made.precision.value}, {name}", made.precision, logits
 
 
-def show_honest(items: list[Item]) -> int:
+def show_honest(items: list[Item], sets: int) -> int:
     """Print the honest builds that are rejected, on resampled sets, and return the number called unfaithful."""
     print("| honest build | not faithful | not good enough, with labels | without labels |\n|---|---|---|---|")
     found: dict[str, list[tuple[Answer, Answer]]] = {}
     for item in items:
         for name, precision, logits in builds_of(item):
-            for seed in range(SETS):
+            for seed in range(sets):
                 rows = np.random.default_rng(seed).integers(len(logits), size=len(logits))
                 pair = [judged(item, logits, precision, rows, labels=labels) for labels in (True, False)]
                 found.setdefault(name, []).append((pair[0], pair[1]))
@@ -158,7 +161,8 @@ def _of_first_value(change: Callable[[Logits, float], Logits]) -> Callable[[Logi
 
     def changed(logits: Logits, size: float, data: Labelled) -> Logits:
         values = logits.reshape(len(logits), data.shape[0], -1).copy()
-        values[:, 1 % data.shape[0]] = change(values[:, 1 % data.shape[0]], size)
+        place = 4 if data.task is Task.DETECTION else 1 % data.shape[0]  # behind a detector's boxes
+        values[:, place] = change(values[:, place], size)
         return values.reshape(logits.shape)
 
     return changed
@@ -167,6 +171,18 @@ def _of_first_value(change: Callable[[Logits, float], Logits]) -> Callable[[Logi
 def _shifted(logits: Logits, size: float, data: Labelled) -> Logits:
     maps = logits.reshape(-1, *data.shape)
     return np.roll(maps, int(size), axis=-1).reshape(logits.shape)
+
+
+def _boxes_moved(logits: Logits, size: float, data: Labelled) -> Logits:
+    values = logits.reshape(len(logits), *data.shape).copy()
+    values[:, 0] += np.float32(size)
+    return values.reshape(logits.shape)
+
+
+def _boxes_wider(logits: Logits, size: float, data: Labelled) -> Logits:
+    values = logits.reshape(len(logits), *data.shape).copy()
+    values[:, 2:4] *= np.float32(1 + size)
+    return values.reshape(logits.shape)
 
 
 def _mixed(logits: Logits, size: float, _data: Labelled) -> Logits:
@@ -183,6 +199,8 @@ OF_OUTPUTS: tuple[tuple[str, tuple[float, ...], Callable[[Logits, float, Labelle
         set(Task),
     ),
     ("maps shifted by size pixels", (1, 2), _shifted, {Task.SEGMENTATION}),
+    ("boxes moved by size pixels", (0.03, 0.1, 0.3, 1, 3), _boxes_moved, {Task.DETECTION}),
+    ("boxes larger by the share size", (0.003, 0.01, 0.03, 0.1, 0.3), _boxes_wider, {Task.DETECTION}),
     ("mixed with the image before, to the share size", (0.003, 0.01, 0.03, 0.1, 0.3), _mixed, set(Task)),
 )
 
@@ -237,6 +255,7 @@ def main() -> int:
     names = [task.value for task in FAMILIES]
     parser.add_argument("--tasks", nargs="*", default=names, choices=names)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the digits, colours and weights")
+    parser.add_argument("--sets", type=int, default=SETS, help="resampled sets of images that judge an honest build")
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # the quantiser gives advice that the export has followed
     alarms = 0
@@ -258,7 +277,7 @@ def main() -> int:
                 shown = " | ".join(f"{high:.1e}" for high in highs)
                 print(f"| {item.name} | {'; '.join(text for _, text in checks)} | {shown} |", flush=True)
         print()
-        alarms += show_honest(items)
+        alarms += show_honest(items, arguments.sets)
         show_faults(items)
     return 1 if alarms else 0
 
@@ -268,6 +287,9 @@ _SHOWN = (Precision.FP16, Precision.BF16, Precision.INT8)
 
 def _reference(item: Item) -> list[tuple[bool, str]]:
     truth = item.data.truth[:SAMPLES].numpy()
+    if item.data.task is Task.DETECTION:
+        last = DETECTOR.deserving(item.subject.reference, truth)[-1]
+        return [(last.passed, f"{last.metric.removeprefix('reference: ')} {last.value}")]
     case = case_of(item.subject.reference, item.subject.reference, truth, item.yardsticks[Precision.FP32])
     last = DESERVING[item.data.task](case)[-1]
     return [(last.passed, f"{last.metric.removeprefix('reference: ')} {last.value}")]

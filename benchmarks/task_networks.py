@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import task_detectors
 import torch
 from networks import BATCH, NETWORKS, UNet, coloured_digits, parts
 from torch import nn
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_SCENES = 1800
+"""Images of shapes, about as many as there are digits."""
 EPOCHS, INK = 8, 0.3
 """Epochs of a training, and the share of full ink from which a pixel belongs to its digit."""
 
@@ -88,6 +91,7 @@ FAMILIES: dict[Task, dict[str, Callable[[], nn.Module]]] = {
     Task.MULTILABEL: {name: _rows(name, 10) for name in ("resnet", "mobilenet", "vit")},
     Task.REGRESSION: {name: _rows(name, 2) for name in ("resnet", "mobilenet", "vit")},
     Task.EMBEDDING: {name: _rows(name, 32) for name in ("resnet", "mobilenet", "vit")},
+    Task.DETECTION: {"plain": task_detectors.plain, "silu": task_detectors.silu},
 }
 """The networks of each task."""
 
@@ -96,8 +100,11 @@ def labelled(task: Task, seed: int) -> Labelled:
     """Return the digits with the labels of a task.
 
     A mask has a digit's class where it has ink. Several labels are those of four digits in one image, each there with a
-    probability of 0.6. Numbers are their sum and the ink in per cent. Vectors have the digits' classes.
+    probability of 0.6. Numbers are their sum and the ink in per cent. Vectors have the digits' classes. A detector's
+    images have shapes in place of digits.
     """
+    if task is Task.DETECTION:
+        return Labelled(task, *task_detectors.scenes(_SCENES, seed), task_detectors.SHAPE)
     digits, classes = coloured_digits(seed)
     if task is Task.EMBEDDING:
         return Labelled(task, digits, classes, (32,))
@@ -122,6 +129,8 @@ def labelled(task: Task, seed: int) -> Labelled:
 
 
 def _loss(data: Labelled, head: nn.Module, got: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    if data.task is Task.DETECTION:
+        return task_detectors.loss(got, truth)
     if data.task is Task.MULTILABEL:
         return functional.binary_cross_entropy_with_logits(got, truth.float())
     if data.task is Task.REGRESSION:
@@ -137,7 +146,7 @@ def trained(make: Callable[[], nn.Module], data: Labelled, train: slice, seed: i
     model, head = make().train(), nn.Linear(32, 10)
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=2e-3)
     images, truth = data.images[train], data.truth[train]
-    for _ in range(EPOCHS):
+    for _ in range(2 * EPOCHS if data.task is Task.DETECTION else EPOCHS):
         for part in parts(torch.randperm(len(images)), BATCH):
             optimizer.zero_grad()
             _loss(data, head, model(images[part]), truth[part]).backward()  # type: ignore[no-untyped-call]  # torch's

@@ -14,7 +14,7 @@ from PIL import Image
 
 import model_artifacts
 from model_artifacts.errors import ConfigError, SourceError, UsageError
-from model_artifacts.records import Question, Status
+from model_artifacts.records import Graph, Question, Status
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -282,6 +282,25 @@ def test_a_detector_without_a_decoding_is_refused(trained_in: Path, tmp_path: Pa
     (tmp_path / "pipeline.yaml").write_text(configuration(trained_in, decoding="threshold: 0.5"))
     with pytest.raises(ConfigError, match=r"\d+:\d+: `model.task: detection` needs `model.decoding`.*such as \{boxes"):
         Project.load(tmp_path / "pipeline.yaml", STAGES)
+
+
+def test_an_onnx_files_own_names_are_those_of_its_classes(
+    project: Project, trained_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As exporters of YOLO write them; a decoding that gives another number of classes is refused."""
+    model = onnx.load(project.paths.onnx(Graph.FP32))
+    onnx.helper.set_model_props(model, {"names": str(dict(enumerate(CLASSES)))})
+    onnx.save(model, tmp_path / "net.onnx")
+    torch_model = f'factory: "tests.support.detectors:Detector", weights: {trained_in / "w.pth"}'
+    text = configuration(trained_in).replace(torch_model, f"onnx: {tmp_path / 'net.onnx'}")
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text)
+    for stage in ("source", "data"):
+        assert main([stage, "tiny", "--config", str(file)]) == 0
+    assert Project.load(file, STAGES).data().class_names == CLASSES
+    file.write_text(text.replace("activation: sigmoid", "activation: softmax"))
+    assert main(["data", "tiny", "--config", str(file)]) != 0
+    assert re.search(r"(?s)other classes than the ONNX file names.*2: square, circle", capsys.readouterr().err)
 
 
 def test_a_graph_that_suppresses_boxes_itself_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import model_artifacts
-from model_artifacts.errors import ConfigError
+from model_artifacts.errors import ConfigError, SourceError
 from model_artifacts.records import Graph, Status
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -120,9 +120,18 @@ def test_a_file_that_is_no_archive_is_refused(write_config: Callable[[str], Path
 def test_a_shape_that_the_network_does_not_take_is_refused(write_config: Callable[[str], Path], tmp_path: Path) -> None:
     """The network itself says so."""
     project = project_with(write_config, tmp_path, {**OWN, "vector": np.zeros((8, 6), np.float32)})
-    with pytest.raises(Exception, match=r"(?s)does not take a batch.*arrays of `data.tensors`") as caught:
+    with pytest.raises(SourceError, match=r"(?s)does not take a batch.*arrays of `data.tensors`"):
         make_source(project)
-    assert type(caught.value).__name__ == "SourceError"
+
+
+def test_an_input_with_the_name_of_an_output_is_refused(write_config: Callable[[str], Path], tmp_path: Path) -> None:
+    """A graph would hold one tensor for both."""
+    file = tmp_path / "inputs.npz"
+    np.savez(file, vector=OWN["vector"])
+    project = Project.load(write_config(configuration("Echo", file)), STAGES)
+    with pytest.raises(SourceError, match=r"(?s)same name.*'vector'.*inputs vector; outputs vector, twice"):
+        make_source(project)
+    assert not project.paths.source.exists()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,19 @@ class Siamese(nn.Module):
         return {"one": one, "other": other, "apart": (one - other).abs()}
 
 
+class Echo(nn.Module):
+    """A network whose output has the name of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(5, 5)
+
+    def forward(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return two vectors."""
+        found = self.mix(vector)
+        return {"vector": found, "twice": found * 2}
+
+
 class Words(nn.Module):
     """A network of token ids and their weights, whose result is a row of logits."""
 

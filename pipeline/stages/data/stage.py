@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from model_artifacts.deployment.detections import classes_of as detected_classes
-from model_artifacts.errors import DataError
+from model_artifacts.errors import DataError, listed
 from model_artifacts.host.environment import now, threads, tools
 from model_artifacts.host.files import replacing, write_bytes
 from model_artifacts.host.hashes import describe_file
@@ -153,6 +153,14 @@ def _classes(config: Config, source: SourceRecord) -> Classes:
     count: int | None = (source.sample_shape or (source.classes,))[0]
     if source.task is Task.DETECTION:
         count = _detected_classes(config.model, source)
+        own = source.class_names
+        if config.data.classes is None and own and count not in {None, len(own)}:
+            raise DataError(
+                "`model.decoding` gives other classes than the ONNX file names",
+                expected=f"{len(own)}: {listed(own, most=10)}",
+                got=f"{count} scores of each box",
+                fix="correct `model.decoding`, such as a score of the background, or write the names in `data.classes`",
+            )
     return classes_of(config.data.classes, source.class_names, count)
 
 

@@ -171,6 +171,8 @@ class Largest:
     def range(self) -> tuple[np.float32, np.float32]:
         """Return the ends of the range: the bin's edge beyond which less than the rest lies, within the values."""
         largest = max(-self._low, self._high)
+        if self._smallest < largest and not _holds_bins(self._smallest, largest):
+            return self.ends  # nearly constant, as probabilities of one value: nothing is far out
         ends: Any = (self._smallest, largest)  # in float32, as the edges then are; the stub knows only Python's floats
         counts, edges = np.histogram(self._largest, bins=_BINS, range=ends)
         above = counts.sum() - np.cumsum(counts)  # exact for the bins that matter: the largest values are all here
@@ -182,6 +184,11 @@ class Largest:
     def ends(self) -> tuple[np.float32, np.float32]:
         """The smallest and the largest value."""
         return self._low, self._high
+
+
+def _holds_bins(low: np.float32, high: np.float32) -> bool:
+    """Return True if float32 has numbers enough between two others for the edges of all bins, as numpy demands."""
+    return bool((np.diff(np.linspace(low, high, _BINS + 1, dtype=np.float32)) > 0).all())
 
 
 class Ranges(NamedTuple):

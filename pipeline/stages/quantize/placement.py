@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from onnx import numpy_helper
@@ -38,6 +39,8 @@ All figures are of ONNX Runtime 1.31.1 without its optimisation WeightBiasQuanti
 biases which are kept in floating point on purpose, and garbles fp8 graphs (relative L2 1.45). onnx.reference 1.23.2
 confirms fp8 (0.202 on 8 images), but takes 10 s an image.
 """
+_FP8_FILTER = 32
+"""Values of the largest filter that FP8 kernels have."""
 
 
 def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
@@ -81,6 +84,9 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     residual = any if graph.precision is Precision.FP8 else all
     known = [name for name, convolved in sums.items() if not residual(convolved)]
     means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
+    left = outer_layers(model, graph)
+    if graph.precision is Precision.FP8:
+        left += without_fp8_kernels(model)
     kinds = ["Conv", "Gemm", "MatMul", "Add"]
     if graph.precision is not Precision.FP8:
         kinds += MEANS
@@ -91,7 +97,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             CalibrationMethod.MinMax if graph.precision is Precision.FP8 else CalibrationMethod.Percentile
         ),
         "op_types_to_quantize": kinds,
-        "nodes_to_exclude": [*outer_layers(model, graph), *known, *means],
+        "nodes_to_exclude": [*left, *known, *means],
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -100,6 +106,27 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "CalibPercentile": PERCENTILE,
         },
     }
+
+
+def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the convolutions for which TensorRT has no FP8 kernels: grouped ones, and large filters.
+
+    "There are no optimized FP8 Convolutions for Group Convolutions and Depthwise Convolutions", and none for filters of
+    more than 32 values, such as 7×7 (release notes of TensorRT 10, limitations). With pairs in front of its depthwise
+    convolutions efficientnet-lite0 was not built after 10 minutes (10.6, H200; int8: 2). Model Optimizer leaves such
+    layers in floating point, too.
+    """
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        if _groups(node) > 1 or math.prod(shapes.get(node.input[1], ())[2:]) > _FP8_FILTER
+    ]
+
+
+def _groups(convolution: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
 def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Precision
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import QUANTIZED, StageSpec
@@ -36,6 +36,11 @@ HEADS_VERSION = 1
 
 1 leaves the last product of each output in floating point, and not that of one alone.
 """
+FP8_VERSION = 1
+"""Raise it when the same graph gives another one in fp8.
+
+1 leaves convolutions without FP8 kernels in floating point.
+"""
 
 
 def quantize_key(project: Project, graph: Graph) -> Key:
@@ -44,6 +49,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
     return make_key(
         **left,
         **_heads(project),
+        **_fp8(graph),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -57,6 +63,11 @@ def quantize_key(project: Project, graph: Graph) -> Key:
 def _heads(project: Project) -> dict[str, int]:
     """Return the field of a graph with several outputs."""
     return {"heads": HEADS_VERSION} if len(project.onnx(Graph.FP32).outputs) > 1 else {}
+
+
+def _fp8(graph: Graph) -> dict[str, int]:
+    """Return the field of a graph in fp8."""
+    return {"fp8": FP8_VERSION} if graph.precision is Precision.FP8 else {}
 
 
 def ranges_key(project: Project) -> Key:

@@ -51,7 +51,14 @@ from pipeline.stages.source.sample.fitting import (
     set_norm_statistics,
 )
 from pipeline.stages.source.spec import with_reads
-from pipeline.stages.source.tensors.signature import one_shape, samples_for, specs_of, store_samples, takes_several
+from pipeline.stages.source.tensors.signature import (
+    one_shape,
+    require_other_names,
+    samples_for,
+    specs_of,
+    store_samples,
+    takes_several,
+)
 from pipeline.stages.source.twins import check_twin, drawn_weights, warn_of_random_weights
 
 if TYPE_CHECKING:
@@ -144,6 +151,8 @@ def _class_names(config: Config, weights: _Weights, classes: int) -> tuple[str, 
 def _examine(config: Config, weights: _Weights) -> tuple[tuple[int, ...], ...]:
     """Refuse a network that cannot be the FP32 reference, and return the shape of each output for one image."""
     model, spec, task, names = weights.model, weights.inputs, config.model.task, weights.output_names
+    one = weights.logits if task.keeps_name and weights.logits else task.output
+    require_other_names(spec, names or (one,))
     watched = examination.require_full_precision(model, spec)
     shapes = network.output_shapes(model, shape_of(spec), task, names)
     check_outputs(model, spec, task, names)

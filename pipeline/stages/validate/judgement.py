@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     Truth = npt.NDArray[np.generic]
 
 
+_DRAWN_ANEW = 1.2
+"""The factor on a detector's distance from the emulated graph: a choice. FP16 around int8 draws some of its rounding
+anew, and boxes lay up to 1.03 × as far as they lie from FP32 (`benchmarks/task_gates.py`). Independent errors lie √2 ×
+as far."""
+
+
 class Yardstick(NamedTuple):
     """Everything that an artifact of one precision is held against, beside the reference."""
 
@@ -156,7 +162,8 @@ def judge_logits(
     checks = judge_distance(accuracy, largest_sample(logits, reference), bounds, gate)
     if bounds.emulation_l2 is not None and emulated is not None:
         got, want = logits[: len(emulated)], emulated[: len(logits)]
-        checks += (at_most("relative L2 to the emulated graph", distance(got, want, None), bounds.emulation_l2),)
+        most = bounds.emulation_l2 * (_DRAWN_ANEW if task is Task.DETECTION else 1)
+        checks += (at_most("relative L2 to the emulated graph", distance(got, want, None), most),)
         if yardstick.parts is not None and bounds.relative_l2 is not None:
             # The worst of many parts lies farther off than the whole: of several labels up to 1.43 × its quantile.
             worst = distance(got, want, yardstick.parts)

@@ -126,7 +126,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         weights=describe_file(path, project.paths.root),
         parameters=_parameters(model),
         classes=sum(map(math.prod, tried.shapes)),
-        class_names=class_names(written, tried.shapes[0][0], name) if task.has_classes else None,
+        class_names=_class_names(written, tried.shapes[0], task, name),
         replaced_head=None,
         reads=reads,
         preprocessing=prepared,
@@ -166,6 +166,13 @@ def _cut_softmax(model: onnx.ModelProto) -> onnx.ModelProto | None:
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     return whole if onnx_rewrites.cut_softmax(model.graph) else None
+
+
+def _class_names(model: onnx.ModelProto, shape: tuple[int, ...], task: Task, name: str) -> tuple[str, ...] | None:
+    """Return the names of the classes in a file; None without any, and for a task without classes."""
+    if not task.has_classes:
+        return None
+    return class_names(model, None if task.takes_several else shape[0], name)
 
 
 def _no_preprocessing(file: Path) -> SourceError:

@@ -20,14 +20,14 @@ _LONGEST = 2**20
 """Characters of the metadata that are read. Those of 10,000 classes take 0.2 million."""
 
 
-def class_names(model: onnx.ModelProto, count: int, where: str) -> tuple[str, ...] | None:
+def class_names(model: onnx.ModelProto, count: int | None, where: str) -> tuple[str, ...] | None:
     """Return the names of the classes in a model's metadata; None without them.
 
     Names that cannot be read, or are not as many as the classes, are left out, which is said.
 
     Args:
         model: the model, with its metadata.
-        count: the number of classes.
+        count: the number of classes; None if a decoding of the outputs tells it later.
         where: the file, for messages.
     """
     text = next((item.value for item in model.metadata_props if item.key == NAMES), None)
@@ -36,7 +36,7 @@ def class_names(model: onnx.ModelProto, count: int, where: str) -> tuple[str, ..
     found = _parsed(text)
     if found is None:
         trouble = "they are no mapping of numbers to texts, and no list of texts"
-    elif len(found) != count:
+    elif count is not None and len(found) != count:
         trouble = f"they are {len(found)} for {count} classes"
     elif len(set(found)) < len(found):
         trouble = "two classes have one name"

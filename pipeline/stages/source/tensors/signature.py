@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_artifacts.errors import listed
+from model_artifacts.errors import SourceError, listed
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.sessions.feeds.samples import Samples
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _KEPT = 16
 """Samples that the source stage keeps for later stages: twice as many as the largest batch that it tries."""
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-OUTPUTS = ("logits", "embedding", "values")
-"""Names of outputs that the pipeline gives."""
 
 
 def samples_for(project: Project, model: nn.Module) -> Samples | None:
@@ -83,6 +81,27 @@ def specs_of(inputs: Preprocessing | Samples) -> tuple[TensorSpec, ...]:
     return tuple(tensor_spec(name, row[name].shape, str(row[name].base)) for name in inputs.names)
 
 
+def require_other_names(inputs: Preprocessing | Samples, outputs: Sequence[str]) -> None:
+    """Refuse an input that has the name of an output: in a graph both would be one tensor.
+
+    Args:
+        inputs: the preprocessing, or samples of the inputs.
+        outputs: the names of the outputs.
+
+    Raises:
+        SourceError: there is one.
+    """
+    given = inputs.names if isinstance(inputs, Samples) else ()
+    if both := sorted({*given} & {*outputs}):
+        raise SourceError(
+            "an input and an output of the network have the same name",
+            where=repr(both[0]),
+            expected="another name for each, for a graph knows tensors by their names",
+            got=f"inputs {listed(given)}; outputs {listed(list(outputs))}",
+            fix="rename the parameter of `forward` with its array, or the output",
+        )
+
+
 def takes_several(inputs: Preprocessing | Samples) -> bool:
     """Return true for a model of several inputs."""
     return isinstance(inputs, Samples) and len(inputs.names) > 1
@@ -110,8 +129,6 @@ def parameter_problem(names: Sequence[str], signature: inspect.Signature) -> str
 
     Artifacts know no arguments of Python: the arrays must be the first parameters, and the others need defaults.
     """
-    if reserved := sorted({*names} & {*OUTPUTS}):
-        return f"array {reserved[0]!r} has a name of outputs; name it and the parameter of `forward` otherwise"
     parameters = signature.parameters.values()
     first = [item for item in parameters if item.kind in _BY_PLACE]
     if any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in parameters) and not first:

@@ -11,7 +11,7 @@ from pipeline.records import BoxKind
 from pipeline.stages.validate.gates import at_most
 from pipeline.stages.validate.metrics import Answers
 from pipeline.stages.validate.tasks.case import TaskVerdict, beats_shuffles, judge_answers, reference_check
-from pipeline.stages.validate.tasks.coco import average_precision
+from pipeline.stages.validate.tasks.coco import average_precision, mean_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def deserving(case: DetectionCase) -> tuple[GateCheck, ...]:
         own = case.before
 
         def score(truth: Truth, count: int) -> float:
-            return average_precision(own[:count], _rows(truth), case.most).mean
+            return mean_precision(own[:count], _rows(truth), case.most)
 
         checks += beats_shuffles("mAP", score, case.truth)
     return tuple(checks)

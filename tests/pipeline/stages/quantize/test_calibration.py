@@ -109,6 +109,15 @@ def test_few_values_are_kept() -> None:
     assert len(largest._largest) <= 102  # noqa: SLF001 - it is what this class is for
 
 
+@pytest.mark.parametrize("value", [7.5, -7.5, 1e-30])
+def test_values_that_are_nearly_one_have_their_own_range(value: float) -> None:
+    """The probabilities of an untrained detector: float32 has too few numbers between them for the bins."""
+    values = np.full(1000, value, np.float32)
+    values[::3] = np.nextafter(np.float32(value), np.float32(np.inf))
+
+    assert ours([values], PERCENTILE) == (values.min(), values.max())
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_has_no_range(value: float) -> None:
     """One such value among many is an error."""

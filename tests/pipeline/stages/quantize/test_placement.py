@@ -140,6 +140,23 @@ def test_a_concatenation_puts_together_what_was_not_rounded(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("groups", "side", "kept"),
+    [(1, 3, False), (8, 3, True), (2, 3, True), (1, 5, False), (1, 7, True)],
+    ids=["3×3", "depthwise", "two groups", "5×5", "7×7"],
+)
+def test_a_convolution_without_fp8_kernels_stays_in_floating_point(groups: int, side: int, *, kept: bool) -> None:
+    """TensorRT has none for groups and for large filters; int8 has them all."""
+    convolution = node("Conv", "x", "a", "x.weight")
+    convolution.attribute.append(helper.make_attribute("group", groups))
+    model = graph(convolution, POOLED)
+    values = RANDOM.normal(size=(8, 8 // groups, side, side)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "x.weight"))
+
+    assert ("x" in quantizer_settings(Graph.FP8, model)["nodes_to_exclude"]) == kept
+    assert "x" not in quantizer_settings(Graph.INT8, model)["nodes_to_exclude"]
+
+
+@pytest.mark.parametrize(
     ("left", "expected"),
     [
         ([], {"identity": ["b", "begun*"], "projection": ["c", "d*"], "a": ["begun*"]}),

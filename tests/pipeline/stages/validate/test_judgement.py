@@ -55,6 +55,16 @@ def test_logits_as_near_to_the_reference_elsewhere_are_not_the_graphs() -> None:
     assert failed(judged((WANT + 0.07 * other).astype(np.float32))) == ["relative L2 to the emulated graph"]
 
 
+@pytest.mark.parametrize(("share", "metrics"), [(0.85, []), (1.0, ["relative L2 to the emulated graph"])])
+def test_a_detector_draws_a_part_of_its_rounding_anew(share: float, metrics: list[str]) -> None:
+    """FP16 around int8 moves boxes as far as int8 does. An error that the graph does not make lies farther."""
+    other = np.sqrt(1 - share) * NOISE + np.sqrt(share) * np.random.default_rng(5).permutation(NOISE)
+    got = (WANT + 0.07 * other).astype(np.float32)
+    yardstick = Yardstick(Gates(), Gate(), INT8, EMULATED, task=Task.DETECTION)
+    accuracy = measure(got, WANT, None, task=Task.DETECTION)
+    assert failed(judge_logits(got, WANT, None, accuracy, yardstick)) == metrics
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_loss_is_judged_with_labels_and_without(*, labels: bool) -> None:
     """Three answers in 100 are too many at a margin of one point."""

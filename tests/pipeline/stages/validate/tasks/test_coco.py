@@ -7,7 +7,7 @@ import pytest
 
 from model_artifacts.deployment.detections import NONE, Detections
 from pipeline.records import BoxKind
-from pipeline.stages.validate.tasks.coco import average_precision
+from pipeline.stages.validate.tasks.coco import average_precision, mean_precision
 
 NOTHING = np.zeros((0, 6))
 
@@ -66,7 +66,7 @@ def test_ignored_boxes_may_be_found_or_not(kind: BoxKind) -> None:
 def test_without_any_box_there_is_nothing_to_measure() -> None:
     """Neither true nor found."""
     result = average_precision([NONE, NONE], [NOTHING, NOTHING], 100)
-    assert (result.mean, result.half) == (0, 0)
+    assert (result.mean, result.half, mean_precision([NONE], [NOTHING], 100)) == (0, 0, 0)
     assert result.images.tolist() == [1, 1]
 
 
@@ -87,3 +87,4 @@ def test_many_images_are_scored_as_each_alone() -> None:
         assert alone.images[0] == pytest.approx(alone.mean)
         assert alone.images[0] == pytest.approx(whole.images[place])
     assert 0.2 < whole.mean < whole.half < 1
+    assert mean_precision(detections, truth, 100) == whole.mean
