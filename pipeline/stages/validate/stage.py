@@ -350,17 +350,10 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
         if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
-            with _with_progress(
-                loader_of(project, project.data().validation), "validating in channels_last", samples
-            ) as load:
-                channels_last = run_batches(
-                    run,
-                    load,
-                    samples,
-                    batch=sizes.most,
-                    smallest=sizes.smallest,
-                    spans=spans_of(project.source()),
-                )
+            images, spans = loader_of(project, project.data().validation), spans_of(project.source())
+            with _with_progress(images, "validating in channels_last", samples) as load:
+                most, least = sizes.most, sizes.smallest
+                channels_last = run_batches(run, load, samples, batch=most, smallest=least, spans=spans)
         loaded = session.contents()
     if loaded is not None and loaded.segments == 0:
         left = ", ".join(loaded.torch_operators)
