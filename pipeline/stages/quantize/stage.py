@@ -31,7 +31,7 @@ from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import correct_biases, input_means
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
-from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings
+from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings, without_fp8_kernels
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
@@ -118,10 +118,16 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         casts=forms.casts,
         calibration_sha256=calibration.sha256,
         left_unquantized=left,
-        left_layers=sum(node.op_type in QUANTIZED_OPERATORS for node in forms.model.graph.node if node.name in left),
+        left_layers=_left_layers(forms.model, graph, left),
         opset17=describe_file(path17, project.paths.root) if forms.opset17 else None,
     )
     return project.write(project.paths.onnx_record(graph), record)
+
+
+def _left_layers(model: onnx.ModelProto, graph: Graph, left: Collection[str]) -> int:
+    """Return the number of layers in floating point for the configuration, or for want of kernels."""
+    names = {*left, *(without_fp8_kernels(model) if graph.precision is Precision.FP8 else ())}
+    return sum(node.op_type in QUANTIZED_OPERATORS for node in model.graph.node if node.name in names)
 
 
 def _write_forms(project: Project, graph: Graph, path: Path, path17: Path) -> _Forms:

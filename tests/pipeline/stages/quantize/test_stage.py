@@ -35,6 +35,7 @@ from tests.support.quantized_graphs import (
     nodes,
     opset17,
     relative_error,
+    residual_graph,
     scales,
     source_of,
     weights,
@@ -257,6 +258,23 @@ def test_two_quantizations_at_once(copied: Path) -> None:
     assert [process.wait(120) for process in processes] == [0, 0]
     assert {graph: project.onnx(graph).canonical_sha256 for graph in BOTH} == before
     assert sorted(path.name for path in folder.iterdir()) == files
+
+
+def test_layers_without_fp8_kernels_are_counted(built_folder: Path, tmp_path: Path) -> None:
+    """A depthwise convolution stays in FP16, and the gate does not miss it among the layers in fp8."""
+    project = with_fp8(built_folder, tmp_path / "project")
+    model = residual_graph()
+    (depthwise,) = (node for node in model.graph.node if node.name == "b")
+    depthwise.attribute.append(helper.make_attribute("group", 8))
+    (kernel,) = (tensor for tensor in model.graph.initializer if tensor.name == "b.weight")
+    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel)[:, :1], "b.weight"))
+    onnx.save(model, project.paths.onnx(Graph.FP32))
+
+    records = {graph: make_quantized(project, graph) for graph in TENSORRT}
+
+    assert {graph: record.left_layers for graph, record in records.items()} == {Graph.INT8: 0, Graph.FP8: 1}
+    (kept,) = (node for node in load(project, Graph.FP8).graph.node if node.name == "b")
+    assert weights(load(project, Graph.FP8))[kept.input[1]].dtype == np.float16
 
 
 @pytest.mark.part(1)
