@@ -351,11 +351,13 @@ def _kernels(root: Path, entry: ManifestEntry) -> bytes | None:
 
 
 def _kept(entry: ManifestEntry, gpu: Gpu | None, folder: Path | None) -> KeptKernels | None:
-    """Return the place of the kernels that this machine compiles; None for artifacts that compile none."""
+    """Return the place of the kernels that this machine compiles; None without one, and if the artifact needs none."""
     built = entry.built_for
     if gpu is None or entry.file is None or built is None or built.flavour is not EngineFlavour.TENSORRT_RTX:
         return None
-    return kept_kernels(folder or user_folder(), entry.file.sha256, built.version, gpu, driver_version())
+    if (place := folder or user_folder()) is None:
+        return None
+    return kept_kernels(place, entry.file.sha256, built.version, gpu, driver_version())
 
 
 def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import StorageError, one_line
 from model_artifacts.host.files import write_bytes
+from model_artifacts.host.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +29,16 @@ log = logging.getLogger(__name__)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def user_folder() -> Path:
-    """Return this user's folder of kept kernels: below `$XDG_CACHE_HOME`, or else below `~/.cache`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+def user_folder() -> Path | None:
+    """Return this user's folder of kept kernels: below `$XDG_CACHE_HOME`, or else below `~/.cache`.
+
+    None, with a warning, for a user without a home folder, as containers run under a number alone.
+    """
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    except RuntimeError as exc:
+        log.warning("no kernels are kept, unless XDG_CACHE_HOME or `kernel_cache` names a folder: %s", one_line(exc))
+        return None
     return Path(home, "model-artifacts", "kernels")
 
 
@@ -58,7 +66,7 @@ class KeptKernels:
     def read(self) -> bytes | None:
         """Return the kernels; None if there are none, or if they cannot be trusted, with a warning."""
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path) as file:  # never a pipe, which would block
                 if os.fstat(file.fileno()).st_uid not in {os.geteuid(), 0}:
                     log.warning("%s belongs to another user, and is not loaded", self.path)
                     return None

@@ -75,6 +75,8 @@ def inputs_of(io: Io, spec: Preprocessing | None, plain: tuple[TensorSpec, ...])
         meaning = "the normalised image in half precision"
         return (TensorSpec(name=_INPUTS[io.input], shape=shape, dtype="float16", layout="NCHW", meaning=meaning),)
     order = "grey" if channels == 1 else {"rgb": "red, green, blue", "bgr": "blue, green, red"}[spec.order.value]
+    if channels == len("RGBA"):
+        order += ", opacity"
     return (
         TensorSpec(
             name=_INPUTS[io.input],

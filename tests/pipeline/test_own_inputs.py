@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import model_artifacts
-from model_artifacts.errors import ConfigError, SourceError
+from model_artifacts.errors import ConfigError, DataError, SourceError
 from model_artifacts.records import Graph, Status
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -115,6 +115,20 @@ def test_a_file_that_is_no_archive_is_refused(write_config: Callable[[str], Path
         project = Project.load(write_config(configuration("Pair", tmp_path / name)), STAGES)
         with pytest.raises(ConfigError, match=r"pipeline.yaml:6:\d+: `data.tensors`: expected a npz file"):
             make_source(project)
+
+
+@pytest.mark.parametrize("place", [80, 5_000], ids=["header", "values"])
+def test_a_damaged_archive_is_refused(write_config: Callable[[str], Path], tmp_path: Path, place: int) -> None:
+    """In the packed header of an array, which is read first, or in its values."""
+    file = tmp_path / "inputs.npz"
+    np.savez_compressed(file, image=arrays_of("Pair", 32)["image"], vector=arrays_of("Pair", 32)["vector"])
+    whole = bytearray(file.read_bytes())
+    whole[place : place + 16] = bytes(16)
+    file.write_bytes(whole)
+    project = Project.load(write_config(configuration("Pair", file)), STAGES)
+    with pytest.raises((ConfigError, DataError), match=r"(?s)`data.tensors`.*inputs\.npz"):
+        make_source(project)
+    assert not project.paths.source.exists()
 
 
 def test_a_shape_that_the_network_does_not_take_is_refused(write_config: Callable[[str], Path], tmp_path: Path) -> None:

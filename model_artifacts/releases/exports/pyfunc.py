@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.loading import load
-from model_artifacts.errors import ReleaseError, UsageError
+from model_artifacts.errors import ReleaseError, UsageError, listed
 from model_artifacts.host.environment import version
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.releases.archive import unpacked
@@ -57,15 +57,20 @@ def export_pyfunc(release: Path, folder: Path, verifier: Verifier | None = None)
         verifier: the required signature; None checks no signature.
 
     Raises:
-        ReleaseError: the release fails its verification, or has no artifact.
+        ReleaseError: the release fails its verification, or has no artifact with the network's own input and output.
         UsageError: the folder holds other files, or is the release's own or inside of it.
         StorageError: the folder cannot be written.
     """
     _check_replaceable(folder, release)
     with unpacked(release) as source:
         manifest = verify_release(source, verifier)
-        if not manifest.artifacts:
-            raise ReleaseError("the release has no artifact that MLflow could load", fix="release a finished build")
+        if not any(entry.io.is_plain for entry in manifest.artifacts):
+            raise ReleaseError(
+                "the release has no artifact that MLflow could load",
+                expected="one with the network's own input and output, which `load` takes without being asked",
+                got=listed([f"{entry.id} ({', '.join(entry.io.words)})" for entry in manifest.artifacts]) or "none",
+                fix="release a finished build",
+            )
         with replacing_folder(folder) as scratch:
             shutil.copytree(source, scratch / DATA)
             verify_release(scratch / DATA, verifier)  # what was copied, not what was there
@@ -95,7 +100,7 @@ def _check_replaceable(folder: Path, release: Path) -> None:
 
 def _described(manifest: Manifest) -> dict[str, object]:
     """Return the content of `MLmodel`."""
-    first = manifest.artifacts[0]
+    first = next(entry for entry in manifest.artifacts if entry.io.is_plain)  # `load` takes no other one
     return {
         "artifact_path": "model",
         "flavors": {

@@ -106,7 +106,10 @@ def credentials_for(host: str) -> Credentials | None:
 
 
 def _config() -> _Config:
-    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    try:
+        path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    except RuntimeError:  # a user without a home folder has none
+        return _Config()
     try:
         return _Config.model_validate_json(read_plain(path, _MAX_BYTES))
     except FileNotFoundError:

@@ -8,6 +8,7 @@ allows it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -134,7 +135,9 @@ def _files() -> list[Path]:
     """
     if named := os.environ.get("CONTAINERS_REGISTRIES_CONF"):
         return [Path(named)]
-    folders = [_SYSTEM, Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "containers"]
+    folders = [_SYSTEM]
+    with contextlib.suppress(RuntimeError):  # a user without a home folder has no files of their own
+        folders.append(Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "containers")
     main = [folder / "registries.conf" for folder in folders if (folder / "registries.conf").is_file()]
     more = [path for folder in folders for path in (folder / "registries.conf.d").glob("*.conf")]
     return main[-1:] + sorted(more, key=lambda path: path.name)

@@ -22,6 +22,7 @@ def split_tensors(project: Project, files: tuple[Path, Path]) -> int:
 
     Raises:
         ConfigError: the arrays are not the model's inputs, have NaN or infinity, or changed since the source was made.
+        DataError: the file is damaged.
     """
     config, source = project.config.data, project.source()
     path = Path(str(config.tensors))

@@ -126,3 +126,22 @@ def test_the_users_folder_follows_the_rules_of_caches(monkeypatch: pytest.Monkey
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert user_folder() == tmp_path / "home" / ".cache" / "model-artifacts" / "kernels"
+
+
+def test_a_pipe_in_place_of_the_file_does_not_block(kept: KeptKernels, caplog: pytest.LogCaptureFixture) -> None:
+    """Others may write to a shared folder that `kernel_cache` names."""
+    kept.path.parent.mkdir()
+    os.mkfifo(kept.path)
+    assert kept.read() is None
+    assert "it is no plain file" in caplog.text
+
+
+def test_a_user_without_a_home_folder_keeps_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container that runs under a number alone: `load` goes on, and says so."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert user_folder() is None
+    assert "no kernels are kept" in caplog.text

@@ -11,10 +11,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.errors import UnsupportedError
-from model_artifacts.records import ImageInput, Interpolation, Io, OutputForm, Preprocessing
+from model_artifacts.records import (
+    ChannelOrder,
+    ImageInput,
+    Interpolation,
+    Io,
+    OutputForm,
+    Preprocessing,
+    TensorSpec,
+)
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.adapters import onnx_graph
-from pipeline.adapters.onnx_ends import with_ends
+from pipeline.adapters.onnx_ends import inputs_of, with_ends
 
 SPEC = Preprocessing(
     resize=6, crop=6, interpolation=Interpolation.BILINEAR, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -108,3 +116,21 @@ def test_other_images_are_refused() -> None:
     spec = SPEC.model_copy(update={"crop": 5})
     with pytest.raises(UnsupportedError, match=r"float32 images \(3, 5, 5\), got \(3, 6, 6\)"):
         with_ends(network(), Io(input=ImageInput.UINT8), spec)
+
+
+@pytest.mark.parametrize(
+    ("count", "order", "words"),
+    [
+        pytest.param(1, ChannelOrder.RGB, "grey", id="grey"),
+        pytest.param(3, ChannelOrder.BGR, "blue, green, red", id="bgr"),
+        pytest.param(4, ChannelOrder.RGB, "red, green, blue, opacity", id="rgba"),
+        pytest.param(4, ChannelOrder.BGR, "blue, green, red, opacity", id="bgra"),
+    ],
+)
+def test_pixels_are_described_with_all_of_their_channels(count: int, order: ChannelOrder, words: str) -> None:
+    """Whoever feeds them reads it in the manifest."""
+    spec = SPEC.model_copy(update={"mean": (0.5,) * count, "std": (0.5,) * count, "order": order})
+    plain = TensorSpec(name="images", shape=("batch", count, 6, 6), dtype="float32", layout="NCHW")
+    (found,) = inputs_of(Io(input=ImageInput.UINT8), spec, (plain,))
+    assert found.shape == ("batch", 6, 6, count)
+    assert found.meaning.endswith(f"channels: {words}")

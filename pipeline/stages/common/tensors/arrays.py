@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.errors import listed, one_line
+from model_artifacts.errors import DataError, listed, one_line
 from pipeline.config.loading import placed_error
 from pipeline.records import tensor_spec
 
@@ -36,6 +37,8 @@ _AXES = 8
 _LEAST = 2
 """One sample for calibration and one for validation."""
 _AT_ONCE = 4096
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What zipfile and numpy raise for a file that is damaged, or is none of theirs; RuntimeError for an encrypted one."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,22 @@ class Arrays:
         Args:
             chosen: the samples' numbers.
             target: receives them, in the type `row`.
+
+        Raises:
+            DataError: the file is damaged, or has changed since it was opened.
         """
-        with np.load(self.path, allow_pickle=False) as arrays:
-            for name in self.names:
-                target[name] = arrays[name][chosen]
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                for name in self.names:
+                    target[name] = arrays[name][chosen]
+        except (*_DAMAGED, IndexError) as exc:  # an IndexError of fewer samples than before
+            raise DataError(
+                "the arrays of `data.tensors` cannot be read",
+                where=str(self.path),
+                expected="the whole file, as it was when its arrays were first looked at",
+                got=one_line(exc),
+                fix="write it again, as `numpy.savez` does",
+            ) from exc
 
     def first(self, count: int) -> npt.NDArray[Any]:
         """Return the first samples, as many as there are."""
@@ -93,7 +108,7 @@ def open_arrays(config_file: Path, path: Path) -> Arrays:
     """
     try:
         found = dict(_headers(path))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+    except _DAMAGED as exc:
         text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
         raise problem(config_file, f"{text}: {one_line(exc)}") from exc
     if problems := list(_problems(found)):

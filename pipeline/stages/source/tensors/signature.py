@@ -38,6 +38,7 @@ def samples_for(project: Project, model: nn.Module) -> Samples | None:
 
     Raises:
         ConfigError: the arrays cannot be read, or are not the network's inputs.
+        DataError: their values are damaged.
     """
     if project.config.data.tensors is None:
         return None
@@ -57,6 +58,7 @@ def graph_samples(project: Project, inputs: Sequence[TensorSpec]) -> Samples | N
 
     Raises:
         ConfigError: the arrays cannot be read, or are not the graph's inputs.
+        DataError: their values are damaged.
     """
     if project.config.data.tensors is None:
         return None

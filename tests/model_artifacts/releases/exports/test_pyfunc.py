@@ -15,7 +15,9 @@ import pytest
 from model_artifacts import load
 from model_artifacts.cli.main import main
 from model_artifacts.errors import ReleaseError, RunError, UsageError
+from model_artifacts.records import ImageInput, Io
 from model_artifacts.releases.exports.pyfunc import DATA, MODEL, ServedModel, export_pyfunc
+from model_artifacts.releases.verification import verify_release
 from tests.conftest import REPOSITORY
 from tests.support.stores import listing
 
@@ -96,6 +98,24 @@ def test_the_folder_holds_the_release_as_it_is(released: Release, tmp_path: Path
         export_pyfunc(source, tmp_path / "model")
         assert listing(tmp_path / "model" / DATA) == listing(released.folder)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {MODEL, "requirements.txt", DATA}
+
+
+def test_the_signature_is_of_an_artifact_that_load_takes(
+    released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow refuses batches by it, and `load` takes no pixels without being asked. None other is no model for it."""
+    verified = verify_release(released.folder)
+    plain = verified.artifacts[0]
+    pixels = plain.inputs[0].model_copy(update={"name": "pixels", "dtype": "uint8"})
+    other = plain.model_copy(update={"io": Io(input=ImageInput.UINT8), "inputs": (pixels,)})
+    changed = verified.model_copy(update={"artifacts": (other, plain)})
+    monkeypatch.setattr("model_artifacts.releases.exports.pyfunc.verify_release", lambda *_: changed)
+    export_pyfunc(released.folder, tmp_path / "model")
+    (given,) = json.loads(json.loads((tmp_path / "model" / MODEL).read_text())["signature"]["inputs"])
+    assert given["tensor-spec"]["dtype"] == "float32"
+    changed = verified.model_copy(update={"artifacts": (other,)})
+    with pytest.raises(ReleaseError, match=r"(?s)no artifact that MLflow could load.*\(uint8\)"):
+        export_pyfunc(released.folder, tmp_path / "model")
 
 
 def test_what_fails_its_verification_is_not_exported(released: Release, tmp_path: Path) -> None:

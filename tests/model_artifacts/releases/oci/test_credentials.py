@@ -74,6 +74,14 @@ def test_without_a_configuration_nothing_is_known(config: Path) -> None:
     assert credentials_for(HOST) is None
 
 
+def test_a_user_without_a_home_folder_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number alone: a public registry needs none."""
+    for name in ("DOCKER_CONFIG", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    assert credentials_for("ghcr.io") is None
+
+
 def test_helpers_come_before_the_file(config: Path) -> None:
     """The registry's own helper, then the common one; one that knows nothing leaves it to the file."""
     known = json.dumps({"Username": "helped", "Secret": SECRET})

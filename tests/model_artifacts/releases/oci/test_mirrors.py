@@ -137,6 +137,18 @@ def test_a_wrong_configuration_is_refused(configure: Callable[[str], None], text
     assert "registries.conf" in str(caught.value)
 
 
+def test_a_user_without_a_home_folder_has_the_systems_mirrors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under a number alone."""
+    for name in ("CONTAINERS_REGISTRIES_CONF", "XDG_CONFIG_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    monkeypatch.setattr("model_artifacts.releases.oci.mirrors._SYSTEM", tmp_path)
+    (tmp_path / "registries.conf").write_text(
+        '[[registry]]\nlocation = "ghcr.io"\n[[registry.mirror]]\nlocation = "m.example"\n'
+    )
+    assert shown() == [("oci://m.example/team/resnet18", True, False)]
+
+
 def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A path with a mistake in it would else pull past the mirrors."""
     monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "absent.conf"))
