@@ -7,6 +7,7 @@ may run other kernels, so that the last bits of an output depend on who else cal
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -88,6 +89,7 @@ class Batcher:
         self._delay = batching.max_delay_ms / 1e3
         self._calls: deque[_Call] = deque()
         self._closed = False
+        self._process = os.getpid()
         self._has_runner = False
         """True while a thread that has a runner gathers calls."""
         self._came = threading.Condition()
@@ -138,10 +140,17 @@ class Batcher:
         """Check that calls are taken.
 
         Raises:
-            RunError: the model is closed.
+            RunError: the model is closed, or this process is a fork, in which no thread answers.
         """
         if self._closed:
             raise closed(AFTER_THE_END)
+        if os.getpid() != self._process:
+            raise RunError(
+                "the model was loaded before this process was forked",
+                expected="`load` in the process that calls the model: its threads and its GPU are not inherited",
+                got=f"process {os.getpid()}, loaded in process {self._process}",
+                fix="load it in each worker, such as in gunicorn's `post_fork`, or without `--preload`",
+            )
 
     def close(self) -> None:
         """Refuse all calls from now on, those that wait included; wait for the batches that run; close the pool."""

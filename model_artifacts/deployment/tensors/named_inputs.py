@@ -67,7 +67,7 @@ def checked_inputs(given: Mapping[str, Any], specs: Sequence[TensorSpec], is_nea
             check_finite(array)
     else:
         arrays = {spec.name: _checked(arrays[spec.name], spec) for spec in specs}
-    counts = {name: array.shape[0] for name, array in arrays.items()}
+    counts = {name: array.shape[0] if len(array.shape) else 0 for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise RunError(
             "the inputs have different numbers of samples",

@@ -120,7 +120,7 @@ def _read(file: Path) -> _File:
             "left, top, width and height above 0)",
             got=f"{first['msg']}: {str(first['input'])[:80]}",
         ) from exc
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as exc:
         raise DataError(
             "the file of labels cannot be read",
             where=str(file),

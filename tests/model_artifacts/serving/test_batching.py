@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,17 @@ def test_waiting_for_others_is_not_waiting_for_a_context(wait_seconds: float) ->
     with ThreadPoolExecutor(2) as threads:
         assert [item.tolist() for item in threads.map(batcher, [rows_of(1), rows_of(2)])] == [[[2]], [[4]]]
     assert len(batcher(rows_of(1, 2, 3, 4, 5))) == 5
+    batcher.close()
+
+
+def test_a_fork_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of the batcher lives on in a fork: a call there would wait without an end."""
+    batcher = Batcher(Pool([Network()]), Batching(8, 0), None)
+    assert batcher(rows_of(1)) == 2
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(RunError, match=r"before this process was forked[\s\S]*post_fork"):
+        batcher(rows_of(1))
+    monkeypatch.undo()
     batcher.close()
 
 

@@ -121,6 +121,7 @@ def annotated(**changes: Any) -> dict[str, Any]:
     ("content", "message"),
     [
         ("{", r"cannot be read.*JSON"),
+        ("[" * 200_000, r"cannot be read.*recursion"),
         ("[]", r"not in COCO's format.*the file"),
         (coco(annotations=[{"image_id": 7}]), r"not in COCO's format.*annotations\[0\].category_id"),
         (annotated(bbox=[1, 2, 0, 4]), r"not in COCO's format.*annotations\[0\].bbox\[2\].*greater than 0"),
@@ -137,6 +138,7 @@ def annotated(**changes: Any) -> dict[str, Any]:
     ],
     ids=[
         "no json",
+        "deep",
         "no mapping",
         "no category",
         "no width",

@@ -100,5 +100,8 @@ def test_a_reference_must_find_the_boxes_of_its_images() -> None:
     assert "reference: boxes" in failed(alike)
     other = case_of(REFERENCE)._replace(truth=np.roll(TRUTH, 3, axis=0))
     assert failed(other) == {"reference: mAP"}
+    few = case_of(REFERENCE[:5])._replace(reference=REFERENCE[:5], truth=TRUTH[:5])
+    assert failed(few) == set()
+    assert failed(few._replace(reference=REFERENCE[7:12])) == {"reference: mAP"}
     unsure = [item._replace(scores=item.scores * np.float32(0.2)) for item in REFERENCE]
     assert failed(case_of(REFERENCE, labels=False)._replace(reference=unsure)) == {"reference: detections"}
