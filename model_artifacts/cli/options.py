@@ -155,7 +155,9 @@ FOLDER = Option(
     nargs="?",
 )
 URL = Option(
-    ("url",), "the store: a folder, s3://…, gs://…, oci://registry/repository, or https:// to read from", metavar="URL"
+    ("url",),
+    "the store: a folder, s3://…, gs://…, oci://registry/repository[:tag|@sha256:…], or https:// to read from",
+    metavar="URL",
 )
 
 BATCH = Option(("--batch",), "the batch size that it must take; default: 1", type=COUNT, metavar="N")

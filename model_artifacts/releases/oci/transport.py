@@ -246,11 +246,7 @@ class Transport:
                     timeout=(_SILENT_SECONDS, _SILENT_SECONDS),
                 )
             except self._certificate_error as exc:
-                raise StoreError(
-                    f"{self.reference.shown}: its certificate is not trusted here",
-                    got=without_secrets(one_line(exc)),
-                    fix="name the certificate of its authority in REQUESTS_CA_BUNDLE",
-                ) from None
+                raise self._without_trust(exc) from None
             except self._failures as exc:
                 raise self._broken(request, exc) from None
             target = response.headers.get("Location", "")
@@ -259,6 +255,16 @@ class Transport:
             response.close()
             url, params = urljoin(url, target), {}
         raise StoreError(f"{self.reference.shown}: {request.doing} is redirected too often")
+
+    def _without_trust(self, exc: Exception) -> StoreError:
+        """Return the error of a certificate that nobody here knows, or of a server that speaks no TLS."""
+        if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            what = "its certificate is not trusted here"
+            fix = "name the certificate of its authority in REQUESTS_CA_BUNDLE"
+        else:
+            what = "the server speaks no TLS"
+            fix = "name its port with TLS; or write oci+http:// if all between here and there may read and change it"
+        return StoreError(f"{self.reference.shown}: {what}", got=without_secrets(one_line(exc)), fix=fix)
 
     def _answer_to(self, challenge: str) -> str:
         """Return the Authorization that a registry asks for.

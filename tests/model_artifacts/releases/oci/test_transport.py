@@ -96,7 +96,7 @@ def test_nothing_is_sent_without_tls_unless_told(alone: Proxy, logged_in: Callab
     """An oci:// URL of a server without TLS fails before anything of ours leaves."""
     host = f"127.0.0.1:{alone.port}"
     logged_in(host)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match=r"the server speaks no TLS[\s\S]*oci\+http://"):
         read_tags(f"oci://{host}/team/x")
     assert alone.asked == []
 
