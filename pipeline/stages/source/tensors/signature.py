@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import FileRecord, Preprocessing, TensorSpec
     from pipeline.planning.project import Project
+    from pipeline.stages.common.tensors.arrays import Arrays
 
 _KEPT = 16
 """Samples that the source stage keeps for later stages: twice as many as the largest batch that it tries."""
@@ -40,13 +41,13 @@ def samples_for(project: Project, model: nn.Module) -> Samples | None:
         ConfigError: the arrays cannot be read, or are not the network's inputs.
         DataError: their values are damaged.
     """
-    if project.config.data.tensors is None:
+    arrays = _arrays(project)
+    if arrays is None:
         return None
-    arrays = open_arrays(project.config_file, Path(project.config.data.tensors))
     if text := parameter_problem(arrays.names, inspect.signature(model.forward)):
         raise problem(project.config_file, f"{arrays.path}: {text}")
     names = [name for name in inspect.signature(model.forward).parameters if name in arrays.names]
-    return _kept(project, names or arrays.names)
+    return _kept(project, arrays.ordered(names or arrays.names))
 
 
 def graph_samples(project: Project, inputs: Sequence[TensorSpec]) -> Samples | None:
@@ -60,16 +61,21 @@ def graph_samples(project: Project, inputs: Sequence[TensorSpec]) -> Samples | N
         ConfigError: the arrays cannot be read, or are not the graph's inputs.
         DataError: their values are damaged.
     """
-    if project.config.data.tensors is None:
+    arrays = _arrays(project)
+    if arrays is None:
         return None
-    arrays = open_arrays(project.config_file, Path(project.config.data.tensors))
     if text := graph_problem(arrays.specs, inputs):
         raise problem(project.config_file, f"{arrays.path}: {text}")
-    return _kept(project, [spec.name for spec in inputs])
+    return _kept(project, arrays.ordered([spec.name for spec in inputs]))
 
 
-def _kept(project: Project, names: Sequence[str]) -> Samples:
-    arrays = open_arrays(project.config_file, Path(str(project.config.data.tensors))).ordered(names)
+def _arrays(project: Project) -> Arrays | None:
+    """Return the configured arrays; None without `data.tensors`."""
+    path = project.config.data.tensors
+    return None if path is None else open_arrays(project.config_file, Path(path))
+
+
+def _kept(project: Project, arrays: Arrays) -> Samples:
     rows = arrays.first(_KEPT)
     require_finite(project.config_file, arrays, rows)
     return Samples(rows)
