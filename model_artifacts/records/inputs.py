@@ -255,7 +255,7 @@ class Io(Record):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What differs from the network's own, for names of variants: () or (uint8, top5)."""
+        """The differences from the network's own, for names of variants: () or (uint8, top5)."""
         return tuple(
             word
             for word, plain in ((self.input.value, PLAIN.input.value), (self.answer, PLAIN.answer))

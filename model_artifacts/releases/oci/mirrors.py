@@ -168,7 +168,7 @@ class _Open(NamedTuple):
 
 
 class MirroredRegistry:
-    """What is read of a repository: from its mirrors, then from itself."""
+    """A repository to read from: from its mirrors, then from itself."""
 
     def __init__(self, reference: Reference, origin: Registry) -> None:
         """Prepare; the configuration is read with the first question.

@@ -106,13 +106,9 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
     table = _table(project.config.data, source, classes, validation)
     boxes = _boxes(project.config, source, classes, validation)
     truth = boxes.boxes if boxes else _truth(project.config.data, source, validation, table)
+    columns = table.columns if table and source.task in TABLE_TASKS else None
     _store_samples(paths, truth, validation.names)
-    labels = truth if source.task is Task.CLASSIFICATION else None
-    top1 = None if labels is None else float((reference.argmax(1) == labels).mean())
-    if source.task is Task.CLASSIFICATION and (remark := several_labels_warning(reference)):
-        log.warning("WARNING: %s", remark)
-    if top1 is not None and (remark := chance_warning(top1, len(validation), source.classes)):
-        log.warning("WARNING: %s", remark)
+    top1 = _top1(source, reference, truth) if source.task is Task.CLASSIFICATION else None
     record = DataRecord(
         key=key,
         built_at=now(),
@@ -128,10 +124,24 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference=describe_file(stored, paths.root),
         reference_top1=top1,
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
-        class_names=boxes.names if boxes else _names(source, classes, table),
+        class_names=boxes.names if boxes else classes.names or columns,
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
     )
     return project.write(paths.data, record)
+
+
+def _top1(
+    source: SourceRecord, reference: npt.NDArray[np.float32], labels: npt.NDArray[np.generic] | None
+) -> float | None:
+    """Return the reference's top-1, None without labels; warn of one by chance, and of logits of several labels."""
+    if remark := several_labels_warning(reference):
+        log.warning("WARNING: %s", remark)
+    if labels is None:
+        return None
+    top1 = float((reference.argmax(1) == labels).mean())
+    if remark := chance_warning(top1, len(labels), source.classes):
+        log.warning("WARNING: %s", remark)
+    return top1
 
 
 def _store_samples(paths: Paths, truth: npt.NDArray[np.generic] | None, names: Sequence[str]) -> None:
@@ -167,11 +177,6 @@ def _classes(config: Config, source: SourceRecord) -> Classes:
 def _detected_classes(config: ModelConfig, source: SourceRecord) -> int | None:
     """Return the number of a detector's classes; None if a function of the user's own decodes its outputs."""
     return detected_classes(config.decoding, source.outputs) if config.decoding else None
-
-
-def _names(source: SourceRecord, classes: Classes, table: Table | None) -> tuple[str, ...] | None:
-    """Return the names of the classes or of a table's columns; None if unknown."""
-    return classes.names or (table.columns if table and source.task in TABLE_TASKS else None)
 
 
 def _boxes(config: Config, source: SourceRecord, classes: Classes, validation: Images) -> Truth | None:

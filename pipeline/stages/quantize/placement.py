@@ -73,31 +73,14 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True},
             "reduce_range": True,
         }
-    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
-    sums = {
-        node.name: [made_by.get(name) == "Conv" for name in node.input]
-        for node in model.graph.node
-        if node.op_type == "Add"
-    }
-    # For fp8 both inputs of a residual sum get pairs. In int8 a skip connection that is also a convolution's input gets
-    # its pair from there (`carry_skips_in_int8`).
-    residual = any if graph.precision is Precision.FP8 else all
-    known = [name for name, convolved in sums.items() if not residual(convolved)]
-    means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
-    left = outer_layers(model, graph)
-    if graph.precision is Precision.FP8:
-        left += without_fp8_kernels(model)
-    kinds = ["Conv", "Gemm", "MatMul", "Add"]
-    if graph.precision is not Precision.FP8:
-        kinds += MEANS
+    fp8 = graph.precision is Precision.FP8
+    kinds = ["Conv", "Gemm", "MatMul", "Add", *(() if fp8 else MEANS)]
     return {
-        "per_channel": graph.precision is not Precision.FP8,
+        "per_channel": not fp8,
         "activation_type": QuantType.QInt8,
-        "calibrate_method": (
-            CalibrationMethod.MinMax if graph.precision is Precision.FP8 else CalibrationMethod.Percentile
-        ),
+        "calibrate_method": CalibrationMethod.MinMax if fp8 else CalibrationMethod.Percentile,
         "op_types_to_quantize": kinds,
-        "nodes_to_exclude": [*left, *known, *means],
+        "nodes_to_exclude": _without_pairs(model, graph),
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -106,6 +89,23 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "CalibPercentile": PERCENTILE,
         },
     }
+
+
+def _without_pairs(model: onnx.ModelProto, graph: Graph) -> list[str]:
+    """Return the names of the nodes that get no pairs in TensorRT's graph."""
+    fp8 = graph.precision is Precision.FP8
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    sums = {
+        node.name: [made_by.get(name) == "Conv" for name in node.input]
+        for node in model.graph.node
+        if node.op_type == "Add"
+    }
+    # For fp8 both inputs of a residual sum get pairs. In int8 a skip connection that is also a convolution's input gets
+    # its pair from there (`carry_skips_in_int8`).
+    residual = any if fp8 else all
+    known = [name for name, convolved in sums.items() if not residual(convolved)]
+    means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
+    return [*outer_layers(model, graph), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
 
 
 def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:

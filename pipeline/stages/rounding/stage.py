@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.stages.common.rows import Span
     from pipeline.stages.rounding.spread import Spread
 
     Logits = npt.NDArray[np.float32]
@@ -70,12 +69,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     spans = spans_of(project.source())
     reference = load_rows(project.file(data.reference), spans)[: size_of(images)]
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
-    try:
-        results = _quantized(project, arithmetic, images) if quantized else _emulated(project, arithmetic, images)
-        trouble = ""
-    except (RunError, CrashedError) as exc:
-        # The gate may have a bound of its own. Else the validation rejects, with this reason.
-        results, trouble = {}, str(exc)
+    results, trouble = _results(project, arithmetic, images)
     task = project.source().task
     spreads = [
         [spread_of(logits[:, columns], reference[:, columns], shape, task) for logits in results.values()]
@@ -83,7 +77,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     ]
     each = [widest(found) for found in spreads]
     shown = tuple(_of_output(io, [*results.values()], reference) for io in shown_outputs(project))
-    found = farthest(each)
+    whole = _of_spread("", farthest(each))
     kept = _keep(project, arithmetic, next(iter(results.values()))) if quantized and results else None
     record = Rounding(
         key=key,
@@ -97,14 +91,14 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
             RoundingRun(name=name, relative_l2=largest.relative_l2 if (largest := farthest(of_run)) else None)
             for name, of_run in zip(results, zip(*spreads, strict=True), strict=True)
         ),
-        relative_l2_high=found.relative_l2_high if found else None,
-        relative_l2_low=found.relative_l2_low if found else None,
-        sample_l2_high=found.sample_l2_high if found else None,
-        margin_noise=found.margin_noise if found else None,
-        part_l2_high=found.part_l2_high if found and len(spans) == 1 else (),
-        part_l2_redrawn=found.part_l2_redrawn if found and len(spans) == 1 else (),
-        part_sizes=found.part_sizes if found and len(spans) == 1 else (),
-        outputs=_of_outputs(spans, each) if len(spans) > 1 else (),
+        relative_l2_high=whole.relative_l2_high,
+        relative_l2_low=whole.relative_l2_low,
+        sample_l2_high=whole.sample_l2_high,
+        margin_noise=found.margin_noise if (found := farthest(each)) else None,
+        part_l2_high=whole.part_l2_high if len(spans) == 1 else (),
+        part_l2_redrawn=whole.part_l2_redrawn if len(spans) == 1 else (),
+        part_sizes=whole.part_sizes if len(spans) == 1 else (),
+        outputs=tuple(map(_of_spread, (span.name for span in spans), each)) if len(spans) > 1 else (),
         shown=shown,
         trouble=trouble,
         repeatable=arithmetic.precision is not Precision.FP32
@@ -123,29 +117,42 @@ def _emulator(project: Project, *, quantized: bool) -> str:
     return f"{torch_}, {onnxruntime}" if project.source().onnx else torch_
 
 
-def _of_outputs(spans: Sequence[Span], found: Sequence[Spread | None]) -> tuple[OutputRounding, ...]:
-    return tuple(
-        OutputRounding(
-            name=span.name,
-            relative_l2_high=spread.relative_l2_high if spread else None,
-            relative_l2_low=spread.relative_l2_low if spread else None,
-            sample_l2_high=spread.sample_l2_high if spread else None,
-            part_l2_high=spread.part_l2_high if spread else (),
-            part_l2_redrawn=spread.part_l2_redrawn if spread else (),
-            part_sizes=spread.part_sizes if spread else (),
-        )
-        for span, spread in zip(spans, found, strict=True)
+def _results(project: Project, arithmetic: Arithmetic, images: Batch) -> tuple[dict[str, Logits], str]:
+    """Return the logits of each emulation by its name; none, and the reason, if the network or the graph cannot be run.
+
+    The gate may have a bound of its own. Else the validation rejects, with this reason.
+    """
+    emulate = _quantized if arithmetic.precision in QUANTIZED_PRECISIONS else _emulated
+    try:
+        return emulate(project, arithmetic, images), ""
+    except (RunError, CrashedError) as exc:
+        return {}, str(exc)
+
+
+def _of_spread(name: str, spread: Spread | None) -> OutputRounding:
+    """Return the distances of an output, or of all together; None in each if a logit is not finite."""
+    if spread is None:
+        return OutputRounding(name=name, relative_l2_high=None, sample_l2_high=None)
+    return OutputRounding(
+        name=name,
+        relative_l2_high=spread.relative_l2_high,
+        relative_l2_low=spread.relative_l2_low,
+        sample_l2_high=spread.sample_l2_high,
+        part_l2_high=spread.part_l2_high,
+        part_l2_redrawn=spread.part_l2_redrawn,
+        part_sizes=spread.part_sizes,
     )
 
 
 def _of_output(io: Io, results: Sequence[Logits], reference: Logits) -> ShownRounding:
     """Return the distances of emulations in what an output shows of the logits."""
-    spread = widest([spread_of(lifted(as_shown(logits, io), reference), reference) for logits in results])
+    shown = [spread_of(lifted(as_shown(logits, io), reference), reference) for logits in results]
+    found = _of_spread(io.answer, widest(shown))
     return ShownRounding(
         output=io.answer,
-        relative_l2_high=spread.relative_l2_high if spread else None,
-        relative_l2_low=spread.relative_l2_low if spread else None,
-        sample_l2_high=spread.sample_l2_high if spread else None,
+        relative_l2_high=found.relative_l2_high,
+        relative_l2_low=found.relative_l2_low,
+        sample_l2_high=found.sample_l2_high,
         share=shown_share(reference, io),
     )
 

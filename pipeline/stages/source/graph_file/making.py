@@ -35,7 +35,7 @@ from pipeline.stages.source.tensors.signature import graph_samples, specs_of, st
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import TypeVarTuple, Unpack
 
@@ -82,9 +82,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         SourceError: the file is missing, damaged, or cannot be the FP32 reference.
         StorageError: the results cannot be written.
     """
-    config, file = project.config, Path(name)
+    config, prepared, file = project.config, project.config.preprocessing, Path(name)
     key = key_of(project, Step("source", project.plan.model))  # before the file can change
-    prepared = config.preprocessing
     read = _read(name)
     model, task = read.model, config.model.task
     if task is Task.DETECTION:
@@ -93,27 +92,15 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     ends = ends_of(model.graph, prepared.input_shape if prepared else None, task, name)
     plain = _use_plain_names(model.graph)
     outputs = plain[len(ends.inputs) :]
-    spec = graph_samples(project, onnx_graph.tensor_specs(list(model.graph.input))) or prepared
-    if spec is None:
-        raise _no_preprocessing(file)
+    spec = _inputs(project, model, file)
     require_reference(model, name)
     if types:
-        rerun = project.command(Step("source", project.plan.model))
-        require_own_outputs(model, file, types, spec, ends.batch, rerun)
+        require_own_outputs(model, file, types, spec, ends.batch, project.command(Step("source", project.plan.model)))
     whole = _cut_softmax(model) if task is Task.CLASSIFICATION else None
-    cut = whole is not None
     several = tuple(outputs) if len(outputs) > 1 else ()
     written = onnx.ModelProto(metadata_props=model.metadata_props)
-    onnx_graph.forget_origin(model)
-    path = project.paths.source_onnx
-    with replacing(path) as temporary:
-        onnx_graph.save(model, temporary)
-        tried = _apart_from_us(project, file, try_graph, temporary, spec, task, ends.batch)
-        if whole is not None:
-            _require_softmax(project, file, temporary, whole, spec, tried.batch)
-    _say(file, ends.batch, tried, cut=cut)
-    detail = f"{file.name}{named(read.external)}" + (", in front of its softmax" if cut else "")
-    detail += f", its {' and '.join(types)} in float32" if types else ""
+    tried = _store(project, file, model, whole, spec, ends.batch)
+    _say(file, ends.batch, tried, cut=whole is not None)
     reads = tuple(map(_record, read.external))
     record = SourceRecord(
         key=with_reads(key, reads),
@@ -122,8 +109,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         model=config.model.name,
         factory="",
         origin=WeightsOrigin.ONNX,
-        origin_detail=detail,
-        weights=describe_file(path, project.paths.root),
+        origin_detail=_detail(file, read, types, cut=whole is not None),
+        weights=describe_file(project.paths.source_onnx, project.paths.root),
         parameters=_parameters(model),
         classes=sum(map(math.prod, tried.shapes)),
         class_names=_class_names(written, tried.shapes[0], task, name),
@@ -146,6 +133,31 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     return project.write(project.paths.source, record)
 
 
+def _store(  # noqa: PLR0913 - two graphs, and how they are run
+    project: Project,
+    file: Path,
+    model: onnx.ModelProto,
+    whole: onnx.ModelProto | None,
+    spec: Preprocessing | Samples,
+    batch: int | None,
+) -> Tried:
+    """Store a graph, once it is tried; also beside the whole file's softmax, if it was cut off."""
+    onnx_graph.forget_origin(model)
+    with replacing(project.paths.source_onnx) as temporary:
+        onnx_graph.save(model, temporary)
+        tried = _apart_from_us(project, file, try_graph, temporary, spec, project.config.model.task, batch)
+        if whole is not None:
+            _require_softmax(project, file, temporary, whole, spec, tried.batch)
+    return tried
+
+
+def _detail(file: Path, read: ReadModel, widened: Sequence[str], *, cut: bool) -> str:
+    """Return the file's name, with the other files that it reads and the changes to its graph."""
+    ends = ", in front of its softmax" if cut else ""
+    types = f", its {' and '.join(widened)} in float32" if widened else ""
+    return f"{file.name}{named(read.external)}{ends}{types}"
+
+
 def _read(name: str) -> ReadModel:
     """Read an ONNX file, and check it.
 
@@ -159,6 +171,18 @@ def _read(name: str) -> ReadModel:
     onnx_rewrites.drop_initialised_inputs(read.model.graph)
     _check(read.model, file)
     return read
+
+
+def _inputs(project: Project, model: onnx.ModelProto, file: Path) -> Preprocessing | Samples:
+    """Return samples of the configured arrays, or else the written preprocessing.
+
+    Raises:
+        SourceError: there is neither.
+    """
+    found = graph_samples(project, onnx_graph.tensor_specs(list(model.graph.input))) or project.config.preprocessing
+    if found is None:
+        raise _no_preprocessing(file)
+    return found
 
 
 def _cut_softmax(model: onnx.ModelProto) -> onnx.ModelProto | None:
