@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
+from model_artifacts.deployment.answers import answers_of, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
@@ -17,10 +17,10 @@ from model_artifacts.records import Backend
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.sessions.onnx import joined, named
-from model_artifacts.sessions.preprocessing import feed_shape, read_pixels, to_feed
+from model_artifacts.sessions.preprocessing import feed_shape, read_placed, to_feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing, TensorSpec
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
-    from model_artifacts.sessions.preprocessing import Picture, Placement
+    from model_artifacts.sessions.preprocessing import Placement
 
     Batch = npt.NDArray[Any]
 
@@ -148,12 +148,10 @@ class Model:
         spec = self._spec_of("predict")
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
-        places: list[Placement] = []
-        if facts.decoding is not None:
-            images = noting_places(pictures_of(images), spec, places)
-        for outputs in self._of_each_batch(images, spec):
-            found += answers_of(outputs, facts, most, self.entry.io)
-        return placed_back(found, places) if places else tuple(found)
+        for outputs, places in self._of_each_batch(images, spec):
+            answers = answers_of(outputs, facts, most, self.entry.io)
+            found += placed_back(answers, places) if facts.decoding is not None else answers
+        return tuple(found)
 
     def outputs(self, images: Pictures) -> Outputs:
         """Return the network's output for each image: logits, or the vector of an embedding.
@@ -179,7 +177,7 @@ class Model:
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *self._of_each_batch(images, preprocessing)])
+        found = joined([named(names, empty), *(outputs for outputs, _ in self._of_each_batch(images, preprocessing))])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -201,15 +199,15 @@ class Model:
             raise no_pictures(method, self.entry.inputs)
         return self._facts.preprocessing
 
-    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[Outputs]:
-        """Yield the outputs of the images, batch by batch."""
+    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[tuple[Outputs, tuple[Placement, ...]]]:
+        """Yield the outputs of the images, batch by batch, and the way of each image to the network's input."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            yield self._run_pictures(chunk, spec)
+            places, pixels = zip(*(read_placed(picture, spec) for picture in chunk), strict=True)
+            yield self._run_pixels(np.stack(pixels), spec), places
 
-    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> Outputs:
-        pixels = np.stack([read_pixels(picture, spec) for picture in pictures])
+    def _run_pixels(self, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> Outputs:
         batch = to_feed(pixels, spec, self.entry.io.input)
         found = self(_filled(batch, self.entry.profile))
         if isinstance(found, dict):
