@@ -114,9 +114,14 @@ def test_a_detectors_picture_is_opened_once(built: Project, tmp_path: Path, monk
     names = [tmp_path / f"{index}.png" for index in range(3)]
     for index, name in enumerate(names):
         Image.new("RGB", (40 * (index + 1), 20)).save(name)
-    opened = []
+    opened: list[Path] = []
     real = Image.open
-    monkeypatch.setattr("PIL.Image.open", lambda file: (opened.append(file), real(file))[1])
+
+    def opening(file: Path) -> Image.Image:
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr("PIL.Image.open", opening)
 
     def run(batch: Batch) -> dict[str, Batch]:
         boxes = np.tile(np.array([[[10, 10, 4, 4]]], np.float32), (len(batch), 1, 1))
