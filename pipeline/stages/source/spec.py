@@ -85,9 +85,12 @@ def _onnx_key(project: Project, file: str) -> Key:
 
 
 def _tensors(project: Project) -> dict[str, object]:
-    """Return the field of a model's own inputs, whose first samples the record keeps."""
-    file = project.config.data.tensors
-    return {} if file is None else {_TENSORS: file_digest(project, file)}
+    """Return the fields of a model's own inputs, whose first samples the record keeps; labels are none of them."""
+    data = project.config.data
+    if data.tensors is None:
+        return {}
+    named = {} if data.labels is None else {"labels": data.labels}
+    return {_TENSORS: file_digest(project, data.tensors), **named}
 
 
 def _argument_files(project: Project) -> list[list[str]]:
