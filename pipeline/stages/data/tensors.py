@@ -79,8 +79,8 @@ def labels_of(truth: npt.NDArray[Any], task: Task, count: int, where: str) -> np
     if task in {Task.CLASSIFICATION, Task.EMBEDDING}:
         if truth.dtype.kind not in "iu" or truth.ndim != _ROWS:
             raise _wrong(where, "whole numbers (samples,): the class of each sample", f"{truth.dtype} {truth.shape}")
-        outside = np.flatnonzero((truth < 0) | (truth >= count)) if task is Task.CLASSIFICATION else ()
-        if len(outside):
+        outside = np.flatnonzero((truth < 0) | (truth >= count))
+        if task is Task.CLASSIFICATION and outside.size:
             raise _wrong(where, f"classes from 0 to {count - 1}", f"{truth[outside[0]]} of sample {outside[0]}")
         return truth.astype(np.int64)
     if task is Task.TENSORS:
