@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import ReadFile
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same configuration gives other weights, or none.
 
 Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed weights and weights that cannot be baked
-are refused. Since 4 nothing replaces an unknown preprocessing.
+are refused. Since 4 nothing replaces an unknown preprocessing. Since 5 the crop of Hugging Face's processors has
+their offset.
 """
 
 ONNX_VERSION = 3
