@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
+from model_artifacts.deployment.answers import answers_of, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.deployment.pictures.readers import OnProcessor
 from model_artifacts.deployment.predictions import Prediction, checked_top
@@ -157,12 +157,10 @@ class Model:
         spec = self._spec_of("predict")
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
-        places: list[Placement] = []
-        if facts.decoding is not None:
-            images = noting_places(pictures_of(images), spec, places)
-        for outputs in self._of_each_batch(images, spec):
-            found += answers_of(outputs, facts, most, self.entry.io)
-        return placed_back(found, places) if places else tuple(found)
+        for outputs, places in self._of_each_batch(images, spec):
+            answers = answers_of(outputs, facts, most, self.entry.io)
+            found += placed_back(answers, places) if facts.decoding is not None else answers
+        return tuple(found)
 
     def outputs(self, images: Pictures) -> Outputs:
         """Return the network's output for each image: logits, or the vector of an embedding.
@@ -188,7 +186,7 @@ class Model:
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *self._of_each_batch(images, preprocessing)])
+        found = joined([named(names, empty), *(outputs for outputs, _ in self._of_each_batch(images, preprocessing))])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -210,19 +208,21 @@ class Model:
             raise no_pictures(method, self.entry.inputs)
         return self._facts.preprocessing
 
-    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[Outputs]:
-        """Yield the outputs of the images, batch by batch."""
+    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[tuple[Outputs, tuple[Placement, ...]]]:
+        """Yield the outputs of the images, batch by batch, and the way of each image to the network's input."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
             yield self._run_pictures(chunk, spec)
 
-    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> Outputs:
+    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> tuple[Outputs, tuple[Placement, ...]]:
+        """Return the outputs of some pictures, and the way of each to the input."""
         read = self._read or OnProcessor(spec, self.entry.io.input)
-        found = self(read(pictures, self.entry.profile.min if self.entry.profile else 1))
+        batch, places = read(pictures, self.entry.profile.min if self.entry.profile else 1)
+        found = self(batch)
         if isinstance(found, dict):
-            return {name: values[: len(pictures)] for name, values in found.items()}
-        return found[: len(pictures)]
+            return {name: values[: len(pictures)] for name, values in found.items()}, places
+        return found[: len(pictures)], places
 
     def close(self) -> None:
         """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.

@@ -77,15 +77,22 @@ class ManifestModel(Record):
     leaves it out then."""
     postprocess: str | None = None
     """That function, which no artifact holds; None without one. The JSON leaves it out then."""
+    uncompared: str = ""
+    """Reason why the FP32 reference of an ONNX file in other types was not compared with the file's own run; empty if
+    it was, and for other models. The JSON leaves it out then."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "threshold", "decoding", "postprocess"})
+        return without_defaults(self, serialize(self), _LATER)
 
     @property
     def network(self) -> str:
         """The call that makes the network, such as `timm:create_model(model_name='levit_128s')`, or an ONNX file."""
         return call_of(self.factory, self.arguments) if self.factory else "an ONNX file"
+
+
+_LATER = frozenset({"task", "threshold", "decoding", "postprocess", "uncompared"})
+"""Facts about a model that the first manifests do not have."""
 
 
 class GpuType(Record):

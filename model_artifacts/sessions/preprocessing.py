@@ -46,9 +46,9 @@ def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     return read_with(picture, lambda image: to_pixels(image, spec))
 
 
-def read_placement(picture: Picture, spec: Preprocessing) -> Placement:
-    """Return the way from a picture's own pixels to the network's input, with the errors of `read_pixels`."""
-    return read_with(picture, lambda image: placement(*upright_size(image, spec), spec))
+def read_placed(picture: Picture, spec: Preprocessing) -> Placed:
+    """Return what `read_pixels` returns, and the way there from the picture's own pixels, with the same errors."""
+    return read_with(picture, lambda image: Placed(placement(*upright_size(image, spec), spec), to_pixels(image, spec)))
 
 
 def read_with(picture: Picture, function: Callable[[Image.Image], T]) -> T:
@@ -141,6 +141,14 @@ class Placement(NamedTuple):
         found = (boxes - np.tile([self.left, self.top], 2)) / np.tile([self.scale_x, self.scale_y], 2)
         cut: Boxes = np.clip(found, 0, np.tile([self.width, self.height], 2))
         return cut
+
+
+class Placed(NamedTuple):
+    """The pixels of a picture as the network takes them, and the way there from its own pixels."""
+
+    place: Placement
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, channels) of the crop."""
 
 
 def placement(width: int, height: int, spec: Preprocessing) -> Placement:

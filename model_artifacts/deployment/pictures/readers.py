@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from model_artifacts.errors import UnsupportedError
 from model_artifacts.sessions.gpu_pictures import TorchPictures, decoder
-from model_artifacts.sessions.preprocessing import read_pixels, to_feed
+from model_artifacts.sessions.preprocessing import read_placed, to_feed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model_artifacts.records import Gpu, ImageInput, ManifestEntry, Preprocessing
-    from model_artifacts.sessions.preprocessing import Picture
+    from model_artifacts.sessions.preprocessing import Picture, Placement
+
+
+class Read(NamedTuple):
+    """Pictures as an artifact takes them."""
+
+    batch: Any
+    """An array in the host's memory, or torch's tensor."""
+    places: tuple[Placement, ...]
+    """The way of each picture to the network's input."""
 
 
 class Reader(Protocol):
     """The way from pictures to a batch."""
 
-    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Any:  # noqa: ANN401 - an array, or torch's tensor
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
         """Return the batch of pictures, filled up with the last one to at least `smallest` samples."""
 
 
@@ -32,11 +41,12 @@ class OnProcessor:
     spec: Preprocessing
     kind: ImageInput
 
-    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Any:  # noqa: ANN401 - numpy's array
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
         """Return the batch of pictures, in the host's memory."""
-        batch = to_feed(np.stack([read_pixels(picture, self.spec) for picture in pictures]), self.spec, self.kind)
+        places, pixels = zip(*(read_placed(picture, self.spec) for picture in pictures), strict=True)
+        batch = to_feed(np.stack(pixels), self.spec, self.kind)
         missing = max(0, smallest - len(batch))
-        return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
+        return Read(np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch, places)
 
 
 @dataclass(frozen=True)
@@ -46,15 +56,15 @@ class OnGpu:
     pictures: TorchPictures
     kind: ImageInput
 
-    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Any:  # noqa: ANN401 - torch's tensor
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
         """Return the batch of pictures, in the GPU's memory."""
-        pixels = self.pictures.pixels(pictures)
+        places, pixels = self.pictures.read(pictures)
         missing = max(0, smallest - len(pixels))
         if missing:
             import torch  # noqa: PLC0415 - hosts that decode on the processor have none
 
             pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-        return self.pictures.feed(pixels, self.kind)
+        return Read(self.pictures.feed(pixels, self.kind), places)
 
 
 def gpu_reader(entry: ManifestEntry, spec: Preprocessing, gpu: Gpu | None) -> OnGpu:

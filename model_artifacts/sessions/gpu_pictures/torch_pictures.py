@@ -64,6 +64,14 @@ class _Way(NamedTuple):
     """The crop's pixels, of a picture that only Pillow can resize."""
 
 
+class PlacedPixels(NamedTuple):
+    """Pixels of pictures, and the way of each to the network's input."""
+
+    places: tuple[Placement, ...]
+    pixels: Any
+    """Torch's uint8 tensor (pictures, height, width, channels)."""
+
+
 def decoder() -> str:
     """Return the libraries that decode and resize, as records name them."""
     return f"torchvision {version('torchvision')}, torch {version('torch')}"
@@ -98,8 +106,8 @@ class TorchPictures:
         self._spec = spec
         self._device = device
 
-    def pixels(self, pictures: Sequence[Picture]) -> Any:  # noqa: ANN401 - torch's tensor, without torch's import
-        """Return the pixels of pictures.
+    def read(self, pictures: Sequence[Picture]) -> PlacedPixels:
+        """Return the pixels of pictures, and the way of each to the network's input.
 
         A picture that nvJPEG does not decode, such as a PNG, is decoded by Pillow.
 
@@ -107,7 +115,7 @@ class TorchPictures:
             pictures: paths, bytes of image files, or Pillow's images.
 
         Returns:
-            torch's uint8 tensor (pictures, height, width, channels), contiguous, on the device.
+            pixels (pictures, height, width, channels), contiguous, on the device.
 
         Raises:
             UnreadableError: a file is missing, damaged or of no format that Pillow knows.
@@ -117,13 +125,14 @@ class TorchPictures:
 
         ways = [self._way(picture) for picture in pictures]
         decoded = iter(self._decode([way.jpeg for way in ways if way.jpeg is not None]))
-        return torch.stack([self._crop(way, next(decoded) if way.jpeg is not None else None) for way in ways])
+        crops = [self._crop(way, next(decoded) if way.jpeg is not None else None) for way in ways]
+        return PlacedPixels(tuple(way.placed for way in ways), torch.stack(crops))
 
-    def feed(self, pixels: Any, kind: ImageInput) -> Any:  # noqa: ANN401 - the same
+    def feed(self, pixels: Any, kind: ImageInput) -> Any:  # noqa: ANN401 - torch's tensor, without torch's import
         """Return pixels as an artifact with this input takes them, with the arithmetic of `to_feed`.
 
         Args:
-            pixels: the tensor of `pixels`.
+            pixels: the pixels of `read`.
             kind: the input.
 
         Returns:

@@ -276,6 +276,7 @@ def _model(project: Project) -> ManifestModel | None:
         threshold=project.config.model.threshold,
         decoding=project.config.model.decoding,
         postprocess=project.config.model.postprocess,
+        uncompared=source.onnx.uncompared if source.onnx else "",
     )
 
 

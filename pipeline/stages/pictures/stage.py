@@ -133,7 +133,7 @@ def show_pictures(project: Project, artifact: Artifact, names: list[str], device
 
     def load(start: int, stop: int) -> Batch:
         progress(start, len(names))
-        pixels = reader.pixels([folder / name for name in names[start:stop]])
+        pixels = reader.read([folder / name for name in names[start:stop]]).pixels
         apart = np.abs(pixels.cpu().numpy().astype(np.int16) - stored[start:stop])
         sums.append(float(apart.sum()))
         largest.append(int(apart.max()))

@@ -25,8 +25,9 @@ PROOF = GpuPictures(passed=True, gpu=H100.name, decoder=decoder(), samples=500)
 def test_batches_are_filled_up_with_the_last_picture(kind: ImageInput) -> None:
     """Both readers give the same batch to a level: one in the host's memory, one on torch's device."""
     pictures = photographs(2)
-    wanted = OnProcessor(SPEC, kind)(pictures, 3)
-    found = OnGpu(TorchPictures(SPEC, "cpu"), kind)(pictures, 3)
+    wanted, places = OnProcessor(SPEC, kind)(pictures, 3)
+    found, same = OnGpu(TorchPictures(SPEC, "cpu"), kind)(pictures, 3)
+    assert places == same
     assert isinstance(found, torch.Tensor)
     assert found.shape == wanted.shape
     assert np.array_equal(wanted[1], wanted[2])

@@ -48,7 +48,7 @@ def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 def apart(picture: bytes | str | Image.Image, spec: Preprocessing) -> int:
     """Return the largest difference from Pillow's pixels, in levels."""
-    pixels = TorchPictures(spec, "cpu").pixels([picture])
+    pixels = TorchPictures(spec, "cpu").read([picture]).pixels
     assert (pixels.dtype, pixels.is_contiguous()) == (torch.uint8, True)
     return int(np.abs(pixels.numpy()[0].astype(int) - read_pixels(picture, spec)).max())
 
@@ -115,7 +115,7 @@ def test_path_an_open_image_and_a_long_strip_are_taken(tmp_path: Path) -> None:
 def test_batch_has_the_values_of_the_processor_s(kind: ImageInput) -> None:
     """The arithmetic of the normalisation is the same, to the last bit."""
     reader = TorchPictures(SPEC, "cpu")
-    pixels = reader.pixels([saved(photograph()), saved(photograph(90, 40))])
+    pixels = reader.read([saved(photograph()), saved(photograph(90, 40))]).pixels
     wanted = to_feed(pixels.numpy(), SPEC, kind)
     found = reader.feed(pixels, kind).numpy()
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
@@ -126,7 +126,7 @@ def test_file_that_is_cut_off_is_refused() -> None:
     """As on the processor: a decoder that fills up with grey would give an answer."""
     file = saved(photograph(300, 300))
     with pytest.raises(UnreadableError, match="the image cannot be read"):
-        TorchPictures(SPEC, "cpu").pixels([file[: len(file) // 2]])
+        TorchPictures(SPEC, "cpu").read([file[: len(file) // 2]])
 
 
 def test_file_that_the_decoder_refuses_is_decoded_by_pillow(

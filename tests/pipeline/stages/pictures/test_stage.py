@@ -14,6 +14,7 @@ from model_artifacts.errors import RunError, UnreadableError
 from model_artifacts.host.environment import now
 from model_artifacts.records import GpuPictures, Question
 from model_artifacts.sessions.gpu_pictures import TorchPictures
+from model_artifacts.sessions.gpu_pictures.torch_pictures import PlacedPixels
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.records import Outcome, PicturesReport
@@ -23,6 +24,7 @@ from pipeline.stages.pictures.spec import pictures_key
 from pipeline.stages.pictures.stage import compare_answers, show_pictures
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.records import Artifact
@@ -93,8 +95,13 @@ def test_answers_are_those_of_the_processor_s_pictures(project: Project) -> None
 
 def test_decoder_that_shows_other_pictures_is_rejected(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not turn pictures, say: here all stand on their heads."""
-    pixels = TorchPictures.pixels
-    monkeypatch.setattr(TorchPictures, "pixels", lambda self, pictures: pixels(self, pictures).flip(1))
+    read = TorchPictures.read
+
+    def upside_down(self: TorchPictures, pictures: Sequence[Path]) -> PlacedPixels:
+        places, pixels = read(self, pictures)
+        return PlacedPixels(places, pixels.flip(1))
+
+    monkeypatch.setattr(TorchPictures, "read", upside_down)
     artifact = artifact_of(project)
     shown = show_pictures(project, artifact, names_of(project), "cpu")
     assert shown.pixels.mean > 10
