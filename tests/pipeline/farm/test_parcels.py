@@ -82,9 +82,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return made
 
 
-def own_inputs(project: Project) -> set[str]:
+def own_inputs(project: Project, step: Step = EAGER) -> set[str]:
     """Return the inputs of a step that calls the factory, without those of the artifacts folder."""
-    parcel = pack(project, EAGER, workers(NEEDS, read_host()))
+    parcel = pack(project, step, workers(NEEDS, read_host()))
     return {item.record.path for item in parcel.inputs if not item.record.path.startswith("artifacts/")}
 
 
@@ -163,7 +163,8 @@ def test_a_decoder_of_the_users_own_travels(own: Project) -> None:
         text.replace("weights: factory", "weights: factory\n  task: detection\n  postprocess: decoder:boxes")
         + FARM.removeprefix(TINY)
     )
-    assert "decoder.py" in own_inputs(Project.load(Path("pipeline.yaml"), STAGES))
+    step = Step("build", "tiny/cpu-x86_64/eager-fp32")
+    assert "decoder.py" in own_inputs(Project.load(Path("pipeline.yaml"), STAGES), step)
 
 
 def test_an_onnx_files_engine_is_built_elsewhere(
