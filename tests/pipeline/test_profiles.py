@@ -320,10 +320,10 @@ def test_one_wrong_profile_rejects_the_engine(
     monkeypatch.setattr(stage, "_run", lambda *_: ran(wrong))
     report = stage._validate(built, variant, Key(fields=()))  # noqa: SLF001 - without its record
     assert report.passed == (wrong == 0), report.reason
-    failed = {check.metric.rpartition(", batch ")[2] for check in report.checks if not check.passed}
-    assert str(wrong) in failed or wrong == 0
-    sizes = {check.metric.rpartition(", batch ")[2] for check in report.checks if "relative L2, batch" in check.metric}
-    assert sizes == {"1", "2", "4"}
+    failed = {check.metric.partition(":")[0] for check in report.checks if not check.passed}
+    assert f"batch {wrong}" in failed or wrong == 0
+    sizes = {check.metric for check in report.checks if check.metric.endswith(": relative L2")}
+    assert sizes == {"batch 1: relative L2", "batch 2: relative L2", "batch 4: relative L2"}
     if wrong:
         assert not report.proven
         assert report.accuracy is not None

@@ -238,7 +238,7 @@ def judge_run(  # noqa: PLR0913 - a run, and what it is judged by
     checks += judge_layers(claimed, ran.graph_layers, "precision in the graph", left_out, outputs)
     checks += [check for verdict in verdicts for check in verdict.other_runs]
     if ran.batch is not None:
-        checks = [check.model_copy(update={"metric": f"{check.metric}, batch {ran.batch}"}) for check in checks]
+        checks = [check.model_copy(update={"metric": f"batch {ran.batch}: {check.metric}"}) for check in checks]
     scored = tuple(item.scored(own) for item, own in zip(compared, scores, strict=True))
     return Judged(scored, tuple(verdicts), tuple(checks), tuple(losses))
 
