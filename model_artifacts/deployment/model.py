@@ -10,6 +10,7 @@ import numpy as np
 
 from model_artifacts.deployment.answers import answers_of, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
+from model_artifacts.deployment.pictures.readers import OnProcessor
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError, listed
@@ -17,19 +18,20 @@ from model_artifacts.records import Backend
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.sessions.onnx import joined, named
-from model_artifacts.sessions.preprocessing import feed_shape, read_placed, to_feed
+from model_artifacts.sessions.preprocessing import feed_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
     from model_artifacts.deployment.inputs import Pictures
+    from model_artifacts.deployment.pictures.readers import Reader
     from model_artifacts.deployment.resolution import Resolution
-    from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing, TensorSpec
+    from model_artifacts.records import ManifestEntry, ManifestModel, Preprocessing, TensorSpec
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
-    from model_artifacts.sessions.preprocessing import Placement
+    from model_artifacts.sessions.preprocessing import Picture, Placement
 
     Batch = npt.NDArray[Any]
 
@@ -40,11 +42,18 @@ _AT_ONCE = 32
 class Model:
     """An artifact that runs. Any thread may call it; as many calls run at once as it has contexts."""
 
-    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner | Pool | Batcher) -> None:
+    def __init__(
+        self,
+        resolution: Resolution,
+        facts: ManifestModel,
+        run: Runner | Pool | Batcher,
+        read: Reader | None = None,
+    ) -> None:
         self.resolution = resolution
         """The artifact taken, and the reasons against the others."""
         self._facts = facts
         self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
+        self._read = read
 
     @property
     def entry(self) -> ManifestEntry:
@@ -204,15 +213,16 @@ class Model:
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            places, pixels = zip(*(read_placed(picture, spec) for picture in chunk), strict=True)
-            yield self._run_pixels(np.stack(pixels), spec), places
+            yield self._run_pictures(chunk, spec)
 
-    def _run_pixels(self, pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> Outputs:
-        batch = to_feed(pixels, spec, self.entry.io.input)
-        found = self(_filled(batch, self.entry.profile))
+    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> tuple[Outputs, tuple[Placement, ...]]:
+        """Return the outputs of some pictures, and the way of each to the input."""
+        read = self._read or OnProcessor(spec, self.entry.io.input)
+        batch, places = read(pictures, self.entry.profile.min if self.entry.profile else 1)
+        found = self(batch)
         if isinstance(found, dict):
-            return {name: values[: len(batch)] for name, values in found.items()}
-        return found[: len(batch)]
+            return {name: values[: len(pictures)] for name, values in found.items()}, places
+        return found[: len(pictures)], places
 
     def close(self) -> None:
         """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.
@@ -252,9 +262,3 @@ class Model:
 def _dtype_of(spec: TensorSpec) -> type[np.generic]:
     """Return the type that a session gives an output in: indices as they are, and values in float32."""
     return np.int32 if spec.dtype == np.dtype(np.int32).name else np.float32
-
-
-def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
-    """Return a batch filled up to the smallest size that the artifact takes."""
-    missing = max(0, profile.min - len(batch)) if profile else 0
-    return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch

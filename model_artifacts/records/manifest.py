@@ -104,6 +104,21 @@ class GpuType(Record):
     """Major and minor version in one number: 90 is SM 9.0."""
 
 
+class GpuPictures(Record):
+    """Verdict on an artifact's answers to pictures that a GPU decoded and resized."""
+
+    passed: bool
+    """True if the loss of answers is within the margin, as the gate judges it."""
+    reason: str = ""
+    """Reason against it; empty if it passed."""
+    gpu: str
+    """Name of the GPU that decoded: GPUs decode JPEG by different units."""
+    decoder: str
+    """Libraries that decoded and resized, with their versions."""
+    samples: PositiveInt
+    """Number of validation pictures."""
+
+
 class ManifestEntry(Record):
     """One artifact of the manifest."""
 
@@ -186,6 +201,8 @@ class ManifestEntry(Record):
     """Latencies, one entry per batch size, clock and layout."""
     rows: tuple[RowCheck, ...]
     """Dependence of a row's logits on the other rows, one entry per checked batch size."""
+    gpu_pictures: GpuPictures | None = None
+    """Proof that pictures may be decoded on the GPU, by `doit pictures`. The JSON leaves it out without one."""
     noise: tuple[Doubt, ...]
     """Reasons for doubt about the latencies."""
     toolchain: tuple[Tool, ...]
@@ -198,7 +215,7 @@ class ManifestEntry(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"accuracies", "io", "kernel_specialization"})
+        return without_defaults(self, serialize(self), {"accuracies", "io", "kernel_specialization", "gpu_pictures"})
 
     @property
     def device_type(self) -> str:
