@@ -34,7 +34,15 @@ from model_artifacts.host.environment import (
 )
 from model_artifacts.host.hashes import check_digest, leaves_its_folder
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Manifest, ManifestModel, Variant
+from model_artifacts.records import (
+    DeploymentHost,
+    EngineFlavour,
+    FileRecord,
+    Manifest,
+    ManifestModel,
+    Variant,
+    of_model,
+)
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.serving.runners import open_runners
@@ -126,7 +134,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def resolve(
-    artifacts: str | os.PathLike[str], requirements: Requirements = ANY, host: DeploymentHost | None = None
+    artifacts: str | os.PathLike[str],
+    requirements: Requirements = ANY,
+    host: DeploymentHost | None = None,
+    *,
+    model: str | None = None,
 ) -> Resolution:
     """Return the artifact to take from a folder, and the reasons against the others. Nothing is loaded.
 
@@ -134,12 +146,14 @@ def resolve(
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
         host: the machine to resolve for; None for this one, which takes only artifacts whose files are in the folder.
+        model: the name of the model, in a folder of several; None takes the only one.
 
     Raises:
         ResolveError: no artifact suits; the message has the reason for each.
+        UsageError: the folder has several models and none was named, or it lacks the named one; the message lists them.
         RecordError: the manifest is missing or damaged.
     """
-    manifest = read_manifest(artifacts)
+    manifest = of_model(read_manifest(artifacts), model)
     if host:
         return resolve_entry(manifest, host, requirements)
     return resolve_entry(manifest, this_host(), requirements, unusable(Path(artifacts), manifest))
@@ -155,15 +169,18 @@ class _Open(threading.local):
 class Loading(AbstractContextManager[Model]):
     """A model that is opened by `with` and closed at the end of the block. Each `with` opens one anew."""
 
-    def __init__(self, root: Path, requirements: Requirements, serving: Serving = PLAIN) -> None:
+    def __init__(
+        self, root: Path, requirements: Requirements, serving: Serving = PLAIN, model: str | None = None
+    ) -> None:
         self._root = root
+        self._model = model
         self._serving = serving
         self._requirements = requirements
         self._open = _Open()
 
     def __enter__(self) -> Model:
         """Open the model."""
-        opening = _opened(self._root, self._requirements, self._serving)
+        opening = _opened(self._root, self._requirements, self._serving, self._model)
         model = opening.__enter__()
         self._open.models.append(opening)
         return model
@@ -215,6 +232,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     artifacts: str | os.PathLike[str],
     requirements: Requirements = ANY,
     *,
+    model: str | None = None,
     contexts: int = 1,
     wait_seconds: float | None = None,
     batching: Batching | None = None,
@@ -225,6 +243,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     Args:
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
+        model: the name of the model, in a folder of several; None takes the only one.
         contexts: the most calls that run at once; further ones wait, first come, first served. Contexts share the
             weights of one engine, but each needs GPU memory for its activations. `Model.contexts` tells how many there
             are: torch's modules take turns.
@@ -238,19 +257,20 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
         the errors below when it is entered.
 
     Raises:
-        UsageError: `contexts`, `wait_seconds` or `batching` is no such number; raised at once.
+        UsageError: `contexts`, `wait_seconds` or `batching` is no such number, which is raised at once; or the folder
+            has several models and none was named, or it lacks the named one: the message lists them.
         ResolveError: no artifact suits; the message has the reason for each.
         RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
         UnsupportedError: a library that the artifact needs does not start here.
     """
     folder = Path(kernel_cache) if kernel_cache is not None else None
-    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder))
+    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder), model)
 
 
 @contextmanager
-def _opened(root: Path, requirements: Requirements, serving: Serving) -> Iterator[Model]:
-    manifest = read_manifest(root)
+def _opened(root: Path, requirements: Requirements, serving: Serving, name: str | None) -> Iterator[Model]:
+    manifest = of_model(read_manifest(root), name)
     if manifest.model is None:
         raise RunError(
             f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
