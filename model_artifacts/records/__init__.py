@@ -52,6 +52,7 @@ from model_artifacts.records.inputs import (
 )
 from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
 from model_artifacts.records.manifest import (
+    GpuPictures,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -111,6 +112,7 @@ __all__ = [
     "GateCheck",
     "GitState",
     "Gpu",
+    "GpuPictures",
     "GpuType",
     "Graph",
     "Host",

@@ -43,16 +43,16 @@ def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
         DataError: the image's mode does not fit the preprocessing.
         MemoryShortageError: the machine ran out of memory.
     """
-    return _read(picture, lambda image: to_pixels(image, spec))
+    return read_with(picture, lambda image: to_pixels(image, spec))
 
 
-def read_placement(picture: Picture, spec: Preprocessing) -> Placement:
-    """Return the way from a picture's own pixels to the network's input, with the errors of `read_pixels`."""
-    return _read(picture, lambda image: placement(*upright_size(image, spec), spec))
+def read_placed(picture: Picture, spec: Preprocessing) -> Placed:
+    """Return what `read_pixels` returns, and the way there from the picture's own pixels, with the same errors."""
+    return read_with(picture, lambda image: Placed(placement(*upright_size(image, spec), spec), to_pixels(image, spec)))
 
 
-def _read(picture: Picture, function: Callable[[Image.Image], T]) -> T:
-    """Return a function's result of a picture."""
+def read_with(picture: Picture, function: Callable[[Image.Image], T]) -> T:
+    """Return a function's result of a picture that Pillow has opened, with the errors of `read_pixels`."""
     from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
     try:
@@ -141,6 +141,14 @@ class Placement(NamedTuple):
         found = (boxes - np.tile([self.left, self.top], 2)) / np.tile([self.scale_x, self.scale_y], 2)
         cut: Boxes = np.clip(found, 0, np.tile([self.width, self.height], 2))
         return cut
+
+
+class Placed(NamedTuple):
+    """The pixels of a picture as the network takes them, and the way there from its own pixels."""
+
+    place: Placement
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, channels) of the crop."""
 
 
 def placement(width: int, height: int, spec: Preprocessing) -> Placement:

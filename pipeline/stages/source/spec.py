@@ -27,8 +27,11 @@ Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed we
 are refused. Since 4 nothing replaces an unknown preprocessing.
 """
 
-ONNX_VERSION = 2
-"""Raise it when the same ONNX file gives another source. Since 2 names of classes are read from the file."""
+ONNX_VERSION = 3
+"""Raise it when the same ONNX file gives another source.
+
+Since 2 names of classes are read from the file. Since 3 the record says how far its own run is from that in float32.
+"""
 
 _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""
