@@ -89,7 +89,7 @@ def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
 
     The arithmetic is torchvision's (`Resize` of the short side with the long one truncated, `CenterCrop` with rounded
     offsets), so that weights trained behind its transforms get the pixels that they were trained on. `fit: cover` and
-    `fit: border` give the sizes and the offsets of timm's transforms.
+    `fit: border` give the sizes and the offsets of timm's transforms, `offset: down` those of transformers.
 
     Returns:
         uint8 pixels (height, width, channels) of the crop.
@@ -156,7 +156,7 @@ def placement(width: int, height: int, spec: Preprocessing) -> Placement:
     size = _resized(width, height, spec)
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
     border = (spec.width - crop.width) // 2, (spec.height - crop.height) // 2
-    cut = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
+    cut = spec.offset.of(size.width - crop.width), spec.offset.of(size.height - crop.height)
     left, top = (float(before - after) for before, after in zip(border, cut, strict=True))
     return Placement(size.width / width, size.height / height, left, top, width, height)
 
@@ -209,7 +209,7 @@ def _resize_and_crop(
 
     resampling = Resampling[interpolation]
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
-    left, top = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
+    left, top = spec.offset.of(size.width - crop.width), spec.offset.of(size.height - crop.height)
     if size.width * size.height > _MOST_PIXELS:
         across, down = image.width / size.width, image.height / size.height
         upper, lower = top * down, (top + crop.height) * down

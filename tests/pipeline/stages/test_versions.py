@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (4, "6980c41cde5f2dbc"),
+    "source": (5, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
     "export": (7, "facf2086c0dee39c"),
     "quantize": (8, "e955168a550620a0"),
