@@ -65,9 +65,10 @@ from model_artifacts.records.manifest import (
 from model_artifacts.records.models import joined, manifests_of, model_names, of_model
 from model_artifacts.records.releases import LATEST, HostRelease, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
-from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
+    CPU_TARGET,
+    GPU_TARGET,
     STAND_IN,
     Backend,
     BatchRange,
@@ -77,6 +78,7 @@ from model_artifacts.records.variants import (
     Precision,
     Variant,
     Workspace,
+    module_target,
 )
 
 __all__ = [
