@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.cli.options import COUNT, FOLDER, REQUIREMENTS, Option, add_group
+from model_artifacts.cli.options import COUNT, FOLDER, MILLISECONDS, REQUIREMENTS, Option, add_group
 from model_artifacts.host.terminal import one_row
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ MODEL_VERSION = Option(
     type=COUNT,
     metavar="N",
 )
+P99 = Option(
+    ("--p99-ms",),
+    "the latency bound whose settings of `doit load` models take; default: the strictest that each of them kept",
+    type=MILLISECONDS,
+    metavar="MS",
+)
 
 
 def add_artifact_commands(commands: CommandLine) -> None:
@@ -88,9 +94,11 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/ --output models/",
         remedy='pip install "model-artifacts[triton]"',
     )
-    for option in (FOLDER, OUTPUT, MODEL_VERSION):
+    for option in (FOLDER, OUTPUT, MODEL_VERSION, P99):
         option.add_to(parser)
-    parser.set_defaults(run=lambda options: _triton(options.folder, options.output, options.model_version))
+    parser.set_defaults(
+        run=lambda options: _triton(options.folder, options.output, options.model_version, options.p99_ms)
+    )
 
 
 def requirements_of(options: argparse.Namespace) -> Requirements:
@@ -152,13 +160,15 @@ def _host() -> int:
     return 0
 
 
-def _triton(artifacts: Path, output: Path | None, version: int | None) -> int:
+def _triton(artifacts: Path, output: Path | None, version: int | None, p99_ms: float | None) -> int:
     from model_artifacts.releases.triton import make_repositories
 
     folder = artifacts.resolve()  # inside it, `verify` and `pull` would report files that no release has
-    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version)
+    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version, p99_ms)
     for model, number in made.models:
         print(one_row(f"{model.path}  version {number}, {model.entry.id}"))
+        if model.entry.load is not None:
+            print(one_row(f"  instances, batching and CUDA graphs: {model.origin}"))
     for left in made.left_out:
         print(one_row(f"not {left.id}: {left.reason}"))
     print(f"{len(made.models)} models; a server on each kind of host takes its own repository:")

@@ -50,7 +50,18 @@ from model_artifacts.records.inputs import (
     Transparency,
     WeightsOrigin,
 )
-from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
+from model_artifacts.records.latency import (
+    CLOCKS,
+    BatchTiming,
+    Clock,
+    ColdStart,
+    Doubt,
+    Load,
+    LoadResult,
+    LoadSettings,
+    Scenario,
+    ranking_clock,
+)
 from model_artifacts.records.manifest import (
     GpuType,
     Manifest,
@@ -122,6 +133,9 @@ __all__ = [
     "KeyField",
     "LayerShare",
     "Layout",
+    "Load",
+    "LoadResult",
+    "LoadSettings",
     "Manifest",
     "ManifestEntry",
     "ManifestModel",
@@ -138,6 +152,7 @@ __all__ = [
     "Recipe",
     "Record",
     "RowCheck",
+    "Scenario",
     "Score",
     "Setting",
     "Sha256",

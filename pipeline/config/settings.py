@@ -20,6 +20,7 @@ from model_artifacts.records import (
 )
 from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.ends import IoConfig
+from pipeline.config.load import LoadConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig
@@ -325,6 +326,7 @@ class Config(Record):
     gates: Gates = Gates()
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    load: LoadConfig = LoadConfig()
     release: ReleaseConfig | None = None
     """The released build for comparison. None compares nothing."""
     cache: Annotated[str, AfterValidator(check_cache)] | None = None

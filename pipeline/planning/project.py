@@ -32,6 +32,7 @@ from pipeline.records import (
     FarmHost,
     FarmRecord,
     LayerProfile,
+    LoadReport,
     OnnxRecord,
     ReportRecord,
     Rounding,
@@ -178,6 +179,10 @@ class Project:
     def layers(self, variant: Variant) -> LayerProfile:
         """Return the record of a variant's profile."""
         return self._read(self.paths.layers(variant), LayerProfile, "profile", variant.id)
+
+    def load_report(self, variant: Variant) -> LoadReport:
+        """Return the record of a variant's results under load."""
+        return self._read(self.paths.load(variant), LoadReport, "load", variant.id)
 
     def manifest(self) -> Manifest:
         """Return the manifest."""

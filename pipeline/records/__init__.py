@@ -6,6 +6,7 @@ from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, Resta
 from pipeline.records.data import BoxKind, DataRecord, ImagesOrigin
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
+from pipeline.records.load import LoadReport, LoadRun
 from pipeline.records.outcome import Outcome
 from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
@@ -28,6 +29,8 @@ __all__ = [
     "LayerProfile",
     "LayerSensitivity",
     "LayerTime",
+    "LoadReport",
+    "LoadRun",
     "Loss",
     "OnnxRecord",
     "OnnxSource",

@@ -7,6 +7,7 @@ from pipeline.stages.benchmark.spec import SPEC as BENCHMARK
 from pipeline.stages.build.spec import SPEC as BUILD
 from pipeline.stages.data.spec import SPEC as DATA
 from pipeline.stages.export.spec import SPEC as EXPORT
+from pipeline.stages.load.spec import SPEC as LOAD
 from pipeline.stages.manifest.spec import SPEC as MANIFEST
 from pipeline.stages.profile.spec import SPEC as PROFILE
 from pipeline.stages.quantize.spec import SPEC as QUANTIZE
@@ -16,6 +17,20 @@ from pipeline.stages.sensitivity.spec import SPEC as SENSITIVITY
 from pipeline.stages.source.spec import SPEC as SOURCE
 from pipeline.stages.validate.spec import SPEC as VALIDATE
 
-STAGES = (SOURCE, DATA, EXPORT, QUANTIZE, ROUNDING, BUILD, VALIDATE, BENCHMARK, MANIFEST, REPORT, PROFILE, SENSITIVITY)
+STAGES = (
+    SOURCE,
+    DATA,
+    EXPORT,
+    QUANTIZE,
+    ROUNDING,
+    BUILD,
+    VALIDATE,
+    BENCHMARK,
+    MANIFEST,
+    REPORT,
+    LOAD,
+    PROFILE,
+    SENSITIVITY,
+)
 
 __all__ = ["STAGES"]

@@ -35,6 +35,7 @@ def manifest_key(project: Project, current: Collection[Path]) -> Key:
     records = list(shared)
     for variant in plan.variants:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
+    records += [path for path in map(paths.load, plan.variants) if path in current]  # no key has them without
     read = {*shared, *current}
     digests = {
         str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pytest
 
-from model_artifacts.records import CPU_TARGET, Graph, StageRecord
+from model_artifacts.records import CPU_TARGET, Graph, Scenario, StageRecord
+from pipeline.config.load import LoadConfig
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.load.stage import load_variant
 from pipeline.stages.profile.stage import profile_variant
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ GOLDEN = {
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (5, "3db7446a1a7e41bf"),
     "report": (8, "10b1519987153e4e"),
+    "load": (1, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
 }
@@ -80,6 +84,9 @@ def _output(project: Project, stage: str) -> Iterator[str]:
     if stage == "profile":
         yield from _profile(project)
         return
+    if stage == "load":
+        yield from _load(project)
+        return
     if stage == "sensitivity":
         spec.load()(project, Graph.INT8, _Silent())
     if stage == "report":
@@ -102,6 +109,17 @@ def _profile(project: Project) -> list[str]:
     profile = profile_variant(project, variant)
     assert profile.layers, profile.reason
     return sorted(f"{layer.name} {layer.kind} {layer.precision} {layer.shape}" for layer in profile.layers)
+
+
+def _load(project: Project) -> list[str]:
+    """Return the results of an artifact under load, which any machine has: without a bound, in one context."""
+    scenarios = (Scenario.SINGLE_STREAM, Scenario.OFFLINE)
+    short = LoadConfig(scenarios=scenarios, contexts=(1,), batches=(2,), min_duration_seconds=0.1)
+    config = project.config.model_copy(update={"load": short})
+    brief = Project(Plan(config, project.plan.host), project.paths, STAGES, project.config_file)
+    report = load_variant(brief, brief.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
+    assert report.load is not None, report.reason
+    return [json.dumps(_skeleton(item.model_dump(mode="json")), sort_keys=True) for item in report.load.results]
 
 
 def _headings(page: Path) -> list[str]:
