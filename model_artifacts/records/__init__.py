@@ -42,6 +42,7 @@ from model_artifacts.records.inputs import (
     ImageInput,
     Interpolation,
     Io,
+    Offset,
     Orientation,
     OutputForm,
     Preprocessing,
@@ -63,6 +64,7 @@ from model_artifacts.records.latency import (
     ranking_clock,
 )
 from model_artifacts.records.manifest import (
+    GpuPictures,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -120,6 +122,7 @@ __all__ = [
     "GateCheck",
     "GitState",
     "Gpu",
+    "GpuPictures",
     "GpuType",
     "Graph",
     "Host",
@@ -143,6 +146,7 @@ __all__ = [
     "Milestone",
     "Milliseconds",
     "ModuleContents",
+    "Offset",
     "OperatorCalls",
     "Orientation",
     "OutputForm",

@@ -121,7 +121,7 @@ class DataConfig(Record):
     """A segmentation's folder of PNG masks, with the images' paths. A value is a class, and 255 is not judged."""
     labels: Annotated[str, AfterValidator(check_path)] | None = None
     """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding; COCO's
-    JSON file for a detector."""
+    JSON file for a detector. Of `tensors` the name of the array of labels in that file."""
 
 
 class Unquantized(Record):

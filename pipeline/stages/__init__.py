@@ -9,6 +9,7 @@ from pipeline.stages.data.spec import SPEC as DATA
 from pipeline.stages.export.spec import SPEC as EXPORT
 from pipeline.stages.load.spec import SPEC as LOAD
 from pipeline.stages.manifest.spec import SPEC as MANIFEST
+from pipeline.stages.pictures.spec import SPEC as PICTURES
 from pipeline.stages.profile.spec import SPEC as PROFILE
 from pipeline.stages.quantize.spec import SPEC as QUANTIZE
 from pipeline.stages.report.spec import SPEC as REPORT
@@ -31,6 +32,7 @@ STAGES = (
     LOAD,
     PROFILE,
     SENSITIVITY,
+    PICTURES,
 )
 
 __all__ = ["STAGES"]

@@ -35,12 +35,13 @@ def manifest_key(project: Project, current: Collection[Path]) -> Key:
     records = list(shared)
     for variant in plan.variants:
         records += [paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant)]
-    records += [path for path in map(paths.load, plan.variants) if path in current]  # no key has them without
     read = {*shared, *current}
     digests = {
         str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None
         for path in records
     }
+    on_demand = [path for place in (paths.load, paths.pictures) for path in map(place, plan.variants) if path in read]
+    digests |= {str(path.relative_to(paths.root)): sha256_of(path) for path in on_demand}  # keys without them hold
     return make_key(records=digests, **_kernels(project), **code_version(VERSION))
 
 

@@ -27,7 +27,7 @@ from model_artifacts.records import (
 )
 from pipeline.planning.freshness import current_records
 from pipeline.planning.steps import Step
-from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, LoadReport, Outcome
+from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, LoadReport, Outcome, PicturesReport
 from pipeline.stages.manifest.milestones import milestones_of
 from pipeline.stages.manifest.provenance import Provenance
 from pipeline.stages.manifest.spec import manifest_key
@@ -81,6 +81,7 @@ class VariantRecords(NamedTuple):
     accuracy: AccuracyReport | None
     benchmark: BenchmarkReport | None
     load: LoadReport | None = None
+    pictures: PicturesReport | None = None
 
 
 def decide(records: VariantRecords, hardware: str) -> Verdict:
@@ -92,7 +93,7 @@ def decide(records: VariantRecords, hardware: str) -> Verdict:
         records: the variant with its current records.
         hardware: the hardware that the variant runs on, such as "an SM80+ GPU".
     """
-    variant, artifact, accuracy, benchmark, _ = records
+    variant, artifact, accuracy, benchmark = records[:4]
     if artifact is None:
         return Verdict(Status.FAILED, "not built: an input is missing, or the build did not run or died")
     if artifact.outcome is not Outcome.DONE:
@@ -118,14 +119,15 @@ def decide(records: VariantRecords, hardware: str) -> Verdict:
 
 
 def _records_of(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> VariantRecords:
-    places = (paths.artifact, paths.accuracy, paths.benchmark, paths.load)
-    artifact, accuracy, benchmark, load = (records.get(place(variant)) for place in places)
+    places = (paths.artifact, paths.accuracy, paths.benchmark, paths.load, paths.pictures)
+    artifact, accuracy, benchmark, load, pictures = (records.get(place(variant)) for place in places)
     return VariantRecords(
         variant,
         artifact if isinstance(artifact, Artifact) else None,
         accuracy if isinstance(accuracy, AccuracyReport) else None,
         benchmark if isinstance(benchmark, BenchmarkReport) else None,
         load if isinstance(load, LoadReport) else None,
+        pictures if isinstance(pictures, PicturesReport) else None,
     )
 
 
@@ -139,7 +141,7 @@ def _specialization(project: Project, artifact: Artifact | None) -> KernelSpecia
 def _entry(
     project: Project, records: VariantRecords, everything: list[VariantRecords], commits: tuple[GitState, ...]
 ) -> ManifestEntry:
-    variant, artifact, accuracy, benchmark, load = records
+    variant, artifact, accuracy, benchmark, load, pictures = records
     verdict = decide(records, project.plan.hardware(variant))
     gpu = project.plan.gpu(variant.target)
     return ManifestEntry(
@@ -184,6 +186,7 @@ def _entry(
         timings=benchmark.timings if benchmark else (),
         load=load.load if load else None,
         rows=accuracy.rows if accuracy else (),
+        gpu_pictures=pictures.verdict if pictures else None,
         noise=benchmark.noise if benchmark else (),
         toolchain=artifact.toolchain if artifact else (),
         commits=commits,
@@ -275,6 +278,7 @@ def _model(project: Project) -> ManifestModel | None:
         threshold=project.config.model.threshold,
         decoding=project.config.model.decoding,
         postprocess=project.config.model.postprocess,
+        uncompared=source.onnx.uncompared if source.onnx else "",
     )
 
 

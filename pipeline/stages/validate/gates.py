@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
+_EXECUTED = "executed precision"
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
 """The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
@@ -141,7 +142,7 @@ def executed_precision(
 def judge_layers(
     claimed: Precision,
     layers: tuple[LayerShare, ...],
-    metric: str = "executed precision",
+    metric: str = _EXECUTED,
     left_out: int = 0,
     outputs: int = 1,
 ) -> tuple[GateCheck, ...]:
@@ -160,20 +161,22 @@ def judge_layers(
     total = sum(share.layers for share in layers)
     if total == 0:
         return ()
-    alike = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
+    alike: set[Precision] = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
     found = sum(item.layers for item in layers if item.precision in alike)
     quantized = claimed in {Precision.INT8, Precision.FP8}
     bound = _QUANTIZED_LAYERS if quantized else _TYPED_LAYERS
     others = f" of all but {left_out}" if left_out else ""
     spared = left_out + outputs * int(quantized)  # whatever the network's length
-    return (
-        GateCheck(
-            metric=metric,
-            bound=f"≥ {bound:.0%} {claimed.value}{others}",
-            value=f"{found / total:.1%}",
-            passed=found > 0 and (found >= bound * (total - left_out) or total - found <= spared),
-        ),
-    )
+    passed = found > 0 and (found >= bound * (total - left_out) or total - found <= spared)
+    value = f"{found / total:.1%}" if passed else f"{found / total:.1%}, beside {_others(layers, alike)}"
+    return (GateCheck(metric=metric, bound=f"≥ {bound:.0%} {claimed.value}{others}", value=value, passed=passed),)
+
+
+def _others(layers: tuple[LayerShare, ...], alike: set[Precision]) -> str:
+    """Return the layers in other types than those of `alike`, by number and type: `16 layers in fp16`."""
+    others = [share for share in layers if share.precision not in alike]
+    named = ((share.layers, share.precision.value if share.precision else "an unknown type") for share in others)
+    return ", ".join(f"{count} {'layer' if count == 1 else 'layers'} in {kind}" for count, kind in named)
 
 
 def judge_rows(rows: tuple[RowCheck, ...], bounds: Bounds) -> tuple[GateCheck, ...]:
@@ -337,6 +340,7 @@ _OWN_ROUNDING = "rounding of the precision"
 """The check that fails where the emulation gives no bound."""
 _BEYOND = "a value beyond its range, when emulated"
 _BEYOND_ADVICE = "the network's own values do not fit this precision"
+_TYPE_ADVICE = "near enough to the network, but the library computes layers in other types (choose another precision)"
 _UNKNOWN_ADVICE = "no bound is known for this precision (look at the output of the step `rounding`)"
 _ADVICE = {
     Question.REFERENCE: "the reference is not worth a comparison (look at the weights, `preprocessing` and the images)",
@@ -352,8 +356,13 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
         found = [check for check in failed if check.question is question]
         if found:
             checked = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
-            return f"{_without_bound(found) or advice}: {checked}"
+            return f"{_without_bound(found) or _of_other_types(found) or advice}: {checked}"
     return ""
+
+
+def _of_other_types(failed: list[GateCheck]) -> str:
+    """Return the advice where the types of the layers are all that fails; empty where the numbers fail too."""
+    return _TYPE_ADVICE if all(check.metric == _EXECUTED for check in failed) else ""
 
 
 def _without_bound(failed: list[GateCheck]) -> str:

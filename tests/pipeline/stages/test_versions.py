@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -17,8 +18,10 @@ from model_artifacts.records import CPU_TARGET, Graph, Scenario, StageRecord
 from pipeline.config.load import LoadConfig
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.records import PixelDistance
 from pipeline.stages import STAGES
 from pipeline.stages.load.stage import load_variant
+from pipeline.stages.pictures.stage import Shown, compare_answers
 from pipeline.stages.profile.stage import profile_variant
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (4, "6980c41cde5f2dbc"),
+    "source": (5, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
     "export": (7, "facf2086c0dee39c"),
     "quantize": (8, "e955168a550620a0"),
@@ -40,6 +43,7 @@ GOLDEN = {
     "load": (1, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
+    "pictures": (1, "aa49e431d3f6f38c"),
 }
 """The version and the digest of the output, by stage."""
 
@@ -87,6 +91,9 @@ def _output(project: Project, stage: str) -> Iterator[str]:
     if stage == "load":
         yield from _load(project)
         return
+    if stage == "pictures":
+        yield from _checks_of_pictures(project)
+        return
     if stage == "sensitivity":
         spec.load()(project, Graph.INT8, _Silent())
     if stage == "report":
@@ -120,6 +127,14 @@ def _load(project: Project) -> list[str]:
     report = load_variant(brief, brief.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
     assert report.load is not None, report.reason
     return [json.dumps(_skeleton(item.model_dump(mode="json")), sort_keys=True) for item in report.load.results]
+
+
+def _checks_of_pictures(project: Project) -> Iterator[str]:
+    """Yield the checks of the reference's own logits, as those of pictures that a GPU decoded."""
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32")
+    logits = np.load(project.file(project.data().reference))
+    for check in compare_answers(project, variant, Shown(logits, PixelDistance(mean=0.0, largest=0))).checks:
+        yield f"{check.metric} {check.question.value}"
 
 
 def _headings(page: Path) -> list[str]:

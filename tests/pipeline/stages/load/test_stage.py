@@ -127,8 +127,9 @@ def test_only_what_passed_its_gate_is_loaded(project: Project) -> None:
     variant = project.plan.variant(VARIANT)
     artifact, accuracy = project.artifact(variant), project.accuracy(variant)
     refuse(artifact, accuracy)
+    missed = accuracy.checks[0].model_copy(update={"passed": False})
     with pytest.raises(UnsupportedError, match="not deployable: too far off"):
-        refuse(artifact, accuracy.model_copy(update={"passed": False, "reason": "too far off"}))
+        refuse(artifact, accuracy.model_copy(update={"checks": (missed,), "reason": "too far off"}))
     with pytest.raises(RetryableError, match="not validated: no GPU"):
         refuse(artifact, accuracy.model_copy(update={"outcome": Outcome.SKIPPED, "reason": "no GPU\nhere"}))
     with pytest.raises(UnsupportedError, match="not built: too old"):
