@@ -85,14 +85,9 @@ def test_another_output_takes_another_version(stage: str, copied: Path) -> None:
 def _output(project: Project, stage: str) -> Iterator[str]:
     """Yield the output of a stage for the CPU as lines, with everything measured left out."""
     spec = project.schedule.spec(stage)
-    if stage == "profile":
-        yield from _profile(project)
-        return
-    if stage == "load":
-        yield from _load(project)
-        return
-    if stage == "pictures":
-        yield from _checks_of_pictures(project)
+    own = {"profile": _profile, "load": _load, "pictures": _checks_of_pictures}
+    if stage in own:
+        yield from own[stage](project)
         return
     if stage == "sensitivity":
         spec.load()(project, Graph.INT8, _Silent())
