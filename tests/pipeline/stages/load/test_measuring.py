@@ -41,8 +41,6 @@ def taking(milliseconds: float) -> Callable[[Any], Any]:
 def measured(settings: LoadConfig, *, took: float = 2.0, joins: bool = True, **facts: Any) -> Measured:
     """Return the results of such a network with two runners."""
     known = Facts(BatchRange(min=1, opt=4, max=4), joins=joins, on_gpu=False, timed=(1,))._replace(**facts)
-        **{"profile": BatchRange(min=1, opt=4, max=4), "joins": joins, "on_gpu": False, "timed": (1,)} | facts
-    )
     return measure([taking(took)] * 2, IMAGES, len(IMAGES), known, settings)
 
 
