@@ -162,7 +162,7 @@ class TritonModel:
         The loader runs engines so, by which the load was measured. Without a measurement, Triton keeps its default.
         """
         if self.platform is not Platform.TENSORRT or self.tuned is None or len(self.profiles) > 1:
-            return None  # Triton has no graphs by the shape for several profiles
+            return None  # the batch axis of several profiles is free, and graphs are of one shape
         return tuple(range(1, min(self.preferred_batch or 1, _MOST_GRAPHS) + 1)) if self.max_batch else ()
 
     @property
