@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
+from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
-from pipeline.config.load import load_problems
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems

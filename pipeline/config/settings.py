@@ -18,9 +18,8 @@ from model_artifacts.records import (
     Record,
     Task,
 )
-from pipeline.config.benchmark import BenchmarkConfig
+from pipeline.config.benchmark import BenchmarkConfig, LoadConfig
 from pipeline.config.ends import IoConfig
-from pipeline.config.load import LoadConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tasks import MetricConfig, parse_metric
 from pipeline.config.tensorrt import TensorRTConfig

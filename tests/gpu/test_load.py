@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import Scenario
-from pipeline.config.load import LoadConfig
+from pipeline.config.benchmark import LoadConfig
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Outcome

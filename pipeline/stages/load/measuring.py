@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import BatchRange
     from model_artifacts.serving.pool import Runner
     from model_artifacts.sessions.feeds.batches import Batch
-    from pipeline.config.load import LoadConfig
+    from pipeline.config.benchmark import LoadConfig
     from pipeline.stages.load.loadgen import Answer
 
 _MULTI_STREAM = 8

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from model_artifacts.records import CPU_TARGET, Graph, Scenario, StageRecord
-from pipeline.config.load import LoadConfig
+from pipeline.config.benchmark import LoadConfig
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import PixelDistance

@@ -11,7 +11,7 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, Scenario
-from pipeline.config.load import LoadConfig
+from pipeline.config.benchmark import LoadConfig
 from pipeline.stages.load.measuring import Facts, Measured, measure
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import Scenario
-from pipeline.config.load import LoadConfig
+from pipeline.config.benchmark import LoadConfig
 from pipeline.config.loading import load_config
 from tests.support.configs import MATRIX
 
