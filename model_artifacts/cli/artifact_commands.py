@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.cli.options import COUNT, FOLDER, MODEL, REQUIREMENTS, Option, add_group
+from model_artifacts.cli.options import COUNT, FOLDER, MILLISECONDS, MODEL, REQUIREMENTS, Option, add_group
 from model_artifacts.errors import UsageError
 from model_artifacts.host.terminal import one_row
 
@@ -52,6 +52,12 @@ MODEL_VERSION = Option(
     type=COUNT,
     metavar="N",
 )
+P99 = Option(
+    ("--p99-ms",),
+    "the latency bound whose settings of `doit load` models take; default: the strictest that each of them kept",
+    type=MILLISECONDS,
+    metavar="MS",
+)
 
 
 def add_artifact_commands(commands: CommandLine) -> None:
@@ -92,10 +98,12 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/ --output models/",
         remedy='pip install "model-artifacts[triton]"',
     )
-    for option in (FOLDER, MODEL, OUTPUT, MODEL_VERSION):
+    for option in (FOLDER, MODEL, OUTPUT, MODEL_VERSION, P99):
         option.add_to(parser)
     parser.set_defaults(
-        run=lambda options: _triton(options.folder, options.model, options.output, options.model_version)
+        run=lambda options: _triton(
+            options.folder, options.model, options.output, options.model_version, options.p99_ms
+        )
     )
 
 
@@ -165,13 +173,15 @@ def _host() -> int:
     return 0
 
 
-def _triton(artifacts: Path, model: str | None, output: Path | None, version: int | None) -> int:
+def _triton(artifacts: Path, model: str | None, output: Path | None, version: int | None, p99_ms: float | None) -> int:
     from model_artifacts.releases.triton import make_repositories
 
     folder = artifacts.resolve()  # inside it, `verify` and `pull` would report files that no release has
-    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version, model)
+    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version, model, p99_ms)
     for item, number in made.models:
         print(one_row(f"{item.path}  version {number}, {item.entry.id}"))
+        if item.entry.load is not None:
+            print(one_row(f"  instances, batching and CUDA graphs: {item.origin}"))
     for left in made.left_out:
         print(one_row(f"not {left.id}: {left.reason}"))
     print(f"{len(made.models)} models; a server on each kind of host takes its own repository:")

@@ -51,7 +51,18 @@ from model_artifacts.records.inputs import (
     Transparency,
     WeightsOrigin,
 )
-from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
+from model_artifacts.records.latency import (
+    CLOCKS,
+    BatchTiming,
+    Clock,
+    ColdStart,
+    Doubt,
+    Load,
+    LoadResult,
+    LoadSettings,
+    Scenario,
+    ranking_clock,
+)
 from model_artifacts.records.manifest import (
     GpuPictures,
     GpuType,
@@ -129,6 +140,9 @@ __all__ = [
     "KeyField",
     "LayerShare",
     "Layout",
+    "Load",
+    "LoadResult",
+    "LoadSettings",
     "Manifest",
     "ManifestEntry",
     "ManifestModel",
@@ -147,6 +161,7 @@ __all__ = [
     "Recipe",
     "Record",
     "RowCheck",
+    "Scenario",
     "Score",
     "Setting",
     "Sha256",

@@ -1,4 +1,4 @@
-"""Records of measured latencies, and the clocks that measure them."""
+"""Records of measured latencies with the clocks that measure them, and of loads."""
 
 from __future__ import annotations
 
@@ -117,3 +117,76 @@ class Doubt(Record):
     def __str__(self) -> str:
         """Return the reason and its detail as one line."""
         return f"{self.what}: {self.detail}"
+
+
+class Scenario(str, Enum):
+    """Pattern of queries, as MLPerf Inference defines it (its rules, section "Scenarios")."""
+
+    SINGLE_STREAM = "single_stream"
+    """One image a query; the next query comes when the last one is answered."""
+    MULTI_STREAM = "multi_stream"
+    """Eight images a query; the next query comes when the last one is answered."""
+    OFFLINE = "offline"
+    """All images in one query."""
+    SERVER = "server"
+    """One image a query; queries come at random, as a Poisson process, whether or not earlier ones are answered."""
+
+
+class LoadSettings(Record):
+    """Settings of the loader under load."""
+
+    contexts: PositiveInt
+    """Most batches that run at once: `contexts` of `load`, instances in Triton."""
+    batch: PositiveInt
+    """Most images in a batch: calls are joined up to it, larger queries are cut. `Batching.max_size` in `load`."""
+    max_delay_ms: Milliseconds
+    """Longest time that a call waits for others to join it: `Batching.max_delay_ms` in `load`."""
+
+
+class LoadResult(Record):
+    """Result of a scenario, of a run that LoadGen calls valid, by the settings that won."""
+
+    scenario: Scenario
+    """Pattern of the queries."""
+    p99_bound_ms: Milliseconds | None = None
+    """Bound of the 99th percentile that the rate keeps, of a server; None for other scenarios."""
+    settings: LoadSettings
+    """Settings that won."""
+    samples_per_query: PositiveInt
+    """Images in a query; offline, of the whole run."""
+    queries: PositiveInt
+    """Number of queries."""
+    rate_per_s: Annotated[float, Field(ge=0)]
+    """Images per second: answered ones, and of a server those that came."""
+    p50_ms: Milliseconds
+    """Median latency of a query, by LoadGen."""
+    p90_ms: Milliseconds
+    """90th percentile."""
+    p99_ms: Milliseconds
+    """99th percentile."""
+
+
+class Load(Record):
+    """Results of an artifact under load, in one process on one device."""
+
+    device: str
+    """GPU and driver, or processor and its number of cores."""
+    loadgen: str
+    """Version of MLCommons' LoadGen, which sent the queries and judged the runs."""
+    results: tuple[LoadResult, ...]
+    """One for each scenario, and of a server for each bound that some rate keeps."""
+
+    def server(self, p99_ms: float | None = None) -> LoadResult | None:
+        """Return the result of a server.
+
+        Args:
+            p99_ms: the bound in milliseconds; None takes the strictest that some rate keeps.
+
+        Returns:
+            the result of the loosest bound that promises as much; None if there is none.
+        """
+        kept = {item.p99_bound_ms: item for item in self.results if item.p99_bound_ms is not None}
+        if p99_ms is None:
+            return kept[min(kept)] if kept else None
+        within = [bound for bound in kept if bound <= p99_ms]
+        return kept[max(within)] if within else None

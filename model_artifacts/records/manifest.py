@@ -32,7 +32,7 @@ from model_artifacts.records.base import (
 )
 from model_artifacts.records.decoding import Decoding
 from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, TensorSpec, WeightsOrigin
-from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
+from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt, Load
 from model_artifacts.records.variants import Backend, BatchRange, Graph, KernelSpecialization, Precision
 
 if TYPE_CHECKING:
@@ -210,6 +210,8 @@ class ManifestEntry(Record):
     """Device that timed the artifact, with its driver or its number of cores."""
     timings: tuple[BatchTiming, ...]
     """Latencies, one entry per batch size, clock and layout."""
+    load: Load | None = None
+    """Results under load, of `doit load`; None without one. The JSON leaves it out then."""
     rows: tuple[RowCheck, ...]
     """Dependence of a row's logits on the other rows, one entry per checked batch size."""
     gpu_pictures: GpuPictures | None = None
@@ -226,7 +228,8 @@ class ManifestEntry(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"accuracies", "io", "kernel_specialization", "gpu_pictures"})
+        later = {"accuracies", "io", "kernel_specialization", "load", "gpu_pictures"}
+        return without_defaults(self, serialize(self), later)
 
     @property
     def device_type(self) -> str:

@@ -22,6 +22,7 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.terminal import one_row
 from model_artifacts.records import Task, manifests_of, of_model
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_feed
@@ -71,7 +72,11 @@ class Repositories:
 
 
 def make_repositories(
-    artifacts: Path, folder: Path, version: int | None = None, model: str | None = None
+    artifacts: Path,
+    folder: Path,
+    version: int | None = None,
+    model: str | None = None,
+    p99_ms: float | None = None,
 ) -> Repositories:
     """Write model repositories, replacing older ones. A server may have several models, and gets all of a manifest.
 
@@ -81,6 +86,8 @@ def make_repositories(
         version: the version of all models. None gives a model the version of the one that it replaces, or the next one
             if its file is another; 1 if it replaces none.
         model: the name of the only model to write; None writes every model of the manifest.
+        p99_ms: the bound in milliseconds of the 99th percentile, whose settings of `doit load` are written; None takes
+            the strictest bound that a model kept.
 
     Raises:
         TritonError: Triton can run no artifact, or the folder holds other files.
@@ -93,7 +100,7 @@ def make_repositories(
     manifest = of_model(whole, model) if model else whole  # planned together: a server has one TensorRT
     parts = [(item.model, item.artifacts) for item in manifests_of(manifest)]
     facts = {entry.model: about for about, entries in parts if about for entry in entries}
-    models, left_out = plan_models(manifest, incomplete(artifacts, manifest))
+    models, left_out = plan_models(manifest, incomplete(artifacts, manifest), p99_ms)
     if not models or any(item.entry.model not in facts for item in models):
         reasons = "".join(f"\n    {item.id}: {item.reason}" for item in left_out) or "nothing deployable"
         raise TritonError(
@@ -150,6 +157,9 @@ def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
         "files": ([model.filename], [path.name for path in there.iterdir()] if there.is_dir() else []),
         "profiles": ([model.profiles], [list(group.profile) for group in written.instance_group]),
         "preferred batches": (_preferred(model), list(written.dynamic_batching.preferred_batch_size)),
+        "longest delay": (model.max_delay_us, written.dynamic_batching.max_queue_delay_microseconds),
+        "instances": ([model.instances], [group.count for group in written.instance_group]),
+        "CUDA graphs": (model.graph_batches, _written_graphs(written)),
         "parameters": (
             _parameters(model, facts),
             {name: item.string_value for name, item in written.parameters.items()},
@@ -182,7 +192,8 @@ def _write_model(folder: Path, item: WrittenModel, facts: ManifestModel, artifac
     if facts.preprocessing is not None:
         (folder / "warmup" / SAMPLE).write_bytes(_sample(model, facts.preprocessing).tobytes())
     text = text_format.MessageToString(_config(model, facts))
-    (folder / CONFIG).write_text(f"# {model.entry.id}\n{text}", encoding="utf-8")
+    header = f"# {model.entry.id}\n# instances, batching and CUDA graphs: {one_row(model.origin)}\n"
+    (folder / CONFIG).write_text(f"{header}{text}", encoding="utf-8")
 
 
 def _names_classes(facts: ManifestModel) -> bool:
@@ -237,12 +248,19 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         labels = LABELS if _names_classes(facts) and entry.io.top is None else ""  # by place, and a top-k has ranks
         config.output.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims, label_filename=labels)
     kind = pb.ModelInstanceGroup.KIND_GPU if model.on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=1, kind=kind, profile=model.profiles)
+    config.instance_group.add(count=model.instances, kind=kind, profile=model.profiles)
     config.cc_model_filenames.update(model.files_by_capability)
     if not config.cc_model_filenames:
         config.default_model_filename = model.filename
     if model.composes:
-        config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=_preferred(model)))
+        batching = pb.ModelDynamicBatching(
+            preferred_batch_size=_preferred(model), max_queue_delay_microseconds=model.max_delay_us
+        )
+        config.dynamic_batching.CopyFrom(batching)
+    if model.graph_batches is not None:
+        config.optimization.cuda.graphs = True
+        for size in model.graph_batches:
+            config.optimization.cuda.graph_spec.add(batch_size=size)
     for name, value in _parameters(model, facts).items():
         config.parameters[name].string_value = value
     _add_warmup(config, model, file=SAMPLE if facts.preprocessing else "")
@@ -274,6 +292,12 @@ def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: AN
                 sample.zero_data = True
             shape = tuple(int(axis) for axis in spec.shape[1:])
             sample.dims.extend(shape if model.max_batch else (images, *shape))
+
+
+def _written_graphs(config: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - as above
+    """Return the batch sizes with CUDA graphs of a configuration, like `TritonModel.graph_batches`."""
+    cuda = config.optimization.cuda
+    return tuple(spec.batch_size for spec in cuda.graph_spec) if cuda.graphs else None
 
 
 def _tensors(model: TritonModel, specs: Iterable[TensorSpec], role: str) -> list[tuple[str, str, tuple[int, ...]]]:

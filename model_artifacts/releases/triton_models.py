@@ -32,10 +32,12 @@ from model_artifacts.records import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from model_artifacts.records import BatchTiming, Manifest, ManifestEntry, TensorSpec
+    from model_artifacts.records import BatchTiming, LoadResult, Manifest, ManifestEntry, TensorSpec
 
 CPU = "cpu"
 """Kind of host without a GPU."""
+_MOST_GRAPHS = 64
+"""The most CUDA graphs of an engine: as many as the loader keeps, by which the load was measured."""
 
 
 class Platform(Enum):
@@ -63,6 +65,8 @@ class TritonModel:
     name: str
     platform: Platform
     entry: ManifestEntry
+    tuned: LoadResult | None = None
+    """The result of `doit load` whose settings the server takes; None for Triton's defaults."""
 
     @property
     def path(self) -> str:
@@ -120,12 +124,14 @@ class TritonModel:
 
     @property
     def preferred_batch(self) -> int | None:
-        """Batch size with the most images per second, if larger batches were measured to have fewer; else None.
+        """Batch size that won under load, or that has the most images per second if larger ones have fewer; else None.
 
         Triton stops at the largest preferred size (`DynamicBatchScheduler::GetDynamicBatch` of its core). A preferred
         size that is not the best one would therefore slow every larger batch down. Without any, Triton takes all
         requests that wait, up to the largest batch.
         """
+        if self.tuned:
+            return min(self.tuned.settings.batch, self.max_batch) or None
         timings = _rankable(self.entry)
         largest = timings.get(self.max_batch)
         best = max(timings.values(), key=lambda timing: timing.batch / timing.p50_ms, default=None)
@@ -139,6 +145,35 @@ class TritonModel:
         """True if Triton is to compose batches of requests: batches of one image were not measured to be best."""
         return self.max_batch > 1 and self.preferred_batch != 1
 
+    @property
+    def instances(self) -> int:
+        """Number of instances on each GPU, or on the processor: the contexts that won under load, else 1."""
+        return self.tuned.settings.contexts if self.tuned else 1
+
+    @property
+    def max_delay_us(self) -> int:
+        """Longest time in microseconds that a request waits for others; 0 without a measured one."""
+        return round(self.tuned.settings.max_delay_ms * 1e3) if self.tuned and self.composes else 0
+
+    @property
+    def graph_batches(self) -> tuple[int, ...] | None:
+        """Batch sizes of which Triton captures CUDA graphs; () for the one size of an engine, None for no graphs.
+
+        The loader runs engines so, by which the load was measured. Without a measurement, Triton keeps its default.
+        """
+        if self.platform is not Platform.TENSORRT or self.tuned is None or len(self.profiles) > 1:
+            return None  # the batch axis of several profiles is free, and graphs are of one shape
+        return tuple(range(1, min(self.preferred_batch or 1, _MOST_GRAPHS) + 1)) if self.max_batch else ()
+
+    @property
+    def origin(self) -> str:
+        """Origin of the settings, as a phrase: a result of `doit load`, or Triton's defaults."""
+        load, tuned = self.entry.load, self.tuned
+        if load is None or tuned is None:
+            return "Triton's defaults and the benchmark: no result of `doit load`"
+        rate = f"{tuned.rate_per_s:,.0f} images/s within p99 {tuned.p99_bound_ms or 0:g} ms"
+        return f"`doit load`: {rate}, by LoadGen {load.loadgen} on {load.device}"
+
     def dims(self, spec: TensorSpec) -> tuple[int, ...]:
         """Return a tensor's shape for Triton, -1 for a free size; without the batch axis if Triton composes batches."""
         sample = tuple(size if isinstance(size, int) else -1 for size in spec.shape[1:])
@@ -149,13 +184,14 @@ class TritonModel:
 
 
 def plan_models(
-    manifest: Manifest, absent: Collection[str] = ()
+    manifest: Manifest, absent: Collection[str] = (), p99_ms: float | None = None
 ) -> tuple[tuple[TritonModel, ...], tuple[LeftOut, ...]]:
     """Return the models that Triton can run, sorted by host and name, and the deployable artifacts that are left out.
 
     Args:
         manifest: the artifacts.
         absent: ids of artifacts whose files are not there, as after a pull for one host.
+        p99_ms: the bound in milliseconds whose settings models take; None takes the strictest that was kept.
     """
     left: dict[str, str] = {}
     entries = []
@@ -169,7 +205,8 @@ def plan_models(
             entries.append(entry)
     models: dict[str, TritonModel] = {}
     for entry in sorted(_of_one_tensorrt(entries, left), key=lambda entry: (_milliseconds(entry), entry.id)):
-        model = TritonModel(_host(entry), _name(entry), _platform(entry), entry)
+        tuned = entry.load.server(p99_ms) if entry.load else None
+        model = TritonModel(_host(entry), _name(entry), _platform(entry), entry, tuned)
         best = models.setdefault(model.path, model).entry
         if best is not entry:
             left[entry.id] = f"{best.id} takes its place: as fast or faster, and Triton tells GPUs apart by SM alone"

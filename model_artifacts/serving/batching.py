@@ -25,6 +25,8 @@ from model_artifacts.sessions.onnx import joined
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from model_artifacts.serving.pool import Pool, Runner
 
 log = logging.getLogger(__name__)
@@ -121,11 +123,7 @@ class Batcher:
         rows = _rows(batch)
         if rows is None:
             return self._pool(batch)
-        call = _Call(batch, rows, time.monotonic())
-        with self._came:
-            self.check_open()
-            self._calls.append(call)
-            self._came.notify_all()
+        call = self._queued(batch, rows)
         try:
             return call.answer.result(self._pool.wait_seconds)
         except futures.TimeoutError:
@@ -135,6 +133,28 @@ class Batcher:
         except BaseException:
             call.answer.cancel()  # an interrupt of this thread: nobody waits for the rows any more
             raise
+
+    def submit(self, batch: npt.NDArray[Any]) -> futures.Future[Any]:
+        """Queue a batch for callers that do not wait on a thread each; there is no limit to their wait.
+
+        Args:
+            batch: an array in the host's memory, which is joined with others along its first axis.
+
+        Returns:
+            its outputs. A callback of it runs on the thread that ran the batch.
+
+        Raises:
+            RunError: the model is closed.
+        """
+        return self._queued(batch, len(batch)).answer
+
+    def _queued(self, batch: Any, rows: int) -> _Call:  # noqa: ANN401 - as above
+        call = _Call(batch, rows, time.monotonic())
+        with self._came:
+            self.check_open()
+            self._calls.append(call)
+            self._came.notify_all()
+        return call
 
     def check_open(self) -> None:
         """Check that calls are taken.
@@ -223,7 +243,12 @@ class Batcher:
 
     def _is_full(self) -> bool:
         """Return True if the waiting calls fill a batch, or the next one does not fit into it."""
-        return sum(call.rows for call in self._calls) >= self.limit
+        rows = 0
+        for call in self._calls:  # as far as needed: thousands may wait
+            rows += call.rows
+            if rows >= self.limit:
+                return True
+        return False
 
 
 def _rows(batch: Any) -> int | None:  # noqa: ANN401 - the same

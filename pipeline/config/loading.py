@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
+from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig
@@ -132,6 +133,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     problems += _onnx_checks(config)
     problems += task_problems(config)
     problems += io_problems(config)
+    problems += load_problems(config.load)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],
@@ -146,6 +148,11 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
         ("torch_tensorrt", "profiles"): [profile.label for profile in config.torch_tensorrt.profiles or ()],
         ("torch_tensorrt", "formats"): [form.value for form in config.torch_tensorrt.formats],
         ("benchmark", "batches"): [str(batch) for batch in config.timed_batches],
+        ("load", "scenarios"): [scenario.value for scenario in config.load.scenarios],
+        ("load", "p99_ms"): [f"{bound:g}" for bound in config.load.p99_ms],
+        ("load", "contexts"): [str(contexts) for contexts in config.load.contexts],
+        ("load", "batches"): [str(batch) for batch in config.load.batches or ()],
+        ("load", "max_delay_ms"): [f"{delay:g}" for delay in config.load.max_delay_ms],
         ("farm", "targets"): [target.model_dump_json(exclude={"steps_per_gpu"}) for target in config.farm_targets],
     }
     for place, entries in lists.items():

@@ -18,7 +18,7 @@ from model_artifacts.records import (
     Record,
     Task,
 )
-from pipeline.config.benchmark import BenchmarkConfig
+from pipeline.config.benchmark import BenchmarkConfig, LoadConfig
 from pipeline.config.ends import IoConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.tasks import MetricConfig, parse_metric
@@ -326,6 +326,7 @@ class Config(Record):
     gates: Gates = Gates()
     validation: ValidationConfig = ValidationConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    load: LoadConfig = LoadConfig()
     release: ReleaseConfig | None = None
     """The released build for comparison. None compares nothing."""
     cache: Annotated[str, AfterValidator(check_cache)] | None = None

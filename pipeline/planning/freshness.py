@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
     from pipeline.planning.steps import Step
-    from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, LayerProfile, ReportRecord
+    from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, LayerProfile, LoadReport, ReportRecord
 
 R = TypeVar("R", bound=StageRecord)
 
@@ -161,14 +161,16 @@ def comparable(project: Project, step: Step, key: Key) -> Key:
 
 
 def failed_before(
-    _project: Project, record: Artifact | AccuracyReport | BenchmarkReport | LayerProfile | ReportRecord
+    _project: Project, record: Artifact | AccuracyReport | BenchmarkReport | LayerProfile | LoadReport | ReportRecord
 ) -> Iterator[str]:
     """Yield the reason to repeat a failed step: failures are never cached."""
     if record.outcome is Outcome.FAILED:
         yield "it failed the last time"
 
 
-def failed_or_lacked_before(project: Project, record: Artifact | AccuracyReport | LayerProfile) -> Iterator[str]:
+def failed_or_lacked_before(
+    project: Project, record: Artifact | AccuracyReport | LayerProfile | LoadReport
+) -> Iterator[str]:
     """Yield the reasons to repeat a step that failed, or that lacked hardware or a library."""
     yield from failed_before(project, record)
     if record.retryable:

@@ -233,6 +233,18 @@ class Paths:
         """The profilers' log."""
         return self.variant(variant) / "profile.log"
 
+    def load(self, variant: Variant) -> Path:
+        """The record of a variant's results under load."""
+        return self.variant(variant) / "load.json"
+
+    def load_summaries(self, variant: Variant) -> Path:
+        """LoadGen's own summaries of all runs of that record, one below the other."""
+        return self.variant(variant) / "load.mlperf_log_summary.txt"
+
+    def load_log(self, variant: Variant) -> Path:
+        """The log of the process under load."""
+        return self.variant(variant) / "load.log"
+
     def samples(self, variant: Variant) -> Path:
         """Every measured latency, as arrays."""
         return self.variant(variant) / "benchmark.npz"

@@ -42,6 +42,7 @@ from pipeline.records import (
     FarmHost,
     FarmRecord,
     LayerProfile,
+    LoadReport,
     OnnxRecord,
     ReportRecord,
     Rounding,
@@ -188,6 +189,10 @@ class Project:
     def layers(self, variant: Variant) -> LayerProfile:
         """Return the record of a variant's profile."""
         return self._read(self.paths.layers(variant), LayerProfile, "profile", variant.id)
+
+    def load_report(self, variant: Variant) -> LoadReport:
+        """Return the record of a variant's results under load."""
+        return self._read(self.paths.load(variant), LoadReport, "load", variant.id)
 
     def manifest(self) -> Manifest:
         """Return this model's part of the folder's manifest."""

@@ -6,11 +6,12 @@ from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, Resta
 from pipeline.records.data import BoxKind, DataRecord, ImagesOrigin
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
+from pipeline.records.on_demand.load import LoadReport, LoadRun
+from pipeline.records.on_demand.profile import HotFunction, LayerProfile, LayerTime
+from pipeline.records.on_demand.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.outcome import Outcome
-from pipeline.records.profile import HotFunction, LayerProfile, LayerTime
 from pipeline.records.report import ReportRecord
 from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun, ShownRounding
-from pipeline.records.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, tensor_spec
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "LayerProfile",
     "LayerSensitivity",
     "LayerTime",
+    "LoadReport",
+    "LoadRun",
     "Loss",
     "OnnxRecord",
     "OnnxSource",

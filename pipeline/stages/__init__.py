@@ -7,6 +7,7 @@ from pipeline.stages.benchmark.spec import SPEC as BENCHMARK
 from pipeline.stages.build.spec import SPEC as BUILD
 from pipeline.stages.data.spec import SPEC as DATA
 from pipeline.stages.export.spec import SPEC as EXPORT
+from pipeline.stages.load.spec import SPEC as LOAD
 from pipeline.stages.manifest.spec import SPEC as MANIFEST
 from pipeline.stages.pictures.spec import SPEC as PICTURES
 from pipeline.stages.profile.spec import SPEC as PROFILE
@@ -28,6 +29,7 @@ STAGES = (
     BENCHMARK,
     MANIFEST,
     REPORT,
+    LOAD,
     PROFILE,
     SENSITIVITY,
     PICTURES,

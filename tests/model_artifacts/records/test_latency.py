@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_artifacts.records import BatchTiming, Clock
+from model_artifacts.records import BatchTiming, Clock, Load
+from tests.support.loads import LOAD, WON
 from tests.support.records import FINITE, reread
 
 _TIMINGS = st.builds(
@@ -51,3 +52,17 @@ def timing(p50: float, low: float | None = None, high: float | None = None) -> B
 def test_overlapping_intervals_are_ties(one: BatchTiming, other: BatchTiming, *, alike: bool) -> None:
     """Latencies whose intervals overlap are ties, in either order."""
     assert one.ties_with(other) is other.ties_with(one) is alike
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(None, 2), (2, 2), (9.9, 2), (10, 10), (500, 10), (1.9, None)], ids=str)
+def test_server_is_that_of_the_bound(bound: float | None, kept: float | None) -> None:
+    """A caller's bound takes the loosest result within it; without one it is the strictest that was kept."""
+    found = LOAD.server(bound)
+    assert (found.p99_bound_ms if found else None) == kept
+
+
+def test_load_without_a_server_has_none() -> None:
+    """Results of other scenarios keep no bound."""
+    only = Load(device="", loadgen="", results=LOAD.results[:1])
+    assert only.server() is only.server(10) is None
+    assert LOAD.results[1].settings == WON

@@ -25,6 +25,7 @@ from model_artifacts.releases.triton import make_repositories
 from model_artifacts.releases.verification import verify_release
 from tests.support.deployables import engine
 from tests.support.hosts import L4
+from tests.support.loads import LOAD
 from tests.support.manifests import timing
 
 if TYPE_CHECKING:
@@ -296,6 +297,26 @@ def test_nothing_to_serve_is_an_error_with_the_reasons(artifacts: Callable[..., 
     assert not (tmp_path / "triton").exists()
 
 
+def test_settings_that_won_under_load_are_written(
+    artifacts: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instances, batching and CUDA graphs are those of `doit load`, and the file and the command say so."""
+    root = artifacts(plan("h100", 1.0, load=LOAD))
+    assert main(["triton", str(root), "--output", str(tmp_path / "triton")]) == 0
+    origin = "instances, batching and CUDA graphs: `doit load`: 1,234 images/s within p99 2 ms"
+    assert origin in capsys.readouterr().out
+    folder = tmp_path / "triton/sm90/m-fp16-b1-4-8-trt"
+    config = config_of(folder)
+    assert (folder / "config.pbtxt").read_text().splitlines()[1].startswith(f"# {origin}")
+    assert [group.count for group in config.instance_group] == [3]
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    assert config.optimization.cuda.graphs
+    assert [spec.batch_size for spec in config.optimization.cuda.graph_spec] == [1, 2, 3, 4]
+    assert main(["triton", str(root), "--output", str(tmp_path / "triton"), "--p99-ms", "10"]) == 0
+    assert [group.count for group in config_of(folder).instance_group] == [2]
+
+
 def replaced(folder: Path, old: str, new: str) -> None:
     """Change a configuration."""
     config = folder / "config.pbtxt"
@@ -315,6 +336,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "preferred": (
         lambda folder: replaced(folder, "dynamic_batching {", "dynamic_batching {\n  preferred_batch_size: 4"),
         "preferred batches",
+    ),
+    "instances": (lambda folder: replaced(folder, "count: 1", "count: 2"), "instances"),
+    "delay": (
+        lambda folder: replaced(folder, "dynamic_batching {", "dynamic_batching {\n max_queue_delay_microseconds: 4"),
+        "longest delay",
+    ),
+    "graphs": (
+        lambda folder: replaced(
+            folder, "dynamic_batching {", "optimization { cuda { graphs: true } }\ndynamic_batching {"
+        ),
+        "CUDA graphs",
     ),
     "file": (lambda folder: (folder / "1/model.sm90.plan").rename(folder / "1/model.plan"), "files"),
     "bytes": (lambda folder: (folder / "1/model.sm90.plan").write_bytes(b"x"), r"digest of model\.sm90\.plan"),

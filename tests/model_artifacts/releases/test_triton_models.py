@@ -12,6 +12,7 @@ from model_artifacts.records import (
     Clock,
     GpuType,
     Graph,
+    LoadSettings,
     ManifestEntry,
     Precision,
     Setting,
@@ -20,6 +21,7 @@ from model_artifacts.records import (
 from model_artifacts.releases.triton_models import Platform, plan_models
 from tests.support.deployables import engine
 from tests.support.hosts import H100, L4, TRT10, TRT86
+from tests.support.loads import LOAD, result
 from tests.support.manifests import timing
 
 if TYPE_CHECKING:
@@ -203,3 +205,33 @@ def test_onnx_is_batched_as_far_as_it_was_validated(timings: tuple[BatchTiming, 
     """It takes any size, and the largest that was validated counts, whether it was timed or not."""
     (model,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 3, 32, timings=timings)))
     assert model.max_batch == 32
+
+
+def test_settings_that_won_under_load_are_the_servers() -> None:
+    """Those of the strictest bound that was kept, or of the bound that is asked for, in place of the benchmark's."""
+    loaded = plan("a", timings=(timing(1, 1.0), timing(4, 2.0), timing(8, 5.0)), load=LOAD)
+    (model,), _ = plan_models(of(loaded))
+    assert (model.instances, model.preferred_batch, model.max_delay_us, model.composes) == (3, 4, 500, True)
+    assert model.graph_batches == (1, 2, 3, 4)
+    assert model.origin == "`doit load`: 1,234 images/s within p99 2 ms, by LoadGen 6.0.17 on a GPU, driver 580"
+    (model,), _ = plan_models(of(loaded), p99_ms=20)
+    assert (model.instances, model.preferred_batch, model.max_delay_us) == (2, 8, 1000)
+    (model,), _ = plan_models(of(loaded), p99_ms=1)
+    assert (model.instances, model.preferred_batch, model.max_delay_us, model.graph_batches) == (1, 4, 0, None)
+    assert model.origin.endswith("no result of `doit load`")
+
+
+def test_single_images_that_won_are_not_batched() -> None:
+    """Triton composes no batches where batches of one image won under load; the graph is that of one image."""
+    alone = LoadSettings(contexts=4, batch=1, max_delay_ms=0)
+    load = LOAD.model_copy(update={"results": (result(2, alone),)})
+    (model,), _ = plan_models(of(plan("a", 1.0, load=load)))
+    assert (model.instances, model.composes, model.max_delay_us, model.graph_batches) == (4, False, 0, (1,))
+
+
+def test_only_engines_have_cuda_graphs() -> None:
+    """An engine of one batch size has that of its size; an ONNX file has none, and no batch above what was proven."""
+    (fixed,), _ = plan_models(of(plan("a", 1.0, profile=ONE, load=LOAD)))
+    assert (fixed.max_batch, fixed.graph_batches, fixed.composes, fixed.instances) == (0, (), False, 3)
+    (file,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 2, load=LOAD)))
+    assert (file.graph_batches, file.preferred_batch, file.instances) == (None, 2, 3)

@@ -23,6 +23,7 @@ from model_artifacts.records import (
     Precision,
     Recipe,
     Record,
+    Scenario,
     Setting,
     Task,
     Variant,
@@ -37,6 +38,8 @@ from pipeline.records import (
     FarmRecord,
     LayerProfile,
     LayerTime,
+    LoadReport,
+    LoadRun,
     OnnxRecord,
     Outcome,
     ReportRecord,
@@ -45,6 +48,7 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from tests.support.hosts import H100, RTX, host, workers
+from tests.support.loads import LOAD, WON
 from tests.support.manifests import accuracy
 from tests.support.records import as_record
 
@@ -88,6 +92,16 @@ _WRITTEN: dict[str, Record] = {
         proposed=accuracy(),
         proposed_loss=0.01,
         kept=True,
+    ),
+    "load.json": LoadReport(
+        key=Key(fields=()),
+        built_at=NOW,
+        variant_id=_VARIANT.id,
+        outcome=Outcome.DONE,
+        load=LOAD,
+        notes=("p99 ≤ 1 ms: no rate keeps it",),
+        runs=(LoadRun(scenario=Scenario.OFFLINE, settings=WON, target_per_s=9.5, valid=True, rate_per_s=9, p99_ms=1),),
+        summaries=FileRecord(path="s", bytes=1, sha256="0" * 64),
     ),
     "farm.json": FarmRecord(hosts=(workers("H100", host(H100)),), here=None),
     "recipe.json": Recipe(

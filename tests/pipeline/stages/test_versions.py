@@ -14,10 +14,13 @@ import numpy as np
 import onnx
 import pytest
 
-from model_artifacts.records import CPU_TARGET, Graph, StageRecord
+from model_artifacts.records import CPU_TARGET, Graph, Scenario, StageRecord
+from pipeline.config.benchmark import LoadConfig
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import PixelDistance
 from pipeline.stages import STAGES
+from pipeline.stages.load.stage import load_variant
 from pipeline.stages.pictures.stage import Shown, compare_answers
 from pipeline.stages.profile.stage import profile_variant
 
@@ -37,6 +40,7 @@ GOLDEN = {
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (5, "3db7446a1a7e41bf"),
     "report": (8, "10b1519987153e4e"),
+    "load": (1, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
     "pictures": (1, "aa49e431d3f6f38c"),
@@ -81,11 +85,9 @@ def test_another_output_takes_another_version(stage: str, copied: Path) -> None:
 def _output(project: Project, stage: str) -> Iterator[str]:
     """Yield the output of a stage for the CPU as lines, with everything measured left out."""
     spec = project.schedule.spec(stage)
-    if stage == "profile":
-        yield from _profile(project)
-        return
-    if stage == "pictures":
-        yield from _checks_of_pictures(project)
+    own = {"profile": _profile, "load": _load, "pictures": _checks_of_pictures}
+    if stage in own:
+        yield from own[stage](project)
         return
     if stage == "sensitivity":
         spec.load()(project, Graph.INT8, _Silent())
@@ -109,6 +111,17 @@ def _profile(project: Project) -> list[str]:
     profile = profile_variant(project, variant)
     assert profile.layers, profile.reason
     return sorted(f"{layer.name} {layer.kind} {layer.precision} {layer.shape}" for layer in profile.layers)
+
+
+def _load(project: Project) -> list[str]:
+    """Return the results of an artifact under load, which any machine has: without a bound, in one context."""
+    scenarios = (Scenario.SINGLE_STREAM, Scenario.OFFLINE)
+    short = LoadConfig(scenarios=scenarios, contexts=(1,), batches=(2,), min_duration_seconds=0.1)
+    config = project.config.model_copy(update={"load": short})
+    brief = Project(Plan(config, project.plan.host), project.paths, STAGES, project.config_file)
+    report = load_variant(brief, brief.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
+    assert report.load is not None, report.reason
+    return [json.dumps(_skeleton(item.model_dump(mode="json")), sort_keys=True) for item in report.load.results]
 
 
 def _checks_of_pictures(project: Project) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Records of the stages that run only by their names."""

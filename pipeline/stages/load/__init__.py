@@ -1,0 +1,1 @@
+"""Latency and throughput of artifacts under load, by MLCommons' LoadGen."""

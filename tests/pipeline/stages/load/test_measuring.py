@@ -1,0 +1,129 @@
+"""Results of a system of known speed: which settings win, and what is said of those without a result."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from model_artifacts.errors import RunError
+from model_artifacts.records import BatchRange, Scenario
+from pipeline.config.benchmark import LoadConfig
+from pipeline.stages.load.measuring import Facts, Measured, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytest.importorskip("mlperf_loadgen", reason="the extra `load` is not installed here")
+
+IMAGES = np.zeros((16, 1), np.float32)
+
+
+def config(*scenarios: Scenario, **changes: Any) -> LoadConfig:
+    """Return settings of short runs."""
+    short = {"min_duration_seconds": 0.1, "confirmation_seconds": 0.2, "max_duration_seconds": 4.0}
+    return LoadConfig(scenarios=scenarios, **short | changes)
+
+
+def taking(milliseconds: float) -> Callable[[Any], Any]:
+    """Return a network that takes as long for a batch of any size."""
+
+    def run(batch: Any) -> Any:
+        time.sleep(milliseconds / 1e3)
+        return batch
+
+    return run
+
+
+def measured(settings: LoadConfig, *, took: float = 2.0, joins: bool = True, **facts: Any) -> Measured:
+    """Return the results of such a network with two runners."""
+    known = Facts(BatchRange(min=1, opt=4, max=4), joins=joins, on_gpu=False, timed=(1,))._replace(**facts)
+    return measure([taking(took)] * 2, IMAGES, len(IMAGES), known, settings)
+
+
+def test_settings_that_serve_most_win_offline() -> None:
+    """A network whose batches cost as much as single images serves most with all contexts and the largest batch."""
+    found = measured(config(Scenario.OFFLINE, contexts=(1, 2)))
+    (result,) = found.results
+    assert (result.scenario, result.settings.contexts, result.settings.batch) == (Scenario.OFFLINE, 2, 4)
+    assert 500 < result.rate_per_s < 2 * 4 / 2e-3
+    assert [run.valid for run in found.runs if run.settings == result.settings][-1]
+    assert len(found.summaries.split("MLPerf Results Summary")) == len(found.runs) + 1
+
+
+def test_server_keeps_its_bound_by_joined_batches() -> None:
+    """The rate is within the bound by LoadGen's verdict, confirmed by another run, and more than one context gives."""
+    found = measured(config(Scenario.SERVER, contexts=(1,), p99_ms=(500,), max_delay_ms=(0,)))
+    (result,) = found.results
+    assert (result.p99_bound_ms, result.settings.batch) == (500, 4)
+    assert result.rate_per_s > 500  # single images take 2 ms each
+    assert result.p99_ms <= 500
+    assert found.runs[-1].valid
+    assert (found.runs[-1].p99_ms, found.runs[-1].rate_per_s) == (result.p99_ms, result.rate_per_s)
+
+
+def test_bound_below_one_image_is_not_searched() -> None:
+    """A bound that a single image breaks has a note in place of a result, and costs no run."""
+    found = measured(config(Scenario.SERVER, p99_ms=(0.5,)))
+    assert (found.results, found.runs) == ((), ())
+    assert found.notes[0].startswith("p99 ≤ 0.5 ms: one image alone takes 2")
+
+
+def test_rows_that_may_depend_on_each_other_are_not_joined() -> None:
+    """A server of such an artifact runs single images, as the loader does."""
+    found = measured(config(Scenario.SERVER, contexts=(1,), p99_ms=(1000,), max_delay_ms=(0,)), took=0.5, joins=False)
+    assert {run.settings.batch for run in found.runs} == {1}
+
+
+@pytest.mark.parametrize(
+    ("least", "scenario", "note"),
+    [
+        (4, Scenario.SINGLE_STREAM, "single_stream: it takes no single image"),
+        (4, Scenario.SERVER, "server: it takes no single image"),
+        (16, Scenario.MULTI_STREAM, "multi_stream: it takes no batch of 8 images"),
+    ],
+    ids=["single", "server", "multi"],
+)
+def test_sizes_that_an_engine_does_not_take_are_not_sent(least: int, scenario: Scenario, note: str) -> None:
+    """An engine of one large batch size serves no single images; the note says so."""
+    found = measured(config(scenario), profile=BatchRange(min=least, opt=least, max=least))
+    assert (found.results, found.notes) == ((), (note,))
+
+
+def test_engine_of_one_batch_size_is_loaded_offline_and_by_streams() -> None:
+    """Queries are filled up to its batch size."""
+    found = measured(
+        config(Scenario.MULTI_STREAM, Scenario.OFFLINE, contexts=(1,), max_duration_seconds=20.0),
+        took=0.5,
+        profile=BatchRange(min=4, opt=4, max=4),
+    )
+    assert [(item.scenario, item.settings.batch) for item in found.results] == [
+        (Scenario.MULTI_STREAM, 4),
+        (Scenario.OFFLINE, 4),
+    ]
+
+
+def test_every_run_is_kept_with_its_settings(capfd: pytest.CaptureFixture[str]) -> None:
+    """The log has a line for each run while it lasts, and the summaries begin with the same facts."""
+    found = measured(config(Scenario.SINGLE_STREAM))
+    lines = [line.partition(": ")[2] for line in capfd.readouterr().err.splitlines() if line.startswith("run ")]
+    assert [json.loads(line) for line in lines] == [run.model_dump(mode="json") for run in found.runs]
+    assert found.summaries.startswith(f"# run 1: {found.runs[0].model_dump_json()}\n")
+
+
+def test_artifact_that_fails_has_no_result() -> None:
+    """An error under load ends the measurement with its message."""
+
+    def fails(batch: Any) -> Any:
+        if fails.left == 0:  # type: ignore[attr-defined]
+            raise RunError("out of memory")
+        fails.left -= 1  # type: ignore[attr-defined]
+        return batch
+
+    fails.left = 20  # type: ignore[attr-defined]
+    facts = Facts(None, True, False, (1,))  # noqa: FBT003 - as the stage passes them
+    with pytest.raises(RunError, match="out of memory"):
+        measure([fails], IMAGES, len(IMAGES), facts, config(Scenario.SINGLE_STREAM))

@@ -1,0 +1,107 @@
+"""The system under test: every image is answered once, by a batch of its own number."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from model_artifacts.errors import RunError
+from model_artifacts.records import BatchRange, LoadSettings
+from pipeline.stages.load.system import chunks_of, rows_of, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IMAGES = np.arange(8, dtype=np.float32)[:, None]
+
+
+class Network:
+    """Keeps the batches that it has seen, and refuses image 7."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, batch: Any) -> Any:
+        """Run a batch."""
+        self.batches.append([int(value) for value in batch[:, 0]])
+        if 7 in self.batches[-1]:
+            raise RunError("image 7 is refused")
+        return batch
+
+
+class Query:
+    """Waits for all answers of a query."""
+
+    def __init__(self, count: int) -> None:
+        self.left = set(range(count))
+        self.done = threading.Event()
+
+    def __call__(self, positions: Sequence[int]) -> None:
+        """Note answers; each position comes once."""
+        for position in positions:
+            self.left.remove(position)
+        if not self.left:
+            self.done.set()
+
+
+def settings(contexts: int = 1, batch: int = 1, delay: float = 0.0) -> LoadSettings:
+    """Return settings of a loader."""
+    return LoadSettings(contexts=contexts, batch=batch, max_delay_ms=delay)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_each_image_is_answered_once(batch: int, contexts: int) -> None:
+    """A query is cut into batches of at most this size, whose images are those that it names."""
+    network, query = Network(), Query(7)
+    with serving([network] * 2, IMAGES, settings(contexts, batch), None) as system:
+        system.issue([6, 5, 4, 3, 2, 1, 0], query)
+        assert query.done.wait(30)
+        system.check()
+    assert sorted(number for found in network.batches for number in found) == list(range(7))
+    assert max(map(len, network.batches)) <= batch
+
+
+def test_queries_of_one_image_are_joined() -> None:
+    """Images that wait are one batch, as those of the loader's callers."""
+    network = Network()
+    queries = [Query(1) for _ in range(4)]
+    with serving([network], IMAGES, settings(1, 4, 60_000.0), None) as system:
+        for number, query in enumerate(queries):
+            system.issue([number], query)
+        assert all(query.done.wait(30) for query in queries)
+    assert network.batches == [[0, 1, 2, 3]]
+
+
+def test_batches_are_filled_up_to_what_an_engine_takes() -> None:
+    """The last batch of a fixed size repeats images, whose answers nobody waits for."""
+    network, query = Network(), Query(6)
+    with serving([network], IMAGES, settings(1, 4), BatchRange(min=4, opt=4, max=4)) as system:
+        system.issue([0, 1, 2, 3, 4, 5], query)
+        assert query.done.wait(30)
+    assert network.batches == [[0, 1, 2, 3], [4, 5, 4, 5]]
+    assert chunks_of(6, 4, BatchRange(min=4, opt=4, max=4)) == [(range(4), 4), (range(4, 6), 4)]
+
+
+def test_failure_is_kept_and_ends_the_run() -> None:
+    """A batch that fails is answered, so that LoadGen ends; the next query and the check raise its error."""
+    network, query = Network(), Query(1)
+    with serving([network], IMAGES, settings(), None) as system:
+        system.issue([7], query)
+        assert query.done.wait(30)
+        with pytest.raises(RunError, match="image 7"):
+            system.check()
+        with pytest.raises(RunError, match="image 7"):
+            system.issue([0], Query(1))
+
+
+def test_single_image_is_a_view_and_a_batch_a_copy() -> None:
+    """A call of one image copies nothing, as with the loader; a joined batch is gathered."""
+    numbers = np.array([3], np.int64)
+    assert np.shares_memory(rows_of(IMAGES, numbers), IMAGES)
+    both = rows_of({"a": IMAGES, "b": IMAGES + 1}, np.array([1, 1], np.int64))
+    assert isinstance(both, dict)
+    assert {name: rows.tolist() for name, rows in both.items()} == {"a": [[1], [1]], "b": [[2], [2]]}
