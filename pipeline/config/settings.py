@@ -120,7 +120,7 @@ class DataConfig(Record):
     """A segmentation's folder of PNG masks, with the images' paths. A value is a class, and 255 is not judged."""
     labels: Annotated[str, AfterValidator(check_path)] | None = None
     """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding; COCO's
-    JSON file for a detector."""
+    JSON file for a detector. Of `tensors` the name of the array of labels in that file."""
 
 
 class Unquantized(Record):
@@ -204,7 +204,8 @@ class Gates(Record):
     answers; for an embedding, of vectors that moved half way to their nearest neighbour. For tensors, the largest
     relative L2 of a part."""
     require_proof: Flag = False
-    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %)."""
+    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %), and of
+    those with a part that has no verdict of its own."""
     require_reference: Flag = True
     """Rejection of all variants while the FP32 reference does not depend on the image or is no better than chance."""
     fp32: Gate = Gate()
@@ -347,8 +348,8 @@ class Config(Record):
 
     @property
     def timed_batches(self) -> tuple[int, ...]:
-        """The batch sizes that are timed: those of `benchmark.batches`, else the optimum of each profile."""
-        return self.benchmark.batches or tuple(sorted({profile.opt for profile in self.profiles}))
+        """The batch sizes that are timed: those of `benchmark.batches`, else those that the profiles are tuned for."""
+        return self.benchmark.batches or tuple(sorted({size for item in self.profiles for size in item.tuned_for}))
 
     def gpus(self, host: Host) -> tuple[Gpu, ...]:
         """Return the host's GPUs that `device` names: one, none, or the first of every type."""

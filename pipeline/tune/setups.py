@@ -25,7 +25,7 @@ from pipeline.planning.project import Project
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model_artifacts.records import Variant
+    from model_artifacts.records import BatchRange, Variant
     from pipeline.config.settings import Config
     from pipeline.tune.records import Choice, Point
 
@@ -137,8 +137,7 @@ def narrowed(config: Config, variant: Variant) -> Narrow:
     dropped = [f"leave_unquantized.{name}" for name in ("int8", "fp8") if name != variant.precision.value]
     if variant.profile:
         profile = variant.profile
-        whole = {"min": profile.min, "opt": profile.opt, "max": profile.max}
-        values["profiles"] = [profile.min if profile.is_fixed else whole]
+        values["profiles"] = [_written(profile)]
         taken = [batch for batch in config.benchmark.batches or () if profile.takes(batch)]
         if taken:
             values["benchmark.batches"] = taken
@@ -152,6 +151,13 @@ def narrowed(config: Config, variant: Variant) -> Narrow:
     else:
         dropped.append("torch_tensorrt.precisions")
     return Narrow(values, tuple(dropped))
+
+
+def _written(profile: BatchRange) -> object:
+    """Return a batch range as pipeline.yaml writes it."""
+    if profile.tuned:
+        return {"sizes": list(profile.tuned)}
+    return profile.min if profile.is_fixed else {"min": profile.min, "opt": profile.opt, "max": profile.max}
 
 
 def values_of(choices: tuple[Choice, ...]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.steps import Step
 from pipeline.tune.records import Choice, Point, TuneRecord
 from pipeline.tune.setups import Setups, name_of, narrowed, values_of
-from tests.support.plans import config_of, plan_of
+from tests.support.plans import config_of, engines_of, plan_of
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
@@ -138,6 +138,16 @@ def test_a_matrix_is_narrowed_to_one_variant() -> None:
         "benchmark.batches": [1],
     }
     assert {"leave_unquantized.int8", "leave_unquantized.fp8", "torch_tensorrt.profiles"} <= {*dropped}
+
+
+@pytest.mark.parametrize(
+    "profile", [8, {"min": 1, "opt": 8, "max": 32}, {"sizes": [1, 8]}], ids=["fixed", "range", "sizes"]
+)
+def test_a_batch_range_is_written_as_it_was(profile: object) -> None:
+    """A fixed one, a range, and one with a profile for each size."""
+    config = config_of(profiles=[profile])
+    engine = engines_of(Plan(config))[0]
+    assert narrowed(config, engine).values["profiles"] == [profile]
 
 
 def test_a_module_keeps_its_precision() -> None:
