@@ -16,7 +16,7 @@ from pipeline.cli.options import (
     RELEASE_KEY,
     subject_of,
 )
-from pipeline.cli.owner import check_owner, claim
+from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.project import Project
 from pipeline.planning.spec import VARIANT
 from pipeline.stages import STAGES
