@@ -30,6 +30,11 @@ def task_stages() -> Iterator[dict[str, Any]]:
         yield from TASKS.of(spec)
 
 
+def task_tune() -> dict[str, Any]:
+    """On demand: the fastest variants that pass their gates, searched within `--budget 10min`."""
+    return TASKS.tune()
+
+
 def task_release() -> dict[str, Any]:
     """On demand: a folder and an archive of what may be deployed, with its evidence; `--key` signs it."""
     return TASKS.release()

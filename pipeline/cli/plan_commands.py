@@ -1,10 +1,22 @@
-"""Commands for the whole plan: plan, why, prune, release, farm, schema."""
+"""Commands for the whole plan: plan, why, tune, prune, release, farm, schema."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.cli.options import ALLOW_DIRTY, ARTIFACTS, CONFIG, KEYLESS, PRUNE_DELETE, RELEASE_KEY, subject_of
+from pipeline.cli.options import (
+    ALLOW_DIRTY,
+    ARTIFACTS,
+    BUDGET,
+    CONFIG,
+    KEYLESS,
+    MAX_DROP,
+    OBJECTIVE,
+    PRUNE_DELETE,
+    RELEASE_KEY,
+    subject_of,
+)
+from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.project import Project
 from pipeline.planning.spec import VARIANT
 from pipeline.stages import STAGES
@@ -33,6 +45,15 @@ def add_plan_commands(line: CommandLine, remedy: str) -> None:
         option.add_to(parser)
     parser.set_defaults(
         run=lambda options: _why(Project.load(options.config, STAGES, options.artifacts), options.subject)
+    )
+
+    parser = add("tune", "search for the fastest variants that pass their gates", "--budget 10min", only_prints=False)
+    for option in (BUDGET, MAX_DROP, OBJECTIVE, CONFIG, ARTIFACTS):
+        option.add_to(parser)
+    parser.set_defaults(
+        run=lambda options: _tune(
+            Project.load(options.config, STAGES, options.artifacts), options.budget, options.max_drop, options.objective
+        )
     )
 
     parser = add("prune", "list the files of variants that pipeline.yaml no longer has", "--delete", only_prints=False)
@@ -72,6 +93,19 @@ def _why(project: Project, variant_id: str) -> int:
 
     print(explain(project, project.plan.variant(variant_id)))
     return 0
+
+
+def _tune(project: Project, budget_seconds: float, max_drop: float | None, objective: str | None) -> int:
+    import logging
+    import sys
+
+    from pipeline.tune.tuning import Wishes, tune
+
+    check_owner(project)
+    claim(project)
+    logging.getLogger("pipeline").setLevel(logging.WARNING)  # a line for each trial says enough
+    record = tune(project, Wishes(budget_seconds, max_drop, (objective,) if objective else ()), sys.stdout)
+    return 0 if record.answers else 1
 
 
 def _prune(project: Project, *, delete: bool) -> int:

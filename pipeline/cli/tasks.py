@@ -16,7 +16,7 @@ from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import COLUMNS_VARIABLE, escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
-from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
+from pipeline.cli.options import ALLOW_DIRTY, BUDGET, KEYLESS, MAX_DROP, OBJECTIVE, PRUNE_DELETE, RELEASE_KEY
 from pipeline.cli.order import SECONDS
 from pipeline.config.settings import Executor
 from pipeline.planning.folder.owner import check_owner
@@ -132,6 +132,18 @@ class Tasks:
             environment = {**step_environment(timed=spec.timed), PARENT_VARIABLE: str(os.getpid())}
             return action(self._command(step.stage, step.subject), shell=False, env=environment)
         return ForkedStep(self._server, step, [step.stage, step.subject, *self._configuration()], spec)
+
+    def tune(self) -> TaskDict:
+        """Return the task that searches for the fastest variants; its process is like a user's, since it times."""
+        environment = {**step_environment(timed=True), PARENT_VARIABLE: str(os.getpid())}
+        return {
+            "actions": [CmdAction(self._tune_command, shell=False, env=environment)],
+            "params": [_parameter(option) for option in (BUDGET, MAX_DROP, OBJECTIVE)],
+        }
+
+    def _tune_command(self, budget: str, max_drop: str, objective: str) -> list[str]:
+        chosen: dict[Option, str | bool] = {BUDGET: budget, MAX_DROP: max_drop, OBJECTIVE: objective}
+        return self._command("tune", *_arguments(chosen))
 
     def prune(self) -> TaskDict:
         """Return the task that lists, or deletes, the files of variants that left the configuration."""

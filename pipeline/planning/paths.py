@@ -147,6 +147,11 @@ class Paths:
         """float32 logits of an emulated precision on the first validation samples."""
         return self.folder / "rounding" / f"{arithmetic.name}.npy"
 
+    @property
+    def tune(self) -> Path:
+        """The search of `doit tune`; deleting it costs only time."""
+        return self.folder / "tune"
+
     def variant(self, variant: Variant) -> Path:
         """A variant's own folder."""
         return self.folder / variant.target / variant.name

@@ -51,10 +51,7 @@ class Worker:
 def time_restart(
     project: Project, gpu: Gpu | None, artifacts: Sequence[Artifact], number: int, guests: Collection[str] = ()
 ) -> list[Measured]:
-    """Open every artifact in a fresh process, and time all in turn.
-
-    Loading is parallel, except for the first restart, which times each cold start. Timing is alone: the next group's
-    processes are not opened meanwhile, since their loading would take memory bandwidth, cores and the GPU's clock.
+    """Open every artifact in a fresh process, and time all in turn, each with its baseline.
 
     Args:
         project: the project that holds the artifacts.
@@ -66,19 +63,49 @@ def time_restart(
     Returns:
         one result per artifact, with its baseline, in the same order.
     """
-    settings = project.config.benchmark
-    measured = [Measured(artifact.variant) for artifact in artifacts]
+    measured = time_together(project.config, gpu, [(project, artifact) for artifact in artifacts], number, guests)
+    wanted = project.plan.baseline(artifacts[0].variant.target)
+    baseline = next((item for item in measured if item.variant == wanted and item.rounds and not item.ending), None)
+    for item in measured:
+        item.baseline = baseline
+    return measured
+
+
+def time_together(
+    config: Config,
+    gpu: Gpu | None,
+    artifacts: Sequence[tuple[Project, Artifact]],
+    number: int,
+    guests: Collection[str] = (),
+) -> list[Measured]:
+    """Open the artifacts of one project or of several in fresh processes, and time all in turn.
+
+    Loading is parallel, except for the first restart, which times each cold start. Timing is alone: the next group's
+    processes are not opened meanwhile, since their loading would take memory bandwidth, cores and the GPU's clock.
+
+    Args:
+        config: the batch sizes and the benchmark's settings, which hold for all projects.
+        gpu: the GPU that they run on; None for the CPU.
+        artifacts: the artifacts, each with the project that holds it.
+        number: the number of the restart, from 1.
+        guests: ids of variants that are there for comparison only. Nothing is timed without another one.
+
+    Returns:
+        one result per artifact, in the same order.
+    """
+    settings = config.benchmark
+    measured = [Measured(artifact.variant) for _, artifact in artifacts]
     with ExitStack() as stack:
         pairs = [
             (stack.enter_context(_worker(project, artifact, first=number == 1)), item)
-            for artifact, item in zip(artifacts, measured, strict=True)
+            for (project, artifact), item in zip(artifacts, measured, strict=True)
         ]
-        _open(pairs, project.config, apart=number == 1)
+        _open(pairs, config, apart=number == 1)
         ours = frozenset(worker.process.pid or 0 for worker, _ in pairs)
         if all(item.ending or item.variant.id in guests for item in measured):
             return measured
         with watching(gpu, ours) as watch:
-            for batch in project.config.timed_batches:
+            for batch in config.timed_batches:
                 timed = [pair for pair in pairs if takes(pair[1].variant, batch)]
                 if timed:
                     times = f", {number} of {settings.restarts}" if settings.restarts > 1 else ""
@@ -88,12 +115,9 @@ def time_restart(
                 for _ in range(settings.rounds):
                     for worker, item in timed:
                         _one_round(worker, item, batch, settings, number - 1)
-    wanted = project.plan.baseline(artifacts[0].variant.target)
-    baseline = next((item for item in measured if item.variant == wanted and not item.ending), None)
     for item in measured:
         item.disturbed_by = watch.strangers
         item.readings.extend(watch.readings)
-        item.baseline = baseline
     return measured
 
 

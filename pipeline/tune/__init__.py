@@ -1,0 +1,1 @@
+"""`doit tune`: the search for the fastest variant that passes its gate."""

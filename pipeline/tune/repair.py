@@ -1,0 +1,39 @@
+"""int8 or fp8 that misses its gate → the fewest layers to leave in FP16: the number to try next. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TRIES = 6
+"""The most numbers of layers that are tried for one variant: each is a graph, a build and a validation."""
+
+
+def next_count(most: int, proposed: int, verdicts: Mapping[int, bool]) -> int | None:
+    """Return the number of layers to leave in FP16 next: the most sensitive ones.
+
+    The first is the proposed number. It doubles until one passes, and is halved towards the largest that failed. That
+    finds the fewest if more layers in FP16 never lose accuracy.
+
+    Args:
+        most: the number of layers in all.
+        proposed: the number by which the sensitivities keep the gate on calibration images.
+        verdicts: the numbers tried so far, with true for those that passed. None in FP16 has failed already.
+
+    Returns:
+        the number; None if the fewest are known, or nothing helps.
+    """
+    if most < 1 or len(verdicts) >= _TRIES:
+        return None
+    passed = [count for count, good in verdicts.items() if good]
+    failed = [count for count, good in verdicts.items() if not good]
+    if not verdicts:
+        return min(max(proposed, 1), most)
+    if not passed:
+        following = min(2 * max(failed), most)
+        return None if following in verdicts else following
+    least = min(passed)
+    below = max((count for count in failed if count < least), default=0)
+    return (below + least) // 2 if least - below > 1 else None

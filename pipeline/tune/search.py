@@ -1,0 +1,280 @@
+"""Trials so far → the point to try next, and the finalists. Pure, so that a search that was killed goes on as it would.
+
+Successive halving with three rungs (K. Jamieson, A. Talwalkar, AISTATS 2016), whose first is the gate: every point is
+built and validated; those that pass are timed in one restart; the best third of each objective meet in the finals, in
+interleaved rounds of all restarts. Between the rungs, the points to try come from the best of each objective: one more
+choice at a time, those first that have helped most. docs/design.md says why this is no sampler of a library's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.records import Backend
+from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
+from pipeline.tune.repair import next_count
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.tune.space import Contender, Option, Space
+
+_STARTS = 0.5
+"""The share of the budget after which no more variants are begun with, if one of each objective has passed."""
+_RESERVE = 0.25
+"""The share of the budget that is kept for the finals while nothing was timed, …"""
+_MOST_RESERVE = 0.4
+"""… and the most of it that is kept afterwards."""
+_FINAL_ROUNDS = 1.5
+"""The duration of a restart of the finals for one point, as a multiple of its screening's."""
+_COMPILED = {Backend.DYNAMO.value, Backend.DYNAMO_AOTI.value, Backend.TORCH_COMPILE.value}
+_COMPILE_SECONDS = 60.0
+"""The probable seconds of the first module of its kind: a guess; an engine's first trial may always begin."""
+_KEPT = 3
+"""The share of points that a rung keeps, as a divisor."""
+_LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
+"""The finalists of one objective."""
+MEMORY = "memory"
+THROUGHPUT = "throughput"
+LATENCY = "latency"
+OBJECTIVES = (LATENCY, THROUGHPUT, MEMORY)
+
+
+class Objective(NamedTuple):
+    """A question that the search answers."""
+
+    kind: str
+    """`latency`, `throughput` or `memory`."""
+    batch: int | None = None
+    """The batch size, of a latency."""
+
+    @property
+    def name(self) -> str:
+        """The objective as a phrase: `latency at batch 1`."""
+        return f"{self.kind} at batch {self.batch}" if self.batch else self.kind
+
+    def score(self, trial: Trial) -> float | None:
+        """Return a trial's screened value, the smaller the better; None if it has none."""
+        if not trial.passed:
+            return None
+        if self.kind == MEMORY:
+            return None if trial.memory_bytes is None else float(trial.memory_bytes)
+        if self.kind == THROUGHPUT:
+            return min((item.image_ms for item in trial.screened), default=None)
+        screened = trial.screening(self.batch or 0)
+        return screened.p50_ms if screened else None
+
+
+class Ranking(NamedTuple):
+    """Layers by their sensitivity to a precision, from `doit sensitivity`."""
+
+    layers: tuple[str, ...]
+    """All of them, the most sensitive first."""
+    proposed: int
+    """The number of them that keep the gate if they stay in FP16, on calibration images."""
+
+
+class Repair(NamedTuple):
+    """A move that needs the layers' sensitivities before it can be made."""
+
+    graph: str
+    """The quantised graph: `int8` or `fp8`."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search with its limits."""
+
+    space: Space
+    objectives: tuple[Objective, ...]
+    budget_seconds: float
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
+    """The layers by their sensitivity, by quantised graph, as far as they were measured."""
+    mixed: Mapping[str, tuple[str, Contender]] = field(default_factory=dict)
+    """The graph of a quantised variant, and the same variant with layers left in FP16, by its subject."""
+    final_restarts: int = 3
+
+    def next(self, trials: Sequence[Trial]) -> Point | Repair | None:
+        """Return the next move; None if the budget or the points are used up.
+
+        Args:
+            trials: all trials so far, in their order.
+        """
+        left = self.seconds_left(trials)
+        if left <= 0:
+            return None
+        starts = self._starts(trials)
+        answered = all(best_of(objective, trials) for objective in self.objectives)
+        spent = sum(trial.seconds for trial in trials)
+        if starts and not (answered and spent >= _STARTS * self.budget_seconds):
+            if move := self._repair(trials):
+                return move
+            if point := self._affordable(starts, trials, left):
+                return point
+        moves = [self._repair(trials), *self._improvements(trials)]
+        found = next((move for move in moves if isinstance(move, Repair)), None)
+        points = [move for move in moves if isinstance(move, Point)]
+        return found or self._affordable([*points, *starts], trials, left)
+
+    def seconds_left(self, trials: Sequence[Trial]) -> float:
+        """Return the part of the budget that is left for trials: what is not spent, and not kept for the finals."""
+        return self.budget_seconds - sum(trial.seconds for trial in trials) - self.reserve(trials)
+
+    def reserve(self, trials: Sequence[Trial]) -> float:
+        """Return the seconds that are kept for the finals, by the time that screening took."""
+        timed = [trial.screening_seconds for trial in trials if trial.passed and trial.same_as is None]
+        if not timed:
+            return _RESERVE * self.budget_seconds
+        contenders = len(self.finalists(trials)) + 1
+        wanted = self.final_restarts * contenders * _FINAL_ROUNDS * fmean(timed)
+        return min(wanted, _MOST_RESERVE * self.budget_seconds)
+
+    def finalists(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials for the finals: the best third of each objective, in the order of the search."""
+        found: dict[int, Trial] = {}
+        for objective in self.objectives:
+            ranked = ranking_of(objective, trials)
+            own = [trial for trial in ranked if trial.same_as is None]  # an equal engine is no second finalist
+            number = min(max(-(-len(own) // _KEPT), _LEAST_FINALISTS), _MOST_FINALISTS)
+            found |= {trial.number: trial for trial in own[:number]}
+        return [found[number] for number in sorted(found)]
+
+    def _starts(self, trials: Sequence[Trial]) -> list[Point]:
+        tried = {trial.point for trial in trials}
+        return [item.point for item in self.space.contenders if item.point not in tried]
+
+    def _affordable(self, points: Sequence[Point], trials: Sequence[Trial], left: float) -> Point | None:
+        """Return the first point whose trial will probably end in time."""
+        return next((point for point in points if self.estimate(point, trials) <= left), None)
+
+    def estimate(self, point: Point, trials: Sequence[Trial]) -> float:
+        """Return the probable seconds of a trial, by those of its kind; without one a minute for modules, else 0."""
+        contender = self.contender(point)
+        kind = contender.kind if contender else ""
+        like = [
+            trial.seconds / self._cost(trial.point)
+            for trial in trials
+            if trial.passed and trial.same_as is None and (known := self.contender(trial.point)) and known.kind == kind
+        ]
+        if like:
+            return fmean(like) * self._cost(point)
+        return _COMPILE_SECONDS if kind in _COMPILED else 0.0
+
+    def _cost(self, point: Point) -> float:
+        contender = self.contender(point)
+        options = contender.options if contender else ()
+        return max((item.cost for item in options if item.choice in point.choices), default=1.0)
+
+    def contender(self, point: Point) -> Contender | None:
+        """Return the contender of a point, one with layers left in FP16 included; None for a point of no plan."""
+        own = self.space.contender(point)
+        return own or next((mixed for _, mixed in self.mixed.values() if mixed.subject == point.subject), None)
+
+    def _improvements(self, trials: Sequence[Trial]) -> list[Point]:
+        """Return the best point of each objective with one more choice, the objectives taking turns."""
+        tried = {trial.point for trial in trials}
+        found: list[list[Point]] = []
+        for objective in self.objectives:
+            best = best_of(objective, trials)
+            contender = self.contender(best.point) if best else None
+            if best is None or contender is None:
+                continue
+            fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
+            gains = gains_of(objective, trials)
+            ordered = sorted(fitting, key=lambda item: gains.get(item.choice, 1.0))
+            points = [with_choice(best.point, item.choice) for item in ordered]
+            found.append([point for point in points if point not in tried])
+        turn = len(trials) % max(len(found), 1)
+        turns = [*found[turn:], *found[:turn]]
+        longest = max(map(len, turns), default=0)
+        return [points[index] for index in range(longest) for points in turns if index < len(points)]
+
+    def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
+        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there."""
+        made = {choice.setting for choice in point.choices}
+        refused = {
+            trial.refused
+            for trial in trials
+            if trial.verdict is TrialVerdict.UNSUPPORTED
+            and (known := self.contender(trial.point))
+            and known.kind == kind
+        }
+        return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
+
+    def _repair(self, trials: Sequence[Trial]) -> Point | Repair | None:
+        """Return the repair of a quantised variant that missed its gate; None if there is none to make."""
+        for trial in trials:
+            if trial.verdict is not TrialVerdict.REJECTED or trial.point.choices:
+                continue
+            if trial.point.subject not in self.mixed:
+                continue
+            graph, contender = self.mixed[trial.point.subject]
+            ranking = self.rankings.get(graph)
+            if ranking is None:
+                return Repair(graph)
+            setting = f"leave_unquantized.{graph}"
+            counts = _counts(setting, contender.subject, trials)
+            count = next_count(len(ranking.layers), self._proposed(setting, ranking, trials), counts)
+            if count is not None:
+                choice = Choice(setting=setting, value=ranking.layers[:count])
+                return Point(subject=contender.subject, choices=(choice,))
+        return None
+
+    @staticmethod
+    def _proposed(setting: str, ranking: Ranking, trials: Sequence[Trial]) -> int:
+        """Return the number of layers to begin with: the fewest that passed for another batch range, if any did."""
+        passed = [
+            len(choice.value)
+            for trial in trials
+            if trial.passed
+            for choice in trial.point.choices
+            if choice.setting == setting and isinstance(choice.value, tuple)
+        ]
+        return min(passed, default=ranking.proposed)
+
+
+def _counts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[int, bool]:
+    """Return the numbers of layers left in FP16 that were tried for a variant, and whether each passed."""
+    return {
+        len(choice.value): trial.passed
+        for trial in trials
+        if trial.point.subject == subject and len(trial.point.choices) == 1
+        for choice in trial.point.choices
+        if choice.setting == setting and isinstance(choice.value, tuple)
+    }
+
+
+def with_choice(point: Point, choice: Choice) -> Point:
+    """Return a point with one more choice, in the order of the settings."""
+    choices = sorted((*point.choices, choice), key=lambda item: item.setting)
+    return point.model_copy(update={"choices": tuple(choices)})
+
+
+def without_choice(point: Point, choice: Choice) -> Point:
+    """Return a point without one of its choices."""
+    return point.model_copy(update={"choices": tuple(item for item in point.choices if item != choice)})
+
+
+def ranking_of(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that passed, the best of an objective first; of two equal ones the earlier."""
+    scored = [(score, trial) for trial in trials if (score := objective.score(trial)) is not None]
+    return [trial for _, trial in sorted(scored, key=lambda item: (item[0], item[1].number))]
+
+
+def best_of(objective: Objective, trials: Sequence[Trial]) -> Trial | None:
+    """Return the best trial of an objective that passed; None if none did."""
+    return next(iter(ranking_of(objective, trials)), None)
+
+
+def gains_of(objective: Objective, trials: Sequence[Trial]) -> dict[Choice, float]:
+    """Return the mean ratio of the scores with a choice to those of the same points without it."""
+    scores = {trial.point: score for trial in trials if (score := objective.score(trial)) is not None}
+    ratios: dict[Choice, list[float]] = {}
+    for point, score in scores.items():
+        for choice in point.choices:
+            before = scores.get(without_choice(point, choice))
+            if before:
+                ratios.setdefault(choice, []).append(score / before)
+    return {choice: fmean(values) for choice, values in ratios.items()}

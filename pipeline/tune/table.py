@@ -1,0 +1,144 @@
+"""A search in the terminal: a line for each trial as it ends, the frontier as it grows, and the answers; 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from model_artifacts.errors import shortened
+from model_artifacts.host.terminal import escaped
+from pipeline.tune.records import TrialVerdict
+from pipeline.tune.search import LATENCY
+from pipeline.tune.snippet import value_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TextIO
+
+    from pipeline.records import LayerProfile, LayerTime
+    from pipeline.tune.explain import LayerFloor
+    from pipeline.tune.records import Trial, TuneRecord
+    from pipeline.tune.search import Objective
+
+COLUMNS = 80
+_CELL = 9
+_MOST_LAYERS = 8
+
+
+def write(stream: TextIO, *lines: str) -> None:
+    """Write lines, none of which is wider than 80 columns."""
+    stream.writelines(f"{escaped(shortened(line, COLUMNS))}\n" for line in lines)
+    stream.flush()
+
+
+def trial_lines(trial: Trial, frontier: Sequence[Trial], left: float) -> list[str]:
+    """Return the lines of a trial: its name with what is left of the budget, its choices, and its values or reason."""
+    name = trial.point.subject.partition("/")[2]
+    clock = f"{trial.seconds:.0f} s, {max(left, 0.0):.0f} s left"
+    head = f"{trial.number:3}  {shortened(name, COLUMNS - 8 - len(clock))}"
+    lines = [f"{head:<{COLUMNS - 1 - len(clock)}} {clock}"]
+    lines += [f"     + {choice.text}" for choice in trial.point.choices]
+    if not trial.passed:
+        return [*lines, *wrapped(f"{trial.verdict.value}: {trial.reason}")]
+    mark = "*" if any(item.number == trial.number for item in frontier) else " "
+    same = f"; the same engine as {trial.same_as}" if trial.same_as else ""
+    return [*lines, f"   {mark} {_values(trial)}{same}"]
+
+
+def wrapped(text: str) -> list[str]:
+    """Return a text as lines of at most 80 columns, indented below the name of its trial."""
+    return textwrap.wrap(escaped(text), COLUMNS, initial_indent=" " * 5, subsequent_indent=" " * 7)
+
+
+def _values(trial: Trial) -> str:
+    times = [f"b{item.batch} {item.p50_ms:.4g} ms" for item in trial.screened]
+    memory = [] if trial.memory_bytes is None else [f"{trial.memory_bytes / 1e6:.1f} MB"]
+    drop = [] if trial.drop is None else [f"drop {trial.drop:.2%}"]
+    return ", ".join((*times, *drop, *memory))
+
+
+def frontier_lines(frontier: Sequence[Trial], objectives: Sequence[Objective]) -> list[str]:
+    """Return the frontier as a table: a row for each trial that no other beats in latency, drop and memory at once.
+
+    Three batch sizes fit into 80 columns; the records have all.
+    """
+    batches = [item.batch for item in objectives if item.kind == LATENCY and item.batch][:3]
+    width = COLUMNS - 5 - _CELL * (len(batches) + 2)
+    rows = [_row("", "variant", [*(f"b{batch} ms" for batch in batches), "drop", "MB"], width)]
+    for trial in frontier:
+        times = [trial.screening(batch) for batch in batches]
+        cells = [
+            *(f"{item.p50_ms:.4g}" if item else "" for item in times),
+            "" if trial.drop is None else f"{trial.drop:.2%}",
+            "" if trial.memory_bytes is None else f"{trial.memory_bytes / 1e6:.1f}",
+        ]
+        choices = f" +{len(trial.point.choices)}" if trial.point.choices else ""
+        name = trial.point.subject.rpartition("/")[2]
+        rows.append(_row(str(trial.number), shortened(name, width - 5) + choices, cells, width))
+    return ["the frontier, by screening: latency, drop and memory (+1: one choice)", *rows]
+
+
+def _row(number: str, name: str, cells: Sequence[str], width: int) -> str:
+    return f"{number:>3}  {name:<{width}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+
+def answer_lines(record: TuneRecord) -> list[str]:
+    """Return the winner of each objective, its choices, and who ties with it."""
+    lines: list[str] = []
+    for answer in record.answers:
+        winner = answer.standings[0]
+        lines += [f"{answer.objective}:", f"  {winner.point.subject}"]
+        lines += [f"    + {choice.text}" for choice in winner.point.choices]
+        by = f", {winner.clock.phrase}" if winner.clock else ""
+        lines.append(f"    {value_of(answer.objective, winner)}{by}")
+        if answer.least_speedup:
+            lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
+        if winner.restarts == 1 and len(answer.standings) > 1:
+            lines.append("    one restart tells of no tie; a larger --budget takes the others")
+        if answer.tied:
+            lines.append(f"    {answer.tied} of {len(answer.standings) - 1} others tie: the intervals overlap")
+        lines.append(f"    to rebuild it: {answer.snippet}")
+    return lines
+
+
+def effect_lines(record: TuneRecord) -> list[str]:
+    """Return how often each choice helped."""
+    lines = ["how often each choice helped (2 % or more, screened):"] if record.effects else []
+    for effect in record.effects:
+        ratio = "" if effect.ratio is None else f", time ×{effect.ratio:.3f}"
+        lost = f", {effect.lost} missed the gate" if effect.lost else ""
+        never = ": ".join(text for text in ("never compared", effect.note) if text)
+        counts = f"{effect.helped} of {effect.compared}{ratio}{lost}" if effect.compared else f"{never}{lost}"
+        lines.append(f"  {shortened(effect.what, 48):<48} {counts}")
+    return lines
+
+
+def floor_lines(profile: LayerProfile, floors: Sequence[LayerFloor], strangers: Sequence[LayerTime]) -> list[str]:
+    """Return the layers that have most time above their floors, and those in another type than was asked."""
+    total = sum(item.layer.median_us for item in floors)
+    least = sum(item.floor_us for item in floors)
+    lines = [
+        f"layers, batch {profile.batch}: {total:,.1f} us; their floors together {least:,.1f} us",
+        f"{'us':>9}{'floor':>9}{'left':>9}  {'by':<11}{'type':<6}layer",
+    ]
+    for item in floors[:_MOST_LAYERS]:
+        kind = item.layer.precision.value if item.layer.precision else "?"
+        numbers = f"{item.layer.median_us:9.1f}{item.floor_us:9.2f}{item.left_us:9.1f}"
+        lines.append(f"{numbers}  {item.bound:<11}{kind:<6}{item.layer.name}")
+    for layer in strangers:
+        kind = layer.precision.value if layer.precision else "?"
+        lines.append(f"in {kind}, not as asked: {layer.name}{f' ({layer.tactic})' if layer.tactic else ''}")
+    return lines
+
+
+def summary_line(record: TuneRecord) -> str:
+    """Return the first line of the end: trials, time and the reason to stop."""
+    why = "nothing is left to try" if record.complete else "more --budget goes on from here"
+    spent = f"{record.spent_seconds:.0f} s of {record.budget_seconds:.0f} s"
+    return f"{record.trials} trials, {record.passed} passed, {spent}: {why}"
+
+
+def unproven_line(trials: Sequence[Trial]) -> str:
+    """Return how many points could not be run here, with the first reason; empty if all could."""
+    skipped = [trial for trial in trials if trial.verdict is TrialVerdict.SKIPPED]
+    return f"{len(skipped)} skipped, the first: {skipped[0].reason}" if skipped else ""

@@ -1,0 +1,257 @@
+"""`doit tune`: the moves of the search, one after the other, until the budget or the points are used up."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import ArtifactError, UsageError
+from model_artifacts.host.environment import now
+from model_artifacts.host.files import write_bytes
+from model_artifacts.records import Backend, Graph
+from pipeline.config.settings import Executor
+from pipeline.planning.freshness import is_current
+from pipeline.planning.keys import make_key
+from pipeline.planning.steps import Step
+from pipeline.records import Outcome
+from pipeline.system.locks import working
+from pipeline.tune.finals import Finals
+from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
+from pipeline.tune.records import Answer, Point, TuneRecord
+from pipeline.tune.search import LATENCY, Objective, Ranking, Repair, Search
+from pipeline.tune.setups import Setups
+from pipeline.tune.snippet import file_of, snippet_of
+from pipeline.tune.space import mixed_of, space_of
+from pipeline.tune.table import (
+    answer_lines,
+    effect_lines,
+    floor_lines,
+    frontier_lines,
+    summary_line,
+    trial_lines,
+    unproven_line,
+    write,
+)
+from pipeline.tune.trials import VERSION, Trials, Waits, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TextIO
+
+    from pipeline.planning.project import Project
+    from pipeline.tune.records import FinalRestart, Trial
+
+_ENDLESS = 1e12
+"""Seconds of a budget that ends nothing."""
+
+
+class Wishes(NamedTuple):
+    """What is asked of a search."""
+
+    budget_seconds: float
+    max_drop: float | None = None
+    """The largest accepted drop, beside the gates; None leaves it to them."""
+    objectives: tuple[str, ...] = ()
+    """The kinds of objectives; none is all of them."""
+
+
+def tune(project: Project, wishes: Wishes, stream: TextIO) -> TuneRecord:
+    """Search for the best variants that pass their gates, and record the answer. Print each trial as it ends.
+
+    Raises:
+        UsageError: the configuration builds on a farm, or has nothing to search.
+        ArtifactError: what all points are made from cannot be made.
+        StorageError: a record cannot be written.
+    """
+    if project.config.executor is Executor.RAY:
+        raise UsageError(
+            "`doit tune` times on this machine, and the configuration builds on a farm",
+            expected="executor: local",
+            got="executor: ray",
+            fix="run it on a machine with the GPU, with a configuration without `executor: ray`",
+        )
+    return _Tuning(project, wishes, stream).run()
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """One run of a search."""
+
+    project: Project
+    wishes: Wishes
+    stream: TextIO
+
+    def run(self) -> TuneRecord:
+        setups = Setups(self.project)
+        search = self._search()
+        self._prepare(search)
+        store = Trials(setups, self.wishes.max_drop)
+        trials = store.read()
+        if trials:
+            write(self.stream, f"going on after {len(trials)} trials of an earlier run")
+        search = self._explore(search, store, trials)
+        finals = Finals(setups, tuple(search.finalists(trials)))
+        restarts = self._finals(finals, trials)
+        record = self._record(setups, search, trials, restarts)
+        self._show(setups, record, search, trials)
+        return record
+
+    def _search(self) -> Search:
+        plan = self.project.plan
+        space = space_of(plan)
+        if not space.contenders:
+            raise UsageError(
+                "nothing to search: the matrix has no variant that this host could run and deploy",
+                fix="`python -m pipeline plan` lists every step",
+            )
+        wanted = self.wishes.objectives
+        kinds = [Objective(LATENCY, batch) for batch in space.batches]
+        objectives = [*kinds, Objective("throughput"), Objective("memory")]
+        chosen = tuple(item for item in objectives if not wanted or item.kind in wanted)
+        restarts = self.project.config.benchmark.restarts
+        return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed_of(plan), final_restarts=restarts)
+
+    def _prepare(self, search: Search) -> None:
+        """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
+        project, done, waits = self.project, set[Step](), Waits()
+        write(self.stream, "preparing the model, its images and its graphs, as far as they are stale")
+        variants = [project.plan.variant(item.subject) for item in search.space.contenders]
+        for variant in variants:
+            for step in project.schedule.dependencies(Step("validate", variant.id)).requires:
+                if step.stage != "build":
+                    ensure(project, step, waits, done)
+            if variant.graph:
+                ensure(project, project.plan.graph_step(variant.graph), waits, done)
+        for target in dict.fromkeys(variant.target for variant in variants):
+            if baseline := project.plan.baseline(target):
+                ensure(project, Step("build", baseline.id), waits, done)
+
+    def _explore(self, search: Search, store: Trials, trials: list[Trial]) -> Search:
+        """Make the moves of the search, and append each trial. Return the search with all that it has learnt."""
+        pending = 0.0
+        while (move := search.next(trials)) is not None:
+            began = time.monotonic()
+            if isinstance(move, Repair):
+                search = replace(search, rankings={**search.rankings, move.graph: self._ranking(Graph(move.graph))})
+                pending += time.monotonic() - began
+                continue
+            trial = store.make(move, trials, search.seconds_left(trials), pending)
+            pending = 0.0
+            trials.append(trial)
+            frontier = frontier_of(trials, search.objectives)
+            write(self.stream, *trial_lines(trial, frontier, search.seconds_left(trials)))
+        return search
+
+    def _ranking(self, graph: Graph) -> Ranking:
+        """Return the layers by their sensitivity; none if they cannot be measured, so that nothing is repaired."""
+        from pipeline.stages.sensitivity.stage import measure_sensitivity  # noqa: PLC0415 - a repair is rare
+
+        project = self.project
+        step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
+        write(self.stream, f"{graph.value} missed its gate: measuring each layer's sensitivity")
+        try:
+            if not is_current(project, step):
+                with working(alone=False):
+                    measure_sensitivity(project, graph)
+            found = project.sensitivity(graph)
+        except ArtifactError as exc:
+            write(self.stream, f"  no repair of {graph.value}: {exc.what}")
+            return Ranking((), 0)
+        others = [layer.name for layer in found.layers if layer.weights and layer.name not in found.proposal]
+        layers = (*found.proposal, *others)[:-1]  # with all of them in FP16 nothing would be quantised
+        return Ranking(layers, len(found.proposal))
+
+    def _finals(self, finals: Finals, trials: Sequence[Trial]) -> list[FinalRestart]:
+        """Take the restarts of the finals that the budget allows; the first one always."""
+        if not finals.finalists:
+            return []
+        restarts = finals.read()
+        wanted = self.project.config.benchmark.restarts
+        while len(restarts) < wanted:
+            spent = _spent(trials, restarts)
+            if restarts and spent + restarts[-1].seconds > self.wishes.budget_seconds:
+                write(self.stream, f"the budget ends the finals after {len(restarts)} of {wanted} restarts")
+                break
+            number = len(restarts) + 1
+            write(self.stream, f"finals, restart {number} of {wanted}: {len(finals.finalists)} finalists in turn")
+            restarts.append(finals.take(number))
+            write(self.stream, *(f"  left out: {reason}" for reason in restarts[-1].failures))
+        return restarts
+
+    def _record(
+        self, setups: Setups, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
+    ) -> TuneRecord:
+        answers = []
+        for objective in search.objectives:
+            standings = standings_of(objective, trials, restarts)
+            if standings:
+                path = self.project.paths.tune / file_of(objective.name)
+                name = path.relative_to(self.project.paths.root).as_posix()
+                answer = Answer(
+                    objective=objective.name,
+                    standings=tuple(standings),
+                    tied=tied(standings),
+                    least_speedup=least_speedup_of(
+                        objective, standings[0], self._baseline(standings[0].point), restarts
+                    ),
+                    snippet=name,
+                )
+                write_bytes(path, snippet_of(setups, answer).encode())
+                answers.append(answer)
+        endless = replace(search, budget_seconds=_ENDLESS)
+        record = TuneRecord(
+            key=make_key(tune=VERSION, trials=[trial.key.digest for trial in trials], max_drop=self.wishes.max_drop),
+            built_at=now(),
+            budget_seconds=self.wishes.budget_seconds,
+            spent_seconds=round(_spent(trials, restarts), 2),
+            max_drop=self.wishes.max_drop,
+            complete=endless.next(trials) is None,
+            trials=len(trials),
+            passed=sum(trial.passed for trial in trials),
+            answers=tuple(answers),
+            frontier=tuple(trial.number for trial in frontier_of(trials, search.objectives)),
+            effects=tuple(
+                effects_of(trials, search.objectives, lambda subject: search.contender(Point(subject=subject)))
+            ),
+        )
+        return self.project.write(self.project.paths.tune / "tune.json", record)
+
+    def _baseline(self, winner: Point) -> str | None:
+        """Return the subject of eager FP32 on the hardware of a winner; None for a model without it."""
+        target = winner.subject.split("/")[1]
+        found = self.project.plan.baseline(target)
+        return found.id if found else None
+
+    def _show(self, setups: Setups, record: TuneRecord, search: Search, trials: Sequence[Trial]) -> None:
+        frontier = frontier_of(trials, search.objectives)
+        lines = ["", *frontier_lines(frontier, search.objectives)] if frontier else []
+        lines += ["", *effect_lines(record)] if record.effects else []
+        lines += ["", *answer_lines(record), *self._explained(setups, record), summary_line(record)]
+        write(self.stream, *lines, *([text] if (text := unproven_line(trials)) else []))
+
+    def _explained(self, setups: Setups, record: TuneRecord) -> list[str]:
+        """Return each layer's time beside its floor, of the first engine that wins a latency on a known GPU."""
+        for answer in record.answers:
+            place = setups.place(answer.standings[0].point)
+            gpu = place.project.plan.gpu(place.variant.target)
+            if answer.objective.startswith(LATENCY) and gpu and place.variant.backend is Backend.TENSORRT:
+                from pipeline.stages.profile.stage import profile_variant  # noqa: PLC0415 - only on a GPU
+                from pipeline.stages.report.floors import peak_of  # noqa: PLC0415 - onnx is slow
+                from pipeline.tune.explain import floors_of, strangers_of  # noqa: PLC0415 - the same
+
+                if not is_current(place.project, Step("profile", place.variant.id)):
+                    with working(alone=True):
+                        profile_variant(place.project, place.variant)
+                profile, peak = place.project.layers(place.variant), peak_of(gpu.name)
+                if profile.outcome is not Outcome.DONE or not profile.layers:
+                    return [f"no layers: {profile.reason}", ""]
+                if peak is None:
+                    return [f"no floors: the peak rates of {gpu.name} are unknown", ""]
+                strangers = strangers_of(profile, place.variant.precision)
+                return ["", *floor_lines(profile, floors_of(profile, peak), strangers), ""]
+        return []
+
+
+def _spent(trials: Sequence[Trial], restarts: Sequence[FinalRestart]) -> float:
+    return sum(trial.seconds for trial in trials) + sum(restart.seconds for restart in restarts)

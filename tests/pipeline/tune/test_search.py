@@ -1,0 +1,207 @@
+"""The search itself, over synthetic costs: its moves, its limits, and that it goes on as it would have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.tune.records import Choice, Point, TrialVerdict
+from pipeline.tune.search import Objective, Ranking, Repair, Search, best_of, gains_of, ranking_of, with_choice
+from pipeline.tune.space import Contender, Space
+from tests.support.searches import (
+    BATCHES,
+    LAYERS,
+    LEVEL,
+    LIMIT,
+    OBJECTIVES,
+    STREAMS,
+    TILING,
+    WORLDS,
+    World,
+    contender,
+    trial_of,
+)
+
+INT8, FP16 = contender("int8-b1", 0), contender("fp16-b1", 1)
+SPACE = Space((INT8, FP16), BATCHES)
+LATENCY = OBJECTIVES[0]
+
+
+def search_of(budget: float = 1000.0, **values: object) -> Search:
+    """Return a search of two contenders for the latency at batch 1."""
+    return replace(Search(SPACE, (LATENCY,), budget), **values)  # type: ignore[arg-type]  # fields of a frozen class
+
+
+@given(world=WORLDS)
+def test_no_finalist_and_no_winner_missed_its_gate(world: World) -> None:
+    """Whatever is fast, only what passed is ranked, and becomes a finalist."""
+    search = world.search()
+    trials = world.run(search, [])
+    winners = [best for objective in OBJECTIVES if (best := best_of(objective, trials))]
+    assert all(trial.passed and world.passes(trial.point) for trial in (*winners, *search.finalists(trials)))
+
+
+@given(world=WORLDS, cut=st.integers(0, 30))
+def test_a_search_that_was_killed_goes_on_to_the_same_answer(world: World, cut: int) -> None:
+    """Stopped after any number of trials and begun anew with these, it makes the same moves."""
+    whole = world.run(world.search(), [])
+    assert world.run(world.search(), world.run(world.search(), [], most=cut)) == whole
+
+
+@given(world=WORLDS)
+def test_the_budget_is_kept(world: World) -> None:
+    """No trial begins without time left; where trials take what they were expected to, all of them end in time."""
+    trials = world.run(world.search(), [])
+    before = [sum(trial.seconds for trial in trials[:index]) for index in range(len(trials))]
+    assert all(spent < world.budget for spent in before)
+    passed = [trial for trial in trials if trial.passed]
+    if passed and all(trial.passed for trial in trials):
+        assert sum(trial.seconds for trial in trials) <= world.budget + trials[0].seconds
+
+
+@given(world=WORLDS)
+def test_no_point_is_tried_twice(world: World) -> None:
+    """Each trial is of another point."""
+    points = [trial.point for trial in world.run(world.search(), [])]
+    assert len(points) == len(set(points))
+
+
+@given(world=WORLDS)
+def test_with_time_enough_nothing_is_left(world: World) -> None:
+    """Every contender was tried, and the best has been tried with every choice that the library can apply."""
+    search = replace(world.search(), budget_seconds=1e9)
+    trials = world.run(search, [])
+    assert {item.point for item in search.space.contenders} <= {trial.point for trial in trials}
+    best = best_of(LATENCY, trials)
+    for choice in (STREAMS, LEVEL, TILING) if best else ():
+        made = best is not None and choice.setting in {item.setting for item in best.point.choices}
+        tried = best is not None and with_choice(best.point, choice) in {trial.point for trial in trials}
+        assert made or tried or choice.setting in world.refused
+
+
+def test_the_first_moves_are_the_contenders_by_their_prior() -> None:
+    """int8 comes before fp16."""
+    assert search_of().next([]) == INT8.point
+    assert search_of().next([trial_of(1, INT8.point, 1.0)]) == FP16.point
+
+
+def test_then_the_best_gets_one_choice_more() -> None:
+    """A choice is added to the fastest point, not to another."""
+    trials = [trial_of(1, INT8.point, 2.0), trial_of(2, FP16.point, 1.0)]
+    assert search_of().next(trials) == with_choice(FP16.point, STREAMS)
+
+
+def test_a_choice_that_helped_comes_first() -> None:
+    """What made the point before faster is tried first on the one that is best now."""
+    trials = [
+        trial_of(1, INT8.point, 2.0),
+        trial_of(2, FP16.point, 2.1),
+        trial_of(3, with_choice(INT8.point, TILING), 1.9),
+        trial_of(4, with_choice(FP16.point, STREAMS), 1.0),
+    ]
+    assert gains_of(LATENCY, trials) == {TILING: 0.95, STREAMS: 1.0 / 2.1}
+    assert search_of().next(trials) == Point(subject=FP16.subject, choices=(STREAMS, TILING))
+
+
+def test_a_choice_waits_for_what_it_needs() -> None:
+    """The limit of the L2 cache is no choice without tiling, and is one with it."""
+    tiled = with_choice(INT8.point, TILING)
+    trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 3.0)]
+    trials += [
+        trial_of(number, with_choice(INT8.point, item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=3)
+    ]
+    assert search_of().next(trials) == tiled
+    trials += [trial_of(5, tiled, 0.9)]
+    trials += [trial_of(number, with_choice(tiled, item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=6)]
+    assert search_of().next(trials) == with_choice(tiled, LIMIT)
+
+
+def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
+    """One unsupported trial bars the setting with every value."""
+    refused = trial_of(3, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
+    trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 2.0), refused]
+    assert search_of().next(trials) == with_choice(INT8.point, LEVEL)
+
+
+def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
+    """The highest level takes four times as long as a trial without it, and only two of them are left."""
+    trials = [
+        trial_of(1, INT8.point, 1.0),
+        trial_of(2, FP16.point, 2.0),
+        trial_of(3, with_choice(INT8.point, STREAMS), 2.0),
+    ]
+    assert search_of(1000.0).next(trials) == with_choice(INT8.point, LEVEL)
+    assert search_of(100.0).next(trials) == with_choice(INT8.point, TILING)
+
+
+def test_the_first_module_begins_only_with_a_minute_left() -> None:
+    """Nothing is known of its duration yet, but that compiling takes long; the first engine may try."""
+    module = Contender("m/gpu/dynamo-fp16", "dynamo", BATCHES, (0,))
+    search = search_of(space=Space((module, FP16), BATCHES))
+    assert search.next([]) == module.point
+    assert replace(search, budget_seconds=70.0).next([]) == FP16.point
+
+
+def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:
+    """A quarter before anything was timed; then the time that the finalists will take, and at most two fifths."""
+    assert search_of(100.0).seconds_left([]) == 75.0
+    timed = [trial_of(1, INT8.point, 1.0, 8.0)]
+    assert search_of(100.0).reserve(timed) == 3 * 2 * 1.5 * 2.0
+    assert search_of(30.0).reserve(timed) == 12.0
+    assert search_of(10.0).next(timed) is None
+
+
+def test_int8_that_misses_its_gate_is_repaired_before_others_are_begun() -> None:
+    """The layers' sensitivities are asked for once, then the proposed number of layers stays in FP16."""
+    mixed = {INT8.subject: ("int8", contender("int8-b1-mixed"))}
+    trials = [trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)]
+    assert search_of(mixed=mixed).next(trials) == Repair("int8")
+    ranked = search_of(mixed=mixed, rankings={"int8": Ranking(LAYERS, 3)})
+    expected = Choice(setting="leave_unquantized.int8", value=LAYERS[:3])
+    assert ranked.next(trials) == Point(subject="m/gpu/int8-b1-mixed", choices=(expected,))
+
+
+def test_without_a_ranking_nothing_is_repaired() -> None:
+    """A graph whose sensitivities cannot be measured is left as it is."""
+    mixed = {INT8.subject: ("int8", contender("int8-b1-mixed"))}
+    trials = [trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)]
+    assert search_of(mixed=mixed, rankings={"int8": Ranking((), 0)}).next(trials) == FP16.point
+
+
+def test_another_batch_range_begins_with_the_layers_that_passed_before() -> None:
+    """What the repair of one range has found is the proposal for the next."""
+    other = contender("int8-b64", 2)
+    mixed = {item.subject: ("int8", contender(f"{item.subject[6:]}-mixed")) for item in (INT8, other)}
+    layers = Choice(setting="leave_unquantized.int8", value=LAYERS[:1])
+    trials = [
+        trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED),
+        trial_of(2, Point(subject="m/gpu/int8-b1-mixed", choices=(layers,)), 1.0),
+        trial_of(3, other.point, verdict=TrialVerdict.REJECTED),
+    ]
+    search = search_of(mixed=mixed, rankings={"int8": Ranking(LAYERS, 3)}, space=Space((INT8, other), BATCHES))
+    assert search.next(trials) == Point(subject="m/gpu/int8-b64-mixed", choices=(layers,))
+
+
+def test_the_best_third_two_or_three_become_finalists() -> None:
+    """Of twelve that passed three, of three two; an equal engine is no finalist of its own."""
+    points = [with_choice(INT8.point, Choice(setting="s", value=number)) for number in range(12)]
+    trials = [trial_of(number, point, float(number)) for number, point in enumerate(points, start=1)]
+    assert [trial.number for trial in search_of().finalists(trials)] == [1, 2, 3]
+    assert [trial.number for trial in search_of().finalists(trials[:3])] == [1, 2]
+    twin = trials[1].model_copy(update={"same_as": 1})
+    assert [trial.number for trial in search_of().finalists([trials[0], twin, trials[2]])] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [(Objective("latency", 1), [2, 1]), (Objective("throughput"), [2, 1]), (Objective("memory"), [1, 2])],
+    ids=["latency", "throughput", "memory"],
+)
+def test_each_objective_ranks_by_its_own_measure(objective: Objective, expected: list[int]) -> None:
+    """The faster one needs more memory; the one that missed its gate is in no ranking."""
+    missed = trial_of(3, with_choice(FP16.point, LEVEL), verdict=TrialVerdict.REJECTED)
+    trials = [trial_of(1, INT8.point, 2.0, memory=10), trial_of(2, FP16.point, 1.0, memory=20), missed]
+    assert [trial.number for trial in ranking_of(objective, trials)] == expected

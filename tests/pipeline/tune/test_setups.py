@@ -1,0 +1,159 @@
+"""Folders of points with choices, and configurations of one variant alone: the same variants with the same keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import UsageError
+from pipeline.config.loading import load_config
+from pipeline.planning.freshness import is_current
+from pipeline.planning.keys import key_of
+from pipeline.planning.plan import Plan
+from pipeline.planning.steps import Step
+from pipeline.tune.records import Choice, Point, TuneRecord
+from pipeline.tune.setups import Setups, name_of, narrowed, values_of
+from tests.support.plans import config_of, engines_of, plan_of
+from tests.support.searches import LEVEL, STREAMS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.planning.project import Project
+
+ENGINE = "tiny/rtx-sm80+/fp32-b1-ws16MiB"
+LAYERS = Choice(setting="leave_unquantized.int8", value=("a", "b"))
+
+
+@pytest.fixture
+def setups(searched: Project, tmp_path: Path) -> Setups:
+    """The setups of the search, whose new folders lie elsewhere."""
+    paths = replace(searched.paths)
+    link = tmp_path / "artifacts"
+    link.mkdir()
+    for path in paths.root.iterdir():
+        if path.name != "tiny":
+            (link / path.name).symlink_to(path)
+    (link / "tiny").mkdir()
+    for path in paths.folder.iterdir():
+        if path.name != "tune":
+            (link / "tiny" / path.name).symlink_to(path)
+    return Setups(replace(searched, paths=replace(paths, root=link)))
+
+
+def test_without_choices_a_point_is_in_the_configurations_own_folder(setups: Setups) -> None:
+    """What `doit` has built is taken."""
+    assert setups.place(Point(subject=ENGINE)).project is setups.base
+
+
+def test_a_choice_has_a_folder_whose_model_and_graphs_are_those_of_the_configuration(setups: Setups) -> None:
+    """Nothing before the build is stale there, and the choice is in the key of the build alone."""
+    project, variant = setups.place(Point(subject=ENGINE, choices=(STREAMS,)))
+    assert project.paths.root.parent.name == name_of((STREAMS,))
+    assert project.config.tensorrt.max_aux_streams == 0
+    for step in (*project.schedule.of("source"), *project.schedule.of("data"), *project.schedule.of("export")):
+        assert is_current(project, step)
+    step = Step("build", variant.id)
+    before, now = ({field.name: field.value for field in key_of(at, step).fields} for at in (setups.base, project))
+    assert {name for name in before if before[name] != now[name]} == {"settings"}
+    assert not is_current(project, step)
+
+
+def test_layers_left_in_fp16_have_graphs_of_their_own(setups: Setups) -> None:
+    """The plain ones are links, and no mixed graph of another point is."""
+    project = setups.project((LAYERS,))
+    links = {path.name for path in (project.paths.folder / "onnx").iterdir()}
+    assert {"fp32.onnx", "int8.onnx"} <= links
+    assert not any("mixed" in name for name in links)
+    assert not (project.paths.folder / "onnx").is_symlink()
+
+
+def test_a_second_look_writes_nothing(setups: Setups) -> None:
+    """A search that goes on finds its folders as they are."""
+    file = setups.project((STREAMS,)).config_file
+    before = file.stat().st_mtime_ns
+    assert setups.project((STREAMS,)).config_file.stat().st_mtime_ns == before
+
+
+def test_a_point_of_another_plan_is_refused(setups: Setups) -> None:
+    """The configuration has lost that variant since."""
+    with pytest.raises(UsageError, match="no variant"):
+        setups.place(Point(subject="tiny/cpu-x86_64/onnxruntime-fp8"))
+
+
+def test_names_tell_the_choices_and_differ() -> None:
+    """Two lists of as many layers have two names."""
+    assert name_of((STREAMS, LEVEL)).startswith("max_aux_streams-0-optimization_level-5-")
+    other = LAYERS.model_copy(update={"value": ("a", "c")})
+    assert name_of((LAYERS,)).startswith("int8-2-")
+    assert name_of((LAYERS,)) != name_of((other,))
+    assert values_of((LAYERS,)) == {"leave_unquantized.int8": ["a", "b"]}
+
+
+@pytest.mark.parametrize("choices", [(), (STREAMS,)], ids=["plain", "a choice"])
+def test_one_variant_alone_has_the_same_key(setups: Setups, tmp_path: Path, choices: tuple[Choice, ...]) -> None:
+    """The configuration that `doit tune` writes for a winner plans the variant that has won."""
+    place = setups.place(Point(subject=ENGINE, choices=choices))
+    file = tmp_path / "winner.yaml"
+    file.write_text(setups.narrowed_text(place, choices, "a comment"))
+    alone = Plan(load_config(file, setups.base.plan.host), setups.base.plan.host)
+    own = replace(place.project, plan=alone)
+    assert [item.id for item in alone.variants if item.target == "rtx-sm80+"] == [ENGINE]
+    step = Step("build", ENGINE)
+    assert key_of(own, step) == key_of(place.project, step)
+
+
+def test_every_winner_is_rebuilt_by_its_own_file(searched: Project) -> None:
+    """Its variant is planned there with the keys of the artifact and of the accuracy that have won."""
+    record = searched.read(searched.paths.tune / "tune.json", TuneRecord)
+    assert record.answers
+    for answer in record.answers:
+        winner = answer.standings[0].point
+        file = searched.paths.root / answer.snippet
+        place = Setups(searched).place(winner)
+        found = replace(place.project, plan=Plan(load_config(file, searched.plan.host), searched.plan.host))
+        variant = found.plan.variant(winner.subject)
+        assert key_of(found, Step("build", variant.id)) == place.project.artifact(variant).key
+        assert key_of(found, Step("validate", variant.id)) == place.project.accuracy(variant).key
+
+
+def test_a_matrix_is_narrowed_to_one_variant() -> None:
+    """Of several precisions, ranges, workspaces, inputs and modules; batches that it does not take are left out."""
+    config = config_of(
+        precisions=["fp16", "int8", "fp8"],
+        profiles=[1, {"min": 1, "opt": 8, "max": 32}],
+        workspaces=["1GiB", "2GiB"],
+        io=[{}, {"input": "uint8", "output": "top5"}],
+        benchmark={"batches": [1, 32]},
+    )
+    variant = Plan(config).variant("m/rtx-sm80+/fp16-b1-ws2GiB-uint8-top5")
+    values, dropped = narrowed(config, variant)
+    assert values == {
+        "precisions": ["fp16"],
+        "profiles": [1],
+        "workspaces": ["2GiB"],
+        "io": [{"input": "uint8", "output": "top5"}],
+        "benchmark.batches": [1],
+    }
+    assert {"leave_unquantized.int8", "leave_unquantized.fp8", "torch_tensorrt.profiles"} <= {*dropped}
+
+
+@pytest.mark.parametrize(
+    "profile", [8, {"min": 1, "opt": 8, "max": 32}, {"sizes": [1, 8]}], ids=["fixed", "range", "sizes"]
+)
+def test_a_batch_range_is_written_as_it_was(profile: object) -> None:
+    """A fixed one, a range, and one with a profile for each size."""
+    config = config_of(profiles=[profile])
+    engine = engines_of(Plan(config))[0]
+    assert narrowed(config, engine).values["profiles"] == [profile]
+
+
+def test_a_module_keeps_its_precision() -> None:
+    """Torch-TensorRT's precisions are those of the matrix that casts."""
+    config = config_of(precisions=["fp32", "fp16"])
+    variant = next(item for item in plan_of(precisions=["fp32", "fp16"]).variants if item.backend.is_torch_tensorrt)
+    values, dropped = narrowed(config, variant)
+    assert values["torch_tensorrt.precisions"] == [variant.precision.value]
+    assert "torch_tensorrt.precisions" not in dropped

@@ -1,0 +1,80 @@
+"""The points of a plan: what this host runs and deploys, the promising first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model_artifacts.records import Backend, Host
+from pipeline.planning.plan import Plan
+from pipeline.tune.space import mixed_of, space_of
+from tests.support.hosts import H100, RTX, TRT10, host
+from tests.support.plans import config_of
+
+if TYPE_CHECKING:
+    from pipeline.tune.space import Space
+
+MATRIX: dict[str, object] = {"precisions": ["fp32", "fp16", "int8"], "profiles": [1, {"min": 1, "opt": 8, "max": 32}]}
+
+
+def names(space: Space) -> list[str]:
+    """Return the names of the contenders, without the model."""
+    return [item.subject.partition("/")[2] for item in space.contenders]
+
+
+def settings(space: Space, kind: Backend) -> set[str]:
+    """Return the settings that contenders of a backend could be given."""
+    return {made.choice.setting for item in space.contenders if item.kind == kind.value for made in item.options}
+
+
+def test_a_gpu_host_tries_its_own_variants_alone() -> None:
+    """The processor's are for other machines; baselines are never an answer."""
+    plan = Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,)))
+    space = space_of(plan)
+    assert not any("cpu" in name or "eager" in name for name in names(space))
+    assert names(space)[0].endswith("trt10.15/int8-b1-ws1GiB")
+    assert {item.kind for item in space.contenders} == {"tensorrt", "onnxruntime", "dynamo", "torch_compile"}
+
+
+def test_without_a_gpu_what_runs_here_comes_first() -> None:
+    """Engines that are built ahead of time are built last, and end as skipped."""
+    space = space_of(Plan(config_of(**MATRIX), Host()))
+    first = [name for name in names(space) if name.startswith("cpu")]
+    assert names(space)[: len(first)] == first
+    assert first[0] == "cpu-x86_64/onnxruntime-int8-cpu"
+    assert "rtx-sm80+/fp16-b1-ws1GiB" in names(space)
+
+
+def test_a_graph_that_stands_in_on_a_processor_is_no_point() -> None:
+    """TensorRT's int8 graph is never deployed there, nor is bf16's reference evaluator."""
+    space = space_of(Plan(config_of(precisions=["int8", "bf16"]), Host()))
+    assert [name for name in names(space) if name.startswith("cpu")] == ["cpu-x86_64/onnxruntime-int8-cpu"]
+
+
+def test_each_flavour_has_the_settings_that_it_applies() -> None:
+    """TensorRT-RTX times no tactics, and ONNX Runtime has no builder."""
+    datacenter = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,))))
+    assert "tensorrt.tiling_optimization_level" in settings(datacenter, Backend.TENSORRT)
+    assert settings(datacenter, Backend.ONNXRUNTIME) == set()
+    assert settings(datacenter, Backend.DYNAMO) == {
+        "torch_tensorrt.optimization_level",
+        "torch_tensorrt.min_block_size",
+    }
+    rtx = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(RTX,))))
+    assert settings(rtx, Backend.TENSORRT) == {"tensorrt.max_aux_streams"}
+
+
+def test_a_range_serves_every_batch_that_it_takes() -> None:
+    """A fixed engine serves its own, and is tried first."""
+    space = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,))))
+    engines = [item for item in space.contenders if item.kind == "tensorrt"][:2]
+    assert [item.batches for item in engines] == [(1,), (1, 8)]
+
+
+def test_each_quantised_point_has_one_with_layers_left_in_fp16() -> None:
+    """Of the same backend, batches and workspace."""
+    plan = Plan(config_of(precisions=["int8", "fp16"]), Host())
+    mixed = {subject: (graph, item.subject) for subject, (graph, item) in mixed_of(plan).items()}
+    assert mixed == {
+        "m/cpu-x86_64/onnxruntime-int8-cpu": ("int8", "m/cpu-x86_64/onnxruntime-int8-mixed-cpu"),
+        "m/rtx-sm80+/int8-b1-ws1GiB": ("int8", "m/rtx-sm80+/int8-mixed-b1-ws1GiB"),
+    }

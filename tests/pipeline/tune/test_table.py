@@ -1,0 +1,142 @@
+"""The lines of a search: at most 80 columns, with the values, the reasons and the choices."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+
+from model_artifacts.records import Clock, Key, Precision
+from pipeline.records import LayerProfile, LayerTime, Outcome
+from pipeline.tune.explain import LayerFloor
+from pipeline.tune.frontier import frontier_of
+from pipeline.tune.records import Answer, Effect, Standing, TrialVerdict, TuneRecord
+from pipeline.tune.search import with_choice
+from pipeline.tune.table import (
+    answer_lines,
+    effect_lines,
+    floor_lines,
+    frontier_lines,
+    summary_line,
+    trial_lines,
+    unproven_line,
+    write,
+)
+from tests.support.searches import LEVEL, OBJECTIVES, WORLDS, World, contender, trial_of
+
+POINT = contender("int8-b1").point
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+STANDING = Standing(
+    point=with_choice(POINT, LEVEL), trial=1, batch=1, clock=Clock.GPU_GRAPH, value=0.1, low=0.09, high=0.11,
+    drop=0.0, restarts=3,
+)  # fmt: skip
+
+
+def record_of(*answers: Answer, effects: tuple[Effect, ...] = (), complete: bool = False) -> TuneRecord:
+    """Return an answer."""
+    return TuneRecord(
+        key=Key(fields=()), built_at=NOW, budget_seconds=600, spent_seconds=590, complete=complete, trials=9, passed=4,
+        answers=answers, effects=effects,
+    )  # fmt: skip
+
+
+@given(world=WORLDS)
+def test_no_line_is_wider_than_80_columns(world: World) -> None:
+    """Whatever was found."""
+    trials = world.run(world.search(), [])
+    frontier = frontier_of(trials, OBJECTIVES)
+    stream = io.StringIO()
+    for trial in trials:
+        write(stream, *trial_lines(trial.model_copy(update={"reason": "a long reason " * 20}), frontier, 100.0))
+    write(stream, *frontier_lines(frontier, OBJECTIVES))
+    assert max(map(len, stream.getvalue().splitlines()), default=0) <= 80
+
+
+def test_a_trial_shows_its_choices_its_values_and_the_time_left() -> None:
+    """A star marks the frontier."""
+    trial = trial_of(1, with_choice(POINT, LEVEL), 0.5, drop=0.002, memory=3_000_000)
+    assert trial_lines(trial, [trial], 42.0) == [
+        f"{'  1  gpu/int8-b1':<65}10 s, 42 s left",
+        "     + tensorrt.optimization_level: 5",
+        "   * b1 0.5 ms, b64 4 ms, drop 0.20%, 3.0 MB",
+    ]
+    twin = trial.model_copy(update={"number": 2, "same_as": 1})
+    assert trial_lines(twin, [trial], 42.0)[-1].endswith("; the same engine as 1")
+
+
+def test_a_trial_that_did_not_pass_shows_its_reason() -> None:
+    """In place of values."""
+    trial = trial_of(1, POINT, verdict=TrialVerdict.REJECTED).model_copy(update={"reason": "too far off"})
+    assert trial_lines(trial, [], -1.0)[-1] == "     rejected: too far off"
+    assert "0 s left" in trial_lines(trial, [], -1.0)[0]
+
+
+def test_the_frontier_is_a_table() -> None:
+    """A batch size that a trial does not take is empty."""
+    lines = frontier_lines([trial_of(1, with_choice(POINT, LEVEL), 0.5, batches=(1,))], OBJECTIVES)
+    assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "MB"]
+    assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "0.0"]
+
+
+def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
+    """With the file that rebuilds it."""
+    answer = Answer(
+        objective="latency at batch 1",
+        standings=(STANDING, STANDING),
+        tied=1,
+        least_speedup=11.0,
+        snippet="m/tune/x.yaml",
+    )
+    assert answer_lines(record_of(answer)) == [
+        "latency at batch 1:",
+        "  m/gpu/int8-b1",
+        "    + tensorrt.optimization_level: 5",
+        "    0.1 ms (95 %: 0.09 to 0.11), on the GPU, as a CUDA graph",
+        "    at least 11.00 times as fast as eager FP32 in the same rounds",
+        "    1 of 1 others tie: the intervals overlap",
+        "    to rebuild it: m/tune/x.yaml",
+    ]
+
+
+def test_one_restart_claims_no_interval() -> None:
+    """And tells of no tie."""
+    once = STANDING.model_copy(update={"restarts": 1})
+    lines = answer_lines(record_of(Answer(objective="throughput", standings=(once, once))))
+    assert any("one restart, no interval" in line for line in lines)
+    assert any("tells of no tie" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        (Effect(what="x: 1", compared=4, helped=3, ratio=0.9), "3 of 4, time ×0.900"),
+        (Effect(what="x: 1", compared=1, helped=0, ratio=1.0, lost=2), "0 of 1, time ×1.000, 2 missed the gate"),
+        (Effect(what="x: 1", compared=0, helped=0, note="it has none"), "never compared: it has none"),
+    ],
+    ids=["helped", "lost", "refused"],
+)
+def test_each_choice_has_a_line(effect: Effect, expected: str) -> None:
+    """How often it helped, by how much, and how often it missed the gate."""
+    assert effect_lines(record_of(effects=(effect,)))[1] == f"  {'x: 1':<48} {expected}"
+    assert effect_lines(record_of()) == []
+
+
+def test_the_end_says_why_it_stopped() -> None:
+    """The budget, or nothing left."""
+    assert summary_line(record_of()) == "9 trials, 4 passed, 590 s of 600 s: more --budget goes on from here"
+    assert summary_line(record_of(complete=True)).endswith("nothing is left to try")
+    skipped = trial_of(1, POINT, verdict=TrialVerdict.SKIPPED).model_copy(update={"reason": "no driver"})
+    assert unproven_line([skipped]) == "1 skipped, the first: no driver"
+    assert unproven_line([]) == ""
+
+
+def test_floors_and_strangers_have_lines() -> None:
+    """The layer with most time above its floor, and the kernel of one in another type."""
+    layer = LayerTime(name="conv1", kind="conv", precision=Precision.FP16, tactic="kernel", median_us=10.0, share=1.0)
+    profile = LayerProfile(key=Key(fields=()), built_at=NOW, variant_id="m/gpu/x", outcome=Outcome.DONE, batch=64)
+    lines = floor_lines(profile, [LayerFloor(layer, 4.0, "bytes")], [layer])
+    assert lines[0] == "layers, batch 64: 10.0 us; their floors together 4.0 us"
+    assert lines[2].split() == ["10.0", "4.00", "6.0", "bytes", "fp16", "conv1"]
+    assert lines[3] == "in fp16, not as asked: conv1 (kernel)"

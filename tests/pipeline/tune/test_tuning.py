@@ -1,0 +1,119 @@
+"""A whole search of a small network: on the processor, with a repair, and engines that this host can only build."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import UsageError
+from model_artifacts.host.environment import missing_driver
+from pipeline.config.settings import Executor
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
+from pipeline.tune.tuning import Wishes, tune
+from tests.conftest import REPOSITORY
+from tests.pipeline.tune.conftest import HOUR
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
+INT8, FP32 = "tiny/cpu-x86_64/onnxruntime-int8-cpu", "tiny/cpu-x86_64/onnxruntime-fp32"
+
+
+def trials_of(project: Project) -> list[Trial]:
+    """Return the trials on disk, in their order."""
+    return [project.read(path, Trial) for path in sorted((project.paths.tune / "trials").glob("*.json"))]
+
+
+def record_of(project: Project) -> TuneRecord:
+    """Return the answer on disk."""
+    return project.read(project.paths.tune / "tune.json", TuneRecord)
+
+
+def test_int8_missed_its_gate_and_was_repaired(searched: Project) -> None:
+    """With one layer left in floating point it passes; what missed the gate was never timed."""
+    trials = trials_of(searched)
+    assert (trials[0].point.subject, trials[0].verdict) == (INT8, TrialVerdict.REJECTED)
+    assert trials[0].screened == ()
+    assert "relative L2" in trials[0].reason
+    repaired = trials[1]
+    assert repaired.point.subject == "tiny/cpu-x86_64/onnxruntime-int8-mixed-cpu"
+    assert [len(choice.value) for choice in repaired.point.choices if isinstance(choice.value, tuple)] == [1]
+    assert repaired.passed
+
+
+def test_engines_are_built_and_skipped_with_the_reason(searched: Project) -> None:
+    """A host without a GPU cannot prove them."""
+    engines = [trial for trial in trials_of(searched) if "/rtx-" in trial.point.subject]
+    assert {trial.verdict for trial in engines} == {TrialVerdict.SKIPPED}
+    assert "no NVIDIA driver found" in {trial.reason for trial in engines}
+    variant = searched.plan.variant("tiny/rtx-sm80+/fp32-b1-ws16MiB")
+    assert searched.paths.engine(variant).is_file()
+
+
+def test_winners_passed_their_gates(searched: Project) -> None:
+    """Each objective has one, with its interval of two restarts."""
+    passed = {trial.number for trial in trials_of(searched) if trial.passed}
+    record = record_of(searched)
+    assert [answer.objective for answer in record.answers] == ["latency at batch 1", "throughput", "memory"]
+    assert {standing.trial for answer in record.answers for standing in answer.standings} <= passed
+    assert {answer.standings[0].restarts for answer in record.answers} == {2, 0}
+    assert record.complete
+    assert {*record.frontier} <= passed
+
+
+def test_the_screen_is_80_columns_wide_and_says_what_happened(searched_folder: Path) -> None:
+    """Trials as they end, the frontier, the choices, the winners, and the snippets."""
+    printed = (searched_folder / "printed.txt").read_text()
+    assert max(map(len, printed.splitlines())) <= 80
+    for text in (
+        "rejected: ",
+        "leave_unquantized.int8: 1 layers",
+        "the frontier",
+        "to rebuild it: tiny/tune/",
+        "skipped",
+    ):
+        assert text in printed
+
+
+def test_a_search_that_has_ended_is_answered_at_once(searched_folder: Path, tmp_path: Path) -> None:
+    """All of it is cached: no trial is made again, and no restart taken; a lost trial is, and the answer stays."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    project = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
+    before, answer = trials_of(project), record_of(project)
+    stream = io.StringIO()
+    again = tune(project, HOUR, stream)
+    kept = [trial for trial in before if trial.verdict is not TrialVerdict.SKIPPED]
+    assert [trial for trial in trials_of(project) if trial.verdict is not TrialVerdict.SKIPPED] == kept
+    assert "finals, restart" not in stream.getvalue()
+    assert again.answers == answer.answers
+
+
+def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tmp_path: Path) -> None:
+    """A search with another bound judges all points anew, and takes the artifacts that are there."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    project = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
+    for path in (project.paths.tune / "trials").iterdir():
+        trial = project.read(path, Trial)
+        assert trial.drop is None or trial.drop <= 0.05
+    stream = io.StringIO()
+    record = tune(project, Wishes(3600.0, max_drop=-1.0, objectives=("memory",)), stream)
+    assert (record.passed, record.answers) == (0, ())
+    assert "--max-drop accepts" in stream.getvalue()
+
+
+def test_a_configuration_of_a_farm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing belongs on the machine with the GPU."""
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "pipeline.yaml").write_text("profiles: [1]\nworkspaces: [1GiB]\n")
+    project = Project.load(tmp_path / "pipeline.yaml", STAGES)
+    farm = project.config.model_copy(update={"executor": Executor.RAY})
+    project = replace(project, plan=replace(project.plan, config=farm))
+    with pytest.raises(UsageError, match="builds on a farm"):
+        tune(project, HOUR, io.StringIO())
