@@ -19,7 +19,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from model_artifacts.records import FileRecord, Graph, Precision
 from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.adapters.onnx_graph import to_opset
-from pipeline.stages.quantize.bias_correction import correct_biases, input_means
+from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_TYPES,
@@ -81,7 +81,7 @@ class Prepared(Images):
 def quantize(fp32: onnx.ModelProto, weights: Weights, images: torch.Tensor, precision: Precision) -> onnx.ModelProto:
     """Return the quantised graph with FP32 around, as `pipeline/stages/quantize` makes it."""
     given = Prepared(images)
-    means = input_means(fp32, given) if precision is Precision.FP8 else {}
+    means = input_means(fp32, given)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "placed.onnx"
         place_pairs(given, GRAPHS[precision], copied(fp32), scratch)
@@ -89,7 +89,10 @@ def quantize(fp32: onnx.ModelProto, weights: Weights, images: torch.Tensor, prec
     if precision is Precision.INT8:
         carry_skips_in_int8(placed)
     wide = requantize(to_opset(leave_idle(placed, weights), OPSET), weights, QUANTIZED_TYPES[precision])
-    return wide if precision is Precision.INT8 else correct_biases(put_pairs_on_weights(wide), weights, means)
+    if precision is Precision.INT8:
+        correct_biases(wide, weights, means)
+        return centre_outputs(wide, output_shifts(wide, fp32, given))
+    return correct_biases(put_pairs_on_weights(wide), weights, means)
 
 
 def quantized_of(subject: Subject, precision: Precision, fp32: onnx.ModelProto, calibration: torch.Tensor) -> Quantized:

@@ -29,7 +29,7 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
-from pipeline.stages.quantize.bias_correction import correct_biases, input_means
+from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings, without_fp8_kernels
 from pipeline.stages.quantize.rewriting import (
@@ -47,7 +47,7 @@ from pipeline.stages.quantize.spec import ranges_key
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
     import numpy as np
@@ -175,7 +175,7 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
         kept = outer_layers(fp32, graph)
         _check_left(left, [node for node in fp32.graph.node if node.name not in kept], graph)
         _place_apart(project, graph, scratch, left)
-        return _Forms(onnx.load(scratch))
+        return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)))
     means = _place_apart(project, graph, scratch)
     placed = _placed(graph, scratch, weights)
     if left:
@@ -184,12 +184,16 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
         return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)))
+    with storage_errors(f"writing {scratch}"):
+        onnx_graph.save(correct_biases(wide, weights, means), scratch)
+    centre_outputs(wide, shifts := _shifts(project, graph, scratch))
     # Layers between int8 layers are fused with them. FP32 around gives TensorRT 10 more such fusions than FP16, and a
     # layer in floating point is faster in FP16.
     model, casts = _to_fp16(wide) if graph.is_mixed else (wide, ())
     if onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts)
-    return _Forms(model, casts, put_pairs_on_weights(requantize(placed, weights, kind)))
+    old = centre_outputs(correct_biases(requantize(placed, weights, kind), weights, means), shifts)
+    return _Forms(model, casts, put_pairs_on_weights(old))
 
 
 def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...] = ()) -> Means:
@@ -200,26 +204,37 @@ def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str,
         KilledError: something outside has ended the process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            return run_isolated(
-                place,
-                project,
-                graph,
-                scratch,
-                left,
-                Path(folder),
-                rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}")),
-            )
-        except KilledError:
-            raise
-        except CrashedError as exc:
-            raise QuantizeError(
-                "ONNX Runtime cannot calibrate the graph", where=graph.value, got=str(exc).replace("\n", ";")
-            ) from exc
+        return _apart(project, graph, place, project, graph, scratch, left, Path(folder))
+
+
+def _shifts(project: Project, graph: Graph, scratch: Path) -> Means:
+    """Return the shifts of the outputs of a quantised graph in a file, with the errors of `_place_apart`."""
+    return _apart(project, graph, measure_shifts, project, scratch)
+
+
+def _apart(project: Project, graph: Graph, function: Callable[..., Means], *arguments: object) -> Means:
+    try:
+        return run_isolated(
+            function, *arguments, rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}"))
+        )
+    except KilledError:
+        raise
+    except CrashedError as exc:
+        raise QuantizeError(
+            "ONNX Runtime cannot calibrate the graph", where=graph.value, got=str(exc).replace("\n", ";")
+        ) from exc
+
+
+def measure_shifts(project: Project, scratch: Path) -> Means:
+    """Return the mean error of the outputs of the quantised graph in `scratch` on calibration images."""
+    with _translated():
+        return output_shifts(onnx.load(scratch), _fp32(project), _images(project))
 
 
 def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], folder: Path) -> Means:
-    """Write the FP32 graph with calibrated Q/DQ pairs to `scratch`; return the means of the inputs for fp8.
+    """Write the FP32 graph with calibrated Q/DQ pairs to `scratch`; return the means of the inputs.
+
+    Biases are corrected in x86's graph, which is complete, and not yet in TensorRT's.
 
     Args:
         project: as `make_quantized` takes it.
@@ -233,8 +248,11 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         fp32 = _fp32(project)
         # Before the quantiser moves the weights out of the graph.
         images = _images(project)
-        means = input_means(fp32, images) if graph.precision is Precision.FP8 else {}
+        means = input_means(fp32, images)
+        weights = _weights(fp32) if graph.for_x86 else {}
         place_pairs(images, graph, fp32, scratch, left, Kept(ranges_key(project), project.paths.ranges))
+        if graph.for_x86:
+            onnx.save(correct_biases(onnx.load(scratch), weights, means), scratch)
         return means
 
 

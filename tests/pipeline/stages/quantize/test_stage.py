@@ -26,7 +26,7 @@ from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.quantize import stage
-from pipeline.stages.quantize.stage import make_quantized
+from pipeline.stages.quantize.stage import make_quantized, measure_shifts
 from pipeline.stages.source.stage import make_source
 from tests.support import factories
 from tests.support.quantized_graphs import (
@@ -92,6 +92,24 @@ def test_layers_keep_their_names(quantized: Project, graph: Graph) -> None:
 def test_tensorrt_form_is_close_to_the_reference(quantized: Project, graph: Graph, bound: float) -> None:
     """The logits differ from the FP32 reference's by the loss of quantisation alone."""
     assert relative_error(quantized, load(quantized, graph)) < bound
+
+
+@pytest.mark.parametrize("graph", BOTH)
+def test_outputs_of_int8_are_centred(quantized: Project, graph: Graph) -> None:
+    """On the calibration images the mean of each logit is that of FP32."""
+    shifts = measure_shifts(quantized, quantized.file(quantized.onnx(graph).file))
+
+    assert shifts.keys() == {"logits"}
+    assert np.abs(shifts["logits"]).max() < 1e-4
+
+
+def test_both_forms_of_int8_have_the_same_corrected_biases(quantized: Project) -> None:
+    """The expected shift of a convolution is taken from its bias in the form for TensorRT 8.6 as well."""
+    new, old, exact = load(quantized, Graph.INT8), opset17(quantized), load(quantized, Graph.FP32)
+    biases = [node.input[2] for node in nodes(exact, "Conv", "Gemm")]
+
+    assert all((weights(new)[name] == weights(old)[name]).all() for name in biases)
+    assert all((weights(new)[name] != weights(exact)[name]).any() for name in biases)
 
 
 def test_fp8_has_one_form(quantized: Project) -> None:
