@@ -135,7 +135,7 @@ def loaded(batches: BatchRange = BATCHES) -> Any:
 def session(batches: BatchRange = BATCHES) -> Session:
     """Return a session that has no buffers yet."""
     nothing: Any = None
-    return Session(loaded(batches), nothing, nothing, cuda_graph=False)
+    return Session(loaded(batches), nothing, nothing, nothing, cuda_graph=False)
 
 
 @pytest.mark.parametrize(
