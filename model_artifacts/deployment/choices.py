@@ -112,7 +112,7 @@ def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Ch
         _Candidate(entry, timing)
         for entry in entries
         for timing in entry.timings
-        if timing.layout is Layout.CONTIGUOUS and timing.clock is not Clock.COPIES
+        if timing.layout is Layout.CONTIGUOUS and not timing.clock.counts_copies
     ]
     if not timed:
         return Choice("highest throughput", None, "nothing that may be deployed was timed")
@@ -161,7 +161,7 @@ def _least(goal: str, entries: list[ManifestEntry], size: Callable[[ManifestEntr
 
 def latency_of(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the latency that ranks an artifact at a batch size, on a GPU its CUDA graph's; None if not timed."""
-    timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock is not Clock.STREAMS]
+    timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock.is_latency]
     return min(
         timed, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
     )
@@ -294,8 +294,7 @@ def is_eager(entry: ManifestEntry) -> bool:
 
 def _eager(entry: ManifestEntry, timing: BatchTiming, entries: Iterable[ManifestEntry]) -> BatchTiming | None:
     """Return the latency of eager FP32 that a speed-up is over: on the GPU's clock, without a CUDA graph."""
-    clock = Clock.GPU if timing.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else timing.clock
-    wanted = (timing.batch, clock, Layout.CONTIGUOUS)
+    wanted = (timing.batch, timing.clock.of_eager, Layout.CONTIGUOUS)
     return next(
         (
             found

@@ -50,7 +50,7 @@ from model_artifacts.records.inputs import (
     Transparency,
     WeightsOrigin,
 )
-from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
+from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, Link, ranking_clock
 from model_artifacts.records.manifest import (
     GpuType,
     Manifest,
@@ -122,6 +122,7 @@ __all__ = [
     "KeyField",
     "LayerShare",
     "Layout",
+    "Link",
     "Manifest",
     "ManifestEntry",
     "ManifestModel",

@@ -35,7 +35,7 @@ from pipeline.stages.manifest.spec import manifest_key
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model_artifacts.records import FileRecord, GitState
+    from model_artifacts.records import FileRecord, GitState, Link
     from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -69,8 +69,19 @@ def make_manifest(project: Project) -> Manifest:
         model=_model(project),
         artifacts=entries,
         milestones=milestones_of(entries, project.plan.gpu),
+        links=_links([item.benchmark for item in everything if item.benchmark]),
     )
     return project.write(project.paths.manifest, manifest)
+
+
+def _links(reports: list[BenchmarkReport]) -> tuple[Link, ...]:
+    """Return the rates of copies of each GPU: the fastest, because a floor is of them."""
+    best: dict[str, Link] = {}
+    for link in (report.link for report in reports if report.link):
+        known = best.get(link.gpu)
+        if known is None or link.floor_ms(1, 1) < known.floor_ms(1, 1):
+            best[link.gpu] = link
+    return tuple(best[name] for name in sorted(best))
 
 
 class VariantRecords(NamedTuple):
