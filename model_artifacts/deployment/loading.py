@@ -15,12 +15,14 @@ import re
 import threading
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from model_artifacts.deployment.files import unusable
 from model_artifacts.deployment.model import Model
+from model_artifacts.deployment.pictures.readers import OnGpu, gpu_reader
 from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.deployment.resolution import Resolution, resolve_entry
+from model_artifacts.deployment.tensors.named_inputs import no_pictures
 from model_artifacts.errors import RunError, StorageError, UsageError, one_line
 from model_artifacts.host.environment import (
     driver_cuda,
@@ -38,7 +40,7 @@ from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, M
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.serving.runners import open_runners
-from model_artifacts.serving.settings import PLAIN, Serving
+from model_artifacts.serving.settings import PLAIN, PicturesOn, Serving
 from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts
 from model_artifacts.tensorrt.kernels import kept_kernels, user_folder
 
@@ -219,6 +221,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     wait_seconds: float | None = None,
     batching: Batching | None = None,
     kernel_cache: str | os.PathLike[str] | None = None,
+    pictures: PicturesOn | Literal["cpu", "gpu"] = PicturesOn.CPU,
 ) -> Loading:
     """Resolve an artifact for this machine, check its digest, and open it.
 
@@ -232,20 +235,23 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
         batching: joins calls of several threads to one batch; None runs each as it is.
         kernel_cache: the folder in which kernels are kept that TensorRT-RTX compiles here, if the artifact brings none
             for this GPU; None takes `~/.cache/model-artifacts/kernels`.
+        pictures: the place where `predict` and `outputs` decode and resize pictures. `gpu` takes nvJPEG and torch on
+            the artifact's GPU, and needs a proof of its answers in the manifest: `doit pictures`.
 
     Returns:
         a context manager of the model, which turns batches into outputs, and images into classes or vectors. It raises
         the errors below when it is entered.
 
     Raises:
-        UsageError: `contexts`, `wait_seconds` or `batching` is no such number; raised at once.
+        UsageError: `contexts`, `wait_seconds`, `batching` or `pictures` is none of these; raised at once.
         ResolveError: no artifact suits; the message has the reason for each.
         RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
-        UnsupportedError: a library that the artifact needs does not start here.
+        UnsupportedError: a library that the artifact needs does not start here; or pictures may not be decoded on this
+            GPU.
     """
     folder = Path(kernel_cache) if kernel_cache is not None else None
-    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder))
+    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder, pictures))
 
 
 @contextmanager
@@ -258,12 +264,25 @@ def _opened(root: Path, requirements: Requirements, serving: Serving) -> Iterato
     resolution = resolve_entry(manifest, this_host(), requirements, unusable(root, manifest))
     file = _file_of(root, resolution, manifest.model)
     kept = _kept(resolution.entry, resolution.place.gpu, serving.kernel_cache)
+    read = _reader(resolution, manifest.model) if serving.pictures == PicturesOn.GPU else None
     with open_runners(file, serving.contexts, kept) as runs:
-        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry))
+        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry), read)
         try:
             yield model
         finally:
             model.close()
+
+
+def _reader(resolution: Resolution, model: ManifestModel) -> OnGpu:
+    """Return the reader of pictures on the artifact's GPU.
+
+    Raises:
+        UnsupportedError: its answers are not proven there.
+        UsageError: the model takes tensors.
+    """
+    if model.preprocessing is None:
+        raise no_pictures("load(pictures=...)", resolution.entry.inputs)
+    return gpu_reader(resolution.entry, model.preprocessing, resolution.place.gpu)
 
 
 def _served(runs: Sequence[Runner], serving: Serving, entry: ManifestEntry) -> Pool | Batcher:

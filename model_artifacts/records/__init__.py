@@ -42,6 +42,7 @@ from model_artifacts.records.inputs import (
     ImageInput,
     Interpolation,
     Io,
+    Offset,
     Orientation,
     OutputForm,
     Preprocessing,
@@ -52,6 +53,7 @@ from model_artifacts.records.inputs import (
 )
 from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, Link, ranking_clock
 from model_artifacts.records.manifest import (
+    GpuPictures,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -109,6 +111,7 @@ __all__ = [
     "GateCheck",
     "GitState",
     "Gpu",
+    "GpuPictures",
     "GpuType",
     "Graph",
     "Host",
@@ -130,6 +133,7 @@ __all__ = [
     "Milestone",
     "Milliseconds",
     "ModuleContents",
+    "Offset",
     "OperatorCalls",
     "Orientation",
     "OutputForm",
