@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
-from model_artifacts.sessions.feeds.batches import feed_of
+from model_artifacts.sessions.feeds.batches import each, feed_of
 from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
 from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.sessions.overlap.lanes import open_overlap
+from model_artifacts.tensorrt.fits import check_fits
 from model_artifacts.tensorrt.graphs import SizeGraphs
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
@@ -32,31 +32,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from model_artifacts.errors import RunError
     from model_artifacts.records import BatchRange, BuiltFor, Gpu, LayerShare, TensorSpec
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
-
-
-def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
-    """Check that an engine is built for this library and this GPU, before either reads it.
-
-    Raises:
-        RunError: it is built for another; the message names both.
-    """
-    fix = "build it here (`doit`), or take the artifact of this host's target"
-    if not built_for.runs_with(flavour.name, flavour.version):
-        got = f"{built_for.flavour.value} {built_for.version}"
-        raise RunError("the engine is for another TensorRT", expected=str(flavour), got=got, fix=fix)
-    if not built_for.runs_on(gpu):
-        numbers = ", ".join(map(str, built_for.compute_capabilities))
-        raise RunError(
-            "the engine is for another GPU",
-            expected=f"{gpu.name} (SM {gpu.compute_capability})",
-            got=f"{built_for.gpu or 'GPUs'} (SM {numbers})",
-            fix=fix,
-        )
 
 
 class Engine:
@@ -326,7 +307,7 @@ class Session:
         """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
-    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> Batch:
         require_batch(self._inputs, self._loaded.batches, arrays)
         for array in arrays:
             if not array.flags.c_contiguous:
@@ -334,12 +315,11 @@ class Session:
         self._prepare(len(arrays[0]))
         for spec, array in zip(self._inputs, arrays, strict=True):
             self._send(spec, array)
+        self._fill_up()
         self.enqueue()
         landed = self._fetch()
         self.stream.synchronize()
-        if isinstance(landed, dict):
-            return {name: np.array(output) for name, output in landed.items()}
-        return np.array(landed)
+        return each(landed, np.array)
 
     def _send(self, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
         """Enqueue the copy of an input from the host's memory to the session's own."""
