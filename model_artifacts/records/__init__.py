@@ -51,21 +51,33 @@ from model_artifacts.records.inputs import (
     Transparency,
     WeightsOrigin,
 )
-from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, Link, ranking_clock
+from model_artifacts.records.latency import (
+    CLOCKS,
+    BatchTiming,
+    Clock,
+    ColdStart,
+    Doubt,
+    Link,
+    fastest_links,
+    ranking_clock,
+)
 from model_artifacts.records.manifest import (
     GpuPictures,
     GpuType,
     Manifest,
     ManifestEntry,
     ManifestModel,
+    ManifestPart,
     Milestone,
     Status,
 )
+from model_artifacts.records.models import joined, manifests_of, model_names, of_model
 from model_artifacts.records.releases import LATEST, HostRelease, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
-from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
+    CPU_TARGET,
+    GPU_TARGET,
     STAND_IN,
     Backend,
     BatchRange,
@@ -75,6 +87,7 @@ from model_artifacts.records.variants import (
     Precision,
     Variant,
     Workspace,
+    module_target,
 )
 
 __all__ = [
@@ -129,6 +142,7 @@ __all__ = [
     "Manifest",
     "ManifestEntry",
     "ManifestModel",
+    "ManifestPart",
     "Microseconds",
     "Milestone",
     "Milliseconds",
@@ -162,9 +176,14 @@ __all__ = [
     "Whole",
     "Workspace",
     "call_of",
+    "fastest_links",
     "is_applied",
+    "joined",
     "manifest_schema",
+    "manifests_of",
+    "model_names",
     "module_target",
+    "of_model",
     "ranking_clock",
     "without_defaults",
 ]

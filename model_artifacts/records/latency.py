@@ -11,7 +11,7 @@ from model_artifacts.records.base import Microseconds, Milliseconds, Record
 from model_artifacts.records.variants import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 
 class Clock(str, Enum):
@@ -155,6 +155,16 @@ class Link(Record):
             to_host_bytes: the size of its outputs.
         """
         return (to_gpu_bytes / self.to_gpu_bytes_per_s + to_host_bytes / self.to_host_bytes_per_s) * 1e3
+
+
+def fastest_links(links: Iterable[Link]) -> tuple[Link, ...]:
+    """Return the rates of copies of each GPU, the fastest that were measured, because a floor is of them."""
+    best: dict[str, Link] = {}
+    for link in links:
+        known = best.get(link.gpu)
+        if known is None or link.floor_ms(1, 1) < known.floor_ms(1, 1):
+            best[link.gpu] = link
+    return tuple(best[name] for name in sorted(best))
 
 
 class ColdStart(Record):

@@ -22,7 +22,7 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Task
+from model_artifacts.records import Task, manifests_of, of_model
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_feed
 
@@ -70,35 +70,43 @@ class Repositories:
         return tuple(dict.fromkeys(written.model.host for written in self.models))
 
 
-def make_repositories(artifacts: Path, folder: Path, version: int | None = None) -> Repositories:
-    """Write model repositories, replacing older ones.
+def make_repositories(
+    artifacts: Path, folder: Path, version: int | None = None, model: str | None = None
+) -> Repositories:
+    """Write model repositories, replacing older ones. A server may have several models, and gets all of a manifest.
 
     Args:
         artifacts: the folder of manifest.json: a build's or a release's.
         folder: the repositories' folder: absent, empty, or one that this function wrote before.
         version: the version of all models. None gives a model the version of the one that it replaces, or the next one
             if its file is another; 1 if it replaces none.
+        model: the name of the only model to write; None writes every model of the manifest.
 
     Raises:
         TritonError: Triton can run no artifact, or the folder holds other files.
+        UsageError: the manifest has no model of this name.
         RecordError: the manifest is missing or damaged.
         RunError: an artifact's file is damaged.
         StorageError: a repository cannot be written.
     """
-    manifest = read_manifest(artifacts)
+    whole = read_manifest(artifacts)
+    manifest = of_model(whole, model) if model else whole  # planned together: a server has one TensorRT
+    parts = [(item.model, item.artifacts) for item in manifests_of(manifest)]
+    facts = {entry.model: about for about, entries in parts if about for entry in entries}
     models, left_out = plan_models(manifest, incomplete(artifacts, manifest))
-    if not models or manifest.model is None:
+    if not models or any(item.entry.model not in facts for item in models):
         reasons = "".join(f"\n    {item.id}: {item.reason}" for item in left_out) or "nothing deployable"
         raise TritonError(
             "Triton can serve no artifact of this manifest", got=reasons, fix="build TensorRT engines or ONNX files"
         )
     _check_replaceable(folder)
-    written = tuple(WrittenModel(model, version or _next_version(folder / model.path, model)) for model in models)
+    written = tuple(WrittenModel(item, version or _next_version(folder / item.path, item)) for item in models)
     with replacing_folder(folder) as scratch:
         for item in written:
-            _write_model(scratch / item.model.path, item, manifest.model, artifacts)
-            check_model(scratch / item.model.path, item, manifest.model)
-        (scratch / MARKER).write_text("".join(f"{model.path}\n" for model in models), encoding="utf-8")
+            own = facts[item.model.entry.model]
+            _write_model(scratch / item.model.path, item, own, artifacts)
+            check_model(scratch / item.model.path, item, own)
+        (scratch / MARKER).write_text("".join(f"{item.path}\n" for item in models), encoding="utf-8")
     return Repositories(folder, written, left_out)
 
 

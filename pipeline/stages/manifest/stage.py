@@ -23,8 +23,10 @@ from model_artifacts.records import (
     StageRecord,
     Status,
     Variant,
+    fastest_links,
     is_applied,
 )
+from pipeline.planning.folder.whole import shares_its_folder, write_part
 from pipeline.planning.freshness import current_records
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome, PicturesReport
@@ -35,7 +37,7 @@ from pipeline.stages.manifest.spec import manifest_key
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model_artifacts.records import FileRecord, GitState, Link
+    from model_artifacts.records import FileRecord, GitState
     from pipeline.planning.paths import Paths
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -49,7 +51,7 @@ class Verdict(NamedTuple):
 
 
 def make_manifest(project: Project) -> Manifest:
-    """Write the manifest from the current records; results of an older configuration are left out.
+    """Write the model's part of the manifest from its current records; results of older configurations are left out.
 
     Raises:
         StorageError: the manifest cannot be written.
@@ -69,19 +71,9 @@ def make_manifest(project: Project) -> Manifest:
         model=_model(project),
         artifacts=entries,
         milestones=milestones_of(entries, project.plan.gpu),
-        links=_links([item.benchmark for item in everything if item.benchmark]),
+        links=fastest_links(item.benchmark.link for item in everything if item.benchmark and item.benchmark.link),
     )
-    return project.write(project.paths.manifest, manifest)
-
-
-def _links(reports: list[BenchmarkReport]) -> tuple[Link, ...]:
-    """Return the rates of copies of each GPU: the fastest, because a floor is of them."""
-    best: dict[str, Link] = {}
-    for link in (report.link for report in reports if report.link):
-        known = best.get(link.gpu)
-        if known is None or link.floor_ms(1, 1) < known.floor_ms(1, 1):
-            best[link.gpu] = link
-    return tuple(best[name] for name in sorted(best))
+    return write_part(project, manifest)
 
 
 class VariantRecords(NamedTuple):
@@ -293,6 +285,7 @@ def _model(project: Project) -> ManifestModel | None:
 
 def run(project: Project, _model: str, _console: Console) -> int:
     """Make the manifest, and print the artifacts to deploy and the table of all."""
-    place = Place(project.paths.root, devices_here(), f"{project.doit} release")
-    print_manifest(make_manifest(project), place, sys.stdout)
+    manifest = make_manifest(project)
+    place = Place(project.paths.root, devices_here(), f"{project.doit} release", shares_its_folder(project))
+    print_manifest(manifest, place, sys.stdout)
     return 0
