@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from model_artifacts.host import cuda
-from model_artifacts.sessions.feeds.batches import feed_of, size_of
+from model_artifacts.sessions.feeds.batches import each, feed_of, size_of
 from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
 from model_artifacts.sessions.onnx import named
 from model_artifacts.sessions.overlap.turns import Turns, require_buffers
@@ -173,7 +173,7 @@ class Overlap:
             return
         self._clear()
         for spec in self._inputs:
-            self._context.set_input_shape(spec.name, (size, *sample_of(spec)))
+            self._context.set_input_shape(spec.name, (self._loaded.batches.padded(size), *sample_of(spec)))
         for lane in self._lanes:
             for spec in (*self._inputs, *self._outputs):
                 lane.allocate(spec.name, self._context.shape(spec.name), np.dtype(spec.dtype))
@@ -192,7 +192,7 @@ class Overlap:
             RunError: every buffer has a batch.
         """
         lane = self._lanes[self._turns.next]
-        return {spec.name: lane.staged[spec.name] for spec in self._inputs}
+        return {spec.name: lane.staged[spec.name][: self.size] for spec in self._inputs}
 
     def put(self, batch: Batch) -> None:
         """Copy a batch to the pinned memory of the next buffer, and start it. Another size is prepared for first.
@@ -221,6 +221,7 @@ class Overlap:
         uploaded, computed, downloaded = lane.events
         uploads, kernels, downloads = self._streams
         for spec in self._inputs:
+            _fill_up(lane.staged[spec.name], self.size)
             cuda.copy_to_gpu(lane.on_gpu[spec.name], lane.staged[spec.name], uploads)
         uploaded.record(uploads)
         kernels.wait(uploaded)
@@ -249,7 +250,7 @@ class Overlap:
         lane = self._lanes[self._turns.oldest]
         lane.events[-1].synchronize()
         self._turns.end()
-        found = [lane.staged[spec.name] for spec in self._outputs]
+        found = [lane.staged[spec.name][: self.size] for spec in self._outputs]
         return named(tuple(spec.name for spec in self._outputs), found)
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Outputs]:
@@ -263,10 +264,10 @@ class Overlap:
         """
         for batch in batches:
             while len(self) and (self.full or size_of(batch) != self.size):
-                yield _owned(self.result())
+                yield each(self.result(), np.array)
             self.put(batch)
         while len(self):
-            yield _owned(self.result())
+            yield each(self.result(), np.array)
 
     def close(self) -> None:
         """Wait for what is under way, and free all memory."""
@@ -286,8 +287,7 @@ class Overlap:
             self._context.set_address(name, memory.pointer)
 
 
-def _owned(outputs: Outputs) -> Outputs:
-    """Return a copy of the arrays, in memory of their own."""
-    if isinstance(outputs, dict):
-        return {name: np.array(values) for name, values in outputs.items()}
-    return np.array(outputs)
+def _fill_up(batch: npt.NDArray[Any], rows: int) -> None:
+    """Repeat a batch's first rows to its end: an engine of several profiles runs the next of their sizes."""
+    if rows < len(batch):
+        batch[rows:] = np.resize(batch[:rows], batch[rows:].shape)

@@ -72,6 +72,16 @@ def test_each_batch_has_its_own_logits(loaded: Any, buffers: int, *, streams_wei
         check(outputs, size, start)
 
 
+def test_a_batch_between_profiles_is_filled_up(gpu: LazyRuntime) -> None:
+    """The next size that the engine is tuned for runs, with the batch's own rows repeated, and is cut again."""
+    loaded: Any = FakeEngine(gpu, BatchRange(min=1, opt=8, max=8, tuned=(2, 8)))
+    with Engine(loaded, H100).overlap(2) as overlap:
+        found = list(overlap.map([images(8, 50), images(3, 7), images(3, 20), images(1, 9)]))
+    for got, (size, start) in zip(found, ((8, 50), (3, 7), (3, 20), (1, 9)), strict=True):
+        np.testing.assert_array_equal(got, logits(size, start))
+    assert {*loaded.contexts[0].ran} == {2, 8}
+
+
 def test_callers_fill_the_pinned_memory_themselves(loaded: Any) -> None:
     """A batch is written where the GPU reads it, while earlier ones are under way."""
     with Engine(loaded, H100).overlap(3) as overlap:
