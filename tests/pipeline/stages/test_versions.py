@@ -36,7 +36,7 @@ GOLDEN = {
     "validate": (12, "c562b665697f986c"),
     "benchmark": (6, "816978a43b69bbb6"),
     "manifest": (6, "3db7446a1a7e41bf"),
-    "report": (8, "10b1519987153e4e"),
+    "report": (9, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
     "pictures": (1, "aa49e431d3f6f38c"),
