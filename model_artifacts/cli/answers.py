@@ -112,6 +112,8 @@ def _print_choice(console: Console, choice: Choice, place: Place, before: Choice
     _indented(console, Text(f"{choice.goal}: ").append(_name(entry) if entry else "none", "green" if entry else ""), 2)
     ties = f"; ties with {len(choice.ties)} more" if choice.ties else ""
     _indented(console, Text(f"{choice.why}{ties}", style="dim"), 4)
+    if choice.left_out and not (before and before.left_out):
+        _indented(console, Text(choice.left_out, style="dim"), 4)
     if entry and entry.file and place.path and not (before and before.entry == entry):
         _indented(console, Text(str(place.path / entry.file.path), style="dim", overflow="fold"), 4)
 

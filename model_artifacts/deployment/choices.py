@@ -31,6 +31,10 @@ class Choice(NamedTuple):
     """The measurement that decided, or the reason for no choice."""
     ties: tuple[str, ...] = ()
     """Ids of the artifacts whose measurement does not differ from the chosen one's."""
+    left_out: str = ""
+    """The number of artifacts that were no candidates, because they take or give something else; empty without any."""
+    timing: BatchTiming | None = None
+    """The latency that decided; None for other goals."""
 
 
 class _Candidate(NamedTuple):
@@ -67,17 +71,41 @@ def may_be_deployed(entry: ManifestEntry) -> bool:
 def choices_of(entries: Sequence[ManifestEntry]) -> tuple[Choice, ...]:
     """Choose an artifact for latency, one for throughput and one for memory.
 
-    Of artifacts that tie, the one with the smallest file is taken.
+    Of artifacts that tie, the one with the smallest file is taken. Those with another input or output than the
+    network's own are candidates only if there are no others; else each choice says that they are left out.
 
     Args:
         entries: The artifacts of one GPU or of one processor.
     """
     ready = [entry for entry in entries if may_be_deployed(entry)]
     deployable = [entry for entry in ready if entry.io.is_plain] or ready  # as `load` takes them without being asked
+    others = [entry for entry in ready if entry not in deployable]
     eager = [entry for entry in entries if is_eager(entry)]
     batches = sorted({timing.batch for entry in deployable for timing in entry.timings})
     latency = _fastest(deployable, batches[0] if batches else 1, eager)
-    return (latency, _most_images(deployable, eager), _smallest(deployable))
+    said = _left_out(others)
+    return (
+        latency._replace(left_out=said + _fastest_of_these(others, latency)),
+        _most_images(deployable, eager)._replace(left_out=said),
+        _smallest(deployable)._replace(left_out=said),
+    )
+
+
+def _left_out(others: list[ManifestEntry]) -> str:
+    if not others:
+        return ""
+    return f"{len(others)} with another input or output (`io`) {'is' if len(others) == 1 else 'are'} not compared"
+
+
+def _fastest_of_these(others: list[ManifestEntry], choice: Choice) -> str:
+    """Return the lowest latency of the artifacts that are left out, by the clock of the choice."""
+    shown = choice.timing
+    timed = [_Candidate(entry, timing) for entry in others if shown and (timing := latency_of(entry, shown.batch))]
+    alike = [item for item in timed if shown and item.timing.clock is shown.clock]
+    if not alike:
+        return ""
+    best = min(alike, key=lambda item: item.timing.p50_ms)
+    return f"; the fastest takes {best.timing.p50_ms:#.4g} ms: {best.entry.id.split('/', 1)[1]}"
 
 
 def verdict_of(manifest: Manifest) -> dict[str, tuple[Choice, ...]]:
@@ -104,7 +132,7 @@ def _fastest(entries: list[ManifestEntry], batch: int, eager: list[ManifestEntry
     chosen, ties = _settle(alike, best)
     p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
     latency = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
-    return Choice(goal, chosen.entry, latency + _gain(chosen, eager, ties), ties)
+    return Choice(goal, chosen.entry, latency + _gain(chosen, eager, ties), ties, timing=chosen.timing)
 
 
 def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Choice:
@@ -112,7 +140,7 @@ def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Ch
         _Candidate(entry, timing)
         for entry in entries
         for timing in entry.timings
-        if timing.layout is Layout.CONTIGUOUS and timing.clock is not Clock.COPIES
+        if timing.layout is Layout.CONTIGUOUS and not timing.clock.counts_copies
     ]
     if not timed:
         return Choice("highest throughput", None, "nothing that may be deployed was timed")
@@ -161,7 +189,7 @@ def _least(goal: str, entries: list[ManifestEntry], size: Callable[[ManifestEntr
 
 def latency_of(entry: ManifestEntry, batch: int) -> BatchTiming | None:
     """Return the latency that ranks an artifact at a batch size, on a GPU its CUDA graph's; None if not timed."""
-    timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock is not Clock.STREAMS]
+    timed = [timing for timing in entry.timings if timing.batch == batch and timing.clock.is_latency]
     return min(
         timed, key=lambda timing: (timing.layout is not Layout.CONTIGUOUS, CLOCKS.index(timing.clock)), default=None
     )
@@ -294,8 +322,7 @@ def is_eager(entry: ManifestEntry) -> bool:
 
 def _eager(entry: ManifestEntry, timing: BatchTiming, entries: Iterable[ManifestEntry]) -> BatchTiming | None:
     """Return the latency of eager FP32 that a speed-up is over: on the GPU's clock, without a CUDA graph."""
-    clock = Clock.GPU if timing.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else timing.clock
-    wanted = (timing.batch, clock, Layout.CONTIGUOUS)
+    wanted = (timing.batch, timing.clock.of_eager, Layout.CONTIGUOUS)
     return next(
         (
             found

@@ -173,6 +173,14 @@ class Stream:
         """
         check(runtime.cudaStreamSynchronize(self._stream))
 
+    def wait(self, event: Event) -> None:
+        """Let later work on this stream begin only after an event's moment. The host does not wait.
+
+        Raises:
+            RunError: CUDA cannot do so.
+        """
+        check(runtime.cudaStreamWaitEvent(self._stream, event.handle, 0))
+
     def close(self) -> None:
         """Destroy the stream."""
         check(runtime.cudaStreamDestroy(self._stream))
@@ -268,6 +276,11 @@ class Event:
     def __init__(self) -> None:
         self._event = check(runtime.cudaEventCreate())
 
+    @property
+    def handle(self) -> Any:  # noqa: ANN401 - cuda-bindings is untyped
+        """The event as CUDA's functions take it."""
+        return self._event
+
     def record(self, stream: Stream) -> None:
         """Mark the moment at which the stream has finished its present work."""
         check(runtime.cudaEventRecord(self._event, stream.handle))
@@ -278,7 +291,7 @@ class Event:
 
     def milliseconds_since(self, earlier: Event) -> float:
         """Return the milliseconds between two events that have both passed."""
-        return float(check(runtime.cudaEventElapsedTime(earlier._event, self._event)))
+        return float(check(runtime.cudaEventElapsedTime(earlier.handle, self._event)))
 
     def close(self) -> None:
         """Destroy the event."""
@@ -289,6 +302,30 @@ def copy_to_gpu(target: DeviceArray, source: npt.NDArray[Any], stream: Stream) -
     """Put a copy from host memory on the stream; `source` must stay alive until the copy is done."""
     kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     check(runtime.cudaMemcpyAsync(target.pointer, source.ctypes.data, source.nbytes, kind, stream.handle))
+
+
+def copy_part_to_gpu(target: DeviceArray, source: npt.NDArray[Any], part: slice, stream: Stream) -> None:
+    """Put a copy of some bytes on the stream, to the same place of `target`; both are contiguous.
+
+    Args:
+        target: as many bytes as `source`, or more.
+        source: host memory, which must stay alive until the copy is done.
+        part: the bytes, counted from the beginning, with a start and a stop.
+        stream: the stream.
+    """
+    kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+    begin, size = int(part.start), int(part.stop) - int(part.start)
+    check(runtime.cudaMemcpyAsync(target.pointer + begin, source.ctypes.data + begin, size, kind, stream.handle))
+
+
+def is_pinned(array: npt.NDArray[Any]) -> bool:
+    """Return True if the GPU reads an array by itself: one in memory that CUDA, or torch, has pinned.
+
+    Raises:
+        RunError: CUDA cannot tell.
+    """
+    facts = check(runtime.cudaPointerGetAttributes(array.ctypes.data))
+    return bool(facts.type == runtime.cudaMemoryType.cudaMemoryTypeHost)
 
 
 def copy_to_host(target: npt.NDArray[Any], source: DeviceArray, stream: Stream) -> None:

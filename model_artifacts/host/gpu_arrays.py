@@ -102,8 +102,8 @@ def _wait_for(producer: int, stream: cuda.Stream) -> None:
     """Make a stream wait for the present work of another stream."""
     event = cuda.Event()
     try:
-        cuda.check(cuda.runtime.cudaEventRecord(event._event, producer))  # noqa: SLF001 - another library's stream has no wrapper
-        cuda.check(cuda.runtime.cudaStreamWaitEvent(stream.handle, event._event, 0))  # noqa: SLF001
+        cuda.check(cuda.runtime.cudaEventRecord(event.handle, producer))  # another library's stream has no wrapper
+        stream.wait(event)
     finally:
         event.close()
 

@@ -57,10 +57,12 @@ from model_artifacts.records.latency import (
     Clock,
     ColdStart,
     Doubt,
+    Link,
     Load,
     LoadResult,
     LoadSettings,
     Scenario,
+    fastest_links,
     ranking_clock,
 )
 from model_artifacts.records.manifest import (
@@ -140,6 +142,7 @@ __all__ = [
     "KeyField",
     "LayerShare",
     "Layout",
+    "Link",
     "Load",
     "LoadResult",
     "LoadSettings",
@@ -181,6 +184,7 @@ __all__ = [
     "Whole",
     "Workspace",
     "call_of",
+    "fastest_links",
     "is_applied",
     "joined",
     "manifest_schema",

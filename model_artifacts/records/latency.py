@@ -11,7 +11,7 @@ from model_artifacts.records.base import Microseconds, Milliseconds, Record
 from model_artifacts.records.variants import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 
 class Clock(str, Enum):
@@ -25,6 +25,12 @@ class Clock(str, Enum):
     """The same work, replayed as a CUDA graph."""
     COPIES = "copies"
     """The CUDA graph, and the copies from and to pinned host memory around it, all on one stream."""
+    PINNED = "pinned"
+    """Host to host: the same work and copies by the host's clock, from pinned memory to pinned memory, one batch at a
+    time."""
+    OVERLAPPED = "overlapped"
+    """Host to host in a row: the copies of some batches beside the computation of another, from pinned memory to
+    pinned memory; the time per batch. A throughput, not a latency."""
     STREAMS = "streams"
     """Several batches at once, each on its own stream: the time per batch. A throughput, not a latency."""
 
@@ -36,11 +42,41 @@ class Clock(str, Enum):
             Clock.GPU: "on the GPU, without a CUDA graph",
             Clock.GPU_GRAPH: "on the GPU, as a CUDA graph",
             Clock.COPIES: "with the copies to and from the GPU",
+            Clock.PINNED: "from host to host, pinned",
+            Clock.OVERLAPPED: "per batch from host to host, copies overlapped",
             Clock.STREAMS: "per batch, with several streams",
         }[self]
 
+    @property
+    def is_latency(self) -> bool:
+        """True if it times one batch from its beginning to its end; false if several are under way at once."""
+        return self not in {Clock.STREAMS, Clock.OVERLAPPED}
 
-CLOCKS = (Clock.GPU_GRAPH, Clock.GPU, Clock.COPIES, Clock.HOST, Clock.STREAMS)
+    @property
+    def of_eager(self) -> Clock:
+        """The clock of eager FP32 that speed-ups by this one are over.
+
+        On the GPU that is a plain user's run, between two events, without a CUDA graph and one batch after the other.
+        """
+        if self in {Clock.GPU_GRAPH, Clock.STREAMS}:
+            return Clock.GPU
+        return Clock.PINNED if self is Clock.OVERLAPPED else self
+
+    @property
+    def counts_copies(self) -> bool:
+        """True if copies from and to pinned memory are in its interval."""
+        return self in {Clock.COPIES, Clock.PINNED, Clock.OVERLAPPED}
+
+
+CLOCKS = (
+    Clock.GPU_GRAPH,
+    Clock.GPU,
+    Clock.COPIES,
+    Clock.PINNED,
+    Clock.HOST,
+    Clock.STREAMS,
+    Clock.OVERLAPPED,
+)
 """All clocks; the one that says most about an engine comes first."""
 
 
@@ -95,6 +131,40 @@ class BatchTiming(Record):
         """Return True if the intervals of two medians overlap, so that the medians may be equal."""
         (low, high), (other_low, other_high) = self.interval_ms, other.interval_ms
         return max(low, other_low) <= min(high, other_high)
+
+
+class Link(Record):
+    """Rates of the copies between the host's pinned memory and a GPU, as measured: PCIe's."""
+
+    gpu: str
+    """Name of the GPU."""
+    to_gpu_bytes_per_s: Annotated[float, Field(gt=0)]
+    """Median rate of copies to the GPU."""
+    to_host_bytes_per_s: Annotated[float, Field(gt=0)]
+    """Median rate of copies to the host."""
+    copied_bytes: PositiveInt
+    """Size of each copy."""
+    copies: PositiveInt
+    """Number of timed copies in each direction."""
+
+    def floor_ms(self, to_gpu_bytes: int, to_host_bytes: int) -> float:
+        """Return the least time of a batch's copies, in ms: one after the other, at these rates.
+
+        Args:
+            to_gpu_bytes: the size of its inputs.
+            to_host_bytes: the size of its outputs.
+        """
+        return (to_gpu_bytes / self.to_gpu_bytes_per_s + to_host_bytes / self.to_host_bytes_per_s) * 1e3
+
+
+def fastest_links(links: Iterable[Link]) -> tuple[Link, ...]:
+    """Return the rates of copies of each GPU, the fastest that were measured, because a floor is of them."""
+    best: dict[str, Link] = {}
+    for link in links:
+        known = best.get(link.gpu)
+        if known is None or link.floor_ms(1, 1) < known.floor_ms(1, 1):
+            best[link.gpu] = link
+    return tuple(best[name] for name in sorted(best))
 
 
 class ColdStart(Record):

@@ -32,7 +32,7 @@ from model_artifacts.records.base import (
 )
 from model_artifacts.records.decoding import Decoding
 from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, TensorSpec, WeightsOrigin
-from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt, Load
+from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt, Link, Load
 from model_artifacts.records.variants import Backend, BatchRange, Graph, KernelSpecialization, Precision
 
 if TYPE_CHECKING:
@@ -301,6 +301,8 @@ class Manifest(StageRecord):
     """One entry per variant, sorted by id."""
     milestones: tuple[Milestone, ...]
     """Steps from eager FP32 to the best engine; empty if nothing was timed on a GPU."""
+    links: tuple[Link, ...] = ()
+    """Rates of the copies to and from each GPU, as measured beside the latencies. The JSON leaves it out if empty."""
 
     @model_validator(mode="after")
     def _models_are_whole(self) -> Self:
@@ -315,4 +317,4 @@ class Manifest(StageRecord):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"models"})
+        return without_defaults(self, serialize(self), {"models", "links"})

@@ -1,6 +1,7 @@
 """The manifests of several models ↔ the one manifest of their folder. Pure functions.
 
-A part keeps everything that a model's own manifest says: `of_model` gives back what `joined` was given.
+A part keeps everything that a model's own manifest says: `of_model` gives back what `joined` was given. Only the
+rates of a GPU's link are the fastest that were measured beside any of the models.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import UsageError, closest, listed
 from model_artifacts.records.base import Key, KeyField
+from model_artifacts.records.latency import fastest_links
 from model_artifacts.records.manifest import Manifest, ManifestPart
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def joined(manifests: Iterable[Manifest]) -> Manifest:
         models=tuple(_part(name, own[name]) for name in sorted(own)),
         artifacts=tuple(sorted((entry for item in ordered for entry in item.artifacts), key=lambda entry: entry.id)),
         milestones=tuple(row for item in ordered for row in item.milestones),
+        links=fastest_links(link for item in ordered for link in item.links),
     )
 
 
@@ -105,4 +108,5 @@ def _own(manifest: Manifest, part: ManifestPart) -> Manifest:
         model=part.model,
         artifacts=artifacts,
         milestones=tuple(row for row in manifest.milestones if row.id in ids),
+        links=tuple(link for link in manifest.links if link.gpu in {entry.device_type for entry in artifacts}),
     )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.records import (
     CPU_TARGET,
     Backend,
-    Clock,
     EngineFlavour,
     Layout,
     Precision,
@@ -282,7 +281,7 @@ def _version(entry: ManifestEntry) -> tuple[int, ...]:
 def _rankable(entry: ManifestEntry) -> dict[int, BatchTiming]:
     """Return the timings by batch size, by the clock that ranks artifacts and of images as Triton sends them."""
     timings = [timing for timing in entry.timings if timing.layout is Layout.CONTIGUOUS]
-    timings = [timing for timing in timings if timing.clock is not Clock.STREAMS and timing.p50_ms > 0]
+    timings = [timing for timing in timings if timing.clock.is_latency and timing.p50_ms > 0]
     if not timings:
         return {}
     clock = ranking_clock({timing.clock for timing in timings})

@@ -8,59 +8,44 @@ Many threads share one engine. Each has a session of its own.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
-from model_artifacts.sessions.feeds.batches import feed_of
+from model_artifacts.sessions.feeds.batches import each, feed_of
 from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
+from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
+from model_artifacts.sessions.overlap.lanes import open_overlap
+from model_artifacts.tensorrt.fits import check_fits
 from model_artifacts.tensorrt.graphs import SizeGraphs
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy.typing as npt
 
+    from model_artifacts.errors import RunError
     from model_artifacts.records import BatchRange, BuiltFor, Gpu, LayerShare, TensorSpec
     from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
-
-
-def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
-    """Check that an engine is built for this library and this GPU, before either reads it.
-
-    Raises:
-        RunError: it is built for another; the message names both.
-    """
-    fix = "build it here (`doit`), or take the artifact of this host's target"
-    if not built_for.runs_with(flavour.name, flavour.version):
-        got = f"{built_for.flavour.value} {built_for.version}"
-        raise RunError("the engine is for another TensorRT", expected=str(flavour), got=got, fix=fix)
-    if not built_for.runs_on(gpu):
-        numbers = ", ".join(map(str, built_for.compute_capabilities))
-        raise RunError(
-            "the engine is for another GPU",
-            expected=f"{gpu.name} (SM {gpu.compute_capability})",
-            got=f"{built_for.gpu or 'GPUs'} (SM {numbers})",
-            fix=fix,
-        )
 
 
 class Engine:
     """An engine in the GPU's memory. Threads share it; each opens a session of its own."""
 
-    def __init__(self, loaded: LoadedEngine, gpu: Gpu) -> None:
-        self._loaded = loaded
-        self._gpu = gpu
+    def __init__(self, loaded: LoadedEngine, gpu: Gpu, copiers: Copiers | None = None) -> None:
+        self._loaded, self._gpu = loaded, gpu
+        self._copiers = copiers or Copiers(0)  # the caller's own thread copies
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -102,10 +87,20 @@ class Engine:
             stream = cuda.Stream()
             stack.callback(stream.close)
             context = stack.enter_context(self._loaded.context(stream.handle, cache, specialization))
-            session = Session(self._loaded, context, stream, cuda_graph=cuda_graph)
+            session = Session(self._loaded, context, stream, self._copiers, cuda_graph=cuda_graph)
             stack.callback(session.close)
             session.allocate()
             yield session
+
+    def overlap(
+        self,
+        buffers: int = 3,
+        *,
+        cache: bytes | None = None,
+        specialization: KernelSpecialization = KernelSpecialization.EAGER,
+    ) -> AbstractContextManager[Overlap]:
+        """Open a context for batches in a row, as `open_overlap` does; `cache` and `specialization` as in `session`."""
+        return open_overlap(self._loaded, self._gpu, buffers, cache, specialization)
 
 
 @contextmanager
@@ -129,16 +124,24 @@ def open_engine(
     cuda.use(gpu)
     with load_engine(flavour, plan, weights, host_code=built_for.version_compatible) as loaded:
         ends_of([spec.name for spec in loaded.inputs], [spec.name for spec in loaded.outputs])
-        yield Engine(loaded, gpu)
+        with closing(Copiers()) as copiers:
+            yield Engine(loaded, gpu, copiers)
 
 
 class Session:
     """A session that turns batches into logits. Its buffers hold one batch, and serve the next one again."""
 
     def __init__(
-        self, loaded: LoadedEngine, context: ExecutionContext, stream: cuda.Stream, *, cuda_graph: bool
+        self,
+        loaded: LoadedEngine,
+        context: ExecutionContext,
+        stream: cuda.Stream,
+        copiers: Copiers,
+        *,
+        cuda_graph: bool,
     ) -> None:
         self.stream = stream
+        self._copiers = copiers
         self._loaded = loaded
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
@@ -178,6 +181,8 @@ class Session:
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
         """Run one batch and wait for it.
+
+        A numpy array goes to the GPU in pieces by way of pinned memory, and directly if it lies in pinned memory.
 
         Args:
             batch: float32 (batch, channels, height, width), contiguous: a numpy array, or an array in this GPU's memory
@@ -259,6 +264,10 @@ class Session:
             cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
         self._fill_up()
         self.enqueue()
+        return self._fetch()
+
+    def _fetch(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+        """Enqueue the copies of the outputs to pinned memory, and return the arrays that they go to."""
         found = []
         for spec in self._outputs:
             output = self._result(spec)
@@ -298,19 +307,27 @@ class Session:
         """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
-    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> Batch:
         require_batch(self._inputs, self._loaded.batches, arrays)
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
         self._prepare(len(arrays[0]))
         for spec, array in zip(self._inputs, arrays, strict=True):
-            np.copyto(self._staged(spec), array)
-        landed = self.enqueue_with_copies()
+            self._send(spec, array)
+        self._fill_up()
+        self.enqueue()
+        landed = self._fetch()
         self.stream.synchronize()
-        if isinstance(landed, dict):
-            return {name: np.array(output) for name, output in landed.items()}
-        return np.array(landed)
+        return each(landed, np.array)
+
+    def _send(self, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
+        """Enqueue the copy of an input from the host's memory to the session's own."""
+        target, staged = self._own(spec), self._staged(spec)
+        if cuda.is_pinned(array):
+            cuda.copy_to_gpu(target, array, self.stream)
+        else:
+            self._copiers.copy(staged, array, lambda part: cuda.copy_part_to_gpu(target, staged, part, self.stream))
 
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]

@@ -54,6 +54,10 @@ class BenchmarkConfig(Record):
     """The least duration of a variant's round on a GPU, in milliseconds, because runs there are short."""
     streams: Annotated[int, Field(strict=True, ge=1, le=128)] = 4
     """Batches that an engine runs at once in the throughput measurement. 1 leaves the measurement out."""
+    buffers: Annotated[int, Field(strict=True, ge=1, le=4)] = 3
+    """Batches of an engine under way at once, with the copies of some beside the computation of another. 1 leaves this
+    measurement out.
+    """
 
     @property
     def timing_settings(self) -> BenchmarkConfig:

@@ -14,6 +14,7 @@ from model_artifacts.records import (
     Doubt,
     FileRecord,
     Layout,
+    Link,
     Record,
     Sha256,
     VariantRecord,
@@ -79,6 +80,8 @@ class BenchmarkReport(VariantRecord):
     """State of the GPU during timing; None without a GPU or without NVML's readings."""
     noise: tuple[Doubt, ...] = ()
     """Reasons for doubt about the latencies."""
+    link: Link | None = None
+    """Rates of the copies to and from the GPU, measured once before the latencies; None without a GPU."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -139,6 +142,8 @@ class RestartRecord(VariantRecord):
     """GPU memory that the artifact took."""
     runtime_cache: FileRecord | None = None
     """Kernels that the first restart compiled, which later ones load."""
+    link: Link | None = None
+    """Rates of the copies to and from the GPU; only the first restart has them."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

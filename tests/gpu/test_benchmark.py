@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.records import Artifact, BenchmarkReport
 
-ON_GPU = {Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST}
+ON_GPU = {Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.PINNED, Clock.HOST}
 
 
 def reports_of(project: Project, target: str, folder: Path) -> dict[str, BenchmarkReport]:
@@ -43,7 +43,10 @@ def test_engines_are_timed_by_every_clock(project: Project, tmp_path: Path) -> N
     reports = reports_of(project, target, tmp_path)
     assert reports
     for report in reports.values():
-        assert {timing.clock for timing in report.timings} == ON_GPU | {Clock.STREAMS}
+        assert {timing.clock for timing in report.timings} == ON_GPU | {Clock.STREAMS, Clock.OVERLAPPED}
+        assert report.link is not None
+        assert 1e9 < report.link.to_gpu_bytes_per_s < 1e12
+        assert 1e9 < report.link.to_host_bytes_per_s < 1e12
         assert report.device_memory_bytes
         assert report.conditions is not None
         assert report.conditions.sm_clock_mhz.high > 100
@@ -52,7 +55,7 @@ def test_engines_are_timed_by_every_clock(project: Project, tmp_path: Path) -> N
             assert 0 <= low <= timing.p50_ms <= high
             assert timing.p50_ms > 0
     fastest = {timing.clock: timing.p50_ms for timing in next(iter(reports.values())).timings}
-    assert fastest[Clock.GPU_GRAPH] <= fastest[Clock.COPIES] <= fastest[Clock.HOST]
+    assert fastest[Clock.GPU_GRAPH] <= fastest[Clock.COPIES] <= fastest[Clock.PINNED] <= fastest[Clock.HOST] * 1.1
 
 
 @needs_torch_tensorrt

@@ -59,8 +59,9 @@ class FakeRuntime:
         """Nothing is open or allocated."""
         return not (self.blocks or self.pinned or self.open)
 
-    def do(self, work: Callable[[], None]) -> None:
+    def do(self, work: Callable[[], None], stream: int = 0) -> None:
         """Put work on a stream: it is done now, or recorded."""
+        del stream
         if self._recording is None:
             work()
         else:
@@ -123,8 +124,10 @@ class FakeRuntime:
         return (OK,)
 
     def cudaPointerGetAttributes(self, pointer: int) -> tuple[Any, SimpleNamespace]:
-        """Memory outside every block is another GPU's."""
-        inside = any(start <= pointer < start + ctypes.sizeof(block) for start, block in self.blocks.items())
+        """Memory outside every block is another GPU's; pinned memory is the host's."""
+        if _is_in(self.pinned, pointer):
+            return OK, SimpleNamespace(type=runtime.cudaMemoryType.cudaMemoryTypeHost, device=self.current)
+        inside = _is_in(self.blocks, pointer)
         kind = runtime.cudaMemoryType.cudaMemoryTypeDevice
         return OK, SimpleNamespace(type=kind, device=self.current if inside else 1 - self.current)
 
@@ -198,6 +201,10 @@ class FakeRuntime:
         return self._end(executable)
 
 
+def _is_in(blocks: dict[int, Any], pointer: int) -> bool:
+    return any(start <= pointer < start + ctypes.sizeof(block) for start, block in blocks.items())
+
+
 def at(pointer: int, shape: tuple[int, ...], kind: type[Any] = ctypes.c_float) -> Any:
     """Return the array that lies at an address, of float32 or another type of C."""
     size = int(np.prod(shape))
@@ -239,11 +246,12 @@ class FakeContext:
         else:
             self.images = shape
 
-    def shape(self, _: str) -> tuple[int, ...]:
-        """Return the logits'."""
-        return (self.images[0], self._classes)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return an input's, or the logits'."""
+        inputs = {"image": self.images, "tokens": self.tokens}
+        return inputs.get(name) or (self.images[0], self._classes)
 
-    def enqueue(self, _: int) -> None:
+    def enqueue(self, stream: int) -> None:
         """Compute, now or at the replay of the graph, with the batch size of the capture."""
         images, tokens, addresses = self.images, self.tokens, dict(self.addresses)
         targets = [self.addresses[name] for name in self._outputs]
@@ -257,7 +265,7 @@ class FakeContext:
                 at(target, (images[0], self._classes))[...] = means + np.arange(self._classes) + 100 * number
 
         self.enqueued += 1
-        self._cuda.do(work)
+        self._cuda.do(work, stream)
 
     def runtime_cache(self) -> bytes:
         """Return the compiled kernels: one for each batch size."""

@@ -44,6 +44,18 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class AskLink:
+    """A request to measure the rates of copies to and from the GPU, which a `Link` or a `NoLink` answers."""
+
+
+@dataclass(frozen=True)
+class NoLink:
+    """An answer without rates, which keeps no variant from being timed."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Samples:
     """A round's latencies, by one clock."""
 

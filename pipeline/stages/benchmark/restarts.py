@@ -178,6 +178,7 @@ def _restored(project: Project, variant: Variant, record: RestartRecord) -> Meas
         ready=Ready(record.cold_start, record.device_memory_bytes, record.runtime_cache, record.tuning_seconds),
         notes=[*record.notes],
         unsettled=[*record.unsettled],
+        link=record.link,
         disturbed_by=record.disturbed_by,
         readings=readings,
         baseline=Measured(variant, rounds=beside) if beside else None,
@@ -211,6 +212,7 @@ def joined(variant: Variant, restarts: Sequence[Restart]) -> Measured:
         unsettled=[*dict.fromkeys(text for part in parts for text in part.unsettled)],
         disturbed_by=tuple(dict.fromkeys(stranger for part in parts for stranger in part.disturbed_by)),
         readings=[reading for part in parts for reading in part.readings],
+        link=next((part.link for part in parts if part.link), None),
         baseline=Measured(variant, rounds=_all_rounds(besides)) if besides else None,
         taken=tuple(taken for part in parts for taken in part.taken),
     )
@@ -246,6 +248,7 @@ def write_restart(project: Project, found: Measured, key: Key, rounds: Rounds) -
         tuning_seconds=found.ready.tuning_seconds,
         device_memory_bytes=found.ready.device_memory_bytes,
         runtime_cache=found.ready.runtime_cache,
+        link=found.link,
     )
     return project.write(project.paths.restart(found.variant, rounds.restart), record)
 

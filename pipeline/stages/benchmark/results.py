@@ -10,7 +10,7 @@ import numpy as np
 from model_artifacts.host.environment import driver_version, now, processor, threads, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.records import Clock, Variant, ranking_clock
+from model_artifacts.records import Variant, ranking_clock
 from pipeline.records import BenchmarkReport, Outcome
 from pipeline.stages.benchmark.gpu_watch import conditions_of
 from pipeline.stages.benchmark.messages import Ready, SampleSet
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import BatchTiming, FileRecord, Key
+    from model_artifacts.records import BatchTiming, FileRecord, Key, Link
     from pipeline.planning.project import Project
     from pipeline.records import Conditions
     from pipeline.stages.benchmark.gpu_watch import Reading
@@ -65,6 +65,8 @@ class Measured:
     """The GPU's sensor values during the measurement."""
     baseline: Measured | None = None
     """The baseline, timed in the same rounds."""
+    link: Link | None = None
+    """The rates of copies to and from the GPU."""
     taken: tuple[Taken, ...] = ()
     """The origin of each restart: variants with the same ones were always timed against each other."""
 
@@ -125,6 +127,7 @@ def report_of(project: Project, key: Key, found: Measured, sessions: Sequence[Me
         restarts=project.config.benchmark.restarts,
         conditions=found.conditions,
         noise=noise_of(restarts, found.unsettled, found.disturbed_by, found.conditions),
+        link=found.link,
     )
 
 
@@ -163,10 +166,9 @@ def _baseline_medians(found: Measured, what: SampleSet) -> list[float]:
 def baseline_latencies(found: Measured, what: SampleSet) -> list[list[Latencies]]:
     """Return the latencies of eager FP32 with contiguous images, as the baseline of a sample set.
 
-    On the GPU's clock that is a plain user's run: between two events, without a CUDA graph. Copies and whole calls are
-    compared with copies and whole calls of eager FP32.
+    Copies and whole calls are compared with copies and whole calls of eager FP32.
     """
-    clock = Clock.GPU if what.clock in {Clock.GPU_GRAPH, Clock.STREAMS} else what.clock
+    clock = what.clock.of_eager
     return found.baseline.latencies(SampleSet(clock, what.batch)) if found.baseline else []
 
 

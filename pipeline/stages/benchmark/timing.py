@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import CPU_TARGET, Backend
+from model_artifacts.records import CPU_TARGET, Backend, Link
 from pipeline.records import Outcome
 from pipeline.stages.benchmark.gpu_watch import watching
-from pipeline.stages.benchmark.messages import Ask, Ready, Started, Warm
+from pipeline.stages.benchmark.messages import Ask, AskLink, NoLink, Ready, Started, Warm
 from pipeline.stages.benchmark.results import Measured
 from pipeline.stages.benchmark.worker import serve, takes
 from pipeline.stages.common.outcomes import Ending
@@ -104,6 +104,7 @@ def time_together(
         ours = frozenset(worker.process.pid or 0 for worker, _ in pairs)
         if all(item.ending or item.variant.id in guests for item in measured):
             return measured
+        link = _link(pairs) if gpu and number == 1 else None
         with watching(gpu, ours) as watch:
             for batch in config.timed_batches:
                 timed = [pair for pair in pairs if takes(pair[1].variant, batch)]
@@ -118,7 +119,20 @@ def time_together(
     for item in measured:
         item.disturbed_by = watch.strangers
         item.readings.extend(watch.readings)
+        item.link = link
     return measured
+
+
+def _link(pairs: list[tuple[Worker, Measured]]) -> Link | None:
+    """Return the rates of copies to and from the GPU, which the first process that runs there measures."""
+    for worker, item in pairs:
+        if item.variant.backend is Backend.TENSORRT or item.variant.backend.is_module:
+            found = _ask(worker, item, AskLink())
+            if isinstance(found, Link):
+                return found
+            if isinstance(found, NoLink):
+                item.notes.append(f"the rates of copies to and from the GPU are unknown: {found.reason}")
+    return None
 
 
 def _open(pairs: list[tuple[Worker, Measured]], config: Config, *, apart: bool) -> None:
@@ -166,7 +180,7 @@ def _one_round(worker: Worker, item: Measured, batch: int, settings: BenchmarkCo
         item.keep(restart, batch, samples)
 
 
-def _ask(worker: Worker, item: Measured, ask: Ask) -> object:
+def _ask(worker: Worker, item: Measured, ask: Ask | AskLink) -> object:
     if item.ending:
         return None
     with suppress(BrokenPipeError):  # it has ended, but its last message may still be there

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import ArtifactError, RunError
+from model_artifacts.errors import ArtifactError, RunError, one_line
 from model_artifacts.host.environment import installed
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import CPU_TARGET, Backend, Clock, ColdStart, Layout, ranking_clock
 from model_artifacts.sessions.opening import package_of
-from pipeline.stages.benchmark.messages import Ask, Ready, Samples, Started, Warm
+from pipeline.stages.benchmark.clocks import (
+    measured_link,
+    timed,
+    timed_on_gpu,
+    timed_on_streams,
+    timed_overlapped,
+    timed_pinned,
+)
+from pipeline.stages.benchmark.messages import Ask, AskLink, NoLink, Ready, Samples, Started, Warm
 from pipeline.stages.benchmark.statistics import settled
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import ending_of
@@ -30,9 +38,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Gpu, Variant
+    from model_artifacts.records import Gpu, Link, Variant
     from model_artifacts.sessions.engine import Session
     from model_artifacts.sessions.module import ModuleSession
+    from model_artifacts.sessions.overlap.lanes import Overlap
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
 
@@ -43,8 +52,6 @@ _SETTLE_SECONDS = 0.05
 """The pause before a variant's turn, in which the threads of the previous variant stop spinning. Then it runs once
 untimed, to have its own data in the caches.
 """
-_DEPTH = 8
-"""The number of batches queued on each stream, so that none runs dry."""
 
 
 def serve(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
@@ -85,14 +92,27 @@ def _start(connection: Connection, gpu: Gpu | None) -> None:
     connection.recv()
 
 
-def _answer(connection: Connection, project: Project, variant: Variant, measure: Time) -> None:
+def _answer(connection: Connection, project: Project, variant: Variant, measure: Time, gpu: Gpu | None = None) -> None:
     while True:
-        ask: Ask = connection.recv()
+        ask: Ask | AskLink = connection.recv()
+        if isinstance(ask, AskLink):
+            connection.send(_link_of(gpu))
+            continue
         images = images_of(project, ask.batch, variant)
         if ask.warm_up_seconds:
             connection.send(_warm_up(ask, lambda: measure(ask, images)))  # noqa: B023 - called at once
         else:
             connection.send(measure(ask, images))
+
+
+def _link_of(gpu: Gpu | None) -> Link | NoLink:
+    """Return the rates of copies, or the reason why there are none, such as a GPU without room for one."""
+    if gpu is None:
+        return NoLink("the artifact runs on the processor")
+    try:
+        return measured_link(gpu)
+    except RunError as exc:
+        return NoLink(one_line(exc))
 
 
 def _warm_up(ask: Ask, measure: Callable[[], tuple[Samples, ...]]) -> Warm:
@@ -133,7 +153,8 @@ def _serve_runner(connection: Connection, project: Project, artifact: Artifact) 
 
 def _serve_engine(connection: Connection, project: Project, artifact: Artifact, *, first: bool) -> None:
     """Time an engine by every clock, after its cold start has been timed and its kernels have been kept."""
-    _start(connection, gpu_of(project, artifact))
+    gpu = gpu_of(project, artifact)
+    _start(connection, gpu)
     ready, cache = cold_start(project, artifact) if first else (Ready(), _kept_kernels(project, artifact))
     specialization = project.config.tensorrt.kernel_specialization
     with ExitStack() as stack:
@@ -142,12 +163,22 @@ def _serve_engine(connection: Connection, project: Project, artifact: Artifact, 
             stack.enter_context(engine.session(cache=cache, specialization=specialization))
             for _ in range(project.config.benchmark.streams)
         ]
+        buffers = project.config.benchmark.buffers
+        overlap = (
+            stack.enter_context(engine.overlap(buffers, cache=cache, specialization=specialization))
+            if buffers > 1
+            else None
+        )
         connection.send(ready)
-        _answer(connection, project, artifact.variant, lambda ask, images: _time_engine(runs, ask, images))
+
+        def measure(ask: Ask, images: Images) -> tuple[Samples, ...]:
+            return _time_engine(runs, overlap, ask, images)
+
+        _answer(connection, project, artifact.variant, measure, gpu)
 
 
-def _time_engine(runs: Sequence[Session], ask: Ask, images: Images) -> tuple[Samples, ...]:
-    """Time one session alone, then all of them at once."""
+def _time_engine(runs: Sequence[Session], overlap: Overlap | None, ask: Ask, images: Images) -> tuple[Samples, ...]:
+    """Time one session alone, then batches whose copies overlap, and then all sessions at once."""
     run = runs[0]
     for session in runs:
         session.upload(images)
@@ -155,8 +186,11 @@ def _time_engine(runs: Sequence[Session], ask: Ask, images: Images) -> tuple[Sam
         timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels),
         timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue),
         timed_on_gpu(Clock.COPIES, ask, run, run.enqueue_with_copies),
+        timed_pinned(ask, run),
         timed(Clock.HOST, ask, lambda: run(images)),
     ]
+    if overlap is not None:
+        found.append(timed_overlapped(ask, overlap, images))
     return (*found, *([timed_on_streams(ask, runs)] if len(runs) > 1 else []))
 
 
@@ -173,7 +207,8 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact, 
 
     keep_tuned(project, artifact, afresh=first)
     load_libraries(artifact)
-    _start(connection, gpu_of(project, artifact))
+    gpu = gpu_of(project, artifact)
+    _start(connection, gpu)
     before = cuda.free_bytes()
     opening = [images_of(project, batch, artifact.variant) for batch in first_batches(project, artifact)]
     began = time.perf_counter()
@@ -193,6 +228,7 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact, 
             project,
             artifact.variant,
             lambda ask, images: tuple(item for layout in layouts for item in time_module(run, ask, images, layout)),
+            gpu,
         )
 
 
@@ -204,6 +240,7 @@ def time_module(run: ModuleSession, ask: Ask, images: Images, layout: Layout) ->
         try:
             found.append(timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue))
             found.append(timed_on_gpu(Clock.COPIES, ask, run, run.enqueue_with_copies))
+            found.append(timed_pinned(ask, run))
         except RunError:
             if not run.graph_trouble:
                 raise
@@ -271,58 +308,3 @@ def _open_and_run(project: Project, artifact: Artifact, batches: list[int], cach
         for batch in images[1:]:
             run(batch)
         return _Opened(round(seconds, 4), max(0, before - cuda.free_bytes()), run.runtime_cache())
-
-
-def timed(clock: Clock, ask: Ask, call: Callable[[], object]) -> Samples:
-    """Time calls by the host's clock."""
-    latencies: list[float] = []
-    began = time.perf_counter()
-    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
-        start = time.perf_counter()
-        call()
-        latencies.append((time.perf_counter() - start) * 1e3)
-    return Samples(clock, tuple(latencies))
-
-
-def timed_on_gpu(clock: Clock, ask: Ask, session: Session | ModuleSession, enqueue: Callable[[], object]) -> Samples:
-    """Time the work between two events on the stream, one batch at a time, and the host's time to enqueue it.
-
-    An untimed batch precedes each timed one, as in trtexec. So the GPU is busy while the host enqueues the timed batch,
-    and does not wait for the host between the events. The host's time is reported separately.
-    """
-    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
-
-    enqueue()
-    session.stream.synchronize()
-    start, end = cuda.Event(), cuda.Event()
-    latencies: list[float] = []
-    enqueues: list[float] = []
-    began = time.perf_counter()
-    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
-        enqueue()
-        start.record(session.stream)
-        before = time.perf_counter()
-        enqueue()
-        after = time.perf_counter()
-        end.record(session.stream)
-        end.synchronize()
-        latencies.append(end.milliseconds_since(start))
-        enqueues.append((after - before) * 1e6)
-    start.close()
-    end.close()
-    return Samples(clock, tuple(latencies), tuple(enqueues))
-
-
-def timed_on_streams(ask: Ask, sessions: Sequence[Session]) -> Samples:
-    """Keep all sessions' streams filled, and time a batch: the total time divided by the number of batches."""
-    latencies: list[float] = []
-    began = time.perf_counter()
-    while len(latencies) < ask.runs or (time.perf_counter() - began) * 1e3 < ask.milliseconds:
-        start = time.perf_counter()
-        for _ in range(_DEPTH):
-            for session in sessions:
-                session.enqueue()
-        for session in sessions:
-            session.stream.synchronize()
-        latencies.append((time.perf_counter() - start) * 1e3 / (_DEPTH * len(sessions)))
-    return Samples(Clock.STREAMS, tuple(latencies))

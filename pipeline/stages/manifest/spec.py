@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from model_artifacts.records import Key
     from pipeline.planning.project import Project
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same records give another manifest. Since 2 each entry names the commits that made it. Since 3
 TensorRT's graphs are not deployable on a processor. Since 4 it has the arguments of the model's factory. Since 5
-milestones are those of which the plan has an artifact."""
+milestones are those of which the plan has an artifact. Since 6 it has the rates of copies to and from each GPU."""
 
 
 def manifest_key(project: Project, current: Collection[Path]) -> Key:

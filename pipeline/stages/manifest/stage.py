@@ -23,6 +23,7 @@ from model_artifacts.records import (
     StageRecord,
     Status,
     Variant,
+    fastest_links,
     is_applied,
 )
 from pipeline.planning.folder.whole import shares_its_folder, write_part
@@ -70,6 +71,7 @@ def make_manifest(project: Project) -> Manifest:
         model=_model(project),
         artifacts=entries,
         milestones=milestones_of(entries, project.plan.gpu),
+        links=fastest_links(item.benchmark.link for item in everything if item.benchmark and item.benchmark.link),
     )
     return write_part(project, manifest)
 

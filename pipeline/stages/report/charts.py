@@ -10,7 +10,7 @@ from model_artifacts.deployment.choices import compares, is_eager, latency_of
 from model_artifacts.records import Layout, Status, ranking_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from model_artifacts.records import BatchTiming, Clock, ManifestEntry
     from pipeline.stages.report.floors import Peak, Work
@@ -124,13 +124,16 @@ def _points(
     )
 
 
-def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Peak | None) -> Chart | None:
-    """Draw the best throughput (images/s) by batch size, with the limits of the GPU's arithmetic and bandwidth.
+def batch_scaling(
+    entries: Sequence[ManifestEntry], work: Work | None, peak: Peak | None, links: Mapping[str, float] | None = None
+) -> Chart | None:
+    """Draw the best throughput (images/s) by batch size, with the limits of the GPU's arithmetic, bandwidth and link.
 
     Args:
         entries: the entries of one device.
         work: the work of one image; None draws no limits.
         peak: the GPU's peak rates; None draws no limits.
+        links: the images/s that the copies to and from the GPU allow, by the type of the input.
 
     Returns:
         the chart; None if fewer than two batch sizes were timed.
@@ -153,6 +156,9 @@ def batch_scaling(entries: Sequence[ManifestEntry], work: Work | None, peak: Pea
         ):
             bound = [size / time * 1e3 for size, time in zip(sizes, times, strict=True)]
             figure.add_trace(_line(name, sizes, bound, dash="dot"))
+    for kind, rate in (links or {}).items():
+        sizes = sorted(batches)
+        figure.add_trace(_line(f"limit of copies, {kind} input", sizes, [rate] * len(sizes), dash="dash"))
     figure.update_xaxes(title="images a batch", type="log", tickvals=sorted(batches))
     figure.update_yaxes(title="images a second", type="log", tickformat=",~g")
     return Chart("Throughput by batch size", figure)

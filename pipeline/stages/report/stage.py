@@ -30,6 +30,7 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
+from pipeline.stages.report.copies import rate_limits, rows_of
 from pipeline.stages.report.groups import groups_of
 from pipeline.stages.report.table import print_changes
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.deployment.choices import Choice
     from model_artifacts.deployment.comparison import Change
-    from model_artifacts.records import BatchTiming, ManifestEntry, Milestone
+    from model_artifacts.records import BatchTiming, Link, ManifestEntry, Milestone
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         Sensitivity,
     )
     from pipeline.stages.report.charts import Chart
+    from pipeline.stages.report.copies import HostToHost
     from pipeline.stages.report.floors import Work
 
 
@@ -81,6 +83,9 @@ class Device(NamedTuple):
     """Reasons for the charts that are missing."""
     conditions: Conditions | None
     """Clocks, temperature and power while it was timed; None if they were not recorded."""
+    link: Link | None
+    """The rates of copies to and from the GPU; None if they were not measured."""
+    copies: tuple[HostToHost, ...]
 
 
 class Subnormals(NamedTuple):
@@ -225,20 +230,24 @@ def _devices(project: Project, manifest: Manifest) -> list[Device]:
 
 def _device(project: Project, manifest: Manifest, name: str, entries: tuple[ManifestEntry, ...]) -> Device:
     milestones = tuple(row for row in manifest.milestones if row.gpu == name)
-    charts, missing = _charts(project, name, entries)
+    link = next((link for link in manifest.links if link.gpu == name), None)
+    charts, missing = _charts(project, name, entries, link)
     reports = [report for entry in entries if (report := _benchmark(project, entry))]
     conditions = next((report.conditions for report in reports if report.conditions), None)
-    return Device(name, entries, choices_of(entries), milestones, charts, missing, conditions)
+    copies = rows_of(entries, link)
+    return Device(name, entries, choices_of(entries), milestones, charts, missing, conditions, link, copies)
 
 
-def _charts(project: Project, name: str, entries: Sequence[ManifestEntry]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _charts(
+    project: Project, name: str, entries: Sequence[ManifestEntry], link: Link | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from pipeline.stages.report.charts import batch_scaling, pareto, workspace_sweep  # noqa: PLC0415 - plotly is slow
     from pipeline.stages.report.floors import peak_of  # noqa: PLC0415 - onnx is slow
 
     peak = peak_of(name)
     batches = sorted({timing.batch for entry in entries for timing in entry.timings})
     drawn = [pareto(entries, batch) for batch in batches]
-    scaling = batch_scaling(entries, _work(project) if peak else None, peak)
+    scaling = batch_scaling(entries, _work(project) if peak else None, peak, rate_limits(entries, link))
     sweep = workspace_sweep(entries)
     missing = []
     if not batches:

@@ -97,6 +97,32 @@ def test_the_smallest_is_by_gpu_memory_where_that_was_measured() -> None:
     assert choices_of([a])[2].why == "0.0 MB on disk"
 
 
+def test_what_a_choice_leaves_out_is_said() -> None:
+    """Artifacts with other ends are no candidates beside plain ones, however fast; alone they are."""
+    plain = entry("plain", timing(1, 2.0))
+    pixels = entry("pixels", timing(1, 1.0), io=Io(input=ImageInput.UINT8))
+    slower = entry("halves", timing(1, 1.5), io=Io(input=ImageInput.FLOAT16))
+    silent = entry("silent", io=Io(input=ImageInput.FLOAT16))
+    latency, images, smallest = choices_of([plain, pixels, slower])
+    assert latency.entry == images.entry == smallest.entry == plain
+    said = "2 with another input or output (`io`) are not compared"
+    assert (images.left_out, smallest.left_out) == (said, said)
+    assert latency.left_out == f"{said}; the fastest takes 1.000 ms: cpu-x86_64/pixels"
+    assert choices_of([plain, silent])[0].left_out == "1 with another input or output (`io`) is not compared"
+    alone = choices_of([pixels, slower])[0]
+    assert (alone.entry, alone.left_out) == (pixels, "")
+    assert choices_of([plain])[0].left_out == ""
+
+
+def test_copies_are_no_throughput_and_no_latency_that_ranks() -> None:
+    """Host to host is shown, and compares nothing; several batches at once are no latency."""
+    item = entry("x", timing(1, 2.0, clock=Clock.PINNED), timing(1, 1.0, clock=Clock.OVERLAPPED), timing(1, 3.0))
+    latency, images, _ = choices_of([item])
+    assert latency.timing is not None
+    assert latency.timing.clock is Clock.PINNED
+    assert images.why.startswith("333 images/s")
+
+
 def test_nothing_deployable_gives_no_choice() -> None:
     """A verdict that cannot be given says so."""
     choices = choices_of([entry("bad", timing(1, 1.0), status=Status.REJECTED)])

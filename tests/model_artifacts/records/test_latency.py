@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_artifacts.records import BatchTiming, Clock, Load
+from model_artifacts.records import BatchTiming, Clock, Link, Load, fastest_links
 from tests.support.loads import LOAD, WON
 from tests.support.records import FINITE, reread
 
@@ -66,3 +66,27 @@ def test_load_without_a_server_has_none() -> None:
     only = Load(device="", loadgen="", results=LOAD.results[:1])
     assert only.server() is only.server(10) is None
     assert LOAD.results[1].settings == WON
+
+
+def link(gpu: str, rate: float) -> Link:
+    """Return the rates of a GPU's link, half as fast to the host."""
+    return Link(gpu=gpu, to_gpu_bytes_per_s=rate, to_host_bytes_per_s=rate / 2, copied_bytes=100, copies=20)
+
+
+def test_the_floor_of_copies_is_their_time_one_after_the_other() -> None:
+    """30 bytes at 10 a second and 5 at 5 a second take 4 seconds."""
+    assert link("a", 10).floor_ms(to_gpu_bytes=30, to_host_bytes=5) == pytest.approx(4000)
+
+
+def test_each_gpu_has_its_fastest_rates() -> None:
+    """They are sorted by the name of the GPU."""
+    assert fastest_links([link("b", 3), link("a", 1), link("a", 2), link("b", 1)]) == (link("a", 2), link("b", 3))
+    assert fastest_links([]) == ()
+
+
+@pytest.mark.parametrize("clock", Clock)
+def test_a_clock_of_several_batches_is_no_latency(clock: Clock) -> None:
+    """Each clock says whether it is one, and which clock of eager FP32 it is compared with."""
+    assert clock.is_latency is (clock not in {Clock.STREAMS, Clock.OVERLAPPED})
+    assert clock.of_eager.is_latency
+    assert clock.of_eager.counts_copies is clock.counts_copies

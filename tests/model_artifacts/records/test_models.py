@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from model_artifacts.errors import UsageError
 from model_artifacts.records import (
     GitState,
+    GpuType,
     Key,
     KeyField,
+    Link,
     Manifest,
     Milestone,
     Status,
@@ -117,3 +119,18 @@ def test_a_manifest_that_does_not_fit_together_is_none(change: Callable[[dict[st
     whole = json.loads(joined((A, B)).to_json())
     with pytest.raises(ValidationError):
         Manifest.model_validate({**whole, **change(whole)})  # type: ignore[dict-item]
+
+
+def test_the_rates_of_a_gpu_are_the_fastest_of_all_models() -> None:
+    """A part has the rates of the GPUs that its artifacts are for, and of no others."""
+    slow, fast = (
+        Link(gpu="a GPU", to_gpu_bytes_per_s=rate, to_host_bytes_per_s=rate, copied_bytes=1, copies=1)
+        for rate in (1.0, 2.0)
+    )
+    gpu = GpuType(name="a GPU", compute_capability=90)
+    there = tuple(item.model_copy(update={"gpu": gpu}) for item in A.artifacts)
+    both = joined(
+        [A.model_copy(update={"links": (slow,), "artifacts": there}), B.model_copy(update={"links": (fast,)})]
+    )
+    assert both.links == (fast,)
+    assert [part.links for part in manifests_of(both)] == [(fast,), ()]

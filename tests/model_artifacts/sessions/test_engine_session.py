@@ -11,16 +11,17 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import BatchRange, BuiltFor, Clock, EngineFlavour, Precision
+from model_artifacts.records import BatchRange, BuiltFor, Clock, EngineFlavour, Link, Precision
 from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
-from pipeline.stages.benchmark import worker
-from pipeline.stages.benchmark.messages import Ask, Ready, Started, Warm
-from pipeline.stages.benchmark.worker import cold_start, serve, timed_on_gpu
+from pipeline.stages.benchmark import clocks, worker
+from pipeline.stages.benchmark.clocks import timed_on_gpu
+from pipeline.stages.benchmark.messages import Ask, AskLink, Ready, Started, Warm
+from pipeline.stages.benchmark.worker import cold_start, serve
 from pipeline.stages.common.outcomes import Ending
 from pipeline.stages.validate import stage
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
@@ -389,18 +390,23 @@ def test_cold_start_keeps_the_kernels_that_it_compiled(served: tuple[Project, Ar
     assert project.file(ready.runtime_cache).read_bytes() == cache
 
 
-def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> None:
-    """A worker reports its cold start, warms up, and then answers by every clock."""
+def test_engine_is_timed_by_every_clock(
+    served: tuple[Project, Artifact], gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker reports its cold start and the copies' rates, warms up, and then answers by every clock."""
+    monkeypatch.setattr(clocks, "_LINK_BYTES", gpu.total // 4)
     project, artifact = served
     limited = project.config.benchmark.model_copy(update={"batches": (2,)})
     project = Project(Plan(project.config.model_copy(update={"benchmark": limited}), host(H100)), project.paths, STAGES)
     ours, theirs = multiprocessing.Pipe()
     ours.send(Started())  # its turn
+    ours.send(AskLink())
     ours.send(Ask(batch=2, runs=3, milliseconds=0.0, warm_up_seconds=5.0))
     ours.send(Ask(batch=2, runs=3, milliseconds=0.0))
     ours.send("no question")  # ends the worker
     serve(theirs, project, artifact, first=True)
-    started, ready, warm, answer, trouble = (ours.recv() for _ in range(5))
+    started, ready, link, warm, answer, trouble = (ours.recv() for _ in range(6))
+    assert isinstance(link, Link)
     assert isinstance(warm, Warm)
     assert isinstance(started, Started)
     assert isinstance(ready, Ready)
@@ -409,7 +415,9 @@ def test_engine_is_timed_by_every_clock(served: tuple[Project, Artifact]) -> Non
         (Clock.GPU, 3),
         (Clock.GPU_GRAPH, 3),
         (Clock.COPIES, 3),
+        (Clock.PINNED, 3),
         (Clock.HOST, 3),
+        (Clock.OVERLAPPED, 3),
         (Clock.STREAMS, 3),
     ]
     assert isinstance(trouble, Ending)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
-from model_artifacts.records import Clock, Layout
-from pipeline.stages.benchmark.messages import Ask, Samples
-from pipeline.stages.benchmark.worker import first_batches, takes, time_module, timed
+from model_artifacts.records import Clock, Layout, Link
+from pipeline.stages.benchmark.messages import Ask, NoLink, Samples
+from pipeline.stages.benchmark.worker import _link_of, first_batches, takes, time_module
+from tests.support.hosts import H100
 from tests.support.modules import TORCH, finished, on_an_h100
 
 if TYPE_CHECKING:
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 CPU = "cpu-x86_64"
 
 
-def test_calls_are_timed_as_often_and_as_long_as_asked() -> None:
-    """A round has at least so many runs, and goes on for at least so long."""
-    often = timed(Clock.HOST, Ask(batch=1, runs=3, milliseconds=0.0), lambda: None)
-    long = timed(Clock.HOST, Ask(batch=1, runs=1, milliseconds=20.0), lambda: time.sleep(0.001))
-    assert len(often.milliseconds) == 3
-    assert sum(long.milliseconds) >= 15
-    assert len(long.milliseconds) > 1
-
-
 def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
     """An engine gets batches of its range only; an artifact without a range takes any."""
     fixed = built.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
@@ -40,6 +31,16 @@ def test_batch_outside_a_profile_is_not_taken(built: Project) -> None:
     assert [batch for batch in (1, 2, 4, 5) if takes(fixed, batch)] == [1]
     assert [batch for batch in (1, 2, 4, 5) if takes(dynamic, batch)] == [1, 2, 4]
     assert [batch for batch in (1, 2, 4, 5) if takes(eager, batch)] == [1, 2, 4, 5]
+
+
+def test_rates_that_cannot_be_measured_keep_nothing_from_being_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without room for one more copy has no rates, with the reason."""
+
+    def full(_: object) -> Link:
+        raise RunError("the GPU has too little free memory for a buffer")
+
+    monkeypatch.setattr("pipeline.stages.benchmark.worker.measured_link", full)
+    assert _link_of(H100) == NoLink("RunError: the GPU has too little free memory for a buffer")
 
 
 class Module:
@@ -76,14 +77,19 @@ def module_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         enqueue()
         return Samples(clock, (1.0,), (2.0,))
 
+    def pinned(_ask: object, session: Module) -> Samples:
+        session.enqueue_with_copies()
+        return Samples(Clock.PINNED, (1.0,))
+
     monkeypatch.setattr("pipeline.stages.benchmark.worker.timed_on_gpu", once)
+    monkeypatch.setattr("pipeline.stages.benchmark.worker.timed_pinned", pinned)
 
 
 @pytest.mark.usefixtures("module_clock")
 def test_a_module_is_timed_by_every_clock() -> None:
     """Without a CUDA graph, with one, and from the host's memory; the layout of the images is kept."""
     found = time_module(cast("Any", Module()), Ask(1, 1, 0.0), np.zeros((1, 3, 2, 2), "f"), Layout.CHANNELS_LAST)
-    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.HOST]
+    assert [item.clock for item in found] == [Clock.GPU, Clock.GPU_GRAPH, Clock.COPIES, Clock.PINNED, Clock.HOST]
     assert {(item.layout, item.note) for item in found} == {(Layout.CHANNELS_LAST, "")}
 
 

@@ -82,6 +82,16 @@ def test_limits_are_drawn_where_the_gpu_is_known() -> None:
     assert chart.figure.data[1].y == pytest.approx((5e5, 5e5))  # 2 x 10^6 operations an image at 10^12 a second
 
 
+def test_the_limit_of_copies_is_drawn_for_each_input() -> None:
+    """A line across all batch sizes, because copies take as long for each image."""
+    chart = batch_scaling([entry("x", timing(1, 1.0), timing(2, 1.0))], None, None, {"float32": 5.0, "uint8": 20.0})
+    assert chart is not None
+    assert [(trace.name, trace.y) for trace in chart.figure.data[1:]] == [
+        ("limit of copies, float32 input", (5.0, 5.0)),
+        ("limit of copies, uint8 input", (20.0, 20.0)),
+    ]
+
+
 def test_engines_of_one_batch_size_are_one_line() -> None:
     """The line has the best deployable engine of each size, and no rejected one."""
     chart = batch_scaling(

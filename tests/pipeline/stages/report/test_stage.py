@@ -13,7 +13,18 @@ import pytest
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Backend, Clock, Doubt, Manifest, Milestone, ModuleContents, OperatorCalls, Status
+from model_artifacts.records import (
+    Backend,
+    Clock,
+    Doubt,
+    Link,
+    Manifest,
+    Milestone,
+    ModuleContents,
+    OperatorCalls,
+    Status,
+    TensorSpec,
+)
 from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.plan import Plan
@@ -75,6 +86,30 @@ def test_the_report_has_its_verdict_and_every_artifact(built: Project) -> None:
     for item in built.manifest().artifacts:
         assert item.id.split("/", 1)[1] in text
     assert "No NVIDIA driver" in text or "no NVIDIA driver found" in text
+
+
+def test_latencies_from_host_to_host_stand_beside_the_floor(copied: Path) -> None:
+    """The table has the rates of the link, and a row for each deployable engine; without rates there is none."""
+    project = on_an_h100(copied)
+    eager, first, *rest = project.manifest().artifacts
+    ends = {
+        "inputs": (TensorSpec(name="image", shape=("batch", 3, 10, 10), dtype="float32", layout="NCHW"),),
+        "outputs": (TensorSpec(name="logits", shape=("batch", 10), dtype="float32", layout="NC"),),
+        "timings": (*first.timings, timing(1, 0.31, clock=Clock.PINNED), timing(1, 0.25, clock=Clock.OVERLAPPED)),
+    }
+    link = Link(gpu=H100.name, to_gpu_bytes_per_s=5e10, to_host_bytes_per_s=4e10, copied_bytes=2**26, copies=20)
+    changed = {"artifacts": (eager, first.model_copy(update=ends), *rest), "links": (link,)}
+    write_record(project.paths.manifest, project.manifest().model_copy(update=changed))
+    make_report(project)
+    text = text_of(project)
+    section = text[text.index("<h3>From host to host") : text.index("<h3>All artifacts")]
+    assert "50.0 GB/s to the GPU, 40.0 GB/s to the host" in section
+    assert section.count("<td>float32</td>") == 1
+    assert all(part in section for part in (">0.2<", ">0.31<br>", ">0.25<br>", ">80 %<", ">2.5e-05<"))
+    assert "limit of copies, float32 input" in text
+    write_record(project.paths.manifest, project.manifest().model_copy(update={"links": ()}))
+    make_report(project)
+    assert "From host to host" not in text_of(project)
 
 
 def test_top1_has_a_column_where_there_are_labels(built: Project) -> None:

@@ -1,0 +1,141 @@
+"""Arrays in ordinary memory → pinned memory, from which the GPU copies while later pieces still come.
+
+A call with arrays in ordinary memory took 6.5 ms at batch 64 where the network took 0.5 (docs/performance.md): one
+thread copied everything before the GPU began. Here several threads copy pieces, and each goes on to the GPU as soon as
+it is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_artifacts.errors import RunError
+from model_artifacts.host.environment import threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+PIECE_BYTES = 2**19
+"""The size of a piece. Between 256 KiB and 2 MiB it made no difference to one thread; the first goes on early."""
+MOST_THREADS = 8
+"""The most threads. `benchmarks/host_to_host.py` times other numbers."""
+
+
+def pieces_of(size: int, most: int = PIECE_BYTES) -> tuple[slice, ...]:
+    """Return consecutive parts of an array, in bytes, all but the last one of the same size.
+
+    Args:
+        size: the array's bytes.
+        most: the bytes of a piece.
+    """
+    return tuple(slice(start, min(start + most, size)) for start in range(0, size, most))
+
+
+def copier_threads(cores: int) -> int:
+    """Return the number of threads for a host: half of its cores, for others have work, too; 0 for one alone."""
+    wanted = min(MOST_THREADS, cores // 2)
+    return wanted if wanted > 1 else 0
+
+
+class _Job:
+    """The copy of one array, whose pieces the threads take."""
+
+    def __init__(self, target: int, source: int, count: int) -> None:
+        self.target = target
+        self.source = source
+        self.arrived: SimpleQueue[slice] = SimpleQueue()
+        self.finished = threading.Event()
+        self._left = count
+        self._lock = threading.Lock()
+
+    def copy(self, part: slice) -> None:
+        """Copy a piece, and report it."""
+        _move(self.target, self.source, part)
+        self.arrived.put(part)
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.finished.set()
+
+
+class _Task(NamedTuple):
+    """A piece of a job."""
+
+    job: _Job
+    part: slice
+
+
+class Copiers:
+    """Threads that copy arrays for all sessions of an engine. They start with the first array of several pieces."""
+
+    def __init__(self, count: int | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            count: the number of threads; 0 lets each caller copy by itself; None takes what suits this host.
+        """
+        self._count = copier_threads(threads()) if count is None else count
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def copy(self, target: npt.NDArray[Any], source: npt.NDArray[Any], arrived: Callable[[slice], None]) -> None:
+        """Copy an array, and return when all of it is there. Several threads may call this at once.
+
+        Args:
+            target: as many bytes as `source`, contiguous.
+            source: the array, contiguous.
+            arrived: called in the caller's thread with each piece, in bytes, once it is there; in any order.
+
+        Raises:
+            RunError: the threads have ended.
+        """
+        pieces = pieces_of(source.nbytes)
+        if self._count < 1 or len(pieces) < 2:  # noqa: PLR2004 - one piece is nothing to share
+            for part in pieces:
+                _move(target.ctypes.data, source.ctypes.data, part)
+                arrived(part)
+            return
+        self._start()
+        job = _Job(target.ctypes.data, source.ctypes.data, len(pieces))
+        for part in pieces:
+            self._tasks.put(_Task(job, part))
+        try:
+            for _ in pieces:
+                arrived(job.arrived.get())
+        finally:  # after an error, too, nothing is written to or read from memory that the caller may free
+            job.finished.wait()
+
+    def close(self) -> None:
+        """End the threads. No copy is under way any more."""
+        with self._lock:
+            self._closed = True
+            for _ in self._threads:
+                self._tasks.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._threads.clear()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise RunError("the engine is closed, and copies no arrays any more")
+            while len(self._threads) < self._count:
+                thread = threading.Thread(target=self._work, name=f"copier-{len(self._threads)}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task.job.copy(task.part)
+
+
+def _move(target: int, source: int, part: slice) -> None:
+    """Copy bytes between two addresses. Python's lock is free meanwhile, as in every call through ctypes."""
+    ctypes.memmove(target + part.start, source + part.start, part.stop - part.start)

@@ -1,0 +1,1 @@
+"""Batches in a row, with the copies of some beside the computation of another."""

@@ -1,0 +1,116 @@
+"""Copies in pieces: every byte once, by one thread or several, and none after an error."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_artifacts.errors import RunError
+from model_artifacts.sessions.feeds import staging
+from model_artifacts.sessions.feeds.staging import Copiers, copier_threads, pieces_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@given(st.integers(0, 5000), st.integers(1, 700))
+def test_pieces_cover_every_byte_once(size: int, most: int) -> None:
+    """The pieces follow each other without a gap, none is larger than asked, and none is empty."""
+    pieces = pieces_of(size, most)
+    assert [byte for part in pieces for byte in range(part.start, part.stop)] == list(range(size))
+    assert all(0 < part.stop - part.start <= most for part in pieces)
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 0), (2, 0), (3, 0), (4, 2), (16, 8), (200, 8)])
+def test_half_of_the_cores_copy(cores: int, count: int) -> None:
+    """Others have work, too; one thread alone would only take the caller's place."""
+    assert copier_threads(cores) == count
+
+
+def large(pieces: float) -> npt.NDArray[np.uint8]:
+    """Return an array of so many pieces."""
+    return np.random.default_rng(0).integers(0, 255, int(staging.PIECE_BYTES * pieces), np.uint8)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("pieces", [0.1, 1, 2.5, 9])
+def test_an_array_is_copied(count: int, pieces: float) -> None:
+    """All of it is there at the end, and each piece when it is reported."""
+    source, seen = large(pieces), []
+    target = np.zeros_like(source)
+
+    def arrived(part: slice) -> None:
+        np.testing.assert_array_equal(target[part], source[part])
+        seen.append(part.start)
+
+    with closing(Copiers(count)) as copiers:
+        copiers.copy(target, source, arrived)
+    np.testing.assert_array_equal(target, source)
+    assert sorted(seen) == [part.start for part in pieces_of(source.nbytes)]
+
+
+def test_several_callers_share_the_threads() -> None:
+    """Each caller gets its own array, in its own thread."""
+    sources = [large(4) + number for number in range(4)]
+    targets = [np.zeros_like(source) for source in sources]
+    with closing(Copiers(2)) as copiers:
+
+        def work(number: int) -> None:
+            for _ in range(5):
+                targets[number][:] = 0
+                copiers.copy(targets[number], sources[number], lambda _: None)
+
+        callers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len([thread for thread in threading.enumerate() if thread.name.startswith("copier-")]) == 2
+    for source, target in zip(sources, targets, strict=True):
+        np.testing.assert_array_equal(target, source)
+
+
+def test_nothing_is_written_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller whose copy to the GPU fails may free the memory: the threads have left it."""
+    under_way: set[int] = set()
+    move = staging._move  # noqa: SLF001 - watched
+
+    def watched(target: int, source: int, part: slice) -> None:
+        under_way.add(part.start)
+        move(target, source, part)
+        under_way.discard(part.start)
+
+    monkeypatch.setattr(staging, "_move", watched)
+    source = large(12)
+
+    def fail(_: slice) -> None:
+        raise RunError("a CUDA call failed")
+
+    with closing(Copiers(3)) as copiers:
+        with pytest.raises(RunError, match="a CUDA call failed"):
+            copiers.copy(np.zeros_like(source), source, fail)
+        assert not under_way
+        target = np.zeros_like(source)
+        copiers.copy(target, source, lambda _: None)
+        np.testing.assert_array_equal(target, source)
+
+
+def test_threads_start_late_and_end() -> None:
+    """An engine of small batches has none; closed ones copy nothing any more."""
+    before: Any = set(threading.enumerate())
+    copiers = Copiers(2)
+    small, source = large(0.5), large(3)
+    copiers.copy(np.zeros_like(small), small, lambda _: None)
+    assert set(threading.enumerate()) == before
+    copiers.copy(np.zeros_like(source), source, lambda _: None)
+    assert len(set(threading.enumerate()) - before) == 2
+    copiers.close()
+    assert set(threading.enumerate()) == before
+    with pytest.raises(RunError, match="closed"):
+        copiers.copy(np.zeros_like(source), source, lambda _: None)
