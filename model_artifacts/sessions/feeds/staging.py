@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 2**19
 """The size of a piece. Between 256 KiB and 2 MiB it made no difference to one thread; the first goes on early."""
+FEWEST_PIECES = 8
+"""The fewest pieces that threads share: they wake up in the time of a smaller array's copy."""
 MOST_THREADS = 8
 """The most threads. `benchmarks/host_to_host.py` times other numbers."""
 
@@ -71,7 +73,7 @@ class _Task(NamedTuple):
 
 
 class Copiers:
-    """Threads that copy arrays for all sessions of an engine. They start with the first array of several pieces."""
+    """Threads that copy arrays for all sessions of an engine. They start with the first large array."""
 
     def __init__(self, count: int | None = None) -> None:
         """Start nothing yet.
@@ -97,7 +99,7 @@ class Copiers:
             RunError: the threads have ended.
         """
         pieces = pieces_of(source.nbytes)
-        if self._count < 1 or len(pieces) < 2:  # noqa: PLR2004 - one piece is nothing to share
+        if self._count < 1 or len(pieces) < FEWEST_PIECES:
             for part in pieces:
                 _move(target.ctypes.data, source.ctypes.data, part)
                 arrived(part)

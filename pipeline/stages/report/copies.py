@@ -50,8 +50,7 @@ class HostToHost(NamedTuple):
 
 def copied_of(entry: ManifestEntry) -> CopiedBytes | None:
     """Return the bytes that a sample of an artifact takes on its way; None if an axis or a type is not known."""
-    sizes = [sum(sizes) if None not in sizes else None for sizes in (_sizes(entry.inputs), _sizes(entry.outputs))]
-    to_gpu, to_host = sizes
+    to_gpu, to_host = _total(entry.inputs), _total(entry.outputs)
     return CopiedBytes(to_gpu, to_host) if to_gpu and to_host else None
 
 
@@ -59,8 +58,10 @@ _BFLOAT16_BYTES = 2
 """The size of a type that numpy itself does not have."""
 
 
-def _sizes(specs: Iterable[TensorSpec]) -> list[int | None]:
-    return [_bytes(spec) for spec in specs]
+def _total(specs: Iterable[TensorSpec]) -> int | None:
+    sizes = [_bytes(spec) for spec in specs]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _bytes(spec: TensorSpec) -> int | None:

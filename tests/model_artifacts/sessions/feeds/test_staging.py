@@ -39,7 +39,7 @@ def large(pieces: float) -> npt.NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-@pytest.mark.parametrize("pieces", [0.1, 1, 2.5, 9])
+@pytest.mark.parametrize("pieces", [0.1, 1, 2.5, 9, 11.2])
 def test_an_array_is_copied(count: int, pieces: float) -> None:
     """All of it is there at the end, and each piece when it is reported."""
     source, seen = large(pieces), []
@@ -57,7 +57,7 @@ def test_an_array_is_copied(count: int, pieces: float) -> None:
 
 def test_several_callers_share_the_threads() -> None:
     """Each caller gets its own array, in its own thread."""
-    sources = [large(4) + number for number in range(4)]
+    sources = [large(9) + number for number in range(4)]
     targets = [np.zeros_like(source) for source in sources]
     with closing(Copiers(2)) as copiers:
 
@@ -105,7 +105,7 @@ def test_threads_start_late_and_end() -> None:
     """An engine of small batches has none; closed ones copy nothing any more."""
     before: Any = set(threading.enumerate())
     copiers = Copiers(2)
-    small, source = large(0.5), large(3)
+    small, source = large(7), large(8)
     copiers.copy(np.zeros_like(small), small, lambda _: None)
     assert set(threading.enumerate()) == before
     copiers.copy(np.zeros_like(source), source, lambda _: None)
