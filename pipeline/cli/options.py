@@ -11,6 +11,7 @@ RELEASE_KEY = Option(("--key",), "sign with this private key on an elliptic curv
 KEYLESS = Option(("--keyless",), "sign as the identity that CI's OIDC vouches for", action="store_true")
 ALLOW_DIRTY = Option(("--allow-dirty",), "make the release although files differ from the commit", action="store_true")
 PRUNE_DELETE = Option(("--delete",), "delete the files; without this they are only listed", action="store_true")
+RELEASE_MODEL = Option(("--model",), "release this model alone, of a configuration of several", metavar="NAME")
 ARTIFACTS = Option(("--artifacts",), "default: the configuration's `artifacts`", type=Path, metavar="FOLDER")
 
 

@@ -94,7 +94,7 @@ class Project:
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
-        """Read the configuration and the record of the farm.
+        """Read a configuration of one model, and the record of the farm.
 
         Args:
             file: the configuration.
@@ -103,11 +103,18 @@ class Project:
 
         Raises:
             ConfigError: the configuration is wrong.
+            UsageError: it has several models.
             UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
             FarmError: this is a worker of the farm, and not what it was when that was looked at.
         """
         host = read_host()
-        config = load_config(file, host)
+        return cls.of(load_config(file, host), host, file, stages, artifacts)
+
+    @classmethod
+    def of(
+        cls, config: Config, host: Host, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None
+    ) -> Project:
+        """Return the project of one of a file's models; arguments and errors are those of `load`."""
         paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
         if config.executor is Executor.LOCAL:
             return cls(Plan(config, host), paths, stages, file)

@@ -26,10 +26,10 @@ def split_tensors(project: Project, files: tuple[Path, Path]) -> int:
     """
     config, source = project.config.data, project.source()
     path = Path(str(config.tensors))
-    arrays = open_arrays(project.config_file, path)
+    arrays = open_arrays(project, path)
     if {*arrays.specs} != {*source.named_inputs}:
         text = f"{path} has other arrays than the source was made with; run `{project.doit} source`"
-        raise problem(project.config_file, text)
+        raise problem(project, text)
     arrays = arrays.ordered([spec.name for spec in source.named_inputs])
     order = np.random.default_rng(0).permutation(arrays.count)
     first = min(config.calibration, max(1, arrays.count // 2))
@@ -37,5 +37,5 @@ def split_tensors(project: Project, files: tuple[Path, Path]) -> int:
         rows = np.lib.format.open_memmap(file, "w+", arrays.row, (len(chosen),))  # type: ignore[no-untyped-call]  # numpy's own
         arrays.rows(chosen, rows)
         rows.flush()
-        require_finite(project.config_file, arrays, rows)
+        require_finite(project, arrays, rows)
     return arrays.count

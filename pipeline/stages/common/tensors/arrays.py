@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model_artifacts.errors import ConfigError
     from model_artifacts.records import TensorSpec
     from pipeline.config.yaml_source import Location
+    from pipeline.planning.project import Project
 
 PLACE: Location = ("data", "tensors")
 """The setting that names the file."""
@@ -96,11 +97,11 @@ class Arrays:
         return rows
 
 
-def open_arrays(config_file: Path, path: Path) -> Arrays:
+def open_arrays(project: Project, path: Path) -> Arrays:
     """Read the names, types and shapes of a file's arrays, and check that they can be a model's inputs.
 
     Args:
-        config_file: the configuration, for the place of problems.
+        project: the configuration, for the place of problems.
         path: the npz file, of `numpy.savez` or `numpy.savez_compressed`.
 
     Raises:
@@ -110,16 +111,17 @@ def open_arrays(config_file: Path, path: Path) -> Arrays:
         found = dict(_headers(path))
     except _DAMAGED as exc:
         text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
-        raise problem(config_file, f"{text}: {one_line(exc)}") from exc
+        raise problem(project, f"{text}: {one_line(exc)}") from exc
     if problems := list(_problems(found)):
-        raise placed_error(config_file, [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems])
+        placed = [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems]
+        raise placed_error(project.config_file, project.plan.model, placed)
     specs = tuple(tensor_spec(name, shape[1:], str(dtype)) for name, (shape, dtype) in found.items())
     return Arrays(path, specs, next(iter(found.values()))[0][0])
 
 
-def problem(config_file: Path, text: str) -> ConfigError:
+def problem(project: Project, text: str) -> ConfigError:
     """Return the error of a file of arrays, with the line of the setting that names it."""
-    return placed_error(config_file, [(PLACE, f"`data.tensors`: {text}")])
+    return placed_error(project.config_file, project.plan.model, [(PLACE, f"`data.tensors`: {text}")])
 
 
 _Header = tuple[tuple[int, ...], "np.dtype[Any]"]
@@ -157,7 +159,7 @@ def _problems(found: dict[str, _Header]) -> Iterator[str]:
         yield f"expected {_LEAST} samples or more, for calibration and for validation, got {min(counts.values())}"
 
 
-def require_finite(config_file: Path, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
+def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
     """Refuse samples with NaN or infinity.
 
     Raises:
@@ -173,4 +175,4 @@ def require_finite(config_file: Path, arrays: Arrays, rows: npt.NDArray[Any]) ->
                 text = (
                     f"array {spec.name!r}: expected finite values, got NaN or infinity in {len(broken)} samples or more"
                 )
-                raise problem(config_file, f"{arrays.path}: {text}")
+                raise problem(project, f"{arrays.path}: {text}")
