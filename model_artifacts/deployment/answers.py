@@ -20,17 +20,16 @@ from model_artifacts.deployment.predictions import (
 )
 from model_artifacts.errors import RunError, UsageError, listed
 from model_artifacts.records import PLAIN, OutputForm, Task, TensorSpec
-from model_artifacts.sessions.preprocessing import read_placement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from model_artifacts.deployment.detections import Detections
-    from model_artifacts.records import Io, ManifestModel, Preprocessing
+    from model_artifacts.records import Io, ManifestModel
     from model_artifacts.sessions.onnx import Outputs as AnyOutputs
-    from model_artifacts.sessions.preprocessing import Picture, Placement
+    from model_artifacts.sessions.preprocessing import Placement
 
     Outputs = npt.NDArray[np.float32]
 
@@ -150,22 +149,6 @@ def _boxes(found: Detections, names: Sequence[str], top: int | None) -> Predicti
     )
     best = {box.index: ClassScore(box.name, box.score, box.index) for box in reversed(boxes)}
     return Prediction(tuple(sorted(best.values(), key=lambda item: -item.score)), boxes=boxes)
-
-
-def noting_places(pictures: Iterator[Picture], spec: Preprocessing, places: list[Placement]) -> Iterator[Picture]:
-    """Yield pictures, and note the way of each from its own pixels to the network's input.
-
-    Args:
-        pictures: the pictures.
-        spec: their preprocessing.
-        places: the list that gets the way of each picture that was asked for.
-
-    Raises:
-        DataError: a picture cannot be read.
-    """
-    for picture in pictures:
-        places.append(read_placement(picture, spec))
-        yield picture
 
 
 def placed_back(found: Sequence[Prediction], places: Sequence[Placement]) -> tuple[Prediction, ...]:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import logging
 import platform
-import re
 import threading
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from model_artifacts.deployment.files import unusable
+from model_artifacts.deployment.files import check_names, unusable
 from model_artifacts.deployment.model import Model
+from model_artifacts.deployment.pictures.readers import OnGpu, gpu_reader
 from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.deployment.resolution import Resolution, resolve_entry
+from model_artifacts.deployment.tensors.named_inputs import no_pictures
 from model_artifacts.errors import RunError, StorageError, UsageError, one_line
 from model_artifacts.host.environment import (
     driver_cuda,
@@ -32,7 +33,7 @@ from model_artifacts.host.environment import (
     processor,
     read_host,
 )
-from model_artifacts.host.hashes import check_digest, leaves_its_folder
+from model_artifacts.host.hashes import check_digest
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import (
     DeploymentHost,
@@ -46,7 +47,7 @@ from model_artifacts.records import (
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.serving.runners import open_runners
-from model_artifacts.serving.settings import PLAIN, Serving
+from model_artifacts.serving.settings import PLAIN, PicturesOn, Serving
 from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts
 from model_artifacts.tensorrt.kernels import kept_kernels, user_folder
 
@@ -97,40 +98,8 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
     fix = "name a folder that `doit` or `pull` has filled; if the manifest was changed, run that again"
     manifest = read_record(path, Manifest, fix=fix)
     for entry in manifest.artifacts:
-        _check_names(path, entry)
+        check_names(path, entry)
     return manifest
-
-
-def _check_names(path: Path, entry: ManifestEntry) -> None:
-    """Check the names of an artifact, of which commands make paths and lines of listings.
-
-    Raises:
-        RunError: a file lies outside of the manifest's folder, or a name is none that a build gives.
-    """
-    files = [value for _, value in entry if isinstance(value, FileRecord)]
-    for file in files:
-        if leaves_its_folder(file.path):
-            raise RunError(
-                f"the manifest names a file outside its folder: {file.path}",
-                where=str(path),
-                expected="a path below the folder",
-                got=file.path,
-                fix="do not use this manifest",
-            )
-    wrong = [name for name in (entry.model, entry.target) if not _NAME.fullmatch(name)]
-    wrong += [name for name in (entry.id, *(file.path for file in files)) if not name.isprintable()]
-    if wrong:
-        raise RunError(
-            "the manifest has a name that no build gives",
-            where=str(path),
-            expected="letters, digits, `.`, `_`, `+` and `-`",
-            got=ascii(wrong[0]),
-            fix="do not use this manifest",
-        )
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-"""A name of a model or a target."""
 
 
 def resolve(
@@ -237,6 +206,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     wait_seconds: float | None = None,
     batching: Batching | None = None,
     kernel_cache: str | os.PathLike[str] | None = None,
+    pictures: PicturesOn | Literal["cpu", "gpu"] = PicturesOn.CPU,
 ) -> Loading:
     """Resolve an artifact for this machine, check its digest, and open it.
 
@@ -251,21 +221,24 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
         batching: joins calls of several threads to one batch; None runs each as it is.
         kernel_cache: the folder in which kernels are kept that TensorRT-RTX compiles here, if the artifact brings none
             for this GPU; None takes `~/.cache/model-artifacts/kernels`.
+        pictures: the place where `predict` and `outputs` decode and resize pictures. `gpu` takes nvJPEG and torch on
+            the artifact's GPU, and needs a proof of its answers in the manifest: `doit pictures`.
 
     Returns:
         a context manager of the model, which turns batches into outputs, and images into classes or vectors. It raises
         the errors below when it is entered.
 
     Raises:
-        UsageError: `contexts`, `wait_seconds` or `batching` is no such number, which is raised at once; or the folder
-            has several models and none was named, or it lacks the named one: the message lists them.
+        UsageError: `contexts`, `wait_seconds`, `batching` or `pictures` is none of these, which is raised at once; or
+            the folder has several models and none was named, or it lacks the named one: the message lists them.
         ResolveError: no artifact suits; the message has the reason for each.
         RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
-        UnsupportedError: a library that the artifact needs does not start here.
+        UnsupportedError: a library that the artifact needs does not start here; or pictures may not be decoded on this
+            GPU.
     """
     folder = Path(kernel_cache) if kernel_cache is not None else None
-    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder), model)
+    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder, pictures), model)
 
 
 @contextmanager
@@ -278,12 +251,25 @@ def _opened(root: Path, requirements: Requirements, serving: Serving, name: str 
     resolution = resolve_entry(manifest, this_host(), requirements, unusable(root, manifest))
     file = _file_of(root, resolution, manifest.model)
     kept = _kept(resolution.entry, resolution.place.gpu, serving.kernel_cache)
+    read = _reader(resolution, manifest.model) if serving.pictures == PicturesOn.GPU else None
     with open_runners(file, serving.contexts, kept) as runs:
-        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry))
+        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry), read)
         try:
             yield model
         finally:
             model.close()
+
+
+def _reader(resolution: Resolution, model: ManifestModel) -> OnGpu:
+    """Return the reader of pictures on the artifact's GPU.
+
+    Raises:
+        UnsupportedError: its answers are not proven there.
+        UsageError: the model takes tensors.
+    """
+    if model.preprocessing is None:
+        raise no_pictures("load(pictures=...)", resolution.entry.inputs)
+    return gpu_reader(resolution.entry, model.preprocessing, resolution.place.gpu)
 
 
 def _served(runs: Sequence[Runner], serving: Serving, entry: ManifestEntry) -> Pool | Batcher:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.deployment.answers import answers_of, noting_places, placed_back, require_answers
+from model_artifacts.deployment.answers import answers_of, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
+from model_artifacts.deployment.pictures.readers import OnProcessor
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError, listed
@@ -17,7 +18,7 @@ from model_artifacts.records import Backend
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.sessions.onnx import joined, named
-from model_artifacts.sessions.preprocessing import feed_shape, read_pixels, to_feed
+from model_artifacts.sessions.preprocessing import feed_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.deployment.inputs import Pictures
+    from model_artifacts.deployment.pictures.readers import Reader
     from model_artifacts.deployment.resolution import Resolution
-    from model_artifacts.records import BatchRange, ManifestEntry, ManifestModel, Preprocessing, TensorSpec
+    from model_artifacts.records import ManifestEntry, ManifestModel, Preprocessing, TensorSpec
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
     from model_artifacts.sessions.preprocessing import Picture, Placement
@@ -40,11 +42,18 @@ _AT_ONCE = 32
 class Model:
     """An artifact that runs. Any thread may call it; as many calls run at once as it has contexts."""
 
-    def __init__(self, resolution: Resolution, facts: ManifestModel, run: Runner | Pool | Batcher) -> None:
+    def __init__(
+        self,
+        resolution: Resolution,
+        facts: ManifestModel,
+        run: Runner | Pool | Batcher,
+        read: Reader | None = None,
+    ) -> None:
         self.resolution = resolution
         """The artifact taken, and the reasons against the others."""
         self._facts = facts
         self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
+        self._read = read
 
     @property
     def entry(self) -> ManifestEntry:
@@ -148,12 +157,10 @@ class Model:
         spec = self._spec_of("predict")
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
-        places: list[Placement] = []
-        if facts.decoding is not None:
-            images = noting_places(pictures_of(images), spec, places)
-        for outputs in self._of_each_batch(images, spec):
-            found += answers_of(outputs, facts, most, self.entry.io)
-        return placed_back(found, places) if places else tuple(found)
+        for outputs, places in self._of_each_batch(images, spec):
+            answers = answers_of(outputs, facts, most, self.entry.io)
+            found += placed_back(answers, places) if facts.decoding is not None else answers
+        return tuple(found)
 
     def outputs(self, images: Pictures) -> Outputs:
         """Return the network's output for each image: logits, or the vector of an embedding.
@@ -179,7 +186,7 @@ class Model:
         specs = self.entry.outputs
         empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *self._of_each_batch(images, preprocessing)])
+        found = joined([named(names, empty), *(outputs for outputs, _ in self._of_each_batch(images, preprocessing))])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -201,20 +208,21 @@ class Model:
             raise no_pictures(method, self.entry.inputs)
         return self._facts.preprocessing
 
-    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[Outputs]:
-        """Yield the outputs of the images, batch by batch."""
+    def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[tuple[Outputs, tuple[Placement, ...]]]:
+        """Yield the outputs of the images, batch by batch, and the way of each image to the network's input."""
         profile = self.entry.profile
         pictures = pictures_of(images)
         while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
             yield self._run_pictures(chunk, spec)
 
-    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> Outputs:
-        pixels = np.stack([read_pixels(picture, spec) for picture in pictures])
-        batch = to_feed(pixels, spec, self.entry.io.input)
-        found = self(_filled(batch, self.entry.profile))
+    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> tuple[Outputs, tuple[Placement, ...]]:
+        """Return the outputs of some pictures, and the way of each to the input."""
+        read = self._read or OnProcessor(spec, self.entry.io.input)
+        batch, places = read(pictures, self.entry.profile.min if self.entry.profile else 1)
+        found = self(batch)
         if isinstance(found, dict):
-            return {name: values[: len(batch)] for name, values in found.items()}
-        return found[: len(batch)]
+            return {name: values[: len(pictures)] for name, values in found.items()}, places
+        return found[: len(pictures)], places
 
     def close(self) -> None:
         """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.
@@ -254,9 +262,3 @@ class Model:
 def _dtype_of(spec: TensorSpec) -> type[np.generic]:
     """Return the type that a session gives an output in: indices as they are, and values in float32."""
     return np.int32 if spec.dtype == np.dtype(np.int32).name else np.float32
-
-
-def _filled(batch: Batch, profile: BatchRange | None) -> Batch:
-    """Return a batch filled up to the smallest size that the artifact takes."""
-    missing = max(0, profile.min - len(batch)) if profile else 0
-    return np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch

@@ -42,6 +42,7 @@ from model_artifacts.records.inputs import (
     ImageInput,
     Interpolation,
     Io,
+    Offset,
     Orientation,
     OutputForm,
     Preprocessing,
@@ -52,6 +53,7 @@ from model_artifacts.records.inputs import (
 )
 from model_artifacts.records.latency import CLOCKS, BatchTiming, Clock, ColdStart, Doubt, ranking_clock
 from model_artifacts.records.manifest import (
+    GpuPictures,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -63,9 +65,10 @@ from model_artifacts.records.manifest import (
 from model_artifacts.records.models import joined, manifests_of, model_names, of_model
 from model_artifacts.records.releases import LATEST, HostRelease, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
-from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
+    CPU_TARGET,
+    GPU_TARGET,
     STAND_IN,
     Backend,
     BatchRange,
@@ -75,6 +78,7 @@ from model_artifacts.records.variants import (
     Precision,
     Variant,
     Workspace,
+    module_target,
 )
 
 __all__ = [
@@ -111,6 +115,7 @@ __all__ = [
     "GateCheck",
     "GitState",
     "Gpu",
+    "GpuPictures",
     "GpuType",
     "Graph",
     "Host",
@@ -132,6 +137,7 @@ __all__ = [
     "Milestone",
     "Milliseconds",
     "ModuleContents",
+    "Offset",
     "OperatorCalls",
     "Orientation",
     "OutputForm",

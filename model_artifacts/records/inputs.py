@@ -32,6 +32,19 @@ class Fit(str, Enum):
     """At most this size, with the image's proportions. The mean's colour fills the crop (timm's crop mode `border`)."""
 
 
+class Offset(str, Enum):
+    """Place of a centre crop that leaves an odd number of pixels, so that its exact offset ends in a half."""
+
+    EVEN = "even"
+    """The nearest even offset, as by torchvision's `CenterCrop` and timm."""
+    DOWN = "down"
+    """The smaller offset, as by the image processors of transformers."""
+
+    def of(self, spare: int) -> int:
+        """Return the offset of a crop that leaves this many pixels."""
+        return spare // 2 if self is Offset.DOWN else round(spare / 2)
+
+
 class ChannelOrder(str, Enum):
     """Order of the network's input channels. `mean` and `std` are in this order, too."""
 
@@ -100,6 +113,8 @@ class Preprocessing(Record):
     """Standard deviation of each channel, the divisor after that."""
     fit: Fit = Fit.SQUASH
     """Way to the height and width of `resize`."""
+    offset: Offset = Offset.EVEN
+    """Place of the crop where the exact centre lies between two pixels."""
     order: ChannelOrder = ChannelOrder.RGB
     """Order of the input's channels, of `mean` and of `std`."""
     orientation: Orientation = Orientation.STORED
@@ -176,7 +191,7 @@ class Preprocessing(Record):
         return min(-mean / std for mean, std in pairs), max((1 - mean) / std for mean, std in pairs)
 
 
-_LATER = ("fit", "order", "orientation", "transparency", "levels", "input_range")
+_LATER = ("fit", "offset", "order", "orientation", "transparency", "levels", "input_range")
 """Fields that the first records do not have."""
 
 

@@ -88,15 +88,22 @@ class ManifestModel(Record):
     leaves it out then."""
     postprocess: str | None = None
     """That function, which no artifact holds; None without one. The JSON leaves it out then."""
+    uncompared: str = ""
+    """Reason why the FP32 reference of an ONNX file in other types was not compared with the file's own run; empty if
+    it was, and for other models. The JSON leaves it out then."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"task", "threshold", "decoding", "postprocess"})
+        return without_defaults(self, serialize(self), _LATER)
 
     @property
     def network(self) -> str:
         """The call that makes the network, such as `timm:create_model(model_name='levit_128s')`, or an ONNX file."""
         return call_of(self.factory, self.arguments) if self.factory else "an ONNX file"
+
+
+_LATER = frozenset({"task", "threshold", "decoding", "postprocess", "uncompared"})
+"""Facts about a model that the first manifests do not have."""
 
 
 class GpuType(Record):
@@ -106,6 +113,21 @@ class GpuType(Record):
     """CUDA's name of the type."""
     compute_capability: PositiveInt
     """Major and minor version in one number: 90 is SM 9.0."""
+
+
+class GpuPictures(Record):
+    """Verdict on an artifact's answers to pictures that a GPU decoded and resized."""
+
+    passed: bool
+    """True if the loss of answers is within the margin, as the gate judges it."""
+    reason: str = ""
+    """Reason against it; empty if it passed."""
+    gpu: str
+    """Name of the GPU that decoded: GPUs decode JPEG by different units."""
+    decoder: str
+    """Libraries that decoded and resized, with their versions."""
+    samples: PositiveInt
+    """Number of validation pictures."""
 
 
 class ManifestEntry(Record):
@@ -190,6 +212,8 @@ class ManifestEntry(Record):
     """Latencies, one entry per batch size, clock and layout."""
     rows: tuple[RowCheck, ...]
     """Dependence of a row's logits on the other rows, one entry per checked batch size."""
+    gpu_pictures: GpuPictures | None = None
+    """Proof that pictures may be decoded on the GPU, by `doit pictures`. The JSON leaves it out without one."""
     noise: tuple[Doubt, ...]
     """Reasons for doubt about the latencies."""
     toolchain: tuple[Tool, ...]
@@ -202,7 +226,7 @@ class ManifestEntry(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"accuracies", "io", "kernel_specialization"})
+        return without_defaults(self, serialize(self), {"accuracies", "io", "kernel_specialization", "gpu_pictures"})
 
     @property
     def device_type(self) -> str:

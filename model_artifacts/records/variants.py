@@ -1,15 +1,22 @@
-"""Variants of the build matrix: backend, precision, graph, batch range and workspace."""
+"""Variants of the build matrix: target, backend, precision, graph, batch range and workspace."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_artifacts.records.base import Record, Whole, without_defaults
 from model_artifacts.records.inputs import PLAIN, Io
-from model_artifacts.records.targets import CPU_TARGET
 
+if TYPE_CHECKING:
+    from model_artifacts.records.hosts import Gpu
+
+CPU_TARGET = "cpu-x86_64"
+"""Target of artifacts for the processor."""
+GPU_TARGET = "gpu"
+"""Target of torch modules on a host without a GPU."""
 STAND_IN = "its graph is TensorRT's, which processors run slowly"
 """Reason against a deployment of a variant that stands in for TensorRT."""
 
@@ -249,3 +256,13 @@ class KernelSpecialization(str, Enum):
     """Compile in the background, while slower kernels run."""
     NONE = "none"
     """Never compile kernels for a shape."""
+
+
+def module_target(gpu: Gpu, torch: str) -> str:
+    """Return the target of torch modules on a GPU, such as `sm90-h100-80gb-hbm3-torch2.11`."""
+    return f"{gpu.slug}-torch{major_minor(torch)}"
+
+
+def major_minor(version: str) -> str:
+    """Return the first two parts of a version; an empty string for "absent"."""
+    return "" if version == "absent" else ".".join(version.split(".")[:2])

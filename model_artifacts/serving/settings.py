@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
 
 from model_artifacts.errors import UsageError
 
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model_artifacts.serving.batching import Batching
+
+
+class PicturesOn(str, Enum):
+    """The place where `predict` and `outputs` decode and resize pictures."""
+
+    CPU = "cpu"
+    """Pillow on the processor."""
+    GPU = "gpu"
+    """nvJPEG and torch on the artifact's GPU, if its answers are proven there."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +35,11 @@ class Serving:
     """The limits of joined batches; None joins none."""
     kernel_cache: Path | None = None
     """The folder of kernels that TensorRT-RTX compiles here; None takes the user's."""
+    pictures: PicturesOn | Literal["cpu", "gpu"] = PicturesOn.CPU
+    """The place where pictures are decoded."""
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the numbers and names.
 
         Raises:
             UsageError: one of them is none that makes sense.
@@ -38,6 +50,13 @@ class Serving:
                 expected="`contexts`: a whole number above 0",
                 got=repr(self.contexts),
                 fix="name the most calls that are to run at once, or leave it out for 1",
+            )
+        if self.pictures not in {item.value for item in PicturesOn}:
+            raise UsageError(
+                "`load` needs a place to decode pictures",
+                expected="`pictures`: cpu or gpu",
+                got=repr(self.pictures),
+                fix="name one of them, or leave it out for cpu",
             )
         wait = self.wait_seconds
         if wait is not None and (isinstance(wait, bool) or not 0 <= wait < float("inf")):

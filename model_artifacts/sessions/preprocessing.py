@@ -43,16 +43,16 @@ def read_pixels(picture: Picture, spec: Preprocessing) -> npt.NDArray[np.uint8]:
         DataError: the image's mode does not fit the preprocessing.
         MemoryShortageError: the machine ran out of memory.
     """
-    return _read(picture, lambda image: to_pixels(image, spec))
+    return read_with(picture, lambda image: to_pixels(image, spec))
 
 
-def read_placement(picture: Picture, spec: Preprocessing) -> Placement:
-    """Return the way from a picture's own pixels to the network's input, with the errors of `read_pixels`."""
-    return _read(picture, lambda image: placement(*upright_size(image, spec), spec))
+def read_placed(picture: Picture, spec: Preprocessing) -> Placed:
+    """Return what `read_pixels` returns, and the way there from the picture's own pixels, with the same errors."""
+    return read_with(picture, lambda image: Placed(placement(*upright_size(image, spec), spec), to_pixels(image, spec)))
 
 
-def _read(picture: Picture, function: Callable[[Image.Image], T]) -> T:
-    """Return a function's result of a picture."""
+def read_with(picture: Picture, function: Callable[[Image.Image], T]) -> T:
+    """Return a function's result of a picture that Pillow has opened, with the errors of `read_pixels`."""
     from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
 
     try:
@@ -89,7 +89,7 @@ def to_pixels(image: Image.Image, spec: Preprocessing) -> npt.NDArray[np.uint8]:
 
     The arithmetic is torchvision's (`Resize` of the short side with the long one truncated, `CenterCrop` with rounded
     offsets), so that weights trained behind its transforms get the pixels that they were trained on. `fit: cover` and
-    `fit: border` give the sizes and the offsets of timm's transforms.
+    `fit: border` give the sizes and the offsets of timm's transforms, `offset: down` those of transformers.
 
     Returns:
         uint8 pixels (height, width, channels) of the crop.
@@ -143,12 +143,20 @@ class Placement(NamedTuple):
         return cut
 
 
+class Placed(NamedTuple):
+    """The pixels of a picture as the network takes them, and the way there from its own pixels."""
+
+    place: Placement
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, channels) of the crop."""
+
+
 def placement(width: int, height: int, spec: Preprocessing) -> Placement:
     """Return the way from a picture of this size, in pixels, to the network's input."""
     size = _resized(width, height, spec)
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
     border = (spec.width - crop.width) // 2, (spec.height - crop.height) // 2
-    cut = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
+    cut = spec.offset.of(size.width - crop.width), spec.offset.of(size.height - crop.height)
     left, top = (float(before - after) for before, after in zip(border, cut, strict=True))
     return Placement(size.width / width, size.height / height, left, top, width, height)
 
@@ -201,7 +209,7 @@ def _resize_and_crop(
 
     resampling = Resampling[interpolation]
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
-    left, top = round((size.width - crop.width) / 2), round((size.height - crop.height) / 2)
+    left, top = spec.offset.of(size.width - crop.width), spec.offset.of(size.height - crop.height)
     if size.width * size.height > _MOST_PIXELS:
         across, down = image.width / size.width, image.height / size.height
         upper, lower = top * down, (top + crop.height) * down

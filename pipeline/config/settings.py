@@ -120,7 +120,7 @@ class DataConfig(Record):
     """A segmentation's folder of PNG masks, with the images' paths. A value is a class, and 255 is not judged."""
     labels: Annotated[str, AfterValidator(check_path)] | None = None
     """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding; COCO's
-    JSON file for a detector."""
+    JSON file for a detector. Of `tensors` the name of the array of labels in that file."""
 
 
 class Unquantized(Record):
@@ -204,7 +204,8 @@ class Gates(Record):
     answers; for an embedding, of vectors that moved half way to their nearest neighbour. For tensors, the largest
     relative L2 of a part."""
     require_proof: Flag = False
-    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %)."""
+    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %), and of
+    those with a part that has no verdict of its own."""
     require_reference: Flag = True
     """Rejection of all variants while the FP32 reference does not depend on the image or is no better than chance."""
     fp32: Gate = Gate()

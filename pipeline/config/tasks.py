@@ -70,12 +70,15 @@ def _tensor_problems(config: Config) -> Iterator[tuple[Location, str]]:
     if config.preprocessing is not None:
         text = "`preprocessing` is of images, and `data.tensors` are the model's own inputs; remove one of them"
         yield ("preprocessing",), text
-    for name in ("images", "masks", "labels"):
+    for name in ("images", "masks"):
         if name in config.data.model_fields_set:
             yield ("data", name), f"`data.{name}` belongs to images, and `data.tensors` has none; remove one of them"
     if config.model.task in {Task.SEGMENTATION, Task.DETECTION}:
         text = f"`data.tensors`: `task: {config.model.task.value}` answers with places in images; remove one of them"
         yield ("data", "tensors"), text
+    if config.data.labels is not None and config.model.task is Task.TENSORS and config.model.metric is None:
+        text = "`data.labels`: `task: tensors` is judged by distances, unless `model.metric` takes them; remove it"
+        yield ("data", "labels"), text
     if config.model.weights.file == "sample":
         yield ("model", "weights"), "`model.weights`: the sample model takes images, not `data.tensors`; name others"
 

@@ -219,6 +219,8 @@ def _in_manifest(project: Project) -> list[Step]:
 def _current_of(project: Project, step: Step) -> dict[Path, StageRecord]:
     """Return the current records of a step, by their paths; the key is made once for all of them."""
     kind = project.schedule.spec(step.stage).record
+    if not any(path.is_file() for path in _paths_of(project, step)):
+        return {}
     try:
         key = key_of(project, step)
     except (RecordError, StorageError):

@@ -217,6 +217,10 @@ class Paths:
         """The record of a variant's latencies."""
         return self.variant(variant) / "benchmark.json"
 
+    def pictures(self, variant: Variant) -> Path:
+        """The record of a variant's answers to pictures that a GPU decoded."""
+        return self.variant(variant) / "pictures.json"
+
     def layers(self, variant: Variant) -> Path:
         """The record of a variant's profile."""
         return self.variant(variant) / "layers.json"

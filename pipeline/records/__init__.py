@@ -1,6 +1,6 @@
 """Frozen, validated records of the stages' results on disk, one module per stage."""
 
-from pipeline.records.accuracy import AccuracyReport, Loss, Verdict
+from pipeline.records.accuracy import AccuracyReport, Loss, PicturesReport, PixelDistance, Verdict
 from pipeline.records.artifact import Artifact
 from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, RestartRecord, TimedSet, TimedVariant
 from pipeline.records.data import BoxKind, DataRecord, ImagesOrigin
@@ -33,6 +33,8 @@ __all__ = [
     "OnnxSource",
     "Outcome",
     "OutputRounding",
+    "PicturesReport",
+    "PixelDistance",
     "Range",
     "ReadFile",
     "ReportRecord",

@@ -1,4 +1,4 @@
-"""Record of the validate stage."""
+"""Records of the validate stage, and of pictures that a GPU decodes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from model_artifacts.records import (
     Accuracy,
     Count,
     GateCheck,
+    GpuPictures,
     LayerShare,
     Precision,
     Record,
@@ -98,3 +99,32 @@ class AccuracyReport(VariantRecord):
     def passed(self) -> bool:
         """True if the artifact was run and passed every check of the gate."""
         return self.outcome is Outcome.DONE and all(check.passed for check in self.checks)
+
+
+class PixelDistance(Record):
+    """Distance of pixels that a GPU decoded from those of the processor, in levels of 255."""
+
+    mean: float
+    """Mean of the absolute differences."""
+    largest: Count
+    """The largest difference."""
+
+
+class PicturesReport(VariantRecord):
+    """An artifact's answers to pictures that its GPU decoded and resized: `pictures.json` beside the artifact."""
+
+    outcome: Outcome
+    """Outcome of the comparison."""
+    reason: str = ""
+    """Reason for a skipped, failed or rejected comparison; empty if it passed."""
+    retryable: bool = Field(default=False, alias="mendable")
+    """True if the variant was skipped, but the next run tries it again, because this host may change."""
+    verdict: GpuPictures | None = None
+    """The verdict, as the manifest has it; None if the pictures were not run."""
+    pixels: PixelDistance | None = None
+    """Distance of the pixels from those of the processor."""
+    accuracy: Accuracy | None = None
+    """Accuracy against the FP32 reference on the processor's pixels, of several outputs the one that is farthest."""
+    checks: tuple[GateCheck, ...] = ()
+    """Checks of the precision's gate. Those of faithfulness are shown, and decide nothing: another decoder is another
+    input."""

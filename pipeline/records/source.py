@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from model_artifacts.errors import UnsupportedError
 from model_artifacts.records import (
@@ -48,10 +50,16 @@ class OnnxSource(Record):
     """The one batch size that the user's file takes; None if it takes any."""
     widened: tuple[str, ...] = ()
     """Types that the user's file computes in, in place of float32. The JSON of a file in float32 leaves it out."""
+    own_distance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Largest relative L2 distance of an output of this file's own run to its run in float32; None without both. The
+    JSON leaves it out then."""
+    uncompared: str = ""
+    """Reason why a file in other types was not compared with its run in float32; empty if it was, and for a file in
+    float32. The JSON leaves it out then."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"widened"})
+        return without_defaults(self, serialize(self), {"widened", "own_distance", "uncompared"})
 
 
 class SourceRecord(StageRecord):

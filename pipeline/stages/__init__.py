@@ -8,6 +8,7 @@ from pipeline.stages.build.spec import SPEC as BUILD
 from pipeline.stages.data.spec import SPEC as DATA
 from pipeline.stages.export.spec import SPEC as EXPORT
 from pipeline.stages.manifest.spec import SPEC as MANIFEST
+from pipeline.stages.pictures.spec import SPEC as PICTURES
 from pipeline.stages.profile.spec import SPEC as PROFILE
 from pipeline.stages.quantize.spec import SPEC as QUANTIZE
 from pipeline.stages.report.spec import SPEC as REPORT
@@ -16,6 +17,20 @@ from pipeline.stages.sensitivity.spec import SPEC as SENSITIVITY
 from pipeline.stages.source.spec import SPEC as SOURCE
 from pipeline.stages.validate.spec import SPEC as VALIDATE
 
-STAGES = (SOURCE, DATA, EXPORT, QUANTIZE, ROUNDING, BUILD, VALIDATE, BENCHMARK, MANIFEST, REPORT, PROFILE, SENSITIVITY)
+STAGES = (
+    SOURCE,
+    DATA,
+    EXPORT,
+    QUANTIZE,
+    ROUNDING,
+    BUILD,
+    VALIDATE,
+    BENCHMARK,
+    MANIFEST,
+    REPORT,
+    PROFILE,
+    SENSITIVITY,
+    PICTURES,
+)
 
 __all__ = ["STAGES"]

@@ -55,6 +55,8 @@ def test_its_fp32_run_is_the_reference(project: Project) -> None:
     assert source.onnx.widened == ("float16",)
     manifest = project.manifest()
     assert manifest.model is not None
+    assert source.onnx.own_distance
+    assert "uncompared" not in project.paths.manifest.read_text()
     assert manifest.model.weights_detail == "own.onnx, in front of its softmax, its float16 in float32"
     assert "its float16 in float32" in project.paths.report.read_text()
     entries = {entry.id: entry for entry in manifest.artifacts}

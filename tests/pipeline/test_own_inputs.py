@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import model_artifacts
 from model_artifacts.errors import ConfigError, DataError, SourceError
@@ -14,8 +15,9 @@ from model_artifacts.records import Graph, Status
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.source.stage import make_source
-from tests.support.inputs import arrays_of, configuration, write_arrays
-from tests.support.tasks import ENGINE, FP16, FP32, made_in
+from pipeline.stages.validate.stage import validate_variant
+from tests.support.inputs import Words, arrays_of, configuration, write_arrays
+from tests.support.tasks import ENGINE, FP16, FP32, made_in, with_another_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +154,7 @@ def test_an_input_with_the_name_of_an_output_is_refused(write_config: Callable[[
     ("setting", "message"),
     [
         pytest.param("images: photographs, ", "`data.images` belongs to images", id="images"),
-        pytest.param("labels: table.csv, ", "`data.labels` belongs to images", id="labels"),
+        pytest.param("labels: answers, ", "`task: tensors` is judged by distances, unless `model.metric`", id="labels"),
     ],
 )
 def test_settings_of_images_are_refused(
@@ -170,3 +172,53 @@ def test_a_preprocessing_beside_arrays_is_refused(write_config: Callable[[str], 
     text += "preprocessing: {resize: 8, crop: 8, interpolation: bilinear, mean: [0.5], std: [0.5]}\n"
     with pytest.raises(ConfigError, match=r":7:\d+: `preprocessing` is of images"):
         Project.load(write_config(text), STAGES)
+
+
+def labelled(folder: Path, wrong: int) -> Project:
+    """Return a finished project of `Words`, whose labels are its own answers, but for the first samples of the file."""
+    arrays = arrays_of("Words")
+    with torch.no_grad():
+        torch.manual_seed(0)
+        network = Words().eval()
+        answers = network(*(torch.from_numpy(arrays[name]) for name in ("tokens", "weights"))).argmax(1).numpy()
+    answers[:wrong] = (answers[:wrong] + 1) % 5
+    torch.save(network.state_dict(), folder / "weights.pt")
+    np.savez(folder / "inputs.npz", answers=answers.astype(np.uint8), **arrays)  # type: ignore[arg-type]  # as `write_arrays`
+    text = configuration("Words", folder / "inputs.npz", "classification")
+    text = text.replace("validation: 64", "validation: 64, labels: answers")
+    return made_in(folder, text.replace("weights: factory", f'weights: "{folder / "weights.pt"}"'))
+
+
+def test_labels_in_the_file_judge_by_top1(tmp_path: Path) -> None:
+    """Each sample keeps its own label, and the gate of the top-1 drop is the one that decides."""
+    (tmp_path / "own").mkdir()
+    made = labelled(tmp_path / "own", 12)
+    data, entries = made.data(), {entry.id: entry for entry in made.manifest().artifacts}
+    assert data.labels is not None
+    labels, reference = np.load(made.file(data.labels)), np.load(made.file(data.reference))
+    assert (labels.dtype, labels.shape) == (np.int64, (64,))
+    share = float((reference.argmax(1) == labels).mean())
+    assert data.reference_top1 == share
+    assert 1 - 12 / 64 <= share < 1
+    report = made.accuracy(made.plan.variant(FP16))
+    assert "labelled top-1 drop" in {check.metric for check in report.checks}
+    assert report.accuracy is not None
+    assert report.accuracy.top1 == share
+    assert entries[FP16].status is Status.DEPLOYABLE, entries[FP16].reason
+    assert [spec.name for spec in made.source().inputs] == ["tokens", "weights"]
+    model = made.manifest().model
+    assert model is not None
+    assert model.labelled
+    broken = with_another_end(made, tmp_path / "copy", "Mul", np.array([[1, -1, 1, -1, 1]], np.float32))
+    failed = validate_variant(broken, broken.plan.variant(FP16))
+    assert "labelled top-1 drop" in {check.metric for check in failed.checks if not check.passed}
+
+
+def test_an_array_of_labels_that_is_not_there_is_refused(write_config: Callable[[str], Path], tmp_path: Path) -> None:
+    """At its own place in the configuration, and nothing is written."""
+    text = configuration("Words", write_arrays(tmp_path, "Words"), "classification")
+    text = text.replace("validation: 64", "validation: 64, labels: answers")
+    project = Project.load(write_config(text), STAGES)
+    with pytest.raises(ConfigError, match=r"pipeline.yaml:6:\d+: `data.labels`: .*got 'answers'; it has tokens"):
+        make_source(project)
+    assert not project.paths.source.exists()

@@ -1,7 +1,7 @@
 """A release as a folder that MLflow loads as a model of its flavour `python_function`; and what loads it there.
 
     MLmodel             the flavour, the signature of inputs and outputs, the release's artifacts; JSON, which is YAML
-    requirements.txt    this package
+    requirements.txt    this package, MLflow, and the libraries of the artifacts; conda.yaml and python_env.yaml name it
     release/            the release, whole or as it was pulled
 
 MLflow imports this module by its name and calls `_load_pyfunc`, which chooses an artifact for the machine as `load`
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.loading import load
 from model_artifacts.errors import ReleaseError, UsageError, listed
-from model_artifacts.host.environment import version
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.releases.archive import unpacked
+from model_artifacts.releases.exports.serving_environment import CONDA, VIRTUALENV, environment_files, requirements_of
 from model_artifacts.releases.verification import verify_release
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from model_artifacts.releases.signature import Verifier
     from model_artifacts.sessions.onnx import Outputs
 
-MODEL, REQUIREMENTS, DATA = "MLmodel", "requirements.txt", "release"
-"""Names in the folder, as MLflow reads the first two."""
+MODEL, DATA = "MLmodel", "release"
+"""Names in the folder, as MLflow reads the first."""
 
 
 class Exported(NamedTuple):
@@ -64,7 +64,8 @@ def export_pyfunc(release: Path, folder: Path, verifier: Verifier | None = None)
     _check_replaceable(folder, release)
     with unpacked(release) as source:
         manifest = verify_release(source, verifier)
-        if not any(entry.io.is_plain for entry in manifest.artifacts):
+        plain = [entry for entry in manifest.artifacts if entry.io.is_plain]
+        if not plain:
             raise ReleaseError(
                 "the release has no artifact that MLflow could load",
                 expected="one with the network's own input and output, which `load` takes without being asked",
@@ -74,15 +75,10 @@ def export_pyfunc(release: Path, folder: Path, verifier: Verifier | None = None)
         with replacing_folder(folder) as scratch:
             shutil.copytree(source, scratch / DATA)
             verify_release(scratch / DATA, verifier)  # what was copied, not what was there
-            (scratch / REQUIREMENTS).write_text(_requirement(), encoding="utf-8")
+            for name, text in environment_files(requirements_of(plain)).items():
+                (scratch / name).write_text(text, encoding="utf-8")
             (scratch / MODEL).write_text(json.dumps(_described(manifest), indent=1) + "\n", encoding="utf-8")
     return Exported(folder, manifest)
-
-
-def _requirement() -> str:
-    """Return this package with its version, as pip wants it; without one in a checkout that is not installed."""
-    ours = version("model-artifacts")
-    return f"model-artifacts=={ours}\n" if ours != "absent" else "model-artifacts\n"
 
 
 def _check_replaceable(folder: Path, release: Path) -> None:
@@ -106,6 +102,7 @@ def _described(manifest: Manifest) -> dict[str, object]:
         "flavors": {
             "python_function": {
                 "data": DATA,
+                "env": {"conda": CONDA, "virtualenv": VIRTUALENV},
                 "loader_module": __name__,
                 "python_version": platform.python_version(),
             }

@@ -53,13 +53,13 @@ class Images:
 
     Attributes:
         pixels: uint8 (samples, height, width, channels); of a model of tensors an array with a field for each input.
-        labels: int64 (samples,) class indices; None without labels.
+        labels: int64 (samples,) class indices; None without labels. Of a model of tensors as its task has them.
         unreadable: the files that could not be read.
         names: the samples' paths in their folder; empty for other sources.
     """
 
     pixels: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64] | None
+    labels: npt.NDArray[Any] | None
     unreadable: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 

@@ -44,7 +44,7 @@ def data_key(project: Project, _model: str) -> Key:
 
 
 def _label_fields(project: Project) -> dict[str, object]:
-    """Return the fields of labels that lie beside the images."""
+    """Return the fields of labels that lie beside the images, or among the arrays."""
     data, model = project.config.data, project.config.model
     fields: dict[str, object] = {}
     if model.decoding is not None:  # it tells the number of the classes
@@ -52,7 +52,8 @@ def _label_fields(project: Project) -> dict[str, object]:
     if data.masks is not None:
         fields |= {"masks": data.masks, "mask_folder": folder_digest(project, data.masks)}
     if data.labels is not None:
-        fields |= {"labels": data.labels, "label_file": file_digest(project, data.labels)}
+        fields |= {"labels": data.labels}
+        fields |= {"label_file": file_digest(project, data.labels)} if data.tensors is None else {}
     return fields
 
 

@@ -197,7 +197,7 @@ def _truth(
     config: DataConfig, source: SourceRecord, validation: Images, table: Table | None
 ) -> npt.NDArray[np.generic] | None:
     """Return the labels of the validation images, as the task has them; None without any."""
-    if source.task is Task.CLASSIFICATION:
+    if source.task is Task.CLASSIFICATION or config.tensors is not None:
         return validation.labels
     if config.labels == CLASSES:
         return validation.labels if validation.labels is not None else folder_classes(config.images, validation.names)
@@ -211,7 +211,8 @@ def _truth(
 
 def _table(config: DataConfig, source: SourceRecord, classes: Classes, validation: Images) -> Table | None:
     """Return the table of labels with its columns in the order of the network's output; None without one."""
-    if config.labels is None or config.labels == CLASSES or source.task is Task.DETECTION:
+    images_alone = config.labels == CLASSES or config.tensors is not None
+    if config.labels is None or images_alone or source.task is Task.DETECTION:
         return None
     table = read_table(Path(config.labels), validation.names)
     if source.task not in TABLE_TASKS:  # the user's own metric knows what the columns mean
@@ -361,10 +362,10 @@ def _split(
 
 def _of_tensors(project: Project, files: tuple[Path, Path]) -> _Split:
     """Write the samples of `data.tensors`."""
-    total = split_tensors(project, files)
+    found = split_tensors(project, files)
     calibration, validation = (images.Images(np.load(file, mmap_mode="r"), None) for file in files)
-    detail = f"{project.config.data.tensors}, {total} samples"
-    return _Split(ImagesOrigin.TENSORS, detail, calibration, validation)
+    detail = f"{project.config.data.tensors}, {found.total} samples"
+    return _Split(ImagesOrigin.TENSORS, detail, calibration, replace(validation, labels=found.truth))
 
 
 def _stored(loaded: Images, file: Path) -> Images:

@@ -41,6 +41,8 @@ def manifest_key(project: Project, current: Collection[Path]) -> Key:
         str(path.relative_to(paths.root)): sha256_of(path) if path in read and path.is_file() else None
         for path in records
     }
+    of_pictures = [path for path in map(paths.pictures, plan.variants) if path in read]
+    digests |= {str(path.relative_to(paths.root)): sha256_of(path) for path in of_pictures}
     return make_key(records=digests, **_kernels(project), **code_version(VERSION))
 
 

@@ -28,7 +28,7 @@ from model_artifacts.records import (
 from pipeline.planning.folder.whole import shares_its_folder, write_part
 from pipeline.planning.freshness import current_records
 from pipeline.planning.steps import Step
-from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome
+from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome, PicturesReport
 from pipeline.stages.manifest.milestones import milestones_of
 from pipeline.stages.manifest.provenance import Provenance
 from pipeline.stages.manifest.spec import manifest_key
@@ -81,6 +81,7 @@ class VariantRecords(NamedTuple):
     artifact: Artifact | None
     accuracy: AccuracyReport | None
     benchmark: BenchmarkReport | None
+    pictures: PicturesReport | None = None
 
 
 def decide(records: VariantRecords, hardware: str) -> Verdict:
@@ -92,7 +93,7 @@ def decide(records: VariantRecords, hardware: str) -> Verdict:
         records: the variant with its current records.
         hardware: the hardware that the variant runs on, such as "an SM80+ GPU".
     """
-    variant, artifact, accuracy, benchmark = records
+    variant, artifact, accuracy, benchmark, _ = records
     if artifact is None:
         return Verdict(Status.FAILED, "not built: an input is missing, or the build did not run or died")
     if artifact.outcome is not Outcome.DONE:
@@ -118,14 +119,15 @@ def decide(records: VariantRecords, hardware: str) -> Verdict:
 
 
 def _records_of(paths: Paths, variant: Variant, records: dict[Path, StageRecord]) -> VariantRecords:
-    artifact, accuracy, benchmark = (
-        records.get(path) for path in (paths.artifact(variant), paths.accuracy(variant), paths.benchmark(variant))
+    artifact, accuracy, benchmark, pictures = (
+        records.get(path(variant)) for path in (paths.artifact, paths.accuracy, paths.benchmark, paths.pictures)
     )
     return VariantRecords(
         variant,
         artifact if isinstance(artifact, Artifact) else None,
         accuracy if isinstance(accuracy, AccuracyReport) else None,
         benchmark if isinstance(benchmark, BenchmarkReport) else None,
+        pictures if isinstance(pictures, PicturesReport) else None,
     )
 
 
@@ -139,7 +141,7 @@ def _specialization(project: Project, artifact: Artifact | None) -> KernelSpecia
 def _entry(
     project: Project, records: VariantRecords, everything: list[VariantRecords], commits: tuple[GitState, ...]
 ) -> ManifestEntry:
-    variant, artifact, accuracy, benchmark = records
+    variant, artifact, accuracy, benchmark, pictures = records
     verdict = decide(records, project.plan.hardware(variant))
     gpu = project.plan.gpu(variant.target)
     return ManifestEntry(
@@ -183,6 +185,7 @@ def _entry(
         device=benchmark.device if benchmark else "",
         timings=benchmark.timings if benchmark else (),
         rows=accuracy.rows if accuracy else (),
+        gpu_pictures=pictures.verdict if pictures else None,
         noise=benchmark.noise if benchmark else (),
         toolchain=artifact.toolchain if artifact else (),
         commits=commits,
@@ -274,6 +277,7 @@ def _model(project: Project) -> ManifestModel | None:
         threshold=project.config.model.threshold,
         decoding=project.config.model.decoding,
         postprocess=project.config.model.postprocess,
+        uncompared=source.onnx.uncompared if source.onnx else "",
     )
 
 

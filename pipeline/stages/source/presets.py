@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model_artifacts.errors import SourceError, listed, one_line
-from model_artifacts.records import ChannelOrder, Fit, Interpolation, Preprocessing, Task
+from model_artifacts.records import ChannelOrder, Fit, Interpolation, Offset, Preprocessing, Task
 from pipeline.config.preprocessing import range_line
 
 if TYPE_CHECKING:
@@ -175,8 +175,18 @@ def _chain(settings: Mapping[str, Any], kind: str) -> Preprocessing:
         interpolation=_OF_PILLOW[int(settings["resample"])],
         mean=mean,
         std=std,
+        offset=_offset_of(size, crop),
         order=ChannelOrder.BGR if settings.get("do_flip_channel_order") else ChannelOrder.RGB,
     )
+
+
+def _offset_of(size: int | tuple[int, int], crop: int | tuple[int, int]) -> Offset:
+    """Return the place of transformers' centre crop; the usual one where both are the same for every picture."""
+    if isinstance(size, int):
+        return Offset.DOWN
+    crops = crop if isinstance(crop, tuple) else (crop, crop)
+    spare = [before - after for before, after in zip(size, crops, strict=True)]
+    return Offset.EVEN if all(Offset.EVEN.of(pixels) == Offset.DOWN.of(pixels) for pixels in spare) else Offset.DOWN
 
 
 def _sizes_of(settings: Mapping[str, Any], kind: str) -> tuple[int | tuple[int, int], int | tuple[int, int]]:

@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import ReadFile
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same configuration gives other weights, or none.
 
 Since 2 torchvision builds its networks. Since 3 compiled functions, borrowed weights and weights that cannot be baked
-are refused. Since 4 nothing replaces an unknown preprocessing.
+are refused. Since 4 nothing replaces an unknown preprocessing. Since 5 the crop of Hugging Face's processors has
+their offset.
 """
 
-ONNX_VERSION = 2
-"""Raise it when the same ONNX file gives another source. Since 2 names of classes are read from the file."""
+ONNX_VERSION = 3
+"""Raise it when the same ONNX file gives another source.
+
+Since 2 names of classes are read from the file. Since 3 the record says how far its own run is from that in float32.
+"""
 
 _IMPORTED = "imported_code"
 """The key field of the modules that the factory's file imports from the current folder."""
@@ -82,9 +86,12 @@ def _onnx_key(project: Project, file: str) -> Key:
 
 
 def _tensors(project: Project) -> dict[str, object]:
-    """Return the field of a model's own inputs, whose first samples the record keeps."""
-    file = project.config.data.tensors
-    return {} if file is None else {_TENSORS: file_digest(project, file)}
+    """Return the fields of a model's own inputs, whose first samples the record keeps; labels are none of them."""
+    data = project.config.data
+    if data.tensors is None:
+        return {}
+    named = {} if data.labels is None else {"labels": data.labels}
+    return {_TENSORS: file_digest(project, data.tensors), **named}
 
 
 def _argument_files(project: Project) -> list[list[str]]:

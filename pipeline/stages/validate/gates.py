@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.errors import listed
 from model_artifacts.records import GateCheck, LayerShare, Precision, Question, RowCheck
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.records import Loss, Verdict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
+_EXECUTED = "executed precision"
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
 """The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
@@ -44,6 +46,9 @@ bound without it (`benchmarks/task_gates.py`, one of six segmenters)."""
 LOST = 0.9
 """The bound that this wider factor must not pass, nor what few samples leave open: a sample without any output lies 1
 away, if its norm is the mean."""
+_TELLS = 0.5
+"""The largest bound that is a verdict on a part, a choice: within a larger one, half of what it holds may be wrong."""
+_NAMED_PARTS = 3
 _OTHER_KERNELS = 1.4
 """The most that honest builds lie beyond the expected rounding (docs/accuracy.md), on top of another draw of it."""
 _LEAST = 0.1
@@ -141,7 +146,7 @@ def executed_precision(
 def judge_layers(
     claimed: Precision,
     layers: tuple[LayerShare, ...],
-    metric: str = "executed precision",
+    metric: str = _EXECUTED,
     left_out: int = 0,
     outputs: int = 1,
 ) -> tuple[GateCheck, ...]:
@@ -160,20 +165,22 @@ def judge_layers(
     total = sum(share.layers for share in layers)
     if total == 0:
         return ()
-    alike = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
+    alike: set[Precision] = {claimed, Precision.FP32} if claimed is Precision.TF32 else {claimed}
     found = sum(item.layers for item in layers if item.precision in alike)
     quantized = claimed in {Precision.INT8, Precision.FP8}
     bound = _QUANTIZED_LAYERS if quantized else _TYPED_LAYERS
     others = f" of all but {left_out}" if left_out else ""
     spared = left_out + outputs * int(quantized)  # whatever the network's length
-    return (
-        GateCheck(
-            metric=metric,
-            bound=f"≥ {bound:.0%} {claimed.value}{others}",
-            value=f"{found / total:.1%}",
-            passed=found > 0 and (found >= bound * (total - left_out) or total - found <= spared),
-        ),
-    )
+    passed = found > 0 and (found >= bound * (total - left_out) or total - found <= spared)
+    value = f"{found / total:.1%}" if passed else f"{found / total:.1%}, beside {_others(layers, alike)}"
+    return (GateCheck(metric=metric, bound=f"≥ {bound:.0%} {claimed.value}{others}", value=value, passed=passed),)
+
+
+def _others(layers: tuple[LayerShare, ...], alike: set[Precision]) -> str:
+    """Return the layers in other types than those of `alike`, by number and type: `16 layers in fp16`."""
+    others = [share for share in layers if share.precision not in alike]
+    named = ((share.layers, share.precision.value if share.precision else "an unknown type") for share in others)
+    return ", ".join(f"{count} {'layer' if count == 1 else 'layers'} in {kind}" for count, kind in named)
 
 
 def judge_rows(rows: tuple[RowCheck, ...], bounds: Bounds) -> tuple[GateCheck, ...]:
@@ -243,6 +250,25 @@ def judge_parts(found: npt.NDArray[np.float64], names: Sequence[str], bounds: Bo
         worst = int((found / allowed).argmax())
         checks.append(at_most(f"relative L2 of {names[worst]}", float(found[worst]), float(allowed[worst])))
     return tuple(checks)
+
+
+def name_open_parts(names: Sequence[str], bounds: Bounds, *, require_proof: bool) -> tuple[GateCheck, ...]:
+    """Name the parts of a tensor that have no verdict of their own; no check if all have one.
+
+    The bound of such a part lies beyond half of its norm: few emulated images make its distance, or the precision's
+    rounding is as large as what the part holds. The checks of the whole judge it, and little more.
+
+    Args:
+        names: the names of all parts.
+        bounds: the bounds of the precision in this network.
+        require_proof: True fails them.
+    """
+    left = [name for name, bound in zip(names, bounds.part_l2, strict=bool(bounds.part_l2)) if bound > _TELLS]
+    if not left:
+        return ()
+    value = f"{len(names) - len(left)} of {len(names)}; judged with the whole: {listed(left, most=_NAMED_PARTS)}"
+    bound = "all" if require_proof else "the others are named"
+    return (GateCheck(metric="parts with a verdict of their own", bound=bound, value=value, passed=not require_proof),)
 
 
 def judge_loss_of_parts(found: float, margin: float, where: str = "") -> GateCheck:
@@ -337,6 +363,7 @@ _OWN_ROUNDING = "rounding of the precision"
 """The check that fails where the emulation gives no bound."""
 _BEYOND = "a value beyond its range, when emulated"
 _BEYOND_ADVICE = "the network's own values do not fit this precision"
+_TYPE_ADVICE = "near enough to the network, but the library computes layers in other types (choose another precision)"
 _UNKNOWN_ADVICE = "no bound is known for this precision (look at the output of the step `rounding`)"
 _ADVICE = {
     Question.REFERENCE: "the reference is not worth a comparison (look at the weights, `preprocessing` and the images)",
@@ -352,8 +379,13 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
         found = [check for check in failed if check.question is question]
         if found:
             checked = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
-            return f"{_without_bound(found) or advice}: {checked}"
+            return f"{_without_bound(found) or _of_other_types(found) or advice}: {checked}"
     return ""
+
+
+def _of_other_types(failed: list[GateCheck]) -> str:
+    """Return the advice where the types of the layers are all that fails; empty where the numbers fail too."""
+    return _TYPE_ADVICE if all(check.metric == _EXECUTED for check in failed) else ""
 
 
 def _without_bound(failed: list[GateCheck]) -> str:

@@ -35,10 +35,11 @@ few samples make it. 11 allows twice as much for the worst sample in bf16, too.
 """
 
 
-TASKS_VERSION = 5
+TASKS_VERSION = 6
 """The same for the tasks without classes alone. 2 holds parts to the margin at every batch size.
 3 allows a part of a quantised graph the multiple of its rounding beside the emulated one. 4 allows it twice as much.
-5 widens the bound of a part whose distance few samples make, and divides by a part's usual size."""
+5 widens the bound of a part whose distance few samples make, and divides by a part's usual size. 6 names the parts
+that have no verdict of their own."""
 
 DETECTION_VERSION = 2
 """The same for detections alone. 2 lets int8 and fp8 lie 1.2 times as far from the emulated graph."""

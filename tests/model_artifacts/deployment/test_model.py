@@ -16,7 +16,7 @@ import model_artifacts as pipeline
 from model_artifacts.deployment.model import Model
 from model_artifacts.deployment.resolution import Device, Resolution, Tier
 from model_artifacts.errors import ArtifactError, DataError, RunError
-from model_artifacts.records import Backend, BatchRange, Fit
+from model_artifacts.records import Backend, BatchRange, Decoding, Fit, Task, TensorSpec
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from tests.support.hosts import H100
 from tests.support.manifests import entry
@@ -101,6 +101,37 @@ def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None
     model = Model(found, facts.model_copy(update={"preprocessing": spec}), run)
     assert len(model.predict(photographs(3))) == 3
     assert seen == [(3, 1, 20, 36)]
+
+
+def test_a_detectors_picture_is_opened_once(built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels and its size, to which the boxes are moved back, come of the same reading."""
+    facts = built.manifest().model
+    assert facts is not None
+    assert facts.preprocessing is not None
+    spec = facts.preprocessing.model_copy(update={"resize": (20, 40), "crop": (20, 40), "fit": Fit.SQUASH})
+    detector = {"preprocessing": spec, "task": Task.DETECTION, "decoding": Decoding(boxes="boxes", scores="scores")}
+    specs = [TensorSpec(name=name, shape=("batch", 1, 4), dtype="float32", layout="") for name in ("boxes", "scores")]
+    names = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, name in enumerate(names):
+        Image.new("RGB", (40 * (index + 1), 20)).save(name)
+    opened: list[Path] = []
+    real = Image.open
+
+    def opening(file: Path) -> Image.Image:
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr("PIL.Image.open", opening)
+
+    def run(batch: Batch) -> dict[str, Batch]:
+        boxes = np.tile(np.array([[[10, 10, 4, 4]]], np.float32), (len(batch), 1, 1))
+        return {"boxes": boxes, "scores": np.full((len(batch), 1, 4), 0.9, np.float32)}
+
+    found = Resolution(entry("x", outputs=tuple(specs)), Device(Tier.ONNX, None), None, None, ())
+    model = Model(found, facts.model_copy(update={"class_names": None, **detector}), run)
+    boxes = [answer.boxes[0].box for answer in model.predict(names)]
+    assert boxes == [(8, 8, 12, 12), (16, 8, 24, 12), (24, 8, 36, 12)]
+    assert opened == names
 
 
 def test_a_batch_that_is_not_taken_is_one_message(built: Project) -> None:

@@ -10,12 +10,15 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 
 from model_artifacts.records import CPU_TARGET, Graph, StageRecord
 from pipeline.planning.project import Project
+from pipeline.records import PixelDistance
 from pipeline.stages import STAGES
+from pipeline.stages.pictures.stage import Shown, compare_answers
 from pipeline.stages.profile.stage import profile_variant
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 GOLDEN = {
-    "source": (4, "6980c41cde5f2dbc"),
+    "source": (5, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
     "export": (7, "facf2086c0dee39c"),
     "quantize": (8, "e955168a550620a0"),
@@ -36,6 +39,7 @@ GOLDEN = {
     "report": (8, "10b1519987153e4e"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (3, "858a4d057ce1c22b"),
+    "pictures": (1, "aa49e431d3f6f38c"),
 }
 """The version and the digest of the output, by stage."""
 
@@ -80,6 +84,9 @@ def _output(project: Project, stage: str) -> Iterator[str]:
     if stage == "profile":
         yield from _profile(project)
         return
+    if stage == "pictures":
+        yield from _checks_of_pictures(project)
+        return
     if stage == "sensitivity":
         spec.load()(project, Graph.INT8, _Silent())
     if stage == "report":
@@ -102,6 +109,14 @@ def _profile(project: Project) -> list[str]:
     profile = profile_variant(project, variant)
     assert profile.layers, profile.reason
     return sorted(f"{layer.name} {layer.kind} {layer.precision} {layer.shape}" for layer in profile.layers)
+
+
+def _checks_of_pictures(project: Project) -> Iterator[str]:
+    """Yield the checks of the reference's own logits, as those of pictures that a GPU decoded."""
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32")
+    logits = np.load(project.file(project.data().reference))
+    for check in compare_answers(project, variant, Shown(logits, PixelDistance(mean=0.0, largest=0))).checks:
+        yield f"{check.metric} {check.question.value}"
 
 
 def _headings(page: Path) -> list[str]:

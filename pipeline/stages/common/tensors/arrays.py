@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PLACE: Location = ("data", "tensors")
 """The setting that names the file."""
+LABELS: Location = ("data", "labels")
+"""The setting that names the array of labels."""
 TYPES = ("float32", "int64", "int32")
 """The types that every runtime takes as an input."""
 _WIDER = {"float64": "float32", "float16": "float32", "bool": "int32", "uint8": "int32", "int8": "int32"}
@@ -51,6 +53,8 @@ class Arrays:
     """The name, the type and the shape of each; the first axis is the sample."""
     count: int
     """The number of samples."""
+    labels: str | None = None
+    """The name of the array of labels, which is no input; None without one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,7 +64,7 @@ class Arrays:
     def ordered(self, names: Sequence[str]) -> Arrays:
         """Return the arrays in the order of these names, which are theirs."""
         found = {spec.name: spec for spec in self.specs}
-        return Arrays(self.path, tuple(found[name] for name in names), self.count)
+        return replace(self, specs=tuple(found[name] for name in names))
 
     @property
     def row(self) -> np.dtype[Any]:
@@ -77,10 +81,21 @@ class Arrays:
         Raises:
             DataError: the file is damaged, or has changed since it was opened.
         """
+        for name in self.names:
+            target[name] = self._values(name, chosen)
+
+    def truth(self) -> npt.NDArray[Any] | None:
+        """Return the labels of all samples, as they are; None without labels.
+
+        Raises:
+            DataError: the file is damaged, or has changed since it was opened.
+        """
+        return None if self.labels is None else self._values(self.labels, slice(None))
+
+    def _values(self, name: str, chosen: npt.NDArray[np.int64] | slice) -> npt.NDArray[Any]:
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
-                for name in self.names:
-                    target[name] = arrays[name][chosen]
+                values: npt.NDArray[Any] = arrays[name][chosen]
         except (*_DAMAGED, IndexError) as exc:  # an IndexError of fewer samples than before
             raise DataError(
                 "the arrays of `data.tensors` cannot be read",
@@ -89,6 +104,7 @@ class Arrays:
                 got=one_line(exc),
                 fix="write it again, as `numpy.savez` does",
             ) from exc
+        return values
 
     def first(self, count: int) -> npt.NDArray[Any]:
         """Return the first samples, as many as there are."""
@@ -97,12 +113,17 @@ class Arrays:
         return rows
 
 
+<<<<<<< HEAD
 def open_arrays(project: Project, path: Path) -> Arrays:
+=======
+def open_arrays(project: Project, path: Path, labels: str | None = None) -> Arrays:
+>>>>>>> w-many-land
     """Read the names, types and shapes of a file's arrays, and check that they can be a model's inputs.
 
     Args:
         project: the configuration, for the place of problems.
         path: the npz file, of `numpy.savez` or `numpy.savez_compressed`.
+        labels: the name of the array of labels; None without one.
 
     Raises:
         ConfigError: it is no such file, or an array is of another type or number of samples; all problems are listed.
@@ -111,12 +132,19 @@ def open_arrays(project: Project, path: Path) -> Arrays:
         found = dict(_headers(path))
     except _DAMAGED as exc:
         text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
+<<<<<<< HEAD
         raise problem(project, f"{text}: {one_line(exc)}") from exc
+=======
+        raise problem(project, f"{text}: {one_line(exc)}") from exc
+    truth = None if labels is None else found.pop(labels, None)
+    if labels is not None and (text := _label_problem(labels, truth, found)):
+        raise placed_error(project.config_file, project.plan.model, [(LABELS, f"`data.labels`: {path}: {text}")])
+>>>>>>> w-many-land
     if problems := list(_problems(found)):
         placed = [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems]
         raise placed_error(project.config_file, project.plan.model, placed)
     specs = tuple(tensor_spec(name, shape[1:], str(dtype)) for name, (shape, dtype) in found.items())
-    return Arrays(path, specs, next(iter(found.values()))[0][0])
+    return Arrays(path, specs, next(iter(found.values()))[0][0], labels)
 
 
 def problem(project: Project, text: str) -> ConfigError:
@@ -159,7 +187,24 @@ def _problems(found: dict[str, _Header]) -> Iterator[str]:
         yield f"expected {_LEAST} samples or more, for calibration and for validation, got {min(counts.values())}"
 
 
+<<<<<<< HEAD
 def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
+=======
+def _label_problem(name: str, truth: _Header | None, others: dict[str, _Header]) -> str:
+    """Return what keeps an array from being the labels of the samples; empty if it is them. Pure."""
+    if truth is None:
+        return f"expected the name of an array in the file, got {name!r}; it has {listed([*others]) or 'none'}"
+    shape, dtype = truth
+    if dtype.kind not in "biuf" or not shape:
+        return f"array {name!r}: expected numbers, with the sample as first axis, got {dtype} {shape}"
+    counts = {given[:1] for given, _ in others.values()}
+    if counts and counts != {shape[:1]}:
+        return f"array {name!r}: expected a label for each sample, got {shape[0]}"
+    return ""
+
+
+def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
+>>>>>>> w-many-land
     """Refuse samples with NaN or infinity.
 
     Raises:

@@ -28,7 +28,7 @@ from pipeline.stages.common.probe import probe_batch, shape_of
 from pipeline.stages.source import network
 from pipeline.stages.source.graph_file.checks import ends_of, require_raw_boxes, require_reference
 from pipeline.stages.source.graph_file.names import class_names
-from pipeline.stages.source.graph_file.widened import require_own_outputs, take_in_float32
+from pipeline.stages.source.graph_file.widened import OwnRun, require_own_outputs, take_in_float32
 from pipeline.stages.source.outputs import check_outputs
 from pipeline.stages.source.spec import with_reads
 from pipeline.stages.source.tensors.signature import graph_samples, specs_of, store_samples
@@ -94,8 +94,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
     outputs = plain[len(ends.inputs) :]
     spec = _inputs(project, model, file)
     require_reference(model, name)
-    if types:
-        require_own_outputs(model, file, types, spec, ends.batch, project.command(Step("source", project.plan.model)))
+    rerun = project.command(Step("source", project.plan.model))
+    own = require_own_outputs(model, file, types, spec, ends.batch, rerun) if types else OwnRun()
     whole = _cut_softmax(model) if task is Task.CLASSIFICATION else None
     several = tuple(outputs) if len(outputs) > 1 else ()
     written = onnx.ModelProto(metadata_props=model.metadata_props)
@@ -109,7 +109,7 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         model=config.model.name,
         factory="",
         origin=WeightsOrigin.ONNX,
-        origin_detail=_detail(file, read, types, cut=whole is not None),
+        origin_detail=_detail(file, read, types, cut=whole is not None, compared=not own.uncompared),
         weights=describe_file(project.paths.source_onnx, project.paths.root),
         parameters=_parameters(model),
         classes=sum(map(math.prod, tried.shapes)),
@@ -126,6 +126,8 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
             opset=onnx_graph.opset_of(model),
             batch=tried.batch,
             widened=types,
+            own_distance=own.distance,
+            uncompared=own.uncompared,
         ),
         named_inputs=specs_of(spec),
         samples=store_samples(project, spec),
@@ -151,11 +153,12 @@ def _store(  # noqa: PLR0913 - two graphs, and how they are run
     return tried
 
 
-def _detail(file: Path, read: ReadModel, widened: Sequence[str], *, cut: bool) -> str:
+def _detail(file: Path, read: ReadModel, widened: Sequence[str], *, cut: bool, compared: bool) -> str:
     """Return the file's name, with the other files that it reads and the changes to its graph."""
     ends = ", in front of its softmax" if cut else ""
     types = f", its {' and '.join(widened)} in float32" if widened else ""
-    return f"{file.name}{named(read.external)}{ends}{types}"
+    unseen = "" if compared else ", not compared with the file's own run"
+    return f"{file.name}{named(read.external)}{ends}{types}{unseen}"
 
 
 def _read(name: str) -> ReadModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -29,6 +29,15 @@ APART = {"float64": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 _NARROW = {"float16", "bfloat16"}
 _IMAGES = 3
 _NAMED = 3
+
+
+class OwnRun(NamedTuple):
+    """The comparison of a graph in float32 with the run of the file that it was made from."""
+
+    distance: float | None = None
+    """Largest relative L2 distance of an output; None without a comparison."""
+    uncompared: str = ""
+    """Reason why the file's own types were not compared; empty if they were, and for a file in float32."""
 
 
 def take_in_float32(model: onnx.ModelProto, where: str) -> tuple[str, ...]:
@@ -65,8 +74,8 @@ def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
     spec: Preprocessing | Samples,
     batch: int | None,
     rerun: str,
-) -> None:
-    """Refuse a graph in float32 that computes something else than the file that it was made from.
+) -> OwnRun:
+    """Return how far a file's own run is from its graph in float32, and refuse a graph that computes something else.
 
     A file that ONNX Runtime does not run on a processor, as most in bfloat16, is not compared, which is said.
 
@@ -88,11 +97,13 @@ def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
         try:
             distance = run_isolated(distance_of, file, wide, spec, batch, rerun=rerun)
         except (SourceError, CrashedError) as exc:
-            log.warning("WARNING: the FP32 graph was not compared with the file's own %s: %s", named, one_line(exc))
-            return
+            trouble = (exc.got if isinstance(exc, SourceError) else "") or one_line(exc)
+            reason = f"ONNX Runtime cannot run it in its own {named} on a processor: {trouble}"
+            log.warning("WARNING: the FP32 graph was not compared with the file's own %s: %s", named, reason)
+            return OwnRun(uncompared=reason)
     if distance is None:
         log.warning("WARNING: %s gives infinities or NaN in its own %s; in float32 it is judged anyway", file, named)
-        return
+        return OwnRun(uncompared=f"it gives infinities or NaN in its own {named}")
     log.info("in float32 its outputs are %.1e apart from those of its own %s (relative L2)", distance, named)
     most = max(APART[name] for name in types)
     if distance > most:
@@ -103,6 +114,7 @@ def require_own_outputs(  # noqa: PLR0913 - two graphs, and how they are run
             got=f"{distance:.2g}",
             fix="export the network in float32 (`model.float()`), without autocast",
         )
+    return OwnRun(distance)
 
 
 def distance_of(file: Path, wide: Path, spec: Preprocessing | Samples, batch: int | None) -> float | None:

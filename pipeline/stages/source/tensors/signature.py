@@ -71,8 +71,8 @@ def graph_samples(project: Project, inputs: Sequence[TensorSpec]) -> Samples | N
 
 def _arrays(project: Project) -> Arrays | None:
     """Return the configured arrays; None without `data.tensors`."""
-    path = project.config.data.tensors
-    return None if path is None else open_arrays(project, Path(path))
+    config = project.config.data
+    return None if config.tensors is None else open_arrays(project, Path(config.tensors), config.labels)
 
 
 def _kept(project: Project, arrays: Arrays) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from model_artifacts.cli.main import main
 from model_artifacts.errors import ReleaseError, RunError, UsageError
 from model_artifacts.records import ImageInput, Io
 from model_artifacts.releases.exports.pyfunc import DATA, MODEL, ServedModel, export_pyfunc
+from model_artifacts.releases.exports.serving_environment import CONDA, REQUIREMENTS, VIRTUALENV, requirements_of
 from model_artifacts.releases.verification import verify_release
 from tests.conftest import REPOSITORY
 from tests.support.stores import listing
@@ -27,18 +29,27 @@ if TYPE_CHECKING:
     from model_artifacts.records import Manifest
     from pipeline.stages.release.stage import Release
 
+ENVIRONMENT = {REQUIREMENTS, CONDA, VIRTUALENV}
 SECONDS = 300
 """The longest that a download, or MLflow's start, may take."""
 BY_MLFLOW = """
-import json, sys
+import json, sys, yaml
 import mlflow.pyfunc, numpy
+from mlflow.pyfunc import get_model_dependencies
+from mlflow.utils.virtualenv import _get_python_env
+from pathlib import Path
 model = mlflow.pyfunc.load_model(sys.argv[1])
 numpy.save(sys.argv[3], model.predict(numpy.load(sys.argv[2])))
 try:
     model.predict(numpy.load(sys.argv[2]).astype("float64"))
 except mlflow.exceptions.MlflowException as exc:
     print("refused:", exc)
-print(json.dumps(model.metadata.metadata))
+print(json.dumps({
+    "metadata": model.metadata.metadata,
+    "virtualenv": _get_python_env(Path(sys.argv[1])).to_dict(),
+    "pip": Path(get_model_dependencies(sys.argv[1])).read_text().splitlines(),
+    "conda": yaml.safe_load(Path(get_model_dependencies(sys.argv[1], format="conda")).read_text()),
+}))
 """
 
 
@@ -89,7 +100,15 @@ def test_mlflow_loads_and_runs_it(released: Release, tmp_path: Path, mlflow: Pat
         assert np.array_equal(np.load(tmp_path / "outputs.npy"), model(batch))
     assert "refused:" in done.stdout
     known = json.loads(done.stdout.splitlines()[-1])
-    assert [item["id"] for item in known["artifacts"]] == [entry.id for entry in made.manifest.artifacts]
+    assert [item["id"] for item in known["metadata"]["artifacts"]] == [entry.id for entry in made.manifest.artifacts]
+    python = platform.python_version()
+    assert known["pip"] == list(requirements_of(made.manifest.artifacts))
+    assert known["virtualenv"] == {
+        "python": python,
+        "build_dependencies": ["pip"],
+        "dependencies": [f"-r {REQUIREMENTS}"],
+    }
+    assert known["conda"]["dependencies"] == [f"python={python}", "pip", {"pip": known["pip"]}]
 
 
 def test_the_folder_holds_the_release_as_it_is(released: Release, tmp_path: Path) -> None:
@@ -97,7 +116,7 @@ def test_the_folder_holds_the_release_as_it_is(released: Release, tmp_path: Path
     for source in (released.folder, released.archive, released.folder):
         export_pyfunc(source, tmp_path / "model")
         assert listing(tmp_path / "model" / DATA) == listing(released.folder)
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {MODEL, "requirements.txt", DATA}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {MODEL, DATA, *ENVIRONMENT}
 
 
 def test_the_signature_is_of_an_artifact_that_load_takes(

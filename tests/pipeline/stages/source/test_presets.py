@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from model_artifacts.errors import SourceError
-from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Preprocessing, Task
-from model_artifacts.sessions.preprocessing import to_input
+from model_artifacts.records import Argument, ChannelOrder, Fit, Interpolation, Offset, Preprocessing, Task
+from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from pipeline.stages.source.presets import (
     hub_classes,
     hub_model_of,
@@ -170,6 +173,49 @@ def test_image_processors(change: dict[str, object], expected: tuple[object, ...
     found = hub_preprocessing(VIT | change)
 
     assert (found.resize, found.crop, found.interpolation, found.order, found.mean) == expected
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIP": {"size": {"shortest_edge": 37}, "crop_size": {"height": 24, "width": 31}},
+    "MobileNetV2": {"size": {"shortest_edge": 40}, "crop_size": {"height": 33, "width": 33}},
+    "ConvNext": {"size": {"shortest_edge": 30}, "crop_pct": 0.875},
+    "PoolFormer": {"size": {"shortest_edge": 33}, "crop_size": {"height": 31, "width": 31}, "crop_pct": 0.9},
+    "ViT": {"size": {"height": 35, "width": 36}},
+    "Bit": {"size": {"height": 38, "width": 41}, "crop_size": {"height": 35, "width": 34}},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@settings(deadline=None, max_examples=25)
+@given(width=st.integers(20, 120), height=st.integers(20, 120))
+def test_pictures_of_any_size_equal_transformers_own(name: str, width: int, height: int) -> None:
+    """Its processor and the preprocessing taken over from it give the same inputs: the same crop, above all."""
+    transformers = pytest.importorskip("transformers", reason="its own processors, where they are installed")
+    processor = getattr(transformers, f"{name}ImageProcessorPil")(**PROCESSORS[name])
+    spec = hub_preprocessing(processor.to_dict())
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+
+    expected = processor(image, return_tensors="np")["pixel_values"]
+    found = to_input(to_pixels(image, spec)[None], spec)
+
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, Offset.DOWN),
+        ({"size": {"height": 35, "width": 32}, "do_center_crop": True, "crop_size": 32}, Offset.DOWN),
+        ({"size": {"height": 36, "width": 33}, "do_center_crop": True, "crop_size": 32}, Offset.EVEN),
+        ({}, Offset.EVEN),
+    ],
+    ids=["short-side", "three-pixels", "others", "no-crop"],
+)
+def test_the_crop_of_a_processor_has_its_offset(change: dict[str, object], expected: Offset) -> None:
+    """Unless both offsets are the same for every picture, so that records of such processors hold."""
+    found = hub_preprocessing(VIT | {"image_processor_type": "CLIPImageProcessor"} | change)
+    assert found.offset is expected
 
 
 @pytest.mark.parametrize(

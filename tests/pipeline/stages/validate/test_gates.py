@@ -11,6 +11,7 @@ from model_artifacts.records import GateCheck, Graph, LayerShare, Precision, Que
 from pipeline.config.settings import Gate
 from pipeline.stages.validate.gates import (
     Bounds,
+    at_most,
     bounds_of,
     executed_precision,
     judge_distance,
@@ -67,16 +68,16 @@ def test_executed_precision_is_that_of_most_layers(
     [
         (Precision.FP16, layers((Precision.FP16, 20)), "100.0%", True),
         (Precision.FP16, layers((Precision.FP16, 19), (Precision.FP32, 1)), "95.0%", True),
-        (Precision.FP16, layers((Precision.FP16, 18), (Precision.FP32, 2)), "90.0%", False),
-        (Precision.FP16, layers((Precision.FP32, 20)), "0.0%", False),
+        (Precision.FP16, layers((Precision.FP16, 18), (Precision.FP32, 2)), "90.0%, beside 2 layers in fp32", False),
+        (Precision.FP16, layers((Precision.FP32, 20)), "0.0%, beside 20 layers in fp32", False),
         (Precision.TF32, layers((Precision.FP32, 10), (Precision.TF32, 10)), "100.0%", True),
-        (Precision.FP32, layers((Precision.FP32, 10), (Precision.TF32, 10)), "50.0%", False),
+        (Precision.FP32, layers((Precision.FP32, 10), (Precision.TF32, 10)), "50.0%, beside 10 layers in tf32", False),
         (Precision.INT8, layers((Precision.INT8, 4), (Precision.FP16, 1)), "80.0%", True),
         (Precision.INT8, layers((Precision.INT8, 2), (Precision.FP16, 1)), "66.7%", True),
-        (Precision.INT8, layers((Precision.INT8, 3), (Precision.FP16, 2)), "60.0%", False),
-        (Precision.INT8, layers((Precision.FP16, 1)), "0.0%", False),
+        (Precision.INT8, layers((Precision.INT8, 3), (Precision.FP16, 2)), "60.0%, beside 2 layers in fp16", False),
+        (Precision.INT8, layers((Precision.FP16, 1)), "0.0%, beside 1 layer in fp16", False),
         (Precision.FP8, layers((Precision.FP8, 19), (Precision.FP16, 1)), "95.0%", True),
-        (Precision.BF16, layers((None, 20)), "0.0%", False),
+        (Precision.BF16, layers((None, 20)), "0.0%, beside 20 layers in an unknown type", False),
     ],
 )
 def test_layers_are_held_against_the_claimed_precision(
@@ -87,6 +88,16 @@ def test_layers_are_held_against_the_claimed_precision(
     assert judge_layers(claimed, found) == (
         GateCheck(metric="executed precision", bound=f"≥ {bound} {claimed.value}", value=value, passed=passed),
     )
+
+
+def test_rejection_for_types_alone_says_that_the_numbers_are_right() -> None:
+    """TensorRT 10.6 computes a bf16 network's depthwise convolutions in fp16: 16 of efficientnet-lite0's 49."""
+    checks = judge_layers(Precision.BF16, layers((Precision.BF16, 33), (Precision.FP16, 16)))
+    reason = "executed precision 67.3%, beside 16 layers in fp16, gate ≥ 95% bf16"
+    assert reason_of(checks).startswith("near enough to the network, but the library computes layers in other types")
+    assert reason_of(checks).endswith(reason)
+    far = at_most("relative L2", 1.0, 0.1)
+    assert reason_of((far, *checks)).startswith("not faithful to the network in this precision")
 
 
 @pytest.mark.parametrize(

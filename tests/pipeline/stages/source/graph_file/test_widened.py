@@ -12,6 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from model_artifacts.errors import SourceError
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.data.stage import make_data
+from pipeline.stages.manifest.stage import make_manifest
 from pipeline.stages.source.graph_file import widened
 from pipeline.stages.source.stage import make_source
 from tests.support.onnx_models import in_bfloat16, in_double, make, project_of
@@ -55,7 +58,10 @@ def test_the_stored_graph_is_in_float32(  # noqa: PLR0913 - a case, and pytest's
     record = make_source(project)
     assert record.onnx is not None
     assert record.onnx.widened == (kind,)
-    assert record.origin_detail == f"own.onnx, its {kind} in float32"
+    alone = ", not compared with the file's own run" if said == ALONE else ""
+    assert record.origin_detail == f"own.onnx, its {kind} in float32{alone}"
+    assert (record.onnx.own_distance is None) == bool(record.onnx.uncompared) == (said == ALONE)
+    assert record.onnx.uncompared in caplog.text
     assert f"computes in {kind}" in caplog.text
     assert f"{said} {kind}" in caplog.text
     stored = onnx.load(project.paths.source_onnx)
@@ -64,18 +70,34 @@ def test_the_stored_graph_is_in_float32(  # noqa: PLR0913 - a case, and pytest's
     assert stored.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
+def test_the_manifest_has_the_reason_against_a_comparison(tmp_path: Path, write_config: Write) -> None:
+    """Who deploys an artifact sees that nothing has tried the reference against the file itself."""
+    project = project_of(in_bfloat16(make(opset=22)), tmp_path, write_config)
+    record = make_source(project)
+    make_data(project, restore_model(project))
+    model = make_manifest(project).model
+    assert record.onnx is not None
+    assert model is not None
+    assert model.uncompared == record.onnx.uncompared
+    assert "ONNX Runtime cannot run it in its own bfloat16 on a processor: " in model.uncompared
+    assert '"uncompared"' in project.paths.manifest.read_text()
+
+
 def test_a_file_in_float32_says_nothing(tmp_path: Path, write_config: Write) -> None:
     """Its record has no further field."""
     project = project_of(make(), tmp_path, write_config)
     make_source(project)
-    assert "widened" not in project.paths.source.read_text()
+    text = project.paths.source.read_text()
+    assert not [name for name in ("widened", "own_distance", "uncompared") if name in text]
 
 
 def test_float16_that_overflows_is_said(tmp_path: Path, write_config: Write, caplog: pytest.LogCaptureFixture) -> None:
     """The FP32 run is finite, so that it is a reference."""
     grow = helper.make_node("Mul", ["logits", "many"], ["scores:0"])
     model = in_half(make(tail=[grow], extra=[("many", np.full((1, 5), 60_000, np.float32))]))
-    make_source(project_of(model, tmp_path, write_config, task="tensors"))
+    record = make_source(project_of(model, tmp_path, write_config, task="tensors"))
+    assert record.onnx is not None
+    assert record.onnx.uncompared == "it gives infinities or NaN in its own float16"
     assert "gives infinities or NaN in its own float16" in caplog.text
 
 

@@ -1,0 +1,1 @@
+"""Pictures that callers hand over, read as an artifact takes them."""

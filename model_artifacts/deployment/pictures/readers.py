@@ -1,0 +1,104 @@
+"""Pictures → an artifact's batch: by Pillow on the processor, or by torch on the artifact's GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from model_artifacts.errors import UnsupportedError
+from model_artifacts.sessions.gpu_pictures import TorchPictures, decoder
+from model_artifacts.sessions.preprocessing import read_placed, to_feed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model_artifacts.records import Gpu, ImageInput, ManifestEntry, Preprocessing
+    from model_artifacts.sessions.preprocessing import Picture, Placement
+
+
+class Read(NamedTuple):
+    """Pictures as an artifact takes them."""
+
+    batch: Any
+    """An array in the host's memory, or torch's tensor."""
+    places: tuple[Placement, ...]
+    """The way of each picture to the network's input."""
+
+
+class Reader(Protocol):
+    """The way from pictures to a batch."""
+
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
+        """Return the batch of pictures, filled up with the last one to at least `smallest` samples."""
+
+
+@dataclass(frozen=True)
+class OnProcessor:
+    """Pillow reads the pictures, as it read those of the validation."""
+
+    spec: Preprocessing
+    kind: ImageInput
+
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
+        """Return the batch of pictures, in the host's memory."""
+        places, pixels = zip(*(read_placed(picture, self.spec) for picture in pictures), strict=True)
+        batch = to_feed(np.stack(pixels), self.spec, self.kind)
+        missing = max(0, smallest - len(batch))
+        return Read(np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch, places)
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """nvJPEG decodes the pictures, and torch resizes them."""
+
+    pictures: TorchPictures
+    kind: ImageInput
+
+    def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
+        """Return the batch of pictures, in the GPU's memory."""
+        places, pixels = self.pictures.read(pictures)
+        missing = max(0, smallest - len(pixels))
+        if missing:
+            import torch  # noqa: PLC0415 - hosts that decode on the processor have none
+
+            pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+        return Read(self.pictures.feed(pixels, self.kind), places)
+
+
+def gpu_reader(entry: ManifestEntry, spec: Preprocessing, gpu: Gpu | None) -> OnGpu:
+    """Return the reader of an artifact whose answers to the GPU's pictures are proven on such a GPU.
+
+    Args:
+        entry: the artifact.
+        spec: its preprocessing.
+        gpu: the GPU that runs it; None for the processor.
+
+    Raises:
+        UnsupportedError: there is no proof, or one of another GPU or of other libraries.
+    """
+    proof, fix = (
+        entry.gpu_pictures,
+        f"run `doit pictures:{entry.id} manifest` on such a GPU, or decode on the processor",
+    )
+    if gpu is None:
+        raise UnsupportedError(
+            f"{entry.id} runs on the processor, which decodes the pictures", fix="leave out `pictures`"
+        )
+    if proof is None or not proof.passed:
+        raise UnsupportedError(
+            f"the answers of {entry.id} to pictures that a GPU decodes are not proven",
+            expected="a passed `gpu_pictures` in the manifest",
+            got=proof.reason if proof else "none",
+            fix=fix,
+        )
+    here, proven = (gpu.name, decoder()), (proof.gpu, proof.decoder)
+    if here != proven:
+        raise UnsupportedError(
+            f"the answers of {entry.id} to pictures that a GPU decodes are proven elsewhere",
+            expected=", ".join(proven),
+            got=", ".join(here),
+            fix=fix,
+        )
+    return OnGpu(TorchPictures(spec, f"cuda:{gpu.index}"), entry.io.input)

@@ -1,0 +1,1 @@
+"""An artifact's answers to pictures that its GPU decodes."""
