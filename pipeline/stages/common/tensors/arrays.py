@@ -113,11 +113,7 @@ class Arrays:
         return rows
 
 
-<<<<<<< HEAD
-def open_arrays(project: Project, path: Path) -> Arrays:
-=======
 def open_arrays(project: Project, path: Path, labels: str | None = None) -> Arrays:
->>>>>>> w-many-land
     """Read the names, types and shapes of a file's arrays, and check that they can be a model's inputs.
 
     Args:
@@ -132,14 +128,10 @@ def open_arrays(project: Project, path: Path, labels: str | None = None) -> Arra
         found = dict(_headers(path))
     except _DAMAGED as exc:
         text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
-<<<<<<< HEAD
-        raise problem(project, f"{text}: {one_line(exc)}") from exc
-=======
         raise problem(project, f"{text}: {one_line(exc)}") from exc
     truth = None if labels is None else found.pop(labels, None)
     if labels is not None and (text := _label_problem(labels, truth, found)):
         raise placed_error(project.config_file, project.plan.model, [(LABELS, f"`data.labels`: {path}: {text}")])
->>>>>>> w-many-land
     if problems := list(_problems(found)):
         placed = [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems]
         raise placed_error(project.config_file, project.plan.model, placed)
@@ -187,9 +179,6 @@ def _problems(found: dict[str, _Header]) -> Iterator[str]:
         yield f"expected {_LEAST} samples or more, for calibration and for validation, got {min(counts.values())}"
 
 
-<<<<<<< HEAD
-def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
-=======
 def _label_problem(name: str, truth: _Header | None, others: dict[str, _Header]) -> str:
     """Return what keeps an array from being the labels of the samples; empty if it is them. Pure."""
     if truth is None:
@@ -204,7 +193,6 @@ def _label_problem(name: str, truth: _Header | None, others: dict[str, _Header])
 
 
 def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
->>>>>>> w-many-land
     """Refuse samples with NaN or infinity.
 
     Raises:
