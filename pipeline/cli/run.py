@@ -156,7 +156,7 @@ def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> s
     manifest, is_shared = of_model(whole, model), bool(whole.models)
     print_manifest(manifest, Place(artifacts, devices_here(), release, is_shared), stream)
     again = f"model-artifacts show {shlex.quote(str(artifacts))}{f' --model {model}' if is_shared else ''}"
-    return f"{answer_in_short(manifest)}\nall of this again: {again}"
+    return f"{f'{model}: ' if is_shared else ''}{answer_in_short(manifest)}\nall of this again: {again}"
 
 
 def _is_step(task: Task) -> bool:

@@ -128,7 +128,7 @@ class Tasks:
     def _verdict(self) -> str:
         """Return the place of the table with the verdict, and of the report if there is one."""
         paths = self._first.paths
-        page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
+        page = f"{paths.front}, and on the terminal " if paths.front.is_file() else ""
         return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
 
     def _action(self, spec: StageSpec[Any], step: Step, project: Project) -> BaseAction:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODELS = "models"
 """The key of the list of models, in place of `model`."""
-OWN = ("model", "preprocessing", "data", "gates", "leave_unquantized")
+OWN = ("model", "preprocessing", "data", "gates", "leave_unquantized", "release")
 """The sections that an entry may have."""
 
 
@@ -69,6 +69,7 @@ def _problems(source: YamlSource, entries: object) -> Iterator[tuple[str, str]]:
         expected = "a list with an entry for each model, such as [{model: {name: detector, onnx: detector.onnx}}]"
         yield source.position((MODELS,)), f"models: expected {expected}, got {in_yaml(entries)}"
         return
+    yield from _useless_sections(source, entries)
     first: dict[str, int] = {}
     for index, entry in enumerate(entries):
         place: Location = (MODELS, index)
@@ -85,6 +86,19 @@ def _problems(source: YamlSource, entries: object) -> Iterator[tuple[str, str]]:
             other = f"models[{first[name]}]"
             text = f"models[{index}].model.name: {shortened(name, 60)} is the name of {other}, too; give it another"
             yield source.position((*place, "model", "name")), text
+
+
+def _useless_sections(source: YamlSource, entries: list[object]) -> Iterator[tuple[str, str]]:
+    """Yield the shared sections that no model can take, as pairs of position and text."""
+    shared = source.data if isinstance(source.data, dict) else {}
+    for key in OWN[1:]:
+        if key not in shared:
+            continue
+        if all(isinstance(entry, dict) and key in entry for entry in entries):
+            yield source.key_position((key,)), f"`{key}` has no effect: every entry of `models` has its own; remove it"
+        elif key == "release" and len(entries) > 1:
+            text = "`release` is the released build of one model; write it into the entry of that model"
+            yield source.key_position((key,)), text
 
 
 def _strange_keys(source: YamlSource, place: Location, entry: dict[str, object]) -> Iterator[tuple[str, str]]:

@@ -108,14 +108,25 @@ class Project:
             FarmError: this is a worker of the farm, and not what it was when that was looked at.
         """
         host = read_host()
-        return cls.of(load_config(file, host), host, file, stages, artifacts)
+        config = load_config(file, host)
+        paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
+        return cls.of(config, host, paths, stages, file)
 
     @classmethod
-    def of(
-        cls, config: Config, host: Host, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None
-    ) -> Project:
-        """Return the project of one of a file's models; arguments and errors are those of `load`."""
-        paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
+    def of(cls, config: Config, host: Host, paths: Paths, stages: tuple[StageSpec[Any], ...], file: Path) -> Project:
+        """Return the project of one of a file's models.
+
+        Args:
+            config: the model's configuration.
+            host: this machine.
+            paths: the places of its results.
+            stages: the table of stages.
+            file: the configuration's file.
+
+        Raises:
+            UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
+            FarmError: this is a worker of the farm, and not what it was when that was looked at.
+        """
         if config.executor is Executor.LOCAL:
             return cls(Plan(config, host), paths, stages, file)
         farm = read_farm(config, paths)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_artifacts.host.environment import read_host
 from pipeline.config.loading import load_configs
+from pipeline.planning.paths import Paths
 from pipeline.planning.plan import find_named
 from pipeline.planning.project import Project
 
@@ -35,7 +36,9 @@ def load_projects(file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Pat
         FarmError: this is a worker of the farm, and not what it was when that was looked at.
     """
     host = read_host()
-    return tuple(Project.of(config, host, file, stages, artifacts) for config in load_configs(file, host))
+    configs = load_configs(file, host)
+    root, several = artifacts or file.parent / configs[0].artifacts, len(configs) > 1
+    return tuple(Project.of(config, host, Paths(root, config.model.name, several), stages, file) for config in configs)
 
 
 def project_of(projects: Sequence[Project], step: Step) -> Project:
