@@ -139,24 +139,55 @@ class Layout(str, Enum):
 
 
 class BatchRange(Record):
-    """Batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
+    """Batch sizes that an engine takes: from `min` to `max`, tuned for `opt`, or for each of several sizes."""
 
     min: Whole
     """Smallest batch size."""
     opt: Whole
-    """Batch size that the engine is tuned for."""
+    """Batch size that the engine is tuned for; of several sizes the largest."""
     max: Whole
     """Largest batch size."""
+    tuned: tuple[Whole, ...] = ()
+    """Batch sizes with an optimization profile of their own, in ascending order. A batch between two of them runs as
+    the larger one, and the surplus rows are dropped. Empty for one profile of the whole range; the JSON leaves it out
+    then."""
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
         if not self.min <= self.opt <= self.max:
             raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
+        if self.tuned:
+            self._check_tuned()
         return self
+
+    def _check_tuned(self) -> None:
+        """Check the sizes with profiles of their own.
+
+        Raises:
+            ValueError: there is one alone, they are in no ascending order, or the range is another one.
+        """
+        written = ", ".join(map(str, self.tuned))
+        if len(self.tuned) == 1:
+            raise ValueError(f"expected at least two sizes, got [{written}]; write {written} for one")
+        if list(self.tuned) != sorted(set(self.tuned)):
+            raise ValueError(f"expected sizes in ascending order, each once, got [{written}]")
+        if (self.min, self.opt, self.max) != (1, self.tuned[-1], self.tuned[-1]):
+            raise ValueError(
+                f"expected min 1, opt and max {self.tuned[-1]} for the sizes {written}, "
+                f"got min {self.min}, opt {self.opt}, max {self.max}"
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"tuned"})
 
     def takes(self, batch: int) -> bool:
         """Return True if a batch size lies in the range."""
         return self.min <= batch <= self.max
+
+    def padded(self, batch: int) -> int:
+        """Return the batch size that runs for a batch of the range: the next one with a profile, or itself."""
+        return next((size for size in self.tuned if size >= batch), batch)
 
     @property
     def is_fixed(self) -> bool:
@@ -164,14 +195,32 @@ class BatchRange(Record):
         return self.min == self.max
 
     @property
+    def profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """The optimization profiles: the smallest batch, the one that it is tuned for, and the largest of each."""
+        return tuple((size, size, size) for size in self.tuned) or ((self.min, self.opt, self.max),)
+
+    @property
+    def tuned_for(self) -> tuple[int, ...]:
+        """The batch sizes that the engine is tuned for, in ascending order."""
+        return self.tuned or (self.opt,)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes `min`, `opt` and `max`, each once, in ascending order."""
-        return tuple(sorted({self.min, self.opt, self.max}))
+        """The sizes `min`, `opt` and `max`, or those with profiles of their own; each once, in ascending order."""
+        return self.tuned or tuple(sorted({self.min, self.opt, self.max}))
 
     @property
     def label(self) -> str:
-        """Short name: `b8` for a fixed batch, `b1-8-32` for a range."""
+        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `each1-8-32` for a profile of each size."""
+        if self.tuned:
+            return f"each{'-'.join(map(str, self.tuned))}"
         return f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
+
+    @property
+    def phrase(self) -> str:
+        """The range in words: `1-32, tuned for 8`; `1-64, tuned for each of 1, 8, 64`."""
+        sizes = ", ".join(map(str, self.tuned_for))
+        return f"{self.min}-{self.max}, tuned for {'each of ' if self.tuned else ''}{sizes}"
 
 
 class Workspace(Record):

@@ -148,6 +148,7 @@ def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
         "outputs": (_tensors(model, entry.outputs, "OUTPUT"), _written_tensors(written.output)),
         "versions": ([str(item.version)], [path.name for path in folder.iterdir() if path.name.isdecimal()]),
         "files": ([model.filename], [path.name for path in there.iterdir()] if there.is_dir() else []),
+        "profiles": ([model.profiles], [list(group.profile) for group in written.instance_group]),
         "preferred batches": (_preferred(model), list(written.dynamic_batching.preferred_batch_size)),
         "parameters": (
             _parameters(model, facts),
@@ -236,7 +237,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         labels = LABELS if _names_classes(facts) and entry.io.top is None else ""  # by place, and a top-k has ranks
         config.output.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims, label_filename=labels)
     kind = pb.ModelInstanceGroup.KIND_GPU if model.on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=1, kind=kind)
+    config.instance_group.add(count=1, kind=kind, profile=model.profiles)
     config.cc_model_filenames.update(model.files_by_capability)
     if not config.cc_model_filenames:
         config.default_model_filename = model.filename
@@ -249,17 +250,20 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
 
 
 def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: ANN401 - as above
-    """Add the requests of the warm-up: one, and the largest batch.
+    """Add the requests of the warm-up: one, and the largest batch, or one for each optimization profile.
 
     Args:
         config: the configuration with its inputs.
         model: the model.
         file: the file with the images of the first request; empty for zeros, which tensors of any meaning may be.
     """
-    requests = [("one request", 1, file)]
+    count = _sample_count(model)
+    requests = [("one request", 1, count, file)]
     if model.max_batch > 1:
-        requests.append(("the largest batch", model.max_batch, ""))
-    for name, size, data in requests:
+        requests.append(("the largest batch", model.max_batch, count, ""))
+    tuned = model.entry.profile.tuned if model.entry.profile else ()
+    requests += [(f"a batch of {size}", 1, size, "") for size in tuned if size != count]
+    for name, size, images, data in requests:
         warmup = config.model_warmup.add(name=name, batch_size=size)
         for given, spec in zip(config.input, model.entry.inputs, strict=True):
             sample = warmup.inputs[given.name]
@@ -269,7 +273,7 @@ def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: AN
             else:
                 sample.zero_data = True
             shape = tuple(int(axis) for axis in spec.shape[1:])
-            sample.dims.extend(shape if model.max_batch else (_sample_count(model), *shape))
+            sample.dims.extend(shape if model.max_batch else (images, *shape))
 
 
 def _tensors(model: TritonModel, specs: Iterable[TensorSpec], role: str) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -147,7 +147,8 @@ class Session:
         self._pinned: dict[str, cuda.PinnedMemory] = {}
         self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
-        self._batch = 0
+        self._rows = 0
+        self._batch = 0  # the rows that run: of an engine with several profiles the next of their sizes
         self._bound: dict[str, int] = {}
 
     def allocate(self) -> None:
@@ -213,7 +214,7 @@ class Session:
         """
         self._prepare(size)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._graphs.keep(size)
+            self._graph = self._graphs.keep(self._batch)
 
     def upload(self, batch: Batch) -> None:
         """Copy a batch from the host's memory into the session's own buffers, and prepare for its size."""
@@ -222,6 +223,7 @@ class Session:
         self.prepare(len(arrays[0]))
         for spec, array in zip(self._inputs, arrays, strict=True):
             cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
+        self._fill_up()
         self.stream.synchronize()
 
     def enqueue(self) -> None:
@@ -255,6 +257,7 @@ class Session:
         """
         for spec in self._inputs:
             cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
+        self._fill_up()
         self.enqueue()
         found = []
         for spec in self._outputs:
@@ -267,13 +270,13 @@ class Session:
     def _prepare(self, size: int) -> None:
         """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
         own = self._own_pointers()
-        if size != self._batch or self._bound != own:
+        if size != self._rows or self._bound != own:
             self._bind(own)
             self._shape_for(size)
 
     def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
         """Return the pinned host memory for an input of the prepared batch."""
-        return self._pinned[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+        return self._pinned[spec.name].array((self._rows, *sample_of(spec)), np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -312,20 +315,33 @@ class Session:
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
         require_batch(self._inputs, self._loaded.batches, arrays)
-        if self._cuda_graph:  # a graph reads the addresses that it was captured with
-            self._prepare(arrays[0].shape[0])
+        rows = arrays[0].shape[0]
+        # A graph reads the addresses that it was captured with, and a padded batch more rows than the caller has.
+        if self._cuda_graph or self._loaded.batches.padded(rows) != rows:
+            self._prepare(rows)
             for spec, array in zip(self._inputs, arrays, strict=True):
                 cuda.copy_on_gpu(self._own(spec), array, self.stream)
+            self._fill_up()
         else:
             self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
-            self._shape_for(arrays[0].shape[0])
+            self._shape_for(rows)
         self.enqueue()
         self.stream.synchronize()
         return named(self._names, [self._result(spec) for spec in self._outputs])
 
     def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
-        """Return the session's own memory for an input of the prepared batch."""
-        return self._device[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+        """Return the session's own memory for an input of the prepared batch, without the rows that fill it up."""
+        return self._device[spec.name].array((self._rows, *sample_of(spec)), np.dtype(spec.dtype))
+
+    def _fill_up(self) -> None:
+        """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
+        for spec in self._inputs if self._rows < self._batch else ():
+            own = self._device[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+            there = self._rows
+            while there < self._batch:
+                more = min(there, self._batch - there)
+                cuda.copy_on_gpu(own.rows(there, there + more), own.rows(0, more), self.stream)
+                there += more
 
     def _own_pointers(self) -> dict[str, int]:
         return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
@@ -335,7 +351,8 @@ class Session:
         return tuple(spec.name for spec in self._outputs)
 
     def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
-        return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
+        array = self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
+        return array.rows(0, self._rows) if self._rows < self._batch else array
 
     def _bind(self, pointers: dict[str, int]) -> None:
         for name, pointer in pointers.items():
@@ -344,15 +361,18 @@ class Session:
         self._bound = pointers
 
     def _shape_for(self, size: int) -> None:
-        if size == self._batch:
+        if size == self._rows:
             return
         if not self._loaded.batches.takes(size):
             first = self._inputs[0]
             raise self._refusal(f"{first.dtype} {(size, *sample_of(first))}")
-        for spec in self._inputs:
-            self._context.set_input_shape(spec.name, (size, *sample_of(spec)))
-        self._batch = size
-        self._graph = self._graphs.called(size) if self._cuda_graph else None
+        batch = self._loaded.batches.padded(size)
+        if batch != self._batch:
+            self._rows = self._batch = 0  # a shape that is refused leaves no prepared batch
+            for spec in self._inputs:
+                self._context.set_input_shape(spec.name, (batch, *sample_of(spec)))
+        self._rows, self._batch = size, batch
+        self._graph = self._graphs.called(batch) if self._cuda_graph else None
 
     def _run_kernels(self) -> None:
         """Run the prepared batch without a graph, and wait for it."""

@@ -73,16 +73,17 @@ class BuilderSettings:
         self._recorded.append(Setting(name=name, value=str(value), applied=not unsupported, note=unsupported))
 
     def _profile(self) -> None:
-        """Add the optimization profile of the batch range to every input."""
+        """Add the optimization profiles of the batch range, each for every input."""
         sizes = self._request.profile
-        profile = self._builder.create_optimization_profile()
-        for index in range(self._network.num_inputs):
-            tensor = self._network.get_input(index)
-            sample = tuple(tensor.shape)[1:]
-            if sizes.is_fixed:
-                tensor.shape = (sizes.opt, *sample)  # a static shape is twice as fast as a profile of one size
-            profile.set_shape(tensor.name, *((batch, *sample) for batch in (sizes.min, sizes.opt, sizes.max)))
-        self._config.add_optimization_profile(profile)
+        inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
+        if sizes.is_fixed:
+            for tensor in inputs:  # a static shape is twice as fast as a profile of one size
+                tensor.shape = (sizes.opt, *tuple(tensor.shape)[1:])
+        for ends in sizes.profiles:
+            profile = self._builder.create_optimization_profile()
+            for tensor in inputs:
+                profile.set_shape(tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in ends))
+            self._config.add_optimization_profile(profile)
         self._record("profile", sizes.label)
         sharing = getattr(self._trt.PreviewFeature, "PROFILE_SHARING_0806", None)
         # A process has one context for each thread. Profile sharing lets all of them use the one profile.

@@ -28,6 +28,9 @@ _NO_MODULE_OF_TENSORS = (
     "engines and ONNX files alone"
 )
 
+_ONE_PROFILE = (
+    "only engines have a profile for each batch size; this is made for one range of batch sizes: write {min, opt, max}"
+)
 _OWN_ENDS = "Torch-TensorRT's modules take normalised float32 images and give the network's own outputs"
 
 
@@ -53,6 +56,8 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         return make_engine(project, variant, key)
     if variant.backend.is_module and project.source().onnx:
         raise UnsupportedError(_NO_MODULE)
+    if variant.profile and variant.profile.tuned:
+        raise UnsupportedError(_ONE_PROFILE)
     if not variant.io.is_plain and variant.backend.is_module:
         raise UnsupportedError(_OWN_ENDS)
     if variant.backend.is_module and project.source().named_inputs:
