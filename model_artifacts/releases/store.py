@@ -25,7 +25,7 @@ from model_artifacts.errors import (
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.host.transfers import Progress, at_once
-from model_artifacts.records import LATEST, HostRelease, Manifest, StoredRelease
+from model_artifacts.records import LATEST, HostRelease, Manifest, StoredRelease, of_model
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.listings import Garbage, StoredTag, check_tag
 from model_artifacts.releases.object_releases import ObjectReleases
@@ -239,7 +239,8 @@ def pull(  # noqa: PLR0913 - five of them have a default
             _check_age(listing, manifest.built_at, former)
         entry = None
         if for_host is not None:
-            entry = resolve_entry(manifest, this_host(), for_host, uncallable(manifest)).entry
+            only = of_model(manifest)  # no artifact of another model may be chosen
+            entry = resolve_entry(only, this_host(), for_host, uncallable(only)).entry
             wanted = (wanted & EVIDENCE) | files.of_entry(entry)
         files.fetch(wanted)
         place.keep_only(wanted)

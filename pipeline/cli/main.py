@@ -15,8 +15,8 @@ from model_artifacts.host.terminal import steady_output
 from pipeline.cli.options import ARTIFACTS, CONFIG, subject_of
 from pipeline.cli.plan_commands import add_plan_commands
 from pipeline.planning.folder.owner import check_owner, claim
+from pipeline.planning.folder.projects import load_projects, project_of
 from pipeline.planning.freshness import is_reused
-from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
 from pipeline.system.nvtx import nvtx_range
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
+    from pipeline.planning.project import Project
     from pipeline.planning.spec import StageSpec
 
 _REMEDY = "install the building stack: `uv sync`"
@@ -111,7 +112,7 @@ def _add_stage(line: CommandLine, spec: StageSpec[Any]) -> None:
 
 
 def _run_step(step: Step, config: Path, artifacts: Path | None) -> int:
-    project = Project.load(config, STAGES, artifacts)
+    project = project_of(load_projects(config, STAGES, artifacts), step)
     subject = project.schedule.subject(step)
     if not project.on_worker:
         check_owner(project)

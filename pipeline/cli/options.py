@@ -47,6 +47,7 @@ MAX_DROP = Option(("--max-drop",), "the most answers to lose, beside the gates: 
 OBJECTIVE = Option(
     ("--objective",), "latency, throughput or memory; default: all three", choices=("latency", "throughput", "memory")
 )
+RELEASE_MODEL = Option(("--model",), "release this model alone, of a configuration of several", metavar="NAME")
 ARTIFACTS = Option(("--artifacts",), "default: the configuration's `artifacts`", type=Path, metavar="FOLDER")
 
 

@@ -76,7 +76,7 @@ class Reporter(ConsoleReporter):
         del tasks
         self._idle = True
         self._verdict = ""
-        self._screen: tuple[Path, str, str] | None = None
+        self._screens: list[tuple[Path, str, str]] = []
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -96,7 +96,7 @@ class Reporter(ConsoleReporter):
     def add_success(self, task: Task) -> None:
         """Take a step off the display."""
         self._end(task, done=True)
-        self._screen = (task.meta or {}).get(SCREEN, self._screen)
+        self._screens += [task.meta[SCREEN]] if SCREEN in (task.meta or {}) else []
 
     def _end(self, task: Task, *, done: bool) -> None:
         self._progress.end(task.name, time.monotonic(), done=done)
@@ -138,9 +138,9 @@ class Reporter(ConsoleReporter):
             self.write(f"\n{closing}\n")
 
     def _print_screen(self) -> str:
-        """Print what this run has made, and return the line that ends the run; empty if it has made no manifest."""
-        screen, self._screen = self._screen, None
-        return _last_screen(*screen, self._live.stream) if screen else ""
+        """Print what this run has made, and return the lines that end the run; empty if it has made no manifest."""
+        screens, self._screens = self._screens, []
+        return "\n".join(_last_screen(*screen, self._live.stream) for screen in screens)
 
 
 def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> str:
@@ -156,7 +156,7 @@ def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> s
     manifest, is_shared = of_model(whole, model), bool(whole.models)
     print_manifest(manifest, Place(artifacts, devices_here(), release, is_shared), stream)
     again = f"model-artifacts show {shlex.quote(str(artifacts))}{f' --model {model}' if is_shared else ''}"
-    return f"{answer_in_short(manifest)}\nall of this again: {again}"
+    return f"{f'{model}: ' if is_shared else ''}{answer_in_short(manifest)}\nall of this again: {again}"
 
 
 def _is_step(task: Task) -> bool:

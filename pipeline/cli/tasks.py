@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING, Any
 from doit import doit_cmd, get_var
 from doit.action import CmdAction
 
-from model_artifacts.cli.options import VERIFY_KEY, VERIFY_PATH
+from model_artifacts.cli.options import MODEL, VERIFY_KEY, VERIFY_PATH
 from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import COLUMNS_VARIABLE, escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
-from pipeline.cli.options import ALLOW_DIRTY, BUDGET, KEYLESS, MAX_DROP, OBJECTIVE, PRUNE_DELETE, RELEASE_KEY
+from pipeline.cli.options import (
+    ALLOW_DIRTY,
+    BUDGET,
+    KEYLESS,
+    MAX_DROP,
+    OBJECTIVE,
+    PRUNE_DELETE,
+    RELEASE_KEY,
+    RELEASE_MODEL,
+)
 from pipeline.cli.order import SECONDS
 from pipeline.config.settings import Executor
 from pipeline.planning.folder.owner import check_owner
+from pipeline.planning.folder.projects import load_projects
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
-from pipeline.planning.project import Project
 from pipeline.system.forks import ForkServer
 from pipeline.system.isolation import step_environment
 from pipeline.system.processes import PARENT_VARIABLE
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from doit.task import Task
 
     from model_artifacts.cli.options import Option
+    from pipeline.planning.project import Project
     from pipeline.planning.spec import StageSpec
     from pipeline.planning.steps import Step
 
@@ -55,10 +65,12 @@ SCREEN = "the folder of artifacts that the last screen shows, the command that r
 class Tasks:
     """The steps as doit tasks: names and commands only, without an import of torch or tensorrt."""
 
-    def __init__(self, config: Path, project: Project) -> None:
+    def __init__(self, config: Path, projects: tuple[Project, ...]) -> None:
+        """Take the projects of a configuration, one for each of its models; they have one artifacts folder."""
         self._config = config
-        self._project = project
-        self._farm = LazyFarm(project)
+        self._projects = projects
+        self._first = projects[0]
+        self._farms = {project.plan.model: LazyFarm(project) for project in projects}
         self._server = ForkServer(step_environment(timed=False))
         self._current: set[Step] = set()
         self._said: set[str] = set()
@@ -71,9 +83,10 @@ class Tasks:
             os.environ[COLUMNS_VARIABLE] = str(shutil.get_terminal_size().columns)
         try:
             _check_variables()
-            project = _planned(config, stages)
-            check_owner(project)
-            return cls(config, project)
+            projects = _planned(config, stages)
+            for project in projects:
+                check_owner(project)
+            return cls(config, projects)
         except ArtifactError as exc:
             sys.stderr.write(escaped(f"error: {exc}\n"))
             raise SystemExit(exc.exit_code) from None
@@ -81,34 +94,40 @@ class Tasks:
     @property
     def artifacts(self) -> Path:
         """The folder that the configuration puts all results into."""
-        return self._project.paths.root
+        return self._first.paths.root
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders that no other doit may work in: the model's, and with a farm that of its machines' record."""
-        paths = self._project.paths
-        on_farm = self._project.config.executor is Executor.RAY
-        return (paths.folder, *([paths.farm.parent] if on_farm else []))
+        """The folders that no other doit may work in: the models', and with a farm that of its machines' record."""
+        on_farm = self._first.config.executor is Executor.RAY
+        return (
+            *(project.paths.folder for project in self._projects),
+            *([self._first.paths.farm.parent] if on_farm else []),
+        )
 
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
         """Yield one doit task for each step of a stage, with the step's subject as its name."""
-        schedule = self._project.schedule
+        for project in self._projects:
+            yield from self._of(spec, project)
+
+    def _of(self, spec: StageSpec[Any], project: Project) -> Iterator[TaskDict]:
+        schedule = project.schedule
         verdict: dict[str, object] = {VERDICT: self._verdict()} if spec.last else {}
         shown_last = spec.name == "manifest"  # in the terminal's colours and width, which a step does not know
         if shown_last:
-            verdict[SCREEN] = (self._project.paths.root, f"{self._project.doit} release", self._project.plan.model)
+            verdict[SCREEN] = (project.paths.root, f"{project.doit} release", project.plan.model)
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             yield {
                 "basename": spec.name,
                 "name": step.subject,
-                "actions": [self._action(spec, step)],
+                "actions": [self._action(spec, step, project)],
                 "task_dep": [other.name for other in (*requires, *follows)],
                 "verbosity": 1 if shown_last else None,
-                "uptodate": [_UpToDate(self._project, step, self._current)],
+                "uptodate": [_UpToDate(project, step, self._current)],
                 "meta": {
                     MAY_FAIL: [other.name for other in follows],
-                    REUSED: is_reused(self._project, step),
+                    REUSED: is_reused(project, step),
                     SECONDS: spec.seconds,
                     ALONE: spec.alone,
                     **verdict,
@@ -117,16 +136,16 @@ class Tasks:
 
     def _verdict(self) -> str:
         """Return the place of the table with the verdict, and of the report if there is one."""
-        paths = self._project.paths
-        page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
+        paths = self._first.paths
+        page = f"{paths.front}, and on the terminal " if paths.front.is_file() else ""
         return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
 
-    def _action(self, spec: StageSpec[Any], step: Step) -> BaseAction:
+    def _action(self, spec: StageSpec[Any], step: Step, project: Project) -> BaseAction:
         """Return the action of a step: on the farm, known to be skipped, in a process of its own, or forked."""
-        if self._project.schedule.workers(step):
-            return FarmAction(self._farm, step)
-        if spec.lacks_hardware(self._project.plan, self._project.schedule.subject(step)):
-            return SkippedStep(self._project, step, self._said)
+        if project.schedule.workers(step):
+            return FarmAction(self._farms[project.plan.model], step)
+        if spec.lacks_hardware(project.plan, project.schedule.subject(step)):
+            return SkippedStep(project, step, self._said)
         if spec.alone:  # what it times must be as in a user's process
             action = CmdAction if spec.prints_a_table else PrefixedCommand
             environment = {**step_environment(timed=spec.timed), PARENT_VARIABLE: str(os.getpid())}
@@ -159,29 +178,40 @@ class Tasks:
         """Return the task that makes a release of the deployable artifacts."""
         return {
             "actions": [CmdAction(self._release_command, shell=False)],
-            "task_dep": [spec.name for spec in self._project.stages if spec.last],
-            "params": [_parameter(option) for option in (RELEASE_KEY, KEYLESS, ALLOW_DIRTY)],
+            "task_dep": [spec.name for spec in self._first.stages if spec.last],
+            "params": [_parameter(option) for option in (RELEASE_KEY, KEYLESS, ALLOW_DIRTY, RELEASE_MODEL)],
         }
 
-    def _release_command(self, key: str, keyless: bool, allow_dirty: bool) -> list[str]:  # noqa: FBT001 - the same
-        chosen: dict[Option, str | bool] = {RELEASE_KEY: key, KEYLESS: keyless, ALLOW_DIRTY: allow_dirty}
+    def _release_command(self, key: str, keyless: bool, allow_dirty: bool, model: str) -> list[str]:  # noqa: FBT001 - the same
+        chosen: dict[Option, str | bool] = {
+            RELEASE_KEY: key,
+            KEYLESS: keyless,
+            ALLOW_DIRTY: allow_dirty,
+            RELEASE_MODEL: model,
+        }
         return self._command("release", *_arguments(chosen))
 
     def verify(self) -> TaskDict:
         """Return the task that checks a release."""
         return {
             "actions": [CmdAction(self._verify_command, shell=False)],
-            "params": [_parameter(VERIFY_KEY), {**_parameter(VERIFY_PATH), "help": "default: the newest release here"}],
+            "params": [
+                _parameter(VERIFY_KEY),
+                _parameter(MODEL),
+                {**_parameter(VERIFY_PATH), "help": "default: the newest release here"},
+            ],
         }
 
-    def _verify_command(self, key: str, path: str) -> list[str]:
-        newest = ["--artifacts", str(self._project.paths.root), "--model", self._project.plan.model]
-        release = [path] if path else newest
+    def _verify_command(self, key: str, path: str, model: str) -> list[str]:
+        """Return the command; of a configuration of one model the newest release is that model's."""
+        named = model or (self._first.plan.model if len(self._projects) == 1 and not path else "")
+        release = [path] if path else ["--artifacts", str(self._first.paths.root)]
+        release += ["--model", named] if named else []
         return [sys.executable, "-m", "model_artifacts", "verify", *release, *_arguments({VERIFY_KEY: key})]
 
     def triton(self) -> TaskDict:
         """Return the task that writes model repositories for Triton."""
-        root = self._project.paths.root
+        root = self._first.paths.root
         command = [sys.executable, "-m", "model_artifacts", "triton", str(root), "--output", str(root / "triton")]
         return {"actions": [CmdAction(command, shell=False)], "task_dep": ["manifest"]}
 
@@ -242,13 +272,13 @@ def _check_variables() -> None:
             )
 
 
-def _planned(config: Path, stages: tuple[StageSpec[Any], ...]) -> Project:
+def _planned(config: Path, stages: tuple[StageSpec[Any], ...]) -> tuple[Project, ...]:
     """Read the configuration; look at its farm first if there is no record of it."""
     try:
-        return Project.load(config, stages)
+        return load_projects(config, stages)
     except UnknownFarmError:
         from pipeline.farm.inspection import look_at_farm
 
         sys.stderr.write("looking at the farm, on which this builds; the next time it is known\n")
         look_at_farm(config)
-        return Project.load(config, stages)
+        return load_projects(config, stages)

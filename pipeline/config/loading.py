@@ -12,6 +12,7 @@ from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
+from pipeline.config.models import MODELS, source_of, sources_of
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
@@ -30,7 +31,25 @@ if TYPE_CHECKING:
 
 
 def load_config(file: Path, host: Host | None = None) -> Config:
-    """Read and check a configuration.
+    """Read and check a configuration of one model.
+
+    Args:
+        file: the YAML file.
+        host: the machine that `device` and percentages of memory refer to; None is a machine without GPUs.
+
+    Raises:
+        UsageError: the file cannot be read, or has several models.
+        ConfigError: the file has problems; the error lists all of them, each with its `file:line:column`.
+    """
+    first, *others = load_configs(file, host)
+    if others:
+        names = ", ".join(config.model.name for config in (first, *others))
+        raise UsageError(f"{file} has several models", expected="a configuration of one model", got=names)
+    return first
+
+
+def load_configs(file: Path, host: Host | None = None) -> tuple[Config, ...]:
+    """Read and check a configuration: one for each of its models.
 
     Args:
         file: the YAML file.
@@ -58,44 +77,60 @@ def load_config(file: Path, host: Host | None = None) -> Config:
     source = parse_yaml(file, text)
     if source.data is None and source.problems:
         raise ConfigError(file, source.problems)
-    problems = (*source.problems, *_argument_problems(source))
+    found = sources_of(source)
+    problems = [*source.problems, *found.problems]
+    configs = []
+    for item in found.each:
+        config, wrong = _checked(item, host or Host())
+        problems += wrong
+        configs += [config] if config else []
+    if problems:
+        raise ConfigError(file, _sorted(file, problems))
+    return tuple(configs)
+
+
+def _checked(source: YamlSource, host: Host) -> tuple[Config | None, list[str]]:
+    """Return the configuration of one model, None if it is wrong, and its problems, each with its position."""
+    problems = _argument_problems(source)
     try:
         config = Config.model_validate(source.data)
     except ValidationError as exc:
-        raise ConfigError(file, _sorted(file, (*problems, *_problems(source, exc)))) from None
-    crossed = [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, host or Host())]
-    if problems or crossed:
-        raise ConfigError(file, _sorted(file, (*problems, *crossed)))
-    return config
+        return None, [*problems, *_problems(source, exc)]
+    return config, problems + [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, host)]
 
 
-def argument_error(file: Path, problems: Iterable[tuple[str, str]]) -> ConfigError:
+def argument_error(file: Path, model: str, problems: Iterable[tuple[str, str]]) -> ConfigError:
     """Return the error of a factory's arguments that only its code shows to be wrong.
 
     Args:
         file: the configuration.
+        model: the name of the model.
         problems: names of arguments, with what is wrong; an empty name is the call as a whole.
     """
-    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - as above
-
-    source = parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else "")
+    source = _source_of(file, model)
     lines = [
         f"{source.key_position((*PLACE, name)) if name else source.position(PLACE)}: {text}" for name, text in problems
     ]
     return ConfigError(file, _sorted(file, lines))
 
 
-def placed_error(file: Path, problems: Iterable[tuple[Location, str]]) -> ConfigError:
+def placed_error(file: Path, model: str, problems: Iterable[tuple[Location, str]]) -> ConfigError:
     """Return the error of settings that only the files which they name show to be wrong.
 
     Args:
         file: the configuration.
+        model: the name of the model.
         problems: the places of settings, with what is wrong.
     """
+    source = _source_of(file, model)
+    return ConfigError(file, _sorted(file, [f"{source.position(place)}: {text}" for place, text in problems]))
+
+
+def _source_of(file: Path, model: str) -> YamlSource:
+    """Return what a configuration says of one of its models, for positions; nothing if the file is gone."""
     from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - as above
 
-    source = parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else "")
-    return ConfigError(file, _sorted(file, [f"{source.position(place)}: {text}" for place, text in problems]))
+    return source_of(parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else ""), model)
 
 
 def _argument_problems(source: YamlSource) -> list[str]:
@@ -263,7 +298,7 @@ def _problems(source: YamlSource, error: ValidationError) -> list[str]:
         if location in source.unreadable or (location[:2] == PLACE and len(location) > len(PLACE)):
             continue  # the YAML reader or `_argument_problems` has reported it
         place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
-        problems.append(f"{place}: {_explain(detail, location, _name(location))}")
+        problems.append(f"{place}: {_explain(detail, location, _name(source.placed(location)))}")
     return problems
 
 
@@ -335,4 +370,4 @@ def _known_keys(location: Location) -> list[str]:
             *(inner for arg in get_args(annotation) for inner in get_args(arg)),
         ]
         model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
-    return list(model.model_fields)
+    return [*model.model_fields, *(() if location else (MODELS,))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import yaml
@@ -34,16 +34,43 @@ class YamlSource:
     unreadable: frozenset[Location]
     _marks: dict[Location, yaml.Mark] = field(repr=False)
     _keys: dict[Location, yaml.Mark] = field(repr=False)
+    _entry: Location = ()
+    _own: frozenset[str] = frozenset()
+
+    def of_entry(self, entry: Location, shared: dict[str, object], own: dict[str, object]) -> YamlSource:
+        """Return a part of this file as if it were a file of its own, with the positions that its values have here.
+
+        Args:
+            entry: the location of an entry, whose keys stand for keys of the file.
+            shared: the file's other keys, with their values.
+            own: the entry's keys, with their values.
+        """
+        depth = len(entry)
+        elsewhere = {place for place in self.unreadable if place and place[0] in shared and place[0] not in own}
+        here = {place[depth:] for place in self.unreadable if place[:depth] == entry}
+        return replace(
+            self,
+            data={**shared, **own},
+            problems=(),
+            unreadable=frozenset(elsewhere | here),
+            _entry=entry,
+            _own=frozenset(own),
+        )
+
+    def placed(self, location: Location) -> Location:
+        """Return a location of this data as one of the file."""
+        return (*self._entry, *location) if location and location[0] in self._own else location
 
     def position(self, location: Location) -> str:
         """Return `file:line:column` of the value at `location`, or of its nearest parent in the file."""
+        location = self.placed(location)
         while location and location not in self._marks:
             location = location[:-1]
         return _position(self.file, self._marks.get(location))
 
     def key_position(self, location: Location) -> str:
         """Return `file:line:column` of the last key of `location`."""
-        return _position(self.file, self._keys.get(location))
+        return _position(self.file, self._keys.get(self.placed(location)))
 
 
 def parse_yaml(file: Path, text: str) -> YamlSource:

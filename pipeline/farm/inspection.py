@@ -15,7 +15,7 @@ from model_artifacts.errors import ArtifactError, FarmError, UsageError, shorten
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
-from pipeline.config.loading import load_config
+from pipeline.config.loading import load_configs
 from pipeline.farm.cluster import Cluster, Node, NodeRequirements
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
@@ -40,7 +40,7 @@ def look_at_farm(file: Path) -> FarmRecord:
         FarmError: the cluster cannot be reached, or cannot run one of the targets.
         StorageError: the record cannot be written.
     """
-    config = load_config(file, read_host())
+    config, *_ = load_configs(file, read_host())  # all models have one farm
     if config.farm is None:
         raise UsageError(f"{file} has no `farm`", expected="`executor: ray`, and `farm` with its targets")
     cluster = Cluster.connect(config.farm.address, config.farm.connect_timeout_seconds)

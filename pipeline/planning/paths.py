@@ -22,6 +22,8 @@ class Paths:
 
     root: Path
     model: str
+    of_several: bool = False
+    """True if the configuration has several models, each of which has a report of its own."""
 
     @property
     def folder(self) -> Path:
@@ -31,12 +33,17 @@ class Paths:
     @property
     def report(self) -> Path:
         """The report, a page for people."""
+        return (self.folder if self.of_several else self.root) / "report.html"
+
+    @property
+    def front(self) -> Path:
+        """The page to begin with: the report, or of several models the one that leads to their reports."""
         return self.root / "report.html"
 
     @property
     def report_record(self) -> Path:
         """The record of the report."""
-        return self.root / "report.json"
+        return self.report.with_suffix(".json")
 
     @property
     def manifest(self) -> Path:

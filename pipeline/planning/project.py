@@ -95,7 +95,7 @@ class Project:
 
     @classmethod
     def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
-        """Read the configuration and the record of the farm.
+        """Read a configuration of one model, and the record of the farm.
 
         Args:
             file: the configuration.
@@ -104,12 +104,30 @@ class Project:
 
         Raises:
             ConfigError: the configuration is wrong.
+            UsageError: it has several models.
             UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
             FarmError: this is a worker of the farm, and not what it was when that was looked at.
         """
         host = read_host()
         config = load_config(file, host)
         paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
+        return cls.of(config, host, paths, stages, file)
+
+    @classmethod
+    def of(cls, config: Config, host: Host, paths: Paths, stages: tuple[StageSpec[Any], ...], file: Path) -> Project:
+        """Return the project of one of a file's models.
+
+        Args:
+            config: the model's configuration.
+            host: this machine.
+            paths: the places of its results.
+            stages: the table of stages.
+            file: the configuration's file.
+
+        Raises:
+            UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
+            FarmError: this is a worker of the farm, and not what it was when that was looked at.
+        """
         if config.executor is Executor.LOCAL:
             return cls(Plan(config, host), paths, stages, file)
         farm = read_farm(config, paths)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import RecordError, storage_errors
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import SCHEMA_VERSION, Graph
+from pipeline.planning.folder.owner import is_made
 from pipeline.planning.spec import EXPORTED, QUANTIZED, WHOLE_QDQ
 from pipeline.records import Artifact, OnnxRecord, SourceRecord
 
@@ -34,7 +35,7 @@ class Leftovers(NamedTuple):
     in_use: tuple[Path, ...]
     """Files of dropped variants that a planned variant shares: kept."""
     models: tuple[Path, ...] = ()
-    """The folders of other models, which another configuration may make: kept."""
+    """The folders of other models, which no configuration is known to make: kept."""
 
     @property
     def bytes(self) -> int:
@@ -185,9 +186,11 @@ def _files_of(project: Project, graph: Graph) -> Iterator[Path]:
 
 
 def _is_another(project: Project, path: Path) -> bool:
-    """Return whether a folder belongs to a model of another configuration."""
+    """Return whether a folder belongs to a model of another name, which no configuration is known to make."""
     try:
         model = read_record(path, SourceRecord).model
     except RecordError:
         return False
-    return model == path.parent.parent.name != project.plan.model
+    if model == project.plan.model or model != path.parent.parent.name:
+        return False
+    return not is_made(project.paths.root, model, project.plan.host)

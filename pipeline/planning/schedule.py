@@ -59,7 +59,11 @@ class Schedule:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every step that `doit` runs, in an order in which they can run."""
-        return tuple(step for spec in self.stages if not spec.on_demand for step in self.of(spec.name))
+        return tuple(step for spec in self.stages for step in self.planned(spec))
+
+    def planned(self, spec: StageSpec[Any]) -> tuple[Step, ...]:
+        """Return the steps of a stage that `doit` runs without its name; none if it is on demand."""
+        return () if spec.on_demand else self.of(spec.name)
 
     @cached_property
     def on_demand(self) -> tuple[Step, ...]:

@@ -7,7 +7,7 @@ from pipeline.records.outcome import Outcome
 
 
 class ReportRecord(StageRecord):
-    """Record of the report for people: `artifacts/report.json` beside `report.html`."""
+    """Record of the report for people: `report.json` beside `report.html`."""
 
     outcome: Outcome
     """FAILED if the build exceeds the configuration's bounds for a comparison with a release."""

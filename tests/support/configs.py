@@ -17,7 +17,7 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 
 KEYS = (
     "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, leave_unquantized, tensorrt, "
-    "torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm"
+    "torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, models"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 

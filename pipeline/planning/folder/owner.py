@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import OutputForm, Record
-from pipeline.config.loading import load_config
+from pipeline.config.loading import load_configs
 from pipeline.planning.paths import Paths
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def check_owner(project: Project) -> None:
     if other is None:
         return
     try:
-        theirs = load_config(other, project.plan.host)
+        found = load_configs(other, project.plan.host)
     except ArtifactError:
         return  # it makes nothing while it is wrong
-    root = (other.parent / theirs.artifacts).resolve()
-    if theirs.model.name != project.plan.model or root != project.paths.root.resolve():
+    theirs = next((config for config in found if _makes(config, other, project.paths.root, project.plan.model)), None)
+    if theirs is None:
         return
     mine, others = _results(project.config), _results(theirs)
     if differing := [f"`{name}`" for name, value in mine.items() if value != others[name]]:
@@ -82,9 +82,14 @@ def is_made(root: Path, model: str, host: Host) -> bool:
     if file is None:
         return False
     try:
-        config = load_config(file, host)
+        configs = load_configs(file, host)
     except ArtifactError:
         return True  # somebody is at work on it, and its results are as good as before
+    return any(_makes(config, file, root, model) for config in configs)
+
+
+def _makes(config: Config, file: Path, root: Path, model: str) -> bool:
+    """Return whether a configuration makes a model of this name in an artifacts folder."""
     return config.model.name == model and (file.parent / config.artifacts).resolve() == root.resolve()
 
 

@@ -6,11 +6,12 @@ of models that no configuration makes any more are left out then.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import Manifest, joined, manifests_of, model_names
+from model_artifacts.records import Manifest, joined, manifests_of, model_names, of_model
 from pipeline.planning.folder.owner import is_made
 from pipeline.system.locks import updating
 
@@ -32,6 +33,20 @@ def write_part(project: Project, own: Manifest) -> Manifest:
         kept = (item for name, item in _others(project).items() if _is_kept(project, name))
         write_record(project.paths.manifest, joined((made, *kept)))
     return made
+
+
+def read_released(project: Project) -> Manifest | None:
+    """Return what the released manifest, which the configuration names, says of this model; None if it names none.
+
+    Raises:
+        RecordError: it is missing or damaged.
+        UsageError: it has several models, and not this one.
+    """
+    if project.config.release is None:
+        return None
+    fix = "set `release.manifest` in pipeline.yaml to the manifest.json of a released build"
+    released = read_record(Path(project.config.release.manifest), Manifest, fix=fix)
+    return of_model(released, project.plan.model) if released.models else released
 
 
 def left_models(project: Project) -> Iterator[str]:

@@ -42,10 +42,10 @@ def split_tensors(project: Project, files: tuple[Path, Path]) -> SplitTensors:
     """
     config, source = project.config.data, project.source()
     path = Path(str(config.tensors))
-    arrays = open_arrays(project.config_file, path, config.labels)
+    arrays = open_arrays(project, path, config.labels)
     if {*arrays.specs} != {*source.named_inputs}:
         text = f"{path} has other arrays than the source was made with; run `{project.doit} source`"
-        raise problem(project.config_file, text)
+        raise problem(project, text)
     arrays = arrays.ordered([spec.name for spec in source.named_inputs])
     order = np.random.default_rng(0).permutation(arrays.count)
     first = min(config.calibration, max(1, arrays.count // 2))
@@ -53,7 +53,7 @@ def split_tensors(project: Project, files: tuple[Path, Path]) -> SplitTensors:
         rows = np.lib.format.open_memmap(file, "w+", arrays.row, (len(chosen),))  # type: ignore[no-untyped-call]  # numpy's own
         arrays.rows(chosen, rows)
         rows.flush()
-        require_finite(project.config_file, arrays, rows)
+        require_finite(project, arrays, rows)
     truth = arrays.truth()
     if truth is None:
         return SplitTensors(arrays.count, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.records import CPU_TARGET, Backend
-from pipeline.planning.project import Project
+from pipeline.planning.folder.projects import load_projects, project_with
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.samples import images_of
 from pipeline.system.nvtx import nvtx_range
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import Variant
+    from pipeline.planning.project import Project
     from pipeline.records import Artifact
 
 RUNS = 20
@@ -79,8 +80,9 @@ def main(config: str, variant_id: str) -> None:
     """Run an artifact on its GPU. CUDA's profiler marks enclose the runs after the warm-up."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
-    project = Project.load(Path(config), stages=())  # records are read here, and no step is run
-    artifact = project.artifact(project.plan.variant(variant_id))
+    # Records are read here, and no step is run.
+    project, variant = project_with(load_projects(Path(config), stages=()), variant_id)
+    artifact = project.artifact(variant)
     cuda.use(gpu_of(project, artifact))
     with repeated(project, artifact) as run, cuda.looked_at(), nvtx_range(variant_id):
         run(RUNS)

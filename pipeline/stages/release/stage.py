@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_artifacts.deployment.files import entry_files
@@ -31,6 +30,7 @@ from model_artifacts.releases.verification import (
     SUMS,
     sums_of,
 )
+from pipeline.planning.folder.whole import read_released
 from pipeline.planning.freshness import freshness_of
 from pipeline.planning.steps import Step
 from pipeline.stages.release.evidence import ReleaseRequest, bill_of_materials, notices, provenance
@@ -38,6 +38,7 @@ from pipeline.stages.release.texts import Earlier, model_card, release_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from model_artifacts.records import FileRecord, ManifestEntry
     from model_artifacts.releases.signature import Signer
@@ -108,8 +109,7 @@ def _earlier(project: Project, manifest: Manifest, name: str) -> Earlier | None:
     Raises:
         RecordError: the configured manifest is missing or damaged.
     """
-    if project.config.release:
-        released = read_record(Path(project.config.release.manifest), Manifest)
+    if released := read_released(project):
         return Earlier(_name(released), released)
     found = []
     for path in project.paths.releases.glob(f"*/{MANIFEST}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.planning.freshness import failed_before
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import ReportRecord
+from pipeline.stages.report.front import front_reasons
 
 if TYPE_CHECKING:
     from model_artifacts.records import Key
@@ -66,7 +68,7 @@ SPEC = StageSpec(
     key=report_key,
     run="pipeline.stages.report.stage:run",
     requires=lambda schedule, _model: schedule.of("manifest"),
-    retried=failed_before,
+    retried=lambda project, record: chain(failed_before(project, record), front_reasons(project)),
     last=True,
     prints_a_table=True,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.deployment.choices import (
@@ -23,19 +22,22 @@ from model_artifacts.errors import RecordError, UnsupportedError
 from model_artifacts.host.environment import installed, now, processor, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
-from model_artifacts.host.record_files import read_record, refuse_newer
+from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import CPU_TARGET, Graph, Manifest
+from pipeline.planning.folder.whole import read_released
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
 from pipeline.stages.report.copies import rate_limits, rows_of
+from pipeline.stages.report.front import write_front
 from pipeline.stages.report.groups import groups_of
 from pipeline.stages.report.table import print_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from model_artifacts.deployment.choices import Choice
     from model_artifacts.deployment.comparison import Change
@@ -133,12 +135,7 @@ def make_report(project: Project) -> Report:
     manifest = project.manifest()
     release = project.config.release
     changes: tuple[Change, ...] = ()
-    if release:
-        released = read_record(
-            Path(release.manifest),
-            Manifest,
-            fix="set `release.manifest` in pipeline.yaml to the manifest.json of a released build",
-        )
+    if release and (released := read_released(project)):
         changes = compare(released, manifest, release)
     html = _render(project, manifest, changes)
     refuse_newer(project.paths.report_record)
@@ -155,6 +152,7 @@ def make_report(project: Project) -> Report:
         file=describe_file(project.paths.report, project.paths.root),
     )
     project.write(project.paths.report_record, record)
+    write_front(project)
     return report
 
 

@@ -36,7 +36,7 @@ def require_call(file: Path, model: ModelConfig) -> None:
     factory = torch_model.import_factory(model.factory)
     names = tuple(argument.name for argument in model.arguments)
     if problems := tuple(call_problems(model.factory, factory, names)):
-        raise argument_error(file, problems)
+        raise argument_error(file, model.name, problems)
     if names:
         log.info("the network is made by %s", call_of(model.factory, model.arguments))
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model_artifacts.errors import ConfigError
     from model_artifacts.records import TensorSpec
     from pipeline.config.yaml_source import Location
+    from pipeline.planning.project import Project
 
 PLACE: Location = ("data", "tensors")
 """The setting that names the file."""
@@ -112,11 +113,11 @@ class Arrays:
         return rows
 
 
-def open_arrays(config_file: Path, path: Path, labels: str | None = None) -> Arrays:
+def open_arrays(project: Project, path: Path, labels: str | None = None) -> Arrays:
     """Read the names, types and shapes of a file's arrays, and check that they can be a model's inputs.
 
     Args:
-        config_file: the configuration, for the place of problems.
+        project: the configuration, for the place of problems.
         path: the npz file, of `numpy.savez` or `numpy.savez_compressed`.
         labels: the name of the array of labels; None without one.
 
@@ -127,19 +128,20 @@ def open_arrays(config_file: Path, path: Path, labels: str | None = None) -> Arr
         found = dict(_headers(path))
     except _DAMAGED as exc:
         text = f"expected a npz file with an array for each input of the model, as `numpy.savez` writes it, got {path}"
-        raise problem(config_file, f"{text}: {one_line(exc)}") from exc
+        raise problem(project, f"{text}: {one_line(exc)}") from exc
     truth = None if labels is None else found.pop(labels, None)
     if labels is not None and (text := _label_problem(labels, truth, found)):
-        raise placed_error(config_file, [(LABELS, f"`data.labels`: {path}: {text}")])
+        raise placed_error(project.config_file, project.plan.model, [(LABELS, f"`data.labels`: {path}: {text}")])
     if problems := list(_problems(found)):
-        raise placed_error(config_file, [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems])
+        placed = [(PLACE, f"`data.tensors`: {path}: {text}") for text in problems]
+        raise placed_error(project.config_file, project.plan.model, placed)
     specs = tuple(tensor_spec(name, shape[1:], str(dtype)) for name, (shape, dtype) in found.items())
     return Arrays(path, specs, next(iter(found.values()))[0][0], labels)
 
 
-def problem(config_file: Path, text: str) -> ConfigError:
+def problem(project: Project, text: str) -> ConfigError:
     """Return the error of a file of arrays, with the line of the setting that names it."""
-    return placed_error(config_file, [(PLACE, f"`data.tensors`: {text}")])
+    return placed_error(project.config_file, project.plan.model, [(PLACE, f"`data.tensors`: {text}")])
 
 
 _Header = tuple[tuple[int, ...], "np.dtype[Any]"]
@@ -190,7 +192,7 @@ def _label_problem(name: str, truth: _Header | None, others: dict[str, _Header])
     return ""
 
 
-def require_finite(config_file: Path, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
+def require_finite(project: Project, arrays: Arrays, rows: npt.NDArray[Any]) -> None:
     """Refuse samples with NaN or infinity.
 
     Raises:
@@ -206,4 +208,4 @@ def require_finite(config_file: Path, arrays: Arrays, rows: npt.NDArray[Any]) ->
                 text = (
                     f"array {spec.name!r}: expected finite values, got NaN or infinity in {len(broken)} samples or more"
                 )
-                raise problem(config_file, f"{arrays.path}: {text}")
+                raise problem(project, f"{arrays.path}: {text}")

@@ -45,7 +45,7 @@ def samples_for(project: Project, model: nn.Module) -> Samples | None:
     if arrays is None:
         return None
     if text := parameter_problem(arrays.names, inspect.signature(model.forward)):
-        raise problem(project.config_file, f"{arrays.path}: {text}")
+        raise problem(project, f"{arrays.path}: {text}")
     names = [name for name in inspect.signature(model.forward).parameters if name in arrays.names]
     return _kept(project, arrays.ordered(names or arrays.names))
 
@@ -65,19 +65,19 @@ def graph_samples(project: Project, inputs: Sequence[TensorSpec]) -> Samples | N
     if arrays is None:
         return None
     if text := graph_problem(arrays.specs, inputs):
-        raise problem(project.config_file, f"{arrays.path}: {text}")
+        raise problem(project, f"{arrays.path}: {text}")
     return _kept(project, arrays.ordered([spec.name for spec in inputs]))
 
 
 def _arrays(project: Project) -> Arrays | None:
     """Return the configured arrays; None without `data.tensors`."""
     config = project.config.data
-    return None if config.tensors is None else open_arrays(project.config_file, Path(config.tensors), config.labels)
+    return None if config.tensors is None else open_arrays(project, Path(config.tensors), config.labels)
 
 
 def _kept(project: Project, arrays: Arrays) -> Samples:
     rows = arrays.first(_KEPT)
-    require_finite(project.config_file, arrays, rows)
+    require_finite(project, arrays, rows)
     return Samples(rows)
 
 

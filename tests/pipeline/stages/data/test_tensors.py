@@ -9,8 +9,10 @@ import pytest
 
 from model_artifacts.errors import ConfigError, DataError
 from model_artifacts.records import Task
+from pipeline.planning.project import Project
 from pipeline.stages.common.tensors.arrays import open_arrays
 from pipeline.stages.data.tensors import labels_of
+from tests.support.configs import MATRIX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,20 +80,24 @@ def test_an_array_that_is_no_label_is_refused(tmp_path: Path, labels: str, messa
     arrays |= {"short": np.arange(3), "one": np.array(1)}
     kept = {name: array for name, array in arrays.items() if name not in {"short", "one"} - {labels}}
     np.savez(tmp_path / "inputs.npz", **kept)  # type: ignore[arg-type]  # numpy's own types take no mapping of names
-    config = tmp_path / "pipeline.yaml"
-    config.write_text(f"data: {{tensors: inputs.npz, labels: {labels}}}\n")
+    project = _project(tmp_path, f"data: {{tensors: inputs.npz, labels: {labels}}}\n")
     with pytest.raises(ConfigError, match=rf"pipeline\.yaml:1:37: `data.labels`: .*inputs\.npz: {message}"):
-        open_arrays(config, tmp_path / "inputs.npz", labels)
+        open_arrays(project, tmp_path / "inputs.npz", labels)
+
+
+def _project(folder: Path, text: str) -> Project:
+    (folder / "pipeline.yaml").write_text(text + MATRIX)
+    return Project.load(folder / "pipeline.yaml", ())
 
 
 def test_labels_are_no_input(tmp_path: Path) -> None:
     """Nor without the setting, where their type would be refused."""
     np.savez(tmp_path / "inputs.npz", vector=np.zeros((4, 2), np.float32), answers=np.arange(4, dtype=np.uint8))
-    arrays = open_arrays(tmp_path / "pipeline.yaml", tmp_path / "inputs.npz", "answers")
+    project = _project(tmp_path, "data: {tensors: inputs.npz}\n")
+    arrays = open_arrays(project, tmp_path / "inputs.npz", "answers")
     assert arrays.names == ("vector",)
     truth = arrays.truth()
     assert truth is not None
     assert truth.tolist() == [0, 1, 2, 3]
-    (tmp_path / "pipeline.yaml").write_text("data: {tensors: inputs.npz}\n")
     with pytest.raises(ConfigError, match="array 'answers': expected float32, int64, int32, got uint8"):
-        open_arrays(tmp_path / "pipeline.yaml", tmp_path / "inputs.npz")
+        open_arrays(project, tmp_path / "inputs.npz")

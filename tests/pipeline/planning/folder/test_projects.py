@@ -1,0 +1,62 @@
+"""The projects of a configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import UsageError
+from pipeline.planning.folder.owner import check_owner, claim, is_made
+from pipeline.planning.folder.projects import load_projects, project_of, project_with
+from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
+from tests.support.configs import MATRIX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TWO = "models: [{model: {name: first, weights: sample}}, {model: {name: second, weights: sample}}]\n"
+
+
+def test_a_step_belongs_to_the_project_of_its_subject(tmp_path: Path) -> None:
+    """A mistyped subject is compared with those of all models."""
+    (tmp_path / "pipeline.yaml").write_text(TWO + MATRIX)
+    projects = first, second = load_projects(tmp_path / "pipeline.yaml", STAGES)
+    assert first.paths.root == second.paths.root == tmp_path / "artifacts"
+    assert project_of(projects, Step("export", "second/fp16")) is second
+    assert project_of(projects, Step("source", "first")) is first
+    with pytest.raises(UsageError, match=r"(?s)no graph 'secnd/fp16'.*second/fp16"):
+        project_of(projects, Step("export", "secnd/fp16"))
+    project, variant = project_with(projects, "second/cpu-x86_64/onnxruntime-fp16")
+    assert (project, variant.model) == (second, "second")
+    with pytest.raises(UsageError, match="no variant 'second/cpu/onnx'"):
+        project_with(projects, "second/cpu/onnx")
+
+
+def test_a_page_of_its_own_has_each_of_several_models(tmp_path: Path) -> None:
+    """One model has the page that it always had."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(TWO + MATRIX)
+    pages = [project.paths.report for project in load_projects(file, STAGES)]
+    assert pages == [tmp_path / "artifacts" / name / "report.html" for name in ("first", "second")]
+    file.write_text("model: {name: first, weights: sample}\n" + MATRIX)
+    (alone,) = load_projects(file, STAGES)
+    assert alone.paths.report == alone.paths.front == tmp_path / "artifacts/report.html"
+    assert alone.paths.report_record == tmp_path / "artifacts/report.json"
+
+
+def test_another_configuration_may_have_one_of_the_models(tmp_path: Path) -> None:
+    """If its settings are the same; else they would overwrite each other's results."""
+    file, other = tmp_path / "pipeline.yaml", tmp_path / "other.yaml"
+    file.write_text(TWO + MATRIX)
+    _, second = load_projects(file, STAGES)
+    claim(second)
+    other.write_text("model: {name: second, weights: sample}\n" + MATRIX)
+    check_owner(*load_projects(other, STAGES))
+    other.write_text("model: {name: second, weights: sample}\ndata: {validation: 7}\n" + MATRIX)
+    with pytest.raises(UsageError, match="with other `data`"):
+        check_owner(*load_projects(other, STAGES))
+    assert is_made(second.paths.root, "second", second.plan.host)
+    file.write_text("model: {name: first, weights: sample}\n" + MATRIX)
+    assert not is_made(second.paths.root, "second", second.plan.host)
