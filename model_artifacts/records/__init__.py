@@ -37,6 +37,7 @@ from model_artifacts.records.decoding import Activation, BoxFormat, BoxUnits, De
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
     PLAIN,
+    AxisRange,
     ChannelOrder,
     Fit,
     ImageInput,
@@ -89,6 +90,7 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Argument",
+    "AxisRange",
     "Backend",
     "BatchRange",
     "BatchTiming",

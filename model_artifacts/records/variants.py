@@ -7,7 +7,7 @@ from enum import Enum
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_artifacts.records.base import Record, Whole, without_defaults
-from model_artifacts.records.inputs import PLAIN, Io
+from model_artifacts.records.inputs import PLAIN, AxisRange, Io
 from model_artifacts.records.targets import CPU_TARGET
 
 STAND_IN = "its graph is TensorRT's, which processors run slowly"
@@ -140,6 +140,13 @@ class BatchRange(Record):
     """Batch size that the engine is tuned for."""
     max: Whole
     """Largest batch size."""
+    axes: tuple[AxisRange, ...] = ()
+    """Ranges of other axes, such as `height`, by which an artifact takes samples of several sizes. The JSON leaves it
+    out if it takes one size."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"axes"})
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
@@ -163,8 +170,9 @@ class BatchRange(Record):
 
     @property
     def label(self) -> str:
-        """Short name: `b8` for a fixed batch, `b1-8-32` for a range."""
-        return f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
+        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `b8-height160-224-320` with another axis."""
+        batch = f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
+        return "-".join([batch, *(axis.label for axis in self.axes)])
 
 
 class Workspace(Record):

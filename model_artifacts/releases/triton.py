@@ -236,19 +236,19 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         config.dynamic_batching.CopyFrom(pb.ModelDynamicBatching(preferred_batch_size=_preferred(model)))
     for name, value in _parameters(model, facts).items():
         config.parameters[name].string_value = value
-    _add_warmup(config, model, file=SAMPLE if facts.preprocessing else "")
+    _add_warmup(config, model, facts)
     return config
 
 
-def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: ANN401 - as above
+def _add_warmup(config: Any, model: TritonModel, facts: ManifestModel) -> None:  # noqa: ANN401 - as above
     """Add the requests of the warm-up: one, and the largest batch.
 
     Args:
         config: the configuration with its inputs.
         model: the model.
-        file: the file with the images of the first request; empty for zeros, which tensors of any meaning may be.
+        facts: the model's facts. The first request has images of a file; zeros are tensors of any meaning.
     """
-    requests = [("one request", 1, file)]
+    requests = [("one request", 1, SAMPLE if facts.preprocessing else "")]
     if model.max_batch > 1:
         requests.append(("the largest batch", model.max_batch, ""))
     for name, size, data in requests:
@@ -260,8 +260,14 @@ def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: AN
                 sample.input_data_file = data
             else:
                 sample.zero_data = True
-            shape = tuple(int(axis) for axis in spec.shape[1:])
+            shape = _own_sizes(spec, facts.preprocessing)
             sample.dims.extend(shape if model.max_batch else (_sample_count(model), *shape))
+
+
+def _own_sizes(spec: TensorSpec, steps: Preprocessing | None) -> tuple[int, ...]:
+    """Return the shape of a sample; a dynamic axis has the size of preprocessed images, which lies in its range."""
+    own = {"height": steps.height, "width": steps.width} if steps else {}
+    return tuple(own[size] if isinstance(size, str) else size for size in spec.shape[1:])
 
 
 def _tensors(model: TritonModel, specs: Iterable[TensorSpec], role: str) -> list[tuple[str, str, tuple[int, ...]]]:

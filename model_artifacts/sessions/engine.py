@@ -17,14 +17,14 @@ from model_artifacts.errors import RunError
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import feed_of
-from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
+from model_artifacts.sessions.feeds.checks import refusal, require_batch, shape_of
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.tensorrt.graphs import SizeGraphs
 from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -53,6 +53,14 @@ def check_fits(built_for: BuiltFor, flavour: Flavour, gpu: Gpu) -> None:
             got=f"{built_for.gpu or 'GPUs'} (SM {numbers})",
             fix=fix,
         )
+
+
+Shapes = tuple[tuple[int, ...], ...]
+"""The shape of each input of a batch."""
+
+
+def _shapes_of(arrays: Sequence[Any]) -> Shapes:
+    return tuple(tuple(array.shape) for array in arrays)
 
 
 class Engine:
@@ -147,7 +155,7 @@ class Session:
         self._pinned: dict[str, cuda.PinnedMemory] = {}
         self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
-        self._batch = 0
+        self._shapes: Shapes = ()
         self._bound: dict[str, int] = {}
 
     def allocate(self) -> None:
@@ -158,8 +166,7 @@ class Session:
         """
         largest = self._loaded.batches.max
         for spec in (*self._inputs, *self._outputs):
-            shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
-            size = cuda.bytes_of(shape, np.dtype(spec.dtype))
+            size = cuda.bytes_of(self._largest(spec, largest), np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
             self._pinned[spec.name] = cuda.PinnedMemory(size)
             self._context.set_address(spec.name, self._device[spec.name].pointer)
@@ -208,18 +215,23 @@ class Session:
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
 
+        Dynamic axes have the size that the engine is tuned for.
+
         Raises:
             RunError: the engine does not take this batch size.
         """
-        self._prepare(size)
+        self._prepare_graph(tuple(shape_of(spec, size, "opt") for spec in self._inputs))
+
+    def _prepare_graph(self, shapes: Shapes) -> None:
+        self._prepare(shapes)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._graphs.keep(size)
+            self._graph = self._graphs.keep(shapes)
 
     def upload(self, batch: Batch) -> None:
-        """Copy a batch from the host's memory into the session's own buffers, and prepare for its size."""
+        """Copy a batch from the host's memory into the session's own buffers, and prepare for its shape."""
         arrays = self._arrays_of(batch)
         require_batch(self._inputs, self._loaded.batches, arrays)
-        self.prepare(len(arrays[0]))
+        self._prepare_graph(_shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
         self.stream.synchronize()
@@ -264,16 +276,16 @@ class Session:
             found.append(landed)
         return named(self._names, found)
 
-    def _prepare(self, size: int) -> None:
-        """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
+    def _prepare(self, shapes: Shapes) -> None:
+        """Prepare as `prepare` does, but by a graph only if these shapes are called often enough for a capture."""
         own = self._own_pointers()
-        if size != self._batch or self._bound != own:
+        if shapes != self._shapes or self._bound != own:
             self._bind(own)
-            self._shape_for(size)
+            self._shape_for(shapes)
 
     def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
         """Return the pinned host memory for an input of the prepared batch."""
-        return self._pinned[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+        return self._pinned[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -300,7 +312,7 @@ class Session:
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
-        self._prepare(len(arrays[0]))
+        self._prepare(_shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             np.copyto(self._staged(spec), array)
         landed = self.enqueue_with_copies()
@@ -313,19 +325,27 @@ class Session:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
         require_batch(self._inputs, self._loaded.batches, arrays)
         if self._cuda_graph:  # a graph reads the addresses that it was captured with
-            self._prepare(arrays[0].shape[0])
+            self._prepare(_shapes_of(arrays))
             for spec, array in zip(self._inputs, arrays, strict=True):
                 cuda.copy_on_gpu(self._own(spec), array, self.stream)
         else:
             self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
-            self._shape_for(arrays[0].shape[0])
+            self._shape_for(_shapes_of(arrays))
         self.enqueue()
         self.stream.synchronize()
         return named(self._names, [self._result(spec) for spec in self._outputs])
 
     def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
         """Return the session's own memory for an input of the prepared batch."""
-        return self._device[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
+        return self._device[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """Return the shape of an input in the prepared batch."""
+        return self._shapes[self._inputs.index(spec)]
+
+    def _largest(self, spec: TensorSpec, batch: int) -> tuple[int, ...]:
+        """Return the largest shape of an input or output; the batch of an output is that of the inputs."""
+        return shape_of(spec, batch if spec.shape[0] == "batch" else int(spec.shape[0]), "max")
 
     def _own_pointers(self) -> dict[str, int]:
         return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
@@ -343,16 +363,15 @@ class Session:
                 self._context.set_address(name, pointer)
         self._bound = pointers
 
-    def _shape_for(self, size: int) -> None:
-        if size == self._batch:
+    def _shape_for(self, shapes: Shapes) -> None:
+        if shapes == self._shapes:
             return
-        if not self._loaded.batches.takes(size):
-            first = self._inputs[0]
-            raise self._refusal(f"{first.dtype} {(size, *sample_of(first))}")
-        for spec in self._inputs:
-            self._context.set_input_shape(spec.name, (size, *sample_of(spec)))
-        self._batch = size
-        self._graph = self._graphs.called(size) if self._cuda_graph else None
+        if not self._loaded.batches.takes(shapes[0][0]):
+            raise self._refusal(f"{self._inputs[0].dtype} {shapes[0]}")
+        for spec, shape in zip(self._inputs, shapes, strict=True):
+            self._context.set_input_shape(spec.name, shape)
+        self._shapes = shapes
+        self._graph = self._graphs.called(shapes) if self._cuda_graph else None
 
     def _run_kernels(self) -> None:
         """Run the prepared batch without a graph, and wait for it."""

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import KernelsError
-from model_artifacts.records import BatchRange, KernelSpecialization, TensorSpec
+from model_artifacts.records import AxisRange, BatchRange, KernelSpecialization, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
@@ -252,7 +252,7 @@ def load_engine(
     low, best, high = ranges[0]
     loaded = LoadedEngine(
         flavour=flavour,
-        inputs=tuple(_spec(engine, name) for name in inputs),
+        inputs=tuple(_input(engine, name) for name in inputs),
         outputs=tuple(_spec(engine, name) for name in names if name not in inputs),
         batches=BatchRange(min=low, opt=best, max=high),
         activation_bytes=_activation_bytes(engine),
@@ -314,14 +314,36 @@ def _spec(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is u
     return tensor_spec(name, shape, engine.get_tensor_dtype(name))
 
 
-def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
+def _input(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
+    """Return the spec of an input with the ranges of its dynamic axes beside the batch."""
+    spec = _spec(engine, name)
+    ends = zip(*(tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)), strict=True)
+    ranges = tuple(
+        AxisRange(name=axis, min=int(low), opt=int(best), max=int(high))
+        for axis, (low, best, high) in zip(spec.shape, ends, strict=True)
+        if isinstance(axis, str)
+    )
+    return spec.with_ranges(ranges)
+
+
+_PICTURE = {2: "height", 3: "width"}
+"""Names of the axes of images in NCHW, by their places. Engines keep no names of axes."""
+
+
+def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...] = ()) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
     """Return the spec of an input or output of a network or an engine; four axes are taken for NCHW.
 
     Args:
         name: name of the tensor.
-        shape: sizes of the axes; -1 is the dynamic batch.
+        shape: sizes of the axes; -1 is a dynamic one, the first of them the batch.
         dtype: TensorRT's type of the elements.
+        names: names of the axes, as far as they are known.
     """
-    axes = tuple("batch" if size == -1 else int(size) for size in shape)
+    known = dict(enumerate(names))
+    usual = {0: "batch", **(_PICTURE if len(shape) == len("NCHW") else {})}
+    axes = tuple(
+        usual.get(place) or known.get(place) or f"axis_{place}" if size == -1 else int(size)
+        for place, size in enumerate(shape)
+    )
     kind = str(dtype).rpartition(".")[2]
     return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])

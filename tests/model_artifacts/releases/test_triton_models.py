@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import (
+    AxisRange,
     Backend,
     BatchRange,
     Clock,
@@ -203,3 +204,16 @@ def test_onnx_is_batched_as_far_as_it_was_validated(timings: tuple[BatchTiming, 
     """It takes any size, and the largest that was validated counts, whether it was timed or not."""
     (model,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 3, 32, timings=timings)))
     assert model.max_batch == 32
+
+
+def test_an_engine_for_several_sizes_has_free_axes() -> None:
+    """Its plan refuses other sizes. An ONNX file would take any, so that it is left out with that reason."""
+    ranges = (AxisRange(name="height", min=24, opt=32, max=48), AxisRange(name="width", min=24, opt=32, max=64))
+    sized = IMAGE.model_copy(update={"shape": ("batch", 3, "height", "width"), "ranges": ranges})
+    profile = BatchRange(min=1, opt=4, max=8, axes=ranges)
+    file = onnx("file", Graph.FP16, 1).model_copy(update={"inputs": (sized,)})
+    engines = plan("sizes", 1.0, profile=profile).model_copy(update={"inputs": (sized,)})
+    (model,), (left,) = plan_models(of(engines, file))
+    assert model.name == "m-fp16-b1-4-8-height24-32-48-width24-32-64-trt"
+    assert (model.dims(sized), model.max_batch) == ((3, -1, -1), 8)
+    assert (left.id, left.reason[:35]) == (file.id, "its graph takes images of any size,")
