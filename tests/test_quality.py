@@ -41,6 +41,7 @@ INTEGRATION = {
     "pipeline/test_onnx_model.py",
     "pipeline/test_regression.py",
     "pipeline/test_segmentation.py",
+    "pipeline/test_sizes.py",
     "pipeline/test_tensors.py",
 }
 """Test files that cover several modules, and are named after their subject."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import UnsupportedError
+from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import Precision, Setting
 from model_artifacts.tensorrt.runtime import tensor_spec
 from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from model_artifacts.records import TensorSpec
+    from model_artifacts.records import AxisRange, BatchRange, TensorSpec
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.adapters.tensorrt_builder import EngineRequest
 
@@ -73,15 +73,22 @@ class BuilderSettings:
         self._recorded.append(Setting(name=name, value=str(value), applied=not unsupported, note=unsupported))
 
     def _profile(self) -> None:
-        """Add the optimization profile of the batch range to every input."""
+        """Add the optimization profile of the batch range, and of the other dynamic axes, to every input.
+
+        Raises:
+            BuildError: the graph has a dynamic axis whose range nothing says.
+        """
         sizes = self._request.profile
         profile = self._builder.create_optimization_profile()
         for index in range(self._network.num_inputs):
             tensor = self._network.get_input(index)
-            sample = tuple(tensor.shape)[1:]
-            if sizes.is_fixed:
-                tensor.shape = (sizes.opt, *sample)  # a static shape is twice as fast as a profile of one size
-            profile.set_shape(tensor.name, *((batch, *sample) for batch in (sizes.min, sizes.opt, sizes.max)))
+            spec = io_formats([tensor])[0]
+            shapes = [shape_at(spec, sizes, self._request.axes, end) for end in ("min", "opt", "max")]
+            ends = tuple(zip(*shapes, strict=True))
+            if any(size < 0 and min(found) == max(found) for size, found in zip(tensor.shape, ends, strict=True)):
+                # a static shape is twice as fast as a profile of one size
+                tensor.shape = tuple(found[0] if min(found) == max(found) else -1 for found in ends)
+            profile.set_shape(tensor.name, *shapes)
         self._config.add_optimization_profile(profile)
         self._record("profile", sizes.label)
         sharing = getattr(self._trt.PreviewFeature, "PROFILE_SHARING_0806", None)
@@ -268,6 +275,37 @@ def joined(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def shape_at(spec: TensorSpec, profile: BatchRange, axes: tuple[AxisRange, ...], end: str) -> tuple[int, ...]:
+    """Return an input's shape at one end of a profile.
+
+    Args:
+        spec: the input.
+        profile: the batch range.
+        axes: the ranges of the other dynamic axes.
+        end: min, opt or max.
+
+    Raises:
+        BuildError: an axis has no range.
+    """
+    ranges = {axis.name: axis for axis in axes}
+    shape = [int(getattr(profile, end))]
+    for size in spec.shape[1:]:
+        if isinstance(size, str) and size not in ranges:
+            raise BuildError(
+                f"the axis {size!r} of the input {spec.name!r} is dynamic, and has no range",
+                expected=f"`{size}: {{min, opt, max}}` in each of `profiles`",
+                got=f"({', '.join(map(str, spec.shape))})",
+            )
+        shape.append(size if isinstance(size, int) else int(getattr(ranges[size], end)))
+    return tuple(shape)
+
+
 def io_formats(tensors: list[Any]) -> tuple[TensorSpec, ...]:
     """Return the specs of a network's inputs or outputs."""
-    return tuple(tensor_spec(tensor.name, tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    return tuple(tensor_spec(tensor.name, tuple(tensor.shape), tensor.dtype, _axis_names(tensor)) for tensor in tensors)
+
+
+def _axis_names(tensor: Any) -> tuple[str, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the names that the graph gives an input's axes; empty where it gives none, or the parser keeps none."""
+    name_of = getattr(tensor, "get_dimension_name", None)
+    return () if name_of is None else tuple(str(name_of(axis) or "") for axis in range(len(tensor.shape)))

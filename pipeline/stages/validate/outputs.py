@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy, GateCheck, LayerShare, RowCheck, Score
-    from pipeline.records import Loss
+    from pipeline.records import Loss, SizedSamples
     from pipeline.stages.common.rows import Span
     from pipeline.stages.validate.judgement import Yardstick
 
@@ -36,6 +36,19 @@ if TYPE_CHECKING:
 
 
 _TOP5 = 5
+
+
+class SizedRun(NamedTuple):
+    """The rows of images of another size than the network's own."""
+
+    samples: SizedSamples
+    """The images."""
+    batch: int
+    """The batch size that they were run in."""
+    rows: Logits
+    """(samples, values of all outputs)."""
+    reference: Logits
+    """The same of the FP32 network."""
 
 
 class Ran(NamedTuple):
@@ -53,6 +66,8 @@ class Ran(NamedTuple):
     graph_layers: tuple[LayerShare, ...] = ()
     """The shares from an ONNX file, for a runtime without an inspector."""
     device: str = ""
+    sized: tuple[SizedRun, ...] = ()
+    """The rows of images of other sizes, of artifacts with dynamic axes beside the batch."""
 
     def of(self, span: Span) -> Ran:
         """Return the results of one output alone."""

@@ -41,6 +41,8 @@ from pipeline.stages.validate.gates import judge_layers, reason_of
 from pipeline.stages.validate.judgement import case_of
 from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
 from pipeline.stages.validate.reference import judge_reference
+from pipeline.stages.validate.sizes.judging import judge_sizes
+from pipeline.stages.validate.sizes.runs import run_sizes
 from pipeline.stages.validate.tasks.registry import deserving_of
 from pipeline.stages.validate.yardsticks import yardstick_for
 from pipeline.system.isolation import run_isolated
@@ -119,8 +121,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     if artifact.outcome is not Outcome.DONE:
         raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
     data = project.data()
-    spans = spans_of(project.source())
-    reference = load_rows(project.file(data.reference), spans)
+    reference = load_rows(project.file(data.reference), spans := spans_of(project.source()))
     labels = np.load(project.file(data.labels)) if data.labels else None
     ran = _run(project, artifact)
     samples = samples_of(project, variant)
@@ -149,6 +150,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks += judge_layers(claimed.precision, ran.layers, left_out=left_out, outputs=len(spans))
     checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out, len(spans))
     checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
+    for span in spans if ran.sized else ():
+        checks += judge_sizes(ran.sized, span, labels, yardstick_for(project, claimed, span), project.rounding(claimed))
     loss = losses[0] if len(losses) == 1 else None
     return AccuracyReport(
         key=key,
@@ -296,7 +299,8 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
         logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
     known = {most: logits}
     rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in checked]
-    ran = Ran(lift(logits, reference), tuple(row for of_size in rows for row in of_size))
+    sized = run_sizes(run, project, variant, sizes, spans)
+    ran = Ran(lift(logits, reference), tuple(row for of_size in rows for row in of_size), sized=sized)
     if edge is None:
         return ran
     run_edge = partial(run_batches, run, lambda start, stop: edge[start:stop], len(edge), spans=spans)
