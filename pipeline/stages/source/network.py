@@ -42,20 +42,24 @@ def output_shapes(
         names: the names of several outputs.
 
     Raises:
-        SourceError: the model does not take a batch of images, or does not return (batch, classes).
+        SourceError: the model does not take these inputs, or returns no values for each image.
     """
-    expected = "the arrays of `data.tensors` and one output (batch, classes)"
-    if not isinstance(inputs, Samples):
-        expected = f"one input (batch, {', '.join(map(str, inputs))}) and one output (batch, classes)"
     try:
         with torch.inference_mode():
             output = call(model, _two(inputs))
     except Exception as exc:
+        if isinstance(inputs, Samples):
+            raise SourceError(
+                "the model does not take the arrays of `data.tensors`",
+                expected="arrays for the inputs of `forward`, with an axis of samples in front",
+                got=one_line(exc),
+            ) from exc
         raise SourceError(
             "the model does not take a batch of images",
-            expected=expected,
+            expected=f"one input (batch, {', '.join(map(str, inputs))})",
             got=one_line(exc),
-            fix="write `preprocessing` for images of another size; one mean makes them greyscale",
+            fix="write `preprocessing` for images of another size, where one mean makes them greyscale; "
+            "several inputs, and inputs that are no images, are `data: {tensors: FILE.npz}`",
         ) from exc
     return shapes_of(output, 2, task, names)
 

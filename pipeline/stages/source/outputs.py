@@ -137,6 +137,10 @@ def _shown(name: str, value: object) -> str:
 _LOGITS = "logits"
 """The name of the logits in the outputs of transformers' image classifiers."""
 _KEEP_THE_BATCH = "keep the axis of the batch: `flatten(1)` for `squeeze()`, `image.shape[0]` for a size in a `view`"
+_SAME_NUMBER = (
+    "a detector that returns a list of detections for each image must return all boxes and scores, (batch, boxes, …), "
+    "as they are before the NMS, which `model.task: detection` does"
+)
 _AXES = {Task.TENSORS: (2, 99), Task.DETECTION: (2, 99), Task.SEGMENTATION: (4, 4)}
 """The least and the most axes of an output, where it is no row of values: the batch is the first."""
 _NAMES = {
@@ -173,6 +177,8 @@ def _fix_of_shape(shape: Sequence[int], batch: int, task: Task) -> str:
         return f"put the axis of the batch first: return `{_NAMES[task]}.t()` if its axes are (…, batch)"
     if task is Task.SEGMENTATION and len(shape) > 1 and shape[0] == batch:
         return "return maps of logits, one a class; for answers without a place set `model.task: classification`"
+    if task.takes_several and shape and shape[0] != batch:
+        return f"{_SAME_NUMBER}; {_KEEP_THE_BATCH}"
     if len(shape) == 2 or task.takes_several:  # noqa: PLR2004 - the same
         return _KEEP_THE_BATCH
     return f"return a row of {_NAMES[task]} for each image; {_other_task(shape)}"

@@ -63,7 +63,8 @@ class Bounds(NamedTuple):
     """The bounds of faithfulness for one precision of a network."""
 
     relative_l2: float | None
-    """The largest relative L2; None if the precision could not be emulated, or does not hold the network's values."""
+    """The largest relative L2; None if the precision could not be emulated, or does not hold the network's values: they
+    are too large or too small."""
     source: str
     """The origin of that bound, as a phrase in brackets; without a bound, the reason. Empty if pipeline.yaml has it."""
     sample_l2: float | None = None
@@ -91,6 +92,8 @@ def bounds_of(gate: Gate, rounding: Rounding, multiple: float, share: float = 1.
         return Bounds(gate.relative_l2 * share, "")
     if high is None or sample is None:
         return Bounds(None, rounding.trouble.replace("\n", ";") or _BEYOND)
+    if high >= LOST:  # a multiple of it would let an output of zeros pass, which lies 1 away
+        return Bounds(None, _VANISHED)
     visible = rounding.precision in _ROUNDS_VISIBLY
     worst = _SAMPLE * multiple * sample
     parts = [multiple * part for part in rounding.part_l2_high]
@@ -339,6 +342,7 @@ def at_most(
 _OWN_ROUNDING = "rounding of the precision"
 """The check that fails where the emulation gives no bound."""
 _BEYOND = "a value beyond its range, when emulated"
+_VANISHED = "no value of the outputs is left, when emulated"
 _BEYOND_ADVICE = "the network's own values do not fit this precision"
 _TYPE_ADVICE = "near enough to the network, but the library computes layers in other types (choose another precision)"
 _UNKNOWN_ADVICE = "no bound is known for this precision (look at the output of the step `rounding`)"
@@ -369,5 +373,5 @@ def _without_bound(failed: list[GateCheck]) -> str:
     """Return the advice where the network's own rounding gives no bound; empty where it does."""
     for check in failed:
         if check.metric.endswith(_OWN_ROUNDING):  # behind the name of one of several outputs
-            return _BEYOND_ADVICE if check.value == _BEYOND else _UNKNOWN_ADVICE
+            return _BEYOND_ADVICE if check.value in {_BEYOND, _VANISHED} else _UNKNOWN_ADVICE
     return ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.planning.schedule import Schedule
     from pipeline.records import SizedSamples
 
-VERSION = 11
+VERSION = 12
 """Raise it when the same artifact and data are judged in another way.
 
 2 judges rows, every batch size, and extreme images. 3 counts products of one quantised operand as floating point.
@@ -34,6 +34,7 @@ network, the loss by a margin, and the reference itself. 7 judges a part of the 
 TensorRT's graphs on a processor by a part. 8 runs torch_compile with contiguous images alone.
 9 allows twice as much for the worst sample of a quantised graph. 10 asks for less rounding that a type must show, where
 few samples make it. 11 allows twice as much for the worst sample in bf16, too.
+12 rejects a precision that leaves nothing of the outputs.
 """
 
 

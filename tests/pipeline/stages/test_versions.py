@@ -33,7 +33,7 @@ GOLDEN = {
     "quantize": (8, "e955168a550620a0"),
     "rounding": (6, "65663d37bf182a76"),
     "build": (5, "39f60e5b2feb2e88"),
-    "validate": (11, "c562b665697f986c"),
+    "validate": (12, "c562b665697f986c"),
     "benchmark": (5, "ac3ba0dfdc494ed5"),
     "manifest": (5, "3db7446a1a7e41bf"),
     "report": (8, "10b1519987153e4e"),

@@ -196,6 +196,9 @@ def test_tensors_may_have_any_shape(then: Callable[[torch.Tensor], torch.Tensor]
         pytest.param(lambda z: (z, z), "does not return one tensor", id="tuple"),
         pytest.param(lambda z: z.argmax(1, keepdim=True), "of int64.*floating point", id="integers"),
         pytest.param(lambda z: z[:, :0], r"shape \(1, 0\)", id="nothing"),
+        pytest.param(
+            lambda z: z.repeat(3, 1), "detector that returns a list.*before the NMS", id="boxes of all images"
+        ),
     ],
 )
 def test_other_tensors_are_refused(then: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:

@@ -219,6 +219,20 @@ def test_a_network_beyond_the_precisions_range_is_named() -> None:
     assert reason.startswith("the network's own values do not fit this precision: rounding of the precision a value")
 
 
+def test_a_precision_that_leaves_nothing_of_the_outputs_is_named() -> None:
+    """Twice a distance of 1 would let an output of zeros pass; one that is right is no fault of the library."""
+    lost = ROUNDING.model_copy(update={"relative_l2_high": 1.0, "relative_l2_low": 0.99})
+    want = logits((3, 4))
+    bounds = bounds_of(Gate(), lost, 2.0)
+    for found in (np.zeros_like(want), want * np.float32(1.001)):
+        assert failed(found, want, bounds, Gate()) == ["rounding of the precision"]
+        reason = reason_of(judge_distance(measure(found, want, None), 0.0, bounds, Gate()))
+        assert reason.startswith("the network's own values do not fit this precision: rounding of the precision no")
+    nearly = ROUNDING.model_copy(update={"relative_l2_high": 0.89})
+    assert bounds_of(Gate(), nearly, 2.0).relative_l2 == pytest.approx(1.78)
+    assert bounds_of(Gate(relative_l2=0.1), lost, 2.0).relative_l2 == 0.1
+
+
 def test_a_network_that_could_not_be_emulated_says_why() -> None:
     """Nothing is called faithful by a bound that nobody knows."""
     unknown = ROUNDING.model_copy(
