@@ -15,6 +15,7 @@ from model_artifacts.records.artifacts import (
 from model_artifacts.records.base import (
     SCHEMA_VERSION,
     Argument,
+    AxisRange,
     Count,
     DigestedRecord,
     FileRecord,
@@ -27,6 +28,7 @@ from model_artifacts.records.base import (
     Sha256,
     Share,
     StageRecord,
+    TensorSpec,
     Tool,
     VariantRecord,
     Whole,
@@ -37,7 +39,6 @@ from model_artifacts.records.decoding import Activation, BoxFormat, BoxUnits, De
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
     PLAIN,
-    AxisRange,
     ChannelOrder,
     Fit,
     ImageInput,
@@ -48,7 +49,6 @@ from model_artifacts.records.inputs import (
     OutputForm,
     Preprocessing,
     Task,
-    TensorSpec,
     Transparency,
     WeightsOrigin,
 )

@@ -6,8 +6,8 @@ from enum import Enum
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from model_artifacts.records.base import Record, Whole, without_defaults
-from model_artifacts.records.inputs import PLAIN, AxisRange, Io
+from model_artifacts.records.base import AxisRange, Record, Whole, without_defaults
+from model_artifacts.records.inputs import PLAIN, Io
 from model_artifacts.records.targets import CPU_TARGET
 
 STAND_IN = "its graph is TensorRT's, which processors run slowly"
