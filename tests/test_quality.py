@@ -39,6 +39,7 @@ INTEGRATION = {
     "pipeline/test_killed_runs.py",
     "pipeline/test_multilabel.py",
     "pipeline/test_onnx_model.py",
+    "pipeline/test_profiles.py",
     "pipeline/test_regression.py",
     "pipeline/test_segmentation.py",
     "pipeline/test_sizes.py",

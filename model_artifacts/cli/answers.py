@@ -43,6 +43,8 @@ class Place(NamedTuple):
     """Names of this machine's processor and GPUs."""
     release: str = ""
     """The command that makes a release of the artifacts; empty for what is one."""
+    is_shared: bool = False
+    """True if the folder has other models, too: `load` and `resolve` then want the model's name."""
 
 
 def devices_here() -> frozenset[str]:
@@ -87,15 +89,16 @@ def _print_answer(console: Console, manifest: Manifest, place: Place) -> None:
         console.print(Text("\nnothing was timed on this machine; `model-artifacts resolve` says what suits it"))
     _print_built(console, [entry for entry in manifest.artifacts if entry.status is Status.BUILT] if ready else ())
     if ready:
-        _print_commands(console, place)
+        _print_commands(console, place, ready[0].model if place.is_shared else "")
 
 
-def _print_commands(console: Console, place: Place) -> None:
+def _print_commands(console: Console, place: Place, model: str) -> None:
+    """Print the commands for what may be deployed, with the model's name unless that is empty."""
     if place.path:
-        path = shlex.quote(str(place.path))
-        console.print(
-            Text(f'\nto load what suits this machine, in Python: model_artifacts.load("{place.path}")'), soft_wrap=True
-        )
+        path, named = shlex.quote(str(place.path)), f', model="{model}"' if model else ""
+        path += f" --model {model}" if model else ""
+        call = f'model_artifacts.load("{place.path}"{named})'
+        console.print(Text(f"\nto load what suits this machine, in Python: {call}"), soft_wrap=True)
         console.print(
             Text(f"to choose by your bounds: model-artifacts resolve {path} --max-latency-ms 5"), soft_wrap=True
         )

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_artifacts.cli.options import COUNT, FOLDER, REQUIREMENTS, Option, add_group
+from model_artifacts.cli.options import COUNT, FOLDER, MODEL, REQUIREMENTS, Option, add_group
+from model_artifacts.errors import UsageError
 from model_artifacts.host.terminal import one_row
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/ --max-latency-ms 1 --min-top1 75%",
         remedy=_INSTALL,
     )
-    for option in (RESOLVED, HOST, JSON):
+    for option in (RESOLVED, MODEL, HOST, JSON):
         option.add_to(parser)
     add_group(parser, "requirements", REQUIREMENTS)
     parser.set_defaults(
-        run=lambda options: _resolve(options.folder, options.host, requirements_of(options), as_json=options.json)
+        run=lambda options: _resolve(
+            options.folder, options.model, options.host, requirements_of(options), as_json=options.json
+        )
     )
 
     parser = commands.add(
@@ -74,8 +77,9 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/",
         remedy='pip install "model-artifacts[verify]"',
     )
-    SHOWN.add_to(parser)
-    parser.set_defaults(run=lambda options: _show(options.path))
+    for option in (SHOWN, MODEL):
+        option.add_to(parser)
+    parser.set_defaults(run=lambda options: _show(options.path, options.model))
 
     parser = commands.add(
         "host", "print this machine's GPUs and runtimes as JSON", example="> h100.json", remedy=_INSTALL
@@ -88,9 +92,11 @@ def add_artifact_commands(commands: CommandLine) -> None:
         example="artifacts/ --output models/",
         remedy='pip install "model-artifacts[triton]"',
     )
-    for option in (FOLDER, OUTPUT, MODEL_VERSION):
+    for option in (FOLDER, MODEL, OUTPUT, MODEL_VERSION):
         option.add_to(parser)
-    parser.set_defaults(run=lambda options: _triton(options.folder, options.output, options.model_version))
+    parser.set_defaults(
+        run=lambda options: _triton(options.folder, options.model, options.output, options.model_version)
+    )
 
 
 def requirements_of(options: argparse.Namespace) -> Requirements:
@@ -109,7 +115,9 @@ def requirements_of(options: argparse.Namespace) -> Requirements:
     )
 
 
-def _resolve(source: str, host_file: Path | None, requirements: Requirements, *, as_json: bool) -> int:
+def _resolve(
+    source: str, model: str | None, host_file: Path | None, requirements: Requirements, *, as_json: bool
+) -> int:
     from model_artifacts.deployment.loading import resolve
     from model_artifacts.host.record_files import read_record
     from model_artifacts.records import DeploymentHost
@@ -120,20 +128,23 @@ def _resolve(source: str, host_file: Path | None, requirements: Requirements, *,
     if is_registry(source):
         from model_artifacts.releases.oci.offers import read_offers, resolve_offered
 
+        if model:
+            raise UsageError("expected --model with a folder of several models, got it with a release, which has one")
         offered = read_offers(source)
         resolution = resolve_offered(offered, requirements, host)
         place = offered.place_of(resolution.entry)
     else:
-        resolution = resolve(source, requirements, host)
+        resolution = resolve(source, requirements, host, model=model)
         file = resolution.entry.file
         place = str(Path(source) / file.path) if file else ""
     print(_as_json(resolution, place) if as_json else _as_text(resolution, place, requirements))
     return 0
 
 
-def _show(path: Path) -> int:
+def _show(path: Path, model: str | None) -> int:
     from model_artifacts.cli.answers import Place, devices_here, print_manifest
     from model_artifacts.deployment.loading import read_manifest
+    from model_artifacts.records import manifests_of, of_model
     from model_artifacts.releases.archive import unpacked
 
     if path.is_file():
@@ -141,7 +152,9 @@ def _show(path: Path) -> int:
             manifest = read_manifest(folder)
     else:
         manifest = read_manifest(path)
-    print_manifest(manifest, Place(None if path.is_file() else path, devices_here()), sys.stdout)
+    place = Place(None if path.is_file() else path, devices_here(), is_shared=len(manifest.models) > 1)
+    for item in (of_model(manifest, model),) if model else manifests_of(manifest):
+        print_manifest(item, place, sys.stdout)
     return 0
 
 
@@ -152,13 +165,13 @@ def _host() -> int:
     return 0
 
 
-def _triton(artifacts: Path, output: Path | None, version: int | None) -> int:
+def _triton(artifacts: Path, model: str | None, output: Path | None, version: int | None) -> int:
     from model_artifacts.releases.triton import make_repositories
 
     folder = artifacts.resolve()  # inside it, `verify` and `pull` would report files that no release has
-    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version)
-    for model, number in made.models:
-        print(one_row(f"{model.path}  version {number}, {model.entry.id}"))
+    made = make_repositories(artifacts, output or folder.with_name(f"{folder.name}-triton"), version, model)
+    for item, number in made.models:
+        print(one_row(f"{item.path}  version {number}, {item.entry.id}"))
     for left in made.left_out:
         print(one_row(f"not {left.id}: {left.reason}"))
     print(f"{len(made.models)} models; a server on each kind of host takes its own repository:")

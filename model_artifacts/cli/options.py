@@ -154,6 +154,7 @@ FOLDER = Option(
     metavar="FOLDER",
     nargs="?",
 )
+MODEL = Option(("--model",), "the model, in a folder of several", metavar="NAME")
 URL = Option(
     ("url",),
     "the store: a folder, s3://…, gs://…, oci://registry/repository[:tag|@sha256:…], or https:// to read from",

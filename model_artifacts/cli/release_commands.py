@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.cli.artifact_commands import requirements_of
 from model_artifacts.cli.options import (
     HOURS,
+    MODEL,
     REQUIREMENTS,
     SHA256,
     SIGNATURE,
@@ -97,7 +99,7 @@ def add_release_commands(commands: CommandLine) -> None:
     parser = commands.add(
         "push", "send a release to a store", example="s3://team/models --tag prod", remedy=_INSTALL_STORE
     )
-    for option in (URL, RELEASE, ARTIFACTS, TAGS, AGAIN, MOUNT_FROM):
+    for option in (URL, RELEASE, ARTIFACTS, MODEL, TAGS, AGAIN, MOUNT_FROM):
         option.add_to(parser)
     parser.set_defaults(run=_push)
     parser = commands.add(
@@ -124,13 +126,11 @@ def add_release_commands(commands: CommandLine) -> None:
         example="model.tar.zst --key release.pub",
         remedy=_INSTALL_VERIFY,
     )
-    for option in (VERIFY_PATH, ARTIFACTS, PARTIAL):
+    for option in (VERIFY_PATH, ARTIFACTS, MODEL, PARTIAL):
         option.add_to(parser)
     add_group(parser, "signature", SIGNATURE)
     parser.set_defaults(
-        run=lambda options: _verify(
-            options.path or _newest(options.artifacts), verifier_of(options), partial=options.partial
-        )
+        run=lambda options: _verify(_release_of(options.path, options), verifier_of(options), partial=options.partial)
     )
     parser = commands.add(
         "mlflow",
@@ -138,11 +138,11 @@ def add_release_commands(commands: CommandLine) -> None:
         example="models/ --output mlflow/ --key release.pub",
         remedy=_INSTALL_VERIFY,
     )
-    for option in (VERIFY_PATH, ARTIFACTS, OUTPUT):
+    for option in (VERIFY_PATH, ARTIFACTS, MODEL, OUTPUT):
         option.add_to(parser)
     add_group(parser, "signature", SIGNATURE)
     parser.set_defaults(
-        run=lambda options: _mlflow(options.path or _newest(options.artifacts), options.output, verifier_of(options))
+        run=lambda options: _mlflow(_release_of(options.path, options), options.output, verifier_of(options))
     )
 
 
@@ -222,7 +222,7 @@ def _push(options: argparse.Namespace) -> int:
     from model_artifacts.releases.store import push, tags_to_move
 
     tags = tags_to_move(options.url, options.tag or ())
-    release = options.release or _newest(options.artifacts)
+    release = _release_of(options.release, options)
     pushed = push(options.url, release, tags, again=options.again, mounted_from=options.mount_from)
     sent = _megabytes(pushed.sent)
     print(f"{_amount(pushed.release.files)} of {pushed.release.name}; {len(pushed.sent)} were sent ({sent})")
@@ -231,10 +231,26 @@ def _push(options: argparse.Namespace) -> int:
     return 0
 
 
-def _newest(artifacts: Path) -> Path:
+def _release_of(path: Path | None, options: argparse.Namespace) -> Path:
+    """Return the named release, or else the newest one in the artifacts, of the named model if there are several.
+
+    Raises:
+        UsageError: no model of several is named, or one is named beside a release.
+        ReleaseError: there is no release.
+    """
+    from model_artifacts.errors import RecordError
+    from model_artifacts.host.record_files import read_record
+    from model_artifacts.records import Manifest, of_model
     from model_artifacts.releases.verification import latest_release
 
-    return latest_release(artifacts / "release")
+    if path and options.model:
+        raise UsageError(f"expected --model, or a release, which has one model, got --model {options.model} and {path}")
+    if path:
+        return path
+    if not options.model:
+        with suppress(RecordError):  # a release has a manifest of its own, and this one only tells of other models
+            of_model(read_record(options.artifacts / "manifest.json", Manifest))
+    return latest_release(options.artifacts / "release", options.model)
 
 
 def _tag(url: str, name: str | None, target: str | None) -> int:

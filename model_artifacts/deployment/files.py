@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import RecordError
+from model_artifacts.errors import RecordError, RunError
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import leaves_its_folder
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Backend, Recipe
+from model_artifacts.records import Backend, FileRecord, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from model_artifacts.records import FileRecord, Manifest, ManifestEntry
+    from model_artifacts.records import Manifest, ManifestEntry
+
+
+def check_names(path: Path, entry: ManifestEntry) -> None:
+    """Check the names of an artifact, of which commands make paths and lines of listings.
+
+    Raises:
+        RunError: a file lies outside of the manifest's folder, or a name is none that a build gives.
+    """
+    files = [value for _, value in entry if isinstance(value, FileRecord)]
+    for file in files:
+        if leaves_its_folder(file.path):
+            raise RunError(
+                f"the manifest names a file outside its folder: {file.path}",
+                where=str(path),
+                expected="a path below the folder",
+                got=file.path,
+                fix="do not use this manifest",
+            )
+    wrong = [name for name in (entry.model, entry.target) if not _NAME.fullmatch(name)]
+    wrong += [name for name in (entry.id, *(file.path for file in files)) if not name.isprintable()]
+    if wrong:
+        raise RunError(
+            "the manifest has a name that no build gives",
+            where=str(path),
+            expected="letters, digits, `.`, `_`, `+` and `-`",
+            got=ascii(wrong[0]),
+            fix="do not use this manifest",
+        )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""A name of a model or a target."""
 
 
 def entry_files(entry: ManifestEntry, root: Path) -> tuple[FileRecord, ...]:

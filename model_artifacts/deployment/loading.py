@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import platform
-import re
 import threading
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model_artifacts.deployment.files import unusable
+from model_artifacts.deployment.files import check_names, unusable
 from model_artifacts.deployment.model import Model
 from model_artifacts.deployment.pictures.readers import OnGpu, gpu_reader
 from model_artifacts.deployment.requirements import Requirements
@@ -34,9 +33,17 @@ from model_artifacts.host.environment import (
     processor,
     read_host,
 )
-from model_artifacts.host.hashes import check_digest, leaves_its_folder
+from model_artifacts.host.hashes import check_digest
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import DeploymentHost, EngineFlavour, FileRecord, Manifest, ManifestModel, Variant
+from model_artifacts.records import (
+    DeploymentHost,
+    EngineFlavour,
+    FileRecord,
+    Manifest,
+    ManifestModel,
+    Variant,
+    of_model,
+)
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.serving.runners import open_runners
@@ -91,44 +98,16 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
     fix = "name a folder that `doit` or `pull` has filled; if the manifest was changed, run that again"
     manifest = read_record(path, Manifest, fix=fix)
     for entry in manifest.artifacts:
-        _check_names(path, entry)
+        check_names(path, entry)
     return manifest
 
 
-def _check_names(path: Path, entry: ManifestEntry) -> None:
-    """Check the names of an artifact, of which commands make paths and lines of listings.
-
-    Raises:
-        RunError: a file lies outside of the manifest's folder, or a name is none that a build gives.
-    """
-    files = [value for _, value in entry if isinstance(value, FileRecord)]
-    for file in files:
-        if leaves_its_folder(file.path):
-            raise RunError(
-                f"the manifest names a file outside its folder: {file.path}",
-                where=str(path),
-                expected="a path below the folder",
-                got=file.path,
-                fix="do not use this manifest",
-            )
-    wrong = [name for name in (entry.model, entry.target) if not _NAME.fullmatch(name)]
-    wrong += [name for name in (entry.id, *(file.path for file in files)) if not name.isprintable()]
-    if wrong:
-        raise RunError(
-            "the manifest has a name that no build gives",
-            where=str(path),
-            expected="letters, digits, `.`, `_`, `+` and `-`",
-            got=ascii(wrong[0]),
-            fix="do not use this manifest",
-        )
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-"""A name of a model or a target."""
-
-
 def resolve(
-    artifacts: str | os.PathLike[str], requirements: Requirements = ANY, host: DeploymentHost | None = None
+    artifacts: str | os.PathLike[str],
+    requirements: Requirements = ANY,
+    host: DeploymentHost | None = None,
+    *,
+    model: str | None = None,
 ) -> Resolution:
     """Return the artifact to take from a folder, and the reasons against the others. Nothing is loaded.
 
@@ -136,12 +115,14 @@ def resolve(
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
         host: the machine to resolve for; None for this one, which takes only artifacts whose files are in the folder.
+        model: the name of the model, in a folder of several; None takes the only one.
 
     Raises:
         ResolveError: no artifact suits; the message has the reason for each.
+        UsageError: the folder has several models and none was named, or it lacks the named one; the message lists them.
         RecordError: the manifest is missing or damaged.
     """
-    manifest = read_manifest(artifacts)
+    manifest = of_model(read_manifest(artifacts), model)
     if host:
         return resolve_entry(manifest, host, requirements)
     return resolve_entry(manifest, this_host(), requirements, unusable(Path(artifacts), manifest))
@@ -157,15 +138,18 @@ class _Open(threading.local):
 class Loading(AbstractContextManager[Model]):
     """A model that is opened by `with` and closed at the end of the block. Each `with` opens one anew."""
 
-    def __init__(self, root: Path, requirements: Requirements, serving: Serving = PLAIN) -> None:
+    def __init__(
+        self, root: Path, requirements: Requirements, serving: Serving = PLAIN, model: str | None = None
+    ) -> None:
         self._root = root
+        self._model = model
         self._serving = serving
         self._requirements = requirements
         self._open = _Open()
 
     def __enter__(self) -> Model:
         """Open the model."""
-        opening = _opened(self._root, self._requirements, self._serving)
+        opening = _opened(self._root, self._requirements, self._serving, self._model)
         model = opening.__enter__()
         self._open.models.append(opening)
         return model
@@ -217,6 +201,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     artifacts: str | os.PathLike[str],
     requirements: Requirements = ANY,
     *,
+    model: str | None = None,
     contexts: int = 1,
     wait_seconds: float | None = None,
     batching: Batching | None = None,
@@ -228,6 +213,7 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
     Args:
         artifacts: the folder with manifest.json.
         requirements: the caller's requirements.
+        model: the name of the model, in a folder of several; None takes the only one.
         contexts: the most calls that run at once; further ones wait, first come, first served. Contexts share the
             weights of one engine, but each needs GPU memory for its activations. `Model.contexts` tells how many there
             are: torch's modules take turns.
@@ -243,7 +229,8 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
         the errors below when it is entered.
 
     Raises:
-        UsageError: `contexts`, `wait_seconds`, `batching` or `pictures` is none of these; raised at once.
+        UsageError: `contexts`, `wait_seconds`, `batching` or `pictures` is none of these, which is raised at once; or
+            the folder has several models and none was named, or it lacks the named one: the message lists them.
         ResolveError: no artifact suits; the message has the reason for each.
         RecordError: the manifest is missing or damaged.
         RunError: a file is damaged, or cannot be run.
@@ -251,12 +238,12 @@ def load(  # noqa: PLR0913 - keywords of the one call that deployments write
             GPU.
     """
     folder = Path(kernel_cache) if kernel_cache is not None else None
-    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder, pictures))
+    return Loading(Path(artifacts), requirements, Serving(contexts, wait_seconds, batching, folder, pictures), model)
 
 
 @contextmanager
-def _opened(root: Path, requirements: Requirements, serving: Serving) -> Iterator[Model]:
-    manifest = read_manifest(root)
+def _opened(root: Path, requirements: Requirements, serving: Serving, name: str | None) -> Iterator[Model]:
+    manifest = of_model(read_manifest(root), name)
     if manifest.model is None:
         raise RunError(
             f"{root / 'manifest.json'} does not describe the model", fix="use the manifest of a finished build"
@@ -379,12 +366,9 @@ def _kept(entry: ManifestEntry, gpu: Gpu | None, folder: Path | None) -> KeptKer
     return kept_kernels(place, entry.file.sha256, built.version, gpu, driver_version())
 
 
-def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:
-    """Return the facts of a torch module; None for a model of tensors, of which there is none."""
-    if model.preprocessing is None:
-        return None
-    shape = model.preprocessing.input_shape
-    return ModuleFacts(entry.module, model.factory, shape, root, model.arguments, _names_of(entry))
+def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts:
+    """Return the facts of a torch module."""
+    return ModuleFacts(entry.module, model.factory, entry.inputs, root, model.arguments, _names_of(entry))
 
 
 def _names_of(entry: ManifestEntry) -> tuple[str, ...]:

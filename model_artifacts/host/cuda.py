@@ -139,6 +139,13 @@ class DeviceArray:
         """Size in bytes."""
         return bytes_of(self.shape, self.dtype)
 
+    def rows(self, start: int, stop: int) -> DeviceArray:
+        """Return some of the rows, in the same memory."""
+        sample = self.shape[1:]
+        return DeviceArray(
+            self.pointer + start * bytes_of(sample, self.dtype), (stop - start, *sample), self.dtype, self.keeps
+        )
+
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
         """The array for torch, CuPy and Numba, in version 3 of the CUDA array interface."""

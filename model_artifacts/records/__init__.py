@@ -59,14 +59,17 @@ from model_artifacts.records.manifest import (
     Manifest,
     ManifestEntry,
     ManifestModel,
+    ManifestPart,
     Milestone,
     Status,
 )
+from model_artifacts.records.models import joined, manifests_of, model_names, of_model
 from model_artifacts.records.releases import LATEST, HostRelease, StoredRelease, StoreTag
 from model_artifacts.records.schema import manifest_schema
-from model_artifacts.records.targets import CPU_TARGET, GPU_TARGET, module_target
 from model_artifacts.records.variants import (
     AHEAD_OF_TIME,
+    CPU_TARGET,
+    GPU_TARGET,
     STAND_IN,
     Backend,
     BatchRange,
@@ -76,6 +79,7 @@ from model_artifacts.records.variants import (
     Precision,
     Variant,
     Workspace,
+    module_target,
 )
 
 __all__ = [
@@ -130,6 +134,7 @@ __all__ = [
     "Manifest",
     "ManifestEntry",
     "ManifestModel",
+    "ManifestPart",
     "Microseconds",
     "Milestone",
     "Milliseconds",
@@ -164,8 +169,12 @@ __all__ = [
     "Workspace",
     "call_of",
     "is_applied",
+    "joined",
     "manifest_schema",
+    "manifests_of",
+    "model_names",
     "module_target",
+    "of_model",
     "ranking_clock",
     "without_defaults",
 ]

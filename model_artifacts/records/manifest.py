@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AwareDatetime,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from model_artifacts.records.accuracy import Accuracy, GateCheck, RowCheck
 from model_artifacts.records.artifacts import BuiltFor, EngineMemory, LayerShare, ModuleContents, Setting, WeightWarning
@@ -13,6 +20,7 @@ from model_artifacts.records.base import (
     Argument,
     FileRecord,
     GitState,
+    Key,
     Milliseconds,
     Record,
     Sha256,
@@ -27,6 +35,9 @@ from model_artifacts.records.decoding import Decoding
 from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt
 from model_artifacts.records.variants import Backend, BatchRange, Graph, KernelSpecialization, Precision
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Status(str, Enum):
@@ -253,17 +264,53 @@ class Milestone(Record):
     """Relative L2 distance of the artifact's logits to the reference."""
 
 
+class ManifestPart(Record):
+    """One of several models of a manifest, with the facts of its own build. Its artifacts name it as their `model`."""
+
+    name: str
+    """Name of the model in the configuration."""
+    key: Key
+    """Staleness key of this model's part."""
+    built_at: AwareDatetime
+    """Time of the last change of this part, in UTC, to the second."""
+    toolchain: tuple[Tool, ...]
+    """Packages that made this part, with their versions."""
+    git: GitState | None
+    """Checkout at the last change of this part; None outside a repository."""
+    host: str
+    """Operating system and architecture of the machine that made this part."""
+    model: ManifestModel | None
+    """The model; None if its source or its data are missing."""
+
+
 class Manifest(StageRecord):
     """`artifacts/manifest.json`: all artifacts with their deployment status. Sorted, so that diffs are readable."""
 
     git: GitState | None
     """Checkout at the last change of the manifest, which is not written again while it is up to date. None outside a
-    repository. The artifacts may be of earlier commits, which `commits` names."""
+    repository, and for models of several checkouts. The artifacts may be of earlier commits, which `commits` names."""
     host: str
     """Operating system and architecture, such as `Linux x86_64`."""
     model: ManifestModel | None
-    """The model; None if its source or its data are missing."""
+    """The model; None if its source or its data are missing, and in a manifest of several models."""
+    models: tuple[ManifestPart, ...] = ()
+    """The models of a manifest of several, sorted by name. The JSON of one model leaves it out."""
     artifacts: Annotated[tuple[ManifestEntry, ...], Field(max_length=10_000)]
     """One entry per variant, sorted by id."""
     milestones: tuple[Milestone, ...]
     """Steps from eager FP32 to the best engine; empty if nothing was timed on a GPU."""
+
+    @model_validator(mode="after")
+    def _models_are_whole(self) -> Self:
+        names = [part.name for part in self.models]
+        if not names:
+            return self
+        if len(names) == 1 or names != sorted(set(names)) or self.model is not None:
+            raise ValueError("`models` has several models, each once and sorted by name, in place of `model`")
+        if strange := sorted({entry.model for entry in self.artifacts} - set(names)):
+            raise ValueError(f"`models` lacks {strange[0]}, of which there are artifacts")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"models"})

@@ -1,15 +1,22 @@
-"""Variants of the build matrix: backend, precision, graph, batch range and workspace."""
+"""Variants of the build matrix: target, backend, precision, graph, batch range and workspace."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_artifacts.records.base import AxisRange, Record, Whole, without_defaults
 from model_artifacts.records.inputs import PLAIN, Io
-from model_artifacts.records.targets import CPU_TARGET
 
+if TYPE_CHECKING:
+    from model_artifacts.records.hosts import Gpu
+
+CPU_TARGET = "cpu-x86_64"
+"""Target of artifacts for the processor."""
+GPU_TARGET = "gpu"
+"""Target of torch modules on a host without a GPU."""
 STAND_IN = "its graph is TensorRT's, which processors run slowly"
 """Reason against a deployment of a variant that stands in for TensorRT."""
 
@@ -132,31 +139,60 @@ class Layout(str, Enum):
 
 
 class BatchRange(Record):
-    """Batch sizes that an engine takes: from `min` to `max`, tuned for `opt`."""
+    """Batch sizes that an engine takes: from `min` to `max`, tuned for `opt`, or for each of several sizes."""
 
     min: Whole
     """Smallest batch size."""
     opt: Whole
-    """Batch size that the engine is tuned for."""
+    """Batch size that the engine is tuned for; of several sizes the largest."""
     max: Whole
     """Largest batch size."""
+    tuned: tuple[Whole, ...] = ()
+    """Batch sizes with an optimization profile of their own, in ascending order. A batch between two of them runs as
+    the larger one, and the surplus rows are dropped. Empty for one profile of the whole range; the JSON leaves it out
+    then."""
     axes: tuple[AxisRange, ...] = ()
     """Ranges of other axes, such as `height`, by which an artifact takes samples of several sizes. The JSON leaves it
     out if it takes one size."""
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"axes"})
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
         if not self.min <= self.opt <= self.max:
             raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
+        if self.tuned:
+            self._check_tuned()
         return self
+
+    def _check_tuned(self) -> None:
+        """Check the sizes with profiles of their own.
+
+        Raises:
+            ValueError: there is one alone, they are in no ascending order, or the range is another one.
+        """
+        if self.axes:
+            raise ValueError("expected one range of batch sizes beside other axes, got several sizes")
+        written = ", ".join(map(str, self.tuned))
+        if len(self.tuned) == 1:
+            raise ValueError(f"expected at least two sizes, got [{written}]; write {written} for one")
+        if list(self.tuned) != sorted(set(self.tuned)):
+            raise ValueError(f"expected sizes in ascending order, each once, got [{written}]")
+        if (self.min, self.opt, self.max) != (1, self.tuned[-1], self.tuned[-1]):
+            raise ValueError(
+                f"expected min 1, opt and max {self.tuned[-1]} for the sizes {written}, "
+                f"got min {self.min}, opt {self.opt}, max {self.max}"
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"tuned", "axes"})
 
     def takes(self, batch: int) -> bool:
         """Return True if a batch size lies in the range."""
         return self.min <= batch <= self.max
+
+    def padded(self, batch: int) -> int:
+        """Return the batch size that runs for a batch of the range: the next one with a profile, or itself."""
+        return next((size for size in self.tuned if size >= batch), batch)
 
     @property
     def is_fixed(self) -> bool:
@@ -164,15 +200,36 @@ class BatchRange(Record):
         return self.min == self.max
 
     @property
+    def profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """The optimization profiles: the smallest batch, the one that it is tuned for, and the largest of each."""
+        return tuple((size, size, size) for size in self.tuned) or ((self.min, self.opt, self.max),)
+
+    @property
+    def tuned_for(self) -> tuple[int, ...]:
+        """The batch sizes that the engine is tuned for, in ascending order."""
+        return self.tuned or (self.opt,)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes `min`, `opt` and `max`, each once, in ascending order."""
-        return tuple(sorted({self.min, self.opt, self.max}))
+        """The sizes `min`, `opt` and `max`, or those with profiles of their own; each once, in ascending order."""
+        return self.tuned or tuple(sorted({self.min, self.opt, self.max}))
 
     @property
     def label(self) -> str:
-        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `b8-height160-224-320` with another axis."""
+        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `each1-8-32` for a profile of each size.
+
+        Other axes follow: `b8-height160-224-320`.
+        """
+        if self.tuned:
+            return f"each{'-'.join(map(str, self.tuned))}"
         batch = f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
         return "-".join([batch, *(axis.label for axis in self.axes)])
+
+    @property
+    def phrase(self) -> str:
+        """The range in words: `1-32, tuned for 8`; `1-64, tuned for each of 1, 8, 64`."""
+        sizes = ", ".join(map(str, self.tuned_for))
+        return f"{self.min}-{self.max}, tuned for {'each of ' if self.tuned else ''}{sizes}"
 
 
 class Workspace(Record):
@@ -257,3 +314,13 @@ class KernelSpecialization(str, Enum):
     """Compile in the background, while slower kernels run."""
     NONE = "none"
     """Never compile kernels for a shape."""
+
+
+def module_target(gpu: Gpu, torch: str) -> str:
+    """Return the target of torch modules on a GPU, such as `sm90-h100-80gb-hbm3-torch2.11`."""
+    return f"{gpu.slug}-torch{major_minor(torch)}"
+
+
+def major_minor(version: str) -> str:
+    """Return the first two parts of a version; an empty string for "absent"."""
+    return "" if version == "absent" else ".".join(version.split(".")[:2])

@@ -22,7 +22,7 @@ from model_artifacts.deployment.loading import checked_file, read_manifest
 from model_artifacts.errors import TritonError
 from model_artifacts.host.files import replacing_folder
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import Task
+from model_artifacts.records import Task, manifests_of, of_model
 from model_artifacts.releases.triton_models import LeftOut, Platform, TritonModel, plan_models
 from model_artifacts.sessions.preprocessing import to_feed
 
@@ -70,35 +70,43 @@ class Repositories:
         return tuple(dict.fromkeys(written.model.host for written in self.models))
 
 
-def make_repositories(artifacts: Path, folder: Path, version: int | None = None) -> Repositories:
-    """Write model repositories, replacing older ones.
+def make_repositories(
+    artifacts: Path, folder: Path, version: int | None = None, model: str | None = None
+) -> Repositories:
+    """Write model repositories, replacing older ones. A server may have several models, and gets all of a manifest.
 
     Args:
         artifacts: the folder of manifest.json: a build's or a release's.
         folder: the repositories' folder: absent, empty, or one that this function wrote before.
         version: the version of all models. None gives a model the version of the one that it replaces, or the next one
             if its file is another; 1 if it replaces none.
+        model: the name of the only model to write; None writes every model of the manifest.
 
     Raises:
         TritonError: Triton can run no artifact, or the folder holds other files.
+        UsageError: the manifest has no model of this name.
         RecordError: the manifest is missing or damaged.
         RunError: an artifact's file is damaged.
         StorageError: a repository cannot be written.
     """
-    manifest = read_manifest(artifacts)
+    whole = read_manifest(artifacts)
+    manifest = of_model(whole, model) if model else whole  # planned together: a server has one TensorRT
+    parts = [(item.model, item.artifacts) for item in manifests_of(manifest)]
+    facts = {entry.model: about for about, entries in parts if about for entry in entries}
     models, left_out = plan_models(manifest, incomplete(artifacts, manifest))
-    if not models or manifest.model is None:
+    if not models or any(item.entry.model not in facts for item in models):
         reasons = "".join(f"\n    {item.id}: {item.reason}" for item in left_out) or "nothing deployable"
         raise TritonError(
             "Triton can serve no artifact of this manifest", got=reasons, fix="build TensorRT engines or ONNX files"
         )
     _check_replaceable(folder)
-    written = tuple(WrittenModel(model, version or _next_version(folder / model.path, model)) for model in models)
+    written = tuple(WrittenModel(item, version or _next_version(folder / item.path, item)) for item in models)
     with replacing_folder(folder) as scratch:
         for item in written:
-            _write_model(scratch / item.model.path, item, manifest.model, artifacts)
-            check_model(scratch / item.model.path, item, manifest.model)
-        (scratch / MARKER).write_text("".join(f"{model.path}\n" for model in models), encoding="utf-8")
+            own = facts[item.model.entry.model]
+            _write_model(scratch / item.model.path, item, own, artifacts)
+            check_model(scratch / item.model.path, item, own)
+        (scratch / MARKER).write_text("".join(f"{item.path}\n" for item in models), encoding="utf-8")
     return Repositories(folder, written, left_out)
 
 
@@ -140,6 +148,7 @@ def check_model(folder: Path, item: WrittenModel, facts: ManifestModel) -> None:
         "outputs": (_tensors(model, entry.outputs, "OUTPUT"), _written_tensors(written.output)),
         "versions": ([str(item.version)], [path.name for path in folder.iterdir() if path.name.isdecimal()]),
         "files": ([model.filename], [path.name for path in there.iterdir()] if there.is_dir() else []),
+        "profiles": ([model.profiles], [list(group.profile) for group in written.instance_group]),
         "preferred batches": (_preferred(model), list(written.dynamic_batching.preferred_batch_size)),
         "parameters": (
             _parameters(model, facts),
@@ -228,7 +237,7 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
         labels = LABELS if _names_classes(facts) and entry.io.top is None else ""  # by place, and a top-k has ranks
         config.output.add(name=name, data_type=pb.DataType.Value(dtype), dims=dims, label_filename=labels)
     kind = pb.ModelInstanceGroup.KIND_GPU if model.on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=1, kind=kind)
+    config.instance_group.add(count=1, kind=kind, profile=model.profiles)
     config.cc_model_filenames.update(model.files_by_capability)
     if not config.cc_model_filenames:
         config.default_model_filename = model.filename
@@ -241,17 +250,20 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
 
 
 def _add_warmup(config: Any, model: TritonModel, facts: ManifestModel) -> None:  # noqa: ANN401 - as above
-    """Add the requests of the warm-up: one, and the largest batch.
+    """Add the requests of the warm-up: one, and the largest batch, or one for each optimization profile.
 
     Args:
         config: the configuration with its inputs.
         model: the model.
         facts: the model's facts. The first request has images of a file; zeros are tensors of any meaning.
     """
-    requests = [("one request", 1, SAMPLE if facts.preprocessing else "")]
+    count = _sample_count(model)
+    requests = [("one request", 1, count, SAMPLE if facts.preprocessing else "")]
     if model.max_batch > 1:
-        requests.append(("the largest batch", model.max_batch, ""))
-    for name, size, data in requests:
+        requests.append(("the largest batch", model.max_batch, count, ""))
+    tuned = model.entry.profile.tuned if model.entry.profile else ()
+    requests += [(f"a batch of {size}", 1, size, "") for size in tuned if size != count]
+    for name, size, images, data in requests:
         warmup = config.model_warmup.add(name=name, batch_size=size)
         for given, spec in zip(config.input, model.entry.inputs, strict=True):
             sample = warmup.inputs[given.name]
@@ -261,7 +273,7 @@ def _add_warmup(config: Any, model: TritonModel, facts: ManifestModel) -> None: 
             else:
                 sample.zero_data = True
             shape = _own_sizes(spec, facts.preprocessing)
-            sample.dims.extend(shape if model.max_batch else (_sample_count(model), *shape))
+            sample.dims.extend(shape if model.max_batch else (images, *shape))
 
 
 def _own_sizes(spec: TensorSpec, steps: Preprocessing | None) -> tuple[int, ...]:

@@ -99,12 +99,24 @@ class TritonModel:
 
         Of an artifact that takes any batch it is the largest that was validated. Triton composes batches of any size
         from 1 on. An artifact that takes no single image is therefore not batched,
-        and the shape of an engine with a fixed batch size includes that size.
+        and the shape of an engine with a fixed batch size includes that size. Triton pads nothing either: of an engine
+        with a profile for each of several sizes it runs batches of exactly these.
         """
         profile = self.entry.profile
         if profile is None:
             return max((row.batch for row in self.entry.rows), default=1)
+        if profile.tuned:
+            return 0
         return profile.max if profile.min == 1 < profile.max else 0
+
+    @property
+    def profiles(self) -> list[str]:
+        """Numbers of the engine's optimization profiles, of which Triton chooses by the shape; [] for its first alone.
+
+        Source: `ModelInstanceState::GetMostOptimizedProfile` of Triton's TensorRT backend.
+        """
+        tuned = self.entry.profile.tuned if self.entry.profile and self.platform is Platform.TENSORRT else ()
+        return [str(number) for number in range(len(tuned))]
 
     @property
     def preferred_batch(self) -> int | None:

@@ -13,7 +13,7 @@ from model_artifacts.errors import ReleaseError, one_line, shortened, storage_er
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.plain_files import read_plain, tree
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import HostRelease, Manifest
+from model_artifacts.records import HostRelease, Manifest, model_names
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.evidence import check_evidence
 from model_artifacts.releases.signature import FOR_HOST, SIGNATURE, UNSIGNED
@@ -36,24 +36,28 @@ _MAX_BYTES = 64 * 2**20
 _COPY_AGAIN = "copy or pull the release again"
 
 
-def latest_release(releases: Path) -> Path:
+def latest_release(releases: Path, model: str | None = None) -> Path:
     """Return the newest release's folder, by the time in its manifest, which a signature covers.
 
     Of several releases of one manifest, it is the one that was written last.
 
     Args:
         releases: the folder of a build's releases, `<artifacts>/release`.
+        model: the name of the releases' model; None takes those of any.
 
     Raises:
-        ReleaseError: the folder holds no release.
+        ReleaseError: the folder holds no release, or none of this model.
         RecordError: the manifest of one is missing or damaged, so that the newest is unknown.
     """
     folders = sorted(path.parent for path in releases.glob(f"*/{SUMS}"))
     if not folders:
         raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
     fix = "delete that folder, or name the release"
-    built = {folder: read_record(folder / MANIFEST, Manifest, fix=fix).built_at for folder in folders}
-    return max(folders, key=lambda folder: (built[folder], (folder / SUMS).stat().st_mtime_ns))
+    manifests = {folder: read_record(folder / MANIFEST, Manifest, fix=fix) for folder in folders}
+    built = {folder: item.built_at for folder, item in manifests.items() if model in {None, *model_names(item)}}
+    if not built:
+        raise ReleaseError(f"{releases} holds no release of {model}", fix="run `doit release` first")
+    return max(built, key=lambda folder: (built[folder], (folder / SUMS).stat().st_mtime_ns))
 
 
 def sums_of(folder: Path) -> dict[str, str]:

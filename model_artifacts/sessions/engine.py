@@ -156,6 +156,7 @@ class Session:
         self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
         self._shapes: Shapes = ()
+        self._padded: Shapes = ()  # the shapes that run: of an engine with several profiles the next of their sizes
         self._bound: dict[str, int] = {}
 
     def allocate(self) -> None:
@@ -166,7 +167,8 @@ class Session:
         """
         largest = self._loaded.batches.max
         for spec in (*self._inputs, *self._outputs):
-            size = cuda.bytes_of(self._largest(spec, largest), np.dtype(spec.dtype))
+            batch = largest if spec.shape[0] == "batch" else int(spec.shape[0])
+            size = cuda.bytes_of(shape_of(spec, batch, "max"), np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
             self._pinned[spec.name] = cuda.PinnedMemory(size)
             self._context.set_address(spec.name, self._device[spec.name].pointer)
@@ -225,7 +227,7 @@ class Session:
     def _prepare_graph(self, shapes: Shapes) -> None:
         self._prepare(shapes)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._graphs.keep(shapes)
+            self._graph = self._graphs.keep(self._padded)
 
     def upload(self, batch: Batch) -> None:
         """Copy a batch from the host's memory into the session's own buffers, and prepare for its shape."""
@@ -234,6 +236,7 @@ class Session:
         self._prepare_graph(_shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
+        self._fill_up()
         self.stream.synchronize()
 
     def enqueue(self) -> None:
@@ -267,6 +270,7 @@ class Session:
         """
         for spec in self._inputs:
             cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
+        self._fill_up()
         self.enqueue()
         found = []
         for spec in self._outputs:
@@ -324,28 +328,37 @@ class Session:
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
         require_batch(self._inputs, self._loaded.batches, arrays)
-        if self._cuda_graph:  # a graph reads the addresses that it was captured with
-            self._prepare(_shapes_of(arrays))
+        shapes = _shapes_of(arrays)
+        rows = shapes[0][0]
+        # A graph reads the addresses that it was captured with, and a padded batch more rows than the caller has.
+        if self._cuda_graph or self._loaded.batches.padded(rows) != rows:
+            self._prepare(shapes)
             for spec, array in zip(self._inputs, arrays, strict=True):
                 cuda.copy_on_gpu(self._own(spec), array, self.stream)
+            self._fill_up()
         else:
             self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
-            self._shape_for(_shapes_of(arrays))
+            self._shape_for(shapes)
         self.enqueue()
         self.stream.synchronize()
         return named(self._names, [self._result(spec) for spec in self._outputs])
 
     def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
-        """Return the session's own memory for an input of the prepared batch."""
+        """Return the session's own memory for an input of the prepared batch, without the rows that fill it up."""
         return self._device[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
 
     def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
         """Return the shape of an input in the prepared batch."""
         return self._shapes[self._inputs.index(spec)]
 
-    def _largest(self, spec: TensorSpec, batch: int) -> tuple[int, ...]:
-        """Return the largest shape of an input or output; the batch of an output is that of the inputs."""
-        return shape_of(spec, batch if spec.shape[0] == "batch" else int(spec.shape[0]), "max")
+    def _fill_up(self) -> None:
+        """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
+        for spec, given, padded in zip(self._inputs, self._shapes, self._padded, strict=True):
+            own, there = self._device[spec.name].array(padded, np.dtype(spec.dtype)), given[0]
+            while there < padded[0]:
+                more = min(there, padded[0] - there)
+                cuda.copy_on_gpu(own.rows(there, there + more), own.rows(0, more), self.stream)
+                there += more
 
     def _own_pointers(self) -> dict[str, int]:
         return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
@@ -355,7 +368,8 @@ class Session:
         return tuple(spec.name for spec in self._outputs)
 
     def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
-        return self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
+        array = self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
+        return array.rows(0, self._shapes[0][0]) if self._shapes != self._padded else array
 
     def _bind(self, pointers: dict[str, int]) -> None:
         for name, pointer in pointers.items():
@@ -368,10 +382,14 @@ class Session:
             return
         if not self._loaded.batches.takes(shapes[0][0]):
             raise self._refusal(f"{self._inputs[0].dtype} {shapes[0]}")
-        for spec, shape in zip(self._inputs, shapes, strict=True):
-            self._context.set_input_shape(spec.name, shape)
-        self._shapes = shapes
-        self._graph = self._graphs.called(shapes) if self._cuda_graph else None
+        batch = self._loaded.batches.padded(shapes[0][0])
+        padded = tuple((batch, *shape[1:]) for shape in shapes)
+        if padded != self._padded:
+            self._shapes = self._padded = ()  # a shape that is refused leaves no prepared batch
+            for spec, shape in zip(self._inputs, padded, strict=True):
+                self._context.set_input_shape(spec.name, shape)
+        self._shapes, self._padded = shapes, padded
+        self._graph = self._graphs.called(padded) if self._cuda_graph else None
 
     def _run_kernels(self) -> None:
         """Run the prepared batch without a graph, and wait for it."""

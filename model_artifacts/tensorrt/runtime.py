@@ -9,28 +9,18 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import KernelsError
-from model_artifacts.records import AxisRange, BatchRange, KernelSpecialization, TensorSpec
+from model_artifacts.records import BatchRange, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
+from model_artifacts.tensorrt.specs import input_of, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from model_artifacts.errors import RunError
-
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-}
-"""TensorRT's names of types → the records' names."""
-
+    from model_artifacts.records import TensorSpec
 
 _MEMORY = r"(?i)out ?of ?memory|MemoryAllocation|allocat"
 """The library's words for a lack of GPU memory."""
@@ -61,9 +51,9 @@ class LoadedEngine:
     outputs: tuple[TensorSpec, ...]
     """The engine's outputs."""
     batches: BatchRange
-    """Batch range of the engine's optimization profile."""
+    """Batch sizes of the engine's optimization profiles."""
     activation_bytes: int
-    """GPU memory for each execution context, in bytes."""
+    """GPU memory for each `context`, in bytes: of several profiles, that of them all."""
     streams_weights: bool
     """True if some weights stay in the host's memory; CUDA graphs cannot be captured then."""
     _engine: Any
@@ -73,7 +63,9 @@ class LoadedEngine:
     def context(
         self, stream: int, cache: bytes | None = None, specialization: KernelSpecialization = KernelSpecialization.EAGER
     ) -> Iterator[ExecutionContext]:
-        """Open an execution context.
+        """Open an execution context, which holds one of the library's for each optimization profile.
+
+        One that changed its profile would wait for it, and lose the CUDA graphs of the former one.
 
         Args:
             stream: handle of the CUDA stream for the set-up.
@@ -86,19 +78,33 @@ class LoadedEngine:
             KernelsError: the cache cannot be used.
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
-        context = self._engine.create_execution_context(*([] if config is None else [config]))
-        if context is None:
-            raise no_context(self._log, self.activation_bytes)
-        chosen = context.active_optimization_profile == 0  # the library chooses it for the first context
-        if not chosen and not context.set_optimization_profile_async(0, stream):
-            raise refused(
-                "the engine's optimization profile cannot be used", self._log, "a profile that contexts may share"
-            )
-        opened = ExecutionContext(self.flavour, context, config, runtime_cache, self._log)
+        contexts = {size: self._of_profile(index, config, stream) for index, size in enumerate(self.batches.tuned_for)}
+        opened = ExecutionContext(self.flavour, contexts, config, runtime_cache, self._log)
         try:
             yield opened
         finally:
             opened.release()
+
+    def _of_profile(self, index: int, config: Any, stream: int) -> Any:  # noqa: ANN401 - TensorRT is untyped
+        """Return a context of the library that runs an optimization profile."""
+        several = len(self.batches.profiles) > 1
+        strategies = getattr(self.flavour.module, "ExecutionContextAllocationStrategy", None) if several else None
+        given = [] if config is None else [config]
+        if strategies is not None:  # by default each context takes the memory of the largest profile
+            if config is None:
+                given = [strategies.ON_PROFILE_CHANGE]
+            else:
+                config.set_execution_context_allocation_strategy(strategies.ON_PROFILE_CHANGE)
+        context = self._engine.create_execution_context(*given)
+        if context is None:
+            raise no_context(self._log, self.activation_bytes)
+        # The library chooses the first profile itself for the first context. Only a choice allocates as it is told.
+        chosen = not several and context.active_optimization_profile == index
+        if not chosen and not context.set_optimization_profile_async(index, stream):
+            raise refused(
+                "the engine's optimization profile cannot be used", self._log, "a profile that contexts may share"
+            )
+        return context
 
     def inspect(self) -> str:
         """Return the inspector's JSON, which lacks the tensors' types for an engine of several batch sizes."""
@@ -121,18 +127,35 @@ class LoadedEngine:
 
 
 class ExecutionContext:
-    """An execution context, which runs one batch at a time."""
+    """An execution context, which runs one batch at a time, by the optimization profile of its size."""
 
-    def __init__(self, flavour: Flavour, context: Any, config: Any, cache: Any, log: BuildLog) -> None:  # noqa: ANN401 - TensorRT is untyped
+    def __init__(
+        self,
+        flavour: Flavour,
+        contexts: dict[int, Any],
+        config: Any,  # noqa: ANN401 - TensorRT is untyped
+        cache: Any,  # noqa: ANN401
+        log: BuildLog,
+    ) -> None:
+        """Hold the library's contexts.
+
+        Args:
+            flavour: the flavour of the engine.
+            contexts: one for each profile, by the batch size that it is tuned for.
+            config: their configuration.
+            cache: their runtime cache.
+            log: the library's messages.
+        """
         self._flavour = flavour
-        self._context = context
+        self._contexts = contexts
+        self._context = next(iter(contexts.values()))
         self._config = config
         self._cache = cache
         self._log = log
         self._profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Set an input's shape for the next batch.
+        """Set an input's shape for the next batch. Of several profiles, that of its size runs from now on.
 
         Args:
             name: name of the input.
@@ -141,11 +164,15 @@ class ExecutionContext:
         Raises:
             RunError: the engine does not accept the shape.
         """
+        if len(self._contexts) > 1:
+            if shape[0] not in self._contexts:
+                raise refused(f"the engine has no profile for {name} of shape {shape}", self._log)
+            self._context = self._contexts[shape[0]]
         if not self._context.set_input_shape(name, shape):
             raise refused(f"the engine does not accept {name} of shape {shape}", self._log)
 
     def set_address(self, name: str, pointer: int) -> None:
-        """Set a tensor's address in GPU memory.
+        """Set a tensor's address in GPU memory, for all profiles.
 
         Args:
             name: name of the input or output.
@@ -154,7 +181,7 @@ class ExecutionContext:
         Raises:
             RunError: the engine does not accept the address.
         """
-        if not self._context.set_tensor_address(name, pointer):
+        if not all(context.set_tensor_address(name, pointer) for context in self._contexts.values()):
             raise refused(f"the engine does not accept a memory address for {name}", self._log)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -210,6 +237,7 @@ class ExecutionContext:
     def release(self) -> None:
         """Free the context's memory, then the objects that it uses."""
         self._context = None
+        self._contexts.clear()
         self._profiler = None
         self._config = None
         self._cache = None
@@ -246,16 +274,13 @@ def load_engine(
     streams_weights = _stream_weights(engine)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    ranges = [_batches(engine, name) for name in inputs]
-    if len(set(ranges)) > 1:
-        raise refused("the inputs take other batches than each other", log, "one range of batch sizes for all inputs")
-    low, best, high = ranges[0]
+    batches = _batches_of_all(engine, inputs, log)
     loaded = LoadedEngine(
         flavour=flavour,
-        inputs=tuple(_input(engine, name) for name in inputs),
-        outputs=tuple(_spec(engine, name) for name in names if name not in inputs),
-        batches=BatchRange(min=low, opt=best, max=high),
-        activation_bytes=_activation_bytes(engine),
+        inputs=tuple(input_of(engine, name) for name in inputs),
+        outputs=tuple(spec_of(engine, name) for name in names if name not in inputs),
+        batches=batches,
+        activation_bytes=_activation_bytes(trt, engine, len(batches.profiles)),
         streams_weights=streams_weights,
         _engine=engine,
         _log=log,
@@ -279,9 +304,36 @@ def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN
     return Profiler()
 
 
-def _batches(engine: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
-    """Return the smallest, the best and the largest batch of an input."""
-    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, 0))
+def _batches_of_all(engine: Any, inputs: list[str], log: BuildLog) -> BatchRange:  # noqa: ANN401 - TensorRT is untyped
+    """Return the batch sizes of an engine's optimization profiles.
+
+    Raises:
+        RunError: its inputs differ, or it has several profiles that are no fixed sizes in ascending order.
+    """
+    found: list[tuple[int, ...]] = []
+    for profile in range(max(1, engine.num_optimization_profiles)):
+        ranges = {_batches(engine, name, profile) for name in inputs}
+        if len(ranges) > 1:
+            raise refused(
+                "the inputs take other batches than each other", log, "one range of batch sizes for all inputs"
+            )
+        found += ranges
+    if len(found) == 1:
+        low, best, high = found[0]
+        return BatchRange(min=low, opt=best, max=high)
+    sizes = tuple(high for _, _, high in found)
+    if any(low != high for low, _, high in found) or list(sizes) != sorted(set(sizes)):
+        raise refused(
+            f"the engine has the profiles {', '.join(map(str, found))}",
+            log,
+            "a fixed size for each of several profiles",
+        )
+    return BatchRange(min=1, opt=sizes[-1], max=sizes[-1], tuned=sizes)
+
+
+def _batches(engine: Any, name: str, profile: int) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the smallest, the best and the largest batch of an input in an optimization profile."""
+    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, profile))
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped
@@ -304,46 +356,13 @@ def _stream_weights(engine: Any) -> bool:  # noqa: ANN401 - TensorRT is untyped
     return bool(engine.weight_streaming_budget_v2 < streamable)
 
 
-def _activation_bytes(engine: Any) -> int:  # noqa: ANN401 - TensorRT is untyped
+def _activation_bytes(trt: Any, engine: Any, profiles: int) -> int:  # noqa: ANN401 - TensorRT is untyped
+    """Return the memory of a context, or of one context for each of several profiles."""
     newer = hasattr(engine, "device_memory_size_v2")
-    return int(engine.device_memory_size_v2 if newer else engine.device_memory_size)
-
-
-def _spec(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    shape = tuple(engine.get_tensor_shape(name))
-    return tensor_spec(name, shape, engine.get_tensor_dtype(name))
-
-
-def _input(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    """Return the spec of an input with the ranges of its dynamic axes beside the batch."""
-    spec = _spec(engine, name)
-    ends = zip(*(tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)), strict=True)
-    ranges = tuple(
-        AxisRange(name=axis, min=int(low), opt=int(best), max=int(high))
-        for axis, (low, best, high) in zip(spec.shape, ends, strict=True)
-        if isinstance(axis, str)
-    )
-    return spec.with_ranges(ranges)
-
-
-_PICTURE = {2: "height", 3: "width"}
-"""Names of the axes of images in NCHW, by their places. Engines keep no names of axes."""
-
-
-def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...] = ()) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    """Return the spec of an input or output of a network or an engine; four axes are taken for NCHW.
-
-    Args:
-        name: name of the tensor.
-        shape: sizes of the axes; -1 is a dynamic one, the first of them the batch.
-        dtype: TensorRT's type of the elements.
-        names: names of the axes, as far as they are known.
-    """
-    known = dict(enumerate(names))
-    usual = {0: "batch", **(_PICTURE if len(shape) == len("NCHW") else {})}
-    axes = tuple(
-        usual.get(place) or known.get(place) or f"axis_{place}" if size == -1 else int(size)
-        for place, size in enumerate(shape)
-    )
-    kind = str(dtype).rpartition(".")[2]
-    return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])
+    largest = int(engine.device_memory_size_v2 if newer else engine.device_memory_size)
+    if profiles == 1:
+        return largest
+    if not hasattr(trt, "ExecutionContextAllocationStrategy"):  # every context takes the memory of the largest profile
+        return largest * profiles
+    of_profile = engine.get_device_memory_size_for_profile_v2 if newer else engine.get_device_memory_size_for_profile
+    return sum(int(of_profile(profile)) for profile in range(profiles))

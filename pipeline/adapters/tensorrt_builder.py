@@ -122,7 +122,7 @@ def build_engine(
         raise _failure(log, request)
     data = bytes(plan)
     built_for = _built_for(flavour, request, settings)
-    memory, digest = _measure(flavour, data, log, host_code=built_for.version_compatible)
+    memory, digest = _measure(flavour, data, log, request.profile, host_code=built_for.version_compatible)
     return BuiltEngine(
         plan=data,
         memory=memory,
@@ -252,19 +252,35 @@ def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting
     )
 
 
-def _measure(flavour: Flavour, plan: bytes, log: BuildLog, *, host_code: bool = False) -> tuple[EngineMemory, str]:
-    """Return the memory of an engine and the digest of its layers, from the engine itself or from its builder's log."""
+def _measure(
+    flavour: Flavour, plan: bytes, log: BuildLog, profile: BatchRange, *, host_code: bool = False
+) -> tuple[EngineMemory, str]:
+    """Return the memory of an engine and the digest of its layers, from the engine itself or from its builder's log.
+
+    Raises:
+        BuildError: the engine has other optimization profiles than were asked for, or its memory is unknown.
+    """
     weights = _logged(log, r"Total Weights Memory: (\d+)")
     if flavour.tunes:
         with load_engine(flavour, plan, host_code=host_code) as engine:
+            if engine.batches.tuned != profile.tuned:
+                raise BuildError(
+                    "the engine has other optimization profiles", expected=profile.label, got=engine.batches.label
+                )
             memory = EngineMemory(activation_bytes=engine.activation_bytes, weights_bytes=weights)
-            return memory, hashlib.sha256(engine.inspect().encode()).hexdigest()
-    activation = _logged(log, r"Total Activation Memory: (\d+)")
-    if activation is None:
+            # Without a context the inspector shows the first profile alone: others could differ unseen.
+            shown = plan if profile.tuned else engine.inspect().encode()
+            return memory, hashlib.sha256(shown).hexdigest()
+    activations = [int(size) for size in re.findall(r"Total Activation Memory: (\d+)", log.text())]
+    wanted = len(profile.profiles)
+    if len(activations) < wanted or (profile.tuned and len(activations) != wanted):
         raise BuildError(
-            "the builder did not report the memory of the engine", expected="`Total Activation Memory: …` in its log"
+            "the builder did not report the memory of the engine",
+            expected="`Total Activation Memory: …` in its log"
+            + (f", once for each of {wanted} profiles" if wanted > 1 else ""),
+            got=f"{len(activations)} of them",
         )
-    memory = EngineMemory(activation_bytes=activation, weights_bytes=weights)
+    memory = EngineMemory(activation_bytes=sum(activations[-wanted:]), weights_bytes=weights)
     return memory, _layers_digest(plan, memory)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import Precision, Setting
-from model_artifacts.tensorrt.runtime import tensor_spec
+from model_artifacts.tensorrt.specs import tensor_spec
 from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
 from pipeline.config.tensorrt import HardwareCompatibility, TilingOptimizationLevel
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from model_artifacts.records import AxisRange, BatchRange, TensorSpec
+    from model_artifacts.records import AxisRange, TensorSpec
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.adapters.tensorrt_builder import EngineRequest
 
@@ -73,23 +73,25 @@ class BuilderSettings:
         self._recorded.append(Setting(name=name, value=str(value), applied=not unsupported, note=unsupported))
 
     def _profile(self) -> None:
-        """Add the optimization profile of the batch range, and of the other dynamic axes, to every input.
+        """Add the optimization profiles of the batch range, and of the other dynamic axes, each for every input.
 
         Raises:
             BuildError: the graph has a dynamic axis whose range nothing says.
         """
-        sizes = self._request.profile
-        profile = self._builder.create_optimization_profile()
-        for index in range(self._network.num_inputs):
-            tensor = self._network.get_input(index)
-            spec = io_formats([tensor])[0]
-            shapes = [shape_at(spec, sizes, self._request.axes, end) for end in ("min", "opt", "max")]
-            ends = tuple(zip(*shapes, strict=True))
-            if any(size < 0 and min(found) == max(found) for size, found in zip(tensor.shape, ends, strict=True)):
-                # a static shape is twice as fast as a profile of one size
-                tensor.shape = tuple(found[0] if min(found) == max(found) else -1 for found in ends)
-            profile.set_shape(tensor.name, *shapes)
-        self._config.add_optimization_profile(profile)
+        sizes, axes = self._request.profile, self._request.axes
+        inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
+        specs = io_formats(inputs)  # before a shape is set: it may take the names of the axes away
+        for tensor, spec in zip(inputs, specs, strict=True):
+            least, most = shape_at(spec, sizes.min, axes, "min"), shape_at(spec, sizes.max, axes, "max")
+            fixed = tuple(size if size == other else -1 for size, other in zip(least, most, strict=True))
+            if fixed != tuple(tensor.shape):
+                tensor.shape = fixed  # a static shape is twice as fast as a profile of one size
+        for low, best, high in sizes.profiles:
+            profile = self._builder.create_optimization_profile()
+            for spec in specs:
+                ends = ((low, "min"), (best, "opt"), (high, "max"))
+                profile.set_shape(spec.name, *(shape_at(spec, batch, axes, end) for batch, end in ends))
+            self._config.add_optimization_profile(profile)
         self._record("profile", sizes.label)
         sharing = getattr(self._trt.PreviewFeature, "PROFILE_SHARING_0806", None)
         # A process has one context for each thread. Profile sharing lets all of them use the one profile.
@@ -275,12 +277,12 @@ def joined(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def shape_at(spec: TensorSpec, profile: BatchRange, axes: tuple[AxisRange, ...], end: str) -> tuple[int, ...]:
+def shape_at(spec: TensorSpec, batch: int, axes: tuple[AxisRange, ...], end: str) -> tuple[int, ...]:
     """Return an input's shape at one end of a profile.
 
     Args:
         spec: the input.
-        profile: the batch range.
+        batch: the batch size there.
         axes: the ranges of the other dynamic axes.
         end: min, opt or max.
 
@@ -288,7 +290,7 @@ def shape_at(spec: TensorSpec, profile: BatchRange, axes: tuple[AxisRange, ...],
         BuildError: an axis has no range.
     """
     ranges = {axis.name: axis for axis in axes}
-    shape = [int(getattr(profile, end))]
+    shape = [batch]
     for size in spec.shape[1:]:
         if isinstance(size, str) and size not in ranges:
             raise BuildError(

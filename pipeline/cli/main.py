@@ -13,8 +13,8 @@ from model_artifacts.cli.process import end_like_ctrl_c, ignore_further_signals
 from model_artifacts.errors import SourceError
 from model_artifacts.host.terminal import steady_output
 from pipeline.cli.options import ARTIFACTS, CONFIG, subject_of
-from pipeline.cli.owner import check_owner, claim
 from pipeline.cli.plan_commands import add_plan_commands
+from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.freshness import is_reused
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from model_artifacts.errors import StorageError
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.terminal import duration_phrase, is_progress
+from pipeline.system.locks import updating
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -168,8 +169,9 @@ def read_durations(path: Path) -> dict[str, float]:
 def add_durations(path: Path, took: Mapping[str, float]) -> None:
     """Add the durations of a run's steps to a file."""
     if took:
-        known = {**read_durations(path), **{name: round(seconds, 1) for name, seconds in took.items()}}
         try:
-            write_bytes(path, TypeAdapter(_DURATIONS).dump_json(known, indent=0))
+            with updating(path):
+                known = {**read_durations(path), **{name: round(seconds, 1) for name, seconds in took.items()}}
+                write_bytes(path, TypeAdapter(_DURATIONS).dump_json(known, indent=0))
         except StorageError:
             return  # the next run has a worse estimate; what filled the disk is told by the steps

@@ -76,7 +76,7 @@ class Reporter(ConsoleReporter):
         del tasks
         self._idle = True
         self._verdict = ""
-        self._screen: tuple[Path, str] | None = None
+        self._screen: tuple[Path, str, str] | None = None
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -143,17 +143,20 @@ class Reporter(ConsoleReporter):
         return _last_screen(*screen, self._live.stream) if screen else ""
 
 
-def _last_screen(artifacts: Path, release: str, stream: TextIO) -> str:
+def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> str:
     """Print the artifacts to deploy and the table of all, and return the line that ends a run.
 
     The table may fill more than a terminal's rows, so that the answer above it has left the screen.
     """
     from model_artifacts.cli.answers import Place, answer_in_short, devices_here, print_manifest
     from model_artifacts.deployment.loading import read_manifest
+    from model_artifacts.records import of_model
 
-    manifest = read_manifest(artifacts)
-    print_manifest(manifest, Place(artifacts, devices_here(), release), stream)
-    return f"{answer_in_short(manifest)}\nall of this again: model-artifacts show {shlex.quote(str(artifacts))}"
+    whole = read_manifest(artifacts)
+    manifest, is_shared = of_model(whole, model), bool(whole.models)
+    print_manifest(manifest, Place(artifacts, devices_here(), release, is_shared), stream)
+    again = f"model-artifacts show {shlex.quote(str(artifacts))}{f' --model {model}' if is_shared else ''}"
+    return f"{answer_in_short(manifest)}\nall of this again: {again}"
 
 
 def _is_step(task: Task) -> bool:
@@ -231,8 +234,8 @@ class _FarmRunner(_ParallelRunner):
 
 
 @contextmanager
-def _alone_in(artifacts: Path) -> Iterator[None]:
-    """Work in an artifacts folder alone: two configurations with folders of their own run side by side.
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Work in a folder alone: configurations of other models run side by side, also in one artifacts folder.
 
     Raises:
         ArtifactError: another doit works there.
@@ -240,13 +243,13 @@ def _alone_in(artifacts: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(artifacts / ".doit.lock")
-    with storage_errors(f"preparing {artifacts}"):
-        artifacts.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".doit.lock")
+    with storage_errors(f"preparing {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout):  # which is an OSError
             lock.acquire(timeout=0)
     if not lock.is_locked:
-        raise ArtifactError(f"another doit works in {artifacts}", fix="wait for it, or stop it")
+        raise ArtifactError(f"another doit works in {folder}", fix="wait for it, or stop it")
     try:
         yield
     finally:
@@ -342,7 +345,8 @@ class Run(DoitRun):
         tasks: Tasks = self.loader.namespace["TASKS"]
         durations = tasks.artifacts / DURATIONS
         at_once = None if self._farms() else num_process
-        self._held.enter_context(_alone_in(tasks.artifacts))  # until interrupted steps have ended, too
+        for folder in tasks.folders:
+            self._held.enter_context(_alone_in(folder))  # until interrupted steps have ended, too
         steps = planned_steps(self.control.tasks, self.control.selected_tasks)
         progress = Progress(steps, read_durations(durations), at_once)
         try:

@@ -18,7 +18,8 @@ from model_artifacts.host.terminal import COLUMNS_VARIABLE, escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import ALLOW_DIRTY, KEYLESS, PRUNE_DELETE, RELEASE_KEY
 from pipeline.cli.order import SECONDS
-from pipeline.cli.owner import check_owner
+from pipeline.config.settings import Executor
+from pipeline.planning.folder.owner import check_owner
 from pipeline.planning.freshness import NOT_MADE, freshness_of, is_reused
 from pipeline.planning.project import Project
 from pipeline.system.forks import ForkServer
@@ -48,7 +49,7 @@ WHY = "why it is not up to date"
 SINCE = "since when it is up to date"
 VERDICT = "where the verdict is"
 ALONE = "no other step works beside it"
-SCREEN = "the folder of artifacts that the last screen shows, and the command that releases them"
+SCREEN = "the folder of artifacts that the last screen shows, the command that releases them, and their model"
 
 
 class Tasks:
@@ -82,13 +83,20 @@ class Tasks:
         """The folder that the configuration puts all results into."""
         return self._project.paths.root
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that no other doit may work in: the model's, and with a farm that of its machines' record."""
+        paths = self._project.paths
+        on_farm = self._project.config.executor is Executor.RAY
+        return (paths.folder, *([paths.farm.parent] if on_farm else []))
+
     def of(self, spec: StageSpec[Any]) -> Iterator[TaskDict]:
         """Yield one doit task for each step of a stage, with the step's subject as its name."""
         schedule = self._project.schedule
         verdict: dict[str, object] = {VERDICT: self._verdict()} if spec.last else {}
         shown_last = spec.name == "manifest"  # in the terminal's colours and width, which a step does not know
         if shown_last:
-            verdict[SCREEN] = (self._project.paths.root, f"{self._project.doit} release")
+            verdict[SCREEN] = (self._project.paths.root, f"{self._project.doit} release", self._project.plan.model)
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             yield {
@@ -155,7 +163,8 @@ class Tasks:
         }
 
     def _verify_command(self, key: str, path: str) -> list[str]:
-        release = [path] if path else ["--artifacts", str(self._project.paths.root)]
+        newest = ["--artifacts", str(self._project.paths.root), "--model", self._project.plan.model]
+        release = [path] if path else newest
         return [sys.executable, "-m", "model_artifacts", "verify", *release, *_arguments({VERIFY_KEY: key})]
 
     def triton(self) -> TaskDict:

@@ -29,7 +29,7 @@ class BenchmarkConfig(Record):
 
     baselines: tuple[Baseline, ...] = (Baseline.ONNXRUNTIME,)
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Batch sizes to time. None takes the optimum of each profile."""
+    """Batch sizes to time. None takes those that the profiles are tuned for."""
     restarts: Repeats = 3
     """Repetitions of the whole measurement, each in fresh processes."""
     warmup_runs: Repeats = 2

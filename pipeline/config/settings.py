@@ -348,8 +348,8 @@ class Config(Record):
 
     @property
     def timed_batches(self) -> tuple[int, ...]:
-        """The batch sizes that are timed: those of `benchmark.batches`, else the optimum of each profile."""
-        return self.benchmark.batches or tuple(sorted({profile.opt for profile in self.profiles}))
+        """The batch sizes that are timed: those of `benchmark.batches`, else those that the profiles are tuned for."""
+        return self.benchmark.batches or tuple(sorted({size for item in self.profiles for size in item.tuned_for}))
 
     @property
     def axes(self) -> tuple[AxisRange, ...]:

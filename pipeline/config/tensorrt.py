@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Annotated
 
@@ -13,12 +14,27 @@ from pipeline.config.values import (
     PORTABLE_COMPUTE_CAPABILITIES,
     Flag,
     Seconds,
-    check_build_route,
+    in_yaml,
     parse_auto,
     parse_bytes,
     parse_compute_capabilities,
     with_defaults,
 )
+
+_KNOB = re.compile(r"-[^\s=]+=\S+")
+
+
+def check_build_route(value: str) -> str:
+    """Return a build route with single spaces between its knobs.
+
+    Raises:
+        ValueError: the text is empty, or a part of it is no `-name=value`.
+    """
+    knobs = value.split()
+    wrong = [knob for knob in knobs if not _KNOB.fullmatch(knob)]
+    if wrong or not knobs:
+        raise ValueError(f"expected knobs such as '-name=value', got {in_yaml(wrong[0] if wrong else value)}")
+    return " ".join(knobs)
 
 
 class TacticSource(str, Enum):

@@ -51,8 +51,6 @@ _DEVICE = re.compile(r"0|[1-9]\d{0,3}|all|(GPU|MIG)-[\w/-]+", re.ASCII)
 
 _NEARLY_A_DEVICE = re.compile(r"\s*(?:cuda:?|gpu:?)?\s*0*(\d{1,4}|all)[\s;,]*", re.ASCII | re.IGNORECASE)
 
-_KNOB = re.compile(r"-[^\s=]+=\S+")
-
 _SIZE_EXAMPLES = "a size such as 256MiB or 1GiB"
 _LARGEST_DROP = 0.5
 """A larger drop is one in percentage points, or accepts every artifact."""
@@ -163,10 +161,12 @@ def parse_arguments(value: object) -> object:
 
 
 def parse_batch_range(value: object) -> object:
-    """Return the mapping of a batch range; a number `n` is the fixed batch {min: n, opt: n, max: n}.
+    """Return the mapping of a batch range.
+
+    A number `n` is the fixed batch {min: n, opt: n, max: n}; {sizes: […]} is one engine with a profile of each size.
 
     Raises:
-        ValueError: the value is neither a mapping nor a number from 1 to `INT32_MAX`.
+        ValueError: the value is neither a mapping nor a number from 1 to `INT32_MAX`, or the sizes are none.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
@@ -175,8 +175,21 @@ def parse_batch_range(value: object) -> object:
             raise ValueError(f"expected a batch of at most {INT32_MAX}, got {in_yaml(value)}")
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict):
-        raise ValueError(f"expected a batch size or {{min, opt, max}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
-    return value
+        raise ValueError(f"expected a batch size, {{min, opt, max}} or {{sizes}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
+    return _parse_sizes(value) if "sizes" in value else value
+
+
+def _parse_sizes(value: dict[str, object]) -> dict[str, object]:
+    """Return the fields of a batch range with a profile for each size."""
+    sizes = value["sizes"]
+    if others := [name for name in value if name != "sizes"]:
+        raise ValueError(f"expected `sizes` alone, or min, opt and max, got `sizes` beside {in_yaml(others[0])}")
+    shown = f"[{', '.join(map(in_yaml, sizes))}]" if isinstance(sizes, list) else in_yaml(sizes)
+    if not isinstance(sizes, list) or not sizes or any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError(
+            f"expected a list of at least two batch sizes, such as [1, 8, 64], got {shortened(shown, 120)}"
+        )
+    return {"min": 1, "opt": max(sizes), "max": max(sizes), "tuned": tuple(sizes)}
 
 
 def parse_weights(value: object) -> object:
@@ -329,19 +342,6 @@ def _size_in_bytes(text: str, least_bare: int = _LEAST_BARE_SIZE) -> int:
     if size < _LEAST_SIZE:
         raise ValueError(f"expected at least 1KiB, got {shown}")
     return size
-
-
-def check_build_route(value: str) -> str:
-    """Return a build route with single spaces between its knobs.
-
-    Raises:
-        ValueError: the text is empty, or a part of it is no `-name=value`.
-    """
-    knobs = value.split()
-    wrong = [knob for knob in knobs if not _KNOB.fullmatch(knob)]
-    if wrong or not knobs:
-        raise ValueError(f"expected knobs such as '-name=value', got {in_yaml(wrong[0] if wrong else value)}")
-    return " ".join(knobs)
 
 
 def check_factory(value: str) -> str:

@@ -17,7 +17,17 @@ from model_artifacts.host.environment import (
     read_host,
 )
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import GitState, Graph, Host, Manifest, Record, StageRecord, Variant
+from model_artifacts.records import (
+    GitState,
+    Graph,
+    Host,
+    Manifest,
+    Record,
+    StageRecord,
+    Variant,
+    model_names,
+    of_model,
+)
 from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Executor
 from pipeline.planning.paths import Paths
@@ -180,7 +190,7 @@ class Project:
         return self._read(self.paths.layers(variant), LayerProfile, "profile", variant.id)
 
     def manifest(self) -> Manifest:
-        """Return the manifest."""
+        """Return this model's part of the folder's manifest."""
         return self._read(self.paths.manifest, Manifest, "manifest", self.plan.model)
 
     def report(self) -> ReportRecord:
@@ -204,6 +214,10 @@ class Project:
             NewerRecordError: a newer version of this package wrote it.
         """
         record = read_record(path, kind, fix)
+        if isinstance(record, Manifest):
+            if (names := model_names(record)) and self.plan.model not in names:
+                raise MissingRecordError(f"{path} has nothing of {self.plan.model}", fix=fix)
+            return of_model(record, self.plan.model)  # type: ignore[return-value]  # R is Manifest
         if isinstance(record, StageRecord) and record.folder and path.parent != self.paths.root / record.folder:
             raise RecordError(f"{path} is the record of {record.folder}", fix=fix)
         return record

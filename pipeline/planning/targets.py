@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import EngineFlavour, Gpu
-from model_artifacts.records.targets import major_minor
+from model_artifacts.records.variants import major_minor
 from pipeline.config.tensorrt import portable_target
 
 if TYPE_CHECKING:

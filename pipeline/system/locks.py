@@ -66,6 +66,25 @@ def shared(gpu: Gpu | None) -> Iterator[None]:
 
 
 @contextmanager
+def updating(file: Path) -> Iterator[None]:
+    """Read and replace a file that other processes replace, too: one after the other, each for a moment.
+
+    Raises:
+        StorageError: the lock's file, beside the file, cannot be written.
+    """
+    from filelock import FileLock  # noqa: PLC0415 - it takes 0.1 s, which listing and planning save
+
+    lock = FileLock(file.with_name(f".{file.name.lstrip('.')}.lock"))
+    with storage_errors(f"locking {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _held(gpu: Gpu | None, *, alone: bool) -> Iterator[None]:
     if gpu is None:
         yield

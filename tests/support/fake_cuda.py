@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime
 
+from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, Precision, TensorSpec
 from model_artifacts.tensorrt.inspector import EngineLayer
 
@@ -209,10 +210,13 @@ class FakeContext:
     Of several outputs, the second has 100 more, the third 200. An input `tokens` adds each sample's sum to its logits.
     """
 
-    def __init__(self, cuda: FakeRuntime, classes: int, outputs: tuple[str, ...]) -> None:
+    def __init__(self, cuda: FakeRuntime, classes: int, outputs: tuple[str, ...], engine: FakeEngine) -> None:
         self._cuda = cuda
         self._classes = classes
         self._outputs = outputs
+        self._engine = engine
+        self.ran: list[int] = []
+        """The batch sizes that ran."""
         self.addresses: dict[str, int] = {}
         self.images: tuple[int, ...] = ()
         self.tokens: tuple[int, ...] = ()
@@ -223,7 +227,13 @@ class FakeContext:
         self.addresses[name] = pointer
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Keep it."""
+        """Keep it.
+
+        Raises:
+            RunError: the engine has no profile of this batch size.
+        """
+        if self._engine.batches.tuned and shape[0] not in self._engine.batches.tuned:
+            raise RunError(f"no profile for a batch of {shape[0]}")
         if name == "tokens":
             self.tokens = shape
         else:
@@ -239,6 +249,7 @@ class FakeContext:
         targets = [self.addresses[name] for name in self._outputs]
 
         def work() -> None:
+            self.ran.append(images[0])
             means = at(addresses["image"], images).reshape(images[0], -1).mean(axis=1, keepdims=True)
             if tokens:
                 means = means + at(addresses["tokens"], tokens, ctypes.c_int64).sum(axis=1, keepdims=True)
@@ -260,7 +271,8 @@ class FakeContext:
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return one convolution, in FP16 once the shapes are known: until then the inspector leaves types open."""
-        return (EngineLayer("conv", "correlation", "", Precision.FP16 if self.images else None),)
+        known = self._engine.narrow if self.images[:1] == (self._engine.narrow_at,) else Precision.FP16
+        return (EngineLayer("conv", "correlation", "", known if self.images else None),)
 
 
 class FakeEngine:
@@ -286,6 +298,8 @@ class FakeEngine:
         self.outputs = tuple(
             TensorSpec(name=name, shape=("batch", classes), dtype="float32", layout="NC") for name in outputs
         )
+        self.narrow_at, self.narrow = 0, Precision.FP16
+        """A batch size, and the type in which its kernels multiply."""
         self.contexts: list[FakeContext] = []
         self.caches: list[bytes | None] = []
         self.streams_weights = False
@@ -295,5 +309,5 @@ class FakeEngine:
         """Open a context."""
         self.caches.append(cache)
         names = tuple(spec.name for spec in self.outputs)
-        self.contexts.append(FakeContext(self._cuda, self._classes, names))
+        self.contexts.append(FakeContext(self._cuda, self._classes, names, self))
         yield self.contexts[-1]

@@ -28,6 +28,11 @@ BUILDS = [f"build {precision.value} {settings}" for precision in Precision for s
 CONTRACT = [
     *BUILDS,
     "build a fixed batch",
+    "build several profiles",
+    "build of which a profile is lost",
+    "load several profiles",
+    "load profiles in another order",
+    "load a profile that cannot be used",
     "build with timings",
     "build with another GPU's timings",
     "build with tactic sources that are refused",

@@ -80,6 +80,7 @@ SETTINGS = {
 }
 RANGE = BatchRange(min=1, opt=2, max=4)
 FIXED = BatchRange(min=4, opt=4, max=4)
+EACH = BatchRange(min=1, opt=4, max=4, tuned=(1, 2, 4))
 LAYER = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Name": "image", "Format/Datatype": "Half"}]}
 
 
@@ -179,6 +180,28 @@ def _loaded(flavour: Flavour, weights: Path | None = None, *, host_code: bool = 
         streams = str(engine.streams_weights)
         said = (engine.batches.label, str(layers[0].precision), str(shape), str(cache), inspected, streams)
         return {"inputs": engine.inputs, "outputs": engine.outputs, "said": said}
+
+
+def _several(trt: ModuleType, sizes: tuple[int, ...] = EACH.tuned) -> dict[str, Any]:
+    """Return the answers of an engine with a profile for each of several batch sizes."""
+    return {
+        "ICudaEngine.num_optimization_profiles": len(sizes),
+        "ICudaEngine.get_tensor_profile_shape": lambda _, profile: [trt.Dims((sizes[profile], 3, 8, 8))] * 3,
+        "ICudaEngine.get_device_memory_size_for_profile_v2": lambda profile: 1000 * sizes[profile],
+        "IExecutionContext.set_optimization_profile_async": True,
+        "IExecutionContext.set_tensor_address": True,
+        "IExecutionContext.set_input_shape": True,
+    }
+
+
+def _switched(flavour: Flavour) -> dict[str, Any]:
+    """Run batches of several sizes in turns."""
+    with load_engine(flavour, b"plan") as engine, engine.context(stream=7) as context:
+        context.set_address("image", 4096)
+        for size in (1, 4, 1):
+            context.set_input_shape("image", (size, 3, 8, 8))
+            context.enqueue(7)
+        return {"said": (engine.batches.label, str(engine.activation_bytes))}
 
 
 def _refitted(flavour: Flavour, weights: Path) -> dict[str, Any]:
@@ -294,6 +317,18 @@ def drive(genuine: ModuleType, folder: Path) -> Report:
     fresh = partial(_refitted, weights=_weights(folder, "weight"))
     others = {
         "build a fixed batch": attempt(partial(_built, request=_request(Precision.FP16, SETTINGS["plain"], FIXED))),
+        "build several profiles": attempt(
+            partial(_built, request=_request(Precision.FP16, SETTINGS["plain"], EACH)), _several(genuine)
+        ),
+        "build of which a profile is lost": attempt(
+            partial(_built, request=_request(Precision.FP16, SETTINGS["plain"], EACH)), _several(genuine, (1, 4))
+        ),
+        "load several profiles": attempt(_switched, _several(genuine)),
+        "load profiles in another order": attempt(_switched, _several(genuine, (4, 1))),
+        "load a profile that cannot be used": attempt(
+            _switched,
+            {**_several(genuine), "IExecutionContext.set_optimization_profile_async": lambda index, _: index < 2},
+        ),
         "build with timings": attempt(partial(build, timings=b"timings")),
         "build with another GPU's timings": attempt(
             partial(build, timings=b"timings"), {"IBuilderConfig.set_timing_cache": lambda *_: next(taken)}

@@ -234,7 +234,7 @@ def _facts(entry: ManifestEntry) -> dict[str, str]:
         "precision": entry.precision.value,
         "gpu": gpu,
         "sm": ",".join(map(str, numbers)),
-        "batch": f"{entry.profile.min}-{entry.profile.max}, tuned for {entry.profile.opt}" if entry.profile else "any",
+        "batch": entry.profile.phrase if entry.profile else "any",
         "gate": _gate(entry),
     }
     if entry.timings:

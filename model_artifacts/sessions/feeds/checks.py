@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from model_artifacts.records import BatchRange, TensorSpec
 
 
+def sample_of(spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of a sample of an input whose axes are fixed, but for the batch."""
+    return tuple(int(size) for size in spec.shape[1:])
+
+
 def shape_of(spec: TensorSpec, batch: int, end: str) -> tuple[int, ...]:
     """Return the shape of a batch of an input or output, with its dynamic axes at one end of their ranges.
 

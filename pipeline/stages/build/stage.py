@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
 _NO_MODULE_OF_TENSORS = (
-    "the model takes the tensors of `data.tensors`, and modules are made of networks that take images: this model has "
-    "engines and ONNX files alone"
+    "the model takes the tensors of `data.tensors`, and torch modules of such a model were not tried on a GPU: it has "
+    "engines and ONNX files there"
 )
 
 _ONE_SIZE = "Torch-TensorRT's modules are made for images of one size, and this profile takes several"
@@ -35,6 +35,9 @@ _PLAIN_ALONE = (
     "graphs with dynamic axes beside the batch take normalised float32 images and give the network's own outputs"
 )
 
+_ONE_PROFILE = (
+    "only engines have a profile for each batch size; this is made for one range of batch sizes: write {min, opt, max}"
+)
 _OWN_ENDS = "Torch-TensorRT's modules take normalised float32 images and give the network's own outputs"
 
 
@@ -60,14 +63,10 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         from pipeline.stages.build.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
 
         return make_engine(project, variant, key)
-    if variant.backend.is_module and project.source().onnx:
-        raise UnsupportedError(_NO_MODULE)
-    if not variant.io.is_plain and variant.backend.is_module:
-        raise UnsupportedError(_OWN_ENDS)
-    if variant.backend.is_module and project.source().named_inputs:
-        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
-    if variant.profile and variant.profile.axes and variant.backend.is_torch_tensorrt:
-        raise UnsupportedError(_ONE_SIZE)
+    if variant.profile and variant.profile.tuned:
+        raise UnsupportedError(_ONE_PROFILE)
+    if variant.backend.is_module:
+        _require_module(project, variant)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)
     if variant.backend.is_torch_tensorrt:
@@ -77,6 +76,19 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
     if variant.backend.is_module:
         return _weights(project, variant, key)
     return _onnx(project, variant, key)
+
+
+def _require_module(project: Project, variant: Variant) -> None:
+    """Refuse a torch module of a model, an input, an output or a profile that none is made for."""
+    source = project.source()
+    if source.onnx:
+        raise UnsupportedError(_NO_MODULE)
+    if not variant.io.is_plain:
+        raise UnsupportedError(_OWN_ENDS)
+    if variant.target != CPU_TARGET and source.named_inputs:
+        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
+    if variant.profile and variant.profile.axes:
+        raise UnsupportedError(_ONE_SIZE)
 
 
 def _require_gpu(project: Project, variant: Variant) -> None:

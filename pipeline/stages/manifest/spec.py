@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.records import KernelSpecialization, Manifest
+from pipeline.planning.folder.whole import left_models
 from pipeline.planning.freshness import current_paths
 from pipeline.planning.keys import code_version, make_key
 from pipeline.planning.spec import MODEL, StageSpec
@@ -62,6 +63,7 @@ SPEC = StageSpec(
     key_beside=lambda project, steps: manifest_key(project, current_paths(project, steps)),
     run="pipeline.stages.manifest.stage:run",
     follows=lambda schedule, _model: tuple(step for step in schedule.steps if not schedule.spec(step.stage).last),
+    retried=lambda project, _record: left_models(project),
     last=True,
     prints_a_table=True,
 )

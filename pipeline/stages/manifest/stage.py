@@ -25,6 +25,7 @@ from model_artifacts.records import (
     Variant,
     is_applied,
 )
+from pipeline.planning.folder.whole import shares_its_folder, write_part
 from pipeline.planning.freshness import current_records
 from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Artifact, BenchmarkReport, Outcome, PicturesReport
@@ -49,7 +50,7 @@ class Verdict(NamedTuple):
 
 
 def make_manifest(project: Project) -> Manifest:
-    """Write the manifest from the current records; results of an older configuration are left out.
+    """Write the model's part of the manifest from its current records; results of older configurations are left out.
 
     Raises:
         StorageError: the manifest cannot be written.
@@ -70,7 +71,7 @@ def make_manifest(project: Project) -> Manifest:
         artifacts=entries,
         milestones=milestones_of(entries, project.plan.gpu),
     )
-    return project.write(project.paths.manifest, manifest)
+    return write_part(project, manifest)
 
 
 class VariantRecords(NamedTuple):
@@ -282,6 +283,7 @@ def _model(project: Project) -> ManifestModel | None:
 
 def run(project: Project, _model: str, _console: Console) -> int:
     """Make the manifest, and print the artifacts to deploy and the table of all."""
-    place = Place(project.paths.root, devices_here(), f"{project.doit} release")
-    print_manifest(make_manifest(project), place, sys.stdout)
+    manifest = make_manifest(project)
+    place = Place(project.paths.root, devices_here(), f"{project.doit} release", shares_its_folder(project))
+    print_manifest(manifest, place, sys.stdout)
     return 0

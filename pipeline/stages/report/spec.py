@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.errors import RecordError
 from model_artifacts.host.hashes import sha256_of
+from model_artifacts.host.record_files import file_of, read_record
+from model_artifacts.records import Manifest
 from pipeline.planning.freshness import failed_before
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import MODEL, StageSpec
@@ -26,11 +30,22 @@ def report_key(project: Project, _model: str) -> Key:
     released = Path(release.manifest) if release else None
     return make_key(
         page=VERSION,
-        manifest=sha256_of(project.paths.manifest),
+        manifest=_manifest_digest(project),
         profiles=_profiles(project),
         release=release,
         released=sha256_of(released) if released and released.is_file() else None,
     )
+
+
+def _manifest_digest(project: Project) -> str:
+    """Return the digest of this model's part of the manifest: that of the file, if it has no other model."""
+    try:
+        whole = read_record(project.paths.manifest, Manifest)
+    except RecordError:  # the report cannot be made, and says why
+        return sha256_of(project.paths.manifest)
+    if not whole.models:
+        return sha256_of(project.paths.manifest)
+    return hashlib.sha256(file_of(project.manifest())).hexdigest()
 
 
 def _profiles(project: Project) -> list[list[str]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.errors import RunError
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, OutputForm, RowCheck
 from model_artifacts.sessions.feeds.batches import filled, rows_of_batch, size_of
@@ -53,13 +54,35 @@ class BatchSizes(NamedTuple):
     """The smallest batch that the artifact takes; fewer samples are filled up."""
     checked: tuple[int, ...]
     """The batch sizes for checks of rows."""
+    others: tuple[int, ...] = ()
+    """Further batch sizes for all samples: other kernels run each of several profiles."""
 
 
 def checked_sizes(profile: BatchRange) -> tuple[int, ...]:
-    """Return a profile's smallest, best and largest batch, and an odd one between: kernels prefer even ones."""
+    """Return a profile's smallest, best and largest batch, and an odd one between: kernels prefer even ones.
+
+    Of several profiles it is every size, and below each a batch that is padded.
+    """
+    if profile.tuned:
+        below = [(less + size) // 2 for less, size in zip((0, *profile.tuned), profile.tuned, strict=False)]
+        return tuple(sorted({*profile.tuned, *(size for size in below if profile.takes(size))}))
     middle = (profile.min + profile.max) // 2 | 1
     odd = middle if profile.takes(middle) else middle - 2
     return tuple(sorted({*profile.sizes, odd} if profile.takes(odd) else {*profile.sizes}))
+
+
+def require_profiles(found: BatchRange, variant: Variant) -> None:
+    """Check that an engine has the optimization profiles of its variant, each of which is then judged.
+
+    Raises:
+        RunError: it has others.
+    """
+    wanted = variant.profile.tuned if variant.profile else ()
+    if found.tuned != wanted:
+        expected = ", ".join(map(str, wanted)) or "one"
+        raise RunError(
+            "the engine has other optimization profiles than its variant", expected=expected, got=found.label
+        )
 
 
 def samples_of(project: Project, variant: Variant) -> int:
@@ -78,6 +101,9 @@ def batch_sizes_of(project: Project, variant: Variant, profile: BatchRange | Non
         return (
             BatchSizes(most, most, (most,)) if variant.backend is Backend.INDUCTOR else BatchSizes(most, 1, _ANY_SIZES)
         )
+    if profile.tuned:
+        most = max((size for size in profile.tuned if size <= _LARGEST_BATCH), default=profile.tuned[0])
+        return BatchSizes(most, 1, checked_sizes(profile), tuple(size for size in profile.tuned if size != most))
     most = max(profile.min, min(profile.max, _LARGEST_BATCH))
     if variant.backend is Backend.TORCH_COMPILE:  # compiled for each batch size that it runs
         return BatchSizes(most, most, profile.sizes)

@@ -366,7 +366,7 @@ def reason_of(checks: tuple[GateCheck, ...]) -> str:
 
 def _of_other_types(failed: list[GateCheck]) -> str:
     """Return the advice where the types of the layers are all that fails; empty where the numbers fail too."""
-    return _TYPE_ADVICE if all(check.metric == _EXECUTED for check in failed) else ""
+    return _TYPE_ADVICE if all(check.metric.endswith(_EXECUTED) for check in failed) else ""
 
 
 def _without_bound(failed: list[GateCheck]) -> str:

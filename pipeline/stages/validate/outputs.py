@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.records import Precision, Task
+from pipeline.records import Verdict
 from pipeline.stages.validate.gates import (
     at_most,
     executed_precision,
     judge_finite,
+    judge_layers,
     judge_loss_of_parts,
     judge_loss_of_rows,
     judge_rows,
@@ -21,7 +23,7 @@ from pipeline.stages.validate.judgement import judge_logits
 from pipeline.stages.validate.metrics import distance, largest_part, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.records import Loss, SizedSamples
     from pipeline.stages.common.rows import Span
     from pipeline.stages.validate.judgement import Yardstick
+    from pipeline.stages.validate.tasks.case import TaskVerdict
 
     Logits = npt.NDArray[np.float32]
     Labels = npt.NDArray[Any]  # class indices, masks, zeros and ones, or numbers, as the task has them
@@ -66,6 +69,10 @@ class Ran(NamedTuple):
     graph_layers: tuple[LayerShare, ...] = ()
     """The shares from an ONNX file, for a runtime without an inspector."""
     device: str = ""
+    batch: int | None = None
+    """The batch size of the run, for an engine with several optimization profiles."""
+    others: tuple[Ran, ...] = ()
+    """The runs of all samples by its other profiles, which have kernels of their own."""
     sized: tuple[SizedRun, ...] = ()
     """The rows of images of other sizes, of artifacts with dynamic axes beside the batch."""
 
@@ -77,6 +84,7 @@ class Ran(NamedTuple):
             rows=tuple(row for row in self.rows if row.output == (span.name or None)),
             extremes=None if self.extremes is None else self.extremes[:, own],
             channels_last=None if self.channels_last is None else self.channels_last[:, own],
+            others=(),
         )
 
 
@@ -125,7 +133,26 @@ def compare(  # noqa: PLR0913 - two sides, their outputs, and what their classes
 
 def farthest(compared: Sequence[Compared]) -> Compared:
     """Return the output that is farthest from the reference, or not finite."""
-    return max(compared, key=lambda item: (not item.accuracy.finite, item.accuracy.relative_l2))
+    return max(compared, key=_distance)
+
+
+def _distance(item: Compared) -> tuple[bool, float]:
+    return not item.accuracy.finite, item.accuracy.relative_l2
+
+
+def executed_of_all(
+    asked: Precision, runs: Sequence[Ran], compared: Sequence[Sequence[Compared]], strict_l2: Sequence[float]
+) -> Precision | None:
+    """Return the precision that an artifact computed in: TF32 if one of its profiles shows it.
+
+    Args:
+        asked: the requested precision.
+        runs: the runs of all samples, one of each profile.
+        compared: the outputs of each.
+        strict_l2: the largest distance of strict FP32 of each output.
+    """
+    found = [executed_of(asked, ran.layers, own, strict_l2) for ran, own in zip(runs, compared, strict=True)]
+    return Precision.TF32 if Precision.TF32 in found else found[0]
 
 
 def executed_of(
@@ -174,6 +201,66 @@ def judge_output(item: Compared, labels: Labels | None, yardstick: Yardstick) ->
     judged = judge_logits(item.ran.logits, item.reference, labels, item.accuracy, yardstick)
     others = _judge_other_runs(item.ran, item.reference, yardstick)
     return Verdicts(labelled(judged.checks, item.span), labelled(others, item.span), judged.loss, judged.scores)
+
+
+class Judged(NamedTuple):
+    """A run of all samples with its checks."""
+
+    compared: tuple[Compared, ...]
+    verdicts: tuple[Verdicts, ...]
+    checks: tuple[GateCheck, ...]
+    losses: tuple[Loss | None, ...]
+
+    @property
+    def is_proven(self) -> bool:
+        """True if the samples prove that the loss lies within the margin."""
+        return len(self.losses) == 1 and self.losses[0] is not None and self.losses[0].verdict is Verdict.PASSES
+
+
+def judge_run(  # noqa: PLR0913 - a run, and what it is judged by
+    ran: Ran,
+    compared: Sequence[Compared],
+    labels: Labels | None,
+    yardsticks: Sequence[Yardstick],
+    *,
+    claimed: Precision,
+    left_out: int = 0,
+    answers: Callable[[Logits], TaskVerdict] | None = None,
+) -> Judged:
+    """Judge a run of all samples: each output by its own bounds, the answers of them all, and the layers.
+
+    Args:
+        ran: the run.
+        compared: its outputs beside the reference's.
+        labels: class indices (samples,), or the truth of another task; None without labels.
+        yardsticks: the bounds of each output.
+        claimed: the precision that most layers must multiply in.
+        left_out: the number of layers that the configuration leaves unquantised.
+        answers: the judgement of a detector's outputs together; None for other tasks.
+
+    Returns:
+        the verdict. Of an engine with several profiles, the names of its checks tell the batch size.
+    """
+    verdicts = [judge_output(item, labels, yardstick) for item, yardstick in zip(compared, yardsticks, strict=True)]
+    scores, losses = [verdict.scores for verdict in verdicts], [verdict.loss for verdict in verdicts]
+    checks = [check for verdict in verdicts for check in verdict.all_samples]
+    if answers is not None:
+        judged = answers(ran.logits)
+        scores, losses = [judged.scores] * len(verdicts), [judged.loss]
+        checks += judged.checks
+    outputs = len(verdicts)
+    checks += judge_layers(claimed, ran.layers, left_out=left_out, outputs=outputs)
+    checks += judge_layers(claimed, ran.graph_layers, "precision in the graph", left_out, outputs)
+    checks += [check for verdict in verdicts for check in verdict.other_runs]
+    if ran.batch is not None:
+        checks = [check.model_copy(update={"metric": f"batch {ran.batch}: {check.metric}"}) for check in checks]
+    scored = tuple(item.scored(own) for item, own in zip(compared, scores, strict=True))
+    return Judged(scored, tuple(verdicts), tuple(checks), tuple(losses))
+
+
+def worst_of(runs: Sequence[Judged]) -> Judged:
+    """Return the run that is farthest from the reference, or not finite."""
+    return max(runs, key=lambda run: _distance(farthest(run.compared)))
 
 
 def _judge_other_runs(ran: Ran, reference: Logits, yardstick: Yardstick) -> tuple[GateCheck, ...]:

@@ -6,7 +6,7 @@ import json
 import math
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import STRICT_FP32, arithmetic_of
 from pipeline.planning.steps import Step
-from pipeline.records import AccuracyReport, Outcome, Verdict
+from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt
@@ -32,19 +32,17 @@ from pipeline.stages.validate.batches import (
     check_rows,
     evaluator,
     extreme_images,
+    require_profiles,
     run_batches,
     samples_of,
     showing,
 )
 from pipeline.stages.validate.detections import detector_of
-from pipeline.stages.validate.gates import judge_layers, reason_of
-from pipeline.stages.validate.judgement import case_of
-from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output, labelled
-from pipeline.stages.validate.reference import judge_reference
+from pipeline.stages.validate.gates import reason_of
+from pipeline.stages.validate.outputs import Ran, compare, executed_of_all, farthest, judge_run, worst_of
 from pipeline.stages.validate.sizes.judging import judge_sizes
 from pipeline.stages.validate.sizes.runs import run_sizes
-from pipeline.stages.validate.tasks.registry import deserving_of
-from pipeline.stages.validate.yardsticks import yardstick_for
+from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import GateCheck, Key, LayerShare, Variant
+    from model_artifacts.sessions.engine import Session
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.project import Project
@@ -62,9 +61,8 @@ if TYPE_CHECKING:
     from pipeline.stages.common.outcomes import Ending
     from pipeline.stages.common.samples import Load
     from pipeline.stages.validate.batches import BatchSizes
-    from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.judgement import Yardstick
-    from pipeline.stages.validate.outputs import Compared, Verdicts
+    from pipeline.stages.validate.outputs import Judged
 
     Logits = npt.NDArray[np.float32]
 
@@ -127,45 +125,44 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     samples = samples_of(project, variant)
     gates, task = project.config.gates, project.config.model.task
     detector = detector_of(project) if task is Task.DETECTION else None
-    checks = _reference_checks(project, reference, labels, detector) if gates.require_reference else ()
+    checks = reference_checks(project, reference, labels, detector) if gates.require_reference else ()
     reference, labels = reference[:samples], None if labels is None else labels[:samples]
-    compared = compare(ran, reference, spans, labels, data.class_names, task)
-    compared = tuple(item.with_classes(variant.io.top) for item in compared)
+    runs = [ran, *ran.others]
+    compared = [compare(one, reference, spans, labels, data.class_names, task) for one in runs]
+    compared = [tuple(item.with_classes(variant.io.top) for item in own) for own in compared]
     strict_l2 = [_strict_l2(yardstick_for(project, STRICT_FP32, span, variant.io)) for span in spans]
-    executed = executed_of(variant.precision, ran.layers, compared, strict_l2)
+    executed = executed_of_all(variant.precision, runs, compared, strict_l2)
     claimed = arithmetic_of(variant, executed)
     is_part = samples < data.validation_samples
-    verdicts = [
-        judge_output(item, labels, yardstick_for(project, claimed, item.span, variant.io)._replace(is_part=is_part))
-        for item in compared
-    ]
-    scores, losses = [verdict.scores for verdict in verdicts], [verdict.loss for verdict in verdicts]
-    answers: tuple[GateCheck, ...] = ()
-    if detector:
-        judged = detector.judge(ran.logits, reference, labels, gates, is_part=is_part)
-        scores, losses, answers = [judged.scores] * len(spans), [judged.loss], judged.checks
-    compared = tuple(item.scored(own) for item, own in zip(compared, scores, strict=True))
-    checks += tuple(check for verdict in verdicts for check in verdict.all_samples) + answers
-    left_out = project.onnx(variant.graph).left_layers if variant.graph else 0
-    checks += judge_layers(claimed.precision, ran.layers, left_out=left_out, outputs=len(spans))
-    checks += judge_layers(claimed.precision, ran.graph_layers, "precision in the graph", left_out, len(spans))
-    checks += tuple(check for verdict in verdicts for check in verdict.other_runs)
+    yardsticks = [yardstick_for(project, claimed, span, variant.io)._replace(is_part=is_part) for span in spans]
+    judge = partial(
+        judge_run,
+        labels=labels,
+        yardsticks=yardsticks,
+        claimed=claimed.precision,
+        left_out=project.onnx(variant.graph).left_layers if variant.graph else 0,
+        answers=partial(detector.judge, reference=reference, truth=labels, gates=gates, is_part=is_part)
+        if detector
+        else None,
+    )
+    judged = [judge(one, own) for one, own in zip(runs, compared, strict=True)]
+    checks += tuple(check for run in judged for check in run.checks)
     for span in spans if ran.sized else ():
         checks += judge_sizes(ran.sized, span, labels, yardstick_for(project, claimed, span), project.rounding(claimed))
-    loss = losses[0] if len(losses) == 1 else None
+    worst = worst_of(judged)
     return AccuracyReport(
         key=key,
         built_at=now(),
         toolchain=tools(*_TOOLS),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        reason=_reason(project, checks, compared, verdicts),
+        reason=_reason(project, checks, worst, judged),
         evaluator=evaluator(artifact, samples, data.validation_samples),
-        accuracy=farthest(compared).accuracy,
-        accuracies=tuple(item.accuracy for item in compared) if len(spans) > 1 else (),
+        accuracy=farthest(worst.compared).accuracy,
+        accuracies=tuple(item.accuracy for item in worst.compared) if len(spans) > 1 else (),
         checks=checks,
-        proven=loss is not None and loss.verdict is Verdict.PASSES,
-        loss=loss,
+        proven=all(run.is_proven for run in judged),
+        loss=worst.losses[0] if len(worst.losses) == 1 else None,
         executed=executed,
         layers=ran.layers,
         rows=ran.rows,
@@ -173,42 +170,15 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     )
 
 
-def _reference_checks(
-    project: Project, reference: Logits, labels: npt.NDArray[Any] | None, detector: Detector | None
-) -> tuple[GateCheck, ...]:
-    """Judge the FP32 reference: is it worth a comparison?
-
-    Args:
-        project: the rounding of strict FP32 must be known.
-        reference: its rows of all samples.
-        labels: the labels of all samples; None without.
-        detector: the step to detections; None for other tasks.
-    """
-    task = project.config.model.task
-    checks: tuple[GateCheck, ...] = ()
-    repeatable = project.rounding(STRICT_FP32).repeatable
-    for span in spans_of(project.source()):
-        own = reference[:, span.columns]
-        deserved = judge_reference(own, labels, repeatable=repeatable, task=task)
-        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
-        if deserving := deserving_of(case, task):
-            deserved += deserving(case)
-        checks += labelled(deserved, span)
-    if detector and all(check.passed for check in checks):
-        checks += detector.deserving(reference, labels)
-    return checks
-
-
-def _reason(
-    project: Project, checks: tuple[GateCheck, ...], compared: Sequence[Compared], verdicts: Sequence[Verdicts]
-) -> str:
+def _reason(project: Project, checks: tuple[GateCheck, ...], worst: Judged, judged: Sequence[Judged]) -> str:
     """Return the reason for a rejection, with the worst sample of the first output that fails; empty if all passed."""
     reason = reason_of(checks)
     if not any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         return reason
-    failed = [item for item, verdict in zip(compared, verdicts, strict=True) if not verdict.passed]
-    worst = failed[0] if failed else farthest(compared)
-    return f"{reason}; {worst.span.label('worst sample')}: {_sample(project, worst.accuracy.worst_sample)}"
+    pairs = [pair for run in judged for pair in zip(run.compared, run.verdicts, strict=True)]
+    failed = [item for item, verdict in pairs if not verdict.passed]
+    item = failed[0] if failed else farthest(worst.compared)
+    return f"{reason}; {item.span.label('worst sample')}: {_sample(project, item.accuracy.worst_sample)}"
 
 
 def _strict_l2(strict: Yardstick) -> float:
@@ -294,18 +264,22 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
     measured = [Measured(span, yardstick_for(project, arithmetic_of(variant), span).parts) for span in spans]
     spec = data.preprocessing  # of a model of tensors nobody knows which other values it may get
     edge = None if spec is None else to_feed(extreme_images(spec), spec, variant.io.input)
-    most, smallest, checked = sizes
-    with _with_progress(load, "validating", samples) as loading:
-        logits = run_batches(run, loading, samples, batch=most, smallest=smallest, spans=spans)
-    known = {most: logits}
-    rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in checked]
+    known: dict[int, Logits] = {}
+
+    def of_size(size: int) -> Ran:
+        least = size if sizes.others else sizes.smallest  # a smaller batch would be another profile's
+        with _with_progress(load, "validating", samples) as loading:
+            known[size] = run_batches(run, loading, samples, batch=size, smallest=least, spans=spans)
+        ran = Ran(lift(known[size], reference), batch=size if sizes.others else None)
+        if edge is None:
+            return ran
+        extremes = run_batches(run, lambda at, to: edge[at:to], len(edge), batch=size, smallest=least, spans=spans)
+        return ran._replace(extremes=lift(extremes, np.zeros_like(extremes)))
+
+    first, *others = map(of_size, (sizes.most, *sizes.others))
+    rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in sizes.checked]
     sized = run_sizes(run, project, variant, sizes, spans)
-    ran = Ran(lift(logits, reference), tuple(row for of_size in rows for row in of_size), sized=sized)
-    if edge is None:
-        return ran
-    run_edge = partial(run_batches, run, lambda start, stop: edge[start:stop], len(edge), spans=spans)
-    extremes = run_edge(batch=most, smallest=smallest)
-    return ran._replace(extremes=lift(extremes, np.zeros_like(extremes)))
+    return first._replace(rows=tuple(row for found in rows for row in found), others=tuple(others), sized=sized)
 
 
 def _run_engine(project: Project, artifact: Artifact) -> Ran:
@@ -319,10 +293,20 @@ def _run_engine(project: Project, artifact: Artifact) -> Ran:
         open_serialized(project, artifact) as engine,
         engine.session(specialization=specialization) as session,
     ):
+        require_profiles(engine.batches, artifact.variant)
         outputs = _run_all(
             session, project, artifact.variant, batch_sizes_of(project, artifact.variant, engine.batches)
         )
-        return outputs._replace(layers=session.shares(), device=f"{gpu.name}, driver {driver_version()}")
+        others = tuple(_with_layers(other, session) for other in outputs.others)
+        device = f"{gpu.name}, driver {driver_version()}"
+        return _with_layers(outputs, session)._replace(others=others, device=device)
+
+
+def _with_layers(ran: Ran, session: Session) -> Ran:
+    """Return a run with the shares from the inspector, of its own profile if there are several."""
+    if ran.batch is not None:
+        session.prepare(ran.batch)
+    return ran._replace(layers=session.shares())
 
 
 def _run_provider(project: Project, artifact: Artifact) -> Ran:

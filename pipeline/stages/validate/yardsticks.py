@@ -10,17 +10,26 @@ import numpy as np
 from model_artifacts.errors import RunError, listed, one_line
 from model_artifacts.records import PLAIN, OutputForm, Task
 from pipeline.config.tasks import require_tolerances
-from pipeline.stages.common.rows import as_shown, lifted
-from pipeline.stages.validate.judgement import Yardstick
+from pipeline.planning.plan import STRICT_FP32
+from pipeline.stages.common.rows import as_shown, lifted, spans_of
+from pipeline.stages.validate.judgement import Yardstick, case_of
+from pipeline.stages.validate.outputs import labelled
+from pipeline.stages.validate.reference import judge_reference
+from pipeline.stages.validate.tasks.registry import deserving_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from model_artifacts.records import Io
+    import numpy.typing as npt
+
+    from model_artifacts.records import GateCheck, Io
     from pipeline.config.settings import Gate
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.detections import Detector
+
+    Logits = npt.NDArray[np.float32]
 
 
 def function_of(name: str, what: str = "metric") -> Callable[..., object]:
@@ -121,3 +130,29 @@ def _in_output(gate: Gate, share: float) -> Gate:
     if gate.cosine is None or share == 1:
         return gate
     return gate.model_copy(update={"cosine": 1 - (1 - gate.cosine) * share**2})
+
+
+def reference_checks(
+    project: Project, reference: Logits, labels: npt.NDArray[Any] | None, detector: Detector | None
+) -> tuple[GateCheck, ...]:
+    """Judge the FP32 reference: is it worth a comparison?
+
+    Args:
+        project: the rounding of strict FP32 must be known.
+        reference: its rows of all samples.
+        labels: the labels of all samples; None without.
+        detector: the step to detections; None for other tasks.
+    """
+    task = project.config.model.task
+    checks: tuple[GateCheck, ...] = ()
+    repeatable = project.rounding(STRICT_FP32).repeatable
+    for span in spans_of(project.source()):
+        own = reference[:, span.columns]
+        deserved = judge_reference(own, labels, repeatable=repeatable, task=task)
+        case = case_of(own, own, labels, yardstick_for(project, STRICT_FP32, span))
+        if deserving := deserving_of(case, task):
+            deserved += deserving(case)
+        checks += labelled(deserved, span)
+    if detector and all(check.passed for check in checks):
+        checks += detector.deserving(reference, labels)
+    return checks

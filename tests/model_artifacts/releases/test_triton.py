@@ -147,8 +147,8 @@ def test_another_file_is_another_version(artifacts: Callable[..., Path], tmp_pat
     root = artifacts(plan("a", 1.0), plan("b", 1.0, profile=ONE))
     file = root / "m/m_cpu-x86_64_a"
 
-    def versions(**given: int) -> dict[str, int]:
-        made = make_repositories(root, tmp_path / "triton", **given)
+    def versions(version: int | None = None) -> dict[str, int]:
+        made = make_repositories(root, tmp_path / "triton", version)
         there = {path.parent.name: int(path.name) for path in (tmp_path / "triton").glob("sm90/*/[0-9]*")}
         assert there == {item.model.name: item.version for item in made.models}
         return there
@@ -164,7 +164,7 @@ def test_another_file_is_another_version(artifacts: Callable[..., Path], tmp_pat
     assert versions() == {name: 1, other: 1}
     changed(b"new")
     assert versions() == {name: 2, other: 1}
-    assert versions(version=12) == {name: 12, other: 12}
+    assert versions(12) == {name: 12, other: 12}
     changed(b"newer")
     assert versions() == {name: 13, other: 12}
     assert config_of(tmp_path / f"triton/{H100_MODEL}").name == name

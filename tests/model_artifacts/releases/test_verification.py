@@ -121,6 +121,9 @@ def test_the_newest_release_is_the_one_that_was_built_last(released: Release) ->
     shutil.copytree(newer, again)
     os.utime(again / "SHA256SUMS", (9, 9))
     assert latest_release(released.folder.parent) == again
+    assert latest_release(released.folder.parent, "tiny") == again
+    with pytest.raises(ReleaseError, match="holds no release of second"):
+        latest_release(released.folder.parent, "second")
     (released.folder / "manifest.json").write_text("{")
     with pytest.raises(RecordError, match=r"(?s)manifest\.json is not a valid Manifest.*name the release"):
         latest_release(released.folder.parent)

@@ -273,7 +273,7 @@ def test_failure_says_what_the_log_says(tmp_path: Path, message: str, says: str)
 def test_memory_that_is_not_reported(flavour: Flavour) -> None:
     """A builder that reports no memory of an engine is an error, not a zero."""
     with pytest.raises(BuildError, match=r"did not report the memory"):
-        _measure(flavour, b"plan", BuildLog())
+        _measure(flavour, b"plan", BuildLog(), RANGE)
 
 
 def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
@@ -281,7 +281,7 @@ def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
     log = BuildLog()
     log.add("INFO", "Total Activation Memory: 1024 bytes")
 
-    memory, _ = _measure(flavour, b"plan", log)
+    memory, _ = _measure(flavour, b"plan", log, RANGE)
 
     assert memory == EngineMemory(activation_bytes=1024, weights_bytes=None)
 

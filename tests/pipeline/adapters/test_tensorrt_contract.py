@@ -52,6 +52,52 @@ def test_fixed_batch_is_a_static_shape(report: Report) -> None:
     assert "ITensor.shape.set((4, 3, 8, 8))" in report.cases["build a fixed batch"].calls
 
 
+def test_each_size_has_a_profile(report: Report) -> None:
+    """The input's batch stays dynamic, and each profile holds one size. The memory is that of all."""
+    case = report.cases["build several profiles"]
+    shapes = [call for call in case.calls if call.startswith("IOptimizationProfile.set_shape")]
+
+    assert shapes == [
+        f"IOptimizationProfile.set_shape('image', {', '.join([f'({size}, 3, 8, 8)'] * 3)})" for size in (1, 2, 4)
+    ]
+    assert sum("add_optimization_profile" in call for call in case.calls) == 3
+    assert not any(call.startswith("ITensor.shape.set") for call in case.calls)
+    assert case.inputs[0].shape == ("batch", 3, 8, 8)
+
+
+def test_each_profile_has_a_context(report: Report) -> None:
+    """A batch runs in the context of its size, and no context changes its profile between batches."""
+    case = report.cases["load several profiles"]
+    calls = [call.partition(".")[2] for call in case.calls if call.startswith("IExecutionContext.")]
+
+    assert calls == [
+        *[f"set_optimization_profile_async({index}, 7)" for index in range(3)],
+        *["set_tensor_address('image', 4096)"] * 3,
+        *[
+            step
+            for size in (1, 4, 1)
+            for step in (f"set_input_shape('image', ({size}, 3, 8, 8))", "execute_async_v3(7)")
+        ],
+    ]
+    assert case.said[0] == "each1-2-4"
+
+
+@newer
+def test_each_context_has_the_memory_of_its_profile(report: Report) -> None:
+    """A context of a small batch does not take the memory of the largest."""
+    case = report.cases["load several profiles"]
+
+    made = "ICudaEngine.create_execution_context(ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)"
+    assert case.calls.count(made) == 3
+    assert case.said[1] == "7000"
+
+
+@only_8
+def test_8_counts_the_largest_profile_for_each(report: Report) -> None:
+    """TensorRT 8.6 gives every context the memory of the largest profile."""
+    assert report.cases["load several profiles"].said[1] == str(3 * 4096)
+
+
 def test_context_runs(report: Report) -> None:
     """A context takes shapes and addresses, tells the output's shape, and runs on a stream."""
     case = report.cases["load"]
@@ -125,6 +171,9 @@ def test_timings_of_another_gpu_are_dropped(report: Report) -> None:
         ("build of a bad graph", "BuildError: TensorRT cannot read the ONNX graph"),
         ("build that fails", "BuildError: the builder returned no engine"),
         ("load what is damaged", "RunError: the engine cannot be loaded"),
+        ("build of which a profile is lost", "BuildError: the engine has other optimization profiles"),
+        ("load profiles in another order", "RunError: the engine has the profiles (4, 4, 4), (1, 1, 1)"),
+        ("load a profile that cannot be used", "RunError: the engine's optimization profile cannot be used"),
     ],
 )
 def test_failures_are_told(report: Report, name: str, error: str) -> None:

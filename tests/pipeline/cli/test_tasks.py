@@ -201,22 +201,26 @@ def test_another_configuration_can_be_named(finished: Path) -> None:
 
 
 def test_a_second_doit_refuses(checkout: Path) -> None:
-    """While one doit works in an artifacts folder, another says so and ends."""
-    with FileLock(checkout / "artifacts" / ".doit.lock"):
+    """While one doit works on a model, another says so and ends."""
+    (checkout / "artifacts/tiny").mkdir()
+    with FileLock(checkout / "artifacts/tiny/.doit.lock"):
         done = doit(checkout)
     assert done.returncode == 1
-    assert "another doit works in artifacts" in done.stderr
+    assert "another doit works in artifacts/tiny" in done.stderr
 
 
 def test_two_projects_in_one_checkout_do_not_wait_for_each_other(checkout: Path) -> None:
-    """A configuration with an artifacts folder of its own has a lock of its own, and durations."""
+    """A configuration of another model has a lock of its own, in the same artifacts folder or in another one."""
     text = (checkout / "pipeline.yaml").read_text()
-    (checkout / "other.yaml").write_text(text + "\nartifacts: others\n")
-    with FileLock(checkout / "artifacts" / ".doit.lock"):
-        done = doit(checkout, "config=other.yaml", "source")
-    assert done.returncode == 0, done.stderr
-    assert ran(done.stdout) == {"source:tiny"}
+    (checkout / "artifacts/tiny").mkdir()
+    with FileLock(checkout / "artifacts/tiny/.doit.lock"):
+        for changed in (text + "\nartifacts: others\n", text.replace("name: tiny", "name: second")):
+            (checkout / "other.yaml").write_text(changed)
+            done = doit(checkout, "config=other.yaml", "source")
+            assert done.returncode == 0, done.stderr
+    assert ran(done.stdout) == {"source:second"}
     assert (checkout / "others/.durations.json").is_file()
+    assert "source:second" in (checkout / "artifacts/.durations.json").read_text()
 
 
 def test_doit_keeps_no_database(finished: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from model_artifacts.errors import UsageError
 from pipeline.cli.main import main
-from pipeline.cli.owner import check_owner, claim
+from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from tests.support.configs import MATRIX

@@ -10,8 +10,10 @@ from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import OutputForm, Record
 from pipeline.config.loading import load_config
+from pipeline.planning.paths import Paths
 
 if TYPE_CHECKING:
+    from model_artifacts.records import Host
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
 
@@ -68,16 +70,38 @@ def claim(project: Project) -> None:
     write_record(project.paths.owner, owner)
 
 
+def is_made(root: Path, model: str, host: Host) -> bool:
+    """Return whether the configuration that ran last in a model's folder is there, and makes that model there.
+
+    Args:
+        root: the artifacts folder.
+        model: the model's name.
+        host: this machine.
+    """
+    file = _last(Paths(root, model))
+    if file is None:
+        return False
+    try:
+        config = load_config(file, host)
+    except ArtifactError:
+        return True  # somebody is at work on it, and its results are as good as before
+    return config.model.name == model and (file.parent / config.artifacts).resolve() == root.resolve()
+
+
 def _owner(project: Project) -> Path | None:
     """Return the other configuration that ran last in the model's folder; None if there is none."""
+    file = _last(project.paths)
+    return None if file is None or file.samefile(project.config_file) else Path(os.path.relpath(file))
+
+
+def _last(paths: Paths) -> Path | None:
+    """Return the configuration that ran last in a model's folder; None if the record or the file is gone."""
     try:
-        owner = read_record(project.paths.owner, Owner)
+        owner = read_record(paths.owner, Owner)
     except RecordError:
         return None
-    file = project.paths.root.resolve() / owner.configuration
-    if not file.is_file() or file.samefile(project.config_file):
-        return None
-    return Path(os.path.relpath(file))
+    file = paths.root.resolve() / owner.configuration
+    return file if file.is_file() else None
 
 
 def _results(config: Config) -> dict[str, object]:
