@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from model_artifacts.records import TensorSpec
     from model_artifacts.sessions.preprocessing import Picture
 
     Pictures: TypeAlias = Picture | npt.NDArray[Any] | Iterable[Picture | npt.NDArray[Any]]
@@ -39,6 +40,7 @@ def checked_batch(
     batch: Any,  # noqa: ANN401 - whatever a caller hands over
     sample: tuple[int, int, int],
     kind: ImageInput = ImageInput.FLOAT32,
+    spec: TensorSpec | None = None,
 ) -> npt.NDArray[Any]:
     """Return a batch as a contiguous array. Every backend then takes and refuses the same batches.
 
@@ -46,16 +48,18 @@ def checked_batch(
         batch: an array, or a tensor of torch in any memory, or one of another library in the host's memory.
         sample: (channels, height, width), of pixels (height, width, channels).
         kind: the images that the artifact takes.
+        spec: the artifact's input. If it has dynamic axes beside the batch, samples of every size in their ranges fit.
 
     Raises:
         RunError: it is no array, not of this type in this machine's byte order, of another shape, or not finite.
     """
-    expected = f"{kind.value} (batch, {', '.join(map(str, sample))})"
+    ranged = spec if spec is not None and spec.ranges else None
+    expected = f"{kind.value} (batch, {', '.join(ranged.sample_words if ranged else map(str, sample))})"
     array = array_of(batch, expected)
     if (
         array.dtype != np.dtype(kind.value)
         or array.ndim != len(sample) + 1
-        or array.shape[1:] != sample
+        or not (ranged.takes_sample(array.shape[1:]) if ranged else array.shape[1:] == sample)
         or not len(array)
     ):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__

@@ -247,7 +247,7 @@ class Model:
             check_finite(batch)
             return batch
         kind = self.entry.io.input
-        return checked_batch(batch, feed_shape(spec, kind), kind)
+        return checked_batch(batch, feed_shape(spec, kind), kind, specs[0] if specs else None)
 
     def _is_near(self, batch: object) -> bool:
         """Return true if an engine's batch lies in the memory of its GPU, as far as a library says which GPU it is."""

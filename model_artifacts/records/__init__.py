@@ -15,6 +15,7 @@ from model_artifacts.records.artifacts import (
 from model_artifacts.records.base import (
     SCHEMA_VERSION,
     Argument,
+    AxisRange,
     Count,
     DigestedRecord,
     FileRecord,
@@ -27,6 +28,7 @@ from model_artifacts.records.base import (
     Sha256,
     Share,
     StageRecord,
+    TensorSpec,
     Tool,
     VariantRecord,
     Whole,
@@ -47,7 +49,6 @@ from model_artifacts.records.inputs import (
     OutputForm,
     Preprocessing,
     Task,
-    TensorSpec,
     Transparency,
     WeightsOrigin,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Argument",
+    "AxisRange",
     "Backend",
     "BatchRange",
     "BatchTiming",

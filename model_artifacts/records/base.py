@@ -10,7 +10,18 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -98,6 +109,86 @@ class Argument(Record):
 def call_of(factory: str, arguments: tuple[Argument, ...]) -> str:
     """Return the call of a factory as text: `timm:create_model(model_name='levit_128s', num_classes=10)`."""
     return factory + (f"({', '.join(f'{item.name}={item.value!r}' for item in arguments)})" if arguments else "")
+
+
+class AxisRange(Record):
+    """Sizes of an axis that an artifact takes: from `min` to `max`, tuned for `opt`."""
+
+    name: str
+    """Name of the axis, such as `height`."""
+    min: Whole
+    """Smallest size."""
+    opt: Whole
+    """Size that an engine is tuned for."""
+    max: Whole
+    """Largest size."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AxisRange:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"expected min ≤ opt ≤ max, got min {self.min}, opt {self.opt}, max {self.max}")
+        return self
+
+    def takes(self, size: int) -> bool:
+        """Return True if a size lies in the range."""
+        return self.min <= size <= self.max
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if the range is a single size."""
+        return self.min == self.max
+
+    @property
+    def label(self) -> str:
+        """Short name: `height160-224-320`."""
+        return f"{self.name}{self.min}-{self.opt}-{self.max}"
+
+
+class TensorSpec(Record):
+    """An input or output of a model."""
+
+    name: str
+    """Name of the tensor."""
+    shape: tuple[int | str, ...]
+    """Sizes of the axes; a string is a dynamic axis."""
+    dtype: str
+    """Element type, such as `float32`."""
+    layout: str
+    """Order of the axes, such as `NCHW`."""
+    meaning: str = ""
+    """What the values are, such as the order of the colours; empty for normalised images and the network's own outputs.
+    The JSON leaves it out then."""
+    ranges: tuple[AxisRange, ...] = ()
+    """Sizes of the dynamic axes beside the batch, such as `height`. The JSON leaves it out without any."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"meaning", "ranges"})
+
+    def with_ranges(self, axes: tuple[AxisRange, ...]) -> TensorSpec:
+        """Return the same with the ranges of those axes that its shape names."""
+        own = tuple(axis for axis in axes if axis.name in self.shape[1:])
+        return self.model_copy(update={"ranges": own}) if own else self
+
+    def takes_sample(self, shape: tuple[int, ...]) -> bool:
+        """Return True if a sample of this shape fits: fixed axes are equal, and the others lie in their ranges.
+
+        An axis that has a name and no range takes no size: nothing says which ones were validated.
+        """
+        ranges = {axis.name: axis for axis in self.ranges}
+        return len(shape) == len(self.shape) - 1 and all(
+            size == want if isinstance(want, int) else want in ranges and ranges[want].takes(size)
+            for size, want in zip(shape, self.shape[1:], strict=True)
+        )
+
+    @property
+    def sample_words(self) -> tuple[str, ...]:
+        """Each axis of a sample as messages show it: `224`, or `height 160 to 320`."""
+        ranges = {axis.name: axis for axis in self.ranges}
+        return tuple(
+            f"{size} {ranges[size].min} to {ranges[size].max}" if size in ranges else str(size)
+            for size in self.shape[1:]
+        )
 
 
 class KeyField(Record):

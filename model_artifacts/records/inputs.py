@@ -200,26 +200,6 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-class TensorSpec(Record):
-    """An input or output of a model."""
-
-    name: str
-    """Name of the tensor."""
-    shape: tuple[int | str, ...]
-    """Sizes of the axes; a string is a dynamic axis."""
-    dtype: str
-    """Element type, such as `float32`."""
-    layout: str
-    """Order of the axes, such as `NCHW`."""
-    meaning: str = ""
-    """What the values are, such as the order of the colours; empty for normalised images and the network's own outputs.
-    The JSON leaves it out then."""
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"meaning"})
-
-
 class ImageInput(str, Enum):
     """The images that an artifact takes."""
 

@@ -26,12 +26,13 @@ from model_artifacts.records.base import (
     Sha256,
     Share,
     StageRecord,
+    TensorSpec,
     Tool,
     call_of,
     without_defaults,
 )
 from model_artifacts.records.decoding import Decoding
-from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, TensorSpec, WeightsOrigin
+from model_artifacts.records.inputs import PLAIN, Io, Preprocessing, Task, WeightsOrigin
 from model_artifacts.records.latency import BatchTiming, ColdStart, Doubt, Link, Load
 from model_artifacts.records.variants import Backend, BatchRange, Graph, KernelSpecialization, Precision
 

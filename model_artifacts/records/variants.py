@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from model_artifacts.records.base import Record, Whole, without_defaults
+from model_artifacts.records.base import AxisRange, Record, Whole, without_defaults
 from model_artifacts.records.inputs import PLAIN, Io
 
 if TYPE_CHECKING:
@@ -151,6 +151,9 @@ class BatchRange(Record):
     """Batch sizes with an optimization profile of their own, in ascending order. A batch between two of them runs as
     the larger one, and the surplus rows are dropped. Empty for one profile of the whole range; the JSON leaves it out
     then."""
+    axes: tuple[AxisRange, ...] = ()
+    """Ranges of other axes, such as `height`, by which an artifact takes samples of several sizes. The JSON leaves it
+    out if it takes one size."""
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
@@ -166,6 +169,8 @@ class BatchRange(Record):
         Raises:
             ValueError: there is one alone, they are in no ascending order, or the range is another one.
         """
+        if self.axes:
+            raise ValueError("expected one range of batch sizes beside other axes, got several sizes")
         written = ", ".join(map(str, self.tuned))
         if len(self.tuned) == 1:
             raise ValueError(f"expected at least two sizes, got [{written}]; write {written} for one")
@@ -179,7 +184,7 @@ class BatchRange(Record):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return without_defaults(self, serialize(self), {"tuned"})
+        return without_defaults(self, serialize(self), {"tuned", "axes"})
 
     def takes(self, batch: int) -> bool:
         """Return True if a batch size lies in the range."""
@@ -211,10 +216,14 @@ class BatchRange(Record):
 
     @property
     def label(self) -> str:
-        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `each1-8-32` for a profile of each size."""
+        """Short name: `b8` for a fixed batch, `b1-8-32` for a range, `each1-8-32` for a profile of each size.
+
+        Other axes follow: `b8-height160-224-320`.
+        """
         if self.tuned:
             return f"each{'-'.join(map(str, self.tuned))}"
-        return f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
+        batch = f"b{self.min}" if self.is_fixed else f"b{self.min}-{self.opt}-{self.max}"
+        return "-".join([batch, *(axis.label for axis in self.axes)])
 
     @property
     def phrase(self) -> str:

@@ -263,20 +263,20 @@ def _config(model: TritonModel, facts: ManifestModel) -> Any:  # noqa: ANN401 - 
             config.optimization.cuda.graph_spec.add(batch_size=size)
     for name, value in _parameters(model, facts).items():
         config.parameters[name].string_value = value
-    _add_warmup(config, model, file=SAMPLE if facts.preprocessing else "")
+    _add_warmup(config, model, facts)
     return config
 
 
-def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: ANN401 - as above
+def _add_warmup(config: Any, model: TritonModel, facts: ManifestModel) -> None:  # noqa: ANN401 - as above
     """Add the requests of the warm-up: one, and the largest batch, or one for each optimization profile.
 
     Args:
         config: the configuration with its inputs.
         model: the model.
-        file: the file with the images of the first request; empty for zeros, which tensors of any meaning may be.
+        facts: the model's facts. The first request has images of a file; zeros are tensors of any meaning.
     """
     count = _sample_count(model)
-    requests = [("one request", 1, count, file)]
+    requests = [("one request", 1, count, SAMPLE if facts.preprocessing else "")]
     if model.max_batch > 1:
         requests.append(("the largest batch", model.max_batch, count, ""))
     tuned = model.entry.profile.tuned if model.entry.profile else ()
@@ -290,7 +290,7 @@ def _add_warmup(config: Any, model: TritonModel, file: str) -> None:  # noqa: AN
                 sample.input_data_file = data
             else:
                 sample.zero_data = True
-            shape = tuple(int(axis) for axis in spec.shape[1:])
+            shape = _own_sizes(spec, facts.preprocessing)
             sample.dims.extend(shape if model.max_batch else (images, *shape))
 
 
@@ -298,6 +298,12 @@ def _written_graphs(config: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - as
     """Return the batch sizes with CUDA graphs of a configuration, like `TritonModel.graph_batches`."""
     cuda = config.optimization.cuda
     return tuple(spec.batch_size for spec in cuda.graph_spec) if cuda.graphs else None
+
+
+def _own_sizes(spec: TensorSpec, steps: Preprocessing | None) -> tuple[int, ...]:
+    """Return the shape of a sample; a dynamic axis has the size of preprocessed images, which lies in its range."""
+    own = {"height": steps.height, "width": steps.width} if steps else {}
+    return tuple(own[size] if isinstance(size, str) else size for size in spec.shape[1:])
 
 
 def _tensors(model: TritonModel, specs: Iterable[TensorSpec], role: str) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -238,11 +238,17 @@ def _obstacle(entry: ManifestEntry) -> str:
             return "the GPU that it was built for is unknown"
         if is_applied("strip_plan", entry.settings):
             return "it was built without its weights"
-    if entry.backend is Backend.ONNXRUNTIME and entry.graph:
-        if entry.graph.for_tensorrt:
-            return "its Q/DQ pairs are placed for TensorRT; the validation ran without optimisers that Triton leaves on"
-        if entry.target != CPU_TARGET and entry.precision is Precision.FP32:
-            return "it was validated without TF32, which Triton's ONNX Runtime leaves on"
+    return _obstacle_of_graph(entry) if entry.backend is Backend.ONNXRUNTIME else ""
+
+
+def _obstacle_of_graph(entry: ManifestEntry) -> str:
+    """Return the reason why Triton's ONNX Runtime cannot run an ONNX file as it was validated; empty if it can."""
+    if any(spec.ranges for spec in entry.inputs):
+        return "its graph takes images of any size, and Triton would not refuse those outside of the validated range"
+    if entry.graph and entry.graph.for_tensorrt:
+        return "its Q/DQ pairs are placed for TensorRT; the validation ran without optimisers that Triton leaves on"
+    if entry.graph and entry.target != CPU_TARGET and entry.precision is Precision.FP32:
+        return "it was validated without TF32, which Triton's ONNX Runtime leaves on"
     return ""
 
 

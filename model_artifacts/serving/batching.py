@@ -223,13 +223,18 @@ class Batcher:
                 self._came.wait(left)
             calls: list[_Call] = []
             rows = 0
-            while self._calls and (not calls or rows + self._calls[0].rows <= self.limit):
+            while self._calls and (not calls or self._joins(calls[0], rows)):
                 call = self._calls.popleft()
                 if call.answer.set_running_or_notify_cancel():  # False for a caller that waits no longer
                     calls.append(call)
                     rows += call.rows
             self._has_runner = False
             return calls
+
+    def _joins(self, first: _Call, rows: int) -> bool:
+        """Return True if the next call has room in a batch of so many rows, and samples of the same shape."""
+        following = self._calls[0]
+        return rows + following.rows <= self.limit and _sample_shapes(following.batch) == _sample_shapes(first.batch)
 
     def _is_next(self, call: _Call) -> bool:
         """Return True if a runner is there for a call that still waits, so that it is not late."""
@@ -255,6 +260,11 @@ def _rows(batch: Any) -> int | None:  # noqa: ANN401 - the same
     """Return the number of images of a batch in the host's memory; None for one elsewhere."""
     arrays = [*batch.values()] if isinstance(batch, dict) else [batch]
     return len(arrays[0]) if all(isinstance(array, np.ndarray) for array in arrays) else None
+
+
+def _sample_shapes(batch: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - the same
+    """Return the shape of a sample of each input, which dynamic axes make different from call to call."""
+    return [array.shape[1:] for array in (batch.values() if isinstance(batch, dict) else [batch])]
 
 
 def _answer(run: Runner, calls: Sequence[_Call]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import each, feed_of
-from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
+from model_artifacts.sessions.feeds.checks import refusal, require_batch, shape_of
 from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.sessions.overlap.lanes import open_overlap
@@ -26,7 +26,7 @@ from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
+
+
+Shapes = tuple[tuple[int, ...], ...]
+"""The shape of each input of a batch."""
+
+
+def _shapes_of(arrays: Sequence[Any]) -> Shapes:
+    return tuple(tuple(array.shape) for array in arrays)
 
 
 class Engine:
@@ -150,8 +158,8 @@ class Session:
         self._pinned: dict[str, cuda.PinnedMemory] = {}
         self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
         self._graph: cuda.Graph | None = None
-        self._rows = 0
-        self._batch = 0  # the rows that run: of an engine with several profiles the next of their sizes
+        self._shapes: Shapes = ()
+        self._padded: Shapes = ()  # the shapes that run: of an engine with several profiles the next of their sizes
         self._bound: dict[str, int] = {}
 
     def allocate(self) -> None:
@@ -162,8 +170,8 @@ class Session:
         """
         largest = self._loaded.batches.max
         for spec in (*self._inputs, *self._outputs):
-            shape = tuple(largest if size == "batch" else int(size) for size in spec.shape)
-            size = cuda.bytes_of(shape, np.dtype(spec.dtype))
+            batch = largest if spec.shape[0] == "batch" else int(spec.shape[0])
+            size = cuda.bytes_of(shape_of(spec, batch, "max"), np.dtype(spec.dtype))
             self._device[spec.name] = cuda.Memory(size)
             self._pinned[spec.name] = cuda.PinnedMemory(size)
             self._context.set_address(spec.name, self._device[spec.name].pointer)
@@ -214,18 +222,23 @@ class Session:
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
 
+        Dynamic axes have the size that the engine is tuned for.
+
         Raises:
             RunError: the engine does not take this batch size.
         """
-        self._prepare(size)
+        self._prepare_graph(tuple(shape_of(spec, size, "opt") for spec in self._inputs))
+
+    def _prepare_graph(self, shapes: Shapes) -> None:
+        self._prepare(shapes)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._graphs.keep(self._batch)
+            self._graph = self._graphs.keep(self._padded)
 
     def upload(self, batch: Batch) -> None:
-        """Copy a batch from the host's memory into the session's own buffers, and prepare for its size."""
+        """Copy a batch from the host's memory into the session's own buffers, and prepare for its shape."""
         arrays = self._arrays_of(batch)
         require_batch(self._inputs, self._loaded.batches, arrays)
-        self.prepare(len(arrays[0]))
+        self._prepare_graph(_shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
         self._fill_up()
@@ -276,16 +289,16 @@ class Session:
             found.append(landed)
         return named(self._names, found)
 
-    def _prepare(self, size: int) -> None:
-        """Prepare as `prepare` does, but by a graph only if this batch size is called often enough for a capture."""
+    def _prepare(self, shapes: Shapes) -> None:
+        """Prepare as `prepare` does, but by a graph only if these shapes are called often enough for a capture."""
         own = self._own_pointers()
-        if size != self._rows or self._bound != own:
+        if shapes != self._shapes or self._bound != own:
             self._bind(own)
-            self._shape_for(size)
+            self._shape_for(shapes)
 
     def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
         """Return the pinned host memory for an input of the prepared batch."""
-        return self._pinned[spec.name].array((self._rows, *sample_of(spec)), np.dtype(spec.dtype))
+        return self._pinned[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -312,7 +325,7 @@ class Session:
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
-        self._prepare(len(arrays[0]))
+        self._prepare(_shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             self._send(spec, array)
         self._fill_up()
@@ -332,31 +345,35 @@ class Session:
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
         require_batch(self._inputs, self._loaded.batches, arrays)
-        rows = arrays[0].shape[0]
+        shapes = _shapes_of(arrays)
+        rows = shapes[0][0]
         # A graph reads the addresses that it was captured with, and a padded batch more rows than the caller has.
         if self._cuda_graph or self._loaded.batches.padded(rows) != rows:
-            self._prepare(rows)
+            self._prepare(shapes)
             for spec, array in zip(self._inputs, arrays, strict=True):
                 cuda.copy_on_gpu(self._own(spec), array, self.stream)
             self._fill_up()
         else:
             self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
-            self._shape_for(rows)
+            self._shape_for(shapes)
         self.enqueue()
         self.stream.synchronize()
         return named(self._names, [self._result(spec) for spec in self._outputs])
 
     def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
         """Return the session's own memory for an input of the prepared batch, without the rows that fill it up."""
-        return self._device[spec.name].array((self._rows, *sample_of(spec)), np.dtype(spec.dtype))
+        return self._device[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """Return the shape of an input in the prepared batch."""
+        return self._shapes[self._inputs.index(spec)]
 
     def _fill_up(self) -> None:
         """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
-        for spec in self._inputs if self._rows < self._batch else ():
-            own = self._device[spec.name].array((self._batch, *sample_of(spec)), np.dtype(spec.dtype))
-            there = self._rows
-            while there < self._batch:
-                more = min(there, self._batch - there)
+        for spec, given, padded in zip(self._inputs, self._shapes, self._padded, strict=True):
+            own, there = self._device[spec.name].array(padded, np.dtype(spec.dtype)), given[0]
+            while there < padded[0]:
+                more = min(there, padded[0] - there)
                 cuda.copy_on_gpu(own.rows(there, there + more), own.rows(0, more), self.stream)
                 there += more
 
@@ -369,7 +386,7 @@ class Session:
 
     def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
         array = self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
-        return array.rows(0, self._rows) if self._rows < self._batch else array
+        return array.rows(0, self._shapes[0][0]) if self._shapes != self._padded else array
 
     def _bind(self, pointers: dict[str, int]) -> None:
         for name, pointer in pointers.items():
@@ -377,19 +394,19 @@ class Session:
                 self._context.set_address(name, pointer)
         self._bound = pointers
 
-    def _shape_for(self, size: int) -> None:
-        if size == self._rows:
+    def _shape_for(self, shapes: Shapes) -> None:
+        if shapes == self._shapes:
             return
-        if not self._loaded.batches.takes(size):
-            first = self._inputs[0]
-            raise self._refusal(f"{first.dtype} {(size, *sample_of(first))}")
-        batch = self._loaded.batches.padded(size)
-        if batch != self._batch:
-            self._rows = self._batch = 0  # a shape that is refused leaves no prepared batch
-            for spec in self._inputs:
-                self._context.set_input_shape(spec.name, (batch, *sample_of(spec)))
-        self._rows, self._batch = size, batch
-        self._graph = self._graphs.called(batch) if self._cuda_graph else None
+        if not self._loaded.batches.takes(shapes[0][0]):
+            raise self._refusal(f"{self._inputs[0].dtype} {shapes[0]}")
+        batch = self._loaded.batches.padded(shapes[0][0])
+        padded = tuple((batch, *shape[1:]) for shape in shapes)
+        if padded != self._padded:
+            self._shapes = self._padded = ()  # a shape that is refused leaves no prepared batch
+            for spec, shape in zip(self._inputs, padded, strict=True):
+                self._context.set_input_shape(spec.name, shape)
+        self._shapes, self._padded = shapes, padded
+        self._graph = self._graphs.called(padded) if self._cuda_graph else None
 
     def _run_kernels(self) -> None:
         """Run the prepared batch without a graph, and wait for it."""

@@ -10,6 +10,7 @@ from model_artifacts.errors import RetryableError, RunError, UnsupportedError, l
 from model_artifacts.host.environment import missing_gpu, threads
 from model_artifacts.records import EngineFlavour, Precision
 from model_artifacts.sessions.feeds.batches import feed_of, rows_of_batch, size_of
+from model_artifacts.sessions.feeds.checks import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -274,6 +275,6 @@ def provider_options(variant: Variant, gpu: Gpu, inputs: Sequence[TensorSpec], c
     if variant.profile:
         for end in ("min", "opt", "max"):
             size = getattr(variant.profile, end)
-            shapes = [f"{spec.name}:{'x'.join(map(str, (size, *spec.shape[1:])))}" for spec in inputs]
+            shapes = [f"{spec.name}:{'x'.join(map(str, shape_of(spec, size, end)))}" for spec in inputs]
             options[f"trt_profile_{end}_shapes"] = ",".join(shapes)
     return options

@@ -1,4 +1,4 @@
-"""CUDA graphs of a session's batch sizes: those that are called most often are kept, within bounds.
+"""CUDA graphs of a session's batch shapes: those that are called most often are kept, within bounds.
 
 A batch is never padded to a size that has a graph. Padded rows cost the GPU their full share, while a graph only saves
 the launches, which matter for small batches alone; and the outputs would be those of another size's kernels.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.host import cuda
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 MOST_GRAPHS = 64
 """The number of batch sizes whose graphs a session keeps, if their memory allows it."""
@@ -36,15 +36,15 @@ class SizeGraphs:
         """
         self._run = run
         self._capture = capture
-        self._graphs: dict[int, cuda.Graph] = {}
-        self._bytes: Counter[int] = Counter()
-        self._calls: Counter[int] = Counter()
+        self._graphs: dict[Hashable, cuda.Graph] = {}
+        self._bytes: Counter[Hashable] = Counter()
+        self._calls: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
         """The number of graphs."""
         return len(self._graphs)
 
-    def called(self, size: int) -> cuda.Graph | None:
+    def called(self, size: Hashable) -> cuda.Graph | None:
         """Return the graph of the batch size that is prepared; None if sizes that are called as often have them all.
 
         A capture costs more than a graph saves in a few calls, so that sizes in turn must not take it from each other.
@@ -62,7 +62,7 @@ class SizeGraphs:
             return self.keep(size)
         return None
 
-    def keep(self, size: int) -> cuda.Graph:
+    def keep(self, size: Hashable) -> cuda.Graph:
         """Capture the batch size that is prepared, in place of those with the fewest calls as far as there is no room.
 
         Raises:
@@ -85,6 +85,6 @@ class SizeGraphs:
     def _have_room(self) -> bool:
         return len(self._graphs) < MOST_GRAPHS and self._bytes.total() < MOST_BYTES
 
-    def _drop(self, size: int) -> None:
+    def _drop(self, size: Hashable) -> None:
         self._graphs.pop(size).close()
         del self._bytes[size]

@@ -9,28 +9,18 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import KernelsError
-from model_artifacts.records import BatchRange, KernelSpecialization, TensorSpec
+from model_artifacts.records import BatchRange, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
+from model_artifacts.tensorrt.specs import input_of, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from model_artifacts.errors import RunError
-
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-}
-"""TensorRT's names of types → the records' names."""
-
+    from model_artifacts.records import TensorSpec
 
 _MEMORY = r"(?i)out ?of ?memory|MemoryAllocation|allocat"
 """The library's words for a lack of GPU memory."""
@@ -287,8 +277,8 @@ def load_engine(
     batches = _batches_of_all(engine, inputs, log)
     loaded = LoadedEngine(
         flavour=flavour,
-        inputs=tuple(_spec(engine, name) for name in inputs),
-        outputs=tuple(_spec(engine, name) for name in names if name not in inputs),
+        inputs=tuple(input_of(engine, name) for name in inputs),
+        outputs=tuple(spec_of(engine, name) for name in names if name not in inputs),
         batches=batches,
         activation_bytes=_activation_bytes(trt, engine, len(batches.profiles)),
         streams_weights=streams_weights,
@@ -376,21 +366,3 @@ def _activation_bytes(trt: Any, engine: Any, profiles: int) -> int:  # noqa: ANN
         return largest * profiles
     of_profile = engine.get_device_memory_size_for_profile_v2 if newer else engine.get_device_memory_size_for_profile
     return sum(int(of_profile(profile)) for profile in range(profiles))
-
-
-def _spec(engine: Any, name: str) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    shape = tuple(engine.get_tensor_shape(name))
-    return tensor_spec(name, shape, engine.get_tensor_dtype(name))
-
-
-def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    """Return the spec of an input or output of a network or an engine; four axes are taken for NCHW.
-
-    Args:
-        name: name of the tensor.
-        shape: sizes of the axes; -1 is the dynamic batch.
-        dtype: TensorRT's type of the elements.
-    """
-    axes = tuple("batch" if size == -1 else int(size) for size in shape)
-    kind = str(dtype).rpartition(".")[2]
-    return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])

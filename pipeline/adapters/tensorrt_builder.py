@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from model_artifacts.records import BatchRange, Gpu
+    from model_artifacts.records import AxisRange, BatchRange, Gpu
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.config.tensorrt import TensorRTConfig
 
@@ -60,6 +60,8 @@ class EngineRequest:
     gpu: Gpu | None
     """The current GPU. None on a machine without one."""
     settings: TensorRTConfig
+    axes: tuple[AxisRange, ...] = ()
+    """The ranges of all dynamic axes of the graph beside the batch."""
     onnx_opset17: Path | None = None
     """The same graph for a flavour without strong typing, if `onnx` is too new for it."""
 

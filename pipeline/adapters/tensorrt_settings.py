@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import UnsupportedError
+from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import Precision, Setting
-from model_artifacts.tensorrt.runtime import tensor_spec
+from model_artifacts.tensorrt.specs import tensor_spec
 from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
 from pipeline.config.tensorrt import HardwareCompatibility, TilingOptimizationLevel
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from model_artifacts.records import TensorSpec
+    from model_artifacts.records import AxisRange, TensorSpec
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.adapters.tensorrt_builder import EngineRequest
 
@@ -73,16 +73,24 @@ class BuilderSettings:
         self._recorded.append(Setting(name=name, value=str(value), applied=not unsupported, note=unsupported))
 
     def _profile(self) -> None:
-        """Add the optimization profiles of the batch range, each for every input."""
-        sizes = self._request.profile
+        """Add the optimization profiles of the batch range, and of the other dynamic axes, each for every input.
+
+        Raises:
+            BuildError: the graph has a dynamic axis whose range nothing says.
+        """
+        sizes, axes = self._request.profile, self._request.axes
         inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
-        if sizes.is_fixed:
-            for tensor in inputs:  # a static shape is twice as fast as a profile of one size
-                tensor.shape = (sizes.opt, *tuple(tensor.shape)[1:])
-        for ends in sizes.profiles:
+        specs = io_formats(inputs)  # before a shape is set: it may take the names of the axes away
+        for tensor, spec in zip(inputs, specs, strict=True):
+            least, most = shape_at(spec, sizes.min, axes, "min"), shape_at(spec, sizes.max, axes, "max")
+            fixed = tuple(size if size == other else -1 for size, other in zip(least, most, strict=True))
+            if fixed != tuple(tensor.shape):
+                tensor.shape = fixed  # a static shape is twice as fast as a profile of one size
+        for low, best, high in sizes.profiles:
             profile = self._builder.create_optimization_profile()
-            for tensor in inputs:
-                profile.set_shape(tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in ends))
+            for spec in specs:
+                ends = ((low, "min"), (best, "opt"), (high, "max"))
+                profile.set_shape(spec.name, *(shape_at(spec, batch, axes, end) for batch, end in ends))
             self._config.add_optimization_profile(profile)
         self._record("profile", sizes.label)
         sharing = getattr(self._trt.PreviewFeature, "PROFILE_SHARING_0806", None)
@@ -269,6 +277,37 @@ def joined(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def shape_at(spec: TensorSpec, batch: int, axes: tuple[AxisRange, ...], end: str) -> tuple[int, ...]:
+    """Return an input's shape at one end of a profile.
+
+    Args:
+        spec: the input.
+        batch: the batch size there.
+        axes: the ranges of the other dynamic axes.
+        end: min, opt or max.
+
+    Raises:
+        BuildError: an axis has no range.
+    """
+    ranges = {axis.name: axis for axis in axes}
+    shape = [batch]
+    for size in spec.shape[1:]:
+        if isinstance(size, str) and size not in ranges:
+            raise BuildError(
+                f"the axis {size!r} of the input {spec.name!r} is dynamic, and has no range",
+                expected=f"`{size}: {{min, opt, max}}` in each of `profiles`",
+                got=f"({', '.join(map(str, spec.shape))})",
+            )
+        shape.append(size if isinstance(size, int) else int(getattr(ranges[size], end)))
+    return tuple(shape)
+
+
 def io_formats(tensors: list[Any]) -> tuple[TensorSpec, ...]:
     """Return the specs of a network's inputs or outputs."""
-    return tuple(tensor_spec(tensor.name, tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    return tuple(tensor_spec(tensor.name, tuple(tensor.shape), tensor.dtype, _axis_names(tensor)) for tensor in tensors)
+
+
+def _axis_names(tensor: Any) -> tuple[str, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the names that the graph gives an input's axes; empty where it gives none, or the parser keeps none."""
+    name_of = getattr(tensor, "get_dimension_name", None)
+    return () if name_of is None else tuple(str(name_of(axis) or "") for axis in range(len(tensor.shape)))

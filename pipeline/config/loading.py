@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from model_artifacts.errors import ConfigError, UsageError, closest, shortened
 from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
+from pipeline.config.axes import axes_problems
 from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
 from pipeline.config.models import MODELS, source_of, sources_of
@@ -169,6 +170,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     problems += task_problems(config)
     problems += io_problems(config)
     problems += load_problems(config.load)
+    problems += axes_problems(config)
     lists: dict[Location, list[str]] = {
         ("data", "classes"): list(config.data.classes) if isinstance(config.data.classes, tuple) else [],
         ("precisions",): [precision.value for precision in config.precisions],

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from model_artifacts.records import (
     Argument,
+    AxisRange,
     BatchRange,
     Decoding,
     EngineFlavour,
@@ -18,6 +19,7 @@ from model_artifacts.records import (
     Record,
     Task,
 )
+from pipeline.config.axes import Sizes, axes_of_all, checked_sizes, parse_profile
 from pipeline.config.benchmark import BenchmarkConfig, LoadConfig
 from pipeline.config.ends import IoConfig
 from pipeline.config.places import check_cache, check_folder, check_path
@@ -37,7 +39,6 @@ from pipeline.config.values import (
     check_own_resource,
     parse_arguments,
     parse_auto,
-    parse_batch_range,
     parse_classes,
     parse_compute_capabilities,
     parse_device,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Graph, Host
 
 
-ParsedBatchRange = Annotated[BatchRange, BeforeValidator(parse_batch_range), AfterValidator(check_batch_range)]
+ParsedBatchRange = Annotated[BatchRange, BeforeValidator(parse_profile), AfterValidator(check_batch_range)]
 
 
 class WeightsConfig(Record):
@@ -204,8 +205,7 @@ class Gates(Record):
     answers; for an embedding, of vectors that moved half way to their nearest neighbour. For tensors, the largest
     relative L2 of a part."""
     require_proof: Flag = False
-    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %), and of
-    those with a part that has no verdict of its own."""
+    """Rejection of variants whose drop lies within the margin, on too few samples to prove it (Tango, 95 %)."""
     require_reference: Flag = True
     """Rejection of all variants while the FP32 reference does not depend on the image or is no better than chance."""
     fp32: Gate = Gate()
@@ -351,6 +351,17 @@ class Config(Record):
     def timed_batches(self) -> tuple[int, ...]:
         """The batch sizes that are timed: those of `benchmark.batches`, else those that the profiles are tuned for."""
         return self.benchmark.batches or tuple(sorted({size for item in self.profiles for size in item.tuned_for}))
+
+    @property
+    def axes(self) -> tuple[AxisRange, ...]:
+        """The dynamic axes beside the batch, with the sizes that any of the profiles takes."""
+        return axes_of_all(profile.axes for profile in self.profiles)
+
+    @property
+    def checked_sizes(self) -> tuple[Sizes, ...]:
+        """The sizes of these axes at which artifacts are compared with the reference, of all profiles."""
+        found = (sizes for profile in self.profiles for sizes in checked_sizes(profile.axes))
+        return tuple(dict.fromkeys(found))
 
     def gpus(self, host: Host) -> tuple[Gpu, ...]:
         """Return the host's GPUs that `device` names: one, none, or the first of every type."""

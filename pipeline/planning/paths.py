@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
+    from pipeline.config.axes import Sizes
     from pipeline.planning.plan import Arithmetic
 
 _RESTART = "benchmark.restart-"
@@ -124,6 +125,14 @@ class Paths:
     def references(self) -> Path:
         """The same of several outputs, an array by the name of each."""
         return self.folder / "data" / "reference.npz"
+
+    def sized_validation(self, sizes: Sizes) -> Path:
+        """The first validation images in another size, uint8."""
+        return self.folder / "data" / f"validation-{_sizes_name(sizes)}.npy"
+
+    def sized_reference(self, sizes: Sizes) -> Path:
+        """The FP32 reference's logits of these images."""
+        return self.folder / "data" / f"reference-{_sizes_name(sizes)}.npy"
 
     def onnx(self, graph: Graph) -> Path:
         """An ONNX file."""
@@ -288,3 +297,8 @@ def _own_cache(kind: str, folder: Path) -> Path:
     """Return a place in this user's own cache for the variant in a folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "model-artifact-pipeline" / kind / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+
+
+def _sizes_name(sizes: Sizes) -> str:
+    """Return sizes for names of files: `height160-width320`."""
+    return "-".join(f"{axis}{size}" for axis, size in sizes)

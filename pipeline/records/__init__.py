@@ -3,7 +3,7 @@
 from pipeline.records.accuracy import AccuracyReport, Loss, PicturesReport, PixelDistance, Verdict
 from pipeline.records.artifact import Artifact
 from pipeline.records.benchmark import BenchmarkReport, Conditions, Range, RestartRecord, TimedSet, TimedVariant
-from pipeline.records.data import BoxKind, DataRecord, ImagesOrigin
+from pipeline.records.data import AxisSize, BoxKind, DataRecord, ImagesOrigin, SizedSamples
 from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.on_demand.load import LoadReport, LoadRun
@@ -11,12 +11,13 @@ from pipeline.records.on_demand.profile import HotFunction, LayerProfile, LayerT
 from pipeline.records.on_demand.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.outcome import Outcome
 from pipeline.records.report import ReportRecord
-from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun, ShownRounding
+from pipeline.records.rounding import OutputRounding, Rounding, RoundingRun, ShownRounding, SizedRounding
 from pipeline.records.source import OnnxSource, ReadFile, SourceRecord, tensor_spec
 
 __all__ = [
     "AccuracyReport",
     "Artifact",
+    "AxisSize",
     "BenchmarkReport",
     "BoxKind",
     "Conditions",
@@ -46,6 +47,8 @@ __all__ = [
     "RoundingRun",
     "Sensitivity",
     "ShownRounding",
+    "SizedRounding",
+    "SizedSamples",
     "SourceRecord",
     "TensorCast",
     "TimedSet",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import Enum, IntEnum
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from model_artifacts.records import FileRecord, Preprocessing, Share, StageRecord
+from model_artifacts.records import FileRecord, Preprocessing, Record, Share, StageRecord, without_defaults
 
 
 class ImagesOrigin(str, Enum):
@@ -33,6 +33,33 @@ class BoxKind(IntEnum):
     """A crowd, as COCO means it: any number of detections inside of it are neither right nor wrong."""
     IGNORED = 2
     """A box that may be found or not."""
+
+
+class AxisSize(Record):
+    """An axis and its size."""
+
+    name: str
+    """Name of the axis, such as `height`."""
+    size: PositiveInt
+    """Its size."""
+
+
+class SizedSamples(Record):
+    """Validation images at another size than the network's own, with the FP32 reference's logits of them."""
+
+    axes: tuple[AxisSize, ...]
+    """The sizes."""
+    samples: PositiveInt
+    """Number of images: the first ones of the validation set."""
+    pixels: FileRecord
+    """Their pixels, resized from those of the validation set (Pillow, bilinear), npy."""
+    reference: FileRecord
+    """Logits of the FP32 reference for these pixels, npy."""
+
+    @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """The sizes by the names of their axes, as the configuration has them."""
+        return tuple((axis.name, axis.size) for axis in self.axes)
 
 
 class DataRecord(StageRecord):
@@ -75,8 +102,16 @@ class DataRecord(StageRecord):
     names: FileRecord | None = None
     """JSON list of the validation images' paths in their folder; None for other origins."""
 
+    sizes: tuple[SizedSamples, ...] = ()
+    """Images at the sizes that dynamic axes are checked at. The JSON leaves it out without such axes."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"sizes"})
+
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Pixels, labels and names as far as they exist, and the reference's logits."""
         optional = tuple(file for file in (self.labels, self.names) if file)
-        return (self.calibration, self.validation, *optional, self.reference)
+        sized = (file for item in self.sizes for file in (item.pixels, item.reference))
+        return (self.calibration, self.validation, *optional, self.reference, *sized)

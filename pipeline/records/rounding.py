@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from model_artifacts.records import FileRecord, Graph, Precision, Record, StageRecord, without_defaults
+from pipeline.records.data import AxisSize
 
 Distance = Annotated[float, Field(ge=0)]
 
@@ -58,6 +59,31 @@ class ShownRounding(Record):
     """Share of the logits' norm that is shown. Bounds on the distance of all logits are smaller by it."""
 
 
+class SizedRounding(Record):
+    """Distance that a precision's own rounding makes for images of another size. See `Rounding` for the fields."""
+
+    axes: tuple[AxisSize, ...]
+    """Sizes of the images."""
+    relative_l2_high: Distance | None
+    """As that of `Rounding`, at this size alone."""
+    relative_l2_low: Distance | None
+    """As that of `Rounding`, at this size alone."""
+    sample_l2_high: Distance | None
+    """As that of `Rounding`, at this size alone."""
+    margin_noise: Distance | None
+    """As that of `Rounding`, at this size alone."""
+    part_l2_high: tuple[Distance, ...] = ()
+    """As that of `Rounding`, at this size alone."""
+    part_l2_redrawn: tuple[Distance, ...] = ()
+    """As that of `Rounding`, at this size alone."""
+    part_sizes: tuple[Distance, ...] = ()
+    """As that of `Rounding`, at this size alone."""
+    outputs: tuple[OutputRounding, ...] = ()
+    """As that of `Rounding`, at this size alone."""
+    trouble: str = ""
+    """As that of `Rounding`, at this size alone."""
+
+
 class Rounding(StageRecord):
     """Distance that a precision's own rounding makes in a network: `<model>/rounding/<graph or tf32>.json`.
 
@@ -106,9 +132,12 @@ class Rounding(StageRecord):
     shown: tuple[ShownRounding, ...] = ()
     """Distances in the outputs of `io` that are no logits. The JSON leaves it out without such."""
 
+    sizes: tuple[SizedRounding, ...] = ()
+    """Distances at the sizes that dynamic axes are checked at. The JSON leaves it out without such axes."""
+
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        later = {"part_l2_high", "part_l2_redrawn", "part_sizes", "outputs", "shown"}
+        later = {"part_l2_high", "part_l2_redrawn", "part_sizes", "outputs", "shown", "sizes"}
         return without_defaults(self, serialize(self), later)
 
     def of(self, output: str) -> Rounding:
@@ -118,6 +147,20 @@ class Rounding(StageRecord):
                 own = {name: value for name, value in item if name != "name"}
                 return self.model_copy(update={**own, "outputs": ()})
         return self
+
+    def at(self, axes: tuple[AxisSize, ...]) -> Rounding:
+        """Return the record of images of another size; one without any distance if that was not emulated."""
+        unknown = SizedRounding(
+            axes=axes,
+            relative_l2_high=None,
+            relative_l2_low=None,
+            sample_l2_high=None,
+            margin_noise=None,
+            trouble="it was not emulated at this size",
+        )
+        item = next((item for item in self.sizes if item.axes == axes), unknown)
+        own = {name: value for name, value in item if name != "axes"}
+        return self.model_copy(update={**own, "logits": None, "shown": (), "sizes": ()})
 
     def in_output(self, answer: str) -> tuple[Rounding, float]:
         """Return the record of what an output shows, and the share of the logits' norm in it.

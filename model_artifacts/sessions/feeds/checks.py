@@ -15,8 +15,31 @@ if TYPE_CHECKING:
 
 
 def sample_of(spec: TensorSpec) -> tuple[int, ...]:
-    """Return the shape of a sample of an input."""
+    """Return the shape of a sample of an input whose axes are fixed, but for the batch."""
     return tuple(int(size) for size in spec.shape[1:])
+
+
+def shape_of(spec: TensorSpec, batch: int, end: str) -> tuple[int, ...]:
+    """Return the shape of a batch of an input or output, with its dynamic axes at one end of their ranges.
+
+    Args:
+        spec: the tensor.
+        batch: the number of samples.
+        end: min, opt or max.
+
+    Raises:
+        RunError: an axis is dynamic, and has no range.
+    """
+    ranges = {axis.name: axis for axis in spec.ranges}
+    if free := [size for size in spec.shape[1:] if isinstance(size, str) and size not in ranges]:
+        raise RunError(
+            f"the size of {spec.name!r} is not known",
+            expected="fixed axes, or axes with a range",
+            got=f"({', '.join(map(str, spec.shape))})",
+            fix=f"build an artifact whose axis {free[0]!r} is fixed",
+        )
+    sizes = (size if isinstance(size, int) else getattr(ranges[size], end) for size in spec.shape[1:])
+    return (batch, *map(int, sizes))
 
 
 def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Sequence[Any]) -> None:
@@ -32,7 +55,7 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
     """
     for spec, array in zip(inputs, arrays, strict=True):
         shape = tuple(array.shape)
-        fits = len(shape) > 0 and shape[1:] == sample_of(spec) and takes.takes(shape[0])
+        fits = len(shape) > 0 and spec.takes_sample(shape[1:]) and takes.takes(shape[0])
         if not fits or array.dtype != np.dtype(spec.dtype):
             name = f"{spec.name}: " if len(inputs) > 1 else ""
             raise refusal(inputs, takes, f"{name}{array.dtype} {shape}")
@@ -45,7 +68,7 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
 def refusal(inputs: Sequence[TensorSpec], takes: BatchRange, got: str) -> RunError:
     """Return the error of a batch that an engine does not take."""
     batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"
-    expected = [f"{spec.dtype} ({', '.join(map(str, (batches, *sample_of(spec))))}), contiguous" for spec in inputs]
+    expected = [f"{spec.dtype} ({', '.join((batches, *spec.sample_words))}), contiguous" for spec in inputs]
     if len(inputs) > 1:
         expected = [f"{spec.name}: {text}" for spec, text in zip(inputs, expected, strict=True)]
     return RunError(

@@ -248,6 +248,9 @@ def run(project: Project, target: str, console: Console) -> int:
     failed = [report for report in reports if report.outcome is Outcome.FAILED]
     for report in failed:
         console.say(f"FAILED: {report.variant_id}: {report.reason}")
+    if project.config.axes:
+        spec = project.source().pictures
+        console.say(f"timed with images of height {spec.height}, width {spec.width}: their own size")
     for reason in sorted({report.reason for report in reports if report.outcome is Outcome.SKIPPED}):
         console.say(f"skipped: {reason}")
     return 1 if failed else 0

@@ -22,6 +22,7 @@ from pipeline.planning.freshness import current
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.ends import Ends, ends_in_words, require_ends, with_own_ends
+from pipeline.stages.build.spec import axes_of
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
 
@@ -93,7 +94,7 @@ def _make_engine(project: Project, variant: Variant, key: Key, request: EngineRe
         outcome=Outcome.DONE,
         file=file,
         log=describe_file(log, project.paths.root),
-        inputs=ends.inputs,
+        inputs=tuple(spec.with_ranges(variant.profile.axes if variant.profile else ()) for spec in ends.inputs),
         outputs=ends.outputs,
         settings=engine.settings,
         memory=engine.memory,
@@ -133,6 +134,7 @@ def request_of(project: Project, variant: Variant) -> EngineRequest:
         onnx_opset17=project.file(graph.opset17) if graph.opset17 else None,
         precision=variant.precision,
         profile=variant.profile,
+        axes=axes_of(project, variant.profile),
         workspace_bytes=variant.workspace.bytes,
         compute_capabilities=target.compute_capabilities,
         gpu=target.gpu,

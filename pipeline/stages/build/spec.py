@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from model_artifacts.records import Key, Variant
+    from model_artifacts.records import AxisRange, BatchRange, Key, Variant
     from pipeline.planning.paths import Paths
     from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
@@ -64,6 +64,8 @@ def build_key(project: Project, variant: Variant) -> Key:
     if not variant.io.is_plain:
         where["io"] = [variant.io.model_dump(mode="json"), ENDS_VERSION]
         where["preprocessing"] = project.source().preprocessing
+    if axes := axes_of(project, variant.profile) if variant.profile else project.config.axes:
+        where["axes"] = [axis.model_dump(mode="json") for axis in axes]
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:
         workers = project.plan.workers_of(variant.target)
         machine = workers.machine if workers else project.plan.host
@@ -90,8 +92,20 @@ def build_key(project: Project, variant: Variant) -> Key:
         cuda_major=target.cuda_major,
         settings=settings.key_settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # refitting needs a GPU
-        **{name: where[name] for name in ("io", "preprocessing") if name in where},
+        **{name: where[name] for name in ("io", "preprocessing", "axes") if name in where},
         **code_version(ENGINE_VERSION),
+    )
+
+
+def axes_of(project: Project, profile: BatchRange) -> tuple[AxisRange, ...]:
+    """Return the range of each dynamic axis of the graphs; one that the profile leaves out has the images' own size."""
+    if not project.config.axes:
+        return ()
+    spec, named = project.source().pictures, {axis.name: axis for axis in profile.axes}
+    own = {"height": spec.height, "width": spec.width}
+    return tuple(
+        named.get(axis.name) or axis.model_copy(update=dict.fromkeys(("min", "opt", "max"), own[axis.name]))
+        for axis in project.config.axes
     )
 
 

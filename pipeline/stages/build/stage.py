@@ -12,11 +12,12 @@ from model_artifacts.records import CPU_TARGET, Backend, Variant
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.build.spec import axes_of
 from pipeline.stages.common.console import megabytes, say_outcome
 from pipeline.stages.common.outcomes import attempt
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Key, ModuleContents
+    from model_artifacts.records import AxisRange, Key, ModuleContents
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.stages.common.outcomes import Ending
@@ -26,6 +27,12 @@ _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a net
 _NO_MODULE_OF_TENSORS = (
     "the model takes the tensors of `data.tensors`, and torch modules of such a model were not tried on a GPU: it has "
     "engines and ONNX files there"
+)
+
+_ONE_SIZE = "Torch-TensorRT's modules are made for images of one size, and this profile takes several"
+
+_PLAIN_ALONE = (
+    "graphs with dynamic axes beside the batch take normalised float32 images and give the network's own outputs"
 )
 
 _ONE_PROFILE = (
@@ -50,18 +57,16 @@ def build_variant(project: Project, variant: Variant) -> Artifact:
 
 
 def _build(project: Project, variant: Variant, key: Key) -> Artifact:
+    if project.config.axes and not variant.io.is_plain:
+        raise UnsupportedError(_PLAIN_ALONE)
     if variant.backend is Backend.TENSORRT:
         from pipeline.stages.build.engine import make_engine  # noqa: PLC0415 - other variants need no TensorRT
 
         return make_engine(project, variant, key)
-    if variant.backend.is_module and project.source().onnx:
-        raise UnsupportedError(_NO_MODULE)
     if variant.profile and variant.profile.tuned:
         raise UnsupportedError(_ONE_PROFILE)
-    if not variant.io.is_plain and variant.backend.is_module:
-        raise UnsupportedError(_OWN_ENDS)
-    if variant.backend.is_module and variant.target != CPU_TARGET and project.source().named_inputs:
-        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
+    if variant.backend.is_module:
+        _require_module(project, variant)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)
     if variant.backend.is_torch_tensorrt:
@@ -71,6 +76,19 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
     if variant.backend.is_module:
         return _weights(project, variant, key)
     return _onnx(project, variant, key)
+
+
+def _require_module(project: Project, variant: Variant) -> None:
+    """Refuse a torch module of a model, an input, an output or a profile that none is made for."""
+    source = project.source()
+    if source.onnx:
+        raise UnsupportedError(_NO_MODULE)
+    if not variant.io.is_plain:
+        raise UnsupportedError(_OWN_ENDS)
+    if variant.target != CPU_TARGET and source.named_inputs:
+        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
+    if variant.profile and variant.profile.axes:
+        raise UnsupportedError(_ONE_SIZE)
 
 
 def _require_gpu(project: Project, variant: Variant) -> None:
@@ -94,7 +112,7 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
         variant=variant,
         outcome=Outcome.DONE,
         file=file,
-        inputs=graph.inputs,
+        inputs=tuple(spec.with_ranges(_axes_of(project, variant)) for spec in graph.inputs),
         outputs=graph.outputs,
     )
     if variant.io.is_plain:
@@ -102,6 +120,11 @@ def _onnx(project: Project, variant: Variant, key: Key) -> Artifact:
     from pipeline.stages.build.ends import store_graph  # noqa: PLC0415 - only graphs with other ends are written
 
     return store_graph(project, artifact)
+
+
+def _axes_of(project: Project, variant: Variant) -> tuple[AxisRange, ...]:
+    """Return the dynamic axes of an ONNX file: as its profile has them, or all profiles if it takes any batch."""
+    return axes_of(project, variant.profile) if variant.profile else project.config.axes
 
 
 def _weights(project: Project, variant: Variant, key: Key) -> Artifact:

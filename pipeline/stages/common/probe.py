@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.feeds.batches import Batch
+    from pipeline.config.axes import Sizes
     from pipeline.planning.project import Project
 
 _COARSE = 8
@@ -40,6 +41,17 @@ def probe_images(spec: Preprocessing, count: int) -> npt.NDArray[np.float32]:
         light = rng.uniform(0.3, 1.0, channels)
         images.append((0.75 * patches[rows][:, columns] + 0.25 * fine) * light)
     return to_input(np.stack(images).astype(np.uint8), spec)
+
+
+def at_sizes(spec: Preprocessing, sizes: Sizes) -> Preprocessing:
+    """Return a preprocessing whose input has other sizes; an axis without one keeps its own.
+
+    Args:
+        spec: the preprocessing.
+        sizes: of `height` and `width`.
+    """
+    found = {"height": spec.height, "width": spec.width} | dict(sizes)
+    return spec.model_copy(update={"crop": (found["height"], found["width"])})
 
 
 def probe_batch(inputs: Preprocessing | Samples, count: int) -> Batch:

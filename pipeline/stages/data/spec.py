@@ -20,6 +20,10 @@ VERSION = 2
 """
 
 
+SIZES_VERSION = 1
+"""Raise it when the same images are resized in another way."""
+
+
 def data_key(project: Project, _model: str) -> Key:
     """Return the key of the images and of the reference's logits."""
     source = project.source()
@@ -39,8 +43,18 @@ def data_key(project: Project, _model: str) -> Key:
         pillow=version("pillow"),
         torch=version("torch"),
         **({"onnxruntime": version("onnxruntime-gpu")} if source.onnx else {}),
+        **_size_fields(project),
         **code_version(VERSION),
     )
+
+
+def _size_fields(project: Project) -> dict[str, object]:
+    """Return the fields of dynamic axes beside the batch: the ranges, which are checked, and the sizes to store."""
+    config = project.config
+    if not config.axes:
+        return {}
+    ranges = [[axis.model_dump(mode="json") for axis in profile.axes] for profile in config.profiles]
+    return {"axes": [SIZES_VERSION, ranges, config.checked_sizes]}
 
 
 def _label_fields(project: Project) -> dict[str, object]:
@@ -64,13 +78,18 @@ SPEC = StageSpec(
     version=VERSION,
     record=DataRecord,
     records=lambda paths, _plan, _model: (paths.data,),
-    files=lambda paths, _plan, _model: (
+    files=lambda paths, plan, _model: (
         paths.calibration,
         paths.validation,
         paths.labels,
         paths.sample_names,
         paths.reference,
         paths.references,
+        *(
+            path
+            for sizes in plan.config.checked_sizes
+            for path in (paths.sized_validation(sizes), paths.sized_reference(sizes))
+        ),
     ),
     key=data_key,
     run="pipeline.stages.data.stage:run",

@@ -39,6 +39,8 @@ from pipeline.stages.data.checks import (
     require_order,
     several_labels_warning,
 )
+from pipeline.stages.data.sizes import store_sizes
+from pipeline.stages.data.storing import npy, save
 from pipeline.stages.data.tensors import split_tensors
 from pipeline.stages.data.truth import Table, arranged, folder_classes, read_masks, read_table
 
@@ -101,6 +103,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
         _check_order(project, model, split, reference)
     stored = _store_reference(project, reference)
+    sized = store_sizes(project, reference, lambda pixels, spec: reference_logits(model, pixels, spec))
     if source.task is Task.REGRESSION:
         require_tolerances(project.config.model.tolerance, source.classes)
     table = _table(project.config.data, source, classes, validation)
@@ -126,6 +129,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         names=describe_file(paths.sample_names, paths.root) if validation.names else None,
         class_names=boxes.names if boxes else classes.names or columns,
         unreadable=(*split.calibration.unreadable, *validation.unreadable),
+        sizes=sized,
     )
     return project.write(paths.data, record)
 
@@ -147,7 +151,7 @@ def _top1(
 def _store_samples(paths: Paths, truth: npt.NDArray[np.generic] | None, names: Sequence[str]) -> None:
     """Write the truth and the names of the validation samples, and remove files of those that there are not."""
     if truth is not None:
-        _save(paths.labels, truth)
+        save(paths.labels, truth)
     else:
         paths.labels.unlink(missing_ok=True)
     if names:
@@ -261,13 +265,13 @@ def _store_reference(project: Project, reference: npt.NDArray[np.float32]) -> Pa
     """Write the reference's outputs, each of several to an array of its own, and return the file."""
     paths, spans = project.paths, spans_of(project.source())
     if len(spans) == 1:
-        _save(paths.reference, reference)
+        save(paths.reference, reference)
         paths.references.unlink(missing_ok=True)
         return paths.reference
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # numpy's own function takes no array called `file`
         for name, array in of_each_output(reference, spans).items():
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), _npy(array))
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy(array))
     write_bytes(paths.references, buffer.getvalue())
     paths.reference.unlink(missing_ok=True)
     return paths.references
@@ -370,19 +374,8 @@ def _of_tensors(project: Project, files: tuple[Path, Path]) -> _Split:
 
 def _stored(loaded: Images, file: Path) -> Images:
     """Write images that fit into memory, and return them with pixels mapped from the file."""
-    file.write_bytes(_npy(loaded.pixels))
+    file.write_bytes(npy(loaded.pixels))
     return replace(loaded, pixels=np.load(file, mmap_mode="r"))
-
-
-def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    write_bytes(path, _npy(array))
-
-
-def _npy(array: npt.NDArray[np.generic]) -> bytes:
-    """Return an array as the bytes of a .npy file, because `np.save` to a full disk does not report the full disk."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def run(project: Project, _model: str, console: Console) -> int:

@@ -46,6 +46,8 @@ class Expected(NamedTuple):
     """The outputs' names."""
     cause: str
     """The likely cause of a difference."""
+    where: str = ""
+    """The size of the images as messages show it; empty for the network's own."""
 
 
 def expected_of(model: nn.Module, spec: Preprocessing | Samples, names: tuple[str, ...]) -> Expected:
@@ -80,7 +82,7 @@ def require_agreement(file: Path, expected: Expected, rerun: str, floor: float =
     Raises:
         ExportError: ONNX Runtime cannot run the graph, or an output differs; the message names the likely cause.
     """
-    for size, found, outputs in zip(_SIZES, _run(file, expected.images, rerun), expected.outputs, strict=True):
+    for size, found, outputs in zip(_SIZES, _run(file, expected, rerun), expected.outputs, strict=True):
         several = len(expected.names) > 1
         for name, output in zip(expected.names, outputs, strict=True):
             computed = found[name] if isinstance(found, dict) else found
@@ -90,19 +92,21 @@ def require_agreement(file: Path, expected: Expected, rerun: str, floor: float =
                 continue
             raise ExportError(
                 "the ONNX graph computes something else than the network",
-                where=f"fp32, in a batch of {size}" + (f", output {name!r}" if several else ""),
+                where=f"fp32, in a batch of {size}" + (f", output {name!r}" if several else "") + expected.where,
                 expected=f"the logits of PyTorch in FP32, within {_LARGEST:g} (relative L2)",
                 got=f"{distance:.2g}; {expected.cause}",
                 fix="let forward compute the same wherever it runs: write hooks and replaced forwards into its class",
             )
 
 
-def _run(file: Path, images: Batch, rerun: str) -> tuple[Outputs, ...]:
+def _run(file: Path, expected: Expected, rerun: str) -> tuple[Outputs, ...]:
     try:
-        return run_isolated(_in_onnxruntime, file, images, rerun=rerun)
+        return run_isolated(_in_onnxruntime, file, expected.images, rerun=rerun)
     except (RunError, CrashedError) as exc:
         raise ExportError(
-            "ONNX Runtime cannot run the exported graph", where="fp32", got=str(exc).replace("\n", ";")
+            "ONNX Runtime cannot run the exported graph",
+            where=f"fp32{expected.where}",
+            got=str(exc).replace("\n", ";"),
         ) from exc
 
 

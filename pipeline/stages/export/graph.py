@@ -25,11 +25,13 @@ from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torc
 from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_graph import reason_of
+from pipeline.stages.export.axes import dims_of, require_free_axes, require_named_axes
 from pipeline.stages.export.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from model_artifacts.records import AxisRange
     from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.torch_model import Typed
 
@@ -83,7 +85,11 @@ class Exported(NamedTuple):
 
 
 def to_onnx(
-    model: Typed, inputs: tuple[int, int, int] | Samples, opset: int, outputs: tuple[str, ...] = OUTPUTS
+    model: Typed,
+    inputs: tuple[int, int, int] | Samples,
+    opset: int,
+    outputs: tuple[str, ...] = OUTPUTS,
+    axes: tuple[AxisRange, ...] = (),
 ) -> Exported:
     """Export a model to a valid graph with folded constants and a dynamic batch axis.
 
@@ -92,12 +98,14 @@ def to_onnx(
         inputs: (channels, height, width) of an image, or samples of the inputs, whose names the graph has.
         opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
         outputs: the names of the graph's outputs, in the model's order.
+        axes: the other dynamic axes of an image, with their ranges.
 
     Raises:
-        ExportError: torch cannot trace the model, its batch size is fixed, or the result is not valid ONNX.
+        ExportError: torch cannot trace the model, its batch size or an axis is fixed, or the result is not valid ONNX.
     """
-    program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs)
+    program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs, axes)
     _require_one_way(program)
+    require_free_axes(program, axes)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
     exported = ir.to_proto(program.model)
@@ -117,6 +125,7 @@ def to_onnx(
         ) from exc
     _require_names(exported.graph, outputs)
     _require_dynamic_batch(exported.graph)
+    require_named_axes(exported.graph, axes)
     if onnx_graph.opset_of(exported) > opset:
         try:
             onnx_graph.convert(exported, opset)
@@ -184,7 +193,11 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
 
 
 def _trace(
-    model: Typed, inputs: tuple[int, int, int] | Samples, opset: int, outputs: tuple[str, ...]
+    model: Typed,
+    inputs: tuple[int, int, int] | Samples,
+    opset: int,
+    outputs: tuple[str, ...],
+    axes: tuple[AxisRange, ...],
 ) -> torch.onnx.ONNXProgram:
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -198,7 +211,7 @@ def _trace(
                 opset_version=opset,
                 input_names=[*_names(inputs)],
                 output_names=[*outputs],
-                dynamic_shapes=_dynamic(inputs, batch),
+                dynamic_shapes=_dynamic(inputs, {0: batch} | dims_of(axes)),
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
@@ -218,10 +231,10 @@ def _two(inputs: tuple[int, int, int] | Samples) -> Result:
     return torch_batch(inputs.batch(2)) if isinstance(inputs, Samples) else torch.zeros(2, *inputs)
 
 
-def _dynamic(inputs: tuple[int, int, int] | Samples, batch: torch.export.Dim) -> dict[str, Any]:
-    """Return the dynamic axis of the parameters of `Typed.forward`, or of `TypedInputs.forward`."""
+def _dynamic(inputs: tuple[int, int, int] | Samples, dims: dict[int, torch.export.Dim]) -> dict[str, Any]:
+    """Return the dynamic axes of the parameters of `Typed.forward`, or of `TypedInputs.forward`."""
     names = _names(inputs)
-    return {INPUT: {0: batch}} if len(names) == 1 else {"inputs": tuple({0: batch} for _ in names)}
+    return {INPUT: dims} if len(names) == 1 else {"inputs": tuple(dims for _ in names)}
 
 
 @contextmanager

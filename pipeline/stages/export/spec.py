@@ -36,6 +36,7 @@ def export_key(project: Project, graph: Graph) -> Key:
         torch=version("torch"),
         onnx=version("onnx"),
         onnxscript=version("onnxscript"),
+        **({"axes": [axis.model_dump(mode="json") for axis in axes]} if (axes := project.config.axes) else {}),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from model_artifacts.errors import ExportError
+from model_artifacts.errors import ExportError, one_line
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -18,12 +18,13 @@ from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import Graph, Task
 from model_artifacts.sessions.torch_model import DTYPES, Typed, TypedInputs, fold_batch_norms
 from pipeline.adapters import onnx_graph, onnx_rewrites
+from pipeline.config.axes import shown_sizes
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.common.probe import inputs_of, shape_of
+from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of
 from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
+    from pipeline.stages.export.agreement import Expected
 
 OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
 """Opset of each graph.
@@ -69,17 +71,18 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
     outputs = tuple(spec.name for spec in source.outputs)
-    expected = expected_of(model, inputs_of(project), outputs) if graph is Graph.FP32 else None
+    expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
     exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
     del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
-        if expected is not None and source.onnx:
-            require_same(temporary, expected, source, project.command(step))
-        elif expected is not None:
-            require_agreement(temporary, expected, project.command(step))
+        for wanted in expected:
+            if source.onnx:
+                require_same(temporary, wanted, source, project.command(step))
+            else:
+                require_agreement(temporary, wanted, project.command(step))
     record = OnnxRecord(
         key=key,
         built_at=now(),
@@ -95,6 +98,27 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         casts=casts,
     )
     return project.write(project.paths.onnx_record(graph), record)
+
+
+def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[Expected, ...]:
+    """Return what the network gives: for images of its own size, and of each that the dynamic axes are checked at.
+
+    Raises:
+        ExportError: the network takes no images of such a size.
+    """
+    found = [expected_of(model, inputs_of(project), outputs)]
+    for sizes in project.config.checked_sizes:
+        try:
+            wanted = expected_of(model, at_sizes(project.source().pictures, sizes), outputs)
+        except Exception as exc:  # the model's own code may raise any type
+            raise ExportError(
+                f"the network takes no images of {shown_sizes(sizes)}",
+                expected="images of every size in the ranges of `profiles`",
+                got=one_line(exc),
+                fix="narrow the range, or write the batch alone",
+            ) from exc
+        found.append(wanted._replace(where=f", {shown_sizes(sizes)}"))
+    return tuple(found)
 
 
 class _Made(NamedTuple):
@@ -116,7 +140,7 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     casts = count_casts(folded.model, dtype)
     # Cast in place: a function that was set on a layer may call the weights of this very network.
     typed = (TypedInputs if len(source.inputs) > 1 else Typed)(folded.model, dtype).eval()
-    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs)
+    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs, project.config.axes)
     if source.task is Task.DETECTION and onnx_rewrites.suppressing_nodes(exported):
         raise ExportError(
             "the network suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",

@@ -46,6 +46,7 @@ def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
         validation=data.validation.sha256,
         reference=data.reference.sha256,
         preprocessing=data.preprocessing,
+        **({"sizes": [item.model_dump(mode="json") for item in data.sizes]} if data.sizes else {}),
         torch=None if quantized else version("torch"),
         onnxruntime=version("onnxruntime-gpu") if quantized or of_file else None,
         **({"task": task.value} if task in _TASKS else {}),

@@ -19,11 +19,11 @@ from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
-from pipeline.records import OutputRounding, Rounding, RoundingRun, ShownRounding
+from pipeline.records import OutputRounding, Rounding, RoundingRun, ShownRounding, SizedRounding
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.common.probe import inputs_of, shape_of
+from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of
 from pipeline.stages.common.rows import as_shown, lifted, load_rows, rows_of, shown_share, spans_of
-from pipeline.stages.common.samples import loader_of
+from pipeline.stages.common.samples import loader_of, to_batch
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.spec import SAMPLES, shown_outputs
 from pipeline.stages.rounding.spread import farthest, spread_of, widest
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
+    from pipeline.records import SizedSamples
     from pipeline.stages.rounding.spread import Spread
 
     Logits = npt.NDArray[np.float32]
@@ -105,8 +106,35 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
         or bool(trouble)
         or _is_repeatable(project, rows_of_batch(images, slice(_BATCH))),
         logits=kept,
+        sizes=tuple(_at_size(project, arithmetic, sized) for sized in data.sizes),
     )
     return project.write(project.paths.rounding(arithmetic), record)
+
+
+def _at_size(project: Project, arithmetic: Arithmetic, sized: SizedSamples) -> SizedRounding:
+    """Return the distances for images of another size than the network's own."""
+    spec = at_sizes(project.source().pictures, sized.sizes)
+    images, reference = to_batch(project.pixels(sized.pixels), spec), np.load(project.file(sized.reference))
+    results, trouble = _results(project, arithmetic, images)
+    task, spans = project.source().task, spans_of(project.source())
+    each = [
+        widest([spread_of(logits[:, columns], reference[:, columns], shape, task) for logits in results.values()])
+        for _, shape, columns in spans
+    ]
+    found = farthest(each)
+    whole, alone = _of_spread("", found), len(spans) == 1
+    return SizedRounding(
+        axes=sized.axes,
+        relative_l2_high=whole.relative_l2_high,
+        relative_l2_low=whole.relative_l2_low,
+        sample_l2_high=whole.sample_l2_high,
+        margin_noise=found.margin_noise if found else None,
+        part_l2_high=whole.part_l2_high if alone else (),
+        part_l2_redrawn=whole.part_l2_redrawn if alone else (),
+        part_sizes=whole.part_sizes if alone else (),
+        outputs=() if alone else tuple(map(_of_spread, (span.name for span in spans), each)),
+        trouble=trouble,
+    )
 
 
 def _emulator(project: Project, *, quantized: bool) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import listed
 from model_artifacts.records import GateCheck, LayerShare, Precision, Question, RowCheck
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.records import Loss, Verdict
@@ -46,9 +45,6 @@ bound without it (`benchmarks/task_gates.py`, one of six segmenters)."""
 LOST = 0.9
 """The bound that this wider factor must not pass, nor what few samples leave open: a sample without any output lies 1
 away, if its norm is the mean."""
-_TELLS = 0.5
-"""The largest bound that is a verdict on a part, a choice: within a larger one, half of what it holds may be wrong."""
-_NAMED_PARTS = 3
 _OTHER_KERNELS = 1.4
 """The most that honest builds lie beyond the expected rounding (docs/accuracy.md), on top of another draw of it."""
 _LEAST = 0.1
@@ -253,25 +249,6 @@ def judge_parts(found: npt.NDArray[np.float64], names: Sequence[str], bounds: Bo
         worst = int((found / allowed).argmax())
         checks.append(at_most(f"relative L2 of {names[worst]}", float(found[worst]), float(allowed[worst])))
     return tuple(checks)
-
-
-def name_open_parts(names: Sequence[str], bounds: Bounds, *, require_proof: bool) -> tuple[GateCheck, ...]:
-    """Name the parts of a tensor that have no verdict of their own; no check if all have one.
-
-    The bound of such a part lies beyond half of its norm: few emulated images make its distance, or the precision's
-    rounding is as large as what the part holds. The checks of the whole judge it, and little more.
-
-    Args:
-        names: the names of all parts.
-        bounds: the bounds of the precision in this network.
-        require_proof: True fails them.
-    """
-    left = [name for name, bound in zip(names, bounds.part_l2, strict=bool(bounds.part_l2)) if bound > _TELLS]
-    if not left:
-        return ()
-    value = f"{len(names) - len(left)} of {len(names)}; judged with the whole: {listed(left, most=_NAMED_PARTS)}"
-    bound = "all" if require_proof else "the others are named"
-    return (GateCheck(metric="parts with a verdict of their own", bound=bound, value=value, passed=not require_proof),)
 
 
 def judge_loss_of_parts(found: float, margin: float, where: str = "") -> GateCheck:

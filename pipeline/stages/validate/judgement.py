@@ -18,7 +18,6 @@ from pipeline.stages.validate.gates import (
     judge_loss_of_part,
     judge_loss_of_parts,
     judge_parts,
-    name_open_parts,
 )
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers, distance, largest_part, largest_sample, part_l2
@@ -171,9 +170,7 @@ def judge_logits(
             checks += (at_most("relative L2 of a part to the emulated graph", worst, bounds.relative_l2),)
     if yardstick.parts is not None:
         parts = part_l2(logits, reference, yardstick.parts.shape, yardstick.slack, yardstick.parts.sizes)
-        names = parts_of(yardstick.parts.shape)
-        checks += judge_parts(parts, names, bounds)
-        checks += name_open_parts(names, bounds, require_proof=gates.require_proof)
+        checks += judge_parts(parts, parts_of(yardstick.parts.shape), bounds)
     if task is Task.DETECTION:  # all outputs together are good enough, or not
         return Judgement(checks, None)
     case = case_of(logits, reference, labels, yardstick)

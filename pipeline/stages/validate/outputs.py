@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import Accuracy, GateCheck, LayerShare, RowCheck, Score
-    from pipeline.records import Loss
+    from pipeline.records import Loss, SizedSamples
     from pipeline.stages.common.rows import Span
     from pipeline.stages.validate.judgement import Yardstick
     from pipeline.stages.validate.tasks.case import TaskVerdict
@@ -39,6 +39,19 @@ if TYPE_CHECKING:
 
 
 _TOP5 = 5
+
+
+class SizedRun(NamedTuple):
+    """The rows of images of another size than the network's own."""
+
+    samples: SizedSamples
+    """The images."""
+    batch: int
+    """The batch size that they were run in."""
+    rows: Logits
+    """(samples, values of all outputs)."""
+    reference: Logits
+    """The same of the FP32 network."""
 
 
 class Ran(NamedTuple):
@@ -60,6 +73,8 @@ class Ran(NamedTuple):
     """The batch size of the run, for an engine with several optimization profiles."""
     others: tuple[Ran, ...] = ()
     """The runs of all samples by its other profiles, which have kernels of their own."""
+    sized: tuple[SizedRun, ...] = ()
+    """The rows of images of other sizes, of artifacts with dynamic axes beside the batch."""
 
     def of(self, span: Span) -> Ran:
         """Return the results of one output alone."""

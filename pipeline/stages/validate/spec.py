@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import CPU_TARGET, Backend, Precision, Task
+from pipeline.config.axes import checked_sizes
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.plan import STRICT_FP32, TF32, Arithmetic, arithmetic_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.config.settings import ModelConfig
     from pipeline.planning.project import Project
     from pipeline.planning.schedule import Schedule
+    from pipeline.records import SizedSamples
 
 VERSION = 12
 """Raise it when the same artifact and data are judged in another way.
@@ -36,14 +38,16 @@ few samples make it. 11 allows twice as much for the worst sample in bf16, too.
 """
 
 
-TASKS_VERSION = 6
+TASKS_VERSION = 5
 """The same for the tasks without classes alone. 2 holds parts to the margin at every batch size.
 3 allows a part of a quantised graph the multiple of its rounding beside the emulated one. 4 allows it twice as much.
-5 widens the bound of a part whose distance few samples make, and divides by a part's usual size. 6 names the parts
-that have no verdict of their own."""
+5 widens the bound of a part whose distance few samples make, and divides by a part's usual size."""
 
 DETECTION_VERSION = 2
 """The same for detections alone. 2 lets int8 and fp8 lie 1.2 times as far from the emulated graph."""
+
+SIZES_VERSION = 1
+"""The same for images in other sizes, of artifacts with dynamic axes beside the batch."""
 
 ENDS_VERSION = 1
 """The same for artifacts with another input or output than the network's own."""
@@ -65,6 +69,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         labels=data.labels.sha256 if data.labels else None,
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
+        **_size_fields(project, variant),
         **_task_fields(project.config.model),
         **({} if variant.io.is_plain else {"io": [variant.io.model_dump(mode="json"), ENDS_VERSION]}),
         gate=project.config.gates.of(variant.precision),
@@ -84,6 +89,24 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         driver=driver_presence(project, variant),
         gpu=gpu_type(project.plan.gpu(variant.target)),
     )
+
+
+def _size_fields(project: Project, variant: Variant) -> dict[str, object]:
+    """Return the fields of images in other sizes, at which an artifact with dynamic axes is judged."""
+    sized = [item.model_dump(mode="json") for item in sizes_of(project, variant)]
+    return {"sizes": [SIZES_VERSION, sized]} if sized else {}
+
+
+def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:
+    """Return the images in other sizes that a variant is judged at: those of its profile, or of all profiles.
+
+    A baseline, and a graph that stands in for TensorRT's, are never deployed: they see the network's own size alone. So
+    does a torch module, which is made for it.
+    """
+    if variant.backend.is_module or variant.backend.is_baseline or variant.stands_in:
+        return ()
+    wanted = checked_sizes(variant.profile.axes) if variant.profile else project.config.checked_sizes
+    return tuple(item for item in project.data().sizes if item.sizes in wanted)
 
 
 def _task_fields(model: ModelConfig) -> dict[str, object]:

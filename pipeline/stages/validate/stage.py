@@ -40,6 +40,8 @@ from pipeline.stages.validate.batches import (
 from pipeline.stages.validate.detections import detector_of
 from pipeline.stages.validate.gates import reason_of
 from pipeline.stages.validate.outputs import Ran, compare, executed_of_all, farthest, judge_run, worst_of
+from pipeline.stages.validate.sizes.judging import judge_sizes
+from pipeline.stages.validate.sizes.runs import run_sizes
 from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
@@ -117,8 +119,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     if artifact.outcome is not Outcome.DONE:
         raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
     data = project.data()
-    spans = spans_of(project.source())
-    reference = load_rows(project.file(data.reference), spans)
+    reference = load_rows(project.file(data.reference), spans := spans_of(project.source()))
     labels = np.load(project.file(data.labels)) if data.labels else None
     ran = _run(project, artifact)
     samples = samples_of(project, variant)
@@ -146,6 +147,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     )
     judged = [judge(one, own) for one, own in zip(runs, compared, strict=True)]
     checks += tuple(check for run in judged for check in run.checks)
+    for span in spans if ran.sized else ():
+        checks += judge_sizes(ran.sized, span, labels, yardstick_for(project, claimed, span), project.rounding(claimed))
     worst = worst_of(judged)
     return AccuracyReport(
         key=key,
@@ -275,7 +278,8 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
 
     first, *others = map(of_size, (sizes.most, *sizes.others))
     rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in sizes.checked]
-    return first._replace(rows=tuple(row for found in rows for row in found), others=tuple(others))
+    sized = run_sizes(run, project, variant, sizes, spans)
+    return first._replace(rows=tuple(row for found in rows for row in found), others=tuple(others), sized=sized)
 
 
 def _run_engine(project: Project, artifact: Artifact) -> Ran:

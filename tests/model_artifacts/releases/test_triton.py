@@ -16,6 +16,7 @@ from model_artifacts.errors import ArtifactError, RunError, TritonError
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import (
+    AxisRange,
     GpuType,
     Manifest,
     ManifestEntry,
@@ -185,6 +186,16 @@ def test_warm_up_of_a_rectangle(artifacts: Callable[..., Path], tmp_path: Path) 
     config = config_of(folder)
     assert list(config.input[0].dims) == list(config.model_warmup[0].inputs["image"].dims) == [3, 20, 36]
     assert (folder / "warmup/image").stat().st_size == 4 * 3 * 20 * 36
+
+
+def test_warm_up_of_free_axes(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """Axes are free in the configuration; the warm-up's images have the size that predict prepares."""
+    ranges = (AxisRange(name="height", min=24, opt=40, max=48), AxisRange(name="width", min=24, opt=40, max=64))
+    sized = IMAGE.model_copy(update={"shape": ("batch", 3, "height", "width"), "ranges": ranges})
+    make_repositories(artifacts(plan("h100", 1.0).model_copy(update={"inputs": (sized,)})), tmp_path / "triton")
+    config = config_of(tmp_path / "triton/sm90/m-fp16-b1-4-8-trt")
+    assert list(config.input[0].dims) == [3, -1, -1]
+    assert list(config.model_warmup[0].inputs["image"].dims) == [3, 32, 32]
 
 
 def test_a_package_has_the_names_that_triton_gives_its_inputs(artifacts: Callable[..., Path], tmp_path: Path) -> None:

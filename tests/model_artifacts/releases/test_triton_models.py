@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import (
+    AxisRange,
     Backend,
     BatchRange,
     Clock,
@@ -235,3 +236,16 @@ def test_only_engines_have_cuda_graphs() -> None:
     assert (fixed.max_batch, fixed.graph_batches, fixed.composes, fixed.instances) == (0, (), False, 3)
     (file,), _ = plan_models(of(onnx("a", Graph.FP16, 1, 2, load=LOAD)))
     assert (file.graph_batches, file.preferred_batch, file.instances) == (None, 2, 3)
+
+
+def test_an_engine_for_several_sizes_has_free_axes() -> None:
+    """Its plan refuses other sizes. An ONNX file would take any, so that it is left out with that reason."""
+    ranges = (AxisRange(name="height", min=24, opt=32, max=48), AxisRange(name="width", min=24, opt=32, max=64))
+    sized = IMAGE.model_copy(update={"shape": ("batch", 3, "height", "width"), "ranges": ranges})
+    profile = BatchRange(min=1, opt=4, max=8, axes=ranges)
+    file = onnx("file", Graph.FP16, 1).model_copy(update={"inputs": (sized,)})
+    engines = plan("sizes", 1.0, profile=profile).model_copy(update={"inputs": (sized,)})
+    (model,), (left,) = plan_models(of(engines, file))
+    assert model.name == "m-fp16-b1-4-8-height24-32-48-width24-32-64-trt"
+    assert (model.dims(sized), model.max_batch) == ((3, -1, -1), 8)
+    assert (left.id, left.reason[:35]) == (file.id, "its graph takes images of any size,")

@@ -59,6 +59,27 @@ def until_waiting(batcher: Batcher, calls: int) -> None:
         time.sleep(0.001)
 
 
+def test_samples_of_other_shapes_are_not_joined() -> None:
+    """Images of several sizes run in a batch for each size, in the order in which they came."""
+    network = Network()
+    network.gate.clear()
+    batcher = Batcher(Pool((network,)), Batching(8, 0), None)
+    with ThreadPoolExecutor(5) as threads:
+        widths = (1, 1, 1, 2, 2)
+        answers = []
+        for number, width in enumerate(widths):
+            answers.append(threads.submit(batcher, np.full((1, width), number, np.float32)))
+            if number == 0:
+                assert network.inside.acquire(timeout=30)
+            else:
+                until_waiting(batcher, number)
+        network.gate.set()
+        for number, (width, answer) in enumerate(zip(widths, answers, strict=True)):
+            np.testing.assert_array_equal(answer.result(30), np.full((1, width), 2 * number, np.float32))
+    batcher.close()
+    assert network.sizes == [1, 2, 2]
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow])  # the lists are short; a busy machine makes them slowly
 @given(
     calls=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=24),

@@ -81,7 +81,7 @@ def test_upload_checks_the_batch() -> None:
 def test_preparing_a_size_that_the_engine_does_not_take() -> None:
     """A size outside the profile is refused before the library sees it."""
     with pytest.raises(RunError, match=r"got: +float32 \(9, 3, 4, 4\)"):
-        session()._shape_for(9)  # noqa: SLF001 - `prepare` needs buffers
+        session()._shape_for(((9, 3, 4, 4),))  # noqa: SLF001 - `prepare` needs buffers
 
 
 def test_session_without_buffers_has_nothing_to_give_back() -> None:

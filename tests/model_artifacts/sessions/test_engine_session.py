@@ -11,7 +11,7 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import BatchRange, BuiltFor, Clock, EngineFlavour, Link, Precision
+from model_artifacts.records import AxisRange, BatchRange, BuiltFor, Clock, EngineFlavour, Link, Precision, TensorSpec
 from model_artifacts.sessions.engine import Engine, open_engine
 from model_artifacts.tensorrt.flavour import Flavour
 from pipeline.planning.plan import Plan
@@ -95,6 +95,22 @@ def test_batches_of_every_size_give_their_logits(engine: Engine, *, cuda_graph: 
     with engine.session(cuda_graph=cuda_graph) as run:
         for size in (4, 1, 12, 4, 1):
             np.testing.assert_allclose(run(images(size)), logits(size))
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_images_of_every_size_in_the_range_give_their_logits(engine: Engine, loaded: Any, *, cuda_graph: bool) -> None:
+    """A graph belongs to the shape of a batch, not to its size alone; other sizes are refused."""
+    ranges = (AxisRange(name="height", min=2, opt=4, max=8), AxisRange(name="width", min=2, opt=4, max=6))
+    shape = ("batch", 3, "height", "width")
+    loaded.inputs = (TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW", ranges=ranges),)
+    with engine.session(cuda_graph=cuda_graph) as run:
+        for height, width in ((4, 4), (8, 6), (2, 6), (4, 4), (8, 2)):
+            batch = np.ascontiguousarray(np.broadcast_to(images(3)[:, :, :1, :1], (3, 3, height, width)))
+            np.testing.assert_allclose(run(batch), logits(3))
+        with pytest.raises(RunError, match=r"height 2 to 8, width 2 to 6\), contiguous\n.*\(3, 3, 8, 7\)"):
+            run(np.zeros((3, 3, 8, 7), np.float32))
+        run.prepare(2)
+        assert loaded.contexts[0].images == (2, 3, 4, 4)
 
 
 def test_an_engine_that_streams_weights_runs_without_graphs(engine: Engine, loaded: Any) -> None:

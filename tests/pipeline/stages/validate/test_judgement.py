@@ -171,38 +171,6 @@ def test_a_part_that_rounding_moves_beyond_the_margin_is_not_unfaithful() -> Non
     assert reason_of((*judgement.checks, *faithful, *enough)).startswith("faithful, but this network loses too much")
 
 
-@pytest.mark.parametrize(
-    ("part", "redrawn", "value"),
-    [
-        (0.01, 0.02, None),
-        (0.01, 0.4, "2 of 3; judged with the whole: axis 1, entry 2"),
-        (0.3, 0.0, "2 of 3; judged with the whole: axis 1, entry 2"),
-        (9.0, 0.0, "2 of 3; judged with the whole: axis 1, entry 2"),
-    ],
-    ids=["many-images", "few-images", "coarse-rounding", "beyond-its-norm"],
-)
-def test_a_part_without_a_verdict_of_its_own_is_named(part: float, redrawn: float, value: str | None) -> None:
-    """A small part that is wrong by 45 % passes in the whole, but not unseen, and not where a proof is asked for."""
-    update = {"part_l2_high": (0.01, 0.01, part), "part_l2_redrawn": (0.01, 0.01, redrawn)}
-    rounding = rounding_of(Graph.INT8, high=0.01, sample=0.02).model_copy(update=update)
-    want = (np.random.default_rng(5).normal(size=(50, 3)) * [300, 300, 0.2]).astype(np.float32)
-    got = want * np.array([1.01, 1.01, 1.45], np.float32)
-    found = {}
-    for proof in (False, True):
-        gates = Gates(margin=0.5, require_proof=proof)
-        yardstick = Yardstick(gates, Gate(), rounding, task=Task.TENSORS, sample_shape=(3,))
-        judgement = judge_logits(got, want, None, measure(got, want, None, task=Task.TENSORS), yardstick)
-        found[proof] = {check.metric: check for check in judgement.checks}
-    name = "parts with a verdict of their own"
-    assert (found[False][name].value if name in found[False] else None) == value
-    if value is None:
-        assert not found[False]["relative L2 of axis 1, entry 2"].passed
-    else:
-        assert all(check.passed for check in found[False].values())
-        assert (found[True][name].passed, found[True][name].bound) == (False, "all")
-        assert found[True][name].question is Question.FAITHFUL
-
-
 def test_parts_are_weighed_by_their_bounds() -> None:
     """Checks of batch sizes see a part's distance as a share of its own bound."""
     rounding = rounding_of(Graph.FP16, high=1e-3, sample=2e-3).model_copy(update={"part_l2_high": (1e-3, 1e-3, 0.004)})

@@ -1,0 +1,56 @@
+"""Rows of images of other sizes → checks, by the rounding that the precision makes at each size. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model_artifacts.records import Task
+from pipeline.config.axes import shown_sizes
+from pipeline.stages.validate.judgement import judge_logits
+from pipeline.stages.validate.metrics import measure
+from pipeline.stages.validate.outputs import labelled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from model_artifacts.records import GateCheck
+    from pipeline.records import Rounding
+    from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.judgement import Yardstick
+    from pipeline.stages.validate.outputs import SizedRun
+
+_SHOWN = "relative L2"
+"""The check that stands for a size that passes all of them."""
+
+
+def judge_sizes(
+    runs: Sequence[SizedRun], span: Span, labels: npt.NDArray[Any] | None, yardstick: Yardstick, rounding: Rounding
+) -> tuple[GateCheck, ...]:
+    """Judge an output at each other size as at the network's own: is it faithful, and do these images disprove it?
+
+    Args:
+        runs: the rows of all outputs at each size.
+        span: the output.
+        labels: the truth of the first validation images; None without labels.
+        yardstick: the bounds of this output at the network's own size.
+        rounding: the rounding of all outputs, at every size.
+
+    Returns:
+        the relative L2 at each size, and every other check that fails.
+    """
+    checks: list[GateCheck] = []
+    for run in runs:
+        own = yardstick._replace(rounding=rounding.at(run.samples.axes).of(span.name), emulated=None, is_part=True)
+        got, want = run.rows[:, span.columns], run.reference[:, span.columns]
+        truth = None if labels is None else labels[: run.samples.samples]
+        accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
+        where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
+        judged = judge_logits(got, want, truth, accuracy, own)
+        checks += [
+            check.model_copy(update={"metric": check.metric + where})
+            for check in judged.checks
+            if check.metric == _SHOWN or not check.passed
+        ]
+    return labelled(checks, span)

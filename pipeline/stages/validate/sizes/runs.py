@@ -1,0 +1,59 @@
+"""Artifact × images of other sizes → its rows, in the smallest and in the largest batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.stages.common.probe import at_sizes
+from pipeline.stages.common.samples import to_batch
+from pipeline.stages.validate.batches import run_batches
+from pipeline.stages.validate.outputs import SizedRun
+from pipeline.stages.validate.spec import sizes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model_artifacts.records import Variant
+    from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.onnx import Outputs
+    from pipeline.planning.project import Project
+    from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.batches import BatchSizes
+
+    Run = Callable[[Batch], Outputs]
+
+
+def run_sizes(
+    run: Run, project: Project, variant: Variant, batches: BatchSizes, spans: Sequence[Span]
+) -> tuple[SizedRun, ...]:
+    """Run the images of each other size that a variant takes, in its smallest and its largest batch.
+
+    Args:
+        run: a batch of images → the artifact's outputs.
+        project: the data stage must have run.
+        variant: the variant.
+        batches: its batch sizes.
+        spans: the outputs of the model.
+
+    Returns:
+        a run for each size and batch; none for a variant without dynamic axes beside the batch.
+
+    Raises:
+        RunError: the artifact cannot run such images.
+    """
+    found = []
+    for item in sizes_of(project, variant):
+        images = to_batch(
+            project.pixels(item.pixels), at_sizes(project.source().pictures, item.sizes), variant.io.input
+        )
+        reference = np.load(project.file(item.reference))
+        for size in dict.fromkeys((batches.smallest, batches.most)):
+
+            def load(start: int, stop: int, images: Batch = images) -> Batch:
+                return images[start:stop]
+
+            rows = run_batches(run, load, item.samples, batch=size, smallest=size, spans=spans)
+            found.append(SizedRun(item, size, rows, reference))
+    return tuple(found)

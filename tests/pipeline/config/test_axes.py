@@ -1,0 +1,102 @@
+"""Dynamic axes in `profiles`: what is taken, what is refused, and the sizes that artifacts are checked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import ConfigError
+from model_artifacts.records import AxisRange, BatchRange
+from pipeline.config.axes import axes_of_all, checked_sizes, shown_sizes
+from pipeline.config.loading import load_config
+from pipeline.planning.keys import make_key
+from tests.support.plans import config_of, engines_of, plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HEIGHT = {"min": 160, "opt": 224, "max": 320}
+WIDTH = {"min": 128, "opt": 224, "max": 512}
+
+
+def axis(name: str, low: int, best: int, high: int) -> AxisRange:
+    """Return an axis."""
+    return AxisRange(name=name, min=low, opt=best, max=high)
+
+
+def test_a_profile_has_a_batch_and_other_axes() -> None:
+    """The batch is a size or a range; the name of a variant tells every range."""
+    config = config_of(profiles=[1, {"batch": 8, "height": HEIGHT}, {"batch": {"min": 1, "opt": 2, "max": 4}}])
+    first, second, third = config.profiles
+    assert (first.axes, third.axes) == ((), ())
+    assert second == BatchRange(min=8, opt=8, max=8, axes=(axis("height", 160, 224, 320),))
+    names = [variant.name for variant in engines_of(plan_of(profiles=[1, {"batch": 8, "height": HEIGHT}]))]
+    assert names == ["fp32-b1-ws1GiB", "fp32-b8-height160-224-320-ws1GiB"]
+
+
+def test_a_profile_without_axes_keeps_its_keys() -> None:
+    """The record of a batch range says nothing of axes that it does not have, and so no key changes."""
+    plain = BatchRange(min=1, opt=2, max=4)
+    assert plain.model_dump(mode="json") == {"min": 1, "opt": 2, "max": 4}
+    (written,) = config_of(profiles=[{"batch": {"min": 1, "opt": 2, "max": 4}}]).profiles
+    assert make_key(profile=written) == make_key(profile=plain)
+
+
+def test_all_profiles_together_take_the_sizes_of_each() -> None:
+    """An ONNX file takes whatever one of the profiles takes; height comes before width, as in NCHW."""
+    found = axes_of_all([(axis("width", 8, 16, 32),), (), (axis("width", 4, 8, 20), axis("height", 2, 3, 4))])
+    assert found == (axis("height", 2, 3, 4), axis("width", 4, 16, 32))
+
+
+def test_every_end_of_every_axis_is_checked() -> None:
+    """Also one between, and each axis at one end while the others are at the other one."""
+    found = checked_sizes((axis("height", 24, 32, 48), axis("width", 24, 40, 64)))
+    pairs = [(sizes[0][1], sizes[1][1]) for sizes in found]
+    assert pairs == [(24, 24), (32, 40), (48, 64), (37, 45), (24, 64), (48, 24)]
+    assert checked_sizes(()) == ()
+    assert checked_sizes((axis("width", 7, 7, 8),)) == ((("width", 7),), (("width", 8),))
+    assert shown_sizes(found[1]) == "height 32, width 40"
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("{batch: 8, height: 224}", "height: expected {min, opt, max}, got 224"),
+        ("{batch: 8, height: {min: 1, max: 2}}", "height: expected {min, opt, max}, got"),
+        ("{batch: 8, height: {min: 0, opt: 1, max: 2}}", "height: expected sizes from 1 to"),
+        ("{batch: 8, height: {min: 3, opt: 2, max: 4}}", "height: expected min ≤ opt ≤ max"),
+        ("{batch: 8, height: {min: 3, opt: 3, max: 3}}", "height: expected min < max, got 3 for both"),
+        ("{min: 1, opt: 1, max: 1, height: {min: 1, opt: 2, max: 3}}", "expected the batch beside height"),
+        ("{batch: 0, height: {min: 1, opt: 2, max: 3}}", "expected a batch of at least 1"),
+        ("{batch: 1, depth: {min: 1, opt: 2, max: 3}}", "images have no axis 'depth'; expected height or width"),
+    ],
+    ids=["a number", "no opt", "zero", "no order", "one size", "no batch", "batch of zero", "unknown axis"],
+)
+def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: str, said: str) -> None:
+    """Each mistake has its line and column, what was expected, and what was written."""
+    file = write_config(f"workspaces: [1GiB]\nprofiles:\n  - {profile}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert f"{file}:3:5: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("model: {task: segmentation, factory: 'a:b'}", "`task: segmentation` takes one size of images"),
+        ("model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}", "the axes of `data.tensors` are fixed"),
+        (
+            "model: {onnx: a.onnx}\npreprocessing: {resize: 8, crop: 8, interpolation: bilinear, mean: [0], std: [1]}",
+            "a model that is an ONNX file has fixed axes",
+        ),
+    ],
+    ids=["maps", "tensors", "an ONNX file"],
+)
+def test_a_model_that_nothing_proves_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
+    """Dynamic axes are for networks of torch whose outputs have one shape."""
+    text = f"{more}\nworkspaces: [1GiB]\nprofiles: [{{batch: 1, height: {{min: 8, opt: 16, max: 32}}}}]\n"
+    with pytest.raises(ConfigError, match=said):
+        load_config(write_config(text))
