@@ -30,7 +30,7 @@ from pipeline.tune.table import (
     frontier_lines,
     summary_line,
     trial_lines,
-    unproven_line,
+    unproven_lines,
     write,
 )
 from pipeline.tune.trials import VERSION, Trials, Waits, ensure
@@ -228,7 +228,7 @@ class _Tuning:
         lines = ["", *frontier_lines(frontier, search.objectives)] if frontier else []
         lines += ["", *effect_lines(record)] if record.effects else []
         lines += ["", *answer_lines(record), *self._explained(setups, record), summary_line(record)]
-        write(self.stream, *lines, *([text] if (text := unproven_line(trials)) else []))
+        write(self.stream, *lines, *unproven_lines(trials))
 
     def _explained(self, setups: Setups, record: TuneRecord) -> list[str]:
         """Return each layer's time beside its floor, of the first engine that wins a latency on a known GPU."""
