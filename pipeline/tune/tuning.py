@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError, UsageError
+from model_artifacts.errors import ArtifactError, UsageError, storage_errors
 from model_artifacts.host.environment import now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
@@ -183,6 +183,9 @@ class _Tuning:
         self, setups: Setups, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
     ) -> TuneRecord:
         answers = []
+        for old in sorted(self.project.paths.tune.glob("*.yaml")):  # a winner of other gates, perhaps
+            with storage_errors(f"deleting {old}"):
+                old.unlink()
         for objective in search.objectives:
             standings = standings_of(objective, trials, restarts)
             if standings:
