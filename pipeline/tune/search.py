@@ -32,6 +32,8 @@ _FINAL_ROUNDS = 1.5
 _COMPILED = {Backend.DYNAMO.value, Backend.DYNAMO_AOTI.value, Backend.TORCH_COMPILE.value}
 _COMPILE_SECONDS = 60.0
 """The probable seconds of the first module of its kind: a guess; an engine's first trial may always begin."""
+_TURN = 4
+"""After the first variants every fourth trial begins with one more, such as a module, if its time is left."""
 _KEPT = 3
 """The share of points that a rung keeps, as a divisor."""
 _LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
@@ -106,17 +108,19 @@ class Search:
         if left <= 0:
             return None
         starts = self._starts(trials)
+        quick = [point for point in starts if not self._compiles(point)]
         answered = all(best_of(objective, trials) for objective in self.objectives)
         spent = sum(trial.seconds for trial in trials)
-        if starts and not (answered and spent >= _STARTS * self.budget_seconds):
+        if quick and not (answered and spent >= _STARTS * self.budget_seconds):
             if move := self._repair(trials):
                 return move
-            if point := self._affordable(starts, trials, left):
+            if point := self._affordable(quick, trials, left):
                 return point
         moves = [self._repair(trials), *self._improvements(trials)]
         found = next((move for move in moves if isinstance(move, Repair)), None)
         points = [move for move in moves if isinstance(move, Point)]
-        return found or self._affordable([*points, *starts], trials, left)
+        is_turn = len(trials) % _TURN == _TURN - 1
+        return found or self._affordable([*starts, *points] if is_turn else [*points, *starts], trials, left)
 
     def seconds_left(self, trials: Sequence[Trial]) -> float:
         """Return the part of the budget that is left for trials: what is not spent, and not kept for the finals."""
@@ -144,6 +148,11 @@ class Search:
     def _starts(self, trials: Sequence[Trial]) -> list[Point]:
         tried = {trial.point for trial in trials}
         return [item.point for item in self.space.contenders if item.point not in tried]
+
+    def _compiles(self, point: Point) -> bool:
+        """Return whether a point is a module, which compiles for a minute or two."""
+        contender = self.contender(point)
+        return contender is not None and contender.kind in _COMPILED
 
     def _affordable(self, points: Sequence[Point], trials: Sequence[Trial], left: float) -> Point | None:
         """Return the first point whose trial will probably end in time."""

@@ -91,8 +91,10 @@ def answer_lines(record: TuneRecord) -> list[str]:
         lines += [f"    + {choice.text}" for choice in winner.point.choices]
         by = f", {winner.clock.phrase}" if winner.clock else ""
         lines.append(f"    {value_of(answer.objective, winner)}{by}")
-        if answer.least_speedup:
+        if answer.least_speedup and answer.least_speedup > 1:
             lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
+        elif answer.least_speedup is not None:
+            lines.append("    not told apart from eager FP32: the intervals of the two overlap")
         if winner.restarts == 1 and len(answer.standings) > 1:
             lines.append("    one restart tells of no tie; a larger --budget takes the others")
         if answer.tied:
@@ -138,7 +140,9 @@ def summary_line(record: TuneRecord) -> str:
     return f"{record.trials} trials, {record.passed} passed, {spent}: {why}"
 
 
-def unproven_line(trials: Sequence[Trial]) -> str:
-    """Return how many points could not be run here, with the first reason; empty if all could."""
-    skipped = [trial for trial in trials if trial.verdict is TrialVerdict.SKIPPED]
-    return f"{len(skipped)} skipped, the first: {skipped[0].reason}" if skipped else ""
+def unproven_lines(trials: Sequence[Trial]) -> list[str]:
+    """Return how many points could not be run here, with each reason once; none if all could."""
+    skipped = [trial.reason for trial in trials if trial.verdict is TrialVerdict.SKIPPED]
+    if not skipped:
+        return []
+    return [f"{len(skipped)} skipped:", *(line for reason in dict.fromkeys(skipped) for line in wrapped(reason))]

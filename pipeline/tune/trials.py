@@ -138,7 +138,8 @@ class Trials:
             trial = base.read(path, Trial)
             place = self.setups.place(trial.point)
             held = trial.verdict is not TrialVerdict.FAILED and trial.key == self._key(place, trial.point)
-            steps = (Step("build", place.variant.id), Step("validate", place.variant.id))
+            stages = ("build",) if trial.verdict is TrialVerdict.UNSUPPORTED else ("build", "validate")
+            steps = [Step(stage, place.variant.id) for stage in stages]
             return trial if held and all(is_current(place.project, step) for step in steps) else None
         except ArtifactError:  # the record is damaged, or the configuration has no such point any more
             return None

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError, UsageError
+from model_artifacts.errors import ArtifactError, UsageError, storage_errors
 from model_artifacts.host.environment import now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
@@ -30,7 +30,7 @@ from pipeline.tune.table import (
     frontier_lines,
     summary_line,
     trial_lines,
-    unproven_line,
+    unproven_lines,
     write,
 )
 from pipeline.tune.trials import VERSION, Trials, Waits, ensure
@@ -183,6 +183,9 @@ class _Tuning:
         self, setups: Setups, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
     ) -> TuneRecord:
         answers = []
+        for old in sorted(self.project.paths.tune.glob("*.yaml")):  # a winner of other gates, perhaps
+            with storage_errors(f"deleting {old}"):
+                old.unlink()
         for objective in search.objectives:
             standings = standings_of(objective, trials, restarts)
             if standings:
@@ -228,7 +231,7 @@ class _Tuning:
         lines = ["", *frontier_lines(frontier, search.objectives)] if frontier else []
         lines += ["", *effect_lines(record)] if record.effects else []
         lines += ["", *answer_lines(record), *self._explained(setups, record), summary_line(record)]
-        write(self.stream, *lines, *([text] if (text := unproven_line(trials)) else []))
+        write(self.stream, *lines, *unproven_lines(trials))
 
     def _explained(self, setups: Setups, record: TuneRecord) -> list[str]:
         """Return each layer's time beside its floor, of the first engine that wins a latency on a known GPU."""

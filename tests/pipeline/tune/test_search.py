@@ -140,9 +140,18 @@ def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
 def test_the_first_module_begins_only_with_a_minute_left() -> None:
     """Nothing is known of its duration yet, but that compiling takes long; the first engine may try."""
     module = Contender("m/gpu/dynamo-fp16", "dynamo", BATCHES, (0,))
-    search = search_of(space=Space((module, FP16), BATCHES))
+    search = search_of(space=Space((module,), BATCHES))
     assert search.next([]) == module.point
-    assert replace(search, budget_seconds=70.0).next([]) == FP16.point
+    assert replace(search, budget_seconds=70.0).next([]) is None
+
+
+def test_modules_take_turns_with_further_choices() -> None:
+    """After the engines, every fourth trial begins with a module, if there is one."""
+    module = Contender("m/gpu/dynamo-fp16", "dynamo", BATCHES, (0,))
+    search = search_of(space=Space((module, INT8, FP16), BATCHES))
+    trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 2.0)]
+    assert search.next(trials) == with_choice(INT8.point, STREAMS)
+    assert search.next([*trials, trial_of(3, with_choice(INT8.point, STREAMS), 2.0)]) == module.point
 
 
 def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:

@@ -21,7 +21,7 @@ from pipeline.tune.table import (
     frontier_lines,
     summary_line,
     trial_lines,
-    unproven_line,
+    unproven_lines,
     write,
 )
 from tests.support.searches import LEVEL, OBJECTIVES, WORLDS, World, contender, trial_of
@@ -100,6 +100,12 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
     ]
 
 
+def test_a_speed_up_that_noise_could_make_is_not_claimed() -> None:
+    """Where the intervals of the winner and of eager FP32 overlap."""
+    lines = answer_lines(record_of(Answer(objective="throughput", standings=(STANDING,), least_speedup=0.9)))
+    assert "    not told apart from eager FP32: the intervals of the two overlap" in lines
+
+
 def test_one_restart_claims_no_interval() -> None:
     """And tells of no tie."""
     once = STANDING.model_copy(update={"restarts": 1})
@@ -128,8 +134,8 @@ def test_the_end_says_why_it_stopped() -> None:
     assert summary_line(record_of()) == "9 trials, 4 passed, 590 s of 600 s: more --budget goes on from here"
     assert summary_line(record_of(complete=True)).endswith("nothing is left to try")
     skipped = trial_of(1, POINT, verdict=TrialVerdict.SKIPPED).model_copy(update={"reason": "no driver"})
-    assert unproven_line([skipped]) == "1 skipped, the first: no driver"
-    assert unproven_line([]) == ""
+    assert unproven_lines([skipped, skipped]) == ["2 skipped:", "     no driver"]
+    assert unproven_lines([]) == []
 
 
 def test_floors_and_strangers_have_lines() -> None:

@@ -106,6 +106,7 @@ def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tm
     record = tune(project, Wishes(3600.0, max_drop=-1.0, objectives=("memory",)), stream)
     assert (record.passed, record.answers) == (0, ())
     assert "--max-drop accepts" in stream.getvalue()
+    assert sorted(project.paths.tune.glob("*.yaml")) == []  # no winner of the former bound is left
 
 
 def test_a_configuration_of_a_farm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

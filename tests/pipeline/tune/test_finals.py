@@ -1,0 +1,59 @@
+"""The restarts of the finals on disk: read in their order, and only while they hold."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.host.environment import missing_driver
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.tune.finals import Finals
+from pipeline.tune.records import Trial
+from pipeline.tune.setups import Setups
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
+
+
+def finals_of(project: Project) -> Finals:
+    """Return the finals of all trials that passed."""
+    paths = sorted((project.paths.tune / "trials").glob("*.json"))
+    passed = [trial for path in paths if (trial := project.read(path, Trial)).passed]
+    return Finals(Setups(project), tuple(passed))
+
+
+def test_eager_fp32_takes_its_turn_beside_the_finalists(searched: Project) -> None:
+    """Every restart has all of them, at every batch size."""
+    finals = finals_of(searched)
+    assert finals.points[-1].subject == "tiny/cpu-x86_64/eager-fp32"
+    restarts = finals.read()
+    assert [restart.restart for restart in restarts] == [1, 2]
+    for restart in restarts:
+        assert restart.finalists == finals.points
+        assert {(item.finalist, item.batch) for item in restart.sets} == {
+            (index, 1) for index in range(len(finals.points))
+        }
+
+
+def test_a_damaged_restart_and_those_after_it_are_taken_again(searched_folder: Path, tmp_path: Path) -> None:
+    """A search that was killed goes on after the last whole one."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    project = Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
+    first, second = sorted((project.paths.tune / "finals").glob("*.json"))
+    text = second.read_text()
+    second.write_text(text[:-10])
+    assert [restart.restart for restart in finals_of(project).read()] == [1]
+    second.write_text(text)
+    first.unlink()
+    assert finals_of(project).read() == []
+
+
+def test_without_finalists_there_are_no_finals(searched: Project) -> None:
+    """Nothing has passed."""
+    assert Finals(Setups(searched), ()).read() == []
+    assert Finals(Setups(searched), ()).points == ()

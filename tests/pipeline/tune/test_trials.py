@@ -1,0 +1,107 @@
+"""One point: built, judged, and timed only if it passed; what ends it otherwise, and which records still hold."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.host.environment import missing_driver
+from model_artifacts.records import Setting
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
+from pipeline.tune.setups import Setups
+from pipeline.tune.trials import Trials, drop_of, refusal_of, screening_of
+from tests.support.searches import LEVEL, STREAMS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
+ENGINE, INT8 = "tiny/rtx-sm80+/fp32-b1-ws16MiB", "tiny/cpu-x86_64/onnxruntime-int8-cpu"
+
+
+@pytest.fixture
+def copied_search(searched_folder: Path, tmp_path: Path) -> Project:
+    """A copy of the search, to go on with."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    return Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
+
+
+def test_a_setting_that_the_library_lacks_ends_a_trial_after_the_build(copied_search: Project) -> None:
+    """TensorRT-RTX times no tactics: the engine would be another point's, and is neither judged nor timed."""
+    store = Trials(Setups(copied_search))
+    trial = store.make(Point(subject=ENGINE, choices=(LEVEL,)), store.read(), 600.0, spent=5.0)
+    assert (trial.verdict, trial.refused) == (TrialVerdict.UNSUPPORTED, LEVEL.setting)
+    assert trial.reason
+    assert trial.seconds >= 5.0
+    assert (trial.drop, trial.screened) == (None, ())
+    assert [item.point for item in store.read()][-1] == trial.point
+
+
+def test_choices_that_cannot_be_made_fail_alone_and_are_tried_again(copied_search: Project) -> None:
+    """A layer that the graph has not is no end of the search, and its failure is not kept."""
+    store = Trials(Setups(copied_search))
+    before = store.read()
+    layers = Choice(setting="leave_unquantized.int8", value=("no_such_layer",))
+    mixed = "tiny/cpu-x86_64/onnxruntime-int8-mixed-cpu"
+    trial = store.make(Point(subject=mixed, choices=(layers,)), before, 600.0)
+    assert trial.verdict is TrialVerdict.FAILED
+    assert "no_such_layer" in trial.reason
+    assert store.read() == before
+
+
+def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search: Project) -> None:
+    """Its number is free again only if it was the last."""
+    store = Trials(Setups(copied_search))
+    trials = store.read()
+    path = store.folder / f"{trials[0].number:04}.json"
+    path.write_text(path.read_text().replace('"rejected"', '"passed"'))
+    assert store.read() == trials[1:]
+    assert not path.exists()
+    again = store.make(trials[0].point, trials[1:], 600.0)
+    assert (again.verdict, again.drop) == (trials[0].verdict, trials[0].drop)
+    assert again.number == trials[-1].number + 1
+
+
+def test_another_bound_makes_another_trial(copied_search: Project) -> None:
+    """`--max-drop` is in the key; without it all trials hold."""
+    assert Trials(Setups(copied_search), max_drop=0.5).read() == []
+
+
+def test_a_refusal_names_the_setting_with_its_reason(searched: Project) -> None:
+    """Among several choices; settings that the point has not chosen do not count."""
+    artifact = searched.artifact(searched.plan.variant(ENGINE))
+    settings = (
+        Setting(name="refit", value="on", applied=False, note="not chosen"),
+        Setting(name="max_aux_streams", value="0", applied=True),
+        Setting(name="optimization_level", value="5", applied=False, note="it has no tactics"),
+    )
+    found = artifact.model_copy(update={"settings": settings})
+    point = Point(subject=ENGINE, choices=(STREAMS, LEVEL))
+    assert refusal_of(found, point) == (LEVEL.setting, "it has no tactics")
+    assert refusal_of(found, Point(subject=ENGINE, choices=(STREAMS,))) is None
+
+
+def test_a_drop_is_of_answers_and_of_tensors_a_distance(searched: Project) -> None:
+    """What was not run has none."""
+    report = searched.accuracy(searched.plan.variant(INT8))
+    assert report.loss
+    assert drop_of(report) == report.loss.drop
+    assert report.accuracy
+    assert drop_of(report.model_copy(update={"loss": None})) == report.accuracy.relative_l2
+    assert drop_of(report.model_copy(update={"loss": None, "accuracy": None})) is None
+
+
+def test_screening_is_cheaper_than_the_benchmark(searched: Project) -> None:
+    """And never warms up for longer than the configuration says."""
+    benchmark = screening_of(searched.config).benchmark
+    assert (benchmark.restarts, benchmark.rounds, benchmark.warmup_seconds) == (1, 1, 0.1)
+
+
+def test_what_missed_its_gate_has_no_latency(searched: Project) -> None:
+    """In any record of the search."""
+    records = [searched.read(path, Trial) for path in (searched.paths.tune / "trials").glob("*.json")]
+    assert all(bool(trial.screened) == trial.passed for trial in records)
