@@ -86,32 +86,40 @@ def classes_of(decoding: Decoding, outputs: Sequence[TensorSpec]) -> int:
     shapes = {spec.name: spec.shape[1:] for spec in outputs}
     shown = listed([f"{name} (batch, {', '.join(map(str, shape))})" for name, shape in shapes.items()])
     fix = "name the outputs in `model.decoding`, reshape them in the network, or decode them by `model.postprocess`"
+    last, named = decoding.boxes_last, "objectness + classes" if decoding.objectness else "classes"
     if decoding.boxes is None or decoding.scores is None:
         (shape, *others) = shapes.values()
-        if others or len(shape) != _AXES - 1 or int(shape[0]) <= _BOX:
-            expected = "one output (batch, 4 + classes, boxes); or `boxes` and `scores`, the names of two"
+        numbers = int(shape[0 if last else 1]) if len(shape) == _AXES - 1 else 0
+        if others or numbers <= _BOX:
+            expected = f"one output {_axes(f'4 + {named}', last=last)}; or `boxes` and `scores`, the names of two"
             raise RunError(
                 "`model.decoding` does not suit the network's outputs", expected=expected, got=shown, fix=fix
             )
-        count = int(shape[0]) - _BOX
+        count = numbers - _BOX
     else:
-        boxes, scores = shapes.get(decoding.boxes, ()), shapes.get(decoding.scores, ())
+        pair = shapes.get(decoding.boxes, ()), shapes.get(decoding.scores, ())
+        boxes, scores = (shape[::-1] if last else shape for shape in pair)
         right = len(boxes) == len(scores) == _AXES - 1 and boxes[1] == _BOX and boxes[0] == scores[0]
         if not right:
-            expected = f"{decoding.boxes} (batch, boxes, 4) and {decoding.scores} (batch, boxes, classes)"
+            expected = f"{decoding.boxes} {_axes('4', last=last)} and {decoding.scores} {_axes(named, last=last)}"
             raise RunError(
                 "`model.decoding` does not suit the network's outputs", expected=expected, got=shown, fix=fix
             )
         count = int(scores[1])
-    background = decoding.activation is Activation.SOFTMAX
-    if count <= background:
+    other = {Activation.SOFTMAX: "the background"}.get(decoding.activation, "any object" if decoding.objectness else "")
+    if count <= bool(other):
         raise RunError(
             "`model.decoding` leaves the detector no class",
-            expected="a score of the background and of one class or more" if background else "one class or more",
+            expected=f"a score of {other} and of one class or more" if other else "one class or more",
             got=shown,
             fix=fix,
         )
-    return count - background
+    return count - bool(other)
+
+
+def _axes(numbers: str, *, last: bool) -> str:
+    """Return the axes of an output as messages show them."""
+    return f"(batch, {numbers}, boxes)" if last else f"(batch, boxes, {numbers})"
 
 
 def decode(outputs: Mapping[str, Values], decoding: Decoding, size: tuple[int, int]) -> tuple[Detections, ...]:
@@ -124,10 +132,12 @@ def decode(outputs: Mapping[str, Values], decoding: Decoding, size: tuple[int, i
     """
     if decoding.boxes is None or decoding.scores is None:
         (whole,) = outputs.values()
-        rows = whole.swapaxes(1, 2)
+        rows = whole.swapaxes(1, 2) if decoding.boxes_last else whole
         boxes, scores = rows[..., :_BOX], rows[..., _BOX:]
     else:
         boxes, scores = outputs[decoding.boxes], outputs[decoding.scores]
+        if decoding.boxes_last:
+            boxes, scores = boxes.swapaxes(1, 2), scores.swapaxes(1, 2)
     return tuple(_decoded(*pair, decoding, size) for pair in zip(boxes, scores, strict=True))
 
 
@@ -139,6 +149,8 @@ def _decoded(boxes: Values, numbers: Values, decoding: Decoding, size: tuple[int
     if not (np.isfinite(boxes).all() and np.isfinite(numbers).all()):
         return NONE
     scores = _scores(numbers, decoding.activation)
+    if decoding.objectness:
+        scores = scores[:, 1:] * scores[:, :1]
     places, labels = np.nonzero(scores > np.float32(decoding.score_threshold))
     best = np.argsort(-scores[places, labels], kind="stable")[:_CANDIDATES]
     places, labels = places[best], labels[best]

@@ -35,7 +35,7 @@ from model_artifacts.records.base import (
     call_of,
     without_defaults,
 )
-from model_artifacts.records.decoding import Activation, BoxFormat, BoxUnits, Decoding
+from model_artifacts.records.decoding import Activation, BoxAxis, BoxFormat, BoxUnits, Decoding
 from model_artifacts.records.hosts import DeploymentHost, EngineFlavour, Gpu, Host, InstalledTensorRT
 from model_artifacts.records.inputs import (
     PLAIN,
@@ -111,6 +111,7 @@ __all__ = [
     "Backend",
     "BatchRange",
     "BatchTiming",
+    "BoxAxis",
     "BoxFormat",
     "BoxUnits",
     "BuiltFor",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer, model_validator
 
-from model_artifacts.records.base import Record
+from model_artifacts.records.base import Record, without_defaults
 
 _Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -41,6 +41,15 @@ class Activation(str, Enum):
     """The softmax over all classes, of which the first is the background and no answer, as of SSD."""
 
 
+class BoxAxis(str, Enum):
+    """Order of an output's axes, after the batch."""
+
+    FIRST = "first"
+    """(boxes, numbers): the numbers of a box lie side by side."""
+    LAST = "last"
+    """(numbers, boxes): channels first, as convolutions give them."""
+
+
 class Decoding(Record):
     """Step from a detector's raw outputs to boxes with scores and classes, as `model.decoding` names it.
 
@@ -53,6 +62,12 @@ class Decoding(Record):
     """Name of the output with boxes, (boxes, 4) for an image. None takes both from one output, (4 + classes, boxes)."""
     scores: str | None = None
     """Name of the output with scores, (boxes, classes) for an image."""
+    box_axis: BoxAxis | None = None
+    """Place of the boxes' axis in all outputs. None is `first` for two outputs, and `last` for one. The JSON leaves out
+    None."""
+    objectness: StrictBool = False
+    """True if the first score of a box is that of any object, by which the others are multiplied, as of YOLOv5. In one
+    output it is the fifth number of a box. The JSON leaves out the default."""
     format: BoxFormat = BoxFormat.CXCYWH
     """Meaning of a box's four numbers."""
     units: BoxUnits = BoxUnits.PIXELS
@@ -72,4 +87,15 @@ class Decoding(Record):
             raise ValueError("expected `boxes` and `scores`, or neither of them for one output of both")
         if self.boxes is not None and self.boxes == self.scores:
             raise ValueError(f"expected two outputs, got {self.boxes!r} for `boxes` and `scores`")
+        if self.objectness and self.activation is Activation.SOFTMAX:
+            raise ValueError("expected `objectness` without `activation: softmax`, whose background says the same")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"box_axis", "objectness"})
+
+    @property
+    def boxes_last(self) -> bool:
+        """True if the outputs are (numbers, boxes) for an image."""
+        return self.boxes is None if self.box_axis is None else self.box_axis is BoxAxis.LAST

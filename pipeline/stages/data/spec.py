@@ -63,6 +63,8 @@ def _label_fields(project: Project) -> dict[str, object]:
     fields: dict[str, object] = {}
     if model.decoding is not None:  # it tells the number of the classes
         fields["decoding"] = [model.decoding.boxes, model.decoding.scores, model.decoding.activation.value]
+        other = model.decoding.model_dump(mode="json", include={"box_axis", "objectness"})
+        fields |= {"decoded_numbers": other} if other else {}
     if data.masks is not None:
         fields |= {"masks": data.masks, "mask_folder": folder_digest(project, data.masks)}
     if data.labels is not None:

@@ -14,7 +14,7 @@ from torchvision.ops import nms as torchvision_nms
 
 from model_artifacts.deployment.detections import classes_of, decode, nms
 from model_artifacts.errors import RunError
-from model_artifacts.records import Activation, BoxFormat, BoxUnits, Decoding, TensorSpec
+from model_artifacts.records import Activation, BoxAxis, BoxFormat, BoxUnits, Decoding, TensorSpec
 
 SIZE = (48, 64)
 TWO = {"boxes": "boxes", "scores": "scores"}
@@ -90,6 +90,59 @@ def test_one_map_has_boxes_and_scores() -> None:
     assert first.boxes.tolist() == [[16, 8, 24, 12]]
     assert first.labels.tolist() == [1]
     assert len(second.scores) == 0
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["two-outputs", "one-output"])
+@pytest.mark.parametrize("axis", [None, *BoxAxis], ids=lambda item: item.value if item else "usual")
+@pytest.mark.parametrize("objectness", [False, True], ids=["plain", "objectness"])
+def test_heads_of_any_order_mean_the_same(axis: BoxAxis | None, *, one: bool, objectness: bool) -> None:
+    """Axes in either order, and scores with an objectness that multiplies them, give the detections of plain ones."""
+    boxes, scores = boxes_and_scores(5, 30)
+    whole = np.random.default_rng(6).uniform(0.5, 1, (1, 30, 1)).astype(np.float32)
+    shared: dict[str, Any] = {"format": BoxFormat.XYXY, "score_threshold": 0.3, "iou_threshold": 0.4}
+    (expected,) = decode({"boxes": boxes, "scores": scores * whole if objectness else scores}, two(**shared), SIZE)
+    numbers = np.concatenate([whole, scores], axis=2) if objectness else scores
+    decoding = two(one=one, **shared, box_axis=axis, objectness=objectness)
+    given = {"out": np.concatenate([boxes, numbers], axis=2)} if one else {"boxes": boxes, "scores": numbers}
+    if axis is BoxAxis.LAST or (axis is None and one):
+        given = {name: array.swapaxes(1, 2) for name, array in given.items()}
+    (found,) = decode(given, decoding, SIZE)
+    np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-6)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert len(found.scores)
+    specs = [
+        TensorSpec(name=name, shape=("batch", *array.shape[1:]), dtype="float32", layout="")
+        for name, array in given.items()
+    ]
+    assert classes_of(decoding, specs) == 3
+
+
+def two(*, one: bool = False, **changes: Any) -> Decoding:
+    """Return a decoding of two outputs, or of one."""
+    return Decoding(**({} if one else TWO), **changes)
+
+
+def test_an_objectness_is_no_class() -> None:
+    """It has the sigmoid of its own logit; alone it is refused, and so is one beside a background."""
+    boxes = np.array([[[1, 2, 9, 8]]], np.float32)
+    decoding = two(format=BoxFormat.XYXY, activation=Activation.SIGMOID, objectness=True)
+    (found,) = decode({"boxes": boxes, "scores": np.array([[[1.0, -1.0, 2.0]]], np.float32)}, decoding, SIZE)
+    assert found.labels.tolist() == [1, 0]
+    assert found.scores[0] == pytest.approx(1 / (1 + np.exp(-1)) / (1 + np.exp(-2)))
+    specs = [
+        TensorSpec(name=name, shape=("batch", 9, size), dtype="float32", layout="")
+        for name, size in (("boxes", 4), ("scores", 1))
+    ]
+    with pytest.raises(RunError, match=r"(?s)no class.*a score of any object and of one class or more"):
+        classes_of(decoding, specs)
+    with pytest.raises(
+        RunError, match=r"(?s)boxes \(batch, 4, boxes\) and scores \(batch, objectness \+ classes, boxes\)"
+    ):
+        classes_of(two(objectness=True, box_axis=BoxAxis.LAST), specs)
+    with pytest.raises(ValueError, match="whose background says the same"):
+        two(activation=Activation.SOFTMAX, objectness=True)
+    assert not {"box_axis", "objectness"} & two().model_dump().keys()
 
 
 def test_boxes_are_cut_to_the_image() -> None:
