@@ -115,7 +115,7 @@ class Bench:
         largest = max(self._batches)
         sizes = range(self._facts.least, largest + 1) if self._facts.on_gpu else (self._facts.least, largest)
         for run in self._runs:
-            for size in sizes[-_MOST_WARM:]:
+            for size in dict.fromkeys((*sizes[: _MOST_WARM - 1], largest)):
                 run(rows_of(self._images, np.resize(np.arange(self._count), size)))
 
     def _timed(self, size: int) -> float:

@@ -127,3 +127,14 @@ def test_artifact_that_fails_has_no_result() -> None:
     facts = Facts(None, True, False, (1,))  # noqa: FBT003 - as the stage passes them
     with pytest.raises(RunError, match="out of memory"):
         measure([fails], IMAGES, len(IMAGES), facts, config(Scenario.SINGLE_STREAM))
+
+
+def test_every_size_that_may_come_is_warm_on_a_gpu() -> None:
+    """Each runner has run the sizes of which it keeps graphs, and the largest, before the first query."""
+    seen: list[list[int]] = [[], []]
+    runs = [lambda batch, sizes=sizes: sizes.append(len(batch)) for sizes in seen]
+    facts = Facts(BatchRange(min=1, opt=8, max=100), joins=True, on_gpu=True, timed=(1,))
+    found = measure(runs, IMAGES, len(IMAGES), facts, config(Scenario.SERVER, p99_ms=(1e-9,)))
+    assert found.runs == ()
+    assert seen[1] == [*range(1, 64), 100]
+    assert seen[0][:64] == seen[1]
