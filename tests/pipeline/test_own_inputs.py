@@ -136,7 +136,7 @@ def test_a_damaged_archive_is_refused(write_config: Callable[[str], Path], tmp_p
 def test_a_shape_that_the_network_does_not_take_is_refused(write_config: Callable[[str], Path], tmp_path: Path) -> None:
     """The network itself says so."""
     project = project_with(write_config, tmp_path, {**OWN, "vector": np.zeros((8, 6), np.float32)})
-    with pytest.raises(SourceError, match=r"(?s)does not take a batch.*arrays of `data.tensors`"):
+    with pytest.raises(SourceError, match=r"(?s)does not take the arrays of `data.tensors`.*inputs of `forward`"):
         make_source(project)
 
 
