@@ -14,7 +14,7 @@ from pipeline.config.values import in_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pipeline.config.yaml_source import Location
+    from pipeline.config.files.yaml_source import Location
 
 PLACE: Location = ("model", "arguments")
 """The place of the arguments in the configuration."""

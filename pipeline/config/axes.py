@@ -10,8 +10,8 @@ from pipeline.config.values import INT32_MAX, in_yaml, parse_batch_range
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from pipeline.config.files.yaml_source import Location
     from pipeline.config.settings import Config
-    from pipeline.config.yaml_source import Location
 
 PICTURE_AXES = ("height", "width")
 """The axes of images that `profiles` may name, in the order of NCHW."""

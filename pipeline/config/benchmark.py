@@ -13,7 +13,7 @@ from pipeline.config.values import Count, Number, Repeats, Seconds, with_default
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config.yaml_source import Location
+    from pipeline.config.files.yaml_source import Location
 
 _LONGEST_MS = 60_000
 """A bound or a delay beyond a minute has another unit."""

@@ -12,8 +12,8 @@ from model_artifacts.records import ImageInput, Io, OutputForm, Record, Task
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.config.files.yaml_source import Location
     from pipeline.config.settings import Config
-    from pipeline.config.yaml_source import Location
 
 _TOP = re.compile(r"top([1-9]\d{0,3})")
 _MOST = 1000

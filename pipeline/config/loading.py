@@ -13,7 +13,7 @@ from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.axes import axes_problems
 from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
-from pipeline.config.models import MODELS, source_of, sources_of
+from pipeline.config.files.models import MODELS, source_of, sources_of
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from model_artifacts.records import Gpu
+    from pipeline.config.files.yaml_source import Location, YamlSource
     from pipeline.config.settings import FarmTarget
-    from pipeline.config.yaml_source import Location, YamlSource
 
 
 def load_config(file: Path, host: Host | None = None) -> Config:
@@ -60,7 +60,7 @@ def load_configs(file: Path, host: Host | None = None) -> tuple[Config, ...]:
         UsageError: the file cannot be read.
         ConfigError: the file has problems; the error lists all of them, each with its `file:line:column`.
     """
-    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - a process that loads an engine reads no YAML
+    from pipeline.config.files.yaml_source import parse_yaml  # noqa: PLC0415 - a process that loads an engine reads no YAML
 
     try:
         data = file.read_bytes()
@@ -129,7 +129,7 @@ def placed_error(file: Path, model: str, problems: Iterable[tuple[Location, str]
 
 def _source_of(file: Path, model: str) -> YamlSource:
     """Return what a configuration says of one of its models, for positions; nothing if the file is gone."""
-    from pipeline.config.yaml_source import parse_yaml  # noqa: PLC0415 - as above
+    from pipeline.config.files.yaml_source import parse_yaml  # noqa: PLC0415 - as above
 
     return source_of(parse_yaml(file, file.read_text(encoding="utf-8") if file.is_file() else ""), model)
 

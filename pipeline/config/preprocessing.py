@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from model_artifacts.records import Preprocessing
-    from pipeline.config.yaml_source import Location
+    from pipeline.config.files.yaml_source import Location
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _MEAN_TOLERANCE = 0.01

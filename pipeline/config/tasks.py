@@ -13,8 +13,8 @@ from pipeline.config.values import Number, check_factory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.config.files.yaml_source import Location
     from pipeline.config.settings import Config
-    from pipeline.config.yaml_source import Location
 
 
 class MetricConfig(Record):

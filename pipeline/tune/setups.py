@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import storage_errors
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Graph
-from pipeline.config.derived import changed, plain_data, yaml_of
+from pipeline.config.files.derived import changed, plain_data, yaml_of
 from pipeline.config.loading import load_config
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.errors import ConfigError
     from model_artifacts.records import TensorSpec
-    from pipeline.config.yaml_source import Location
+    from pipeline.config.files.yaml_source import Location
     from pipeline.planning.project import Project
 
 PLACE: Location = ("data", "tensors")

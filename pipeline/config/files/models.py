@@ -16,7 +16,7 @@ from pipeline.config.values import in_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config.yaml_source import Location, YamlSource
+    from pipeline.config.files.yaml_source import Location, YamlSource
 
 MODELS = "models"
 """The key of the list of models, in place of `model`."""

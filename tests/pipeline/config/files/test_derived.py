@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from model_artifacts.errors import ConfigError
-from pipeline.config.derived import changed, plain_data, yaml_of
+from pipeline.config.files.derived import changed, plain_data, yaml_of
 from pipeline.config.loading import load_config
 from tests.support.configs import MATRIX
 

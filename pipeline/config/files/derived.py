@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from model_artifacts.errors import ConfigError
-from pipeline.config.yaml_source import parse_yaml
+from pipeline.config.files.yaml_source import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.yaml_source import parse_yaml
+from pipeline.config.files.yaml_source import parse_yaml
 
 FILE = Path("c.yaml")
 

@@ -1,0 +1,1 @@
+"""Configuration files: YAML with positions, files of several models, and files that `tune` derives."""
