@@ -340,6 +340,20 @@ def copy_on_gpu(target: DeviceArray, source: DeviceArray, stream: Stream) -> Non
     check(runtime.cudaMemcpyAsync(target.pointer, source.pointer, source.bytes, kind, stream.handle))
 
 
+def repeat_rows(array: DeviceArray, there: int, stream: Stream) -> None:
+    """Put copies of an array's first rows into all others on the stream.
+
+    Args:
+        array: an array of at least one row in GPU memory.
+        there: the number of rows that it has.
+        stream: the stream.
+    """
+    while there < array.shape[0]:
+        more = min(there, array.shape[0] - there)
+        copy_on_gpu(array.rows(there, there + more), array.rows(0, more), stream)
+        there += more
+
+
 def downloaded(array: DeviceArray) -> npt.NDArray[Any]:
     """Return a copy in the host's memory of an array whose work is done.
 

@@ -16,7 +16,7 @@ import numpy as np
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import each, feed_of
-from model_artifacts.sessions.feeds.checks import refusal, require_batch, shape_of
+from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, shape_of, shapes_of
 from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.sessions.overlap.lanes import open_overlap
@@ -26,7 +26,7 @@ from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
-
-
-Shapes = tuple[tuple[int, ...], ...]
-"""The shape of each input of a batch."""
-
-
-def _shapes_of(arrays: Sequence[Any]) -> Shapes:
-    return tuple(tuple(array.shape) for array in arrays)
 
 
 class Engine:
@@ -238,7 +230,7 @@ class Session:
         """Copy a batch from the host's memory into the session's own buffers, and prepare for its shape."""
         arrays = self._arrays_of(batch)
         require_batch(self._inputs, self._loaded.batches, arrays)
-        self._prepare_graph(_shapes_of(arrays))
+        self._prepare_graph(shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
         self._fill_up()
@@ -325,7 +317,7 @@ class Session:
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
-        self._prepare(_shapes_of(arrays))
+        self._prepare(shapes_of(arrays))
         for spec, array in zip(self._inputs, arrays, strict=True):
             self._send(spec, array)
         self._fill_up()
@@ -345,7 +337,7 @@ class Session:
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
         require_batch(self._inputs, self._loaded.batches, arrays)
-        shapes = _shapes_of(arrays)
+        shapes = shapes_of(arrays)
         rows = shapes[0][0]
         # A graph reads the addresses that it was captured with, and a padded batch more rows than the caller has.
         if self._cuda_graph or self._loaded.batches.padded(rows) != rows:
@@ -371,11 +363,7 @@ class Session:
     def _fill_up(self) -> None:
         """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
         for spec, given, padded in zip(self._inputs, self._shapes, self._padded, strict=True):
-            own, there = self._device[spec.name].array(padded, np.dtype(spec.dtype)), given[0]
-            while there < padded[0]:
-                more = min(there, padded[0] - there)
-                cuda.copy_on_gpu(own.rows(there, there + more), own.rows(0, more), self.stream)
-                there += more
+            cuda.repeat_rows(self._device[spec.name].array(padded, np.dtype(spec.dtype)), given[0], self.stream)
 
     def _own_pointers(self) -> dict[str, int]:
         return {spec.name: self._device[spec.name].pointer for spec in self._inputs}

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import BatchRange, TensorSpec
 
+Shapes = tuple[tuple[int, ...], ...]
+"""The shape of each input of a batch."""
+
+
+def shapes_of(arrays: Sequence[Any]) -> Shapes:
+    """Return the shape of each array."""
+    return tuple(tuple(array.shape) for array in arrays)
+
 
 def sample_of(spec: TensorSpec) -> tuple[int, ...]:
     """Return the shape of a sample of an input whose axes are fixed, but for the batch."""
