@@ -290,7 +290,7 @@ class Session:
 
     def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
         """Return the pinned host memory for an input of the prepared batch."""
-        return self._pinned[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
+        return self._pinned[spec.name].array(self._shapes[self._inputs.index(spec)], np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -354,11 +354,7 @@ class Session:
 
     def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
         """Return the session's own memory for an input of the prepared batch, without the rows that fill it up."""
-        return self._device[spec.name].array(self._shape(spec), np.dtype(spec.dtype))
-
-    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        """Return the shape of an input in the prepared batch."""
-        return self._shapes[self._inputs.index(spec)]
+        return self._device[spec.name].array(self._shapes[self._inputs.index(spec)], np.dtype(spec.dtype))
 
     def _fill_up(self) -> None:
         """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
